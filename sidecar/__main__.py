@@ -1,0 +1,61 @@
+"""The command line: ``tokenpool-sidecar run`` and ``tokenpool-sidecar check``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sidecar import settings
+from sidecar.identity import KeyUnreadable
+from tokenpool.poolfile import PoolFileError, explain, parse
+
+USAGE_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    command = {"run": _run, "check": _check}[arguments.command]
+    try:
+        return command(arguments)
+    except (settings.SettingsError, PoolFileError, KeyUnreadable, OSError, UnicodeError) as error:
+        print(f"tokenpool-sidecar: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenpool-sidecar",
+        description="A reverse proxy next to a vLLM engine that shares it fairly among tenants.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run the sidecar")
+    settings.add_arguments(run)
+    check = commands.add_parser("check", help="validate a pool file and explain it")
+    check.add_argument("file", type=Path)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Imported here: `check` needs neither an event loop nor a web server.
+    import uvloop  # noqa: PLC0415
+
+    from sidecar import app, logs  # noqa: PLC0415
+
+    read = settings.read(arguments, os.environ)
+    logs.configure(read.log_level)
+    uvloop.run(app.serve(read))
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    text = arguments.file.read_text(encoding="utf-8")
+    print(explain(parse(text, name=str(arguments.file))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The admin port: metrics, health, readiness and state. Read-only, and not for tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from sidecar.engine import EngineWatcher
+from sidecar.gate import Gate
+from sidecar.telemetry import Telemetry
+from tokenpool.ledger import Account
+
+
+class Admin:
+    """The pages of one sidecar."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        watcher: EngineWatcher,
+        telemetry: Telemetry,
+        exchanges: Callable[[], int],
+    ) -> None:
+        self._gate = gate
+        self._watcher = watcher
+        self._telemetry = telemetry
+        self._exchanges = exchanges
+        self._registry = CollectorRegistry()
+        self._registry.register(telemetry)
+        ProcessCollector(registry=self._registry)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/metrics", self.metrics),
+                web.get("/healthz", self.healthz),
+                web.get("/readyz", self.readyz),
+                web.get("/debug/state", self.state),
+            ]
+        )
+        return application
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus metrics."""
+        return web.Response(
+            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """Whether this process lives: the loop runs, or nobody would answer."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Whether requests may be sent here: a pool file in force, an engine that answers, no drain."""
+        problems = self.problems()
+        body = {"status": "unready" if problems else "ready", "problems": problems}
+        return web.json_response(body, status=503 if problems else 200)
+
+    def problems(self) -> list[str]:
+        """Why requests should not come here."""
+        problems = []
+        if self._gate.is_draining:
+            problems.append("draining")
+        if not self._gate.engine.is_up:
+            problems.append("the engine does not answer")
+        elif not self._watcher.capacity.is_known:
+            problems.append("the engine's KV capacity is unknown: set replica.kv_tokens")
+        elif not self._telemetry.limits_computed:
+            problems.append("limits are not computed yet")
+        return problems
+
+    async def state(self, request: web.Request) -> web.Response:
+        """Everything that decides about requests, now."""
+        return web.json_response(self.snapshot())
+
+    def snapshot(self) -> dict[str, Any]:
+        """The page ``/debug/state``."""
+        gate, status = self._gate, self._watcher.status
+        seen, room = status.last, gate.engine.room
+        return {
+            "pool": gate.pool.name,
+            "draining": gate.is_draining,
+            "capacity": self._watcher.capacity.amount().as_dict(),
+            "engine": {
+                "up": gate.engine.is_up,
+                "stale": status.is_stale,
+                "restarts": status.restarts,
+                "context_window": status.context_window,
+                "block_size": gate.engine.shape.block_size,
+                "running": seen.running if seen else None,
+                "waiting": seen.waiting if seen else None,
+                "kv_usage": seen.kv_usage if seen else None,
+                "slots": room.slots,
+                "foreign_sequences": room.foreign_sequences,
+            },
+            "in_flight": self._exchanges(),
+            "config_is_current": self._telemetry.config_is_current,
+            "entitlements": {name: self._account(name, account) for name, account in gate.accounts.items()},
+        }
+
+    def _account(self, name: str, account: Account) -> dict[str, Any]:
+        entitlement = account.entitlement
+        return {
+            "tier": entitlement.tier.value,
+            "weight": entitlement.weight,
+            "guarantee": entitlement.guarantee.as_dict(),
+            "ceiling": entitlement.ceiling.as_dict(),
+            "limit": account.limit.as_dict(),
+            "assured": account.assured.as_dict(),
+            "demand": account.meter.demand.as_dict(),
+            "in_use": {
+                "kv_tokens": account.kv_in_use,
+                "concurrency": account.concurrency_in_use,
+            },
+            "level": account.bucket.refill(self._telemetry.clock()),
+            "debt": account.debt,
+            "tokens_per_byte": account.pricer.tokens_per_byte,
+            "expected_output": account.pricer.expected_output,
+            "outcomes": self._telemetry.outcomes(name),
+        }

@@ -1,0 +1,44 @@
+"""The allocation loop of a lone sidecar (``--store memory``): reports in, the pure planner, limits out."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sidecar.gate import Gate
+from sidecar.telemetry import Telemetry
+from tokenpool.capacity import CapacityModel
+from tokenpool.planner import Plan, plan
+
+
+class Allocator:
+    """Recomputes every entitlement's limits."""
+
+    def __init__(self, gate: Gate, telemetry: Telemetry, capacity: CapacityModel) -> None:
+        self._gate = gate
+        self._telemetry = telemetry
+        self._capacity = capacity
+        self._ticked_at = telemetry.clock()
+        self.plan: Plan | None = None
+        """The plan in force."""
+
+    def tick(self, now: float) -> None:
+        """One round. ``now`` is seconds by the telemetry's clock."""
+        accounts = self._gate.accounts
+        elapsed = max(now - self._ticked_at, 0.0)
+        self._ticked_at = now
+        self.plan = plan(
+            self._capacity.amount(),
+            [account.entitlement for account in accounts.values()],
+            {name: account.report(now) for name, account in accounts.items()},
+            {name: account.debt for name, account in accounts.items()},
+            elapsed,
+        )
+        for name, share in self.plan.entitlements.items():
+            accounts[name].apply(share.limit, share.assured, share.debt, now)
+        self._telemetry.limits_computed += 1
+
+    async def run(self, interval: float) -> None:
+        """Tick until cancelled."""
+        while True:
+            self.tick(self._telemetry.clock())
+            await asyncio.sleep(interval)

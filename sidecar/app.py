@@ -1,0 +1,165 @@
+"""The composition root of a sidecar: the only place that knows all its parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from sidecar.admin import Admin
+from sidecar.allocator import Allocator
+from sidecar.engine import EngineWatcher
+from sidecar.gate import Gate
+from sidecar.http.downstream import Doorman
+from sidecar.http.heads import RequestFramer
+from sidecar.http.upstream import Pool as UpstreamPool
+from sidecar.poolwatch import Configuration, PoolWatch, load
+from sidecar.settings import Address, Settings
+from sidecar.telemetry import Telemetry
+from tokenpool.capacity import CapacityModel
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY_S = 0.5
+BACKLOG = 1024
+FINAL_WRITE_S = 1.0
+"""How long the last answers may take to leave after draining."""
+
+
+class Sidecar:
+    """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains."""
+
+    def __init__(self, settings: Settings) -> None:
+        configuration = load(settings)
+        self.settings = settings
+        self.telemetry = Telemetry()
+        self.gate = Gate(
+            configuration.file,
+            configuration.pool,
+            configuration.keys,
+            self.telemetry,
+            identity_header=settings.identity_header,
+            random=random.random,
+        )
+        self.capacity = CapacityModel(configuration.pool.replica)
+        self.watcher = EngineWatcher(settings, self.gate, self.telemetry, self.capacity)
+        self.allocator = Allocator(self.gate, self.telemetry, self.capacity)
+        self._upstream = UpstreamPool(
+            settings.upstream.host, settings.upstream.port, settings.connect_timeout
+        )
+        framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
+        self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
+        self.admin = Admin(self.gate, self.watcher, self.telemetry, lambda: self.door.exchanges)
+        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._configure)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _configure(self, configuration: Configuration) -> None:
+        """Put a changed pool file in force, and its limits with it."""
+        self.gate.configure(configuration.file, configuration.pool, configuration.keys)
+        self.capacity.reconfigure(configuration.pool.replica)
+        self.allocator.tick(self.telemetry.clock())
+
+    async def start(self) -> None:
+        """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            self.door,
+            self.settings.listen.host,
+            self.settings.listen.port,
+            backlog=BACKLOG,
+        )
+        self.listens_on = _bound(self._server.sockets)
+        self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
+        await self._admin_runner.setup()
+        site = web.TCPSite(self._admin_runner, self.settings.admin.host, self.settings.admin.port)
+        await site.start()
+        host, port, *_ = self._admin_runner.addresses[0]
+        self.admin_on = Address(host, port)
+        self.allocator.tick(self.telemetry.clock())
+        for work in (
+            self.watcher.run(),
+            self.allocator.run(self.settings.tick),
+            self.poolwatch.run(),
+            self._sweep(),
+        ):
+            self._spawn(work)
+        log.info(
+            "listening",
+            extra={
+                "listen": str(self.listens_on),
+                "admin": str(self.admin_on),
+                "upstream": str(self.settings.upstream),
+                "pool": self.gate.pool.name,
+            },
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(_log_failure)
+        self._tasks.append(task)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.door.sweep(self.telemetry.clock())
+
+    async def stop(self) -> None:
+        """Drain: refuse new requests, let running ones finish in bounded time, then end."""
+        self.gate.is_draining = True
+        running = self.door.exchanges
+        log.info("draining", extra={"running": running})
+        self.door.close_idle()
+        deadline = self.telemetry.clock() + self.settings.drain_timeout
+        while self.door.exchanges and self.telemetry.clock() < deadline:
+            await asyncio.sleep(0.02)
+        self._server.close()
+        cut = self.door.exchanges
+        self.door.drain()
+        await self._last_writes()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._admin_runner.cleanup()
+        self._upstream.close()
+        log.info("stopped", extra={"cut": cut})
+
+    async def _last_writes(self) -> None:
+        """Let answers leave the buffers; whoever does not read is left."""
+        deadline = self.telemetry.clock() + FINAL_WRITE_S
+        while self.door.connections and self.telemetry.clock() < deadline:
+            await asyncio.sleep(0.01)
+        for connection in list(self.door.connections):
+            connection.abort()
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    """A loop that ends by itself is a defect: say so, loudly."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a background loop failed", exc_info=error)
+
+
+def _bound(sockets: tuple[socket.socket, ...]) -> Address:
+    host, port, *_ = sockets[0].getsockname()
+    return Address(host, port)
+
+
+async def serve(settings: Settings) -> None:
+    """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    sidecar = Sidecar(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await sidecar.start()
+    loop.add_signal_handler(signal.SIGHUP, sidecar.poolwatch.reload)
+    await stopping.wait()
+    drained = loop.create_task(sidecar.stop())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, sidecar.door.drain)
+    await drained

@@ -1,0 +1,1 @@
+"""Dialects: which fields of a request price it, and how errors look to its clients."""

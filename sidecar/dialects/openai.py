@@ -1,0 +1,267 @@
+"""The OpenAI dialect, as vLLM speaks it: request bodies in, asks out; refusals in, error bodies out.
+
+The body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a
+400 kB prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a
+request could mean one thing here and another there, and is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from tokenpool.cost import Ask
+from tokenpool.outcomes import Reason
+
+MESSAGE_BYTES = 16
+"""What the chat template adds around one message, in bytes of text: about four tokens."""
+COMPLETIONS_DEFAULT_TOKENS = 16
+"""vLLM's ``max_tokens`` of ``/v1/completions`` where the request gives none."""
+MOST_SEQUENCES = 1024
+"""More sequences in one request are a mistake or an attack; engines refuse them too."""
+_MOST_TOKENS = 1 << 31
+_BRACKET, _QUOTE = ord("["), ord('"')
+
+_Request = TypeVar("_Request")
+
+
+class Malformed(ValueError):
+    """The body cannot be priced; the text says what is wrong with it, ``param`` where."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Parsed(NamedTuple):
+    """What the proxy needs to know of a request body."""
+
+    ask: Ask
+    model: str | None
+    streams: bool
+    hides_usage: bool
+    """Whether usage must be asked of the engine, and kept from the client who did not ask."""
+    body: bytes
+    """The body for the engine."""
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = True
+    continuous_usage_stats: bool | None = False
+
+
+class _Message(msgspec.Struct):
+    content: Raw | None = None
+    tool_calls: Raw | None = None
+
+
+class _Part(msgspec.Struct):
+    type: str | None = None
+    text: Raw | None = None
+
+
+class _Generation(msgspec.Struct):
+    model: str | None = None
+    stream: bool | None = False
+    stream_options: _StreamOptions | UnsetType | None = UNSET
+    max_tokens: int | None = None
+    n: int | None = 1
+
+
+class _Chat(_Generation):
+    messages: list[_Message] = []
+    max_completion_tokens: int | None = None
+    tools: list[Raw] | None = None
+
+
+class _Completion(_Generation):
+    prompt: Raw = Raw(b"null")
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+_decode_chat = msgspec.json.Decoder(_Chat).decode
+_decode_completion = msgspec.json.Decoder(_Completion).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
+_decode_ids = msgspec.json.Decoder(list[int]).decode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def parse_chat(body: bytes) -> Parsed:
+    """Read a ``/v1/chat/completions`` body. Raises ``Malformed``."""
+    request = _decoded(_decode_chat, body)
+    if not request.messages:
+        raise Malformed("messages must be a list of at least one message", "messages")
+    text_bytes = images = audios = 0
+    for message in request.messages:
+        text_bytes += MESSAGE_BYTES
+        if message.tool_calls is not None:
+            text_bytes += len(bytes(message.tool_calls))
+        if message.content is not None:
+            size, pictures, sounds = _content_size(message.content)
+            text_bytes += size
+            images += pictures
+            audios += sounds
+    tools = request.tools or ()
+    bound = request.max_completion_tokens
+    if bound is None:
+        bound = request.max_tokens
+    ask = Ask(
+        text_bytes=text_bytes + sum(len(bytes(tool)) for tool in tools),
+        images=images,
+        audios=audios,
+        tools=len(tools),
+        sequences_per_prompt=_sequences(request.n),
+        output_bound=_bound(bound, "max_completion_tokens"),
+    )
+    return _parsed(ask, request, body)
+
+
+def parse_completion(body: bytes) -> Parsed:
+    """Read a ``/v1/completions`` body. Raises ``Malformed``."""
+    request = _decoded(_decode_completion, body)
+    prompts, text_bytes, token_ids = _prompt_size(request.prompt)
+    per_prompt = max(_sequences(request.n), _sequences(request.best_of, "best_of"))
+    if prompts * per_prompt > MOST_SEQUENCES:
+        raise Malformed(
+            f"{prompts} prompts with n={per_prompt} are more than {MOST_SEQUENCES} sequences", "n"
+        )
+    bound = request.max_tokens
+    ask = Ask(
+        text_bytes=text_bytes + len(request.suffix or ""),
+        token_ids=token_ids,
+        prompts=prompts,
+        sequences_per_prompt=per_prompt,
+        output_bound=_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
+    )
+    return _parsed(ask, request, body)
+
+
+def _decoded(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise Malformed(f"{message}{f' in {path[:-1]}' if path else ''}", path[:-1] or None) from None
+    except msgspec.DecodeError as error:
+        raise Malformed(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise Malformed("the body is nested too deeply") from None
+
+
+def _parsed(ask: Ask, request: _Generation, body: bytes) -> Parsed:
+    streams = bool(request.stream)
+    options = request.stream_options
+    asks_for_usage = isinstance(options, _StreamOptions) and bool(options.include_usage)
+    hides_usage = streams and not asks_for_usage
+    if hides_usage:
+        body = _with_usage(body, has_options=options is not UNSET)
+    return Parsed(ask, request.model, streams, hides_usage, body)
+
+
+def _with_usage(body: bytes, *, has_options: bool) -> bytes:
+    """The same body, asking for usage. What the client wrote is moved, never read and written anew."""
+    if not has_options:
+        start = body.index(b"{") + 1
+        return b'{"stream_options":{"include_usage":true},' + body[start:]
+    # A second stream_options would leave it to the engine which one counts: replace the first.
+    fields = _decode_object(body)
+    fields["stream_options"] = Raw(b'{"include_usage":true}')
+    return _encode(fields)
+
+
+def _bound(tokens: int | None, name: str) -> int | None:
+    """The output bound; the engine refuses one below 0 or so itself, so it is priced as one token."""
+    if tokens is None:
+        return None
+    if tokens > _MOST_TOKENS:
+        raise Malformed(f"{name} of {tokens} is more than any engine's context window", name)
+    return max(tokens, 1)
+
+
+def _sequences(n: int | None, name: str = "n") -> int:
+    if n is None:
+        return 1
+    if not 1 <= n <= MOST_SEQUENCES:
+        raise Malformed(f"{name} must be from 1 to {MOST_SEQUENCES}, not {n}", name)
+    return n
+
+
+def _content_size(content: Raw) -> tuple[int, int, int]:
+    """Text bytes, images and audio clips of one message's content."""
+    view = memoryview(content)
+    if view[0] != _BRACKET:
+        return len(view), 0, 0
+    text_bytes = images = audios = 0
+    for part in _decoded(_decode_parts, bytes(view)):
+        kind = part.type or ""
+        if "image" in kind or "video" in kind:
+            images += 1
+        elif "audio" in kind:
+            audios += 1
+        elif part.text is not None:
+            text_bytes += len(memoryview(part.text))
+    return text_bytes, images, audios
+
+
+def _prompt_size(prompt: Raw) -> tuple[int, int, int]:
+    """Prompts, text bytes and token ids of a completion's prompt, in any of its four forms."""
+    view = memoryview(prompt)
+    if view[0] == _QUOTE:
+        return 1, len(view) - 2, 0
+    if view[0] != _BRACKET:
+        raise Malformed(
+            "prompt must be a string, a list of strings, a list of token ids or a list of such lists",
+            "prompt",
+        )
+    items = _decoded(_decode_list, bytes(view))
+    if not items:
+        raise Malformed("prompt must not be an empty list", "prompt")
+    return _list_size(items)
+
+
+def _list_size(items: list[Raw]) -> tuple[int, int, int]:
+    kinds = {bytes(memoryview(item)[:1]) for item in items}
+    if kinds == {b'"'}:
+        return len(items), sum(len(memoryview(item)) - 2 for item in items), 0
+    if kinds == {b"["}:
+        return len(items), 0, sum(len(_decoded(_decode_ids, bytes(item))) for item in items)
+    if all(kind.isdigit() for kind in kinds):
+        return 1, 0, len(items)
+    raise Malformed("prompt must not mix strings, token ids and lists", "prompt")
+
+
+def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
+    """The body of an error answer."""
+    kind, code = _ERRORS[reason]
+    return _encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
+
+
+_INVALID = "invalid_request_error"
+_ERRORS: dict[Reason, tuple[str, str | int]] = {
+    Reason.TOKENS_PER_SECOND: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.KV_TOKENS: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.CONCURRENCY: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.ENGINE_FULL: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.ENGINE_DOWN: ("service_unavailable_error", "server_is_overloaded"),
+    Reason.DRAINING: ("service_unavailable_error", "server_is_overloaded"),
+    Reason.TOO_MANY_CONNECTIONS: ("service_unavailable_error", "server_is_overloaded"),
+    Reason.NEVER_FITS: (_INVALID, "request_too_large"),
+    Reason.MALFORMED: (_INVALID, "invalid_request"),
+    Reason.UNKNOWN_KEY: ("authentication_error", "invalid_api_key"),
+    Reason.UNKNOWN_ROUTE: (_INVALID, "unknown_url"),
+    # vLLM's own words, so that a client sees the same whoever answers.
+    Reason.UNKNOWN_MODEL: ("NotFoundError", 404),
+    Reason.METHOD_NOT_ALLOWED: (_INVALID, "method_not_allowed"),
+    Reason.HEAD_TOO_LARGE: (_INVALID, "headers_too_large"),
+    Reason.BODY_TOO_LARGE: (_INVALID, "request_too_large"),
+    Reason.REQUEST_TIMEOUT: (_INVALID, "request_timeout"),
+    Reason.UNSUPPORTED_EXPECTATION: (_INVALID, "unsupported_expectation"),
+    Reason.UPSTREAM_ERROR: ("server_error", "upstream_error"),
+    Reason.UPSTREAM_TIMEOUT: ("server_error", "upstream_timeout"),
+}

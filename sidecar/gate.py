@@ -1,0 +1,298 @@
+"""The gate: who a request is, what it costs, whether it passes, and how it is settled.
+
+Synchronous and without I/O: the protocol layer brings heads and bodies, and takes away a ``Passage`` or a
+``Refusal``. All state that admission needs is here, replaced as a whole when the pool file changes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.dialects.openai import Malformed, Parsed
+from sidecar.http.heads import RequestHead
+from sidecar.identity import KeyRing
+from sidecar.routes import ROUTES, Route
+from sidecar.telemetry import Telemetry
+from tokenpool.admission import Admit, EngineRoom, Shed, admit
+from tokenpool.amounts import Dimension
+from tokenpool.cost import EngineShape, Usage
+from tokenpool.entitlements import Pool, PoolFile
+from tokenpool.estimators import Average
+from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.outcomes import Ending, Reason
+
+ENGINE_RETRY_S = 1.0
+"""When to come back to an engine that is down: about how often it is looked at."""
+LONGEST_SDK_WAIT_S = 60.0
+"""Official clients ignore a longer wait and retry by their own clock: better told not to."""
+JITTER = 0.25
+"""A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer of the sidecar's own."""
+
+    reason: Reason
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    account: Account | None = None
+
+
+class Passage:
+    """A request that may go to the engine, and what is to be settled afterwards."""
+
+    __slots__ = ("account", "body", "hides_usage", "started_at", "streams", "ticket")
+
+    def __init__(
+        self,
+        body: bytes,
+        started_at: float,
+        account: Account | None = None,
+        ticket: Ticket | None = None,
+        *,
+        streams: bool = False,
+        hides_usage: bool = False,
+    ) -> None:
+        self.body = body
+        self.started_at = started_at
+        self.account = account
+        self.ticket = ticket
+        self.streams = streams
+        self.hides_usage = hides_usage
+
+
+@dataclass(slots=True)
+class EngineState:
+    """What the gate knows of the engine; the engine watcher keeps it current."""
+
+    is_up: bool = False
+    room: EngineRoom = EngineRoom(0.0, 0.0)
+    shape: EngineShape = EngineShape()
+
+
+class Gate:
+    """Admission for one sidecar."""
+
+    def __init__(
+        self,
+        file: PoolFile,
+        pool: Pool,
+        keys: KeyRing,
+        telemetry: Telemetry,
+        *,
+        identity_header: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.ledger = Ledger()
+        self.engine = EngineState()
+        self.accounts: dict[str, Account] = {}
+        self.is_draining = False
+        self.throughput_sheds = 0
+        """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
+        self.tokens_per_event = Average(1.0, share=0.05)
+        """Output tokens per streamed event, to settle streams that end before their usage comes."""
+        self._clock = clock
+        self._random = random
+        self._telemetry = telemetry
+        self._identity_header = identity_header.lower().encode() if identity_header else None
+        self.configure(file, pool, keys)
+
+    def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
+        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
+        now = self._clock()
+        kept, self.accounts = self.accounts, {}
+        for entitlement in file.entitlements_of(pool.name):
+            account = kept.get(entitlement.name)
+            if account is None:
+                account = Account(entitlement, pool.pricing, now)
+            else:
+                account.entitlement = entitlement
+                account.pricer.reprice(entitlement, pool.pricing)
+            self.accounts[entitlement.name] = account
+        self.pool = pool
+        self._keys = keys
+        self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
+        self._telemetry.follow(self.accounts)
+
+    # --- before the body: what a head alone can decide ---
+
+    def screen(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
+        """The route and the caller of a request, or why there is no point in reading its body."""
+        route = ROUTES.get(head.path)
+        if route is None:
+            return Refusal(
+                Reason.UNKNOWN_ROUTE,
+                f"{_printable(head.method)} {_printable(head.path)} is not served here",
+            )
+        if head.method not in route.methods:
+            allowed = ", ".join(method.decode() for method in route.methods)
+            return Refusal(
+                Reason.METHOD_NOT_ALLOWED,
+                f"{_printable(head.method)} is not allowed on {_printable(head.path)}; allowed: {allowed}",
+            )
+        if self.is_draining:
+            return Refusal(
+                Reason.DRAINING,
+                "this replica is shutting down; another one will answer",
+                retry_after_s=ENGINE_RETRY_S,
+            )
+        if route.is_public or head.method == b"OPTIONS":
+            return route, None
+        account = self._identify(head)
+        return account if isinstance(account, Refusal) else (route, account)
+
+    def _identify(self, head: RequestHead) -> Account | Refusal:
+        if self._identity_header is not None:
+            names = head.all(self._identity_header)
+            if names:
+                return self._named(names)
+        key = _api_key(head)
+        if isinstance(key, Refusal):
+            return key
+        if key is None:
+            if self._anonymous is not None:
+                return self._anonymous
+            return Refusal(
+                Reason.UNKNOWN_KEY,
+                "no API key was sent; send it as 'Authorization: Bearer KEY'",
+            )
+        name = self._keys.find(key)
+        account = self.accounts.get(name) if name is not None else None
+        if account is None:
+            return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+        return account
+
+    def _named(self, names: list[bytes]) -> Account | Refusal:
+        account = self.accounts.get(names[0].decode("latin-1"))
+        if len(names) > 1 or account is None:
+            return Refusal(
+                Reason.UNKNOWN_KEY,
+                "the gateway's identity header names no entitlement of this pool",
+            )
+        return account
+
+    # --- the whole request ---
+
+    def open(self, route: Route, account: Account | None, body: bytes) -> Passage | Refusal:
+        """Price a request and decide. A passage must be closed exactly once."""
+        started_at = self._clock()
+        if not self.engine.is_up:
+            return Refusal(
+                Reason.ENGINE_DOWN,
+                "the engine behind this proxy does not answer; it is looked for again and again",
+                retry_after_s=ENGINE_RETRY_S,
+                account=account,
+            )
+        if route.parse is None or account is None:
+            return Passage(body, started_at, account)
+        try:
+            parsed = route.parse(body)
+        except Malformed as error:
+            return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
+        if parsed.model is not None and not self.pool.serves(parsed.model):
+            message = f"The model `{parsed.model}` does not exist."
+            return Refusal(Reason.UNKNOWN_MODEL, message, "model", account=account)
+        return self._admit(account, parsed, started_at)
+
+    def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal:
+        cost = account.pricer.price(parsed.ask, self.engine.shape)
+        decision = admit(self.ledger, account, parsed.ask, cost, self.engine.room, now)
+        if isinstance(decision, Admit):
+            return Passage(
+                parsed.body,
+                now,
+                account,
+                decision.ticket,
+                streams=parsed.streams,
+                hides_usage=parsed.hides_usage,
+            )
+        if decision.reason is Reason.TOKENS_PER_SECOND:
+            self.throughput_sheds += 1
+        return self._refusal(account, decision)
+
+    def _refusal(self, account: Account, shed: Shed) -> Refusal:
+        name = account.entitlement.name
+        if shed.reason is Reason.NEVER_FITS:
+            message = (
+                f"entitlement {name!r}: this request needs {shed.cost:.0f} {shed.dimension}, but"
+                f" can never have more than {shed.limit:.0f}; make it smaller (fewer sequences, a"
+                " shorter prompt or output bound) or ask for a higher ceiling"
+            )
+            return Refusal(shed.reason, message, account=account)
+        wait = shed.retry_after_s * (1 + JITTER * self._random())
+        whose = "the engine" if shed.reason is Reason.ENGINE_FULL else f"entitlement {name!r}"
+        use = (
+            f"{shed.in_use:.0f} tokens spent ahead"
+            if shed.dimension is Dimension.TOKENS_PER_SECOND
+            else f"in use {shed.in_use:.0f}"
+        )
+        message = (
+            f"entitlement {name!r} shed on {shed.dimension}: limit of {whose} {shed.limit:.0f},"
+            f" {use}, cost {shed.cost:.0f}; come back in {wait:.2f} s"
+        )
+        return Refusal(shed.reason, message, retry_after_s=wait, account=account)
+
+    # --- while it runs, and its end ---
+
+    def relayed(self, passage: Passage, events: int) -> None:
+        """A stream has relayed so many events: grow the reservation where it outgrows it."""
+        ticket = passage.ticket
+        if ticket is not None:
+            tokens = round(events * self.tokens_per_event.value)
+            if tokens > ticket.cost.output_tokens:
+                block = self.engine.shape.block_size
+                self.ledger.extend(ticket, tokens + block, block, self._clock())
+
+    def close(
+        self, passage: Passage, ending: Ending, usage: Usage | None, events: int, *, spent: bool
+    ) -> None:
+        """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all."""
+        account, ticket = passage.account, passage.ticket
+        self._telemetry.ended(account, ending)
+        if ticket is None or account is None:
+            return
+        passage.ticket = None
+        reported = usage is not None
+        if usage is None:
+            usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
+        elif passage.streams and events > 2:
+            self.tokens_per_event.observe(usage.output_tokens / events)
+        self.ledger.settle(ticket, usage, ending, self._clock(), reported=reported)
+        self._telemetry.spent(account, ticket, usage, reported=reported)
+
+    def _guess(self, ticket: Ticket, events: int, streams: bool, ending: Ending) -> Usage:
+        """What was spent where the engine did not say: the prompt, and the output that was relayed."""
+        if streams:
+            output = round(events * self.tokens_per_event.value)
+        else:
+            output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0
+        return ticket.account.pricer.spent_so_far(ticket.cost, output)
+
+    def refused(self, refusal: Refusal) -> None:
+        """Count an answer of the sidecar's own."""
+        self._telemetry.refused(refusal.account, refusal.reason)
+
+
+def _api_key(head: RequestHead) -> bytes | Refusal | None:
+    """The key that was sent. Two that differ are refused: it must not matter which one we look at."""
+    keys = {value.strip() for name, value in head.headers if name == b"x-api-key" and value.strip()}
+    for name, value in head.headers:
+        if name == b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            if scheme.lower() != b"bearer" or not key.strip():
+                return Refusal(Reason.UNKNOWN_KEY, "send the API key as 'Authorization: Bearer KEY'")
+            keys.add(key.strip())
+    if len(keys) > 1:
+        return Refusal(Reason.UNKNOWN_KEY, "two different API keys were sent; send one")
+    return keys.pop() if keys else None
+
+
+def _printable(text: bytes) -> str:
+    """Client bytes for a message: short, and nothing but printable ASCII."""
+    shown = text[:100].decode("ascii", "replace")
+    return "".join(c if c.isprintable() else "?" for c in shown)

@@ -1,0 +1,1 @@
+"""The protocol layer: bytes in, bytes out. It asks the gate what may pass and never decides itself."""

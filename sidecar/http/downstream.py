@@ -1,0 +1,560 @@
+"""The client's side: connections of tenants, request parsing, and every limit on how they may be used.
+
+A connection parses ahead by a few pipelined requests and answers them in order. Anything that could be
+read in two ways is refused here, before it can reach the engine, and the connection is closed, since what
+follows on it cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from typing import cast
+
+import httptools
+
+from sidecar.gate import Gate, Refusal
+from sidecar.http.answers import CONTINUE, refusal_bytes
+from sidecar.http.exchange import Exchange
+from sidecar.http.heads import RequestFramer, RequestHead
+from sidecar.http.upstream import Pool
+from sidecar.routes import Route
+from sidecar.settings import Settings
+from sidecar.telemetry import Telemetry
+from tokenpool.ledger import Account
+from tokenpool.outcomes import Reason
+
+MOST_PIPELINED = 8
+"""Requests parsed ahead on one connection; reading pauses beyond."""
+LINGER_S = 2.0
+"""How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
+LINGER_BYTES = 4 << 20
+
+
+class _Phase(enum.Enum):
+    """What the connection is reading."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    LINGERING = enum.auto()
+
+
+class _Request:
+    """One parsed request that waits for its turn."""
+
+    __slots__ = ("account", "body", "closes", "head", "refusal", "route")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self.body = b""
+        self.route: Route | None = None
+        self.account: Account | None = None
+        self.refusal: Refusal | None = None
+        self.closes = False
+        """Whether what follows on the connection is not to be read."""
+
+
+class Doorman:
+    """What all connections of one listening socket share."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gate: Gate,
+        telemetry: Telemetry,
+        pool: Pool,
+        framer: RequestFramer,
+    ) -> None:
+        self.settings = settings
+        self.gate = gate
+        self.telemetry = telemetry
+        self.pool = pool
+        self.framer = framer
+        self.connections: set[Downstream] = set()
+
+    def __call__(self) -> Downstream:
+        """asyncio: the protocol of a new connection."""
+        return Downstream(self)
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
+        for connection in list(self.connections):
+            connection.sweep(now)
+        self.pool.close_idle(now)
+
+    @property
+    def exchanges(self) -> int:
+        """Requests under way."""
+        return sum(connection.is_busy for connection in self.connections)
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for a request."""
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def drain(self) -> None:
+        """End every exchange now."""
+        for connection in list(self.connections):
+            connection.drain()
+
+
+class Downstream(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_deadline",
+        "_door",
+        "_exchange",
+        "_head",
+        "_head_bytes",
+        "_is_paused",
+        "_lingered",
+        "_parser",
+        "_pending",
+        "_phase",
+        "_reads",
+        "_request",
+        "_transport",
+        "_upgrades",
+        "_write_deadline",
+    )
+
+    def __init__(self, door: Doorman) -> None:
+        self._door = door
+        self._transport: asyncio.Transport | None = None
+        self._pending: deque[_Request] = deque()
+        self._exchange: Exchange | None = None
+        self._phase = _Phase.IDLE
+        self._reads = True
+        self._is_paused = False
+        self._upgrades = False
+        self._lingered = 0
+        self._head_bytes = 0
+        self._write_deadline = float("inf")
+        self._start_parser()
+
+    def _start_parser(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._head = RequestHead()
+        self._request: _Request | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._head_bytes = 0
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: a client connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        door = self._door
+        now = door.telemetry.clock()
+        self._deadline = now + door.settings.head_timeout
+        door.connections.add(self)
+        door.telemetry.connections = len(door.connections)
+        if len(door.connections) > door.settings.max_connections:
+            self._answer_and_linger(
+                Refusal(
+                    Reason.TOO_MANY_CONNECTIONS,
+                    "this proxy holds as many connections as it may; close idle ones",
+                    retry_after_s=1.0,
+                )
+            )
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: the client sent something."""
+        if not self._reads:
+            self._drop(len(data))
+            return
+        if self._phase is _Phase.IDLE:
+            self._enter(_Phase.HEAD, self._door.settings.head_timeout)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if self._reads:
+                self._malformed(f"the request is not valid HTTP/1.1: {error}")
+        if self._phase is _Phase.HEAD and self._reads:
+            self._head_bytes += len(data)
+            self._bound_head()
+
+    def eof_received(self) -> bool:
+        """asyncio: the client will send no more. As with the engine's own server, that means it is gone."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        self._transport = None
+        self._reads = False
+        door = self._door
+        door.connections.discard(self)
+        door.telemetry.connections = len(door.connections)
+        self._pending.clear()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    def pause_writing(self) -> None:
+        """asyncio: the client does not keep up."""
+        self._write_deadline = self._door.telemetry.clock() + self._door.settings.write_timeout
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        """asyncio: the client keeps up again."""
+        self._write_deadline = float("inf")
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # --- httptools' callbacks ---
+
+    def on_message_begin(self) -> None:
+        """httptools: the first byte of a request."""
+        if self._reads:
+            self._begin_request()
+            self._enter(_Phase.HEAD, self._door.settings.head_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        """httptools: (a part of) the request target."""
+        self._head.target += url
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: one header."""
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._door.settings.max_head_bytes:
+            self._bound_head()
+            return
+        self._head.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """httptools: the end of the head. What the head alone decides is decided here."""
+        if not self._reads:
+            return
+        parser, head = self._parser, self._head
+        head.method = parser.get_method()
+        head.keeps_alive = parser.should_keep_alive()
+        version = parser.get_http_version()
+        head.is_http10 = version == "1.0"
+        if version not in ("1.0", "1.1"):
+            self._malformed(f"HTTP/{version} is not spoken here; HTTP/1.1 is")
+            return
+        flaw = _framing_flaw(head)
+        if flaw is not None:
+            self._malformed(flaw)
+            return
+        self._upgrades = parser.should_upgrade()
+        if self._upgrades:
+            return  # taken up again by _ignore_upgrade, without the offer
+        self._screen(_Request(head))
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a part of the body."""
+        if not self._reads:
+            return
+        self._body_bytes += len(body)
+        if self._body_bytes > self._door.settings.max_body_bytes:
+            self._refuse_body()
+            return
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """httptools: the end of a request."""
+        if not self._reads or self._upgrades:
+            return
+        request = self._request
+        if request is None:
+            return
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._request = None
+        self._phase = _Phase.IDLE
+        self._head_bytes = 0
+        if not request.head.keeps_alive:
+            self._reads = False
+            request.closes = True
+        self._pending.append(request)
+        if self._exchange is None:
+            self._next()
+        elif len(self._pending) >= MOST_PIPELINED:
+            self._pause_reading()
+
+    # --- reading ---
+
+    def _enter(self, phase: _Phase, seconds: float) -> None:
+        self._phase = phase
+        self._deadline = self._door.telemetry.clock() + seconds
+
+    def _screen(self, request: _Request) -> None:
+        """Decide what the head decides; go on to the body where there is reason to."""
+        settings, head = self._door.settings, request.head
+        self._request = request
+        screened = self._door.gate.screen(head)
+        if isinstance(screened, Refusal):
+            request.refusal = screened
+        else:
+            request.route, request.account = screened
+        length = _content_length(head)
+        if length > settings.max_body_bytes:
+            self._refuse_body()
+            return
+        self._enter(_Phase.BODY, settings.body_timeout)
+        expectations = head.all(b"expect")
+        if not expectations or head.is_http10:
+            return
+        if expectations != [b"100-continue"] and expectations[0].lower() != b"100-continue":
+            request.refusal = Refusal(
+                Reason.UNSUPPORTED_EXPECTATION, "the only expectation served is 100-continue"
+            )
+        if request.refusal is not None:
+            self._stop_reading(request.refusal)
+        elif self._exchange is None and not self._pending:
+            self._write(CONTINUE)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """An offered upgrade is declined by not mentioning it, as RFC 9110 section 7.8 allows.
+
+        The parser has skipped the body, so the request is parsed anew, without the offer.
+        """
+        self._upgrades = False
+        if not self._reads:
+            return
+        head = self._head
+        if head.method == b"CONNECT":
+            self._malformed("CONNECT is not served here")
+            return
+        kept = [(n, v) for n, v in head.headers if n not in (b"upgrade", b"http2-settings")]
+        lines = [head.method + b" " + head.target + b" HTTP/1.1\r\n"]
+        lines += [name + b": " + value + b"\r\n" for name, value in kept if name != b"connection"]
+        if not head.keeps_alive:
+            lines.append(b"connection: close\r\n")
+        self._start_parser()
+        self.data_received(b"".join(lines) + b"\r\n" + rest)
+
+    def _bound_head(self) -> None:
+        most = self._door.settings.max_head_bytes
+        if self._head_bytes > most:
+            self._stop_reading(
+                Refusal(
+                    Reason.HEAD_TOO_LARGE,
+                    f"the request head is larger than {most} bytes; send fewer or shorter headers",
+                )
+            )
+
+    def _refuse_body(self) -> None:
+        most = self._door.settings.max_body_bytes
+        self._stop_reading(Refusal(Reason.BODY_TOO_LARGE, f"the request body is larger than {most} bytes"))
+
+    def _malformed(self, message: str) -> None:
+        self._stop_reading(Refusal(Reason.MALFORMED, message))
+
+    def _stop_reading(self, refusal: Refusal) -> None:
+        """Refuse the request that is being read, in its turn, and nothing after it."""
+        if not self._reads:
+            return
+        self._reads = False
+        self._body = []
+        request = self._request or _Request(self._head)
+        self._request = None
+        request.refusal = refusal
+        request.closes = True
+        self._pending.append(request)
+        if self._exchange is None:
+            self._next()
+
+    def _pause_reading(self) -> None:
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_paused and self._transport is not None and not self._transport.is_closing():
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    # --- answering, in order ---
+
+    def _next(self) -> None:
+        """Answer requests until one has to wait for the engine."""
+        while self._pending and self._exchange is None and self._transport is not None:
+            self._serve(self._pending.popleft())
+        self._resume_reading()
+
+    def _serve(self, request: _Request) -> None:
+        if request.refusal is not None:
+            self._answer(request.refusal, request)
+            return
+        assert request.route is not None
+        door = self._door
+        passage = door.gate.open(request.route, request.account, request.body)
+        if isinstance(passage, Refusal):
+            self._answer(passage, request)
+            return
+        head = door.framer.frame(request.head, len(passage.body))
+        exchange = Exchange(self, door.gate, door.telemetry, door.pool, request.head, passage, head)
+        self._exchange = exchange
+        exchange.start()
+        if passage.ticket is not None:
+            door.telemetry.overhead(door.telemetry.clock() - passage.started_at)
+
+    def _answer(self, refusal: Refusal, request: _Request) -> None:
+        self._door.gate.refused(refusal)
+        closes = request.closes or not request.head.keeps_alive
+        head_only = request.head.method == b"HEAD"
+        self._write(refusal_bytes(refusal, closes=closes, head_only=head_only))
+        if closes:
+            self._linger()
+        else:
+            self._wait_for_request()
+
+    def _wait_for_request(self) -> None:
+        if self._phase is _Phase.IDLE:
+            self._deadline = self._door.telemetry.clock() + self._door.settings.idle_timeout
+
+    def _answer_and_linger(self, refusal: Refusal) -> None:
+        self._reads = False
+        self._door.gate.refused(refusal)
+        self._write(refusal_bytes(refusal, closes=True))
+        self._linger()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    # --- what the exchange asks for ---
+
+    def write(self, parts: tuple[bytes, ...]) -> None:
+        """Send bytes of the response."""
+        transport = self._transport
+        if transport is not None:
+            if len(parts) == 1:
+                transport.write(parts[0])
+            else:
+                transport.writelines(parts)
+
+    def on_relayed(self, *, keeps_alive: bool) -> None:
+        """The response is complete: serve the next request, or close."""
+        self._exchange = None
+        if keeps_alive and not self._door.gate.is_draining:
+            self._wait_for_request()
+            if self._pending:
+                self._next()
+        else:
+            self._close()
+
+    def on_cut(self) -> None:
+        """The response cannot be completed."""
+        self._exchange = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Nothing of a response was sent: answer with a refusal, and close."""
+        self._exchange = None
+        self._write(refusal_bytes(refusal, closes=True))
+        self._close()
+
+    # --- closing ---
+
+    def _close(self) -> None:
+        self._reads = False
+        self._pending.clear()
+        if self._transport is not None:
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Close for writing, and read on for a while, lest a reset destroy the answer on its way."""
+        self._reads = False
+        self._pending.clear()
+        self._enter(_Phase.LINGERING, LINGER_S)
+        transport = self._transport
+        if transport is None:
+            return
+        self._resume_reading()
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+
+    def _drop(self, count: int) -> None:
+        self._lingered += count
+        if self._lingered > LINGER_BYTES and self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._exchange is not None
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or served."""
+        if self._exchange is None and self._phase is _Phase.IDLE and not self._pending:
+            self._close()
+
+    def abort(self) -> None:
+        """Close without waiting for anything."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def drain(self) -> None:
+        """End the exchange now."""
+        if self._exchange is not None:
+            self._exchange.drain()
+        else:
+            self._close()
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long."""
+        transport, exchange = self._transport, self._exchange
+        if transport is None:
+            return
+        if now > self._write_deadline:
+            transport.abort()
+        elif exchange is not None:
+            if now - exchange.last_progress > self._door.settings.upstream_timeout:
+                exchange.time_out()
+        elif now > self._deadline:
+            self._expire(transport)
+
+    def _expire(self, transport: asyncio.Transport) -> None:
+        if self._phase is _Phase.LINGERING:
+            transport.abort()
+        elif self._phase is _Phase.IDLE or not self._reads:
+            self._close()
+        else:
+            what = "head" if self._phase is _Phase.HEAD else "body"
+            self._stop_reading(Refusal(Reason.REQUEST_TIMEOUT, f"the request {what} took too long to arrive"))
+
+
+def _framing_flaw(head: RequestHead) -> str | None:
+    """What makes the framing of a request ambiguous, or ``None``. RFC 9112 sections 3 and 6."""
+    lengths, codings, hosts = (
+        head.all(b"content-length"),
+        head.all(b"transfer-encoding"),
+        head.all(b"host"),
+    )
+    if len(hosts) > 1 or (not hosts and not head.is_http10):
+        return "there must be exactly one Host header"
+    if codings and lengths:
+        return "Content-Length and Transfer-Encoding exclude each other"
+    if codings and (head.is_http10 or [c.strip().lower() for c in codings] != [b"chunked"]):
+        return "the only Transfer-Encoding is chunked, once, in HTTP/1.1"
+    if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) < 16)):
+        return "there must be one Content-Length, a whole number"
+    target = head.target
+    if target.startswith((b"http://", b"https://")):
+        slash = target.find(b"/", target.index(b"://") + 3)
+        target = target[slash:] if slash > 0 else b"/"
+        head.target = target
+    head.path = target.partition(b"?")[0]
+    return None
+
+
+def _content_length(head: RequestHead) -> int:
+    lengths = head.all(b"content-length")
+    return int(lengths[0]) if lengths else 0

@@ -1,0 +1,282 @@
+"""One exchange: a request that passed the gate, its response on the way back, and its settlement.
+
+It stands between a client's connection and one of the engine's, each of which knows only the exchange.
+Whatever happens first (the end of the response, a client that goes, an engine that fails, a timeout, the
+end of draining) ends it; ``_end`` is the only way out, so the passage is closed exactly once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
+from sidecar.http.answers import limit_headers
+from sidecar.http.heads import RequestHead, ResponseHead, frame_response
+from sidecar.http.upstream import Connection, Pool
+from sidecar.telemetry import Telemetry
+from sidecar.usage import BodyReader, StreamReader
+from tokenpool.outcomes import Ending, Reason
+
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_MOST_ATTEMPTS = 2
+
+
+class Client(Protocol):
+    """What an exchange asks of the client's connection."""
+
+    def write(self, parts: tuple[bytes, ...]) -> None:
+        """Send bytes of the response."""
+
+    def on_relayed(self, *, keeps_alive: bool) -> None:
+        """The response is complete."""
+
+    def on_cut(self) -> None:
+        """The response cannot be completed: close, so that the client does not take it for whole."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Nothing of a response was sent: answer with a refusal."""
+
+
+class Exchange:
+    """Relays one request and its response."""
+
+    __slots__ = (
+        "_attempts",
+        "_client",
+        "_connection",
+        "_frames_chunks",
+        "_gate",
+        "_has_ended",
+        "_head",
+        "_head_bytes",
+        "_keeps_alive",
+        "_passage",
+        "_pool",
+        "_reader",
+        "_request",
+        "_status",
+        "_telemetry",
+        "last_progress",
+    )
+
+    def __init__(
+        self,
+        client: Client,
+        gate: Gate,
+        telemetry: Telemetry,
+        pool: Pool,
+        request: RequestHead,
+        passage: Passage,
+        head_bytes: bytes,
+    ) -> None:
+        self._client = client
+        self._gate = gate
+        self._telemetry = telemetry
+        self._pool = pool
+        self._request = request
+        self._passage = passage
+        self._head_bytes = head_bytes
+        self._connection: Connection | None = None
+        self._reader: BodyReader | StreamReader | None = None
+        self._head: bytes | None = None
+        self._status = 0
+        self._attempts = 0
+        self._keeps_alive = request.keeps_alive
+        self._frames_chunks = False
+        self._has_ended = False
+        self.last_progress = passage.started_at
+        """When the engine last gave a sign of life, by the monotonic clock."""
+
+    def start(self) -> None:
+        """Send the request to the engine, on a pooled connection if there is one."""
+        self._attempts += 1
+        connection = self._pool.take()
+        if connection is None:
+            self._pool.connect(self)
+        else:
+            self.on_connected(connection)
+
+    # --- the engine's side ---
+
+    def on_connected(self, connection: Connection) -> None:
+        """A connection is ours."""
+        if self._has_ended:
+            self._pool.release(connection)
+            return
+        self._connection = connection
+        connection.send(self, self._head_bytes, self._passage.body)
+
+    def on_refused(self) -> None:
+        """No connection could be made."""
+        if not self._has_ended:
+            self._gate.engine.is_up = False
+            self._end(Ending.UPSTREAM_ERROR, spent=False)
+            self._client.refuse(
+                Refusal(
+                    Reason.ENGINE_DOWN,
+                    "the engine behind this proxy does not accept connections",
+                    retry_after_s=ENGINE_RETRY_S,
+                    account=self._passage.account,
+                )
+            )
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The response's head is complete; it leaves with the first of the body."""
+        passage = self._passage
+        self._status = head.status
+        if passage.ticket is not None and head.status == 200:
+            self._reader = StreamReader(passage.hides_usage) if head.is_event_stream else BodyReader()
+        extra = limit_headers(passage.account) if passage.ticket and passage.account else b""
+        framing = self._framing(head)
+        self._head = frame_response(head, extra, framing, self._connection_header())
+        if self._request.method == b"HEAD":
+            # The parser cannot know that no body follows, so this connection ends here.
+            self._drop_connection()
+            self.on_read(b"", True)
+        elif head.is_event_stream:
+            self._send_head()
+
+    def _framing(self, head: ResponseHead) -> bytes:
+        """How the client is told where the response ends."""
+        if head.status in (204, 304) or self._request.method == b"HEAD":
+            length = head.content_length
+            return b"" if length is None else b"content-length: " + length + b"\r\n"
+        if head.content_length is not None and not self._passage.hides_usage:
+            return b"content-length: " + head.content_length + b"\r\n"
+        if self._request.is_http10:
+            self._keeps_alive = False
+            return b""
+        self._frames_chunks = True
+        return _CHUNKED
+
+    def _connection_header(self) -> bytes:
+        if not self._keeps_alive:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self._request.is_http10 else b""
+
+    def _send_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            self._client.write((head,))
+
+    def on_read(self, body: bytes, is_complete: bool) -> None:
+        """One read of the engine's bytes: relayed in one write."""
+        if self._has_ended:
+            return
+        passage, reader = self._passage, self._reader
+        now = self._telemetry.clock()
+        if reader is not None:
+            if body and self.last_progress == passage.started_at:
+                self._telemetry.first_token(passage.account, now - passage.started_at)
+            body = reader.feed(body)
+            if is_complete:
+                body += reader.end()
+            elif isinstance(reader, StreamReader):
+                self._gate.relayed(passage, reader.events)
+        self.last_progress = now
+        parts = self._parts(body, is_complete)
+        if parts:
+            self._client.write(parts)
+        if is_complete:
+            self._connection = None
+            self._end(Ending.FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
+            self._client.on_relayed(keeps_alive=self._keeps_alive)
+
+    def _parts(self, body: bytes, is_complete: bool) -> tuple[bytes, ...]:
+        """The bytes of one write: head, chunk frame, body, end."""
+        head, self._head = self._head, None
+        first = (head,) if head is not None else ()
+        if not self._frames_chunks:
+            return (*first, body) if body else first
+        last = (_LAST_CHUNK,) if is_complete else ()
+        if not body:
+            return first + last
+        return (*first, b"%x\r\n" % len(body), body, b"\r\n", *last)
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        """The engine's connection ended too early."""
+        self._connection = None
+        if self._has_ended:
+            return
+        if before_response and was_reused and self._attempts < _MOST_ATTEMPTS:
+            self._attempts += 1
+            self._pool.connect(self)
+            return
+        self._fail(
+            Ending.UPSTREAM_ERROR,
+            Reason.UPSTREAM_ERROR,
+            "the engine closed the connection before its answer was complete",
+        )
+
+    # --- the client's side and the clock's ---
+
+    def client_gone(self) -> None:
+        """The client closed: the engine must stop at once."""
+        self._drop_connection()
+        self._end(Ending.CLIENT_GONE)
+
+    def time_out(self) -> None:
+        """The engine was silent for too long."""
+        self._drop_connection()
+        self._fail(
+            Ending.UPSTREAM_TIMEOUT,
+            Reason.UPSTREAM_TIMEOUT,
+            "the engine was silent for too long; the request was given up",
+        )
+
+    def drain(self) -> None:
+        """The sidecar must stop now."""
+        self._drop_connection()
+        self._fail(
+            Ending.DRAINED,
+            Reason.DRAINING,
+            "this replica shut down before the answer was complete",
+            retry_after_s=ENGINE_RETRY_S,
+        )
+
+    def pause(self) -> None:
+        """The client does not keep up with the response."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """The client keeps up again."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    # --- endings ---
+
+    def _fail(self, ending: Ending, reason: Reason, message: str, retry_after_s: float | None = None) -> None:
+        if self._has_ended:
+            return
+        self._end(ending)
+        if self._has_sent():
+            self._client.on_cut()
+        else:
+            self._client.refuse(
+                Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
+            )
+
+    def _has_sent(self) -> bool:
+        return self._status != 0 and self._head is None
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _end(self, ending: Ending, *, spent: bool = True) -> None:
+        """Close the passage: the only way out."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        reader = self._reader
+        computes = spent and self._status in (0, 200)
+        self._gate.close(
+            self._passage,
+            ending,
+            reader.usage if reader is not None else None,
+            reader.events if isinstance(reader, StreamReader) else 0,
+            spent=computes,
+        )

@@ -1,0 +1,270 @@
+"""The engine's side: pooled connections, and the parsing of responses.
+
+Connections are reused last in, first out, and never when idle for as long as the engine might be about to
+close them. A reused connection that closes before the first byte of a response has told us nothing of the
+request, which is sent once more, on a fresh one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol, cast
+
+import httptools
+
+from sidecar.http.heads import ResponseHead
+
+IDLE_S = 4.0
+"""vLLM's server closes a connection that was idle for 5 s; a second is left for what is under way."""
+MOST_IDLE = 256
+
+
+class Exchange(Protocol):
+    """What an upstream connection tells of the response it is reading."""
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The response's head is complete."""
+
+    def on_read(self, body: bytes, is_complete: bool) -> None:
+        """One read brought so much of the body; the last one completes it."""
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        """The connection ended, or broke the protocol, before the response was complete."""
+
+    def on_refused(self) -> None:
+        """No connection could be made."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection to the engine. At most one exchange uses it at a time."""
+
+    __slots__ = (
+        "_body",
+        "_complete",
+        "_exchange",
+        "_head",
+        "_head_done",
+        "_keeps_alive",
+        "_parser",
+        "_pool",
+        "_transport",
+        "_used",
+        "idle_since",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._used = False
+        self.idle_since = 0.0
+
+    # --- one exchange ---
+
+    def send(self, exchange: Exchange, head: bytes, body: bytes) -> None:
+        """Send a request; the response goes to the exchange."""
+        assert self._transport is not None
+        self._exchange = exchange
+        self._parser = httptools.HttpResponseParser(self)
+        self._head = ResponseHead()
+        self._head_done = self._complete = self._keeps_alive = False
+        self._body: list[bytes] = []
+        self._transport.writelines((head, body) if body else (head,))
+
+    def abort(self) -> None:
+        """Give the exchange up: the engine sees the connection close, and aborts the request."""
+        self._exchange = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        """Stop reading: the client does not keep up."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: the engine sent something."""
+        exchange = self._exchange
+        if exchange is None:
+            # An idle connection has nothing to say: whatever this is, it is no answer of ours.
+            self.close()
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._break()
+            return
+        if self._body or self._complete:
+            body = b"".join(self._body) if len(self._body) != 1 else self._body[0]
+            self._body.clear()
+            if self._complete:
+                self._finish(exchange, body)
+            else:
+                exchange.on_read(body, False)
+
+    def eof_received(self) -> bool:
+        """asyncio: the engine will send no more. A response without a length ends here."""
+        exchange = self._exchange
+        if exchange is not None and self._head_done and self._ends_at_close():
+            self._exchange = None
+            exchange.on_read(b"", True)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        self._transport = None
+        self._pool.forget(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            before = not self._head_done and self._head.status == 0
+            exchange.on_lost(before_response=before, was_reused=self._used)
+
+    def close(self) -> None:
+        """Close in good order."""
+        if self._transport is not None:
+            self._transport.close()
+
+    # --- httptools' callbacks ---
+
+    def on_status(self, reason: bytes) -> None:
+        """httptools: the status line."""
+        self._head.status = self._parser.get_status_code()
+        self._head.reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: one header."""
+        self._head.add(name, value)
+
+    def on_headers_complete(self) -> None:
+        """httptools: the end of the head."""
+        self._head.status = self._parser.get_status_code()
+        if self._head.status < 200:
+            return
+        self._head_done = True
+        if self._exchange is not None:
+            self._exchange.on_head(self._head)
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a part of the body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """httptools: the end of a response. Only here does it know whether the connection lives on."""
+        if not self._head_done:
+            self._head = ResponseHead()  # an interim response (1xx): the real one follows
+            return
+        if self._complete:
+            raise httptools.HttpParserError("a second response to one request")
+        self._complete = True
+        self._keeps_alive = self._parser.should_keep_alive()
+
+    # --- endings ---
+
+    def _finish(self, exchange: Exchange, body: bytes) -> None:
+        self._exchange = None
+        self._used = True
+        if self._keeps_alive and not self._ends_at_close():
+            self._pool.release(self)
+        else:
+            self.close()
+        exchange.on_read(body, True)
+
+    def _ends_at_close(self) -> bool:
+        head = self._head
+        return head.content_length is None and not any(
+            name == b"transfer-encoding" for name, _ in head.headers
+        )
+
+    def _break(self) -> None:
+        """The engine broke the protocol: what it would say next cannot be trusted."""
+        exchange, self._exchange = self._exchange, None
+        if self._transport is not None:
+            self._transport.abort()
+        if exchange is not None:
+            exchange.on_lost(before_response=False, was_reused=False)
+
+
+class Pool:
+    """The connections to one engine."""
+
+    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
+        self._host, self._port = host, port
+        self._connect_timeout = connect_timeout
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def take(self) -> Connection | None:
+        """The most recently used connection that is surely still open, or ``None``."""
+        now = time.monotonic()
+        while self._idle:
+            connection = self._idle.pop()
+            if now - connection.idle_since < IDLE_S:
+                return connection
+            connection.close()
+        return None
+
+    def connect(self, waiter: Waiter) -> None:
+        """Make a fresh connection for one who waits."""
+        task = asyncio.get_running_loop().create_task(self._connect(waiter))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, waiter: Waiter) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
+        except OSError:  # TimeoutError is one too
+            waiter.on_refused()
+            return
+        self._open.add(connection)
+        waiter.on_connected(connection)
+
+    def release(self, connection: Connection) -> None:
+        """Take back a connection whose exchange is over."""
+        connection.idle_since = time.monotonic()
+        if len(self._idle) < MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def forget(self, connection: Connection) -> None:
+        """A connection closed."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close_idle(self, now: float) -> None:
+        """Close connections that have been idle too long to be used again."""
+        while self._idle and now - self._idle[0].idle_since >= IDLE_S:
+            self._idle.pop(0).close()
+
+    def close(self) -> None:
+        """Close every connection."""
+        for task in self._connecting:
+            task.cancel()
+        for connection in list(self._open):
+            connection.abort()
+
+
+class Waiter(Protocol):
+    """Somebody who waits for a fresh connection."""
+
+    def on_connected(self, connection: Connection) -> None:
+        """Here it is."""
+
+    def on_refused(self) -> None:
+        """No connection could be made."""

@@ -1,0 +1,80 @@
+"""Identity: which entitlement a caller speaks for.
+
+Keys are known by their SHA-256 only; a caller can never name its own entitlement, unless the operator
+says that a gateway in front sets a header that may be trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+
+from tokenpool.entitlements import KeyRef, KeySource, PoolFile
+
+
+class KeyUnreadable(ValueError):
+    """A key's variable or file cannot be read; the text names it and the fix."""
+
+
+class KeyRing:
+    """The digests of all keys of one pool, and the entitlement of each.
+
+    The lookup compares digests, not keys: how long it takes says nothing of use about a key, since nobody
+    can choose the digest of a guess byte by byte.
+    """
+
+    __slots__ = ("_by_digest",)
+
+    def __init__(self, by_digest: Mapping[bytes, str]) -> None:
+        self._by_digest = by_digest
+
+    def find(self, key: bytes) -> str | None:
+        """The entitlement of a key, or ``None``."""
+        return self._by_digest.get(hashlib.sha256(key).digest())
+
+    def __len__(self) -> int:
+        return len(self._by_digest)
+
+
+def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> KeyRing:
+    """The key ring of a pool. ``resolve`` reads a variable or a file. Raises ``KeyUnreadable``."""
+    by_digest: dict[bytes, str] = {}
+    for entitlement in file.entitlements_of(pool):
+        for ref in entitlement.api_keys:
+            digest = _digest(ref, resolve)
+            owner = by_digest.setdefault(digest, entitlement.name)
+            if owner != entitlement.name:
+                raise KeyUnreadable(
+                    f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
+                    " entitlement needs its own"
+                )
+    return KeyRing(by_digest)
+
+
+def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
+    if ref.source is KeySource.SHA256:
+        return bytes.fromhex(ref.value)
+    text = resolve(ref).strip()
+    if not text:
+        raise KeyUnreadable(f"line {ref.line}: {ref.source.value} {ref.value} holds no key")
+    return hashlib.sha256(text.encode()).digest()
+
+
+def resolver(environment: Mapping[str, str], read: Callable[[str], str]) -> Callable[[KeyRef], str]:
+    """A ``resolve`` for ``key_ring`` over an environment and a way to read files."""
+
+    def resolve(ref: KeyRef) -> str:
+        if ref.source is KeySource.PLAIN:
+            return ref.value
+        try:
+            return environment[ref.value] if ref.source is KeySource.ENV else read(ref.value)
+        except KeyError:
+            raise KeyUnreadable(
+                f"line {ref.line}: the variable {ref.value} is not set; set it or remove the key"
+            ) from None
+        except OSError as error:
+            raise KeyUnreadable(
+                f"line {ref.line}: cannot read the key file {ref.value}: {error.strerror}"
+            ) from None
+
+    return resolve

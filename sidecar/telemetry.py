@@ -1,0 +1,214 @@
+"""Telemetry: what the sidecar counts, and its Prometheus page.
+
+The request path adds to plain numbers; they become metrics only when the page is asked for, so that no
+request pays for a lock or a label look-up. Labels are entitlements, tiers and closed enums: bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from tokenpool.amounts import Dimension
+from tokenpool.cost import Usage
+from tokenpool.ledger import Account, Ticket
+from tokenpool.outcomes import Ending, Reason
+
+NOBODY = "none"
+"""The label of requests that belong to no entitlement: no or unknown key, probes."""
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
+_RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+
+
+class Histogram:
+    """Counts by upper bound; thread-unsafe, for one event loop."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts, as Prometheus wants them."""
+        rows, running = [], 0
+        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
+            running += count
+            rows.append(("+Inf" if bound == float("inf") else repr(bound), float(running)))
+        return rows
+
+
+class Tally:
+    """The counts of one entitlement."""
+
+    __slots__ = ("cached", "first_token", "input", "input_ratio", "outcomes", "output", "tier")
+
+    def __init__(self, tier: str) -> None:
+        self.tier = tier
+        self.outcomes: Counter[str] = Counter()
+        self.input = self.output = self.cached = 0
+        self.first_token = Histogram(_TTFT_BUCKETS)
+        self.input_ratio = Histogram(_RATIO_BUCKETS)
+
+
+class Telemetry(Collector):
+    """All counts of one sidecar."""
+
+    def __init__(self) -> None:
+        self.clock = time.monotonic
+        self.connections = 0
+        self.limits_computed = 0
+        self.reloads: Counter[str] = Counter()
+        self.config_is_current = True
+        self.engine_is_up = False
+        self._accounts: Mapping[str, Account] = {}
+        self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY)}
+        self._overhead = Histogram(_OVERHEAD_BUCKETS)
+
+    def follow(self, accounts: Mapping[str, Account]) -> None:
+        """The accounts in force now. Counts of an entitlement that is gone stay until the restart."""
+        self._accounts = accounts
+        for name, account in accounts.items():
+            tally = self._tallies.setdefault(name, Tally(account.entitlement.tier.value))
+            tally.tier = account.entitlement.tier.value
+
+    # --- called on the request path ---
+
+    def ended(self, account: Account | None, ending: Ending) -> None:
+        """A request that passed has ended."""
+        self._tally(account).outcomes[ending.value] += 1
+
+    def refused(self, account: Account | None, reason: Reason) -> None:
+        """A request was refused."""
+        self._tally(account).outcomes[reason.value] += 1
+
+    def spent(self, account: Account, ticket: Ticket, usage: Usage, *, reported: bool) -> None:
+        """A request was settled."""
+        tally = self._tally(account)
+        tally.input += usage.input_tokens - usage.cached_tokens
+        tally.cached += usage.cached_tokens
+        tally.output += usage.output_tokens
+        if reported and usage.input_tokens:
+            tally.input_ratio.observe(ticket.cost.input_tokens / usage.input_tokens)
+
+    def first_token(self, account: Account | None, seconds: float) -> None:
+        """The first bytes of a response's body came so long after the request."""
+        self._tally(account).first_token.observe(seconds)
+
+    def overhead(self, seconds: float) -> None:
+        """From the whole request read to its being sent on: pricing, admission and framing."""
+        self._overhead.observe(seconds)
+
+    def _tally(self, account: Account | None) -> Tally:
+        return self._tallies[account.entitlement.name if account is not None else NOBODY]
+
+    def outcomes(self, name: str) -> dict[str, int]:
+        """How an entitlement's requests ended so far, by outcome."""
+        return dict(self._tallies[name].outcomes)
+
+    # --- Prometheus ---
+
+    def collect(self) -> Iterator[Metric]:
+        """prometheus-client: every metric, as of now."""
+        yield from self._counters()
+        yield from self._gauges()
+        yield from self._histograms()
+
+    def _counters(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "tokenpool_requests",
+            "Requests by how they ended, or why they were refused.",
+            labels=("entitlement", "tier", "outcome"),
+        )
+        tokens = CounterMetricFamily(
+            "tokenpool_tokens",
+            "Tokens settled: input computed, input from the prefix cache, output.",
+            labels=("entitlement", "kind"),
+        )
+        for name, tally in self._tallies.items():
+            for outcome, count in sorted(tally.outcomes.items()):
+                requests.add_metric((name, tally.tier, outcome), count)
+            if name != NOBODY:
+                tokens.add_metric((name, "input"), tally.input)
+                tokens.add_metric((name, "cached"), tally.cached)
+                tokens.add_metric((name, "output"), tally.output)
+        reloads = CounterMetricFamily(
+            "tokenpool_config_reloads", "Pool files read, by result.", labels=("result",)
+        )
+        for result in ("ok", "invalid"):
+            reloads.add_metric((result,), self.reloads[result])
+        yield from (requests, tokens, reloads)
+        yield CounterMetricFamily(
+            "tokenpool_plans", "How often limits were recomputed.", value=self.limits_computed
+        )
+
+    def _gauges(self) -> Iterator[Metric]:
+        by_dimension = ("entitlement", "dimension")
+        reserved = GaugeMetricFamily("tokenpool_reserved", "Held by requests under way.", labels=by_dimension)
+        limit = GaugeMetricFamily("tokenpool_limit", "What the entitlement may use now.", labels=by_dimension)
+        level = GaugeMetricFamily(
+            "tokenpool_bucket_level_tokens", "Level of the token bucket.", labels=("entitlement",)
+        )
+        debt = GaugeMetricFamily("tokenpool_debt", "Service owed, in seconds.", labels=("entitlement",))
+        for name, account in self._accounts.items():
+            reserved.add_metric((name, Dimension.KV_TOKENS.value), account.kv_in_use)
+            reserved.add_metric((name, Dimension.CONCURRENCY.value), account.concurrency_in_use)
+            for dimension in Dimension:
+                limit.add_metric((name, dimension.value), account.limit.get(dimension))
+            level.add_metric((name,), account.bucket.level)
+            debt.add_metric((name,), account.debt)
+        yield from (reserved, limit, level, debt)
+        for name, text, value in (
+            ("tokenpool_connections", "Client connections open.", self.connections),
+            ("tokenpool_engine_up", "Whether the engine answers.", self.engine_is_up),
+            (
+                "tokenpool_config_current",
+                "Whether the pool file on disk is the one in force.",
+                self.config_is_current,
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
+
+    def _histograms(self) -> Iterator[Metric]:
+        first_token = HistogramMetricFamily(
+            "tokenpool_time_to_first_token_seconds",
+            "From the whole request read to the first bytes of the engine's answer.",
+            labels=("entitlement",),
+        )
+        ratio = HistogramMetricFamily(
+            "tokenpool_estimate_ratio",
+            "Estimated over reported input tokens.",
+            labels=("entitlement",),
+        )
+        for name, tally in self._tallies.items():
+            if name != NOBODY:
+                first_token.add_metric((name,), *_sampled(tally.first_token))
+                ratio.add_metric((name,), *_sampled(tally.input_ratio))
+        overhead = HistogramMetricFamily(
+            "tokenpool_overhead_seconds",
+            "From the whole request read to its being sent to the engine.",
+        )
+        overhead.add_metric((), *_sampled(self._overhead))
+        yield from (first_token, ratio, overhead)
+
+
+def _sampled(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    return histogram.buckets(), histogram.total

@@ -1,0 +1,169 @@
+"""Admission: may this request run on this engine now?
+
+One pure decision over the account, the ledger's totals and the engine's room. The answer is a value.
+Identity, pricing and everything that touches bytes come before; booking the ticket is the ledger's.
+
+The order of sacrifice under pressure follows from two rules: limits give to spot last (the planner), and
+only what lies within ``assured`` may queue at a full engine (here). Spot has nothing assured, so it is
+refused first; then elastic above its share, then bursts above a guarantee; a guarantee never is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenpool.amounts import Amount, Dimension
+from tokenpool.cost import Ask, Cost
+from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.outcomes import Reason
+
+SHORTEST_WAIT_S = 0.05
+"""No shed asks its client back sooner: less than a decode step or two changes nothing."""
+LONGEST_WAIT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRoom:
+    """What one engine can hold, and what runs on it that this sidecar did not send."""
+
+    slots: float
+    """Sequences that the engine runs at once."""
+    kv_tokens: float
+    """KV-cache tokens that it holds."""
+    foreign_sequences: float = 0.0
+    foreign_kv_tokens: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """The request may run; its ticket must be settled exactly once."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """The request may not run now, or (``NEVER_FITS``) not at all."""
+
+    reason: Reason
+    dimension: Dimension
+    limit: float
+    in_use: float
+    """For ``tokens_per_second`` the tokens spent ahead of the refill: how far the bucket is below zero."""
+    cost: float
+    retry_after_s: float
+    """When a retry is worth it, without jitter; 0 where it never is."""
+
+
+def admit(
+    ledger: Ledger, account: Account, ask: Ask, cost: Cost, room: EngineRoom, now: float
+) -> Admit | Shed:
+    """Decide, and book the ticket where the answer is yes. The offer counts as demand either way."""
+    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    if refusal is not None:
+        return refusal
+    account.meter.offer(cost)
+    refusal = (
+        _over_throughput(account, cost, now)
+        or _over_gauges(account, cost)
+        or _engine_full(ledger, account, cost, room)
+    )
+    if refusal is not None:
+        return refusal
+    return Admit(ledger.reserve(account, ask, cost, now))
+
+
+def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
+    """The refusal of a cost that no wait could make fit, or ``None``."""
+    most_kv = min(ceiling.kv_tokens, room.kv_tokens)
+    if cost.kv_tokens > most_kv:
+        return _never(Dimension.KV_TOKENS, most_kv, cost.kv_tokens)
+    most_sequences = min(ceiling.concurrency, room.slots)
+    if cost.sequences > most_sequences:
+        return _never(Dimension.CONCURRENCY, most_sequences, cost.sequences)
+    if ceiling.tokens_per_second <= 0:
+        return _never(Dimension.TOKENS_PER_SECOND, ceiling.tokens_per_second, cost.throughput)
+    return None
+
+
+def _never(dimension: Dimension, limit: float, cost: float) -> Shed:
+    return Shed(Reason.NEVER_FITS, dimension, limit, 0.0, cost, 0.0)
+
+
+def _over_throughput(account: Account, cost: Cost, now: float) -> Shed | None:
+    bucket = account.bucket
+    if bucket.refill(now) > 0:
+        return None
+    return Shed(
+        Reason.TOKENS_PER_SECOND,
+        Dimension.TOKENS_PER_SECOND,
+        account.limit.tokens_per_second,
+        -bucket.level,
+        cost.throughput,
+        _bounded(bucket.seconds_until_positive()),
+    )
+
+
+def _over_gauges(account: Account, cost: Cost) -> Shed | None:
+    limit = account.limit
+    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
+        return Shed(
+            Reason.KV_TOKENS,
+            Dimension.KV_TOKENS,
+            limit.kv_tokens,
+            account.kv_in_use,
+            cost.kv_tokens,
+            _until_one_ends(account, account.concurrency_in_use),
+        )
+    if account.concurrency_in_use + cost.sequences > limit.concurrency:
+        return Shed(
+            Reason.CONCURRENCY,
+            Dimension.CONCURRENCY,
+            limit.concurrency,
+            account.concurrency_in_use,
+            cost.sequences,
+            _until_one_ends(account, account.concurrency_in_use),
+        )
+    return None
+
+
+def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+    if _is_assured(account, cost):
+        return None
+    running = ledger.concurrency_in_use + room.foreign_sequences
+    if running + cost.sequences > room.slots:
+        dimension, limit, in_use, price = (
+            Dimension.CONCURRENCY,
+            room.slots,
+            running,
+            float(cost.sequences),
+        )
+    else:
+        resident = ledger.kv_in_use + room.foreign_kv_tokens
+        if resident + cost.kv_tokens <= room.kv_tokens:
+            return None
+        dimension, limit, in_use, price = (
+            Dimension.KV_TOKENS,
+            room.kv_tokens,
+            resident,
+            float(cost.kv_tokens),
+        )
+    wait = _until_one_ends(account, ledger.concurrency_in_use)
+    return Shed(Reason.ENGINE_FULL, dimension, limit, in_use, price, wait)
+
+
+def _is_assured(account: Account, cost: Cost) -> bool:
+    assured = account.assured
+    return (
+        account.concurrency_in_use + cost.sequences <= assured.concurrency
+        and account.kv_in_use + cost.kv_tokens <= assured.kv_tokens
+    )
+
+
+def _until_one_ends(account: Account, running: int) -> float:
+    """Expected wait for the next of ``running`` requests to end, if each has its mean time to go."""
+    return _bounded(account.meter.residence.value / max(running, 1))
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(seconds, SHORTEST_WAIT_S), LONGEST_WAIT_S)

@@ -1,0 +1,260 @@
+"""Allocation: one tick's division of live capacity among claims, in design.md's four stages.
+
+Pure arithmetic on amounts. What a claim's weight is made of, and what happens over time (debt), is the
+planner's and ``debt``'s business.
+
+The model is Leontief's: an entitlement's requests use all dimensions in the proportions of its demand, so
+an allocation is a share ``x`` of the demand vector, from 0 to 1, and never less than the part of the
+guarantee that is in demand. A dimension that a ceiling binds scales the whole vector: nobody is given what
+it could not use.
+
+Progressive filling (dominant-resource fairness, Ghodsi et al., NSDI 2011) runs from event to event: at
+*level* ``L`` an unfrozen claim has ``x = L * weight / dominant share of its demand``. Each dimension's use
+is piecewise linear in ``L``; the events where its slope changes are sorted once, so a stage costs n log n.
+Guarantees count towards the dominant share: who holds one gets more only when the others have come up to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import Tier
+
+_EPSILON = 1e-9
+"""Relative slack of comparisons between sums of floats."""
+_DIMENSIONS = range(3)
+_SATISFIED = 3
+"""Sorts behind every dimension, so that a claim's last event is its being satisfied."""
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one entitlement brings to a tick."""
+
+    name: str
+    tier: Tier
+    weight: float
+    """Above 0, with SLO factor and debt already in it."""
+    guarantee: Amount
+    ceiling: Amount
+    demand: Amount
+    """Offered load, shed requests included."""
+    floor: Amount = Amount()
+    """Its largest single request of late: the limit never shuts out a request that fits the ceiling."""
+    priority: float = 0.0
+    """Who gets the odd sequence that whole numbers leave over: the highest (the planner passes debt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one entitlement gets of a tick."""
+
+    allocation: Amount
+    """Granted to be used: stages 1 to 3. Its concurrency is a whole number."""
+    assured: Amount
+    """What never needs physical room on an engine: nothing for spot."""
+    limit: Amount
+    """The most it may use now."""
+    dominant_share: float
+    """Of live capacity, as the filling left it (before whole numbers)."""
+    is_satisfied: bool
+    """Whether all of its demand below its ceiling was granted."""
+
+
+def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
+    """Divide live capacity. The order of the claims does not matter."""
+    total = _vector(capacity)
+    workings = [_Working(claim, total) for claim in sorted(claims, key=lambda c: c.name)]
+    _grant_guarantees(workings, total)
+    left = total
+    whole_left = math.floor(total[2] + _EPSILON)
+    for is_spot in (False, True):
+        group = [w for w in workings if (w.claim.tier is Tier.SPOT) is is_spot]
+        _fill(group, left)
+        left = _rest(left, group)
+        whole_left = _round_sequences(group, whole_left)
+    headroom = (left[0], left[1], float(whole_left))
+    return {w.claim.name: w.share(total, headroom) for w in workings}
+
+
+class _Working:
+    """One claim on its way through the stages."""
+
+    __slots__ = ("claim", "demand", "dominant", "frozen_at", "held", "sequences", "x")
+
+    def __init__(self, claim: Claim, capacity: Vector) -> None:
+        self.claim = claim
+        self.demand = _within_ceiling(_vector(claim.demand), _vector(claim.ceiling))
+        self.held: Vector = (0.0, 0.0, 0.0)
+        """The part of the guarantee that is in demand and can be carried."""
+        self.x = 0.0
+        self.sequences = 0
+        self.dominant = max(
+            (self.demand[k] / capacity[k] for k in _DIMENSIONS if self.demand[k] > 0 and capacity[k] > 0),
+            default=0.0,
+        )
+        self.frozen_at: float | None = None
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether it demands something, and of nothing that does not exist."""
+        return self.dominant > 0
+
+    def granted(self) -> Vector:
+        d, h, x = self.demand, self.held, self.x
+        return (max(h[0], x * d[0]), max(h[1], x * d[1]), max(h[2], x * d[2]))
+
+    def share(self, capacity: Vector, headroom: Vector) -> Share:
+        claim, granted = self.claim, self.granted()
+        allocation = Amount(granted[0], granted[1], float(self.sequences))
+        least = claim.floor.at_most(claim.ceiling)
+        if claim.tier is Tier.SPOT:
+            assured = Amount()
+        else:
+            assured = allocation.at_least(claim.guarantee).at_least(least)
+        open_to_it = (allocation + Amount(*headroom)).at_most(Amount(*capacity))
+        limit = open_to_it.at_least(assured).at_least(least).at_most(claim.ceiling)
+        dominant = max(
+            (granted[k] / capacity[k] for k in _DIMENSIONS if capacity[k] > 0 and self.demand[k] > 0),
+            default=0.0,
+        )
+        return Share(allocation, assured.at_most(limit), limit, dominant, self.x >= 1 - _EPSILON)
+
+
+def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:
+    """The demand vector, shortened until it fits the ceiling in every dimension."""
+    scale = 1.0
+    for k in _DIMENSIONS:
+        if demand[k] > ceiling[k]:
+            scale = min(scale, ceiling[k] / demand[k])
+    return (demand[0] * scale, demand[1] * scale, demand[2] * scale)
+
+
+def _grant_guarantees(workings: Iterable[_Working], capacity: Vector) -> None:
+    """Stage 1: guarantees up to demand; in proportion where live capacity cannot carry them."""
+    held = [(w, _least(_vector(w.claim.guarantee), w.demand)) for w in workings]
+    scale = [1.0, 1.0, 1.0]
+    for k in _DIMENSIONS:
+        promised = math.fsum(h[k] for _, h in held)
+        if promised > capacity[k]:
+            scale[k] = capacity[k] / promised
+    for working, h in held:
+        working.held = (h[0] * scale[0], h[1] * scale[1], h[2] * scale[2])
+
+
+def _fill(group: Sequence[_Working], capacity: Vector) -> None:
+    """Stages 2 and 3: raise dominant shares together until everyone is satisfied or held up."""
+    _Filling(group, capacity).run()
+
+
+class _Filling:
+    """One progressive filling, as a sweep over the events of its claims."""
+
+    def __init__(self, group: Sequence[_Working], capacity: Vector) -> None:
+        self._group = [w for w in group if w.can_grow]
+        self._capacity = capacity
+        self._used = [math.fsum(w.held[k] for w in group) for k in _DIMENSIONS]
+        self._slope = [0.0, 0.0, 0.0]
+        self._users: list[set[int]] = [set(), set(), set()]
+        """Who adds to each dimension's use as the level rises."""
+        self._level = 0.0
+        self._saturated = [used >= c * (1 - _EPSILON) for used, c in zip(self._used, capacity, strict=True)]
+
+    def run(self) -> None:
+        """Sweep the level upwards."""
+        for level, index, dimension in sorted(self._events()):
+            if self._group[index].frozen_at is not None:
+                continue
+            self._rise_to(level)
+            if self._group[index].frozen_at is not None:
+                continue
+            if dimension == _SATISFIED or self._saturated[dimension]:
+                self._freeze(index, level)
+            else:
+                self._users[dimension].add(index)
+                self._slope[dimension] += self._speed(index, dimension)
+
+    def _events(self) -> Iterable[tuple[float, int, int]]:
+        """``(level, claim, dimension)``: it begins to use a dimension, or is satisfied."""
+        for index, w in enumerate(self._group):
+            per_level = w.claim.weight / w.dominant
+            for k in _DIMENSIONS:
+                if w.demand[k] > 0 and w.held[k] < w.demand[k]:
+                    yield w.held[k] / (w.demand[k] * per_level), index, k
+            yield 1 / per_level, index, _SATISFIED
+
+    def _speed(self, index: int, dimension: int) -> float:
+        """How fast a claim's use of a dimension grows with the level."""
+        w = self._group[index]
+        return w.claim.weight / w.dominant * w.demand[dimension]
+
+    def _rise_to(self, level: float) -> None:
+        """Raise the level, stopping where dimensions saturate on the way."""
+        while self._level < level:
+            stop, full = level, -1
+            for k in _DIMENSIONS:
+                if not self._saturated[k] and self._slope[k] > 0:
+                    reach = self._level + (self._capacity[k] - self._used[k]) / self._slope[k]
+                    if reach < stop:
+                        stop, full = reach, k
+            for k in _DIMENSIONS:
+                self._used[k] += self._slope[k] * (stop - self._level)
+            self._level = max(stop, self._level)
+            if full < 0:
+                return
+            self._saturated[full] = True
+            for index in list(self._users[full]):
+                self._freeze(index, self._level)
+
+    def _freeze(self, index: int, level: float) -> None:
+        """A claim grows no more: it is satisfied, or needs a dimension that is used up."""
+        w = self._group[index]
+        w.frozen_at = level
+        w.x = min(level * w.claim.weight / w.dominant, 1.0)
+        for k in _DIMENSIONS:
+            if index in self._users[k]:
+                self._users[k].discard(index)
+                # Sums of floats drift: nobody left means no slope at all.
+                self._slope[k] = self._slope[k] - self._speed(index, k) if self._users[k] else 0.0
+
+
+def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
+    """What a group leaves of the capacity."""
+    granted = [w.granted() for w in group]
+    rest = [max(capacity[k] - math.fsum(g[k] for g in granted), 0.0) for k in _DIMENSIONS]
+    return (rest[0], rest[1], rest[2])
+
+
+def _round_sequences(group: Sequence[_Working], available: int) -> int:
+    """Turn granted concurrency into whole sequences; return how many are left.
+
+    A part of a sequence is worth nothing to its owner. Everyone gets the whole ones of its grant; what is
+    left over goes, one each, to those whose priority and remainder are highest, so that with debt as
+    priority those who went without come first the next time.
+    """
+    wanting: list[tuple[float, str, _Working]] = []
+    for w in group:
+        granted = w.granted()[2]
+        w.sequences = math.floor(granted + _EPSILON)
+        available -= w.sequences
+        remainder = granted - w.sequences
+        if remainder > _EPSILON * max(granted, 1.0):
+            wanting.append((-(remainder + w.claim.priority), w.claim.name, w))
+    wanting.sort(key=lambda row: row[:2])
+    extra = max(min(available, len(wanting)), 0)
+    for _, _, w in wanting[:extra]:
+        w.sequences += 1
+    return max(available - extra, 0)
+
+
+def _vector(amount: Amount) -> Vector:
+    return (amount.tokens_per_second, amount.kv_tokens, amount.concurrency)
+
+
+def _least(a: Vector, b: Vector) -> Vector:
+    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))

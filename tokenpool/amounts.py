@@ -1,0 +1,89 @@
+"""Amounts: a vector over the three dimensions in which capacity is counted.
+
+Only arithmetic lives here. What an amount means (a guarantee, a cost, a limit) is its owner's business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+
+class Dimension(StrEnum):
+    """What capacity is counted in."""
+
+    TOKENS_PER_SECOND = "tokens_per_second"
+    KV_TOKENS = "kv_tokens"
+    CONCURRENCY = "concurrency"
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How much of each dimension.
+
+    ``tokens_per_second`` is a rate (tokens/s), ``kv_tokens`` the KV-cache tokens resident and
+    ``concurrency`` the sequences running. A value may be ``math.inf`` where it is a bound that is absent.
+    """
+
+    tokens_per_second: float = 0.0
+    kv_tokens: float = 0.0
+    concurrency: float = 0.0
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[Dimension, float], default: float = 0.0) -> Self:
+        """Build an amount from some dimensions; the others are ``default``."""
+        return cls(*(float(values.get(dimension, default)) for dimension in Dimension))
+
+    def get(self, dimension: Dimension) -> float:
+        """The value in one dimension."""
+        if dimension is Dimension.TOKENS_PER_SECOND:
+            return self.tokens_per_second
+        if dimension is Dimension.KV_TOKENS:
+            return self.kv_tokens
+        return self.concurrency
+
+    def as_dict(self) -> dict[str, float | None]:
+        """By dimension name; ``None`` where there is no bound, since JSON has no infinity."""
+        return {
+            dimension.value: value if math.isfinite(value := self.get(dimension)) else None
+            for dimension in Dimension
+        }
+
+    def __add__(self, other: Amount) -> Amount:
+        return self._zip(other, lambda a, b: a + b)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return self._zip(other, lambda a, b: a - b)
+
+    def __mul__(self, factor: float) -> Amount:
+        return Amount(self.tokens_per_second * factor, self.kv_tokens * factor, self.concurrency * factor)
+
+    def at_most(self, other: Amount) -> Amount:
+        """The smaller value in each dimension."""
+        return self._zip(other, min)
+
+    def at_least(self, other: Amount) -> Amount:
+        """The larger value in each dimension."""
+        return self._zip(other, max)
+
+    def fits(self, bound: Amount) -> bool:
+        """Whether no dimension exceeds ``bound``."""
+        return (
+            self.tokens_per_second <= bound.tokens_per_second
+            and self.kv_tokens <= bound.kv_tokens
+            and self.concurrency <= bound.concurrency
+        )
+
+    def _zip(self, other: Amount, combine: Callable[[float, float], float]) -> Amount:
+        return Amount(
+            combine(self.tokens_per_second, other.tokens_per_second),
+            combine(self.kv_tokens, other.kv_tokens),
+            combine(self.concurrency, other.concurrency),
+        )
+
+
+NOTHING = Amount()
+UNBOUNDED = Amount(math.inf, math.inf, math.inf)

@@ -1,0 +1,140 @@
+"""Live capacity: what one replica sustains now, from its pool file and from what the engine shows.
+
+Pure: an observation of the engine in, an amount out. Polling the engine is the sidecar's engine
+watcher's job.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tokenpool.admission import EngineRoom
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import ReplicaCapacity
+
+UNLEARNED_TOKENS_PER_SECOND = 1e9
+"""Stands for a throughput that nothing has shown a bound of yet."""
+DEFAULT_SLOTS = 256.0
+"""vLLM's own default of ``--max-num-seqs``, until its queue shows how many it really runs."""
+SATURATION_MEMORY_S = 5.0
+"""Time constant of the throughput that is learned while the engine is saturated."""
+PROBE_PER_SECOND = 0.1
+"""How fast a learned throughput is raised while it holds requests back from an engine with room."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineObservation:
+    """One look at the engine's own metrics. Counters are totals since the engine's start."""
+
+    at: float
+    """Seconds on the observer's monotonic clock."""
+    running: float
+    waiting: float
+    kv_usage: float
+    """Share of the KV cache in use, 0 to 1."""
+    kv_tokens: float | None = None
+    """Capacity of the KV cache in tokens; ``None`` where the engine does not say."""
+    block_size: int = 16
+    prompt_tokens: float = 0.0
+    generation_tokens: float = 0.0
+    cached_tokens: float = 0.0
+    preemptions: float = 0.0
+    started_at: float | None = None
+    """Start of the engine's process, on its own wall clock: it changes when the engine restarts."""
+
+
+class CapacityModel:
+    """One replica's capacity. ``None`` in the pool file (``auto``) is read from the engine or learned."""
+
+    __slots__ = ("_cache", "_last", "_slots", "_spec", "_throughput")
+
+    def __init__(self, spec: ReplicaCapacity) -> None:
+        self._spec = spec
+        self._last: EngineObservation | None = None
+        self._cache: float | None = None
+        self._slots = DEFAULT_SLOTS
+        self._throughput: float | None = None
+
+    def reconfigure(self, spec: ReplicaCapacity) -> None:
+        """Take over a changed pool file; what was learned stays."""
+        self._spec = spec
+
+    def forget(self) -> None:
+        """The engine restarted: its counters start again, and it may be another engine altogether."""
+        self._last = self._cache = self._throughput = None
+        self._slots = DEFAULT_SLOTS
+
+    def distrust(self) -> None:
+        """The last look is too old to tell what runs now: only what the sidecar counts itself does."""
+        self._last = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the KV capacity is known: from the pool file or from the engine."""
+        return self._spec.kv_tokens is not None or self._cache is not None
+
+    def observe(self, seen: EngineObservation, held_back: bool) -> None:
+        """Learn from one look; ``held_back`` says that throughput limits shed requests since the last."""
+        last, self._last = self._last, seen
+        if seen.kv_tokens is not None:
+            self._cache = seen.kv_tokens
+        if last is None or seen.at <= last.at:
+            return
+        self._learn_slots(seen, last)
+        saturated = seen.waiting > 0 or seen.running >= self.amount().concurrency
+        self._learn_throughput(seen, last, saturated=saturated, held_back=held_back)
+
+    def _learn_slots(self, seen: EngineObservation, last: EngineObservation) -> None:
+        """An engine that keeps requests waiting shows how many sequences it runs."""
+        if seen.waiting > 0 and last.waiting > 0:
+            self._slots = max(seen.running, last.running, 1.0)
+        else:
+            self._slots = max(self._slots, seen.running)
+
+    def _learn_throughput(
+        self, seen: EngineObservation, last: EngineObservation, *, saturated: bool, held_back: bool
+    ) -> None:
+        elapsed = seen.at - last.at
+        computed = (seen.prompt_tokens - seen.cached_tokens) - (last.prompt_tokens - last.cached_tokens)
+        rate = (max(computed, 0.0) + max(seen.generation_tokens - last.generation_tokens, 0.0)) / (elapsed)
+        if saturated and rate > 0:
+            if self._throughput is None:
+                self._throughput = rate
+            else:
+                kept = math.exp(-elapsed / SATURATION_MEMORY_S)
+                self._throughput = self._throughput * kept + rate * (1 - kept)
+        elif held_back and self._throughput is not None:
+            self._throughput *= 1 + PROBE_PER_SECOND * elapsed
+
+    def amount(self) -> Amount:
+        """What the replica sustains now. Nothing of a dimension that is not known yet but for throughput."""
+        spec = self._spec
+        throughput = spec.tokens_per_second
+        if throughput is None:
+            throughput = self._throughput or UNLEARNED_TOKENS_PER_SECOND
+        cache = spec.kv_tokens if spec.kv_tokens is not None else self._cache or 0.0
+        if self._cache is not None:
+            cache = min(cache, self._cache)
+        slots = spec.concurrency if spec.concurrency is not None else self._slots
+        return Amount(throughput, cache, slots)
+
+    def room(self, own_sequences: int, own_kv_tokens: int) -> EngineRoom:
+        """The engine's room, with the load that is not ours told apart.
+
+        ``own_*`` is what the ledger held when the last observation was made. What an engine with a queue
+        runs is all it can run, whatever the pool file says.
+        """
+        amount = self.amount()
+        seen = self._last
+        if seen is None:
+            return EngineRoom(amount.concurrency, amount.kv_tokens)
+        slots = amount.concurrency
+        if seen.waiting > 0:
+            slots = max(min(slots, seen.running), 1.0)
+        return EngineRoom(
+            slots,
+            amount.kv_tokens,
+            max(seen.running + seen.waiting - own_sequences, 0.0),
+            max(seen.kv_usage * (self._cache or amount.kv_tokens) - own_kv_tokens, 0.0),
+        )

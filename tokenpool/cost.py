@@ -1,0 +1,140 @@
+"""Cost: the price of a request in the engine's own units, before it runs and after.
+
+Which fields of which dialect make an ``Ask`` is the sidecar's dialects' business; what an ask costs is
+decided here. All token counts are whole tokens; throughput costs are weighted tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.estimators import OutputQuantile, TokenRatio
+
+
+class Ask(NamedTuple):
+    """What a request asks for, as far as it can be read from the request alone."""
+
+    text_bytes: int = 0
+    """Bytes of prompt text and of tool definitions, over all prompts."""
+    token_ids: int = 0
+    """Input tokens that the client sent as token ids: known exactly, over all prompts."""
+    images: int = 0
+    audios: int = 0
+    tools: int = 0
+    prompts: int = 1
+    sequences_per_prompt: int = 1
+    output_bound: int | None = None
+    """The bound per sequence that the engine will obey; ``None`` = up to the context window."""
+
+
+class Cost(NamedTuple):
+    """A request's price."""
+
+    input_tokens: int
+    """Over all prompts, each counted once: the sequences of one prompt share its prefill."""
+    output_tokens: int
+    """Expected, over all sequences."""
+    sequences: int
+    throughput: float
+    """Weighted tokens that the bucket is charged."""
+    kv_tokens: int
+    """KV-cache tokens that all sequences hold at their end, in whole blocks."""
+
+
+class Usage(NamedTuple):
+    """What the engine says that it spent."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    """Input tokens that came from the prefix cache: not computed, so not charged."""
+
+
+class EngineShape(NamedTuple):
+    """What pricing needs to know of the engine."""
+
+    block_size: int = 16
+    context_window: int | None = None
+    """Tokens per sequence, prompt included; ``None`` while the engine has not said."""
+
+
+class Pricer:
+    """Prices the requests of one entitlement, and learns from what they really cost."""
+
+    __slots__ = ("_output", "_pricing", "_quantile", "_ratio")
+
+    def __init__(self, entitlement: Entitlement, pricing: Pricing) -> None:
+        self._pricing = pricing
+        self._ratio = TokenRatio()
+        self._quantile = entitlement.output_estimate.quantile
+        self._output = OutputQuantile(self._quantile or 1.0)
+
+    def reprice(self, entitlement: Entitlement, pricing: Pricing) -> None:
+        """Take over changed prices; what was learned stays, save under another quantile."""
+        self._pricing = pricing
+        if entitlement.output_estimate.quantile != self._quantile:
+            self._quantile = entitlement.output_estimate.quantile
+            self._output = OutputQuantile(self._quantile or 1.0)
+
+    def price(self, ask: Ask, engine: EngineShape) -> Cost:
+        """The price of a request before it runs."""
+        pricing = self._pricing
+        input_tokens = (
+            math.ceil(ask.text_bytes * self._ratio.value)
+            + ask.token_ids
+            + ask.images * pricing.image_tokens
+            + ask.audios * pricing.audio_tokens
+            + ask.tools * pricing.tool_tokens
+        )
+        sequences = ask.prompts * ask.sequences_per_prompt
+        # Prompts of one request are taken as equally long: the sum is right, and whole blocks nearly so.
+        prompt_tokens = -(-input_tokens // ask.prompts)
+        output = self._output_tokens(ask, prompt_tokens, engine)
+        blocks = -(-(prompt_tokens + output) // engine.block_size)
+        return Cost(
+            input_tokens,
+            output * sequences,
+            sequences,
+            pricing.input_weight * input_tokens + pricing.output_weight * output * sequences,
+            blocks * engine.block_size * sequences,
+        )
+
+    def _output_tokens(self, ask: Ask, prompt_tokens: int, engine: EngineShape) -> int:
+        """Expected output tokens of one sequence: the bound, or what experience makes of it."""
+        bound = ask.output_bound
+        if engine.context_window is not None:
+            window = max(engine.context_window - prompt_tokens, 1)
+            bound = window if bound is None else min(bound, window)
+        if bound is None:
+            return self._output.estimate()
+        if self._quantile is None:
+            return bound
+        return min(bound, self._output.estimate())
+
+    def throughput(self, usage: Usage) -> float:
+        """Weighted tokens of what was really spent."""
+        uncached = max(usage.input_tokens - usage.cached_tokens, 0)
+        return self._pricing.input_weight * uncached + self._pricing.output_weight * usage.output_tokens
+
+    def spent_so_far(self, cost: Cost, relayed_tokens: int) -> Usage:
+        """The usage of a request that ended early: its prompt, and the output that was relayed."""
+        return Usage(cost.input_tokens, relayed_tokens)
+
+    def learn(self, ask: Ask, usage: Usage) -> None:
+        """Learn from a request that the engine finished."""
+        if not (ask.images or ask.audios or ask.token_ids):
+            self._ratio.observe(ask.text_bytes, usage.input_tokens)
+        sequences = ask.prompts * ask.sequences_per_prompt
+        self._output.observe(-(-usage.output_tokens // sequences))
+
+    @property
+    def tokens_per_byte(self) -> float:
+        """The learned ratio, for the pages."""
+        return self._ratio.value
+
+    @property
+    def expected_output(self) -> int:
+        """The learned quantile of output tokens per sequence, for the pages."""
+        return self._output.estimate()

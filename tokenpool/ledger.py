@@ -1,0 +1,286 @@
+"""The ledger: what each entitlement holds and has spent on one sidecar.
+
+An ``Account`` per entitlement keeps a token bucket with a signed level and two gauges; a ``Ticket`` is a
+reservation that ends exactly once. Whether a request may have a ticket is ``admission``'s decision; the
+ledger only books it. ``now`` is seconds on any monotonic clock.
+"""
+
+from __future__ import annotations
+
+import math
+
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.cost import Ask, Cost, Pricer, Usage
+from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.estimators import Average
+from tokenpool.outcomes import Ending
+from tokenpool.planner import Report
+
+BUCKET_SECONDS = 1.0
+"""A bucket holds at least this long at its rate (design: shallower ones cost sparse tenants their share)."""
+BUCKET_REQUESTS = 2.0
+"""... and at least this many typical requests."""
+DEMAND_MEMORY_S = 1.0
+"""Time constant over which offered load is averaged into demand."""
+RESIDENCE_PRIOR_S = 1.0
+"""How long a request stays in the engine, until some have."""
+LARGEST_MEMORY_S = 30.0
+"""Time constant with which the memory of a large request fades."""
+
+
+class TicketEnded(RuntimeError):
+    """A ticket was used after its end: a defect in the caller, never in the request."""
+
+
+class TokenBucket:
+    """A bucket of throughput tokens whose level may go below zero.
+
+    It admits while the level is above zero and is charged the whole cost, so that a large request is
+    never starved by a small bucket and the long-run rate still holds.
+    """
+
+    __slots__ = ("_filled_at", "depth", "level", "rate")
+
+    def __init__(self, now: float) -> None:
+        self.level = 0.0
+        self.rate = 0.0
+        self.depth = 0.0
+        self._filled_at = now
+
+    def refill(self, now: float) -> float:
+        """Bring the level up to date and return it."""
+        if now > self._filled_at:
+            self.level = min(self.level + self.rate * (now - self._filled_at), self.depth)
+            self._filled_at = now
+        return self.level
+
+    def resize(self, rate: float, depth: float, now: float) -> None:
+        """Change the rate (tokens/s) and the depth (tokens). A new bucket starts full."""
+        is_new = self.depth == 0.0
+        self.refill(now)
+        self.rate, self.depth = rate, depth
+        self.level = depth if is_new else min(self.level, depth)
+
+    def add(self, tokens: float) -> None:
+        """Refund (positive) or charge (negative); never above the depth."""
+        self.level = min(self.level + tokens, self.depth)
+
+    def seconds_until_positive(self) -> float:
+        """How long until the bucket admits again; infinite where nothing flows in."""
+        if self.level > 0:
+            return 0.0
+        return -self.level / self.rate if self.rate > 0 else math.inf
+
+
+class Meter:
+    """What an entitlement offered and used since the last tick, for the planner.
+
+    Demand follows Little's law: each offered request asks for its tokens, and for its KV tokens and
+    sequences for as long as this entitlement's requests stay. So the demand's direction is the true mix
+    of the requests, whatever share of them was shed.
+    """
+
+    __slots__ = (
+        "_concurrency_seconds",
+        "_held_at",
+        "_kv_seconds",
+        "_largest_kv",
+        "_largest_sequences",
+        "_offered_kv",
+        "_offered_sequences",
+        "_offered_tokens",
+        "_reported_at",
+        "_spent_tokens",
+        "demand",
+        "residence",
+        "typical_tokens",
+    )
+
+    def __init__(self, now: float) -> None:
+        self._reported_at = self._held_at = now
+        self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
+        self._spent_tokens = self._kv_seconds = self._concurrency_seconds = 0.0
+        self._largest_kv = self._largest_sequences = 0.0
+        self.demand = NOTHING
+        """What was offered of late, shed requests included."""
+        self.residence = Average(RESIDENCE_PRIOR_S)
+        """Seconds from admission to the end of a request."""
+        self.typical_tokens = Average(0.0)
+        """Throughput cost of a request."""
+
+    def offer(self, cost: Cost) -> None:
+        """Count one priced request, admitted or shed."""
+        self._offered_tokens += cost.throughput
+        self._offered_kv += cost.kv_tokens
+        self._offered_sequences += cost.sequences
+        self._largest_kv = max(self._largest_kv, cost.kv_tokens)
+        self._largest_sequences = max(self._largest_sequences, cost.sequences)
+        self.typical_tokens.observe(cost.throughput)
+
+    def spend(self, tokens: float) -> None:
+        """Count throughput tokens charged (or, negative, refunded)."""
+        self._spent_tokens += tokens
+
+    def hold(self, kv_tokens: int, concurrency: int, now: float) -> None:
+        """Integrate what was held until now; call before either gauge changes."""
+        elapsed = now - self._held_at
+        if elapsed > 0:
+            self._kv_seconds += kv_tokens * elapsed
+            self._concurrency_seconds += concurrency * elapsed
+            self._held_at = now
+
+    def report(self, kv_in_use: int, concurrency_in_use: int, now: float) -> Report:
+        """Close the interval and say what it saw. An interval of no length repeats the last demand."""
+        self.hold(kv_in_use, concurrency_in_use, now)
+        elapsed = now - self._reported_at
+        service = NOTHING
+        if elapsed > 0:
+            self._remember_demand(elapsed)
+            service = Amount(max(self._spent_tokens, 0.0), self._kv_seconds, self._concurrency_seconds) * (
+                1 / elapsed
+            )
+            self._spent_tokens = min(self._spent_tokens, 0.0)
+            self._kv_seconds = self._concurrency_seconds = 0.0
+            self._reported_at = now
+        held = Amount(0.0, kv_in_use, concurrency_in_use)
+        floor = Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
+        self.demand = self.demand.at_least(held)
+        return Report(demand=self.demand, service=service, floor=floor)
+
+    def _remember_demand(self, elapsed: float) -> None:
+        residence = self.residence.value
+        offered = Amount(
+            self._offered_tokens,
+            self._offered_kv * residence,
+            self._offered_sequences * residence,
+        ) * (1 / elapsed)
+        kept = math.exp(-elapsed / DEMAND_MEMORY_S)
+        self.demand = self.demand * kept + offered * (1 - kept)
+        if self.demand.fits(_NEGLIGIBLE):
+            self.demand = NOTHING
+        self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
+        faded = math.exp(-elapsed / LARGEST_MEMORY_S)
+        self._largest_kv *= faded
+        self._largest_sequences *= faded
+
+
+_NEGLIGIBLE = Amount(0.5, 0.5, 0.01)
+
+
+class Account:
+    """One entitlement on this sidecar: its limit, its bucket, its gauges and what was learned of it."""
+
+    __slots__ = (
+        "assured",
+        "bucket",
+        "concurrency_in_use",
+        "debt",
+        "entitlement",
+        "kv_in_use",
+        "limit",
+        "meter",
+        "pricer",
+    )
+
+    def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
+        self.entitlement = entitlement
+        self.pricer = Pricer(entitlement, pricing)
+        self.bucket = TokenBucket(now)
+        self.meter = Meter(now)
+        self.limit = NOTHING
+        self.assured = NOTHING
+        self.debt = 0.0
+        self.kv_in_use = 0
+        self.concurrency_in_use = 0
+
+    def apply(self, limit: Amount, assured: Amount, debt: float, now: float) -> None:
+        """Take over what the planner decided."""
+        self.limit, self.assured, self.debt = limit, assured, debt
+        rate = limit.tokens_per_second
+        typical = self.meter.typical_tokens.value
+        self.bucket.resize(rate, max(rate * BUCKET_SECONDS, typical * BUCKET_REQUESTS, 1.0), now)
+
+    def report(self, now: float) -> Report:
+        """What the planner needs to know of the time since the last report."""
+        return self.meter.report(self.kv_in_use, self.concurrency_in_use, now)
+
+
+class Ticket:
+    """A reservation: what one admitted request holds until it is settled."""
+
+    __slots__ = ("account", "admitted_at", "ask", "charged", "cost", "ending", "kv_held")
+
+    def __init__(self, account: Account, ask: Ask, cost: Cost, now: float) -> None:
+        self.account = account
+        self.ask = ask
+        self.cost = cost
+        self.admitted_at = now
+        self.charged = cost.throughput
+        self.kv_held = cost.kv_tokens
+        self.ending: Ending | None = None
+
+
+class Ledger:
+    """All accounts of one sidecar, and what they hold together."""
+
+    __slots__ = ("concurrency_in_use", "kv_in_use")
+
+    def __init__(self) -> None:
+        self.kv_in_use = 0
+        self.concurrency_in_use = 0
+
+    def reserve(self, account: Account, ask: Ask, cost: Cost, now: float) -> Ticket:
+        """Book an admitted request."""
+        self._hold(account, cost.kv_tokens, cost.sequences, now)
+        self._charge(account, cost.throughput)
+        return Ticket(account, ask, cost, now)
+
+    def extend(self, ticket: Ticket, output_tokens: int, block_size: int, now: float) -> None:
+        """Grow a running reservation so that it covers ``output_tokens`` (over all its sequences).
+
+        It is never refused and may pass the limit: nothing in flight is cut for its length.
+        """
+        _require_running(ticket)
+        extra = output_tokens - ticket.cost.output_tokens
+        if extra <= 0:
+            return
+        usage = Usage(ticket.cost.input_tokens, output_tokens)
+        charge = ticket.account.pricer.throughput(usage) - ticket.charged
+        kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size
+        self._hold(ticket.account, kv_tokens - ticket.kv_held, 0, now)
+        ticket.kv_held = kv_tokens
+        self._charge(ticket.account, charge)
+        ticket.charged += charge
+
+    def settle(
+        self, ticket: Ticket, spent: Usage, ending: Ending, now: float, *, reported: bool = True
+    ) -> None:
+        """Replace the reservation by what was really spent. Raises ``TicketEnded`` the second time.
+
+        Only what the engine ``reported`` of a finished request teaches the estimators.
+        """
+        _require_running(ticket)
+        ticket.ending = ending
+        account = ticket.account
+        self._hold(account, -ticket.kv_held, -ticket.cost.sequences, now)
+        self._charge(account, account.pricer.throughput(spent) - ticket.charged)
+        if ending is Ending.FINISHED and reported:
+            account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
+            account.pricer.learn(ticket.ask, spent)
+
+    def _hold(self, account: Account, kv_tokens: int, sequences: int, now: float) -> None:
+        account.meter.hold(account.kv_in_use, account.concurrency_in_use, now)
+        account.kv_in_use += kv_tokens
+        account.concurrency_in_use += sequences
+        self.kv_in_use += kv_tokens
+        self.concurrency_in_use += sequences
+
+    @staticmethod
+    def _charge(account: Account, tokens: float) -> None:
+        account.bucket.add(-tokens)
+        account.meter.spend(tokens)
+
+
+def _require_running(ticket: Ticket) -> None:
+    if ticket.ending is not None:
+        raise TicketEnded(f"the ticket ended already: {ticket.ending}")

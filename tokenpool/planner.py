@@ -1,0 +1,161 @@
+"""The planner: reports of one tick in, every entitlement's limits out.
+
+A pure function, run by a lone sidecar for itself and by a coordinator for all. It keeps no state: debts
+go in and come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tokenpool import debt as debts_of
+from tokenpool.allocation import Claim, allocate
+from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.entitlements import Entitlement, Slo, Tier
+
+SLO_REFERENCE_TTFT_MS = 1000.0
+SLO_REFERENCE_TPOT_MS = 200.0
+MOST_SLO_FACTOR = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one entitlement asked for and got since the last tick, over all sidecars."""
+
+    demand: Amount = NOTHING
+    """Offered, shed requests included."""
+    service: Amount = NOTHING
+    """Tokens per second spent, and the average KV tokens and sequences held."""
+    floor: Amount = NOTHING
+    """The largest single request of late."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """The constants of fairness over time."""
+
+    debt_gain: float = 0.5
+    """Within 0.3 to 0.6 convergence hardly depends on it (tests/tokenpool/test_convergence.py)."""
+    debt_cap_s: float = 4.0
+    debt_decay_s: float = 4.0
+    slo_precedence: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class EntitlementPlan:
+    """One entitlement's part of a plan."""
+
+    limit: Amount
+    assured: Amount
+    allocation: Amount
+    demand: Amount
+    fair_share: float
+    """By weight alone, as a dominant share of live capacity."""
+    debt: float
+    """In seconds of service owed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What everyone may use until the next tick."""
+
+    capacity: Amount
+    entitlements: Mapping[str, EntitlementPlan]
+
+
+_DEFAULTS = PlannerSettings()
+_NO_REPORT = Report()
+
+
+def plan(
+    capacity: Amount,
+    entitlements: Sequence[Entitlement],
+    reports: Mapping[str, Report],
+    debts: Mapping[str, float],
+    elapsed_s: float,
+    settings: PlannerSettings = _DEFAULTS,
+) -> Plan:
+    """Recompute all limits.
+
+    ``debts`` are the last plan's, ``elapsed_s`` the seconds since then. An entitlement without a report
+    is idle. 1,000 entitlements take about 25 ms on one 2.x GHz core (``make bench`` prints it).
+    """
+    fair_claims = [_claim(e, reports.get(e.name, _NO_REPORT), e.weight) for e in entitlements]
+    fair = allocate(capacity, fair_claims)
+    moved = {
+        e.name: debts_of.moved(
+            debts.get(e.name, 0.0),
+            fair_share=fair[e.name].dominant_share,
+            service=_dominant_service(reports.get(e.name, _NO_REPORT), capacity),
+            has_unmet_demand=not fair[e.name].is_satisfied,
+            elapsed_s=elapsed_s,
+            cap_s=settings.debt_cap_s,
+            decay_s=settings.debt_decay_s,
+        )
+        for e in entitlements
+    }
+    claims = [
+        replace(
+            claim,
+            weight=_weight(e, moved[e.name], settings),
+            priority=moved[e.name] if settings.debt_gain else 0.0,
+        )
+        for e, claim in zip(entitlements, fair_claims, strict=True)
+    ]
+    shares = allocate(capacity, claims)
+    return Plan(
+        capacity,
+        {
+            claim.name: EntitlementPlan(
+                limit=shares[claim.name].limit,
+                assured=shares[claim.name].assured,
+                allocation=shares[claim.name].allocation,
+                demand=claim.demand,
+                fair_share=fair[claim.name].dominant_share,
+                debt=moved[claim.name],
+            )
+            for claim in claims
+        },
+    )
+
+
+def _claim(entitlement: Entitlement, report: Report, weight: float) -> Claim:
+    return Claim(
+        name=entitlement.name,
+        tier=entitlement.tier,
+        weight=weight,
+        guarantee=NOTHING if entitlement.tier is Tier.SPOT else entitlement.guarantee,
+        ceiling=entitlement.ceiling,
+        demand=report.demand,
+        floor=report.floor,
+    )
+
+
+def _weight(entitlement: Entitlement, debt: float, settings: PlannerSettings) -> float:
+    factor = slo_factor(entitlement.slo) if settings.slo_precedence else 1.0
+    return entitlement.weight * factor * debts_of.weight_factor(debt, settings.debt_gain)
+
+
+def slo_factor(slo: Slo) -> float:
+    """How much precedence a latency promise gives: from 1 (none, or a loose one) to 4.
+
+    A promise half as long as the reference doubles it; the tighter of the two promises counts. Debt takes
+    the precedence back in the long run.
+    """
+    ratios = [1.0]
+    if slo.ttft_ms is not None:
+        ratios.append(SLO_REFERENCE_TTFT_MS / slo.ttft_ms)
+    if slo.tpot_ms is not None:
+        ratios.append(SLO_REFERENCE_TPOT_MS / slo.tpot_ms)
+    return min(max(ratios), MOST_SLO_FACTOR)
+
+
+def _dominant_service(report: Report, capacity: Amount) -> float:
+    """Service as a share of capacity, in the dimension that dominates the demand."""
+    shares = [
+        (report.demand.get(d) / capacity.get(d), report.service.get(d) / capacity.get(d))
+        for d in Dimension
+        if capacity.get(d) > 0
+    ]
+    return max(shares, default=(0.0, 0.0))[1]

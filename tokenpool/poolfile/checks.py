@@ -1,0 +1,171 @@
+"""Checks: what the records of a pool file mean together.
+
+What can be promised and what can be provisioned come from the same numbers: the capacity of a replica and
+how many there may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from tokenpool.amounts import Dimension
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.poolfile.nodes import Problems
+
+
+class Located:
+    """Where the named things of a file stand, for problems that are found after reading."""
+
+    def __init__(self, problems: Problems) -> None:
+        self.problems = problems
+        self.pools: dict[str, int] = {}
+        self._entitlements: dict[str, dict[str, int]] = {}
+
+    def pool(self, name: str, line: int) -> None:
+        """Remember a pool; a second one of the name is a problem."""
+        first = self.pools.setdefault(name, line)
+        if first != line:
+            self.problems.error(line, f"pool {name!r} was defined on line {first} already", "rename one")
+
+    def entitlement(self, name: str, line: int, fields: dict[str, int]) -> None:
+        """Remember an entitlement; a second one of the name is a problem."""
+        if name in self._entitlements:
+            first = self._entitlements[name][""]
+            message = f"entitlement {name!r} was defined on line {first} already"
+            self.problems.error(line, message, "rename one")
+        else:
+            self._entitlements[name] = {"": line} | fields
+
+    def line(self, entitlement: Entitlement, field: str = "") -> int:
+        """The line of an entitlement's field, or of the entitlement."""
+        lines = self._entitlements[entitlement.name]
+        return lines.get(field, lines[""])
+
+
+def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
+    """Hold the records of a file against each other."""
+    for entitlement in file.entitlements:
+        _check_entitlement(entitlement, file, located)
+    for pool in file.pools:
+        _check_promises(pool, file.entitlements_of(pool.name), located)
+        if not file.entitlements_of(pool.name):
+            located.problems.warn(
+                located.pools[pool.name],
+                f"pool {pool.name!r} has no entitlement",
+                "nobody can use it: add one",
+            )
+    _check_keys(file, located)
+    _check_anonymous(file, located, anonymous_line)
+
+
+def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Located) -> None:
+    problems, name = located.problems, entitlement.name
+    if entitlement.pool not in located.pools:
+        known = ", ".join(located.pools) or "none"
+        problems.error(
+            located.line(entitlement, "pool"),
+            f"entitlement {name!r} is in pool {entitlement.pool!r}, which is not defined",
+            f"define it, or use one of: {known}",
+        )
+    promised = [d for d in Dimension if entitlement.guarantee.get(d) > 0]
+    line = located.line(entitlement, "guarantee")
+    if entitlement.tier is Tier.SPOT and promised:
+        problems.error(line, f"spot entitlement {name!r} has a guarantee", "remove it, or make it elastic")
+    if entitlement.tier is Tier.GUARANTEED:
+        _check_guarantee(entitlement, promised, located)
+    for dimension in promised:
+        if entitlement.ceiling.get(dimension) < entitlement.guarantee.get(dimension):
+            problems.error(
+                located.line(entitlement, "ceiling"),
+                f"entitlement {name!r} has a ceiling of {entitlement.ceiling.get(dimension):g} {dimension}"
+                f" below its guarantee of {entitlement.guarantee.get(dimension):g}",
+                "raise the ceiling or lower the guarantee",
+            )
+    if not entitlement.api_keys and file.anonymous != name:
+        problems.warn(
+            located.line(entitlement),
+            f"entitlement {name!r} has no api_keys",
+            "only a gateway's identity header can reach it: add a key, or remove it",
+        )
+
+
+def _check_guarantee(entitlement: Entitlement, promised: list[Dimension], located: Located) -> None:
+    name, line = entitlement.name, located.line(entitlement, "guarantee")
+    if not promised:
+        located.problems.error(
+            line, f"guaranteed entitlement {name!r} has no guarantee", "add one, or make it elastic"
+        )
+    elif len(promised) < len(Dimension):
+        missing = ", ".join(d for d in Dimension if d not in promised)
+        located.problems.warn(
+            line,
+            f"the guarantee of {name!r} does not name {missing}",
+            "a request uses every dimension: what is not named is shared like everyone else's",
+        )
+
+
+def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: Located) -> None:
+    for dimension in Dimension:
+        promised = sum(e.guarantee.get(dimension) for e in entitlements)
+        if not promised:
+            continue
+        one = getattr(pool.replica, dimension.value)
+        line = located.pools[pool.name]
+        if one is None:
+            located.problems.warn(
+                line,
+                f"pool {pool.name!r} promises {promised:g} {dimension}, and a replica's are auto",
+                "nothing can check that promise: give the replica a number to have it checked",
+            )
+        elif promised > one * pool.max_replicas:
+            located.problems.error(
+                line,
+                f"pool {pool.name!r} promises {promised:g} {dimension}, but {pool.max_replicas} replicas"
+                f" of {one:g} provide at most {one * pool.max_replicas:g}",
+                "lower guarantees, or raise replicas.max",
+            )
+        elif promised > one * pool.min_replicas:
+            located.problems.warn(
+                line,
+                f"pool {pool.name!r} promises {promised:g} {dimension}, but {pool.min_replicas} replicas"
+                f" of {one:g} provide {one * pool.min_replicas:g}",
+                "guarantees shrink in proportion until the autoscaler has caught up: raise replicas.min",
+            )
+
+
+def _check_keys(file: PoolFile, located: Located) -> None:
+    seen: dict[tuple[str, str], tuple[str, int]] = {}
+    for entitlement in file.entitlements:
+        for key in entitlement.api_keys:
+            if key.source is KeySource.PLAIN:
+                located.problems.warn(
+                    key.line,
+                    f"a key of {entitlement.name!r} is in plain text",
+                    f"write 'sha256:{_identity(key)[1]}' in its place",
+                )
+            owner, line = seen.setdefault(_identity(key), (entitlement.name, key.line))
+            if line != key.line or owner != entitlement.name:
+                located.problems.error(
+                    key.line,
+                    f"a key of {entitlement.name!r} is the one of {owner!r} on line {line}",
+                    "give each entitlement keys of its own, once",
+                )
+
+
+def _identity(key: KeyRef) -> tuple[str, str]:
+    """What makes two keys the same, as far as the file alone can tell."""
+    if key.source is KeySource.PLAIN:
+        return "digest", hashlib.sha256(key.value.encode()).hexdigest()
+    if key.source is KeySource.SHA256:
+        return "digest", key.value
+    return key.source.value, key.value
+
+
+def _check_anonymous(file: PoolFile, located: Located, line: int) -> None:
+    names = [e.name for e in file.entitlements]
+    if file.anonymous is not None and file.anonymous not in names:
+        located.problems.error(
+            line,
+            f"anonymous is {file.anonymous!r}, which is no entitlement",
+            f"use 'reject' or one of: {', '.join(names) or 'none'}",
+        )

@@ -1,0 +1,72 @@
+"""Explaining: what a valid pool file amounts to, for the operator who wrote it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from tokenpool.amounts import Amount, Dimension
+from tokenpool.entitlements import Entitlement, Pool, PoolFile
+
+if TYPE_CHECKING:
+    from tokenpool.poolfile.reading import Parsed
+
+
+def explain(parsed: Parsed) -> str:
+    """The text that ``tokenpool-sidecar check`` prints."""
+    lines: list[str] = []
+    for pool in parsed.file.pools:
+        lines += _pool(pool, parsed.file)
+    callers = parsed.file.anonymous
+    lines.append(f"callers without a key: {f'entitlement {callers}' if callers else 'rejected'}")
+    lines += [f"warning: line {w.line}: {w.message}; {w.fix}" for w in parsed.warnings]
+    lines.append(f"valid, {len(parsed.warnings)} warnings" if parsed.warnings else "valid")
+    return "\n".join(lines)
+
+
+def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
+    entitlements = file.entitlements_of(pool.name)
+    replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
+    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}"
+    yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
+    for dimension in Dimension:
+        one = getattr(pool.replica, dimension.value)
+        promised = sum(e.guarantee.get(dimension) for e in entitlements)
+        if one is None:
+            cells = f"{'auto':>12} {'auto':>10} {'auto':>10} {promised:>10g}"
+        else:
+            share = f" ({100 * promised / (one * pool.max_replicas):.0f} % of max)" if promised else ""
+            cells = (
+                f"{one:>12g} {one * pool.min_replicas:>10g} {one * pool.max_replicas:>10g}"
+                f" {promised:>10g}{share}"
+            )
+        yield f"  {dimension:18} {cells}"
+    for entitlement in entitlements:
+        yield from _entitlement(entitlement)
+    yield ""
+
+
+def _entitlement(entitlement: Entitlement) -> Iterator[str]:
+    slo = entitlement.slo
+    promises = [
+        f"{name} {value:g} ms"
+        for name, value in (("first token", slo.ttft_ms), ("each token", slo.tpot_ms))
+        if value is not None
+    ]
+    estimate = entitlement.output_estimate.quantile
+    yield (
+        f"  {entitlement.name}: {entitlement.tier}, weight {entitlement.weight:g},"
+        f" {len(entitlement.api_keys)} keys"
+    )
+    yield f"    guarantee  {_amount(entitlement.guarantee, 0.0, 'none')}"
+    yield f"    ceiling    {_amount(entitlement.ceiling, math.inf, 'the whole pool')}"
+    if promises:
+        yield f"    SLO        {', '.join(promises)}"
+    reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
+    yield f"    reserves   {reserves}"
+
+
+def _amount(amount: Amount, absent: float, nothing: str) -> str:
+    named = [f"{amount.get(d):g} {d}" for d in Dimension if amount.get(d) != absent]
+    return ", ".join(named) or nothing

@@ -1,0 +1,229 @@
+"""Reading: from nodes to the records of ``tokenpool.entitlements``, field by field.
+
+What a single field may be is decided here; what the records mean together is ``checks``'s.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
+from tokenpool.entitlements import (
+    Entitlement,
+    KeyRef,
+    KeySource,
+    OutputEstimate,
+    Pool,
+    PoolFile,
+    Pricing,
+    ReplicaCapacity,
+    Slo,
+    Tier,
+)
+from tokenpool.poolfile.checks import Located, check
+from tokenpool.poolfile.nodes import Node, Problems, root
+from tokenpool.poolfile.problems import PoolFileError, Problem
+
+_UNITS = {
+    Dimension.TOKENS_PER_SECOND: "tokens per second",
+    Dimension.KV_TOKENS: "KV-cache tokens",
+    Dimension.CONCURRENCY: "sequences",
+}
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """A valid pool file, and what is doubtful about it."""
+
+    file: PoolFile
+    warnings: tuple[Problem, ...] = ()
+
+
+def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
+    """Read a pool file. Raises ``PoolFileError`` with every problem found, not only the first."""
+    problems = Problems()
+    top = root(text, problems)
+    file = _file(top, problems) if top is not None else None
+    if problems.errors or file is None:
+        raise PoolFileError(name, problems.errors)
+    return Parsed(file, tuple(sorted(problems.warnings)))
+
+
+def _file(top: Node, problems: Problems) -> PoolFile:
+    fields = top.fields(("pools", "entitlements", "anonymous"), required=("pools", "entitlements"))
+    located = Located(problems)
+    pools = [_pool(node, located) for node in _items(fields, "pools")]
+    entitlements = [_entitlement(node, located) for node in _items(fields, "entitlements")]
+    anonymous = fields["anonymous"].text() if "anonymous" in fields else "reject"
+    file = PoolFile(
+        tuple(p for p in pools if p is not None),
+        tuple(e for e in entitlements if e is not None),
+        None if anonymous in (None, "reject") else anonymous,
+    )
+    check(file, located, anonymous_line=fields["anonymous"].line if "anonymous" in fields else 0)
+    return file
+
+
+def _items(fields: dict[str, Node], name: str) -> list[Node]:
+    if name not in fields:
+        return []
+    items = list(fields[name].items())
+    if not items:
+        fields[name].error("is empty", f"list at least one of the {name}")
+    return items
+
+
+def _name(node: Node | None) -> str | None:
+    text = node.text() if node is not None else None
+    if text is not None and node is not None and not _NAME.fullmatch(text):
+        node.error(
+            f"is {text!r}",
+            "use up to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
+        )
+        return None
+    return text
+
+
+def _pool(node: Node, located: Located) -> Pool | None:
+    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
+    name = _name(fields.get("name"))
+    models = tuple(
+        text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
+    )
+    if "models" in fields and not models:
+        fields["models"].error("names no model", 'list the models that the engine serves, or ["*"] for any')
+    replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
+    least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
+    pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    if name is None:
+        return None
+    located.pool(name, node.line)
+    return Pool(name, models, replica, least, most, pricing)
+
+
+def _replica(node: Node) -> ReplicaCapacity:
+    fields = node.fields([d.value for d in Dimension])
+    values = {
+        dimension.value: fields[dimension.value].number(_UNITS[dimension], above=True)
+        for dimension in Dimension
+        if dimension.value in fields and not fields[dimension.value].is_word("auto")
+    }
+    return ReplicaCapacity(**values)
+
+
+def _replicas(node: Node) -> tuple[int, int]:
+    fields = node.fields(("min", "max"))
+    least = (fields["min"].whole("replicas", least=1) if "min" in fields else 1) or 1
+    most = (fields["max"].whole("replicas", least=1) if "max" in fields else least) or least
+    if most < least:
+        node.error(f"has min {least} above max {most}", "make max at least min")
+    return least, max(most, least)
+
+
+def _pricing(node: Node) -> Pricing:
+    default = Pricing()
+    fields = node.fields(("input_weight", "output_weight", "image_tokens", "audio_tokens", "tool_tokens"))
+
+    def weight(name: str, otherwise: float) -> float:
+        value = fields[name].number("weighted tokens per token") if name in fields else otherwise
+        return otherwise if value is None else value
+
+    def tokens(name: str, otherwise: int) -> int:
+        value = fields[name].whole("tokens") if name in fields else otherwise
+        return otherwise if value is None else value
+
+    return Pricing(
+        weight("input_weight", default.input_weight),
+        weight("output_weight", default.output_weight),
+        tokens("image_tokens", default.image_tokens),
+        tokens("audio_tokens", default.audio_tokens),
+        tokens("tool_tokens", default.tool_tokens),
+    )
+
+
+_ENTITLEMENT_FIELDS = (
+    "name",
+    "pool",
+    "tier",
+    "weight",
+    "guarantee",
+    "ceiling",
+    "slo",
+    "output_estimate",
+    "api_keys",
+)
+
+
+def _entitlement(node: Node, located: Located) -> Entitlement | None:
+    fields = node.fields(_ENTITLEMENT_FIELDS, required=("name", "pool", "tier"))
+    name = _name(fields.get("name"))
+    pool = fields["pool"].text() if "pool" in fields else None
+    tier = fields["tier"].word([t.value for t in Tier]) if "tier" in fields else None
+    weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
+    ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
+    slo = _slo(fields["slo"]) if "slo" in fields else Slo()
+    estimate = (
+        _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
+    )
+    keys = tuple(
+        key for item in (fields["api_keys"].items() if "api_keys" in fields else ()) if (key := _key(item))
+    )
+    if name is None or pool is None or tier is None:
+        return None
+    located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
+    return Entitlement(name, pool, Tier(tier), weight or 1.0, guarantee, ceiling, slo, estimate, keys)
+
+
+def _amount(node: Node, default: float) -> Amount:
+    fields = node.fields([d.value for d in Dimension])
+    if node.is_mapping and not fields:
+        node.error("names no dimension", "name at least one, or leave the field out")
+    values = {
+        dimension: value
+        for dimension in Dimension
+        if dimension.value in fields
+        and (value := fields[dimension.value].number(_UNITS[dimension])) is not None
+    }
+    return Amount.from_mapping(values, default)
+
+
+def _slo(node: Node) -> Slo:
+    fields = node.fields(("ttft_ms", "tpot_ms"))
+    values = {name: field.number("milliseconds", above=True) for name, field in fields.items()}
+    return Slo(**values)
+
+
+def _output_estimate(node: Node) -> OutputEstimate:
+    if node.is_word("max"):
+        return OutputEstimate(None)
+    quantile = node.number("(a quantile between 0 and 1, or max)", above=True)
+    if quantile is not None and quantile >= 1:
+        node.error(f"is {quantile:g}", "write a quantile below 1, or max")
+        return OutputEstimate()
+    return OutputEstimate() if quantile is None else OutputEstimate(quantile)
+
+
+def _key(node: Node) -> KeyRef | None:
+    if node.is_mapping:
+        fields = node.fields(("env", "file"))
+        if len(fields) != 1:
+            node.error("must name one of env and file", "write {env: VARIABLE} or {file: PATH}")
+            return None
+        [(source, field)] = fields.items()
+        text = field.text()
+        return None if text is None else KeyRef(KeySource(source), text, node.line)
+    text = node.text()
+    if text is None:
+        return None
+    if not text.startswith("sha256:"):
+        return KeyRef(KeySource.PLAIN, text.strip(), node.line)
+    digest = text.removeprefix("sha256:")
+    if not _DIGEST.fullmatch(digest):
+        node.error("is not a SHA-256 digest", "write 'sha256:' and 64 hex digits: printf %s KEY | sha256sum")
+        return None
+    return KeyRef(KeySource.SHA256, digest.lower(), node.line)
