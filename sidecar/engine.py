@@ -18,6 +18,7 @@ import msgspec
 from sidecar.gate import Gate
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
+from sidecar.usage import Stamp
 from tokenpool.capacity import CapacityModel, EngineObservation
 from tokenpool.cost import EngineShape
 
@@ -175,6 +176,7 @@ class EngineWatcher:
             status.restarts += 1
             status.context_window = None
             self.capacity.forget()
+            gate.engine.stamp = Stamp()
         status.last, status.misses, status.is_stale = seen, 0, False
         held_back = gate.throughput_sheds > self._sheds_seen
         self._sheds_seen = gate.throughput_sheds

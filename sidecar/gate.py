@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sidecar.dialects.openai import Malformed, Parsed
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
 from sidecar.routes import ROUTES, Route
 from sidecar.telemetry import Telemetry
+from sidecar.usage import Stamp
 from tokenpool.admission import Admit, EngineRoom, Shed, admit
 from tokenpool.amounts import Dimension
 from tokenpool.cost import EngineShape, Usage
@@ -72,6 +73,7 @@ class EngineState:
     is_up: bool = False
     room: EngineRoom = EngineRoom(0.0, 0.0)
     shape: EngineShape = EngineShape()
+    stamp: Stamp = field(default_factory=Stamp)
 
 
 class Gate:

@@ -6,11 +6,14 @@ the exchange settles from what was relayed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from tokenpool.cost import Usage
 
 _MARK = b'"usage"'
+_FINISH = b'"finish_reason":"'
 _LONGEST_USAGE = 4096
 _LONGEST_EVENT = 1 << 20
 
@@ -35,6 +38,7 @@ class _UsageBlock(msgspec.Struct):
 class _Event(msgspec.Struct):
     choices: list[msgspec.Raw] = []
     usage: _UsageBlock | None = None
+    system_fingerprint: str | None = None
 
 
 _decode_block = msgspec.json.Decoder(_UsageBlock).decode
@@ -94,51 +98,94 @@ def _object_end(text: bytes, start: int) -> int:
     return 0
 
 
-class StreamReader:
-    """Counts the events of a server-sent stream, finds its usage and, if told to, hides the usage event.
+class Stamp:
+    """What vLLM writes at the end of an event that finishes a choice, unless it was asked for usage.
 
-    An event is relayed as soon as it is whole; only where usage is hidden is an incomplete one held back,
-    since it might be the one that the client must not see.
+    Asked for usage, it writes its ``system_fingerprint`` into the usage event instead. Hiding that event
+    must bring the field back to where the client would have found it. The value is the engine's own and
+    the same for every request, so it is learned from the first usage event and forgotten on a restart.
     """
 
-    __slots__ = ("_held", "_hides", "events", "usage")
+    __slots__ = ("field",)
 
-    def __init__(self, hides_usage: bool) -> None:
-        self._hides = hides_usage
+    def __init__(self) -> None:
+        self.field: bytes | None = None
+        """The JSON field with its leading comma; empty where there is none; ``None`` while unknown."""
+
+    def learn(self, fingerprint: str | None) -> None:
+        """Take it from a usage event."""
+        if fingerprint is None:
+            self.field = b""
+        else:
+            self.field = b',"system_fingerprint":' + msgspec.json.encode(fingerprint)
+
+    def put_on(self, event: bytes) -> bytes:
+        """The event with the field, if it finishes a choice."""
+        if not self.field or _FINISH not in event:
+            return event
+        brace = event.rindex(b"}")
+        return event[:brace] + self.field + event[brace:]
+
+
+class StreamReader:
+    """Counts the events of a server-sent stream, finds its usage and, given a stamp, hides the usage event.
+
+    Events are relayed as soon as they are whole. Only where usage is hidden is an incomplete one held
+    back, since it might be the one that the client must not see; and while the stamp is unknown, those
+    that need it, until the usage event brings it.
+    """
+
+    __slots__ = ("_held", "_queue", "_stamp", "events", "usage")
+
+    def __init__(self, stamp: Stamp | None) -> None:
+        self._stamp = stamp
         self._held = b""
+        self._queue: list[bytes] = []
         self.usage: Usage | None = None
         self.events = 0
         """Events seen so far."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that the client is to receive for these."""
-        if not self._held and data.endswith(b"\n\n") and _MARK not in data:
+        if (
+            not self._held
+            and not self._queue
+            and data.endswith(b"\n\n")
+            and _MARK not in data
+            and _FINISH not in data
+        ):
             self.events += data.count(b"\n\n")
             return data
         text = self._held + data
-        cut = max(text.rfind(b"\n\n") + 2, text.rfind(b"\r\n\r\n") + 4)
-        if cut < 4:
+        cut = text.rfind(b"\n\n") + 2
+        if cut < 2:
             cut = 0
+        if len(text) - cut > _LONGEST_EVENT:
+            cut = len(text)
         self._held = text[cut:]
-        if len(self._held) > _LONGEST_EVENT:
-            cut, self._held = len(text), b""
-        passed = self._examine(text[:cut])
-        return passed if self._hides else data
+        passed = b"".join(self._examine(text[:cut])) if cut else b""
+        return data if self._stamp is None else passed
 
     def end(self) -> bytes:
         """The stream is complete: what is still held back goes out."""
-        held, self._held = self._held, b""
-        return held if self._hides else b""
+        left = [*self._queue, self._held]
+        self._queue, self._held = [], b""
+        return b"" if self._stamp is None else b"".join(left)
 
-    def _examine(self, whole: bytes) -> bytes:
-        """Count and read whole events; return those that the client may see."""
-        self.events += whole.count(b"\n\n") + whole.count(b"\r\n\r\n")
-        if _MARK not in whole:
-            return whole
-        separator = b"\n\n" if b"\n\n" in whole else b"\r\n\r\n"
-        return b"".join(
-            event for event in _split(whole, separator) if not (_MARK in event and self._is_only_usage(event))
-        )
+    def _examine(self, whole: bytes) -> Iterator[bytes]:
+        """Count and read whole events; yield those that the client may see now."""
+        stamp = self._stamp
+        for event in _split(whole):
+            self.events += 1
+            if _MARK in event and self._is_only_usage(event) and stamp is not None:
+                yield from (stamp.put_on(e) for e in self._queue)
+                self._queue = []
+            elif stamp is None:
+                yield event
+            elif self._queue or (stamp.field is None and _FINISH in event):
+                self._queue.append(event)
+            else:
+                yield stamp.put_on(event)
 
     def _is_only_usage(self, event: bytes) -> bool:
         """Whether an event carries usage and no choices; its usage is remembered in any case."""
@@ -151,14 +198,18 @@ class StreamReader:
         if decoded.usage is None:
             return False
         self.usage = decoded.usage.usage()
-        return not decoded.choices
+        if decoded.choices:
+            return False
+        if self._stamp is not None:
+            self._stamp.learn(decoded.system_fingerprint)
+        return True
 
 
-def _split(text: bytes, separator: bytes) -> list[bytes]:
-    """Events with their separators; what follows the last separator is an event too."""
-    parts = text.split(separator)
+def _split(text: bytes) -> list[bytes]:
+    """Events with the blank lines that end them; what follows the last of these is an event too."""
+    parts = text.split(b"\n\n")
     last = parts.pop()
-    events = [part + separator for part in parts]
+    events = [part + b"\n\n" for part in parts]
     if last:
         events.append(last)
     return events

@@ -23,7 +23,7 @@ COMPLETIONS_DEFAULT_TOKENS = 16
 MOST_SEQUENCES = 1024
 """More sequences in one request are a mistake or an attack; engines refuse them too."""
 _MOST_TOKENS = 1 << 31
-_BRACKET, _QUOTE = ord("["), ord('"')
+_BRACKET, _QUOTE, _NULL = b'["n'
 
 _Request = TypeVar("_Request")
 
@@ -49,18 +49,20 @@ class Parsed(NamedTuple):
 
 
 class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = True
-    continuous_usage_stats: bool | None = False
+    include_usage: bool | None = False
+
+
+_NOTHING = Raw(b"null")
 
 
 class _Message(msgspec.Struct):
-    content: Raw | None = None
-    tool_calls: Raw | None = None
+    content: Raw = _NOTHING
+    tool_calls: Raw = _NOTHING
 
 
 class _Part(msgspec.Struct):
     type: str | None = None
-    text: Raw | None = None
+    text: Raw = _NOTHING
 
 
 class _Generation(msgspec.Struct):
@@ -78,7 +80,7 @@ class _Chat(_Generation):
 
 
 class _Completion(_Generation):
-    prompt: Raw = Raw(b"null")
+    prompt: Raw = _NOTHING
     best_of: int | None = None
     suffix: str | None = None
 
@@ -100,19 +102,17 @@ def parse_chat(body: bytes) -> Parsed:
     text_bytes = images = audios = 0
     for message in request.messages:
         text_bytes += MESSAGE_BYTES
-        if message.tool_calls is not None:
-            text_bytes += len(bytes(message.tool_calls))
-        if message.content is not None:
-            size, pictures, sounds = _content_size(message.content)
-            text_bytes += size
-            images += pictures
-            audios += sounds
+        text_bytes += _size(message.tool_calls)
+        size, pictures, sounds = _content_size(message.content)
+        text_bytes += size
+        images += pictures
+        audios += sounds
     tools = request.tools or ()
     bound = request.max_completion_tokens
     if bound is None:
         bound = request.max_tokens
     ask = Ask(
-        text_bytes=text_bytes + sum(len(bytes(tool)) for tool in tools),
+        text_bytes=text_bytes + sum(map(_size, tools)),
         images=images,
         audios=audios,
         tools=len(tools),
@@ -192,11 +192,19 @@ def _sequences(n: int | None, name: str = "n") -> int:
     return n
 
 
+def _size(value: Raw) -> int:
+    """Bytes of a value as the client wrote it; a null has none. A text's quotes do not count."""
+    view = memoryview(value)
+    if view[0] == _QUOTE:
+        return len(view) - 2
+    return 0 if view[0] == _NULL else len(view)
+
+
 def _content_size(content: Raw) -> tuple[int, int, int]:
     """Text bytes, images and audio clips of one message's content."""
     view = memoryview(content)
     if view[0] != _BRACKET:
-        return len(view), 0, 0
+        return _size(content), 0, 0
     text_bytes = images = audios = 0
     for part in _decoded(_decode_parts, bytes(view)):
         kind = part.type or ""
@@ -204,8 +212,8 @@ def _content_size(content: Raw) -> tuple[int, int, int]:
             images += 1
         elif "audio" in kind:
             audios += 1
-        elif part.text is not None:
-            text_bytes += len(memoryview(part.text))
+        else:
+            text_bytes += _size(part.text)
     return text_bytes, images, audios
 
 
@@ -213,7 +221,7 @@ def _prompt_size(prompt: Raw) -> tuple[int, int, int]:
     """Prompts, text bytes and token ids of a completion's prompt, in any of its four forms."""
     view = memoryview(prompt)
     if view[0] == _QUOTE:
-        return 1, len(view) - 2, 0
+        return 1, _size(prompt), 0
     if view[0] != _BRACKET:
         raise Malformed(
             "prompt must be a string, a list of strings, a list of token ids or a list of such lists",
@@ -228,7 +236,7 @@ def _prompt_size(prompt: Raw) -> tuple[int, int, int]:
 def _list_size(items: list[Raw]) -> tuple[int, int, int]:
     kinds = {bytes(memoryview(item)[:1]) for item in items}
     if kinds == {b'"'}:
-        return len(items), sum(len(memoryview(item)) - 2 for item in items), 0
+        return len(items), sum(map(_size, items)), 0
     if kinds == {b"["}:
         return len(items), 0, sum(len(_decoded(_decode_ids, bytes(item))) for item in items)
     if all(kind.isdigit() for kind in kinds):

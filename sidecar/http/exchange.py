@@ -126,7 +126,11 @@ class Exchange:
         passage = self._passage
         self._status = head.status
         if passage.ticket is not None and head.status == 200:
-            self._reader = StreamReader(passage.hides_usage) if head.is_event_stream else BodyReader()
+            self._reader = (
+                StreamReader(self._gate.engine.stamp if passage.hides_usage else None)
+                if head.is_event_stream
+                else BodyReader()
+            )
         extra = limit_headers(passage.account) if passage.ticket and passage.account else b""
         framing = self._framing(head)
         self._head = frame_response(head, extra, framing, self._connection_header())

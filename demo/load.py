@@ -1,0 +1,100 @@
+"""The demo's tenants: small loops of requests through the proxied port, as any client would send them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+
+
+@dataclass
+class Tenant:
+    """One tenant under load, and what it experienced."""
+
+    name: str
+    tier: str
+    key: str
+    workers: int
+    pause: float
+    """Mean seconds between a worker's requests."""
+    active: float
+    """Seconds of load in every ``period``."""
+    period: float = 20.0
+    answers: Counter[int] = field(default_factory=Counter)
+    first_token_ms: list[float] = field(default_factory=list)
+
+    def is_active(self, elapsed: float) -> bool:
+        """Whether it sends at this time: guaranteed and elastic tenants come and go."""
+        return elapsed % self.period < self.active
+
+    def median_first_token(self) -> float | None:
+        """Over the last hundred answers, in ms."""
+        recent = sorted(self.first_token_ms[-100:])
+        return recent[len(recent) // 2] if recent else None
+
+
+TENANTS = (
+    Tenant("checkout", "guaranteed", "demo-checkout", workers=4, pause=0.3, active=12),
+    Tenant("search", "elastic", "demo-search", workers=6, pause=0.1, active=16),
+    Tenant("batch", "spot", "demo-batch", workers=16, pause=0.0, active=20),
+)
+
+
+async def run(tenant: Tenant, url: str, model: str, *, seed: int) -> None:
+    """Keep the tenant's workers busy until cancelled."""
+    async with (
+        aiohttp.ClientSession(
+            headers={"authorization": f"Bearer {tenant.key}"},
+            connector=aiohttp.TCPConnector(limit=tenant.workers),
+            timeout=aiohttp.ClientTimeout(total=60),
+        ) as session,
+        asyncio.TaskGroup() as group,
+    ):
+        for worker in range(tenant.workers):
+            chance = random.Random(f"{seed}-{tenant.name}-{worker}")
+            group.create_task(_work(tenant, session, url, model, chance))
+
+
+async def _work(
+    tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
+) -> None:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    while True:
+        if not tenant.is_active(loop.time() - started):
+            await asyncio.sleep(0.2)
+            continue
+        wait = tenant.pause * chance.uniform(0.5, 1.5)
+        try:
+            wait += await _ask(tenant, session, url, model, chance)
+        except (aiohttp.ClientError, TimeoutError):
+            tenant.answers[0] += 1
+            wait += 0.5
+        await asyncio.sleep(wait)
+
+
+async def _ask(
+    tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
+) -> float:
+    """One streamed request. Returns how long the answer asks to wait before the next."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Whose turn is it? " * chance.randint(1, 8)}],
+        "max_tokens": chance.randint(16, 96),
+        "ignore_eos": True,
+        "stream": True,
+    }
+    started = asyncio.get_running_loop().time()
+    async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+        tenant.answers[response.status] += 1
+        if response.status != 200:
+            return float(response.headers.get("retry-after-ms", 500)) / 1000
+        first = True
+        async for _ in response.content.iter_any():
+            if first:
+                first = False
+                tenant.first_token_ms.append((asyncio.get_running_loop().time() - started) * 1000)
+    return 0.0

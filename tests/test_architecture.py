@@ -1,0 +1,70 @@
+"""The import rules of the project: the domain is pure, and knows nothing of who uses it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("tokenpool", "sidecar", "coordinator", "loadgen", "demo", "bench")
+MAY_IMPORT = {
+    "tokenpool": {"tokenpool"},
+    "sidecar": {"sidecar", "tokenpool"},
+    "coordinator": {"coordinator", "tokenpool"},
+    "loadgen": {"loadgen", "tokenpool"},
+    "demo": {"demo"},
+}
+IMPURE = {
+    "aiohttp", "asyncio", "datetime", "http", "httptools", "io", "logging", "multiprocessing", "os", "pathlib",
+    "random", "secrets", "selectors", "shutil", "signal", "socket", "subprocess", "sys", "threading", "time",
+    "urllib", "uuid", "uvloop",
+}  # fmt: skip
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level packages that a module imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def every_module() -> list[Path]:
+    return [path for package in MAY_IMPORT for path in modules(package)]
+
+
+@pytest.mark.parametrize("path", every_module(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_towards_the_domain(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+
+    strangers = (imports(path) & set(OURS)) - MAY_IMPORT[package]
+
+    assert not strangers
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules("tokenpool") if "store" not in p.relative_to(ROOT).parts],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_the_domain_does_no_io_and_has_no_clock(path: Path) -> None:
+    assert not imports(path) & IMPURE
+
+
+@pytest.mark.parametrize("path", every_module(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_says_what_lives_there(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_the_rules_notice_a_forbidden_import(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("def f():\n    import socket\n    from sidecar.gate import Gate\n")
+
+    assert imports(module) == {"socket", "sidecar"}
