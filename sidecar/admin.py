@@ -9,6 +9,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.telemetry import Telemetry
@@ -22,11 +23,13 @@ class Admin:
         self,
         gate: Gate,
         watcher: EngineWatcher,
+        allocator: Allocator,
         telemetry: Telemetry,
         exchanges: Callable[[], int],
     ) -> None:
         self._gate = gate
         self._watcher = watcher
+        self._allocator = allocator
         self._telemetry = telemetry
         self._exchanges = exchanges
         self._registry = CollectorRegistry()
@@ -71,7 +74,7 @@ class Admin:
             problems.append("the engine does not answer")
         elif not self._watcher.capacity.is_known:
             problems.append("the engine's KV capacity is unknown: set replica.kv_tokens")
-        elif not self._telemetry.limits_computed:
+        elif not self._allocator.has_planned:
             problems.append("limits are not computed yet")
         return problems
 

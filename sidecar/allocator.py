@@ -21,6 +21,11 @@ class Allocator:
         self.plan: Plan | None = None
         """The plan in force."""
 
+    @property
+    def has_planned(self) -> bool:
+        """Whether limits were computed from a capacity that is known."""
+        return self.plan is not None and self.plan.capacity.kv_tokens > 0
+
     def tick(self, now: float) -> None:
         """One round. ``now`` is seconds by the telemetry's clock."""
         accounts = self._gate.accounts

@@ -55,7 +55,9 @@ class Sidecar:
         )
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
-        self.admin = Admin(self.gate, self.watcher, self.telemetry, lambda: self.door.exchanges)
+        self.admin = Admin(
+            self.gate, self.watcher, self.allocator, self.telemetry, lambda: self.door.exchanges
+        )
         self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._configure)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "demo": {"demo"},
 }
 IMPURE = {
-    "aiohttp", "asyncio", "datetime", "http", "httptools", "io", "logging", "multiprocessing", "os", "pathlib",
+    "aiohttp", "asyncio", "datetime", "http", "httptools", "io", "logging", "multiprocessing", "os",
+    "pathlib",
     "random", "secrets", "selectors", "shutil", "signal", "socket", "subprocess", "sys", "threading", "time",
     "urllib", "uuid", "uvloop",
 }  # fmt: skip

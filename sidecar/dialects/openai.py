@@ -230,17 +230,17 @@ def _prompt_size(prompt: Raw) -> tuple[int, int, int]:
     items = _decoded(_decode_list, bytes(view))
     if not items:
         raise Malformed("prompt must not be an empty list", "prompt")
-    return _list_size(items)
+    return _list_size(prompt, items)
 
 
-def _list_size(items: list[Raw]) -> tuple[int, int, int]:
+def _list_size(prompt: Raw, items: list[Raw]) -> tuple[int, int, int]:
     kinds = {bytes(memoryview(item)[:1]) for item in items}
     if kinds == {b'"'}:
         return len(items), sum(map(_size, items)), 0
     if kinds == {b"["}:
         return len(items), 0, sum(len(_decoded(_decode_ids, bytes(item))) for item in items)
     if all(kind.isdigit() for kind in kinds):
-        return 1, 0, len(items)
+        return 1, 0, len(_decoded(_decode_ids, bytes(prompt)))
     raise Malformed("prompt must not mix strings, token ids and lists", "prompt")
 
 

@@ -1,0 +1,1 @@
+"""Stand-ins for what a sidecar talks to."""

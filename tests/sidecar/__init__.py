@@ -1,0 +1,1 @@
+"""Tests of the sidecar, against a scripted engine."""
