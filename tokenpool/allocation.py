@@ -68,18 +68,17 @@ class Share:
 
 def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
     """Divide live capacity. The order of the claims does not matter."""
-    total = _vector(capacity)
+    tokens, cache, sequences = _vector(capacity)
+    total = (tokens, cache, float(math.floor(sequences + _EPSILON)))
     workings = [_Working(claim, total) for claim in sorted(claims, key=lambda c: c.name)]
     _grant_guarantees(workings, total)
     left = total
-    whole_left = math.floor(total[2] + _EPSILON)
     for is_spot in (False, True):
         group = [w for w in workings if (w.claim.tier is Tier.SPOT) is is_spot]
         _fill(group, left)
-        left = _rest(left, group)
-        whole_left = _round_sequences(group, whole_left)
-    headroom = (left[0], left[1], float(whole_left))
-    return {w.claim.name: w.share(total, headroom) for w in workings}
+        tokens, cache, _ = _rest(left, group)
+        left = (tokens, cache, _round_sequences(group, left[2]))
+    return {w.claim.name: w.share(total, left) for w in workings}
 
 
 class _Working:
@@ -110,7 +109,7 @@ class _Working:
         return (max(h[0], x * d[0]), max(h[1], x * d[1]), max(h[2], x * d[2]))
 
     def share(self, capacity: Vector, headroom: Vector) -> Share:
-        claim, granted = self.claim, self.granted()
+        claim, granted = self.claim, _least(self.granted(), capacity)
         allocation = Amount(granted[0], granted[1], float(self.sequences))
         least = claim.floor.at_most(claim.ceiling)
         if claim.tier is Tier.SPOT:
@@ -230,7 +229,7 @@ def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
     return (rest[0], rest[1], rest[2])
 
 
-def _round_sequences(group: Sequence[_Working], available: int) -> int:
+def _round_sequences(group: Sequence[_Working], available: float) -> float:
     """Turn granted concurrency into whole sequences; return how many are left.
 
     A part of a sequence is worth nothing to its owner. Everyone gets the whole ones of its grant; what is
@@ -243,17 +242,22 @@ def _round_sequences(group: Sequence[_Working], available: int) -> int:
         w.sequences = math.floor(granted + _EPSILON)
         available -= w.sequences
         remainder = granted - w.sequences
-        if remainder > _EPSILON * max(granted, 1.0):
+        if remainder > _EPSILON * max(granted, 1.0) and w.sequences + 1 <= w.claim.ceiling.concurrency:
             wanting.append((-(remainder + w.claim.priority), w.claim.name, w))
     wanting.sort(key=lambda row: row[:2])
-    extra = max(min(available, len(wanting)), 0)
+    extra = max(min(int(available), len(wanting)), 0)
     for _, _, w in wanting[:extra]:
         w.sequences += 1
-    return max(available - extra, 0)
+    return max(available - extra, 0.0)
 
 
 def _vector(amount: Amount) -> Vector:
-    return (amount.tokens_per_second, amount.kv_tokens, amount.concurrency)
+    """The three numbers; what is too small to count is nothing, so that no quotient overflows."""
+    return (
+        amount.tokens_per_second if amount.tokens_per_second > _EPSILON else 0.0,
+        amount.kv_tokens if amount.kv_tokens > _EPSILON else 0.0,
+        amount.concurrency if amount.concurrency > _EPSILON else 0.0,
+    )
 
 
 def _least(a: Vector, b: Vector) -> Vector:

@@ -1,0 +1,174 @@
+"""Scarcity on a virtual clock: real accounts, buckets and planner, a simple engine, persistent demand.
+
+Four elastic tenants of unlike weights, SLOs and request sizes keep an engine busy in closed loop; its
+capacity is cut to less than half. Nothing here waits: an hour takes seconds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenpool.admission import Admit, EngineRoom, admit
+from tokenpool.amounts import Amount
+from tokenpool.cost import Ask, EngineShape, Usage
+from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
+from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.outcomes import Ending
+from tokenpool.planner import PlannerSettings, plan
+
+TICK_S = 0.25
+TOKENS_PER_SEQUENCE_S = 100.0
+CUT_AT_S = 20.0
+END_S = 160.0
+WARM = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """How fairly a run went, after the capacity was cut."""
+
+    jain_first_20s: float
+    jain_later: float
+    """The worst over any later 60 s."""
+    worst_deviation: float
+    """From the fair share, over any later 60 s, as a share of it."""
+    utilisation: float
+
+
+@dataclass(slots=True)
+class _Worker:
+    tenant: int
+    size: int
+
+
+def simulate(seed: int, settings: PlannerSettings, slots: int = 32) -> Convergence:
+    """One run; the seed draws request sizes around each tenant's mean, and when workers begin."""
+    chance = random.Random(seed)
+    weights = [1.0, 2.0, 1.0, 2.0]
+    slos = [Slo(ttft_ms=250), Slo(ttft_ms=500), Slo(), Slo(ttft_ms=330)]
+    sizes = [40, 400, 120, 200]
+    chance.shuffle(slos)
+    chance.shuffle(sizes)
+    tenants = [
+        Entitlement(f"t{i}", "p", Tier.ELASTIC, weight=weights[i], slo=slos[i]) for i in range(len(weights))
+    ]
+    return _Run(tenants, sizes, slots, settings, chance).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        tenants: Sequence[Entitlement],
+        sizes: Sequence[int],
+        slots: int,
+        settings: PlannerSettings,
+        chance: random.Random,
+    ) -> None:
+        self.settings, self.chance, self.slots = settings, chance, slots
+        self.ledger = Ledger()
+        self.accounts = [Account(t, Pricing(), 0.0) for t in tenants]
+        self.events: list[tuple[float, int, _Worker, Ticket | None]] = []
+        self.order = 0
+        for tenant, size in enumerate(sizes):
+            for _ in range(slots):
+                self._push(chance.random(), _Worker(tenant, size), None)
+        self.served: list[tuple[float, int, float]] = []
+        self.shape = EngineShape(16, None)
+
+    def _push(self, at: float, worker: _Worker, ticket: Ticket | None) -> None:
+        self.order += 1
+        heapq.heappush(self.events, (at, self.order, worker, ticket))
+
+    def capacity(self, now: float) -> Amount:
+        slots = self.slots if now < CUT_AT_S else self.slots * 0.4
+        slots = math.floor(slots)
+        return Amount(slots * TOKENS_PER_SEQUENCE_S, slots * 4096.0, float(slots))
+
+    def run(self) -> Convergence:
+        tick, now = 0.0, 0.0
+        while now < END_S:
+            if not self.events or tick <= self.events[0][0]:
+                now = tick
+                self._plan(now)
+                tick += TICK_S
+                continue
+            now, _, worker, ticket = heapq.heappop(self.events)
+            if ticket is None:
+                self._offer(worker, now)
+            else:
+                self._finish(worker, ticket, now)
+        return self._judge()
+
+    def _plan(self, now: float) -> None:
+        made = plan(
+            self.capacity(now),
+            [a.entitlement for a in self.accounts],
+            {a.entitlement.name: a.report(now) for a in self.accounts},
+            {a.entitlement.name: a.debt for a in self.accounts},
+            TICK_S,
+            self.settings,
+        )
+        for account in self.accounts:
+            share = made.entitlements[account.entitlement.name]
+            account.apply(share.limit, share.assured, share.debt, now)
+
+    def _offer(self, worker: _Worker, now: float) -> None:
+        account = self.accounts[worker.tenant]
+        size = max(round(worker.size * self.chance.uniform(0.7, 1.3)), 1)
+        ask = Ask(token_ids=size // 4, output_bound=size - size // 4)
+        cost = account.pricer.price(ask, self.shape)
+        capacity = self.capacity(now)
+        decision = admit(
+            self.ledger, account, ask, cost, EngineRoom(capacity.concurrency, capacity.kv_tokens), now
+        )
+        if isinstance(decision, Admit):
+            self._push(now + size / TOKENS_PER_SEQUENCE_S, worker, decision.ticket)
+        else:
+            wait = min(decision.retry_after_s, 1.0) * self.chance.uniform(1.0, 1.25)
+            self._push(now + wait, worker, None)
+
+    def _finish(self, worker: _Worker, ticket: Ticket, now: float) -> None:
+        usage = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
+        self.ledger.settle(ticket, usage, Ending.FINISHED, now)
+        began = ticket.admitted_at
+        self.served.append((began, worker.tenant, (now - began) * TOKENS_PER_SEQUENCE_S))
+        self._push(now, worker, None)
+
+    def _service(self, start: float, end: float) -> list[float]:
+        """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
+        totals = [0.0] * len(self.accounts)
+        for began, tenant, tokens in self.served:
+            lasted = tokens / TOKENS_PER_SEQUENCE_S
+            inside = min(began + lasted, end) - max(began, start)
+            if inside > 0:
+                totals[tenant] += tokens * inside / lasted
+        return totals
+
+    def _judge(self) -> Convergence:
+        weights = [a.entitlement.weight for a in self.accounts]
+        windows = [
+            self._service(CUT_AT_S + 20 + offset, CUT_AT_S + 80 + offset)
+            for offset in range(0, int(END_S - CUT_AT_S - 85), 5)
+        ]
+        deviations = [
+            abs(served / sum(window) / (weight / sum(weights)) - 1)
+            for window in windows
+            for served, weight in zip(window, weights, strict=True)
+        ]
+        possible = 60 * self.capacity(END_S).tokens_per_second
+        return Convergence(
+            jain(self._service(CUT_AT_S, CUT_AT_S + 20), weights),
+            min(jain(window, weights) for window in windows),
+            max(deviations),
+            sum(windows[-1]) / possible,
+        )
+
+
+def jain(service: Sequence[float], weights: Sequence[float]) -> float:
+    """Jain's index of weighted service: 1 when everyone has its share, 1/n when one has it all."""
+    normal = [s / w for s, w in zip(service, weights, strict=True)]
+    return sum(normal) ** 2 / (len(normal) * sum(x * x for x in normal))
