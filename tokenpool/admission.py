@@ -128,36 +128,24 @@ def _over_gauges(account: Account, cost: Cost) -> Shed | None:
 
 
 def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
-    if _is_assured(account, cost):
-        return None
-    running = ledger.concurrency_in_use + room.foreign_sequences
-    if running + cost.sequences > room.slots:
-        dimension, limit, in_use, price = (
-            Dimension.CONCURRENCY,
-            room.slots,
-            running,
-            float(cost.sequences),
-        )
-    else:
-        resident = ledger.kv_in_use + room.foreign_kv_tokens
-        if resident + cost.kv_tokens <= room.kv_tokens:
-            return None
-        dimension, limit, in_use, price = (
-            Dimension.KV_TOKENS,
-            room.kv_tokens,
-            resident,
-            float(cost.kv_tokens),
-        )
-    wait = _until_one_ends(account, ledger.concurrency_in_use)
-    return Shed(Reason.ENGINE_FULL, dimension, limit, in_use, price, wait)
-
-
-def _is_assured(account: Account, cost: Cost) -> bool:
+    """Beyond what is assured, the engine itself must have room, in each dimension by itself."""
     assured = account.assured
-    return (
-        account.concurrency_in_use + cost.sequences <= assured.concurrency
-        and account.kv_in_use + cost.kv_tokens <= assured.kv_tokens
-    )
+    running = ledger.concurrency_in_use + room.foreign_sequences
+    is_assured = account.concurrency_in_use + cost.sequences <= assured.concurrency
+    if not is_assured and running + cost.sequences > room.slots:
+        return _full(Dimension.CONCURRENCY, room.slots, running, cost.sequences, ledger, account)
+    resident = ledger.kv_in_use + room.foreign_kv_tokens
+    is_assured = account.kv_in_use + cost.kv_tokens <= assured.kv_tokens
+    if not is_assured and resident + cost.kv_tokens > room.kv_tokens:
+        return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, cost.kv_tokens, ledger, account)
+    return None
+
+
+def _full(
+    dimension: Dimension, limit: float, in_use: float, cost: float, ledger: Ledger, account: Account
+) -> Shed:
+    wait = _until_one_ends(account, ledger.concurrency_in_use)
+    return Shed(Reason.ENGINE_FULL, dimension, limit, in_use, cost, wait)
 
 
 def _until_one_ends(account: Account, running: int) -> float:

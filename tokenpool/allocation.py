@@ -55,7 +55,7 @@ class Share:
     """What one entitlement gets of a tick."""
 
     allocation: Amount
-    """Granted to be used: stages 1 to 3. Its concurrency is a whole number."""
+    """Granted to be used: stages 1 to 3. The concurrency of whoever is in want is a whole number."""
     assured: Amount
     """What never needs physical room on an engine: nothing for spot."""
     limit: Amount
@@ -92,12 +92,17 @@ class _Working:
         self.held: Vector = (0.0, 0.0, 0.0)
         """The part of the guarantee that is in demand and can be carried."""
         self.x = 0.0
-        self.sequences = 0
+        self.sequences = 0.0
         self.dominant = max(
             (self.demand[k] / capacity[k] for k in _DIMENSIONS if self.demand[k] > 0 and capacity[k] > 0),
             default=0.0,
         )
         self.frozen_at: float | None = None
+
+    @property
+    def is_satisfied(self) -> bool:
+        """Whether all that it demands below its ceiling is granted."""
+        return self.x >= 1 - _EPSILON
 
     @property
     def can_grow(self) -> bool:
@@ -110,19 +115,18 @@ class _Working:
 
     def share(self, capacity: Vector, headroom: Vector) -> Share:
         claim, granted = self.claim, _least(self.granted(), capacity)
-        allocation = Amount(granted[0], granted[1], float(self.sequences))
+        allocation = Amount(granted[0], granted[1], self.sequences)
+        whole = Amount(granted[0], granted[1], float(math.ceil(self.sequences - _EPSILON)))
         least = claim.floor.at_most(claim.ceiling)
-        if claim.tier is Tier.SPOT:
-            assured = Amount()
-        else:
-            assured = allocation.at_least(claim.guarantee).at_least(least)
+        is_spot = claim.tier is Tier.SPOT
+        assured = Amount() if is_spot else whole.at_least(claim.guarantee).at_least(least)
         open_to_it = (allocation + Amount(*headroom)).at_most(Amount(*capacity))
-        limit = open_to_it.at_least(assured).at_least(least).at_most(claim.ceiling)
+        limit = open_to_it.at_least(whole).at_least(assured).at_least(least).at_most(claim.ceiling)
         dominant = max(
             (granted[k] / capacity[k] for k in _DIMENSIONS if capacity[k] > 0 and self.demand[k] > 0),
             default=0.0,
         )
-        return Share(allocation, assured.at_most(limit), limit, dominant, self.x >= 1 - _EPSILON)
+        return Share(allocation, assured.at_most(limit), limit, dominant, self.is_satisfied)
 
 
 def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:
@@ -230,16 +234,17 @@ def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
 
 
 def _round_sequences(group: Sequence[_Working], available: float) -> float:
-    """Turn granted concurrency into whole sequences; return how many are left.
+    """Turn the concurrency of those in want into whole sequences; return what is left.
 
-    A part of a sequence is worth nothing to its owner. Everyone gets the whole ones of its grant; what is
-    left over goes, one each, to those whose priority and remainder are highest, so that with debt as
-    priority those who went without come first the next time.
+    A satisfied claim keeps its grant as it is: 0.3 sequences on average are one now and then, and its limit
+    is rounded up for it. To those who are held up a part of a sequence is worth nothing. Each gets the whole
+    ones of its grant; what is left over goes, one each, to those whose priority and remainder are highest,
+    so that with debt as priority those who went without come first the next time.
     """
     wanting: list[tuple[float, str, _Working]] = []
     for w in group:
         granted = w.granted()[2]
-        w.sequences = math.floor(granted + _EPSILON)
+        w.sequences = granted if w.is_satisfied else float(math.floor(granted + _EPSILON))
         available -= w.sequences
         remainder = granted - w.sequences
         if remainder > _EPSILON * max(granted, 1.0) and w.sequences + 1 <= w.claim.ceiling.concurrency:

@@ -24,6 +24,8 @@ DEMAND_MEMORY_S = 1.0
 """Time constant over which offered load is averaged into demand."""
 RESIDENCE_PRIOR_S = 1.0
 """How long a request stays in the engine, until some have."""
+IDLE_BELOW = 0.25
+"""Who offers nothing and whose demand has faded below so many sequences is idle: all of it is lent."""
 LARGEST_MEMORY_S = 30.0
 """Time constant with which the memory of a large request fades."""
 
@@ -156,15 +158,12 @@ class Meter:
         ) * (1 / elapsed)
         kept = math.exp(-elapsed / DEMAND_MEMORY_S)
         self.demand = self.demand * kept + offered * (1 - kept)
-        if self.demand.fits(_NEGLIGIBLE):
+        if self._offered_sequences == 0 and self.demand.concurrency < IDLE_BELOW:
             self.demand = NOTHING
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
         faded = math.exp(-elapsed / LARGEST_MEMORY_S)
         self._largest_kv *= faded
         self._largest_sequences *= faded
-
-
-_NEGLIGIBLE = Amount(0.5, 0.5, 0.01)
 
 
 class Account:

@@ -146,7 +146,8 @@ class Exchange:
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = head.content_length
             return b"" if length is None else b"content-length: " + length + b"\r\n"
-        if head.content_length is not None and not self._passage.hides_usage:
+        # A stream from which an event may be hidden has another length than the engine says.
+        if head.content_length is not None and not head.is_event_stream:
             return b"content-length: " + head.content_length + b"\r\n"
         if self._request.is_http10:
             self._keeps_alive = False
