@@ -1,0 +1,173 @@
+"""``make bench``: every number that the project promises, beside its peers in the same run.
+
+Absolute figures drift by a third from minute to minute on shared machines; only ratios of one run count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import decide, machine, peers, relay
+
+FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
+SMALL, LARGE = 1_000, 400_000
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One promise and what became of it."""
+
+    what: str
+    goal: str
+    measured: str
+    is_reached: bool
+
+
+def at_least(what: str, bound: float, value: float, unit: str = "") -> Goal:
+    """A goal that is a lower bound."""
+    return Goal(what, f"≥ {bound:g}{unit}", f"{value:.2f}{unit}", value >= bound)
+
+
+def at_most(what: str, bound: float, value: float, unit: str = "") -> Goal:
+    """A goal that is an upper bound."""
+    return Goal(what, f"≤ {bound:g}{unit}", f"{value:.2f}{unit}", value <= bound)
+
+
+class Bench:
+    """One run."""
+
+    def __init__(self, rounds: int, seconds: float) -> None:
+        self.rounds, self.seconds = rounds, seconds
+        self.goals: list[Goal] = []
+        self.raw: dict[str, object] = {}
+        self._per_core: float | None = None
+
+    def unary(self) -> None:
+        """Requests per second and core."""
+        rows = relay.unary(FOLDER, self.rounds, self.seconds)
+        self.raw["unary"] = {name: asdict(row) for name, row in rows.items()}
+        for name, row in rows.items():
+            print(
+                f"  {name:10} {row.per_core:8,.0f} requests/s per core, {row.rate:8,.0f}/s as they came,"
+                f" p99 {row.p99_s * 1000:.1f} ms"
+            )
+        own = self._per_core = rows["tokenpool"].per_core
+        self.goals += [
+            at_least("unary, requests/s per core, against nginx", 0.60, own / rows["nginx"].per_core, " ×"),
+            at_least("... against Envoy", 1.5, own / rows["Envoy"].per_core, " ×"),
+            at_least("... against plain aiohttp", 5, own / rows["aiohttp"].per_core, " ×"),
+        ]
+
+    def streaming(self) -> None:
+        """CPU per streamed event."""
+        costs = relay.streaming(FOLDER, self.rounds, self.seconds)
+        self.raw["streaming"] = costs
+        for name, cost in costs.items():
+            print(f"  {name:10} {cost * 1e6:6.1f} µs of CPU per event")
+        own = costs["tokenpool"]
+        self.goals += [
+            at_most("streaming, CPU per event, against nginx", 1.25, own / costs["nginx"], " ×"),
+            at_most("... against Envoy", 1.0, own / costs["Envoy"], " ×"),
+        ]
+
+    def latency(self) -> None:
+        """Time added at a tenth of saturation."""
+        rate = (self._per_core or 20_000) / 10
+        seen = relay.latency(FOLDER, self.rounds, self.seconds, rate)
+        self.raw["latency"] = asdict(seen) | {"rate": rate}
+        print(
+            f"  at {rate:,.0f} requests/s: direct p50 {seen.direct_p50 * 1000:.2f}, p99"
+            f" {seen.direct_p99 * 1000:.2f} ms; through p50 {seen.through_p50 * 1000:.2f}, p99"
+            f" {seen.through_p99 * 1000:.2f} ms"
+        )
+        p50, p99 = seen.through_p50 - seen.direct_p50, seen.through_p99 - seen.direct_p99
+        self.goals += [
+            at_most("time added at a tenth of saturation, p50", 0.3, p50 * 1000, " ms"),
+            at_most("... p99", 1.0, p99 * 1000, " ms"),
+        ]
+
+    def decide(self) -> None:
+        """Identity, parse, price and decide."""
+        for size, bound, text in ((SMALL, 15e-6, "1 kB"), (LARGE, 1e-3, "400 kB")):
+            own, yardstick = decide.decision_seconds(size), decide.json_seconds(size)
+            self.raw[f"decide_{size}"] = {"seconds": own, "json_loads": yardstick}
+            print(f"  {text}: {own * 1e6:.1f} µs; json.loads alone {yardstick * 1e6:.1f} µs")
+            self.goals.append(at_most(f"parse + price + decide, {text}", bound * 1e6, own * 1e6, " µs"))
+
+    def memory(self) -> None:
+        """Memory with thousands of open streams."""
+        sizes = relay.held_streams(FOLDER)
+        self.raw["held_streams"] = sizes
+        for name, size in sizes.items():
+            print(f"  {name:10} {size:6.0f} MB with {relay.HELD_STREAMS:,} open streams")
+        self.goals.append(
+            at_most(f"{relay.HELD_STREAMS:,} open streams, resident", 120, sizes["tokenpool"], " MB")
+        )
+
+    def start(self) -> None:
+        """Start to ready."""
+        seconds, size = relay.start(FOLDER, max(self.rounds, 3))
+        self.raw["start"] = {"seconds": seconds, "resident_mb": size}
+        print(f"  ready after {seconds:.2f} s with {size:.0f} MB")
+        self.goals += [
+            at_most("start to ready", 1.0, seconds, " s"),
+            at_most("... resident", 60, size, " MB"),
+        ]
+
+    def table(self) -> str:
+        """The goals as a Markdown table."""
+        lines = ["| what | goal | measured | |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {g.what} | {g.goal} | {g.measured} | {'reached' if g.is_reached else 'missed'} |"
+            for g in self.goals
+        ]
+        return "\n".join(lines)
+
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "unary": Bench.unary,
+    "streaming": Bench.streaming,
+    "latency": Bench.latency,
+    "decide": Bench.decide,
+    "memory": Bench.memory,
+    "start": Bench.start,
+}
+
+
+def main() -> int:
+    """Run the benchmark; the status is 0 whether or not the goals are reached: machines differ."""
+    parser = argparse.ArgumentParser(prog="make bench")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per proxy and round")
+    arguments = parser.parse_args()
+    unknown = set(arguments.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if (os.cpu_count() or 1) < 2:
+        parser.error("two cores are needed: one for the proxy, one for the load")
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    os.sched_setaffinity(0, {machine.LOAD_CORE})
+    bench = Bench(arguments.rounds, arguments.seconds)
+    try:
+        for name in arguments.sections or SECTIONS:
+            print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
+            SECTIONS[name](bench)
+    except machine.BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{bench.table()}\n\n{machine.describe()}\n{peers.versions()}")
+    result = {"machine": machine.describe(), "versions": peers.versions(), "raw": bench.raw}
+    result["goals"] = [asdict(goal) for goal in bench.goals]
+    (FOLDER / "result.json").write_text(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

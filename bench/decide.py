@@ -1,0 +1,85 @@
+"""What a decision costs: identity, parse, price, admit and settle, in this process, without a socket."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from bench.peers import KEY, POOL
+from sidecar.gate import EngineState, Gate, Passage, Refusal
+from sidecar.http.heads import RequestHead
+from sidecar.identity import key_ring
+from sidecar.telemetry import Telemetry
+from tokenpool.admission import EngineRoom
+from tokenpool.amounts import Amount
+from tokenpool.cost import EngineShape, Usage
+from tokenpool.outcomes import Ending
+from tokenpool.poolfile import parse
+
+
+def chat(prompt_bytes: int) -> bytes:
+    """A chat whose prompt has so many bytes."""
+    words = "The quick brown fox jumps over the lazy dog. "
+    prompt = (words * (prompt_bytes // len(words) + 1))[:prompt_bytes]
+    return json.dumps(
+        {"model": "bench", "messages": [{"role": "user", "content": prompt}], "max_tokens": 64}
+    ).encode()
+
+
+def decision_seconds(prompt_bytes: int) -> float:
+    """Seconds per request, head to ticket; its settlement is not counted."""
+    gate, head, body = _gate(), _head(), chat(prompt_bytes)
+    spent = 0.0
+    rounds = max(20_000_000 // (prompt_bytes + 10_000), 50)
+    best = float("inf")
+    for _ in range(5):
+        spent = 0.0
+        for _ in range(rounds):
+            began = time.perf_counter()
+            screened = gate.screen(head)
+            assert not isinstance(screened, Refusal)
+            passage = gate.open(*screened, body)
+            spent += time.perf_counter() - began
+            assert isinstance(passage, Passage)
+            gate.close(passage, Ending.FINISHED, Usage(prompt_bytes // 4, 60), 0, spent=True)
+        best = min(best, spent / rounds)
+    return best
+
+
+def json_seconds(prompt_bytes: int) -> float:
+    """Seconds that the standard library takes to decode the same body alone: the yardstick."""
+    body = chat(prompt_bytes)
+    return _timed(lambda: json.loads(body), max(20_000_000 // (prompt_bytes + 10_000), 50))
+
+
+def _timed(work: Callable[[], object], rounds: int) -> float:
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        for _ in range(rounds):
+            work()
+        best = min(best, (time.perf_counter() - began) / rounds)
+    return best
+
+
+def _gate() -> Gate:
+    file = parse(POOL, name="bench").file
+    pool = file.pools[0]
+    gate = Gate(file, pool, key_ring(file, pool.name, lambda ref: ref.value), Telemetry())
+    gate.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
+    for account in gate.accounts.values():
+        account.apply(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
+    return gate
+
+
+def _head() -> RequestHead:
+    head = RequestHead()
+    head.method, head.path = b"POST", b"/v1/chat/completions"
+    head.target = head.path
+    head.headers = [
+        (b"host", b"bench"),
+        (b"authorization", f"Bearer {KEY}".encode()),
+        (b"content-type", b"application/json"),
+    ]
+    return head

