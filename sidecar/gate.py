@@ -54,7 +54,6 @@ class Passage:
         started_at: float,
         account: Account | None = None,
         ticket: Ticket | None = None,
-        *,
         streams: bool = False,
         hides_usage: bool = False,
     ) -> None:
@@ -94,6 +93,8 @@ class Gate:
         self.engine = EngineState()
         self.accounts: dict[str, Account] = {}
         self.is_draining = False
+        self.epoch = 0
+        """Rises with each pool file: what was found out about a head holds for one epoch."""
         self.throughput_sheds = 0
         """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
         self.tokens_per_event = Average(1.0, share=0.05)
@@ -106,6 +107,7 @@ class Gate:
 
     def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
         """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
+        self.epoch += 1
         now = self._clock()
         kept, self.accounts = self.accounts, {}
         for entitlement in file.entitlements_of(pool.name):
@@ -205,14 +207,7 @@ class Gate:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         decision = admit(self.ledger, account, parsed.ask, cost, self.engine.room, now)
         if isinstance(decision, Admit):
-            return Passage(
-                parsed.body,
-                now,
-                account,
-                decision.ticket,
-                streams=parsed.streams,
-                hides_usage=parsed.hides_usage,
-            )
+            return Passage(parsed.body, now, account, decision.ticket, parsed.streams, parsed.hides_usage)
         if decision.reason is Reason.TOKENS_PER_SECOND:
             self.throughput_sheds += 1
         return self._refusal(account, decision)
@@ -254,9 +249,9 @@ class Gate:
         self, passage: Passage, ending: Ending, usage: Usage | None, events: int, *, spent: bool
     ) -> None:
         """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all."""
-        account, ticket = passage.account, passage.ticket
-        self._telemetry.ended(account, ending)
-        if ticket is None or account is None:
+        ticket = passage.ticket
+        if ticket is None:
+            self._telemetry.ended(passage.account, ending)
             return
         passage.ticket = None
         reported = usage is not None
@@ -265,7 +260,7 @@ class Gate:
         elif passage.streams and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
         self.ledger.settle(ticket, usage, ending, self._clock(), reported=reported)
-        self._telemetry.spent(account, ticket, usage, reported=reported)
+        self._telemetry.settled(ticket, ending, usage, reported=reported)
 
     def _guess(self, ticket: Ticket, events: int, streams: bool, ending: Ending) -> Usage:
         """What was spent where the engine did not say: the prompt, and the output that was relayed."""

@@ -93,21 +93,23 @@ class Telemetry(Collector):
     # --- called on the request path ---
 
     def ended(self, account: Account | None, ending: Ending) -> None:
-        """A request that passed has ended."""
-        self._tally(account).outcomes[ending.value] += 1
+        """A request that held nothing has ended."""
+        self._tally(account).outcomes[ending] += 1
 
     def refused(self, account: Account | None, reason: Reason) -> None:
         """A request was refused."""
-        self._tally(account).outcomes[reason.value] += 1
+        self._tally(account).outcomes[reason] += 1
 
-    def spent(self, account: Account, ticket: Ticket, usage: Usage, *, reported: bool) -> None:
-        """A request was settled."""
-        tally = self._tally(account)
-        tally.input += usage.input_tokens - usage.cached_tokens
-        tally.cached += usage.cached_tokens
-        tally.output += usage.output_tokens
-        if reported and usage.input_tokens:
-            tally.input_ratio.observe(ticket.cost.input_tokens / usage.input_tokens)
+    def settled(self, ticket: Ticket, ending: Ending, usage: Usage, *, reported: bool) -> None:
+        """An admitted request was settled."""
+        tally = self._tallies[ticket.account.entitlement.name]
+        tally.outcomes[ending] += 1
+        input_tokens, output_tokens, cached_tokens = usage
+        tally.input += input_tokens - cached_tokens
+        tally.cached += cached_tokens
+        tally.output += output_tokens
+        if reported and input_tokens:
+            tally.input_ratio.observe(ticket.cost.input_tokens / input_tokens)
 
     def first_token(self, account: Account | None, seconds: float) -> None:
         """The first bytes of a response's body came so long after the request."""
@@ -122,7 +124,7 @@ class Telemetry(Collector):
 
     def outcomes(self, name: str) -> dict[str, int]:
         """How an entitlement's requests ended so far, by outcome."""
-        return dict(self._tallies[name].outcomes)
+        return {str(outcome): n for outcome, n in self._tallies[name].outcomes.items()}
 
     # --- Prometheus ---
 

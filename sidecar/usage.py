@@ -50,6 +50,9 @@ class BodyReader:
 
     __slots__ = ("_held", "usage")
 
+    events = 0
+    """An answer that is not streamed has none."""
+
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self._held = b""
@@ -84,17 +87,12 @@ class BodyReader:
 
 def _object_end(text: bytes, start: int) -> int:
     """Where the object that follows the mark ends, or 0. Usage holds numbers: no string hides a brace."""
-    depth = 0
-    for position in range(text.find(b"{", start), min(len(text), start + _LONGEST_USAGE)):
-        if position < 0:
-            return 0
-        byte = text[position]
-        if byte == 0x7B:
-            depth += 1
-        elif byte == 0x7D:
-            depth -= 1
-            if depth == 0:
-                return position + 1
+    limit = start + _LONGEST_USAGE
+    end = text.find(b"}", start, limit) + 1
+    while end:
+        if text.count(b"{", start, end) <= text.count(b"}", start, end):
+            return end
+        end = text.find(b"}", end, limit) + 1
     return 0
 
 

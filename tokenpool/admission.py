@@ -63,11 +63,14 @@ def admit(
     if refusal is not None:
         return refusal
     account.meter.offer(cost)
-    refusal = (
-        _over_throughput(account, cost, now)
-        or _over_gauges(account, cost)
-        or _engine_full(ledger, account, cost, room)
-    )
+    limit = account.limit
+    if account.bucket.refill(now) <= 0:
+        return _over_throughput(account, cost)
+    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
+        return _over_gauge(account, cost, Dimension.KV_TOKENS)
+    if account.concurrency_in_use + cost.sequences > limit.concurrency:
+        return _over_gauge(account, cost, Dimension.CONCURRENCY)
+    refusal = _engine_full(ledger, account, cost, room)
     if refusal is not None:
         return refusal
     return Admit(ledger.reserve(account, ask, cost, now))
@@ -75,12 +78,11 @@ def admit(
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     """The refusal of a cost that no wait could make fit, or ``None``."""
-    most_kv = min(ceiling.kv_tokens, room.kv_tokens)
-    if cost.kv_tokens > most_kv:
-        return _never(Dimension.KV_TOKENS, most_kv, cost.kv_tokens)
-    most_sequences = min(ceiling.concurrency, room.slots)
-    if cost.sequences > most_sequences:
-        return _never(Dimension.CONCURRENCY, most_sequences, cost.sequences)
+    kv_tokens, sequences = cost.kv_tokens, cost.sequences
+    if kv_tokens > ceiling.kv_tokens or kv_tokens > room.kv_tokens:
+        return _never(Dimension.KV_TOKENS, min(ceiling.kv_tokens, room.kv_tokens), kv_tokens)
+    if sequences > ceiling.concurrency or sequences > room.slots:
+        return _never(Dimension.CONCURRENCY, min(ceiling.concurrency, room.slots), sequences)
     if ceiling.tokens_per_second <= 0:
         return _never(Dimension.TOKENS_PER_SECOND, ceiling.tokens_per_second, cost.throughput)
     return None
@@ -90,10 +92,8 @@ def _never(dimension: Dimension, limit: float, cost: float) -> Shed:
     return Shed(Reason.NEVER_FITS, dimension, limit, 0.0, cost, 0.0)
 
 
-def _over_throughput(account: Account, cost: Cost, now: float) -> Shed | None:
+def _over_throughput(account: Account, cost: Cost) -> Shed:
     bucket = account.bucket
-    if bucket.refill(now) > 0:
-        return None
     return Shed(
         Reason.TOKENS_PER_SECOND,
         Dimension.TOKENS_PER_SECOND,
@@ -104,40 +104,29 @@ def _over_throughput(account: Account, cost: Cost, now: float) -> Shed | None:
     )
 
 
-def _over_gauges(account: Account, cost: Cost) -> Shed | None:
-    limit = account.limit
-    if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
-        return Shed(
-            Reason.KV_TOKENS,
-            Dimension.KV_TOKENS,
-            limit.kv_tokens,
-            account.kv_in_use,
-            cost.kv_tokens,
-            _until_one_ends(account, account.concurrency_in_use),
-        )
-    if account.concurrency_in_use + cost.sequences > limit.concurrency:
-        return Shed(
-            Reason.CONCURRENCY,
-            Dimension.CONCURRENCY,
-            limit.concurrency,
-            account.concurrency_in_use,
-            cost.sequences,
-            _until_one_ends(account, account.concurrency_in_use),
-        )
-    return None
+def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
+    is_cache = dimension is Dimension.KV_TOKENS
+    return Shed(
+        Reason.KV_TOKENS if is_cache else Reason.CONCURRENCY,
+        dimension,
+        account.limit.get(dimension),
+        account.kv_in_use if is_cache else account.concurrency_in_use,
+        cost.kv_tokens if is_cache else cost.sequences,
+        _until_one_ends(account, account.concurrency_in_use),
+    )
 
 
 def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """Beyond what is assured, the engine itself must have room, in each dimension by itself."""
-    assured = account.assured
+    assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
-    is_assured = account.concurrency_in_use + cost.sequences <= assured.concurrency
-    if not is_assured and running + cost.sequences > room.slots:
-        return _full(Dimension.CONCURRENCY, room.slots, running, cost.sequences, ledger, account)
+    is_assured = account.concurrency_in_use + sequences <= assured.concurrency
+    if running + sequences > room.slots and not is_assured:
+        return _full(Dimension.CONCURRENCY, room.slots, running, sequences, ledger, account)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
-    is_assured = account.kv_in_use + cost.kv_tokens <= assured.kv_tokens
-    if not is_assured and resident + cost.kv_tokens > room.kv_tokens:
-        return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, cost.kv_tokens, ledger, account)
+    is_assured = account.kv_in_use + kv_tokens <= assured.kv_tokens
+    if resident + kv_tokens > room.kv_tokens and not is_assured:
+        return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger, account)
     return None
 
 

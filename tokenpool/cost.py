@@ -81,42 +81,46 @@ class Pricer:
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
         """The price of a request before it runs."""
         pricing = self._pricing
+        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, _ = ask
         input_tokens = (
-            math.ceil(ask.text_bytes * self._ratio.value)
-            + ask.token_ids
-            + ask.images * pricing.image_tokens
-            + ask.audios * pricing.audio_tokens
-            + ask.tools * pricing.tool_tokens
+            math.ceil(text_bytes * self._ratio.value)
+            + token_ids
+            + images * pricing.image_tokens
+            + audios * pricing.audio_tokens
+            + tools * pricing.tool_tokens
         )
-        sequences = ask.prompts * ask.sequences_per_prompt
+        sequences = prompts * per_prompt
         # Prompts of one request are taken as equally long: the sum is right, and whole blocks nearly so.
-        prompt_tokens = -(-input_tokens // ask.prompts)
+        prompt_tokens = -(-input_tokens // prompts)
         output = self._output_tokens(ask, prompt_tokens, engine)
-        blocks = -(-(prompt_tokens + output) // engine.block_size)
+        block_size = engine.block_size
+        blocks = -(-(prompt_tokens + output) // block_size)
+        output_tokens = output * sequences
         return Cost(
             input_tokens,
-            output * sequences,
+            output_tokens,
             sequences,
-            pricing.input_weight * input_tokens + pricing.output_weight * output * sequences,
-            blocks * engine.block_size * sequences,
+            pricing.input_weight * input_tokens + pricing.output_weight * output_tokens,
+            blocks * block_size * sequences,
         )
 
     def _output_tokens(self, ask: Ask, prompt_tokens: int, engine: EngineShape) -> int:
         """Expected output tokens of one sequence: the bound, or what experience makes of it."""
-        bound = ask.output_bound
-        if engine.context_window is not None:
-            window = max(engine.context_window - prompt_tokens, 1)
-            bound = window if bound is None else min(bound, window)
-        if bound is None:
-            return self._output.estimate()
-        if self._quantile is None:
-            return bound
-        return min(bound, self._output.estimate())
+        bound, window = ask.output_bound, engine.context_window
+        if window is not None:
+            left = window - prompt_tokens if window > prompt_tokens else 1
+            if bound is None or left < bound:
+                bound = left
+        expected = self._output.value
+        if bound is None or (expected < bound and self._quantile is not None):
+            return expected
+        return bound
 
     def throughput(self, usage: Usage) -> float:
         """Weighted tokens of what was really spent."""
-        uncached = max(usage.input_tokens - usage.cached_tokens, 0)
-        return self._pricing.input_weight * uncached + self._pricing.output_weight * usage.output_tokens
+        input_tokens, output_tokens, cached_tokens = usage
+        uncached = input_tokens - cached_tokens if input_tokens > cached_tokens else 0
+        return self._pricing.input_weight * uncached + self._pricing.output_weight * output_tokens
 
     def spent_so_far(self, cost: Cost, relayed_tokens: int) -> Usage:
         """The usage of a request that ended early: its prompt, and the output that was relayed."""
@@ -124,10 +128,10 @@ class Pricer:
 
     def learn(self, ask: Ask, usage: Usage) -> None:
         """Learn from a request that the engine finished."""
-        if not (ask.images or ask.audios or ask.token_ids):
-            self._ratio.observe(ask.text_bytes, usage.input_tokens)
-        sequences = ask.prompts * ask.sequences_per_prompt
-        self._output.observe(-(-usage.output_tokens // sequences))
+        text_bytes, token_ids, images, audios, _, prompts, per_prompt, _ = ask
+        if not (images or audios or token_ids):
+            self._ratio.observe(text_bytes, usage.input_tokens)
+        self._output.observe(-(-usage.output_tokens // (prompts * per_prompt)))
 
     @property
     def tokens_per_byte(self) -> float:
@@ -137,4 +141,4 @@ class Pricer:
     @property
     def expected_output(self) -> int:
         """The learned quantile of output tokens per sequence, for the pages."""
-        return self._output.estimate()
+        return self._output.value

@@ -34,9 +34,9 @@ class TokenRatio:
         """Learn that a prompt of ``text_bytes`` was ``tokens`` long."""
         if text_bytes <= 0:
             return
-        self._bytes = self._bytes * self.DECAY + text_bytes
-        self._tokens = self._tokens * self.DECAY + tokens
-        self.value = min(max(self._tokens / self._bytes, self.LOWEST), self.HIGHEST)
+        self._bytes = total = self._bytes * self.DECAY + text_bytes
+        self._tokens = counted = self._tokens * self.DECAY + tokens
+        self.value = min(max(counted / total, self.LOWEST), self.HIGHEST)
 
 
 class OutputQuantile:
@@ -50,27 +50,25 @@ class OutputQuantile:
     ENOUGH = 8
     WINDOW = 256
 
-    __slots__ = ("_order", "_quantile", "_sorted")
+    __slots__ = ("_order", "_quantile", "_sorted", "value")
 
     def __init__(self, quantile: float = 0.9) -> None:
         self._quantile = quantile
         self._order: deque[int] = deque()
         self._sorted: list[int] = []
+        self.value = self.PRIOR
+        """Output tokens that a share ``quantile`` of the sequences did not exceed."""
 
     def observe(self, output_tokens: int) -> None:
         """Learn the length of one finished sequence."""
-        if len(self._order) == self.WINDOW:
-            oldest = self._order.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest)]
-        self._order.append(output_tokens)
-        insort(self._sorted, output_tokens)
-
-    def estimate(self) -> int:
-        """Output tokens that a share ``quantile`` of the sequences did not exceed."""
-        count = len(self._sorted)
-        if count < self.ENOUGH:
-            return self.PRIOR
-        return self._sorted[min(int(count * self._quantile), count - 1)]
+        order, ranked = self._order, self._sorted
+        if len(order) == self.WINDOW:
+            del ranked[bisect_left(ranked, order.popleft())]
+        order.append(output_tokens)
+        insort(ranked, output_tokens)
+        count = len(ranked)
+        if count >= self.ENOUGH:
+            self.value = ranked[min(int(count * self._quantile), count - 1)]
 
 
 class Average:

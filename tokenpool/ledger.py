@@ -52,7 +52,8 @@ class TokenBucket:
     def refill(self, now: float) -> float:
         """Bring the level up to date and return it."""
         if now > self._filled_at:
-            self.level = min(self.level + self.rate * (now - self._filled_at), self.depth)
+            level = self.level + self.rate * (now - self._filled_at)
+            self.level = level if level < self.depth else self.depth
             self._filled_at = now
         return self.level
 
@@ -65,7 +66,8 @@ class TokenBucket:
 
     def add(self, tokens: float) -> None:
         """Refund (positive) or charge (negative); never above the depth."""
-        self.level = min(self.level + tokens, self.depth)
+        level = self.level + tokens
+        self.level = level if level < self.depth else self.depth
 
     def seconds_until_positive(self) -> float:
         """How long until the bucket admits again; infinite where nothing flows in."""
@@ -92,16 +94,18 @@ class Meter:
         "_offered_sequences",
         "_offered_tokens",
         "_reported_at",
-        "_spent_tokens",
         "demand",
         "residence",
+        "spent",
         "typical_tokens",
     )
 
     def __init__(self, now: float) -> None:
         self._reported_at = self._held_at = now
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
-        self._spent_tokens = self._kv_seconds = self._concurrency_seconds = 0.0
+        self._kv_seconds = self._concurrency_seconds = 0.0
+        self.spent = 0.0
+        """Throughput tokens charged less those refunded since the last report."""
         self._largest_kv = self._largest_sequences = 0.0
         self.demand = NOTHING
         """What was offered of late, shed requests included."""
@@ -112,16 +116,15 @@ class Meter:
 
     def offer(self, cost: Cost) -> None:
         """Count one priced request, admitted or shed."""
-        self._offered_tokens += cost.throughput
-        self._offered_kv += cost.kv_tokens
-        self._offered_sequences += cost.sequences
-        self._largest_kv = max(self._largest_kv, cost.kv_tokens)
-        self._largest_sequences = max(self._largest_sequences, cost.sequences)
-        self.typical_tokens.observe(cost.throughput)
-
-    def spend(self, tokens: float) -> None:
-        """Count throughput tokens charged (or, negative, refunded)."""
-        self._spent_tokens += tokens
+        _, _, sequences, throughput, kv_tokens = cost
+        self._offered_tokens += throughput
+        self._offered_kv += kv_tokens
+        self._offered_sequences += sequences
+        if kv_tokens > self._largest_kv:
+            self._largest_kv = kv_tokens
+        if sequences > self._largest_sequences:
+            self._largest_sequences = sequences
+        self.typical_tokens.observe(throughput)
 
     def hold(self, kv_tokens: int, concurrency: int, now: float) -> None:
         """Integrate what was held until now; call before either gauge changes."""
@@ -138,10 +141,10 @@ class Meter:
         service = NOTHING
         if elapsed > 0:
             self._remember_demand(elapsed)
-            service = Amount(max(self._spent_tokens, 0.0), self._kv_seconds, self._concurrency_seconds) * (
+            service = Amount(max(self.spent, 0.0), self._kv_seconds, self._concurrency_seconds) * (
                 1 / elapsed
             )
-            self._spent_tokens = min(self._spent_tokens, 0.0)
+            self.spent = min(self.spent, 0.0)
             self._kv_seconds = self._concurrency_seconds = 0.0
             self._reported_at = now
         held = Amount(0.0, kv_in_use, concurrency_in_use)
@@ -268,6 +271,7 @@ class Ledger:
             account.pricer.learn(ticket.ask, spent)
 
     def _hold(self, account: Account, kv_tokens: int, sequences: int, now: float) -> None:
+        """Move every gauge. The numbers stand beside each other, so that they never part."""
         account.meter.hold(account.kv_in_use, account.concurrency_in_use, now)
         account.kv_in_use += kv_tokens
         account.concurrency_in_use += sequences
@@ -277,7 +281,7 @@ class Ledger:
     @staticmethod
     def _charge(account: Account, tokens: float) -> None:
         account.bucket.add(-tokens)
-        account.meter.spend(tokens)
+        account.meter.spent += tokens
 
 
 def _require_running(ticket: Ticket) -> None:

@@ -99,26 +99,29 @@ def parse_chat(body: bytes) -> Parsed:
     request = _decoded(_decode_chat, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
-    text_bytes = images = audios = 0
+    images = audios = 0
+    text_bytes = MESSAGE_BYTES * len(request.messages)
     for message in request.messages:
-        text_bytes += MESSAGE_BYTES
-        text_bytes += _size(message.tool_calls)
-        size, pictures, sounds = _content_size(message.content)
-        text_bytes += size
-        images += pictures
-        audios += sounds
-    tools = request.tools or ()
+        content = message.content
+        view = memoryview(content)
+        if view[0] == _QUOTE:
+            text_bytes += len(view) - 2
+        elif content is not _NOTHING:
+            size, pictures, sounds = _content_size(content)
+            text_bytes += size
+            images += pictures
+            audios += sounds
+        if message.tool_calls is not _NOTHING:
+            text_bytes += _size(message.tool_calls)
+    tools = 0
+    if request.tools:
+        tools = len(request.tools)
+        text_bytes += sum(map(_size, request.tools))
     bound = request.max_completion_tokens
     if bound is None:
         bound = request.max_tokens
-    ask = Ask(
-        text_bytes=text_bytes + sum(map(_size, tools)),
-        images=images,
-        audios=audios,
-        tools=len(tools),
-        sequences_per_prompt=_sequences(request.n),
-        output_bound=_bound(bound, "max_completion_tokens"),
-    )
+    per_prompt = 1 if request.n is None or request.n == 1 else _sequences(request.n)
+    ask = Ask(text_bytes, 0, images, audios, tools, 1, per_prompt, _bound(bound, "max_completion_tokens"))
     return _parsed(ask, request, body)
 
 
@@ -155,13 +158,13 @@ def _decoded(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
 
 
 def _parsed(ask: Ask, request: _Generation, body: bytes) -> Parsed:
-    streams = bool(request.stream)
+    if not request.stream:
+        return Parsed(ask, request.model, False, False, body)
     options = request.stream_options
     asks_for_usage = isinstance(options, _StreamOptions) and bool(options.include_usage)
-    hides_usage = streams and not asks_for_usage
-    if hides_usage:
+    if not asks_for_usage:
         body = _with_usage(body, has_options=options is not UNSET)
-    return Parsed(ask, request.model, streams, hides_usage, body)
+    return Parsed(ask, request.model, True, not asks_for_usage, body)
 
 
 def _with_usage(body: bytes, *, has_options: bool) -> bytes:

@@ -19,26 +19,38 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 def limit_headers(account: Account) -> bytes:
     """``x-ratelimit-*`` lines as of the account's last refill."""
     bucket, limit = account.bucket, account.limit.concurrency
-    free = max(limit - account.concurrency_in_use, 0.0)
+    free = limit - account.concurrency_in_use if limit > account.concurrency_in_use else 0.0
     missing = bucket.depth - bucket.level
     full_s = missing / bucket.rate if bucket.rate > 0 else 0.0
     one_ends_s = 0.0 if free >= 1 else account.meter.residence.value
-    return (
-        f"x-ratelimit-limit-requests: {limit:.0f}\r\n"
-        f"x-ratelimit-remaining-requests: {free:.0f}\r\n"
-        f"x-ratelimit-reset-requests: {duration(one_ends_s)}\r\n"
-        f"x-ratelimit-limit-tokens: {bucket.depth:.0f}\r\n"
-        f"x-ratelimit-remaining-tokens: {max(bucket.level, 0.0):.0f}\r\n"
-        f"x-ratelimit-reset-tokens: {duration(full_s)}\r\n"
-    ).encode()
+    return _LIMITS % (
+        limit,
+        free,
+        duration(one_ends_s),
+        bucket.depth,
+        bucket.level if bucket.level > 0 else 0,
+        duration(full_s),
+    )
 
 
-def duration(seconds: float) -> str:
+_LIMITS = (
+    b"x-ratelimit-limit-requests: %d\r\n"
+    b"x-ratelimit-remaining-requests: %d\r\n"
+    b"x-ratelimit-reset-requests: %b\r\n"
+    b"x-ratelimit-limit-tokens: %d\r\n"
+    b"x-ratelimit-remaining-tokens: %d\r\n"
+    b"x-ratelimit-reset-tokens: %b\r\n"
+)
+
+
+def duration(seconds: float) -> bytes:
     """A duration as OpenAI's headers write it: ``120ms``, ``1s``, ``6m0s``."""
+    if seconds <= 0:
+        return b"0ms"
     if seconds < 1:
-        return f"{max(math.ceil(seconds * 1000), 0)}ms"
+        return b"%dms" % math.ceil(seconds * 1000)
     whole = math.ceil(seconds)
-    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60}s"
+    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)
 
 
 def refusal_bytes(refusal: Refusal, *, closes: bool, head_only: bool = False) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 Headers = list[tuple[bytes, bytes]]
-"""Names in lower case, in the order of the message."""
+"""In the order of the message; a request's names are in lower case."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -35,7 +35,6 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # A compressed answer would hide the usage; the engine is next door, so nothing is lost.
     b"accept-encoding",
 }
-_NOT_RETURNED = HOP_BY_HOP | {b"content-length"}
 _OWN_PREFIX = b"x-tokenpool-"
 
 _STATUS_LINES = {
@@ -46,9 +45,11 @@ _STATUS_LINES = {
 class RequestHead:
     """The head of one request, as parsed."""
 
-    __slots__ = ("headers", "is_http10", "keeps_alive", "method", "path", "target")
+    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "target")
 
     def __init__(self) -> None:
+        self.framed: bytes | None = None
+        """This head as the engine gets it, up to the framing of the body, once it was written."""
         self.method = b""
         self.target = b""
         self.path = b""
@@ -92,6 +93,14 @@ class RequestFramer:
 
     def frame(self, head: RequestHead, body_length: int) -> bytes:
         """The head of the request to the engine."""
+        framed = head.framed
+        if framed is None:
+            framed = head.framed = self._without_framing(head)
+        if body_length or head.method == b"POST":
+            return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+        return framed + b"\r\n"
+
+    def _without_framing(self, head: RequestHead) -> bytes:
         dropped = self._dropped
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
@@ -100,51 +109,45 @@ class RequestFramer:
         for name, value in head.headers:
             if name not in dropped and not name.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")
-        if body_length or head.method == b"POST":
-            lines.append(b"content-length: %d\r\n" % body_length)
-        lines.append(b"\r\n")
         return b"".join(lines)
 
 
 class ResponseHead:
-    """The head of the engine's response, as parsed."""
+    """The head of the engine's response: what of it goes on to the client, and what frames its body."""
 
-    __slots__ = ("content_length", "headers", "is_event_stream", "reason", "status")
+    __slots__ = ("_lines", "content_length", "ends_at_close", "is_event_stream", "status")
 
-    def __init__(self) -> None:
-        self.status = 0
-        self.reason = b""
-        self.headers: Headers = []
+    def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
+        self.status = status
         self.content_length: bytes | None = None
         self.is_event_stream = False
+        line = _STATUS_LINES.get(status)
+        if line is None or reason not in line:
+            line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
+        self._lines = lines = [line]
+        is_coded = False
+        for name, value in headers:
+            lowered = name.lower()
+            if lowered == b"content-length":
+                self.content_length = value
+            elif lowered in HOP_BY_HOP:
+                is_coded = is_coded or lowered == b"transfer-encoding"
+            else:
+                if lowered == b"content-type":
+                    self.is_event_stream = value.startswith(b"text/event-stream")
+                lines += (name, b": ", value, b"\r\n")
+        self.ends_at_close = self.content_length is None and not is_coded
+        """Whether nothing but the end of the connection says where the body ends."""
 
-    def add(self, name: bytes, value: bytes) -> None:
-        """Take in one header."""
-        name = name.lower()
-        self.headers.append((name, value))
-        if name == b"content-length":
-            self.content_length = value
-        elif name == b"content-type":
-            self.is_event_stream = value.startswith(b"text/event-stream")
-
-
-def frame_response(head: ResponseHead, extra: bytes, framing: bytes, connection: bytes) -> bytes:
-    """The head for the client: the engine's own, with our headers and this hop's framing."""
-    line = _STATUS_LINES.get(head.status)
-    if line is None or head.reason not in line:
-        line = b"HTTP/1.1 %d %s\r\n" % (head.status, head.reason)
-    lines = [line]
-    for name, value in head.headers:
-        if name not in _NOT_RETURNED:
-            lines += (name, b": ", value, b"\r\n")
-    lines += (extra, framing, connection, b"\r\n")
-    return b"".join(lines)
+    def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
+        """The head for the client: the engine's own, with our headers and this hop's framing."""
+        return b"%b%b%b%b\r\n" % (b"".join(self._lines), extra, framing, connection)
 
 
 def frame_answer(status: int, headers: bytes, body: bytes, *, closes: bool) -> bytes:
     """A whole answer of the sidecar's own. ``headers`` are lines, each with its line end."""
     connection = b"connection: close\r\n" if closes else b""
-    return b"%scontent-type: application/json\r\ncontent-length: %d\r\n%s%s\r\n%s" % (
+    return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         _STATUS_LINES[status],
         len(body),
         headers,

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from sidecar.http.heads import ResponseHead
+from sidecar.http.heads import Headers, ResponseHead
 
 IDLE_S = 4.0
 """vLLM's server closes a connection that was idle for 5 s; a second is left for what is under way."""
@@ -41,16 +41,18 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
-        "_complete",
         "_exchange",
         "_head",
-        "_head_done",
+        "_headers",
+        "_is_complete",
         "_keeps_alive",
         "_parser",
         "_pool",
+        "_reason",
         "_transport",
         "_used",
         "idle_since",
+        "on_body",
     )
 
     def __init__(self, pool: Pool) -> None:
@@ -58,7 +60,18 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._used = False
+        self._body: list[bytes] = []
+        self.on_body = self._body.append
+        """httptools: a part of the body. Most responses have one, so no call of our own is made for it."""
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._start_response()
         self.idle_since = 0.0
+
+    def _start_response(self) -> None:
+        self._head: ResponseHead | None = None
+        self._headers: Headers = []
+        self._reason = b""
+        self._is_complete = self._keeps_alive = False
 
     # --- one exchange ---
 
@@ -66,10 +79,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the response goes to the exchange."""
         assert self._transport is not None
         self._exchange = exchange
-        self._parser = httptools.HttpResponseParser(self)
-        self._head = ResponseHead()
-        self._head_done = self._complete = self._keeps_alive = False
-        self._body: list[bytes] = []
+        self._start_response()
         self._transport.writelines((head, body) if body else (head,))
 
     def abort(self) -> None:
@@ -96,39 +106,39 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the engine sent something."""
-        exchange = self._exchange
-        if exchange is None:
+        exchange, parser = self._exchange, self._parser
+        if exchange is None or parser is None:
             # An idle connection has nothing to say: whatever this is, it is no answer of ours.
             self.close()
             return
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._break()
             return
-        if self._body or self._complete:
-            body = b"".join(self._body) if len(self._body) != 1 else self._body[0]
-            self._body.clear()
-            if self._complete:
-                self._finish(exchange, body)
-            else:
-                exchange.on_read(body, False)
+        parts = self._body
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        if self._is_complete:
+            self._finish(exchange, body)
+        elif body:
+            exchange.on_read(body, False)
 
     def eof_received(self) -> bool:
         """asyncio: the engine will send no more. A response without a length ends here."""
-        exchange = self._exchange
-        if exchange is not None and self._head_done and self._ends_at_close():
+        exchange, head = self._exchange, self._head
+        if exchange is not None and head is not None and head.ends_at_close:
             self._exchange = None
             exchange.on_read(b"", True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
-        self._transport = None
+        self._transport = self._parser = None
         self._pool.forget(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            before = not self._head_done and self._head.status == 0
+            before = self._head is None and not self._reason and not self._headers
             exchange.on_lost(before_response=before, was_reused=self._used)
 
     def close(self) -> None:
@@ -138,36 +148,36 @@ class Connection(asyncio.Protocol):
 
     # --- httptools' callbacks ---
 
+    def on_message_begin(self) -> None:
+        """httptools: the first byte of a response."""
+        if self._is_complete:
+            raise httptools.HttpParserError("a second response to one request")
+
     def on_status(self, reason: bytes) -> None:
-        """httptools: the status line."""
-        self._head.status = self._parser.get_status_code()
-        self._head.reason += reason
+        """httptools: (a part of) the status line's reason."""
+        self._reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header."""
-        self._head.add(name, value)
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """httptools: the end of the head."""
-        self._head.status = self._parser.get_status_code()
-        if self._head.status < 200:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status < 200:
             return
-        self._head_done = True
+        self._head = head = ResponseHead(status, self._reason, self._headers)
         if self._exchange is not None:
-            self._exchange.on_head(self._head)
-
-    def on_body(self, body: bytes) -> None:
-        """httptools: a part of the body."""
-        self._body.append(body)
+            self._exchange.on_head(head)
 
     def on_message_complete(self) -> None:
         """httptools: the end of a response. Only here does it know whether the connection lives on."""
-        if not self._head_done:
-            self._head = ResponseHead()  # an interim response (1xx): the real one follows
+        if self._head is None:
+            self._start_response()  # that was an interim response (1xx): the real one follows
             return
-        if self._complete:
-            raise httptools.HttpParserError("a second response to one request")
-        self._complete = True
+        assert self._parser is not None
+        self._is_complete = True
         self._keeps_alive = self._parser.should_keep_alive()
 
     # --- endings ---
@@ -175,17 +185,11 @@ class Connection(asyncio.Protocol):
     def _finish(self, exchange: Exchange, body: bytes) -> None:
         self._exchange = None
         self._used = True
-        if self._keeps_alive and not self._ends_at_close():
+        if self._keeps_alive:
             self._pool.release(self)
         else:
             self.close()
         exchange.on_read(body, True)
-
-    def _ends_at_close(self) -> bool:
-        head = self._head
-        return head.content_length is None and not any(
-            name == b"transfer-encoding" for name, _ in head.headers
-        )
 
     def _break(self) -> None:
         """The engine broke the protocol: what it would say next cannot be trusted."""

@@ -216,10 +216,10 @@ async def test_refused_requests_use_up_nothing(engine: FakeEngine, tmp_path: Pat
         running = [asyncio.ensure_future(ask(sidecar, request(key="small-key"))) for _ in range(2)]
         await until(lambda: len(engine.received) == 2)
         account = sidecar.gate.accounts["small"]
-        spent = account.meter._spent_tokens, account.kv_in_use, account.concurrency_in_use
+        spent = account.meter.spent, account.kv_in_use, account.concurrency_in_use
         for _ in range(20):
             assert (await ask(sidecar, request(key="small-key"))).status == 429
-        after = account.meter._spent_tokens, account.kv_in_use, account.concurrency_in_use
+        after = account.meter.spent, account.kv_in_use, account.concurrency_in_use
         keeper.open.set()
         await asyncio.gather(*running)
     assert after[1:] == spent[1:]
