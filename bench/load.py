@@ -9,6 +9,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from bench.machine import LOAD_CORE, BenchError
 from bench.peers import KEY, program
@@ -54,7 +55,8 @@ class Unary:
 def wrk(port: int, folder: Path, *, connections: int, seconds: float, delay_ms: float = 0.0) -> Unary:
     """POST chats for so long. With ``delay_ms`` each connection pauses between its requests."""
     script = folder / "load.lua"
-    delay = f"delay = function() return {delay_ms} end" if delay_ms else ""
+    # At random, lest all connections speak at once: it is latency that is asked for, not queueing.
+    delay = f"delay = function() return math.random(0, {round(2 * delay_ms)}) end" if delay_ms else ""
     script.write_text(_SCRIPT.format(body=CHAT_BODY, key=KEY, delay=delay))
     done = subprocess.run(
         [
@@ -83,7 +85,7 @@ class _Reader(asyncio.Protocol):
         self._is_up = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)
         self._streams.transports.append(transport)
         body = CHAT_BODY[:-1] + ', "stream": true}'
         transport.write(

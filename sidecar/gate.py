@@ -241,7 +241,7 @@ class Gate:
         ticket = passage.ticket
         if ticket is not None:
             tokens = round(events * self.tokens_per_event.value)
-            if tokens > ticket.cost.output_tokens:
+            if tokens > ticket.output_held:
                 block = self.engine.shape.block_size
                 self.ledger.extend(ticket, tokens + block, block, self._clock())
 

@@ -113,7 +113,8 @@ class Telemetry(Collector):
 
     def first_token(self, account: Account | None, seconds: float) -> None:
         """The first bytes of a response's body came so long after the request."""
-        self._tally(account).first_token.observe(seconds)
+        name = account.entitlement.name if account is not None else NOBODY
+        self._tallies[name].first_token.observe(seconds)
 
     def overhead(self, seconds: float) -> None:
         """From the whole request read to its being sent on: pricing, admission and framing."""

@@ -11,6 +11,7 @@ refused first; then elastic above its share, then bursts above a guarantee; a gu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.cost import Ask, Cost
@@ -34,8 +35,7 @@ class EngineRoom:
     foreign_kv_tokens: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Admit:
+class Admit(NamedTuple):
     """The request may run; its ticket must be settled exactly once."""
 
     ticket: Ticket

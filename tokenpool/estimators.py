@@ -36,7 +36,12 @@ class TokenRatio:
             return
         self._bytes = total = self._bytes * self.DECAY + text_bytes
         self._tokens = counted = self._tokens * self.DECAY + tokens
-        self.value = min(max(counted / total, self.LOWEST), self.HIGHEST)
+        ratio = counted / total
+        if ratio < self.LOWEST:
+            ratio = self.LOWEST
+        elif ratio > self.HIGHEST:
+            ratio = self.HIGHEST
+        self.value = ratio
 
 
 class OutputQuantile:

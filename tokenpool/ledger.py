@@ -210,7 +210,7 @@ class Account:
 class Ticket:
     """A reservation: what one admitted request holds until it is settled."""
 
-    __slots__ = ("account", "admitted_at", "ask", "charged", "cost", "ending", "kv_held")
+    __slots__ = ("account", "admitted_at", "ask", "charged", "cost", "ending", "kv_held", "output_held")
 
     def __init__(self, account: Account, ask: Ask, cost: Cost, now: float) -> None:
         self.account = account
@@ -219,6 +219,8 @@ class Ticket:
         self.admitted_at = now
         self.charged = cost.throughput
         self.kv_held = cost.kv_tokens
+        self.output_held = cost.output_tokens
+        """Output tokens that the reservation covers, over all sequences."""
         self.ending: Ending | None = None
 
 
@@ -243,9 +245,10 @@ class Ledger:
         It is never refused and may pass the limit: nothing in flight is cut for its length.
         """
         _require_running(ticket)
-        extra = output_tokens - ticket.cost.output_tokens
-        if extra <= 0:
+        if output_tokens <= ticket.output_held:
             return
+        ticket.output_held = output_tokens
+        extra = output_tokens - ticket.cost.output_tokens
         usage = Usage(ticket.cost.input_tokens, output_tokens)
         charge = ticket.account.pricer.throughput(usage) - ticket.charged
         kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import re
 from collections import deque
-from typing import cast
+from typing import NamedTuple, cast
 
 import httptools
 
@@ -19,6 +18,7 @@ from sidecar.gate import Gate, Refusal
 from sidecar.http.answers import CONTINUE, refusal_bytes
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestFramer, RequestHead
+from sidecar.http.known import KnownHead
 from sidecar.http.upstream import Pool
 from sidecar.routes import Route
 from sidecar.settings import Settings
@@ -57,49 +57,14 @@ class _Request:
         """Whether what follows on the connection is not to be read."""
 
 
-class _KnownHead:
-    """A request head that this connection has sent before, up to the number in its Content-Length.
+class _KnownRequest(NamedTuple):
+    """What was found out about a request head, in one epoch of the gate."""
 
-    Clients send the same head again and again. What the parser, the framing rules and the gate found out
-    about one holds for the same bytes, so they are not asked twice: that halves the sidecar's own time of
-    a small request (docs/decisions.md).
-    """
-
-    __slots__ = ("_after", "_before", "_epoch", "account", "head", "route")
-
-    def __init__(
-        self,
-        before: bytes,
-        after: bytes,
-        head: RequestHead,
-        route: Route,
-        account: Account | None,
-        epoch: int,
-    ) -> None:
-        self._before = before
-        self._after = after
-        self._epoch = epoch
-        self.head = head
-        self.route = route
-        self.account = account
-
-    def body_of(self, data: bytes, epoch: int, most: int) -> bytes | None:
-        """The body, if ``data`` is this head and a whole body of at most ``most`` bytes; else ``None``."""
-        before, after = self._before, self._after
-        if epoch != self._epoch or not data.startswith(before):
-            return None
-        start = len(before)
-        end = data.find(b"\r", start, start + 10)
-        number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(after, end):
-            return None
-        start = end + len(after)
-        length = int(number)
-        return data[start:] if length == len(data) - start and length <= most else None
-
-
-_LENGTH_HEADER = re.compile(rb"\r\ncontent-length: ?(\d{1,9})\r\n", re.IGNORECASE)
-_LONGEST_KNOWN_HEAD = 4096
+    wire: KnownHead
+    head: RequestHead
+    route: Route
+    account: Account | None
+    epoch: int
 
 
 class Doorman:
@@ -177,7 +142,7 @@ class Downstream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Request] = deque()
         self._exchange: Exchange | None = None
-        self._known: _KnownHead | None = None
+        self._known: _KnownRequest | None = None
         self._phase = _Phase.IDLE
         self._reads = True
         self._is_paused = False
@@ -248,32 +213,25 @@ class Downstream(asyncio.Protocol):
 
     def _learn(self, data: bytes) -> None:
         """Remember the head of the request that ``data`` is, if it is exactly one that passed."""
-        end = data.find(b"\r\n\r\n", 0, _LONGEST_KNOWN_HEAD)
-        match = _LENGTH_HEADER.search(data, 0, end + 2) if end > 0 else None
         passed = self._passed
-        if passed is None or passed.route is None or match is None:
-            return
-        if len(data) - (end + 4) == int(match[1]) and passed.head.keeps_alive:
-            self._known = _KnownHead(
-                data[: match.start(1)],
-                data[match.end(1) : end + 4],
-                passed.head,
-                passed.route,
-                passed.account,
-                self._door.gate.epoch,
-            )
+        if passed is not None and passed.route is not None and passed.head.keeps_alive:
+            wire = KnownHead.of(data)
+            if wire is not None:
+                epoch = self._door.gate.epoch
+                self._known = _KnownRequest(wire, passed.head, passed.route, passed.account, epoch)
 
-    def _serve_known(self, known: _KnownHead, data: bytes) -> bool:
+    def _serve_known(self, known: _KnownRequest, data: bytes) -> bool:
         """Serve ``data`` without parsing its head, if it is one that is known; whether it was."""
         door = self._door
-        if door.gate.is_draining:
+        wire, head, route, account, epoch = known
+        if epoch != door.gate.epoch or door.gate.is_draining:
             return False
-        body = known.body_of(data, door.gate.epoch, door.settings.max_body_bytes)
-        if body is None:
+        body = wire.body_of(data)
+        if body is None or len(body) > door.settings.max_body_bytes:
             return False
-        refusal = self._pass(known.head, known.route, known.account, body)
+        refusal = self._pass(head, route, account, body)
         if refusal is not None:
-            self._answer(refusal, _Request(known.head))
+            self._answer(refusal, _Request(head))
         return True
 
     def eof_received(self) -> bool:

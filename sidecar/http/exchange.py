@@ -145,10 +145,10 @@ class Exchange:
         """How the client is told where the response ends."""
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = head.content_length
-            return b"" if length is None else b"content-length: " + length + b"\r\n"
+            return b"" if length is None else b"content-length: %d\r\n" % length
         # A stream from which an event may be hidden has another length than the engine says.
         if head.content_length is not None and not head.is_event_stream:
-            return b"content-length: " + head.content_length + b"\r\n"
+            return b"content-length: %d\r\n" % head.content_length
         if self._request.is_http10:
             self._keeps_alive = False
             return b""
@@ -165,7 +165,7 @@ class Exchange:
         if head is not None:
             self._client.write(head)
 
-    def on_read(self, body: bytes, is_complete: bool) -> None:
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
         """One read of the engine's bytes: relayed in one write."""
         if self._has_ended:
             return
@@ -174,13 +174,18 @@ class Exchange:
         if reader is not None:
             if body and self.last_progress == passage.started_at:
                 self._telemetry.first_token(passage.account, now - passage.started_at)
-            body = reader.feed(body)
+            seen = reader.feed(body)
             if is_complete:
-                body += reader.end()
+                seen += reader.end()
             elif passage.streams:
                 self._gate.relayed(passage, reader.events)
+            if seen is not body:
+                body, chunk = seen, None
         self.last_progress = now
-        data = self._wire(body, is_complete)
+        if chunk is not None and self._frames_chunks and self._head is None:
+            data = chunk
+        else:
+            data = self._wire(body, is_complete)
         if data:
             self._client.write(data)
         if is_complete:

@@ -119,29 +119,30 @@ class ResponseHead:
 
     def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
         self.status = status
-        self.content_length: bytes | None = None
+        self.content_length: int | None = None
         self.is_event_stream = False
         line = _STATUS_LINES.get(status)
         if line is None or reason not in line:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
-        self._lines = lines = [line]
+        lines = [line]
         is_coded = False
         for name, value in headers:
             lowered = name.lower()
             if lowered == b"content-length":
-                self.content_length = value
+                self.content_length = int(value)
             elif lowered in HOP_BY_HOP:
                 is_coded = is_coded or lowered == b"transfer-encoding"
             else:
                 if lowered == b"content-type":
                     self.is_event_stream = value.startswith(b"text/event-stream")
                 lines += (name, b": ", value, b"\r\n")
+        self._lines = b"".join(lines)
         self.ends_at_close = self.content_length is None and not is_coded
         """Whether nothing but the end of the connection says where the body ends."""
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
         """The head for the client: the engine's own, with our headers and this hop's framing."""
-        return b"%b%b%b%b\r\n" % (b"".join(self._lines), extra, framing, connection)
+        return b"%b%b%b%b\r\n" % (self._lines, extra, framing, connection)
 
 
 def frame_answer(status: int, headers: bytes, body: bytes, *, closes: bool) -> bytes:

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import httptools
 
 from sidecar.http.heads import Headers, ResponseHead
+from sidecar.http.known import KnownHead, only_chunk
 
 IDLE_S = 4.0
 """vLLM's server closes a connection that was idle for 5 s; a second is left for what is under way."""
@@ -26,8 +27,11 @@ class Exchange(Protocol):
     def on_head(self, head: ResponseHead) -> None:
         """The response's head is complete."""
 
-    def on_read(self, body: bytes, is_complete: bool) -> None:
-        """One read brought so much of the body; the last one completes it."""
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
+        """One read brought so much of the body; the last one completes it.
+
+        ``chunk`` is the same body with its chunk framing, where the read was one chunk.
+        """
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
@@ -42,10 +46,14 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_exchange",
+        "_has_ended_chunk",
         "_head",
         "_headers",
+        "_is_between_chunks",
         "_is_complete",
+        "_is_first_read",
         "_keeps_alive",
+        "_known",
         "_parser",
         "_pool",
         "_reason",
@@ -64,6 +72,8 @@ class Connection(asyncio.Protocol):
         self.on_body = self._body.append
         """httptools: a part of the body. Most responses have one, so no call of our own is made for it."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._known: tuple[KnownHead, ResponseHead] | None = None
+        self._is_first_read = True
         self._start_response()
         self.idle_since = 0.0
 
@@ -72,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._headers: Headers = []
         self._reason = b""
         self._is_complete = self._keeps_alive = False
+        self._has_ended_chunk = self._is_between_chunks = False
 
     # --- one exchange ---
 
@@ -79,6 +90,7 @@ class Connection(asyncio.Protocol):
         """Send a request; the response goes to the exchange."""
         assert self._transport is not None
         self._exchange = exchange
+        self._is_first_read = True
         self._start_response()
         self._transport.writelines((head, body) if body else (head,))
 
@@ -111,6 +123,16 @@ class Connection(asyncio.Protocol):
             # An idle connection has nothing to say: whatever this is, it is no answer of ours.
             self.close()
             return
+        is_first = self._is_first_read
+        if is_first:
+            self._is_first_read = False
+            if self._known is not None and self._take_known(exchange, *self._known, data):
+                return
+        elif self._is_between_chunks:
+            inside = only_chunk(data)
+            if inside is not None:
+                exchange.on_read(inside, False, data)
+                return
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -120,9 +142,27 @@ class Connection(asyncio.Protocol):
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if self._is_complete:
+            if is_first and self._keeps_alive and self._head is not None:
+                wire = KnownHead.of(data)
+                self._known = (wire, self._head) if wire is not None else None
             self._finish(exchange, body)
         elif body:
+            # A line end completes a chunk, or else a chunk's header, which on_chunk_header noticed.
+            self._is_between_chunks = self._has_ended_chunk and data.endswith(b"\r\n")
             exchange.on_read(body, False)
+
+    def _take_known(self, exchange: Exchange, wire: KnownHead, head: ResponseHead, data: bytes) -> bool:
+        """Take ``data`` for a whole response if its head is the last one's; whether it was."""
+        body = wire.body_of(data)
+        if body is None:
+            return False
+        self._head = head
+        head.content_length = len(body)
+        self._is_complete = self._keeps_alive = True
+        exchange.on_head(head)
+        if self._exchange is not None:  # else the exchange gave the connection up
+            self._finish(exchange, body)
+        return True
 
     def eof_received(self) -> bool:
         """asyncio: the engine will send no more. A response without a length ends here."""
@@ -170,6 +210,14 @@ class Connection(asyncio.Protocol):
         self._head = head = ResponseHead(status, self._reason, self._headers)
         if self._exchange is not None:
             self._exchange.on_head(head)
+
+    def on_chunk_header(self) -> None:
+        """httptools: the size line of a chunk."""
+        self._has_ended_chunk = False
+
+    def on_chunk_complete(self) -> None:
+        """httptools: the end of a chunk."""
+        self._has_ended_chunk = True
 
     def on_message_complete(self) -> None:
         """httptools: the end of a response. Only here does it know whether the connection lives on."""
