@@ -236,14 +236,20 @@ class Gate:
 
     # --- while it runs, and its end ---
 
-    def relayed(self, passage: Passage, events: int) -> None:
-        """A stream has relayed so many events: grow the reservation where it outgrows it."""
+    def relayed(self, passage: Passage, events: int) -> int:
+        """A stream has relayed so many events: grow the reservation where it outgrows it.
+
+        Returns the number of events at which to ask again.
+        """
         ticket = passage.ticket
-        if ticket is not None:
-            tokens = round(events * self.tokens_per_event.value)
-            if tokens > ticket.output_held:
-                block = self.engine.shape.block_size
-                self.ledger.extend(ticket, tokens + block, block, self._clock())
+        if ticket is None:
+            return events + 1
+        per_event = max(self.tokens_per_event.value, 0.01)
+        tokens = round(events * per_event)
+        if tokens >= ticket.output_held:
+            block = self.engine.shape.block_size
+            self.ledger.extend(ticket, tokens + block, block, self._clock())
+        return max(int(ticket.output_held / per_event), events + 1)
 
     def close(
         self, passage: Passage, ending: Ending, usage: Usage | None, events: int, *, spent: bool

@@ -51,6 +51,7 @@ class Exchange:
         "_head",
         "_head_bytes",
         "_keeps_alive",
+        "_looks_at",
         "_passage",
         "_pool",
         "_reader",
@@ -85,6 +86,8 @@ class Exchange:
         self._keeps_alive = request.keeps_alive
         self._frames_chunks = False
         self._has_ended = False
+        self._looks_at = 1
+        """Events at which the reservation may be outgrown."""
         self.last_progress = passage.started_at
         """When the engine last gave a sign of life, by the monotonic clock."""
 
@@ -177,8 +180,8 @@ class Exchange:
             seen = reader.feed(body)
             if is_complete:
                 seen += reader.end()
-            elif passage.streams:
-                self._gate.relayed(passage, reader.events)
+            elif reader.events >= self._looks_at:
+                self._looks_at = self._gate.relayed(passage, reader.events)
             if seen is not body:
                 body, chunk = seen, None
         self.last_progress = now
