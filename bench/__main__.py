@@ -59,9 +59,9 @@ class Bench:
             )
         own = self._per_core = rows["tokenpool"].per_core
         self.goals += [
-            at_least("unary, requests/s per core, against nginx", 0.60, own / rows["nginx"].per_core, " ×"),
-            at_least("... against Envoy", 1.5, own / rows["Envoy"].per_core, " ×"),
-            at_least("... against plain aiohttp", 5, own / rows["aiohttp"].per_core, " ×"),
+            at_least("unary, requests/s per core, against nginx", 0.60, own / rows["nginx"].per_core, " x"),
+            at_least("... against Envoy", 1.5, own / rows["Envoy"].per_core, " x"),
+            at_least("... against plain aiohttp", 5, own / rows["aiohttp"].per_core, " x"),
         ]
 
     def streaming(self) -> None:
@@ -72,8 +72,8 @@ class Bench:
             print(f"  {name:10} {cost * 1e6:6.1f} µs of CPU per event")
         own = costs["tokenpool"]
         self.goals += [
-            at_most("streaming, CPU per event, against nginx", 1.25, own / costs["nginx"], " ×"),
-            at_most("... against Envoy", 1.0, own / costs["Envoy"], " ×"),
+            at_most("streaming, CPU per event, against nginx", 1.25, own / costs["nginx"], " x"),
+            at_most("... against Envoy", 1.0, own / costs["Envoy"], " x"),
         ]
 
     def latency(self) -> None:
@@ -163,7 +163,11 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     print(f"\n{bench.table()}\n\n{machine.describe()}\n{peers.versions()}")
-    result = {"machine": machine.describe(), "versions": peers.versions(), "raw": bench.raw}
+    result: dict[str, object] = {
+        "machine": machine.describe(),
+        "versions": peers.versions(),
+        "raw": bench.raw,
+    }
     result["goals"] = [asdict(goal) for goal in bench.goals]
     (FOLDER / "result.json").write_text(json.dumps(result, indent=1))
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -60,13 +59,13 @@ def wrk(port: int, folder: Path, *, connections: int, seconds: float, delay_ms: 
     script.write_text(_SCRIPT.format(body=CHAT_BODY, key=KEY, delay=delay))
     done = subprocess.run(
         [
+            *("taskset", "-c", str(LOAD_CORE)),
             *(program("wrk"), "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script)),
             f"http://127.0.0.1:{port}/v1/chat/completions",
         ],
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, {LOAD_CORE}),
     )
     match = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
     if match is None:

@@ -24,18 +24,14 @@ class BenchError(RuntimeError):
 class Process:
     """A child process on one core, ended with its context."""
 
-    def __init__(
-        self, command: Sequence[str], core: int, *, log: Path, environment: dict[str, str] | None = None
-    ) -> None:
+    def __init__(self, command: Sequence[str], core: int, *, log: Path) -> None:
         self.log = log
         with log.open("ab") as sink:
             self._child = subprocess.Popen(
-                list(command),
+                ["taskset", "-c", str(core), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=os.environ | (environment or {}),
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
             )
 
     @property

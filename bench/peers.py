@@ -28,6 +28,8 @@ entitlements:
     f"  - {{name: idle-{i}, pool: bench, tier: elastic, api_keys: [idle-key-{i}]}}\n" for i in range(19)
 )
 
+_TYPES = "type.googleapis.com/envoy.extensions"
+
 
 @dataclass
 class Proxy:
@@ -81,7 +83,7 @@ static_resources:
     - filters:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          "@type": {_TYPES}.filters.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: bench
           route_config:
             virtual_hosts:
@@ -91,7 +93,7 @@ static_resources:
               - {{match: {{prefix: /}}, route: {{cluster: engine, timeout: 0s}}}}
           http_filters:
           - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
+            typed_config: {{"@type": {_TYPES}.filters.http.router.v3.Router}}
   clusters:
   - name: engine
     connect_timeout: 2s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import resource
 import signal
 import socket
 from collections.abc import Coroutine
@@ -47,6 +48,8 @@ class Sidecar:
             identity_header=settings.identity_header,
             random=random.random,
         )
+        if settings.log_requests:
+            self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
         self.watcher = EngineWatcher(settings, self.gate, self.telemetry, self.capacity)
         self.allocator = Allocator(self.gate, self.telemetry, self.capacity)
@@ -151,8 +154,16 @@ def _bound(sockets: tuple[socket.socket, ...]) -> Address:
     return Address(host, port)
 
 
+def raise_open_files() -> None:
+    """Allow as many open files as the system lets us: each request takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(settings: Settings) -> None:
     """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
+    raise_open_files()
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     sidecar = Sidecar(settings)

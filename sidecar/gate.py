@@ -99,6 +99,8 @@ class Gate:
         """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
+        self.journal: Callable[[dict[str, object]], None] | None = None
+        """Is told of every request that ends, if the operator wants a line for each."""
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
@@ -258,6 +260,7 @@ class Gate:
         ticket = passage.ticket
         if ticket is None:
             self._telemetry.ended(passage.account, ending)
+            self._write_down(passage.account, ending, passage.started_at, None)
             return
         passage.ticket = None
         reported = usage is not None
@@ -267,6 +270,8 @@ class Gate:
             self.tokens_per_event.observe(usage.output_tokens / events)
         self.ledger.settle(ticket, usage, ending, self._clock(), reported=reported)
         self._telemetry.settled(ticket, ending, usage, reported=reported)
+        if self.journal is not None:
+            self._write_down(ticket.account, ending, passage.started_at, usage)
 
     def _guess(self, ticket: Ticket, events: int, streams: bool, ending: Ending) -> Usage:
         """What was spent where the engine did not say: the prompt, and the output that was relayed."""
@@ -279,6 +284,23 @@ class Gate:
     def refused(self, refusal: Refusal) -> None:
         """Count an answer of the sidecar's own."""
         self._telemetry.refused(refusal.account, refusal.reason)
+        if self.journal is not None:
+            self._write_down(refusal.account, refusal.reason, self._clock(), None)
+
+    def _write_down(
+        self, account: Account | None, outcome: Ending | Reason, started_at: float, usage: Usage | None
+    ) -> None:
+        """Tell the journal: who, how it ended, how long it took, what it spent. Never what was said."""
+        if self.journal is None:
+            return
+        entry: dict[str, object] = {
+            "entitlement": account.entitlement.name if account is not None else None,
+            "outcome": outcome.value,
+            "seconds": round(self._clock() - started_at, 6),
+        }
+        if usage is not None:
+            entry |= usage._asdict()
+        self.journal(entry)
 
 
 def _api_key(head: RequestHead) -> bytes | Refusal | None:
