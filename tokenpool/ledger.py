@@ -137,6 +137,8 @@ class Meter:
     def report(self, kv_in_use: int, concurrency_in_use: int, now: float) -> Report:
         """Close the interval and say what it saw. An interval of no length repeats the last demand."""
         self.hold(kv_in_use, concurrency_in_use, now)
+        # Before it fades: a floor a little below the largest request would shut just that one out.
+        floor = Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
         elapsed = now - self._reported_at
         service = NOTHING
         if elapsed > 0:
@@ -148,7 +150,6 @@ class Meter:
             self._kv_seconds = self._concurrency_seconds = 0.0
             self._reported_at = now
         held = Amount(0.0, kv_in_use, concurrency_in_use)
-        floor = Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
         self.demand = self.demand.at_least(held)
         return Report(demand=self.demand, service=service, floor=floor)
 

@@ -1,0 +1,134 @@
+"""The usage readers: the same result whatever the split of the bytes, and never a failure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.usage import BodyReader, Stamp, StreamReader
+from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
+from tokenpool.cost import Usage
+
+NESTED = (
+    b'{"choices":[{"text":"a } { b"}],"usage":{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,'
+    b'"prompt_tokens_details":{"cached_tokens":4}},"x":{"y":1}}'
+)
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    edges = [0, *sorted(min(c, len(data)) for c in cuts), len(data)]
+    return [data[a:b] for a, b in pairwise(edges)]
+
+
+def run(reader: BodyReader | StreamReader, parts: list[bytes]) -> bytes:
+    return b"".join([*(reader.feed(part) for part in parts if part), reader.end()])
+
+
+@pytest.mark.parametrize("cut", range(len(NESTED)))
+def test_a_body_is_read_across_any_split(cut: int) -> None:
+    reader = BodyReader()
+    assert run(reader, [NESTED[:cut], NESTED[cut:]]) == NESTED
+    assert reader.usage == Usage(7, 2, 4)
+
+
+@given(st.lists(st.integers(0, len(NESTED)), max_size=10))
+def test_a_body_is_read_in_any_number_of_pieces(cuts: list[int]) -> None:
+    reader = BodyReader()
+    assert run(reader, pieces(NESTED, cuts)) == NESTED
+    assert reader.usage == Usage(7, 2, 4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"usage":null}',
+        b'{"usage":7}',
+        b'{"usage":{"prompt_tokens":"x"}}',
+        b'{"usage":{"prompt_tokens":1',
+        b'{"usage":{' + b'"a":1,' * 2000 + b"}}",
+    ],
+)
+def test_a_body_without_a_usage_that_can_be_read_has_none(body: bytes) -> None:
+    reader = BodyReader()
+    assert run(reader, [body]) == body
+    assert reader.usage is None
+
+
+def test_a_text_that_talks_of_usage_is_not_taken_for_it() -> None:
+    body = b'{"choices":[{"text":"\\"usage\\":{\\"prompt_tokens\\":9}"}],"usage":{"prompt_tokens":1}}'
+    reader = BodyReader()
+    run(reader, [body])
+    assert reader.usage == Usage(1, 0)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=10))
+def test_no_bytes_make_a_reader_fail_or_change_what_it_must_not(parts: list[bytes]) -> None:
+    whole = b"".join(parts)
+    assert run(BodyReader(), parts) == whole
+    assert run(StreamReader(None), parts) == whole
+    run(StreamReader(Stamp()), parts)
+
+
+STREAM = token_event() * 3 + FINISH_EVENT + usage_event(11, 3) + DONE
+STAMPED = FINISH_EVENT.replace(b"}\n\n", b',"system_fingerprint":"fp"}\n\n')
+SHOWN = token_event() * 3 + STAMPED + DONE
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.booleans())
+def test_a_hidden_usage_event_leaves_what_the_engine_would_have_sent(cuts: list[int], knows: bool) -> None:
+    stamp = Stamp()
+    if knows:
+        stamp.learn("fp")
+    reader = StreamReader(stamp)
+    assert run(reader, pieces(STREAM, cuts)) == SHOWN
+    assert (reader.usage, reader.events) == (Usage(11, 3), 6)
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_a_usage_that_was_asked_for_is_shown(cuts: list[int]) -> None:
+    reader = StreamReader(None)
+    assert run(reader, pieces(STREAM, cuts)) == STREAM
+    assert reader.usage == Usage(11, 3)
+
+
+def test_events_leave_at_once_unless_they_might_be_the_hidden_one() -> None:
+    reader = StreamReader(Stamp())
+    assert reader.feed(token_event()) == token_event()
+    assert reader.feed(token_event()[:10]) == b""
+    assert reader.feed(token_event()[10:]) == token_event()
+    assert reader.feed(FINISH_EVENT) == b""  # until the stamp is known
+    assert reader.feed(usage_event()) == STAMPED
+
+
+def test_an_engine_without_fingerprints_has_none_put_on() -> None:
+    stamp = Stamp()
+    reader = StreamReader(stamp)
+    shown = run(reader, [FINISH_EVENT + usage_event(fingerprint=None) + DONE])
+    assert shown == FINISH_EVENT + DONE
+    assert stamp.field == b""
+
+
+def test_a_stream_that_ends_without_its_usage_event_loses_nothing() -> None:
+    reader = StreamReader(Stamp())
+    assert run(reader, [token_event() + FINISH_EVENT + DONE]) == token_event() + FINISH_EVENT + DONE
+    assert reader.usage is None
+
+
+def test_usage_in_every_event_is_read_and_the_events_kept() -> None:
+    event = (
+        b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
+    )
+    reader = StreamReader(Stamp())
+    assert run(reader, [event * 2]) == event * 2
+    assert reader.usage == Usage(5, 2)
+
+
+def test_what_is_held_back_is_bounded() -> None:
+    reader = StreamReader(Stamp())
+    sent = sum(len(reader.feed(b"x" * 65536)) for _ in range(64))
+    assert sent >= 2 << 20

@@ -1,0 +1,39 @@
+"""Short ways to build the domain's objects for tests."""
+
+from __future__ import annotations
+
+from tokenpool.admission import EngineRoom
+from tokenpool.amounts import UNBOUNDED, Amount
+from tokenpool.cost import Ask, Cost, EngineShape
+from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.ledger import Account
+
+SHAPE = EngineShape(block_size=16, context_window=2048)
+ROOM = EngineRoom(slots=8, kv_tokens=10_000)
+PLENTY = Amount(1e6, 1e6, 1e6)
+
+
+def entitlement(name: str = "a", tier: Tier = Tier.ELASTIC, **values: object) -> Entitlement:
+    return Entitlement(name, "pool", tier, **values)  # type: ignore[arg-type]
+
+
+def account(
+    limit: Amount = PLENTY,
+    *,
+    assured: Amount | None = None,
+    tier: Tier = Tier.ELASTIC,
+    ceiling: Amount = UNBOUNDED,
+    name: str = "a",
+) -> Account:
+    """An account at time 0 whose bucket is full."""
+    made = Account(entitlement(name, tier, ceiling=ceiling), Pricing(), 0.0)
+    made.apply(limit, Amount() if assured is None else assured, 0.0, 0.0)
+    return made
+
+
+def cost(*, tokens: int = 100, kv_tokens: int = 112, sequences: int = 1) -> Cost:
+    """A cost whose throughput is ``tokens``, half of it output."""
+    return Cost(tokens - tokens // 2, tokens // 2, sequences, float(tokens), kv_tokens)
+
+
+ASK = Ask(text_bytes=200, output_bound=50)

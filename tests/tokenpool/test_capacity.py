@@ -1,0 +1,128 @@
+"""What one engine sustains: given, read from it, or learned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tokenpool.amounts import Amount
+from tokenpool.capacity import (
+    DEFAULT_SLOTS,
+    UNLEARNED_TOKENS_PER_SECOND,
+    CapacityModel,
+    EngineObservation,
+)
+from tokenpool.entitlements import ReplicaCapacity
+
+AUTO = ReplicaCapacity()
+IDLE = EngineObservation(at=0.0, running=0, waiting=0, kv_usage=0.0, kv_tokens=10_000)
+
+
+def test_numbers_of_the_pool_file_hold() -> None:
+    model = CapacityModel(ReplicaCapacity(1000, 5000, 8))
+    assert model.amount() == Amount(1000, 5000, 8)
+    assert model.is_known
+
+
+def test_more_cache_than_the_engine_has_is_not_believed() -> None:
+    model = CapacityModel(ReplicaCapacity(1000, 50_000, 8))
+    model.observe(IDLE, held_back=False)
+    assert model.amount().kv_tokens == 10_000
+
+
+def test_auto_reads_the_cache_and_starts_with_no_bound_on_throughput() -> None:
+    model = CapacityModel(AUTO)
+    assert not model.is_known
+    assert model.amount() == Amount(UNLEARNED_TOKENS_PER_SECOND, 0, DEFAULT_SLOTS)
+    model.observe(IDLE, held_back=False)
+    assert model.is_known
+    assert model.amount().kv_tokens == 10_000
+
+
+def saturated(seconds: int, rate: float, model: CapacityModel, start: float = 0.0) -> None:
+    """So many seconds of a full engine that has requests waiting."""
+    for step in range(seconds + 1):
+        at = start + step
+        tokens = rate * at
+        model.observe(
+            replace(IDLE, at=at, running=8, waiting=3, prompt_tokens=tokens, generation_tokens=tokens),
+            held_back=False,
+        )
+
+
+def test_a_queue_shows_how_many_sequences_the_engine_runs() -> None:
+    model = CapacityModel(AUTO)
+    saturated(3, 100, model)
+    assert model.amount().concurrency == 8
+
+
+def test_a_growing_engine_is_noticed_without_a_queue() -> None:
+    model = CapacityModel(AUTO)
+    saturated(3, 100, model)
+    model.observe(replace(IDLE, at=10.0, running=12), held_back=False)
+    assert model.amount().concurrency == 12
+
+
+def test_throughput_is_learned_while_saturated_and_not_while_idle() -> None:
+    model = CapacityModel(AUTO)
+    saturated(30, 100, model)
+    assert model.amount().tokens_per_second == pytest.approx(200, rel=0.01)
+    for second in range(31, 60):
+        seen = replace(IDLE, at=second, running=1, prompt_tokens=3000, generation_tokens=3000)
+        model.observe(seen, held_back=False)
+    assert model.amount().tokens_per_second == pytest.approx(200, rel=0.01)
+
+
+def test_cached_prompt_tokens_are_no_throughput() -> None:
+    model = CapacityModel(AUTO)
+    for second in range(10):
+        seen = replace(
+            IDLE, at=second, running=8, waiting=1, prompt_tokens=100.0 * second, cached_tokens=90.0 * second
+        )
+        model.observe(seen, held_back=False)
+    assert model.amount().tokens_per_second == pytest.approx(10)
+
+
+def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
+    model = CapacityModel(AUTO)
+    saturated(30, 100, model)
+    before = model.amount().tokens_per_second
+    seen = replace(IDLE, at=31.0, running=2, prompt_tokens=3000, generation_tokens=3000)
+    model.observe(seen, held_back=True)
+    assert model.amount().tokens_per_second == pytest.approx(before * 1.1)
+
+
+def test_a_restarted_engine_is_learned_anew() -> None:
+    model = CapacityModel(AUTO)
+    saturated(10, 100, model)
+    model.forget()
+    assert model.amount() == Amount(UNLEARNED_TOKENS_PER_SECOND, 0, DEFAULT_SLOTS)
+
+
+def test_room_tells_foreign_load_apart() -> None:
+    model = CapacityModel(ReplicaCapacity(None, None, 8))
+    model.observe(replace(IDLE, running=5, waiting=0, kv_usage=0.5), held_back=False)
+    room = model.room(own_sequences=2, own_kv_tokens=1000)
+    assert (room.slots, room.kv_tokens) == (8, 10_000)
+    assert (room.foreign_sequences, room.foreign_kv_tokens) == (3, 4000)
+
+
+def test_an_engine_with_a_queue_has_no_more_slots_than_it_runs() -> None:
+    model = CapacityModel(ReplicaCapacity(None, None, 8))
+    model.observe(replace(IDLE, running=4, waiting=2), held_back=False)
+    assert model.room(4, 0).slots == 4
+
+
+def test_a_stale_look_is_not_used() -> None:
+    model = CapacityModel(ReplicaCapacity(None, None, 8))
+    model.observe(replace(IDLE, running=8, waiting=5, kv_usage=0.9), held_back=False)
+    model.distrust()
+    room = model.room(0, 0)
+    assert (room.slots, room.foreign_sequences, room.foreign_kv_tokens) == (8, 0, 0)
+
+
+def test_a_changed_pool_file_takes_effect() -> None:
+    model = CapacityModel(AUTO)
+    model.reconfigure(ReplicaCapacity(5, 6, 7))
+    assert model.amount() == Amount(5, 6, 7)

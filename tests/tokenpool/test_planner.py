@@ -1,0 +1,140 @@
+"""The planner and debt: limits over time."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tokenpool.builders import entitlement
+from tokenpool.amounts import Amount
+from tokenpool.debt import moved, weight_factor
+from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.planner import PlannerSettings, Report, plan, slo_factor
+
+CAPACITY = Amount(1000, 10_000, 16)
+FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)
+WANTING = Report(demand=CAPACITY * 3, service=CAPACITY * 0.1)
+
+
+def move(debt: float, **values: object) -> float:
+    fields: dict[str, object] = {
+        "fair_share": 0.5,
+        "service": 0.25,
+        "has_unmet_demand": True,
+        "elapsed_s": 1.0,
+        "cap_s": 4.0,
+        "decay_s": 4.0,
+    }
+    return moved(debt, **(fields | values))  # type: ignore[arg-type]
+
+
+def test_debt_moves_by_what_is_missing_of_the_fair_share() -> None:
+    assert move(0.0) == 0.5
+    assert move(0.0, service=0.75) == -0.5
+    assert move(0.0, service=0.5) == 0.0
+
+
+def test_debt_is_capped_either_way() -> None:
+    assert move(3.9, elapsed_s=10.0) == 4.0
+    assert move(-3.9, service=5.0) == -4.0
+
+
+def test_debt_decays_when_demand_is_met() -> None:
+    assert move(2.0, has_unmet_demand=False, elapsed_s=4.0) == pytest.approx(2 / math.e)
+    assert move(-2.0, fair_share=0.0, elapsed_s=4.0) == pytest.approx(-2 / math.e)
+
+
+def test_debt_raises_a_weight_and_credit_lowers_it() -> None:
+    assert weight_factor(0.0, 0.6) == 1.0
+    assert weight_factor(2.0, 0.6) == pytest.approx(1 / weight_factor(-2.0, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("slo", "factor"),
+    [
+        (Slo(), 1),
+        (Slo(ttft_ms=5000), 1),
+        (Slo(ttft_ms=500), 2),
+        (Slo(ttft_ms=500, tpot_ms=50), 4),
+        (Slo(ttft_ms=1), 4),
+    ],
+)
+def test_a_tight_slo_gives_bounded_precedence(slo: Slo, factor: float) -> None:
+    assert slo_factor(slo) == factor
+
+
+def test_service_that_is_owed_comes_first() -> None:
+    pair = [entitlement("a"), entitlement("b")]
+    reports = {"a": WANTING, "b": WANTING}
+    made = plan(CAPACITY, pair, reports, {"a": 2.0, "b": 0.0}, 0.25)
+    assert made.entitlements["a"].allocation.kv_tokens > made.entitlements["b"].allocation.kv_tokens
+    even = plan(CAPACITY, pair, reports, {"a": 2.0}, 0.25, PlannerSettings(debt_gain=0.0))
+    assert even.entitlements["a"].allocation.kv_tokens == pytest.approx(
+        even.entitlements["b"].allocation.kv_tokens
+    )
+
+
+def test_debts_are_carried_and_those_of_the_gone_forgotten() -> None:
+    made = plan(CAPACITY, [entitlement("a")], {}, {"a": 2.0, "gone": 3.0}, 0.25)
+    assert set(made.entitlements) == {"a"}
+    assert 1.5 < made.entitlements["a"].debt < 2.0
+
+
+def test_fair_share_is_by_weight_alone() -> None:
+    pair = [entitlement("a", weight=3.0), entitlement("b", slo=Slo(ttft_ms=100))]
+    made = plan(CAPACITY, pair, {"a": WANTING, "b": WANTING}, {"b": 4.0}, 0.25)
+    assert made.entitlements["a"].fair_share == pytest.approx(3 * made.entitlements["b"].fair_share)
+
+
+def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
+    guarantee = Amount(500, 5000, 8)
+    owner = entitlement("owner", Tier.GUARANTEED, guarantee=guarantee)
+    made = plan(CAPACITY, [owner, entitlement("spot", Tier.SPOT)], {"spot": WANTING}, {}, 0.25)
+    assert guarantee.fits(made.entitlements["owner"].limit)
+    assert guarantee.fits(made.entitlements["owner"].assured)
+    assert made.entitlements["spot"].allocation == CAPACITY
+    assert made.entitlements["spot"].assured == Amount()
+
+
+def test_nothing_to_plan_for_is_no_error() -> None:
+    assert plan(Amount(), [entitlement()], {"a": FULL}, {}, 0.0).entitlements["a"].limit == Amount()
+    assert plan(CAPACITY, [], {}, {}, 1.0).entitlements == {}
+
+
+tenants = st.lists(
+    st.builds(
+        lambda tier, weight, demand, debt: (tier, weight, demand, debt),
+        st.sampled_from(list(Tier)),
+        st.floats(0.1, 5),
+        st.floats(0, 3),
+        st.floats(-4, 4),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(tenants, st.randoms(use_true_random=False))
+def test_a_plan_is_a_function_of_its_input_in_any_order(
+    drawn: list[tuple[Tier, float, float, float]], shuffler: random.Random
+) -> None:
+    made: list[Entitlement] = []
+    reports: dict[str, Report] = {}
+    debts: dict[str, float] = {}
+    for index, (tier, weight, demand, debt) in enumerate(drawn):
+        name = f"e{index}"
+        guarantee = Amount(100, 1000, 2) if tier is Tier.GUARANTEED else Amount()
+        made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
+        reports[name] = Report(demand=CAPACITY * demand)
+        debts[name] = debt
+    first = plan(CAPACITY, made, reports, debts, 0.25)
+    shuffler.shuffle(made)
+    assert plan(CAPACITY, made, reports, debts, 0.25) == first
+    for one in made:
+        share = first.entitlements[one.name]
+        assert one.guarantee.fits(share.limit)
+        assert -4 <= share.debt <= 4
