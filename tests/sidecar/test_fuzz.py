@@ -1,0 +1,167 @@
+"""Fuzzing a live sidecar: mutated requests get an answer of their own kind, and the engine reads no riddles.
+
+``FUZZ_EXAMPLES`` says how many (``make fuzz``: thousands). What it finds becomes a case in ``FOUND``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.engine import FakeEngine, Received
+from tests.sidecar.harness import CHAT, STREAM, is_whole, request, sidecar_for, until
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+LIMITS = {"head_timeout": 0.2, "body_timeout": 0.2, "idle_timeout": 0.2, "max_body_bytes": 1 << 20}
+LONGEST_S = 10.0
+
+FOUND: list[bytes] = [
+    # Leading line ends before a request, twice on one connection: the second is a head that is known.
+    b"\r\n" + request() + b"\r\n" + request(),
+    # A message that is known, with the start of another in its body.
+    request() + request(body=b'{"model":"tiny","prompt":"POST / HTTP/1.1\\r\\n\\r\\n"}'),
+]
+
+TOKENS = [
+    *(b"\r\n", b"\n", b"\r", b"\x00", b" ", b"\t", b":", b",", b"0", b"-1", b"\xff", b"\r\n\r\n", b"{", b'"'),
+    *(b"Content-Length: 5\r\n", b"content-length: 0\r\n", b"Transfer-Encoding: chunked\r\n"),
+    *(b"Connection: close\r\n", b"Upgrade: h2c\r\nConnection: upgrade\r\n", b"Expect: 100-continue\r\n"),
+    *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"HTTP/1.1", b"HTTP/1.0", b"GET / HTTP/1.1\r\n", b"\\u0000"),
+]
+BASES = [
+    request(),
+    request("/v1/chat/completions", CHAT),
+    request("/v1/chat/completions", STREAM),
+    request("/tokenize", {"prompt": "x"}),
+    request("/v1/models", method="GET"),
+    request().replace(b"content-length: 51", b"transfer-encoding: chunked\r\nx: ").replace(b"{", b"33\r\n{")
+    + b"\r\n0\r\n\r\n",
+]
+
+
+@st.composite
+def wires(draw: st.DrawFn) -> list[bytes]:
+    """Bytes for one connection, in the pieces in which they are sent."""
+    data = b"".join(draw(st.lists(st.sampled_from(BASES), min_size=1, max_size=2)))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, len(data)))
+        kind = draw(st.sampled_from(["insert", "insert", "delete", "flip", "double"]))
+        size = draw(st.integers(1, 12))
+        if kind == "insert":
+            data = data[:at] + draw(st.sampled_from(TOKENS) | st.binary(max_size=8)) + data[at:]
+        elif kind == "delete":
+            data = data[:at] + data[at + size :]
+        elif kind == "flip" and at < len(data):
+            data = data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :]
+        elif kind == "double":
+            data = data[: at + size] + data[at:]
+    cut = draw(st.integers(0, len(data)))
+    return [data[:cut], data[cut:]] if draw(st.booleans()) else [data]
+
+
+async def send(port: int, pieces: list[bytes]) -> bytes:
+    """Everything that comes back until the sidecar closes. Raises ``TimeoutError`` if it never does."""
+    async with asyncio.timeout(LONGEST_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            return await reader.read(-1)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+
+
+def statuses(answer: bytes) -> list[int]:
+    """The statuses of all answers in what was received."""
+    lines = [line for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1 ")]
+    return [int(line.split()[1]) for line in lines]
+
+
+def is_well_framed(received: Received) -> bool:
+    """Whether the engine could read this request in one way only."""
+    lines = [line.lower() for line in received.raw_head.split(b"\r\n")[1:]]
+    lengths = [line for line in lines if line.startswith(b"content-length:")]
+    if any(line.startswith(b"transfer-encoding") or b":" not in line for line in lines):
+        return False
+    if any(c in received.raw_head for c in (b"\x00", b"\n\n")) or b"\n" in b"".join(lines):
+        return False
+    if received.line.startswith(b"POST "):
+        return len(lengths) == 1 and int(lengths[0].split(b":")[1]) == len(received.body)
+    return len(lengths) <= 1 and not received.body
+
+
+def is_priced_as_read(received: Received) -> bool:
+    """Whether the body of a priced request is a JSON object to the engine, too."""
+    if b"/completions" not in received.line or not received.line.startswith(b"POST "):
+        return True
+    try:
+        return isinstance(json.loads(received.body), dict)
+    except ValueError:
+        return False
+
+
+class Arena:
+    """A sidecar that lives as long as all examples, on a loop of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.folder = folder
+
+    async def _run(self, batch: list[list[bytes]]) -> None:
+        engine = FakeEngine()
+        await engine.start()
+        async with sidecar_for(engine.port, self.folder, **LIMITS) as sidecar:
+            answers = await asyncio.gather(*(send(sidecar.listens_on.port, pieces) for pieces in batch))
+            await until(lambda: is_whole(sidecar))
+            good = await send(sidecar.listens_on.port, [request(headers={"connection": "close"})])
+        await engine.stop()
+        for pieces, answer in zip(batch, answers, strict=True):
+            bad = [s for s in statuses(answer) if s >= 500]
+            assert not bad, (pieces, answer)
+        for received in engine.received:
+            assert is_well_framed(received), received
+            assert is_priced_as_read(received), received
+        assert statuses(good) == [200]
+
+    def play(self, batch: list[list[bytes]]) -> None:
+        """Send each item of the batch on a connection of its own; assert that all is well."""
+        self.loop.run_until_complete(self._run(batch))
+
+    def close(self) -> None:
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    made = Arena(tmp_path_factory.mktemp("fuzz"))
+    yield made  # type: ignore[misc]
+    made.close()
+
+
+@pytest.mark.parametrize("raw", FOUND, ids=[f"{i:02}" for i in range(len(FOUND))])
+def test_what_was_found_before_stays_mended(raw: bytes, arena: Arena) -> None:
+    arena.play([[raw], [raw[:1], raw[1:]]])
+
+
+BATCH = 30
+"""Connections at once: an example that the sidecar waits for costs its timeouts, so they wait together."""
+
+
+@settings(
+    max_examples=max(EXAMPLES // BATCH, 1),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(wires(), min_size=BATCH, max_size=BATCH))
+def test_mutated_requests_do_no_harm(arena: Arena, batch: list[list[bytes]]) -> None:
+    arena.play(batch)
