@@ -70,11 +70,13 @@ class Client:
             "max_tokens": chance.randrange(1, 24),
             "ignore_eos": True,
             "n": chance.choice([1, 1, 1, 2]),
+            "temperature": 1,
             "stream": chance.random() < 0.6,
         }
         content = json.dumps(body).encode()
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: t\r\nconnection: close\r\n"
+            "content-type: application/json\r\n"
             f"authorization: Bearer {chance.choice('ab')}-key\r\ncontent-length: {len(content)}\r\n\r\n"
         )
         return head.encode() + content[: len(content) // 2 if cut else None]
@@ -110,6 +112,7 @@ async def test_nothing_is_left_whatever_became_of_the_requests(vllm: Engine, tmp
     outcomes: Counter[str] = sum((Counter(e["outcomes"]) for e in state["entitlements"].values()), Counter())
     print(f"seed {SEED}; clients: {dict(ways)}; outcomes: {dict(outcomes)};", end=" ")
     print(f"relay: {relay.killed} killed, {relay.stalled} stalled")
+    assert ways["whole 200"] > 200, ways
     assert relay.killed > 50
     assert relay.stalled > 10
     for ending in ("finished", "client_gone", "upstream_error", "upstream_timeout"):
