@@ -96,7 +96,7 @@ _encode = msgspec.json.Encoder().encode
 
 def parse_chat(body: bytes) -> Parsed:
     """Read a ``/v1/chat/completions`` body. Raises ``Malformed``."""
-    request = _decoded(_decode_chat, body)
+    request = _decoded(_decode_chat, _utf8(body))
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
     images = audios = 0
@@ -127,7 +127,7 @@ def parse_chat(body: bytes) -> Parsed:
 
 def parse_completion(body: bytes) -> Parsed:
     """Read a ``/v1/completions`` body. Raises ``Malformed``."""
-    request = _decoded(_decode_completion, body)
+    request = _decoded(_decode_completion, _utf8(body))
     prompts, text_bytes, token_ids = _prompt_size(request.prompt)
     per_prompt = max(_sequences(request.n), _sequences(request.best_of, "best_of"))
     if prompts * per_prompt > MOST_SEQUENCES:
@@ -143,6 +143,16 @@ def parse_completion(body: bytes) -> Parsed:
         output_bound=_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
     )
     return _parsed(ask, request, body)
+
+
+def _utf8(body: bytes) -> bytes:
+    """The body itself, if it is UTF-8 throughout: the decoder does not look into what it skips."""
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the body is not valid UTF-8 (byte {error.start})") from None
+    return body
 
 
 def _decoded(decode: Callable[[bytes], _Request], body: bytes) -> _Request:

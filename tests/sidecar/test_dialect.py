@@ -127,7 +127,20 @@ def test_what_cannot_be_priced_is_named(
     assert param is None or caught.value.param == param
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"5", b'"x"', b"\xff", b'{"messages":[{}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages":[{"content":"x"}],"prompt":"x","\xed":1}',
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"5",
+        b'"x"',
+        b"\xff",
+        b'{"messages":[{}',
+    ],
+)
 def test_what_is_no_json_object_is_malformed(body: bytes) -> None:
     for parse in (parse_chat, parse_completion):
         with pytest.raises(Malformed):

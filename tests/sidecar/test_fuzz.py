@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.engine import FakeEngine, Received
@@ -26,6 +26,8 @@ FOUND: list[bytes] = [
     b"\r\n" + request() + b"\r\n" + request(),
     # A message that is known, with the start of another in its body.
     request() + request(body=b'{"model":"tiny","prompt":"POST / HTTP/1.1\\r\\n\\r\\n"}'),
+    # Not UTF-8, in a name that the decoder skips.
+    request("/v1/chat/completions", json.dumps(CHAT).encode().replace(b'"max', b'"\xedax')),
 ]
 
 TOKENS = [
@@ -160,6 +162,7 @@ BATCH = 30
 @settings(
     max_examples=max(EXAMPLES // BATCH, 1),
     deadline=None,
+    phases=[Phase.explicit, Phase.generate],  # the message names the one connection of a batch
     suppress_health_check=list(HealthCheck),
 )
 @given(st.lists(wires(), min_size=BATCH, max_size=BATCH))
