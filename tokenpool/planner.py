@@ -80,7 +80,7 @@ def plan(
     """Recompute all limits.
 
     ``debts`` are the last plan's, ``elapsed_s`` the seconds since then. An entitlement without a report
-    is idle. 1,000 entitlements take about 25 ms on one 2.x GHz core (``make bench`` prints it).
+    is idle. 1,000 entitlements take about 55 ms of one core, 4,000 about 250 ms: n log n.
     """
     fair_claims = [_claim(e, reports.get(e.name, _NO_REPORT), e.weight) for e in entitlements]
     fair = allocate(capacity, fair_claims)
