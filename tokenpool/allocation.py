@@ -60,16 +60,39 @@ class Share:
     """What never needs physical room on an engine: nothing for spot."""
     limit: Amount
     """The most it may use now."""
+
+
+@dataclass(frozen=True, slots=True)
+class FairShare:
+    """What one entitlement would get by its weight alone."""
+
     dominant_share: float
-    """Of live capacity, as the filling left it (before whole numbers)."""
+    """Of live capacity."""
     is_satisfied: bool
-    """Whether all of its demand below its ceiling was granted."""
 
 
 def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
     """Divide live capacity. The order of the claims does not matter."""
+    total = _whole(capacity)
+    workings, left = _divide(total, claims)
+    return {w.claim.name: w.share(total, left) for w in workings}
+
+
+def fair_shares(capacity: Amount, claims: Sequence[Claim]) -> dict[str, FairShare]:
+    """The division alone, without the limits that follow from it."""
+    total = _whole(capacity)
+    workings, _ = _divide(total, claims)
+    return {w.claim.name: FairShare(w.dominant_share(total), w.is_satisfied) for w in workings}
+
+
+def _whole(capacity: Amount) -> Vector:
+    """Capacity in whole sequences."""
     tokens, cache, sequences = _vector(capacity)
-    total = (tokens, cache, float(math.floor(sequences + _EPSILON)))
+    return (tokens, cache, float(math.floor(sequences + _EPSILON)))
+
+
+def _divide(total: Vector, claims: Sequence[Claim]) -> tuple[list[_Working], Vector]:
+    """All stages; returns the claims as they stand then, and what is left over."""
     workings = [_Working(claim, total) for claim in sorted(claims, key=lambda c: c.name)]
     _grant_guarantees(workings, total)
     left = total
@@ -78,7 +101,7 @@ def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
         _fill(group, left)
         tokens, cache, _ = _rest(left, group)
         left = (tokens, cache, _round_sequences(group, left[2]))
-    return {w.claim.name: w.share(total, left) for w in workings}
+    return workings, left
 
 
 class _Working:
@@ -93,10 +116,11 @@ class _Working:
         """The part of the guarantee that is in demand and can be carried."""
         self.x = 0.0
         self.sequences = 0.0
-        self.dominant = max(
-            (self.demand[k] / capacity[k] for k in _DIMENSIONS if self.demand[k] > 0 and capacity[k] > 0),
-            default=0.0,
-        )
+        self.dominant = 0.0
+        """The largest share of capacity that it demands."""
+        for k in _DIMENSIONS:
+            if capacity[k] > 0 and self.demand[k] > self.dominant * capacity[k]:
+                self.dominant = self.demand[k] / capacity[k]
         self.frozen_at: float | None = None
 
     @property
@@ -122,11 +146,16 @@ class _Working:
         assured = Amount() if is_spot else whole.at_least(claim.guarantee).at_least(least)
         open_to_it = (allocation + Amount(*headroom)).at_most(Amount(*capacity))
         limit = open_to_it.at_least(whole).at_least(assured).at_least(least).at_most(claim.ceiling)
-        dominant = max(
-            (granted[k] / capacity[k] for k in _DIMENSIONS if capacity[k] > 0 and self.demand[k] > 0),
-            default=0.0,
-        )
-        return Share(allocation, assured.at_most(limit), limit, dominant, self.is_satisfied)
+        return Share(allocation, assured.at_most(limit), limit)
+
+    def dominant_share(self, capacity: Vector) -> float:
+        """The largest share of a dimension that it demands and was granted, before whole numbers."""
+        granted, demand = _least(self.granted(), capacity), self.demand
+        most = 0.0
+        for k in _DIMENSIONS:
+            if capacity[k] > 0 and demand[k] > 0 and granted[k] > most * capacity[k]:
+                most = granted[k] / capacity[k]
+        return most
 
 
 def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:

@@ -6,7 +6,7 @@ Only arithmetic lives here. What an amount means (a guarantee, a cost, a limit) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -53,21 +53,37 @@ class Amount:
         }
 
     def __add__(self, other: Amount) -> Amount:
-        return self._zip(other, lambda a, b: a + b)
+        return Amount(
+            self.tokens_per_second + other.tokens_per_second,
+            self.kv_tokens + other.kv_tokens,
+            self.concurrency + other.concurrency,
+        )
 
     def __sub__(self, other: Amount) -> Amount:
-        return self._zip(other, lambda a, b: a - b)
+        return Amount(
+            self.tokens_per_second - other.tokens_per_second,
+            self.kv_tokens - other.kv_tokens,
+            self.concurrency - other.concurrency,
+        )
 
     def __mul__(self, factor: float) -> Amount:
         return Amount(self.tokens_per_second * factor, self.kv_tokens * factor, self.concurrency * factor)
 
     def at_most(self, other: Amount) -> Amount:
         """The smaller value in each dimension."""
-        return self._zip(other, min)
+        return Amount(
+            min(self.tokens_per_second, other.tokens_per_second),
+            min(self.kv_tokens, other.kv_tokens),
+            min(self.concurrency, other.concurrency),
+        )
 
     def at_least(self, other: Amount) -> Amount:
         """The larger value in each dimension."""
-        return self._zip(other, max)
+        return Amount(
+            max(self.tokens_per_second, other.tokens_per_second),
+            max(self.kv_tokens, other.kv_tokens),
+            max(self.concurrency, other.concurrency),
+        )
 
     def fits(self, bound: Amount) -> bool:
         """Whether no dimension exceeds ``bound``."""
@@ -75,13 +91,6 @@ class Amount:
             self.tokens_per_second <= bound.tokens_per_second
             and self.kv_tokens <= bound.kv_tokens
             and self.concurrency <= bound.concurrency
-        )
-
-    def _zip(self, other: Amount, combine: Callable[[float, float], float]) -> Amount:
-        return Amount(
-            combine(self.tokens_per_second, other.tokens_per_second),
-            combine(self.kv_tokens, other.kv_tokens),
-            combine(self.concurrency, other.concurrency),
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpool.allocation import Claim, Share, allocate
+from tokenpool.allocation import Claim, Share, allocate, fair_shares
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import Tier
 
@@ -95,9 +95,9 @@ def test_the_order_of_claims_does_not_matter(
 @given(claims(), capacities)
 def test_work_is_conserved(made: list[Claim], capacity: Amount) -> None:
     """Whoever has unmet demand below its ceiling needs a dimension that is used up."""
-    shares = allocate(capacity, made)
+    shares, fair = allocate(capacity, made), fair_shares(capacity, made)
     for c in made:
-        if shares[c.name].is_satisfied or not any(c.demand.get(d) > 0 for d in Dimension):
+        if fair[c.name].is_satisfied or not any(c.demand.get(d) > 0 for d in Dimension):
             continue
         if any(c.demand.get(d) > 0 and c.ceiling.get(d) <= 0 for d in Dimension):
             continue  # its ceiling forbids what its requests need
@@ -174,7 +174,8 @@ def test_dominant_shares_rise_together_by_weight() -> None:
         claim("cache", demand=Amount(300, 30000, 8), weight=2.0),
     ]
     shares = allocate(CAPACITY, made)
-    assert shares["cache"].dominant_share == pytest.approx(2 * shares["tokens"].dominant_share)
+    fair = fair_shares(CAPACITY, made)
+    assert fair["cache"].dominant_share == pytest.approx(2 * fair["tokens"].dominant_share)
     assert used(shares, Dimension.KV_TOKENS) == pytest.approx(10000)
 
 
