@@ -7,8 +7,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest_asyncio
 import uvloop
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.engine import FakeEngine
+
+# How long an example takes says nothing on a machine that is shared.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
