@@ -1,0 +1,116 @@
+"""Scale hints: what is needed, by which dimension, and how the hint follows."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.tokenpool.builders import entitlement
+from tokenpool.amounts import Amount, Dimension
+from tokenpool.entitlements import Pool, Tier
+from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas
+
+POOL = Pool("pool", min_replicas=1, max_replicas=10)
+REPLICA = Amount(1000, 10_000, 8)
+EXACT = ScalingSettings(headroom=0.0)
+GOLD = entitlement("gold", Tier.GUARANTEED, guarantee=Amount(500, 5000, 4))
+REST = entitlement("rest", ceiling=Amount(3000, 1e9, 1e9))
+SPOT = entitlement("spot", Tier.SPOT)
+
+
+def need(demand: dict[str, Amount], settings: ScalingSettings = EXACT, pool: Pool = POOL) -> Need:
+    return needed_replicas(pool, [GOLD, REST, SPOT], demand, REPLICA, settings)
+
+
+def test_guarantees_alone_need_their_room_whether_or_not_they_are_used() -> None:
+    made = need({})
+    assert (made.replicas, made.dimension, made.floor) == (1, None, 1)
+
+
+def test_the_dimension_that_needs_most_decides() -> None:
+    made = need({"rest": Amount(500, 10_000, 20)})
+    assert (made.replicas, made.dimension) == (3, Dimension.CONCURRENCY)  # 4 guaranteed and 20
+
+
+def test_demand_counts_up_to_the_ceiling() -> None:
+    made = need({"rest": Amount(50_000, 0, 0)})
+    assert (made.replicas, made.dimension) == (4, Dimension.TOKENS_PER_SECOND)  # 500 and 3,000
+
+
+def test_a_burst_above_a_guarantee_counts_once() -> None:
+    assert need({"gold": Amount(1900, 0, 0)}).replicas == 2
+
+
+def test_spot_counts_only_where_asked_to() -> None:
+    flood = {"spot": Amount(9000, 0, 0)}
+    assert need(flood).replicas == 1
+    assert need(flood, ScalingSettings(headroom=0.0, counts_spot=True)).replicas == 10
+
+
+def test_headroom_is_added() -> None:
+    assert need({"rest": Amount(1500, 0, 0)}).replicas == 2
+    assert need({"rest": Amount(1500, 0, 0)}, ScalingSettings(headroom=0.1)).replicas == 3
+
+
+def test_the_pools_bounds_hold_and_what_they_hide_is_told() -> None:
+    pool = Pool("pool", min_replicas=2, max_replicas=3)
+    made = need({"rest": Amount(0, 0, 100)}, pool=pool)
+    assert (made.replicas, made.unbounded) == (3, 13)
+    assert "needs 13, the pool may have 3" in Stabiliser(EXACT).follow(made, 0.0).reason
+    assert need({}, pool=pool).replicas == 2
+
+
+def test_an_unknown_capacity_says_nothing() -> None:
+    made = needed_replicas(POOL, [GOLD], {}, Amount(), EXACT)
+    assert (made.replicas, made.dimension) == (1, None)
+
+
+def of(replicas: int, floor: int = 1) -> Need:
+    return Need(replicas, Dimension.KV_TOKENS, replicas, floor)
+
+
+def test_a_hint_rises_at_once_and_falls_after_its_window() -> None:
+    stabiliser = Stabiliser(ScalingSettings(down_window_s=60))
+    assert stabiliser.follow(of(2), 0).replicas == 2
+    assert stabiliser.follow(of(5), 1).replicas == 5
+    held = stabiliser.follow(of(2), 30)
+    assert (held.replicas, held.reason) == (5, "2 would do; held for 60 s of less need")
+    assert stabiliser.follow(of(2), 62).replicas == 2
+
+
+def test_a_rise_may_have_to_last() -> None:
+    stabiliser = Stabiliser(ScalingSettings(up_window_s=10))
+    stabiliser.follow(of(2), 0)
+    held = stabiliser.follow(of(5), 5)
+    assert (held.replicas, held.reason) == (2, "5 are needed; held until that lasted 10 s")
+    assert stabiliser.follow(of(4), 12).replicas == 4
+
+
+needs = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 20), st.integers(1, 4)), min_size=1, max_size=40)
+
+
+@given(needs, st.floats(0, 20), st.floats(0, 60))
+def test_a_hint_stays_between_what_was_needed_and_never_below_the_guarantees(
+    steps: list[tuple[float, int, int]], up: float, down: float
+) -> None:
+    stabiliser, now, seen = Stabiliser(ScalingSettings(up_window_s=up, down_window_s=down)), 0.0, [0]
+    for wait, replicas, floor in steps:
+        now += wait
+        made = of(max(replicas, floor), floor)
+        seen.append(made.replicas)
+        hint = stabiliser.follow(made, now)
+        assert floor <= hint.replicas <= max(seen)
+
+
+@given(st.floats(0, 1e5), st.floats(0, 1e5))
+def test_more_demand_never_needs_fewer_replicas(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    pool = Pool("pool", max_replicas=10**6)
+    made = [
+        needed_replicas(pool, [entitlement("rest")], {"rest": Amount(d, d, d)}, REPLICA, EXACT).replicas
+        for d in (low, high)
+    ]
+    assert made[0] <= made[1]
+    assert made[1] == max(math.ceil(high / 8), 1)
