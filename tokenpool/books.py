@@ -155,8 +155,8 @@ class Books:
         A message that is not later than the last one
         books nothing and is answered with what stands; its grants are not renewed.
         """
-        last, _ = self._numbers.get(holder, (-1, now))
-        if number <= last:
+        last, heard_at = self._numbers.get(holder, (-1, now))
+        if number <= last and now - heard_at < REMEMBER_S:
             return {name: self._standing(holder, name, now) for name in holdings}
         self._numbers[holder] = (number, now)
         for name, page in self._pages.items():
