@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from demo.engine import free_port
+from sidecar.app import raise_open_files
 from sidecar.logs import JsonFormatter
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
@@ -315,3 +317,34 @@ def test_log_lines_are_json() -> None:
     record.extra_field = 1
     line = json.loads(JsonFormatter().format(record))
     assert (line["level"], line["message"], line["extra_field"]) == ("warning", "said so", 1)
+
+
+async def test_each_request_is_logged_where_the_operator_wants_it_and_never_what_was_said(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="sidecar.app")
+    async with sidecar_for(engine.port, tmp_path, log_requests=True) as sidecar:
+        await ask(sidecar, request(body={"model": "tiny", "prompt": "hush-hush", "max_tokens": 5}))
+        await ask(sidecar, request("/v1/models", method="GET"))
+        await ask(sidecar, request(key="wrong-key"))
+    lines = [vars(record) for record in caplog.records if record.getMessage() == "request"]
+    assert [(line["entitlement"], line["outcome"]) for line in lines] == [
+        ("g", "finished"),
+        ("g", "finished"),
+        (None, "unknown_key"),
+    ]
+    assert (lines[0]["input_tokens"], lines[0]["output_tokens"]) == (10, 5)
+    shown = "".join(JsonFormatter().format(record) for record in caplog.records)
+    assert "hush-hush" not in shown
+    assert "g-key" not in shown
+    assert "wrong-key" not in shown
+
+
+def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        raise_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
