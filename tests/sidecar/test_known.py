@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.http.known import KnownHead, only_chunk
+from tests.fakes.engine import FakeEngine
+from tests.sidecar.harness import POOL, connected, is_whole, read_response, request, sidecar_for
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX: y\r\n\r\n"
 MESSAGE = HEAD + b"hello"
@@ -99,3 +103,59 @@ def test_one_plain_chunk_is_taken(inside: bytes) -> None:
 )
 def test_any_other_chunk_is_left_to_the_parser(data: bytes) -> None:
     assert only_chunk(data) is None
+
+
+async def test_a_head_that_is_known_is_forgotten_with_its_key(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        for _ in range(3):
+            writer.write(request())
+            assert (await read_response(reader)).status == 200
+        (tmp_path / "pool.yaml").write_text(POOL.replace("[g-key]", "[another-key]"))
+        sidecar.poolwatch.reload()
+        writer.write(request())
+        assert (await read_response(reader)).status == 401
+    assert len(engine.received) == 3
+
+
+async def test_a_known_head_is_priced_by_each_body_and_framed_anew(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        for prompt in ("a", "bb" * 500, "ccc"):
+            writer.write(request(body={"model": "tiny", "prompt": prompt, "max_tokens": 5}))
+            assert (await read_response(reader)).status == 200
+        writer.write(request(body=b'{"model":"tiny","prompt":7}'))
+        refused = await read_response(reader)
+        writer.write(request())
+        assert (await read_response(reader)).status == 200
+        assert is_whole(sidecar)
+    assert (refused.status, refused.headers["x-tokenpool-reason"]) == (400, "malformed")
+    assert [r.json()["prompt"] for r in engine.received] == ["a", "bb" * 500, "ccc", "hello"]
+    assert all(int(r.headers["content-length"]) == len(r.body) for r in engine.received)
+
+
+async def test_a_known_head_does_not_get_around_limits_or_a_drain(engine: FakeEngine, tmp_path: Path) -> None:
+    options = {"max_body_bytes": 200}
+    async with sidecar_for(engine.port, tmp_path, **options) as sidecar:
+        async with connected(sidecar) as (reader, writer):
+            writer.write(request())
+            assert (await read_response(reader)).status == 200
+            writer.write(request(body={"model": "tiny", "prompt": "x" * 300}))
+            assert (await read_response(reader)).status == 413
+        async with connected(sidecar) as (reader, writer):
+            writer.write(request())
+            assert (await read_response(reader)).status == 200
+            sidecar.gate.is_draining = True
+            writer.write(request())
+            assert (await read_response(reader)).status == 503
+
+
+async def test_a_known_head_keeps_the_order_of_pipelined_requests(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        writer.write(request())
+        assert (await read_response(reader)).status == 200
+        writer.write(request() + request("/v1/models", method="GET", headers={"x-test": "1"}) + request())
+        writer.write(request())
+        assert [(await read_response(reader)).status for _ in range(4)] == [200] * 4
+    lines = [r.line.split()[1] for r in engine.received]
+    assert lines == [b"/v1/completions"] * 2 + [b"/v1/models"] + [b"/v1/completions"] * 2
