@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tokenpool.amounts import Amount
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 
 _EPSILON = 1e-9
@@ -134,8 +134,9 @@ class _Working:
         return self.dominant > 0
 
     def granted(self) -> Vector:
-        d, h, x = self.demand, self.held, self.x
-        return (max(h[0], x * d[0]), max(h[1], x * d[1]), max(h[2], x * d[2]))
+        (a, b, c), (x, y, z), part = self.demand, self.held, self.x
+        a, b, c = a * part, b * part, c * part
+        return (a if a > x else x, b if b > y else y, c if c > z else z)
 
     def share(self, capacity: Vector, headroom: Vector) -> Share:
         claim, granted = self.claim, _least(self.granted(), capacity)
@@ -143,9 +144,10 @@ class _Working:
         whole = Amount(granted[0], granted[1], float(math.ceil(self.sequences - _EPSILON)))
         least = claim.floor.at_most(claim.ceiling)
         is_spot = claim.tier is Tier.SPOT
-        assured = Amount() if is_spot else whole.at_least(claim.guarantee).at_least(least)
-        open_to_it = (allocation + Amount(*headroom)).at_most(Amount(*capacity))
-        limit = open_to_it.at_least(whole).at_least(assured).at_least(least).at_most(claim.ceiling)
+        assured = NOTHING if is_spot else whole.at_least(claim.guarantee).at_least(least)
+        a, b, c = granted[0] + headroom[0], granted[1] + headroom[1], self.sequences + headroom[2]
+        open_to_it = Amount(*_least((a, b, c), capacity)).at_least(whole).at_least(least)
+        limit = (open_to_it if is_spot else open_to_it.at_least(assured)).at_most(claim.ceiling)
         return Share(allocation, assured.at_most(limit), limit)
 
     def dominant_share(self, capacity: Vector) -> float:
@@ -294,5 +296,6 @@ def _vector(amount: Amount) -> Vector:
     )
 
 
-def _least(a: Vector, b: Vector) -> Vector:
-    return (min(a[0], b[0]), min(a[1], b[1]), min(a[2], b[2]))
+def _least(one: Vector, other: Vector) -> Vector:
+    (a, b, c), (x, y, z) = one, other
+    return (a if a < x else x, b if b < y else y, c if c < z else z)

@@ -71,19 +71,15 @@ class Amount:
 
     def at_most(self, other: Amount) -> Amount:
         """The smaller value in each dimension."""
-        return Amount(
-            min(self.tokens_per_second, other.tokens_per_second),
-            min(self.kv_tokens, other.kv_tokens),
-            min(self.concurrency, other.concurrency),
-        )
+        a, b, c = self.tokens_per_second, self.kv_tokens, self.concurrency
+        x, y, z = other.tokens_per_second, other.kv_tokens, other.concurrency
+        return Amount(a if a < x else x, b if b < y else y, c if c < z else z)
 
     def at_least(self, other: Amount) -> Amount:
         """The larger value in each dimension."""
-        return Amount(
-            max(self.tokens_per_second, other.tokens_per_second),
-            max(self.kv_tokens, other.kv_tokens),
-            max(self.concurrency, other.concurrency),
-        )
+        a, b, c = self.tokens_per_second, self.kv_tokens, self.concurrency
+        x, y, z = other.tokens_per_second, other.kv_tokens, other.concurrency
+        return Amount(a if a > x else x, b if b > y else y, c if c > z else z)
 
     def fits(self, bound: Amount) -> bool:
         """Whether no dimension exceeds ``bound``."""
