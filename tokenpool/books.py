@@ -1,40 +1,69 @@
 """The books: the exact account of one pool's limits, and of what every sidecar holds of them.
 
 Pure, with ``now`` from the clock of whoever keeps the books. A store keeps them (in memory as they are; in
-Redis the same rules as a script), and one contract suite holds both to what is written here:
+Redis the same rules as scripts), and one contract suite holds both to what is written here:
 
 - What is held never adds up to more than the limit by a decision of the books. Only what runs already is
   booked beyond it: after a limit shrank, or when books start anew.
 - A message states totals (what runs, what is wanted, what was spent since the holder began), never changes,
   and carries a number. So one that is lost, doubled or late does no harm.
-- Every grant expires. A holder that says nothing for a lifetime holds nothing.
+- What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
+  message: an answer that is lost frees nothing that is still in use.
+- Every grant expires. A holder that says nothing complete for a lifetime holds nothing.
 - Limits carry the epoch of the coordinator that wrote them; an older one is refused.
+- New books, and books that nobody wrote in for a lifetime, are closed for one: first everyone has booked
+  what runs, then more is given out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tokenpool.amounts import NOTHING, Amount
 
+Vector = tuple[float, float, float]
+"""An amount on the wire: tokens per second, KV tokens, sequences."""
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What one entitlement may use pool-wide."""
+_ZERO: Vector = (0.0, 0.0, 0.0)
 
-    amount: Amount
-    depth: float
+REMEMBER_S = 60.0
+"""How long the books know what a silent sidecar had spent."""
+WAIT_S = 0.25
+"""How long a sidecar that was refused is told when something comes free."""
+FLOOR_MEMORY_S = 5.0
+"""Time constant with which the largest request of a page fades when nobody repeats it."""
+
+
+class Limit(NamedTuple):
+    """What one entitlement may use pool-wide. Positional on the wire: new fields go to the end."""
+
+    tokens_per_second: float = 0.0
+    kv_tokens: float = 0.0
+    concurrency: float = 0.0
+    depth: float = 0.0
     """Tokens that its bucket holds."""
+    assured_kv_tokens: float = 0.0
+    assured_concurrency: float = 0.0
+    debt: float = 0.0
+    """In seconds of service; kept here, so that a new coordinator has nothing to learn by heart."""
+
+    @property
+    def amount(self) -> Amount:
+        """The limit in each dimension."""
+        return Amount(self.tokens_per_second, self.kv_tokens, self.concurrency)
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """What one sidecar says of one entitlement."""
+class Holding(NamedTuple):
+    """What one sidecar says of one entitlement. Positional on the wire: new fields go to the end."""
 
     kv_in_use: float = 0.0
     concurrency_in_use: float = 0.0
+    kv_bound: float = 0.0
+    """The most it may come to hold before it hears the answer."""
+    concurrency_bound: float = 0.0
     kv_wanted: float = 0.0
     """To hold in all, what runs included."""
     concurrency_wanted: float = 0.0
@@ -42,72 +71,182 @@ class Holding:
     """Throughput tokens charged less refunds, since this holder began. It may fall."""
     tokens_wanted: float = 0.0
     """To be able to spend before the next message."""
+    is_urgent: bool = False
+    """A request waits: where the answer falls short, others are asked to return what they do not use."""
+    demand: Vector = _ZERO
+    """Offered of late, shed requests included."""
+    service: Vector = _ZERO
+    """Tokens per second spent, and the average KV tokens and sequences held."""
+    fresh: Vector = _ZERO
+    """Demand without the retries of what was shed."""
+    floor: Vector = _ZERO
+    """A typical request's tokens, the largest one's KV tokens and sequences."""
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """What one sidecar holds of one entitlement's limit until it expires."""
+class Grant(NamedTuple):
+    """What one sidecar holds of one entitlement's limit, and where the pool stands."""
 
     kv_tokens: float = 0.0
     concurrency: float = 0.0
     tokens: float = 0.0
+    limit: Limit = Limit()
+    level: float = 0.0
+    """Of the bucket, less what all sidecars hold of it."""
+    kv_elsewhere: float = 0.0
+    """In use at other sidecars, as they last said."""
+    concurrency_elsewhere: float = 0.0
 
 
 NO_GRANT = Grant()
-REMEMBER_S = 60.0
-"""How long the books know what a silent sidecar had spent."""
 
 
-class _Held:
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One sidecar's word to the books."""
+
+    holder: str
+    number: int
+    """Rises with every message of this holder."""
+    holdings: Mapping[str, Holding]
+    is_complete: bool = True
+    """Whether an entitlement that is not named is returned, and the lifetime begins anew."""
+    report: bytes = b""
+    """For the coordinator; the books do not look into it. Of complete messages only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the books answer a sidecar."""
+
+    grants: Mapping[str, Grant] = field(default_factory=dict)
+    is_open: bool = False
+    """Whether the books give out anything yet."""
+    sidecars: int = 0
+    """How many sidecars the books know to live."""
+    file_version: str = ""
+    """Of the pool file that the coordinator leads with."""
+
+
+class Push(NamedTuple):
+    """A word from the books to one sidecar, between its messages. It may be lost."""
+
+    holder: str
+    kind: str
+    """``recall``: return what is not in use. ``freed``: ask again."""
+    entitlement: str
+
+
+RECALL, FREED = "recall", "freed"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One entitlement as the coordinator reads it: sums over all sidecars."""
+
+    limit: Limit = Limit()
+    level: float = 0.0
+    held: Amount = NOTHING
+    """KV tokens and sequences held; for throughput the tokens granted."""
+    in_use: Amount = NOTHING
+    demand: Amount = NOTHING
+    service: Amount = NOTHING
+    fresh: Amount = NOTHING
+    floor: Amount = NOTHING
+    """A typical request's tokens, the largest one's KV tokens and sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """All that the books know, at one moment."""
+
+    pages: Mapping[str, Page]
+    reports: Mapping[str, bytes]
+    """Of every sidecar that lives."""
+    epoch: int
+    is_open: bool
+
+
+# The part of a page that is summed over its holders.
+_KV, _CONCURRENCY, _TOKENS, _KV_USED, _CONCURRENCY_USED = range(5)
+_DEMAND, _SERVICE, _FRESH = 5, 8, 11
+_WIDTH = 14
+_NOBODY = (0.0,) * _WIDTH
+
+
+class _Row:
     """One sidecar's part of an entitlement."""
 
-    __slots__ = ("expires_at", "grant", "spent")
+    __slots__ = ("spent", "values")
 
     def __init__(self, spent: float) -> None:
-        self.grant = NO_GRANT
         self.spent = spent
-        self.expires_at = -math.inf
+        self.values: tuple[float, ...] = _NOBODY
 
 
 class _Page:
     """One entitlement's page: its limit, its bucket, its holders."""
 
-    __slots__ = ("depth", "filled_at", "holders", "level", "limit")
+    __slots__ = ("at", "floor", "level", "limit", "rows", "sums", "waiters")
 
     def __init__(self, now: float) -> None:
-        self.limit = NOTHING
-        self.depth = 0.0
+        self.limit = Limit()
         self.level = 0.0
-        self.filled_at = now
-        self.holders: dict[str, _Held] = {}
+        self.at = now
+        self.floor: list[float] = [0.0, 0.0, 0.0]
+        self.sums = list(_NOBODY)
+        self.rows: dict[str, _Row] = {}
+        self.waiters: dict[str, float] = {}
 
     def refill(self, now: float) -> None:
-        """Bring the bucket up to date; a clock that stands still adds nothing."""
-        if now > self.filled_at:
-            rate = self.limit.tokens_per_second
-            self.level = min(self.level + rate * (now - self.filled_at), self.depth)
-            self.filled_at = now
+        """Bring bucket and floor up to date; a clock that stands still adds nothing."""
+        elapsed = now - self.at
+        if elapsed > 0:
+            self.level = min(self.level + self.limit.tokens_per_second * elapsed, self.limit.depth)
+            kept = math.exp(-elapsed / FLOOR_MEMORY_S)
+            self.floor = [value * kept for value in self.floor]
+            self.at = now
 
-    def expire(self, now: float) -> None:
-        """Take back the grants of holders that have said nothing for a lifetime.
+    def write(self, row: _Row, values: tuple[float, ...]) -> None:
+        """Replace a row, and keep the sums."""
+        sums, old = self.sums, row.values
+        for i in range(_WIDTH):
+            sums[i] += values[i] - old[i]
+        row.values = values
 
-        What they had spent is remembered for a while: one that was cut off and comes back is charged for
-        what it spent unheard.
-        """
-        for name, held in list(self.holders.items()):
-            if held.expires_at <= now:
-                held.grant = NO_GRANT
-                if held.expires_at + REMEMBER_S <= now:
-                    del self.holders[name]
+    def drop(self, holder: str) -> None:
+        """Forget a row; with nobody left the sums are nothing, exactly."""
+        row = self.rows.pop(holder, None)
+        if row is not None:
+            self.write(row, _NOBODY)
+            if not self.rows:
+                self.sums = list(_NOBODY)
 
-    def others(self, holder: str) -> Grant:
-        """What everyone but ``holder`` holds."""
-        grants = [held.grant for name, held in self.holders.items() if name != holder]
-        return Grant(
-            math.fsum(g.kv_tokens for g in grants),
-            math.fsum(g.concurrency for g in grants),
-            math.fsum(g.tokens for g in grants),
+    def view(self) -> Page:
+        s, floor = self.sums, self.floor
+        return Page(
+            self.limit,
+            self.level,
+            Amount(s[_TOKENS], s[_KV], s[_CONCURRENCY]),
+            Amount(0.0, s[_KV_USED], s[_CONCURRENCY_USED]),
+            Amount(*s[_DEMAND : _DEMAND + 3]),
+            Amount(*s[_SERVICE : _SERVICE + 3]),
+            Amount(*s[_FRESH : _FRESH + 3]),
+            Amount(*floor),
         )
+
+
+class _Holder:
+    """One sidecar."""
+
+    __slots__ = ("at", "expires_at", "is_alive", "names", "number", "report")
+
+    def __init__(self) -> None:
+        self.number = -1
+        self.at = -math.inf
+        self.expires_at = -math.inf
+        self.is_alive = False
+        self.names: set[str] = set()
+        self.report = b""
 
 
 class Books:
@@ -116,10 +255,18 @@ class Books:
     def __init__(self, now: float, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s
         self._opens_at = now + lifetime_s
+        self._heard_at = now
         self._pages: dict[str, _Page] = {}
-        self._numbers: dict[str, tuple[int, float]] = {}
+        self._holders: dict[str, _Holder] = {}
+        self._alive = 0
         self.epoch = 0
         """Of the coordinator whose limits stand; 0 before the first."""
+        self.file_version = ""
+        self.file = b""
+        self.pushes: list[Push] = []
+        """What is to be said to sidecars; whoever keeps the books takes it away."""
+
+    # --- the coordinator's side ---
 
     def publish(self, limits: Mapping[str, Limit], epoch: int, now: float) -> bool:
         """Replace all limits, unless a later coordinator has written already; whether they stand now.
@@ -131,94 +278,191 @@ class Books:
             return False
         self.epoch = epoch
         for name, limit in limits.items():
-            page = self._pages.get(name)
-            if page is None:
-                page = self._pages[name] = _Page(now)
+            page = self._page(name, now)
             page.refill(now)
-            is_new = page.depth == 0.0
-            page.limit, page.depth = limit.amount, limit.depth
+            is_new = page.limit.depth == 0.0
+            page.limit = limit
             page.level = limit.depth if is_new else min(page.level, limit.depth)
         for name in [name for name in self._pages if name not in limits]:
             page = self._pages[name]
-            page.expire(now)
-            page.limit, page.depth, page.level = NOTHING, 0.0, min(page.level, 0.0)
-            if all(held.grant == NO_GRANT for held in page.holders.values()):
+            page.limit, page.level = Limit(), min(page.level, 0.0)
+            if not page.rows:
                 del self._pages[name]
         return True
 
-    def exchange(
-        self, holder: str, number: int, holdings: Mapping[str, Holding], now: float
-    ) -> dict[str, Grant]:
-        """Book what a sidecar says, and answer with what it holds from now for one lifetime.
+    def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
+        """Replace the pool file that all sidecars enforce, unless a later coordinator has written already."""
+        if epoch < self.epoch:
+            return False
+        self.epoch, self.file_version, self.file = epoch, version, content
+        return True
 
-        An entitlement that it does not name it returns (having named it once more with all that it spent).
-        A message that is not later than the last one
-        books nothing and is answered with what stands; its grants are not renewed.
+    def read(self, now: float) -> Census:
+        """Everything, for one tick of the coordinator."""
+        self._expire(now)
+        for page in self._pages.values():
+            page.refill(now)
+        return Census(
+            {name: page.view() for name, page in self._pages.items()},
+            {name: holder.report for name, holder in self._holders.items() if holder.is_alive},
+            self.epoch,
+            now >= self._opens_at,
+        )
+
+    def limits(self) -> dict[str, Limit]:
+        """All limits as published."""
+        return {name: page.limit for name, page in self._pages.items() if page.limit.depth > 0}
+
+    # --- the sidecars' side ---
+
+    def exchange(self, message: Message, now: float) -> Answer:
+        """Book what a sidecar says, and answer with what it holds.
+
+        A complete message renews all of it for a lifetime, and returns whatever it does not name (a sidecar
+        names it once more with all that it spent, and waits for the answer, before it stops). A message that
+        is not later than the last one books nothing and is answered with what stands.
         """
-        last, heard_at = self._numbers.get(holder, (-1, now))
-        if number <= last and now - heard_at < REMEMBER_S:
-            return {name: self._standing(holder, name, now) for name in holdings}
-        self._numbers[holder] = (number, now)
-        for name, page in self._pages.items():
-            if name not in holdings:
-                held = page.holders.get(holder)
-                if held is not None:
-                    held.grant = NO_GRANT
-        return {name: self._book(holder, name, said, now) for name, said in holdings.items()}
+        self._expire(now)
+        if now - self._heard_at > self._lifetime_s:
+            self._opens_at = now + self._lifetime_s
+        self._heard_at = now
+        is_open = now >= self._opens_at
+        name_of_holder = message.holder
+        holder = self._holders.get(name_of_holder)
+        if holder is None:
+            holder = self._holders[name_of_holder] = _Holder()
+        if message.number <= holder.number:
+            standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
+            return Answer(standing, is_open, self._alive, self.file_version)
+        holder.number, holder.at = message.number, now
+        if message.is_complete:
+            if not holder.is_alive:
+                holder.is_alive = True
+                self._alive += 1
+            holder.expires_at = now + self._lifetime_s
+            holder.report = message.report
+            for name in sorted(holder.names.difference(message.holdings)):
+                self._pages[name].drop(name_of_holder)
+                self._tell_waiters(name, self._pages[name], name_of_holder, now)
+            holder.names = set(message.holdings)
+        elif holder.is_alive:
+            holder.names.update(message.holdings)
+        else:
+            # Who is not known to live cannot hold: only a complete message begins a lifetime.
+            return Answer(
+                {name: self._standing(name_of_holder, name, now) for name in message.holdings},
+                is_open,
+                self._alive,
+                self.file_version,
+            )
+        grants = {
+            name: self._book(name_of_holder, name, said, now, is_open)
+            for name, said in message.holdings.items()
+        }
+        return Answer(grants, is_open, self._alive, self.file_version)
+
+    def _page(self, name: str, now: float) -> _Page:
+        page = self._pages.get(name)
+        if page is None:
+            page = self._pages[name] = _Page(now)
+        return page
 
     def _standing(self, holder: str, name: str, now: float) -> Grant:
         page = self._pages.get(name)
         if page is None:
             return NO_GRANT
-        page.expire(now)
-        held = page.holders.get(holder)
-        return held.grant if held is not None else NO_GRANT
-
-    def _book(self, holder: str, name: str, said: Holding, now: float) -> Grant:
-        page = self._pages.get(name)
-        if page is None:
-            page = self._pages[name] = _Page(now)
-        page.expire(now)
         page.refill(now)
-        held = page.holders.get(holder)
-        if held is None:
-            held = page.holders[holder] = _Held(said.tokens_spent)
-        page.level = min(page.level - (said.tokens_spent - held.spent), page.depth)
-        held.spent = said.tokens_spent
-        others, limit = page.others(holder), page.limit
-        is_open = now >= self._opens_at
-        held.grant = Grant(
-            _gauge(said.kv_in_use, said.kv_wanted, limit.kv_tokens - others.kv_tokens, is_open),
-            _gauge(
+        row = page.rows.get(holder)
+        values = row.values if row is not None else _NOBODY
+        return _grant(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS])
+
+    def _book(self, holder: str, name: str, said: Holding, now: float, is_open: bool) -> Grant:
+        page = self._page(name, now)
+        page.refill(now)
+        row = page.rows.get(holder)
+        if row is None:
+            row = page.rows[holder] = _Row(said.tokens_spent)
+        limit, sums, old = page.limit, page.sums, row.values
+        page.level = min(page.level - (said.tokens_spent - row.spent), limit.depth)
+        row.spent = said.tokens_spent
+        page.floor = [max(a, b) for a, b in zip(page.floor, said.floor, strict=True)]
+        kv_tokens = concurrency = tokens = 0.0
+        if is_open:
+            kv_tokens = min(said.kv_wanted, limit.kv_tokens - (sums[_KV] - old[_KV]))
+            concurrency = min(
+                said.concurrency_wanted, limit.concurrency - (sums[_CONCURRENCY] - old[_CONCURRENCY])
+            )
+            tokens = max(min(said.tokens_wanted, page.level - (sums[_TOKENS] - old[_TOKENS])), 0.0)
+        kv_tokens = max(kv_tokens, said.kv_in_use)
+        concurrency = max(concurrency, said.concurrency_in_use)
+        page.write(
+            row,
+            (
+                max(kv_tokens, said.kv_bound),
+                max(concurrency, said.concurrency_bound),
+                tokens,
+                said.kv_in_use,
                 said.concurrency_in_use,
-                said.concurrency_wanted,
-                limit.concurrency - others.concurrency,
-                is_open,
+                *said.demand,
+                *said.service,
+                *said.fresh,
             ),
-            max(min(said.tokens_wanted, page.level - others.tokens), 0.0) if is_open else 0.0,
         )
-        held.expires_at = now + self._lifetime_s
-        return held.grant
+        is_short = (
+            kv_tokens < said.kv_wanted or concurrency < said.concurrency_wanted or tokens < said.tokens_wanted
+        )
+        if said.is_urgent and is_short:
+            page.waiters[holder] = now + WAIT_S
+            for other in sorted(page.rows):
+                values = page.rows[other].values
+                if other != holder and (values[_KV] > 0 or values[_CONCURRENCY] > 0 or values[_TOKENS] > 0):
+                    self.pushes.append(Push(other, RECALL, name))
+        else:
+            self._tell_waiters(name, page, holder, now)
+        return _grant(page, row.values, kv_tokens, concurrency, tokens)
 
-    def held(self, now: float) -> dict[str, Grant]:
-        """What is held of each entitlement by all together."""
-        total = {}
-        for name, page in self._pages.items():
-            page.expire(now)
-            total[name] = page.others("")
-        return total
+    def _tell_waiters(self, name: str, page: _Page, teller: str, now: float) -> None:
+        """Where there is something to be had now, say so to those who were refused."""
+        if not page.waiters:
+            return
+        limit, sums = page.limit, page.sums
+        if (
+            limit.kv_tokens > sums[_KV]
+            and limit.concurrency > sums[_CONCURRENCY]
+            and page.level > sums[_TOKENS]
+        ):
+            for other, until in sorted(page.waiters.items()):
+                if other != teller and until > now:
+                    self.pushes.append(Push(other, FREED, name))
+            page.waiters = {}
 
-    def close_idle(self, now: float) -> None:
-        """Forget sidecars that are gone; memory is bounded by active entitlements times sidecars."""
-        for holder in [h for h, (_, at) in self._numbers.items() if now - at >= REMEMBER_S]:
-            del self._numbers[holder]
-        for page in self._pages.values():
-            page.expire(now)
+    def _expire(self, now: float) -> None:
+        """Take back the grants of sidecars that have said nothing complete for a lifetime.
+
+        What they had spent is remembered for a while: one that was cut off and comes back is charged for
+        what it spent unheard.
+        """
+        for name, holder in list(self._holders.items()):
+            if holder.is_alive and holder.expires_at <= now:
+                holder.is_alive = False
+                self._alive -= 1
+                for entitlement in sorted(holder.names):
+                    page = self._pages[entitlement]
+                    page.write(page.rows[name], _NOBODY)
+            if not holder.is_alive and holder.at + REMEMBER_S <= now:
+                for entitlement in sorted(holder.names):
+                    self._pages[entitlement].drop(name)
+                del self._holders[name]
 
 
-def _gauge(in_use: float, wanted: float, free: float, is_open: bool) -> float:
-    """What may be held of a gauge: what runs in any case, more only where it is free.
-
-    New books are closed for a lifetime: first everyone has booked what runs, then more is given out.
-    """
-    return max(in_use, min(wanted, free)) if is_open else in_use
+def _grant(page: _Page, mine: Iterable[float], kv_tokens: float, concurrency: float, tokens: float) -> Grant:
+    values, sums = tuple(mine), page.sums
+    return Grant(
+        kv_tokens,
+        concurrency,
+        tokens,
+        page.limit,
+        page.level - sums[_TOKENS],
+        sums[_KV_USED] - values[_KV_USED],
+        sums[_CONCURRENCY_USED] - values[_CONCURRENCY_USED],
+    )

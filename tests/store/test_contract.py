@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,13 @@ from hypothesis import strategies as st
 
 from tests.store.servers import redis_server
 from tokenpool.amounts import Amount
-from tokenpool.books import NO_GRANT, Grant, Holding, Limit
+from tokenpool.books import FREED, RECALL, Answer, Census, Holding, Limit, Message, Push
 from tokenpool.store import Store, StoreDown
 from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
-LIMIT = Limit(Amount(100, 1000, 4), depth=200)
+LIMIT = Limit(100, 1000, 4, depth=200, assured_concurrency=2, debt=-0.5)
 WANT = Holding(kv_wanted=200, concurrency_wanted=2, tokens_wanted=50)
 
 
@@ -61,38 +62,122 @@ async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tup
     await store.close()
 
 
+async def tell(
+    store: Store, holder: str, number: int, holdings: dict[str, Holding], *, whole: bool = True
+) -> dict[str, tuple[float, float, float]]:
+    """One message, and what its sender holds then."""
+    answer = await store.exchange(Message(holder, number, holdings, whole, b"\xffreport"))
+    return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.grants.items()}
+
+
 async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    assert await store.exchange("s1", 0, {"a": WANT}) == {"a": Grant(200, 2, 50)}
+    assert await tell(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
     more = Holding(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
-    assert await store.exchange("s2", 0, {"a": more}) == {"a": Grant(800, 2, 150)}
-    await store.exchange("s1", 1, {})
-    assert await store.exchange("s2", 1, {"a": more}) == {"a": Grant(1000, 4, 200)}
+    assert await tell(store, "s2", 0, {"a": more}) == {"a": (800, 2, 150)}
+    await tell(store, "s1", 1, {})
+    assert await tell(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
+
+
+async def test_an_answer_says_where_the_pool_stands(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.publish_file("v1", b"\xff\x00pool", 1)
+    await tell(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
+    answer = await store.exchange(Message("s2", 0, {"a": WANT}))
+    grant = answer.grants["a"]
+    assert (grant.limit, grant.level) == (LIMIT, 100)
+    assert (grant.kv_elsewhere, grant.concurrency_elsewhere) == (32, 1)
+    assert (answer.is_open, answer.sidecars, answer.file_version) == (True, 2, "v1")
+    assert await store.file() == ("v1", b"\xff\x00pool")
+    assert await store.limits() == {"a": LIMIT}
 
 
 async def test_grants_expire_and_spending_is_remembered(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
-    await store.exchange("s1", 0, {"a": WANT})
+    await tell(store, "s1", 0, {"a": WANT})
     clock.now += LIFETIME
-    everything = Holding(0, 0, 1000, 4, 0, 1000)
-    assert await store.exchange("s2", 0, {"a": everything}) == {"a": Grant(1000, 4, 200)}
-    back = Holding(100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
-    assert await store.exchange("s1", 1, {"a": back}) == {"a": Grant(100, 1, 0)}
-    assert await store.exchange("s2", 1, {"a": everything}) == {"a": Grant(900, 3, 150)}
+    everything = Holding(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
+    assert await tell(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
+    back = Holding(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
+    assert await tell(store, "s1", 1, {"a": back}) == {"a": (100, 1, 0)}
+    assert await tell(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
 
 
 async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await store.publish({"a": LIMIT}, 7)
     assert not await store.publish({}, 6)
-    assert (await store.exchange("s1", 0, {"a": WANT}))["a"].concurrency == 2
+    assert not await store.publish_file("old", b"", 6)
+    assert (await tell(store, "s1", 0, {"a": WANT}))["a"][1] == 2
 
 
 async def test_doubled_and_late_messages_book_nothing(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    await store.exchange("s1", 3, {"a": WANT})
-    assert await store.exchange("s1", 3, {"a": Holding(kv_wanted=900)}) == {"a": Grant(200, 2, 50)}
-    assert await store.exchange("s1", 2, {"b": WANT}) == {"b": NO_GRANT}
+    await tell(store, "s1", 3, {"a": WANT})
+    assert await tell(store, "s1", 3, {"a": Holding(kv_wanted=900)}) == {"a": (200, 2, 50)}
+    assert await tell(store, "s1", 2, {"b": WANT}) == {"b": (0, 0, 0)}
+
+
+async def test_one_leads_until_its_lease_is_given_back(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    epoch = await store.lead("one", 10)
+    assert epoch > 1
+    assert await store.lead("two", 10) == 0
+    assert await store.lead("one", 10) == epoch
+    await store.resign("two")
+    assert await store.lead("two", 10) == 0
+    await store.resign("one")
+    later = await store.lead("two", 10)
+    assert later > epoch
+    assert not await store.publish({"a": LIMIT}, epoch)
+    assert await store.publish({"a": LIMIT}, later)
+
+
+async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    first, second = store.listen("s1"), store.listen("s2")
+    asked, told = asyncio.ensure_future(anext(first)), asyncio.ensure_future(anext(second))
+    await asyncio.sleep(0.05)  # until both are subscribed
+    await tell(store, "s1", 0, {"a": WANT._replace(concurrency_wanted=4)})
+    await tell(store, "s2", 0, {})
+    short = WANT._replace(is_urgent=True)
+    assert (await tell(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
+    assert await asyncio.wait_for(asked, 2) == Push("s1", RECALL, "a")
+    await tell(store, "s1", 1, {"a": Holding()}, whole=False)
+    assert await asyncio.wait_for(told, 2) == Push("s2", FREED, "a")
+    assert (await tell(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
+    for listening in (first, second):
+        await listening.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    said = WANT._replace(demand=(1, 2, 3), service=(4, 5, 6), fresh=(7, 8, 9), floor=(10, 11, 12))
+    await tell(store, "s1", 0, {"a": said})
+    await tell(store, "s2", 0, {"a": said})
+    census = await store.read()
+    assert census.is_open
+    assert census.epoch == 1
+    assert census.reports == {"s1": b"\xffreport", "s2": b"\xffreport"}
+    page = census.pages["a"]
+    assert page.limit == LIMIT
+    assert page.demand == Amount(2, 4, 6)
+    assert page.service == Amount(8, 10, 12)
+    assert page.fresh == Amount(14, 16, 18)
+    assert page.floor == Amount(10, 11, 12)
+    assert page.held == Amount(100, 400, 4)
+
+
+async def test_a_long_list_of_limits_is_replaced_as_a_whole(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    many = {f"e{number}": LIMIT for number in range(250)}
+    assert await store.publish(many, 2)
+    assert set((await store.read()).pages) == set(many)
+    assert await store.limits() == many
+    assert await store.publish({"a": LIMIT}, 2)
+    assert set((await store.read()).pages) == {"a"}
 
 
 amounts = st.integers(0, 6)
@@ -100,13 +185,18 @@ messages = st.fixed_dictionaries(
     {},
     optional={
         name: st.builds(
-            lambda runs, wanted, spent, tokens: Holding(
-                runs * 50.0, runs, wanted * 50.0, wanted, float(spent), float(tokens)
+            lambda runs, bound, wanted, spent, tokens, urgent: Holding(
+                *(runs * 50.0, runs, bound * 50.0, bound, wanted * 50.0, wanted),
+                *(float(spent), float(tokens), urgent),
+                demand=(float(spent), wanted * 50.0, wanted),
+                floor=(float(tokens), 50.0, runs),
             ),
             amounts,
             amounts,
+            amounts,
             st.integers(0, 300),
             st.integers(0, 300),
+            st.booleans(),
         )
         for name in ("a", "b")
     },
@@ -114,22 +204,23 @@ messages = st.fixed_dictionaries(
 limits = st.dictionaries(
     st.sampled_from(["a", "b"]),
     st.builds(
-        lambda rate, units: Limit(Amount(float(rate), units * 50.0, float(units)), rate + 50.0),
+        lambda rate, units: Limit(float(rate), units * 50.0, float(units), rate + 50.0),
         st.integers(0, 200),
         st.integers(0, 8),
     ),
 )
-scripts = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.125, 0.5, 2.0, 61.0]), st.booleans()).flatmap(
-        lambda head: st.tuples(
-            st.just(head[0]),
-            st.tuples(limits, st.integers(1, 3))
-            if head[1]
-            else st.tuples(st.sampled_from(["s1", "s2", "s3"]), st.integers(0, 30), messages),
-        )
+calls = st.one_of(
+    st.tuples(st.just("publish"), limits, st.integers(1, 3)),
+    st.tuples(st.just("read")),
+    st.builds(
+        lambda holder, number, holdings, whole: ("exchange", Message(holder, number, holdings, whole)),
+        st.sampled_from(["s1", "s2", "s3"]),
+        st.integers(0, 30),
+        messages,
+        st.booleans(),
     ),
-    max_size=25,
 )
+scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.125, 0.5, 2.0, 61.0]), calls), max_size=25)
 
 
 @pytest.fixture(scope="module")
@@ -152,21 +243,33 @@ def test_both_stores_answer_alike(
         stored = RedisStore(runner[1], next(pools), LIFETIME, clock)
         for store in (memory, stored):
             await store.publish({"a": LIMIT}, 1)
-        for wait, call in script:
+        for wait, (method, *arguments) in script:
             clock.now += wait
-            method = "publish" if len(call) == 2 else "exchange"
-            one, other = [await getattr(store, method)(*call) for store in (memory, stored)]
-            if isinstance(one, dict):
-                assert set(one) == set(other)
-                for name, grant in one.items():
-                    given = other[name]
-                    assert given.concurrency == pytest.approx(grant.concurrency, abs=1e-6)
-                    assert given.kv_tokens == pytest.approx(grant.kv_tokens, abs=1e-6)
-                    assert given.tokens == pytest.approx(grant.tokens, abs=1e-6)
-            else:
-                assert one == other
+            one, other = [await getattr(store, str(method))(*arguments) for store in (memory, stored)]
+            assert numbers(other) == pytest.approx(numbers(one), abs=1e-6)
 
     runner[0].run(play())
+
+
+def numbers(answer: object) -> dict[str, float]:
+    """All that an answer says, flat."""
+    flat: dict[str, float] = {}
+    if isinstance(answer, Answer):
+        flat |= {"open": answer.is_open, "sidecars": answer.sidecars}
+        for name, grant in answer.grants.items():
+            *values, limit = (*grant[:3], *grant[4:], grant.limit)
+            flat |= {f"{name} {i}": value for i, value in enumerate((*values, *limit))}
+    elif isinstance(answer, Census):
+        flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}
+        for name, page in answer.pages.items():
+            flat[f"{name} level"] = page.level
+            for what in ("held", "in_use", "demand", "service", "fresh", "floor"):
+                amount = getattr(page, what)
+                for field in fields(amount):
+                    flat[f"{name} {what} {field.name}"] = getattr(amount, field.name)
+    else:
+        flat["answer"] = bool(answer)
+    return flat
 
 
 async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
@@ -174,7 +277,9 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await client.flushdb()
     store = RedisStore(client, "mine", LIFETIME)
     await store.publish({"a": LIMIT}, 1)
-    await store.exchange("s1", 0, {"a": WANT, "b": WANT})
+    await store.publish_file("v", b"x", 1)
+    await store.lead("one", 10)
+    await tell(store, "s1", 0, {"a": WANT, "b": WANT})
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5
     assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)
@@ -192,10 +297,10 @@ async def test_a_store_that_does_not_answer_says_so(tmp_path: Path) -> None:
         assert await store.publish({"a": LIMIT}, 1)
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(StoreDown):
-            await store.exchange("s1", 0, {"a": WANT})
+            await tell(store, "s1", 0, {"a": WANT})
         os.kill(process, signal.SIGCONT)
     with pytest.raises(StoreDown):
-        await store.exchange("s1", 1, {"a": WANT})
+        await tell(store, "s1", 1, {"a": WANT})
     await store.close()
     await refused.close()
 
@@ -205,6 +310,6 @@ async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) ->
         store = RedisStore(redis.asyncio.Redis(port=port), "p", 0.01)
         await store.publish({"a": LIMIT}, 1)
     with redis_server(tmp_path, port=port):
-        assert (await store.exchange("s1", 1, {"a": Holding(100, 1, 200, 2)}))["a"] == Grant(100, 1, 0)
+        assert (await tell(store, "s1", 1, {"a": Holding(100, 1, 100, 1, 200, 2)}))["a"] == (100, 1, 0)
         assert await store.publish({"a": LIMIT}, 1)
     await store.close()

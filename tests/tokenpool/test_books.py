@@ -3,19 +3,52 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpool.amounts import Amount
-from tokenpool.books import NO_GRANT, REMEMBER_S, Books, Grant, Holding, Limit
+from tokenpool.books import FREED, RECALL, REMEMBER_S, Books, Holding, Limit, Message, Push
 
 LIFETIME = 1.5
-LIMIT = Limit(Amount(100, 1000, 4), depth=200)
+LIMIT = Limit(100, 1000, 4, 200)
 OPEN = LIFETIME
 """When new books begin to give."""
+
+
+class Got(NamedTuple):
+    """What a holder was given."""
+
+    kv_tokens: float = 0.0
+    concurrency: float = 0.0
+    tokens: float = 0.0
+
+
+NOTHING = Got()
+
+
+def tell(
+    made: Books, holder: str, number: int, holdings: Mapping[str, Holding], now: float, *, whole: bool = True
+) -> dict[str, Got]:
+    """One message, and what its sender holds then."""
+    answer = made.exchange(Message(holder, number, holdings, whole), now)
+    return {name: Got(g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.grants.items()}
+
+
+def meanwhile(made: Books, start: float, end: float) -> None:
+    """Somebody else keeps writing, so that the books stay open."""
+    while start < end:
+        tell(made, "other", int(start * 1000), {}, start)
+        start += LIFETIME / 2
+    tell(made, "other", int(end * 1000), {}, end)
+
+
+def held(made: Books, now: float) -> Got:
+    """What all hold of entitlement a."""
+    amount = made.read(now).pages["a"].held
+    return Got(amount.kv_tokens, amount.concurrency, amount.tokens_per_second)
 
 
 def books(limit: Limit = LIMIT) -> Books:
@@ -24,8 +57,19 @@ def books(limit: Limit = LIMIT) -> Books:
     return made
 
 
-def want(concurrency: float = 0, *, in_use: float = 0, tokens: float = 0, spent: float = 0) -> Holding:
+def want(
+    concurrency: float = 0,
+    *,
+    in_use: float = 0,
+    tokens: float = 0,
+    spent: float = 0,
+    bound: float = 0,
+    urgent: bool = False,
+) -> Holding:
     return Holding(
+        is_urgent=urgent,
+        kv_bound=bound * 100,
+        concurrency_bound=bound,
         kv_in_use=in_use * 100,
         concurrency_in_use=in_use,
         kv_wanted=concurrency * 100,
@@ -37,122 +81,195 @@ def want(concurrency: float = 0, *, in_use: float = 0, tokens: float = 0, spent:
 
 def test_what_is_wanted_is_given_while_it_is_free() -> None:
     made = books()
-    assert made.exchange("s1", 0, {"a": want(3)}, OPEN)["a"].concurrency == 3
-    assert made.exchange("s2", 0, {"a": want(3)}, OPEN)["a"].concurrency == 1
-    assert made.held(OPEN)["a"] == Grant(600, 4, 0)
+    assert tell(made, "s1", 0, {"a": want(3)}, OPEN)["a"].concurrency == 3
+    assert tell(made, "s2", 0, {"a": want(3)}, OPEN)["a"].concurrency == 1
+    assert held(made, OPEN) == Got(600, 4, 0)
 
 
 def test_what_is_returned_is_free_at_once() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(4)}, OPEN)
-    made.exchange("s1", 1, {}, OPEN)
-    assert made.exchange("s2", 0, {"a": want(4)}, OPEN)["a"].concurrency == 4
+    tell(made, "s1", 0, {"a": want(4)}, OPEN)
+    tell(made, "s1", 1, {}, OPEN)
+    assert tell(made, "s2", 0, {"a": want(4)}, OPEN)["a"].concurrency == 4
 
 
 def test_a_silent_holder_loses_its_grant_one_lifetime_later() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(4)}, OPEN)
-    assert made.exchange("s2", 0, {"a": want(4)}, OPEN + LIFETIME - 0.01)["a"].concurrency == 0
-    assert made.exchange("s2", 1, {"a": want(4)}, OPEN + LIFETIME)["a"].concurrency == 4
+    tell(made, "s1", 0, {"a": want(4)}, OPEN)
+    assert tell(made, "s2", 0, {"a": want(4)}, OPEN + LIFETIME - 0.01)["a"].concurrency == 0
+    assert tell(made, "s2", 1, {"a": want(4)}, OPEN + LIFETIME)["a"].concurrency == 4
 
 
 def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_no_more() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(4)}, OPEN)
-    made.exchange("s2", 0, {"a": want(4)}, OPEN + 2)
-    assert made.exchange("s1", 1, {"a": want(4, in_use=2)}, OPEN + 2)["a"].concurrency == 2
-    assert made.held(OPEN + 2)["a"].concurrency == 6
-    assert made.exchange("s2", 1, {"a": want(4, in_use=1)}, OPEN + 2)["a"].concurrency == 2
+    tell(made, "s1", 0, {"a": want(4)}, OPEN)
+    meanwhile(made, OPEN, OPEN + 2)
+    tell(made, "s2", 0, {"a": want(4)}, OPEN + 2)
+    assert tell(made, "s1", 1, {"a": want(4, in_use=2)}, OPEN + 2)["a"].concurrency == 2
+    assert held(made, OPEN + 2).concurrency == 6
+    assert tell(made, "s2", 1, {"a": want(4, in_use=1)}, OPEN + 2)["a"].concurrency == 2
 
 
 def test_a_limit_that_shrinks_takes_nothing_from_what_runs() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(4, in_use=3)}, OPEN)
-    made.publish({"a": Limit(Amount(100, 1000, 2), 200)}, 1, OPEN)
-    assert made.exchange("s1", 1, {"a": want(4, in_use=3)}, OPEN)["a"].concurrency == 3
-    assert made.exchange("s1", 2, {"a": want(4, in_use=1)}, OPEN)["a"].concurrency == 2
+    tell(made, "s1", 0, {"a": want(4, in_use=3)}, OPEN)
+    made.publish({"a": Limit(100, 1000, 2, 200)}, 1, OPEN)
+    assert tell(made, "s1", 1, {"a": want(4, in_use=3)}, OPEN)["a"].concurrency == 3
+    assert tell(made, "s1", 2, {"a": want(4, in_use=1)}, OPEN)["a"].concurrency == 2
 
 
 def test_tokens_are_drawn_from_a_bucket_that_refills_by_the_books_clock() -> None:
     made = books()
-    assert made.exchange("s1", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 150
-    assert made.exchange("s2", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 50
-    spent = made.exchange("s1", 1, {"a": want(tokens=150, spent=150)}, OPEN)["a"]
+    assert tell(made, "s1", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 150
+    assert tell(made, "s2", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 50
+    spent = tell(made, "s1", 1, {"a": want(tokens=150, spent=150)}, OPEN)["a"]
     assert spent.tokens == 0
-    assert made.exchange("s1", 2, {"a": want(tokens=150, spent=150)}, OPEN + 0.5)["a"].tokens == 50
+    assert tell(made, "s1", 2, {"a": want(tokens=150, spent=150)}, OPEN + 0.5)["a"].tokens == 50
 
 
 def test_a_settlement_may_bring_the_level_below_zero_and_is_paid_off_by_all() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(tokens=10)}, OPEN)
-    made.exchange("s1", 1, {"a": want(spent=500)}, OPEN)  # one large request: level 200 - 500
-    assert made.exchange("s2", 0, {"a": want(tokens=10)}, OPEN + 2.9)["a"].tokens == 0
-    assert made.exchange("s2", 1, {"a": want(tokens=10)}, OPEN + 3.1)["a"].tokens == pytest.approx(10)
+    tell(made, "s1", 0, {"a": want(tokens=10)}, OPEN)
+    tell(made, "s1", 1, {"a": want(spent=500)}, OPEN)  # one large request: level 200 - 500
+    meanwhile(made, OPEN, OPEN + 2.9)
+    assert tell(made, "s2", 0, {"a": want(tokens=10)}, OPEN + 2.9)["a"].tokens == 0
+    assert tell(made, "s2", 1, {"a": want(tokens=10)}, OPEN + 3.1)["a"].tokens == pytest.approx(10)
 
 
 def test_a_refund_comes_back_to_the_bucket() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(tokens=200)}, OPEN)
-    made.exchange("s1", 1, {"a": want(spent=200)}, OPEN)
-    made.exchange("s1", 2, {"a": want(spent=50)}, OPEN)
-    assert made.exchange("s2", 0, {"a": want(tokens=500)}, OPEN)["a"].tokens == 150
+    tell(made, "s1", 0, {"a": want(tokens=200)}, OPEN)
+    tell(made, "s1", 1, {"a": want(spent=200)}, OPEN)
+    tell(made, "s1", 2, {"a": want(spent=50)}, OPEN)
+    assert tell(made, "s2", 0, {"a": want(tokens=500)}, OPEN)["a"].tokens == 150
 
 
 def test_doubled_and_late_messages_book_nothing() -> None:
     made = books()
-    made.exchange("s1", 5, {"a": want(2, tokens=100, spent=30)}, OPEN)
-    made.exchange("s1", 6, {"a": want(1, tokens=50, spent=80)}, OPEN)
+    tell(made, "s1", 5, {"a": want(2, tokens=100, spent=30)}, OPEN)
+    tell(made, "s1", 6, {"a": want(1, tokens=50, spent=80)}, OPEN)
     for number in (6, 5, 0):
-        late = made.exchange("s1", number, {"a": want(4, tokens=100, spent=0)}, OPEN)
-        assert late["a"] == Grant(100, 1, 50)
-    assert made.held(OPEN)["a"] == Grant(100, 1, 50)
+        late = tell(made, "s1", number, {"a": want(4, tokens=100, spent=0)}, OPEN)
+        assert late["a"] == Got(100, 1, 50)
+    assert held(made, OPEN) == Got(100, 1, 50)
 
 
 def test_a_holder_that_was_forgotten_begins_anew() -> None:
     made = books()
-    made.exchange("s1", 9, {"a": want(2)}, OPEN)
+    tell(made, "s1", 9, {"a": want(2)}, OPEN)
     later = OPEN + REMEMBER_S
-    assert made.exchange("s1", 0, {"a": want(2)}, OPEN + LIFETIME)["a"] == NO_GRANT
-    made.close_idle(later)
-    assert made.exchange("s1", 0, {"a": want(2)}, later)["a"].concurrency == 2
+    assert tell(made, "s1", 0, {"a": want(2)}, OPEN + LIFETIME)["a"] == NOTHING
+    meanwhile(made, OPEN + LIFETIME, later)
+    assert tell(made, "s1", 0, {"a": want(2)}, later)["a"].concurrency == 2
 
 
 def test_what_was_spent_while_cut_off_is_charged_on_coming_back() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(tokens=150)}, OPEN)
-    assert made.exchange("s2", 0, {"a": want(tokens=300)}, OPEN + 3)["a"].tokens == 200
-    made.exchange("s1", 1, {"a": want(spent=150)}, OPEN + 3)
-    made.exchange("s2", 1, {"a": want(spent=200)}, OPEN + 3)
-    assert made.exchange("s2", 2, {"a": want(tokens=1, spent=200)}, OPEN + 4.4)["a"].tokens == 0
-    assert made.exchange("s2", 3, {"a": want(tokens=1, spent=200)}, OPEN + 4.6)["a"].tokens == 1
+    tell(made, "s1", 0, {"a": want(tokens=150)}, OPEN)
+    meanwhile(made, OPEN, OPEN + 3)
+    assert tell(made, "s2", 0, {"a": want(tokens=300)}, OPEN + 3)["a"].tokens == 200
+    tell(made, "s1", 1, {"a": want(spent=150)}, OPEN + 3)
+    tell(made, "s2", 1, {"a": want(spent=200)}, OPEN + 3)
+    meanwhile(made, OPEN + 3, OPEN + 4.4)
+    assert tell(made, "s2", 2, {"a": want(tokens=1, spent=200)}, OPEN + 4.4)["a"].tokens == 0
+    assert tell(made, "s2", 3, {"a": want(tokens=1, spent=200)}, OPEN + 4.6)["a"].tokens == 1
 
 
 def test_new_books_book_what_runs_and_give_nothing_for_a_lifetime() -> None:
     made = books()
-    assert made.exchange("s1", 0, {"a": want(4, in_use=1, tokens=10)}, 0.1)["a"] == Grant(100, 1, 0)
-    assert made.exchange("s1", 1, {"a": want(4, in_use=1, tokens=10)}, OPEN)["a"] == Grant(400, 4, 10)
+    assert tell(made, "s1", 0, {"a": want(4, in_use=1, tokens=10)}, 0.1)["a"] == Got(100, 1, 0)
+    assert tell(made, "s1", 1, {"a": want(4, in_use=1, tokens=10)}, OPEN)["a"] == Got(400, 4, 10)
 
 
 def test_only_the_latest_coordinator_writes_limits() -> None:
     made = books()
-    assert made.publish({"a": Limit(Amount(100, 1000, 2), 200)}, 3, OPEN)
+    assert made.publish({"a": Limit(100, 1000, 2, 200)}, 3, OPEN)
     assert not made.publish({"a": LIMIT}, 2, OPEN)
-    assert made.publish({"a": Limit(Amount(100, 1000, 3), 200)}, 3, OPEN)
-    assert made.exchange("s1", 0, {"a": want(9)}, OPEN)["a"].concurrency == 3
+    assert made.publish({"a": Limit(100, 1000, 3, 200)}, 3, OPEN)
+    assert tell(made, "s1", 0, {"a": want(9)}, OPEN)["a"].concurrency == 3
 
 
 def test_an_entitlement_that_is_gone_gives_no_more() -> None:
     made = books()
-    made.exchange("s1", 0, {"a": want(2, in_use=1)}, OPEN)
+    tell(made, "s1", 0, {"a": want(2, in_use=1)}, OPEN)
     made.publish({}, 1, OPEN)
-    assert made.exchange("s1", 1, {"a": want(2, in_use=1)}, OPEN)["a"] == Grant(100, 1, 0)
-    made.exchange("s1", 2, {}, OPEN)
+    assert tell(made, "s1", 1, {"a": want(2, in_use=1)}, OPEN)["a"] == Got(100, 1, 0)
+    tell(made, "s1", 2, {}, OPEN)
     made.publish({}, 1, OPEN)
-    assert made.held(OPEN) == {}
+    assert made.read(OPEN).pages == {}
 
 
 def test_an_entitlement_without_a_limit_gets_nothing() -> None:
-    assert books().exchange("s1", 0, {"b": want(1, tokens=1)}, OPEN)["b"] == NO_GRANT
+    assert tell(books(), "s1", 0, {"b": want(1, tokens=1)}, OPEN)["b"] == NOTHING
+
+
+def test_what_may_still_be_used_stays_booked_until_the_next_message() -> None:
+    made = books()
+    tell(made, "s1", 0, {"a": want(4)}, OPEN)
+    made.publish({"a": Limit(100, 1000, 2, 200)}, 1, OPEN)
+    # The answer may be lost: s1 may go on with 4 until it speaks again.
+    assert tell(made, "s1", 1, {"a": want(4, bound=4)}, OPEN)["a"].concurrency == 2
+    assert held(made, OPEN).concurrency == 4
+    assert tell(made, "s1", 2, {"a": want(4, bound=2)}, OPEN)["a"].concurrency == 2
+    assert held(made, OPEN).concurrency == 2
+
+
+def test_a_part_message_moves_only_what_it_names_and_renews_nothing() -> None:
+    made = books()
+    tell(made, "s1", 0, {"a": want(3)}, OPEN)
+    assert tell(made, "s1", 1, {"b": want(1)}, OPEN + 1, whole=False)["b"] == NOTHING
+    assert held(made, OPEN + 1).concurrency == 3
+    assert held(made, OPEN + LIFETIME).concurrency == 0
+
+
+def test_a_sidecar_that_is_not_known_to_live_cannot_begin_with_a_part() -> None:
+    made = books()
+    assert tell(made, "s1", 0, {"a": want(3)}, OPEN, whole=False)["a"] == NOTHING
+    assert tell(made, "s1", 1, {"a": want(3)}, OPEN)["a"].concurrency == 3
+
+
+def test_who_is_short_has_the_others_asked_and_is_told_when_something_is_free() -> None:
+    made = books()
+    tell(made, "s1", 0, {"a": want(4, in_use=2, tokens=9)}, OPEN)
+    tell(made, "s2", 0, {}, OPEN)
+    short = {"a": want(1, tokens=1, urgent=True)}
+    assert tell(made, "s2", 1, short, OPEN, whole=False)["a"].concurrency == 0
+    assert made.pushes == [Push("s1", RECALL, "a")]
+    tell(made, "s1", 1, {"a": want(2, in_use=2)}, OPEN, whole=False)
+    assert made.pushes[1:] == [Push("s2", FREED, "a")]
+    assert tell(made, "s2", 2, short, OPEN, whole=False)["a"].concurrency == 1
+
+
+def test_books_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
+    made = books()
+    tell(made, "s1", 0, {"a": want(4)}, OPEN)
+    cut = OPEN + 2 * LIFETIME
+    assert tell(made, "s2", 0, {"a": want(4)}, cut)["a"].concurrency == 0
+    assert tell(made, "s1", 1, {"a": want(4, in_use=3)}, cut + 0.1)["a"].concurrency == 3
+    assert tell(made, "s2", 1, {"a": want(4)}, cut + LIFETIME)["a"].concurrency == 1
+
+
+def test_the_coordinator_reads_sums_over_all_that_live() -> None:
+    made = books()
+    said = want(2, in_use=1)._replace(
+        demand=(10, 20, 3), service=(5, 6, 1), fresh=(4, 2, 1), floor=(7, 100, 1)
+    )
+    tell(made, "s1", 0, {"a": said}, OPEN)
+    tell(made, "s2", 0, {"a": said._replace(floor=(9, 50, 2))}, OPEN + 1)
+    page = made.read(OPEN + 1).pages["a"]
+    assert page.demand.as_dict() == {"tokens_per_second": 20, "kv_tokens": 40, "concurrency": 6}
+    assert (page.service.concurrency, page.fresh.concurrency, page.in_use.concurrency) == (2, 2, 2)
+    assert 50 < page.floor.kv_tokens <= 100
+    assert (page.floor.tokens_per_second, page.floor.concurrency) == (9, 2)
+    assert set(made.read(OPEN + 1).reports) == {"s1", "s2"}
+    assert made.read(OPEN + LIFETIME).pages["a"].demand.concurrency == 3
+
+
+def test_an_older_coordinator_cannot_replace_the_pool_file() -> None:
+    made = books()
+    assert made.publish_file("v7", b"seven", 7)
+    assert not made.publish_file("v6", b"six", 6)
+    assert made.exchange(Message("s1", 0, {}), OPEN).file_version == "v7"
 
 
 HOLDERS = ["s1", "s2", "s3"]
@@ -176,32 +293,32 @@ def test_the_books_never_give_more_than_the_limit_and_tokens_are_conserved(
     """Each holder runs no more than it holds: then all together never pass the largest limit."""
     now, limit = OPEN, 4.0
     made = books()
-    granted = dict.fromkeys(HOLDERS, NO_GRANT)
+    granted = dict.fromkeys(HOLDERS, NOTHING)
     spent = dict.fromkeys(HOLDERS, 0.0)
     numbers = dict.fromkeys(HOLDERS, 0)
     heard = dict.fromkeys(HOLDERS, -math.inf)
     for action, holder, in_use, wanted, tokens, wait in script:
         now += wait
         if now - heard[holder] >= LIFETIME:
-            granted[holder] = NO_GRANT  # it expired, for the holder as well
+            granted[holder] = NOTHING  # it expired, for the holder as well
         if action == "limit":
             limit = float(wanted)
-            made.publish({"a": Limit(Amount(100, 1000, limit), 200)}, 1, now)
+            made.publish({"a": Limit(100, 1000, limit, 200)}, 1, now)
         elif action == "spend":
             unheard = min(tokens, granted[holder].tokens)
             spent[holder] += unheard
-            granted[holder] = replace(granted[holder], tokens=granted[holder].tokens - unheard)
+            granted[holder] = granted[holder]._replace(tokens=granted[holder].tokens - unheard)
         elif action == "late" and numbers[holder] > 1:
-            made.exchange(holder, numbers[holder] - 1, {"a": want(6, tokens=200)}, now)
+            tell(made, holder, numbers[holder] - 1, {"a": want(6, tokens=200)}, now)
         elif action == "exchange":
             runs = min(in_use, granted[holder].concurrency)
             spent[holder] += min(tokens, granted[holder].tokens)
             numbers[holder] += 1
-            before = made.held(now)["a"]
+            before = held(made, now)
             said = want(max(wanted, runs), in_use=runs, tokens=tokens, spent=spent[holder])
-            got = made.exchange(holder, numbers[holder], {"a": said}, now)["a"]
+            got = tell(made, holder, numbers[holder], {"a": said}, now)["a"]
             granted[holder], heard[holder] = got, now
-            after = made.held(now)["a"]
+            after = held(made, now)
             assert got.concurrency >= runs
             assert after.concurrency <= max(limit, before.concurrency)
             if got.concurrency > runs:

@@ -1,15 +1,15 @@
 """Stores: where the books are kept, behind one small protocol. The domain's only impure neighbour.
 
 The rules are ``tokenpool.books``'s; ``memory`` keeps them as they are, ``redis`` runs the same rules as
-scripts, and one contract suite holds both to them.
+scripts, and one contract suite holds both to them. ``address`` reads a store's URL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from tokenpool.books import Grant, Holding, Limit
+from tokenpool.books import Answer, Census, Limit, Message, Push
 
 
 class StoreDown(ConnectionError):
@@ -17,15 +17,34 @@ class StoreDown(ConnectionError):
 
 
 class Store(Protocol):
-    """The books of one pool, somewhere."""
+    """The books of one pool, somewhere. Every call may raise ``StoreDown``."""
+
+    async def exchange(self, message: Message) -> Answer:
+        """Book what a sidecar says, and answer with what it holds."""
+
+    def listen(self, holder: str) -> AsyncIterator[Push]:
+        """What the books say to a sidecar between its messages, until ``StoreDown``. Some may be lost."""
+
+    async def limits(self) -> Mapping[str, Limit]:
+        """All limits as last published."""
+
+    async def file(self) -> tuple[str, bytes] | None:
+        """The version and the content of the pool file that all enforce; ``None`` before the first."""
+
+    async def lead(self, candidate: str, lease_s: float) -> int:
+        """Take or keep the coordinator's lease; its epoch, or 0 where another one leads."""
+
+    async def resign(self, candidate: str) -> None:
+        """Give the lease back, if it is this candidate's."""
+
+    async def read(self) -> Census:
+        """All pages and reports, for one tick."""
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
-        """Replace all limits unless a later epoch's stand. Raises ``StoreDown``."""
+        """Replace all limits unless a later epoch's stand."""
 
-    async def exchange(
-        self, holder: str, number: int, holdings: Mapping[str, Holding]
-    ) -> Mapping[str, Grant]:
-        """Book what a sidecar says, and answer with what it holds. Raises ``StoreDown``."""
+    async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
+        """Replace the pool file that all enforce unless a later epoch's stands."""
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -1,9 +1,12 @@
--- What both scripts share: the message, the clock, and one entitlement's page. The rules are those of
+-- What all scripts share: the message, the clock, and one entitlement's page. The rules are those of
 -- tokenpool/books.py; the contract suite holds both to the same answers.
 --
--- A page is a hash: tps, kv, conc, depth (the limit), level, at (the bucket), sum_kv, sum_conc, sum_tokens
--- (of all grants), and h:<holder> for each holder, a packed {kv, conc, tokens, spent, expires_at}.
--- Beside it, a sorted set says when each holder's grant ends, and later when the holder is forgotten.
+-- meta     hash: opens_at, heard_at, epoch, file_version
+-- pages    set of the names of all pages
+-- page:X   hash: p, the packed page {limit, level, at, floor, sums, waiters, rows, kept_at};
+--          and for each holder r:<holder>, its packed row {spent, values}
+-- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
+-- reports  hash by holder; limits: all of them, packed; file: hash of version, content
 local prefix = KEYS[1]
 local message = cmsgpack.unpack(ARGV[1])
 local now = message.now
@@ -13,87 +16,135 @@ if not now then
 end
 local LIFETIME, REMEMBER = message.lifetime, message.remember
 local KEEP_MS = 600000
-
-local META = prefix .. ':meta'
-local PAGES = prefix .. ':pages'
+local META, PAGES, REPORTS = prefix .. ':meta', prefix .. ':pages', prefix .. ':reports'
+local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
+local WIDTH = 14
+local KV, CONC, TOKENS, KV_USED, CONC_USED = 1, 2, 3, 4, 5
 
 local function exact(number) return string.format('%.17g', number) end
 
--- When these books begin to give: a lifetime after they were begun.
-local opens_at = tonumber(redis.call('HGET', META, 'opens_at'))
-if not opens_at then
-  opens_at = now + LIFETIME
-  redis.call('HSET', META, 'opens_at', exact(opens_at))
-end
-redis.call('PEXPIRE', META, KEEP_MS)
-
-local FIELDS = {'tps', 'kv', 'conc', 'depth', 'level', 'at', 'sum_kv', 'sum_conc', 'sum_tokens'}
-
-local function keys_of(name)
-  return prefix .. ':page:' .. name, prefix .. ':ends:' .. name
+local function keep(...)
+  for _, key in ipairs({...}) do redis.call('PEXPIRE', key, KEEP_MS) end
 end
 
-local function load_page(name)
-  local key, ends = keys_of(name)
-  local values = redis.call('HMGET', key, unpack(FIELDS))
-  local page = {key = key, ends = ends, name = name, exists = values[1] and true or false}
-  for i, field in ipairs(FIELDS) do page[field] = tonumber(values[i] or 0) end
-  if not page.exists then page.at = now end
-  return page
+local function nobody()
+  return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 
-local function save_page(page)
-  local pairs_of = {}
-  for _, field in ipairs(FIELDS) do
-    pairs_of[#pairs_of + 1] = field
-    pairs_of[#pairs_of + 1] = exact(page[field])
+local function page_key(name) return prefix .. ':page:' .. name end
+local function holder_key(holder) return prefix .. ':holder:' .. holder end
+
+local function unpack_page(name, packed)
+  if packed then
+    local page = cmsgpack.unpack(packed)
+    page.name = name
+    return page
   end
-  redis.call('HSET', page.key, unpack(pairs_of))
-  redis.call('PEXPIRE', page.key, KEEP_MS)
-  redis.call('PEXPIRE', page.ends, KEEP_MS)
-  redis.call('SADD', PAGES, page.name)
-  redis.call('PEXPIRE', PAGES, KEEP_MS)
+  return {
+    name = name, is_new = true, limit = {0, 0, 0, 0, 0, 0, 0}, level = 0, at = now, floor = {0, 0, 0},
+    sums = nobody(), waiters = {}, rows = 0, kept_at = 0,
+  }
 end
 
-local function load_holder(page, holder)
-  local packed = redis.call('HGET', page.key, 'h:' .. holder)
-  return packed and cmsgpack.unpack(packed) or nil
+-- A page, and one holder's row of it if it has one.
+local function load_page(name, holder)
+  local values = redis.call('HMGET', page_key(name), 'p', 'r:' .. (holder or ''))
+  return unpack_page(name, values[1]), values[2] and cmsgpack.unpack(values[2]) or nil
 end
 
-local function save_holder(page, holder, held, ends_at)
-  redis.call('HSET', page.key, 'h:' .. holder, cmsgpack.pack(held))
-  redis.call('ZADD', page.ends, exact(ends_at), holder)
-end
-
-local function take_back(page, held)
-  page.sum_kv = page.sum_kv - held[1]
-  page.sum_conc = page.sum_conc - held[2]
-  page.sum_tokens = page.sum_tokens - held[3]
-  held[1], held[2], held[3] = 0, 0, 0
-end
-
--- Take back the grants of the silent; forget what they had spent a while later.
-local function expire(page)
-  for _, holder in ipairs(redis.call('ZRANGEBYSCORE', page.ends, '-inf', exact(now))) do
-    local held = load_holder(page, holder)
-    if held and held[5] + REMEMBER > now then
-      take_back(page, held)
-      save_holder(page, holder, held, held[5] + REMEMBER)
-    else
-      if held then take_back(page, held) end
-      redis.call('HDEL', page.key, 'h:' .. holder)
-      redis.call('ZREM', page.ends, holder)
-    end
+local function save_page(page, holder, row)
+  local key, is_new, name = page_key(page.name), page.is_new, page.name
+  local renew = is_new or now - page.kept_at > 60 or now < page.kept_at
+  if renew then page.kept_at = now end
+  page.is_new, page.name = nil, nil
+  local packed = cmsgpack.pack(page)
+  page.name = name
+  if row then
+    redis.call('HSET', key, 'p', packed, 'r:' .. holder, cmsgpack.pack(row))
+  else
+    redis.call('HSET', key, 'p', packed)
   end
-  -- Sums of fractions drift; with nobody left they are nothing, exactly.
-  if redis.call('ZCOUNT', page.ends, '(' .. exact(now), '+inf') == 0 then
-    page.sum_kv, page.sum_conc, page.sum_tokens = 0, 0, 0
-  end
+  if is_new then redis.call('SADD', PAGES, name) end
+  if renew then keep(key, PAGES) end
 end
 
 local function refill(page)
-  if now > page.at then
-    page.level = math.min(page.level + page.tps * (now - page.at), page.depth)
+  local elapsed = now - page.at
+  if elapsed > 0 then
+    page.level = math.min(page.level + page.limit[1] * elapsed, page.limit[4])
+    local kept = math.exp(-elapsed / message.floor_memory)
+    for i = 1, 3 do page.floor[i] = page.floor[i] * kept end
     page.at = now
   end
+end
+
+local function write(page, row, values)
+  for i = 1, WIDTH do page.sums[i] = page.sums[i] + values[i] - row.values[i] end
+  row.values = values
+end
+
+-- Forget a row; with nobody left the sums are nothing, exactly.
+local function drop(page, holder, row)
+  if not row then return end
+  write(page, row, nobody())
+  redis.call('HDEL', page_key(page.name), 'r:' .. holder)
+  page.rows = page.rows - 1
+  if page.rows == 0 then page.sums = nobody() end
+end
+
+local function push(holder, kind, name)
+  redis.call('PUBLISH', prefix .. ':push:' .. holder, cmsgpack.pack({kind, name}))
+end
+
+-- Where there is something to be had now, say so to those who were refused.
+local function tell_waiters(page, teller)
+  if not next(page.waiters) then return end
+  local limit, sums = page.limit, page.sums
+  if limit[2] > sums[KV] and limit[3] > sums[CONC] and page.level > sums[TOKENS] then
+    for other, till in pairs(page.waiters) do
+      if other ~= teller and till > now then push(other, 'freed', page.name) end
+    end
+    page.waiters = {}
+  end
+end
+
+-- Take back the grants of the silent; forget what they had spent a while later.
+local function expire()
+  for _, holder in ipairs(redis.call('ZRANGEBYSCORE', ALIVE, '-inf', exact(now))) do
+    redis.call('ZREM', ALIVE, holder)
+    redis.call('HDEL', REPORTS, holder)
+    local names = redis.call('HGET', holder_key(holder), 'names')
+    for _, name in ipairs(names and cmsgpack.unpack(names) or {}) do
+      local page, row = load_page(name, holder)
+      if row then
+        write(page, row, nobody())
+        save_page(page, holder, row)
+      end
+    end
+  end
+  for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KNOWN, '-inf', exact(now - REMEMBER))) do
+    if not redis.call('ZSCORE', ALIVE, holder) then
+      local names = redis.call('HGET', holder_key(holder), 'names')
+      for _, name in ipairs(names and cmsgpack.unpack(names) or {}) do
+        local page, row = load_page(name, holder)
+        if row then
+          drop(page, holder, row)
+          save_page(page)
+        end
+      end
+      redis.call('DEL', holder_key(holder))
+      redis.call('ZREM', KNOWN, holder)
+    end
+  end
+end
+
+-- When these books begin to give: a lifetime after they were begun.
+local function opening()
+  local opens_at = tonumber(redis.call('HGET', META, 'opens_at'))
+  if not opens_at then
+    opens_at = now + LIFETIME
+    redis.call('HSET', META, 'opens_at', exact(opens_at), 'heard_at', exact(now))
+    keep(META)
+  end
+  return opens_at
 end

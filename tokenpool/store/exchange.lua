@@ -1,66 +1,115 @@
--- Book what one sidecar says, and answer with what it holds from now for one lifetime.
-local HOLDER = prefix .. ':holder:' .. message.holder
-local known = redis.call('HMGET', HOLDER, 'number', 'at', 'names')
+-- Book what one sidecar says, and answer with what it holds.
+expire()
+local opens_at = opening()
+if now - tonumber(redis.call('HGET', META, 'heard_at')) > LIFETIME then
+  opens_at = now + LIFETIME
+  redis.call('HSET', META, 'opens_at', exact(opens_at))
+end
+redis.call('HSET', META, 'heard_at', exact(now))
+keep(META, PAGES)
+local is_open = now >= opens_at
+
+local me = message.holder
+local HOLDER = holder_key(me)
+local known = redis.call('HMGET', HOLDER, 'number', 'names')
+local is_alive = redis.call('ZSCORE', ALIVE, me)
 local grants = {}
 
-if known[1] and message.number <= tonumber(known[1]) and now - tonumber(known[2]) < REMEMBER then
-  -- Doubled or late: nothing is booked, and nothing is renewed.
-  for i, said in ipairs(message.holdings) do
-    local page = load_page(said[1])
-    local held
-    if page.exists then
-      expire(page)
-      save_page(page)
-      held = load_holder(page, message.holder)
-    end
-    grants[i] = held and {held[1], held[2], held[3]} or {0, 0, 0}
-  end
-  return cmsgpack.pack(grants)
+local function grant(i, page, values, kv, conc, tokens)
+  grants[i] = {
+    kv, conc, tokens, page.limit, page.level - page.sums[TOKENS],
+    page.sums[KV_USED] - values[KV_USED], page.sums[CONC_USED] - values[CONC_USED],
+  }
 end
 
+local function answer()
+  return cmsgpack.pack({grants, is_open, redis.call('ZCARD', ALIVE), redis.call('HGET', META, 'file_version') or ''})
+end
+
+local function standing()
+  for i, said in ipairs(message.holdings) do
+    local page, row = load_page(said[1], me)
+    refill(page)
+    local values = row and row.values or nobody()
+    grant(i, page, values, values[KV], values[CONC], values[TOKENS])
+  end
+  return answer()
+end
+
+if known[1] and message.number <= tonumber(known[1]) then return standing() end
+redis.call('HSET', HOLDER, 'number', message.number)
+redis.call('ZADD', KNOWN, exact(now), me)
+keep(HOLDER, KNOWN)
+local names = known[2] and cmsgpack.unpack(known[2]) or {}
 local named = {}
 for _, said in ipairs(message.holdings) do named[said[1]] = true end
-for _, name in ipairs(known[3] and cmsgpack.unpack(known[3]) or {}) do
-  if not named[name] then
-    local page = load_page(name)
-    local held = page.exists and load_holder(page, message.holder)
-    if held then
-      take_back(page, held)
-      save_holder(page, message.holder, held, held[5])
+if message.complete then
+  redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
+  redis.call('HSET', REPORTS, me, ARGV[2])
+  keep(ALIVE, REPORTS)
+  for _, name in ipairs(names) do
+    if not named[name] then
+      local page, row = load_page(name, me)
+      drop(page, me, row)
+      refill(page)
+      tell_waiters(page, me)
       save_page(page)
+    end
+  end
+  names = {}
+elseif not is_alive then
+  -- Who is not known to live cannot hold: only a complete message begins a lifetime.
+  return standing()
+end
+for _, name in ipairs(names) do named[name] = nil end
+for _, said in ipairs(message.holdings) do
+  if named[said[1]] then names[#names + 1] = said[1] end
+end
+redis.call('HSET', HOLDER, 'names', cmsgpack.pack(names))
+
+-- Ask everyone else who holds something of a page to return what is not in use.
+local function recall(page)
+  page.waiters[me] = now + message.wait
+  local fields = redis.call('HGETALL', page_key(page.name))
+  for i = 1, #fields, 2 do
+    local other = string.match(fields[i], '^r:(.*)$')
+    if other and other ~= me then
+      local values = cmsgpack.unpack(fields[i + 1]).values
+      if values[KV] > 0 or values[CONC] > 0 or values[TOKENS] > 0 then push(other, 'recall', page.name) end
     end
   end
 end
 
--- What runs in any case; more only where it is free, and not before everyone has booked what runs.
-local function gauge(in_use, wanted, free)
-  if now < opens_at then return in_use end
-  return math.max(in_use, math.min(wanted, free))
-end
-
-local names = {}
 for i, said in ipairs(message.holdings) do
-  local name, kv_in_use, conc_in_use, kv_wanted, conc_wanted, spent, tokens_wanted = unpack(said)
-  names[i] = name
-  local page = load_page(name)
-  expire(page)
+  local name, kv_in_use, conc_in_use, kv_bound, conc_bound, kv_wanted, conc_wanted, spent, tokens_wanted,
+    is_urgent, demand, service, fresh, floor = unpack(said)
+  local page, row = load_page(name, me)
   refill(page)
-  local held = load_holder(page, message.holder) or {0, 0, 0, spent, 0}
-  page.level = math.min(page.level - (spent - held[4]), page.depth)
-  take_back(page, held)  -- the sums are now what the others hold
-  held[1] = gauge(kv_in_use, kv_wanted, page.kv - page.sum_kv)
-  held[2] = gauge(conc_in_use, conc_wanted, page.conc - page.sum_conc)
-  held[3] = now < opens_at and 0 or math.max(math.min(tokens_wanted, page.level - page.sum_tokens), 0)
-  held[4] = spent
-  held[5] = now + LIFETIME
-  page.sum_kv = page.sum_kv + held[1]
-  page.sum_conc = page.sum_conc + held[2]
-  page.sum_tokens = page.sum_tokens + held[3]
-  save_holder(page, message.holder, held, held[5])
-  save_page(page)
-  grants[i] = {held[1], held[2], held[3]}
+  if not row then
+    row = {spent = spent, values = nobody()}
+    page.rows = page.rows + 1
+  end
+  local limit, sums, old = page.limit, page.sums, row.values
+  page.level = math.min(page.level - (spent - row.spent), limit[4])
+  row.spent = spent
+  for k = 1, 3 do page.floor[k] = math.max(page.floor[k], floor[k]) end
+  local kv, conc, tokens = 0, 0, 0
+  if is_open then
+    kv = math.min(kv_wanted, limit[2] - (sums[KV] - old[KV]))
+    conc = math.min(conc_wanted, limit[3] - (sums[CONC] - old[CONC]))
+    tokens = math.max(math.min(tokens_wanted, page.level - (sums[TOKENS] - old[TOKENS])), 0)
+  end
+  kv, conc = math.max(kv, kv_in_use), math.max(conc, conc_in_use)
+  write(page, row, {
+    math.max(kv, kv_bound), math.max(conc, conc_bound), tokens, kv_in_use, conc_in_use,
+    demand[1], demand[2], demand[3], service[1], service[2], service[3], fresh[1], fresh[2], fresh[3],
+  })
+  if is_urgent and (kv < kv_wanted or conc < conc_wanted or tokens < tokens_wanted) then
+    recall(page)
+  else
+    tell_waiters(page, me)
+  end
+  save_page(page, me, row)
+  grant(i, page, row.values, kv, conc, tokens)
 end
-
-redis.call('HSET', HOLDER, 'number', message.number, 'at', exact(now), 'names', cmsgpack.pack(names))
-redis.call('PEXPIRE', HOLDER, math.ceil(REMEMBER * 1000))
-return cmsgpack.pack(grants)
+return answer()

@@ -1,30 +1,76 @@
-"""The books in this process: for a lone sidecar, and as the measure of every other store."""
+"""The books in this process: the measure of every other store, and the store of simulations."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
-from tokenpool.books import Books, Grant, Holding, Limit
+from tokenpool.books import Answer, Books, Census, Limit, Message, Push
 
 
 class MemoryStore:
     """A store that is gone with its process."""
 
-    def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._books = Books(clock(), lifetime_s)
+        self._lease: tuple[str, int, float] = ("", 0, 0.0)
+        self._listeners: dict[str, asyncio.Queue[Push]] = {}
+
+    async def exchange(self, message: Message) -> Answer:
+        """See ``Store``."""
+        answer = self._books.exchange(message, self._clock())
+        pushes, self._books.pushes = self._books.pushes, []
+        for push in pushes:
+            if push.holder in self._listeners:
+                self._listeners[push.holder].put_nowait(push)
+        return answer
+
+    async def listen(self, holder: str) -> AsyncIterator[Push]:
+        """See ``Store``."""
+        queue = self._listeners.setdefault(holder, asyncio.Queue())
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.pop(holder, None)
+
+    async def limits(self) -> Mapping[str, Limit]:
+        """See ``Store``."""
+        return self._books.limits()
+
+    async def file(self) -> tuple[str, bytes] | None:
+        """See ``Store``."""
+        books = self._books
+        return (books.file_version, books.file) if books.file_version else None
+
+    async def lead(self, candidate: str, lease_s: float) -> int:
+        """See ``Store``."""
+        now, (owner, epoch, until) = self._clock(), self._lease
+        if owner and owner != candidate and until > now:
+            return 0
+        if owner != candidate or until <= now or epoch < self._books.epoch:
+            epoch = self._books.epoch = max(self._books.epoch + 1, int(now * 1000))
+        self._lease = (candidate, epoch, now + lease_s)
+        return epoch
+
+    async def resign(self, candidate: str) -> None:
+        """See ``Store``."""
+        if self._lease[0] == candidate:
+            self._lease = ("", 0, 0.0)
+
+    async def read(self) -> Census:
+        """See ``Store``."""
+        return self._books.read(self._clock())
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
         """See ``Store``."""
-        self._books.close_idle(self._clock())
         return self._books.publish(limits, epoch, self._clock())
 
-    async def exchange(
-        self, holder: str, number: int, holdings: Mapping[str, Holding]
-    ) -> Mapping[str, Grant]:
+    async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
-        return self._books.exchange(holder, number, holdings, self._clock())
+        return self._books.publish_file(version, content, epoch)
 
     async def close(self) -> None:
         """See ``Store``."""

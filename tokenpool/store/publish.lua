@@ -1,31 +1,39 @@
--- Replace all limits, unless a later coordinator has written already; answers whether they stand now.
+-- Replace limits, unless a later coordinator has written already; answers whether they stand now. A long
+-- list comes in parts, so that no call holds Redis up; the last part (message.all) says who is left.
 if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
-redis.call('HSET', META, 'epoch', message.epoch)
+opening()
+redis.call('HSET', META, 'epoch', exact(message.epoch))
 
-local named = {}
 for _, row in ipairs(message.limits) do
-  local name, tps, kv, conc, depth = unpack(row)
-  named[name] = true
+  local name, limit = row[1], row[2]
   local page = load_page(name)
-  refill(page)
-  local is_new = page.depth == 0
-  page.tps, page.kv, page.conc, page.depth = tps, kv, conc, depth
-  page.level = is_new and depth or math.min(page.level, depth)
-  save_page(page)
+  local same = not page.is_new
+  for i = 1, #limit do same = same and page.limit[i] == limit[i] end
+  if not same then
+    refill(page)
+    local had_none = page.limit[4] == 0
+    page.limit = limit
+    page.level = had_none and limit[4] or math.min(page.level, limit[4])
+    save_page(page)
+  end
 end
 
-for _, name in ipairs(redis.call('SMEMBERS', PAGES)) do
-  if not named[name] then
-    local page = load_page(name)
-    expire(page)
-    page.tps, page.kv, page.conc, page.depth = 0, 0, 0, 0
-    page.level = math.min(page.level, 0)
-    if page.sum_kv == 0 and page.sum_conc == 0 and page.sum_tokens == 0 then
-      redis.call('DEL', page.key, page.ends)
-      redis.call('SREM', PAGES, name)
-    else
-      save_page(page)
+if message.all then
+  redis.call('SET', prefix .. ':limits', ARGV[2], 'PX', KEEP_MS)
+  local named = {}
+  for _, name in ipairs(message.all) do named[name] = true end
+  for _, name in ipairs(redis.call('SMEMBERS', PAGES)) do
+    if not named[name] then
+      local page = load_page(name)
+      if page.rows == 0 then
+        redis.call('DEL', page_key(name))
+        redis.call('SREM', PAGES, name)
+      else
+        page.limit, page.level = {0, 0, 0, 0, 0, 0, 0}, math.min(page.level, 0)
+        save_page(page)
+      end
     end
   end
 end
+keep(META, PAGES)
 return 1

@@ -1,26 +1,75 @@
 """The books in Redis: the rules of ``tokenpool.books`` as scripts, by Redis' own clock.
 
 All keys of a pool share a hash tag, so they lie in one slot of a cluster, and every key expires. What a
-page costs does not depend on the number of its holders: sums are kept beside them.
+page costs does not depend on the number of its holders: sums are kept beside them. Messages carry
+``SCHEMA``; rows grow at their end only, and what a reader does not know it ignores, so versions can roll.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import hashlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any, cast
 
+import msgspec
 import redis.asyncio
 import redis.exceptions
 from msgspec import msgpack
 
-from tokenpool.books import REMEMBER_S, Grant, Holding, Limit
+from tokenpool.amounts import Amount
+from tokenpool.books import (
+    FLOOR_MEMORY_S,
+    REMEMBER_S,
+    WAIT_S,
+    Answer,
+    Census,
+    Grant,
+    Limit,
+    Message,
+    Page,
+    Push,
+)
 from tokenpool.store import StoreDown
 
+SCHEMA = 1
+"""Of messages and of what is kept. A reader refuses a higher one in the books, and says so."""
+PART = 100
+"""Rows in one call of the coordinator, so that no script holds Redis up for long."""
 
-def _script(name: str) -> str:
-    folder = resources.files("tokenpool.store")
-    return folder.joinpath("books.lua").read_text() + folder.joinpath(name).read_text()
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+
+class _Page(msgspec.Struct):
+    """A page as it is kept; fields that later versions add are ignored."""
+
+    limit: list[float]
+    level: float
+    at: float
+    floor: list[float]
+    sums: list[float]
+
+
+_pages = msgpack.Decoder(_Page)
+_answers = msgpack.Decoder(tuple[list[list[Any]], bool, int, str])
+_limits = msgpack.Decoder(dict[str, list[float]])
+
+
+class _Script:
+    """A script, sent whole only where the server does not know it yet."""
+
+    def __init__(self, name: str) -> None:
+        folder = resources.files("tokenpool.store")
+        self.text = folder.joinpath("books.lua").read_text() + folder.joinpath(name).read_text()
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+_EXCHANGE, _PUBLISH, _CENSUS, _LEAD, _FILE = (
+    _Script(f"{name}.lua") for name in ("exchange", "publish", "census", "lead", "publish_file")
+)
 
 
 class RedisStore:
@@ -28,52 +77,176 @@ class RedisStore:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: Client,
         pool: str,
         lifetime_s: float,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._client = client
         self._prefix = f"tokenpool:{{{pool}}}"
-        self._common = {"lifetime": lifetime_s, "remember": REMEMBER_S}
         self._clock = clock
-        self._publish = client.register_script(_script("publish.lua"))
-        self._exchange = client.register_script(_script("exchange.lua"))
+        self._common = {
+            "v": SCHEMA,
+            "lifetime": lifetime_s,
+            "remember": REMEMBER_S,
+            "wait": WAIT_S,
+            "floor_memory": FLOOR_MEMORY_S,
+        }
+
+    async def exchange(self, message: Message) -> Answer:
+        """See ``Store``."""
+        packed = await self._run(
+            _EXCHANGE,
+            message.report,
+            holder=message.holder,
+            number=message.number,
+            complete=message.is_complete,
+            holdings=[[name, *said] for name, said in message.holdings.items()],
+        )
+        rows, is_open, sidecars, version = _answers.decode(packed)
+        grants = {
+            name: Grant(kv, concurrency, tokens, _limit(limit), level, kv_elsewhere, elsewhere)
+            for name, (kv, concurrency, tokens, limit, level, kv_elsewhere, elsewhere, *_) in zip(
+                message.holdings, rows, strict=True
+            )
+        }
+        return Answer(grants, is_open, sidecars, version)
+
+    async def listen(self, holder: str) -> AsyncIterator[Push]:
+        """See ``Store``. A cluster's client has no subscriptions: there, polling has to do."""
+        if not isinstance(self._client, redis.asyncio.Redis):
+            await asyncio.Event().wait()
+            return
+        channel = f"{self._prefix}:push:{holder}"
+        subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        try:
+            with _down():
+                await subscription.subscribe(channel)
+            while True:
+                with _down():
+                    said = await subscription.get_message(timeout=5.0)
+                if said is not None:
+                    kind, entitlement = msgpack.decode(said["data"], type=tuple[str, str])
+                    yield Push(holder, kind, entitlement)
+                elif not subscription.connection or not subscription.connection.is_connected:
+                    raise StoreDown("Redis closed the subscription")
+        finally:
+            with suppress(redis.exceptions.RedisError, OSError):
+                await subscription.aclose()  # type: ignore[no-untyped-call]
+
+    async def limits(self) -> Mapping[str, Limit]:
+        """See ``Store``."""
+        with _down():
+            packed = await cast(Awaitable[bytes | None], self._client.get(f"{self._prefix}:limits"))
+        return {name: _limit(row) for name, row in _limits.decode(packed).items()} if packed else {}
+
+    async def file(self) -> tuple[str, bytes] | None:
+        """See ``Store``."""
+        with _down():
+            version, content = await cast(
+                Awaitable[list[bytes | None]],
+                self._client.hmget(f"{self._prefix}:file", "version", "content"),
+            )
+        return (version.decode(), content) if version is not None and content is not None else None
+
+    async def lead(self, candidate: str, lease_s: float) -> int:
+        """See ``Store``."""
+        epoch = await self._run(_LEAD, candidate=candidate, lease_ms=round(lease_s * 1000))
+        return int(float(epoch))
+
+    async def resign(self, candidate: str) -> None:
+        """See ``Store``."""
+        await self._run(_LEAD, candidate=candidate, resigns=True)
+
+    async def read(self) -> Census:
+        """See ``Store``."""
+        names, epoch, is_open, now = msgpack.decode(
+            await self._run(_CENSUS), type=tuple[list[str], float, bool, float]
+        )
+        with _down():
+            reports = await cast(
+                Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:reports")
+            )
+        pages: dict[str, Page] = {}
+        for start in range(0, len(names), PART):
+            part = names[start : start + PART]
+            with _down():
+                pipeline = self._client.pipeline(transaction=False)  # type: ignore[call-overload,unused-ignore]
+                for name in part:
+                    pipeline.hget(f"{self._prefix}:page:{name}", "p")
+                packed = await pipeline.execute()
+            pages |= {
+                name: _view(_pages.decode(page), now) for name, page in zip(part, packed, strict=True) if page
+            }
+        return Census(
+            pages,
+            {holder.decode(): report for holder, report in reports.items()},
+            int(epoch),
+            is_open,
+        )
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
         """See ``Store``."""
-        rows = [
-            [name, a.tokens_per_second, a.kv_tokens, a.concurrency, limit.depth]
-            for name, limit in limits.items()
-            for a in (limit.amount,)
-        ]
-        return bool(await self._run(self._publish, {"epoch": epoch, "limits": rows}))
+        rows = list(limits.items())
+        packed = msgpack.encode(limits)
+        last = max(len(rows) - 1, 0) // PART * PART
+        for start in range(0, last + 1, PART):
+            rest: dict[str, Any] = {"all": list(limits)} if start == last else {}
+            stands = await self._run(
+                _PUBLISH, packed if rest else b"", epoch=epoch, limits=rows[start : start + PART], **rest
+            )
+            if not stands:
+                return False
+        return True
 
-    async def exchange(
-        self, holder: str, number: int, holdings: Mapping[str, Holding]
-    ) -> Mapping[str, Grant]:
+    async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
-        rows = [
-            [
-                name,
-                *(said.kv_in_use, said.concurrency_in_use, said.kv_wanted, said.concurrency_wanted),
-                *(said.tokens_spent, said.tokens_wanted),
-            ]
-            for name, said in holdings.items()
-        ]
-        packed = await self._run(self._exchange, {"holder": holder, "number": number, "holdings": rows})
-        grants = msgpack.decode(packed, type=list[tuple[float, float, float]])
-        return {name: Grant(*row) for name, row in zip(holdings, grants, strict=True)}
+        return bool(await self._run(_FILE, content, version=version, epoch=epoch))
 
-    async def _run(self, script: Callable[..., Awaitable[Any]], message: dict[str, Any]) -> Any:
+    async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
+        """Run a script on a message; ``blob`` is passed on as it is."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
-        try:
-            return await script(keys=[self._prefix], args=[msgpack.encode(message)])
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise StoreDown(f"Redis did not answer: {error or type(error).__name__}") from error
+        packed = msgpack.encode(message)
+        with _down():
+            call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
+            try:
+                return await call(script.digest, 1, self._prefix, packed, blob)
+            except redis.exceptions.NoScriptError:
+                call = cast(Callable[..., Awaitable[Any]], self._client.eval)
+                return await call(script.text, 1, self._prefix, packed, blob)
 
     async def close(self) -> None:
         """See ``Store``."""
-        await cast(Awaitable[None], self._client.aclose())
+        with suppress(redis.exceptions.RedisError, OSError):
+            await cast(Awaitable[None], self._client.aclose())
+
+
+@contextmanager
+def _down() -> Iterator[None]:
+    """Say of every failure that the store is down."""
+    try:
+        yield
+    except (redis.exceptions.RedisError, OSError) as error:
+        raise StoreDown(f"Redis: {error or type(error).__name__}") from error
+
+
+def _limit(row: Sequence[float]) -> Limit:
+    return Limit(*row[: len(Limit._fields)])
+
+
+def _view(page: _Page, now: float) -> Page:
+    """A page as of ``now``: the bucket filled up, the floor faded."""
+    limit, sums, elapsed = _limit(page.limit), page.sums, max(now - page.at, 0.0)
+    kept = math.exp(-elapsed / FLOOR_MEMORY_S)
+    return Page(
+        limit,
+        min(page.level + limit.tokens_per_second * elapsed, limit.depth),
+        Amount(sums[2], sums[0], sums[1]),
+        Amount(0.0, sums[3], sums[4]),
+        Amount(*sums[5:8]),
+        Amount(*sums[8:11]),
+        Amount(*sums[11:14]),
+        Amount(*(value * kept for value in page.floor)),
+    )
