@@ -73,7 +73,11 @@ _EXCHANGE, _PUBLISH, _CENSUS, _LEAD, _FILE = (
 
 
 class RedisStore:
-    """A store in one Redis. ``clock`` replaces Redis' clock where a test must own time."""
+    """A store in one Redis.
+
+    ``clock`` replaces Redis' clock where a test must own time; ``helpers`` are clients that the client itself
+    uses, closed with it.
+    """
 
     def __init__(
         self,
@@ -81,8 +85,10 @@ class RedisStore:
         pool: str,
         lifetime_s: float,
         clock: Callable[[], float] | None = None,
+        helpers: Sequence[Client] = (),
     ) -> None:
         self._client = client
+        self._helpers = helpers
         self._prefix = f"tokenpool:{{{pool}}}"
         self._clock = clock
         self._common = {
@@ -219,8 +225,9 @@ class RedisStore:
 
     async def close(self) -> None:
         """See ``Store``."""
-        with suppress(redis.exceptions.RedisError, OSError):
-            await cast(Awaitable[None], self._client.aclose())
+        for client in (self._client, *self._helpers):
+            with suppress(redis.exceptions.RedisError, OSError):
+                await cast(Awaitable[None], client.aclose())
 
 
 @contextmanager
