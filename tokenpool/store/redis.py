@@ -235,7 +235,7 @@ def _down() -> Iterator[None]:
     """Say of every failure that the store is down."""
     try:
         yield
-    except (redis.exceptions.RedisError, OSError) as error:
+    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise StoreDown(f"Redis: {error or type(error).__name__}") from error
 
 
