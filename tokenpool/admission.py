@@ -10,6 +10,7 @@ refused first; then elastic above its share, then bursts above a guarantee; a gu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -56,13 +57,23 @@ class Shed:
 
 
 def admit(
-    ledger: Ledger, account: Account, ask: Ask, cost: Cost, room: EngineRoom, now: float
+    ledger: Ledger,
+    account: Account,
+    ask: Ask,
+    cost: Cost,
+    room: EngineRoom,
+    now: float,
+    *,
+    is_retry: bool = False,
 ) -> Admit | Shed:
-    """Decide, and book the ticket where the answer is yes. The offer counts as demand either way."""
+    """Decide, and book the ticket where the answer is yes. The offer counts as demand either way.
+
+    ``is_retry`` says that the same request was shed a moment ago: it does not ask for more replicas.
+    """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
-    account.meter.offer(cost)
+    account.meter.offer(cost, is_retry=is_retry)
     limit = account.limit
     if account.bucket.refill(now) <= 0:
         return _over_throughput(account, cost)
@@ -93,14 +104,15 @@ def _never(dimension: Dimension, limit: float, cost: float) -> Shed:
 
 
 def _over_throughput(account: Account, cost: Cost) -> Shed:
-    bucket = account.bucket
+    level, rate = account.level, account.pool_limit.tokens_per_second
+    wait = 0.0 if level > 0 else -level / rate if rate > 0 else math.inf
     return Shed(
         Reason.TOKENS_PER_SECOND,
         Dimension.TOKENS_PER_SECOND,
-        account.limit.tokens_per_second,
-        -bucket.level,
+        rate,
+        max(-level, 0.0),
         cost.throughput,
-        _bounded(bucket.seconds_until_positive()),
+        _bounded(wait),
     )
 
 
@@ -109,10 +121,12 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
     return Shed(
         Reason.KV_TOKENS if is_cache else Reason.CONCURRENCY,
         dimension,
-        account.limit.get(dimension),
-        account.kv_in_use if is_cache else account.concurrency_in_use,
+        account.pool_limit.get(dimension),
+        account.kv_in_use + account.kv_elsewhere
+        if is_cache
+        else account.concurrency_in_use + account.concurrency_elsewhere,
         cost.kv_tokens if is_cache else cost.sequences,
-        _until_one_ends(account, account.concurrency_in_use),
+        _until_one_ends(account, account.concurrency_in_use + account.concurrency_elsewhere),
     )
 
 
@@ -137,7 +151,7 @@ def _full(
     return Shed(Reason.ENGINE_FULL, dimension, limit, in_use, cost, wait)
 
 
-def _until_one_ends(account: Account, running: int) -> float:
+def _until_one_ends(account: Account, running: float) -> float:
     """Expected wait for the next of ``running`` requests to end, if each has its mean time to go."""
     return _bounded(account.meter.residence.value / max(running, 1))
 

@@ -15,6 +15,7 @@ from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.estimators import Average
 from tokenpool.outcomes import Ending
 from tokenpool.planner import Report
+from tokenpool.retries import Retries
 
 BUCKET_SECONDS = 1.0
 """A bucket holds at least this long at its rate (design: shallower ones cost sparse tenants their share)."""
@@ -69,11 +70,9 @@ class TokenBucket:
         level = self.level + tokens
         self.level = level if level < self.depth else self.depth
 
-    def seconds_until_positive(self) -> float:
-        """How long until the bucket admits again; infinite where nothing flows in."""
-        if self.level > 0:
-            return 0.0
-        return -self.level / self.rate if self.rate > 0 else math.inf
+    def hold(self, tokens: float) -> None:
+        """Become a purse: exactly so many tokens, with nothing flowing in."""
+        self.level, self.rate, self.depth = tokens, 0.0, math.inf
 
 
 class Meter:
@@ -85,6 +84,7 @@ class Meter:
     """
 
     __slots__ = (
+        "_charged",
         "_concurrency_seconds",
         "_held_at",
         "_kv_seconds",
@@ -94,7 +94,13 @@ class Meter:
         "_offered_sequences",
         "_offered_tokens",
         "_reported_at",
+        "_retried_kv",
+        "_retried_sequences",
+        "_retried_tokens",
         "demand",
+        "fresh",
+        "peak_concurrency",
+        "peak_kv",
         "residence",
         "spent",
         "typical_tokens",
@@ -104,17 +110,24 @@ class Meter:
         self._reported_at = self._held_at = now
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
         self._kv_seconds = self._concurrency_seconds = 0.0
+        self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self.spent = 0.0
-        """Throughput tokens charged less those refunded since the last report."""
+        """Throughput tokens charged less those refunded, since the beginning. It may fall."""
+        self._charged = 0.0
+        """How much of ``spent`` was reported."""
+        self.peak_kv = self.peak_concurrency = 0
+        """The most that was in use at once, since whoever reads it last set it."""
         self._largest_kv = self._largest_sequences = 0.0
         self.demand = NOTHING
         """What was offered of late, shed requests included."""
+        self.fresh = NOTHING
+        """The same without the retries of what was shed."""
         self.residence = Average(RESIDENCE_PRIOR_S)
         """Seconds from admission to the end of a request."""
         self.typical_tokens = Average(0.0)
         """Throughput cost of a request."""
 
-    def offer(self, cost: Cost) -> None:
+    def offer(self, cost: Cost, *, is_retry: bool = False) -> None:
         """Count one priced request, admitted or shed."""
         _, _, sequences, throughput, kv_tokens = cost
         self._offered_tokens += throughput
@@ -125,6 +138,15 @@ class Meter:
         if sequences > self._largest_sequences:
             self._largest_sequences = sequences
         self.typical_tokens.observe(throughput)
+        if is_retry:
+            self._retried_tokens += throughput
+            self._retried_kv += kv_tokens
+            self._retried_sequences += sequences
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was offered since the last report, and nothing of late."""
+        return self._offered_sequences == 0 and self.demand == NOTHING
 
     def hold(self, kv_tokens: int, concurrency: int, now: float) -> None:
         """Integrate what was held until now; call before either gauge changes."""
@@ -143,14 +165,15 @@ class Meter:
         service = NOTHING
         if elapsed > 0:
             self._remember_demand(elapsed)
-            service = Amount(max(self.spent, 0.0), self._kv_seconds, self._concurrency_seconds) * (
-                1 / elapsed
-            )
-            self.spent = min(self.spent, 0.0)
+            spent = max(self.spent - self._charged, 0.0)
+            service = Amount(spent, self._kv_seconds, self._concurrency_seconds) * (1 / elapsed)
+            # Refunds beyond what was charged since are taken off the next report.
+            self._charged += spent
             self._kv_seconds = self._concurrency_seconds = 0.0
             self._reported_at = now
         held = Amount(0.0, kv_in_use, concurrency_in_use)
         self.demand = self.demand.at_least(held)
+        self.fresh = self.fresh.at_least(held)
         return Report(demand=self.demand, service=service, floor=floor)
 
     def _remember_demand(self, elapsed: float) -> None:
@@ -160,14 +183,26 @@ class Meter:
             self._offered_kv * residence,
             self._offered_sequences * residence,
         ) * (1 / elapsed)
+        retried = Amount(
+            self._retried_tokens,
+            self._retried_kv * residence,
+            self._retried_sequences * residence,
+        ) * (1 / elapsed)
         kept = math.exp(-elapsed / DEMAND_MEMORY_S)
         self.demand = self.demand * kept + offered * (1 - kept)
+        self.fresh = self.fresh * kept + (offered - retried) * (1 - kept)
         if self._offered_sequences == 0 and self.demand.concurrency < IDLE_BELOW:
-            self.demand = NOTHING
+            self.demand = self.fresh = NOTHING
+        self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
         faded = math.exp(-elapsed / LARGEST_MEMORY_S)
         self._largest_kv *= faded
         self._largest_sequences *= faded
+
+
+def bucket_depth(rate: float, typical_tokens: float) -> float:
+    """How many tokens a bucket holds, for a rate in tokens/s and a typical request's cost."""
+    return max(rate * BUCKET_SECONDS, typical_tokens * BUCKET_REQUESTS, 1.0)
 
 
 class Account:
@@ -176,13 +211,19 @@ class Account:
     __slots__ = (
         "assured",
         "bucket",
+        "concurrency_elsewhere",
         "concurrency_in_use",
         "debt",
+        "depth",
         "entitlement",
+        "kv_elsewhere",
         "kv_in_use",
+        "level_elsewhere",
         "limit",
         "meter",
+        "pool_limit",
         "pricer",
+        "retries",
     )
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
@@ -190,18 +231,33 @@ class Account:
         self.pricer = Pricer(entitlement, pricing)
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)
+        self.retries = Retries()
         self.limit = NOTHING
+        """What may be used here. The rate is the pool's: the bucket holds this sidecar's part of it."""
         self.assured = NOTHING
+        self.pool_limit = NOTHING
+        """What may be used at all sidecars together: the same, for a lone one."""
+        self.depth = 0.0
+        """Tokens that the whole bucket holds."""
+        self.level_elsewhere = self.kv_elsewhere = self.concurrency_elsewhere = 0.0
+        """What the bucket holds beyond this sidecar's part, and what others have in use."""
         self.debt = 0.0
         self.kv_in_use = 0
         self.concurrency_in_use = 0
 
     def apply(self, limit: Amount, assured: Amount, debt: float, now: float) -> None:
-        """Take over what the planner decided."""
+        """Take over what the planner decided for a lone sidecar."""
         self.limit, self.assured, self.debt = limit, assured, debt
+        self.pool_limit = limit
+        self.level_elsewhere = self.kv_elsewhere = self.concurrency_elsewhere = 0.0
         rate = limit.tokens_per_second
-        typical = self.meter.typical_tokens.value
-        self.bucket.resize(rate, max(rate * BUCKET_SECONDS, typical * BUCKET_REQUESTS, 1.0), now)
+        self.depth = bucket_depth(rate, self.meter.typical_tokens.value)
+        self.bucket.resize(rate, self.depth, now)
+
+    @property
+    def level(self) -> float:
+        """Of the whole bucket, in tokens, as far as is known here."""
+        return self.bucket.level + self.level_elsewhere
 
     def report(self, now: float) -> Report:
         """What the planner needs to know of the time since the last report."""
@@ -279,6 +335,11 @@ class Ledger:
         account.meter.hold(account.kv_in_use, account.concurrency_in_use, now)
         account.kv_in_use += kv_tokens
         account.concurrency_in_use += sequences
+        meter = account.meter
+        if account.kv_in_use > meter.peak_kv:
+            meter.peak_kv = account.kv_in_use
+        if account.concurrency_in_use > meter.peak_concurrency:
+            meter.peak_concurrency = account.concurrency_in_use
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences
 

@@ -18,17 +18,18 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 def limit_headers(account: Account) -> bytes:
     """``x-ratelimit-*`` lines as of the account's last refill."""
-    bucket, limit = account.bucket, account.limit.concurrency
-    free = limit - account.concurrency_in_use if limit > account.concurrency_in_use else 0.0
-    missing = bucket.depth - bucket.level
-    full_s = missing / bucket.rate if bucket.rate > 0 else 0.0
+    limit, rate = account.pool_limit.concurrency, account.pool_limit.tokens_per_second
+    running = account.concurrency_in_use + account.concurrency_elsewhere
+    free = limit - running if limit > running else 0.0
+    depth, level = account.depth, account.bucket.level + account.level_elsewhere
+    full_s = (depth - level) / rate if rate > 0 else 0.0
     one_ends_s = 0.0 if free >= 1 else account.meter.residence.value
     return _LIMITS % (
         limit,
         free,
         duration(one_ends_s),
-        bucket.depth,
-        bucket.level if bucket.level > 0 else 0,
+        depth,
+        level if level > 0 else 0,
         duration(full_s),
     )
 

@@ -130,7 +130,10 @@ def until_it_answers(port: int) -> None:
 
 
 async def test_a_cluster(tmp_path: Path) -> None:
-    with redis_server(tmp_path, "--cluster-enabled", "yes") as (port, _):
+    port = free_port()
+    while port > 55_000:  # the nodes' own port is 10,000 higher
+        port = free_port()
+    with redis_server(tmp_path, "--cluster-enabled", "yes", port=port):
         with redis.Redis(port=port) as node:
             node.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
             deadline = time.monotonic() + 10
