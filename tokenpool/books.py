@@ -55,6 +55,11 @@ class Limit(NamedTuple):
         """The limit in each dimension."""
         return Amount(self.tokens_per_second, self.kv_tokens, self.concurrency)
 
+    @property
+    def assured(self) -> Amount:
+        """What never needs physical room on an engine."""
+        return Amount(0.0, self.assured_kv_tokens, self.assured_concurrency)
+
 
 class Holding(NamedTuple):
     """What one sidecar says of one entitlement. Positional on the wire: new fields go to the end."""
@@ -393,13 +398,13 @@ class Books:
                 said.concurrency_wanted, limit.concurrency - (sums[_CONCURRENCY] - old[_CONCURRENCY])
             )
             tokens = max(min(said.tokens_wanted, page.level - (sums[_TOKENS] - old[_TOKENS])), 0.0)
-        kv_tokens = max(kv_tokens, said.kv_in_use)
-        concurrency = max(concurrency, said.concurrency_in_use)
+        # May be less than what runs: then nothing new begins until enough of it has ended.
+        kv_tokens, concurrency = max(kv_tokens, 0.0), max(concurrency, 0.0)
         page.write(
             row,
             (
-                max(kv_tokens, said.kv_bound),
-                max(concurrency, said.concurrency_bound),
+                max(kv_tokens, said.kv_in_use, said.kv_bound),
+                max(concurrency, said.concurrency_in_use, said.concurrency_bound),
                 tokens,
                 said.kv_in_use,
                 said.concurrency_in_use,

@@ -148,6 +148,11 @@ class Meter:
         """Whether nothing was offered since the last report, and nothing of late."""
         return self._offered_sequences == 0 and self.demand == NOTHING
 
+    @property
+    def floor(self) -> Amount:
+        """The largest request of late, at least one sequence."""
+        return Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
+
     def hold(self, kv_tokens: int, concurrency: int, now: float) -> None:
         """Integrate what was held until now; call before either gauge changes."""
         elapsed = now - self._held_at
@@ -160,7 +165,7 @@ class Meter:
         """Close the interval and say what it saw. An interval of no length repeats the last demand."""
         self.hold(kv_in_use, concurrency_in_use, now)
         # Before it fades: a floor a little below the largest request would shut just that one out.
-        floor = Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
+        floor = self.floor
         elapsed = now - self._reported_at
         service = NOTHING
         if elapsed > 0:

@@ -99,7 +99,7 @@ async def test_grants_expire_and_spending_is_remembered(kept: tuple[Store, Clock
     everything = Holding(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
     assert await tell(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
     back = Holding(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
-    assert await tell(store, "s1", 1, {"a": back}) == {"a": (100, 1, 0)}
+    assert await tell(store, "s1", 1, {"a": back}) == {"a": (0, 0, 0)}
     assert await tell(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
 
 
@@ -310,6 +310,7 @@ async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) ->
         store = RedisStore(redis.asyncio.Redis(port=port), "p", 0.01)
         await store.publish({"a": LIMIT}, 1)
     with redis_server(tmp_path, port=port):
-        assert (await tell(store, "s1", 1, {"a": Holding(100, 1, 100, 1, 200, 2)}))["a"] == (100, 1, 0)
+        assert (await tell(store, "s1", 1, {"a": Holding(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
+        assert (await store.read()).pages["a"].held == Amount(0, 100, 1)
         assert await store.publish({"a": LIMIT}, 1)
     await store.close()

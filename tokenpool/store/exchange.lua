@@ -99,9 +99,10 @@ for i, said in ipairs(message.holdings) do
     conc = math.min(conc_wanted, limit[3] - (sums[CONC] - old[CONC]))
     tokens = math.max(math.min(tokens_wanted, page.level - (sums[TOKENS] - old[TOKENS])), 0)
   end
-  kv, conc = math.max(kv, kv_in_use), math.max(conc, conc_in_use)
+  -- May be less than what runs: then nothing new begins until enough of it has ended.
+  kv, conc = math.max(kv, 0), math.max(conc, 0)
   write(page, row, {
-    math.max(kv, kv_bound), math.max(conc, conc_bound), tokens, kv_in_use, conc_in_use,
+    math.max(kv, kv_in_use, kv_bound), math.max(conc, conc_in_use, conc_bound), tokens, kv_in_use, conc_in_use,
     demand[1], demand[2], demand[3], service[1], service[2], service[3], fresh[1], fresh[2], fresh[3],
   })
   if is_urgent and (kv < kv_wanted or conc < conc_wanted or tokens < tokens_wanted) then

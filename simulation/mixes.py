@@ -1,0 +1,134 @@
+"""What is simulated: mixes of tenants as pools have them, most of them smaller than the pool is wide."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
+from tokenpool.amounts import UNBOUNDED, Amount
+from tokenpool.entitlements import Entitlement, Slo, Tier
+
+SLOTS = 8
+NO_TROUBLE = Faults()
+TROUBLE = Faults(
+    loss=0.002,
+    duplicates=0.01,
+    late=0.002,
+    crashes=0.002,
+    pauses=0.005,
+    partitions=0.005,
+    drift=0.01,
+)
+"""Everything that goes wrong with single sidecars and messages, all the time."""
+
+
+def mixed(
+    sidecars: int,
+    entitlements: int,
+    *,
+    seed: int,
+    seconds: float = 20.0,
+    load: float = 1.5,
+    faults: Faults = NO_TROUBLE,
+) -> Setup:
+    """A pool: one in ten guaranteed, one in ten spot and hungry, the others elastic; four in five are small.
+
+    ``load`` is how many sequences are wanted for each that there is. Guarantees add up to half the pool.
+    """
+    chance = random.Random(f"mix {seed}")
+    slots = sidecars * SLOTS
+    guarantee = max(slots // 2 // max(entitlements // 10, 1), 1)
+    tenants = []
+    weights = [chance.choice([1, 1, 1, 1, 6]) for _ in range(entitlements)]
+    per_weight = load * slots / sum(weights)
+    for number, weight in enumerate(weights):
+        workers = max(round(weight * per_weight), 1)
+        kind = number % 10
+        small = weight == 1
+        ceiling = Amount(math.inf, math.inf, max(workers, 2)) if small else UNBOUNDED
+        if kind == 0:
+            entitlement = Entitlement(
+                f"t{number:04}",
+                "pool",
+                Tier.GUARANTEED,
+                guarantee=_sequences(guarantee),
+                slo=Slo(ttft_ms=300),
+            )
+            workers = guarantee
+        elif kind == 1:
+            entitlement, workers = Entitlement(f"t{number:04}", "pool", Tier.SPOT), workers * 2
+        else:
+            entitlement = Entitlement(
+                f"t{number:04}", "pool", Tier.ELASTIC, weight=chance.choice([1.0, 2.0]), ceiling=ceiling
+            )
+        tenants.append(Tenant(entitlement, workers, tokens=chance.choice([25, 50, 100, 200])))
+    return Setup(tenants, sidecars, SLOTS, seconds, faults, seed)
+
+
+def _sequences(count: float) -> Amount:
+    return Amount(count * TOKENS_PER_SEQUENCE_S * 1.5, count * KV_PER_SLOT, count)
+
+
+def small_tenants(*, seed: int, workers: int = 2, seconds: float = 20.0) -> Setup:
+    """Forty tenants with a ceiling of two sequences each on eight sidecars with room for all."""
+    ceiling = Amount(math.inf, math.inf, 2)
+    tenants = [
+        Tenant(Entitlement(f"t{number:02}", "pool", Tier.ELASTIC, ceiling=ceiling), workers)
+        for number in range(40)
+    ]
+    return Setup(tenants, 8, slots=40, seconds=seconds, seed=seed)
+
+
+def lone_tenant(*, seed: int, seconds: float = 20.0) -> Setup:
+    """One tenant that wants far more than the whole pool of four."""
+    return Setup(
+        [Tenant(Entitlement("lone", "pool", Tier.ELASTIC), 64, think_s=0.0)],
+        4,
+        SLOTS,
+        seconds,
+        seed=seed,
+    )
+
+
+def skewed(sidecars: int, *, seed: int, seconds: float = 20.0) -> Setup:
+    """A tenant with a ceiling of eight sends nine of ten requests to the first of the sidecars."""
+    ceiling = Amount(math.inf, math.inf, 8)
+    tenant = Entitlement("skewed", "pool", Tier.ELASTIC, ceiling=ceiling)
+    slots = SLOTS * 4 // sidecars
+    return Setup([Tenant(tenant, 12, think_s=0.0, skew=0.9)], sidecars, slots, seconds, seed=seed)
+
+
+def lending(*, seed: int, seconds: float = 20.0) -> Setup:
+    """A guarantee of half the pool lies idle for half the time, while spot takes everything."""
+    owner = Entitlement("owner", "pool", Tier.GUARANTEED, guarantee=_sequences(16))
+    return Setup(
+        [
+            Tenant(owner, 16, think_s=0.0, starts_at=seconds / 2),
+            Tenant(Entitlement("spot", "pool", Tier.SPOT), 64, think_s=0.0),
+        ],
+        4,
+        SLOTS,
+        seconds,
+        seed=seed,
+    )
+
+
+def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
+    """The same pool, with the books gone for a while."""
+    faults = Faults(outages=[(start, end, is_empty)])
+    return Setup(
+        setup.tenants, setup.sidecars, setup.slots, setup.seconds, faults, setup.seed, setup.settings
+    )
+
+
+def all_of(sidecars: int, entitlements: int, *, seed: int, seconds: float) -> Sequence[tuple[str, Setup]]:
+    """The mixed pool, without and with trouble, and with the books lost and back empty."""
+    quiet = mixed(sidecars, entitlements, seed=seed, seconds=seconds)
+    return [
+        ("quiet", quiet),
+        ("trouble", mixed(sidecars, entitlements, seed=seed, seconds=seconds, faults=TROUBLE)),
+        ("books gone", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=False)),
+        ("books empty", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=True)),
+    ]

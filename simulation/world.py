@@ -1,0 +1,553 @@
+"""A world of sidecars, one set of books and a coordinator, in virtual time.
+
+Everything random comes from one seed. Time is the world's; each sidecar has a clock of its own that is off by
+some and drifts. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tokenpool.admission import Admit, EngineRoom, Shed, admit
+from tokenpool.amounts import Amount
+from tokenpool.books import RECALL, Answer, Books, Message
+from tokenpool.cost import Ask, Cost, EngineShape, Usage
+from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.grants import Grants, GrantSettings, Mode
+from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.outcomes import Ending, Reason
+from tokenpool.planner import PlannerSettings
+from tokenpool.tick import tick
+from tokenpool.wire import SidecarReport, encode_report
+
+TICK_S = 0.25
+TIMEOUT_S = 0.5
+"""After which a sidecar takes a message for lost."""
+SHAPE = EngineShape(16, None)
+TOKENS_PER_SEQUENCE_S = 50.0
+"""How fast an engine's sequence produces."""
+KV_PER_SLOT = 2048.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One entitlement, and what it asks for: workers in closed loop, each request at a random sidecar."""
+
+    entitlement: Entitlement
+    workers: int
+    tokens: int = 50
+    """Mean size of a request."""
+    think_s: float = 0.2
+    skew: float = 0.0
+    """The share of requests that goes to the first sidecar instead."""
+    starts_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How bad the world is. Probabilities are of each message; the others are per sidecar and second."""
+
+    loss: float = 0.0
+    duplicates: float = 0.0
+    late: float = 0.0
+    """Of a delay of up to a second."""
+    crashes: float = 0.0
+    pauses: float = 0.0
+    partitions: float = 0.0
+    outages: Sequence[tuple[float, float, bool]] = ()
+    """Of the books: from, to, and whether they come back empty."""
+    drift: float = 0.0
+    """Clocks run fast or slow by up to this share."""
+    quiet_after: float = math.inf
+    """No fault begins later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What is simulated."""
+
+    tenants: Sequence[Tenant]
+    sidecars: int
+    slots: int = 8
+    """Sequences that each engine runs."""
+    seconds: float = 20.0
+    faults: Faults = Faults()
+    seed: int = 1
+    settings: GrantSettings = GrantSettings()
+    planner: PlannerSettings = PlannerSettings()
+    warm_up_s: float = 4.0
+    """Not counted, but for over-admission."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """What came out."""
+
+    requests: int = 0
+    admitted: int = 0
+    sheds: Counter[str] = field(default_factory=Counter)
+    idle_refusals: int = 0
+    """Sheds by a limit while the entitlement used less than its limit, the books being up."""
+    guaranteed_sheds: int = 0
+    """Sheds of requests inside a guarantee."""
+    borrows: int = 0
+    borrowed_s: float = 0.0
+    busy: float = 0.0
+    """Slot-seconds in use."""
+    possible: float = 0.0
+    over_admitted: float = 0.0
+    """The most sequences in use beyond any limit of the last lifetime, while all sidecars were joined."""
+    over_cut_off: float = 0.0
+    """The same while some were cut off, or had been a lifetime before."""
+    reconverged_s: float = 0.0
+    """The longest from the end of a fault until everyone was joined again."""
+    messages: int = 0
+    rows: int = 0
+    service: Counter[str] = field(default_factory=Counter)
+    """Tokens by entitlement."""
+    most_running: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def utilisation(self) -> float:
+        """Slot-seconds in use as a share of those there were."""
+        return self.busy / self.possible if self.possible else 0.0
+
+
+class _Request:
+    __slots__ = ("at", "size", "tenant", "ticket")
+
+    def __init__(self, tenant: Tenant, size: int) -> None:
+        self.tenant = tenant
+        self.size = size
+        self.ticket: Ticket | None = None
+        self.at: _Sidecar | None = None
+
+
+class _Sidecar:
+    """One sidecar with its engine."""
+
+    def __init__(self, world: World, number: int, life: int) -> None:
+        self.world = world
+        self.name = f"s{number:04}.{life}"
+        self.number = number
+        self.is_gone = False
+        self.is_cut = False
+        self.paused_until = 0.0
+        chance = world.chance
+        self._offset = chance.uniform(0, 1000)
+        self._speed = 1 + chance.uniform(-1, 1) * world.setup.faults.drift
+        self.ledger = Ledger()
+        now = self.clock()
+        self.accounts = {
+            t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in world.setup.tenants
+        }
+        self.grants = Grants(self.name, world.setup.settings, world.setup.sidecars)
+        self.grants.follow(self.accounts, now)
+        self.backlog: deque[_Request] = deque()
+        self.running = 0
+        self._sent = 0
+        slots = world.setup.slots
+        self.room = EngineRoom(float(slots), slots * KV_PER_SLOT)
+        self.capacity = Amount(slots * TOKENS_PER_SEQUENCE_S, slots * KV_PER_SLOT, float(slots))
+
+    def clock(self) -> float:
+        """This sidecar's own monotonic clock."""
+        return self._offset + self.world.now * self._speed
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call by this sidecar's clock, if it still lives then; not before a pause has ended."""
+        self.world.after(seconds / self._speed, lambda: self.wake(call))
+
+    def wake(self, call: Callable[[], None]) -> None:
+        """Call when this sidecar runs; never, if it is gone."""
+        if self.is_gone:
+            return
+        if self.world.now < self.paused_until:
+            self.world.after(self.paused_until - self.world.now, lambda: self.wake(call))
+            return
+        call()
+
+    # --- requests ---
+
+    def offer(self, request: _Request) -> None:
+        """A request has come."""
+        account = self.accounts[request.tenant.entitlement.name]
+        ask = Ask(token_ids=request.size // 4, output_bound=request.size - request.size // 4)
+        cost = account.pricer.price(ask, SHAPE)
+        now = self.clock()
+        if not self.grants.covers(account, cost, now):
+            waiter = self.grants.wait(account, cost, now, lambda: self._decide(request, account, ask, cost))
+            if waiter is not None:
+                self.send(is_complete=False)
+                self._look_later()
+                return
+        self._decide(request, account, ask, cost)
+
+    def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
+        decision = admit(self.ledger, account, ask, cost, self.room, self.clock())
+        if isinstance(decision, Admit):
+            request.ticket, request.at = decision.ticket, self
+            self.world.admitted(self, account)
+            self.backlog.append(request)
+            self._start()
+        else:
+            self.world.refused(request, decision, account, cost)
+
+    def _start(self) -> None:
+        while self.backlog and self.running < self.world.setup.slots:
+            request = self.backlog.popleft()
+            self.running += 1
+            seconds = request.size / TOKENS_PER_SEQUENCE_S
+            # The engine goes on while the sidecar is paused; settling waits.
+            self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
+
+    def _end(self, request: _Request) -> None:
+        self.running -= 1
+        ticket = request.ticket
+        assert ticket is not None
+        now = self.clock()
+        spent = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
+        self.ledger.settle(ticket, spent, Ending.FINISHED, now)
+        self.world.ended(self, request)
+        self._start()
+        if self.grants.ended(ticket.account, now):
+            self.send(is_complete=False)
+
+    # --- the books ---
+
+    def interval(self) -> None:
+        self.send(is_complete=True)
+        self.later(self.world.setup.settings.interval_s, self.interval)
+
+    def send(self, *, is_complete: bool) -> None:
+        grants, now = self.grants, self.clock()
+        if grants.is_waiting_for_an_answer:
+            return
+        report = b""
+        if is_complete:
+            report = encode_report(SidecarReport(self.capacity, self.capacity, True))
+        message = grants.message(now, is_complete=is_complete, report=report)
+        if message is None:
+            return
+        self._sent += 1
+        number = self._sent
+        self.world.carry(self, message, lambda answer: self.wake(lambda: self._heard(number, answer)))
+        self.later(TIMEOUT_S, lambda: self._missed(number))
+
+    def _heard(self, number: int, answer: Answer) -> None:
+        if number == self._sent and self.grants.is_waiting_for_an_answer:
+            self.grants.answered(answer, self.clock())
+            self._more()
+
+    def _missed(self, number: int) -> None:
+        if number == self._sent and self.grants.is_waiting_for_an_answer:
+            self.grants.failed(self.clock())
+            self._more()
+            if self.grants.failures == 1:
+                self.send(is_complete=True)
+
+    def _more(self) -> None:
+        if self.grants.has_something_to_say:
+            self.send(is_complete=False)
+        self._look_later()
+
+    def pushed(self, kind: str, name: str) -> None:
+        now = self.clock()
+        if self.grants.recalled(name, now) if kind == RECALL else self.grants.freed(name):
+            self.send(is_complete=False)
+
+    def _look_later(self) -> None:
+        at = self.grants.looks_at()
+        if at < math.inf:
+            self.later(max(at - self.clock(), 0.0) + 1e-6, self._look)
+
+    def _look(self) -> None:
+        self.grants.look(self.clock())
+        self._more()
+
+
+class World:
+    """Everything."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.chance = random.Random(setup.seed)
+        self.now = 0.0
+        self.figures = Figures()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
+        self._epoch = 1
+        self._ticked_at = 0.0
+        self._running: Counter[str] = Counter()
+        self._limits: dict[str, deque[tuple[float, float]]] = {}
+        self._busy_since = 0.0
+        self._busy = 0
+        self._fault_until = 0.0
+        self._all_joined = True
+        self._broken_at = 0.0
+        self._last_apart = 0.0
+        self.sidecars = [_Sidecar(self, number, 0) for number in range(setup.sidecars)]
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call then."""
+        self._order += 1
+        heapq.heappush(self._events, (self.now + seconds, self._order, call))
+
+    def run(self) -> Figures:
+        """Run to the end."""
+        setup = self.setup
+        self._tick()
+        for sidecar in self.sidecars:
+            self._begin(sidecar)
+        for tenant in setup.tenants:
+            for _ in range(tenant.workers):
+                wait = tenant.starts_at + 0.5 + self.chance.random() * max(tenant.think_s, 0.2)
+                self.after(wait, lambda tenant=tenant: self._arrive(tenant))  # type: ignore[misc]
+        for start, end, is_empty in setup.faults.outages:
+            self.after(start, self._lose_books)
+            self.after(end, lambda is_empty=is_empty: self._bring_books(is_empty))  # type: ignore[misc]
+        while self._events and self._events[0][0] <= setup.seconds:
+            self.now, _, call = heapq.heappop(self._events)
+            call()
+        self._count_busy()
+        self.figures.possible = setup.sidecars * setup.slots * (setup.seconds - setup.warm_up_s)
+        for sidecar in self.sidecars:
+            self._retire(sidecar)
+        return self.figures
+
+    def _retire(self, sidecar: _Sidecar) -> None:
+        self.figures.borrows += sidecar.grants.borrows
+        self.figures.borrowed_s += sidecar.grants.borrowed_s
+
+    def _begin(self, sidecar: _Sidecar) -> None:
+        sidecar.later(self.chance.uniform(0, self.setup.settings.interval_s), sidecar.interval)
+        faults = self.setup.faults
+        for rate, happen in (
+            (faults.crashes, self._crash),
+            (faults.pauses, self._pause),
+            (faults.partitions, self._partition),
+        ):
+            if rate:
+                self._plan_fault(sidecar, rate, happen)
+
+    def _plan_fault(self, sidecar: _Sidecar, rate: float, happen: Callable[[_Sidecar], None]) -> None:
+        def strike() -> None:
+            if self.now <= self.setup.faults.quiet_after and not sidecar.is_gone:
+                happen(sidecar)
+                self._plan_fault(sidecar, rate, happen)
+
+        self.after(self.chance.expovariate(rate), strike)
+
+    # --- tenants ---
+
+    def _arrive(self, tenant: Tenant) -> None:
+        chance = self.chance
+        request = _Request(tenant, max(round(tenant.tokens * chance.uniform(0.5, 1.5)), 8))
+        self._offer(request)
+
+    def _offer(self, request: _Request) -> None:
+        chance, sidecars = self.chance, self.sidecars
+        sidecar = sidecars[0] if chance.random() < request.tenant.skew else chance.choice(sidecars)
+        if self.now >= self.setup.warm_up_s:
+            self.figures.requests += 1
+        sidecar.wake(lambda: sidecar.offer(request))
+
+    def _again(self, tenant: Tenant, wait: float) -> None:
+        self.after(wait * self.chance.uniform(0.5, 1.5), lambda: self._arrive(tenant))
+
+    # --- what is judged ---
+
+    def _count_busy(self) -> None:
+        start = max(self._busy_since, self.setup.warm_up_s)
+        if self.now > start:
+            self.figures.busy += (self.now - start) * self._busy
+        self._busy_since = self.now
+
+    def admitted(self, sidecar: _Sidecar, account: Account) -> None:
+        """A sidecar let a request in: is more in use than any limit of the last lifetime?"""
+        name = account.entitlement.name
+        self._running[name] += 1
+        self.figures.most_running[name] = max(self.figures.most_running[name], self._running[name])
+        self._count_busy()
+        self._busy += 1
+        if self.now >= self.setup.warm_up_s:
+            self.figures.admitted += 1
+        if sidecar.grants.mode is not Mode.JOINED:
+            self._last_apart = self.now
+        limits = self._limits.get(name)
+        if limits:
+            while len(limits) > 1 and limits[1][0] < self.now - self.setup.settings.lifetime_s:
+                limits.popleft()
+            excess = self._running[name] - max(limit for _, limit in limits)
+            if self.now - self._last_apart > self.setup.settings.lifetime_s:
+                self.figures.over_admitted = max(self.figures.over_admitted, excess)
+            else:
+                self.figures.over_cut_off = max(self.figures.over_cut_off, excess)
+
+    def ended(self, sidecar: _Sidecar, request: _Request) -> None:
+        """A request was served and settled; its worker thinks, and comes again."""
+        name = request.tenant.entitlement.name
+        self._running[name] -= 1
+        self._count_busy()
+        self._busy -= 1
+        self.figures.service[name] += request.size
+        self._again(request.tenant, request.tenant.think_s)
+
+    def refused(self, request: _Request, shed: Shed, account: Account, cost: Cost) -> None:
+        """A request was shed: was there reason to? Its worker comes again."""
+        name = account.entitlement.name
+        if self.now >= self.setup.warm_up_s:
+            self.figures.sheds[shed.reason.value] += 1
+            page = self.books.read(self.now).pages.get(name) if self.books is not None else None
+            limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
+            in_use = sum(s.accounts[name].concurrency_in_use for s in self.sidecars)
+            if page is not None and limited:
+                kv = sum(s.accounts[name].kv_in_use for s in self.sidecars)
+                self.figures.idle_refusals += (
+                    in_use + cost.sequences <= page.limit.concurrency
+                    and kv + cost.kv_tokens <= page.limit.kv_tokens
+                    and page.level - page.held.tokens_per_second >= cost.throughput
+                )
+            if in_use + cost.sequences <= account.entitlement.guarantee.concurrency:
+                self.figures.guaranteed_sheds += 1
+        self._again(request.tenant, min(max(shed.retry_after_s, 0.05), 1.0))
+
+    # --- the network ---
+
+    def _delay(self) -> float:
+        faults, chance = self.setup.faults, self.chance
+        if faults.late and chance.random() < faults.late and self.now <= faults.quiet_after:
+            return chance.uniform(0.0, 1.0)
+        return chance.uniform(0.0001, 0.0006)
+
+    def _is_lost(self, sidecar: _Sidecar) -> bool:
+        if sidecar.is_cut:
+            return True
+        faults = self.setup.faults
+        return self.now <= faults.quiet_after and self.chance.random() < faults.loss
+
+    def carry(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
+        """Bring a message to the books, perhaps twice or never, and the answer back."""
+        self.figures.messages += 1
+        self.figures.rows += len(message.holdings)
+        copies = 1 + (
+            self.now <= self.setup.faults.quiet_after and self.chance.random() < self.setup.faults.duplicates
+        )
+        for _ in range(copies):
+            if not self._is_lost(sidecar):
+                self.after(self._delay(), lambda: self._deliver(sidecar, message, answered))
+
+    def _deliver(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
+        if self.books is None:
+            return
+        answer = self.books.exchange(message, self.now)
+        pushes, self.books.pushes = self.books.pushes, []
+        by_name = {s.name: s for s in self.sidecars} if pushes else {}
+        for push in pushes:
+            other = by_name.get(push.holder)
+            if other is not None and not self._is_lost(other):
+                self.after(
+                    self._delay(),
+                    lambda other=other, push=push: other.wake(  # type: ignore[misc]
+                        lambda: other.pushed(push.kind, push.entitlement)
+                    ),
+                )
+        if not self._is_lost(sidecar):
+            self.after(self._delay(), lambda: answered(answer))
+
+    # --- the coordinator ---
+
+    def _tick(self) -> None:
+        if self.books is not None:
+            made = tick(
+                self.books.read(self.now),
+                [t.entitlement for t in self.setup.tenants],
+                self.now - self._ticked_at,
+                self.setup.planner,
+            )
+            self._ticked_at = self.now
+            self.books.publish(made.limits, self._epoch, self.now)
+            for name, limit in made.limits.items():
+                self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
+        if self._order % 7 == 0 or self.now < 2:
+            self._learn()
+        self._see_whether_all_joined()
+        self.after(TICK_S, self._tick)
+
+    def _learn(self) -> None:
+        """Sidecars read all limits now and then."""
+        if self.books is not None:
+            limits = self.books.limits()
+            for sidecar in self.sidecars:
+                if not sidecar.is_cut and self.now >= sidecar.paused_until:
+                    sidecar.grants.learn(limits, sidecar.clock())
+
+    def _see_whether_all_joined(self) -> None:
+        joined = all(s.grants.mode is Mode.JOINED for s in self.sidecars)
+        if joined and not self._all_joined and self.now >= self._fault_until:
+            took = self.now - max(self._fault_until, self._broken_at)
+            self.figures.reconverged_s = max(self.figures.reconverged_s, took)
+        if not joined and self._all_joined:
+            self._broken_at = self.now
+        if not joined:
+            self._last_apart = self.now
+        self._all_joined = joined
+
+    # --- faults ---
+
+    def _fault(self, seconds: float) -> None:
+        self._fault_until = max(self._fault_until, self.now + seconds)
+
+    def _crash(self, sidecar: _Sidecar) -> None:
+        sidecar.is_gone = True
+        self._retire(sidecar)
+        lost = sum(a.concurrency_in_use for a in sidecar.accounts.values())
+        self._count_busy()
+        self._busy -= lost
+        for name, account in sidecar.accounts.items():
+            self._running[name] -= account.concurrency_in_use
+        # Its clients come back: the requests are lost, the workers are not.
+        for tenant in self.setup.tenants:
+            for _ in range(sidecar.accounts[tenant.entitlement.name].concurrency_in_use):
+                self._again(tenant, 0.5)
+        life = int(sidecar.name.rpartition(".")[2]) + 1
+        again = _Sidecar(self, sidecar.number, life)
+        if self.books is not None:
+            again.grants.learn(self.books.limits(), again.clock())
+        self.sidecars[sidecar.number] = again
+        self._fault(0.0)
+        self._begin(again)
+
+    def _pause(self, sidecar: _Sidecar) -> None:
+        seconds = self.chance.uniform(0.1, 4.0)
+        sidecar.paused_until = max(sidecar.paused_until, self.now + seconds)
+        self._fault(seconds)
+
+    def _partition(self, sidecar: _Sidecar) -> None:
+        seconds = self.chance.uniform(0.1, 5.0)
+        sidecar.is_cut = True
+        self._fault(seconds)
+
+        def mend() -> None:
+            sidecar.is_cut = False
+
+        self.after(seconds, mend)
+
+    def _lose_books(self) -> None:
+        self._kept, self.books = self.books, None
+
+    def _bring_books(self, is_empty: bool) -> None:
+        kept = self._kept
+        self.books = Books(self.now, self.setup.settings.lifetime_s) if is_empty else kept
+        self._fault(0.0)
+
+
+def simulate(setup: Setup) -> Figures:
+    """Run one world to its end."""
+    return World(setup).run()

@@ -1,0 +1,94 @@
+"""One tick: what the books know goes in, every entitlement's limit comes out. Pure.
+
+What a coordinator does besides (leading, publishing, showing) is not here; the planner, which divides
+capacity, knows nothing of books.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.books import Census, Limit, Page
+from tokenpool.entitlements import Entitlement
+from tokenpool.ledger import bucket_depth
+from tokenpool.planner import Plan, PlannerSettings, Report, plan
+from tokenpool.wire import SidecarReport, WireError, decode_report
+
+_NO_PAGE = Page()
+_DEFAULTS = PlannerSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick, as it is published and shown."""
+
+    plan: Plan
+    limits: Mapping[str, Limit]
+    sidecars: Mapping[str, SidecarReport]
+    pages: Mapping[str, Page]
+    replica: Amount
+    """What one engine sustains: the mean of those that say so; nothing where none does."""
+    unreadable: Sequence[str] = ()
+    """Sidecars whose report could not be read: their engines do not count."""
+
+
+def tick(
+    census: Census,
+    entitlements: Sequence[Entitlement],
+    elapsed_s: float,
+    settings: PlannerSettings = _DEFAULTS,
+) -> Tick:
+    """Recompute all limits from what the sidecars said. ``elapsed_s`` is since the last tick."""
+    sidecars, unreadable = _reports(census.reports)
+    capacity = NOTHING
+    for report in sidecars.values():
+        capacity = capacity + report.capacity
+    pages = census.pages
+    made = plan(
+        capacity,
+        entitlements,
+        {name: _report(page) for name, page in pages.items()},
+        {name: page.limit.debt for name, page in pages.items()},
+        elapsed_s,
+        settings,
+    )
+    limits = {}
+    for name, part in made.entitlements.items():
+        limit, assured = part.limit, part.assured
+        typical = pages.get(name, _NO_PAGE).floor.tokens_per_second
+        limits[name] = Limit(
+            limit.tokens_per_second,
+            limit.kv_tokens,
+            limit.concurrency,
+            bucket_depth(limit.tokens_per_second, typical),
+            assured.kv_tokens,
+            assured.concurrency,
+            part.debt,
+        )
+    return Tick(made, limits, sidecars, pages, _replica(sidecars), unreadable)
+
+
+def _report(page: Page) -> Report:
+    floor = page.floor
+    return Report(page.demand, page.service, Amount(0.0, floor.kv_tokens, floor.concurrency))
+
+
+def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:
+    sidecars, unreadable = {}, []
+    for name, content in sorted(packed.items()):
+        try:
+            sidecars[name] = decode_report(content)
+        except WireError:
+            unreadable.append(name)
+    return sidecars, unreadable
+
+
+def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
+    """The mean over the sidecars whose engine has shown itself."""
+    known = [report.replica for report in sidecars.values() if report.replica.kv_tokens > 0]
+    total = NOTHING
+    for amount in known:
+        total = total + amount
+    return total * (1 / len(known)) if known else NOTHING

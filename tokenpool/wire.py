@@ -1,0 +1,86 @@
+"""Wire messages that the books carry without looking into them: reports, and the pool file.
+
+msgpack with a schema version. A reader ignores fields that it does not know, and takes the default of those
+that it misses, so that versions can roll one by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.entitlements import KeyRef, KeySource, PoolFile
+
+SCHEMA = 1
+
+
+class WireError(ValueError):
+    """A message cannot be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarReport:
+    """What one sidecar says of itself and of its engine, with every complete message."""
+
+    capacity: Amount = NOTHING
+    """What its engine sustains now; nothing while the engine is down."""
+    replica: Amount = NOTHING
+    """What its engine sustains when it is up."""
+    engine_up: bool = False
+    running: float = 0.0
+    waiting: float = 0.0
+    kv_usage: float = 0.0
+    mode: str = ""
+    file_version: str = ""
+    """Of the pool file that it enforces."""
+    draining: bool = False
+    schema: int = SCHEMA
+
+
+_reports = msgspec.msgpack.Decoder(SidecarReport)
+_files = msgspec.msgpack.Decoder(PoolFile)
+
+
+def encode_report(report: SidecarReport) -> bytes:
+    """A report as it travels."""
+    return msgspec.msgpack.encode(report)
+
+
+def decode_report(content: bytes) -> SidecarReport:
+    """A report that has come. Raises ``WireError``."""
+    try:
+        return _reports.decode(content)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"a sidecar's report: {error}") from error
+
+
+def encode_file(file: PoolFile) -> tuple[str, bytes]:
+    """The version and the content of a pool file as it travels. No key leaves in plain text."""
+    content = msgspec.msgpack.encode(_without_plain_keys(file))
+    return hashlib.sha256(content).hexdigest()[:16], content
+
+
+def decode_file(content: bytes) -> PoolFile:
+    """A pool file that has come; it was valid where it was read. Raises ``WireError``."""
+    try:
+        return _files.decode(content)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"the published pool file: {error}") from error
+
+
+def _without_plain_keys(file: PoolFile) -> PoolFile:
+    return replace(
+        file,
+        entitlements=tuple(
+            replace(e, api_keys=tuple(_hashed(ref) for ref in e.api_keys)) for e in file.entitlements
+        ),
+    )
+
+
+def _hashed(ref: KeyRef) -> KeyRef:
+    if ref.source is not KeySource.PLAIN:
+        return ref
+    return KeyRef(KeySource.SHA256, hashlib.sha256(ref.value.strip().encode()).hexdigest(), ref.line)
