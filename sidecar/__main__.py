@@ -43,7 +43,8 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported here: `check` needs neither an event loop nor a web server.
     import uvloop  # noqa: PLC0415
 
-    from sidecar import app, logs  # noqa: PLC0415
+    from service import logs  # noqa: PLC0415
+    from sidecar import app  # noqa: PLC0415
 
     read = settings.read(arguments, os.environ)
     logs.configure(read.log_level)

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.telemetry import Telemetry
 from tokenpool.ledger import Account
+
+
+class Limits(Protocol):
+    """Whoever keeps the limits of this sidecar."""
+
+    def problems(self) -> list[str]:
+        """Why they are not to be relied on yet."""
+
+    def degraded(self) -> list[str]:
+        """What is not as it should be, though requests are served."""
 
 
 class Admin:
@@ -23,13 +32,13 @@ class Admin:
         self,
         gate: Gate,
         watcher: EngineWatcher,
-        allocator: Allocator,
+        limits: Limits,
         telemetry: Telemetry,
         exchanges: Callable[[], int],
     ) -> None:
         self._gate = gate
         self._watcher = watcher
-        self._allocator = allocator
+        self._limits = limits
         self._telemetry = telemetry
         self._exchanges = exchanges
         self._registry = CollectorRegistry()
@@ -60,9 +69,14 @@ class Admin:
         return web.json_response({"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Whether requests may be sent here: a pool file in force, an engine that answers, no drain."""
+        """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
+
+        Books that do not answer degrade a sidecar, and take nothing away from its readiness.
+        """
         problems = self.problems()
-        body = {"status": "unready" if problems else "ready", "problems": problems}
+        degraded = self._limits.degraded()
+        status = "unready" if problems else "degraded" if degraded else "ready"
+        body = {"status": status, "problems": problems, "degraded": degraded}
         return web.json_response(body, status=503 if problems else 200)
 
     def problems(self) -> list[str]:
@@ -74,8 +88,8 @@ class Admin:
             problems.append("the engine does not answer")
         elif not self._watcher.capacity.is_known:
             problems.append("the engine's KV capacity is unknown: set replica.kv_tokens")
-        elif not self._allocator.has_planned:
-            problems.append("limits are not computed yet")
+        else:
+            problems += self._limits.problems()
         return problems
 
     async def state(self, request: web.Request) -> web.Response:
@@ -104,7 +118,25 @@ class Admin:
             },
             "in_flight": self._exchanges(),
             "config_is_current": self._telemetry.config_is_current,
+            "books": self._books(),
             "entitlements": {name: self._account(name, account) for name, account in gate.accounts.items()},
+        }
+
+    def _books(self) -> dict[str, Any] | None:
+        """How this sidecar stands with the books; ``None`` for a lone one."""
+        grants = self._gate.grants
+        if grants is None:
+            return None
+        return {
+            "holder": grants.holder,
+            "mode": grants.mode.value,
+            "sidecars": grants.sidecars,
+            "failures": grants.failures,
+            "round_trip_s": grants.round_trip_s,
+            "borrows": grants.borrows,
+            "borrowed_s": grants.borrowed_s,
+            "config_differs": self._telemetry.config_differs,
+            "degraded": self._limits.degraded(),
         }
 
     def _account(self, name: str, account: Account) -> dict[str, Any]:
@@ -114,7 +146,8 @@ class Admin:
             "weight": entitlement.weight,
             "guarantee": entitlement.guarantee.as_dict(),
             "ceiling": entitlement.ceiling.as_dict(),
-            "limit": account.limit.as_dict(),
+            "limit": account.pool_limit.as_dict(),
+            "held": account.limit.as_dict(),
             "assured": account.assured.as_dict(),
             "demand": account.meter.demand.as_dict(),
             "in_use": {

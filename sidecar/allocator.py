@@ -21,10 +21,14 @@ class Allocator:
         self.plan: Plan | None = None
         """The plan in force."""
 
-    @property
-    def has_planned(self) -> bool:
-        """Whether limits were computed from a capacity that is known."""
-        return self.plan is not None and self.plan.capacity.kv_tokens > 0
+    def problems(self) -> list[str]:
+        """Why limits are not to be relied on yet: they were not computed from a capacity that is known."""
+        is_planned = self.plan is not None and self.plan.capacity.kv_tokens > 0
+        return [] if is_planned else ["limits are not computed yet"]
+
+    def degraded(self) -> list[str]:
+        """A lone sidecar has nothing to lose."""
+        return []
 
     def tick(self, now: float) -> None:
         """One round. ``now`` is seconds by the telemetry's clock."""

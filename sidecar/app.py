@@ -21,7 +21,8 @@ from sidecar.http.downstream import Doorman
 from sidecar.http.heads import RequestFramer
 from sidecar.http.upstream import Pool as UpstreamPool
 from sidecar.poolwatch import Configuration, PoolWatch, load
-from sidecar.settings import Address, Settings
+from sidecar.replication import Replication
+from sidecar.settings import MEMORY, Address, Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
 
@@ -52,23 +53,47 @@ class Sidecar:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
         self.watcher = EngineWatcher(settings, self.gate, self.telemetry, self.capacity)
-        self.allocator = Allocator(self.gate, self.telemetry, self.capacity)
+        self.allocator: Allocator | None = None
+        self.replication: Replication | None = None
+        self._limits: Allocator | Replication
+        if settings.store == MEMORY:
+            self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity)
+        else:
+            self._limits = self.replication = self._replicate(configuration)
         self._upstream = UpstreamPool(
             settings.upstream.host, settings.upstream.port, settings.connect_timeout
         )
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
         self.admin = Admin(
-            self.gate, self.watcher, self.allocator, self.telemetry, lambda: self.door.exchanges
+            self.gate,
+            self.watcher,
+            self._limits,
+            self.telemetry,
+            lambda: self.door.exchanges,
         )
-        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._configure)
+        changed = self.replication.own_file if self.replication is not None else self._configure
+        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
         self.gate.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
-        self.allocator.tick(self.telemetry.clock())
+        if self.allocator is not None:
+            self.allocator.tick(self.telemetry.clock())
+
+    def _replicate(self, configuration: Configuration) -> Replication:
+        # Imported here: a lone sidecar needs no client of Redis.
+        from tokenpool.store.address import open_store  # noqa: PLC0415
+
+        settings = self.settings
+        store = open_store(
+            settings.store, configuration.pool.name, settings.grant_lifetime, settings.store_timeout
+        )
+        return Replication(
+            settings, self.gate, self.telemetry, self.watcher, store, configuration, self._configure
+        )
 
     async def start(self) -> None:
         """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
@@ -86,13 +111,12 @@ class Sidecar:
         await site.start()
         host, port, *_ = self._admin_runner.addresses[0]
         self.admin_on = Address(host, port)
-        self.allocator.tick(self.telemetry.clock())
-        for work in (
-            self.watcher.run(),
-            self.allocator.run(self.settings.tick),
-            self.poolwatch.run(),
-            self._sweep(),
-        ):
+        if self.allocator is not None:
+            self.allocator.tick(self.telemetry.clock())
+            self._spawn(self.allocator.run(self.settings.tick))
+        if self.replication is not None:
+            self._spawn(self.replication.run())
+        for work in (self.watcher.run(), self.poolwatch.run(), self._sweep()):
             self._spawn(work)
         log.info(
             "listening",
@@ -130,6 +154,8 @@ class Sidecar:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.replication is not None:
+            await self.replication.stop()
         await self._admin_runner.cleanup()
         self._upstream.close()
         log.info("stopped", extra={"cut": cut})

@@ -16,11 +16,12 @@ from sidecar.identity import KeyRing
 from sidecar.routes import ROUTES, Route
 from sidecar.telemetry import Telemetry
 from sidecar.usage import Stamp
-from tokenpool.admission import Admit, EngineRoom, Shed, admit
+from tokenpool.admission import Admit, EngineRoom, Shed, admit, never_fits
 from tokenpool.amounts import Dimension
-from tokenpool.cost import EngineShape, Usage
+from tokenpool.cost import Cost, EngineShape, Usage
 from tokenpool.entitlements import Pool, PoolFile
 from tokenpool.estimators import Average
+from tokenpool.grants import Grants, Waiter
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
 
@@ -41,6 +42,29 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     account: Account | None = None
+
+
+class Suspense:
+    """A priced request that waits at the door for a larger grant. Decided once, or given up."""
+
+    __slots__ = ("_gate", "_parsed", "account", "cost", "on_decided", "started_at", "waiter")
+
+    def __init__(self, gate: Gate, account: Account, parsed: Parsed, cost: Cost, started_at: float) -> None:
+        self._gate = gate
+        self._parsed = parsed
+        self.account = account
+        self.cost = cost
+        self.started_at = started_at
+        self.waiter: Waiter | None = None
+        self.on_decided: Callable[[Passage | Refusal], None] = _nobody_waits
+
+    def decide(self) -> None:
+        """The wait is over, for better or worse."""
+        self.on_decided(self._gate.decide(self.account, self._parsed, self.cost, self.started_at))
+
+
+def _nobody_waits(decided: Passage | Refusal) -> None:
+    raise AssertionError("a request was decided before anyone waited for it")
 
 
 class Passage:
@@ -99,6 +123,10 @@ class Gate:
         """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
+        self.grants: Grants | None = None
+        """What is held of limits that are shared with other sidecars; ``None`` for a lone one."""
+        self.on_books_wanted: Callable[[], None] = lambda: None
+        """Is told when there is something to say to the books at once."""
         self.journal: Callable[[dict[str, object]], None] | None = None
         """Is told of every request that ends, if the operator wants a line for each."""
         self._clock = clock
@@ -124,6 +152,8 @@ class Gate:
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
         self._telemetry.follow(self.accounts)
+        if self.grants is not None:
+            self.grants.follow(self.accounts, now)
 
     # --- before the body: what a head alone can decide ---
 
@@ -184,8 +214,8 @@ class Gate:
 
     # --- the whole request ---
 
-    def open(self, route: Route, account: Account | None, body: bytes) -> Passage | Refusal:
-        """Price a request and decide. A passage must be closed exactly once."""
+    def open(self, route: Route, account: Account | None, body: bytes) -> Passage | Refusal | Suspense:
+        """Price a request and decide, or have it wait. A passage must be closed exactly once."""
         started_at = self._clock()
         if not self.engine.is_up:
             return Refusal(
@@ -205,11 +235,50 @@ class Gate:
             return Refusal(Reason.UNKNOWN_MODEL, message, "model", account=account)
         return self._admit(account, parsed, started_at)
 
-    def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal:
+    def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal | Suspense:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
-        decision = admit(self.ledger, account, parsed.ask, cost, self.engine.room, now)
+        grants = self.grants
+        if grants is not None and not grants.covers(account, cost, now):
+            suspense = self._suspend(grants, account, parsed, cost, now)
+            if suspense is not None:
+                return suspense
+        return self.decide(account, parsed, cost, now)
+
+    def _suspend(
+        self, grants: Grants, account: Account, parsed: Parsed, cost: Cost, now: float
+    ) -> Suspense | None:
+        """Have a request wait, if that may be of use."""
+        if never_fits(account.entitlement.ceiling, cost, self.engine.room) is not None:
+            return None
+        suspense = Suspense(self, account, parsed, cost, now)
+        suspense.waiter = grants.wait(account, cost, now, suspense.decide)
+        if suspense.waiter is None:
+            return None
+        self.on_books_wanted()
+        return suspense
+
+    def withdraw(self, suspense: Suspense) -> None:
+        """A request waits no longer, undecided."""
+        if self.grants is not None and suspense.waiter is not None:
+            self.grants.give_up(suspense.waiter)
+
+    def give_up(self, suspense: Suspense) -> None:
+        """The client of a request that waits is gone."""
+        self.withdraw(suspense)
+        self._telemetry.ended(suspense.account, Ending.CLIENT_GONE)
+
+    def decide(self, account: Account, parsed: Parsed, cost: Cost, started_at: float) -> Passage | Refusal:
+        """Decide a priced request now."""
+        body, retries = parsed.body, account.retries
+        now = self._clock() if self.grants is not None else started_at
+        is_retry = retries.is_retry(body, now)
+        decision = admit(self.ledger, account, parsed.ask, cost, self.engine.room, now, is_retry=is_retry)
         if isinstance(decision, Admit):
-            return Passage(parsed.body, now, account, decision.ticket, parsed.streams, parsed.hides_usage)
+            if is_retry:
+                retries.admitted(body)
+            return Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
+        if decision.reason is not Reason.NEVER_FITS:
+            retries.shed(body, now)
         if decision.reason is Reason.TOKENS_PER_SECOND:
             self.throughput_sheds += 1
         return self._refusal(account, decision)
@@ -268,7 +337,10 @@ class Gate:
             usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
         elif passage.streams and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
-        self.ledger.settle(ticket, usage, ending, self._clock(), reported=reported)
+        now = self._clock()
+        self.ledger.settle(ticket, usage, ending, now, reported=reported)
+        if self.grants is not None and self.grants.ended(ticket.account, now):
+            self.on_books_wanted()
         self._telemetry.settled(ticket, ending, usage, reported=reported)
         if self.journal is not None:
             self._write_down(ticket.account, ending, passage.started_at, usage)

@@ -5,13 +5,13 @@ An invalid file leaves the old one in force, and says so in the log and in a met
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from service.filewatch import FileWatch
 from sidecar.identity import KeyRing, KeyUnreadable, key_ring, resolver
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
@@ -19,8 +19,6 @@ from tokenpool.entitlements import KeySource, Pool, PoolFile
 from tokenpool.poolfile import PoolFileError, parse
 
 log = logging.getLogger(__name__)
-
-LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +63,15 @@ def _pool(file: PoolFile, settings: Settings) -> Pool:
     return file.pool(settings.pool)
 
 
+def of_published(file: PoolFile, settings: Settings) -> Configuration:
+    """A pool file that a coordinator published, with the keys that this sidecar can read.
+
+    Raises ``SettingsError`` or ``KeyUnreadable``.
+    """
+    pool = _pool(file, settings)
+    return Configuration(file, pool, key_ring(file, pool.name, resolver(os.environ, _read_key)), ())
+
+
 class PoolWatch:
     """Looks for changes of the pool file and of key files."""
 
@@ -77,16 +84,8 @@ class PoolWatch:
     ) -> None:
         self._settings = settings
         self._telemetry = telemetry
-        self._watched = current.watched
         self._apply = apply
-        self._seen = _fingerprint(self._watched)
-
-    def look(self) -> None:
-        """Read the file again if it or a key file changed."""
-        seen = _fingerprint(self._watched)
-        if seen != self._seen:
-            self._seen = seen
-            self.reload()
+        self._watch = FileWatch(current.watched, self.reload)
 
     def reload(self) -> None:
         """Read the file and put it in force, or say why not."""
@@ -97,28 +96,16 @@ class PoolWatch:
             self._telemetry.reloads["invalid"] += 1
             self._telemetry.config_is_current = False
             return
-        self._watched = configuration.watched
-        self._seen = _fingerprint(self._watched)
+        self._watch.follow(configuration.watched)
         self._apply(configuration)
         self._telemetry.reloads["ok"] += 1
         self._telemetry.config_is_current = True
-        log.info("the pool file is in force", extra={"pool": configuration.pool.name})
+        log.info("the pool file was read", extra={"pool": configuration.pool.name})
+
+    def look(self) -> None:
+        """Read the file again if it or a key file changed."""
+        self._watch.look()
 
     async def run(self) -> None:
         """Look until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self.look()
-
-
-def _fingerprint(paths: tuple[Path, ...]) -> tuple[object, ...]:
-    """What changes when a file does, even when a ConfigMap's symlink is swapped."""
-    marks: list[object] = []
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            marks.append(error.errno)
-        else:
-            marks.append((status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev))
-    return tuple(marks)
+        await self._watch.run()

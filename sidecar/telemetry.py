@@ -78,6 +78,8 @@ class Telemetry(Collector):
         self.limits_computed = 0
         self.reloads: Counter[str] = Counter()
         self.config_is_current = True
+        self.config_differs = False
+        """Whether this sidecar's own pool file is another than the published one in force."""
         self.engine_is_up = False
         self._accounts: Mapping[str, Account] = {}
         self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY)}

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("tokenpool", "sidecar", "coordinator", "loadgen", "demo", "bench")
+OURS = ("tokenpool", "service", "sidecar", "coordinator", "loadgen", "simulation", "demo", "bench")
 MAY_IMPORT = {
     "tokenpool": {"tokenpool"},
-    "sidecar": {"sidecar", "tokenpool"},
-    "coordinator": {"coordinator", "tokenpool"},
+    "service": {"service"},
+    "sidecar": {"sidecar", "service", "tokenpool"},
+    "coordinator": {"coordinator", "service", "tokenpool"},
+    "simulation": {"simulation", "tokenpool"},
     "loadgen": {"loadgen", "tokenpool"},
     "demo": {"demo"},
 }

@@ -318,6 +318,11 @@ class Grants:
         self._in_flight = Message(self.holder, self._number, holdings, is_complete, report)
         return self._in_flight
 
+    def farewell(self) -> Message:
+        """The last message: everything is returned. Nothing may begin after it."""
+        self._number += 1
+        return Message(self.holder, self._number, {})
+
     def answered(self, answer: Answer, now: float) -> None:
         """The message under way was answered. Requests that waited are decided before this returns."""
         message, self._in_flight = self._in_flight, None

@@ -14,12 +14,13 @@ from typing import NamedTuple, cast
 
 import httptools
 
-from sidecar.gate import Gate, Refusal
+from sidecar.gate import Gate, Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestFramer, RequestHead
 from sidecar.http.known import KnownHead
 from sidecar.http.upstream import Pool
+from sidecar.http.waiting import Waiting
 from sidecar.routes import Route
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
@@ -141,7 +142,7 @@ class Downstream(asyncio.Protocol):
         self._door = door
         self._transport: asyncio.Transport | None = None
         self._pending: deque[_Request] = deque()
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Waiting | None = None
         self._known: _KnownRequest | None = None
         self._phase = _Phase.IDLE
         self._reads = True
@@ -453,13 +454,30 @@ class Downstream(asyncio.Protocol):
         passage = door.gate.open(route, account, body)
         if isinstance(passage, Refusal):
             return passage
+        if isinstance(passage, Suspense):
+            self._exchange = Waiting(self, door.gate, passage, head)
+            return None
+        self._send(head, passage)
+        return None
+
+    def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
+        """A request that waited at the door may pass, or may not."""
+        self._exchange = None
+        if isinstance(decided, Passage):
+            self._send(head, decided)
+            return
+        self._answer(decided, _Request(head))
+        if self._pending and self._reads:
+            self._next()
+
+    def _send(self, head: RequestHead, passage: Passage) -> None:
+        door = self._door
         head_bytes = door.framer.frame(head, len(passage.body))
         exchange = Exchange(self, door.gate, door.telemetry, door.pool, head, passage, head_bytes)
         self._exchange = exchange
         exchange.start()
         if passage.ticket is not None:
             door.telemetry.overhead(door.telemetry.clock() - passage.started_at)
-        return None
 
     def _answer(self, refusal: Refusal, request: _Request) -> None:
         self._door.gate.refused(refusal)

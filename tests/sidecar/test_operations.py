@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from demo.engine import free_port
+from service.logs import JsonFormatter
 from sidecar.app import raise_open_files
-from sidecar.logs import JsonFormatter
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import POOL, admin, ask, is_whole, read_response, request, sidecar_for, until
@@ -243,7 +243,10 @@ def start(arguments: list[str], environment: dict[str, str] | None = None) -> su
             "--listen: 'x' is not HOST:PORT",
         ),
         (["run", "--config", "p", "--upstream", "http://h:1", "--tick", "0"], "--tick: '0' is not a number"),
-        (["run", "--config", "p", "--upstream", "http://h:1", "--store", "x"], "not one of memory"),
+        (
+            ["run", "--config", "p", "--upstream", "http://h:1", "--store", "x"],
+            "'x://' is not a store: give memory",
+        ),
         (["check", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -45,6 +45,11 @@ def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> Redi
     return RedisStore(client, pool, lifetime_s, helpers=helpers)
 
 
+def check(url: str) -> None:
+    """Whether a URL names a store, without connecting. Raises ``AddressInvalid``."""
+    _clients(url, 1.0)
+
+
 def shown(url: str) -> str:
     """A URL without its password, for logs."""
     scheme, _, rest = url.partition("://")

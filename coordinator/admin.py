@@ -1,0 +1,142 @@
+"""The pages of a coordinator: metrics, health, readiness, state, each pool's scale hint. Read-only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from coordinator.leader import PoolLeader, PoolState
+from coordinator.telemetry import Telemetry
+
+STALE_S = 5.0
+"""Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
+
+
+class Admin:
+    """The pages."""
+
+    def __init__(
+        self,
+        leaders: Callable[[], Mapping[str, PoolLeader]],
+        telemetry: Telemetry,
+        clock: Callable[[], float],
+    ) -> None:
+        self._leaders = leaders
+        self._telemetry = telemetry
+        self._clock = clock
+        self._registry = CollectorRegistry()
+        self._registry.register(telemetry)
+        ProcessCollector(registry=self._registry)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        application = web.Application()
+        application.add_routes(
+            [
+                web.get("/metrics", self.metrics),
+                web.get("/healthz", self.healthz),
+                web.get("/readyz", self.readyz),
+                web.get("/debug/state", self.state),
+                web.get("/scale/{pool}", self.scale),
+            ]
+        )
+        return application
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus metrics."""
+        return web.Response(
+            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """Whether this process lives."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Whether this coordinator sees the books of all its pools, leading or not."""
+        problems = [
+            f"pool {name}: {leader.error or 'the books were not read yet'}"
+            for name, leader in self._leaders().items()
+            if leader.error or leader.state is None
+        ]
+        body = {"status": "unready" if problems else "ready", "problems": problems}
+        return web.json_response(body, status=503 if problems else 200)
+
+    async def scale(self, request: web.Request) -> web.Response:
+        """The scale hint of one pool, as KEDA's metrics-api scaler reads it (value: desired_replicas)."""
+        name = request.match_info["pool"]
+        leader = self._leaders().get(name)
+        if leader is None:
+            known = ", ".join(self._leaders())
+            return web.json_response({"error": f"there is no pool {name!r}; there is {known}"}, status=404)
+        state = leader.state
+        if state is None or self._clock() - state.at > STALE_S:
+            return web.json_response(
+                {"error": f"the books of pool {name!r} do not answer: {leader.error}"}, status=503
+            )
+        need = state.hint.need
+        return web.json_response(
+            {
+                "pool": name,
+                "desired_replicas": state.hint.replicas,
+                "reason": state.hint.reason,
+                "dimension": need.dimension.value if need.dimension is not None else None,
+                "needed_replicas": need.unbounded,
+                "guarantees_need": need.floor,
+                "min_replicas": leader.pool.min_replicas,
+                "max_replicas": leader.pool.max_replicas,
+            }
+        )
+
+    async def state(self, request: web.Request) -> web.Response:
+        """Everything that the last tick saw and decided."""
+        return web.json_response(
+            {
+                "config_is_current": self._telemetry.config_is_current,
+                "pools": {name: self._pool(leader) for name, leader in self._leaders().items()},
+            }
+        )
+
+    def _pool(self, leader: PoolLeader) -> dict[str, Any]:
+        shown: dict[str, Any] = {
+            "leads": bool(leader.epoch),
+            "epoch": leader.epoch,
+            "error": leader.error or None,
+            "file_version": leader.file_version,
+            "ticks": dict(leader.rounds),
+        }
+        return shown | _shown(leader.state) if leader.state is not None else shown
+
+
+def _shown(state: PoolState) -> dict[str, Any]:
+    made = state.tick
+    return {
+        "capacity": made.plan.capacity.as_dict(),
+        "replica": made.replica.as_dict(),
+        "desired_replicas": state.hint.replicas,
+        "reason": state.hint.reason,
+        "overpromised": [dimension.value for dimension in state.overpromised],
+        "tick_s": state.took_s,
+        "unreadable_reports": list(made.unreadable),
+        "sidecars": {name: asdict(report) for name, report in made.sidecars.items()},
+        "entitlements": {
+            name: {
+                "limit": plan.limit.as_dict(),
+                "assured": plan.assured.as_dict(),
+                "allocation": plan.allocation.as_dict(),
+                "demand": plan.demand.as_dict(),
+                "fair_share": plan.fair_share,
+                "debt": plan.debt,
+                "held": page.held.as_dict() if (page := made.pages.get(name)) is not None else None,
+                "in_use": page.in_use.as_dict() if page is not None else None,
+                "service": page.service.as_dict() if page is not None else None,
+                "level": page.level if page is not None else None,
+            }
+            for name, plan in made.plan.entitlements.items()
+        },
+    }

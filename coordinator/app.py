@@ -1,0 +1,129 @@
+"""The composition root of a coordinator."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+
+from aiohttp import web
+
+from coordinator.admin import Admin
+from coordinator.leader import PoolLeader
+from coordinator.settings import Settings
+from coordinator.telemetry import Telemetry
+from service.filewatch import FileWatch
+from service.options import Address
+from tokenpool.entitlements import PoolFile
+from tokenpool.poolfile import PoolFileError, parse
+from tokenpool.store import StoreDown
+from tokenpool.store.address import open_store
+
+log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """One running coordinator."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._clock = time.monotonic
+        name = settings.name or socket.gethostname()
+        self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.leaders: dict[str, PoolLeader] = {}
+        self._gone: list[PoolLeader] = []
+        self._lead(self._read())
+        self.telemetry = Telemetry(lambda: self.leaders)
+        self._admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
+        self._watch = FileWatch((settings.config,), self.reload)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _read(self) -> PoolFile:
+        path = self.settings.config
+        return parse(path.read_text(encoding="utf-8"), name=str(path)).file
+
+    def _lead(self, file: PoolFile) -> None:
+        """Lead the pools of this file, and no others."""
+        settings = self.settings
+        for pool in file.pools:
+            leader = self.leaders.get(pool.name)
+            if leader is not None:
+                leader.follow(file, pool)
+                continue
+            store = open_store(settings.store, pool.name, settings.grant_lifetime, settings.store_timeout)
+            self.leaders[pool.name] = PoolLeader(settings, store, file, pool, self._candidate, self._clock)
+        named = {pool.name for pool in file.pools}
+        for name in [name for name in self.leaders if name not in named]:
+            self._gone.append(self.leaders.pop(name))
+
+    def reload(self) -> None:
+        """Read the pool file and lead with it, or say why not."""
+        try:
+            file = self._read()
+        except (PoolFileError, OSError, UnicodeError) as error:
+            log.error("the pool file is invalid; the old one stays in force: %s", error)
+            self.telemetry.config_is_current = False
+            return
+        self.telemetry.config_is_current = True
+        self._lead(file)
+        log.info("the pool file is in force", extra={"pools": list(self.leaders)})
+
+    async def start(self) -> None:
+        """Listen, and begin to tick. Raises ``OSError``."""
+        self._runner = web.AppRunner(self._admin.application(), access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, self.settings.listen.host, self.settings.listen.port).start()
+        host, port, *_ = self._runner.addresses[0]
+        self.listens_on = Address(host, port)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._tick_forever()), loop.create_task(self._watch.run())]
+        log.info("listening", extra={"listen": str(self.listens_on), "pools": list(self.leaders)})
+
+    async def _tick_forever(self) -> None:
+        while True:
+            started = self._clock()
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for leader in list(self.leaders.values()):
+                        group.create_task(leader.turn())
+                while self._gone:
+                    await _leave(self._gone.pop())
+            except Exception:
+                # A tick that fails is a defect; the last limits stand, and the next tick may be better.
+                log.critical("a tick failed", exc_info=True)
+            await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
+
+    async def stop(self) -> None:
+        """Give the lead away and end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for leader in self.leaders.values():
+            await _leave(leader)
+        await self._runner.cleanup()
+        log.info("stopped")
+
+
+async def _leave(leader: PoolLeader) -> None:
+    try:
+        await leader.resign()
+    except StoreDown as error:
+        log.warning("the lease could not be given back; it expires", extra={"error": str(error)})
+    await leader.close()
+
+
+async def serve(settings: Settings) -> None:
+    """Run a coordinator until SIGTERM or SIGINT; SIGHUP reads the pool file anew."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    coordinator = Coordinator(settings)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await coordinator.start()
+    loop.add_signal_handler(signal.SIGHUP, coordinator.reload)
+    await stopping.wait()
+    await coordinator.stop()

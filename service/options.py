@@ -1,0 +1,168 @@
+"""Options of a process: the command line and the environment into one frozen record, validated.
+
+Every option ``--some-option`` may also be given as ``TOKENPOOL_SOME_OPTION``; the command line wins. The
+record's fields give names, types and defaults; a ``Form`` says the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+Record = TypeVar("Record")
+
+
+class SettingsError(ValueError):
+    """An option is missing or makes no sense; the text names it and the fix."""
+
+
+class Address(NamedTuple):
+    """A host and a TCP port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Form(Generic[Record]):
+    """How a record is read."""
+
+    record: type[Record]
+    helps: Mapping[str, str]
+    """By field, in the order in which they are shown."""
+    example: str
+    """A whole command, for who left something out."""
+    readers: Mapping[str, Callable[[str, str], Any]] = field(default_factory=dict)
+    """By field: from text and where it came from. The others are read by their defaults' types."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare every option on a parser; defaults and the environment are applied by ``read``."""
+        defaults = self._defaults()
+        for name, text in self.helps.items():
+            shown = "" if defaults.get(name) is None else f" [{defaults[name]}]"
+            explained = f"{text}{shown} ({variable(name)})"
+            if defaults.get(name) is False:
+                parser.add_argument(option(name), action="store_const", const="true", help=explained)
+            else:
+                parser.add_argument(option(name), help=explained, metavar="X")
+
+    def read(self, arguments: argparse.Namespace, environment: Mapping[str, str]) -> Record:
+        """The record from parsed arguments and the environment. Raises ``SettingsError``."""
+        given: dict[str, Any] = {}
+        for name in self.helps:
+            text, source = getattr(arguments, name), option(name)
+            if text is None and environment.get(variable(name)):
+                text, source = environment[variable(name)], variable(name)
+            if text is not None:
+                given[name] = self._convert(name, text, source)
+        defaults = self._defaults()
+        missing = [option(name) for name in self.helps if name not in given and name not in defaults]
+        if missing:
+            raise SettingsError(f"{' and '.join(missing)} must be given, e.g. {self.example}")
+        return self.record(**given)
+
+    def _defaults(self) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for each in fields(self.record):  # type: ignore[arg-type]
+            if each.default is not MISSING:
+                made[each.name] = each.default
+        return made
+
+    def _convert(self, name: str, text: str, source: str) -> Any:
+        if name in self.readers:
+            return self.readers[name](text, source)
+        default = self._defaults().get(name)
+        if isinstance(default, bool):
+            return boolean(text, source)
+        if isinstance(default, int):
+            return int(positive(text, source, whole=True))
+        if isinstance(default, float):
+            return positive(text, source)
+        return text
+
+
+def option(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment's spelling of a field."""
+    return "TOKENPOOL_" + name.upper()
+
+
+def path(text: str, source: str) -> Path:
+    """A path, as it is given."""
+    return Path(text)
+
+
+def one_of(*choices: str) -> Callable[[str, str], str]:
+    """A reader of one of a few words."""
+
+    def read(text: str, source: str) -> str:
+        if text not in choices:
+            raise SettingsError(f"{source}: {text!r} is not one of {', '.join(choices)}")
+        return text
+
+    return read
+
+
+def matching(pattern: str, what: str) -> Callable[[str, str], str]:
+    """A reader of text of a certain form."""
+
+    def read(text: str, source: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise SettingsError(f"{source}: {text!r} is not {what}")
+        return text
+
+    return read
+
+
+def address(text: str, source: str) -> Address:
+    """``HOST:PORT``, ``[V6]:PORT`` or ``:PORT`` (all interfaces)."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise SettingsError(f"{source}: {text!r} is not HOST:PORT, such as 127.0.0.1:8080")
+    return Address(host or "0.0.0.0", int(port))
+
+
+def upstream(text: str, source: str) -> Address:
+    """``http://HOST:PORT`` of a server next door, without a path."""
+    match = re.fullmatch(r"http://([^/?#@]+)/?", text)
+    if match is None:
+        raise SettingsError(
+            f"{source}: {text!r} is not http://HOST:PORT; the engine is next door, so plain HTTP and no path"
+        )
+    authority = match[1]
+    if not re.search(r":\d+$", authority):
+        authority += ":80"
+    return address(authority, source)
+
+
+def boolean(text: str, source: str) -> bool:
+    """Yes or no, in the usual words."""
+    lowered = text.lower()
+    if lowered not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise SettingsError(f"{source}: {text!r} is neither true nor false")
+    return lowered in ("1", "true", "yes", "on")
+
+
+def positive(text: str, source: str, *, whole: bool = False) -> float:
+    """A number above 0."""
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        number = 0
+    if not 0 < number < float("inf"):
+        kind = "whole number" if whole else "number"
+        raise SettingsError(f"{source}: {text!r} is not a {kind} above 0")
+    return number

@@ -1,0 +1,61 @@
+"""A request that waits at the door: in the place of an exchange until it is decided.
+
+Nothing was sent for it yet, so whatever ends it early costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sidecar.gate import Gate, Passage, Refusal, Suspense
+from sidecar.http.heads import RequestHead
+from tokenpool.outcomes import Reason
+
+
+class Client(Protocol):
+    """What a connection does for a request that waits."""
+
+    def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
+        """The wait is over."""
+
+
+class Waiting:
+    """One request between its pricing and its admission."""
+
+    __slots__ = ("_client", "_gate", "_head", "_suspense", "last_progress")
+
+    def __init__(self, client: Client, gate: Gate, suspense: Suspense, head: RequestHead) -> None:
+        self._client = client
+        self._gate = gate
+        self._suspense = suspense
+        self._head = head
+        self.last_progress = suspense.started_at
+        suspense.on_decided = self._decided
+
+    def _decided(self, decided: Passage | Refusal) -> None:
+        self._client.on_decided(self._head, decided)
+
+    def client_gone(self) -> None:
+        """The client went away before anything was decided."""
+        self._gate.give_up(self._suspense)
+
+    def drain(self) -> None:
+        """The sidecar stops: what has not begun does not begin."""
+        self._gate.withdraw(self._suspense)
+        self._decided(
+            Refusal(
+                Reason.DRAINING,
+                "this replica is shutting down; another one will answer",
+                retry_after_s=1.0,
+                account=self._suspense.account,
+            )
+        )
+
+    def time_out(self) -> None:
+        """Waits are bounded far below any limit on an exchange."""
+
+    def pause(self) -> None:
+        """Nothing flows yet."""
+
+    def resume(self) -> None:
+        """Nothing flows yet."""

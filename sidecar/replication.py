@@ -1,0 +1,291 @@
+"""Replication: carries a sidecar's messages to the books in a store, and what the books say back.
+
+What is said and what it means is ``tokenpool.grants``'s; here are the clock, the loops and the failures. No
+request waits here for anything but the answer to a message, and never longer than its own patience.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Callable
+
+from sidecar.engine import EngineWatcher
+from sidecar.gate import Gate
+from sidecar.identity import KeyUnreadable
+from sidecar.poolwatch import Configuration, of_published
+from sidecar.settings import Settings, SettingsError
+from sidecar.telemetry import Telemetry
+from tokenpool.amounts import NOTHING
+from tokenpool.books import RECALL
+from tokenpool.grants import Grants, GrantSettings, Mode
+from tokenpool.store import Store, StoreDown
+from tokenpool.wire import SidecarReport, WireError, decode_file, encode_file, encode_report
+
+log = logging.getLogger(__name__)
+
+READ_EVERY_S = 2.0
+"""How often all limits are read: what shares are made of, should the books fail."""
+
+
+class Replication:
+    """One sidecar's line to the books."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        gate: Gate,
+        telemetry: Telemetry,
+        watcher: EngineWatcher,
+        store: Store,
+        own: Configuration,
+        enforce: Callable[[Configuration], None],
+    ) -> None:
+        self._settings = settings
+        self._gate = gate
+        self._telemetry = telemetry
+        self._watcher = watcher
+        self._store = store
+        self._enforce = enforce
+        self._own = own
+        self._own_version = encode_file(own.file)[0]
+        self.file_version = ""
+        """Of the published pool file in force here; empty while this sidecar's own is."""
+        self._published_version = ""
+        name = settings.name or socket.gethostname()
+        # A process that starts again is another holder: what its predecessor held has to expire.
+        holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.grants = Grants(
+            holder,
+            GrantSettings(
+                settings.grant_lifetime,
+                settings.tick,
+                settings.borrow_timeout,
+                settings.guaranteed_borrow_timeout,
+            ),
+            gate.pool.max_replicas,
+        )
+        self.grants.follow(gate.accounts, telemetry.clock())
+        gate.grants = self.grants
+        gate.on_books_wanted = self.speak_soon
+        self.calls: Counter[str] = Counter()
+        """Messages to the books, by how they ended."""
+        self.last_error = ""
+        self._is_down = False
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
+        self._part: asyncio.Task[None] | None = None
+        self._is_due = False
+        self._read_now = asyncio.Event()
+
+    # --- what others ask ---
+
+    def problems(self) -> list[str]:
+        """Why limits are not to be relied on yet."""
+        if self.grants.answered_at is None and not self.grants.failures:
+            return ["the books have not answered yet"]
+        return []
+
+    def degraded(self) -> list[str]:
+        """What is not as it should be, though requests are served."""
+        found = []
+        if self.grants.failures:
+            found.append(f"the books do not answer: {self.last_error}")
+        if self.grants.mode is not Mode.JOINED:
+            found.append(f"limits are decided from shares, not from the books ({self.grants.mode})")
+        if not self.grants.has_limits:
+            found.append("no coordinator has published limits yet")
+        if self._telemetry.config_differs:
+            found.append("this sidecar's own pool file differs from the one that the coordinator leads with")
+        return found
+
+    # --- pool files ---
+
+    def own_file(self, configuration: Configuration) -> None:
+        """This sidecar's own file was read anew: it counts only until one is published."""
+        self._own, self._own_version = configuration, encode_file(configuration.file)[0]
+        if not self.file_version:
+            self._enforce(configuration)
+        self._compare()
+
+    def _compare(self) -> None:
+        differs = bool(self.file_version) and self.file_version != self._own_version
+        if differs and not self._telemetry.config_differs:
+            log.warning(
+                "this sidecar's own pool file differs from the published one, which is in force",
+                extra={"own": self._own_version, "published": self.file_version},
+            )
+        self._telemetry.config_differs = differs
+
+    async def _read_file(self) -> None:
+        """Put the published pool file in force."""
+        published = await self._store.file()
+        if published is None or published[0] in (self.file_version, self._published_version):
+            return
+        version, content = published
+        self._published_version = version
+        try:
+            configuration = of_published(decode_file(content), self._settings)
+        except (WireError, SettingsError, KeyUnreadable) as error:
+            log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
+            self._telemetry.reloads["invalid"] += 1
+            return
+        self.file_version = version
+        if version != self._own_version:
+            self._enforce(configuration)
+            self._telemetry.reloads["ok"] += 1
+        log.info("the published pool file is in force", extra={"version": version})
+        self._compare()
+
+    # --- loops ---
+
+    async def run(self) -> None:
+        """Speak, listen and read until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._speak_forever())
+            group.create_task(self._listen_forever())
+            group.create_task(self._read_forever())
+
+    async def _speak_forever(self) -> None:
+        clock, interval = self._telemetry.clock, self._settings.tick
+        while True:
+            started = clock()
+            if self.grants.is_waiting_for_an_answer:
+                self._is_due = True
+            else:
+                await self._speak(is_complete=True)
+            await asyncio.sleep(max(interval - (clock() - started), 0.001))
+
+    def speak_soon(self) -> None:
+        """Something should be said at once: in a message of its own, or in the next one."""
+        self._look_in_time()
+        if not self.grants.is_waiting_for_an_answer and self._part is None:
+            self._part = asyncio.get_running_loop().create_task(self._speak_now())
+
+    async def _speak_now(self) -> None:
+        try:
+            await self._speak(is_complete=False)
+        finally:
+            self._part = None
+
+    async def _speak(self, *, is_complete: bool) -> None:
+        """Exchange messages until there is nothing more to say."""
+        grants, clock = self.grants, self._telemetry.clock
+        while not grants.is_waiting_for_an_answer:
+            message = grants.message(clock(), is_complete=is_complete, report=self._report())
+            if message is None:
+                return
+            try:
+                answer = await self._store.exchange(message)
+            except StoreDown as error:
+                self._failed(error)
+                is_complete = grants.failures == 1
+                if not is_complete:
+                    return
+                continue
+            except BaseException:
+                grants.failed(clock())
+                raise
+            grants.answered(answer, clock())
+            self.calls["answered"] += 1
+            self._recovered()
+            if answer.file_version != self.file_version:
+                self._read_now.set()
+            self._look_in_time()
+            is_complete, self._is_due = self._is_due, False
+            if not (is_complete or grants.has_something_to_say):
+                return
+
+    def _failed(self, error: StoreDown) -> None:
+        self.calls["failed"] += 1
+        self.last_error = str(error)
+        self.grants.failed(self._telemetry.clock())
+        self._look_in_time()
+        if not self._is_down:
+            self._is_down = True
+            log.warning("the books do not answer; going on with what is held", extra={"error": str(error)})
+
+    def _recovered(self) -> None:
+        if self._is_down:
+            self._is_down = False
+            log.info("the books answer again")
+
+    def _report(self) -> bytes:
+        """What the coordinator should know of this sidecar."""
+        engine, seen, gate = self._gate.engine, self._watcher.status.last, self._gate
+        amount = self._watcher.capacity.amount() if self._watcher.capacity.is_known else NOTHING
+        serves = engine.is_up and not gate.is_draining
+        return encode_report(
+            SidecarReport(
+                capacity=amount if serves else NOTHING,
+                replica=amount,
+                engine_up=engine.is_up,
+                running=seen.running if seen else 0.0,
+                waiting=seen.waiting if seen else 0.0,
+                kv_usage=seen.kv_usage if seen else 0.0,
+                mode=self.grants.mode.value,
+                file_version=self.file_version or self._own_version,
+                draining=gate.is_draining,
+            )
+        )
+
+    async def _listen_forever(self) -> None:
+        """Act on what the books push. Without pushes everything works, a little later."""
+        while True:
+            with contextlib.suppress(StoreDown):
+                async for push in self._store.listen(self.grants.holder):
+                    now = self._telemetry.clock()
+                    wanted = (
+                        self.grants.recalled(push.entitlement, now)
+                        if push.kind == RECALL
+                        else self.grants.freed(push.entitlement)
+                    )
+                    if wanted:
+                        self.speak_soon()
+            await asyncio.sleep(self._settings.tick)
+
+    async def _read_forever(self) -> None:
+        """Read all limits now and then, and the pool file when another one is published."""
+        while True:
+            with contextlib.suppress(StoreDown):
+                self.grants.learn(await self._store.limits(), self._telemetry.clock())
+                await self._read_file()
+            wait = READ_EVERY_S if self.grants.has_limits else self._settings.tick
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._read_now.wait(), wait)
+            self._read_now.clear()
+
+    # --- those who wait ---
+
+    def _look_in_time(self) -> None:
+        """Have the requests that wait looked at when the first one's time is up."""
+        at = self.grants.looks_at()
+        if at >= self._looks_at:
+            return
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._looks_at = at
+        delay = max(at - self._telemetry.clock(), 0.0)
+        self._look_timer = asyncio.get_running_loop().call_later(delay, self._look)
+
+    def _look(self) -> None:
+        self._look_timer, self._looks_at = None, math.inf
+        self.grants.look(self._telemetry.clock())
+        if self.grants.has_something_to_say:
+            self.speak_soon()
+        self._look_in_time()
+
+    async def stop(self) -> None:
+        """Return everything that is held, as far as the books answer; then let go of the store."""
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        if not self.grants.is_waiting_for_an_answer:
+            with contextlib.suppress(StoreDown, TimeoutError):
+                await asyncio.wait_for(self._store.exchange(self.grants.farewell()), 1.0)
+        await self._store.close()
