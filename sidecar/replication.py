@@ -58,6 +58,8 @@ class Replication:
         self.file_version = ""
         """Of the published pool file in force here; empty while this sidecar's own is."""
         self._published_version = ""
+        """The last one that was looked at, enforced or not."""
+        self._in_force = self._own_version
         name = settings.name or socket.gethostname()
         # A process that starts again is another holder: what its predecessor held has to expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -112,6 +114,11 @@ class Replication:
         self._own, self._own_version = configuration, encode_file(configuration.file)[0]
         if not self.file_version:
             self._enforce(configuration)
+            self._in_force = self._own_version
+        else:
+            # A key file may have changed, and the published file may name it.
+            self._in_force = self._published_version = ""
+            self._read_now.set()
         self._compare()
 
     def _compare(self) -> None:
@@ -126,7 +133,7 @@ class Replication:
     async def _read_file(self) -> None:
         """Put the published pool file in force."""
         published = await self._store.file()
-        if published is None or published[0] in (self.file_version, self._published_version):
+        if published is None or published[0] == self._published_version:
             return
         version, content = published
         self._published_version = version
@@ -137,8 +144,9 @@ class Replication:
             self._telemetry.reloads["invalid"] += 1
             return
         self.file_version = version
-        if version != self._own_version:
+        if version != self._in_force:
             self._enforce(configuration)
+            self._in_force = version
             self._telemetry.reloads["ok"] += 1
         log.info("the published pool file is in force", extra={"version": version})
         self._compare()
@@ -195,7 +203,7 @@ class Replication:
             grants.answered(answer, clock())
             self.calls["answered"] += 1
             self._recovered()
-            if answer.file_version != self.file_version:
+            if answer.file_version not in (self.file_version, self._published_version):
                 self._read_now.set()
             self._look_in_time()
             is_complete, self._is_due = self._is_due, False

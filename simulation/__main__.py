@@ -1,0 +1,88 @@
+"""``make sim``: the protocol at the size of a large pool, and its figures. ``SIM_SEED`` picks another world."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from simulation.mixes import all_of, lone_tenant, skewed, small_tenants
+from simulation.world import Figures, Setup, simulate
+
+OUT = Path(__file__).parent.parent / "out" / "sim"
+SIZES = ((100, 200, 20.0), (1000, 200, 8.0))
+"""Sidecars, entitlements, seconds."""
+
+
+def main() -> int:
+    """Simulate everything once, and say what came out."""
+    seed = int(os.environ.get("SIM_SEED") or secrets.randbelow(10**6))
+    print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
+    print(_HEAD)
+    runs: list[tuple[str, Setup]] = [
+        ("small tenants", small_tenants(seed=seed)),
+        ("lone tenant", lone_tenant(seed=seed)),
+        ("skewed, four sidecars", skewed(4, seed=seed)),
+        ("skewed, one sidecar", skewed(1, seed=seed)),
+    ]
+    for sidecars, entitlements, seconds in SIZES:
+        runs += [
+            (f"{sidecars} x {entitlements}, {name}", setup)
+            for name, setup in all_of(sidecars, entitlements, seed=seed, seconds=seconds)
+        ]
+    rows = []
+    for name, setup in runs:
+        started = time.monotonic()
+        figures = simulate(setup)
+        rows.append(row(name, setup, figures))
+        print(_line(rows[-1]) + f"   ({time.monotonic() - started:.0f} s)", flush=True)
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "result.json").write_text(json.dumps({"seed": seed, "runs": rows}, indent=1))
+    return 0 if all(r["over"] < 1 for r in rows) else 1
+
+
+def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:
+    """The figures of one run."""
+    requests = max(figures.requests, 1)
+    seconds = max(setup.seconds, 1e-9)
+    return {
+        "run": name,
+        "requests": figures.requests,
+        "over": figures.over_admitted,
+        "over_apart": figures.over_cut_off,
+        "utilisation": figures.utilisation,
+        "idle_refusals": figures.idle_refusals / requests,
+        "guaranteed_sheds": figures.guaranteed_sheds / requests,
+        "borrows": figures.borrows / requests,
+        "borrow_ms": 1000 * figures.borrowed_s / max(figures.borrows, 1),
+        "reconverged_s": figures.reconverged_s,
+        "messages": figures.messages / setup.sidecars / seconds,
+        "rows": figures.rows / setup.sidecars / seconds,
+    }
+
+
+_COLUMNS: Sequence[tuple[str, str, str]] = (
+    ("requests", "requests", "{:.0f}"),
+    ("over", "over", "{:.2f}"),
+    ("over_apart", "over, apart", "{:.1f}"),
+    ("utilisation", "utilised", "{:.1%}"),
+    ("idle_refusals", "idle refusals", "{:.2%}"),
+    ("guaranteed_sheds", "guaranteed shed", "{:.2%}"),
+    ("borrows", "borrows/req", "{:.2f}"),
+    ("borrow_ms", "ms each", "{:.1f}"),
+    ("reconverged_s", "reconverged s", "{:.2f}"),
+    ("messages", "messages/s", "{:.1f}"),
+)
+_HEAD = f"{'':26}" + "".join(f"{title:>16}" for _, title, _ in _COLUMNS)
+
+
+def _line(figures: dict[str, float | str]) -> str:
+    return f"{figures['run']:26}" + "".join(f"{form.format(figures[key]):>16}" for key, _, form in _COLUMNS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Real processes together: sidecars, coordinators, a real Redis, engines."""

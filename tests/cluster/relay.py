@@ -1,0 +1,66 @@
+"""A TCP relay in front of Redis that can be slow, or lose everything, as a network does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+
+class Relay:
+    """Carries bytes to a port. ``delay_s`` is added each way; ``is_cut`` loses bytes and says nothing."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.delay_s = 0.0
+        self.is_cut = False
+        self.port = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, port: int = 0) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            inner = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            self._tasks.discard(task)
+            return
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._carry(reader, inner[1]))
+                group.create_task(self._carry(inner[0], writer))
+        except* OSError:
+            pass
+        finally:
+            writer.transport.abort()
+            inner[1].transport.abort()
+            self._tasks.discard(task)
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Bytes of one direction, each piece late by the delay but in order."""
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(1 << 16):
+            if self.is_cut:
+                continue
+            if self.delay_s:
+                loop.call_later(self.delay_s, _write, writer, data)
+            else:
+                _write(writer, data)
+        with contextlib.suppress(OSError, RuntimeError):
+            writer.write_eof()
+
+
+def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if not writer.transport.is_closing():
+        writer.write(data)
