@@ -16,7 +16,7 @@ from sidecar.identity import KeyRing
 from sidecar.routes import ROUTES, Route
 from sidecar.telemetry import Telemetry
 from sidecar.usage import Stamp
-from tokenpool.admission import Admit, EngineRoom, Shed, admit, never_fits
+from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Cost, EngineShape, Usage
 from tokenpool.entitlements import Pool, PoolFile
@@ -239,6 +239,9 @@ class Gate:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         grants = self.grants
         if grants is not None and not grants.covers(account, cost, now):
+            shed = hopeless(self.ledger, account, cost, self.engine.room)
+            if shed is not None:
+                return self._shed(account, parsed.body, shed, now)
             suspense = self._suspend(grants, account, parsed, cost, now)
             if suspense is not None:
                 return suspense
@@ -248,8 +251,6 @@ class Gate:
         self, grants: Grants, account: Account, parsed: Parsed, cost: Cost, now: float
     ) -> Suspense | None:
         """Have a request wait, if that may be of use."""
-        if never_fits(account.entitlement.ceiling, cost, self.engine.room) is not None:
-            return None
         suspense = Suspense(self, account, parsed, cost, now)
         suspense.waiter = grants.wait(account, cost, now, suspense.decide)
         if suspense.waiter is None:
@@ -277,11 +278,14 @@ class Gate:
             if is_retry:
                 retries.admitted(body)
             return Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
-        if decision.reason is not Reason.NEVER_FITS:
-            retries.shed(body, now)
-        if decision.reason is Reason.TOKENS_PER_SECOND:
+        return self._shed(account, body, decision, now)
+
+    def _shed(self, account: Account, body: bytes, shed: Shed, now: float) -> Refusal:
+        if shed.reason is not Reason.NEVER_FITS:
+            account.retries.shed(body, now)
+        if shed.reason is Reason.TOKENS_PER_SECOND:
             self.throughput_sheds += 1
-        return self._refusal(account, decision)
+        return self._refusal(account, shed)
 
     def _refusal(self, account: Account, shed: Shed) -> Refusal:
         name = account.entitlement.name

@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tokenpool.admission import Admit, EngineRoom, Shed, admit
+from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
 from tokenpool.books import RECALL, Answer, Books, Message
 from tokenpool.cost import Ask, Cost, EngineShape, Usage
@@ -92,7 +92,7 @@ class Figures:
     admitted: int = 0
     sheds: Counter[str] = field(default_factory=Counter)
     idle_refusals: int = 0
-    """Sheds by a limit while the entitlement used less than its limit, the books being up."""
+    """Sheds by a limit at a sidecar that was joined, while the entitlement used less than its limit."""
     guaranteed_sheds: int = 0
     """Sheds of requests inside a guarantee."""
     borrows: int = 0
@@ -181,6 +181,10 @@ class _Sidecar:
         cost = account.pricer.price(ask, SHAPE)
         now = self.clock()
         if not self.grants.covers(account, cost, now):
+            shed = hopeless(self.ledger, account, cost, self.room)
+            if shed is not None:
+                self.world.refused(self, request, shed, account, cost)
+                return
             waiter = self.grants.wait(account, cost, now, lambda: self._decide(request, account, ask, cost))
             if waiter is not None:
                 self.send(is_complete=False)
@@ -196,12 +200,13 @@ class _Sidecar:
             self.backlog.append(request)
             self._start()
         else:
-            self.world.refused(request, decision, account, cost)
+            self.world.refused(self, request, decision, account, cost)
 
     def _start(self) -> None:
         while self.backlog and self.running < self.world.setup.slots:
             request = self.backlog.popleft()
             self.running += 1
+            self.world.began()
             seconds = request.size / TOKENS_PER_SEQUENCE_S
             # The engine goes on while the sidecar is paused; settling waits.
             self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
@@ -374,8 +379,6 @@ class World:
         name = account.entitlement.name
         self._running[name] += 1
         self.figures.most_running[name] = max(self.figures.most_running[name], self._running[name])
-        self._count_busy()
-        self._busy += 1
         if self.now >= self.setup.warm_up_s:
             self.figures.admitted += 1
         if sidecar.grants.mode is not Mode.JOINED:
@@ -390,6 +393,11 @@ class World:
             else:
                 self.figures.over_cut_off = max(self.figures.over_cut_off, excess)
 
+    def began(self) -> None:
+        """An engine began with a request."""
+        self._count_busy()
+        self._busy += 1
+
     def ended(self, sidecar: _Sidecar, request: _Request) -> None:
         """A request was served and settled; its worker thinks, and comes again."""
         name = request.tenant.entitlement.name
@@ -399,15 +407,16 @@ class World:
         self.figures.service[name] += request.size
         self._again(request.tenant, request.tenant.think_s)
 
-    def refused(self, request: _Request, shed: Shed, account: Account, cost: Cost) -> None:
+    def refused(self, sidecar: _Sidecar, request: _Request, shed: Shed, account: Account, cost: Cost) -> None:
         """A request was shed: was there reason to? Its worker comes again."""
         name = account.entitlement.name
         if self.now >= self.setup.warm_up_s:
             self.figures.sheds[shed.reason.value] += 1
-            page = self.books.read(self.now).pages.get(name) if self.books is not None else None
+            page = self.books.page(name, self.now) if self.books is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
-            in_use = sum(s.accounts[name].concurrency_in_use for s in self.sidecars)
-            if page is not None and limited:
+            in_use = self._running[name]
+            is_joined = sidecar.grants.mode is Mode.JOINED and not sidecar.grants.failures
+            if page is not None and limited and is_joined:
                 kv = sum(s.accounts[name].kv_in_use for s in self.sidecars)
                 self.figures.idle_refusals += (
                     in_use + cost.sequences <= page.limit.concurrency
@@ -507,9 +516,8 @@ class World:
     def _crash(self, sidecar: _Sidecar) -> None:
         sidecar.is_gone = True
         self._retire(sidecar)
-        lost = sum(a.concurrency_in_use for a in sidecar.accounts.values())
         self._count_busy()
-        self._busy -= lost
+        self._busy -= sidecar.running
         for name, account in sidecar.accounts.items():
             self._running[name] -= account.concurrency_in_use
         # Its clients come back: the requests are lost, the workers are not.

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tokenpool.amounts import Amount, Dimension
+from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.cost import Ask, Cost
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Reason
@@ -99,6 +99,19 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     return None
 
 
+def hopeless(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+    """The refusal of a request that no larger grant could get in here; ``None`` where one might."""
+    refusal = never_fits(account.entitlement.ceiling, cost, room)
+    if refusal is not None:
+        return refusal
+    if account.entitlement.guarantee != NOTHING or account.assured == NOTHING:
+        return None  # what is assured is not known before the books have answered
+    refusal = _engine_full(ledger, account, cost, room)
+    if refusal is not None:
+        account.meter.offer(cost)
+    return refusal
+
+
 def _never(dimension: Dimension, limit: float, cost: float) -> Shed:
     return Shed(Reason.NEVER_FITS, dimension, limit, 0.0, cost, 0.0)
 
@@ -131,10 +144,15 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
 
 
 def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
-    """Beyond what is assured, the engine itself must have room, in each dimension by itself."""
+    """Beyond what is assured, the engine itself must have room, in each dimension by itself.
+
+    A share of a pool of many engines may be more than one of them runs. Only a guarantee may queue beyond
+    that: what another engine could run at once is better not held here.
+    """
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
-    is_assured = account.concurrency_in_use + sequences <= assured.concurrency
+    most = max(room.slots, account.entitlement.guarantee.concurrency)
+    is_assured = account.concurrency_in_use + sequences <= min(assured.concurrency, most)
     if running + sequences > room.slots and not is_assured:
         return _full(Dimension.CONCURRENCY, room.slots, running, sequences, ledger, account)
     resident = ledger.kv_in_use + room.foreign_kv_tokens

@@ -31,6 +31,8 @@ _ZERO: Vector = (0.0, 0.0, 0.0)
 
 REMEMBER_S = 60.0
 """How long the books know what a silent sidecar had spent."""
+CONTENDED_S = 0.5
+"""How long sidecars hold nothing beyond use after one of them was short; asked anew after half of it."""
 WAIT_S = 0.25
 """How long a sidecar that was refused is told when something comes free."""
 FLOOR_MEMORY_S = 5.0
@@ -100,6 +102,8 @@ class Grant(NamedTuple):
     kv_elsewhere: float = 0.0
     """In use at other sidecars, as they last said."""
     concurrency_elsewhere: float = 0.0
+    is_contended: bool = False
+    """Somebody was short of late: what is not in use is better returned."""
 
 
 NO_GRANT = Grant()
@@ -191,12 +195,13 @@ class _Row:
 class _Page:
     """One entitlement's page: its limit, its bucket, its holders."""
 
-    __slots__ = ("at", "floor", "level", "limit", "rows", "sums", "waiters")
+    __slots__ = ("at", "contended_until", "floor", "level", "limit", "rows", "sums", "waiters")
 
     def __init__(self, now: float) -> None:
         self.limit = Limit()
         self.level = 0.0
         self.at = now
+        self.contended_until = -math.inf
         self.floor: list[float] = [0.0, 0.0, 0.0]
         self.sums = list(_NOBODY)
         self.rows: dict[str, _Row] = {}
@@ -264,6 +269,8 @@ class Books:
         self._pages: dict[str, _Page] = {}
         self._holders: dict[str, _Holder] = {}
         self._alive = 0
+        self._expire_at = math.inf
+        """Nobody expires, and nobody is forgotten, before."""
         self.epoch = 0
         """Of the coordinator whose limits stand; 0 before the first."""
         self.file_version = ""
@@ -314,6 +321,14 @@ class Books:
             now >= self._opens_at,
         )
 
+    def page(self, name: str, now: float) -> Page | None:
+        """One entitlement."""
+        page = self._pages.get(name)
+        if page is None:
+            return None
+        page.refill(now)
+        return page.view()
+
     def limits(self) -> dict[str, Limit]:
         """All limits as published."""
         return {name: page.limit for name, page in self._pages.items() if page.limit.depth > 0}
@@ -340,11 +355,13 @@ class Books:
             standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
             return Answer(standing, is_open, self._alive, self.file_version)
         holder.number, holder.at = message.number, now
+        self._expire_at = min(self._expire_at, now + REMEMBER_S)
         if message.is_complete:
             if not holder.is_alive:
                 holder.is_alive = True
                 self._alive += 1
             holder.expires_at = now + self._lifetime_s
+            self._expire_at = min(self._expire_at, holder.expires_at)
             holder.report = message.report
             for name in sorted(holder.names.difference(message.holdings)):
                 self._pages[name].drop(name_of_holder)
@@ -379,7 +396,7 @@ class Books:
         page.refill(now)
         row = page.rows.get(holder)
         values = row.values if row is not None else _NOBODY
-        return _grant(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS])
+        return _grant(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS], now)
 
     def _book(self, holder: str, name: str, said: Holding, now: float, is_open: bool) -> Grant:
         page = self._page(name, now)
@@ -418,13 +435,19 @@ class Books:
         )
         if said.is_urgent and is_short:
             page.waiters[holder] = now + WAIT_S
-            for other in sorted(page.rows):
-                values = page.rows[other].values
-                if other != holder and (values[_KV] > 0 or values[_CONCURRENCY] > 0 or values[_TOKENS] > 0):
-                    self.pushes.append(Push(other, RECALL, name))
+            if page.contended_until < now + CONTENDED_S / 2:
+                page.contended_until = now + CONTENDED_S
+                self._recall(name, page, holder)
         else:
             self._tell_waiters(name, page, holder, now)
-        return _grant(page, row.values, kv_tokens, concurrency, tokens)
+        return _grant(page, row.values, kv_tokens, concurrency, tokens, now)
+
+    def _recall(self, name: str, page: _Page, asker: str) -> None:
+        """Ask everyone else who holds something to return what is not in use."""
+        for other in sorted(page.rows):
+            values = page.rows[other].values
+            if other != asker and (values[_KV] > 0 or values[_CONCURRENCY] > 0 or values[_TOKENS] > 0):
+                self.pushes.append(Push(other, RECALL, name))
 
     def _tell_waiters(self, name: str, page: _Page, teller: str, now: float) -> None:
         """Where there is something to be had now, say so to those who were refused."""
@@ -447,6 +470,8 @@ class Books:
         What they had spent is remembered for a while: one that was cut off and comes back is charged for
         what it spent unheard.
         """
+        if now < self._expire_at:
+            return
         for name, holder in list(self._holders.items()):
             if holder.is_alive and holder.expires_at <= now:
                 holder.is_alive = False
@@ -458,9 +483,18 @@ class Books:
                 for entitlement in sorted(holder.names):
                     self._pages[entitlement].drop(name)
                 del self._holders[name]
+        ends = [h.expires_at if h.is_alive else h.at + REMEMBER_S for h in self._holders.values()]
+        self._expire_at = min(ends, default=math.inf)
 
 
-def _grant(page: _Page, mine: Iterable[float], kv_tokens: float, concurrency: float, tokens: float) -> Grant:
+def _grant(
+    page: _Page,
+    mine: Iterable[float],
+    kv_tokens: float,
+    concurrency: float,
+    tokens: float,
+    now: float,
+) -> Grant:
     values, sums = tuple(mine), page.sums
     return Grant(
         kv_tokens,
@@ -470,4 +504,5 @@ def _grant(page: _Page, mine: Iterable[float], kv_tokens: float, concurrency: fl
         page.level - sums[_TOKENS],
         sums[_KV_USED] - values[_KV_USED],
         sums[_CONCURRENCY_USED] - values[_CONCURRENCY_USED],
+        now < page.contended_until,
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.books import Answer, Grant, Holding, Limit, Message, Vector
+from tokenpool.books import CONTENDED_S, Answer, Grant, Holding, Limit, Message, Vector
 from tokenpool.cost import Cost
 from tokenpool.entitlements import Tier
 from tokenpool.ledger import Account, bucket_depth
@@ -33,8 +33,6 @@ PEAKS = 4
 """Intervals over which the most in use is remembered."""
 HORIZON = 2.0
 """Tokens are held for so many intervals at the rate of demand: a message may be one interval late."""
-CONTENDED_S = 0.5
-"""How long nothing is held beyond use after another sidecar was short."""
 ASK_AGAIN_S = 0.006
 """When a request that still waits asks once more, should no push have come; then ever later."""
 PATIENCE = 3
@@ -349,8 +347,10 @@ class Grants:
                     self._take(name, message.holdings[name], grant, now)
         if message.is_complete:
             self._forget_idle(message)
-        for line in list(self._lines.values()):
-            self._serve(line, now)
+        for name, line in list(self._lines.items()):
+            if line.waiters:
+                self._serve(line, now)
+                self._return_surplus(name, line, now)
 
     def failed(self, now: float) -> None:
         """The message under way was not answered in time. Nobody waits for books that do not answer."""
@@ -515,6 +515,8 @@ class Grants:
             )
         account.bucket.hold(grant.tokens - (account.meter.spent - said.tokens_spent))
         line = self._lines.get(name)
+        if line is not None and grant.is_contended:
+            line.contended_until = now + CONTENDED_S / 2
         if line is not None and said.is_urgent:
             waited = now - line.waiters[0].since if line.waiters else 0.0
             line.ask_again_at = now + max(ASK_AGAIN_S, waited)
@@ -541,6 +543,12 @@ class Grants:
             line.waiters.popleft()
             line.soothe()
             self._decide(waiter, now)
+
+    def _return_surplus(self, name: str, line: _Line, now: float) -> None:
+        """Those who waited may have gone elsewhere, or found the engine full."""
+        account = self._accounts[name]
+        if now < line.contended_until and account.limit.concurrency > account.concurrency_in_use:
+            self._returns.add(name)
 
     def _release(self, line: _Line) -> None:
         while line.waiters:

@@ -3,7 +3,7 @@
 --
 -- meta     hash: opens_at, heard_at, epoch, file_version
 -- pages    set of the names of all pages
--- page:X   hash: p, the packed page {limit, level, at, floor, sums, waiters, rows, kept_at};
+-- page:X   hash: p, the packed page {limit, level, at, floor, sums, waiters, contended_until, rows, kept_at};
 --          and for each holder r:<holder>, its packed row {spent, values}
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
 -- reports  hash by holder; limits: all of them, packed; file: hash of version, content
@@ -42,7 +42,7 @@ local function unpack_page(name, packed)
   end
   return {
     name = name, is_new = true, limit = {0, 0, 0, 0, 0, 0, 0}, level = 0, at = now, floor = {0, 0, 0},
-    sums = nobody(), waiters = {}, rows = 0, kept_at = 0,
+    sums = nobody(), waiters = {}, contended_until = 0, rows = 0, kept_at = 0,
   }
 end
 

@@ -19,6 +19,7 @@ local function grant(i, page, values, kv, conc, tokens)
   grants[i] = {
     kv, conc, tokens, page.limit, page.level - page.sums[TOKENS],
     page.sums[KV_USED] - values[KV_USED], page.sums[CONC_USED] - values[CONC_USED],
+    now < page.contended_until,
   }
 end
 
@@ -70,6 +71,8 @@ redis.call('HSET', HOLDER, 'names', cmsgpack.pack(names))
 -- Ask everyone else who holds something of a page to return what is not in use.
 local function recall(page)
   page.waiters[me] = now + message.wait
+  if page.contended_until >= now + message.contended / 2 then return end
+  page.contended_until = now + message.contended
   local fields = redis.call('HGETALL', page_key(page.name))
   for i = 1, #fields, 2 do
     local other = string.match(fields[i], '^r:(.*)$')

@@ -22,6 +22,7 @@ from msgspec import msgpack
 
 from tokenpool.amounts import Amount
 from tokenpool.books import (
+    CONTENDED_S,
     FLOOR_MEMORY_S,
     REMEMBER_S,
     WAIT_S,
@@ -96,6 +97,7 @@ class RedisStore:
             "lifetime": lifetime_s,
             "remember": REMEMBER_S,
             "wait": WAIT_S,
+            "contended": CONTENDED_S,
             "floor_memory": FLOOR_MEMORY_S,
         }
 
@@ -111,10 +113,8 @@ class RedisStore:
         )
         rows, is_open, sidecars, version = _answers.decode(packed)
         grants = {
-            name: Grant(kv, concurrency, tokens, _limit(limit), level, kv_elsewhere, elsewhere)
-            for name, (kv, concurrency, tokens, limit, level, kv_elsewhere, elsewhere, *_) in zip(
-                message.holdings, rows, strict=True
-            )
+            name: Grant(kv, concurrency, tokens, _limit(limit), *rest[:4])
+            for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
         }
         return Answer(grants, is_open, sidecars, version)
 
