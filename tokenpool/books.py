@@ -27,6 +27,8 @@ from tokenpool.amounts import NOTHING, Amount
 Vector = tuple[float, float, float]
 """An amount on the wire: tokens per second, KV tokens, sequences."""
 
+_EPSILON = 1e-6
+"""Slack of sums of fractions before they are rounded down."""
 _ZERO: Vector = (0.0, 0.0, 0.0)
 
 REMEMBER_S = 60.0
@@ -411,9 +413,9 @@ class Books:
         kv_tokens = concurrency = tokens = 0.0
         if is_open:
             kv_tokens = min(said.kv_wanted, limit.kv_tokens - (sums[_KV] - old[_KV]))
-            concurrency = min(
-                said.concurrency_wanted, limit.concurrency - (sums[_CONCURRENCY] - old[_CONCURRENCY])
-            )
+            free = limit.concurrency - (sums[_CONCURRENCY] - old[_CONCURRENCY])
+            # Whole sequences: parts of one at several sidecars are of no use to any of them.
+            concurrency = float(math.floor(min(said.concurrency_wanted, free) + _EPSILON))
             tokens = max(min(said.tokens_wanted, page.level - (sums[_TOKENS] - old[_TOKENS])), 0.0)
         # May be less than what runs: then nothing new begins until enough of it has ended.
         kv_tokens, concurrency = max(kv_tokens, 0.0), max(concurrency, 0.0)

@@ -124,7 +124,7 @@ class _Line:
         """
         self.refusals += 1
         rate = account.pool_limit.tokens_per_second
-        if account.level <= 0 and rate > 0:
+        if account.level < 0 and rate > 0:
             self.paused_until = now + min(-account.level / rate, LONGEST_PAUSE_S)
         elif self.refusals >= PATIENCE:
             self.paused_until = now + self.pause_s

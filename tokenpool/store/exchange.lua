@@ -99,7 +99,8 @@ for i, said in ipairs(message.holdings) do
   local kv, conc, tokens = 0, 0, 0
   if is_open then
     kv = math.min(kv_wanted, limit[2] - (sums[KV] - old[KV]))
-    conc = math.min(conc_wanted, limit[3] - (sums[CONC] - old[CONC]))
+    -- Whole sequences: parts of one at several sidecars are of no use to any of them.
+    conc = math.floor(math.min(conc_wanted, limit[3] - (sums[CONC] - old[CONC])) + 1e-6)
     tokens = math.max(math.min(tokens_wanted, page.level - (sums[TOKENS] - old[TOKENS])), 0)
   end
   -- May be less than what runs: then nothing new begins until enough of it has ended.

@@ -1,0 +1,84 @@
+"""The protocol on a virtual clock: what holds whatever goes wrong, for seeds that stay and fresh ones."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+
+from simulation.mixes import TROUBLE, lending, lone_tenant, mixed, outage, skewed, small_tenants
+from simulation.world import simulate
+
+FRESH = [secrets.randbelow(10**6) for _ in range(2)]
+"""Printed by pytest as the parameter of whatever fails."""
+SEEDS = [1, 2, 3, *FRESH]
+LIFETIME_S = 1.5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_in_a_quiet_pool_limits_are_exact_and_nothing_free_is_refused(seed: int) -> None:
+    figures = simulate(mixed(10, 20, seed=seed, seconds=12))
+    assert figures.over_admitted < 1
+    assert figures.guaranteed_sheds == 0
+    assert figures.idle_refusals <= 0.015 * figures.requests
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_in_all_trouble_limits_hold_wherever_the_books_answer(seed: int) -> None:
+    figures = simulate(mixed(10, 20, seed=seed, seconds=15, faults=TROUBLE))
+    assert figures.over_admitted < 1
+    assert figures.admitted > 100
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("seed", SEEDS[1:4])
+def test_books_that_are_lost_cost_little_and_are_joined_again_within_two_lifetimes(
+    seed: int, is_empty: bool
+) -> None:
+    quiet = mixed(10, 20, seed=seed, seconds=15)
+    figures, whole = simulate(outage(quiet, 5, 10, is_empty=is_empty)), simulate(quiet)
+    assert figures.over_admitted < 1
+    assert figures.reconverged_s <= 2 * LIFETIME_S
+    assert figures.guaranteed_sheds <= 0.01 * figures.requests
+    assert figures.utilisation >= 0.9 * whole.utilisation
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_small_tenant_is_shed_while_it_has_fewer_than_two_running(seed: int) -> None:
+    figures = simulate(small_tenants(seed=seed))
+    assert figures.requests > 900
+    assert sum(figures.sheds.values()) == 0
+    assert max(figures.most_running.values()) == 2
+    assert figures.borrowed_s / figures.borrows < 0.005
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_small_tenants_that_want_three_get_two(seed: int) -> None:
+    figures = simulate(small_tenants(seed=seed, workers=3))
+    assert figures.over_admitted == 0
+    assert figures.idle_refusals <= 0.005 * figures.requests
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_lone_tenant_has_the_whole_pool(seed: int) -> None:
+    assert simulate(lone_tenant(seed=seed)).utilisation >= 0.97
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_skewed_load_is_served_as_by_one_big_pod(seed: int) -> None:
+    four, one = simulate(skewed(4, seed=seed)), simulate(skewed(1, seed=seed))
+    assert four.utilisation >= 0.98 * one.utilisation
+    assert four.over_admitted == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_lent_guarantee_is_its_owners_at_once(seed: int) -> None:
+    figures = simulate(lending(seed=seed))
+    assert figures.guaranteed_sheds == 0
+    assert figures.utilisation >= 0.9
+    assert figures.service["owner"] > 0
+
+
+def test_a_seed_repeats_its_world() -> None:
+    one, other = (simulate(mixed(5, 10, seed=9, seconds=6, faults=TROUBLE)) for _ in range(2))
+    assert one == other

@@ -1,0 +1,99 @@
+"""One tick: reports in, limits out; and what travels between processes of different versions."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+import pytest
+
+from tests.tokenpool.builders import entitlement
+from tokenpool.amounts import Amount
+from tokenpool.books import Census, Limit, Page
+from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.retries import MOST_REMEMBERED, Retries
+from tokenpool.tick import tick
+from tokenpool.wire import (
+    SidecarReport,
+    WireError,
+    decode_file,
+    decode_report,
+    encode_file,
+    encode_report,
+)
+
+REPLICA = Amount(1000, 10_000, 8)
+
+
+def census(reports: int, **pages: Page) -> Census:
+    packed = encode_report(SidecarReport(REPLICA, REPLICA, True))
+    return Census(pages, {f"s{n}": packed for n in range(reports)}, 1, True)
+
+
+def test_capacity_is_what_the_engines_have_together() -> None:
+    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    made = tick(census(3, a=demand), [entitlement()], 0.25)
+    assert made.plan.capacity == REPLICA * 3
+    assert made.replica == REPLICA
+    assert made.limits["a"].amount == REPLICA * 3
+    assert made.limits["a"].depth == 3000
+    assert made.limits["a"].assured_concurrency == 24
+
+
+def test_debt_is_carried_in_the_books() -> None:
+    one = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), service=Amount(0, 0, 0))
+    made = tick(census(1, a=one), [entitlement(), entitlement("b")], 0.25)
+    assert made.limits["a"].debt == pytest.approx(2.25)
+    assert made.limits["b"].debt == 0
+
+
+def test_a_bucket_holds_two_typical_requests() -> None:
+    page = Page(demand=Amount(10, 100, 1), floor=Amount(5000, 100, 1))
+    assert tick(census(1, a=page), [entitlement()], 0.25).limits["a"].depth == 10_000
+
+
+def test_a_report_that_cannot_be_read_is_named_and_does_not_count() -> None:
+    seen = census(1)
+    made = tick(Census({}, {**seen.reports, "bad": b"\xff"}, 1, True), [entitlement()], 0.25)
+    assert made.unreadable == ["bad"]
+    assert made.plan.capacity == REPLICA
+
+
+def test_reports_of_other_versions_are_read() -> None:
+    newer = msgspec.msgpack.encode({"engine_up": True, "colour": "red", "schema": 9})
+    assert decode_report(newer) == SidecarReport(engine_up=True, schema=9)
+    with pytest.raises(WireError, match="report"):
+        decode_report(b"\xc1")
+
+
+def test_a_pool_file_travels_without_plain_keys() -> None:
+    keys = (KeyRef(KeySource.PLAIN, "secret", 3), KeyRef(KeySource.ENV, "KEY", 4))
+    file = PoolFile((Pool("pool"),), (entitlement(tier=Tier.SPOT, api_keys=keys),), "a")
+    version, content = encode_file(file)
+    assert b"secret" not in content
+    back = decode_file(content)
+    assert back.entitlements[0].ceiling == file.entitlements[0].ceiling
+    digest = hashlib.sha256(b"secret").hexdigest()
+    assert back.entitlements[0].api_keys == (KeyRef(KeySource.SHA256, digest, 3), keys[1])
+    assert encode_file(back)[0] == version
+    with pytest.raises(WireError, match="pool file"):
+        decode_file(b"[]")
+
+
+def test_what_was_shed_a_moment_ago_is_a_retry_once() -> None:
+    retries = Retries()
+    assert not retries.is_retry(b"x", 0)
+    retries.shed(b"x", 0)
+    assert retries.is_retry(b"x", 59)
+    assert not retries.is_retry(b"y", 1)
+    assert not retries.is_retry(b"x", 61)
+    retries.admitted(b"x")
+    assert not retries.is_retry(b"x", 2)
+
+
+def test_retries_are_bounded() -> None:
+    retries = Retries()
+    for number in range(MOST_REMEMBERED + 1):
+        retries.shed(b"%d" % number, 0)
+    assert not retries.is_retry(b"0", 1)
+    assert retries.is_retry(b"1", 1)
