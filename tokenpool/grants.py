@@ -534,6 +534,9 @@ class Grants:
         while line.waiters:
             waiter = line.waiters[0]
             account, cost = waiter.account, waiter.cost
+            if _is_inside_guarantee(account, cost):
+                # As was just heard: what was known when it came may have been old.
+                waiter.deadline = max(waiter.deadline, waiter.since + self.settings.guaranteed_borrow_s)
             if self.mode is Mode.JOINED and not (
                 account.bucket.level > 0
                 and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
