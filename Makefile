@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench engine fuzz clean
+.PHONY: help demo test check format bench sim engine fuzz clean
 
 help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.installed ## a real engine, a sidecar and three tenants under load; DEMO_SECONDS=30 ends it
+demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SIDECARS=3, DEMO_SECONDS=30
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
@@ -27,6 +27,9 @@ format: .venv/.installed ## format the code, and mend what the linter can
 bench: .venv/.installed ## the proxy beside nginx, Envoy and aiohttp, as ratios in one run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	$(BIN)/python -m bench
+
+sim: .venv/.installed ## the protocol between sidecars and books on a virtual clock, large; SIM_SEED=1 repeats a world
+	$(BIN)/python -m simulation
 
 fuzz: .venv/.installed ## look for malformed requests that get a wrong answer; FUZZ_EXAMPLES=2000 says how long
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/pytest -q tests/sidecar/test_fuzz.py

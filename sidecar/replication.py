@@ -14,7 +14,9 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
@@ -22,7 +24,7 @@ from sidecar.identity import KeyUnreadable
 from sidecar.poolwatch import Configuration, of_published
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
-from tokenpool.amounts import NOTHING
+from tokenpool.amounts import NOTHING, Dimension
 from tokenpool.books import RECALL
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
@@ -76,6 +78,7 @@ class Replication:
         self.grants.follow(gate.accounts, telemetry.clock())
         gate.grants = self.grants
         gate.on_books_wanted = self.speak_soon
+        telemetry.books = self.metrics
         self.calls: Counter[str] = Counter()
         """Messages to the books, by how they ended."""
         self.last_error = ""
@@ -106,6 +109,42 @@ class Replication:
         if self._telemetry.config_differs:
             found.append("this sidecar's own pool file differs from the one that the coordinator leads with")
         return found
+
+    def metrics(self) -> Iterator[Metric]:
+        """How this sidecar stands with the books, for Prometheus."""
+        grants = self.grants
+        mode = GaugeMetricFamily("tokenpool_books_mode", "1 for how limits are decided.", labels=("mode",))
+        for each in Mode:
+            mode.add_metric((each.value,), float(each is grants.mode))
+        calls = CounterMetricFamily("tokenpool_books_calls", "Messages to the books.", labels=("result",))
+        for result in ("answered", "failed"):
+            calls.add_metric((result,), self.calls[result])
+        yield from (mode, calls)
+        yield CounterMetricFamily(
+            "tokenpool_borrows", "Requests that waited for a larger grant.", value=grants.borrows
+        )
+        yield CounterMetricFamily(
+            "tokenpool_borrow_seconds", "... and for how long, all together.", value=grants.borrowed_s
+        )
+        for name, text, value in (
+            ("tokenpool_books_up", "Whether the books answer.", not grants.failures),
+            ("tokenpool_books_round_trip_seconds", "Of the last message.", grants.round_trip_s),
+            ("tokenpool_books_sidecars", "Sidecars that the books know.", grants.sidecars),
+            (
+                "tokenpool_config_differs",
+                "Whether this sidecar's own pool file is not the published one in force.",
+                self._telemetry.config_differs,
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value=float(value))
+        held = GaugeMetricFamily(
+            "tokenpool_grant", "What this sidecar holds of a limit.", labels=("entitlement", "dimension")
+        )
+        for name, account in self._gate.accounts.items():
+            if grants.mode is Mode.JOINED:
+                held.add_metric((name, Dimension.KV_TOKENS.value), account.limit.kv_tokens)
+                held.add_metric((name, Dimension.CONCURRENCY.value), account.limit.concurrency)
+        yield held
 
     # --- pool files ---
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -81,6 +81,8 @@ class Telemetry(Collector):
         self.config_differs = False
         """Whether this sidecar's own pool file is another than the published one in force."""
         self.engine_is_up = False
+        self.books: Callable[[], Iterator[Metric]] | None = None
+        """The metrics of a sidecar that shares limits with others."""
         self._accounts: Mapping[str, Account] = {}
         self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY)}
         self._overhead = Histogram(_OVERHEAD_BUCKETS)
@@ -136,6 +138,8 @@ class Telemetry(Collector):
         yield from self._counters()
         yield from self._gauges()
         yield from self._histograms()
+        if self.books is not None:
+            yield from self.books()
 
     def _counters(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -177,7 +181,7 @@ class Telemetry(Collector):
             reserved.add_metric((name, Dimension.KV_TOKENS.value), account.kv_in_use)
             reserved.add_metric((name, Dimension.CONCURRENCY.value), account.concurrency_in_use)
             for dimension in Dimension:
-                limit.add_metric((name, dimension.value), account.limit.get(dimension))
+                limit.add_metric((name, dimension.value), account.pool_limit.get(dimension))
             level.add_metric((name,), account.bucket.level)
             debt.add_metric((name,), account.debt)
         yield from (reserved, limit, level, debt)

@@ -14,8 +14,8 @@ from simulation.mixes import all_of, lone_tenant, skewed, small_tenants
 from simulation.world import Figures, Setup, simulate
 
 OUT = Path(__file__).parent.parent / "out" / "sim"
-SIZES = ((100, 200, 12.0), (1000, 200, 8.0))
-"""Sidecars, entitlements, seconds."""
+SIZES = ((100, 200, 12.0, 1.5), (1000, 200, 6.0, 0.5))
+"""Sidecars, entitlements, seconds, load."""
 
 
 def main() -> int:
@@ -29,10 +29,10 @@ def main() -> int:
         ("skewed, four sidecars", skewed(4, seed=seed)),
         ("skewed, one sidecar", skewed(1, seed=seed)),
     ]
-    for sidecars, entitlements, seconds in SIZES:
+    for sidecars, entitlements, seconds, load in SIZES:
         runs += [
             (f"{sidecars} x {entitlements}, {name}", setup)
-            for name, setup in all_of(sidecars, entitlements, seed=seed, seconds=seconds)
+            for name, setup in all_of(sidecars, entitlements, seed=seed, seconds=seconds, load=load)
         ]
     rows = []
     for name, setup in runs:

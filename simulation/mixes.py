@@ -123,12 +123,14 @@ def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
     )
 
 
-def all_of(sidecars: int, entitlements: int, *, seed: int, seconds: float) -> Sequence[tuple[str, Setup]]:
+def all_of(
+    sidecars: int, entitlements: int, *, seed: int, seconds: float, load: float = 1.5
+) -> Sequence[tuple[str, Setup]]:
     """The mixed pool, without and with trouble, and with the books lost and back empty."""
-    quiet = mixed(sidecars, entitlements, seed=seed, seconds=seconds)
+    quiet = mixed(sidecars, entitlements, seed=seed, seconds=seconds, load=load)
     return [
         ("quiet", quiet),
-        ("trouble", mixed(sidecars, entitlements, seed=seed, seconds=seconds, faults=TROUBLE)),
+        ("trouble", mixed(sidecars, entitlements, seed=seed, seconds=seconds, load=load, faults=TROUBLE)),
         ("books gone", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=False)),
         ("books empty", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=True)),
     ]

@@ -457,10 +457,10 @@ class World:
             return
         answer = self.books.exchange(message, self.now)
         pushes, self.books.pushes = self.books.pushes, []
-        by_name = {s.name: s for s in self.sidecars} if pushes else {}
         for push in pushes:
-            other = by_name.get(push.holder)
-            if other is not None and not self._is_lost(other):
+            number, _, _ = push.holder[1:].partition(".")
+            other = self.sidecars[int(number)]
+            if other.name == push.holder and not self._is_lost(other):
                 self.after(
                     self._delay(),
                     lambda other=other, push=push: other.wake(  # type: ignore[misc]

@@ -73,6 +73,10 @@ class Process:
         assert self._process.wait(15) == 0, self.log.read_text()
         self._process = None
 
+    def replace(self, old: str, new: str) -> None:
+        """Start with another argument from now on."""
+        self._command = [new if part == old else part for part in self._command]
+
     @contextlib.contextmanager
     def paused(self) -> Any:
         """Stop it for a while."""
@@ -168,6 +172,13 @@ class Cluster:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Cluster]:
         """All parts, started and joined."""
+        async with self.serving():
+            await self.until_joined(30)
+            yield self
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Cluster]:
+        """All parts, started."""
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(
             connector=connector, timeout=aiohttp.ClientTimeout(total=30)
@@ -175,7 +186,6 @@ class Cluster:
             try:
                 for process in self.everything:
                     process.start()
-                await self.until_joined(30)
                 yield self
             finally:
                 for process in reversed(self.everything):
