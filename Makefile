@@ -1,5 +1,6 @@
 # Every command that this project needs; each makes what it depends on.
 PYTHON ?= python3
+export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help

@@ -32,6 +32,10 @@ class Settings:
 
 
 def _store(text: str, source: str) -> str:
+    if text == "memory":
+        raise SettingsError(
+            f"{source}: memory is for a lone sidecar, which needs no coordinator; give redis://..."
+        )
     try:
         address.check(text)
     except address.AddressInvalid as error:

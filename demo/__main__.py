@@ -1,7 +1,8 @@
-"""``make demo``: a real engine on the CPU, one sidecar, three tenants of three tiers, shown live.
+"""``make demo``: real engines on the CPU, a sidecar for each, three tenants of three tiers, shown live.
 
-``DEMO_SECONDS`` ends it by itself; ``DEMO_UPSTREAM`` uses an engine that runs already (then
-``DEMO_MODEL`` names its model). Everything listens on loopback, and ends with the demo.
+``SIDECARS=3`` runs as many, with one Redis and two coordinators; a lone sidecar needs neither.
+``DEMO_SECONDS`` ends it by itself; ``DEMO_UPSTREAM`` uses engines that run already, separated by commas (then
+``DEMO_MODEL`` names their model). Everything listens on loopback, and ends with the demo.
 """
 
 from __future__ import annotations
@@ -14,23 +15,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from demo import install_engine
+from demo import install_engine, redis
 from demo.engine import MODEL, Engine, EngineFailed, free_port
 from demo.load import TENANTS, Tenant, run
 
 OUT = install_engine.ROOT / "out" / "demo"
 SLOTS = 8
+MOST_SIDECARS = 8
+"""Each with an engine of its own, which takes about a gigabyte of memory."""
 _POOL = """\
 pools:
   - name: demo
     models: ["*"]
     replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {slots}}}
+    replicas: {{min: {replicas}, max: {replicas}}}
 entitlements:
   - name: checkout
     pool: demo
@@ -56,16 +61,19 @@ class DemoFailed(RuntimeError):
 
 def main() -> int:
     """Run the demo."""
-    seconds = os.environ.get("DEMO_SECONDS", "")
+    seconds, count = os.environ.get("DEMO_SECONDS", ""), os.environ.get("SIDECARS") or "1"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         limit = float(seconds) if seconds else None
     except ValueError:
         print(f"demo: DEMO_SECONDS={seconds!r} is not a number of seconds", file=sys.stderr)
         return 2
+    if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST_SIDECARS):
+        print(f"demo: SIDECARS={count!r} is not a number from 1 to {MOST_SIDECARS}", file=sys.stderr)
+        return 2
     try:
-        with _engine() as (upstream, model), _sidecar(upstream) as (proxy, admin):
-            asyncio.run(_show(proxy, admin, model, limit))
+        with _engines(int(count)) as (upstreams, model), _pool(upstreams) as pool:
+            asyncio.run(_show(pool, model, limit))
     except (DemoFailed, EngineFailed) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -74,56 +82,95 @@ def main() -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Running:
+    """Where the parts of the pool listen."""
+
+    proxies: Sequence[str]
+    admins: Sequence[str]
+    coordinators: Sequence[str] = ()
+
+
 @contextlib.contextmanager
-def _engine() -> Iterator[tuple[str, str]]:
-    """The engine's address and model: one of our own, or the one that the user names."""
+def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
+    """The engines' addresses and their model: some of our own, or those that the user names."""
     given = os.environ.get("DEMO_UPSTREAM")
     if given:
-        yield given.rstrip("/"), os.environ.get("DEMO_MODEL", MODEL)
+        upstreams = [url.strip().rstrip("/") for url in given.split(",")]
+        yield upstreams, os.environ.get("DEMO_MODEL", MODEL)
         return
     if not install_engine.is_installed():
         raise DemoFailed(f"no engine is installed: run 'make engine'; {install_engine.HELP}")
-    print("demo: starting a real vLLM on the CPU (20 to 60 s) ...", flush=True)
-    with Engine(log=OUT / "engine.log", max_num_seqs=SLOTS) as engine:
-        yield engine.url, MODEL
+    which = "a real vLLM" if count == 1 else f"{count} real vLLMs"
+    print(f"demo: starting {which} on the CPU (20 to 60 s each) ...", flush=True)
+    with contextlib.ExitStack() as stack:
+        # One after the other: starting takes all the cores there are.
+        engines = [
+            stack.enter_context(Engine(log=OUT / f"engine{number or ''}.log", max_num_seqs=SLOTS))
+            for number in range(count)
+        ]
+        yield [engine.url for engine in engines], MODEL
 
 
 @contextlib.contextmanager
-def _sidecar(upstream: str) -> Iterator[tuple[str, str]]:
-    """A sidecar in front of the engine: the addresses of its two ports."""
+def _pool(upstreams: Sequence[str]) -> Iterator[Running]:
+    """A sidecar in front of each engine; with several, the books and those who keep them."""
     OUT.mkdir(parents=True, exist_ok=True)
     digests = {t.name: hashlib.sha256(t.key.encode()).hexdigest() for t in TENANTS}
-    pool = OUT / "pool.yaml"
-    pool.write_text(_POOL.format(slots=SLOTS, **digests))
-    listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    command = [sys.executable, "-m", "sidecar", "run", "--config", str(pool), "--upstream", upstream]
-    with (OUT / "sidecar.log").open("wb") as log:
+    file, count = OUT / "pool.yaml", len(upstreams)
+    file.write_text(_POOL.format(slots=SLOTS, replicas=count, **digests))
+    with contextlib.ExitStack() as stack:
+        books: list[str] = []
+        coordinators = []
+        if count > 1:
+            port = free_port()
+            books = ["--store", f"redis://127.0.0.1:{port}"]
+            keeps = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(OUT)]
+            stack.enter_context(_process("redis", [redis.executable(), "--port", str(port), *keeps]))
+            for number in range(2):
+                listen = f"127.0.0.1:{free_port()}"
+                command = [sys.executable, "-m", "coordinator", "run", "--config", str(file), *books]
+                stack.enter_context(_process(f"coordinator{number}", [*command, "--listen", listen]))
+                coordinators.append(f"http://{listen}")
+        proxies, admins = [], []
+        for number, upstream in enumerate(upstreams):
+            listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+            command = [sys.executable, "-m", "sidecar", "run", "--config", str(file), *books]
+            command += ["--upstream", upstream, "--listen", listen, "--admin", admin, "--drain-timeout", "3"]
+            stack.enter_context(_process(f"sidecar{number or ''}", command))
+            proxies.append(f"http://{listen}")
+            admins.append(f"http://{admin}")
+        yield Running(proxies, admins, coordinators)
+
+
+@contextlib.contextmanager
+def _process(name: str, command: Sequence[str]) -> Iterator[None]:
+    """One part; it ends with the demo."""
+    with (OUT / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--listen", listen, "--admin", admin, "--drain-timeout", "3"],
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
     try:
-        yield f"http://{listen}", f"http://{admin}"
+        yield
     finally:
         process.terminate()
         process.wait()
 
 
-async def _show(proxy: str, admin: str, model: str, limit: float | None) -> None:
+async def _show(pool: Running, model: str, limit: float | None) -> None:
     """Put the tenants under load, and show the state until the time is up."""
     async with aiohttp.ClientSession() as session:
-        await _ready(session, admin)
-        print(_hints(proxy, admin, model), flush=True)
-        tasks = [asyncio.create_task(run(t, proxy, model, seed=1)) for t in TENANTS]
+        for number, admin in enumerate(pool.admins):
+            await _ready(session, admin, number)
+        print(_hints(pool, model), flush=True)
+        tasks = [asyncio.create_task(run(t, pool.proxies, model, seed=1)) for t in TENANTS]
         started = time.monotonic()
         try:
             while limit is None or time.monotonic() - started < limit:
                 await asyncio.sleep(1.0 if sys.stdout.isatty() else 2.0)
-                async with session.get(f"{admin}/debug/state") as response:
-                    state = await response.json()
-                print(_table(state, time.monotonic() - started), flush=True)
+                states = [await _get(session, f"{admin}/debug/state") for admin in pool.admins]
+                scale = [await _get(session, f"{page}/scale/demo") for page in pool.coordinators[:1]]
+                print(_table(states, scale, time.monotonic() - started), flush=True)
         finally:
             for task in tasks:
                 task.cancel()
@@ -131,62 +178,82 @@ async def _show(proxy: str, admin: str, model: str, limit: float | None) -> None
             print(_summary(), flush=True)
 
 
-async def _ready(session: aiohttp.ClientSession, admin: str) -> None:
+async def _get(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
+    async with session.get(url) as response:
+        page: Mapping[str, Any] = await response.json()
+        return page
+
+
+async def _ready(session: aiohttp.ClientSession, admin: str, number: int) -> None:
     deadline = time.monotonic() + 15
     why = "it does not answer"
     while time.monotonic() < deadline:
         with contextlib.suppress(aiohttp.ClientError):
             async with session.get(f"{admin}/readyz") as response:
-                if response.status == 200:
+                said = await response.json()
+                if said["status"] == "ready":
                     return
-                why = ", ".join((await response.json())["problems"])
+                why = ", ".join([*said["problems"], *said["degraded"]])
         await asyncio.sleep(0.1)
-    raise DemoFailed(f"the sidecar is not ready: {why}; see {_shown(OUT / 'sidecar.log')}")
+    log = _shown(OUT / f"sidecar{number or ''}.log")
+    raise DemoFailed(f"the sidecar is not ready: {why}; see {log}")
 
 
 def _shown(path: Path) -> str:
     return str(path.relative_to(install_engine.ROOT))
 
 
-def _hints(proxy: str, admin: str, model: str) -> str:
+def _hints(pool: Running, model: str) -> str:
     body = f'{{"model":"{model}","messages":[{{"role":"user","content":"hello"}}],"max_tokens":16}}'
-    return "\n".join(
-        [
-            "",
-            "Three tenants share one engine. Try, from another terminal:",
-            f"  curl {proxy}/v1/chat/completions -H 'authorization: Bearer demo-checkout' \\",
-            f"    -H 'content-type: application/json' -d '{body}'",
-            f"  curl -i {proxy}/v1/models                       # no key: 401",
-            f"  curl {admin}/debug/state                     # what everyone is entitled to now",
-            f"  curl {admin}/metrics",
-            "",
+    proxy, admin, count = pool.proxies[0], pool.admins[0], len(pool.proxies)
+    shared = "one engine" if count == 1 else f"{count} engines behind {count} sidecars"
+    lines = [
+        "",
+        f"Three tenants share {shared}. Try, from another terminal:",
+        f"  curl {proxy}/v1/chat/completions -H 'authorization: Bearer demo-checkout' \\",
+        f"    -H 'content-type: application/json' -d '{body}'",
+        f"  curl -i {proxy}/v1/models                       # no key: 401",
+        f"  curl {admin}/debug/state                     # what everyone is entitled to now",
+        f"  curl {admin}/metrics",
+    ]
+    if count > 1:
+        lines += [
+            f"  other sidecars: {', '.join(pool.proxies[1:])}",
+            f"  curl {pool.coordinators[0]}/scale/demo                      # what an autoscaler reads",
+            f"  curl {pool.coordinators[1]}/debug/state                     # the other coordinator",
         ]
-    )
+    return "\n".join([*lines, ""])
 
 
-def _table(state: Mapping[str, Any], elapsed: float) -> str:
+def _table(states: Sequence[Mapping[str, Any]], scale: Sequence[Mapping[str, Any]], elapsed: float) -> str:
     """The live view: who may use what, uses what, and was refused."""
-    engine, rows = state["engine"], []
+    engines, rows = [state["engine"] for state in states], []
+    capacity = [state["capacity"] for state in states]
+    running = " + ".join(f"{engine['running'] or 0:.0f}" for engine in engines)
     rows.append(
-        f"{elapsed:5.0f} s   engine: {engine['running']:.0f} running, {engine['waiting']:.0f} waiting,"
-        f" KV {engine['kv_usage']:.1%};  capacity {_rate(state['capacity']['tokens_per_second'])} tokens/s,"
-        f" {state['capacity']['concurrency']:.0f} sequences"
+        f"{elapsed:5.0f} s   engine: {running} running,"
+        f" {sum(engine['waiting'] or 0 for engine in engines):.0f} waiting,"
+        f" KV {max(engine['kv_usage'] or 0 for engine in engines):.1%};"
+        f"  capacity {_rate(sum(c['tokens_per_second'] for c in capacity))} tokens/s,"
+        f" {sum(c['concurrency'] for c in capacity):.0f} sequences"
     )
+    rows += [f"          desired replicas {s['desired_replicas']}: {s['reason']}" for s in scale]
     rows.append(
         f"  {'tenant':10}{'tier':12}{'guarantee':>10}{'limit':>7}{'in use':>7}{'demand':>8}"
         f"{'tokens/s limit':>15}{'debt':>7}{'served':>8}{'shed':>7}{'first token':>13}"
     )
-    rows += [_row(tenant, state["entitlements"][tenant.name]) for tenant in TENANTS]
+    rows += [_row(tenant, [state["entitlements"][tenant.name] for state in states]) for tenant in TENANTS]
     text = "\n".join(rows)
     return f"\x1b[2J\x1b[H{text}" if sys.stdout.isatty() else text
 
 
-def _row(tenant: Tenant, account: Mapping[str, Any]) -> str:
-    limit, first = account["limit"], tenant.median_first_token()
+def _row(tenant: Tenant, accounts: Sequence[Mapping[str, Any]]) -> str:
+    account, first = accounts[0], tenant.median_first_token()
+    limit = account["limit"]
     return (
         f"  {tenant.name:10}{tenant.tier:12}{account['guarantee']['concurrency']:>10.0f}"
-        f"{limit['concurrency']:>7.0f}{account['in_use']['concurrency']:>7}"
-        f"{account['demand']['concurrency']:>8.1f}{_rate(limit['tokens_per_second']):>15}"
+        f"{limit['concurrency']:>7.0f}{sum(a['in_use']['concurrency'] for a in accounts):>7}"
+        f"{sum(a['demand']['concurrency'] for a in accounts):>8.1f}{_rate(limit['tokens_per_second']):>15}"
         f"{account['debt']:>7.2f}{tenant.answers[200]:>8}{tenant.answers[429]:>7}"
         f"{f'{first:.0f} ms' if first is not None else '-':>13}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -43,8 +44,8 @@ TENANTS = (
 )
 
 
-async def run(tenant: Tenant, url: str, model: str, *, seed: int) -> None:
-    """Keep the tenant's workers busy until cancelled."""
+async def run(tenant: Tenant, urls: Sequence[str], model: str, *, seed: int) -> None:
+    """Keep the tenant's workers busy until cancelled; each request goes to any of the sidecars."""
     async with (
         aiohttp.ClientSession(
             headers={"authorization": f"Bearer {tenant.key}"},
@@ -55,11 +56,15 @@ async def run(tenant: Tenant, url: str, model: str, *, seed: int) -> None:
     ):
         for worker in range(tenant.workers):
             chance = random.Random(f"{seed}-{tenant.name}-{worker}")
-            group.create_task(_work(tenant, session, url, model, chance))
+            group.create_task(_work(tenant, session, urls, model, chance))
 
 
 async def _work(
-    tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
+    tenant: Tenant,
+    session: aiohttp.ClientSession,
+    urls: Sequence[str],
+    model: str,
+    chance: random.Random,
 ) -> None:
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -69,7 +74,7 @@ async def _work(
             continue
         wait = tenant.pause * chance.uniform(0.5, 1.5)
         try:
-            wait += await _ask(tenant, session, url, model, chance)
+            wait += await _ask(tenant, session, chance.choice(urls), model, chance)
         except (aiohttp.ClientError, TimeoutError):
             tenant.answers[0] += 1
             wait += 0.5

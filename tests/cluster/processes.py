@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from demo.engine import free_port
-from tests.store.servers import executable
+from demo.redis import executable
 
 LIFETIME_S = 1.5
 SLOTS = 4

