@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import decide, machine, peers, relay
+from bench import books, decide, machine, peers, relay
 
 FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
 SMALL, LARGE = 1_000, 400_000
@@ -100,6 +100,27 @@ class Bench:
             print(f"  {text}: {own * 1e6:.1f} µs; json.loads alone {yardstick * 1e6:.1f} µs")
             self.goals.append(at_most(f"parse + price + decide, {text}", bound * 1e6, own * 1e6, " µs"))
 
+    def books(self) -> None:
+        """Shared limits: a coordinator's tick, and what a sidecar says to Redis."""
+        costs = books.ticks(FOLDER, self.rounds)
+        self.raw["ticks"] = {f"{e} x {s}": asdict(cost) for (e, s), cost in costs.items()}
+        for (entitlements, sidecars), cost in costs.items():
+            print(
+                f"  tick of {entitlements:5,} entitlements x {sidecars:3} sidecars:"
+                f" {cost.total * 1000:6.1f} ms (read {cost.read * 1000:.1f}, plan {cost.plan * 1000:.1f},"
+                f" publish {cost.publish * 1000:.1f})"
+            )
+        self.goals.append(
+            at_most("tick, 1,000 entitlements x 100 sidecars", 50, costs[1000, 100].total * 1000, " ms")
+        )
+        said = books.talk(FOLDER, self.seconds)
+        self.raw["books"] = {name: asdict(cost) for name, cost in said.items()}
+        for name, talk in said.items():
+            print(
+                f"  a sidecar {name}: {talk.calls:.1f} calls, {talk.bytes_to / 1000:.1f} kB to Redis and"
+                f" {talk.bytes_from / 1000:.1f} kB from it in a second"
+            )
+
     def memory(self) -> None:
         """Memory with thousands of open streams."""
         sizes = relay.held_streams(FOLDER)
@@ -135,6 +156,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "streaming": Bench.streaming,
     "latency": Bench.latency,
     "decide": Bench.decide,
+    "books": Bench.books,
     "memory": Bench.memory,
     "start": Bench.start,
 }

@@ -68,8 +68,8 @@ class _Script:
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-_EXCHANGE, _PUBLISH, _CENSUS, _LEAD, _FILE = (
-    _Script(f"{name}.lua") for name in ("exchange", "publish", "census", "lead", "publish_file")
+_EXCHANGE, _PUBLISH, _CENSUS, _PAGES, _LEAD, _FILE = (
+    _Script(f"{name}.lua") for name in ("exchange", "publish", "census", "pages", "lead", "publish_file")
 )
 
 
@@ -176,11 +176,7 @@ class RedisStore:
         pages: dict[str, Page] = {}
         for start in range(0, len(names), PART):
             part = names[start : start + PART]
-            with _down():
-                pipeline = self._client.pipeline(transaction=False)  # type: ignore[call-overload,unused-ignore]
-                for name in part:
-                    pipeline.hget(f"{self._prefix}:page:{name}", "p")
-                packed = await pipeline.execute()
+            packed = await self._run(_PAGES, names=part)
             pages |= {
                 name: _view(_pages.decode(page), now) for name, page in zip(part, packed, strict=True) if page
             }
