@@ -146,6 +146,7 @@ class Gate:
                 account = Account(entitlement, pool.pricing, now)
             else:
                 account.entitlement = entitlement
+                self.ledger.retier(account)
                 account.pricer.reprice(entitlement, pool.pricing)
             self.accounts[entitlement.name] = account
         self.pool = pool

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
 from tokenpool.amounts import UNBOUNDED, Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.planner import PlannerSettings
 
 SLOTS = 8
 NO_TROUBLE = Faults()
@@ -113,6 +114,25 @@ def lending(*, seed: int, seconds: float = 20.0) -> Setup:
         seconds,
         seed=seed,
     )
+
+
+def scarcity(*, seed: int, debt_gain: float = 0.6, seconds: float = 110.0) -> Setup:
+    """Four elastic tenants of unlike weights, SLOs and sizes; after 20 s, 4 of 10 engines are left."""
+    chance = random.Random(f"scarcity {seed}")
+    sizes, slos = [40, 400, 120, 200], [250.0, 500.0, None, 330.0]
+    chance.shuffle(sizes)
+    chance.shuffle(slos)
+    tenants = [
+        Tenant(
+            Entitlement(f"t{i}", "pool", Tier.ELASTIC, weight=1.0 + i % 2, slo=Slo(ttft_ms=slos[i])),
+            60,
+            tokens=sizes[i],
+            think_s=0.0,
+        )
+        for i in range(4)
+    ]
+    planner = PlannerSettings(debt_gain=debt_gain)
+    return Setup(tenants, 10, 4, seconds, seed=seed, planner=planner, cut_at=20.0, kept=4)
 
 
 def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:

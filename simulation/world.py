@@ -82,6 +82,10 @@ class Setup:
     planner: PlannerSettings = PlannerSettings()
     warm_up_s: float = 4.0
     """Not counted, but for over-admission."""
+    cut_at: float = math.inf
+    """When engines are lost for good ..."""
+    kept: int = 0
+    """... and how many sidecars are left then."""
 
 
 @dataclass(slots=True)
@@ -110,6 +114,8 @@ class Figures:
     rows: int = 0
     service: Counter[str] = field(default_factory=Counter)
     """Tokens by entitlement."""
+    served: list[tuple[float, float, str, int]] = field(default_factory=list)
+    """Of each request: when an engine began and ended it, whose it was, its tokens."""
     most_running: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -119,13 +125,13 @@ class Figures:
 
 
 class _Request:
-    __slots__ = ("at", "size", "tenant", "ticket")
+    __slots__ = ("began", "size", "tenant", "ticket")
 
     def __init__(self, tenant: Tenant, size: int) -> None:
         self.tenant = tenant
         self.size = size
         self.ticket: Ticket | None = None
-        self.at: _Sidecar | None = None
+        self.began = 0.0
 
 
 class _Sidecar:
@@ -195,7 +201,7 @@ class _Sidecar:
     def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
         decision = admit(self.ledger, account, ask, cost, self.room, self.clock())
         if isinstance(decision, Admit):
-            request.ticket, request.at = decision.ticket, self
+            request.ticket = decision.ticket
             self.world.admitted(self, account)
             self.backlog.append(request)
             self._start()
@@ -206,6 +212,7 @@ class _Sidecar:
         while self.backlog and self.running < self.world.setup.slots:
             request = self.backlog.popleft()
             self.running += 1
+            request.began = self.world.now
             self.world.began()
             seconds = request.size / TOKENS_PER_SEQUENCE_S
             # The engine goes on while the sidecar is paused; settling waits.
@@ -317,6 +324,8 @@ class World:
         for start, end, is_empty in setup.faults.outages:
             self.after(start, self._lose_books)
             self.after(end, lambda is_empty=is_empty: self._bring_books(is_empty))  # type: ignore[misc]
+        if setup.cut_at < math.inf:
+            self.after(setup.cut_at, self._cut)
         while self._events and self._events[0][0] <= setup.seconds:
             self.now, _, call = heapq.heappop(self._events)
             call()
@@ -405,6 +414,7 @@ class World:
         self._count_busy()
         self._busy -= 1
         self.figures.service[name] += request.size
+        self.figures.served.append((request.began, self.now, name, request.size))
         self._again(request.tenant, request.tenant.think_s)
 
     def refused(self, sidecar: _Sidecar, request: _Request, shed: Shed, account: Account, cost: Cost) -> None:
@@ -459,8 +469,8 @@ class World:
         pushes, self.books.pushes = self.books.pushes, []
         for push in pushes:
             number, _, _ = push.holder[1:].partition(".")
-            other = self.sidecars[int(number)]
-            if other.name == push.holder and not self._is_lost(other):
+            other = self.sidecars[int(number)] if int(number) < len(self.sidecars) else None
+            if other is not None and other.name == push.holder and not self._is_lost(other):
                 self.after(
                     self._delay(),
                     lambda other=other, push=push: other.wake(  # type: ignore[misc]
@@ -513,7 +523,8 @@ class World:
     def _fault(self, seconds: float) -> None:
         self._fault_until = max(self._fault_until, self.now + seconds)
 
-    def _crash(self, sidecar: _Sidecar) -> None:
+    def _lose(self, sidecar: _Sidecar) -> None:
+        """A sidecar is gone with all that it ran."""
         sidecar.is_gone = True
         self._retire(sidecar)
         self._count_busy()
@@ -524,6 +535,9 @@ class World:
         for tenant in self.setup.tenants:
             for _ in range(sidecar.accounts[tenant.entitlement.name].concurrency_in_use):
                 self._again(tenant, 0.5)
+
+    def _crash(self, sidecar: _Sidecar) -> None:
+        self._lose(sidecar)
         life = int(sidecar.name.rpartition(".")[2]) + 1
         again = _Sidecar(self, sidecar.number, life)
         if self.books is not None:
@@ -531,6 +545,12 @@ class World:
         self.sidecars[sidecar.number] = again
         self._fault(0.0)
         self._begin(again)
+
+    def _cut(self) -> None:
+        """Engines are lost with their sidecars, and do not come back."""
+        for sidecar in self.sidecars[self.setup.kept :]:
+            self._lose(sidecar)
+        del self.sidecars[self.setup.kept :]
 
     def _pause(self, sidecar: _Sidecar) -> None:
         seconds = self.chance.uniform(0.1, 4.0)

@@ -146,13 +146,18 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
 def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """Beyond what is assured, the engine itself must have room, in each dimension by itself.
 
-    A share of a pool of many engines may be more than one of them runs. Only a guarantee may queue beyond
-    that: what another engine could run at once is better not held here.
+    What is assured may queue at a full engine. Where the pool has other engines, only a guarantee may queue
+    behind anything but spot, which is on its way out: shares may meet at one engine, and what another could
+    run at once is better not held here; it would count as service, and be none.
     """
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
-    most = max(room.slots, account.entitlement.guarantee.concurrency)
-    is_assured = account.concurrency_in_use + sequences <= min(assured.concurrency, most)
+    own = account.concurrency_in_use + sequences
+    is_assured = own <= assured.concurrency and (
+        not account.has_peers
+        or own <= account.entitlement.guarantee.concurrency
+        or running - ledger.spot_in_use + sequences <= room.slots
+    )
     if running + sequences > room.slots and not is_assured:
         return _full(Dimension.CONCURRENCY, room.slots, running, sequences, ledger, account)
     resident = ledger.kv_in_use + room.foreign_kv_tokens

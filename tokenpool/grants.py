@@ -334,6 +334,7 @@ class Grants:
         for name, grant in answer.grants.items():
             if name in self._accounts:
                 self._see(self._accounts[name], grant)
+                self._accounts[name].has_peers = self.sidecars > 1
         if now >= self.expires_at:
             self._expire(now)
         elif message.is_complete and answer.is_open and self._limits:

@@ -11,7 +11,7 @@ import math
 
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.cost import Ask, Cost, Pricer, Usage
-from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.estimators import Average
 from tokenpool.outcomes import Ending
 from tokenpool.planner import Report
@@ -221,6 +221,8 @@ class Account:
         "debt",
         "depth",
         "entitlement",
+        "has_peers",
+        "is_spot",
         "kv_elsewhere",
         "kv_in_use",
         "level_elsewhere",
@@ -233,6 +235,10 @@ class Account:
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
         self.entitlement = entitlement
+        self.is_spot = entitlement.tier is Tier.SPOT
+        """As it is counted in the ledger; see ``Ledger.retier``."""
+        self.has_peers = False
+        """Whether the pool has other engines, where a request may run that finds this one full."""
         self.pricer = Pricer(entitlement, pricing)
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)
@@ -289,11 +295,20 @@ class Ticket:
 class Ledger:
     """All accounts of one sidecar, and what they hold together."""
 
-    __slots__ = ("concurrency_in_use", "kv_in_use")
+    __slots__ = ("concurrency_in_use", "kv_in_use", "spot_in_use")
 
     def __init__(self) -> None:
         self.kv_in_use = 0
         self.concurrency_in_use = 0
+        self.spot_in_use = 0
+        """Sequences of spot among them."""
+
+    def retier(self, account: Account) -> None:
+        """The account's entitlement was changed: count what it holds in the right tier."""
+        is_spot = account.entitlement.tier is Tier.SPOT
+        if is_spot is not account.is_spot:
+            account.is_spot = is_spot
+            self.spot_in_use += account.concurrency_in_use if is_spot else -account.concurrency_in_use
 
     def reserve(self, account: Account, ask: Ask, cost: Cost, now: float) -> Ticket:
         """Book an admitted request."""
@@ -347,6 +362,8 @@ class Ledger:
             meter.peak_concurrency = account.concurrency_in_use
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences
+        if account.is_spot:
+            self.spot_in_use += sequences
 
     @staticmethod
     def _charge(account: Account, tokens: float) -> None:

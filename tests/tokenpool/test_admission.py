@@ -170,3 +170,31 @@ def test_a_shed_is_demand_but_books_nothing() -> None:
     shed(admit(ledger, owner, ASK, cost(), VAST, 0.0))
     assert (owner.concurrency_in_use, owner.meter.spent) == (0, 0)
     assert owner.report(1.0).demand.concurrency > 0
+
+
+def test_where_there_are_other_engines_only_a_guarantee_queues_behind_anything_but_spot() -> None:
+    behind = account(name="other", tier=Tier.ELASTIC)
+    for fills, tier, passes in (
+        (behind, Tier.ELASTIC, False),
+        (behind, Tier.GUARANTEED, True),
+        (account(name="other", tier=Tier.SPOT), Tier.ELASTIC, True),
+    ):
+        ledger, owner = Ledger(), account(assured=Amount(1e6, 1000, 2), tier=tier)
+        owner.has_peers = True
+        if tier is Tier.GUARANTEED:
+            owner.entitlement = replace(owner.entitlement, guarantee=Amount(1e6, 1000, 2))
+        ledger.reserve(fills, ASK, cost(sequences=8, kv_tokens=16), 0.0)
+        assert isinstance(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 0.0), Admit) is passes
+
+
+def test_a_changed_tier_is_counted_anew() -> None:
+    ledger, owner = Ledger(), account(tier=Tier.SPOT)
+    ticket = ledger.reserve(owner, ASK, cost(sequences=3), 0.0)
+    owner.entitlement = replace(owner.entitlement, tier=Tier.ELASTIC)
+    ledger.retier(owner)
+    assert ledger.spot_in_use == 0
+    owner.entitlement = replace(owner.entitlement, tier=Tier.SPOT)
+    ledger.retier(owner)
+    assert ledger.spot_in_use == 3
+    ledger.settle(ticket, Usage(1, 1), Ending.FINISHED, 0.0)
+    assert ledger.spot_in_use == 0

@@ -6,7 +6,8 @@ import secrets
 
 import pytest
 
-from simulation.mixes import TROUBLE, lending, lone_tenant, mixed, outage, skewed, small_tenants
+from simulation.fairness import judge
+from simulation.mixes import TROUBLE, lending, lone_tenant, mixed, outage, scarcity, skewed, small_tenants
 from simulation.world import simulate
 
 FRESH = [secrets.randbelow(10**6) for _ in range(2)]
@@ -82,3 +83,14 @@ def test_a_lent_guarantee_is_its_owners_at_once(seed: int) -> None:
 def test_a_seed_repeats_its_world() -> None:
     one, other = (simulate(mixed(5, 10, seed=9, seconds=6, faults=TROUBLE)) for _ in range(2))
     assert one == other
+
+
+@pytest.mark.parametrize("seed", SEEDS[:4])
+def test_in_scarcity_service_comes_to_the_fair_share_across_sidecars(seed: int) -> None:
+    setup = scarcity(seed=seed)
+    with_debt = judge(setup, simulate(setup))
+    assert with_debt.first >= 0.97
+    assert with_debt.later >= 0.99
+    assert with_debt.deviation <= 0.10
+    without = scarcity(seed=seed, debt_gain=0.0)
+    assert judge(without, simulate(without)).deviation > 0.3

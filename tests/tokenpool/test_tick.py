@@ -41,10 +41,11 @@ def test_capacity_is_what_the_engines_have_together() -> None:
 
 
 def test_debt_is_carried_in_the_books() -> None:
-    one = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), service=Amount(0, 0, 0))
-    made = tick(census(1, a=one), [entitlement(), entitlement("b")], 0.25)
+    busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), service=Amount(0, 0, 0))
+    served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), service=REPLICA)
+    made = tick(census(1, a=busy, b=served), [entitlement(), entitlement("b")], 0.25)
     assert made.limits["a"].debt == pytest.approx(2.25)
-    assert made.limits["b"].debt == 0
+    assert made.limits["b"].debt == pytest.approx(-1.25)
 
 
 def test_a_bucket_holds_two_typical_requests() -> None:

@@ -1,0 +1,52 @@
+"""How fairly a simulated pool served in scarcity: Jain's index and deviations from the fair share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulation.world import Figures, Setup
+
+
+@dataclass(frozen=True, slots=True)
+class Fairness:
+    """What became of weighted service after a loss of capacity."""
+
+    first: float
+    """Jain's index over the first 20 s; 1 when everyone has its share."""
+    later: float
+    """The lowest of any later 60 s."""
+    deviation: float
+    """The largest from a fair share over any 60 s after the first 20."""
+
+
+def judge(setup: Setup, figures: Figures) -> Fairness:
+    """Service by weight, in windows after the cut."""
+    weights = {t.entitlement.name: t.entitlement.weight for t in setup.tenants}
+    cut = setup.cut_at
+    first = _service(figures, weights, cut, cut + 20)
+    starts = range(int(cut) + 20, int(setup.seconds) - 64, 5)
+    windows = [_service(figures, weights, start, start + 60) for start in starts]
+    shares = [weight / sum(weights.values()) for weight in weights.values()]
+    deviations = [
+        abs(served / sum(window) / share - 1)
+        for window in windows
+        for served, share in zip(window, shares, strict=True)
+    ]
+    by_weight = list(weights.values())
+    return Fairness(_jain(first, by_weight), min(_jain(w, by_weight) for w in windows), max(deviations))
+
+
+def _service(figures: Figures, names: dict[str, float], start: float, end: float) -> list[float]:
+    """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
+    totals = dict.fromkeys(names, 0.0)
+    for began, ended, name, tokens in figures.served:
+        inside = min(ended, end) - max(began, start)
+        if inside > 0:
+            totals[name] += tokens * inside / (ended - began)
+    return list(totals.values())
+
+
+def _jain(service: Sequence[float], weights: Sequence[float]) -> float:
+    normal = [s / w for s, w in zip(service, weights, strict=True)]
+    return sum(normal) ** 2 / (len(normal) * sum(x * x for x in normal))
