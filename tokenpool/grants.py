@@ -331,10 +331,9 @@ class Grants:
         if message.is_complete:
             self.sidecars = max(answer.sidecars, 1)
             self.expires_at = self._sent_at + self.settings.lifetime_s * (1 - MARGIN)
-        for name, grant in answer.grants.items():
-            if name in self._accounts:
-                self._see(self._accounts[name], grant)
-                self._accounts[name].has_peers = self.sidecars > 1
+        heard = {name: grant for name, grant in answer.grants.items() if name in self._accounts}
+        for name, grant in heard.items():
+            self._see(self._accounts[name], grant)
         if now >= self.expires_at:
             self._expire(now)
         elif message.is_complete and answer.is_open and self._limits:
@@ -343,14 +342,14 @@ class Grants:
             self.mode = Mode.JOINING
             self._live_on_shares(now)
         if self.mode is Mode.JOINED:
-            for name, grant in answer.grants.items():
-                if name in self._accounts:
-                    self._take(name, message.holdings[name], grant, now)
+            for name, grant in heard.items():
+                self._take(name, message.holdings[name], grant, now)
         if message.is_complete:
             self._forget_idle(message)
         for name, line in list(self._lines.items()):
             if line.waiters:
                 self._serve(line, now)
+            if name in answer.grants:
                 self._return_surplus(name, line, now)
 
     def failed(self, now: float) -> None:
@@ -493,10 +492,10 @@ class Grants:
                 if name not in message.holdings:
                     self._hold_nothing(account)
 
-    @staticmethod
-    def _see(account: Account, grant: Grant) -> None:
+    def _see(self, account: Account, grant: Grant) -> None:
         """Where the pool stands, whatever this sidecar holds of it."""
         limit = grant.limit
+        account.has_peers = self.sidecars > 1
         account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
         account.level_elsewhere = grant.level
         account.kv_elsewhere, account.concurrency_elsewhere = (
@@ -549,9 +548,13 @@ class Grants:
             self._decide(waiter, now)
 
     def _return_surplus(self, name: str, line: _Line, now: float) -> None:
-        """Those who waited may have gone elsewhere, or found the engine full."""
-        account = self._accounts[name]
-        if now < line.contended_until and account.limit.concurrency > account.concurrency_in_use:
+        """What was asked for ahead may be wanted elsewhere by now, as those who waited may have gone."""
+        account, limit = self._accounts[name], self._accounts[name].limit
+        if (
+            self.mode is Mode.JOINED
+            and now < line.contended_until
+            and (limit.concurrency > account.concurrency_in_use or limit.kv_tokens > account.kv_in_use)
+        ):
             self._returns.add(name)
 
     def _release(self, line: _Line) -> None:
