@@ -125,14 +125,14 @@ def scarcity(*, seed: int, debt_gain: float = 0.6, seconds: float = 110.0) -> Se
     tenants = [
         Tenant(
             Entitlement(f"t{i}", "pool", Tier.ELASTIC, weight=1.0 + i % 2, slo=Slo(ttft_ms=slos[i])),
-            100,
+            60,
             tokens=sizes[i],
             think_s=0.0,
         )
         for i in range(4)
     ]
     planner = PlannerSettings(debt_gain=debt_gain)
-    return Setup(tenants, 10, SLOTS, seconds, seed=seed, planner=planner, cut_at=20.0, kept=4)
+    return Setup(tenants, 10, 4, seconds, seed=seed, planner=planner, cut_at=20.0, kept=4)
 
 
 def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
