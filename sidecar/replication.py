@@ -206,7 +206,7 @@ class Replication:
             if self.grants.is_waiting_for_an_answer:
                 self._is_due = True
             else:
-                await self._speak(is_complete=True)
+                await self._say(is_complete=True)
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
@@ -216,10 +216,15 @@ class Replication:
             self._part = asyncio.get_running_loop().create_task(self._speak_now())
 
     async def _speak_now(self) -> None:
+        await self._say(is_complete=False)
+        self._part = None
+
+    async def _say(self, *, is_complete: bool) -> None:
+        """Speak; a defect met on the way must not silence this sidecar for good."""
         try:
-            await self._speak(is_complete=False)
-        finally:
-            self._part = None
+            await self._speak(is_complete=is_complete)
+        except Exception:
+            log.critical("speaking to the books failed", exc_info=True)
 
     async def _speak(self, *, is_complete: bool) -> None:
         """Exchange messages until there is nothing more to say."""
@@ -237,6 +242,7 @@ class Replication:
                     return
                 continue
             except BaseException:
+                # Cancelled, or a defect: whoever waits is decided with what is held.
                 grants.failed(clock())
                 raise
             grants.answered(answer, clock())
@@ -300,9 +306,13 @@ class Replication:
     async def _read_forever(self) -> None:
         """Read all limits now and then, and the pool file when another one is published."""
         while True:
-            with contextlib.suppress(StoreDown):
+            try:
                 self.grants.learn(await self._store.limits(), self._telemetry.clock())
                 await self._read_file()
+            except StoreDown:
+                pass  # said by whoever speaks
+            except Exception:
+                log.critical("reading the books failed", exc_info=True)
             wait = READ_EVERY_S if self.grants.has_limits else self._settings.tick
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._read_now.wait(), wait)

@@ -314,3 +314,18 @@ async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) ->
         assert (await store.read()).pages["a"].held == Amount(0, 100, 1)
         assert await store.publish({"a": LIMIT}, 1)
     await store.close()
+
+
+async def test_what_cannot_be_read_is_said(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    store = RedisStore(client, "odd", LIFETIME)
+    await store.publish({"a": LIMIT}, 1)
+    await client.set("tokenpool:{odd}:limits", b"\xc1")
+    with pytest.raises(StoreDown, match="another version"):
+        await store.limits()
+    await client.hset("tokenpool:{odd}:page:a", "p", b"\xc1")
+    with pytest.raises(StoreDown):
+        await tell(store, "s1", 0, {"a": WANT})
+    with pytest.raises(StoreDown, match="another version"):
+        await store.read()
+    await store.close()

@@ -1,8 +1,9 @@
 """The books in Redis: the rules of ``tokenpool.books`` as scripts, by Redis' own clock.
 
 All keys of a pool share a hash tag, so they lie in one slot of a cluster, and every key expires. What a
-page costs does not depend on the number of its holders: sums are kept beside them. Messages carry
-``SCHEMA``; rows grow at their end only, and what a reader does not know it ignores, so versions can roll.
+page costs does not depend on the number of its holders: sums are kept beside them. Rows grow at their end
+only, and what a reader does not know it ignores, so versions can roll; ``SCHEMA`` is sent with every message,
+for the script that must one day tell an older sender.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tokenpool.books import (
 from tokenpool.store import StoreDown
 
 SCHEMA = 1
-"""Of messages and of what is kept. A reader refuses a higher one in the books, and says so."""
+"""Of messages to the scripts."""
 PART = 100
 """Rows in one call of the coordinator, so that no script holds Redis up for long."""
 
@@ -111,7 +112,8 @@ class RedisStore:
             complete=message.is_complete,
             holdings=[[name, *said] for name, said in message.holdings.items()],
         )
-        rows, is_open, sidecars, version = _answers.decode(packed)
+        with _down():
+            rows, is_open, sidecars, version = _answers.decode(packed)
         grants = {
             name: Grant(kv, concurrency, tokens, _limit(limit), *rest[:4])
             for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
@@ -132,7 +134,8 @@ class RedisStore:
                 with _down():
                     said = await subscription.get_message(timeout=5.0)
                 if said is not None:
-                    kind, entitlement = msgpack.decode(said["data"], type=tuple[str, str])
+                    with _down():
+                        kind, entitlement = msgpack.decode(said["data"], type=tuple[str, str])
                     yield Push(holder, kind, entitlement)
                 elif not subscription.connection or not subscription.connection.is_connected:
                     raise StoreDown("Redis closed the subscription")
@@ -144,7 +147,8 @@ class RedisStore:
         """See ``Store``."""
         with _down():
             packed = await cast(Awaitable[bytes | None], self._client.get(f"{self._prefix}:limits"))
-        return {name: _limit(row) for name, row in _limits.decode(packed).items()} if packed else {}
+            rows = _limits.decode(packed) if packed else {}
+        return {name: _limit(row) for name, row in rows.items()}
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
@@ -166,10 +170,9 @@ class RedisStore:
 
     async def read(self) -> Census:
         """See ``Store``."""
-        names, epoch, is_open, now = msgpack.decode(
-            await self._run(_CENSUS), type=tuple[list[str], float, bool, float]
-        )
+        census = await self._run(_CENSUS)
         with _down():
+            names, epoch, is_open, now = msgpack.decode(census, type=tuple[list[str], float, bool, float])
             reports = await cast(
                 Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:reports")
             )
@@ -177,9 +180,12 @@ class RedisStore:
         for start in range(0, len(names), PART):
             part = names[start : start + PART]
             packed = await self._run(_PAGES, names=part)
-            pages |= {
-                name: _view(_pages.decode(page), now) for name, page in zip(part, packed, strict=True) if page
-            }
+            with _down():
+                pages |= {
+                    name: _view(_pages.decode(page), now)
+                    for name, page in zip(part, packed, strict=True)
+                    if page
+                }
         return Census(
             pages,
             {holder.decode(): report for holder, report in reports.items()},
@@ -233,6 +239,8 @@ def _down() -> Iterator[None]:
         yield
     except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
         raise StoreDown(f"Redis: {error or type(error).__name__}") from error
+    except msgspec.MsgspecError as error:
+        raise StoreDown(f"what Redis keeps cannot be read, as if of another version: {error}") from error
 
 
 def _limit(row: Sequence[float]) -> Limit:
