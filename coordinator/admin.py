@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -123,7 +123,7 @@ def _shown(state: PoolState) -> dict[str, Any]:
         "overpromised": [dimension.value for dimension in state.overpromised],
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),
-        "sidecars": {name: asdict(report) for name, report in made.sidecars.items()},
+        "sidecars": {name: msgspec.to_builtins(report) for name, report in made.sidecars.items()},
         "entitlements": {
             name: {
                 "limit": plan.limit.as_dict(),

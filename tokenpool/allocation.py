@@ -20,6 +20,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 
@@ -50,8 +52,7 @@ class Claim:
     """Who gets the odd sequence that whole numbers leave over: the highest (the planner passes debt)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(msgspec.Struct, frozen=True):
     """What one entitlement gets of a tick."""
 
     allocation: Amount
@@ -62,8 +63,7 @@ class Share:
     """The most it may use now."""
 
 
-@dataclass(frozen=True, slots=True)
-class FairShare:
+class FairShare(msgspec.Struct, frozen=True):
     """What one entitlement would get by its weight alone."""
 
     dominant_share: float

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from tokenpool.amounts import NOTHING, Amount
 
 Vector = tuple[float, float, float]
@@ -150,8 +152,7 @@ class Push(NamedTuple):
 RECALL, FREED = "recall", "freed"
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """One entitlement as the coordinator reads it: sums over all sidecars."""
 
     limit: Limit = Limit()

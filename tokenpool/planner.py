@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tokenpool import debt as debts_of
 from tokenpool.allocation import Claim, FairShare, allocate, fair_shares
 from tokenpool.amounts import NOTHING, Amount, Dimension
@@ -19,8 +21,7 @@ SLO_REFERENCE_TPOT_MS = 200.0
 MOST_SLO_FACTOR = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """What one entitlement asked for and got since the last tick, over all sidecars."""
 
     demand: Amount = NOTHING
@@ -43,8 +44,7 @@ class PlannerSettings:
     slo_precedence: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class EntitlementPlan:
+class EntitlementPlan(msgspec.Struct, frozen=True):
     """One entitlement's part of a plan."""
 
     limit: Amount

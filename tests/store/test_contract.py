@@ -10,7 +10,6 @@ import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.store.servers import redis_server
-from tokenpool.amounts import Amount
+from tokenpool.amounts import Amount, Dimension
 from tokenpool.books import FREED, RECALL, Answer, Census, Holding, Limit, Message, Push
 from tokenpool.store import Store, StoreDown
 from tokenpool.store.memory import MemoryStore
@@ -265,8 +264,8 @@ def numbers(answer: object) -> dict[str, float]:
             flat[f"{name} level"] = page.level
             for what in ("held", "in_use", "demand", "service", "fresh", "floor"):
                 amount = getattr(page, what)
-                for field in fields(amount):
-                    flat[f"{name} {what} {field.name}"] = getattr(amount, field.name)
+                for dimension in Dimension:
+                    flat[f"{name} {what} {dimension}"] = amount.get(dimension)
     else:
         flat["answer"] = bool(answer)
     return flat
