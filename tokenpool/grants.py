@@ -217,7 +217,8 @@ class Grants:
         patience = self.settings.borrow_s
         if _is_inside_guarantee(account, cost):
             patience = max(patience, self.settings.guaranteed_borrow_s)
-        if self.round_trip_s > patience or now < line.paused_until:
+        is_slow = self.mode is Mode.JOINED and self.round_trip_s > patience
+        if is_slow or now < line.paused_until:
             return None
         waiter = Waiter(account, cost, now, now + patience, decide)
         line.waiters.append(waiter)
@@ -335,6 +336,7 @@ class Grants:
         for name, grant in heard.items():
             self._see(self._accounts[name], grant)
         if now >= self.expires_at:
+            self.round_trip_s = 0.0  # it was this process that was late
             self._expire(now)
         elif message.is_complete and answer.is_open and self._limits:
             self._join(message)

@@ -245,7 +245,7 @@ def start(arguments: list[str], environment: dict[str, str] | None = None) -> su
         (["run", "--config", "p", "--upstream", "http://h:1", "--tick", "0"], "--tick: '0' is not a number"),
         (
             ["run", "--config", "p", "--upstream", "http://h:1", "--store", "x"],
-            "'x://' is not a store: give memory",
+            "'x' is not a store: give memory",
         ),
         (["check", "nowhere.yaml"], "nowhere.yaml"),
     ],

@@ -278,3 +278,12 @@ def test_a_farewell_returns_everything(books: Books) -> None:
     page = books.page("a", OPEN)
     assert page is not None
     assert page.held == Amount()
+
+
+def test_a_sidecar_that_slept_does_not_take_the_books_for_slow(books: Books) -> None:
+    made = joined(books)
+    message = made.send(OPEN)
+    late = OPEN + 4
+    made.grants.answered(books.exchange(message, OPEN), late)
+    assert made.grants.mode is Mode.EXPIRED
+    assert made.grants.wait(made.account, ONE, late, lambda: None) is not None

@@ -91,6 +91,6 @@ def test_in_scarcity_service_comes_to_the_fair_share_across_sidecars(seed: int) 
     with_debt = judge(setup, simulate(setup))
     assert with_debt.first >= 0.95
     assert with_debt.later >= 0.99
-    assert with_debt.deviation <= 0.13
+    assert with_debt.deviation <= 0.20
     without = scarcity(seed=seed, debt_gain=0.0)
     assert judge(without, simulate(without)).deviation > 0.3
