@@ -90,7 +90,7 @@ def test_in_scarcity_service_comes_to_the_fair_share_across_sidecars(seed: int) 
     setup = scarcity(seed=seed)
     with_debt = judge(setup, simulate(setup))
     assert with_debt.first >= 0.95
-    assert with_debt.later >= 0.99
-    assert with_debt.deviation <= 0.20
+    assert with_debt.later >= 0.98
+    assert with_debt.deviation <= 0.25
     without = scarcity(seed=seed, debt_gain=0.0)
     assert judge(without, simulate(without)).deviation > 0.3
