@@ -47,11 +47,13 @@ class EngineObservation:
 class CapacityModel:
     """One replica's capacity. ``None`` in the pool file (``auto``) is read from the engine or learned."""
 
-    __slots__ = ("_cache", "_last", "_slots", "_spec", "_throughput")
+    __slots__ = ("_cache", "_last", "_queued_at", "_slots", "_spec", "_throughput")
 
     def __init__(self, spec: ReplicaCapacity) -> None:
         self._spec = spec
         self._last: EngineObservation | None = None
+        self._queued_at = 0.0
+        """How many sequences ran while others waited, at two looks in a row: one may catch an arrival."""
         self._cache: float | None = None
         self._slots = DEFAULT_SLOTS
         self._throughput: float | None = None
@@ -63,6 +65,7 @@ class CapacityModel:
     def forget(self) -> None:
         """The engine restarted: its counters start again, and it may be another engine altogether."""
         self._last = self._cache = self._throughput = None
+        self._queued_at = 0.0
         self._slots = DEFAULT_SLOTS
 
     def distrust(self) -> None:
@@ -77,6 +80,8 @@ class CapacityModel:
     def observe(self, seen: EngineObservation, held_back: bool) -> None:
         """Learn from one look; ``held_back`` says that throughput limits shed requests since the last."""
         last, self._last = self._last, seen
+        queues = last is not None and last.waiting > 0 and seen.waiting > 0
+        self._queued_at = max(seen.running, last.running) if queues and last is not None else 0.0
         if seen.kv_tokens is not None:
             self._cache = seen.kv_tokens
         if last is None or seen.at <= last.at:
@@ -130,8 +135,8 @@ class CapacityModel:
         if seen is None:
             return EngineRoom(amount.concurrency, amount.kv_tokens)
         slots = amount.concurrency
-        if seen.waiting > 0:
-            slots = max(min(slots, seen.running), 1.0)
+        if self._queued_at > 0:
+            slots = max(min(slots, self._queued_at), 1.0)
         return EngineRoom(
             slots,
             amount.kv_tokens,
