@@ -201,6 +201,9 @@ class Replication:
 
     async def _speak_forever(self) -> None:
         clock, interval = self._telemetry.clock, self._settings.tick
+        with contextlib.suppress(StoreDown):
+            # Known before the first answer, limits spare a newcomer a time of living on shares.
+            self.grants.learn(await self._store.limits(), clock())
         while True:
             started = clock()
             if self.grants.is_waiting_for_an_answer:
