@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import redis.asyncio
+import uvloop
 
 from bench import peers
 from bench.load import wrk
@@ -72,7 +73,7 @@ def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
     for entitlements, sidecars in SIZES:
         process, port = _redis(folder, PROXY_CORE)
         with process:
-            costs[entitlements, sidecars] = asyncio.run(_tick(port, entitlements, sidecars, rounds * 3))
+            costs[entitlements, sidecars] = uvloop.run(_tick(port, entitlements, sidecars, rounds * 3))
     return costs
 
 
@@ -105,7 +106,8 @@ async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
                 100.0,
                 50.0,
                 demand=(37.0 + n % 11, 640.0, 1.5),
-                service=(20.0, 320.0, 0.7),
+                kv_seconds=320.0,
+                concurrency_seconds=0.7,
                 fresh=(30.0, 600.0, 1.2),
                 floor=(100.0, 64.0, 1.0),
             )
@@ -113,11 +115,13 @@ async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
         }
         await store.exchange(Message(f"s{number}", 1, holdings, True, report))
     reads, plans, publishes = [], [], []
+    before = None
     for _ in range(rounds + 1):
         began = time.perf_counter()
         census = await store.read()
         read = time.perf_counter()
-        made = tick(census, entitlements, 0.25)
+        made = tick(census, entitlements, before)
+        before = census
         planned = time.perf_counter()
         assert await store.publish(made.limits, 1)
         published = time.perf_counter()

@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
+from tokenpool.amounts import NOTHING
 
 STALE_S = 5.0
 """Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
@@ -134,7 +135,7 @@ def _shown(state: PoolState) -> dict[str, Any]:
                 "debt": plan.debt,
                 "held": page.held.as_dict() if (page := made.pages.get(name)) is not None else None,
                 "in_use": page.in_use.as_dict() if page is not None else None,
-                "service": page.service.as_dict() if page is not None else None,
+                "service": made.service.get(name, NOTHING).as_dict(),
                 "level": page.level if page is not None else None,
             }
             for name, plan in made.plan.entitlements.items()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from coordinator.settings import Settings
 from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile, Tier
 from tokenpool.scaling import ScaleHint, ScalingSettings, Stabiliser, needed_replicas
 from tokenpool.store import Store, StoreDown
@@ -55,7 +56,8 @@ class PoolLeader:
         self._store = store
         self._candidate = candidate
         self._clock = clock
-        self._planned_at: float | None = None
+        self._before: Census | None = None
+        """What the last tick saw."""
         self._filed_at: float | None = None
         self._rounds = 0
         self._scaling = ScalingSettings(
@@ -109,11 +111,9 @@ class PoolLeader:
                 return
             self._filed_at = started
         census = await self._store.read()
-        elapsed = self._settings.tick
-        if self._planned_at is not None:
-            elapsed = min(started - self._planned_at, 4 * self._settings.tick)
-        self._planned_at = started
-        made = tick(census, self._entitlements, elapsed)
+        made = tick(census, self._entitlements, self._before)
+        # Books that are closed have begun anew: what they count then says nothing of before.
+        self._before = census if census.is_open else None
         # Closed books do not know yet who is there: until they do, the last limits stand.
         if epoch and census.is_open and not await self._store.publish(made.limits, epoch):
             self._lost()

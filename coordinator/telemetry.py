@@ -98,7 +98,7 @@ class Telemetry(Collector):
                 amounts = (
                     plan.limit,
                     plan.demand,
-                    page.service if page is not None else nothing,
+                    made.service.get(entitlement, nothing),
                     page.held if page is not None else nothing,
                 )
                 for family, amount in zip(families, amounts, strict=True):

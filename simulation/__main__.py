@@ -7,15 +7,19 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from simulation.mixes import all_of, lone_tenant, skewed, small_tenants
+from simulation.fairness import Convergence, judge
+from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
 from simulation.world import Figures, Setup, simulate
 
 OUT = Path(__file__).parent.parent / "out" / "sim"
 SIZES = ((100, 200, 12.0, 1.5), (1000, 200, 6.0, 0.5))
 """Sidecars, entitlements, seconds, load."""
+MIXES = 20
+"""Random mixes of tenants in scarcity."""
 
 
 def main() -> int:
@@ -40,9 +44,19 @@ def main() -> int:
         figures = simulate(setup)
         rows.append(row(name, setup, figures))
         print(_line(rows[-1]) + f"   ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"\nscarcity, {MIXES} random mixes, four of ten engines left", flush=True)
+    fair, unfair = convergence(seed, {}), convergence(seed, {"debt_gain": 0.0})
+    print(f"with debt:    {fair}\nwithout debt: {unfair}", flush=True)
+    result = {"seed": seed, "runs": rows, "with_debt": asdict(fair), "without_debt": asdict(unfair)}
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "result.json").write_text(json.dumps({"seed": seed, "runs": rows}, indent=1))
-    return 0 if all(float(r["over"]) < 1 for r in rows) else 1
+    (OUT / "result.json").write_text(json.dumps(result, indent=1))
+    return 0 if all(float(r["over"]) < 1 for r in rows) and fair.holds else 1
+
+
+def convergence(seed: int, options: Mapping[str, float]) -> Convergence:
+    """How fairly some random mixes were served."""
+    setups = [scarcity(seed=seed + number, **options) for number in range(MIXES)]
+    return Convergence([judge(setup, simulate(setup)) for setup in setups])
 
 
 def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from simulation.world import Figures, Setup
 
@@ -18,6 +19,31 @@ class Fairness:
     """The lowest of any later 60 s."""
     deviation: float
     """The largest from a fair share over any 60 s after the first 20."""
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """What became of many mixes, and what is to be reached."""
+
+    runs: Sequence[Fairness]
+
+    @property
+    def holds(self) -> bool:
+        """Whether section 6 of the design holds: medians, and the worst deviation."""
+        return (
+            median(run.first for run in self.runs) >= 0.98
+            and median(run.later for run in self.runs) >= 0.99
+            and median(run.deviation for run in self.runs) <= 0.05
+            and max(run.deviation for run in self.runs) <= 0.10
+        )
+
+    def __str__(self) -> str:
+        first, later, deviation = zip(*((r.first, r.later, r.deviation) for r in self.runs), strict=True)
+        return (
+            f"Jain first 20 s {median(first):.3f} (worst {min(first):.3f}), any later 60 s"
+            f" {median(later):.3f} ({min(later):.3f}), deviation {median(deviation):.1%}"
+            f" ({max(deviation):.1%})"
+        )
 
 
 def judge(setup: Setup, figures: Figures) -> Fairness:

@@ -116,23 +116,29 @@ def lending(*, seed: int, seconds: float = 20.0) -> Setup:
     )
 
 
-def scarcity(*, seed: int, debt_gain: float = 0.6, seconds: float = 110.0) -> Setup:
-    """Four elastic tenants of unlike weights, SLOs and sizes; after 20 s, 4 of 10 engines are left."""
+def scarcity(*, seed: int, debt_gain: float = PlannerSettings().debt_gain, seconds: float = 110.0) -> Setup:
+    """A random mix of four to six elastic tenants; after 20 s, 4 of 10 engines are left.
+
+    Request sizes differ by up to ten, weights by two, SLO factors by four; everyone wants more than the pool.
+    """
     chance = random.Random(f"scarcity {seed}")
-    sizes, slos = [40, 400, 120, 200], [250.0, 500.0, None, 330.0]
-    chance.shuffle(sizes)
-    chance.shuffle(slos)
+    others = chance.randint(2, 4)
+    sizes = [40, 400, *chance.choices([40, 80, 120, 200, 400], k=others)]
+    weights = [1.0, 2.0, *chance.choices([1.0, 2.0], k=others)]
+    slos = [250.0, None, *chance.choices([250.0, 330.0, 500.0, None], k=others)]
+    for column in (sizes, weights, slos):
+        chance.shuffle(column)
     tenants = [
         Tenant(
-            Entitlement(f"t{i}", "pool", Tier.ELASTIC, weight=1.0 + i % 2, slo=Slo(ttft_ms=slos[i])),
-            60,
-            tokens=sizes[i],
+            Entitlement(f"t{n}", "pool", Tier.ELASTIC, weight=weight, slo=Slo(ttft_ms=slo)),
+            workers=15 * SLOTS,
+            tokens=size,
             think_s=0.0,
         )
-        for i in range(4)
+        for n, (size, weight, slo) in enumerate(zip(sizes, weights, slos, strict=True))
     ]
     planner = PlannerSettings(debt_gain=debt_gain)
-    return Setup(tenants, 10, 4, seconds, seed=seed, planner=planner, cut_at=20.0, kept=4)
+    return Setup(tenants, 10, SLOTS, seconds, seed=seed, planner=planner, cut_at=20.0, kept=4)
 
 
 def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
-from tokenpool.books import RECALL, Answer, Books, Message
+from tokenpool.books import RECALL, Answer, Books, Census, Message
 from tokenpool.cost import Ask, Cost, EngineShape, Usage
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.grants import Grants, GrantSettings, Mode
@@ -295,7 +295,7 @@ class World:
         self._order = 0
         self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
         self._epoch = 1
-        self._ticked_at = 0.0
+        self._before: Census | None = None
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0
@@ -484,13 +484,9 @@ class World:
 
     def _tick(self) -> None:
         if self.books is not None:
-            made = tick(
-                self.books.read(self.now),
-                [t.entitlement for t in self.setup.tenants],
-                self.now - self._ticked_at,
-                self.setup.planner,
-            )
-            self._ticked_at = self.now
+            census = self.books.read(self.now)
+            made = tick(census, [t.entitlement for t in self.setup.tenants], self._before, self.setup.planner)
+            self._before = census if census.is_open else None
             self.books.publish(made.limits, self._epoch, self.now)
             for name, limit in made.limits.items():
                 self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))

@@ -17,16 +17,17 @@ Guarantees count towards the dominant share: who holds one gets more only when t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.entitlements import Tier
 
 _EPSILON = 1e-9
 """Relative slack of comparisons between sums of floats."""
+_NAMES = tuple(Dimension)
 _DIMENSIONS = range(3)
 _SATISFIED = 3
 """Sorts behind every dimension, so that a claim's last event is its being satisfied."""
@@ -69,48 +70,68 @@ class FairShare(msgspec.Struct, frozen=True):
     dominant_share: float
     """Of live capacity."""
     is_satisfied: bool
+    dominates: Dimension | None
+    """The dimension of which it demands the largest share; ``None`` where it demands nothing."""
 
 
 def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
     """Divide live capacity. The order of the claims does not matter."""
-    total = _whole(capacity)
-    workings, left = _divide(total, claims)
-    return {w.claim.name: w.share(total, left) for w in workings}
+    return Division(capacity, claims).shares()
 
 
 def fair_shares(capacity: Amount, claims: Sequence[Claim]) -> dict[str, FairShare]:
     """The division alone, without the limits that follow from it."""
-    total = _whole(capacity)
-    workings, _ = _divide(total, claims)
-    return {w.claim.name: FairShare(w.dominant_share(total), w.is_satisfied) for w in workings}
+    return Division(capacity, claims).fair_shares()
 
 
-def _whole(capacity: Amount) -> Vector:
-    """Capacity in whole sequences."""
-    tokens, cache, sequences = _vector(capacity)
-    return (tokens, cache, float(math.floor(sequences + _EPSILON)))
+class Division:
+    """One capacity among the same claims, divided as often as weights are tried.
 
+    What does not depend on weights (demands within ceilings, guarantees) is worked out once.
+    """
 
-def _divide(total: Vector, claims: Sequence[Claim]) -> tuple[list[_Working], Vector]:
-    """All stages; returns the claims as they stand then, and what is left over."""
-    workings = [_Working(claim, total) for claim in sorted(claims, key=lambda c: c.name)]
-    _grant_guarantees(workings, total)
-    left = total
-    for is_spot in (False, True):
-        group = [w for w in workings if (w.claim.tier is Tier.SPOT) is is_spot]
-        _fill(group, left)
-        tokens, cache, _ = _rest(left, group)
-        left = (tokens, cache, _round_sequences(group, left[2]))
-    return workings, left
+    def __init__(self, capacity: Amount, claims: Sequence[Claim]) -> None:
+        tokens, cache, sequences = _vector(capacity)
+        self._capacity = (tokens, cache, float(math.floor(sequences + _EPSILON)))
+        """In whole sequences."""
+        self._workings = [_Working(c, self._capacity) for c in sorted(claims, key=lambda c: c.name)]
+        _grant_guarantees(self._workings, self._capacity)
+        self._left = self._divide()
+
+    def reweigh(self, weights: Mapping[str, tuple[float, float]]) -> None:
+        """Divide anew, with another weight and priority for every claim, by name."""
+        for w in self._workings:
+            w.weight, w.priority = weights[w.claim.name]
+            w.x = w.sequences = 0.0
+        self._left = self._divide()
+
+    def shares(self) -> dict[str, Share]:
+        """What everyone gets."""
+        return {w.claim.name: w.share(self._capacity, self._left) for w in self._workings}
+
+    def fair_shares(self) -> dict[str, FairShare]:
+        """What everyone gets, as a dominant share."""
+        return {w.claim.name: w.fair_share(self._capacity) for w in self._workings}
+
+    def _divide(self) -> Vector:
+        """All stages; returns what is left over."""
+        left = self._capacity
+        for is_spot in (False, True):
+            group = [w for w in self._workings if (w.claim.tier is Tier.SPOT) is is_spot]
+            _fill(group, left)
+            tokens, cache, _ = _rest(left, group)
+            left = (tokens, cache, _round_sequences(group, left[2]))
+        return left
 
 
 class _Working:
     """One claim on its way through the stages."""
 
-    __slots__ = ("claim", "demand", "dominant", "frozen_at", "held", "sequences", "x")
+    __slots__ = ("claim", "demand", "dominant", "dominates", "held", "priority", "sequences", "weight", "x")
 
     def __init__(self, claim: Claim, capacity: Vector) -> None:
         self.claim = claim
+        self.weight, self.priority = claim.weight, claim.priority
         self.demand = _within_ceiling(_vector(claim.demand), _vector(claim.ceiling))
         self.held: Vector = (0.0, 0.0, 0.0)
         """The part of the guarantee that is in demand and can be carried."""
@@ -118,20 +139,17 @@ class _Working:
         self.sequences = 0.0
         self.dominant = 0.0
         """The largest share of capacity that it demands."""
+        self.dominates: int | None = None
+        """The dimension of that."""
         for k in _DIMENSIONS:
             if capacity[k] > 0 and self.demand[k] > self.dominant * capacity[k]:
                 self.dominant = self.demand[k] / capacity[k]
-        self.frozen_at: float | None = None
+                self.dominates = k
 
     @property
     def is_satisfied(self) -> bool:
         """Whether all that it demands below its ceiling is granted."""
         return self.x >= 1 - _EPSILON
-
-    @property
-    def can_grow(self) -> bool:
-        """Whether it demands something, and of nothing that does not exist."""
-        return self.dominant > 0
 
     def granted(self) -> Vector:
         (a, b, c), (x, y, z), part = self.demand, self.held, self.x
@@ -140,24 +158,27 @@ class _Working:
 
     def share(self, capacity: Vector, headroom: Vector) -> Share:
         claim, granted = self.claim, _least(self.granted(), capacity)
-        allocation = Amount(granted[0], granted[1], self.sequences)
-        whole = Amount(granted[0], granted[1], float(math.ceil(self.sequences - _EPSILON)))
+        tokens, cache, sequences = granted[0], granted[1], self.sequences
+        allocation = Amount(tokens, cache, sequences)
+        whole = Amount(tokens, cache, float(math.ceil(sequences - _EPSILON)))
         least = claim.floor.at_most(claim.ceiling)
-        is_spot = claim.tier is Tier.SPOT
-        assured = NOTHING if is_spot else whole.at_least(claim.guarantee).at_least(least)
-        a, b, c = granted[0] + headroom[0], granted[1] + headroom[1], self.sequences + headroom[2]
-        open_to_it = Amount(*_least((a, b, c), capacity)).at_least(whole).at_least(least)
-        limit = (open_to_it if is_spot else open_to_it.at_least(assured)).at_most(claim.ceiling)
+        headed = (tokens + headroom[0], cache + headroom[1], sequences + headroom[2])
+        limit = Amount(*_least(headed, capacity)).at_least(whole).at_least(least)
+        if claim.tier is Tier.SPOT:
+            return Share(allocation, NOTHING, limit.at_most(claim.ceiling))
+        assured = whole.at_least(claim.guarantee).at_least(least)
+        limit = limit.at_least(assured).at_most(claim.ceiling)
         return Share(allocation, assured.at_most(limit), limit)
 
-    def dominant_share(self, capacity: Vector) -> float:
+    def fair_share(self, capacity: Vector) -> FairShare:
         """The largest share of a dimension that it demands and was granted, before whole numbers."""
         granted, demand = _least(self.granted(), capacity), self.demand
         most = 0.0
         for k in _DIMENSIONS:
             if capacity[k] > 0 and demand[k] > 0 and granted[k] > most * capacity[k]:
                 most = granted[k] / capacity[k]
-        return most
+        dominates = None if self.dominates is None else _NAMES[self.dominates]
+        return FairShare(most, self.is_satisfied, dominates)
 
 
 def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:
@@ -187,74 +208,93 @@ def _fill(group: Sequence[_Working], capacity: Vector) -> None:
 
 
 class _Filling:
-    """One progressive filling, as a sweep over the events of its claims."""
+    """One progressive filling, as a sweep over the events of its claims.
+
+    ``_speeds[i]`` says how fast claim ``i`` would use each dimension as the level rises, ``_slope`` how fast
+    all of those do that have begun to and are not frozen.
+    """
 
     def __init__(self, group: Sequence[_Working], capacity: Vector) -> None:
-        self._group = [w for w in group if w.can_grow]
         self._capacity = capacity
-        self._used = [math.fsum(w.held[k] for w in group) for k in _DIMENSIONS]
+        self._used = [0.0, 0.0, 0.0]
         self._slope = [0.0, 0.0, 0.0]
-        self._users: list[set[int]] = [set(), set(), set()]
-        """Who adds to each dimension's use as the level rises."""
+        self._group: list[_Working] = []
+        self._speeds: list[Vector] = []
+        for w in group:
+            for k in _DIMENSIONS:
+                self._used[k] += w.held[k]
+            if w.dominant > 0:  # it demands something, and of nothing that does not exist
+                per_level, (a, b, c) = w.weight / w.dominant, w.demand
+                self._group.append(w)
+                self._speeds.append((a * per_level, b * per_level, c * per_level))
+        self._began: list[list[bool]] = [[False] * len(self._group) for _ in _DIMENSIONS]
+        self._users = [0, 0, 0]
+        self._frozen = [False] * len(self._group)
         self._level = 0.0
         self._saturated = [used >= c * (1 - _EPSILON) for used, c in zip(self._used, capacity, strict=True)]
 
     def run(self) -> None:
         """Sweep the level upwards."""
+        frozen, saturated, slope = self._frozen, self._saturated, self._slope
         for level, index, dimension in sorted(self._events()):
-            if self._group[index].frozen_at is not None:
+            if frozen[index]:
                 continue
-            self._rise_to(level)
-            if self._group[index].frozen_at is not None:
-                continue
-            if dimension == _SATISFIED or self._saturated[dimension]:
+            if level > self._level:
+                self._rise_to(level)
+                if frozen[index]:
+                    continue
+            if dimension == _SATISFIED or saturated[dimension]:
                 self._freeze(index, level)
             else:
-                self._users[dimension].add(index)
-                self._slope[dimension] += self._speed(index, dimension)
+                self._began[dimension][index] = True
+                self._users[dimension] += 1
+                slope[dimension] += self._speeds[index][dimension]
 
-    def _events(self) -> Iterable[tuple[float, int, int]]:
+    def _events(self) -> list[tuple[float, int, int]]:
         """``(level, claim, dimension)``: it begins to use a dimension, or is satisfied."""
-        for index, w in enumerate(self._group):
-            per_level = w.claim.weight / w.dominant
+        events = []
+        for index, (w, speeds) in enumerate(zip(self._group, self._speeds, strict=True)):
+            held, demand = w.held, w.demand
             for k in _DIMENSIONS:
-                if w.demand[k] > 0 and w.held[k] < w.demand[k]:
-                    yield w.held[k] / (w.demand[k] * per_level), index, k
-            yield 1 / per_level, index, _SATISFIED
-
-    def _speed(self, index: int, dimension: int) -> float:
-        """How fast a claim's use of a dimension grows with the level."""
-        w = self._group[index]
-        return w.claim.weight / w.dominant * w.demand[dimension]
+                if demand[k] > held[k]:
+                    events.append((held[k] / speeds[k], index, k))
+            events.append((w.dominant / w.weight, index, _SATISFIED))
+        return events
 
     def _rise_to(self, level: float) -> None:
         """Raise the level, stopping where dimensions saturate on the way."""
+        capacity, used, slope, saturated = self._capacity, self._used, self._slope, self._saturated
         while self._level < level:
             stop, full = level, -1
             for k in _DIMENSIONS:
-                if not self._saturated[k] and self._slope[k] > 0:
-                    reach = self._level + (self._capacity[k] - self._used[k]) / self._slope[k]
+                if slope[k] > 0 and not saturated[k]:
+                    reach = self._level + (capacity[k] - used[k]) / slope[k]
                     if reach < stop:
                         stop, full = reach, k
-            for k in _DIMENSIONS:
-                self._used[k] += self._slope[k] * (stop - self._level)
-            self._level = max(stop, self._level)
+            rise = stop - self._level
+            if rise > 0:
+                for k in _DIMENSIONS:
+                    used[k] += slope[k] * rise
+                self._level = stop
             if full < 0:
+                self._level = level
                 return
-            self._saturated[full] = True
-            for index in list(self._users[full]):
-                self._freeze(index, self._level)
+            saturated[full] = True
+            for index, begun in enumerate(self._began[full]):
+                if begun and not self._frozen[index]:
+                    self._freeze(index, self._level)
 
     def _freeze(self, index: int, level: float) -> None:
         """A claim grows no more: it is satisfied, or needs a dimension that is used up."""
-        w = self._group[index]
-        w.frozen_at = level
-        w.x = min(level * w.claim.weight / w.dominant, 1.0)
+        self._frozen[index] = True
+        w, speeds = self._group[index], self._speeds[index]
+        x = level * w.weight / w.dominant
+        w.x = x if x < 1.0 else 1.0
         for k in _DIMENSIONS:
-            if index in self._users[k]:
-                self._users[k].discard(index)
+            if self._began[k][index]:
+                self._users[k] -= 1
                 # Sums of floats drift: nobody left means no slope at all.
-                self._slope[k] = self._slope[k] - self._speed(index, k) if self._users[k] else 0.0
+                self._slope[k] = self._slope[k] - speeds[k] if self._users[k] else 0.0
 
 
 def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
@@ -279,7 +319,7 @@ def _round_sequences(group: Sequence[_Working], available: float) -> float:
         available -= w.sequences
         remainder = granted - w.sequences
         if remainder > _EPSILON * max(granted, 1.0) and w.sequences + 1 <= w.claim.ceiling.concurrency:
-            wanting.append((-(remainder + w.claim.priority), w.claim.name, w))
+            wanting.append((-(remainder + w.priority), w.claim.name, w))
     wanting.sort(key=lambda row: row[:2])
     extra = max(min(int(available), len(wanting)), 0)
     for _, _, w in wanting[:extra]:

@@ -5,8 +5,8 @@ Redis the same rules as scripts), and one contract suite holds both to what is w
 
 - What is held never adds up to more than the limit by a decision of the books. Only what runs already is
   booked beyond it: after a limit shrank, or when books start anew.
-- A message states totals (what runs, what is wanted, what was spent since the holder began), never changes,
-  and carries a number. So one that is lost, doubled or late does no harm.
+- A message states totals (what runs, what is wanted, what was spent and served since the holder began), never
+  changes, and carries a number. So one that is lost, doubled or late does no harm.
 - What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
   message: an answer that is lost frees nothing that is still in use.
 - Every grant expires. A holder that says nothing complete for a lifetime holds nothing.
@@ -86,8 +86,10 @@ class Holding(NamedTuple):
     """A request waits: where the answer falls short, others are asked to return what they do not use."""
     demand: Vector = _ZERO
     """Offered of late, shed requests included."""
-    service: Vector = _ZERO
-    """Tokens per second spent, and the average KV tokens and sequences held."""
+    kv_seconds: float = 0.0
+    """KV-token-seconds held, since this holder began."""
+    concurrency_seconds: float = 0.0
+    """Sequence-seconds held, since this holder began."""
     fresh: Vector = _ZERO
     """Demand without the retries of what was shed."""
     floor: Vector = _ZERO
@@ -161,7 +163,12 @@ class Page(msgspec.Struct, frozen=True):
     """KV tokens and sequences held; for throughput the tokens granted."""
     in_use: Amount = NOTHING
     demand: Amount = NOTHING
-    service: Amount = NOTHING
+    served: Amount = NOTHING
+    """Tokens spent, KV-token-seconds and sequence-seconds, since the page began: service is its rate.
+
+    A sum of rates that were true at other times would not do: whoever is busy reports late and is sampled
+    less, and large requests would look a quarter smaller than they are.
+    """
     fresh: Amount = NOTHING
     floor: Amount = NOTHING
     """A typical request's tokens, the largest one's KV tokens and sequences."""
@@ -176,29 +183,32 @@ class Census:
     """Of every sidecar that lives."""
     epoch: int
     is_open: bool
+    at: float = 0.0
+    """Seconds by the clock of the books."""
 
 
 # The part of a page that is summed over its holders.
 _KV, _CONCURRENCY, _TOKENS, _KV_USED, _CONCURRENCY_USED = range(5)
-_DEMAND, _SERVICE, _FRESH = 5, 8, 11
-_WIDTH = 14
+_DEMAND, _FRESH = 5, 8
+_WIDTH = 11
 _NOBODY = (0.0,) * _WIDTH
 
 
 class _Row:
     """One sidecar's part of an entitlement."""
 
-    __slots__ = ("spent", "values")
+    __slots__ = ("served", "values")
 
-    def __init__(self, spent: float) -> None:
-        self.spent = spent
+    def __init__(self, served: Vector) -> None:
+        self.served = served
+        """Totals of its holder, as last said."""
         self.values: tuple[float, ...] = _NOBODY
 
 
 class _Page:
     """One entitlement's page: its limit, its bucket, its holders."""
 
-    __slots__ = ("at", "contended_until", "floor", "level", "limit", "rows", "sums", "waiters")
+    __slots__ = ("at", "contended_until", "floor", "level", "limit", "rows", "served", "sums", "waiters")
 
     def __init__(self, now: float) -> None:
         self.limit = Limit()
@@ -207,6 +217,7 @@ class _Page:
         self.contended_until = -math.inf
         self.floor: list[float] = [0.0, 0.0, 0.0]
         self.sums = list(_NOBODY)
+        self.served = [0.0, 0.0, 0.0]
         self.rows: dict[str, _Row] = {}
         self.waiters: dict[str, float] = {}
 
@@ -226,6 +237,15 @@ class _Page:
             sums[i] += values[i] - old[i]
         row.values = values
 
+    def charge(self, row: _Row, served: Vector) -> None:
+        """Book what a holder spent and held since it last said so."""
+        tokens, cache, sequences = row.served
+        self.level = min(self.level - (served[0] - tokens), self.limit.depth)
+        self.served[0] += served[0] - tokens
+        self.served[1] += served[1] - cache
+        self.served[2] += served[2] - sequences
+        row.served = served
+
     def drop(self, holder: str) -> None:
         """Forget a row; with nobody left the sums are nothing, exactly."""
         row = self.rows.pop(holder, None)
@@ -242,7 +262,7 @@ class _Page:
             Amount(s[_TOKENS], s[_KV], s[_CONCURRENCY]),
             Amount(0.0, s[_KV_USED], s[_CONCURRENCY_USED]),
             Amount(*s[_DEMAND : _DEMAND + 3]),
-            Amount(*s[_SERVICE : _SERVICE + 3]),
+            Amount(*self.served),
             Amount(*s[_FRESH : _FRESH + 3]),
             Amount(*floor),
         )
@@ -322,6 +342,7 @@ class Books:
             {name: holder.report for name, holder in self._holders.items() if holder.is_alive},
             self.epoch,
             now >= self._opens_at,
+            now,
         )
 
     def page(self, name: str, now: float) -> Page | None:
@@ -404,12 +425,11 @@ class Books:
     def _book(self, holder: str, name: str, said: Holding, now: float, is_open: bool) -> Grant:
         page = self._page(name, now)
         page.refill(now)
-        row = page.rows.get(holder)
+        row, served = page.rows.get(holder), (said.tokens_spent, said.kv_seconds, said.concurrency_seconds)
         if row is None:
-            row = page.rows[holder] = _Row(said.tokens_spent)
+            row = page.rows[holder] = _Row(served)
+        page.charge(row, served)
         limit, sums, old = page.limit, page.sums, row.values
-        page.level = min(page.level - (said.tokens_spent - row.spent), limit.depth)
-        row.spent = said.tokens_spent
         page.floor = [max(a, b) for a, b in zip(page.floor, said.floor, strict=True)]
         kv_tokens = concurrency = tokens = 0.0
         if is_open:
@@ -429,7 +449,6 @@ class Books:
                 said.kv_in_use,
                 said.concurrency_in_use,
                 *said.demand,
-                *said.service,
                 *said.fresh,
             ),
         )

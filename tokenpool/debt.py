@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import math
 
+NO_SHARE = 1e-9
+"""A fair share below this is what sums of floats leave over: nothing is owed of it."""
+
 
 def moved(
     debt: float,
@@ -24,7 +27,7 @@ def moved(
     shares, within ``cap_s`` either way; while demand is met it decays with time constant ``decay_s``, so
     that nobody banks credit by idling.
     """
-    if not has_unmet_demand or fair_share <= 0:
+    if not has_unmet_demand or fair_share < NO_SHARE:
         return debt * math.exp(-elapsed_s / decay_s)
     change = (fair_share - service) / fair_share * elapsed_s
     return min(max(debt + change, -cap_s), cap_s)

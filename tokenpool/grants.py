@@ -440,7 +440,8 @@ class Grants:
             tokens_wanted,
             bool(needed),
             _vector(said.demand),
-            _vector(said.service),
+            meter.kv_seconds,
+            meter.concurrency_seconds,
             _vector(line.fresh),
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
         )

@@ -85,20 +85,22 @@ class Meter:
 
     __slots__ = (
         "_charged",
-        "_concurrency_seconds",
         "_held_at",
-        "_kv_seconds",
         "_largest_kv",
         "_largest_sequences",
         "_offered_kv",
         "_offered_sequences",
         "_offered_tokens",
         "_reported_at",
+        "_reported_concurrency_s",
+        "_reported_kv_s",
         "_retried_kv",
         "_retried_sequences",
         "_retried_tokens",
+        "concurrency_seconds",
         "demand",
         "fresh",
+        "kv_seconds",
         "peak_concurrency",
         "peak_kv",
         "residence",
@@ -109,7 +111,9 @@ class Meter:
     def __init__(self, now: float) -> None:
         self._reported_at = self._held_at = now
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
-        self._kv_seconds = self._concurrency_seconds = 0.0
+        self.kv_seconds = self.concurrency_seconds = 0.0
+        """KV-token-seconds and sequence-seconds held, since the beginning."""
+        self._reported_kv_s = self._reported_concurrency_s = 0.0
         self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self.spent = 0.0
         """Throughput tokens charged less those refunded, since the beginning. It may fall."""
@@ -157,8 +161,8 @@ class Meter:
         """Integrate what was held until now; call before either gauge changes."""
         elapsed = now - self._held_at
         if elapsed > 0:
-            self._kv_seconds += kv_tokens * elapsed
-            self._concurrency_seconds += concurrency * elapsed
+            self.kv_seconds += kv_tokens * elapsed
+            self.concurrency_seconds += concurrency * elapsed
             self._held_at = now
 
     def report(self, kv_in_use: int, concurrency_in_use: int, now: float) -> Report:
@@ -171,10 +175,12 @@ class Meter:
         if elapsed > 0:
             self._remember_demand(elapsed)
             spent = max(self.spent - self._charged, 0.0)
-            service = Amount(spent, self._kv_seconds, self._concurrency_seconds) * (1 / elapsed)
+            kv_held = self.kv_seconds - self._reported_kv_s
+            concurrency_held = self.concurrency_seconds - self._reported_concurrency_s
+            service = Amount(spent, kv_held, concurrency_held) * (1 / elapsed)
             # Refunds beyond what was charged since are taken off the next report.
             self._charged += spent
-            self._kv_seconds = self._concurrency_seconds = 0.0
+            self._reported_kv_s, self._reported_concurrency_s = self.kv_seconds, self.concurrency_seconds
             self._reported_at = now
         held = Amount(0.0, kv_in_use, concurrency_in_use)
         self.demand = self.demand.at_least(held)

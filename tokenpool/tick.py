@@ -16,6 +16,8 @@ from tokenpool.ledger import bucket_depth
 from tokenpool.planner import Plan, PlannerSettings, Report, plan
 from tokenpool.wire import SidecarReport, WireError, decode_report
 
+MOST_ELAPSED_S = 1.0
+"""A coordinator that was asleep moves debts by so much time at most."""
 _NO_PAGE = Page()
 _DEFAULTS = PlannerSettings()
 
@@ -28,6 +30,8 @@ class Tick:
     limits: Mapping[str, Limit]
     sidecars: Mapping[str, SidecarReport]
     pages: Mapping[str, Page]
+    service: Mapping[str, Amount]
+    """Of every page since the tick before; nothing at the first."""
     replica: Amount
     """What one engine sustains: the mean of those that say so; nothing where none does."""
     unreadable: Sequence[str] = ()
@@ -37,21 +41,26 @@ class Tick:
 def tick(
     census: Census,
     entitlements: Sequence[Entitlement],
-    elapsed_s: float,
+    before: Census | None,
     settings: PlannerSettings = _DEFAULTS,
 ) -> Tick:
-    """Recompute all limits from what the sidecars said. ``elapsed_s`` is since the last tick."""
+    """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
+
+    At a coordinator's first tick there is none, nor where the books began anew since: debts then stay.
+    """
     sidecars, unreadable = _reports(census.reports)
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
     pages = census.pages
+    elapsed = census.at - before.at if before is not None else 0.0
+    service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
         capacity,
         entitlements,
-        {name: _report(page) for name, page in pages.items()},
+        {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
         {name: page.limit.debt for name, page in pages.items()},
-        elapsed_s,
+        min(elapsed, MOST_ELAPSED_S),
         settings,
     )
     limits = {}
@@ -67,12 +76,21 @@ def tick(
             assured.concurrency,
             part.debt,
         )
-    return Tick(made, limits, sidecars, pages, _replica(sidecars), unreadable)
+    return Tick(made, limits, sidecars, pages, service, _replica(sidecars), unreadable)
 
 
-def _report(page: Page) -> Report:
+def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
+    """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count."""
+    return {
+        name: (page.served - before[name].served) * (1 / elapsed_s)
+        for name, page in pages.items()
+        if name in before
+    }
+
+
+def _report(page: Page, service: Amount) -> Report:
     floor = page.floor
-    return Report(page.demand, page.service, Amount(0.0, floor.kv_tokens, floor.concurrency))
+    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, floor.concurrency))
 
 
 def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:

@@ -153,17 +153,18 @@ async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
 
 async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    said = WANT._replace(demand=(1, 2, 3), service=(4, 5, 6), fresh=(7, 8, 9), floor=(10, 11, 12))
+    said = WANT._replace(demand=(1, 2, 3), fresh=(7, 8, 9), floor=(10, 11, 12))
     await tell(store, "s1", 0, {"a": said})
     await tell(store, "s2", 0, {"a": said})
+    await tell(store, "s2", 1, {"a": said._replace(tokens_spent=5, kv_seconds=6, concurrency_seconds=7)})
     census = await store.read()
     assert census.is_open
+    assert census.pages["a"].served == Amount(5, 6, 7)
     assert census.epoch == 1
     assert census.reports == {"s1": b"\xffreport", "s2": b"\xffreport"}
     page = census.pages["a"]
     assert page.limit == LIMIT
     assert page.demand == Amount(2, 4, 6)
-    assert page.service == Amount(8, 10, 12)
     assert page.fresh == Amount(14, 16, 18)
     assert page.floor == Amount(10, 11, 12)
     assert page.held == Amount(100, 400, 4)
@@ -262,7 +263,7 @@ def numbers(answer: object) -> dict[str, float]:
         flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}
         for name, page in answer.pages.items():
             flat[f"{name} level"] = page.level
-            for what in ("held", "in_use", "demand", "service", "fresh", "floor"):
+            for what in ("held", "in_use", "demand", "served", "fresh", "floor"):
                 amount = getattr(page, what)
                 for dimension in Dimension:
                     flat[f"{name} {what} {dimension}"] = amount.get(dimension)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenpool.amounts import Amount
 from tokenpool.books import FREED, RECALL, REMEMBER_S, Books, Holding, Limit, Message, Push
 
 LIFETIME = 1.5
@@ -257,18 +258,32 @@ def test_books_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
 
 def test_the_coordinator_reads_sums_over_all_that_live() -> None:
     made = books()
-    said = want(2, in_use=1)._replace(
-        demand=(10, 20, 3), service=(5, 6, 1), fresh=(4, 2, 1), floor=(7, 100, 1)
-    )
+    said = want(2, in_use=1)._replace(demand=(10, 20, 3), fresh=(4, 2, 1), floor=(7, 100, 1))
     tell(made, "s1", 0, {"a": said}, OPEN)
     tell(made, "s2", 0, {"a": said._replace(floor=(9, 50, 2))}, OPEN + 1)
     page = made.read(OPEN + 1).pages["a"]
     assert page.demand.as_dict() == {"tokens_per_second": 20, "kv_tokens": 40, "concurrency": 6}
-    assert (page.service.concurrency, page.fresh.concurrency, page.in_use.concurrency) == (2, 2, 2)
+    assert (page.fresh.concurrency, page.in_use.concurrency) == (2, 2)
     assert 50 < page.floor.kv_tokens <= 100
     assert (page.floor.tokens_per_second, page.floor.concurrency) == (9, 2)
     assert set(made.read(OPEN + 1).reports) == {"s1", "s2"}
     assert made.read(OPEN + LIFETIME).pages["a"].demand.concurrency == 3
+
+
+def test_what_was_served_is_summed_from_totals_whoever_tells_them_and_when() -> None:
+    made = books()
+
+    def said(tokens: float, kv_seconds: float, seconds: float) -> Holding:
+        return want(1)._replace(tokens_spent=tokens, kv_seconds=kv_seconds, concurrency_seconds=seconds)
+
+    tell(made, "s1", 0, {"a": said(1000, 2000, 30)}, OPEN)
+    tell(made, "s2", 0, {"a": said(5, 5, 5)}, OPEN)
+    assert made.read(OPEN).pages["a"].served == Amount()  # what was before is not known
+    tell(made, "s1", 1, {"a": said(1100, 2200, 31)}, OPEN + 0.2)
+    tell(made, "s2", 1, {"a": said(0, 10, 6)}, OPEN + 0.3)
+    assert made.read(OPEN + 0.3).pages["a"].served == Amount(95, 205, 2)
+    tell(made, "s1", 2, {}, OPEN + 0.4)
+    assert made.read(OPEN + 0.4).pages["a"].served == Amount(95, 205, 2)
 
 
 def test_an_older_coordinator_cannot_replace_the_pool_file() -> None:

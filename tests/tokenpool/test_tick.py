@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import msgspec
 import pytest
 
 from tests.tokenpool.builders import entitlement
-from tokenpool.amounts import Amount
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
 from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
 from tokenpool.retries import MOST_REMEMBERED, Retries
@@ -32,7 +33,7 @@ def census(reports: int, **pages: Page) -> Census:
 
 def test_capacity_is_what_the_engines_have_together() -> None:
     demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
-    made = tick(census(3, a=demand), [entitlement()], 0.25)
+    made = tick(census(3, a=demand), [entitlement()], None)
     assert made.plan.capacity == REPLICA * 3
     assert made.replica == REPLICA
     assert made.limits["a"].amount == REPLICA * 3
@@ -41,21 +42,38 @@ def test_capacity_is_what_the_engines_have_together() -> None:
 
 
 def test_debt_is_carried_in_the_books() -> None:
-    busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), service=Amount(0, 0, 0))
-    served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), service=REPLICA)
-    made = tick(census(1, a=busy, b=served), [entitlement(), entitlement("b")], 0.25)
+    busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25)
+    before = replace(census(1, a=busy, b=msgspec.structs.replace(served, served=busy.served)), at=10.0)
+    made = tick(replace(census(1, a=busy, b=served), at=10.25), [entitlement(), entitlement("b")], before)
+    assert made.service == {"a": NOTHING, "b": REPLICA}
     assert made.limits["a"].debt == pytest.approx(2.25)
     assert made.limits["b"].debt == pytest.approx(-1.25)
 
 
+def test_the_first_tick_leaves_debts_as_they_are() -> None:
+    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e6))
+    made = tick(census(1, a=page), [entitlement()], None)
+    assert made.service == {}
+    assert made.limits["a"].debt == 2.0
+
+
+def test_a_coordinator_that_slept_moves_debts_by_a_second_at_most() -> None:
+    page = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100))
+    other = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100), served=REPLICA * 60)
+    before = replace(census(1, a=page, b=page), at=0.0)
+    made = tick(replace(census(1, a=page, b=other), at=60.0), [entitlement(), entitlement("b")], before)
+    assert made.limits["a"].debt == pytest.approx(1.0)
+
+
 def test_a_bucket_holds_two_typical_requests() -> None:
     page = Page(demand=Amount(10, 100, 1), floor=Amount(5000, 100, 1))
-    assert tick(census(1, a=page), [entitlement()], 0.25).limits["a"].depth == 10_000
+    assert tick(census(1, a=page), [entitlement()], None).limits["a"].depth == 10_000
 
 
 def test_a_report_that_cannot_be_read_is_named_and_does_not_count() -> None:
     seen = census(1)
-    made = tick(Census({}, {**seen.reports, "bad": b"\xff"}, 1, True), [entitlement()], 0.25)
+    made = tick(Census({}, {**seen.reports, "bad": b"\xff"}, 1, True), [entitlement()], None)
     assert made.unreadable == ["bad"]
     assert made.plan.capacity == REPLICA
 

@@ -3,8 +3,8 @@
 --
 -- meta     hash: opens_at, heard_at, epoch, file_version
 -- pages    set of the names of all pages
--- page:X   hash: p, the packed page {limit, level, at, floor, sums, waiters, contended_until, rows, kept_at};
---          and for each holder r:<holder>, its packed row {spent, values}
+-- page:X   hash: p, the packed page {limit, level, at, floor, sums, served, waiters, contended_until, rows,
+--          kept_at}; and for each holder r:<holder>, its packed row {served, values}
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
 -- reports  hash by holder; limits: all of them, packed; file: hash of version, content
 local prefix = KEYS[1]
@@ -18,7 +18,7 @@ local LIFETIME, REMEMBER = message.lifetime, message.remember
 local KEEP_MS = 600000
 local META, PAGES, REPORTS = prefix .. ':meta', prefix .. ':pages', prefix .. ':reports'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
-local WIDTH = 14
+local WIDTH = 11
 local KV, CONC, TOKENS, KV_USED, CONC_USED = 1, 2, 3, 4, 5
 
 local function exact(number) return string.format('%.17g', number) end
@@ -28,7 +28,7 @@ local function keep(...)
 end
 
 local function nobody()
-  return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+  return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 
 local function page_key(name) return prefix .. ':page:' .. name end
@@ -42,7 +42,7 @@ local function unpack_page(name, packed)
   end
   return {
     name = name, is_new = true, limit = {0, 0, 0, 0, 0, 0, 0}, level = 0, at = now, floor = {0, 0, 0},
-    sums = nobody(), waiters = {}, contended_until = 0, rows = 0, kept_at = 0,
+    sums = nobody(), served = {0, 0, 0}, waiters = {}, contended_until = 0, rows = 0, kept_at = 0,
   }
 end
 
@@ -81,6 +81,13 @@ end
 local function write(page, row, values)
   for i = 1, WIDTH do page.sums[i] = page.sums[i] + values[i] - row.values[i] end
   row.values = values
+end
+
+-- Book what a holder spent and held since it last said so.
+local function charge(page, row, served)
+  page.level = math.min(page.level - (served[1] - row.served[1]), page.limit[4])
+  for i = 1, 3 do page.served[i] = page.served[i] + served[i] - row.served[i] end
+  row.served = served
 end
 
 -- Forget a row; with nobody left the sums are nothing, exactly.

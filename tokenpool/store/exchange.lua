@@ -85,16 +85,15 @@ end
 
 for i, said in ipairs(message.holdings) do
   local name, kv_in_use, conc_in_use, kv_bound, conc_bound, kv_wanted, conc_wanted, spent, tokens_wanted,
-    is_urgent, demand, service, fresh, floor = unpack(said)
+    is_urgent, demand, kv_seconds, conc_seconds, fresh, floor = unpack(said)
   local page, row = load_page(name, me)
   refill(page)
   if not row then
-    row = {spent = spent, values = nobody()}
+    row = {served = {spent, kv_seconds, conc_seconds}, values = nobody()}
     page.rows = page.rows + 1
   end
+  charge(page, row, {spent, kv_seconds, conc_seconds})
   local limit, sums, old = page.limit, page.sums, row.values
-  page.level = math.min(page.level - (spent - row.spent), limit[4])
-  row.spent = spent
   for k = 1, 3 do page.floor[k] = math.max(page.floor[k], floor[k]) end
   local kv, conc, tokens = 0, 0, 0
   if is_open then
@@ -107,7 +106,7 @@ for i, said in ipairs(message.holdings) do
   kv, conc = math.max(kv, 0), math.max(conc, 0)
   write(page, row, {
     math.max(kv, kv_in_use, kv_bound), math.max(conc, conc_in_use, conc_bound), tokens, kv_in_use, conc_in_use,
-    demand[1], demand[2], demand[3], service[1], service[2], service[3], fresh[1], fresh[2], fresh[3],
+    demand[1], demand[2], demand[3], fresh[1], fresh[2], fresh[3],
   })
   if is_urgent and (kv < kv_wanted or conc < conc_wanted or tokens < tokens_wanted) then
     recall(page)

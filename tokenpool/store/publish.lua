@@ -1,5 +1,5 @@
 -- Replace limits, unless a later coordinator has written already; answers whether they stand now. A long
--- list comes in parts, so that no call holds Redis up; the last part (message.all) says who is left.
+-- list comes in parts and in any order, so that no call holds Redis up; one (message.all) says who is left.
 if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
 opening()
 redis.call('HSET', META, 'epoch', exact(message.epoch))

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import resources
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import redis.asyncio
@@ -42,6 +43,10 @@ SCHEMA = 1
 PART = 100
 """Rows in one call of the coordinator, so that no script holds Redis up for long."""
 
+AT_ONCE = 4
+"""Such calls under way together, each on a connection of its own."""
+
+_T = TypeVar("_T")
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
 
@@ -53,6 +58,7 @@ class _Page(msgspec.Struct):
     at: float
     floor: list[float]
     sums: list[float]
+    served: list[float]
 
 
 _pages = msgpack.Decoder(_Page)
@@ -177,35 +183,35 @@ class RedisStore:
                 Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:reports")
             )
         pages: dict[str, Page] = {}
-        for start in range(0, len(names), PART):
-            part = names[start : start + PART]
-            packed = await self._run(_PAGES, names=part)
-            with _down():
-                pages |= {
-                    name: _view(_pages.decode(page), now)
-                    for name, page in zip(part, packed, strict=True)
-                    if page
-                }
+        parts = [names[start : start + PART] for start in range(0, len(names), PART)]
+        for part in await _at_once(partial(self._read_part, part, now) for part in parts):
+            pages |= part
         return Census(
             pages,
             {holder.decode(): report for holder, report in reports.items()},
             int(epoch),
             is_open,
+            now,
         )
+
+    async def _read_part(self, names: Sequence[str], now: float) -> dict[str, Page]:
+        packed = await self._run(_PAGES, names=names)
+        with _down():
+            return {
+                name: _view(_pages.decode(page), now)
+                for name, page in zip(names, packed, strict=True)
+                if page
+            }
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
         """See ``Store``."""
         rows = list(limits.items())
-        packed = msgpack.encode(limits)
-        last = max(len(rows) - 1, 0) // PART * PART
-        for start in range(0, last + 1, PART):
-            rest: dict[str, Any] = {"all": list(limits)} if start == last else {}
-            stands = await self._run(
-                _PUBLISH, packed if rest else b"", epoch=epoch, limits=rows[start : start + PART], **rest
-            )
-            if not stands:
-                return False
-        return True
+        parts = [rows[start : start + PART] for start in range(0, len(rows), PART)] or [[]]
+        calls = [partial(self._run, _PUBLISH, epoch=epoch, limits=part) for part in parts[:-1]]
+        last = partial(
+            self._run, _PUBLISH, msgpack.encode(limits), epoch=epoch, limits=parts[-1], all=list(limits)
+        )
+        return all(await _at_once([*calls, last]))
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
@@ -243,21 +249,32 @@ def _down() -> Iterator[None]:
         raise StoreDown(f"what Redis keeps cannot be read, as if of another version: {error}") from error
 
 
+async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
+    """The answers to some calls at a time: Redis works on one part while another is packed or unpacked."""
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def answer(call: Callable[[], Awaitable[_T]]) -> _T:
+        async with turns:
+            return await call()
+
+    return await asyncio.gather(*(answer(call) for call in calls))
+
+
 def _limit(row: Sequence[float]) -> Limit:
     return Limit(*row[: len(Limit._fields)])
 
 
 def _view(page: _Page, now: float) -> Page:
     """A page as of ``now``: the bucket filled up, the floor faded."""
-    limit, sums, elapsed = _limit(page.limit), page.sums, max(now - page.at, 0.0)
-    kept = math.exp(-elapsed / FLOOR_MEMORY_S)
+    limit, s, elapsed = _limit(page.limit), page.sums, max(now - page.at, 0.0)
+    kept, (tokens, cache, sequences) = math.exp(-elapsed / FLOOR_MEMORY_S), page.floor
     return Page(
         limit,
         min(page.level + limit.tokens_per_second * elapsed, limit.depth),
-        Amount(sums[2], sums[0], sums[1]),
-        Amount(0.0, sums[3], sums[4]),
-        Amount(*sums[5:8]),
-        Amount(*sums[8:11]),
-        Amount(*sums[11:14]),
-        Amount(*(value * kept for value in page.floor)),
+        Amount(s[2], s[0], s[1]),
+        Amount(0.0, s[3], s[4]),
+        Amount(s[5], s[6], s[7]),
+        Amount(*page.served),
+        Amount(s[8], s[9], s[10]),
+        Amount(tokens * kept, cache * kept, sequences * kept),
     )
