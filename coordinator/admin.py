@@ -80,6 +80,10 @@ class Admin:
             return web.json_response(
                 {"error": f"the books of pool {name!r} do not answer: {leader.error}"}, status=503
             )
+        if state.hint is None or self._clock() - state.hinted_at > STALE_S:
+            return web.json_response(
+                {"error": f"no engine of pool {name!r} has shown yet what it sustains"}, status=503
+            )
         need = state.hint.need
         return web.json_response(
             {
@@ -109,6 +113,7 @@ class Admin:
             "epoch": leader.epoch,
             "error": leader.error or None,
             "file_version": leader.file_version,
+            "file_differs": leader.file_differs,
             "ticks": dict(leader.rounds),
         }
         return shown | _shown(leader.state) if leader.state is not None else shown
@@ -119,8 +124,8 @@ def _shown(state: PoolState) -> dict[str, Any]:
     return {
         "capacity": made.plan.capacity.as_dict(),
         "replica": made.replica.as_dict(),
-        "desired_replicas": state.hint.replicas,
-        "reason": state.hint.reason,
+        "desired_replicas": state.hint.replicas if state.hint is not None else None,
+        "reason": state.hint.reason if state.hint is not None else None,
         "overpromised": [dimension.value for dimension in state.overpromised],
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),

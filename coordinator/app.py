@@ -81,20 +81,17 @@ class Coordinator:
         self.listens_on = Address(host, port)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._tick_forever()), loop.create_task(self._watch.run())]
-        log.info("listening", extra={"listen": str(self.listens_on), "pools": list(self.leaders)})
+        extra = {"listen": str(self.listens_on), "candidate": self._candidate, "pools": list(self.leaders)}
+        log.info("listening", extra=extra)
 
     async def _tick_forever(self) -> None:
         while True:
             started = self._clock()
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for leader in list(self.leaders.values()):
-                        group.create_task(leader.turn())
-                while self._gone:
-                    await _leave(self._gone.pop())
-            except Exception:
-                # A tick that fails is a defect; the last limits stand, and the next tick may be better.
-                log.critical("a tick failed", exc_info=True)
+            async with asyncio.TaskGroup() as group:
+                for leader in list(self.leaders.values()):
+                    group.create_task(leader.turn())
+            while self._gone:
+                await _leave(self._gone.pop())
             await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
 
     async def stop(self) -> None:

@@ -33,7 +33,9 @@ class PoolState:
     """One pool after one tick, as it is shown."""
 
     tick: Tick
-    hint: ScaleHint
+    hint: ScaleHint | None
+    """The last one; ``None`` before the first."""
+    hinted_at: float
     overpromised: Sequence[Dimension]
     """Where the guarantees are more than the most replicas could carry, as they are now."""
     at: float
@@ -71,6 +73,8 @@ class PoolLeader:
         """Of this coordinator's lead; 0 while it does not lead."""
         self.state: PoolState | None = None
         self.error = ""
+        self.file_differs = False
+        """Whether another pool file than this coordinator's is in force."""
         self.rounds: Counter[str] = Counter()
         """Ticks by how they ended."""
         self.follow(file, pool)
@@ -93,6 +97,12 @@ class PoolLeader:
                 log.warning("the books do not answer", extra={"pool": self.pool.name, "error": str(error)})
             self.error = str(error)
             return
+        except Exception as error:
+            # A defect: the last limits stand, other pools go on, and the next tick may be better.
+            self.rounds["failed"] += 1
+            log.critical("a tick failed", exc_info=True, extra={"pool": self.pool.name})
+            self.error = f"a tick failed: {error!r}"
+            return
         if self.error:
             log.info("the books answer again", extra={"pool": self.pool.name})
         self.error = ""
@@ -111,6 +121,7 @@ class PoolLeader:
                 return
             self._filed_at = started
         census = await self._store.read()
+        self._compare(census.file_version)
         made = tick(census, self._entitlements, self._before)
         # Books that are closed have begun anew: what they count then says nothing of before.
         self._before = census if census.is_open else None
@@ -118,8 +129,18 @@ class PoolLeader:
         if epoch and census.is_open and not await self._store.publish(made.limits, epoch):
             self._lost()
             return
-        self._show(made, started)
+        self._show(made, started, is_open=census.is_open)
         self.rounds["led" if epoch else "followed"] += 1
+
+    def _compare(self, published: str) -> None:
+        """Who may lead next should have the file that is in force."""
+        differs = bool(published) and published != self.file_version and not self.epoch
+        if differs and not self.file_differs:
+            log.warning(
+                "this coordinator's pool file differs from the published one; should it lead, its own counts",
+                extra={"pool": self.pool.name, "own": self.file_version, "published": published},
+            )
+        self.file_differs = differs
 
     def _know(self, epoch: int) -> None:
         if epoch and not self.epoch:
@@ -136,11 +157,18 @@ class PoolLeader:
         self.epoch = 0
         self.rounds["fenced"] += 1
 
-    def _show(self, made: Tick, started: float) -> None:
+    def _show(self, made: Tick, started: float, *, is_open: bool) -> None:
+        hint = self.state.hint if self.state is not None else None
+        hinted_at = self.state.hinted_at if self.state is not None else started
         fresh = {name: page.fresh for name, page in made.pages.items()}
         need = needed_replicas(self.pool, self._entitlements, fresh, made.replica, self._scaling)
-        hint = self._stabiliser.follow(need, started)
-        self.state = PoolState(made, hint, self._overpromised(made.replica), started, self._clock() - started)
+        # Closed books have not heard everyone, and engines that load have shown nothing: the last hint
+        # stands.
+        if is_open and need is not None:
+            running = min(len(made.sidecars), self.pool.max_replicas)
+            hint, hinted_at = self._stabiliser.follow(need, started, running=running), started
+        over = self._overpromised(made.replica)
+        self.state = PoolState(made, hint, hinted_at, over, started, self._clock() - started)
 
     def _overpromised(self, replica: Amount) -> list[Dimension]:
         """What is promised, against what may be provisioned."""

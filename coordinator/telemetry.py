@@ -41,13 +41,19 @@ class Telemetry(Collector):
     def _of_leading(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:
         leads = GaugeMetricFamily("tokenpool_leader", "Whether this coordinator leads.", labels=("pool",))
         up = GaugeMetricFamily("tokenpool_books_up", "Whether the books answer.", labels=("pool",))
+        differs = GaugeMetricFamily(
+            "tokenpool_config_differs",
+            "Whether another pool file than this coordinator's is in force.",
+            labels=("pool",),
+        )
         rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by how they ended.", labels=("pool", "result"))
         for name, leader in leaders.items():
             leads.add_metric((name,), bool(leader.epoch))
             up.add_metric((name,), not leader.error)
-            for result in ("led", "followed", "fenced", "store_down"):
+            differs.add_metric((name,), leader.file_differs)
+            for result in ("led", "followed", "fenced", "store_down", "failed"):
                 rounds.add_metric((name, result), leader.rounds[result])
-        yield from (leads, up, rounds)
+        yield from (leads, up, differs, rounds)
 
     @staticmethod
     def _of_pools(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:
@@ -71,10 +77,11 @@ class Telemetry(Collector):
             state = leader.state
             if state is None:
                 continue
-            desired.add_metric((name,), state.hint.replicas)
-            decisive = state.hint.need.dimension
+            if state.hint is not None:
+                desired.add_metric((name,), state.hint.replicas)
+                for dimension in Dimension:
+                    reason.add_metric((name, dimension.value), float(dimension is state.hint.need.dimension))
             for dimension in Dimension:
-                reason.add_metric((name, dimension.value), float(dimension is decisive))
                 capacity.add_metric((name, dimension.value), state.tick.plan.capacity.get(dimension))
                 over.add_metric((name, dimension.value), float(dimension in state.overpromised))
             sidecars.add_metric((name,), len(state.tick.sidecars))

@@ -240,7 +240,8 @@ class Gate:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         grants = self.grants
         if grants is not None and not grants.covers(account, cost, now):
-            shed = hopeless(self.ledger, account, cost, self.engine.room)
+            is_retry = account.retries.is_retry(parsed.body, now)
+            shed = hopeless(self.ledger, account, cost, self.engine.room, is_retry=is_retry)
             if shed is not None:
                 return self._shed(account, parsed.body, shed, now)
             suspense = self._suspend(grants, account, parsed, cost, now)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.filewatch import FileWatch
@@ -63,12 +63,13 @@ def _pool(file: PoolFile, settings: Settings) -> Pool:
     return file.pool(settings.pool)
 
 
-def of_published(file: PoolFile, settings: Settings) -> Configuration:
+def of_published(file: PoolFile, settings: Settings, joined: str) -> Configuration:
     """A pool file that a coordinator published, with the keys that this sidecar can read.
 
+    ``joined`` is the pool that this sidecar belongs to already: another pool in the file does not ask again.
     Raises ``SettingsError`` or ``KeyUnreadable``.
     """
-    pool = _pool(file, settings)
+    pool = _pool(file, replace(settings, pool=settings.pool or joined))
     return Configuration(file, pool, key_ring(file, pool.name, resolver(os.environ, _read_key)), ())
 
 

@@ -25,13 +25,17 @@ from sidecar.poolwatch import Configuration, of_published
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING, Dimension
-from tokenpool.books import RECALL
+from tokenpool.books import RECALL, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
 from tokenpool.wire import SidecarReport, WireError, decode_file, encode_file, encode_report
 
 log = logging.getLogger(__name__)
 
+UNLED_S = 5.0
+"""After so long without new limits somebody should look after the coordinators."""
+FAREWELL_S = 1.0
+"""How long the last message may take."""
 READ_EVERY_S = 2.0
 """How often all limits are read: what shares are made of, should the books fail."""
 
@@ -59,8 +63,8 @@ class Replication:
         self._own_version = encode_file(own.file)[0]
         self.file_version = ""
         """Of the published pool file in force here; empty while this sidecar's own is."""
-        self._published_version = ""
-        """The last one that was looked at, enforced or not."""
+        self._refused_version = ""
+        """Of a published pool file that cannot be enforced here; it is tried again and again."""
         self._in_force = self._own_version
         name = settings.name or socket.gethostname()
         # A process that starts again is another holder: what its predecessor held has to expire.
@@ -106,6 +110,10 @@ class Replication:
             found.append(f"limits are decided from shares, not from the books ({self.grants.mode})")
         if not self.grants.has_limits:
             found.append("no coordinator has published limits yet")
+        if self.grants.unled_s > UNLED_S and not self.grants.failures:
+            found.append("no coordinator leads: the last limits stand, and nobody recomputes them")
+        if self._refused_version:
+            found.append("the published pool file cannot be enforced here; the old one is in force")
         if self._telemetry.config_differs:
             found.append("this sidecar's own pool file differs from the one that the coordinator leads with")
         return found
@@ -130,6 +138,12 @@ class Replication:
             ("tokenpool_books_up", "Whether the books answer.", not grants.failures),
             ("tokenpool_books_round_trip_seconds", "Of the last message.", grants.round_trip_s),
             ("tokenpool_books_sidecars", "Sidecars that the books know.", grants.sidecars),
+            ("tokenpool_books_unled_seconds", "Since a coordinator published limits.", grants.unled_s),
+            (
+                "tokenpool_config_refused",
+                "Whether a pool file is published that cannot be enforced here.",
+                bool(self._refused_version),
+            ),
             (
                 "tokenpool_config_differs",
                 "Whether this sidecar's own pool file is not the published one in force.",
@@ -156,7 +170,7 @@ class Replication:
             self._in_force = self._own_version
         else:
             # A key file may have changed, and the published file may name it.
-            self._in_force = self._published_version = ""
+            self._in_force = ""
             self._read_now.set()
         self._compare()
 
@@ -172,17 +186,18 @@ class Replication:
     async def _read_file(self) -> None:
         """Put the published pool file in force."""
         published = await self._store.file()
-        if published is None or published[0] == self._published_version:
+        if published is None or published[0] == self.file_version == self._in_force:
             return
         version, content = published
-        self._published_version = version
         try:
-            configuration = of_published(decode_file(content), self._settings)
+            configuration = of_published(decode_file(content), self._settings, self._gate.pool.name)
         except (WireError, SettingsError, KeyUnreadable) as error:
-            log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
-            self._telemetry.reloads["invalid"] += 1
+            if version != self._refused_version:
+                log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
+                self._telemetry.reloads["invalid"] += 1
+            self._refused_version = version
             return
-        self.file_version = version
+        self.file_version, self._refused_version = version, ""
         if version != self._in_force:
             self._enforce(configuration)
             self._in_force = version
@@ -201,9 +216,8 @@ class Replication:
 
     async def _speak_forever(self) -> None:
         clock, interval = self._telemetry.clock, self._settings.tick
-        with contextlib.suppress(StoreDown):
-            # Known before the first answer, limits spare a newcomer a time of living on shares.
-            self.grants.learn(await self._store.limits(), clock())
+        # Known before the first answer, limits spare a newcomer a time of living on shares.
+        await self._read_limits()
         while True:
             started = clock()
             if self.grants.is_waiting_for_an_answer:
@@ -251,7 +265,7 @@ class Replication:
             grants.answered(answer, clock())
             self.calls["answered"] += 1
             self._recovered()
-            if answer.file_version not in (self.file_version, self._published_version):
+            if answer.file_version not in ("", self.file_version, self._refused_version):
                 self._read_now.set()
             self._look_in_time()
             is_complete, self._is_due = self._is_due, False
@@ -294,32 +308,45 @@ class Replication:
     async def _listen_forever(self) -> None:
         """Act on what the books push. Without pushes everything works, a little later."""
         while True:
-            with contextlib.suppress(StoreDown):
+            try:
                 async for push in self._store.listen(self.grants.holder):
-                    now = self._telemetry.clock()
-                    wanted = (
-                        self.grants.recalled(push.entitlement, now)
-                        if push.kind == RECALL
-                        else self.grants.freed(push.entitlement)
-                    )
-                    if wanted:
-                        self.speak_soon()
+                    self._pushed(push)
+            except StoreDown:
+                pass  # said by whoever speaks
+            except Exception:
+                log.critical("listening to the books failed", exc_info=True)
             await asyncio.sleep(self._settings.tick)
+
+    def _pushed(self, push: Push) -> None:
+        if push.kind == RECALL:
+            wanted = self.grants.recalled(push.entitlement, self._telemetry.clock())
+        else:
+            wanted = self.grants.freed(push.entitlement)
+        if wanted:
+            self.speak_soon()
 
     async def _read_forever(self) -> None:
         """Read all limits now and then, and the pool file when another one is published."""
         while True:
+            await self._read_limits()
             try:
-                self.grants.learn(await self._store.limits(), self._telemetry.clock())
                 await self._read_file()
             except StoreDown:
                 pass  # said by whoever speaks
             except Exception:
-                log.critical("reading the books failed", exc_info=True)
+                log.critical("reading the published pool file failed", exc_info=True)
             wait = READ_EVERY_S if self.grants.has_limits else self._settings.tick
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._read_now.wait(), wait)
             self._read_now.clear()
+
+    async def _read_limits(self) -> None:
+        try:
+            self.grants.learn(await self._store.limits(), self._telemetry.clock())
+        except StoreDown:
+            pass  # said by whoever speaks
+        except Exception:
+            log.critical("reading the limits failed", exc_info=True)
 
     # --- those who wait ---
 
@@ -345,7 +372,9 @@ class Replication:
         """Return everything that is held, as far as the books answer; then let go of the store."""
         if self._look_timer is not None:
             self._look_timer.cancel()
-        if not self.grants.is_waiting_for_an_answer:
-            with contextlib.suppress(StoreDown, TimeoutError):
-                await asyncio.wait_for(self._store.exchange(self.grants.farewell()), 1.0)
+        with contextlib.suppress(StoreDown, TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                if self._part is not None:
+                    await self._part
+                await self._store.exchange(self.grants.farewell(self._report()))
         await self._store.close()

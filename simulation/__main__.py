@@ -67,7 +67,7 @@ def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:
         "run": name,
         "requests": figures.requests,
         "over": figures.over_admitted,
-        "over_apart": figures.over_cut_off,
+        "over_apart": figures.over_apart,
         "utilisation": figures.utilisation,
         "idle_refusals": figures.idle_refusals / requests,
         "guaranteed_sheds": figures.guaranteed_sheds / requests,

@@ -105,9 +105,10 @@ class Figures:
     """Slot-seconds in use."""
     possible: float = 0.0
     over_admitted: float = 0.0
-    """The most sequences in use beyond any limit of the last lifetime, while all sidecars were joined."""
-    over_cut_off: float = 0.0
-    """The same while some were cut off, or had been a lifetime before."""
+    """The most sequences in use beyond any limit of the last lifetime, as a sidecar that was joined let one
+    in; what runs at those that were apart within a lifetime is theirs."""
+    over_apart: float = 0.0
+    """The same wherever it was admitted, spot aside: those that are apart live on shares."""
     reconverged_s: float = 0.0
     """The longest from the end of a fault until everyone was joined again."""
     messages: int = 0
@@ -157,6 +158,8 @@ class _Sidecar:
         self.backlog: deque[_Request] = deque()
         self.running = 0
         self._sent = 0
+        self._is_due = False
+        """Whether a complete message waits for the answer to a part."""
         slots = world.setup.slots
         self.room = EngineRoom(float(slots), slots * KV_PER_SLOT)
         self.capacity = Amount(slots * TOKENS_PER_SEQUENCE_S, slots * KV_PER_SLOT, float(slots))
@@ -239,6 +242,7 @@ class _Sidecar:
     def send(self, *, is_complete: bool) -> None:
         grants, now = self.grants, self.clock()
         if grants.is_waiting_for_an_answer:
+            self._is_due = self._is_due or is_complete
             return
         report = b""
         if is_complete:
@@ -264,7 +268,10 @@ class _Sidecar:
                 self.send(is_complete=True)
 
     def _more(self) -> None:
-        if self.grants.has_something_to_say:
+        if self._is_due:
+            self._is_due = False
+            self.send(is_complete=True)
+        elif self.grants.has_something_to_say:
             self.send(is_complete=False)
         self._look_later()
 
@@ -303,7 +310,8 @@ class World:
         self._fault_until = 0.0
         self._all_joined = True
         self._broken_at = 0.0
-        self._last_apart = 0.0
+        self._apart: dict[str, tuple[float, _Sidecar]] = {}
+        """Who was not joined within the last lifetime, and when last."""
         self.sidecars = [_Sidecar(self, number, 0) for number in range(setup.sidecars)]
 
     def after(self, seconds: float, call: Callable[[], None]) -> None:
@@ -391,16 +399,24 @@ class World:
         if self.now >= self.setup.warm_up_s:
             self.figures.admitted += 1
         if sidecar.grants.mode is not Mode.JOINED:
-            self._last_apart = self.now
+            self._apart[sidecar.name] = (self.now, sidecar)
         limits = self._limits.get(name)
         if limits:
             while len(limits) > 1 and limits[1][0] < self.now - self.setup.settings.lifetime_s:
                 limits.popleft()
             excess = self._running[name] - max(limit for _, limit in limits)
-            if self.now - self._last_apart > self.setup.settings.lifetime_s:
-                self.figures.over_admitted = max(self.figures.over_admitted, excess)
-            else:
-                self.figures.over_cut_off = max(self.figures.over_cut_off, excess)
+            if excess > 0:
+                self._judge(sidecar, account, excess)
+
+    def _judge(self, sidecar: _Sidecar, account: Account, excess: float) -> None:
+        """More is in use than a limit: who has it, and might they?"""
+        figures, name = self.figures, account.entitlement.name
+        if not account.is_spot:
+            figures.over_apart = max(figures.over_apart, excess)
+        if sidecar.name not in self._apart:
+            theirs = (s.accounts[name] for _, s in self._apart.values() if not s.is_gone)
+            excess -= sum(account.concurrency_in_use for account in theirs)
+            figures.over_admitted = max(figures.over_admitted, excess)
 
     def began(self) -> None:
         """An engine began with a request."""
@@ -487,9 +503,10 @@ class World:
             census = self.books.read(self.now)
             made = tick(census, [t.entitlement for t in self.setup.tenants], self._before, self.setup.planner)
             self._before = census if census.is_open else None
-            self.books.publish(made.limits, self._epoch, self.now)
-            for name, limit in made.limits.items():
-                self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
+            if census.is_open or not self._limits:
+                self.books.publish(made.limits, self._epoch, self.now)
+                for name, limit in made.limits.items():
+                    self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
         if self._order % 7 == 0 or self.now < 2:
             self._learn()
         self._see_whether_all_joined()
@@ -510,9 +527,13 @@ class World:
             self.figures.reconverged_s = max(self.figures.reconverged_s, took)
         if not joined and self._all_joined:
             self._broken_at = self.now
-        if not joined:
-            self._last_apart = self.now
         self._all_joined = joined
+        for sidecar in self.sidecars:
+            asleep = self.now < sidecar.paused_until or sidecar.is_cut
+            if asleep or sidecar.grants.mode is not Mode.JOINED:
+                self._apart[sidecar.name] = (self.now, sidecar)
+        since = self.now - self.setup.settings.lifetime_s
+        self._apart = {key: row for key, row in self._apart.items() if row[0] >= since}
 
     # --- faults ---
 

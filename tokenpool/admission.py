@@ -76,7 +76,7 @@ def admit(
     account.meter.offer(cost, is_retry=is_retry)
     limit = account.limit
     if account.bucket.refill(now) <= 0:
-        return _over_throughput(account, cost)
+        return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
     if account.kv_in_use + cost.kv_tokens > limit.kv_tokens:
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
     if account.concurrency_in_use + cost.sequences > limit.concurrency:
@@ -99,16 +99,19 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     return None
 
 
-def hopeless(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+def hopeless(
+    ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, is_retry: bool = False
+) -> Shed | None:
     """The refusal of a request that no larger grant could get in here; ``None`` where one might."""
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
-    if account.entitlement.guarantee != NOTHING or account.assured == NOTHING:
-        return None  # what is assured is not known before the books have answered
+    is_unknown = not account.is_spot and account.assured == NOTHING  # before the books have answered
+    if account.entitlement.guarantee != NOTHING or is_unknown:
+        return None
     refusal = _engine_full(ledger, account, cost, room)
     if refusal is not None:
-        account.meter.offer(cost)
+        account.meter.offer(cost, is_retry=is_retry)
     return refusal
 
 
@@ -127,6 +130,13 @@ def _over_throughput(account: Account, cost: Cost) -> Shed:
         cost.throughput,
         _bounded(wait),
     )
+
+
+def _not_in_time(account: Account, cost: Cost) -> Shed:
+    """Nothing of the bucket came here in time, though it is not empty: name what the pool is short of."""
+    kv_in_use = account.kv_in_use + account.kv_elsewhere
+    is_cache = kv_in_use + cost.kv_tokens > account.pool_limit.kv_tokens
+    return _over_gauge(account, cost, Dimension.KV_TOKENS if is_cache else Dimension.CONCURRENCY)
 
 
 def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:

@@ -39,8 +39,10 @@ CONTENDED_S = 0.5
 """How long sidecars hold nothing beyond use after one of them was short; asked anew after half of it."""
 WAIT_S = 0.25
 """How long a sidecar that was refused is told when something comes free."""
-FLOOR_MEMORY_S = 5.0
-"""Time constant with which the largest request of a page fades when nobody repeats it."""
+FLOOR_MEMORY_S = 60.0
+"""Time constant with which the largest request of a page fades when nobody repeats it.
+
+With 5 s, who sent one in three seconds had a limit of half a request when the next one came."""
 
 
 class Limit(NamedTuple):
@@ -140,6 +142,8 @@ class Answer:
     """How many sidecars the books know to live."""
     file_version: str = ""
     """Of the pool file that the coordinator leads with."""
+    unled_s: float = math.inf
+    """How long ago a coordinator published limits."""
 
 
 class Push(NamedTuple):
@@ -183,8 +187,11 @@ class Census:
     """Of every sidecar that lives."""
     epoch: int
     is_open: bool
+    """Whether the books give: not while they are new, nor when nobody has spoken for a lifetime."""
     at: float = 0.0
     """Seconds by the clock of the books."""
+    file_version: str = ""
+    """Of the pool file that is published."""
 
 
 # The part of a page that is summed over its holders.
@@ -221,11 +228,17 @@ class _Page:
         self.rows: dict[str, _Row] = {}
         self.waiters: dict[str, float] = {}
 
-    def refill(self, now: float) -> None:
-        """Bring bucket and floor up to date; a clock that stands still adds nothing."""
+    def refill(self, now: float, is_open: bool) -> None:
+        """Bring bucket and floor up to date; a clock that stands still adds nothing.
+
+        While the books are closed the bucket runs over: against what came in while nobody spoke, everyone
+        has yet to book what was spent.
+        """
         elapsed = now - self.at
         if elapsed > 0:
-            self.level = min(self.level + self.limit.tokens_per_second * elapsed, self.limit.depth)
+            self.level += self.limit.tokens_per_second * elapsed
+            if is_open:
+                self.level = min(self.level, self.limit.depth)
             kept = math.exp(-elapsed / FLOOR_MEMORY_S)
             self.floor = [value * kept for value in self.floor]
             self.at = now
@@ -237,10 +250,12 @@ class _Page:
             sums[i] += values[i] - old[i]
         row.values = values
 
-    def charge(self, row: _Row, served: Vector) -> None:
+    def charge(self, row: _Row, served: Vector, is_open: bool) -> None:
         """Book what a holder spent and held since it last said so."""
         tokens, cache, sequences = row.served
-        self.level = min(self.level - (served[0] - tokens), self.limit.depth)
+        self.level -= served[0] - tokens
+        if is_open:
+            self.level = min(self.level, self.limit.depth)
         self.served[0] += served[0] - tokens
         self.served[1] += served[1] - cache
         self.served[2] += served[2] - sequences
@@ -254,17 +269,19 @@ class _Page:
             if not self.rows:
                 self.sums = list(_NOBODY)
 
-    def view(self) -> Page:
-        s, floor = self.sums, self.floor
+    def view(self, now: float, is_open: bool) -> Page:
+        """The page as of now; looking changes nothing."""
+        s, limit, elapsed = self.sums, self.limit, max(now - self.at, 0.0)
+        level, kept = self.level + limit.tokens_per_second * elapsed, math.exp(-elapsed / FLOOR_MEMORY_S)
         return Page(
-            self.limit,
-            self.level,
+            limit,
+            min(level, limit.depth) if is_open else level,
             Amount(s[_TOKENS], s[_KV], s[_CONCURRENCY]),
             Amount(0.0, s[_KV_USED], s[_CONCURRENCY_USED]),
             Amount(*s[_DEMAND : _DEMAND + 3]),
             Amount(*self.served),
             Amount(*s[_FRESH : _FRESH + 3]),
-            Amount(*floor),
+            Amount(*(value * kept for value in self.floor)),
         )
 
 
@@ -289,6 +306,7 @@ class Books:
         self._lifetime_s = lifetime_s
         self._opens_at = now + lifetime_s
         self._heard_at = now
+        self._led_at = -math.inf
         self._pages: dict[str, _Page] = {}
         self._holders: dict[str, _Holder] = {}
         self._alive = 0
@@ -311,10 +329,12 @@ class Books:
         """
         if epoch < self.epoch:
             return False
-        self.epoch = epoch
+        self.epoch, self._led_at = epoch, now
         for name, limit in limits.items():
             page = self._page(name, now)
-            page.refill(now)
+            if page.limit == limit:
+                continue
+            page.refill(now, self._is_open(now))
             is_new = page.limit.depth == 0.0
             page.limit = limit
             page.level = limit.depth if is_new else min(page.level, limit.depth)
@@ -335,14 +355,14 @@ class Books:
     def read(self, now: float) -> Census:
         """Everything, for one tick of the coordinator."""
         self._expire(now)
-        for page in self._pages.values():
-            page.refill(now)
+        is_open = self._is_open(now) and now - self._heard_at <= self._lifetime_s
         return Census(
-            {name: page.view() for name, page in self._pages.items()},
+            {name: page.view(now, is_open) for name, page in self._pages.items()},
             {name: holder.report for name, holder in self._holders.items() if holder.is_alive},
             self.epoch,
-            now >= self._opens_at,
+            is_open,
             now,
+            self.file_version,
         )
 
     def page(self, name: str, now: float) -> Page | None:
@@ -350,8 +370,7 @@ class Books:
         page = self._pages.get(name)
         if page is None:
             return None
-        page.refill(now)
-        return page.view()
+        return page.view(now, self._is_open(now))
 
     def limits(self) -> dict[str, Limit]:
         """All limits as published."""
@@ -370,14 +389,14 @@ class Books:
         if now - self._heard_at > self._lifetime_s:
             self._opens_at = now + self._lifetime_s
         self._heard_at = now
-        is_open = now >= self._opens_at
+        is_open = self._is_open(now)
         name_of_holder = message.holder
         holder = self._holders.get(name_of_holder)
         if holder is None:
             holder = self._holders[name_of_holder] = _Holder()
         if message.number <= holder.number:
             standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
-            return Answer(standing, is_open, self._alive, self.file_version)
+            return self._answer(standing, now)
         holder.number, holder.at = message.number, now
         self._expire_at = min(self._expire_at, now + REMEMBER_S)
         if message.is_complete:
@@ -395,17 +414,20 @@ class Books:
             holder.names.update(message.holdings)
         else:
             # Who is not known to live cannot hold: only a complete message begins a lifetime.
-            return Answer(
-                {name: self._standing(name_of_holder, name, now) for name in message.holdings},
-                is_open,
-                self._alive,
-                self.file_version,
-            )
+            standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
+            return self._answer(standing, now)
         grants = {
             name: self._book(name_of_holder, name, said, now, is_open)
             for name, said in message.holdings.items()
         }
-        return Answer(grants, is_open, self._alive, self.file_version)
+        return self._answer(grants, now)
+
+    def _answer(self, grants: Mapping[str, Grant], now: float) -> Answer:
+        unled_s = now - self._led_at
+        return Answer(grants, self._is_open(now), self._alive, self.file_version, unled_s)
+
+    def _is_open(self, now: float) -> bool:
+        return now >= self._opens_at
 
     def _page(self, name: str, now: float) -> _Page:
         page = self._pages.get(name)
@@ -417,18 +439,18 @@ class Books:
         page = self._pages.get(name)
         if page is None:
             return NO_GRANT
-        page.refill(now)
+        page.refill(now, self._is_open(now))
         row = page.rows.get(holder)
         values = row.values if row is not None else _NOBODY
         return _grant(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS], now)
 
     def _book(self, holder: str, name: str, said: Holding, now: float, is_open: bool) -> Grant:
         page = self._page(name, now)
-        page.refill(now)
+        page.refill(now, is_open)
         row, served = page.rows.get(holder), (said.tokens_spent, said.kv_seconds, said.concurrency_seconds)
         if row is None:
             row = page.rows[holder] = _Row(served)
-        page.charge(row, served)
+        page.charge(row, served, is_open)
         limit, sums, old = page.limit, page.sums, row.values
         page.floor = [max(a, b) for a, b in zip(page.floor, said.floor, strict=True)]
         kv_tokens = concurrency = tokens = 0.0
@@ -456,6 +478,7 @@ class Books:
             kv_tokens < said.kv_wanted or concurrency < said.concurrency_wanted or tokens < said.tokens_wanted
         )
         if said.is_urgent and is_short:
+            page.waiters = {other: until for other, until in page.waiters.items() if until > now}
             page.waiters[holder] = now + WAIT_S
             if page.contended_until < now + CONTENDED_S / 2:
                 page.contended_until = now + CONTENDED_S

@@ -64,7 +64,7 @@ class Mode(StrEnum):
     JOINING = "joining"
     """The books are new, closed, or have no limits yet: it decides from shares, and reports."""
     EXPIRED = "expired"
-    """It was asleep for longer than its grants live: it holds nothing until the books answer."""
+    """It is new, or was asleep for longer than its grants live: it holds nothing until the books answer."""
     CUT_OFF = "cut_off"
     """The books do not answer, and what was held has expired: it decides from shares."""
 
@@ -137,11 +137,13 @@ class Grants:
     def __init__(self, holder: str, settings: GrantSettings, sidecars: int) -> None:
         self.holder = holder
         self.settings = settings
-        self.mode = Mode.JOINING
+        self.mode = Mode.EXPIRED
         self.sidecars = max(sidecars, 1)
         """How many there are, as the books last said; until then, as many as there may be."""
         self.failures = 0
         """Messages in a row that were not answered."""
+        self.unled_s = 0.0
+        """How long nobody has published limits, as the books last said."""
         self.round_trip_s = 0.0
         self.expires_at = -math.inf
         self.answered_at: float | None = None
@@ -171,11 +173,13 @@ class Grants:
             for name, account in accounts.items():
                 if name not in self._lines:
                     self._hold_nothing(account)
-        else:
+        elif self.mode is not Mode.EXPIRED:
             self._live_on_shares(now)
 
     def learn(self, limits: Mapping[str, Limit], now: float) -> None:
-        """All limits as published: what shares are made of."""
+        """All limits as published: what shares are made of. Books that are empty unteach nothing."""
+        if not limits:
+            return
         self._limits = limits
         for name, account in self._accounts.items():
             limit = limits.get(name)
@@ -214,11 +218,11 @@ class Grants:
         line = self._lines.get(name)
         if line is None:
             line = self._lines[name] = _Line()
-        patience = self.settings.borrow_s
+        patience, is_paused = self.settings.borrow_s, now < line.paused_until
         if _is_inside_guarantee(account, cost):
-            patience = max(patience, self.settings.guaranteed_borrow_s)
+            patience, is_paused = max(patience, self.settings.guaranteed_borrow_s), False
         is_slow = self.mode is Mode.JOINED and self.round_trip_s > patience
-        if is_slow or now < line.paused_until:
+        if is_slow or is_paused:
             return None
         waiter = Waiter(account, cost, now, now + patience, decide)
         line.waiters.append(waiter)
@@ -317,10 +321,18 @@ class Grants:
         self._in_flight = Message(self.holder, self._number, holdings, is_complete, report)
         return self._in_flight
 
-    def farewell(self) -> Message:
-        """The last message: everything is returned. Nothing may begin after it."""
+    def farewell(self, report: bytes = b"") -> Message:
+        """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
         self._number += 1
-        return Message(self.holder, self._number, {})
+        holdings = {}
+        for name in self._lines:
+            meter = self._accounts[name].meter
+            holdings[name] = Holding(
+                tokens_spent=meter.spent,
+                kv_seconds=meter.kv_seconds,
+                concurrency_seconds=meter.concurrency_seconds,
+            )
+        return Message(self.holder, self._number, holdings, report=report)
 
     def answered(self, answer: Answer, now: float) -> None:
         """The message under way was answered. Requests that waited are decided before this returns."""
@@ -328,9 +340,10 @@ class Grants:
         assert message is not None
         self.failures = 0
         self.round_trip_s = now - self._sent_at
-        self.answered_at = now
+        self.answered_at, self.unled_s = now, answer.unled_s
         if message.is_complete:
-            self.sidecars = max(answer.sidecars, 1)
+            # Closed books have not heard everyone yet: shares of too few would be too large.
+            self.sidecars = max(answer.sidecars, 1 if answer.is_open else self.sidecars)
             self.expires_at = self._sent_at + self.settings.lifetime_s * (1 - MARGIN)
         heard = {name: grant for name, grant in answer.grants.items() if name in self._accounts}
         for name, grant in heard.items():
@@ -360,16 +373,23 @@ class Grants:
         self.failures += 1
         if now >= self.expires_at:
             self._expire(now)
-        for line in self._lines.values():
-            self._release(line)
+        for line in list(self._lines.values()):
+            while line.waiters:
+                waiter = line.waiters.popleft()
+                if self.mode is Mode.JOINED:
+                    self._stretch(waiter.account, waiter.cost)
+                waiter.decide()
 
     def look(self, now: float) -> None:
         """Decide the requests whose time is up, and ask again for those that wait on."""
-        for name, line in self._lines.items():
+        if now >= self.expires_at:
+            self._expire(now)
+        # Whoever is decided may bring the next request at once, and with it another line.
+        for name, line in list(self._lines.items()):
             if not line.waiters:
                 continue
-            while line.waiters and line.waiters[0].deadline <= now:
-                waiter = line.waiters.popleft()
+            for waiter in [waiter for waiter in line.waiters if waiter.deadline <= now]:
+                line.waiters.remove(waiter)
                 line.disappoint(waiter.account, now)
                 self._decide(waiter, now)
             if line.waiters and line.ask_again_at <= now:
@@ -381,7 +401,7 @@ class Grants:
         at = math.inf
         for line in self._lines.values():
             if line.waiters:
-                at = min(at, line.waiters[0].deadline, line.ask_again_at)
+                at = min(at, line.ask_again_at, *(waiter.deadline for waiter in line.waiters))
         return at
 
     # --- what is said ---
@@ -579,6 +599,10 @@ class Grants:
             self.mode = Mode.EXPIRED
             for account in self._accounts.values():
                 self._hold_nothing(account)
+            for line in self._lines.values():
+                for waiter in line.waiters:
+                    # It was this process that slept, not the books that were slow: the wait begins anew.
+                    waiter.deadline = now + (waiter.deadline - waiter.since)
 
     def _live_on_shares(self, now: float) -> None:
         for name, account in self._accounts.items():
@@ -593,34 +617,33 @@ class Grants:
     def _share(self, account: Account, known: Limit | None, now: float) -> None:
         """A sidecar's part of a limit while the books say nothing.
 
-        The limit divided by the number of sidecars, but at least one request. Of a guarantee more is
-        assured, since requests do not spread evenly: with ``m`` sequences for each sidecar on average, ``m +
-        3 sqrt(m)`` (at random places, more than those meet at one sidecar once in hundreds of times). Up to
-        the whole guarantee an entitlement may go where the engine has free room; spot goes by its ceiling,
-        and so by free room.
+        The limit divided by the number of sidecars, but at least one request. Of a guarantee more, since
+        requests do not spread evenly: with ``m`` sequences for each sidecar on average, ``m + 3 sqrt(m)`` (at
+        random places, more than those meet at one sidecar once in hundreds of times), and tokens and cache
+        to match. Spot goes by its ceiling, and so by the engine's free room.
         """
         entitlement, part = account.entitlement, 1.0 / self.sidecars
         is_spot = entitlement.tier is Tier.SPOT
         guarantee = NOTHING if is_spot else entitlement.guarantee
         whole = entitlement.ceiling if known is None or is_spot else known.amount
-        rate = min(max(whole.tokens_per_second * part, guarantee.tokens_per_second), _MOST_RATE)
         sequences = max(math.ceil(min(whole.concurrency * part, _MOST_RATE)), 1)
+        assured_sequences = 0 if is_spot else self._assured_sequences(account)
+        uneven = assured_sequences / guarantee.concurrency if assured_sequences else part
+        rate = min(max(whole.tokens_per_second * part, guarantee.tokens_per_second * uneven), _MOST_RATE)
         floor = account.meter.floor
         account.limit = Amount(
             rate,
-            max(whole.kv_tokens * part, guarantee.kv_tokens, floor.kv_tokens),
-            max(sequences, guarantee.concurrency, floor.concurrency),
+            max(whole.kv_tokens * part, guarantee.kv_tokens * uneven, floor.kv_tokens),
+            max(sequences, assured_sequences, floor.concurrency),
         )
         if is_spot:
             account.assured = NOTHING
         else:
             assured = known.assured if known is not None else NOTHING
-            sequences = self._assured_sequences(account)
-            uneven = sequences / guarantee.concurrency if sequences else part
             account.assured = Amount(
                 0.0,
                 max(guarantee.kv_tokens * uneven, assured.kv_tokens * part, floor.kv_tokens),
-                max(sequences, math.ceil(assured.concurrency * part)),
+                max(assured_sequences, math.ceil(assured.concurrency * part)),
             )
         if known is None:
             account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)

@@ -56,19 +56,31 @@ class ScaleHint:
     """In words: the dimension and the numbers, or what holds the hint."""
 
 
+def replica_capacity(pool: Pool, measured: Amount) -> Amount:
+    """What one replica sustains: as measured, else as the pool file says; 0 where neither is known yet."""
+    spec = pool.replica
+    told = (spec.tokens_per_second, spec.kv_tokens, spec.concurrency)
+    return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, told, strict=True)))
+
+
 def needed_replicas(
     pool: Pool,
     entitlements: Iterable[Entitlement],
     demand: dict[str, Amount],
-    replica: Amount,
+    measured: Amount,
     settings: ScalingSettings,
-) -> Need:
+) -> Need | None:
     """``max over dimensions of ceil((guarantees + others' demand) * (1 + headroom) / replica)``.
 
-    ``demand`` is what was offered, without the retries of what was shed; ``replica`` what one engine
-    sustains, 0 where that is not known yet (the dimension then says nothing). An entitlement counts with
-    its guarantee or its demand up to the ceiling, whichever is larger; spot only where asked to.
+    ``demand`` is what was offered, without the retries of what was shed; ``measured`` what one engine
+    sustains, 0 where none has shown it (a dimension that the pool file does not name either says nothing;
+    where none is known there is no answer, rather than one that shrinks a pool that is just loading). An
+    entitlement counts with its guarantee or its demand up to the ceiling, whichever is larger; spot only
+    where asked to.
     """
+    replica = replica_capacity(pool, measured)
+    if replica == NOTHING:
+        return None
     guaranteed, wanted = NOTHING, NOTHING
     for entitlement in entitlements:
         asked = demand.get(entitlement.name, NOTHING).at_most(entitlement.ceiling)
@@ -103,8 +115,12 @@ class Stabiliser:
         self._started_at: float | None = None
         self._held: int | None = None
 
-    def follow(self, need: Need, now: float) -> ScaleHint:
-        """The hint after one more look at what is needed. ``now`` is seconds on any monotonic clock."""
+    def follow(self, need: Need, now: float, *, running: int = 0) -> ScaleHint:
+        """The hint after one more look at what is needed. ``now`` is seconds on any monotonic clock.
+
+        ``running`` replicas are kept at the first look: a coordinator that has just begun has not seen the
+        window after which some may go.
+        """
         settings, held = self._settings, self._held
         self._started_at = now if self._started_at is None else self._started_at
         self._seen.append((now, need.replicas))
@@ -112,6 +128,9 @@ class Stabiliser:
         while self._seen[0][0] < now - longest:
             self._seen.popleft()
         if held is None:
+            if running > need.replicas:
+                self._seen.appendleft((now, running))
+                return self._hold(running, need, f"{need.replicas} would do; {running} run")
             return self._hold(need.replicas, need, _reason(need))
         up = min(n for at, n in self._seen if at >= now - settings.up_window_s)
         down = max(n for at, n in self._seen if at >= now - settings.down_window_s)

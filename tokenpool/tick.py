@@ -58,7 +58,7 @@ def tick(
     made = plan(
         capacity,
         entitlements,
-        {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
+        {e.name: _report(pages.get(e.name, _NO_PAGE), service.get(e.name, NOTHING)) for e in entitlements},
         {name: page.limit.debt for name, page in pages.items()},
         min(elapsed, MOST_ELAPSED_S),
         settings,
@@ -90,7 +90,7 @@ def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: f
 
 def _report(page: Page, service: Amount) -> Report:
     floor = page.floor
-    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, floor.concurrency))
+    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
 
 
 def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:

@@ -58,8 +58,11 @@ def decode_report(content: bytes) -> SidecarReport:
 
 
 def encode_file(file: PoolFile) -> tuple[str, bytes]:
-    """The version and the content of a pool file as it travels. No key leaves in plain text."""
-    content = msgspec.msgpack.encode(_without_plain_keys(file))
+    """The version and the content of a pool file as it travels. No key leaves in plain text.
+
+    Line numbers stay behind: a comment more does not make another file.
+    """
+    content = msgspec.msgpack.encode(_for_the_wire(file))
     return hashlib.sha256(content).hexdigest()[:16], content
 
 
@@ -71,7 +74,7 @@ def decode_file(content: bytes) -> PoolFile:
         raise WireError(f"the published pool file: {error}") from error
 
 
-def _without_plain_keys(file: PoolFile) -> PoolFile:
+def _for_the_wire(file: PoolFile) -> PoolFile:
     return replace(
         file,
         entitlements=tuple(
@@ -82,5 +85,5 @@ def _without_plain_keys(file: PoolFile) -> PoolFile:
 
 def _hashed(ref: KeyRef) -> KeyRef:
     if ref.source is not KeySource.PLAIN:
-        return ref
-    return KeyRef(KeySource.SHA256, hashlib.sha256(ref.value.strip().encode()).hexdigest(), ref.line)
+        return KeyRef(ref.source, ref.value)
+    return KeyRef(KeySource.SHA256, hashlib.sha256(ref.value.strip().encode()).hexdigest())

@@ -155,8 +155,19 @@ async def test_a_cluster(tmp_path: Path) -> None:
         ("localhost:6379", "begins with one of"),
         ("redis://h:port", "not a store"),
         ("redis+sentinel://u:p@h:26379", "name the group"),
-        ("redis+cluster://:secret@h:x", "not HOST:PORT"),
+        ("redis+cluster://:secret@h:x", "it cannot be read"),
         ("redis+cluster://h:1?colour=red", "option colour"),
+        ("redis+cluster://h:99999", "from 1 to 65535"),
+        ("rediss+cluster://h:1?colour=red", "option colour"),
+        ("redis+sentinel://h:1/group/x", "number of a database"),
+        ("redis://h/x", "number of a database"),
+        ("redis://h?ssl_cert_reqs=none", "TLS options need rediss://"),
+        ("rediss://h?ssl_cert_reqs=bogus", "none, optional or required"),
+        ("rediss://h?decode_responses=true", "option decode_responses"),
+        ("unix:///socket?max_connections=1", "option max_connections"),
+        ("redis://:secret#x@h:6379", "%23"),
+        ("redis://:secret/x@h:6379", "%2F"),
+        ("redis+cluster://u:secret/x@h:1", "%2F"),
     ],
 )
 def test_what_is_no_store_is_refused_without_showing_the_password(url: str, says: str) -> None:
@@ -168,3 +179,32 @@ def test_what_is_no_store_is_refused_without_showing_the_password(url: str, says
 def test_a_shown_url_has_no_password() -> None:
     assert shown("rediss://user:pass@host:1/0?ssl_cert_reqs=none") == "rediss://user:***@host:1/0"
     assert shown("redis://host") == "redis://host"
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b":1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$5\r\n\xff\xfe\xfd\xfc\xfb\r\n", b"*1\r\n*0\r\n"],
+)
+async def test_what_answers_nonsense_is_a_store_that_is_down(nonsense: bytes) -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(20):
+            if not await reader.read(1 << 16):
+                break
+            writer.write(nonsense)
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    store = open_store(f"redis://127.0.0.1:{port}", "p", 1, 0.3)
+    for call in (
+        lambda: store.exchange(Message("s1", 0, {"a": Holding()})),
+        store.read,
+        store.limits,
+        store.file,
+        lambda: anext(aiter(store.listen("s1"))),
+    ):
+        with pytest.raises(StoreDown):
+            async with asyncio.timeout(7):
+                await call()
+    await store.close()
+    server.close()

@@ -256,6 +256,36 @@ def test_books_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
     assert tell(made, "s2", 1, {"a": want(4)}, cut + LIFETIME)["a"].concurrency == 1
 
 
+def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_meanwhile() -> None:
+    made = books()
+    spent = want(1)._replace(tokens_spent=0.0)
+    for holder in ("s1", "s2"):
+        tell(made, holder, 0, {"a": spent}, OPEN)
+    back = OPEN + 10  # 1,000 tokens came in, the bucket holds 200
+    for holder in ("s1", "s2"):
+        tell(made, holder, 1, {"a": spent._replace(tokens_spent=450.0)}, back)
+    page = made.read(back + 1).pages["a"]
+    assert page.level == 200 + 1000 - 900 + 100
+    tell(made, "s1", 2, {"a": spent._replace(tokens_spent=450.0)}, back + LIFETIME)
+    assert made.read(back + LIFETIME).pages["a"].level == 200  # full, and no more
+
+
+def test_books_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
+    made = books()
+    tell(made, "s1", 0, {}, OPEN)
+    assert made.read(OPEN + LIFETIME).is_open
+    assert not made.read(OPEN + LIFETIME + 0.1).is_open
+
+
+def test_an_answer_says_how_long_nobody_has_led() -> None:
+    made = books()
+    answer = made.exchange(Message("s1", 0, {}), OPEN)
+    made.publish({"a": LIMIT}, 2, OPEN + 1)
+    later = made.exchange(Message("s1", 1, {}), OPEN + 3)
+    assert (answer.unled_s, later.unled_s) == (OPEN, 2)
+    assert Books(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).unled_s == math.inf
+
+
 def test_the_coordinator_reads_sums_over_all_that_live() -> None:
     made = books()
     said = want(2, in_use=1)._replace(demand=(10, 20, 3), fresh=(4, 2, 1), floor=(7, 100, 1))

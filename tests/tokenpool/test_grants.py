@@ -71,11 +71,55 @@ def test_while_books_are_closed_a_sidecar_lives_on_its_share(books: Books) -> No
     made = Sidecar("s1", books)
     made.speak(0.1)
     assert made.grants.mode is Mode.JOINING
-    assert made.account.limit.concurrency == 4  # alone, as the books have just said
+    # The books have heard nobody else yet, but there may be two.
+    assert made.account.limit.concurrency == 2
     made.grants.sidecars = 3
     made.grants.learn(LIMITS, 0.2)
     assert made.account.limit.concurrency == 2  # ceil(4 / 3)
     assert made.grants.covers(made.account, ONE, 0.2)
+
+
+def test_a_newcomer_holds_nothing_until_the_books_answer_or_fail(books: Books) -> None:
+    made = Sidecar("s1", books)
+    assert not made.grants.covers(made.account, ONE, 0.0)
+    decided: list[Ticket | Shed] = []
+    assert made.grants.wait(made.account, ONE, 0.0, lambda: decided.append(made.admit(0.1)))
+    made.send(0.0)
+    made.grants.failed(0.1)
+    assert made.grants.mode is Mode.CUT_OFF
+    assert isinstance(decided[0], Ticket)
+
+
+def test_books_that_are_back_empty_do_not_unteach_limits(books: Books) -> None:
+    made = joined(books)
+    made.grants.learn({}, OPEN)
+    made.send(OPEN)
+    made.grants.failed(OPEN + 2)
+    assert made.grants.covers(made.account, ONE, OPEN + 2)
+    assert made.account.limit.concurrency == 4  # one sidecar: its share is all of it
+
+
+def test_while_books_are_closed_again_shares_stay_those_of_all_sidecars(books: Books) -> None:
+    made = joined(books)
+    made.grants.sidecars = 20
+    empty = Books(OPEN, SETTINGS.lifetime_s)
+    made.grants.answered(empty.exchange(made.send(OPEN), OPEN), OPEN)
+    assert made.grants.mode is Mode.JOINING
+    assert made.grants.sidecars == 20
+    assert made.account.limit.concurrency == 1
+
+
+def test_a_share_of_a_guarantee_leaves_room_for_uneven_spread_and_no_more(books: Books) -> None:
+    guarantee = Amount(1000, 5000, 4)
+    made = joined(books, tenant=entitlement(tier=Tier.GUARANTEED, guarantee=guarantee))
+    made.grants.sidecars = 20
+    made.send(OPEN)
+    made.grants.failed(OPEN + 2)
+    assert made.grants.covers(made.account, ONE, OPEN + 2)
+    # 4 / 20 on average, and three standard deviations: not the whole guarantee twenty times.
+    assert made.account.limit.concurrency == made.account.assured.concurrency == 2
+    assert made.account.limit.tokens_per_second == 500
+    assert made.account.limit.kv_tokens == 2500
 
 
 def test_once_joined_an_idle_entitlement_holds_nothing_and_borrows(books: Books) -> None:
@@ -270,14 +314,78 @@ def test_spot_lives_on_free_room_when_it_is_cut_off(books: Books) -> None:
     assert shed.reason is Reason.ENGINE_FULL
 
 
-def test_a_farewell_returns_everything(books: Books) -> None:
+def test_a_farewell_tells_what_was_spent_and_returns_everything(books: Books) -> None:
     made = joined(books)
-    made.grants.wait(made.account, ONE, OPEN, lambda: None)
+    tickets: list[Ticket | Shed] = []
+    made.grants.wait(made.account, ONE, OPEN, lambda: tickets.append(made.admit(OPEN)))
     made.speak(OPEN, whole=False)
+    assert isinstance(tickets[0], Ticket)
+    made.settle(tickets[0], OPEN)
     books.exchange(made.grants.farewell(), OPEN)
     page = books.page("a", OPEN)
     assert page is not None
     assert page.held == Amount()
+    assert page.level == pytest.approx(900)
+
+
+def test_who_slept_while_a_request_waited_asks_again_before_it_decides(books: Books) -> None:
+    made = joined(books)
+    running: list[Ticket | Shed] = []
+    for _ in range(4):
+        made.grants.wait(made.account, ONE, OPEN, lambda: running.append(made.admit(OPEN)))
+    made.speak(OPEN, whole=False)
+    decided: list[Ticket | Shed] = []
+    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN + 2)))
+    first = running[0]
+    assert isinstance(first, Ticket)
+    made.settle(first, OPEN + 2)
+    made.grants.look(OPEN + 2)
+    assert made.grants.mode is Mode.EXPIRED
+    assert decided == []
+    assert made.grants.looks_at() == pytest.approx(OPEN + 2 + SETTINGS.borrow_s)
+    made.grants.look(OPEN + 2.5)
+    assert isinstance(decided[0], Shed)
+
+
+def test_a_short_wait_behind_a_long_one_is_short(books: Books) -> None:
+    guaranteed = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
+    other, made = joined(books, "s2"), joined(books, tenant=guaranteed)
+    for _ in range(4):
+        other.grants.wait(other.account, ONE, OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    decided: list[str] = []
+    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append("inside"))
+    made.grants.wait(made.account, cost(kv_tokens=6000), OPEN, lambda: decided.append("beyond"))
+    assert made.grants.looks_at() == pytest.approx(OPEN + SETTINGS.borrow_s)
+    made.grants.look(OPEN + 0.02)
+    assert decided == ["beyond"]
+
+
+def test_a_request_inside_a_guarantee_waits_though_bursts_were_refused(books: Books) -> None:
+    guaranteed = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
+    made = joined(books, tenant=guaranteed)
+    now = OPEN
+    for _ in range(3):
+        made.grants.wait(made.account, cost(kv_tokens=6000), now, lambda: None)
+        now += 0.02
+        made.grants.look(now)
+    assert made.grants.wait(made.account, cost(kv_tokens=6000), now, lambda: None) is None
+    assert made.grants.wait(made.account, ONE, now, lambda: None) is not None
+
+
+def test_who_is_decided_may_bring_the_next_request_at_once(books: Books) -> None:
+    made = joined(books)
+    second = Account(entitlement("b"), Pricing(), 0.0)
+    made.grants.follow({"a": made.account, "b": second}, OPEN)
+    waits: list[object] = []
+    made.grants.wait(
+        made.account,
+        ONE,
+        OPEN,
+        lambda: waits.append(made.grants.wait(second, ONE, OPEN + 0.02, lambda: None)),
+    )
+    made.grants.look(OPEN + 0.02)
+    assert waits[0] is not None
 
 
 def test_a_sidecar_that_slept_does_not_take_the_books_for_slow(books: Books) -> None:

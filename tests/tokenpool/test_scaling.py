@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Pool, Tier
-from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas
+from tokenpool.entitlements import Pool, ReplicaCapacity, Tier
+from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas, replica_capacity
 
 POOL = Pool("pool", min_replicas=1, max_replicas=10)
 REPLICA = Amount(1000, 10_000, 8)
@@ -21,7 +21,9 @@ SPOT = entitlement("spot", Tier.SPOT)
 
 
 def need(demand: dict[str, Amount], settings: ScalingSettings = EXACT, pool: Pool = POOL) -> Need:
-    return needed_replicas(pool, [GOLD, REST, SPOT], demand, REPLICA, settings)
+    made = needed_replicas(pool, [GOLD, REST, SPOT], demand, REPLICA, settings)
+    assert made is not None
+    return made
 
 
 def test_guarantees_alone_need_their_room_whether_or_not_they_are_used() -> None:
@@ -62,9 +64,25 @@ def test_the_pools_bounds_hold_and_what_they_hide_is_told() -> None:
     assert need({}, pool=pool).replicas == 2
 
 
-def test_an_unknown_capacity_says_nothing() -> None:
-    made = needed_replicas(POOL, [GOLD], {}, Amount(), EXACT)
-    assert (made.replicas, made.dimension) == (1, None)
+def test_while_no_capacity_is_known_there_is_no_answer() -> None:
+    assert needed_replicas(POOL, [GOLD], {}, Amount(), EXACT) is None
+
+
+def test_what_is_not_measured_is_taken_from_the_pool_file() -> None:
+    pool = Pool("pool", replica=ReplicaCapacity(concurrency=2), max_replicas=10)
+    assert replica_capacity(pool, Amount(100, 0, 0)) == Amount(100, 0, 2)
+    assert replica_capacity(pool, Amount(100, 0, 3)) == Amount(100, 0, 3)
+    made = needed_replicas(pool, [GOLD], {}, Amount(), EXACT)
+    assert made is not None
+    assert (made.replicas, made.dimension, made.floor) == (2, Dimension.CONCURRENCY, 2)
+
+
+def test_a_coordinator_that_has_just_begun_keeps_what_runs() -> None:
+    stabiliser = Stabiliser(ScalingSettings(down_window_s=60))
+    first = stabiliser.follow(of(2), 0, running=5)
+    assert (first.replicas, first.reason) == (5, "2 would do; 5 run")
+    assert stabiliser.follow(of(2), 59, running=5).replicas == 5
+    assert stabiliser.follow(of(2), 61, running=5).replicas == 2
 
 
 def of(replicas: int, floor: int = 1) -> Need:
@@ -108,9 +126,6 @@ def test_a_hint_stays_between_what_was_needed_and_never_below_the_guarantees(
 def test_more_demand_never_needs_fewer_replicas(one: float, other: float) -> None:
     low, high = sorted((one, other))
     pool = Pool("pool", max_replicas=10**6)
-    made = [
-        needed_replicas(pool, [entitlement("rest")], {"rest": Amount(d, d, d)}, REPLICA, EXACT).replicas
-        for d in (low, high)
-    ]
+    made = [need({"rest": Amount(d, d, d)}, pool=pool).replicas for d in (low, high)]
     assert made[0] <= made[1]
-    assert made[1] == max(math.ceil(high / 8), 1)
+    assert made[1] == max(math.ceil((4 + high) / 8), 1)

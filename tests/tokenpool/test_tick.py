@@ -93,7 +93,7 @@ def test_a_pool_file_travels_without_plain_keys() -> None:
     back = decode_file(content)
     assert back.entitlements[0].ceiling == file.entitlements[0].ceiling
     digest = hashlib.sha256(b"secret").hexdigest()
-    assert back.entitlements[0].api_keys == (KeyRef(KeySource.SHA256, digest, 3), keys[1])
+    assert back.entitlements[0].api_keys == (KeyRef(KeySource.SHA256, digest), KeyRef(KeySource.ENV, "KEY"))
     assert encode_file(back)[0] == version
     with pytest.raises(WireError, match="pool file"):
         decode_file(b"[]")

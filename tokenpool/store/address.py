@@ -73,12 +73,35 @@ def _clients(url: str, timeout_s: float) -> list[Client]:
         "retry": Retry(NoBackoff(), 0),
     }
     try:
-        if "+" not in scheme:
-            made: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **common)
-            return [made]
-        return _of_many(url, common)
-    except (ValueError, TypeError) as error:
-        raise AddressInvalid(f"{shown(url)!r} is not a store: {error}") from error
+        return _of_many(url, common) if "+" in scheme else [_of_one(url, common)]
+    except AddressInvalid as error:
+        raise AddressInvalid(f"{shown(url)!r} is not a store: {error}") from None
+    except (ValueError, TypeError):
+        # Not the library's words: they may quote a part of the password.
+        raise AddressInvalid(
+            f"{shown(url)!r} is not a store: it cannot be read; in a password write / # ? @ : and % as"
+            " %2F %23 %3F %40 %3A and %25"
+        ) from None
+
+
+def _of_one(url: str, options: dict[str, Any]) -> redis.asyncio.Redis:
+    """One server."""
+    parts = urlsplit(url)
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if parts.scheme == "unix":
+        _database(query.pop("db", ""))
+        if unknown := set(query) - {"username", "password"}:
+            raise AddressInvalid(f"the option {min(unknown)} is not known here")
+    else:
+        _port(parts.port or 1)
+        _database(parts.path.removeprefix("/"))
+        if query and parts.scheme != "rediss":
+            raise AddressInvalid(f"the option {min(query)} is not known here; TLS options need rediss://")
+        _tls(query)
+    if parts.fragment:
+        raise ValueError("a # that is not encoded")
+    made: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options)
+    return made
 
 
 def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
@@ -90,26 +113,43 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
         user, _, password = credentials.partition(":")
         options["username"] = unquote(user) or None
         options["password"] = unquote(password) or None
-    if security == "rediss":
-        options["ssl"] = True
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     sentinel_password = query.pop("sentinel_password", None)
-    for name, value in query.items():
-        if name == "ssl_check_hostname":
-            options[name] = value.lower() in ("true", "1", "yes")
-        elif name in _TEXT_OPTIONS:
-            options[name] = value
-        else:
-            raise ValueError(f"the option {name} is not known here")
+    if security == "rediss":
+        options["ssl"] = True
+    elif query:
+        raise AddressInvalid(f"the option {min(query)} is not known here; TLS options need rediss+{kind}://")
+    options |= _tls(query)
     nodes = [_node(text, _DEFAULT_PORTS[kind]) for text in hosts.split(",")]
     if kind == "cluster":
         return [redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)]
     group, _, database = parts.path.strip("/").partition("/")
     if not group:
-        raise ValueError("name the group of servers that the sentinels watch: .../GROUP")
+        raise AddressInvalid("name the group of servers that the sentinels watch: .../GROUP")
     own = {k: v for k, v in options.items() if k not in ("username", "password")}
     sentinel = Sentinel(nodes, sentinel_kwargs=own | {"password": sentinel_password}, **options)  # type: ignore[no-untyped-call]
-    return [sentinel.master_for(group, db=int(database or 0)), *sentinel.sentinels]
+    return [sentinel.master_for(group, db=_database(database)), *sentinel.sentinels]
+
+
+def _tls(query: dict[str, str]) -> dict[str, Any]:
+    """TLS options from a query, as the client takes them."""
+    options: dict[str, Any] = {}
+    for name, value in query.items():
+        if name == "ssl_check_hostname":
+            options[name] = value.lower() in ("true", "1", "yes")
+        elif name == "ssl_cert_reqs" and value not in ("none", "optional", "required"):
+            raise AddressInvalid("ssl_cert_reqs must be none, optional or required")
+        elif name in _TEXT_OPTIONS:
+            options[name] = value
+        else:
+            raise AddressInvalid(f"the option {name} is not known here")
+    return options
+
+
+def _database(text: str) -> int:
+    if text and not text.isdigit():
+        raise AddressInvalid("after the host comes the number of a database, such as /0, or nothing")
+    return int(text or 0)
 
 
 def _node(text: str, default_port: int) -> tuple[str, int]:
@@ -117,5 +157,11 @@ def _node(text: str, default_port: int) -> tuple[str, int]:
     if not colon:
         host, port = text, str(default_port)
     if not host or not port.isdigit():
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+        raise ValueError("not HOST:PORT")
+    return host.strip("[]"), _port(int(port))
+
+
+def _port(number: int) -> int:
+    if not 0 < number < 65536:
+        raise AddressInvalid("a port is a number from 1 to 65535")
+    return number

@@ -1,10 +1,10 @@
 -- What all scripts share: the message, the clock, and one entitlement's page. The rules are those of
 -- tokenpool/books.py; the contract suite holds both to the same answers.
 --
--- meta     hash: opens_at, heard_at, epoch, file_version
+-- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at
 -- pages    set of the names of all pages
--- page:X   hash: p, the packed page {limit, level, at, floor, sums, served, waiters, contended_until, rows,
---          kept_at}; and for each holder r:<holder>, its packed row {served, values}
+-- page:X   hash: p, the packed page {limit, level, at, floor, sums, served, waiters, contended_until, rows};
+--          and for each holder r:<holder>, its packed row {served, values}
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
 -- reports  hash by holder; limits: all of them, packed; file: hash of version, content
 local prefix = KEYS[1]
@@ -42,7 +42,7 @@ local function unpack_page(name, packed)
   end
   return {
     name = name, is_new = true, limit = {0, 0, 0, 0, 0, 0, 0}, level = 0, at = now, floor = {0, 0, 0},
-    sums = nobody(), served = {0, 0, 0}, waiters = {}, contended_until = 0, rows = 0, kept_at = 0,
+    sums = nobody(), served = {0, 0, 0}, waiters = {}, contended_until = 0, rows = 0,
   }
 end
 
@@ -54,8 +54,6 @@ end
 
 local function save_page(page, holder, row)
   local key, is_new, name = page_key(page.name), page.is_new, page.name
-  local renew = is_new or now - page.kept_at > 60 or now < page.kept_at
-  if renew then page.kept_at = now end
   page.is_new, page.name = nil, nil
   local packed = cmsgpack.pack(page)
   page.name = name
@@ -64,14 +62,21 @@ local function save_page(page, holder, row)
   else
     redis.call('HSET', key, 'p', packed)
   end
-  if is_new then redis.call('SADD', PAGES, name) end
-  if renew then keep(key, PAGES) end
+  if is_new then
+    redis.call('SADD', PAGES, name)
+    keep(key, PAGES)
+  end
 end
 
+-- Whether the books give: what a script finds out first.
+local is_open = false
+
+-- While the books are closed the bucket runs over: see tokenpool/books.py.
 local function refill(page)
   local elapsed = now - page.at
   if elapsed > 0 then
-    page.level = math.min(page.level + page.limit[1] * elapsed, page.limit[4])
+    page.level = page.level + page.limit[1] * elapsed
+    if is_open then page.level = math.min(page.level, page.limit[4]) end
     local kept = math.exp(-elapsed / message.floor_memory)
     for i = 1, 3 do page.floor[i] = page.floor[i] * kept end
     page.at = now
@@ -85,7 +90,8 @@ end
 
 -- Book what a holder spent and held since it last said so.
 local function charge(page, row, served)
-  page.level = math.min(page.level - (served[1] - row.served[1]), page.limit[4])
+  page.level = page.level - (served[1] - row.served[1])
+  if is_open then page.level = math.min(page.level, page.limit[4]) end
   for i = 1, 3 do page.served[i] = page.served[i] + served[i] - row.served[i] end
   row.served = served
 end
@@ -145,7 +151,16 @@ local function expire()
   end
 end
 
--- When these books begin to give: a lifetime after they were begun.
+-- Once a minute: what everybody needs lives on while anybody speaks, so that limits stand without a leader.
+local function renew()
+  local renewed_at = tonumber(redis.call('HGET', META, 'renewed_at') or 0)
+  if now - renewed_at < 60 and now >= renewed_at then return end
+  redis.call('HSET', META, 'renewed_at', exact(now))
+  keep(META, PAGES, prefix .. ':limits', prefix .. ':file')
+  for _, name in ipairs(redis.call('SMEMBERS', PAGES)) do keep(page_key(name)) end
+end
+
+-- When these books begin to give: a lifetime after they were begun. Tells whether they do.
 local function opening()
   local opens_at = tonumber(redis.call('HGET', META, 'opens_at'))
   if not opens_at then
@@ -153,5 +168,5 @@ local function opening()
     redis.call('HSET', META, 'opens_at', exact(opens_at), 'heard_at', exact(now))
     keep(META)
   end
-  return opens_at
+  is_open = now >= opens_at
 end

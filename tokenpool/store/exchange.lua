@@ -1,13 +1,12 @@
 -- Book what one sidecar says, and answer with what it holds.
 expire()
-local opens_at = opening()
+opening()
 if now - tonumber(redis.call('HGET', META, 'heard_at')) > LIFETIME then
-  opens_at = now + LIFETIME
-  redis.call('HSET', META, 'opens_at', exact(opens_at))
+  redis.call('HSET', META, 'opens_at', exact(now + LIFETIME))
+  is_open = false
 end
 redis.call('HSET', META, 'heard_at', exact(now))
-keep(META, PAGES)
-local is_open = now >= opens_at
+renew()
 
 local me = message.holder
 local HOLDER = holder_key(me)
@@ -24,7 +23,9 @@ local function grant(i, page, values, kv, conc, tokens)
 end
 
 local function answer()
-  return cmsgpack.pack({grants, is_open, redis.call('ZCARD', ALIVE), redis.call('HGET', META, 'file_version') or ''})
+  local meta = redis.call('HMGET', META, 'file_version', 'led_at')
+  local unled_s = meta[2] and now - tonumber(meta[2]) or math.huge
+  return cmsgpack.pack({grants, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', unled_s})
 end
 
 local function standing()
@@ -70,6 +71,9 @@ redis.call('HSET', HOLDER, 'names', cmsgpack.pack(names))
 
 -- Ask everyone else who holds something of a page to return what is not in use.
 local function recall(page)
+  for other, till in pairs(page.waiters) do
+    if till <= now then page.waiters[other] = nil end
+  end
   page.waiters[me] = now + message.wait
   if page.contended_until >= now + message.contended / 2 then return end
   page.contended_until = now + message.contended

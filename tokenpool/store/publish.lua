@@ -2,7 +2,7 @@
 -- list comes in parts and in any order, so that no call holds Redis up; one (message.all) says who is left.
 if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
 opening()
-redis.call('HSET', META, 'epoch', exact(message.epoch))
+redis.call('HSET', META, 'epoch', exact(message.epoch), 'led_at', exact(now))
 
 for _, row in ipairs(message.limits) do
   local name, limit = row[1], row[2]
@@ -35,5 +35,5 @@ if message.all then
     end
   end
 end
-keep(META, PAGES)
+renew()
 return 1

@@ -62,7 +62,8 @@ class _Page(msgspec.Struct):
 
 
 _pages = msgpack.Decoder(_Page)
-_answers = msgpack.Decoder(tuple[list[list[Any]], bool, int, str])
+_answers = msgpack.Decoder(tuple[list[list[Any]], bool, int, str, float])
+_censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
 _limits = msgpack.Decoder(dict[str, list[float]])
 
 
@@ -119,12 +120,12 @@ class RedisStore:
             holdings=[[name, *said] for name, said in message.holdings.items()],
         )
         with _down():
-            rows, is_open, sidecars, version = _answers.decode(packed)
-        grants = {
-            name: Grant(kv, concurrency, tokens, _limit(limit), *rest[:4])
-            for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
-        }
-        return Answer(grants, is_open, sidecars, version)
+            rows, is_open, sidecars, version, unled_s = _answers.decode(packed)
+            grants = {
+                name: Grant(kv, concurrency, tokens, _limit(limit), *rest[:4])
+                for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
+            }
+        return Answer(grants, is_open, sidecars, version, unled_s)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``. A cluster's client has no subscriptions: there, polling has to do."""
@@ -168,7 +169,8 @@ class RedisStore:
     async def lead(self, candidate: str, lease_s: float) -> int:
         """See ``Store``."""
         epoch = await self._run(_LEAD, candidate=candidate, lease_ms=round(lease_s * 1000))
-        return int(float(epoch))
+        with _down():
+            return int(float(epoch))
 
     async def resign(self, candidate: str) -> None:
         """See ``Store``."""
@@ -178,13 +180,13 @@ class RedisStore:
         """See ``Store``."""
         census = await self._run(_CENSUS)
         with _down():
-            names, epoch, is_open, now = msgpack.decode(census, type=tuple[list[str], float, bool, float])
+            names, epoch, is_open, now, version = _censuses.decode(census)
             reports = await cast(
                 Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:reports")
             )
         pages: dict[str, Page] = {}
         parts = [names[start : start + PART] for start in range(0, len(names), PART)]
-        for part in await _at_once(partial(self._read_part, part, now) for part in parts):
+        for part in await _at_once(partial(self._read_part, part, now, is_open) for part in parts):
             pages |= part
         return Census(
             pages,
@@ -192,13 +194,14 @@ class RedisStore:
             int(epoch),
             is_open,
             now,
+            version,
         )
 
-    async def _read_part(self, names: Sequence[str], now: float) -> dict[str, Page]:
+    async def _read_part(self, names: Sequence[str], now: float, is_open: bool) -> dict[str, Page]:
         packed = await self._run(_PAGES, names=names)
         with _down():
             return {
-                name: _view(_pages.decode(page), now)
+                name: _view(_pages.decode(page), now, is_open)
                 for name, page in zip(names, packed, strict=True)
                 if page
             }
@@ -247,6 +250,9 @@ def _down() -> Iterator[None]:
         raise StoreDown(f"Redis: {error or type(error).__name__}") from error
     except msgspec.MsgspecError as error:
         raise StoreDown(f"what Redis keeps cannot be read, as if of another version: {error}") from error
+    except Exception as error:
+        # The client trips over answers that no Redis gives: whoever listens there, it is not the store.
+        raise StoreDown(f"Redis answers nonsense, as if it were none: {error!r}") from error
 
 
 async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
@@ -264,13 +270,14 @@ def _limit(row: Sequence[float]) -> Limit:
     return Limit(*row[: len(Limit._fields)])
 
 
-def _view(page: _Page, now: float) -> Page:
+def _view(page: _Page, now: float, is_open: bool) -> Page:
     """A page as of ``now``: the bucket filled up, the floor faded."""
     limit, s, elapsed = _limit(page.limit), page.sums, max(now - page.at, 0.0)
     kept, (tokens, cache, sequences) = math.exp(-elapsed / FLOOR_MEMORY_S), page.floor
+    level = page.level + limit.tokens_per_second * elapsed
     return Page(
         limit,
-        min(page.level + limit.tokens_per_second * elapsed, limit.depth),
+        min(level, limit.depth) if is_open else level,
         Amount(s[2], s[0], s[1]),
         Amount(0.0, s[3], s[4]),
         Amount(s[5], s[6], s[7]),
