@@ -91,6 +91,9 @@ class Replication:
         self._looks_at = math.inf
         self._part: asyncio.Task[None] | None = None
         self._is_due = False
+        """Whether a complete message waits for the answer to a part."""
+        self._renewed_at = -math.inf
+        """When the last complete message left."""
         self._read_now = asyncio.Event()
 
     # --- what others ask ---
@@ -250,6 +253,8 @@ class Replication:
             message = grants.message(clock(), is_complete=is_complete, report=self._report())
             if message is None:
                 return
+            if message.is_complete:
+                self._renewed_at = clock()
             try:
                 answer = await self._store.exchange(message)
             except StoreDown as error:
@@ -268,7 +273,9 @@ class Replication:
             if answer.file_version not in ("", self.file_version, self._refused_version):
                 self._read_now.set()
             self._look_in_time()
-            is_complete, self._is_due = self._is_due, False
+            # However much there is to say in parts: what is held must be renewed in time.
+            is_complete = self._is_due or clock() - self._renewed_at >= self._settings.tick
+            self._is_due = False
             if not (is_complete or grants.has_something_to_say):
                 return
 

@@ -31,7 +31,7 @@ class Settings:
     store_timeout: float = 0.5
     grant_lifetime: float = 1.5
     borrow_timeout: float = 0.01
-    guaranteed_borrow_timeout: float = 0.5
+    guaranteed_borrow_timeout: float = 2.0
     name: str | None = None
     identity_header: str | None = None
     upstream_key_file: Path | None = None
@@ -77,7 +77,7 @@ _FORM = Form(
         "store_timeout": "how long the store may take to answer, s",
         "grant_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
         "borrow_timeout": "how long a request may wait for a larger grant, s",
-        "guaranteed_borrow_timeout": "the same for a request inside its guarantee, s",
+        "guaranteed_borrow_timeout": "the same for a request inside its guarantee, or that may be, s",
         "name": "what this sidecar is called in the books; the host's name otherwise",
         "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
         "upstream_key_file": "a file with the API key that the engine itself asks for",

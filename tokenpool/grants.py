@@ -35,6 +35,10 @@ HORIZON = 2.0
 """Tokens are held for so many intervals at the rate of demand: a message may be one interval late."""
 ASK_AGAIN_S = 0.006
 """When a request that still waits asks once more, should no push have come; then ever later."""
+RECALL_S, RECALL_TRIPS = 0.1, 10
+"""How long others may take to return what they do not use: so long, or so many round trips."""
+ROUND_TRIP_KEPT = 0.8
+"""How slowly a long round trip is forgotten, per answer: one quick answer does not make slow books quick."""
 PATIENCE = 3
 """Refusals in a row after which requests stop waiting for a while."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
@@ -52,7 +56,7 @@ class GrantSettings:
     interval_s: float = 0.25
     borrow_s: float = 0.01
     """The longest wait of a request for a larger grant."""
-    guaranteed_borrow_s: float = 0.5
+    guaranteed_borrow_s: float = 2.0
     """The same where the request lies inside a guarantee: better late than shed."""
 
 
@@ -145,6 +149,7 @@ class Grants:
         self.unled_s = 0.0
         """How long nobody has published limits, as the books last said."""
         self.round_trip_s = 0.0
+        """Of the last message, or less and less of a longer one before."""
         self.expires_at = -math.inf
         self.answered_at: float | None = None
         self._number = 0
@@ -219,8 +224,8 @@ class Grants:
         if line is None:
             line = self._lines[name] = _Line()
         patience, is_paused = self.settings.borrow_s, now < line.paused_until
-        if _is_inside_guarantee(account, cost):
-            patience, is_paused = max(patience, self.settings.guaranteed_borrow_s), False
+        if _may_be_inside_guarantee(account, cost):
+            patience, is_paused = max(patience, self._patience_inside(account, cost)), False
         is_slow = self.mode is Mode.JOINED and self.round_trip_s > patience
         if is_slow or is_paused:
             return None
@@ -230,10 +235,25 @@ class Grants:
         self._urgent.add(name)
         return waiter
 
+    def _patience_inside(self, account: Account, cost: Cost) -> float:
+        """For a request that lies inside a guarantee, or may.
+
+        What others have in use is known from their last message, and one of theirs may have ended since: so
+        long they may take to be asked, and to say so.
+        """
+        longest = self.settings.guaranteed_borrow_s
+        if _is_inside_guarantee(account, cost):
+            return longest
+        return min(max(RECALL_S, RECALL_TRIPS * self.round_trip_s), longest)
+
     def _stretch(self, account: Account, cost: Cost) -> None:
-        """The books have just failed: let in what lies inside a guarantee, as far as was last known."""
+        """The books have just failed: let in what lies inside this sidecar's share of a guarantee.
+
+        What others had in use is no measure any more: requests move between sidecars all the time.
+        """
+        share = self._share_of_guarantee(account)
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
-        if _is_inside_guarantee(account, cost) and sequences <= self._assured_sequences(account):
+        if sequences <= share.concurrency and kv_tokens <= share.kv_tokens:
             limit = account.limit
             account.limit = limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
             account.bucket.level = max(account.bucket.level, cost.throughput)
@@ -339,7 +359,7 @@ class Grants:
         message, self._in_flight = self._in_flight, None
         assert message is not None
         self.failures = 0
-        self.round_trip_s = now - self._sent_at
+        self.round_trip_s = max(now - self._sent_at, self.round_trip_s * ROUND_TRIP_KEPT)
         self.answered_at, self.unled_s = now, answer.unled_s
         if message.is_complete:
             # Closed books have not heard everyone yet: shares of too few would be too large.
@@ -389,12 +409,24 @@ class Grants:
             if not line.waiters:
                 continue
             for waiter in [waiter for waiter in line.waiters if waiter.deadline <= now]:
+                if self._hears_late(waiter, now):
+                    waiter.deadline = now + RECALL_S
+                    continue
                 line.waiters.remove(waiter)
                 line.disappoint(waiter.account, now)
                 self._decide(waiter, now)
             if line.waiters and line.ask_again_at <= now:
                 line.ask_again_at = math.inf
                 self._urgent.add(name)
+
+    def _hears_late(self, waiter: Waiter, now: float) -> bool:
+        """Whether the books have just become slow, and a request waits that may lie inside a guarantee."""
+        return (
+            self._in_flight is not None
+            and now - self._sent_at > RECALL_S / 2
+            and now - waiter.since < self.settings.guaranteed_borrow_s
+            and _may_be_inside_guarantee(waiter.account, waiter.cost)
+        )
 
     def looks_at(self) -> float:
         """When to look next; infinite while nothing waits."""
@@ -531,10 +563,22 @@ class Grants:
         account.limit = Amount(limit.tokens_per_second, grant.kv_tokens, grant.concurrency)
         account.assured = NOTHING
         if account.entitlement.tier is not Tier.SPOT:
+            # What others have in use may have ended since; but of all that is held no more lies beyond what
+            # is assured than the limit does. And a share of a guarantee is assured in any case.
+            beyond = limit.amount - limit.assured
+            least = self._share_of_guarantee(account)
             account.assured = Amount(
                 0.0,
-                max(limit.assured_kv_tokens - grant.kv_elsewhere, 0.0),
-                max(limit.assured_concurrency - grant.concurrency_elsewhere, 0.0),
+                max(
+                    limit.assured_kv_tokens - grant.kv_elsewhere,
+                    grant.kv_tokens - beyond.kv_tokens,
+                    least.kv_tokens,
+                ),
+                max(
+                    limit.assured_concurrency - grant.concurrency_elsewhere,
+                    grant.concurrency - beyond.concurrency,
+                    least.concurrency,
+                ),
             )
         account.bucket.hold(grant.tokens - (account.meter.spent - said.tokens_spent))
         line = self._lines.get(name)
@@ -557,9 +601,9 @@ class Grants:
         while line.waiters:
             waiter = line.waiters[0]
             account, cost = waiter.account, waiter.cost
-            if _is_inside_guarantee(account, cost):
-                # As was just heard: what was known when it came may have been old.
-                waiter.deadline = max(waiter.deadline, waiter.since + self.settings.guaranteed_borrow_s)
+            if _may_be_inside_guarantee(account, cost):
+                # As was just heard, and as long as it took: what was known when it came may have been old.
+                waiter.deadline = max(waiter.deadline, waiter.since + self._patience_inside(account, cost))
             if self.mode is Mode.JOINED and not (
                 account.bucket.level > 0
                 and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
@@ -608,47 +652,61 @@ class Grants:
         for name, account in self._accounts.items():
             self._share(account, self._limits.get(name), now)
 
-    def _assured_sequences(self, account: Account) -> int:
-        """What of a guarantee a sidecar may count on by itself: its part, with room for uneven spread."""
-        whole = account.entitlement.guarantee.concurrency
-        mean = whole / self.sidecars
-        return math.ceil(min(mean + UNEVEN * math.sqrt(mean), whole))
+    def _share_of_guarantee(self, account: Account) -> Amount:
+        """What of a guarantee a sidecar may count on by itself: its part, with room for uneven spread.
+
+        With ``m`` sequences for each sidecar on average, ``m + 3 sqrt(m)``: at random places, more than those
+        meet at one sidecar once in hundreds of times. Tokens and cache to match.
+        """
+        if account.is_spot:
+            return NOTHING
+        guarantee, part = account.entitlement.guarantee, 1.0 / self.sidecars
+        sequences = 0
+        if guarantee.concurrency:
+            mean = guarantee.concurrency * part
+            sequences = math.ceil(min(mean + UNEVEN * math.sqrt(mean), guarantee.concurrency))
+            part = sequences / guarantee.concurrency
+        return Amount(guarantee.tokens_per_second * part, guarantee.kv_tokens * part, sequences)
 
     def _share(self, account: Account, known: Limit | None, now: float) -> None:
         """A sidecar's part of a limit while the books say nothing.
 
-        The limit divided by the number of sidecars, but at least one request. Of a guarantee more, since
-        requests do not spread evenly: with ``m`` sequences for each sidecar on average, ``m + 3 sqrt(m)`` (at
-        random places, more than those meet at one sidecar once in hundreds of times), and tokens and cache
-        to match. Spot goes by its ceiling, and so by the engine's free room.
+        The limit divided by the number of sidecars, but at least one request; of a guarantee more. Spot goes
+        by its ceiling, and so by the engine's free room.
         """
         entitlement, part = account.entitlement, 1.0 / self.sidecars
-        is_spot = entitlement.tier is Tier.SPOT
-        guarantee = NOTHING if is_spot else entitlement.guarantee
+        is_spot, share = entitlement.tier is Tier.SPOT, self._share_of_guarantee(account)
         whole = entitlement.ceiling if known is None or is_spot else known.amount
+        rate = min(max(whole.tokens_per_second * part, share.tokens_per_second), _MOST_RATE)
         sequences = max(math.ceil(min(whole.concurrency * part, _MOST_RATE)), 1)
-        assured_sequences = 0 if is_spot else self._assured_sequences(account)
-        uneven = assured_sequences / guarantee.concurrency if assured_sequences else part
-        rate = min(max(whole.tokens_per_second * part, guarantee.tokens_per_second * uneven), _MOST_RATE)
         floor = account.meter.floor
         account.limit = Amount(
             rate,
-            max(whole.kv_tokens * part, guarantee.kv_tokens * uneven, floor.kv_tokens),
-            max(sequences, assured_sequences, floor.concurrency),
+            max(whole.kv_tokens * part, share.kv_tokens, floor.kv_tokens),
+            max(sequences, share.concurrency, floor.concurrency),
         )
-        if is_spot:
-            account.assured = NOTHING
-        else:
+        account.assured = NOTHING
+        if not is_spot:
             assured = known.assured if known is not None else NOTHING
             account.assured = Amount(
                 0.0,
-                max(guarantee.kv_tokens * uneven, assured.kv_tokens * part, floor.kv_tokens),
-                max(assured_sequences, math.ceil(assured.concurrency * part)),
+                max(share.kv_tokens, assured.kv_tokens * part, floor.kv_tokens),
+                max(share.concurrency, math.ceil(assured.concurrency * part)),
             )
         if known is None:
             account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)
         account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
         account.bucket.resize(rate, bucket_depth(rate, account.meter.typical_tokens.value), now)
+
+
+def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:
+    """Whether a request lies inside its entitlement's guarantee if nobody else uses any of it."""
+    guarantee = account.entitlement.guarantee
+    return (
+        account.entitlement.tier is not Tier.SPOT
+        and account.concurrency_in_use + cost.sequences <= guarantee.concurrency
+        and account.kv_in_use + cost.kv_tokens <= guarantee.kv_tokens
+    )
 
 
 def _is_inside_guarantee(account: Account, cost: Cost) -> bool:

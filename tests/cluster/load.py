@@ -46,6 +46,9 @@ class Load:
     """What came of it."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+    most_held: float = 0.0
+    """Of the tenant with a ceiling, as whoever watches the books has seen."""
 
     def of(self, tenant: str, start: float = 0.0, end: float = float("inf")) -> list[Outcome]:
         return [o for o in self.outcomes if o.tenant == tenant and start <= o.began < end]

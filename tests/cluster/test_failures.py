@@ -1,19 +1,22 @@
 """Everything that can be lost, one at a time, under load: who notices, and how soon all is well again.
 
-Four sidecars with simulated engines, two coordinators, a real Redis. A guaranteed tenant uses all that it is
-guaranteed, another is kept to a ceiling of four sequences, spot takes what it can. In every case: no failed
-answer that the control plane caused, no guaranteed request shed, the ceiling kept while the books answer, and
-everyone joined again within two lifetimes of a grant. What was measured is written to out/failures.txt.
+Four sidecars with simulated engines, two coordinators, a real Redis; requests go to any of the sidecars.
+A guaranteed tenant uses seven of its eight sequences, another is kept to a ceiling of four, spot takes the
+rest. In each case: no failed answer that the control plane caused, no guaranteed request shed, the ceiling
+kept while the books answer, and everyone joined again within two lifetimes of a grant. What a sidecar that is
+gone or cut off had in use counts until its grants expire. The figures go to out/failures.txt.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 import redis.asyncio
@@ -25,7 +28,9 @@ from tests.cluster.relay import Relay
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RECONVERGED_S = 2 * LIFETIME_S
-TENANTS = [Tenant("g", 8, sticky=True), Tenant("c", 10), Tenant("s", 12)]
+SHARES = 8
+"""Of a ceiling of four: what was held, and while it runs out a share of one at each of four sidecars."""
+TENANTS = [Tenant("g", 7), Tenant("c", 10), Tenant("s", 12)]
 OUT = Path(__file__).parent.parent.parent / "out" / "failures.txt"
 
 
@@ -66,27 +71,49 @@ async def loaded(pool: Cluster) -> AsyncIterator[Load]:
     """The tenants at work, with a while before and after."""
     async with under_load(pool.session, pool.urls, TENANTS) as load:
         await asyncio.sleep(1.5)
+        watching = asyncio.create_task(_watch(pool, load))
         yield load
         await asyncio.sleep(1.0)
+        watching.cancel()
+
+
+async def _watch(pool: Cluster, load: Load) -> None:
+    """What the books say is held of the ceiling of four, as the coordinators read it."""
+    while True:
+        for page in pool.pages:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError):
+                async with asyncio.timeout(0.3):
+                    state = await pool.get(f"{page}/debug/state")
+                held = state["pools"]["chat"]["entitlements"]["c"]["held"]
+                load.most_held = max(load.most_held, held["concurrency"] if held else 0)
+        await asyncio.sleep(0.1)
 
 
 def write_down(what: str, load: Load, **more: object) -> None:
     """State what was lost and what it cost."""
     shed = sum(n for status, n in load.statuses().items() if status == 429)
+    refused = [
+        f"{o.reason} at {o.began - load.began:.1f} s, after {o.ended - o.began:.2f} s"
+        for o in load.of("g")
+        if o.status == 429
+    ]
     line = (
         f"{what}: {len(load.outcomes)} requests, {load.statuses()[200]} served, {shed} shed"
         f" ({load.statuses('g')[429]} guaranteed), {len(load.failures())} failed, at most"
-        f" {load.most_at_once('c')} of 4 at once; " + ", ".join(f"{k} {v}" for k, v in more.items())
+        f" {load.most_at_once('c')} of 4 at once, {load.most_held:.0f} held; "
+        + ", ".join(f"{k} {v}" for k, v in more.items())
+        + f" {refused or ''}"
     )
     print(line)
     with OUT.open("a") as file:
         file.write(line + "\n")
 
 
-def all_is_well(load: Load) -> None:
-    """Nobody was failed, and no guarantee broken."""
+def all_is_well(load: Load, gone: float = math.inf) -> None:
+    """Nobody was failed, and no guarantee broken; a sidecar was ``gone``, and counted a lifetime longer."""
     assert load.failures() == []
-    assert [o for o in load.of("g") if o.status != 200] == []
+    kept_waiting = [o for o in load.of("g") if o.status != 200]
+    assert [o for o in kept_waiting if not gone - 0.1 <= o.began <= gone + LIFETIME_S] == []
     assert load.statuses("g")[200] > 20
     assert load.statuses("c")[200] > 5
 
@@ -112,8 +139,7 @@ async def test_redis_killed_and_back_empty(pool: Cluster) -> None:
     assert modes == ["cut_off"] * 4
     all_is_well(load)
     assert load.most_at_once("c", end=killed) <= 4
-    # Without the books each sidecar keeps its share, and at least one: ceil(4 / 4) each.
-    assert load.most_at_once("c", killed, back) <= 8
+    assert load.most_at_once("c", killed, back + took + 1) <= SHARES
     assert load.most_at_once("c", start=back + took + 1) <= 4
     assert took <= RECONVERGED_S
 
@@ -126,6 +152,7 @@ async def test_redis_paused_for_ten_seconds(pool: Cluster) -> None:
         took = await pool.until_joined(RECONVERGED_S + 1)
     write_down("Redis paused for 10 s", load, reconverged_s=round(took, 2))
     all_is_well(load)
+    assert load.most_at_once("c") <= SHARES
     assert took <= RECONVERGED_S
 
 
@@ -141,7 +168,7 @@ async def test_redis_slow(pool: Cluster, relays: list[Relay]) -> None:
     write_down("Redis slow, 200 ms", load, reconverged_s=round(took, 2))
     all_is_well(load)
     assert modes == ["joined"] * 4
-    assert load.most_at_once("c") <= 4
+    assert load.most_at_once("c") <= 4 >= load.most_held
     assert took <= RECONVERGED_S
 
 
@@ -160,6 +187,7 @@ async def test_redis_refuses_the_password(pool: Cluster) -> None:
     write_down("Redis refused the password for 4 s", load, reconverged_s=round(took, 2))
     assert any("auth" in said.lower() for said in state["books"]["degraded"]), state["books"]
     all_is_well(load)
+    assert load.most_at_once("c") <= SHARES
     assert took <= RECONVERGED_S
 
 
@@ -172,7 +200,8 @@ async def test_the_leader_is_killed(pool: Cluster) -> None:
         took = await pool.until_joined(RECONVERGED_S + 2)
     write_down("leader killed", load, reconverged_s=round(took, 2))
     all_is_well(load)
-    assert load.most_at_once("c") <= 4
+    assert took <= RECONVERGED_S
+    assert load.most_at_once("c") <= 4 >= load.most_held
 
 
 async def _leads(pool: Cluster, number: int) -> bool:
@@ -191,7 +220,7 @@ async def test_the_leader_is_paused_and_resumed(pool: Cluster) -> None:
     write_down("leader paused and resumed", load, epochs=f"{before} to {after}")
     assert after > before
     all_is_well(load)
-    assert load.most_at_once("c") <= 4
+    assert load.most_at_once("c") <= 4 >= load.most_held
 
 
 async def test_a_sidecar_is_killed_in_mid_stream(pool: Cluster) -> None:
@@ -208,10 +237,11 @@ async def test_a_sidecar_is_killed_in_mid_stream(pool: Cluster) -> None:
     # Only who was, or came, at that sidecar noticed.
     assert {o.sidecar for o in lost} == {1}
     assert all(o.status in {0, 503} for o in lost)
-    assert [o for o in load.of("g") if o.sidecar != 1 and o.status != 200] == []
+    unserved = [o for o in load.of("g") if o.sidecar != 1 and o.status != 200]
+    assert [o for o in unserved if not killed - 0.1 <= o.began <= killed + LIFETIME_S] == []
     # What it had held is free again for the others: the tenant with a ceiling gets all of it.
-    # A newcomer may let one in before its first answer.
-    assert 4 <= load.most_at_once("c", killed + LIFETIME_S + 0.5) <= 5
+    assert load.most_at_once("c", killed + LIFETIME_S + 0.5) == 4 >= load.most_held
+    assert took <= RECONVERGED_S
 
 
 async def test_a_sidecar_is_paused_and_resumed(pool: Cluster) -> None:
@@ -221,19 +251,22 @@ async def test_a_sidecar_is_paused_and_resumed(pool: Cluster) -> None:
         took = await pool.until_joined(RECONVERGED_S + 1)
     write_down("sidecar paused for 4 s", load, reconverged_s=round(took, 2))
     all_is_well(load)
+    # What ran at the sidecar when it fell asleep runs on at its engine, and is booked when it wakes.
+    assert load.most_at_once("c") <= 5
     assert took <= RECONVERGED_S
 
 
 async def test_one_sidecar_is_cut_off(pool: Cluster, relays: list[Relay]) -> None:
     async with loaded(pool) as load:
         relays[0].is_cut = True
+        cut = time.monotonic()
         await asyncio.sleep(5)
         modes = await pool.modes()
         relays[0].is_cut = False
         took = await pool.until_joined(RECONVERGED_S + 1)
     write_down("one sidecar cut off from Redis for 5 s", load, reconverged_s=round(took, 2))
     assert modes == ["cut_off", "joined", "joined", "joined"]
-    all_is_well(load)
+    all_is_well(load, gone=cut)
     # The others have all of the limit; the one that is cut off has its share besides.
     assert load.most_at_once("c") <= 5
     assert took <= RECONVERGED_S

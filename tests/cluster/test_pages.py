@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest_asyncio
 
 from demo.engine import free_port
 from tests.cluster.load import Tenant, under_load
-from tests.cluster.processes import POOL, Cluster
+from tests.cluster.processes import LIFETIME_S, POOL, Cluster
 
 
 @pytest_asyncio.fixture
@@ -77,6 +78,10 @@ async def test_a_sidecar_says_how_it_stands_with_the_books(small: Cluster) -> No
     assert (await text(small, f"{page}/scale/chat"))[0] == 503  # an autoscaler leaves things as they are
 
 
+async def _is_ready(cluster: Cluster, admin: str) -> bool:
+    return (await text(cluster, f"{admin}/readyz"))[0] == 200
+
+
 async def _is_degraded(cluster: Cluster, admin: str) -> bool:
     body = await cluster.get(f"{admin}/readyz")
     return any("cut_off" in said for said in body.get("degraded", []))
@@ -104,15 +109,26 @@ async def test_a_sidecar_whose_own_file_differs_enforces_the_published_one(small
 
 
 async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluster) -> None:
+    (leader,) = await small.leaders()
+    page = f"{small.pages[leader]}/debug/state"
     async with under_load(small.session, small.urls[:1], [Tenant("c", 4)]):
         await asyncio.sleep(1)
-    await asyncio.sleep(0.5)
-    small.sidecars[0].terminate()
-    (leader,) = await small.leaders()
-    state = await small.get(f"{small.pages[leader]}/debug/state")
+        before = await small.get(page)
+        small.sidecars[0].terminate()
+    stopped = time.monotonic()
+
+    async def is_returned() -> bool:
+        seen = (await small.get(page))["pools"]["chat"]
+        held = seen["entitlements"]["c"]["held"]
+        return held is None or held["concurrency"] == 0
+
+    assert before["pools"]["chat"]["entitlements"]["c"]["held"]["concurrency"] > 0
+    # Well before it would have expired, and without a report that nobody can read.
+    await small.until(is_returned, 1)
+    assert time.monotonic() - stopped < LIFETIME_S
+    assert (await small.get(page))["pools"]["chat"]["unreadable_reports"] == []
     small.coordinators[leader].terminate()
     assert '"stopped"' in small.coordinators[leader].log.read_text()
-    assert state["pools"]["chat"]["entitlements"]["c"]["in_use"]["concurrency"] == 0
 
 
 @pytest.mark.parametrize(
@@ -162,6 +178,7 @@ async def test_a_sidecar_without_its_books_at_the_start_serves_from_its_own_file
     )
     async with cluster.serving():
         await cluster.until(lambda: _is_degraded(cluster, cluster.admins[0]), 10)
+        await cluster.until(lambda: _is_ready(cluster, cluster.admins[0]), 10)
         async with under_load(cluster.session, cluster.urls, [Tenant("g", 2)]) as load:
             await asyncio.sleep(1)
     assert load.failures() == []
