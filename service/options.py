@@ -156,6 +156,11 @@ def boolean(text: str, source: str) -> bool:
     return lowered in ("1", "true", "yes", "on")
 
 
+def not_negative(text: str, source: str) -> float:
+    """A number of at least 0, where 0 turns something off."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive(text, source)
+
+
 def positive(text: str, source: str, *, whole: bool = False) -> float:
     """A number above 0."""
     try:

@@ -45,6 +45,7 @@ class Allocator:
         for name, share in self.plan.entitlements.items():
             accounts[name].apply(share.limit, share.assured, share.debt, now)
         self._telemetry.limits_computed += 1
+        self._gate.serve_door()
 
     async def run(self, interval: float) -> None:
         """Tick until cancelled."""

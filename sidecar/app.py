@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import resource
 import signal
@@ -16,7 +17,7 @@ from aiohttp import web
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
-from sidecar.gate import Gate
+from sidecar.gate import Gate, Levers
 from sidecar.http.downstream import Doorman
 from sidecar.http.heads import RequestFramer
 from sidecar.http.upstream import Pool as UpstreamPool
@@ -25,6 +26,7 @@ from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Address, Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
+from tokenpool.door import DoorSettings
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +49,17 @@ class Sidecar:
             configuration.keys,
             self.telemetry,
             identity_header=settings.identity_header,
+            levers=Levers(
+                DoorSettings(settings.door_wait_guaranteed, settings.door_wait_elastic),
+                preempts=settings.preempt,
+                sends_priority=settings.engine_priority,
+                heeds_slo=settings.heed_slo,
+            ),
             random=random.random,
         )
+        self._door_timer: asyncio.TimerHandle | None = None
+        self.gate.on_door_changed = self._look_at_door_in_time
+        self.telemetry.levers = self.gate.metrics
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
@@ -75,6 +86,16 @@ class Sidecar:
         changed = self.replication.own_file if self.replication is not None else self._configure
         self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _look_at_door_in_time(self) -> None:
+        """Decide the requests that wait at the door when the first one's time is up."""
+        if self._door_timer is not None:
+            self._door_timer.cancel()
+            self._door_timer = None
+        at = self.gate.door.looks_at()
+        if at < math.inf:
+            delay = max(at - self.telemetry.clock(), 0.0)
+            self._door_timer = asyncio.get_running_loop().call_later(delay, self.gate.serve_door)
 
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""

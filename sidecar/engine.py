@@ -113,7 +113,7 @@ class EngineWatcher:
         self._settings = settings
         self._gate = gate
         self._telemetry = telemetry
-        self._sheds_seen = 0
+        self._sheds_seen = self._slot_sheds_seen = 0
         self._base = f"http://{settings.upstream}"
         self.engine_key: str | None = None
         """The key that the engine itself asks for."""
@@ -179,11 +179,12 @@ class EngineWatcher:
             gate.engine.stamp = Stamp()
         status.last, status.misses, status.is_stale = seen, 0, False
         held_back = gate.throughput_sheds > self._sheds_seen
-        self._sheds_seen = gate.throughput_sheds
-        self.capacity.observe(seen, held_back)
+        lacked_slots = gate.slot_sheds > self._slot_sheds_seen
+        self._sheds_seen, self._slot_sheds_seen = gate.throughput_sheds, gate.slot_sheds
+        self.capacity.observe(seen, held_back, lacked_slots=lacked_slots)
         gate.engine.shape = EngineShape(seen.block_size, status.context_window)
         ledger = gate.ledger
-        gate.engine.room = self.capacity.room(ledger.concurrency_in_use, ledger.kv_in_use)
+        gate.look_at_engine(self.capacity.room(ledger.concurrency_in_use, ledger.kv_in_use))
 
     def _missed(self) -> None:
         """No answer in time: busy or hung. What it said last is soon no longer believed."""

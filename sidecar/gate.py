@@ -7,23 +7,30 @@ Synchronous and without I/O: the protocol layer brings heads and bodies, and tak
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from sidecar.dialects import openai
 from sidecar.dialects.openai import Malformed, Parsed
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
 from sidecar.routes import ROUTES, Route
 from sidecar.telemetry import Telemetry
 from sidecar.usage import Stamp
-from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
+from tokenpool.admission import EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Cost, EngineShape, Usage
-from tokenpool.entitlements import Pool, PoolFile
+from tokenpool.door import Door, DoorSettings, Place
+from tokenpool.entitlements import Pool, PoolFile, Tier
 from tokenpool.estimators import Average
+from tokenpool.feedback import Feedback
 from tokenpool.grants import Grants, Waiter
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.preemption import Running, victims
 
 ENGINE_RETRY_S = 1.0
 """When to come back to an engine that is down: about how often it is looked at."""
@@ -31,6 +38,10 @@ LONGEST_SDK_WAIT_S = 60.0
 """Official clients ignore a longer wait and retry by their own clock: better told not to."""
 JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
+
+
+PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
+"""Where the engine schedules by priority: inside a guarantee, elastic and bursts, spot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +56,45 @@ class Refusal:
 
 
 class Suspense:
-    """A priced request that waits at the door for a larger grant. Decided once, or given up."""
+    """A priced request that waits, for a larger grant or at the door. Decided once, or given up."""
 
-    __slots__ = ("_gate", "_parsed", "account", "cost", "on_decided", "started_at", "waiter")
+    __slots__ = (
+        "_gate",
+        "account",
+        "cost",
+        "is_counted",
+        "on_decided",
+        "parsed",
+        "place",
+        "started_at",
+        "waiter",
+    )
 
     def __init__(self, gate: Gate, account: Account, parsed: Parsed, cost: Cost, started_at: float) -> None:
         self._gate = gate
-        self._parsed = parsed
         self.account = account
+        self.parsed = parsed
         self.cost = cost
         self.started_at = started_at
+        self.is_counted = False
+        """Whether its offer was counted as demand."""
         self.waiter: Waiter | None = None
+        self.place: Place | None = None
         self.on_decided: Callable[[Passage | Refusal], None] = _nobody_waits
 
     def decide(self) -> None:
-        """The wait is over, for better or worse."""
-        self.on_decided(self._gate.decide(self.account, self._parsed, self.cost, self.started_at))
+        """The wait for a grant is over, for better or worse."""
+        decided = self._gate.decide(self)
+        if decided is not None:
+            self.on_decided(decided)
+
+    def try_now(self, is_last: bool) -> bool:
+        """At the door: decide, if it fits or must; whether that was the end of the wait."""
+        decided = self._gate.decide(self, is_last=is_last)
+        if decided is None:
+            return False
+        self.on_decided(decided)
+        return True
 
 
 def _nobody_waits(decided: Passage | Refusal) -> None:
@@ -70,7 +104,7 @@ def _nobody_waits(decided: Passage | Refusal) -> None:
 class Passage:
     """A request that may go to the engine, and what is to be settled afterwards."""
 
-    __slots__ = ("account", "body", "hides_usage", "started_at", "streams", "ticket")
+    __slots__ = ("account", "body", "hides_usage", "on_preempted", "started_at", "streams", "ticket")
 
     def __init__(
         self,
@@ -87,6 +121,21 @@ class Passage:
         self.ticket = ticket
         self.streams = streams
         self.hides_usage = hides_usage
+        self.on_preempted: Callable[[], None] | None = None
+        """Ends the request at once, for the sake of a guarantee; set by whoever relays it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levers:
+    """What may be done for guarantees beyond admission; each by itself."""
+
+    door: DoorSettings = DoorSettings()
+    preempts: bool = False
+    """Whether spot requests in flight are ended to make room for a guarantee."""
+    sends_priority: bool = False
+    """Whether the engine is told how soon to schedule a request; it must run with priority scheduling."""
+    heeds_slo: bool = False
+    """Whether room is kept back while guaranteed requests miss their SLO."""
 
 
 @dataclass(slots=True)
@@ -110,6 +159,7 @@ class Gate:
         telemetry: Telemetry,
         *,
         identity_header: str | None = None,
+        levers: Levers = Levers(),
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -121,6 +171,8 @@ class Gate:
         """Rises with each pool file: what was found out about a head holds for one epoch."""
         self.throughput_sheds = 0
         """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
+        self.slot_sheds = 0
+        """The same for want of slots."""
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
         self.grants: Grants | None = None
@@ -129,6 +181,15 @@ class Gate:
         """Is told when there is something to say to the books at once."""
         self.journal: Callable[[dict[str, object]], None] | None = None
         """Is told of every request that ends, if the operator wants a line for each."""
+        self.levers = levers
+        self.door = Door(levers.door)
+        self.on_door_changed: Callable[[], None] = lambda: None
+        """Is told when somebody waits at the door, whose time will be up."""
+        self.feedback = Feedback(clock())
+        self.priorities: Counter[int] = Counter()
+        """Requests that went to the engine, by priority."""
+        self._spot: dict[Passage, None] = {}
+        """Spot requests in flight, where they may be ended."""
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
@@ -242,26 +303,54 @@ class Gate:
         if grants is not None and not grants.covers(account, cost, now):
             is_retry = account.retries.is_retry(parsed.body, now)
             shed = hopeless(self.ledger, account, cost, self.engine.room, is_retry=is_retry)
+            suspense = Suspense(self, account, parsed, cost, now)
             if shed is not None:
-                return self._shed(account, parsed.body, shed, now)
-            suspense = self._suspend(grants, account, parsed, cost, now)
-            if suspense is not None:
+                suspense.is_counted = True
+                return self._wait_or_shed(suspense, shed, now)
+            suspense.waiter = grants.wait(account, cost, now, suspense.decide)
+            if suspense.waiter is not None:
+                self.on_books_wanted()
                 return suspense
-        return self.decide(account, parsed, cost, now)
-
-    def _suspend(
-        self, grants: Grants, account: Account, parsed: Parsed, cost: Cost, now: float
-    ) -> Suspense | None:
-        """Have a request wait, if that may be of use."""
+        elif self.door.has_waiting(account):
+            suspense = Suspense(self, account, parsed, cost, now)
+            if self._wait_at_door(suspense, 0.0, now):
+                return suspense
+        outcome = self._try(account, parsed, cost, now)
+        if isinstance(outcome, Passage):
+            return outcome
         suspense = Suspense(self, account, parsed, cost, now)
-        suspense.waiter = grants.wait(account, cost, now, suspense.decide)
-        if suspense.waiter is None:
-            return None
-        self.on_books_wanted()
-        return suspense
+        suspense.is_counted = True
+        return self._wait_or_shed(suspense, outcome, now)
+
+    def _wait_or_shed(self, suspense: Suspense, shed: Shed, now: float) -> Suspense | Refusal:
+        if self._fits_in_a_moment(shed) and self._wait_at_door(suspense, shed.retry_after_s, now):
+            return suspense
+        return self._shed(suspense.account, suspense.parsed.body, shed, now)
+
+    def _fits_in_a_moment(self, shed: Shed) -> bool:
+        """Shared limits have a wait of their own, for a grant; what the engine lacks is waited for here."""
+        if shed.reason is Reason.NEVER_FITS:
+            return False
+        return self.grants is None or shed.reason is Reason.ENGINE_FULL
+
+    def _wait_at_door(self, suspense: Suspense, retry_after_s: float, now: float) -> bool:
+        """Have a request wait at the door, if it may."""
+        if not self.door.waits(suspense.account, retry_after_s):
+            return False
+        suspense.place = self.door.enter(suspense.account, now, suspense.try_now)
+        self.on_door_changed()
+        return True
+
+    def serve_door(self) -> None:
+        """Something may have become free, or somebody's time be up."""
+        if len(self.door):
+            self.door.serve(self._clock())
+            self.on_door_changed()
 
     def withdraw(self, suspense: Suspense) -> None:
         """A request waits no longer, undecided."""
+        if suspense.place is not None:
+            self.door.leave(suspense.place, self._clock())
         if self.grants is not None and suspense.waiter is not None:
             self.grants.give_up(suspense.waiter)
 
@@ -270,23 +359,73 @@ class Gate:
         self.withdraw(suspense)
         self._telemetry.ended(suspense.account, Ending.CLIENT_GONE)
 
-    def decide(self, account: Account, parsed: Parsed, cost: Cost, started_at: float) -> Passage | Refusal:
+    def decide(self, suspense: Suspense, *, is_last: bool = False) -> Passage | Refusal | None:
+        """Decide a request that waited; ``None`` where it waits on, at the door."""
+        account, parsed = suspense.account, suspense.parsed
+        is_counted, suspense.is_counted = suspense.is_counted, True
+        outcome = self._try(account, parsed, suspense.cost, suspense.started_at, is_counted=is_counted)
+        if isinstance(outcome, Passage):
+            return outcome
+        now = self._clock()
+        may_wait = not is_last and self._fits_in_a_moment(outcome)
+        is_at_door = suspense.place is not None
+        if may_wait and (is_at_door or self._wait_at_door(suspense, outcome.retry_after_s, now)):
+            return None
+        return self._shed(account, parsed.body, outcome, now)
+
+    def _try(
+        self, account: Account, parsed: Parsed, cost: Cost, started_at: float, *, is_counted: bool = False
+    ) -> Passage | Shed:
         """Decide a priced request now."""
-        body, retries = parsed.body, account.retries
-        now = self._clock() if self.grants is not None else started_at
+        body, retries, room = parsed.body, account.retries, self.engine.room
+        now = self._clock() if is_counted or self.grants is not None else started_at
         is_retry = retries.is_retry(body, now)
-        decision = admit(self.ledger, account, parsed.ask, cost, self.engine.room, now, is_retry=is_retry)
-        if isinstance(decision, Admit):
-            if is_retry:
-                retries.admitted(body)
-            return Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
-        return self._shed(account, body, decision, now)
+        decision = admit(
+            self.ledger, account, parsed.ask, cost, room, now, is_retry=is_retry, is_counted=is_counted
+        )
+        if isinstance(decision, Shed):
+            return decision
+        if is_retry:
+            retries.admitted(body)
+        levers = self.levers
+        if levers.sends_priority:
+            priority = _priority(account)
+            self.priorities[priority] += 1
+            body = openai.with_priority(parsed, priority)
+        passage = Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
+        if levers.preempts:
+            if account.is_spot:
+                self._spot[passage] = None
+            elif _is_inside_guarantee(account):
+                self._make_room()
+        return passage
+
+    def _make_room(self) -> None:
+        """End as many spot requests as a request inside its guarantee, just admitted, is too many."""
+        ledger, room = self.ledger, self.engine.room
+        sequences = ledger.concurrency_in_use + room.foreign_sequences - room.slots
+        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
+        if sequences <= 0 and kv_tokens <= 0:
+            return
+        running = [
+            (
+                passage,
+                Running(passage.ticket.admitted_at, passage.ticket.cost.sequences, passage.ticket.kv_held),
+            )
+            for passage in self._spot
+            if passage.ticket is not None and passage.on_preempted is not None
+        ]
+        for passage, _ in victims(running, sequences, kv_tokens):
+            if passage.on_preempted is not None:
+                passage.on_preempted()
 
     def _shed(self, account: Account, body: bytes, shed: Shed, now: float) -> Refusal:
         if shed.reason is not Reason.NEVER_FITS:
             account.retries.shed(body, now)
         if shed.reason is Reason.TOKENS_PER_SECOND:
             self.throughput_sheds += 1
+        elif shed.dimension is Dimension.CONCURRENCY:
+            self.slot_sheds += 1
         return self._refusal(account, shed)
 
     def _refusal(self, account: Account, shed: Shed) -> Refusal:
@@ -313,6 +452,23 @@ class Gate:
 
     # --- while it runs, and its end ---
 
+    def first_token(self, passage: Passage, seconds: float) -> None:
+        """The first bytes of a response's body came so long after the request."""
+        account = passage.account
+        self._telemetry.first_token(account, seconds)
+        if self.levers.heeds_slo and passage.streams and account is not None and not account.is_spot:
+            promised = account.entitlement.slo.ttft_ms
+            if promised is not None and account.entitlement.tier is Tier.GUARANTEED:
+                self.feedback.observe(seconds, promised / 1000)
+
+    def look_at_engine(self, room: EngineRoom) -> None:
+        """The engine was looked at: this is the room that it has."""
+        if self.levers.heeds_slo:
+            kept_back = self.feedback.judge(room.slots, self._clock())
+            room = replace(room, kept_back=kept_back)
+        self.engine.room = room
+        self.serve_door()
+
     def relayed(self, passage: Passage, events: int) -> int:
         """A stream has relayed so many events: grow the reservation where it outgrows it.
 
@@ -338,6 +494,7 @@ class Gate:
             self._write_down(passage.account, ending, passage.started_at, None)
             return
         passage.ticket = None
+        self._spot.pop(passage, None)
         reported = usage is not None
         if usage is None:
             usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
@@ -348,6 +505,7 @@ class Gate:
         if self.grants is not None and self.grants.ended(ticket.account, now):
             self.on_books_wanted()
         self._telemetry.settled(ticket, ending, usage, reported=reported)
+        self.serve_door()
         if self.journal is not None:
             self._write_down(ticket.account, ending, passage.started_at, usage)
 
@@ -358,6 +516,26 @@ class Gate:
         else:
             output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0
         return ticket.account.pricer.spent_so_far(ticket.cost, output)
+
+    def metrics(self) -> Iterator[Metric]:
+        """What is done for guarantees beyond admission, for Prometheus."""
+        yield CounterMetricFamily(
+            "tokenpool_door_waits", "Requests that waited at the door.", value=self.door.waited
+        )
+        yield CounterMetricFamily(
+            "tokenpool_door_wait_seconds", "... and for how long, all together.", value=self.door.waited_s
+        )
+        yield GaugeMetricFamily(
+            "tokenpool_slots_kept_back",
+            "Slots kept from spot and bursts while guaranteed requests miss their SLO.",
+            value=self.feedback.kept_back,
+        )
+        sent = CounterMetricFamily(
+            "tokenpool_engine_priority", "Requests sent with a priority.", labels=("priority",)
+        )
+        for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT):
+            sent.add_metric((str(priority),), self.priorities[priority])
+        yield sent
 
     def refused(self, refusal: Refusal) -> None:
         """Count an answer of the sidecar's own."""
@@ -379,6 +557,22 @@ class Gate:
         if usage is not None:
             entry |= usage._asdict()
         self.journal(entry)
+
+
+def _is_inside_guarantee(account: Account) -> bool:
+    """Whether all that an entitlement has in use, as far as is known here, lies inside its guarantee."""
+    guarantee = account.entitlement.guarantee
+    return (
+        account.concurrency_in_use + account.concurrency_elsewhere <= guarantee.concurrency
+        and account.kv_in_use + account.kv_elsewhere <= guarantee.kv_tokens
+    )
+
+
+def _priority(account: Account) -> int:
+    """How soon the engine should schedule a request just admitted: lower is sooner, as with vLLM."""
+    if account.is_spot:
+        return PRIORITY_SPOT
+    return PRIORITY_GUARANTEED if _is_inside_guarantee(account) else PRIORITY_SHARED
 
 
 def _api_key(head: RequestHead) -> bytes | Refusal | None:

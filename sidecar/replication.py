@@ -268,6 +268,7 @@ class Replication:
                 grants.failed(clock())
                 raise
             grants.answered(answer, clock())
+            self._gate.serve_door()
             self.calls["answered"] += 1
             self._recovered()
             if answer.file_version not in ("", self.file_version, self._refused_version):

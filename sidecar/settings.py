@@ -33,6 +33,11 @@ class Settings:
     borrow_timeout: float = 0.01
     guaranteed_borrow_timeout: float = 2.0
     name: str | None = None
+    preempt: bool = False
+    engine_priority: bool = False
+    heed_slo: bool = True
+    door_wait_guaranteed: float = 0.0
+    door_wait_elastic: float = 0.0
     identity_header: str | None = None
     upstream_key_file: Path | None = None
     log_level: str = "info"
@@ -79,6 +84,11 @@ _FORM = Form(
         "borrow_timeout": "how long a request may wait for a larger grant, s",
         "guaranteed_borrow_timeout": "the same for a request inside its guarantee, or that may be, s",
         "name": "what this sidecar is called in the books; the host's name otherwise",
+        "preempt": "end spot requests in flight where a request inside its guarantee finds the engine full",
+        "engine_priority": "tell the engine how soon to schedule; it needs --scheduling-policy priority",
+        "heed_slo": "keep room back from spot and bursts while guaranteed requests miss their ttft_ms",
+        "door_wait_guaranteed": "how long a guaranteed tenant's request that fits in a moment may wait, s",
+        "door_wait_elastic": "the same for elastic tenants, s; spot never waits",
         "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
         "upstream_key_file": "a file with the API key that the engine itself asks for",
         "log_level": "debug, info, warning or error",
@@ -106,6 +116,8 @@ _FORM = Form(
         "admin": options.address,
         "store": _store,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
+        "door_wait_guaranteed": options.not_negative,
+        "door_wait_elastic": options.not_negative,
         "identity_header": options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id"),
         "log_level": options.one_of("debug", "info", "warning", "error"),
     },

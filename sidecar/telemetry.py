@@ -81,6 +81,8 @@ class Telemetry(Collector):
         self.config_differs = False
         """Whether this sidecar's own pool file is another than the published one in force."""
         self.engine_is_up = False
+        self.levers: Callable[[], Iterator[Metric]] | None = None
+        """The metrics of what the gate does for guarantees beyond admission."""
         self.books: Callable[[], Iterator[Metric]] | None = None
         """The metrics of a sidecar that shares limits with others."""
         self._accounts: Mapping[str, Account] = {}
@@ -138,8 +140,9 @@ class Telemetry(Collector):
         yield from self._counters()
         yield from self._gauges()
         yield from self._histograms()
-        if self.books is not None:
-            yield from self.books()
+        for more in (self.levers, self.books):
+            if more is not None:
+                yield from more()
 
     def _counters(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

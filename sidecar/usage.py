@@ -164,6 +164,11 @@ class StreamReader:
         passed = b"".join(self._examine(text[:cut])) if cut else b""
         return data if self._stamp is None else passed
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether what was passed on ends with a whole event."""
+        return not self._held or self._stamp is not None
+
     def end(self) -> bytes:
         """The stream is complete: what is still held back goes out."""
         left = [*self._queue, self._held]

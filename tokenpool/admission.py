@@ -34,6 +34,8 @@ class EngineRoom:
     """KV-cache tokens that it holds."""
     foreign_sequences: float = 0.0
     foreign_kv_tokens: float = 0.0
+    kept_back: float = 0.0
+    """Slots that only what is assured may use."""
 
 
 class Admit(NamedTuple):
@@ -65,15 +67,18 @@ def admit(
     now: float,
     *,
     is_retry: bool = False,
+    is_counted: bool = False,
 ) -> Admit | Shed:
     """Decide, and book the ticket where the answer is yes. The offer counts as demand either way.
 
     ``is_retry`` says that the same request was shed a moment ago: it does not ask for more replicas.
+    ``is_counted`` says that the offer was counted already, when this request was decided before.
     """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
-    account.meter.offer(cost, is_retry=is_retry)
+    if not is_counted:
+        account.meter.offer(cost, is_retry=is_retry)
     limit = account.limit
     if account.bucket.refill(now) <= 0:
         return _over_throughput(account, cost) if account.level <= 0 else _not_in_time(account, cost)
@@ -168,8 +173,8 @@ def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom)
         or own <= account.entitlement.guarantee.concurrency
         or running - ledger.spot_in_use + sequences <= room.slots
     )
-    if running + sequences > room.slots and not is_assured:
-        return _full(Dimension.CONCURRENCY, room.slots, running, sequences, ledger, account)
+    if not is_assured and running + sequences > room.slots - room.kept_back:
+        return _full(Dimension.CONCURRENCY, room.slots - room.kept_back, running, sequences, ledger, account)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
     is_assured = account.kv_in_use + kv_tokens <= assured.kv_tokens
     if resident + kv_tokens > room.kv_tokens and not is_assured:

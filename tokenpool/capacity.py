@@ -21,6 +21,10 @@ SATURATION_MEMORY_S = 5.0
 """Time constant of the throughput that is learned while the engine is saturated."""
 PROBE_PER_SECOND = 0.1
 """How fast a learned throughput is raised while it holds requests back from an engine with room."""
+PROBE_SLOTS = 0.15
+"""By what part (at least one) learned slots are raised while they hold requests back from such an engine."""
+FIRST_PROBE_S, LONGEST_PROBE_S = 5.0, 60.0
+"""After a probe that met a queue the next one waits; each time twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,16 @@ class EngineObservation:
 class CapacityModel:
     """One replica's capacity. ``None`` in the pool file (``auto``) is read from the engine or learned."""
 
-    __slots__ = ("_cache", "_last", "_queued_at", "_slots", "_spec", "_throughput")
+    __slots__ = (
+        "_cache",
+        "_last",
+        "_probe_at",
+        "_probe_wait_s",
+        "_queued_at",
+        "_slots",
+        "_spec",
+        "_throughput",
+    )
 
     def __init__(self, spec: ReplicaCapacity) -> None:
         self._spec = spec
@@ -55,18 +68,26 @@ class CapacityModel:
         self._queued_at = 0.0
         """How many sequences ran while others waited, at two looks in a row: one may catch an arrival."""
         self._cache: float | None = None
-        self._slots = DEFAULT_SLOTS
-        self._throughput: float | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Learn from the start."""
+        start = self._spec.start
+        self._slots = start.concurrency or DEFAULT_SLOTS
+        self._throughput: float | None = start.tokens_per_second or None
+        self._probe_at, self._probe_wait_s = 0.0, FIRST_PROBE_S
 
     def reconfigure(self, spec: ReplicaCapacity) -> None:
-        """Take over a changed pool file; what was learned stays."""
-        self._spec = spec
+        """Take over a changed pool file; what was learned stays, unless learning is to begin elsewhere."""
+        begins_anew, self._spec = spec.start != self._spec.start, spec
+        if begins_anew:
+            self._begin()
 
     def forget(self) -> None:
         """The engine restarted: its counters start again, and it may be another engine altogether."""
-        self._last = self._cache = self._throughput = None
+        self._last = self._cache = None
         self._queued_at = 0.0
-        self._slots = DEFAULT_SLOTS
+        self._begin()
 
     def distrust(self) -> None:
         """The last look is too old to tell what runs now: only what the sidecar counts itself does."""
@@ -75,10 +96,10 @@ class CapacityModel:
     @property
     def is_known(self) -> bool:
         """Whether the KV capacity is known: from the pool file or from the engine."""
-        return self._spec.kv_tokens is not None or self._cache is not None
+        return self._spec.kv_tokens is not None or self._cache is not None or self._spec.start.kv_tokens > 0
 
-    def observe(self, seen: EngineObservation, held_back: bool) -> None:
-        """Learn from one look; ``held_back`` says that throughput limits shed requests since the last."""
+    def observe(self, seen: EngineObservation, held_back: bool, *, lacked_slots: bool = False) -> None:
+        """Learn from one look: since the last, throughput limits ``held_back`` requests, or slots lacked."""
         last, self._last = self._last, seen
         queues = last is not None and last.waiting > 0 and seen.waiting > 0
         self._queued_at = max(seen.running, last.running) if queues and last is not None else 0.0
@@ -86,16 +107,24 @@ class CapacityModel:
             self._cache = seen.kv_tokens
         if last is None or seen.at <= last.at:
             return
-        self._learn_slots(seen, last)
+        self._learn_slots(seen, last, lacked_slots=lacked_slots)
         saturated = seen.waiting > 0 or seen.running >= self.amount().concurrency
         self._learn_throughput(seen, last, saturated=saturated, held_back=held_back)
 
-    def _learn_slots(self, seen: EngineObservation, last: EngineObservation) -> None:
-        """An engine that keeps requests waiting shows how many sequences it runs."""
+    def _learn_slots(self, seen: EngineObservation, last: EngineObservation, *, lacked_slots: bool) -> None:
+        """An engine that keeps requests waiting shows how many sequences it runs; one that does not, and is
+        full as far as is known while requests are held back for it, may run more."""
         if seen.waiting > 0 and last.waiting > 0:
-            self._slots = max(seen.running, last.running, 1.0)
-        else:
-            self._slots = max(self._slots, seen.running)
+            runs = max(seen.running, last.running, 1.0)
+            if runs < self._slots < DEFAULT_SLOTS:
+                self._probe_at = seen.at + self._probe_wait_s
+                self._probe_wait_s = min(self._probe_wait_s * 2, LONGEST_PROBE_S)
+            self._slots = runs
+            return
+        self._slots = max(self._slots, seen.running)
+        is_full = seen.running >= math.floor(self._slots) and seen.waiting == 0
+        if is_full and lacked_slots and seen.at >= self._probe_at:
+            self._slots = math.floor(self._slots) + max(math.floor(self._slots * PROBE_SLOTS), 1.0)
 
     def _learn_throughput(
         self, seen: EngineObservation, last: EngineObservation, *, saturated: bool, held_back: bool
@@ -118,7 +147,7 @@ class CapacityModel:
         throughput = spec.tokens_per_second
         if throughput is None:
             throughput = self._throughput or UNLEARNED_TOKENS_PER_SECOND
-        cache = spec.kv_tokens if spec.kv_tokens is not None else self._cache or 0.0
+        cache = spec.kv_tokens if spec.kv_tokens is not None else self._cache or spec.start.kv_tokens
         if self._cache is not None:
             cache = min(cache, self._cache)
         slots = spec.concurrency if spec.concurrency is not None else self._slots

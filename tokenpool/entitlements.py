@@ -85,6 +85,8 @@ class ReplicaCapacity:
     tokens_per_second: float | None = None
     kv_tokens: float | None = None
     concurrency: float | None = None
+    start: Amount = NOTHING
+    """What learning begins with (``auto: NUMBER``), where it is above 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ class Ending(StrEnum):
     UPSTREAM_ERROR = "upstream_error"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     DRAINED = "drained"
+    PREEMPTED = "preempted"
 
 
 class Reason(StrEnum):
@@ -27,6 +28,7 @@ class Reason(StrEnum):
     KV_TOKENS = "kv_tokens"
     CONCURRENCY = "concurrency"
     ENGINE_FULL = "engine_full"
+    PREEMPTED = "preempted"
     # There is no capacity at all.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
@@ -62,6 +64,7 @@ _STATUS = {
     Reason.KV_TOKENS: 429,
     Reason.CONCURRENCY: 429,
     Reason.ENGINE_FULL: 429,
+    Reason.PREEMPTED: 429,
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,

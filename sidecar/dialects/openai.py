@@ -46,6 +46,8 @@ class Parsed(NamedTuple):
     """Whether usage must be asked of the engine, and kept from the client who did not ask."""
     body: bytes
     """The body for the engine."""
+    has_priority: bool = False
+    """Whether the client wrote a ``priority`` of its own."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -71,6 +73,7 @@ class _Generation(msgspec.Struct):
     stream_options: _StreamOptions | UnsetType | None = UNSET
     max_tokens: int | None = None
     n: int | None = 1
+    priority: Raw | UnsetType = UNSET
 
 
 class _Chat(_Generation):
@@ -168,13 +171,24 @@ def _decoded(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
 
 
 def _parsed(ask: Ask, request: _Generation, body: bytes) -> Parsed:
+    has_priority = request.priority is not UNSET
     if not request.stream:
-        return Parsed(ask, request.model, False, False, body)
+        return Parsed(ask, request.model, False, False, body, has_priority)
     options = request.stream_options
     asks_for_usage = isinstance(options, _StreamOptions) and bool(options.include_usage)
     if not asks_for_usage:
         body = _with_usage(body, has_options=options is not UNSET)
-    return Parsed(ask, request.model, True, not asks_for_usage, body)
+    return Parsed(ask, request.model, True, not asks_for_usage, body, has_priority)
+
+
+def with_priority(parsed: Parsed, priority: int) -> bytes:
+    """The body with the sidecar's word on the engine's order, and not the client's."""
+    if not parsed.has_priority:
+        start = parsed.body.index(b"{") + 1
+        return b'{"priority":%d,' % priority + parsed.body[start:]
+    fields = _decode_object(parsed.body)
+    fields["priority"] = Raw(b"%d" % priority)
+    return _encode(fields)
 
 
 def _with_usage(body: bytes, *, has_options: bool) -> bytes:
@@ -263,12 +277,18 @@ def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
     return _encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
 
 
+def error_event(reason: Reason, message: str) -> bytes:
+    """The last words of a stream that is ended early, as vLLM ends one that fails."""
+    return b"data: " + error_body(reason, message) + b"\n\ndata: [DONE]\n\n"
+
+
 _INVALID = "invalid_request_error"
 _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.TOKENS_PER_SECOND: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.KV_TOKENS: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.CONCURRENCY: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.ENGINE_FULL: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.PREEMPTED: ("rate_limit_error", "preempted"),
     Reason.ENGINE_DOWN: ("service_unavailable_error", "server_is_overloaded"),
     Reason.DRAINING: ("service_unavailable_error", "server_is_overloaded"),
     Reason.TOO_MANY_CONNECTIONS: ("service_unavailable_error", "server_is_overloaded"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from sidecar.dialects.openai import error_event
 from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
 from sidecar.http.answers import limit_headers
 from sidecar.http.heads import RequestHead, ResponseHead
@@ -20,6 +21,8 @@ from tokenpool.outcomes import Ending, Reason
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _MOST_ATTEMPTS = 2
+PREEMPTED_RETRY_S = 1.0
+"""When a client whose request was ended for a guarantee may come back."""
 
 
 class Client(Protocol):
@@ -88,6 +91,7 @@ class Exchange:
         self._has_ended = False
         self._looks_at = 1
         """Events at which the reservation may be outgrown."""
+        passage.on_preempted = self.preempt
         self.last_progress = passage.started_at
         """When the engine last gave a sign of life, by the monotonic clock."""
 
@@ -176,7 +180,7 @@ class Exchange:
         now = self._telemetry.clock()
         if reader is not None:
             if body and self.last_progress == passage.started_at:
-                self._telemetry.first_token(passage.account, now - passage.started_at)
+                self._gate.first_token(passage, now - passage.started_at)
             seen = reader.feed(body)
             if is_complete:
                 seen += reader.end()
@@ -251,6 +255,26 @@ class Exchange:
             "this replica shut down before the answer was complete",
             retry_after_s=ENGINE_RETRY_S,
         )
+
+    def preempt(self) -> None:
+        """The engine's slot is needed for a guarantee: end here, and say so in the stream's own words."""
+        if self._has_ended:
+            return
+        message = "this spot request was ended to make room for a guarantee; send it again"
+        reader, whole = (
+            self._reader,
+            isinstance(self._reader, StreamReader) and self._reader.is_between_events,
+        )
+        self._drop_connection()
+        if not (self._has_sent() and reader is not None and whole):
+            self._fail(Ending.PREEMPTED, Reason.PREEMPTED, message, retry_after_s=PREEMPTED_RETRY_S)
+            return
+        self._end(Ending.PREEMPTED)
+        event = error_event(Reason.PREEMPTED, message)
+        if self._frames_chunks:
+            event = b"%x\r\n%b\r\n" % (len(event), event) + _LAST_CHUNK
+        self._client.write(event)
+        self._client.on_relayed(keeps_alive=self._keeps_alive and self._frames_chunks)
 
     def pause(self) -> None:
         """The client does not keep up with the response."""

@@ -130,3 +130,54 @@ def test_a_changed_pool_file_takes_effect() -> None:
     model = CapacityModel(AUTO)
     model.reconfigure(ReplicaCapacity(5, 6, 7))
     assert model.amount() == Amount(5, 6, 7)
+
+
+def full(model: CapacityModel, at: float, slots: float, *, waiting: float = 0) -> float:
+    """One look at an engine that runs ``slots`` while requests are shed for want of them."""
+    model.observe(replace(IDLE, at=at, running=slots, waiting=waiting), held_back=False, lacked_slots=True)
+    return model.amount().concurrency
+
+
+def test_slots_that_are_too_few_are_probed_until_a_queue_shows() -> None:
+    model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 3)))
+    assert model.amount().concurrency == 3
+    seen, at = [], 0.0
+    while not seen or seen[-1] < 9:
+        at += 0.25
+        seen.append(full(model, at, min(model.amount().concurrency, 8)))
+    assert at <= 2.0
+    full(model, at + 0.25, 8, waiting=1)
+    assert full(model, at + 0.5, 8, waiting=1) == 8
+    # The next probe waits, each time longer.
+    assert full(model, at + 1, 8) == 8
+    assert full(model, at + 6, 8) == 9
+    full(model, at + 6.25, 8, waiting=1)
+    assert full(model, at + 6.5, 8, waiting=1) == 8
+    assert full(model, at + 12, 8) == 8
+    assert full(model, at + 17, 8) == 9
+
+
+def test_slots_that_are_too_many_are_given_up_at_the_first_queue() -> None:
+    model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 24)))
+    full(model, 1, 8, waiting=16)
+    assert full(model, 1.25, 8, waiting=16) == 8
+
+
+def test_throughput_may_begin_with_a_number_and_is_probed_from_there() -> None:
+    model = CapacityModel(ReplicaCapacity(start=Amount(1000, 5000, 0)))
+    assert model.amount() == Amount(1000, 5000, DEFAULT_SLOTS)
+    assert model.is_known
+    for step in range(13):
+        model.observe(replace(IDLE, at=float(step), running=3), held_back=True)
+    assert model.amount().tokens_per_second > 3000
+    model.forget()
+    assert model.amount().tokens_per_second == 1000
+
+
+def test_learning_begins_anew_where_the_pool_file_says_so() -> None:
+    model = CapacityModel(AUTO)
+    saturated(3, 100, model)
+    model.reconfigure(AUTO)
+    assert model.amount().concurrency == 8
+    model.reconfigure(ReplicaCapacity(start=Amount(0, 0, 5)))
+    assert model.amount().concurrency == 5

@@ -106,13 +106,21 @@ def _pool(node: Node, located: Located) -> Pool | None:
 
 
 def _replica(node: Node) -> ReplicaCapacity:
+    """Per dimension a number, ``auto``, or ``{auto: NUMBER}``: learned, beginning with that."""
     fields = node.fields([d.value for d in Dimension])
-    values = {
-        dimension.value: fields[dimension.value].number(_UNITS[dimension], above=True)
-        for dimension in Dimension
-        if dimension.value in fields and not fields[dimension.value].is_word("auto")
-    }
-    return ReplicaCapacity(**values)
+    values: dict[str, float | None] = {}
+    start: dict[Dimension, float] = {}
+    for dimension in Dimension:
+        field = fields.get(dimension.value)
+        if field is None or field.is_word("auto"):
+            continue
+        if field.is_mapping:
+            begins = field.fields(("auto",), required=("auto",)).get("auto")
+            number = begins.number(_UNITS[dimension], above=True) if begins is not None else None
+            start[dimension] = number or 0.0
+        else:
+            values[dimension.value] = field.number(_UNITS[dimension], above=True)
+    return ReplicaCapacity(**values, start=Amount.from_mapping(start))
 
 
 def _replicas(node: Node) -> tuple[int, int]:

@@ -1,0 +1,55 @@
+"""Feedback: how many slots of one engine are kept from spot and bursts, from what guaranteed tenants measure.
+
+Where a guaranteed tenant's time to first token exceeds its SLO, the room for everything that is not assured
+shrinks; where it keeps well below, the room grows back. What is kept back rises by whole slots and falls by
+parts of one: late answers are worse than an idle slot.
+
+Pure; one per engine. What is kept back is enforced by ``admission``.
+"""
+
+from __future__ import annotations
+
+WINDOW_S = 2.0
+"""Measurements are judged so often ..."""
+FEWEST = 3
+"""... or later, when there are so many."""
+TOLERATED = 0.05
+"""The share of answers that may be late."""
+CALM = 0.7
+"""Below this part of the SLO an answer is calm; only windows of calm answers give room back."""
+STEP = 1.0
+"""Slots that one window of late answers takes."""
+RETURNED = 0.25
+"""Slots that one calm window gives back."""
+MOST = 0.5
+"""Never more than this part of the engine's slots is kept back."""
+
+
+class Feedback:
+    """Slots kept back on one engine."""
+
+    __slots__ = ("_calm", "_judged_at", "_late", "_seen", "kept_back")
+
+    def __init__(self, now: float) -> None:
+        self._judged_at = now
+        self._seen = self._late = self._calm = 0
+        self.kept_back = 0.0
+        """Slots that only what is assured may use."""
+
+    def observe(self, ttft_s: float, slo_s: float) -> None:
+        """A guaranteed request had its first token after ``ttft_s`` seconds; ``slo_s`` was promised."""
+        self._seen += 1
+        self._late += ttft_s > slo_s
+        self._calm += ttft_s <= slo_s * CALM
+
+    def judge(self, slots: float, now: float) -> float:
+        """Move what is kept back, if it is time to; returns it. ``slots`` is what the engine runs at once."""
+        if now - self._judged_at < WINDOW_S or (0 < self._seen < FEWEST):
+            return self.kept_back
+        if self._seen and self._late > TOLERATED * self._seen:
+            self.kept_back = min(self.kept_back + STEP, slots * MOST)
+        elif self._calm >= (1 - TOLERATED) * self._seen:
+            self.kept_back = max(self.kept_back - RETURNED, 0.0)
+        self._judged_at = now
+        self._seen = self._late = self._calm = 0
+        return self.kept_back

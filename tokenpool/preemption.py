@@ -1,0 +1,50 @@
+"""Preemption: which spot requests in flight are ended to make room for a guarantee. Pure.
+
+Only what to end is decided here. When to (a request inside its guarantee has found the engine full) is the
+gate's business, how (a last event, the engine's connection closed) the relay's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
+
+
+class Running(NamedTuple):
+    """A spot request in flight."""
+
+    admitted_at: float
+    """Seconds on the sidecar's monotonic clock."""
+    sequences: int
+    kv_tokens: int
+
+
+_Key = TypeVar("_Key")
+
+
+def victims(
+    running: Iterable[tuple[_Key, Running]], sequences: float, kv_tokens: float
+) -> list[tuple[_Key, Running]]:
+    """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none where all are not enough.
+
+    The youngest first, since least of what was computed for them is lost; and none that the others make
+    unnecessary.
+    """
+    if sequences <= 0 and kv_tokens <= 0:
+        return []
+    chosen: list[tuple[_Key, Running]] = []
+    freed_sequences = freed_kv = 0
+    for key, request in sorted(running, key=lambda row: -row[1].admitted_at):
+        if freed_sequences >= sequences and freed_kv >= kv_tokens:
+            break
+        chosen.append((key, request))
+        freed_sequences += request.sequences
+        freed_kv += request.kv_tokens
+    if freed_sequences < sequences or freed_kv < kv_tokens:
+        return []
+    for row in list(chosen):
+        left_sequences, left_kv = freed_sequences - row[1].sequences, freed_kv - row[1].kv_tokens
+        if left_sequences >= sequences and left_kv >= kv_tokens:
+            chosen.remove(row)
+            freed_sequences, freed_kv = left_sequences, left_kv
+    return chosen
