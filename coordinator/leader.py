@@ -15,6 +15,7 @@ from coordinator.settings import Settings
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile, Tier
+from tokenpool.planner import PlannerSettings
 from tokenpool.scaling import ScaleHint, ScalingSettings, Stabiliser, needed_replicas
 from tokenpool.store import Store, StoreDown
 from tokenpool.tick import Tick, tick
@@ -62,6 +63,7 @@ class PoolLeader:
         """What the last tick saw."""
         self._filed_at: float | None = None
         self._rounds = 0
+        self._planner = PlannerSettings(debt_gain=settings.debt_gain)
         self._scaling = ScalingSettings(
             settings.scale_headroom,
             settings.scale_spot,
@@ -122,7 +124,7 @@ class PoolLeader:
             self._filed_at = started
         census = await self._store.read()
         self._compare(census.file_version)
-        made = tick(census, self._entitlements, self._before)
+        made = tick(census, self._entitlements, self._before, self._planner)
         # Books that are closed have begun anew: what they count then says nothing of before.
         self._before = census if census.is_open else None
         # Closed books do not know yet who is there: until they do, the last limits stand.

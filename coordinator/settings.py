@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service import options
 from service.options import Address, Form, SettingsError
+from tokenpool.planner import PlannerSettings
 from tokenpool.store import address
 
 
@@ -21,6 +22,7 @@ class Settings:
     listen: Address = Address("127.0.0.1", 9091)
     name: str | None = None
     tick: float = 0.25
+    debt_gain: float = PlannerSettings().debt_gain
     lease: float = 2.0
     grant_lifetime: float = 1.5
     store_timeout: float = 0.5
@@ -51,6 +53,7 @@ _FORM = Form(
         "listen": "metrics, health, state and scale hints, HOST:PORT",
         "name": "what this coordinator is called in the logs; the host's name otherwise",
         "tick": "how often limits are recomputed, s",
+        "debt_gain": "how strongly service that is owed counts; 0 turns debt off",
         "lease": "how long leading outlives silence, s",
         "grant_lifetime": "how long what a sidecar holds outlives silence, s; the same as the sidecars'",
         "store_timeout": "how long the store may take to answer, s",
@@ -65,6 +68,7 @@ _FORM = Form(
         "config": options.path,
         "store": _store,
         "listen": options.address,
+        "debt_gain": options.not_negative,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
         "log_level": options.one_of("debug", "info", "warning", "error"),
     },

@@ -7,16 +7,19 @@ import asyncio
 from sidecar.gate import Gate
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
-from tokenpool.planner import Plan, plan
+from tokenpool.planner import Plan, PlannerSettings, plan
 
 
 class Allocator:
     """Recomputes every entitlement's limits."""
 
-    def __init__(self, gate: Gate, telemetry: Telemetry, capacity: CapacityModel) -> None:
+    def __init__(
+        self, gate: Gate, telemetry: Telemetry, capacity: CapacityModel, settings: PlannerSettings
+    ) -> None:
         self._gate = gate
         self._telemetry = telemetry
         self._capacity = capacity
+        self._settings = settings
         self._ticked_at = telemetry.clock()
         self.plan: Plan | None = None
         """The plan in force."""
@@ -41,6 +44,7 @@ class Allocator:
             {name: account.report(now) for name, account in accounts.items()},
             {name: account.debt for name, account in accounts.items()},
             elapsed,
+            self._settings,
         )
         for name, share in self.plan.entitlements.items():
             accounts[name].apply(share.limit, share.assured, share.debt, now)

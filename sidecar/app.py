@@ -27,6 +27,7 @@ from sidecar.settings import MEMORY, Address, Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
 from tokenpool.door import DoorSettings
+from tokenpool.planner import PlannerSettings
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Sidecar:
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
-            self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity)
+            planner = PlannerSettings(debt_gain=settings.debt_gain)
+            self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
         self._upstream = UpstreamPool(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service import options
 from service.options import Address, Form, SettingsError
+from tokenpool.planner import PlannerSettings
 
 __all__ = ["Address", "Settings", "SettingsError", "add_arguments", "read"]
 
@@ -43,6 +44,7 @@ class Settings:
     log_level: str = "info"
     log_requests: bool = False
     tick: float = 0.25
+    debt_gain: float = PlannerSettings().debt_gain
     poll_interval: float = 0.25
     poll_timeout: float = 1.0
     drain_timeout: float = 30.0
@@ -94,6 +96,7 @@ _FORM = Form(
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
         "tick": "how often limits are recomputed, and the books are spoken to, s",
+        "debt_gain": "how strongly service that is owed counts (a lone sidecar); 0 turns debt off",
         "poll_interval": "how often the engine's metrics are read, s",
         "poll_timeout": "how long the engine may take to answer a poll, s",
         "drain_timeout": "how long running requests may go on after SIGTERM, s",
@@ -116,6 +119,7 @@ _FORM = Form(
         "admin": options.address,
         "store": _store,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
+        "debt_gain": options.not_negative,
         "door_wait_guaranteed": options.not_negative,
         "door_wait_elastic": options.not_negative,
         "identity_header": options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id"),

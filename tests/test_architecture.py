@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = ("tokenpool", "service", "sidecar", "coordinator", "loadgen", "simulation", "demo", "bench")
+OURS = (
+    "tokenpool", "service", "sidecar", "coordinator", "loadgen", "simulation", "demo", "experiments", "bench"
+)  # fmt: skip
 MAY_IMPORT = {
     "tokenpool": {"tokenpool"},
     "service": {"service"},
     "sidecar": {"sidecar", "service", "tokenpool"},
     "coordinator": {"coordinator", "service", "tokenpool"},
     "simulation": {"simulation", "tokenpool"},
-    "loadgen": {"loadgen", "tokenpool"},
+    "loadgen": {"loadgen"},
     "demo": {"demo"},
+    "experiments": {"experiments", "loadgen", "demo"},
 }
 IMPURE = {
     "aiohttp", "asyncio", "datetime", "http", "httptools", "io", "logging", "multiprocessing", "os",

@@ -1,0 +1,223 @@
+"""``make experiments``: both experiments on a real engine, all baselines, some seeds; reports go to out/.
+
+``--short`` is what CI runs; ``--engine simulator`` needs no vLLM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+from experiments import overload, scarcity
+from experiments.processes import module
+from loadgen.records import machine, versions
+
+OUT = Path(__file__).parent.parent / "out" / "experiments"
+MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
+
+Result = overload.Result | scarcity.Result
+_R = TypeVar("_R", overload.Result, scarcity.Result)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for; 1 where a goal was missed."""
+    arguments = _arguments(argv)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = [arguments.seed + number for number in range(arguments.seeds)]
+    print(f"experiments: {arguments.engine}, seeds {seeds}, {machine()}, {versions()}", flush=True)
+    goals: list[tuple[str, bool]] = []
+    if "overload" in arguments.what:
+        goals += _overload(arguments, seeds, out / "overload")
+    if "scarcity" in arguments.what:
+        goals += _scarcity(arguments, seeds, out / "scarcity")
+    for goal, is_reached in goals:
+        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
+    return 0 if all(is_reached for _, is_reached in goals) else 1
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
+    parser.add_argument("what", nargs="*", default=["overload", "scarcity"], help="overload, scarcity")
+    parser.add_argument("--engine", choices=("vllm", "simulator"), default="vllm")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
+    parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
+    parser.add_argument("--short", action="store_true", help="a few seconds of each, as CI does")
+    parser.add_argument("--ablations", action="store_true", help="every lever by itself as well")
+    parser.add_argument("--only", default="", help="systems by name, separated by commas")
+    parser.add_argument("--out", default=str(OUT), help="where reports go")
+    arguments = parser.parse_args(argv)
+    for what in arguments.what:
+        if what not in ("overload", "scarcity"):
+            parser.error(f"{what!r} is neither overload nor scarcity")
+    return arguments
+
+
+def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
+    sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
+    systems = [*overload.BASELINES, *(overload.ABLATIONS if arguments.ablations else ())]
+    if arguments.only:
+        systems = [system for system in systems if system.name in arguments.only.split(",")]
+    results: list[overload.Result] = []
+    for seed in seeds:
+        for system in systems:
+            folder = out / _slug(system.name) / str(seed)
+            result = overload.run(arguments.engine, system, sizes, seed, folder)
+            if not results:
+                sizes = replace(sizes, slo_ms=MOST_RATIO * 1000 * result.alone_p99_s)
+            results.append(result)
+            print(_overload_line(result), flush=True)
+    _keep(out, results)
+    print("\n" + _table(_OVERLOAD, _grouped(results)), flush=True)
+    _compare(out)
+    return _overload_goals(_grouped(results))
+
+
+def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str, bool]]:
+    ours, alone = groups.get("tokenpool", []), groups.get("engine alone", [])
+    goals = []
+    if ours:
+        ratio, shed = median(r.ratio for r in ours), sum(r.guaranteed_shed for r in ours)
+        goals.append((f"guaranteed P99 is {ratio:.2f} x alone, at most {MOST_RATIO}", ratio <= MOST_RATIO))
+        goals.append((f"{shed} guaranteed requests shed, none", shed == 0))
+    if ours and alone:
+        share = median(r.tokens_per_s for r in ours) / median(r.tokens_per_s for r in alone)
+        goals.append(
+            (f"throughput is {share:.1%} of the engine's alone, at least 95 %", share >= LEAST_THROUGHPUT)
+        )
+        grows = all(r.alone_p99_s < r.ramp_p99_s < r.p99_s for r in alone)
+        goals.append(("the engine alone gets slower and slower", grows))
+    return goals
+
+
+def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
+    sizes = scarcity.Sizes(6, 30, 8) if arguments.short else scarcity.Sizes()
+    results: list[scarcity.Result] = []
+    for seed in seeds:
+        for name, gain in (("with debt", None), ("without debt", 0.0)):
+            result = scarcity.run(arguments.engine, name, gain, sizes, seed, out / _slug(name) / str(seed))
+            results.append(result)
+            print(_scarcity_line(result), flush=True)
+    _keep(out, results)
+    groups = _grouped(results)
+    print("\n" + _table(_SCARCITY, groups), flush=True)
+    _compare(out)
+    ours, unfair = groups["with debt"], groups["without debt"]
+    first, later = median(r.first_jain for r in ours), median(r.later_jain for r in ours)
+    typical, worst = median(r.deviation for r in ours), max(r.deviation for r in ours)
+    return [
+        (f"Jain over the first 20 s is {first:.3f}, at least 0.98", first >= 0.98),
+        (f"Jain over any later 60 s is {later:.3f}, at least 0.99", later >= 0.99),
+        (f"deviation is {typical:.1%}, at most 5 %", typical <= 0.05),
+        (f"deviation in the worst run is {worst:.1%}, at most 10 %", worst <= 0.10),
+        ("without debt it is larger", median(r.deviation for r in unfair) > typical),
+    ]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One number of a result, as a table shows it."""
+
+    title: str
+    field: str
+    form: str
+    worst: Callable[[Iterable[float]], float]
+    """Which of several is the worst."""
+    scale: float = 1.0
+
+    def cell(self, results: Sequence[Result]) -> str:
+        """Median and worst."""
+        values = [float(getattr(result, self.field)) * self.scale for result in results]
+        shown = self.form.format(median(values))
+        return f"{shown} ({self.form.format(self.worst(values))})" if len(values) > 1 else shown
+
+
+def _ms(title: str, field: str) -> _Column:
+    return _Column(title, field, "{:.0f}", max, 1000.0)
+
+
+_OVERLOAD = (
+    _ms("P99 alone, ms", "alone_p99_s"),
+    _ms("P50", "p50_s"),
+    _ms("P99", "p99_s"),
+    _ms("in the ramp", "ramp_p99_s"),
+    _Column("ratio", "ratio", "{:.2f}", max),
+    _Column("tokens/s", "tokens_per_s", "{:.0f}", min),
+    _Column("shed", "guaranteed_shed", "{:.0f}", max),
+    _Column("spot served", "spot_served", "{:.0f}", min),
+    _Column("ended", "preempted", "{:.0f}", max),
+)
+_SCARCITY = (
+    _Column("Jain, first 20 s", "first_jain", "{:.3f}", min),
+    _Column("any later 60 s", "later_jain", "{:.3f}", min),
+    _Column("deviation", "deviation", "{:.1%}", max),
+    _Column("tokens/s, one engine", "tokens_per_s", "{:.0f}", min),
+    _Column("two again", "tokens_per_s_after", "{:.0f}", min),
+)
+
+
+def _table(columns: Sequence[_Column], groups: Mapping[str, Sequence[Result]]) -> str:
+    """Median and worst of each system, as Markdown."""
+    lines = ["| | " + " | ".join(c.title for c in columns) + " |", "| --- |" + " --- |" * len(columns)]
+    for name, results in groups.items():
+        lines.append(f"| {name} | " + " | ".join(column.cell(results) for column in columns) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _overload_line(result: overload.Result) -> str:
+    return (
+        f"overload  {result.system:22} seed {result.seed}: P99 {1000 * result.alone_p99_s:.0f} ms alone,"
+        f" {1000 * result.p99_s:.0f} in overload ({result.ratio:.2f} x), {result.tokens_per_s:.0f} tokens/s,"
+        f" {result.guaranteed_shed} of {result.guaranteed} guaranteed shed, {result.preempted} spot ended"
+        f" {' '.join(result.complaints)}"
+    )
+
+
+def _scarcity_line(result: scarcity.Result) -> str:
+    shares = ", ".join(f"{tenant} {share:.2f}" for tenant, share in result.shares.items())
+    return (
+        f"scarcity  {result.system:13} seed {result.seed}: Jain {result.first_jain:.3f} then"
+        f" {result.later_jain:.3f}, deviation {result.deviation:.1%} ({shares}),"
+        f" {result.tokens_per_s:.0f} tokens/s"
+    )
+
+
+def _grouped(results: Iterable[_R]) -> dict[str, list[_R]]:
+    groups: dict[str, list[_R]] = {}
+    for result in results:
+        groups.setdefault(result.system, []).append(result)
+    return groups
+
+
+def _keep(out: Path, results: Sequence[Result]) -> None:
+    record = {
+        "machine": str(machine()),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "results": [asdict(result) for result in results],
+    }
+    (out / "results.json").write_text(json.dumps(record, indent=1))
+
+
+def _compare(out: Path) -> None:
+    """All runs side by side, as a page."""
+    runs = sorted(str(path.parent) for path in out.glob("*/*/run/meta.json"))
+    command = [*module("loadgen"), "compare", *runs, "--out", str(out / "compare.html")]
+    with (out / "compare.txt").open("wb") as text:
+        subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=text, stderr=subprocess.STDOUT)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

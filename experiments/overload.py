@@ -1,0 +1,220 @@
+"""Overload: a guaranteed tenant at a steady rate, while spot ramps to several times what the engine can do.
+
+One engine, one scenario, every system. What is wanted: the guaranteed P99 time to first token stays within
+1.5 times its P99 alone in the same run, none of its requests is shed, and the pool's throughput stays within
+5 % of what the engine does when nobody stands in front of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.processes import Backend, Front, backends, fixed_limit, load, sidecars
+from loadgen.records import Outcome
+from loadgen.records import load as read_run
+from loadgen.summary import Cell, summarise
+
+SLOTS = 8
+GUARANTEED, SPOT = "guaranteed", "spot"
+SCENARIO = """\
+name: overload
+model: tiny
+duration_s: {duration:g}
+drain_s: 5
+tenants:
+  - name: guaranteed
+    key: g-key
+    tier: guaranteed
+    arrivals: {{poisson: {{rate: {guaranteed:g}}}}}
+    input: 16
+    output: 64{guaranteed_priority}
+  - name: spot
+    key: s-key
+    tier: spot
+    arrivals: {{ramp: {{from: {spot:g}, to: {spot:g}, over_s: {ramp:g}}}}}
+    input: 16
+    output: 64
+    starts_s: {alone:g}{spot_priority}
+phases:
+  - {{name: alone, from: 0, to: {alone:g}}}
+  - {{name: ramp, from: {alone:g}, to: {ramped:g}}}
+  - {{name: overload, from: {ramped:g}, to: {duration:g}}}
+"""
+POOL = """\
+pools:
+  - name: chat
+    models: [tiny]
+    replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {concurrency}}}
+entitlements:
+  - name: guaranteed
+    pool: chat
+    tier: guaranteed
+    guarantee: {{tokens_per_second: 1500, kv_tokens: 4000, concurrency: 6}}
+    slo: {{ttft_ms: {slo_ms:g}}}
+    api_keys: [g-key]
+  - {{name: spot, pool: chat, tier: spot, api_keys: [s-key]}}
+"""
+DOOR = ("--door-wait-guaranteed", "1")
+LEVERS = ("--preempt", "--engine-priority", *DOOR)
+
+
+@dataclass(frozen=True)
+class System:
+    """What is tried."""
+
+    name: str
+    front: str = "none"
+    """none, fixed or sidecar."""
+    engine: Sequence[str] = ()
+    flags: Sequence[str] = ()
+    sends_priority: bool = False
+    debt_gain: float | None = None
+    concurrency: str = "auto"
+
+
+PRIORITY = ("--scheduling-policy", "priority")
+BASELINES = (
+    System("engine alone"),
+    System("engine's queue limit", engine=("--max-num-queued-reqs", "8")),
+    System("engine's priority", engine=PRIORITY, sends_priority=True),
+    System("fixed rate per tenant", "fixed"),
+    System("tokenpool, no debt", "sidecar", PRIORITY, LEVERS, debt_gain=0.0),
+    System("tokenpool", "sidecar", PRIORITY, LEVERS),
+)
+ABLATIONS = (
+    System("no levers", "sidecar", flags=("--heed-slo", "false")),
+    System("no preemption", "sidecar", PRIORITY, ("--engine-priority", *DOOR)),
+    System("no priority", "sidecar", flags=("--preempt", *DOOR)),
+    System("no feedback", "sidecar", PRIORITY, (*LEVERS, "--heed-slo", "false")),
+    System("no wait at the door", "sidecar", PRIORITY, ("--preempt", "--engine-priority")),
+    System("starts 3x too high", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 24}"),
+    System("starts 3x too low", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 3}"),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long, and how much. Seconds and requests per second."""
+
+    alone: float = 20.0
+    settle: float = 10.0
+    overload: float = 60.0
+    guaranteed: float = 6.0
+    spot: float = 60.0
+    slo_ms: float = 60.0
+    """What the guaranteed tenant was promised: 1.5 times its P99 alone, once that was measured."""
+
+    @property
+    def duration(self) -> float:
+        """Of the whole scenario."""
+        return self.alone + self.settle + self.overload
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run in the numbers that were asked for."""
+
+    system: str
+    seed: int
+    alone_p99_s: float
+    p50_s: float
+    p99_s: float
+    ramp_p99_s: float
+    """While spot comes up, to show what grows."""
+    tokens_per_s: float
+    guaranteed: int
+    guaranteed_shed: int
+    spot_served: int
+    spot_shed: int
+    preempted: int
+    complaints: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """P99 in overload over P99 alone."""
+        return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
+
+
+def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result:
+    """Run one system once."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = out / "scenario.yaml"
+    file.write_text(scenario(system, sizes))
+    with (
+        backends(kind, folder, 1, system.engine, SLOTS) as engines,
+        _front(system, sizes, folder, engines) as front,
+    ):
+        process = load(file, front, out / "run", seed, system.name)
+        if process.wait(sizes.duration + 120) != 0:
+            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+    return judge(system.name, out / "run")
+
+
+def scenario(system: System, sizes: Sizes) -> str:
+    """The scenario of one system, as loadgen reads it."""
+    priority = system.sends_priority
+    return SCENARIO.format(
+        duration=sizes.duration,
+        guaranteed=sizes.guaranteed,
+        spot=sizes.spot,
+        ramp=max(sizes.settle / 2, 1),
+        alone=sizes.alone,
+        ramped=sizes.alone + sizes.settle,
+        guaranteed_priority="\n    priority: 0" if priority else "",
+        spot_priority="\n    priority: 10" if priority else "",
+    )
+
+
+@contextlib.contextmanager
+def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend]) -> Iterator[Front]:
+    if system.front == "none":
+        yield Front([engines[0].url])
+    elif system.front == "fixed":
+        # Each may have half of 2,200 tokens/s, about what the engine does with eight streams.
+        with fixed_limit(folder, engines[0], {"g-key": 66_000, "s-key": 66_000}) as front:
+            yield front
+    else:
+        pool = folder / "pool.yaml"
+        pool.write_text(POOL.format(concurrency=system.concurrency, slo_ms=sizes.slo_ms))
+        with sidecars(folder, pool, engines, system.flags, system.debt_gain) as front:
+            yield front
+
+
+def judge(name: str, folder: Path) -> Result:
+    """The numbers of a run."""
+    summary = summarise(read_run(folder))
+    alone, over = summary.cell(GUARANTEED, "alone"), summary.cell(GUARANTEED, "overload")
+    ramp = summary.cell(GUARANTEED, "ramp")
+    spot, everyone = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
+    assert alone is not None
+    assert over is not None
+    assert spot is not None
+    assert everyone is not None
+    return Result(
+        name,
+        summary.seed,
+        _value(alone.ttft.p99),
+        _value(over.ttft.p50),
+        _value(over.ttft.p99),
+        _value(ramp.ttft.p99) if ramp is not None else float("nan"),
+        _value(everyone.output_tokens_per_s),
+        over.requests,
+        _ended(over, Outcome.SHED, Outcome.UNAVAILABLE),
+        _ended(spot, Outcome.SERVED),
+        _ended(spot, Outcome.SHED, Outcome.UNAVAILABLE),
+        _ended(spot, Outcome.PREEMPTED),
+        tuple(summary.complaints),
+    )
+
+
+def _ended(cell: Cell, *outcomes: Outcome) -> int:
+    return sum(cell.ended(outcome) for outcome in outcomes)
+
+
+def _value(estimate: object) -> float:
+    value = getattr(estimate, "value", None)
+    return float(value) if value is not None else float("nan")

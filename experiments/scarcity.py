@@ -1,0 +1,162 @@
+"""Scarcity: elastic tenants of unlike sizes, weights and SLOs on two engines; one is lost, and returns.
+
+Persistent demand (closed loop), a Redis and a coordinator, as in production; the same without debt beside it.
+Wanted: weighted service converges. Jain's index is at least 0.98 over the first 20 s after the loss and
+0.99 over any later 60 s, and everyone within 5 % of its fair share (10 % in the worst run).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.processes import backends, load, sidecars
+from loadgen.records import Run
+from loadgen.records import load as read_run
+from loadgen.statistics import jain
+from loadgen.summary import token_pieces
+
+SLOTS = 16
+WEIGHTS = {"small": 1.0, "large": 2.0, "middle": 1.0, "long": 2.0}
+_SIZES = {"small": (8, 24), "large": (80, 240), "middle": (24, 72), "long": (40, 120)}
+"""Input and output tokens: 10 to 1."""
+_SLOS = {"small": 250, "large": 500, "middle": 1000, "long": 330}
+TENANT = """\
+  - name: {name}
+    key: {name}-key
+    tier: elastic
+    arrivals: {{closed: {{workers: {workers}}}}}
+    input: {input}
+    output: {output}
+    retries: {{most: 100000, honour_retry_after: true}}
+"""
+SCENARIO = """\
+name: scarcity
+model: tiny
+duration_s: {duration:g}
+drain_s: 5
+spread: random
+tenants:
+{tenants}phases:
+  - {{name: two engines, from: 0, to: {cut:g}}}
+  - {{name: one engine, from: {cut:g}, to: {back:g}}}
+  - {{name: two again, from: {back:g}, to: {duration:g}}}
+"""
+POOL = """\
+pools:
+  - name: chat
+    models: [tiny]
+    replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {slots}}}
+    replicas: {{min: 1, max: 2}}
+entitlements:
+{tenants}"""
+ENTITLEMENT = """\
+  - name: {name}
+    pool: chat
+    tier: elastic
+    weight: {weight:g}
+    slo: {{ttft_ms: {slo}}}
+    api_keys: [{name}-key]
+"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long, seconds, and how many workers each tenant has."""
+
+    whole: float = 15.0
+    one: float = 90.0
+    after: float = 30.0
+    workers: int = 24
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    system: str
+    seed: int
+    first_jain: float
+    later_jain: float
+    """The worst of any later 60 s (or the rest, where that is shorter)."""
+    deviation: float
+    """The largest from a fair share in such a window, as a part of it."""
+    shares: Mapping[str, float]
+    """Service by weight in the last window, as a part of the mean."""
+    tokens_per_s: float
+    """With one engine."""
+    tokens_per_s_after: float
+
+
+def run(kind: str, name: str, debt_gain: float | None, sizes: Sizes, seed: int, out: Path) -> Result:
+    """Run it once."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    cut, back = sizes.whole, sizes.whole + sizes.one
+    file = out / "scenario.yaml"
+    file.write_text(scenario(sizes))
+    pool = folder / "pool.yaml"
+    entitlements = "".join(ENTITLEMENT.format(name=t, weight=w, slo=_SLOS[t]) for t, w in WEIGHTS.items())
+    pool.write_text(POOL.format(slots=SLOTS, tenants=entitlements))
+    with (
+        backends(kind, folder, 2, (), SLOTS) as engines,
+        sidecars(folder, pool, engines, (), debt_gain) as front,
+    ):
+        process = load(file, front, out / "run", seed, name)
+        began = time.monotonic()
+        time.sleep(cut)
+        engines[1].kill()
+        time.sleep(max(back - (time.monotonic() - began), 0.0))
+        engines[1].start()
+        if process.wait(sizes.after + 120) != 0:
+            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+    return judge(name, read_run(out / "run"), cut, back)
+
+
+def scenario(sizes: Sizes) -> str:
+    """The scenario, as loadgen reads it."""
+    cut, back = sizes.whole, sizes.whole + sizes.one
+    tenants = "".join(
+        TENANT.format(name=t, workers=sizes.workers, input=_SIZES[t][0], output=_SIZES[t][1]) for t in WEIGHTS
+    )
+    return SCENARIO.format(duration=back + sizes.after, cut=cut, back=back, tenants=tenants)
+
+
+def judge(name: str, run_: Run, cut: float, back: float) -> Result:
+    """The numbers of a run."""
+    first = service(run_, cut, cut + 20)
+    starts = [cut + 20 + 5.0 * step for step in range(100) if cut + 20 + 5.0 * step + 60 <= back]
+    later = [service(run_, start, start + 60) for start in starts] or [service(run_, cut + 20, back)]
+    normal = [_by_weight(window) for window in (first, *later)]
+    deviations = [abs(share / (sum(window) / len(window)) - 1) for window in normal[1:] for share in window]
+    last = normal[-1]
+    return Result(
+        name,
+        run_.meta.seed,
+        jain(normal[0]),
+        min(jain(window) for window in normal[1:]),
+        max(deviations),
+        {tenant: share / (sum(last) / len(last)) for tenant, share in zip(WEIGHTS, last, strict=True)},
+        sum(service(run_, cut + 5, back).values()) / (back - cut - 5),
+        sum(service(run_, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
+    )
+
+
+def service(run_: Run, start: float, end: float) -> dict[str, float]:
+    """Tokens of each tenant within a span of the run."""
+    totals = dict.fromkeys(WEIGHTS, 0.0)
+    for tenant in WEIGHTS:
+        attempts = (attempt for attempt in run_.attempts if attempt.tenant == tenant)
+        for begin, finish, tokens in token_pieces(attempts, prompts=True):
+            inside = min(finish, end) - max(begin, start)
+            if finish > begin and inside > 0:
+                totals[tenant] += tokens * inside / (finish - begin)
+            elif finish == begin and start <= begin < end:
+                totals[tenant] += tokens
+    return totals
+
+
+def _by_weight(served: Mapping[str, float]) -> Sequence[float]:
+    return [served[tenant] / weight for tenant, weight in WEIGHTS.items()]

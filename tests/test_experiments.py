@@ -1,0 +1,66 @@
+"""The experiments' own parts: what is judged, and the baseline with a fixed limit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import overload, scarcity
+from experiments.__main__ import main
+from experiments.fixed_limit import Window
+from loadgen.reading import parse
+
+
+def test_a_fixed_limit_refuses_what_is_over_and_says_when_it_is_not() -> None:
+    window = Window(100)
+    assert window.wait_s(0.0) == 0
+    window.charge(60, 0.0)
+    window.charge(60, 10.0)
+    assert window.wait_s(20.0) == 40
+    assert window.wait_s(60.1) == 0
+
+
+@pytest.mark.parametrize("system", overload.BASELINES + overload.ABLATIONS, ids=lambda system: system.name)
+def test_every_system_has_a_scenario_that_can_be_read(system: overload.System, tmp_path: Path) -> None:
+    text = overload.scenario(system, overload.Sizes())
+    made = parse(text, "scenario.yaml", {}, tmp_path)
+    assert [tenant.name for tenant in made.tenants] == [overload.GUARANTEED, overload.SPOT]
+    assert (made.tenants[0].priority is not None) is system.sends_priority
+
+
+def test_scarcity_counts_service_by_weight(tmp_path: Path) -> None:
+    made = parse(scarcity.scenario(scarcity.Sizes()), "scenario.yaml", {}, tmp_path)
+    assert {tenant.name for tenant in made.tenants} == set(scarcity.WEIGHTS)
+    assert made.phases[1].to_s - made.phases[1].from_s == scarcity.Sizes().one
+
+
+def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["underload"])
+    assert "'underload' is neither overload nor scarcity" in capsys.readouterr().err
+
+
+def test_overload_on_the_simulator_keeps_the_guarantee(tmp_path: Path) -> None:
+    only = "engine alone,tokenpool"
+    main(
+        [
+            "overload",
+            "--engine",
+            "simulator",
+            "--seeds",
+            "1",
+            "--short",
+            "--only",
+            only,
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    alone, ours = json.loads((tmp_path / "overload" / "results.json").read_text())["results"]
+    # Busy machines move a ratio; an engine without anybody in front is off by orders of magnitude.
+    assert alone["p99_s"] > 10 * alone["alone_p99_s"]
+    assert ours["p99_s"] < 0.1 * alone["p99_s"]
+    assert ours["guaranteed_shed"] == 0
+    assert (tmp_path / "overload" / "compare.html").stat().st_size > 1000
