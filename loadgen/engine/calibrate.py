@@ -1,0 +1,297 @@
+"""Measures an engine, so that the simulator can be made like it: ``python -m loadgen.engine.calibrate``.
+
+Time to first token of lone requests with prompts of some lengths, and the time of a decoding step with some
+numbers of streams; from these, by least squares, what a step costs. The engine must serve nobody else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import secrets
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from loadgen.engine.fitting import fit, predicted
+from loadgen.engine.model import Costs
+
+LENGTHS = (16, 128, 512, 1024)
+STREAMS = (1, 4, 8, 16)
+_LOWEST_ID, _HIGHEST_ID = 5, 200
+"""Token ids that every vocabulary has, and that mean nothing special."""
+_CACHE_LABEL = re.compile(r'\b(block_size|num_gpu_blocks)="(\d+)"')
+
+
+class CalibrationError(Exception):
+    """The engine cannot be measured; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One thing measured, in seconds."""
+
+    prompt_tokens: int
+    """Of a time to first token; 0 of a decoding step."""
+    streams: int
+    """That decoded in the step; 0 of a time to first token."""
+    seconds: float
+
+    @property
+    def row(self) -> tuple[float, float, float, float]:
+        """How often each of step, sequence, prompt token and request is in it."""
+        return 1.0, float(self.streams), float(self.prompt_tokens), float(self.prompt_tokens > 0)
+
+    def __str__(self) -> str:
+        if self.prompt_tokens:
+            return f"time to first token, prompt of {self.prompt_tokens} tokens"
+        return f"decoding step, streams: {self.streams}"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What an engine says of itself."""
+
+    window: int | None = None
+    block_size: int | None = None
+    blocks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured."""
+
+    lengths: Sequence[int] = LENGTHS
+    streams: Sequence[int] = STREAMS
+    rounds: int = 3
+    """How often everything is measured, one after the other; medians count."""
+    repeats: int = 5
+    """Requests for each prompt length in a round."""
+    tokens: int = 64
+    """Tokens of each stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """An engine's costs, and how well they explain what was measured."""
+
+    costs: Costs
+    points: Sequence[Point]
+    shape: Shape = field(default_factory=Shape)
+
+    def error(self, point: Point) -> float:
+        """By how much the costs miss a measurement, relative to it."""
+        return predicted(_in_order(self.costs), point.row) / point.seconds - 1
+
+    @property
+    def mean_error(self) -> float:
+        """Mean of the absolute relative errors."""
+        return statistics.fmean(abs(self.error(point)) for point in self.points)
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``--like`` reads, with what it was made from."""
+        shape = {name: value for name, value in asdict(self.shape).items() if value is not None}
+        points = [asdict(point) | {"error": round(self.error(point), 4)} for point in self.points]
+        return asdict(self.costs) | shape | {"mean_error": round(self.mean_error, 4), "measured": points}
+
+    def flags(self) -> str:
+        """The same as options of the simulator."""
+        costs = self.costs
+        return (
+            f"--step {costs.step_s:.6g} --per-sequence {costs.per_sequence_s:.6g}"
+            f" --per-prompt-token {costs.per_prompt_token_s:.6g} --per-request {costs.per_request_s:.6g}"
+        )
+
+
+def calibrated(points: Sequence[Point], shape: Shape) -> Calibration:
+    """The costs behind some measurements. Raises ``CalibrationError`` where they do not tell."""
+    try:
+        step, sequence, token, request = fit([p.row for p in points], [p.seconds for p in points])
+    except ValueError as error:
+        raise CalibrationError(str(error)) from None
+    return Calibration(Costs(step, sequence, token, request), points, shape)
+
+
+def _in_order(costs: Costs) -> tuple[float, ...]:
+    return costs.step_s, costs.per_sequence_s, costs.per_prompt_token_s, costs.per_request_s
+
+
+def step_seconds(streams: Sequence[Sequence[tuple[float, int]]]) -> float | None:
+    """Seconds of a step while all streams decode together; ``None`` where they did not for long enough.
+
+    Each stream is when it had how many tokens. Events may carry several tokens, and streams begin and end one
+    by one, so each counts from its first event in the common time to its last.
+    """
+    begin, end = max(seen[0][0] for seen in streams), min(seen[-1][0] for seen in streams)
+    steps, seconds = 0, 0.0
+    for seen in streams:
+        within = [(at, tokens) for at, tokens in seen if begin <= at <= end]
+        if len(within) < 2:
+            return None
+        steps += within[-1][1] - within[0][1]
+        seconds += within[-1][0] - within[0][0]
+    return seconds / steps if steps >= 8 * len(streams) else None
+
+
+class Prober:
+    """Sends the requests of a calibration to one engine."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+        self._model = model
+        self._chance = chance
+
+    async def shape(self) -> Shape:
+        """What the engine says of its sizes."""
+        models = json.loads(await self._get("/v1/models"))
+        names = [entry["id"] for entry in models["data"]]
+        if self._model not in names:
+            raise CalibrationError(f"{self._url} serves {', '.join(names)}, not {self._model}: give --model")
+        window = next(entry.get("max_model_len") for entry in models["data"] if entry["id"] == self._model)
+        lines = (await self._get("/metrics")).splitlines()
+        told = next((line for line in lines if line.startswith("vllm:cache_config_info")), "")
+        labels = {name: int(number) for name, number in _CACHE_LABEL.findall(told)}
+        return Shape(window, labels.get("block_size"), labels.get("num_gpu_blocks"))
+
+    async def measure(self, effort: Effort, window: int | None) -> list[Point]:
+        """Everything that the fit needs. Raises ``CalibrationError``."""
+        room = (window or effort.lengths[-1] + effort.tokens) - effort.tokens
+        lengths = sorted({min(length, room) for length in effort.lengths})
+        for _ in range(3):  # an engine's first requests are slower
+            await self._stream(lengths[0], 8)
+        seen: dict[tuple[int, int], list[float]] = {}
+        # In rounds, so that a bad moment of the machine does not fall upon one point alone.
+        for _ in range(effort.rounds):
+            for length in lengths:
+                seen.setdefault((length, 0), []).extend(await self._first_tokens(length, effort.repeats))
+            for streams in effort.streams:
+                seconds = await self._decode(streams, effort.tokens)
+                if seconds is None:
+                    break
+                seen.setdefault((0, streams), []).append(seconds)
+        return [Point(*key, statistics.median(values)) for key, values in seen.items()]
+
+    async def _first_tokens(self, length: int, repeats: int) -> list[float]:
+        """Times to first token, without what HTTP takes by itself: the simulator has its own of that."""
+        seconds = []
+        for _ in range(repeats):
+            began = time.monotonic()
+            await self._get("/health")
+            http = time.monotonic() - began
+            began, seen = await self._stream(length, 1)
+            seconds.append(max(seen[0][0] - began - http, 0.0001))
+        return seconds
+
+    async def _decode(self, streams: int, tokens: int) -> float | None:
+        """Seconds of a step; ``None`` where the engine does not run so many at once."""
+        ran = await asyncio.gather(*(self._stream(16, tokens) for _ in range(streams)))
+        return step_seconds([seen for _, seen in ran])
+
+    async def _stream(self, length: int, tokens: int) -> tuple[float, list[tuple[float, int]]]:
+        """One request: when it was sent, and when there were how many tokens."""
+        body = {
+            "model": self._model,
+            # Never the same twice, so that no prompt is found in the engine's cache.
+            "prompt": [self._chance.randrange(_LOWEST_ID, _HIGHEST_ID) for _ in range(length)],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
+        began, seen = time.monotonic(), []
+        async with self._session.post(f"{self._url}/v1/completions", json=body) as response:
+            if response.status != 200:
+                raise CalibrationError(f"{self._url} answers {response.status}: {await response.text()}")
+            async for line in response.content:
+                if line.startswith(b'data: {"'):
+                    event = json.loads(line[6:])
+                    if event.get("choices"):
+                        seen.append((time.monotonic(), event["usage"]["completion_tokens"]))
+        if not seen:
+            raise CalibrationError(f"{self._url} streamed no token")
+        return began, seen
+
+    async def _get(self, path: str) -> str:
+        async with self._session.get(f"{self._url}{path}") as response:
+            if response.status != 200:
+                raise CalibrationError(f"{self._url}{path} answers {response.status}")
+            return await response.text()
+
+
+async def calibrate(url: str, model: str, effort: Effort, chance: random.Random) -> Calibration:
+    """Measure an engine. Raises ``CalibrationError``."""
+    try:
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=120)
+        ) as session:
+            prober = Prober(session, url, model, chance)
+            shape = await prober.shape()
+            points = await prober.measure(effort, shape.window)
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+        raise CalibrationError(f"{url}: {error or 'no answer in time'}") from error
+    return calibrated(points, shape)
+
+
+def text_of(result: Calibration) -> str:
+    """What was measured and what the costs make of it, as a table."""
+    lines = [f"{'measured':<46}{'ms':>9}{'fitted':>9}{'error':>8}"]
+    for point in result.points:
+        fitted = point.seconds * (1 + result.error(point))
+        lines.append(
+            f"{point!s:<46}{point.seconds * 1000:9.2f}{fitted * 1000:9.2f}{result.error(point):8.1%}"
+        )
+    lines.append(f"mean error of the fit: {result.mean_error:.1%}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure an engine, print what was found, write it to a file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m loadgen.engine.calibrate",
+        description="Measures an engine that serves nobody else, for python -m loadgen.engine --like FILE.",
+    )
+    parser.add_argument("--url", required=True, help="the engine, e.g. http://127.0.0.1:8000")
+    parser.add_argument("--model", default="tiny", help="the name it serves [tiny]")
+    parser.add_argument("--out", type=Path, help="where to write the costs, as JSON")
+    parser.add_argument("--streams", type=_numbers, default=STREAMS, help="numbers of streams [1,4,8,16]")
+    parser.add_argument("--lengths", type=_numbers, default=LENGTHS, help="prompt tokens [16,128,512,1024]")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured [3]")
+    parser.add_argument("--repeats", type=int, default=5, help="requests for each length in a round [5]")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream [200]")
+    parser.add_argument("--seed", type=int, help="of the prompts; the same twice would be found in the cache")
+    arguments = parser.parse_args(argv)
+    effort = Effort(
+        arguments.lengths, arguments.streams, arguments.rounds, arguments.repeats, arguments.tokens
+    )
+    chance = random.Random(secrets.randbits(64) if arguments.seed is None else arguments.seed)
+    try:
+        result = asyncio.run(calibrate(arguments.url, arguments.model, effort, chance))
+    except CalibrationError as error:
+        print(f"calibrate: {error}", file=sys.stderr)
+        return 1
+    print(f"{text_of(result)}\n\n{result.flags()}")
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        print(f"written to {arguments.out}; give --slots as the engine's --max-num-seqs")
+    return 0
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < 1:
+        raise ValueError(f"{text}: must be whole numbers above 0, such as 1,4,8")
+    return numbers
+
+
+if __name__ == "__main__":
+    sys.exit(main())

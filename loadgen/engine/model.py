@@ -1,0 +1,158 @@
+"""What is simulated: an engine's size, what its steps cost, how it schedules. Records only, all checked."""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+class Policy(enum.StrEnum):
+    """Who is served first."""
+
+    FCFS = "fcfs"
+    PRIORITY = "priority"
+    """Lower values sooner, then by arrival."""
+
+
+class Ending(enum.StrEnum):
+    """How a sequence ends; vLLM's ``finish_reason``."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What one step of the engine takes, in seconds."""
+
+    step_s: float = 0.01
+    """Every step."""
+    per_sequence_s: float = 0.0005
+    """For each sequence that decodes in it."""
+    per_prompt_token_s: float = 0.00002
+    """For each token of context that it computes."""
+    per_request_s: float = 0.0
+    """For each sequence that it takes in: tokenising, queueing, the first answer."""
+    noise: float = 0.0
+    """Relative deviation of a step's time (log-normal, with mean 1)."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{each.name} is {value}; it must be 0 or more")
+
+    def seconds(self, *, decoding: int, prefilled: int, started: int, chance: random.Random) -> float:
+        """How long a step takes."""
+        plain = (
+            self.step_s
+            + self.per_sequence_s * decoding
+            + self.per_prompt_token_s * prefilled
+            + self.per_request_s * started
+        )
+        if not self.noise:
+            return plain
+        return plain * math.exp(chance.gauss(-self.noise * self.noise / 2, self.noise))
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One engine."""
+
+    name: str = "tiny"
+    slots: int = 8
+    """Sequences that run at once (``--max-num-seqs``)."""
+    blocks: int = 4096
+    """KV blocks."""
+    block_size: int = 16
+    """Tokens of a block."""
+    window: int = 2048
+    """Tokens of one sequence at most (``--max-model-len``)."""
+    batched_tokens: int = 2048
+    """Tokens computed in one step at most; a longer prompt takes several."""
+    caches_prefixes: bool = True
+    policy: Policy = Policy.FCFS
+    refuses_priority: bool = True
+    """Whether a priority is refused under first come, first served. vLLM 0.32.0 ignores it instead."""
+    max_queued_requests: int | None = None
+    """Unfinished sequences beyond which a request is refused with 503."""
+    max_queued_tokens: int | None = None
+    """Prompt tokens not yet computed from which on a request is refused with 503."""
+    tells_cached_tokens: bool = False
+    """Whether usage has ``prompt_tokens_details`` (``--enable-prompt-tokens-details``)."""
+    tokens_per_byte: float = 0.25
+    vocabulary: int = 32000
+    """Token ids are below it."""
+    output_tokens: float = 0.0
+    """Mean length of an answer that may end by itself; 0: none does, all run to their bound."""
+    costs: Costs = field(default_factory=Costs)
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "blocks", "block_size", "window", "batched_tokens", "vocabulary"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 < self.tokens_per_byte <= 1:
+            raise ValueError(f"tokens_per_byte is {self.tokens_per_byte}; it must be above 0, and 1 at most")
+        if not 0 <= self.output_tokens < math.inf:
+            raise ValueError(f"output_tokens is {self.output_tokens}; it must be 0 (off) or 1 and more")
+        needed = blocks_for(self.window, self.block_size)
+        if self.blocks < needed:
+            raise ValueError(
+                f"{self.blocks} blocks of {self.block_size} tokens cannot hold one sequence of {self.window}"
+                f" tokens: give --blocks {needed} or more, or a smaller --window"
+            )
+
+    def natural_length(self, chance: random.Random) -> int | None:
+        """After how many tokens an answer would end by itself (geometric); ``None``: never."""
+        if not self.output_tokens:
+            return None
+        if self.output_tokens <= 1:
+            return 1
+        return 1 + int(math.log(1.0 - chance.random()) / math.log(1.0 - 1.0 / self.output_tokens))
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """KV blocks that hold so many tokens."""
+    return -(-tokens // block_size)
+
+
+class LikeError(ValueError):
+    """A calibration file cannot be used; the text names it, and what is wrong with it."""
+
+
+LIKE_COSTS = tuple(each.name for each in fields(Costs))
+LIKE_SIZES = ("slots", "blocks", "block_size", "window")
+
+
+def read_like(path: Path) -> Mapping[str, float]:
+    """What a file of ``loadgen.engine.calibrate`` says of an engine, by field. Raises ``LikeError``."""
+    try:
+        content: Any = json.loads(path.read_text())
+    except OSError as error:
+        raise LikeError(
+            f"{path}: {error.strerror}; write it with python -m loadgen.engine.calibrate"
+        ) from None
+    except ValueError as error:
+        raise LikeError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise LikeError(f"{path}: must be an object with {', '.join(LIKE_COSTS)}")
+    found: dict[str, float] = {}
+    for name in (*LIKE_COSTS, *LIKE_SIZES):
+        if name not in content:
+            continue
+        value, whole = content[name], name in LIKE_SIZES
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or value < 0:
+            raise LikeError(
+                f"{path}: {name} is {value!r}, not a {'whole ' if whole else ''}number of 0 or more"
+            )
+        found[name] = value
+    if not found:
+        raise LikeError(f"{path}: has none of {', '.join((*LIKE_COSTS, *LIKE_SIZES))}")
+    return found

@@ -1,0 +1,70 @@
+"""Gives a scheduler a clock: its steps one after the other, in real time, and who waits for tokens woken.
+
+The only place where the simulator's time passes. Every use of the scheduler is in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Sequential
+
+from loadgen.engine.scheduler import Scheduler, Sequence
+
+CATCH_UP_S = 0.05
+"""A step that ends late lets the next one begin early, but not by more: a paused process was not working."""
+
+
+class Runner:
+    """One engine at work."""
+
+    def __init__(self, scheduler: Scheduler, clock: Callable[[], float], chance: random.Random) -> None:
+        self.scheduler = scheduler
+        self.clock = clock
+        self._chance = chance
+        self._has_work = asyncio.Event()
+        self._listeners: dict[Sequence, tuple[asyncio.Event, bool]] = {}
+
+    @contextlib.contextmanager
+    def running(self, sequences: Sequential[Sequence], *, every_token: bool) -> Iterator[asyncio.Event]:
+        """Compute sequences for whom the block lasts; those unfinished at its end are aborted.
+
+        The event is set for every token, or only when a sequence ends; whoever waits for it clears it.
+        """
+        event = asyncio.Event()
+        for sequence in sequences:
+            self._listeners[sequence] = event, every_token
+            self.scheduler.add(sequence)
+        self._has_work.set()
+        try:
+            yield event
+        finally:
+            for sequence in sequences:
+                del self._listeners[sequence]
+                self.scheduler.abort(sequence, self.clock())
+
+    async def run(self) -> None:
+        """Step until cancelled."""
+        due = self.clock()
+        while True:
+            if not self.scheduler.unfinished:
+                self._has_work.clear()
+                await self._has_work.wait()
+                due = self.clock()
+            due = await self._step(due)
+
+    async def _step(self, due: float) -> float:
+        """One step that was to begin at ``due``; when the next one is."""
+        now = self.clock()
+        plan = self.scheduler.plan(now)
+        end = max(due, now - CATCH_UP_S) + self.scheduler.model.costs.seconds(
+            decoding=plan.decoding, prefilled=plan.prefilled, started=plan.started, chance=self._chance
+        )
+        await asyncio.sleep(end - now)
+        for sequence in self.scheduler.complete(plan, self.clock()):
+            event, every_token = self._listeners[sequence]
+            if every_token or sequence.ending is not None:
+                event.set()
+        return end

@@ -1,0 +1,308 @@
+"""The scheduler: which sequences the next step computes, and which tokens it gives. Pure.
+
+A step is planned (``plan``), takes its time somewhere else, and is completed (``complete``); time is an
+argument, in seconds on any clock that does not go back. The rules are vLLM's:
+
+- running sequences go before waiting ones, each in their order, within one budget of tokens for a step; a
+  context that exceeds what is left of it goes on in the next step;
+- a waiting sequence is taken in when there is a slot, and blocks for its whole context; none overtakes it;
+- when a running one finds no block for its next token, the last in order is preempted, loses its blocks, and
+  is computed anew later, before those that wait behind it;
+- whatever happens, a sequence ends exactly once, and then holds nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from collections.abc import Sequence as Sequential
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+from loadgen.engine.cache import BlockPool
+from loadgen.engine.metrics import REQUESTS, TOKENS, Statistics
+from loadgen.engine.model import Ending, Model, Policy, blocks_for
+
+
+class State(enum.Enum):
+    """Where a sequence is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One prompt and the answer to it. Its scheduler alone changes it."""
+
+    number: int
+    """Unique, and in the order of arrival."""
+    prompt: tuple[int, ...]
+    bound: int
+    """Tokens that it produces at most."""
+    natural: int | None = None
+    """After how many it stops by itself; ``None``: never."""
+    priority: int = 0
+    arrived_at: float = 0.0
+    siblings: int = 1
+    """Sequences of the same request, itself included."""
+    state: State = State.WAITING
+    ending: Ending | None = None
+    produced: int = 0
+    computed: int = 0
+    """Tokens of its context whose KV is there."""
+    cached: int = 0
+    """... of these, found in the cache when it was first taken in."""
+    preemptions: int = 0
+    started_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    held: list[int | None] = field(default_factory=list)
+    """Its blocks, in order: the key of each, ``None`` for one of unknown content."""
+    _keys: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens of its context: prompt and answer so far."""
+        return len(self.prompt) + self.produced
+
+    def keys(self, count: int, block_size: int) -> Sequential[int]:
+        """The keys of its first full blocks: each of the tokens up to its end.
+
+        Nobody says again what a sequence has said, so the tokens of an answer are known by the sequence.
+        """
+        made = self._keys
+        while len(made) < count:
+            start = len(made) * block_size
+            chunk = self.prompt[start : start + block_size]
+            before = made[-1] if made else 0
+            is_told = len(chunk) == block_size
+            made.append(hash((before, chunk) if is_told else (before, chunk, self.number, len(made))))
+        return made[:count]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one step computes."""
+
+    parts: tuple[tuple[Sequence, int], ...]
+    """Sequences, and how many tokens of their context each has computed."""
+    decoding: int
+    """Sequences whose context is there but for their last token."""
+    prefilled: int
+    """Tokens of context computed for the others."""
+    started: int
+    """Sequences that were taken in for the first time."""
+
+
+class _Batch:
+    """A plan in the making."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.parts: dict[Sequence, int] = {}
+        self.started = 0
+        self.has_preempted = False
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        self.parts[sequence] = count
+        self.budget -= count
+
+    def drop(self, sequence: Sequence) -> None:
+        self.has_preempted = True
+        self.budget += self.parts.pop(sequence, 0)
+
+    def plan(self) -> Plan:
+        decoding = prefilled = 0
+        for sequence, count in self.parts.items():
+            if sequence.produced and sequence.computed == sequence.length - 1:
+                decoding += 1
+            else:
+                prefilled += count
+        return Plan(tuple(self.parts.items()), decoding, prefilled, self.started)
+
+
+class Scheduler:
+    """The sequences of one engine."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.pool = BlockPool(model.blocks)
+        self.statistics = Statistics()
+        self.waiting: list[Sequence] = []
+        """In the order in which they are taken in."""
+        self.running: list[Sequence] = []
+        self.prefilling_tokens = 0
+        """Prompt tokens of the sequences without a first token."""
+        self._order: Callable[[Sequence], Any] = (
+            attrgetter("priority", "number") if model.policy is Policy.PRIORITY else attrgetter("number")
+        )
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that have not ended."""
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the blocks that are held."""
+        return self.pool.used / self.pool.blocks
+
+    def limit_reached(self, sequences: int) -> str | None:
+        """Which of the queue's limits so many more sequences would break, by vLLM's name."""
+        model = self.model
+        if model.max_queued_requests is not None and self.unfinished + sequences > model.max_queued_requests:
+            return REQUESTS
+        # vLLM looks at the backlog alone, not at what the request would add to it.
+        if model.max_queued_tokens is not None and self.prefilling_tokens >= model.max_queued_tokens:
+            return TOKENS
+        return None
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a new sequence in. Its context fits the model's window: whoever makes it sees to that."""
+        assert 0 < len(sequence.prompt) < len(sequence.prompt) + sequence.bound <= self.model.window
+        self.prefilling_tokens += len(sequence.prompt)
+        insort(self.waiting, sequence, key=self._order)
+
+    def abort(self, sequence: Sequence, now: float) -> bool:
+        """End a sequence whose client is gone, and free its blocks at once; ``False`` if it had ended."""
+        if sequence.state is State.ENDED:
+            return False
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+        else:
+            del self.waiting[bisect_left(self.waiting, self._order(sequence), key=self._order)]
+        self._end(sequence, Ending.ABORT, now)
+        return True
+
+    def plan(self, now: float) -> Plan:
+        """What the next step computes; an empty plan only where there is nothing to do."""
+        batch = _Batch(self.model.batched_tokens)
+        for sequence in tuple(self.running):
+            if batch.budget <= 0:
+                break
+            # One before it may have had to preempt it.
+            if sequence.state is State.RUNNING:
+                self._continue(sequence, batch)
+        if not batch.has_preempted:
+            self._admit(batch, now)
+        return batch.plan()
+
+    def complete(self, plan: Plan, now: float) -> list[Sequence]:
+        """The step is done: the sequences that got a token. Those that ended meanwhile get none."""
+        served = []
+        for sequence, count in plan.parts:
+            if sequence.state is not State.RUNNING:
+                continue
+            sequence.computed += count
+            if sequence.computed == sequence.length:
+                self._give_token(sequence, now)
+                served.append(sequence)
+        self.statistics.stepped(len(served) + plan.prefilled)
+        return served
+
+    def _continue(self, sequence: Sequence, batch: _Batch) -> None:
+        count = min(sequence.length - sequence.computed, batch.budget)
+        fresh = self._fresh(sequence, sequence.computed + count)
+        while not self.pool.fits(fresh):
+            victim = max(self.running, key=self._order)
+            self._preempt(victim, batch)
+            if victim is sequence:
+                return
+        self._occupy(sequence, fresh, sequence.computed + count)
+        batch.add(sequence, count)
+
+    def _admit(self, batch: _Batch, now: float) -> None:
+        while self.waiting and len(self.running) < self.model.slots and batch.budget > 0:
+            sequence = self.waiting[0]
+            shared = self._cached(sequence)
+            if not self.pool.fits(self._fresh(sequence, sequence.length) - len(shared), shared):
+                return
+            del self.waiting[0]
+            self._start(sequence, shared, batch, now)
+
+    def _cached(self, sequence: Sequence) -> Sequential[int]:
+        """The keys of its first blocks that are known. Its last token is computed anyway, for the next."""
+        if not self.model.caches_prefixes:
+            return ()
+        keys = sequence.keys((sequence.length - 1) // self.model.block_size, self.model.block_size)
+        return keys[: self.pool.known(keys)]
+
+    def _start(self, sequence: Sequence, shared: Sequential[int], batch: _Batch, now: float) -> None:
+        sequence.state = State.RUNNING
+        self.running.append(sequence)
+        self.pool.share(shared)
+        sequence.held.extend(shared)
+        sequence.computed = len(shared) * self.model.block_size
+        if sequence.started_at is None:
+            batch.started += 1
+            sequence.started_at, sequence.cached = now, sequence.computed
+            self.statistics.started(sequence, now)
+        count = min(sequence.length - sequence.computed, batch.budget)
+        end = sequence.computed + count
+        self._occupy(sequence, self._fresh(sequence, end), end)
+        batch.add(sequence, count)
+
+    def _fresh(self, sequence: Sequence, tokens: int) -> int:
+        """Blocks that it lacks for so many tokens of context."""
+        return blocks_for(tokens, self.model.block_size) - len(sequence.held)
+
+    def _occupy(self, sequence: Sequence, fresh: int, tokens: int) -> None:
+        """Hold fresh blocks; those that the step fills are known from now on, as in vLLM."""
+        self.pool.take(fresh)
+        sequence.held.extend([None] * fresh)
+        if not self.model.caches_prefixes:
+            return
+        size = self.model.block_size
+        filled, before = tokens // size, sequence.computed // size
+        if filled == before:
+            return
+        keys = sequence.keys(filled, size)
+        for index in range(before, filled):
+            if self.pool.name(keys[index]):
+                sequence.held[index] = keys[index]
+
+    def _preempt(self, sequence: Sequence, batch: _Batch) -> None:
+        self.running.remove(sequence)
+        batch.drop(sequence)
+        self._release(sequence)
+        sequence.state = State.WAITING
+        sequence.preemptions += 1
+        self.statistics.preemptions += 1
+        insort(self.waiting, sequence, key=self._order)
+
+    def _give_token(self, sequence: Sequence, now: float) -> None:
+        if sequence.first_token_at is None:
+            sequence.first_token_at = now
+            self.prefilling_tokens -= len(sequence.prompt)
+            self.statistics.first_token(sequence, now)
+        else:
+            self.statistics.next_token(now - sequence.last_token_at)
+        sequence.last_token_at = now
+        sequence.produced += 1
+        ending = _ending(sequence)
+        if ending is not None:
+            self.running.remove(sequence)
+            self._end(sequence, ending, now)
+
+    def _end(self, sequence: Sequence, ending: Ending, now: float) -> None:
+        sequence.state, sequence.ending = State.ENDED, ending
+        self._release(sequence)
+        if sequence.first_token_at is None:
+            self.prefilling_tokens -= len(sequence.prompt)
+        self.statistics.ended(sequence, ending, now)
+
+    def _release(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.held)
+        sequence.held.clear()
+        sequence.computed = 0
+
+
+def _ending(sequence: Sequence) -> Ending | None:
+    """Whether its last token was its last."""
+    if sequence.natural is not None and sequence.produced >= sequence.natural:
+        return Ending.STOP
+    return Ending.LENGTH if sequence.produced >= sequence.bound else None
