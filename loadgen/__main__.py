@@ -1,0 +1,166 @@
+"""The command line: ``loadgen run``, ``compare``, ``check`` and ``engine``."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from loadgen import reading
+from loadgen.fields import ScenarioError
+from loadgen.records import RunUnreadable
+from loadgen.scenario import Scenario, faster, lasting
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["engine"]:
+        # Imported here: an engine needs nothing of a client, nor the other way round.
+        from loadgen.engine import __main__ as engine  # noqa: PLC0415
+
+        return engine.main(given[1:])
+    arguments = _parser().parse_args(given)
+    command = {"run": _run, "compare": _compare, "check": _check}[arguments.command]
+    try:
+        return command(arguments)
+    except (ScenarioError, RunUnreadable, OSError) as error:
+        print(f"loadgen: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="loadgen", description="Open-loop load for LLM servers, measured.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run a scenario, and report")
+    run.add_argument("scenario", type=Path)
+    run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
+    run.add_argument("--out", type=Path, required=True, help="folder for what is measured")
+    run.add_argument(
+        "--state", action="append", default=[], help="a sidecar's, coordinator's or engine's page"
+    )
+    run.add_argument(
+        "--label", default="", help="what this run is called when compared (default: --out's name)"
+    )
+    run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
+    run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
+    _add_changes(run)
+    compare = commands.add_parser("compare", help="put runs side by side; those of one label are one")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
+    compare.add_argument("--out", type=Path, help="an HTML file to write")
+    check = commands.add_parser("check", help="validate a scenario and explain it")
+    check.add_argument("scenario", type=Path)
+    _add_changes(check)
+    commands.add_parser("engine", help="simulate an engine; 'loadgen engine --help' says more")
+    return parser
+
+
+def _add_changes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="instead of the scenario's")
+    parser.add_argument("--scale-rate", type=_factor, metavar="X", help="multiply every tenant's rate")
+    parser.add_argument(
+        "--duration",
+        type=_factor,
+        metavar="SECONDS",
+        help="last so long instead; phases, faults, ramps and pauses shrink or grow in proportion",
+    )
+
+
+def _factor(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _scenario(arguments: argparse.Namespace) -> Scenario:
+    scenario = reading.read(arguments.scenario, os.environ)
+    if arguments.seed is not None:
+        scenario = replace(scenario, seed=arguments.seed)
+    if arguments.scale_rate is not None:
+        scenario = faster(scenario, arguments.scale_rate)
+    return lasting(scenario, arguments.duration) if arguments.duration is not None else scenario
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from loadgen.explaining import explain  # noqa: PLC0415
+
+    print(explain(_scenario(arguments)))
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # Imported here: `check` and `compare` need neither an event loop nor a client.
+    import uvloop  # noqa: PLC0415
+
+    from loadgen import report  # noqa: PLC0415
+    from loadgen.records import REPORT, SUMMARY, load, save  # noqa: PLC0415
+    from loadgen.run import Order, perform  # noqa: PLC0415
+    from loadgen.summary import summarise  # noqa: PLC0415
+
+    scenario = _scenario(arguments)
+    _check_order(scenario, arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    order = Order(
+        scenario,
+        arguments.url,
+        arguments.out,
+        arguments.label or arguments.out.resolve().name,
+        arguments.state,
+        arguments.allow_faults,
+        ["loadgen", *sys.argv[1:]],
+    )
+    meta = uvloop.run(perform(order))
+    run = load(arguments.out)
+    summary = summarise(run)
+    save(arguments.out / SUMMARY, summary)
+    (arguments.out / REPORT).write_text(report.html(run, summary), encoding="utf-8")
+    print(report.text(meta, summary))
+    print(f"The report is {arguments.out / REPORT}")
+    return INTERRUPTED if meta.is_interrupted else 0
+
+
+def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
+    """Raise where what is asked for cannot be run."""
+    for url in (*arguments.url, *arguments.state):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ScenarioError(f"{url!r} is no URL of a server; write it as http://host:port")
+    if not isinstance(scenario.spread, str) and len(scenario.spread) != len(arguments.url):
+        raise ScenarioError(
+            f"{arguments.scenario}: spread has {len(scenario.spread)} weights for {len(arguments.url)} URLs; "
+            "give one for each --url"
+        )
+    if scenario.faults and not (arguments.allow_faults or arguments.skip_faults):
+        raise ScenarioError(
+            f"{arguments.scenario}: the scenario has faults, the first being '{scenario.faults[0].name}'; "
+            "give --allow-faults to inflict them, or --skip-faults"
+        )
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from loadgen import compare  # noqa: PLC0415
+    from loadgen.records import load  # noqa: PLC0415
+    from loadgen.summary import summarise  # noqa: PLC0415
+
+    runs = [load(folder) for folder in arguments.folders]
+    groups = compare.groups(runs, [summarise(run) for run in runs])
+    print(compare.text(groups))
+    if arguments.out is not None:
+        arguments.out.write_text(compare.html(groups), encoding="utf-8")
+        print(f"The page is {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

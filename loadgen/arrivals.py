@@ -1,0 +1,185 @@
+"""Arrivals: when each tenant asks, and for how much. Pure and seeded; no arrival depends on any answer.
+
+Every open-loop process is a process of rate 1, stretched by how fast the tenant asks at each moment: its
+rate, its phases, its start and end. So one rule holds for all: between two moments as many requests are
+expected as the rate's integral says. Each tenant draws from its own streams, by name, and each kind of thing
+(moments, lengths, prefixes) from its own: changing one changes no other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from loadgen.lengths import draw
+from loadgen.scenario import (
+    Bursty,
+    Closed,
+    Constant,
+    OnOff,
+    Poisson,
+    Process,
+    Ramp,
+    Replay,
+    Scenario,
+    Tenant,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for. ``number`` counts one tenant's (or one worker's) requests from 0."""
+
+    number: int
+    input_tokens: int
+    output_tokens: int
+    has_prefix: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A request, and when it is due: seconds from the start of the run."""
+
+    at_s: float
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A span of time in which a rate goes straight from one value to another."""
+
+    from_s: float
+    to_s: float
+    start: float
+    end: float
+
+    @property
+    def area(self) -> float:
+        """How many requests are expected."""
+        return (self.to_s - self.from_s) * (self.start + self.end) / 2
+
+    def when(self, area: float) -> float:
+        """The moment by which ``area`` requests are expected."""
+        slope = (self.end - self.start) / (self.to_s - self.from_s)
+        # The usual root, written so that a slope of 0 needs no case of its own.
+        divisor = self.start + math.sqrt(max(self.start**2 + 2 * slope * area, 0.0))
+        return min(self.from_s + (2 * area / divisor if divisor > 0 else 0.0), self.to_s)
+
+
+def stream(seed: int, *names: str) -> random.Random:
+    """A source of randomness of its own for each combination of names."""
+    return random.Random("\0".join((str(seed), *names)))
+
+
+def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]:
+    """The open-loop arrivals of a tenant, in order. A closed loop has none: see `requests`."""
+    if isinstance(tenant.process, Replay):
+        yield from _replayed(scenario, tenant, tenant.process, seed)
+        return
+    moments = warped(segments(scenario, tenant), _gaps(tenant.process, stream(seed, tenant.name, "moments")))
+    for at, request in zip(moments, requests(tenant, seed), strict=False):
+        yield Arrival(at, request)
+
+
+def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
+    """What a tenant (or one worker of a closed loop) asks for, one after the other, without end."""
+    inputs, outputs, prefixes = (
+        stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix")
+    )
+    share = tenant.prefix.share if tenant.prefix is not None else 0.0
+    for number in itertools.count():
+        yield Request(
+            number, draw(tenant.input, inputs), draw(tenant.output, outputs), prefixes.random() < share
+        )
+
+
+def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
+    """How many workers of a closed loop ask at a moment."""
+    starts, ends = scenario.span(tenant)
+    if not isinstance(tenant.process, Closed) or not starts <= at_s < ends:
+        return 0
+    return round(tenant.process.workers * scenario.factor(tenant.name, at_s))
+
+
+def most_workers(scenario: Scenario, tenant: Tenant) -> int:
+    """How many workers a closed loop has at its largest."""
+    starts, ends = scenario.span(tenant)
+    moments = [starts, *(edge for edge in scenario.edges() if starts <= edge < ends)]
+    return max(workers_at(scenario, tenant, at) for at in moments)
+
+
+def segments(scenario: Scenario, tenant: Tenant) -> list[Segment]:
+    """A tenant's rate over the run, as straight pieces without gaps."""
+    starts, ends = scenario.span(tenant)
+    inner = {*scenario.edges(), *_edges(tenant.process, starts, ends)}
+    moments = sorted({starts, ends, *(moment for moment in inner if starts < moment < ends)})
+    return [_segment(scenario, tenant, a, b, starts) for a, b in itertools.pairwise(moments)]
+
+
+def _segment(scenario: Scenario, tenant: Tenant, from_s: float, to_s: float, starts: float) -> Segment:
+    # Rates jump at edges, so factors and on/off are asked in the middle; only a ramp's rate differs within.
+    middle = (from_s + to_s) / 2
+    factor = scenario.factor(tenant.name, middle)
+    ends = (_rate(tenant.process, at - starts, middle - starts) * factor for at in (from_s, to_s))
+    return Segment(from_s, to_s, *ends)
+
+
+def _edges(process: Process, starts: float, ends: float) -> Iterator[float]:
+    """Where a process's own rate bends or jumps."""
+    if isinstance(process, Ramp):
+        yield starts + process.over_s
+    elif isinstance(process, OnOff):
+        period = process.on_s + process.off_s
+        for turn in range(math.ceil((ends - starts) / period)):
+            yield starts + turn * period
+            yield starts + turn * period + process.on_s
+
+
+def _rate(process: Process, since_s: float, middle_s: float) -> float:
+    """Requests per second, ``since_s`` after the tenant's start."""
+    match process:
+        case Ramp(start, end, over_s):
+            return start + (end - start) * min(since_s / over_s, 1.0)
+        case OnOff(rate, on_s, off_s):
+            return rate if middle_s % (on_s + off_s) < on_s else 0.0
+        case Constant(rate) | Poisson(rate) | Bursty(rate):
+            return rate
+        case Closed() | Replay():
+            return 0.0
+
+
+def _gaps(process: Process, source: random.Random) -> Iterator[float]:
+    """The gaps of a process of rate 1."""
+    if isinstance(process, Constant):
+        yield source.random() or 1.0  # so that tenants of one rate do not ask in step
+        yield from itertools.repeat(1.0)
+    burst = process.burst if isinstance(process, Bursty) else 1
+    while True:
+        yield source.expovariate(1.0) * burst
+        yield from itertools.repeat(0.0, burst - 1)
+
+
+def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
+    """The moments by which the rate's integral has grown by each of the gaps."""
+    gap = next(gaps)
+    for piece in pieces:
+        done, area = 0.0, piece.area
+        while gap <= area - done:
+            done += gap
+            yield piece.when(done)
+            gap = next(gaps)
+        gap -= area - done
+
+
+def _replayed(scenario: Scenario, tenant: Tenant, replay: Replay, seed: int) -> Iterator[Arrival]:
+    starts, ends = scenario.span(tenant)
+    kept, prefixes = stream(seed, tenant.name, "kept"), stream(seed, tenant.name, "", "prefix")
+    share = tenant.prefix.share if tenant.prefix is not None else 0.0
+    for number, traced in enumerate(replay.trace):
+        at = starts + traced.at_s
+        is_kept, has_prefix = kept.random() < scenario.factor(tenant.name, at), prefixes.random() < share
+        if at < ends and is_kept:
+            yield Arrival(at, Request(number, traced.input_tokens, traced.output_tokens, has_prefix))

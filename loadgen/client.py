@@ -1,0 +1,191 @@
+"""One attempt at a request over HTTP: sent, and measured token by token. Never raises for what servers do.
+
+Every ending is an `Outcome` in the attempt's record. When to send, and whether to try again, is `run`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import aiohttp
+
+from loadgen import sse
+from loadgen.records import Attempt, Outcome
+from loadgen.statistics import gap_histogram, percentile
+
+MOST_ERROR_BYTES = 1 << 16
+_JSON = "application/json"
+_BY_STATUS = {429: Outcome.SHED, 503: Outcome.UNAVAILABLE}
+_UNTIMED = aiohttp.ClientTimeout(total=None)
+
+
+class Client:
+    """The connections of a run: as many as there are requests under way."""
+
+    def __init__(self, urls: list[str], path: str, timeout_s: float, clock: Callable[[], float]) -> None:
+        self._urls = [url.rstrip("/").removesuffix("/v1") + path for url in urls]
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            timeout=_UNTIMED,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            read_bufsize=1 << 20,
+        )
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
+        """Send an attempt and note in it how it went, until its end. Cancelled, it stays ``CUT``."""
+        stream = _Stream(attempt, self._clock)
+        attempt.sent_s = self._clock()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._exchange(attempt, stream, body, key)
+        except TimeoutError:
+            attempt.outcome, attempt.reason = Outcome.TIMEOUT, attempt.reason or "timeout"
+        except (aiohttp.ClientError, OSError) as error:
+            attempt.outcome, attempt.reason = stream.ending(type(error).__name__)
+        finally:
+            attempt.end_s = self._clock()
+            stream.close()
+
+    async def _exchange(self, attempt: Attempt, stream: _Stream, body: bytes, key: str | None) -> None:
+        headers = {"Content-Type": _JSON}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        url = self._urls[attempt.url]
+        async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+            attempt.status = response.status
+            if response.status != 200:
+                await _refused(attempt, response)
+            elif response.content_type == "text/event-stream":
+                await _streamed(attempt, stream, response)
+            else:
+                _whole(attempt, await response.read())
+
+
+async def _refused(attempt: Attempt, response: aiohttp.ClientResponse) -> None:
+    attempt.outcome = _BY_STATUS.get(response.status, Outcome.ERROR)
+    attempt.retry_after_s = retry_after(response.headers)
+    attempt.reason = response.headers.get("x-tokenpool-reason", "")
+    content = await response.content.read(MOST_ERROR_BYTES)
+    if not attempt.reason:
+        event = sse.decoded(content)
+        attempt.reason = event.error.name if event is not None and event.error else str(response.status)
+
+
+async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientResponse) -> None:
+    async for chunk in response.content.iter_any():
+        stream.feed(chunk)
+    attempt.outcome, attempt.reason = stream.ending("stream ended early")
+
+
+def _whole(attempt: Attempt, content: bytes) -> None:
+    """An answer that was not streamed: its first token is not seen before its last."""
+    event = sse.decoded(content)
+    if event is None or not event.choices:
+        attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
+        return
+    attempt.outcome = Outcome.SERVED
+    _count(attempt, event.usage)
+
+
+def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
+    if usage is not None:
+        attempt.prompt_tokens = usage.prompt_tokens
+        attempt.tokens = usage.completion_tokens or 0
+
+
+class _Stream:
+    """What is seen of a stream while it comes."""
+
+    __slots__ = (
+        "_attempt",
+        "_clock",
+        "_events",
+        "_gaps",
+        "_last_s",
+        "_reader",
+        "_usage",
+        "failure",
+        "is_finished",
+    )
+
+    def __init__(self, attempt: Attempt, clock: Callable[[], float]) -> None:
+        self._attempt = attempt
+        self._clock = clock
+        self._reader = sse.Reader()
+        self._events = 0
+        self._last_s = 0.0
+        self._gaps: list[float] = []
+        self._usage: sse.Usage | None = None
+        self.failure: sse.Failure | None = None
+        self.is_finished = False
+        """Whether the server said that this was all."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in what came just now."""
+        now = self._clock()
+        for data in self._reader.feed(chunk):
+            if data == sse.DONE:
+                self.is_finished = True
+            elif (event := sse.decoded(data)) is not None:
+                self._take(event, now)
+
+    def _take(self, event: sse.Event, now: float) -> None:
+        if event.is_token:
+            if self._events:
+                self._gaps.append(now - self._last_s)
+            else:
+                self._attempt.first_s = now
+            self._events += 1
+            self._last_s = now
+        if event.usage is not None:
+            self._usage = event.usage
+        if event.error is not None:
+            self.failure = event.error
+        if event.is_finish:
+            self.is_finished = True
+
+    def ending(self, broken: str) -> tuple[Outcome, str]:
+        """How a stream that has ended did so; ``broken`` says why, where the server did not."""
+        if self.failure is not None:
+            return Outcome.PREEMPTED, self.failure.name
+        return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)
+
+    def close(self) -> None:
+        """Note in the attempt what was seen."""
+        attempt, gaps = self._attempt, self._gaps
+        if self._events:
+            attempt.tokens = self._events
+        _count(attempt, self._usage)
+        if gaps:
+            attempt.gap_mean_s = sum(gaps) / len(gaps)
+            attempt.gap_max_s = max(gaps)
+            attempt.gap_p99_s = percentile(sorted(gaps), 0.99)
+            attempt.gaps = gap_histogram(gaps)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """When to come back, in seconds: ``retry-after-ms``, else ``Retry-After`` in seconds, as SDKs read them.
+
+    Dates are not read: no server of models sends one.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None

@@ -1,0 +1,231 @@
+"""Runs side by side: a row for each tenant, phase and label, as ratios to the first label. Pure.
+
+Runs of one label are the same thing under several seeds; they are shown by their median and their worst. A
+label with one run is shown with its confidence interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import msgspec
+
+from loadgen import words
+from loadgen.page import page, plots, warning
+from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
+from loadgen.records import Meta, Outcome, Run
+from loadgen.report import notes, percentile_points, waits_by_tenant
+from loadgen.statistics import Estimate, Windows, median, nice_width
+from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
+
+SHOWN = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
+SHORT = ("TTFT p50", "TTFT p99", "tok/s")
+"""What a terminal has room for."""
+_HEAD = ("tenant", "phase", "label", "runs", "requests", "served", "shed")
+
+
+class Compared(msgspec.Struct, frozen=True):
+    """One number of one label: over its runs, and against the first label's."""
+
+    median: float
+    worst: float
+    """The largest latency, the smallest rate."""
+    interval: Estimate | None
+    """Of a single run."""
+    ratio: float | None
+    """Of the medians; ``None`` for the first label and where it has nothing to compare with."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A tenant in a phase under a label."""
+
+    tenant: str
+    phase: str
+    label: str
+    runs: int
+    requests: int
+    served: float
+    """Share of the requests, over all runs."""
+    shed: int
+    measures: dict[str, Compared]
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The runs of one label."""
+
+    label: str
+    runs: list[Run]
+    summaries: list[Summary]
+
+    def cells(self, tenant: str, phase: str) -> list[Cell]:
+        """The cells of a tenant and phase in all runs."""
+        found = (summary.cell(tenant, phase) for summary in self.summaries)
+        return [cell for cell in found if cell is not None]
+
+
+def groups(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[Group]:
+    """Runs by label, in the order in which labels were first given."""
+    found: dict[str, Group] = {}
+    for run, summary in zip(runs, summaries, strict=True):
+        group = found.setdefault(run.meta.label, Group(run.meta.label, [], []))
+        group.runs.append(run)
+        group.summaries.append(summary)
+    return list(found.values())
+
+
+def rows(compared: Sequence[Group]) -> list[Row]:
+    """Every tenant and phase that any run has, a row for each label."""
+    places = dict.fromkeys(
+        (cell.tenant, cell.phase) for g in compared for summary in g.summaries for cell in summary.cells
+    )
+    found = []
+    for tenant, phase in places:
+        first = compared[0].cells(tenant, phase)
+        for group in compared:
+            if cells := group.cells(tenant, phase):
+                found.append(
+                    _row(tenant, phase, group.label, cells, first if group is not compared[0] else [])
+                )
+    return found
+
+
+def _row(tenant: str, phase: str, label: str, cells: list[Cell], first: list[Cell]) -> Row:
+    asked = sum(cell.requests for cell in cells)
+    served = sum(cell.ended(Outcome.SERVED) for cell in cells)
+    shed = sum(cell.ended(Outcome.SHED) + cell.ended(Outcome.UNAVAILABLE) for cell in cells)
+    measures = {name: made for name in MEASURES if (made := _compared(name, cells, first)) is not None}
+    return Row(tenant, phase, label, len(cells), asked, served / asked if asked else 1.0, shed, measures)
+
+
+def _compared(measure: str, cells: list[Cell], first: list[Cell]) -> Compared | None:
+    made = [estimate for cell in cells if (estimate := MEASURES[measure](cell)) is not None]
+    against = [estimate.value for cell in first if (estimate := MEASURES[measure](cell)) is not None]
+    if not made:
+        return None
+    values = [estimate.value for estimate in made]
+    middle = median(values)
+    base = median(against) if against else 0.0
+    return Compared(
+        median=middle,
+        worst=min(values) if is_rate(measure) else max(values),
+        interval=made[0] if len(made) == 1 else None,
+        ratio=middle / base if base > 0 else None,
+    )
+
+
+def _cell(measure: str, compared: Compared | None) -> str:
+    if compared is None:
+        return words.NOTHING
+    rate = is_rate(measure)
+    value = words.estimate(Estimate(compared.median), rate=rate)
+    if compared.ratio is not None:
+        value += f" ({compared.ratio:.2f}x)"
+    if compared.interval is not None:
+        return f"{value}\n{words.interval(compared.interval, rate=rate)}"
+    return f"{value}\nworst {words.estimate(Estimate(compared.worst), rate=rate)}"
+
+
+def _line(row: Row) -> list[str]:
+    return [
+        row.tenant,
+        row.phase,
+        row.label,
+        str(row.runs),
+        str(row.requests),
+        f"{row.served:.1%}",
+        str(row.shed),
+        *(_cell(name, row.measures.get(name)) for name in SHOWN),
+    ]
+
+
+def _short_line(row: Row) -> list[str]:
+    """For a terminal: what is certain of the p99 only, and of fewer things."""
+    cells = [_cell(name, row.measures.get(name)).partition("\n") for name in SHORT]
+    flat = [f"{value} [{small}]" if "p99" in name and small else value
+            for name, (value, _, small) in zip(SHORT, cells, strict=True)]  # fmt: skip
+    return [row.tenant, row.phase, row.label, f"{row.served:.1%}", str(row.shed), *flat]
+
+
+def text(compared: Sequence[Group]) -> str:
+    """The comparison for a terminal."""
+    lines = [_short_line(row) for row in rows(compared)]
+    table = words.text_table(("tenant", "phase", "label", "served", "shed", *SHORT), lines, left=3)
+    return "\n".join([table, _reading(compared), *(f"! {note}" for note in _notes(compared))])
+
+
+def _reading(compared: Sequence[Group]) -> str:
+    return (
+        f"In round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % "
+        "confidence interval of a single run, the worst of several."
+    )
+
+
+def _notes(compared: Sequence[Group]) -> list[str]:
+    return [
+        f"{run.folder}: {note}"
+        for group in compared
+        for run, summary in zip(group.runs, group.summaries, strict=True)
+        for note in notes(run.meta, summary)
+    ]
+
+
+def html(compared: Sequence[Group]) -> str:
+    """The comparison as a page."""
+    made = rows(compared)
+    title = " / ".join(group.label for group in compared)
+    tenants = list(dict.fromkeys(row.tenant for row in made if row.tenant != EVERYONE))
+    lines = [_line(row) for row in made]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(_setting(compared))}</p>',
+        *map(warning, _notes(compared)),
+        "<h2>In numbers</h2>",
+        words.html_table((*_HEAD, *SHOWN), lines, _reading(compared), left=3),
+        "<h2>99th percentile of the time to first token</h2>",
+        '<p class="soft note">Lines: the 95 % confidence interval of a single run, or from the median of '
+        "several to the worst.</p>",
+        plots([_bars(tenant, made, compared) for tenant in tenants], pairs=True),
+        "<h2>The same over time</h2>",
+        plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
+    ]
+    return page(f"{title}: runs side by side", parts)
+
+
+def _setting(compared: Sequence[Group]) -> str:
+    metas: list[Meta] = [run.meta for group in compared for run in group.runs]
+    names = ", ".join(dict.fromkeys(meta.name for meta in metas))
+    machines = ", ".join(dict.fromkeys(f"{m.machine.cpu} ({m.machine.cores} cores)" for m in metas))
+    seeds = ", ".join(str(seed) for seed in sorted({meta.seed for meta in metas}))
+    return f"{names}; seeds {seeds}; {machines}"
+
+
+def _bars(tenant: str, made: Sequence[Row], compared: Sequence[Group]) -> str:
+    colours = {group.label: index for index, group in enumerate(compared)}
+    bars = []
+    for row in made:
+        number = row.measures.get("TTFT p99")
+        if row.tenant != tenant or number is None:
+            continue
+        name = row.label if row.phase == WHOLE else f"{row.label}, {row.phase}"
+        made_of = number.interval
+        low, high = (made_of.low, made_of.high) if made_of is not None else (None, number.worst)
+        note = _cell("TTFT p99", number).partition("\n")[2]
+        bars.append(Bar(name, number.median, low, high, colours[row.label], note))
+    return intervals(tenant, bars, unit="s", is_log=True)
+
+
+def _over_time(tenant: str, compared: Sequence[Group]) -> str:
+    """The first run of each label."""
+    first = [group.runs[0] for group in compared]
+    until = max(run.meta.duration_s for run in first)
+    windows = Windows(until, nice_width(until, 32))
+    series = [
+        Series(
+            run.meta.label, percentile_points(waits_by_tenant(run).get(tenant, []), windows, 0.99), i, i % 3
+        )
+        for i, run in enumerate(first)
+    ]
+    bands = tuple(Band(p.name, p.from_s, p.to_s) for p in first[0].meta.phases)
+    title = f"{tenant}, per {windows.width_s:g} s, first run of each"
+    return curves(title, series, Frame(until, bands), unit="s", is_log=True, is_half=True)

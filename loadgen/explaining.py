@@ -1,0 +1,82 @@
+"""A scenario in words and numbers, before it is run: who will ask how much, in which phase. Pure."""
+
+from __future__ import annotations
+
+from loadgen import words
+from loadgen.arrivals import most_workers, segments
+from loadgen.lengths import mean
+from loadgen.scenario import Closed, Replay, Scenario, Tenant
+
+
+def explain(scenario: Scenario) -> str:
+    """Several lines for a terminal."""
+    lines = [
+        f"{scenario.name}: {scenario.duration_s:g} s, seed {scenario.seed}, model {scenario.model} by "
+        f"{scenario.route.path}, {'streamed' if scenario.stream else 'not streamed'}, "
+        f"prompts as {'token ids' if scenario.prompt == 'ids' else 'text'}",
+        "",
+        words.text_table(_HEAD, [_row(scenario, tenant) for tenant in scenario.tenants]),
+    ]
+    lines += [f"phase {p.name}: {p.from_s:g} to {p.to_s:g} s{_rates(p.rates)}" for p in scenario.phases]
+    lines += [f"fault at {fault.at_s:g} s: {fault.name}" for fault in scenario.faults]
+    return "\n".join(lines)
+
+
+_HEAD = ("tenant", "arrivals", "requests", "input", "output", "tokens/s offered", "retries")
+
+
+def _row(scenario: Scenario, tenant: Tenant) -> list[str]:
+    asked = _expected(scenario, tenant)
+    inputs, outputs = _lengths(tenant)
+    starts, ends = scenario.span(tenant)
+    offered = asked * (inputs + outputs) / (ends - starts) if asked is not None and ends > starts else None
+    return [
+        tenant.name,
+        _arrivals(scenario, tenant),
+        words.NOTHING if asked is None else f"about {asked:.0f}",
+        f"{inputs:.0f}",
+        f"{outputs:.0f}",
+        words.NOTHING if offered is None else words.amount(offered),
+        _retries(tenant),
+    ]
+
+
+def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
+    process = tenant.process
+    if isinstance(process, Closed):
+        return f"closed, {most_workers(scenario, tenant)} workers"
+    if isinstance(process, Replay):
+        return f"replay of {process.file}"
+    return type(process).__name__.lower()
+
+
+def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
+    """How many requests are expected; a closed loop asks as often as it is answered."""
+    if isinstance(tenant.process, Closed):
+        return None
+    if isinstance(tenant.process, Replay):
+        starts, ends = scenario.span(tenant)
+        moments = [starts + traced.at_s for traced in tenant.process.trace]
+        return sum(scenario.factor(tenant.name, at) for at in moments if at < ends)
+    return sum(segment.area for segment in segments(scenario, tenant))
+
+
+def _lengths(tenant: Tenant) -> tuple[float, float]:
+    if isinstance(tenant.process, Replay):
+        trace = tenant.process.trace
+        return (
+            sum(traced.input_tokens for traced in trace) / len(trace),
+            sum(traced.output_tokens for traced in trace) / len(trace),
+        )
+    return mean(tenant.input), mean(tenant.output)
+
+
+def _retries(tenant: Tenant) -> str:
+    if not tenant.retries.most:
+        return "none"
+    kind = "as told" if tenant.retries.honour_retry_after else "on their own terms"
+    return f"{tenant.retries.most}, {kind}"
+
+
+def _rates(rates: tuple[tuple[str, float], ...]) -> str:
+    return "".join(f", {name} x {factor:g}" for name, factor in rates)

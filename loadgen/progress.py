@@ -1,0 +1,54 @@
+"""How a run goes, on standard error: one line that is written over on a terminal, else one every 5 s."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from typing import TextIO
+
+from loadgen.records import Outcome
+
+TERMINAL_INTERVAL_S = 0.25
+PLAIN_INTERVAL_S = 5.0
+_BAR = 20
+_SHOWN = {
+    Outcome.SERVED: "served",
+    Outcome.SHED: "shed",
+    Outcome.UNAVAILABLE: "unavailable",
+    Outcome.ERROR: "errors",
+    Outcome.BROKEN: "broken",
+    Outcome.TIMEOUT: "timed out",
+    Outcome.PREEMPTED: "preempted",
+}
+
+
+def line(at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome], *, width: int) -> str:
+    """One line, not longer than ``width``."""
+    share = min(at_s / duration_s, 1.0)
+    full = round(_BAR * share)
+    counts = [f"{count} {_SHOWN[o]}" for o in _SHOWN if (count := ended[o]) or o is Outcome.SERVED]
+    state = "waiting for the last answers" if at_s >= duration_s else f"of {duration_s:.0f} s"
+    bar = "#" * full + "." * (_BAR - full)
+    return f"[{bar}] {at_s:.0f} {state}  {in_flight} in flight, {', '.join(counts)}"[:width]
+
+
+class Progress:
+    """Writes the line."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._is_terminal = out.isatty()
+        self.interval_s = TERMINAL_INTERVAL_S if self._is_terminal else PLAIN_INTERVAL_S
+
+    def show(self, at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]) -> None:
+        """Show how far the run is."""
+        width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 200
+        text = line(at_s, duration_s, in_flight, ended, width=width)
+        self._out.write(f"\r{text}\x1b[K" if self._is_terminal else f"{text}\n")
+        self._out.flush()
+
+    def clear(self) -> None:
+        """Leave the line to what is printed next."""
+        if self._is_terminal:
+            self._out.write("\r\x1b[K")
+            self._out.flush()

@@ -1,0 +1,370 @@
+"""Scenario files: YAML text in, a `Scenario` out, or one line that names file, line, field and fix.
+
+Keys may be named by environment variable, so that scenarios can be shared; the environment is an argument.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from loadgen.fields import Field, ScenarioError, document, given
+from loadgen.scenario import (
+    Bursty,
+    Closed,
+    Constant,
+    Empirical,
+    Fault,
+    Fixed,
+    Lengths,
+    Lognormal,
+    Normal,
+    OnOff,
+    Phase,
+    Poisson,
+    Prefix,
+    Process,
+    PromptForm,
+    Ramp,
+    Replay,
+    Retries,
+    Route,
+    Scenario,
+    Tenant,
+    Traced,
+    Uniform,
+)
+
+LONGEST_TOKENS = 1 << 20
+"""A longer prompt is a slip of the finger."""
+SIGNALS = ("STOP", "CONT", "KILL", "TERM")
+_SCENARIO = (
+    "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "timeout_s",
+    "drain_s", "spread", "tenants", "phases", "faults",
+)  # fmt: skip
+_TENANT = (
+    "name", "key", "arrivals", "input", "output", "prefix", "retries", "priority", "tier", "starts_s",
+    "ends_s",
+)  # fmt: skip
+
+
+class _Line(msgspec.Struct):
+    """One line of a trace."""
+
+    at: float
+    input: int
+    output: int
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+
+
+def read(path: Path, environment: Mapping[str, str]) -> Scenario:
+    """The scenario of a file. Raises ``ScenarioError``, or ``OSError`` where there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ScenarioError(f"{path}:1: not a text (byte {error.start}); save it as UTF-8") from None
+    return parse(text, str(path), environment, folder=path.parent)
+
+
+def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) -> Scenario:
+    """The scenario of a text; traces are looked up from ``folder``. Raises ``ScenarioError``."""
+    top = document(text, file)
+    fields = top.fields(_SCENARIO, required=("name", "model", "duration_s", "tenants"))
+    route = Route(given(fields, "route", lambda f: f.word(tuple(Route)), Route.COMPLETIONS.value))
+    duration = fields["duration_s"].number("seconds", above=True)
+    timeout = given(fields, "timeout_s", lambda f: f.number("seconds", above=True), 120.0)
+    tenants = _tenants(fields["tenants"], environment, folder)
+    phases = given(fields, "phases", lambda f: _phases(f, tenants, duration), ())
+    return Scenario(
+        name=fields["name"].text(),
+        model=fields["model"].text(),
+        duration_s=duration,
+        tenants=tenants,
+        seed=given(fields, "seed", lambda f: f.whole("(a seed)"), 0),
+        route=route,
+        prompt=given(fields, "prompt", lambda f: _form(f, route), _DEFAULT_FORM[route]),
+        tokens_per_byte=given(fields, "tokens_per_byte", lambda f: f.number("tokens", above=True), 0.25),
+        stream=given(fields, "stream", Field.truth, True),
+        timeout_s=timeout,
+        drain_s=given(fields, "drain_s", lambda f: f.number("seconds"), timeout),
+        spread=given(fields, "spread", _spread, "round_robin"),
+        phases=phases,
+        faults=given(fields, "faults", lambda f: tuple(_fault(item, duration) for item in f.items()), ()),
+    )
+
+
+_DEFAULT_FORM = {Route.CHAT: PromptForm.TEXT, Route.COMPLETIONS: PromptForm.IDS}
+
+
+def _form(field: Field, route: Route) -> PromptForm:
+    form = PromptForm(field.word(tuple(PromptForm)))
+    if form is PromptForm.IDS and route is Route.CHAT:
+        field.fail(
+            "is ids, which the chat route does not take", "write 'route: completions' or 'prompt: text'"
+        )
+    return form
+
+
+def _spread(field: Field) -> str | tuple[float, ...]:
+    if not field.is_list:
+        return field.word(("round_robin", "random"))
+    weights = tuple(item.number("(a weight)") for item in field.items())
+    if not sum(weights) > 0:
+        field.fail("has no weight above 0", "give each URL its weight, in their order")
+    return weights
+
+
+def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tuple[Tenant, ...]:
+    tenants: list[Tenant] = []
+    for item in field.items():
+        tenant = _tenant(item, environment, folder)
+        if any(tenant.name == other.name for other in tenants):
+            item.fail(f"is the second tenant called {tenant.name!r}", "give each its own name")
+        tenants.append(tenant)
+    if not tenants:
+        field.fail("is empty", "add at least one tenant")
+    return tuple(tenants)
+
+
+def _tenant(item: Field, environment: Mapping[str, str], folder: Path) -> Tenant:
+    fields = item.fields(_TENANT, required=("name", "arrivals"))
+    name = fields["name"].text()
+    process = _process(fields["arrivals"], folder)
+    lengths = [f for f in ("input", "output") if f not in fields]
+    if lengths and not isinstance(process, Replay):
+        item.fail(f"has no {lengths[0]}", f"add '{lengths[0]}:' with a number of tokens or a distribution")
+    if len(lengths) != 2 and isinstance(process, Replay):
+        item.fail("replays a trace, which has lengths of its own", "remove input and output")
+    starts = given(fields, "starts_s", lambda f: f.number("seconds"), 0.0)
+    return Tenant(
+        name=name,
+        process=process,
+        input=given(fields, "input", _lengths, Fixed(1)),
+        output=given(fields, "output", _lengths, Fixed(1)),
+        key=given(fields, "key", lambda f: _key(f, environment), None),
+        prefix=given(fields, "prefix", lambda f: _prefix(f, name), None),
+        retries=given(fields, "retries", _retries, Retries()),
+        priority=given(fields, "priority", lambda f: f.whole("(a priority)", least=-(1 << 31)), None),
+        tier=given(fields, "tier", Field.text, ""),
+        starts_s=starts,
+        ends_s=given(fields, "ends_s", lambda f: f.number("seconds", least=starts, above=True), None),
+    )
+
+
+def _key(field: Field, environment: Mapping[str, str]) -> str:
+    if not field.is_mapping:
+        key = field.text()
+    else:
+        named = field.fields(("env",), required=("env",))["env"]
+        variable = named.text()
+        if not environment.get(variable):
+            named.fail(f"is {variable}, which is not set", f"run with {variable}=… in the environment")
+        key = environment[variable]
+    if not key.isprintable() or not key.isascii():
+        field.fail("has characters that a header cannot carry", "use printable ASCII")
+    return key
+
+
+def _prefix(field: Field, tenant: str) -> Prefix:
+    fields = field.fields(("share", "tokens", "name"), required=("tokens",))
+    return Prefix(
+        share=given(fields, "share", lambda f: f.number("(a share)", most=1.0), 1.0),
+        tokens=fields["tokens"].whole("tokens", least=1, most=LONGEST_TOKENS),
+        name=given(fields, "name", Field.text, tenant),
+    )
+
+
+def _retries(field: Field) -> Retries:
+    fields = field.fields(("most", "honour_retry_after", "wait_s"))
+    return Retries(
+        most=given(fields, "most", lambda f: f.whole("retries"), 0),
+        honour_retry_after=given(fields, "honour_retry_after", Field.truth, True),
+        wait_s=given(fields, "wait_s", lambda f: f.number("seconds"), 0.5),
+    )
+
+
+def _rate(fields: dict[str, Field], name: str = "rate") -> float:
+    return fields[name].number("requests per second", above=True)
+
+
+def _constant(field: Field) -> Constant:
+    return Constant(_rate(field.fields(("rate",), required=("rate",))))
+
+
+def _poisson(field: Field) -> Poisson:
+    return Poisson(_rate(field.fields(("rate",), required=("rate",))))
+
+
+def _bursty(field: Field) -> Bursty:
+    fields = field.fields(("rate", "burst"), required=("rate", "burst"))
+    return Bursty(_rate(fields), fields["burst"].whole("requests", least=1))
+
+
+def _ramp(field: Field) -> Ramp:
+    fields = field.fields(("from", "to", "over_s"), required=("from", "to", "over_s"))
+    start, end = (fields[name].number("requests per second") for name in ("from", "to"))
+    return Ramp(start, end, fields["over_s"].number("seconds", above=True))
+
+
+def _on_off(field: Field) -> OnOff:
+    fields = field.fields(("rate", "on_s", "off_s"), required=("rate", "on_s", "off_s"))
+    on, off = (fields[name].number("seconds", above=True) for name in ("on_s", "off_s"))
+    return OnOff(_rate(fields), on, off)
+
+
+def _closed(field: Field) -> Closed:
+    fields = field.fields(("workers", "think_s"), required=("workers",))
+    think = given(fields, "think_s", lambda f: f.number("seconds"), 0.0)
+    return Closed(fields["workers"].whole("workers", least=1, most=100_000), think)
+
+
+_PROCESSES: dict[str, Callable[[Field], Process]] = {
+    "constant": _constant,
+    "poisson": _poisson,
+    "bursty": _bursty,
+    "ramp": _ramp,
+    "on_off": _on_off,
+    "closed": _closed,
+}
+
+
+def _process(field: Field, folder: Path) -> Process:
+    kind, body = field.one((*_PROCESSES, "replay"))
+    return _replay(body, folder) if kind == "replay" else _PROCESSES[kind](body)
+
+
+def _replay(field: Field, folder: Path) -> Replay:
+    named = field.fields(("file",), required=("file",))["file"]
+    path = folder / named.text()
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        named.fail(f"is {path}, which cannot be read ({error.strerror})", "name a file of JSON lines")
+    trace = [_traced(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not trace:
+        named.fail(
+            f"is {path}, which has no request", 'add lines such as {"at": 0.5, "input": 100, "output": 20}'
+        )
+    return Replay(named.text(), tuple(sorted(trace, key=lambda traced: traced.at_s)))
+
+
+def _traced(line: bytes, where: str) -> Traced:
+    fix = 'write lines such as {"at": 0.5, "input": 100, "output": 20}'
+    try:
+        read = _decode_line(line)
+    except msgspec.DecodeError as error:  # the base of ValidationError too
+        raise ScenarioError(f"{where}: {error}; {fix}") from None
+    if not (math.isfinite(read.at) and read.at >= 0):
+        raise ScenarioError(f"{where}: at is {read.at:g}; write seconds from the start, at least 0")
+    for name, tokens in (("input", read.input), ("output", read.output)):
+        if not 1 <= tokens <= LONGEST_TOKENS:
+            raise ScenarioError(f"{where}: {name} is {tokens}; write from 1 to {LONGEST_TOKENS} tokens")
+    return Traced(read.at, read.input, read.output)
+
+
+def _tokens(field: Field) -> int:
+    return field.whole("tokens", least=1, most=LONGEST_TOKENS)
+
+
+def _range(field: Field, fields: dict[str, Field]) -> tuple[int, int]:
+    least, most = given(fields, "least", _tokens, 1), given(fields, "most", _tokens, LONGEST_TOKENS)
+    if least > most:
+        field.fail(f"has least {least} above most {most}", "swap the two")
+    return least, most
+
+
+def _uniform(field: Field) -> Uniform:
+    fields = field.fields(("least", "most"), required=("least", "most"))
+    return Uniform(*_range(field, fields))
+
+
+def _normal(field: Field) -> Normal:
+    fields = field.fields(("mean", "deviation", "least", "most"), required=("mean", "deviation"))
+    mean, deviation = fields["mean"].number("tokens", above=True), fields["deviation"].number("tokens")
+    return Normal(mean, deviation, *_range(field, fields))
+
+
+def _lognormal(field: Field) -> Lognormal:
+    fields = field.fields(("median", "sigma", "least", "most"), required=("median", "sigma"))
+    median, sigma = fields["median"].number("tokens", above=True), fields["sigma"].number("(no unit)", most=5)
+    return Lognormal(median, sigma, *_range(field, fields))
+
+
+def _empirical(field: Field) -> Empirical:
+    lengths: list[int] = []
+    weights: list[float] = []
+    for item in field.items():
+        fields = (
+            item.fields(("tokens", "weight"), required=("tokens",)) if item.is_mapping else {"tokens": item}
+        )
+        lengths.append(_tokens(fields["tokens"]))
+        weights.append(given(fields, "weight", lambda f: f.number("(a weight)"), 1.0))
+    if not sum(weights) > 0:
+        field.fail("has no length of a weight above 0", "write a list of {tokens: 100, weight: 2}")
+    return Empirical(tuple(lengths), tuple(weights))
+
+
+_LENGTHS: dict[str, Callable[[Field], Lengths]] = {
+    "fixed": lambda field: Fixed(_tokens(field)),
+    "uniform": _uniform,
+    "normal": _normal,
+    "lognormal": _lognormal,
+    "empirical": _empirical,
+}
+
+
+def _lengths(field: Field) -> Lengths:
+    if field.is_number:
+        return Fixed(_tokens(field))
+    kind, body = field.one(tuple(_LENGTHS))
+    return _LENGTHS[kind](body)
+
+
+def _phases(field: Field, tenants: tuple[Tenant, ...], duration: float) -> tuple[Phase, ...]:
+    phases: list[Phase] = []
+    for item in field.items():
+        phase = _phase(item, tenants, duration)
+        for other in phases:
+            if phase.name == other.name:
+                item.fail(f"is the second phase called {phase.name!r}", "give each its own name")
+            if phase.from_s < other.to_s and other.from_s < phase.to_s:
+                item.fail(f"overlaps phase {other.name!r}", "let one begin where the other ends")
+        phases.append(phase)
+    return tuple(sorted(phases, key=lambda phase: phase.from_s))
+
+
+def _phase(item: Field, tenants: tuple[Tenant, ...], duration: float) -> Phase:
+    fields = item.fields(("name", "from", "to", "rates"), required=("name", "from", "to"))
+    start = fields["from"].number("seconds", most=duration)
+    end = fields["to"].number("seconds", least=start, above=True, most=duration)
+    rates = fields["rates"].named() if "rates" in fields else {}
+    return Phase(fields["name"].text(), start, end, tuple(_factor(f, n, tenants) for n, f in rates.items()))
+
+
+def _factor(field: Field, name: str, tenants: tuple[Tenant, ...]) -> tuple[str, float]:
+    tenant = next((tenant for tenant in tenants if tenant.name == name), None)
+    if tenant is None:
+        field.fail("names no tenant", f"use one of {', '.join(tenant.name for tenant in tenants)}")
+    # A trace can be thinned out, but not made denser.
+    most = 1.0 if isinstance(tenant.process, Replay) else math.inf
+    return name, field.number("times the tenant's rate", most=most)
+
+
+def _fault(item: Field, duration: float) -> Fault:
+    fields = item.fields(("at_s", "run", "signal", "pid_file"), required=("at_s",))
+    at = fields["at_s"].number("seconds", most=duration)
+    if ("run" in fields) == ("signal" in fields):
+        item.fail("is no single thing to do", "give either 'run:' (a list) or 'signal:' with 'pid_file:'")
+    if "run" in fields:
+        command = tuple(part.text() for part in fields["run"].items())
+        if not command:
+            fields["run"].fail("is empty", "write the command as a list: [docker, stop, engine]")
+        return Fault(at, command=command)
+    if "pid_file" not in fields:
+        item.fail("has no pid_file", "add 'pid_file:', the file that holds the process's id")
+    return Fault(at, signal=fields["signal"].word(SIGNALS), pid_file=fields["pid_file"].text())

@@ -1,0 +1,279 @@
+"""What a run leaves behind, as files of one folder: requests.jsonl, state.jsonl, meta.json, summary.json.
+
+The first has one line for each attempt, written as it ends; the others are about the run as a whole. API keys
+are in none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import IO, TypeVar
+
+import msgspec
+
+from loadgen.scenario import Process, Replay, Scenario
+
+_Record = TypeVar("_Record")
+REQUESTS, STATE, META, SUMMARY, REPORT = (
+    "requests.jsonl", "state.jsonl", "meta.json", "summary.json", "report.html",
+)  # fmt: skip
+_PACKAGES = ("tokenpool", "aiohttp", "uvloop", "msgspec")
+_encode = msgspec.json.Encoder().encode
+
+
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    SERVED = "served"
+    SHED = "shed"
+    """429."""
+    UNAVAILABLE = "unavailable"
+    """503."""
+    ERROR = "error"
+    """Any other status that is no success."""
+    BROKEN = "broken"
+    """The connection could not be made, or ended before the answer did."""
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    """An error within a stream that had begun."""
+    CUT = "cut"
+    """The run ended first."""
+
+
+class Attempt(msgspec.Struct, omit_defaults=True):
+    """One attempt at a request. Times are seconds from the start of the run.
+
+    Written into only while the attempt is under way.
+    """
+
+    tenant: str
+    request: str
+    """Its number among the tenant's requests; for a closed loop after its worker's, as ``w3.17``."""
+    intended_s: float
+    """When the request (its first attempt) was due."""
+    due_s: float
+    """When this attempt was due: later than ``intended_s`` for a retry."""
+    sent_s: float
+    end_s: float
+    input_tokens: int
+    """As asked."""
+    output_tokens: int
+    """As asked."""
+    attempt: int = 1
+    is_last: bool = True
+    outcome: Outcome = Outcome.CUT
+    status: int = 0
+    """0 where there was no answer."""
+    reason: str = ""
+    """``x-tokenpool-reason``, else the error's code."""
+    retry_after_s: float | None = None
+    first_s: float | None = None
+    """The first token."""
+    prompt_tokens: int = 0
+    """As the engine counted."""
+    tokens: int = 0
+    """Output tokens: as the engine counted, else events."""
+    url: int = 0
+    gap_mean_s: float | None = None
+    gap_p99_s: float | None = None
+    gap_max_s: float | None = None
+    gaps: dict[int, int] = {}
+    """See `statistics.Histogram`."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """A fault that was done."""
+
+    at_s: float
+    what: str
+    result: str
+
+
+class PhaseMeta(msgspec.Struct, frozen=True):
+    """A phase, for the report."""
+
+    name: str
+    from_s: float
+    to_s: float
+
+
+class TenantMeta(msgspec.Struct, frozen=True):
+    """A tenant, for the report."""
+
+    name: str
+    tier: str = ""
+
+
+class Machine(msgspec.Struct, frozen=True):
+    """Where the generator ran."""
+
+    cpu: str
+    cores: int
+    kernel: str
+    python: str
+
+
+class Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What was run, where, and how it went as a whole."""
+
+    label: str
+    name: str
+    seed: int
+    duration_s: float
+    drain_s: float
+    ended_s: float
+    """When the last answer had come (or the run was cut)."""
+    is_interrupted: bool
+    tenants: list[TenantMeta]
+    phases: list[PhaseMeta]
+    faults: list[Done]
+    urls: list[str]
+    command: list[str]
+    started: str
+    """Wall-clock time, ISO 8601."""
+    machine: Machine
+    versions: dict[str, str]
+    lag_p50_s: float
+    lag_p99_s: float
+    """How late attempts were sent."""
+    lag_max_s: float
+    cpu: float
+    """Share of one core that the generator used: the 95th percentile of its seconds."""
+    complaints: list[str]
+    """Why the run is not to be relied on, in words; empty where it kept up."""
+    unread_states: dict[str, int]
+    """How many looks at a state page came to nothing, by URL."""
+    scenario: dict[str, object]
+
+
+class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One look at a state page. Amounts are by dimension."""
+
+    at_s: float
+    source: str
+    kind: str
+    """``sidecar``, ``coordinator`` or ``engine``."""
+    capacity: dict[str, float] = {}
+    entitlements: dict[str, EntitlementSample] = {}
+    engine: dict[str, float] = {}
+    """running, waiting, kv_usage, up; where known."""
+
+
+class EntitlementSample(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entitlement, as a page shows it."""
+
+    limit: dict[str, float] = {}
+    demand: dict[str, float] = {}
+    in_use: dict[str, float] = {}
+    level: float | None = None
+    debt: float | None = None
+
+
+def machine() -> Machine:
+    """This machine."""
+    return Machine(_cpu_model(), len(os.sched_getaffinity(0)), platform.release(), platform.python_version())
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the generator is made of."""
+    found: dict[str, str] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def described(scenario: Scenario) -> dict[str, object]:
+    """A scenario for meta.json: complete, but for keys and the lines of traces."""
+    shown = _shown(scenario)
+    assert isinstance(shown, dict)
+    return shown
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, Replay):
+        return {"replay": {"file": value.file, "requests": len(value.trace)}}
+    if is_dataclass(value) and not isinstance(value, type):
+        body = {f.name: _shown(getattr(value, f.name)) for f in fields(value) if f.name != "key"}
+        return {type(value).__name__.lower(): body} if isinstance(value, Process) else body
+    if isinstance(value, tuple):
+        return [_shown(item) for item in value]
+    return value
+
+
+class Lines:
+    """A file of JSON lines that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("wb")
+
+    def write(self, record: msgspec.Struct) -> None:
+        """Add a line."""
+        self._file.write(_encode(record) + b"\n")
+
+    def close(self) -> None:
+        """No more lines come."""
+        self._file.close()
+
+
+def save(path: Path, record: object) -> None:
+    """Write one record as indented JSON."""
+    path.write_bytes(msgspec.json.format(_encode(record), indent=1) + b"\n")
+
+
+class RunUnreadable(ValueError):
+    """A folder that holds no run; the text says what is missing."""
+
+
+class Run(msgspec.Struct, frozen=True):
+    """A run, as read back."""
+
+    folder: str
+    meta: Meta
+    attempts: list[Attempt]
+    samples: list[Sample]
+
+
+def load(folder: Path) -> Run:
+    """Read a run's folder. Raises ``RunUnreadable``."""
+    try:
+        meta = msgspec.json.decode((folder / META).read_bytes(), type=Meta)
+        attempts = list(_lines(folder / REQUESTS, Attempt))
+        samples = list(_lines(folder / STATE, Sample)) if (folder / STATE).exists() else []
+    except OSError as error:
+        raise RunUnreadable(f"{folder} holds no run ({error.strerror}: {error.filename}); "
+                            "name a folder that 'loadgen run --out' wrote") from None  # fmt: skip
+    except msgspec.DecodeError as error:
+        raise RunUnreadable(f"{folder} cannot be read: {error}; run the scenario again") from None
+    return Run(str(folder), meta, attempts, samples)
+
+
+def _lines(path: Path, kind: type[_Record]) -> Iterator[_Record]:
+    decode = msgspec.json.Decoder(kind).decode
+    with path.open("rb") as file:
+        for line in file:
+            yield decode(line)
+
+
+def numbers(value: object) -> dict[str, float]:
+    """The numbers of a mapping; empty for anything else."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {str(k): float(v) for k, v in value.items() if isinstance(v, int | float)}

@@ -1,0 +1,284 @@
+"""The report of one run: a page with plots and tables, and a short table for the terminal. Pure.
+
+What the numbers mean is `summary`'s business, how they are drawn `plots`'.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+from loadgen import words
+from loadgen.page import page, plots, warning
+from loadgen.plots import Band, Frame, Mark, Series, curves, layers, log_ticks
+from loadgen.records import EntitlementSample, Meta, Outcome, Run, Sample
+from loadgen.statistics import Windows, nice_width, percentile
+from loadgen.summary import (
+    EVERYONE,
+    MEASURES,
+    WHOLE,
+    Cell,
+    Summary,
+    first_token,
+    is_rate,
+    requests,
+    token_pieces,
+)
+
+MOST_PLOTS = 12
+"""Tenants with a plot of their own: those with the most requests."""
+_RATE = "tokens_per_second"
+_CURVES = (("p50", 0.5, 2, 1.5), ("p95", 0.95, 1, 1.5), ("p99", 0.99, 0, 2.5))
+"""Name, share, dash and width of each tenant's curves."""
+_REFUSED = (Outcome.SHED, Outcome.UNAVAILABLE)
+_FAILED = (Outcome.ERROR, Outcome.BROKEN, Outcome.TIMEOUT, Outcome.PREEMPTED, Outcome.CUT)
+_HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
+
+
+def notes(meta: Meta, summary: Summary) -> list[str]:
+    """What a reader must know before any number."""
+    found = [f"This run {complaint}." for complaint in meta.complaints]
+    if meta.is_interrupted:
+        found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")
+    totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
+    if short := sum(cell.short for cell in totals):
+        found.append(f"{short} answers were shorter than asked: the engine does not obey ignore_eos.")
+    if bounds := sum(cell.bounds for cell in totals):
+        found.append(
+            f"{bounds} requests never saw a token; their times to first token are how long they waited, "
+            "a lower bound."
+        )
+    found += [f"Of {url}, {count} looks came to nothing." for url, count in meta.unread_states.items()]
+    failed = [done for done in meta.faults if done.result != "done"]
+    return found + [f"The fault '{done.what}' {done.result}." for done in failed]
+
+
+def counts(cell: Cell) -> list[str]:
+    """The columns that count requests."""
+    refused = sum(cell.ended(outcome) for outcome in _REFUSED)
+    failed = sum(cell.ended(outcome) for outcome in _FAILED)
+    tries = f"\n{cell.attempts} attempts" if cell.attempts > cell.requests else ""
+    ended = cell.ended(Outcome.PREEMPTED)
+    preempted = f"\n{ended} preempted" if ended else ""
+    return [f"{cell.requests}{tries}", str(cell.ended(Outcome.SERVED)), str(refused), f"{failed}{preempted}"]
+
+
+def text(meta: Meta, summary: Summary) -> str:
+    """The report for a terminal."""
+    shown = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
+    rows = [
+        [cell.tenant, cell.phase, *(part.partition("\n")[0] for part in counts(cell))]
+        + [words.estimate(MEASURES[name](cell), rate=is_rate(name)) for name in shown]
+        for cell in summary.cells
+    ]
+    lag = (
+        f"sent {words.seconds(meta.lag_p50_s)} late in the middle, {words.seconds(meta.lag_p99_s)} at p99; "
+        f"the generator used {meta.cpu:.0%} of a core"
+    )
+    warnings = [f"! {note}" for note in notes(meta, summary)]
+    return "\n".join([words.text_table((*_HEAD, *shown), rows), lag, *warnings])
+
+
+def html(run: Run, summary: Summary) -> str:
+    """The report as a page."""
+    meta = run.meta
+    frame = _frame(meta)
+    windows = Windows(frame.until_s, nice_width(frame.until_s))
+    parts = [
+        f"<h1>{escape(meta.name)}</h1>",
+        f'<p class="soft">{escape(_subtitle(meta))}</p>',
+        *map(warning, notes(meta, summary)),
+        "<h2>In numbers</h2>",
+        _numbers(summary),
+        "<h2>Time to first token, by tenant</h2>",
+        plots(_latencies(run, windows, frame), pairs=True),
+        "<h2>Throughput and sheds</h2>",
+        plots([_throughput(run, windows, frame), _sheds(run, windows, frame)]),
+        *_states(run, frame),
+        "<h2>How it was run</h2>",
+        _setup(meta),
+    ]
+    return page(f"{meta.name}: load report", parts)
+
+
+def _frame(meta: Meta) -> Frame:
+    bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases)
+    marks = tuple(Mark(done.what, done.at_s) for done in meta.faults)
+    return Frame(max(meta.ended_s, 1.0) if meta.is_interrupted else meta.duration_s, bands, marks)
+
+
+def _subtitle(meta: Meta) -> str:
+    return (
+        f"{meta.label}, seed {meta.seed}, {meta.duration_s:g} s from {meta.started}, against "
+        f"{', '.join(meta.urls)}"
+    )
+
+
+def _numbers(summary: Summary) -> str:
+    rows = [
+        [cell.tenant, cell.phase, *counts(cell), *(_shown(cell, m) for m in MEASURES)]
+        for cell in summary.cells
+    ]
+    caption = (
+        "Latencies count from when a request was due. Small: the 95 % confidence interval; ? where there are "
+        "too few requests to bound it. Shed: 429 and 503. Failed: errors, broken connections, timeouts, "
+        "preempted, cut by the run's end."
+    )
+    return words.html_table((*_HEAD, *MEASURES), rows, caption)
+
+
+def _shown(cell: Cell, measure: str) -> str:
+    made, rate = MEASURES[measure](cell), is_rate(measure)
+    return f"{words.estimate(made, rate=rate)}\n{words.interval(made, rate=rate)}"
+
+
+def waits_by_tenant(run: Run) -> dict[str, list[tuple[float, float]]]:
+    """Each tenant's times to first token, with when the requests were due."""
+    found: dict[str, list[tuple[float, float]]] = {tenant.name: [] for tenant in run.meta.tenants}
+    for tries in requests(run.attempts):
+        wait = first_token(tries[-1], run.meta.drain_s)
+        if wait is not None:
+            found[tries[-1].tenant].append((tries[-1].intended_s, max(wait[0], 1e-6)))
+    return found
+
+
+def percentile_points(
+    waits: Iterable[tuple[float, float]], windows: Windows, share: float
+) -> list[tuple[float, float | None]]:
+    """A percentile for each window; a gap where nothing was due."""
+    groups = windows.grouped(waits)
+    return [
+        (at, percentile(group, share) if group else None)
+        for at, group in zip(windows.middles, groups, strict=True)
+    ]
+
+
+def _latencies(run: Run, windows: Windows, frame: Frame) -> list[str]:
+    waits = waits_by_tenant(run)
+    busiest = set(sorted(waits, key=lambda name: -len(waits[name]))[:MOST_PLOTS])
+    values = [wait for name in busiest for _, wait in waits[name]]
+    ticks = log_ticks(min(values), max(values)) if values else None
+    figures = []
+    for index, tenant in enumerate(run.meta.tenants):
+        if tenant.name in busiest:
+            series = [
+                Series(name, percentile_points(waits[tenant.name], windows, share), index, dash, width)
+                for name, share, dash, width in _CURVES
+            ]
+            title = f"{tenant.name}{f' ({tenant.tier})' if tenant.tier else ''}, per {windows.width_s:g} s"
+            figures.append(curves(title, series, frame, unit="s", is_log=True, ticks=ticks, is_half=True))
+    if len(waits) > len(busiest):
+        figures.append(f'<p class="soft">The {len(busiest)} tenants with the most requests are shown.</p>')
+    return figures
+
+
+def _throughput(run: Run, windows: Windows, frame: Frame) -> str:
+    series = []
+    for index, tenant in enumerate(run.meta.tenants):
+        pieces = token_pieces((a for a in run.attempts if a.tenant == tenant.name), prompts=True)
+        rates = [tokens / windows.width_s for tokens in windows.spread(pieces)]
+        series.append(Series(tenant.name, list(zip(windows.middles, rates, strict=True)), index))
+    capacity = capacity_points(run.samples)
+    over = [Series("capacity", capacity, 7, 1)] if capacity else []
+    return layers("Tokens per second, prompts included", series, frame, unit="tokens/s", over=over)
+
+
+def capacity_points(samples: Sequence[Sample]) -> list[tuple[float, float | None]]:
+    """The pool's tokens per second: as a coordinator says, else what all sidecars say together."""
+    kinds = {sample.kind for sample in samples}
+    kind = "coordinator" if "coordinator" in kinds else "sidecar"
+    by_second: dict[int, dict[str, float]] = defaultdict(dict)
+    for sample in samples:
+        if sample.kind == kind and sample.capacity.get(_RATE):
+            by_second[int(sample.at_s)][sample.source] = sample.capacity[_RATE]
+    return [(second + 0.5, sum(said.values())) for second, said in sorted(by_second.items()) if second >= 0]
+
+
+def _sheds(run: Run, windows: Windows, frame: Frame) -> str:
+    refused = [attempt for attempt in run.attempts if attempt.outcome in _REFUSED]
+    reasons = [reason for reason, _ in Counter(attempt.reason for attempt in refused).most_common()]
+    series = []
+    for index, reason in enumerate(reasons):
+        groups = windows.grouped((a.end_s, 1.0) for a in refused if a.reason == reason)
+        rates = [len(group) / windows.width_s for group in groups]
+        # Reasons are no tenants: they begin with colours of their own.
+        series.append(Series(reason, list(zip(windows.middles, rates, strict=True)), index + 3))
+    return layers("Sheds by reason", series, frame, unit="attempts/s")
+
+
+def _states(run: Run, frame: Frame) -> list[str]:
+    """Limits, debt and engines, where state pages were read."""
+    colours = {tenant.name: index for index, tenant in enumerate(run.meta.tenants)}
+    sharing = [sample for sample in run.samples if sample.entitlements]
+    figures = []
+    if sharing:
+        # Every page shows the pool's limits; a coordinator's are the ones that it decided.
+        best = min(sharing, key=lambda sample: sample.kind != "coordinator").source
+        seen = [sample for sample in sharing if sample.source == best]
+        limits = _entitlement_series(seen, colours, lambda shown: shown.limit.get(_RATE))
+        debts = _entitlement_series(seen, colours, lambda shown: shown.debt)
+        figures += [
+            curves("Limits", limits, frame, unit="tokens/s"),
+            curves("Debt", debts, frame, unit=""),
+        ]
+    engines = _engine_series(run.samples)
+    if engines:
+        figures.append(curves("Sequences in the engines", engines, frame, unit="sequences"))
+    return ["<h2>What the pool says</h2>", plots(figures)] if figures else []
+
+
+def _entitlement_series(
+    samples: Sequence[Sample], colours: dict[str, int], read: Callable[[EntitlementSample], float | None]
+) -> list[Series]:
+    """One curve for each entitlement; those named as a tenant have its colour."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample.entitlements))
+    for name in names:
+        colours.setdefault(name, len(colours))
+    return [
+        Series(
+            name,
+            [
+                (s.at_s, read(s.entitlements[name]) if name in s.entitlements else None)
+                for s in samples
+                if s.at_s >= 0
+            ],
+            colours[name],
+        )
+        for name in names
+    ]
+
+
+def _engine_series(samples: Sequence[Sample]) -> list[Series]:
+    sources = list(dict.fromkeys(sample.source for sample in samples if sample.engine))
+    series = []
+    for index, source in enumerate(sources):
+        for dash, what in enumerate(("running", "waiting")):
+            points = [
+                (s.at_s, s.engine.get(what))
+                for s in samples
+                if s.source == source and s.engine and s.at_s >= 0
+            ]
+            series.append(Series(f"{what}, {source}" if len(sources) > 1 else what, points, index, dash))
+    return series
+
+
+def _setup(meta: Meta) -> str:
+    facts = {
+        "command": " ".join(meta.command),
+        "machine": f"{meta.machine.cpu}, {meta.machine.cores} cores, Linux {meta.machine.kernel}",
+        "versions": ", ".join(
+            [
+                f"Python {meta.machine.python}",
+                *(f"{name} {version}" for name, version in meta.versions.items()),
+            ]
+        ),
+        "sent late": f"{words.seconds(meta.lag_p50_s)} (p50), {words.seconds(meta.lag_p99_s)} (p99), "
+        f"{words.seconds(meta.lag_max_s)} (most)",
+        "generator": f"{meta.cpu:.0%} of a core",
+        "faults": "; ".join(f"{d.what} at {d.at_s:.1f} s: {d.result}" for d in meta.faults) or "none",
+    }
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    scenario = escape(json.dumps(meta.scenario, indent=1))
+    return f"<dl>{listed}</dl><details><summary>the scenario</summary><pre>{scenario}</pre></details>"

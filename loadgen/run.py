@@ -1,0 +1,333 @@
+"""One run: sends what the scenario says, when it says so, and measures. Open-loop.
+
+An arrival waits for nothing but its moment: every request is a task of its own, and where the generator falls
+behind, what is late is sent at once and its latency still counts from when it was due. How late it was is
+kept, and a run that could not keep up says so. Faults, state pages and progress run beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loadgen import arrivals, prompts
+from loadgen.arrivals import Request
+from loadgen.client import Client
+from loadgen.faults import inflict
+from loadgen.progress import Progress
+from loadgen.records import (
+    META,
+    REQUESTS,
+    STATE,
+    Attempt,
+    Done,
+    Lines,
+    Meta,
+    Outcome,
+    PhaseMeta,
+    TenantMeta,
+    described,
+    machine,
+    save,
+    versions,
+)
+from loadgen.sampling import Sampler
+from loadgen.scenario import LONGEST_WAIT_S, Closed, Retries, Scenario, Tenant
+from loadgen.statistics import percentile
+
+LATE_S = 0.05
+"""A run whose attempts were sent later than this, one in a hundred, did not keep up."""
+BUSY = 0.9
+"""Nor did one whose generator used more than this of its core."""
+_HEAD_START_S = 0.05
+_RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be run."""
+
+    scenario: Scenario
+    urls: list[str]
+    out: Path
+    label: str
+    states: list[str] = field(default_factory=list)
+    faults: bool = False
+    """Whether the scenario's faults may be inflicted."""
+    command: list[str] = field(default_factory=list)
+
+
+def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
+    """How long a client waits after its ``attempt``-th attempt; ``jitter`` is drawn from 0 to 1."""
+    if retries.honour_retry_after and asked_s is not None:
+        return asked_s
+    return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
+
+
+def complaints(lag_p99_s: float, cpu: float) -> list[str]:
+    """Why a run is not to be relied on."""
+    found = []
+    if lag_p99_s > LATE_S:
+        found.append(
+            f"could not keep up: one attempt in a hundred was sent more than {lag_p99_s * 1000:.0f} ms late"
+        )
+    if cpu > BUSY:
+        found.append(
+            f"could not keep up: the generator used {cpu:.0%} of a core, and what it took is in every latency"
+        )
+    return found
+
+
+class Runner:
+    """A run under way. ``stop`` ends it early; what was measured is kept."""
+
+    def __init__(self, order: Order, progress: Progress, clock: Callable[[], float]) -> None:
+        self._order = order
+        self._scenario = order.scenario
+        self._progress = progress
+        self._zero = clock() + _HEAD_START_S
+        self._monotonic = clock
+        self._lines = Lines(order.out / REQUESTS)
+        self._state_lines = Lines(order.out / STATE)
+        self._sampler = Sampler(order.states, self._state_lines, self.now)
+        self._requests: set[asyncio.Task[object]] = set()
+        self._error: BaseException | None = None
+        self._in_flight = 0
+        self._ended: Counter[Outcome] = Counter()
+        self._lags: list[float] = []
+        self._busy: list[float] = []
+        self._done: list[Done] = []
+        self._turn = itertools.count()
+        self._spread = arrivals.stream(order.scenario.seed, "", "spread")
+        self._stopped = asyncio.Event()
+        self._client: Client
+
+    def now(self) -> float:
+        """Seconds since the start of the run."""
+        return self._monotonic() - self._zero
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether the run ends early."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Send no more, and wait for nothing."""
+        self._stopped.set()
+
+    async def run(self) -> Meta:
+        """The whole run, until its last answer."""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        scenario = self._scenario
+        jobs = (self._sampler.run(), self._report(), self._watch_cpu())
+        beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
+        faults = scenario.faults if self._order.faults else ()
+        beside += [asyncio.create_task(inflict(fault, self.now, self._done)) for fault in faults]
+        path = scenario.route.path
+        async with Client(self._order.urls, path, scenario.timeout_s, self.now) as self._client:
+            await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
+            ended = self.now()
+            await _end([*self._requests])
+        await _end(beside)
+        self._progress.clear()
+        self._lines.close()
+        self._state_lines.close()
+        if self._error is not None:
+            raise self._error
+        meta = self._meta(started, ended)
+        save(self._order.out / META, meta)
+        return meta
+
+    async def _unless_stopped(self, work: asyncio.Task[None]) -> None:
+        stopped = asyncio.create_task(self._stopped.wait())
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+        await _end([work, stopped])
+        if not work.cancelled():
+            work.result()
+
+    async def _arrive_and_drain(self) -> None:
+        async with asyncio.TaskGroup() as tenants:
+            for tenant in self._scenario.tenants:
+                tenants.create_task(self._tenant(tenant))
+        if self._requests:
+            left = self._scenario.duration_s + self._scenario.drain_s - self.now()
+            await asyncio.wait(self._requests, timeout=max(left, 0.0))
+
+    async def _tenant(self, tenant: Tenant) -> None:
+        if isinstance(tenant.process, Closed):
+            for worker in range(arrivals.most_workers(self._scenario, tenant)):
+                self._start(self._work(tenant, tenant.process, worker))
+            await self._sleep_until(self._scenario.duration_s)
+            return
+        for arrival in arrivals.arrivals(self._scenario, tenant, self._scenario.seed):
+            if arrival.at_s > self.now():
+                await self._sleep_until(arrival.at_s)
+            self._start(self._request(tenant, arrival.request, arrival.at_s))
+        await self._sleep_until(self._scenario.duration_s)
+
+    def _start(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._requests.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[object]) -> None:
+        self._requests.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = error  # such as a disk that is full: nothing more can be measured
+            self.stop()
+
+    async def _sleep_until(self, at_s: float) -> None:
+        await asyncio.sleep(max(at_s - self.now(), 0.0))
+
+    async def _work(self, tenant: Tenant, process: Closed, worker: int) -> None:
+        """One worker of a closed loop: asks, waits for the answer, thinks, asks again."""
+        scenario, name = self._scenario, f"w{worker}"
+        for request in arrivals.requests(tenant, scenario.seed, name):
+            while worker >= arrivals.workers_at(scenario, tenant, self.now()):
+                resumes = _next_turn(scenario, tenant, self.now())
+                if resumes is None:
+                    return
+                await self._sleep_until(resumes)
+            last = await self._request(tenant, request, max(self.now(), 0.0), name)
+            pause = process.think_s
+            if last.outcome is not Outcome.SERVED:
+                # Refused workers do not hammer: they wait as long as before a retry.
+                pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
+            await self._sleep_until(min(self.now() + pause, scenario.duration_s))
+
+    async def _request(self, tenant: Tenant, request: Request, at_s: float, worker: str = "") -> Attempt:
+        """One request with all its attempts; the last of them."""
+        scenario, retries = self._scenario, tenant.retries
+        body = prompts.body(scenario, tenant, request, scenario.seed, worker)
+        name = f"{worker}.{request.number}" if worker else str(request.number)
+        jitter = arrivals.stream(scenario.seed, tenant.name, name, "jitter")
+        due = at_s
+        for number in itertools.count(1):
+            attempt = Attempt(
+                tenant.name, name, at_s, due, due, due, request.input_tokens, request.output_tokens, number,
+                url=self._url(),
+            )  # fmt: skip
+            try:
+                await self._perform(attempt, body, tenant.key)
+                wait = backoff(retries, number, attempt.retry_after_s, jitter.random())
+                due = attempt.end_s + wait
+                attempt.is_last = (
+                    number > retries.most or not _may_retry(attempt) or due >= scenario.duration_s
+                )
+            finally:
+                self._note(attempt)
+            if attempt.is_last:
+                break
+            await self._sleep_until(due)
+        return attempt
+
+    async def _perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
+        self._in_flight += 1
+        try:
+            await self._client.perform(attempt, body, key)
+        finally:
+            self._in_flight -= 1
+
+    def _note(self, attempt: Attempt) -> None:
+        self._lags.append(attempt.sent_s - attempt.due_s)
+        self._ended[attempt.outcome] += 1
+        self._lines.write(attempt)
+
+    def _url(self) -> int:
+        count, spread = len(self._order.urls), self._scenario.spread
+        if count == 1:
+            return 0
+        if spread == "round_robin":
+            return next(self._turn) % count
+        weights = None if isinstance(spread, str) else spread
+        return self._spread.choices(range(count), weights)[0]
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self._progress.interval_s)
+            self._progress.show(max(self.now(), 0.0), self._scenario.duration_s, self._in_flight, self._ended)
+
+    async def _watch_cpu(self) -> None:
+        while True:
+            wall, used = self._monotonic(), _cpu_s()
+            await asyncio.sleep(1.0)
+            self._busy.append((_cpu_s() - used) / (self._monotonic() - wall))
+
+    def _meta(self, started: str, ended: float) -> Meta:
+        scenario, order = self._scenario, self._order
+        lags, busy = sorted(self._lags) or [0.0], sorted(self._busy) or [0.0]
+        late, cpu = percentile(lags, 0.99), percentile(busy, 0.95)
+        return Meta(
+            label=order.label,
+            name=scenario.name,
+            seed=scenario.seed,
+            duration_s=scenario.duration_s,
+            drain_s=scenario.drain_s,
+            ended_s=ended,
+            is_interrupted=self.is_stopped,
+            tenants=[TenantMeta(tenant.name, tenant.tier) for tenant in scenario.tenants],
+            phases=[PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in scenario.phases],
+            faults=self._done,
+            urls=order.urls,
+            command=order.command,
+            started=started,
+            machine=machine(),
+            versions=versions(),
+            lag_p50_s=percentile(lags, 0.5),
+            lag_p99_s=late,
+            lag_max_s=lags[-1],
+            cpu=cpu,
+            complaints=complaints(late, cpu),
+            unread_states={url: count for url, count in self._sampler.unread.items() if count},
+            scenario=described(scenario),
+        )
+
+
+def _may_retry(attempt: Attempt) -> bool:
+    return attempt.outcome in _RETRIED or (attempt.outcome is Outcome.BROKEN and attempt.status == 0)
+
+
+def _next_turn(scenario: Scenario, tenant: Tenant, at_s: float) -> float | None:
+    """The next moment at which the number of workers may differ."""
+    starts, ends = scenario.span(tenant)
+    moments = (moment for moment in (starts, *scenario.edges()) if at_s < moment < ends)
+    return min(moments, default=None)
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel and wait."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+async def perform(order: Order) -> Meta:
+    """Run to the end, or until SIGINT or SIGTERM; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    runner = Runner(order, Progress(sys.stderr), time.monotonic)
+
+    def interrupted() -> None:
+        if runner.is_stopped:
+            os._exit(128 + signal.SIGINT)
+        runner.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    return await runner.run()

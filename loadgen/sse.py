@@ -1,0 +1,118 @@
+"""Server-sent events, incrementally: bytes in, as they come, what each event says out. No I/O.
+
+An event is decoded only into the fields that are counted. Lines end with LF or CRLF, as all servers of
+models write them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Delta(msgspec.Struct):
+    """What a chat event adds."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Choice(msgspec.Struct):
+    """One sequence's part of an event."""
+
+    text: str | None = None
+    delta: Delta | None = None
+    finish_reason: str | None = None
+
+
+class Usage(msgspec.Struct):
+    """What the engine counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+
+
+class Failure(msgspec.Struct):
+    """An error, as OpenAI writes it."""
+
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+
+    @property
+    def name(self) -> str:
+        """A short name: the code, else the type."""
+        return str(self.code or self.type or "error")
+
+
+class Event(msgspec.Struct):
+    """One event, or a whole answer that was not streamed."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: Failure | None = None
+
+    @property
+    def is_token(self) -> bool:
+        """Whether it brings a token; a chat's opening event, which only names the role, does not."""
+        for choice in self.choices:  # noqa: SIM110 - once a token: any() costs three times as much
+            if _brings_token(choice):
+                return True
+        return False
+
+    @property
+    def is_finish(self) -> bool:
+        """Whether it ends a sequence."""
+        for choice in self.choices:  # noqa: SIM110
+            if choice.finish_reason is not None:
+                return True
+        return False
+
+
+def _brings_token(choice: Choice) -> bool:
+    delta = choice.delta
+    if delta is None:
+        return choice.text is not None
+    if delta.content or delta.reasoning_content or delta.reasoning or bytes(delta.tool_calls) != b"null":
+        return True
+    # An empty content is a token that is no whole character yet, unless it comes with the role.
+    return delta.content is not None and delta.role is None
+
+
+DONE = b"[DONE]"
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def decoded(data: bytes) -> Event | None:
+    """What an event's data (or a whole answer) says; ``None`` where it is no such thing."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+class Reader:
+    """Cuts a stream into events, wherever its chunks end."""
+
+    __slots__ = ("_data", "_rest")
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The data of every event that this chunk completes."""
+        lines = (self._rest + chunk).split(b"\n") if self._rest else chunk.split(b"\n")
+        self._rest = lines.pop()
+        events: list[bytes] = []
+        for line in lines:
+            if line[-1:] == b"\r":
+                line = line[:-1]  # noqa: PLW2901
+            if line[:5] == b"data:":
+                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            elif not line and self._data:
+                events.append(self._data[0] if len(self._data) == 1 else b"\n".join(self._data))
+                self._data = []
+        return events

@@ -1,0 +1,187 @@
+"""Statistics: exact percentiles with their confidence, means, fairness, counts and tokens over time. Pure.
+
+A percentile is always a value that was observed (the nearest rank), and its interval lies between two
+observed values, by the binomial distribution of ranks: nothing is assumed of how latencies are distributed.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import NormalDist, fmean
+
+import msgspec
+
+CONFIDENCE = 0.95
+_ROUNDS = 1000
+_NORMAL_FROM = 25.0
+"""Variance of a rank above which the normal distribution is as good as the binomial."""
+_GAP_FLOOR_S = 1e-5
+_GAP_STEP = math.log(1.02)
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A number with the interval in which the true one lies, 19 times out of 20."""
+
+    value: float
+    low: float | None = None
+    """``None`` where the observations are too few to bound it."""
+    high: float | None = None
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest observed value that at least ``share`` of all do not exceed. ``ordered`` is not empty."""
+    return ordered[_rank(len(ordered), share) - 1]
+
+
+def _rank(count: int, share: float) -> int:
+    return min(max(math.ceil(share * count - 1e-9), 1), count)
+
+
+def percentile_estimate(ordered: Sequence[float], share: float) -> Estimate | None:
+    """A percentile with its interval, from the order of the observations; ``None`` without any."""
+    if not ordered:
+        return None
+    count = len(ordered)
+    low, high = rank_interval(count, share)
+    return Estimate(
+        percentile(ordered, share),
+        ordered[low - 1] if low >= 1 else None,
+        ordered[high - 1] if high <= count else None,
+    )
+
+
+def rank_interval(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
+    """The ranks (from 1) between which the percentile lies; 0 and ``count + 1`` where that is unknown."""
+    tail = (1 - confidence) / 2
+    variance = count * share * (1 - share)
+    if variance > _NORMAL_FROM:
+        reach = NormalDist().inv_cdf(1 - tail) * math.sqrt(variance)
+        return max(math.floor(count * share - reach), 0), min(math.ceil(count * share + reach) + 1, count + 1)
+    # B of the observations lie below the percentile; it lies above rank r if B >= r, below if B < r.
+    below, low, high = 0.0, 0, count + 1
+    for successes in range(count + 1):
+        below += _binomial(count, successes, share)
+        if below <= tail:
+            low = successes + 1
+        if below >= 1 - tail:
+            high = successes + 1
+            break
+    return low, high
+
+
+def _binomial(count: int, successes: int, share: float) -> float:
+    ways = math.lgamma(count + 1) - math.lgamma(successes + 1) - math.lgamma(count - successes + 1)
+    return math.exp(ways + successes * math.log(share) + (count - successes) * math.log1p(-share))
+
+
+def bootstrap(
+    values: Sequence[float], seed: int, statistic: Callable[[Sequence[float]], float] = fmean
+) -> Estimate | None:
+    """A statistic (the mean, by default) with its interval, by drawing the values anew many times."""
+    if not values:
+        return None
+    source = random.Random(seed)
+    drawn = sorted(statistic(source.choices(values, k=len(values))) for _ in range(_ROUNDS))
+    tail = (1 - CONFIDENCE) / 2
+    return Estimate(statistic(values), percentile(drawn, tail), percentile(drawn, 1 - tail))
+
+
+def jain(values: Iterable[float]) -> float:
+    """Jain's index of fairness: 1 where all are equal, 1/n where one has everything."""
+    kept = list(values)
+    squares = sum(value * value for value in kept)
+    return sum(kept) ** 2 / (len(kept) * squares) if squares > 0 else 1.0
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle of some runs: the mean of the two where their number is even."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+class Windows:
+    """The run, cut into windows of one width."""
+
+    def __init__(self, until_s: float, width_s: float) -> None:
+        self.width_s = width_s
+        self.count = max(math.ceil(until_s / width_s - 1e-9), 1)
+
+    @property
+    def middles(self) -> list[float]:
+        """The middle of each."""
+        return [(index + 0.5) * self.width_s for index in range(self.count)]
+
+    def index(self, at_s: float) -> int | None:
+        """The window of a moment; ``None`` outside the run."""
+        index = math.floor(at_s / self.width_s)
+        return index if 0 <= index < self.count else None
+
+    def grouped(self, points: Iterable[tuple[float, float]]) -> list[list[float]]:
+        """Values by the window of their moment, each window's in order."""
+        groups: list[list[float]] = [[] for _ in range(self.count)]
+        for at, value in points:
+            if (index := self.index(at)) is not None:
+                groups[index].append(value)
+        for group in groups:
+            group.sort()
+        return groups
+
+    def spread(self, pieces: Iterable[tuple[float, float, float]]) -> list[float]:
+        """Amounts, each from a moment to another, by how much falls into each window."""
+        sums = [0.0] * self.count
+        for start, end, amount in pieces:
+            first, last = max(math.floor(start / self.width_s), 0), math.floor(end / self.width_s)
+            if last <= first:
+                if first < self.count:
+                    sums[first] += amount
+                continue
+            per_second = amount / (end - start)
+            for index in range(first, min(last, self.count - 1) + 1):
+                left, right = index * self.width_s, (index + 1) * self.width_s
+                sums[index] += per_second * max(min(end, right) - max(start, left), 0.0)
+        return sums
+
+
+def nice_width(duration_s: float, windows: int = 48) -> float:
+    """A round width of about so many windows, from half a second up."""
+    choices = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+    return choices[min(bisect_left(choices, duration_s / windows), len(choices) - 1)]
+
+
+Histogram = dict[int, int]
+"""How many gaps fell into each bucket; buckets are 2 % wide, so that what is read off is right to 1 %."""
+
+
+def gap_histogram(gaps: Iterable[float]) -> Histogram:
+    """Gaps in seconds, counted by bucket."""
+    counts: Histogram = {}
+    for gap in gaps:
+        bucket = int(math.log(gap / _GAP_FLOOR_S) / _GAP_STEP) if gap > _GAP_FLOOR_S else 0
+        counts[bucket] = counts.get(bucket, 0) + 1
+    return counts
+
+
+def merged(histograms: Iterable[Mapping[int, int]]) -> Histogram:
+    """Several histograms as one."""
+    total: Histogram = {}
+    for histogram in histograms:
+        for bucket, count in histogram.items():
+            total[bucket] = total.get(bucket, 0) + count
+    return total
+
+
+def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | None:
+    """A percentile of counted gaps, in seconds, right to 1 %; ``None`` without any."""
+    count = sum(histogram.values())
+    if not count:
+        return None
+    left = _rank(count, share)
+    for bucket in sorted(histogram):
+        left -= histogram[bucket]
+        if left <= 0:
+            return _GAP_FLOOR_S * math.exp((bucket + 0.5) * _GAP_STEP)
+    raise AssertionError("the ranks of a histogram add up")

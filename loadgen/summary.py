@@ -1,0 +1,231 @@
+"""What a run's attempts come to: a cell of numbers for each tenant and phase. Pure.
+
+A latency is the user's: it counts from when the request was due, retries and the generator's own lateness
+included. One that never saw a token is not left out, or an overloaded server would look fast: it counts with
+the time that it waited, as a lower bound, unless the end of the run cut it before it had waited as long as
+the drain. Shed requests have no latency; they are counted beside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from loadgen.records import Attempt, Meta, Outcome, Run
+from loadgen.statistics import (
+    Estimate,
+    Windows,
+    bootstrap,
+    histogram_percentile,
+    jain,
+    merged,
+    percentile_estimate,
+)
+
+EVERYONE = "all tenants"
+WHOLE = "whole run"
+_WINDOW_S = 1.0
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Three points of a distribution, in seconds; ``None`` without observations."""
+
+    p50: Estimate | None
+    p95: Estimate | None
+    p99: Estimate | None
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One tenant in one phase. Requests belong to the phase in which they were due."""
+
+    tenant: str
+    phase: str
+    seconds: float
+    requests: int
+    attempts: int
+    outcomes: dict[Outcome, int]
+    """How requests ended: by their last attempt."""
+    reasons: dict[str, int]
+    """Why attempts were refused or failed."""
+    bounds: int
+    """How many of the times to first token are lower bounds."""
+    short: int
+    """Served with fewer tokens than asked: the engine did not obey ``ignore_eos``."""
+    ttft: Percentiles
+    """Time to first token, from when the request was due."""
+    ttft_sent: Percentiles
+    """The same from when the attempt that was served was sent: the server's part."""
+    e2e: Percentiles
+    """Until the last token, of those served."""
+    gap_p50_s: float | None
+    """Between tokens, over all tokens."""
+    gap_p99_s: float | None
+    output_tokens_per_s: Estimate | None
+    """Within the phase, whoever was due when."""
+    tokens_per_s: Estimate | None
+    """Prompts included, from when their first token showed that they were computed."""
+
+    def ended(self, outcome: Outcome) -> int:
+        """How many requests ended so."""
+        return self.outcomes.get(outcome, 0)
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """The run in numbers."""
+
+    label: str
+    name: str
+    seed: int
+    complaints: list[str]
+    is_interrupted: bool
+    fairness: float
+    """Jain's index over the tenants' tokens."""
+    cells: list[Cell]
+
+    def cell(self, tenant: str, phase: str) -> Cell | None:
+        """The cell of a tenant and phase."""
+        return next((c for c in self.cells if c.tenant == tenant and c.phase == phase), None)
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A phase, or the whole run."""
+
+    name: str
+    from_s: float
+    to_s: float
+
+
+def spans(meta: Meta) -> list[Span]:
+    """The whole run and its phases, as far as they were reached."""
+    until = min(meta.duration_s, max(meta.ended_s, _WINDOW_S))
+    reached = [Span(p.name, p.from_s, min(p.to_s, until)) for p in meta.phases if p.from_s < until]
+    return [Span(WHOLE, 0.0, until), *reached]
+
+
+def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
+    """Attempts by request, each request's in order."""
+    found: dict[tuple[str, str], list[Attempt]] = {}
+    for attempt in attempts:
+        found.setdefault((attempt.tenant, attempt.request), []).append(attempt)
+    return [sorted(tries, key=lambda attempt: attempt.attempt) for tries in found.values()]
+
+
+def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
+    """A request's time to first token by its last attempt, and whether that is only a lower bound.
+
+    ``None`` where it says nothing about how fast answers are: shed, failed, or cut early.
+    """
+    if last.first_s is not None:
+        return last.first_s - last.intended_s, False
+    waited = last.end_s - last.intended_s
+    if last.outcome is Outcome.SERVED:
+        return waited, False  # not streamed: the first token came with the last
+    gave_up = last.outcome is Outcome.TIMEOUT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
+    return (waited, True) if gave_up else None
+
+
+def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[float, float, float]]:
+    """Tokens as (from, to, how many): output evenly from first to last, a prompt with its first token."""
+    pieces = []
+    for attempt in attempts:
+        first = attempt.end_s if attempt.first_s is None else attempt.first_s
+        if attempt.tokens:
+            pieces.append((first, attempt.end_s, float(attempt.tokens)))
+            if prompts:
+                prompt = attempt.prompt_tokens or attempt.input_tokens
+                pieces.append((first, first, float(prompt)))
+    return pieces
+
+
+def summarise(run: Run) -> Summary:
+    """The numbers of a run."""
+    meta = run.meta
+    by_tenant = {t.name: [a for a in run.attempts if a.tenant == t.name] for t in meta.tenants}
+    groups = {**by_tenant, EVERYONE: run.attempts} if len(by_tenant) > 1 else by_tenant
+    cells = [_cell(meta, name, span, attempts) for name, attempts in groups.items() for span in spans(meta)]
+    totals = [float(sum(attempt.tokens for attempt in attempts)) for attempts in by_tenant.values()]
+    return Summary(
+        meta.label, meta.name, meta.seed, meta.complaints, meta.is_interrupted, jain(totals), cells
+    )
+
+
+def _cell(meta: Meta, tenant: str, span: Span, attempts: Sequence[Attempt]) -> Cell:
+    due = [a for a in attempts if span.from_s <= a.intended_s < span.to_s]
+    tries = requests(due)
+    last = [attempts[-1] for attempts in tries]
+    waits = [wait for attempt in last if (wait := first_token(attempt, meta.drain_s)) is not None]
+    served = [attempt for attempt in last if attempt.outcome is Outcome.SERVED]
+    gaps = merged(attempt.gaps for attempt in due)
+    return Cell(
+        tenant=tenant,
+        phase=span.name,
+        seconds=span.to_s - span.from_s,
+        requests=len(tries),
+        attempts=len(due),
+        outcomes=dict(Counter(attempt.outcome for attempt in last)),
+        reasons=dict(Counter(attempt.reason for attempt in due if attempt.reason)),
+        bounds=sum(is_bound for _, is_bound in waits),
+        short=sum(0 < attempt.tokens < attempt.output_tokens for attempt in served),
+        ttft=_percentiles(wait for wait, _ in waits),
+        ttft_sent=_percentiles(a.first_s - a.sent_s for a in last if a.first_s is not None),
+        e2e=_percentiles(attempt.end_s - attempt.intended_s for attempt in served),
+        gap_p50_s=histogram_percentile(gaps, 0.5),
+        gap_p99_s=histogram_percentile(gaps, 0.99),
+        output_tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=False)),
+        tokens_per_s=_rate(meta, span, token_pieces(attempts, prompts=True)),
+    )
+
+
+def _percentiles(values: Iterable[float]) -> Percentiles:
+    ordered = sorted(values)
+    return Percentiles(*(percentile_estimate(ordered, share) for share in (0.5, 0.95, 0.99)))
+
+
+def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
+    """Tokens per second within a span: of its seconds, drawn anew."""
+    shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
+    kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
+        _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
+    ]
+    length = span.to_s - span.from_s
+    # Windows of equal width that fill the span exactly: a last, shorter one would look slow.
+    width = length / max(round(length / _WINDOW_S), 1)
+    return bootstrap([tokens / width for tokens in Windows(length, width).spread(kept)], meta.seed)
+
+
+def _clipped(piece: tuple[float, float, float]) -> tuple[float, float, float]:
+    """What of a piece lies after 0."""
+    start, end, amount = piece
+    return 0.0, end, amount * end / (end - start)
+
+
+Measure = Callable[[Cell], Estimate | None]
+
+
+def _plain(read: Callable[[Cell], float | None]) -> Measure:
+    def estimate(cell: Cell) -> Estimate | None:
+        value = read(cell)
+        return Estimate(value) if value is not None else None
+
+    return estimate
+
+
+MEASURES: dict[str, Measure] = {
+    "TTFT p50": lambda cell: cell.ttft.p50,
+    "TTFT p95": lambda cell: cell.ttft.p95,
+    "TTFT p99": lambda cell: cell.ttft.p99,
+    "gap p50": _plain(lambda cell: cell.gap_p50_s),
+    "gap p99": _plain(lambda cell: cell.gap_p99_s),
+    "e2e p50": lambda cell: cell.e2e.p50,
+    "e2e p99": lambda cell: cell.e2e.p99,
+    "out tok/s": lambda cell: cell.output_tokens_per_s,
+    "tok/s": lambda cell: cell.tokens_per_s,
+}
+"""What tables show of a cell. Those with a slash are rates; the others are seconds."""
+
+
+def is_rate(measure: str) -> bool:
+    """Whether more is better, and the unit is tokens per second."""
+    return "/" in measure

@@ -1,0 +1,89 @@
+"""How numbers are written for people, and tables for terminals and pages. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from loadgen.statistics import Estimate
+
+NOTHING = "-"
+
+
+def seconds(value: float) -> str:
+    """A time, in the unit in which it reads best."""
+    if value >= 100:
+        return f"{value:.0f} s"
+    if value >= 0.9995:
+        return f"{value:.3g} s"
+    return f"{value * 1000:.3g} ms"
+
+
+def amount(value: float) -> str:
+    """A number of tokens or requests."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= unit:
+            return f"{value / (1e3 if name == 'k' else unit):.3g}{name}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def estimate(made: Estimate | None, *, rate: bool) -> str:
+    """A number alone."""
+    if made is None:
+        return NOTHING
+    return amount(made.value) if rate else seconds(made.value)
+
+
+def interval(made: Estimate | None, *, rate: bool) -> str:
+    """A number's interval; open where it is not known, empty where nobody asked."""
+    if made is None or (made.low is None and made.high is None):
+        return ""
+    write = amount if rate else seconds
+    low = write(made.low) if made.low is not None else "?"
+    high = write(made.high) if made.high is not None else "?"
+    number, _, unit = low.partition(" ")
+    # One unit is written once.
+    return f"{number if unit and high.endswith(f' {unit}') else low} to {high}"
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> str:
+    """Columns for a terminal; the first ``left`` are flush left, the others right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+
+    def written(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join((written(head), rule, *(written(row) for row in rows)))
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, *, left: int = 2) -> str:
+    """A table for a page, whose first column stays in sight. What follows a line feed in a cell is small.
+
+    The first ``left`` columns are flush left, the others right; the note stands above.
+    """
+    top = "".join(
+        f'<th scope="col"{_side(index, left)}>{escape(cell)}</th>' for index, cell in enumerate(head)
+    )
+    body = "".join(f'<tr><th scope="row">{escape(row[0])}</th>{_cells(row, left)}</tr>\n' for row in rows)
+    return (
+        f'<p class="soft note">{escape(note)}</p><div class="scroll" tabindex="0"><table>'
+        f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _side(index: int, left: int) -> str:
+    return ' class="left"' if index < left else ""
+
+
+def _cells(row: Sequence[str], left: int) -> str:
+    return "".join(_cell(cell, _side(index, left)) for index, cell in enumerate(row) if index)
+
+
+def _cell(cell: str, side: str) -> str:
+    value, _, small = cell.partition("\n")
+    return f"<td{side}>{escape(value)}{f'<small>{escape(small)}</small>' if small else ''}</td>"

@@ -1,0 +1,271 @@
+"""Scenario files: what they mean, and what is said where they are wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loadgen.explaining import explain
+from loadgen.fields import ScenarioError
+from loadgen.reading import parse, read
+from loadgen.records import described
+from loadgen.scenario import (
+    Bursty,
+    Closed,
+    Constant,
+    Empirical,
+    Fault,
+    Fixed,
+    Lognormal,
+    Normal,
+    OnOff,
+    Phase,
+    Poisson,
+    Prefix,
+    PromptForm,
+    Ramp,
+    Replay,
+    Retries,
+    Route,
+    Scenario,
+    Traced,
+    Uniform,
+)
+
+HEAD = "name: test\nmodel: tiny\nduration_s: 60\n"
+ONE = "tenants:\n  - name: gold\n    arrivals: {poisson: {rate: 5}}\n    input: 100\n    output: 20\n"
+FULL = """\
+name: overload
+seed: 7
+model: tiny
+route: completions
+stream: true
+prompt: ids
+duration_s: 60
+timeout_s: 30
+drain_s: 10
+spread: [1, 3]
+tenants:
+  - name: gold
+    key: {env: GOLD_KEY}
+    tier: guaranteed
+    arrivals: {constant: {rate: 2}}
+    input: {lognormal: {median: 200, sigma: 0.8, most: 1000}}
+    output: {uniform: {least: 10, most: 20}}
+    prefix: {share: 0.5, tokens: 64, name: system}
+    retries: {most: 2, honour_retry_after: false, wait_s: 0.1}
+    priority: -1
+    starts_s: 5
+    ends_s: 55
+  - name: spot
+    key: sk-spot
+    arrivals: {ramp: {from: 0, to: 40, over_s: 30}}
+    input: {normal: {mean: 100, deviation: 20, least: 10, most: 500}}
+    output: {empirical: [10, {tokens: 200, weight: 0.5}]}
+phases:
+  - {name: together, from: 20, to: 60}
+  - {name: alone, from: 0, to: 20, rates: {spot: 0}}
+faults:
+  - {at_s: 30, run: [docker, stop, engine]}
+  - {at_s: 40, signal: KILL, pid_file: engine.pid}
+"""
+
+
+def made(text: str, folder: Path = Path()) -> Scenario:
+    return parse(text, "s.yaml", {"GOLD_KEY": "sk-gold"}, folder)
+
+
+def test_everything_that_can_be_said_is_read() -> None:
+    scenario = made(FULL)
+    gold, spot = scenario.tenants
+    assert (scenario.seed, scenario.route, scenario.prompt, scenario.spread) == (
+        7, Route.COMPLETIONS, PromptForm.IDS, (1.0, 3.0),
+    )  # fmt: skip
+    assert (gold.key, gold.tier, gold.priority, gold.starts_s, gold.ends_s) == (
+        "sk-gold", "guaranteed", -1, 5.0, 55.0,
+    )  # fmt: skip
+    assert gold.process == Constant(2.0)
+    assert (gold.input, gold.output) == (Lognormal(200, 0.8, 1, 1000), Uniform(10, 20))
+    assert gold.prefix == Prefix(0.5, 64, "system")
+    assert gold.retries == Retries(2, False, 0.1)
+    assert spot.process == Ramp(0.0, 40.0, 30.0)
+    assert (spot.input, spot.output) == (Normal(100, 20, 10, 500), Empirical((10, 200), (1.0, 0.5)))
+    assert scenario.phases == (Phase("alone", 0, 20, (("spot", 0.0),)), Phase("together", 20, 60))
+    assert scenario.faults == (
+        Fault(30, ("docker", "stop", "engine")), Fault(40, signal="KILL", pid_file="engine.pid"),
+    )  # fmt: skip
+
+
+def test_little_need_be_said() -> None:
+    scenario = made(HEAD + ONE)
+    assert scenario.tenants[0].input == Fixed(100)
+    assert scenario.tenants[0].key is None
+    assert (scenario.stream, scenario.prompt, scenario.timeout_s, scenario.drain_s) == (
+        True, PromptForm.IDS, 120.0, 120.0,
+    )  # fmt: skip
+    assert made(HEAD + "route: chat\n" + ONE).prompt is PromptForm.TEXT
+
+
+@pytest.mark.parametrize(
+    ("text", "process"),
+    [
+        ("{bursty: {rate: 4, burst: 8}}", Bursty(4, 8)),
+        ("{on_off: {rate: 4, on_s: 1, off_s: 2}}", OnOff(4, 1, 2)),
+        ("{closed: {workers: 3, think_s: 0.5}}", Closed(3, 0.5)),
+        ("{closed: {workers: 3}}", Closed(3, 0.0)),
+        ("{poisson: {rate: 0.5}}", Poisson(0.5)),
+    ],
+)
+def test_arrival_processes_are_read(text: str, process: object) -> None:
+    assert made(HEAD + ONE.replace("{poisson: {rate: 5}}", text)).tenants[0].process == process
+
+
+REPLAYED = "tenants:\n  - name: gold\n    arrivals: {replay: {file: t.jsonl}}\n"
+
+
+def test_a_trace_is_read_from_beside_the_scenario(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(
+        '{"at": 2, "input": 5, "output": 6}\n\n{"at": 1, "input": 7, "output": 8}\n'
+    )
+    (tmp_path / "s.yaml").write_text(HEAD + REPLAYED)
+    process = read(tmp_path / "s.yaml", {}).tenants[0].process
+    assert process == Replay("t.jsonl", (Traced(1.0, 7, 8), Traced(2.0, 5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("trace", "error"),
+    [
+        ('{"at": 1, "input": 7}\n', "t.jsonl:1: Object missing required field `output`; write lines such as"),
+        ('{"at": 1, "input": 7, "output": 8}\nnonsense\n', "t.jsonl:2: JSON is malformed"),
+        ('{"at": -1, "input": 7, "output": 8}\n', "t.jsonl:1: at is -1; write seconds from the start"),
+        ('{"at": 1, "input": 0, "output": 8}\n', "t.jsonl:1: input is 0; write from 1 to"),
+        ("", "s.yaml:6: tenants[0].arrivals.replay.file is"),
+        (None, "which cannot be read (No such file or directory); name a file of JSON lines"),
+    ],
+)
+def test_a_bad_trace_is_told_with_its_line(tmp_path: Path, trace: str | None, error: str) -> None:
+    if trace is not None:
+        (tmp_path / "t.jsonl").write_text(trace)
+    with pytest.raises(ScenarioError) as raised:
+        made(HEAD + REPLAYED, tmp_path)
+    assert error in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in FULL
+    return FULL.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "s.yaml:1: the file is empty; add 'name:' and 'tenants:'"),
+        ("name: [", "not YAML"),
+        ("- a", "s.yaml:1: the scenario is not a mapping but a list; write it as 'name: value' lines"),
+        (HEAD, "s.yaml:1: the scenario has no tenants; add 'tenants:'"),
+        (HEAD + "tenants: []\n", "s.yaml:4: tenants is empty; add at least one tenant"),
+        (HEAD + "seed: 1\nseed: 2\n" + ONE, "s.yaml:5: seed is given twice; keep one of the two"),
+        (
+            changed("timeout_s: 30", "timeout: 30"),
+            "s.yaml:8: timeout is not a known field; did you mean 'timeout_s'?",
+        ),
+        (
+            changed("duration_s: 60", "duration_s: 60s"),
+            "s.yaml:7: duration_s is not a number but '60s'; write a plain number of seconds, without a unit",
+        ),
+        (
+            changed("{rate: 2}", "{rate: 0}"),
+            "s.yaml:15: tenants[0].arrivals.constant.rate is 0; write more than 0 requests per second",
+        ),
+        (
+            changed("constant", "konstant"),
+            "s.yaml:15: tenants[0].arrivals.konstant is not a known field; did you mean 'constant'?",
+        ),
+        (
+            changed("{constant: {rate: 2}}", "{}"),
+            "s.yaml:15: tenants[0].arrivals has 0 kinds; write exactly one of",
+        ),
+        (
+            changed("share: 0.5", "share: 1.5"),
+            "s.yaml:18: tenants[0].prefix.share is 1.5; write at most 1 (a share)",
+        ),
+        (
+            changed("most: 2,", "most: 2.5,"),
+            "tenants[0].retries.most is 2.5; write a whole number of retries",
+        ),
+        (
+            changed("least: 10, most: 20", "least: 30, most: 20"),
+            "s.yaml:17: tenants[0].output.uniform has least 30 above most 20; swap the two",
+        ),
+        (
+            changed("weight: 0.5", "weight: -1"),
+            "tenants[1].output.empirical[1].weight is -1; write at least 0",
+        ),
+        (changed("ends_s: 55", "ends_s: 5"), "s.yaml:22: tenants[0].ends_s is 5; write more than 5 seconds"),
+        (changed("name: spot", "name: gold"), "s.yaml:23: tenants[1] is the second tenant called 'gold'"),
+        (
+            changed("key: sk-spot", "key: 12"),
+            "s.yaml:24: tenants[1].key is not a text but '12'; write a text, in quotes",
+        ),
+        (changed("key: sk-spot", 'key: "a\\nb"'), "tenants[1].key has characters that a header cannot carry"),
+        (
+            changed("GOLD_KEY", "NO_KEY"),
+            "s.yaml:13: tenants[0].key.env is NO_KEY, which is not set; run with NO_KEY=",
+        ),
+        (changed("from: 20", "from: 10"), "s.yaml:30: phases[1] overlaps phase 'together'; let one begin"),
+        (
+            changed("name: alone", "name: together"),
+            "s.yaml:30: phases[1] is the second phase called 'together'",
+        ),
+        (changed("to: 60}", "to: 61}"), "s.yaml:29: phases[0].to is 61; write at most 60 seconds"),
+        (changed("{spot: 0}", "{spto: 0}"), "phases[1].rates.spto names no tenant; use one of gold, spot"),
+        (changed("signal: KILL, ", ""), "s.yaml:33: faults[1] is no single thing to do; give either 'run:'"),
+        (changed("signal: KILL", "signal: HUP"), "s.yaml:33: faults[1].signal is 'HUP'; use one of STOP"),
+        (changed(", pid_file: engine.pid", ""), "s.yaml:33: faults[1] has no pid_file; add 'pid_file:'"),
+        (
+            changed("[docker, stop, engine]", "[]"),
+            "s.yaml:32: faults[0].run is empty; write the command as a list",
+        ),
+        (changed("spread: [1, 3]", "spread: [0, 0]"), "s.yaml:10: spread has no weight above 0"),
+        (
+            changed("route: completions", "route: chat"),
+            "s.yaml:6: prompt is ids, which the chat route does not take",
+        ),
+        (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is not true or false but 'maybe'"),
+        (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
+        (
+            HEAD + "tenants: [{name: a, arrivals: {replay: {file: '/dev/null'}}, input: 3}]",
+            "which has no request",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_line_field_and_fix(text: str, error: str) -> None:
+    with pytest.raises(ScenarioError) as raised:
+        made(text)
+    assert error in str(raised.value)
+    assert str(raised.value).startswith("s.yaml:")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(ScenarioError, match="save it as UTF-8"):
+        read(tmp_path / "s.yaml", {})
+
+
+def test_what_is_kept_of_a_scenario_has_no_keys() -> None:
+    kept = str(described(made(FULL)))
+    assert "sk-gold" not in kept
+    assert "sk-spot" not in kept
+    assert "'constant': {'rate': 2.0}" in kept
+
+
+def test_a_scenario_is_explained() -> None:
+    told = explain(made(FULL))
+    assert "overload: 60 s, seed 7" in told
+    assert "about 100" in told  # gold: 2 a second for 50 s
+    assert "phase alone: 0 to 20 s, spot x 0" in told
+    assert "fault at 30 s: docker stop engine" in told
+    assert "2, on their own terms" in told
