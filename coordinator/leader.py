@@ -63,7 +63,7 @@ class PoolLeader:
         """What the last tick saw."""
         self._filed_at: float | None = None
         self._rounds = 0
-        self._planner = PlannerSettings(debt_gain=settings.debt_gain)
+        self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_idle=settings.preempt)
         self._scaling = ScalingSettings(
             settings.scale_headroom,
             settings.scale_spot,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import Backend, Front, backends, fixed_limit, load, sidecars
+from experiments.processes import Backend, Front, backends, core_of_its_own, fixed_limit, load, sidecars
 from loadgen.records import Outcome
 from loadgen.records import load as read_run
 from loadgen.summary import Cell, summarise
@@ -36,7 +36,7 @@ tenants:
     tier: spot
     arrivals: {{ramp: {{from: {spot:g}, to: {spot:g}, over_s: {ramp:g}}}}}
     input: 16
-    output: 64
+    output: 128
     starts_s: {alone:g}{spot_priority}
 phases:
   - {{name: alone, from: 0, to: {alone:g}}}
@@ -52,7 +52,7 @@ entitlements:
   - name: guaranteed
     pool: chat
     tier: guaranteed
-    guarantee: {{tokens_per_second: 1500, kv_tokens: 4000, concurrency: 6}}
+    guarantee: {{tokens_per_second: 1500, kv_tokens: 6000, concurrency: 8}}
     slo: {{ttft_ms: {slo_ms:g}}}
     api_keys: [g-key]
   - {{name: spot, pool: chat, tier: spot, api_keys: [s-key]}}
@@ -102,8 +102,8 @@ class Sizes:
     alone: float = 20.0
     settle: float = 10.0
     overload: float = 60.0
-    guaranteed: float = 6.0
-    spot: float = 60.0
+    guaranteed: float = 4.0
+    spot: float = 45.0
     slo_ms: float = 60.0
     """What the guaranteed tenant was promised: 1.5 times its P99 alone, once that was measured."""
 
@@ -146,6 +146,7 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
     file.write_text(scenario(system, sizes))
     with (
         backends(kind, folder, 1, system.engine, SLOTS) as engines,
+        core_of_its_own(engines[0]),
         _front(system, sizes, folder, engines) as front,
     ):
         process = load(file, front, out / "run", seed, system.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -100,6 +101,11 @@ class Backend:
             command = [*module("loadgen.engine"), "--port", str(self.port), "--slots", str(slots), *flags]
             self._simulated = Part(f"engine{number}", command, folder, f"{self.url}/health")
 
+    @property
+    def pid(self) -> int | None:
+        """Of a real engine's server."""
+        return self._real.pid if self._real is not None else None
+
     def start(self) -> None:
         """Start it; ``wait_ready`` waits."""
         if self._real is not None:
@@ -142,6 +148,34 @@ def backends(
     finally:
         for backend in made:
             backend.stop()
+
+
+@contextlib.contextmanager
+def core_of_its_own(engine: Backend) -> Iterator[None]:
+    """Give an engine's computing process the first core; its server, proxies and load share the others.
+
+    On two cores the load would else run on the engine's, now and then, and that is what would be measured.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    server = engine.pid
+    if server is None or len(cores) < 2:
+        yield
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            is_core = (folder / "comm").read_text().startswith("VLLM::Eng") and _parent(folder) == server
+            if is_core or int(folder.name) == server:
+                for thread in (folder / "task").iterdir():
+                    os.sched_setaffinity(int(thread.name), {cores[0]} if is_core else set(cores[1:]))
+    os.sched_setaffinity(0, set(cores[1:]))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, set(cores))
+
+
+def _parent(folder: Path) -> int:
+    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def module(name: str) -> list[str]:

@@ -40,6 +40,9 @@ JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
 
+QUEUE = 1.0
+"""Requests that may wait in an engine that schedules by priority, ready for the next free slot. Without one a
+slot is idle until the next request comes: 3 to 5 % of the throughput at 45 requests/s on 8 slots."""
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
 """Where the engine schedules by priority: inside a guarantee, elastic and bursts, spot."""
 
@@ -104,7 +107,16 @@ def _nobody_waits(decided: Passage | Refusal) -> None:
 class Passage:
     """A request that may go to the engine, and what is to be settled afterwards."""
 
-    __slots__ = ("account", "body", "hides_usage", "on_preempted", "started_at", "streams", "ticket")
+    __slots__ = (
+        "account",
+        "body",
+        "has_begun",
+        "hides_usage",
+        "on_preempted",
+        "started_at",
+        "streams",
+        "ticket",
+    )
 
     def __init__(
         self,
@@ -121,6 +133,8 @@ class Passage:
         self.ticket = ticket
         self.streams = streams
         self.hides_usage = hides_usage
+        self.has_begun = False
+        """Whether its first token has come."""
         self.on_preempted: Callable[[], None] | None = None
         """Ends the request at once, for the sake of a guarantee; set by whoever relays it."""
 
@@ -403,15 +417,12 @@ class Gate:
     def _make_room(self) -> None:
         """End as many spot requests as a request inside its guarantee, just admitted, is too many."""
         ledger, room = self.ledger, self.engine.room
-        sequences = ledger.concurrency_in_use + room.foreign_sequences - room.slots
+        sequences = ledger.concurrency_in_use + room.foreign_sequences - room.slots - room.queue
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
         if sequences <= 0 and kv_tokens <= 0:
             return
         running = [
-            (
-                passage,
-                Running(passage.ticket.admitted_at, passage.ticket.cost.sequences, passage.ticket.kv_held),
-            )
+            (passage, _running(passage, passage.ticket))
             for passage in self._spot
             if passage.ticket is not None and passage.on_preempted is not None
         ]
@@ -455,6 +466,7 @@ class Gate:
     def first_token(self, passage: Passage, seconds: float) -> None:
         """The first bytes of a response's body came so long after the request."""
         account = passage.account
+        passage.has_begun = True
         self._telemetry.first_token(account, seconds)
         if self.levers.heeds_slo and passage.streams and account is not None and not account.is_spot:
             promised = account.entitlement.slo.ttft_ms
@@ -464,8 +476,9 @@ class Gate:
     def look_at_engine(self, room: EngineRoom) -> None:
         """The engine was looked at: this is the room that it has."""
         if self.levers.heeds_slo:
-            kept_back = self.feedback.judge(room.slots, self._clock())
-            room = replace(room, kept_back=kept_back)
+            room = replace(room, kept_back=self.feedback.judge(room.slots, self._clock()))
+        if self.levers.sends_priority:
+            room = replace(room, queue=QUEUE)
         self.engine.room = room
         self.serve_door()
 
@@ -566,6 +579,12 @@ def _is_inside_guarantee(account: Account) -> bool:
         account.concurrency_in_use + account.concurrency_elsewhere <= guarantee.concurrency
         and account.kv_in_use + account.kv_elsewhere <= guarantee.kv_tokens
     )
+
+
+def _running(passage: Passage, ticket: Ticket) -> Running:
+    """A spot request as it may be chosen to be ended. What does not stream may hold a slot at any time."""
+    has_begun = passage.has_begun or not passage.streams
+    return Running(ticket.admitted_at, ticket.cost.sequences, ticket.kv_held, has_begun)
 
 
 def _priority(account: Account) -> int:

@@ -36,6 +36,9 @@ class EngineRoom:
     foreign_kv_tokens: float = 0.0
     kept_back: float = 0.0
     """Slots that only what is assured may use."""
+    queue: float = 0.0
+    """Requests beyond the slots that may wait in the engine: where it schedules by priority they are in
+    nobody's way, and take a slot the moment that one is free."""
 
 
 class Admit(NamedTuple):
@@ -173,8 +176,9 @@ def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom)
         or own <= account.entitlement.guarantee.concurrency
         or running - ledger.spot_in_use + sequences <= room.slots
     )
-    if not is_assured and running + sequences > room.slots - room.kept_back:
-        return _full(Dimension.CONCURRENCY, room.slots - room.kept_back, running, sequences, ledger, account)
+    open_slots = room.slots + room.queue - room.kept_back
+    if not is_assured and running + sequences > open_slots:
+        return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger, account)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
     is_assured = account.kv_in_use + kv_tokens <= assured.kv_tokens
     if resident + kv_tokens > room.kv_tokens and not is_assured:

@@ -17,6 +17,8 @@ UNLEARNED_TOKENS_PER_SECOND = 1e9
 """Stands for a throughput that nothing has shown a bound of yet."""
 DEFAULT_SLOTS = 256.0
 """vLLM's own default of ``--max-num-seqs``, until its queue shows how many it really runs."""
+LEARNED_SLACK = 1.15
+"""What an engine was seen to sustain is what it was given to do: a little more may be tried at any time."""
 SATURATION_MEMORY_S = 5.0
 """Time constant of the throughput that is learned while the engine is saturated."""
 PROBE_PER_SECOND = 0.1
@@ -146,7 +148,8 @@ class CapacityModel:
         spec = self._spec
         throughput = spec.tokens_per_second
         if throughput is None:
-            throughput = self._throughput or UNLEARNED_TOKENS_PER_SECOND
+            learned = self._throughput
+            throughput = learned * LEARNED_SLACK if learned else UNLEARNED_TOKENS_PER_SECOND
         cache = spec.kv_tokens if spec.kv_tokens is not None else self._cache or spec.start.kv_tokens
         if self._cache is not None:
             cache = min(cache, self._cache)

@@ -21,7 +21,7 @@ STEP = 1.0
 """Slots that one window of late answers takes."""
 RETURNED = 0.25
 """Slots that one calm window gives back."""
-MOST = 0.5
+MOST = 0.25
 """Never more than this part of the engine's slots is kept back."""
 
 

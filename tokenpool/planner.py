@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tokenpool import debt as debts_of
-from tokenpool.allocation import Claim, Division, FairShare
+from tokenpool.allocation import Claim, Division, FairShare, Share
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
 
@@ -42,6 +42,9 @@ class PlannerSettings:
     debt_cap_s: float = 4.0
     debt_decay_s: float = 4.0
     slo_precedence: bool = True
+    lends_idle: bool = False
+    """Whether spot may use what others were granted and do not use: where a guarantee ends spot requests to
+    have its slots back at once (preemption), nothing has to be held free for it."""
 
 
 class EntitlementPlan(msgspec.Struct, frozen=True):
@@ -106,11 +109,15 @@ def plan(
         weights[name] = (_weight(entitlement, owed, settings), owed if settings.debt_gain else 0.0)
     division.reweigh(weights)
     shares = division.shares()
+    idle = _idle(claims, shares, reports) if settings.lends_idle else NOTHING
     plans = {}
     for claim in claims:
         name, share = claim.name, shares[claim.name]
+        limit = share.limit
+        if settings.lends_idle and claim.tier is Tier.SPOT:
+            limit = (limit + idle).at_most(capacity.at_least(limit)).at_most(claim.ceiling)
         plans[name] = EntitlementPlan(
-            share.limit,
+            limit,
             share.assured,
             share.allocation,
             claim.demand,
@@ -118,6 +125,17 @@ def plan(
             moved[name],
         )
     return Plan(capacity, plans)
+
+
+def _idle(claims: Sequence[Claim], shares: Mapping[str, Share], reports: Mapping[str, Report]) -> Amount:
+    """What everyone but spot was granted and did not use of late."""
+    idle = NOTHING
+    for claim in claims:
+        if claim.tier is not Tier.SPOT:
+            granted = shares[claim.name].allocation
+            used = reports.get(claim.name, _NO_REPORT).service.at_least(NOTHING)
+            idle = idle + (granted - used.at_most(granted))
+    return idle
 
 
 def _missing(fair: Mapping[str, FairShare], service: Mapping[str, float]) -> float:

@@ -17,6 +17,8 @@ class Running(NamedTuple):
     """Seconds on the sidecar's monotonic clock."""
     sequences: int
     kv_tokens: int
+    has_begun: bool = True
+    """Whether it is known to hold a slot: what waits in the engine frees none."""
 
 
 _Key = TypeVar("_Key")
@@ -27,14 +29,14 @@ def victims(
 ) -> list[tuple[_Key, Running]]:
     """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none where all are not enough.
 
-    The youngest first, since least of what was computed for them is lost; and none that the others make
-    unnecessary.
+    Those that have begun, the youngest first, since least of what was computed for them is lost; and none
+    that the others make unnecessary.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []
     chosen: list[tuple[_Key, Running]] = []
     freed_sequences = freed_kv = 0
-    for key, request in sorted(running, key=lambda row: -row[1].admitted_at):
+    for key, request in sorted(running, key=lambda row: (not row[1].has_begun, -row[1].admitted_at)):
         if freed_sequences >= sequences and freed_kv >= kv_tokens:
             break
         chosen.append((key, request))

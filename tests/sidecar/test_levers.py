@@ -204,9 +204,9 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
         feedback = sidecar.gate.feedback
         for _ in range(3):
             feedback.observe(1.0, 0.05)
-        await until(lambda: sidecar.gate.engine.room.kept_back == 1)
+        await until(lambda: sidecar.gate.engine.room.kept_back == 0.5)
         state = json.loads((await admin(sidecar, "/debug/state"))[1])
-        assert state["engine"]["kept_back"] == 1
+        assert state["engine"]["kept_back"] == 0.5
     engine.answer = fake.answer_stream
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, heed_slo=False) as sidecar:
         for _ in range(3):

@@ -9,6 +9,7 @@ import pytest
 from tokenpool.amounts import Amount
 from tokenpool.capacity import (
     DEFAULT_SLOTS,
+    LEARNED_SLACK,
     UNLEARNED_TOKENS_PER_SECOND,
     CapacityModel,
     EngineObservation,
@@ -67,11 +68,11 @@ def test_a_growing_engine_is_noticed_without_a_queue() -> None:
 def test_throughput_is_learned_while_saturated_and_not_while_idle() -> None:
     model = CapacityModel(AUTO)
     saturated(30, 100, model)
-    assert model.amount().tokens_per_second == pytest.approx(200, rel=0.01)
+    assert model.amount().tokens_per_second == pytest.approx(200 * LEARNED_SLACK, rel=0.01)
     for second in range(31, 60):
         seen = replace(IDLE, at=second, running=1, prompt_tokens=3000, generation_tokens=3000)
         model.observe(seen, held_back=False)
-    assert model.amount().tokens_per_second == pytest.approx(200, rel=0.01)
+    assert model.amount().tokens_per_second == pytest.approx(200 * LEARNED_SLACK, rel=0.01)
 
 
 def test_cached_prompt_tokens_are_no_throughput() -> None:
@@ -81,7 +82,7 @@ def test_cached_prompt_tokens_are_no_throughput() -> None:
             IDLE, at=second, running=8, waiting=1, prompt_tokens=100.0 * second, cached_tokens=90.0 * second
         )
         model.observe(seen, held_back=False)
-    assert model.amount().tokens_per_second == pytest.approx(10)
+    assert model.amount().tokens_per_second == pytest.approx(10 * LEARNED_SLACK)
 
 
 def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
@@ -165,13 +166,14 @@ def test_slots_that_are_too_many_are_given_up_at_the_first_queue() -> None:
 
 def test_throughput_may_begin_with_a_number_and_is_probed_from_there() -> None:
     model = CapacityModel(ReplicaCapacity(start=Amount(1000, 5000, 0)))
-    assert model.amount() == Amount(1000, 5000, DEFAULT_SLOTS)
+    assert model.amount().tokens_per_second == pytest.approx(1000 * LEARNED_SLACK)
+    assert (model.amount().kv_tokens, model.amount().concurrency) == (5000, DEFAULT_SLOTS)
     assert model.is_known
     for step in range(13):
         model.observe(replace(IDLE, at=float(step), running=3), held_back=True)
     assert model.amount().tokens_per_second > 3000
     model.forget()
-    assert model.amount().tokens_per_second == 1000
+    assert model.amount().tokens_per_second == pytest.approx(1000 * LEARNED_SLACK)
 
 
 def test_learning_begins_anew_where_the_pool_file_says_so() -> None:

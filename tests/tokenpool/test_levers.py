@@ -137,3 +137,8 @@ def test_who_leaves_is_not_asked() -> None:
     door.leave(caller.place, 0.1)
     door.serve(9.0)
     assert (log, len(door), door.has_waiting(tenant)) == ([], 0, False)
+
+
+def test_what_waits_in_the_engine_holds_no_slot_and_is_ended_last() -> None:
+    running = {"waits": Running(9.0, 1, 100, has_begun=False), "runs": Running(5.0, 1, 100)}
+    assert [name for name, _ in victims(running.items(), 1, 0)] == ["runs"]

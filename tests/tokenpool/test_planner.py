@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
-from tokenpool.amounts import Amount
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.debt import moved, weight_factor
 from tokenpool.entitlements import Entitlement, Slo, Tier
 from tokenpool.planner import PlannerSettings, Report, plan, slo_factor
@@ -138,3 +138,21 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         share = first.entitlements[one.name]
         assert one.guarantee.fits(share.limit)
         assert -4 <= share.debt <= 4
+
+
+def test_what_is_idle_is_lent_to_spot_where_it_can_be_taken_back_at_once() -> None:
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
+        entitlement("s", Tier.SPOT, ceiling=Amount(math.inf, math.inf, 14)),
+    ]
+    reports = {
+        "g": Report(demand=Amount(400, 4000, 6), service=Amount(100, 1000, 2)),
+        "s": Report(demand=CAPACITY * 2, service=NOTHING),
+    }
+    kept = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_idle=True)).entitlements
+    assert kept["s"].limit.concurrency == 10
+    assert lent["s"].limit.concurrency == 14  # 10, and the 4 that are not in use
+    assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 300)
+    assert lent["s"].allocation == kept["s"].allocation
+    assert lent["g"] == kept["g"]
