@@ -36,6 +36,8 @@ class EngineRoom:
     foreign_kv_tokens: float = 0.0
     kept_back: float = 0.0
     """Slots that only what is assured may use."""
+    proven_slots: float = 0.0
+    """Of the slots, those that the engine is known to run: fewer while it is probed whether it runs more."""
     queue: float = 0.0
     """Requests beyond the slots that may wait in the engine: where it schedules by priority they are in
     nobody's way, and take a slot the moment that one is free."""

@@ -54,6 +54,7 @@ class CapacityModel:
     """One replica's capacity. ``None`` in the pool file (``auto``) is read from the engine or learned."""
 
     __slots__ = (
+        "_bound",
         "_cache",
         "_last",
         "_probe_at",
@@ -78,6 +79,8 @@ class CapacityModel:
         self._slots = start.concurrency or DEFAULT_SLOTS
         self._throughput: float | None = start.tokens_per_second or None
         self._probe_at, self._probe_wait_s = 0.0, FIRST_PROBE_S
+        self._bound = math.inf
+        """How many ran when requests last waited: the engine runs no more, until it is seen to."""
 
     def reconfigure(self, spec: ReplicaCapacity) -> None:
         """Take over a changed pool file; what was learned stays, unless learning is to begin elsewhere."""
@@ -121,8 +124,10 @@ class CapacityModel:
             if runs < self._slots < DEFAULT_SLOTS:
                 self._probe_at = seen.at + self._probe_wait_s
                 self._probe_wait_s = min(self._probe_wait_s * 2, LONGEST_PROBE_S)
-            self._slots = runs
+            self._slots = self._bound = runs
             return
+        if seen.running > self._bound:
+            self._bound = math.inf
         self._slots = max(self._slots, seen.running)
         is_full = seen.running >= math.floor(self._slots) and seen.waiting == 0
         if is_full and lacked_slots and seen.at >= self._probe_at:
@@ -165,7 +170,7 @@ class CapacityModel:
         amount = self.amount()
         seen = self._last
         if seen is None:
-            return EngineRoom(amount.concurrency, amount.kv_tokens)
+            return EngineRoom(amount.concurrency, amount.kv_tokens, proven_slots=amount.concurrency)
         slots = amount.concurrency
         if self._queued_at > 0:
             slots = max(min(slots, self._queued_at), 1.0)
@@ -174,4 +179,5 @@ class CapacityModel:
             amount.kv_tokens,
             max(seen.running + seen.waiting - own_sequences, 0.0),
             max(seen.kv_usage * (self._cache or amount.kv_tokens) - own_kv_tokens, 0.0),
+            proven_slots=min(slots, self._bound),
         )
