@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -35,8 +34,7 @@ _SATISFIED = 3
 Vector = tuple[float, float, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """What one entitlement brings to a tick."""
 
     name: str
@@ -119,6 +117,8 @@ class Division:
         for is_spot in (False, True):
             group = [w for w in self._workings if (w.claim.tier is Tier.SPOT) is is_spot]
             _fill(group, left)
+            for w in group:
+                w.grant(self._capacity)
             tokens, cache, _ = _rest(left, group)
             left = (tokens, cache, _round_sequences(group, left[2]))
         return left
@@ -127,7 +127,18 @@ class Division:
 class _Working:
     """One claim on its way through the stages."""
 
-    __slots__ = ("claim", "demand", "dominant", "dominates", "held", "priority", "sequences", "weight", "x")
+    __slots__ = (
+        "claim",
+        "demand",
+        "dominant",
+        "dominates",
+        "granted",
+        "held",
+        "priority",
+        "sequences",
+        "weight",
+        "x",
+    )
 
     def __init__(self, claim: Claim, capacity: Vector) -> None:
         self.claim = claim
@@ -136,6 +147,8 @@ class _Working:
         self.held: Vector = (0.0, 0.0, 0.0)
         """The part of the guarantee that is in demand and can be carried."""
         self.x = 0.0
+        self.granted: Vector = (0.0, 0.0, 0.0)
+        """What ``x`` and ``held`` come to, before whole sequences."""
         self.sequences = 0.0
         self.dominant = 0.0
         """The largest share of capacity that it demands."""
@@ -151,14 +164,14 @@ class _Working:
         """Whether all that it demands below its ceiling is granted."""
         return self.x >= 1 - _EPSILON
 
-    def granted(self) -> Vector:
+    def grant(self, capacity: Vector) -> None:
+        """The filling is over: work out what is granted."""
         (a, b, c), (x, y, z), part = self.demand, self.held, self.x
         a, b, c = a * part, b * part, c * part
-        return (a if a > x else x, b if b > y else y, c if c > z else z)
+        self.granted = _least((a if a > x else x, b if b > y else y, c if c > z else z), capacity)
 
     def share(self, capacity: Vector, headroom: Vector) -> Share:
-        claim, granted = self.claim, _least(self.granted(), capacity)
-        tokens, cache, sequences = granted[0], granted[1], self.sequences
+        claim, (tokens, cache, _), sequences = self.claim, self.granted, self.sequences
         allocation = Amount(tokens, cache, sequences)
         whole = Amount(tokens, cache, float(math.ceil(sequences - _EPSILON)))
         least = claim.floor.at_most(claim.ceiling)
@@ -172,7 +185,7 @@ class _Working:
 
     def fair_share(self, capacity: Vector) -> FairShare:
         """The largest share of a dimension that it demands and was granted, before whole numbers."""
-        granted, demand = _least(self.granted(), capacity), self.demand
+        granted, demand = self.granted, self.demand
         most = 0.0
         for k in _DIMENSIONS:
             if capacity[k] > 0 and demand[k] > 0 and granted[k] > most * capacity[k]:
@@ -299,7 +312,7 @@ class _Filling:
 
 def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
     """What a group leaves of the capacity."""
-    granted = [w.granted() for w in group]
+    granted = [w.granted for w in group]
     rest = [max(capacity[k] - math.fsum(g[k] for g in granted), 0.0) for k in _DIMENSIONS]
     return (rest[0], rest[1], rest[2])
 
@@ -314,7 +327,7 @@ def _round_sequences(group: Sequence[_Working], available: float) -> float:
     """
     wanting: list[tuple[float, str, _Working]] = []
     for w in group:
-        granted = w.granted()[2]
+        granted = w.granted[2]
         w.sequences = granted if w.is_satisfied else float(math.floor(granted + _EPSILON))
         available -= w.sequences
         remainder = granted - w.sequences
