@@ -84,11 +84,14 @@ class Door:
         """Wait."""
         patience = self.settings.patience(account.entitlement.tier)
         place = Place(account, now, now + patience, try_now)
-        self._places.append(place)
-        self._places.sort(key=lambda each: (each.rank, each.deadline))
-        self._waiting[account.entitlement.name] += 1
+        self._line_up(place)
         self.waited += 1
         return place
+
+    def _line_up(self, place: Place) -> None:
+        self._places.append(place)
+        self._places.sort(key=lambda each: (each.rank, each.deadline))
+        self._waiting[place.account.entitlement.name] += 1
 
     def leave(self, place: Place, now: float) -> None:
         """Wait no longer."""
@@ -114,15 +117,10 @@ class Door:
                 self.leave(place, now)
                 if not place.try_now(is_over):
                     held_up.add(name)
-                    self._return(place, now)
+                    self._line_up(place)
+                    self.waited_s -= now - place.since
         finally:
             self._is_serving = False
-
-    def _return(self, place: Place, now: float) -> None:
-        self._places.append(place)
-        self._places.sort(key=lambda each: (each.rank, each.deadline))
-        self._waiting[place.account.entitlement.name] += 1
-        self.waited_s -= now - place.since
 
     def looks_at(self) -> float:
         """When to serve at the latest; infinite while nobody waits."""
