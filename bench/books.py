@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,7 +19,7 @@ from bench.machine import LOAD_CORE, PROXY_CORE, Process, accepts, answers, free
 from bench.upstream import unary_upstream
 from demo.redis import executable
 from tokenpool.amounts import Amount
-from tokenpool.books import Holding, Message
+from tokenpool.books import Census, Holding, Message
 from tokenpool.entitlements import Entitlement, Tier
 from tokenpool.store.redis import RedisStore
 from tokenpool.tick import tick
@@ -115,13 +115,14 @@ async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
         }
         await store.exchange(Message(f"s{number}", 1, holdings, True, report))
     reads, plans, publishes = [], [], []
-    before = None
+    before: Census | None = None
+    profiles: Mapping[str, Amount] = {}
     for _ in range(rounds + 1):
         began = time.perf_counter()
         census = await store.read()
         read = time.perf_counter()
-        made = tick(census, entitlements, before)
-        before = census
+        made = tick(census, entitlements, before, profiles=profiles)
+        before, profiles = census, made.plan.profiles
         planned = time.perf_counter()
         assert await store.publish(made.limits, 1)
         published = time.perf_counter()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordinator.settings import Settings
@@ -61,6 +61,7 @@ class PoolLeader:
         self._clock = clock
         self._before: Census | None = None
         """What the last tick saw."""
+        self._profiles: Mapping[str, Amount] = {}
         self._filed_at: float | None = None
         self._rounds = 0
         self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_idle=settings.preempt)
@@ -124,7 +125,8 @@ class PoolLeader:
             self._filed_at = started
         census = await self._store.read()
         self._compare(census.file_version)
-        made = tick(census, self._entitlements, self._before, self._planner)
+        made = tick(census, self._entitlements, self._before, self._planner, self._profiles)
+        self._profiles = made.plan.profiles
         # Books that are closed have begun anew: what they count then says nothing of before.
         self._before = census if census.is_open else None
         # Closed books do not know yet who is there: until they do, the last limits stand.

@@ -45,6 +45,7 @@ class Allocator:
             {name: account.debt for name, account in accounts.items()},
             elapsed,
             self._settings,
+            self.plan.profiles if self.plan is not None else {},
         )
         for name, share in self.plan.entitlements.items():
             accounts[name].apply(share.limit, share.assured, share.debt, now)

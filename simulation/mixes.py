@@ -85,7 +85,7 @@ def small_tenants(*, seed: int, workers: int = 2, seconds: float = 20.0) -> Setu
 def lone_tenant(*, seed: int, seconds: float = 20.0) -> Setup:
     """One tenant that wants far more than the whole pool of four."""
     return Setup(
-        [Tenant(Entitlement("lone", "pool", Tier.ELASTIC), 64, think_s=0.0)],
+        [Tenant(Entitlement("lone", "pool", Tier.ELASTIC), 128, think_s=0.0)],
         4,
         SLOTS,
         seconds,

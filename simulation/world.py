@@ -10,7 +10,7 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
@@ -303,6 +303,7 @@ class World:
         self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
         self._epoch = 1
         self._before: Census | None = None
+        self._profiles: Mapping[str, Amount] = {}
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0
@@ -501,7 +502,9 @@ class World:
     def _tick(self) -> None:
         if self.books is not None:
             census = self.books.read(self.now)
-            made = tick(census, [t.entitlement for t in self.setup.tenants], self._before, self.setup.planner)
+            entitlements = [t.entitlement for t in self.setup.tenants]
+            made = tick(census, entitlements, self._before, self.setup.planner, self._profiles)
+            self._profiles = made.plan.profiles
             self._before = census if census.is_open else None
             if census.is_open or not self._limits:
                 self.books.publish(made.limits, self._epoch, self.now)

@@ -21,12 +21,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 
 _EPSILON = 1e-9
 """Relative slack of comparisons between sums of floats."""
-_NAMES = tuple(Dimension)
 _DIMENSIONS = range(3)
 _SATISFIED = 3
 """Sorts behind every dimension, so that a claim's last event is its being satisfied."""
@@ -51,7 +50,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
     """Who gets the odd sequence that whole numbers leave over: the highest (the planner passes debt)."""
 
 
-class Share(msgspec.Struct, frozen=True):
+class Share(msgspec.Struct, frozen=True, gc=False):
     """What one entitlement gets of a tick."""
 
     allocation: Amount
@@ -62,14 +61,12 @@ class Share(msgspec.Struct, frozen=True):
     """The most it may use now."""
 
 
-class FairShare(msgspec.Struct, frozen=True):
+class FairShare(msgspec.Struct, frozen=True, gc=False):
     """What one entitlement would get by its weight alone."""
 
     dominant_share: float
     """Of live capacity."""
     is_satisfied: bool
-    dominates: Dimension | None
-    """The dimension of which it demands the largest share; ``None`` where it demands nothing."""
 
 
 def allocate(capacity: Amount, claims: Sequence[Claim]) -> dict[str, Share]:
@@ -131,7 +128,6 @@ class _Working:
         "claim",
         "demand",
         "dominant",
-        "dominates",
         "granted",
         "held",
         "priority",
@@ -152,12 +148,9 @@ class _Working:
         self.sequences = 0.0
         self.dominant = 0.0
         """The largest share of capacity that it demands."""
-        self.dominates: int | None = None
-        """The dimension of that."""
         for k in _DIMENSIONS:
             if capacity[k] > 0 and self.demand[k] > self.dominant * capacity[k]:
                 self.dominant = self.demand[k] / capacity[k]
-                self.dominates = k
 
     @property
     def is_satisfied(self) -> bool:
@@ -173,15 +166,15 @@ class _Working:
     def share(self, capacity: Vector, headroom: Vector) -> Share:
         claim, (tokens, cache, _), sequences = self.claim, self.granted, self.sequences
         allocation = Amount(tokens, cache, sequences)
-        whole = Amount(tokens, cache, float(math.ceil(sequences - _EPSILON)))
-        least = claim.floor.at_most(claim.ceiling)
+        ceiling, floor = _bounds(claim.ceiling), _bounds(claim.floor)
+        whole = _most((tokens, cache, float(math.ceil(sequences - _EPSILON))), _least(floor, ceiling))
         headed = (tokens + headroom[0], cache + headroom[1], sequences + headroom[2])
-        limit = Amount(*_least(headed, capacity)).at_least(whole).at_least(least)
+        limit = _most(_least(headed, capacity), whole)
         if claim.tier is Tier.SPOT:
-            return Share(allocation, NOTHING, limit.at_most(claim.ceiling))
-        assured = whole.at_least(claim.guarantee).at_least(least)
-        limit = limit.at_least(assured).at_most(claim.ceiling)
-        return Share(allocation, assured.at_most(limit), limit)
+            return Share(allocation, NOTHING, Amount(*_least(limit, ceiling)))
+        assured = _most(whole, _bounds(claim.guarantee))
+        limit = _least(_most(limit, assured), ceiling)
+        return Share(allocation, Amount(*_least(assured, limit)), Amount(*limit))
 
     def fair_share(self, capacity: Vector) -> FairShare:
         """The largest share of a dimension that it demands and was granted, before whole numbers."""
@@ -190,8 +183,7 @@ class _Working:
         for k in _DIMENSIONS:
             if capacity[k] > 0 and demand[k] > 0 and granted[k] > most * capacity[k]:
                 most = granted[k] / capacity[k]
-        dominates = None if self.dominates is None else _NAMES[self.dominates]
-        return FairShare(most, self.is_satisfied, dominates)
+        return FairShare(most, self.is_satisfied)
 
 
 def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:
@@ -229,17 +221,14 @@ class _Filling:
 
     def __init__(self, group: Sequence[_Working], capacity: Vector) -> None:
         self._capacity = capacity
-        self._used = [0.0, 0.0, 0.0]
+        self._used = [math.fsum([w.held[k] for w in group]) for k in _DIMENSIONS]
         self._slope = [0.0, 0.0, 0.0]
-        self._group: list[_Working] = []
+        # Who demands something, and of nothing that does not exist.
+        self._group = [w for w in group if w.dominant > 0]
         self._speeds: list[Vector] = []
-        for w in group:
-            for k in _DIMENSIONS:
-                self._used[k] += w.held[k]
-            if w.dominant > 0:  # it demands something, and of nothing that does not exist
-                per_level, (a, b, c) = w.weight / w.dominant, w.demand
-                self._group.append(w)
-                self._speeds.append((a * per_level, b * per_level, c * per_level))
+        for w in self._group:
+            per_level, (a, b, c) = w.weight / w.dominant, w.demand
+            self._speeds.append((a * per_level, b * per_level, c * per_level))
         self._began: list[list[bool]] = [[False] * len(self._group) for _ in _DIMENSIONS]
         self._users = [0, 0, 0]
         self._frozen = [False] * len(self._group)
@@ -248,7 +237,7 @@ class _Filling:
 
     def run(self) -> None:
         """Sweep the level upwards."""
-        frozen, saturated, slope = self._frozen, self._saturated, self._slope
+        frozen, saturated = self._frozen, self._saturated
         for level, index, dimension in sorted(self._events()):
             if frozen[index]:
                 continue
@@ -261,16 +250,25 @@ class _Filling:
             else:
                 self._began[dimension][index] = True
                 self._users[dimension] += 1
-                slope[dimension] += self._speeds[index][dimension]
+                self._slope[dimension] += self._speeds[index][dimension]
 
     def _events(self) -> list[tuple[float, int, int]]:
-        """``(level, claim, dimension)``: it begins to use a dimension, or is satisfied."""
+        """``(level, claim, dimension)``: it begins to use a dimension, or is satisfied.
+
+        What holds nothing of a dimension begins at once: most do, and nothing needs sorting for that.
+        """
         events = []
+        saturated, began, users, slope = self._saturated, self._began, self._users, self._slope
         for index, (w, speeds) in enumerate(zip(self._group, self._speeds, strict=True)):
             held, demand = w.held, w.demand
             for k in _DIMENSIONS:
                 if demand[k] > held[k]:
-                    events.append((held[k] / speeds[k], index, k))
+                    if held[k] or saturated[k]:
+                        events.append((held[k] / speeds[k], index, k))
+                    else:
+                        began[k][index] = True
+                        users[k] += 1
+                        slope[k] += speeds[k]
             events.append((w.dominant / w.weight, index, _SATISFIED))
         return events
 
@@ -347,6 +345,16 @@ def _vector(amount: Amount) -> Vector:
         amount.kv_tokens if amount.kv_tokens > _EPSILON else 0.0,
         amount.concurrency if amount.concurrency > _EPSILON else 0.0,
     )
+
+
+def _bounds(amount: Amount) -> Vector:
+    """The three numbers as they are."""
+    return amount.tokens_per_second, amount.kv_tokens, amount.concurrency
+
+
+def _most(one: Vector, other: Vector) -> Vector:
+    (a, b, c), (x, y, z) = one, other
+    return (a if a > x else x, b if b > y else y, c if c > z else z)
 
 
 def _least(one: Vector, other: Vector) -> Vector:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -155,6 +156,18 @@ class Push(NamedTuple):
     entitlement: str
 
 
+def level_of(level: float, depth: float, limit: Limit, elapsed_s: float, is_open: bool) -> float:
+    """What a bucket holds ``elapsed_s`` after it held ``level``, by the limit that stands now.
+
+    ``depth`` is that of the limit before: a bucket that is new starts full. While the books are closed it
+    runs over: against what came in while nobody spoke, everyone has yet to book what was spent.
+    """
+    if depth == 0 or limit.depth == 0:
+        return limit.depth
+    level += limit.tokens_per_second * elapsed_s
+    return min(level, limit.depth) if is_open else level
+
+
 RECALL, FREED = "recall", "freed"
 
 
@@ -215,11 +228,24 @@ class _Row:
 class _Page:
     """One entitlement's page: its limit, its bucket, its holders."""
 
-    __slots__ = ("at", "contended_until", "floor", "level", "limit", "rows", "served", "sums", "waiters")
+    __slots__ = (
+        "at",
+        "contended_until",
+        "depth",
+        "floor",
+        "level",
+        "limit",
+        "rows",
+        "served",
+        "sums",
+        "waiters",
+    )
 
     def __init__(self, now: float) -> None:
         self.limit = Limit()
         self.level = 0.0
+        self.depth = 0.0
+        """Of the limit by which the bucket was filled last; 0 where it had none."""
         self.at = now
         self.contended_until = -math.inf
         self.floor: list[float] = [0.0, 0.0, 0.0]
@@ -229,16 +255,11 @@ class _Page:
         self.waiters: dict[str, float] = {}
 
     def refill(self, now: float, is_open: bool) -> None:
-        """Bring bucket and floor up to date; a clock that stands still adds nothing.
-
-        While the books are closed the bucket runs over: against what came in while nobody spoke, everyone
-        has yet to book what was spent.
-        """
-        elapsed = now - self.at
+        """Bring bucket and floor up to date; a clock that stands still adds nothing."""
+        elapsed = max(now - self.at, 0.0)
+        self.level = level_of(self.level, self.depth, self.limit, elapsed, is_open)
+        self.depth = self.limit.depth
         if elapsed > 0:
-            self.level += self.limit.tokens_per_second * elapsed
-            if is_open:
-                self.level = min(self.level, self.limit.depth)
             kept = math.exp(-elapsed / FLOOR_MEMORY_S)
             self.floor = [value * kept for value in self.floor]
             self.at = now
@@ -272,10 +293,10 @@ class _Page:
     def view(self, now: float, is_open: bool) -> Page:
         """The page as of now; looking changes nothing."""
         s, limit, elapsed = self.sums, self.limit, max(now - self.at, 0.0)
-        level, kept = self.level + limit.tokens_per_second * elapsed, math.exp(-elapsed / FLOOR_MEMORY_S)
+        kept = math.exp(-elapsed / FLOOR_MEMORY_S)
         return Page(
             limit,
-            min(level, limit.depth) if is_open else level,
+            level_of(self.level, self.depth, limit, elapsed, is_open),
             Amount(s[_TOKENS], s[_KV], s[_CONCURRENCY]),
             Amount(0.0, s[_KV_USED], s[_CONCURRENCY_USED]),
             Amount(*s[_DEMAND : _DEMAND + 3]),
@@ -324,23 +345,18 @@ class Books:
     def publish(self, limits: Mapping[str, Limit], epoch: int, now: float) -> bool:
         """Replace all limits, unless a later coordinator has written already; whether they stand now.
 
-        A bucket that is new starts full. An entitlement that is gone loses its limit at once, and its page
-        when nobody holds anything of it.
+        No page is brought up to date for it: its next reader or writer does that, by the limit that stands
+        then. An entitlement that is gone loses its limit at once, and its page when nobody holds anything of
+        it.
         """
         if epoch < self.epoch:
             return False
         self.epoch, self._led_at = epoch, now
         for name, limit in limits.items():
-            page = self._page(name, now)
-            if page.limit == limit:
-                continue
-            page.refill(now, self._is_open(now))
-            is_new = page.limit.depth == 0.0
-            page.limit = limit
-            page.level = limit.depth if is_new else min(page.level, limit.depth)
+            self._page(name, now).limit = limit
         for name in [name for name in self._pages if name not in limits]:
             page = self._pages[name]
-            page.limit, page.level = Limit(), min(page.level, 0.0)
+            page.limit = Limit()
             if not page.rows:
                 del self._pages[name]
         return True
@@ -436,7 +452,7 @@ class Books:
         return page
 
     def _standing(self, holder: str, name: str, now: float) -> Grant:
-        page = self._pages.get(name)
+        page = copy(self._pages.get(name))
         if page is None:
             return NO_GRANT
         page.refill(now, self._is_open(now))

@@ -19,6 +19,7 @@ from tokenpool.wire import SidecarReport, WireError, decode_report
 MOST_ELAPSED_S = 1.0
 """A coordinator that was asleep moves debts by so much time at most."""
 _NO_PAGE = Page()
+_NO_PROFILES: Mapping[str, Amount] = {}
 _DEFAULTS = PlannerSettings()
 
 
@@ -43,10 +44,12 @@ def tick(
     entitlements: Sequence[Entitlement],
     before: Census | None,
     settings: PlannerSettings = _DEFAULTS,
+    profiles: Mapping[str, Amount] = _NO_PROFILES,
 ) -> Tick:
     """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
 
-    At a coordinator's first tick there is none, nor where the books began anew since: debts then stay.
+    ``profiles`` are those of the plan before. At a coordinator's first tick there is neither, nor a census
+    where the books began anew since: debts then stay.
     """
     sidecars, unreadable = _reports(census.reports)
     capacity = NOTHING
@@ -62,6 +65,7 @@ def tick(
         {name: page.limit.debt for name, page in pages.items()},
         min(elapsed, MOST_ELAPSED_S),
         settings,
+        profiles,
     )
     limits = {}
     for name, part in made.entitlements.items():

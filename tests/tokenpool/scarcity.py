@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenpool.admission import Admit, EngineRoom, admit
@@ -70,6 +70,7 @@ class _Run:
     ) -> None:
         self.settings, self.chance, self.slots = settings, chance, slots
         self.ledger = Ledger()
+        self.profiles: Mapping[str, Amount] = {}
         self.accounts = [Account(t, Pricing(), 0.0) for t in tenants]
         self.events: list[tuple[float, int, _Worker, Ticket | None]] = []
         self.order = 0
@@ -111,7 +112,9 @@ class _Run:
             {a.entitlement.name: a.debt for a in self.accounts},
             TICK_S,
             self.settings,
+            self.profiles,
         )
+        self.profiles = made.profiles
         for account in self.accounts:
             share = made.entitlements[account.entitlement.name]
             account.apply(share.limit, share.assured, share.debt, now)

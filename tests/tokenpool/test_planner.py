@@ -13,7 +13,7 @@ from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.debt import moved, weight_factor
 from tokenpool.entitlements import Entitlement, Slo, Tier
-from tokenpool.planner import PlannerSettings, Report, plan, slo_factor
+from tokenpool.planner import PROFILE_S, PlannerSettings, Report, plan, slo_factor
 
 CAPACITY = Amount(1000, 10_000, 16)
 FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)
@@ -156,3 +156,29 @@ def test_what_is_idle_is_lent_to_spot_where_it_can_be_taken_back_at_once() -> No
     assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 300)
     assert lent["s"].allocation == kept["s"].allocation
     assert lent["g"] == kept["g"]
+
+
+def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
+    """By the demand of the moment, "bursty" would be taken to get twice what it gets."""
+    pair = [entitlement("even"), entitlement("bursty")]
+    debts: dict[str, float] = {}
+    profiles: dict[str, Amount] = {}
+    for tick in range(400):
+        is_burst = tick % 4 == 3
+        reports = {
+            "even": Report(CAPACITY * 2, CAPACITY * 0.5),
+            "bursty": Report(
+                Amount(4000 if is_burst else 0, 20_000, 40), Amount(1600 if is_burst else 0, 5000, 8)
+            ),
+        }
+        made = plan(CAPACITY, pair, reports, debts, 0.25, profiles=profiles)
+        debts = {name: part.debt for name, part in made.entitlements.items()}
+        profiles = dict(made.profiles)
+    assert abs(debts["bursty"] - debts["even"]) < 0.5
+
+
+def test_a_profile_follows_demand_and_starts_with_it() -> None:
+    made = plan(CAPACITY, [entitlement()], {"a": FULL}, {}, 0.25)
+    assert made.profiles["a"] == FULL.demand
+    later = plan(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=made.profiles)
+    assert later.profiles["a"].kv_tokens == pytest.approx(FULL.demand.kv_tokens / math.e)

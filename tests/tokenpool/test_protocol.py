@@ -62,7 +62,7 @@ def test_small_tenants_that_want_three_get_two(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_lone_tenant_has_the_whole_pool(seed: int) -> None:
-    assert simulate(lone_tenant(seed=seed)).utilisation >= 0.97
+    assert simulate(lone_tenant(seed=seed)).utilisation >= 0.985
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -3,8 +3,9 @@
 --
 -- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at
 -- pages    set of the names of all pages
--- page:X   hash: p, the packed page {limit, level, at, floor, sums, served, waiters, contended_until, rows};
---          and for each holder r:<holder>, its packed row {served, values}
+-- page:X   hash: p, the packed page {level, at, depth, floor, sums, served, waiters, contended_until, rows},
+--          missing until somebody writes in it; l, the packed limit as published; and for each holder
+--          r:<holder>, its packed row {served, values}
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
 -- reports  hash by holder; limits: all of them, packed; file: hash of version, content
 local prefix = KEYS[1]
@@ -34,29 +35,28 @@ end
 local function page_key(name) return prefix .. ':page:' .. name end
 local function holder_key(holder) return prefix .. ':holder:' .. holder end
 
-local function unpack_page(name, packed)
-  if packed then
-    local page = cmsgpack.unpack(packed)
-    page.name = name
-    return page
-  end
-  return {
-    name = name, is_new = true, limit = {0, 0, 0, 0, 0, 0, 0}, level = 0, at = now, floor = {0, 0, 0},
-    sums = nobody(), served = {0, 0, 0}, waiters = {}, contended_until = 0, rows = 0,
+local NO_LIMIT = {0, 0, 0, 0, 0, 0, 0}
+
+local function unpack_page(name, packed, limit)
+  local page = packed and cmsgpack.unpack(packed) or {
+    is_new = not limit, level = 0, at = now, depth = 0, floor = {0, 0, 0}, sums = nobody(), served = {0, 0, 0},
+    waiters = {}, contended_until = 0, rows = 0,
   }
+  page.name, page.limit = name, limit and cmsgpack.unpack(limit) or NO_LIMIT
+  return page
 end
 
 -- A page, and one holder's row of it if it has one.
 local function load_page(name, holder)
-  local values = redis.call('HMGET', page_key(name), 'p', 'r:' .. (holder or ''))
-  return unpack_page(name, values[1]), values[2] and cmsgpack.unpack(values[2]) or nil
+  local values = redis.call('HMGET', page_key(name), 'p', 'l', 'r:' .. (holder or ''))
+  return unpack_page(name, values[1], values[2]), values[3] and cmsgpack.unpack(values[3]) or nil
 end
 
 local function save_page(page, holder, row)
-  local key, is_new, name = page_key(page.name), page.is_new, page.name
-  page.is_new, page.name = nil, nil
+  local key, is_new, name, limit = page_key(page.name), page.is_new, page.name, page.limit
+  page.is_new, page.name, page.limit = nil, nil, nil
   local packed = cmsgpack.pack(page)
-  page.name = name
+  page.name, page.limit = name, limit
   if row then
     redis.call('HSET', key, 'p', packed, 'r:' .. holder, cmsgpack.pack(row))
   else
@@ -71,12 +71,17 @@ end
 -- Whether the books give: what a script finds out first.
 local is_open = false
 
--- While the books are closed the bucket runs over: see tokenpool/books.py.
+-- Take over the limit that is published, and bring the bucket up to date by it: see tokenpool/books.py.
 local function refill(page)
-  local elapsed = now - page.at
-  if elapsed > 0 then
+  local elapsed, depth = math.max(now - page.at, 0), page.limit[4]
+  if page.depth == 0 or depth == 0 then
+    page.level = depth
+  else
     page.level = page.level + page.limit[1] * elapsed
-    if is_open then page.level = math.min(page.level, page.limit[4]) end
+    if is_open then page.level = math.min(page.level, depth) end
+  end
+  page.depth = depth
+  if elapsed > 0 then
     local kept = math.exp(-elapsed / message.floor_memory)
     for i = 1, 3 do page.floor[i] = page.floor[i] * kept end
     page.at = now

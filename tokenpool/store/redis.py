@@ -35,6 +35,7 @@ from tokenpool.books import (
     Message,
     Page,
     Push,
+    level_of,
 )
 from tokenpool.store import StoreDown
 
@@ -53,7 +54,7 @@ Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 class _Page(msgspec.Struct):
     """A page as it is kept; fields that later versions add are ignored."""
 
-    limit: list[float]
+    depth: float
     level: float
     at: float
     floor: list[float]
@@ -64,6 +65,7 @@ class _Page(msgspec.Struct):
 _pages = msgpack.Decoder(_Page)
 _answers = msgpack.Decoder(tuple[list[list[Any]], bool, int, str, float])
 _censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
+_limit = msgpack.Decoder(list[float])
 _limits = msgpack.Decoder(dict[str, list[float]])
 
 
@@ -122,7 +124,7 @@ class RedisStore:
         with _down():
             rows, is_open, sidecars, version, unled_s = _answers.decode(packed)
             grants = {
-                name: Grant(kv, concurrency, tokens, _limit(limit), *rest[:4])
+                name: Grant(kv, concurrency, tokens, _as_limit(limit), *rest[:4])
                 for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
             }
         return Answer(grants, is_open, sidecars, version, unled_s)
@@ -155,7 +157,7 @@ class RedisStore:
         with _down():
             packed = await cast(Awaitable[bytes | None], self._client.get(f"{self._prefix}:limits"))
             rows = _limits.decode(packed) if packed else {}
-        return {name: _limit(row) for name, row in rows.items()}
+        return {name: _as_limit(row) for name, row in rows.items()}
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
@@ -201,18 +203,21 @@ class RedisStore:
         packed = await self._run(_PAGES, names=names)
         with _down():
             return {
-                name: _view(_pages.decode(page), now, is_open)
-                for name, page in zip(names, packed, strict=True)
-                if page
+                name: _view(page, limit, now, is_open)
+                for name, (page, limit) in zip(names, packed, strict=True)
+                if page or limit
             }
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
         """See ``Store``."""
         rows = list(limits.items())
         parts = [rows[start : start + PART] for start in range(0, len(rows), PART)] or [[]]
-        calls = [partial(self._run, _PUBLISH, epoch=epoch, limits=part) for part in parts[:-1]]
+        packed = [
+            [field for name, limit in part for field in (name, msgpack.encode(limit))] for part in parts
+        ]
+        calls = [partial(self._run, _PUBLISH, b"", *part, epoch=epoch) for part in packed[:-1]]
         last = partial(
-            self._run, _PUBLISH, msgpack.encode(limits), epoch=epoch, limits=parts[-1], all=list(limits)
+            self._run, _PUBLISH, msgpack.encode(limits), *packed[-1], epoch=epoch, all=list(limits)
         )
         return all(await _at_once([*calls, last]))
 
@@ -220,8 +225,10 @@ class RedisStore:
         """See ``Store``."""
         return bool(await self._run(_FILE, content, version=version, epoch=epoch))
 
-    async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
-        """Run a script on a message; ``blob`` is passed on as it is."""
+    async def _run(
+        self, script: _Script, blob: bytes = b"", /, *packed_already: str | bytes, **message: Any
+    ) -> Any:
+        """Run a script on a message; ``blob`` and what is packed already are passed on as they are."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
@@ -229,10 +236,10 @@ class RedisStore:
         with _down():
             call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
             try:
-                return await call(script.digest, 1, self._prefix, packed, blob)
+                return await call(script.digest, 1, self._prefix, packed, blob, *packed_already)
             except redis.exceptions.NoScriptError:
                 call = cast(Callable[..., Awaitable[Any]], self._client.eval)
-                return await call(script.text, 1, self._prefix, packed, blob)
+                return await call(script.text, 1, self._prefix, packed, blob, *packed_already)
 
     async def close(self) -> None:
         """See ``Store``."""
@@ -266,18 +273,21 @@ async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
     return await asyncio.gather(*(answer(call) for call in calls))
 
 
-def _limit(row: Sequence[float]) -> Limit:
+def _as_limit(row: Sequence[float]) -> Limit:
     return Limit(*row[: len(Limit._fields)])
 
 
-def _view(page: _Page, now: float, is_open: bool) -> Page:
-    """A page as of ``now``: the bucket filled up, the floor faded."""
-    limit, s, elapsed = _limit(page.limit), page.sums, max(now - page.at, 0.0)
+def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> Page:
+    """A page as of now: what is published taken over, the bucket filled up, the floor faded."""
+    limit = _as_limit(_limit.decode(published)) if published else Limit()
+    if not packed:
+        return Page(limit, limit.depth)
+    page = _pages.decode(packed)
+    s, elapsed = page.sums, max(now - page.at, 0.0)
     kept, (tokens, cache, sequences) = math.exp(-elapsed / FLOOR_MEMORY_S), page.floor
-    level = page.level + limit.tokens_per_second * elapsed
     return Page(
         limit,
-        min(level, limit.depth) if is_open else level,
+        level_of(page.level, page.depth, limit, elapsed, is_open),
         Amount(s[2], s[0], s[1]),
         Amount(0.0, s[3], s[4]),
         Amount(s[5], s[6], s[7]),
