@@ -103,7 +103,10 @@ class Bench:
     def books(self) -> None:
         """Shared limits: a coordinator's tick, and what a sidecar says to Redis."""
         costs = books.ticks(FOLDER, self.rounds)
+        pace = machine.pace_ms()
         self.raw["ticks"] = {f"{e} x {s}": asdict(cost) for (e, s), cost in costs.items()}
+        self.raw["pace_ms"] = pace
+        print(f"  this core's pace: a million additions in {pace:.0f} ms")
         for (entitlements, sidecars), cost in costs.items():
             print(
                 f"  tick of {entitlements:5,} entitlements x {sidecars:3} sidecars:"
