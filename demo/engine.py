@@ -18,7 +18,6 @@ from typing import IO, Self
 
 from demo import install_engine
 
-MODEL_HOME = install_engine.ROOT / ".cache" / "tiny-model"
 MODEL = "tiny"
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -51,6 +50,8 @@ class Engine:
     max_num_seqs: int = 8
     max_model_len: int = 2048
     extra: Sequence[str] = ()
+    model: str = MODEL
+    """One of those that ``random_model`` makes; also the name under which it is served."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +67,7 @@ class Engine:
 
     def start(self) -> Self:
         """Start the process; ``wait_ready`` waits until it serves."""
-        _make_model()
+        _make_model(self.model)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = _spawn(self._command(), log)
@@ -74,8 +75,8 @@ class Engine:
 
     def _command(self) -> list[str]:
         options = {
-            "model": str(MODEL_HOME),
-            "served-model-name": MODEL,
+            "model": str(_home(self.model)),
+            "served-model-name": self.model,
             "load-format": "dummy",
             "dtype": "float32",
             "max-model-len": str(self.max_model_len),
@@ -128,15 +129,20 @@ class Engine:
         self.stop()
 
 
-def _make_model() -> None:
-    if (MODEL_HOME / "config.json").exists():
+def _home(model: str) -> Path:
+    return install_engine.ROOT / ".cache" / f"{model}-model"
+
+
+def _make_model(model: str) -> None:
+    home = _home(model)
+    if (home / "config.json").exists():
         return
-    maker = Path(__file__).with_name("tiny_model.py")
+    maker = Path(__file__).with_name("random_model.py")
     done = subprocess.run(
-        [install_engine.PYTHON, maker, MODEL_HOME], check=False, capture_output=True, text=True
+        [install_engine.PYTHON, maker, home, model], check=False, capture_output=True, text=True
     )
     if done.returncode != 0:
-        raise EngineFailed(f"the tiny model could not be made\n{done.stderr}")
+        raise EngineFailed(f"the {model} model could not be made\n{done.stderr}")
 
 
 def _spawn(command: list[str], log: IO[bytes]) -> subprocess.Popen[bytes]:

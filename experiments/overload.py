@@ -11,17 +11,19 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from experiments.processes import Backend, Front, backends, core_of_its_own, fixed_limit, load, sidecars
-from loadgen.records import Outcome
+from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
-from loadgen.summary import Cell, summarise
+from loadgen.summary import Cell, first_token, summarise
 
 SLOTS = 8
+WINDOW_S, WINDOWS = 2.0, 5
 GUARANTEED, SPOT = "guaranteed", "spot"
 SCENARIO = """\
 name: overload
-model: tiny
+model: small
 duration_s: {duration:g}
 drain_s: 5
 tenants:
@@ -46,13 +48,13 @@ phases:
 POOL = """\
 pools:
   - name: chat
-    models: [tiny]
+    models: [small]
     replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {concurrency}}}
 entitlements:
   - name: guaranteed
     pool: chat
     tier: guaranteed
-    guarantee: {{tokens_per_second: 1500, kv_tokens: 6000, concurrency: 8}}
+    guarantee: {{tokens_per_second: 500, kv_tokens: 4000, concurrency: 8}}
     slo: {{ttft_ms: {slo_ms:g}}}
     api_keys: [g-key]
   - {{name: spot, pool: chat, tier: spot, api_keys: [s-key]}}
@@ -102,9 +104,9 @@ class Sizes:
     alone: float = 20.0
     settle: float = 10.0
     overload: float = 60.0
-    guaranteed: float = 4.0
-    spot: float = 45.0
-    slo_ms: float = 60.0
+    guaranteed: float = 3.0
+    spot: float = 40.0
+    slo_ms: float = 100.0
     """What the guaranteed tenant was promised: 1.5 times its P99 alone, once that was measured."""
 
     @property
@@ -122,8 +124,9 @@ class Result:
     alone_p99_s: float
     p50_s: float
     p99_s: float
-    ramp_p99_s: float
-    """While spot comes up, to show what grows."""
+    waits_s: tuple[float, ...]
+    """Medians of guaranteed requests due in each two seconds after spot began, to show what grows. Who never
+    had a first token counts with the time it waited."""
     tokens_per_s: float
     guaranteed: int
     guaranteed_shed: int
@@ -131,6 +134,12 @@ class Result:
     spot_shed: int
     preempted: int
     complaints: tuple[str, ...] = ()
+
+    @property
+    def grows(self) -> bool:
+        """Whether waits became longer and longer, as in a queue that nothing bounds."""
+        first, *_, last = self.waits_s
+        return self.alone_p99_s < first < last and self.waits_s[1] > first
 
     @property
     def ratio(self) -> float:
@@ -175,8 +184,8 @@ def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend
     if system.front == "none":
         yield Front([engines[0].url])
     elif system.front == "fixed":
-        # Each may have half of 2,200 tokens/s, about what the engine does with eight streams.
-        with fixed_limit(folder, engines[0], {"g-key": 66_000, "s-key": 66_000}) as front:
+        # Each may have half of 600 tokens/s, prompts included, about what the engine does with eight streams.
+        with fixed_limit(folder, engines[0], {"g-key": 18_000, "s-key": 18_000}) as front:
             yield front
     else:
         pool = folder / "pool.yaml"
@@ -187,9 +196,9 @@ def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend
 
 def judge(name: str, folder: Path) -> Result:
     """The numbers of a run."""
-    summary = summarise(read_run(folder))
+    run_ = read_run(folder)
+    summary = summarise(run_)
     alone, over = summary.cell(GUARANTEED, "alone"), summary.cell(GUARANTEED, "overload")
-    ramp = summary.cell(GUARANTEED, "ramp")
     spot, everyone = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
     assert alone is not None
     assert over is not None
@@ -201,7 +210,7 @@ def judge(name: str, folder: Path) -> Result:
         _value(alone.ttft.p99),
         _value(over.ttft.p50),
         _value(over.ttft.p99),
-        _value(ramp.ttft.p99) if ramp is not None else float("nan"),
+        _waits(run_),
         _value(everyone.output_tokens_per_s),
         over.requests,
         _ended(over, Outcome.SHED, Outcome.UNAVAILABLE),
@@ -210,6 +219,17 @@ def judge(name: str, folder: Path) -> Result:
         _ended(spot, Outcome.PREEMPTED),
         tuple(summary.complaints),
     )
+
+
+def _waits(run_: Run) -> tuple[float, ...]:
+    began = next(phase.from_s for phase in run_.meta.phases if phase.name == "ramp")
+    windows: list[list[float]] = [[] for _ in range(WINDOWS)]
+    for attempt in run_.attempts:
+        window = int((attempt.due_s - began) // WINDOW_S)
+        first = first_token(attempt, run_.meta.drain_s)
+        if attempt.tenant == GUARANTEED and 0 <= window < WINDOWS and first is not None:
+            windows[window].append(first[0])
+    return tuple(median(values) if values else float("nan") for values in windows)
 
 
 def _ended(cell: Cell, *outcomes: Outcome) -> int:

@@ -18,6 +18,7 @@ from demo.engine import Engine, free_port
 from demo.redis import executable
 
 READY_S = 240.0
+MODEL = "small"
 
 
 class NotReady(RuntimeError):
@@ -96,9 +97,10 @@ class Backend:
         self._real: Engine | None = None
         self._simulated: Part | None = None
         if kind == "vllm":
-            self._real = Engine(self._log, self.port, slots, extra=self._flags)
+            self._real = Engine(self._log, self.port, slots, extra=self._flags, model=MODEL)
         else:
-            command = [*module("loadgen.engine"), "--port", str(self.port), "--slots", str(slots), *flags]
+            command = [*module("loadgen.engine"), "--port", str(self.port), "--slots", str(slots)]
+            command += ["--model", MODEL, *flags]
             self._simulated = Part(f"engine{number}", command, folder, f"{self.url}/health")
 
     @property

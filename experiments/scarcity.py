@@ -34,7 +34,7 @@ TENANT = """\
 """
 SCENARIO = """\
 name: scarcity
-model: tiny
+model: small
 duration_s: {duration:g}
 drain_s: 5
 spread: random
@@ -47,7 +47,7 @@ tenants:
 POOL = """\
 pools:
   - name: chat
-    models: [tiny]
+    models: [small]
     replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {slots}}}
     replicas: {{min: 1, max: 2}}
 entitlements:

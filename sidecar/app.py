@@ -69,7 +69,7 @@ class Sidecar:
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
-            planner = PlannerSettings(debt_gain=settings.debt_gain, lends_idle=settings.preempt)
+            planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
             self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)

@@ -40,8 +40,6 @@ JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
 
-BEGINS_WITHIN_S = 0.05
-"""What was sent to the engine and has had no first token for so long waits there for a slot."""
 QUEUE = 1.0
 """Requests that may wait in an engine that schedules by priority, ready for the next free slot. Without one a
 slot is idle until the next request comes: 3 to 5 % of the throughput at 45 requests/s on 8 slots."""
@@ -420,11 +418,7 @@ class Gate:
         """End as many spot requests as a request inside its guarantee, just admitted, is too many."""
         ledger, room = self.ledger, self.engine.room
         running = [(p, _running(p, p.ticket)) for p in self._spot if p.ticket is not None]
-        # What waits in the engine is in nobody's way there; what was sent a moment ago may be about to begin.
-        sent_before = self._clock() - BEGINS_WITHIN_S
-        not_begun = [r for _, r in running if not r.has_begun and r.admitted_at < sent_before]
-        waiting = min(sum(r.sequences for r in not_begun), room.queue + room.slots - room.proven_slots)
-        sequences = ledger.concurrency_in_use + room.foreign_sequences - waiting - room.proven_slots
+        sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
         for passage, _ in victims(running, sequences, kv_tokens):
             if passage.on_preempted is not None:

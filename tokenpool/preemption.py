@@ -18,7 +18,7 @@ class Running(NamedTuple):
     sequences: int
     kv_tokens: int
     has_begun: bool = True
-    """Whether it is known to hold a slot: what waits in the engine frees none."""
+    """Whether the engine has begun with it, as far as is known: what waits there has cost nothing yet."""
 
 
 _Key = TypeVar("_Key")
@@ -29,14 +29,14 @@ def victims(
 ) -> list[tuple[_Key, Running]]:
     """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none where all are not enough.
 
-    Those that have begun, the youngest first, since least of what was computed for them is lost; and none
-    that the others make unnecessary.
+    Those first that have not begun: nothing of them is lost, and they would take what the others free. Then
+    the youngest, since least of what was computed for them is lost. None that the others make unnecessary.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []
     chosen: list[tuple[_Key, Running]] = []
     freed_sequences = freed_kv = 0
-    for key, request in sorted(running, key=lambda row: (not row[1].has_begun, -row[1].admitted_at)):
+    for key, request in sorted(running, key=lambda row: (row[1].has_begun, -row[1].admitted_at)):
         if freed_sequences >= sequences and freed_kv >= kv_tokens:
             break
         chosen.append((key, request))

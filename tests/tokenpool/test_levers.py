@@ -49,11 +49,14 @@ def window(feedback: Feedback, now: float, *ttfts: float, slo: float = 0.1, slot
 
 def test_late_answers_keep_slots_back_and_calm_ones_give_them_back_slowly() -> None:
     feedback = Feedback(0.0)
-    assert window(feedback, WINDOW_S, 0.2, 0.05, 0.05) == 1
-    assert window(feedback, 2 * WINDOW_S, 0.2, 0.2, 0.2) == 2
-    assert window(feedback, 3 * WINDOW_S, 0.05, 0.05, 0.05) == 1.75
-    assert window(feedback, 4 * WINDOW_S, *[0.1 * (CALM + 0.1)] * 3) == 1.75  # kept, but not calm
-    for number in range(5, 20):
+    assert window(feedback, 0.5 * WINDOW_S, 0.2, 0.05) == 0
+    assert window(feedback, WINDOW_S, 0.05) == 0  # a single late one says nothing
+    assert window(feedback, 2 * WINDOW_S, 0.2, 0.2, 0.05) == 1
+    assert window(feedback, 3 * WINDOW_S, 0.2, 0.2, 0.2) == 2
+    assert window(feedback, 4 * WINDOW_S, 0.05, 0.05, 0.05) == 1.75
+    assert window(feedback, 5 * WINDOW_S, *[0.1 * (CALM + 0.1)] * 3) == 1.75  # kept, but not calm
+    assert window(feedback, 6 * WINDOW_S, *[0.05] * 9, 0.2) == 1.75  # one late
+    for number in range(7, 20):
         window(feedback, number * WINDOW_S)  # nobody asks: nothing to protect
     assert feedback.kept_back == 0
 
@@ -139,6 +142,8 @@ def test_who_leaves_is_not_asked() -> None:
     assert (log, len(door), door.has_waiting(tenant)) == ([], 0, False)
 
 
-def test_what_waits_in_the_engine_holds_no_slot_and_is_ended_last() -> None:
-    running = {"waits": Running(9.0, 1, 100, has_begun=False), "runs": Running(5.0, 1, 100)}
-    assert [name for name, _ in victims(running.items(), 1, 0)] == ["runs"]
+def test_what_waits_in_the_engine_is_ended_first() -> None:
+    running = {"waits": Running(1.0, 1, 100, has_begun=False), "old": Running(5.0, 1, 100)}
+    running["young"] = Running(9.0, 1, 100)
+    assert [name for name, _ in victims(running.items(), 1, 0)] == ["waits"]
+    assert [name for name, _ in victims(running.items(), 2, 0)] == ["waits", "young"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import Amount
 from tokenpool.debt import moved, weight_factor
 from tokenpool.entitlements import Entitlement, Slo, Tier
 from tokenpool.planner import PROFILE_S, PlannerSettings, Report, plan, slo_factor
@@ -140,22 +140,30 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         assert -4 <= share.debt <= 4
 
 
-def test_what_is_idle_is_lent_to_spot_where_it_can_be_taken_back_at_once() -> None:
+def test_what_others_were_granted_is_lent_to_spot_where_it_can_be_taken_back_at_once() -> None:
+    unbounded = math.inf
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
-        entitlement("s", Tier.SPOT, ceiling=Amount(math.inf, math.inf, 14)),
+        entitlement("s", Tier.SPOT, ceiling=Amount(unbounded, unbounded, 14)),
+        entitlement("t", Tier.SPOT),
+        entitlement("idle", Tier.SPOT),
     ]
     reports = {
-        "g": Report(demand=Amount(400, 4000, 6), service=Amount(100, 1000, 2)),
-        "s": Report(demand=CAPACITY * 2, service=NOTHING),
+        "g": Report(demand=Amount(400, 4000, 6)),
+        "s": Report(demand=CAPACITY * 2),
+        "t": Report(demand=CAPACITY * 2),
     }
     kept = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
-    lent = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_idle=True)).entitlements
-    assert kept["s"].limit.concurrency == 10
-    assert lent["s"].limit.concurrency == 14  # 10, and the 4 that are not in use
-    assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 300)
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_granted=True)).entitlements
+    assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
+    assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # as much in all as there is
+    assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
     assert lent["s"].allocation == kept["s"].allocation
-    assert lent["g"] == kept["g"]
+    assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
+    reports["g"] = Report(demand=CAPACITY)
+    tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
+    full = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_granted=True)).entitlements
+    assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
 
 
 def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
