@@ -1,4 +1,5 @@
-"""``make experiments``: both experiments on a real engine, all baselines, some seeds; reports go to out/.
+"""``make experiments``: overload and scarcity on a real engine with all baselines, a larger pool of simulated
+engines, and the simulator beside a real engine; some seeds of each. Reports go to out/.
 
 ``--short`` is what CI runs; ``--engine simulator`` needs no vLLM. Results in ``--out`` add up over several
 calls.
@@ -19,15 +20,17 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import overload, scarcity
+from experiments import fidelity, overload, pool, scarcity
 from experiments.processes import module
 from loadgen.records import machine, versions
 
 OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
-Result = overload.Result | scarcity.Result
-_R = TypeVar("_R", overload.Result, scarcity.Result)
+WHAT = ("overload", "scarcity", "pool", "fidelity")
+
+Result = overload.Result | scarcity.Result | pool.Result
+_R = TypeVar("_R", overload.Result, scarcity.Result, pool.Result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals += _overload(arguments, seeds, out / "overload")
     if "scarcity" in arguments.what:
         goals += _scarcity(arguments, seeds, out / "scarcity")
+    if "pool" in arguments.what:
+        goals += _pool(arguments, seeds, out / "pool")
+    if "fidelity" in arguments.what:
+        _fidelity(arguments, out / "fidelity")
     for goal, is_reached in goals:
         print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
     return 0 if all(is_reached for _, is_reached in goals) else 1
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["overload", "scarcity"], help="overload, scarcity")
+    parser.add_argument("what", nargs="*", default=WHAT, help=", ".join(WHAT))
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="vllm")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
@@ -59,8 +66,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
-        if what not in ("overload", "scarcity"):
-            parser.error(f"{what!r} is neither overload nor scarcity")
+        if what not in WHAT:
+            parser.error(f"{what!r} is no experiment; there are {', '.join(WHAT)}")
+    if arguments.engine == "simulator":
+        arguments.what = [what for what in arguments.what if what != "fidelity"]
     return arguments
 
 
@@ -124,6 +133,39 @@ def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
     ]
 
 
+def _pool(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
+    sizes = pool.Sizes(8, 20, 40, 10) if arguments.short else pool.Sizes()
+    systems = [s for s in pool.SYSTEMS if not arguments.only or s.name in arguments.only.split(",")]
+    results = _kept(out, pool.Result)
+    for seed in seeds:
+        for system in systems:
+            result = pool.run(system, sizes, seed, out / _slug(system.name) / str(seed))
+            results = _replaced(results, result)
+            print(_pool_line(result), flush=True)
+            _keep(out, results)
+    groups = _grouped(results)
+    print("\n" + _table(_POOL, groups), flush=True)
+    _compare(out)
+    ours = groups.get("tokenpool", [])
+    if not ours:
+        return []
+    ratio, shed = median(r.ratio for r in ours), sum(r.guaranteed_shed for r in ours)
+    first, later = median(r.first_jain for r in ours), median(r.later_jain for r in ours)
+    return [
+        (f"pool: guaranteed P99 is {ratio:.2f} x alone, at most {MOST_RATIO}", ratio <= MOST_RATIO),
+        (f"pool: {shed} guaranteed requests shed, none", shed == 0),
+        (f"pool: Jain over the first 20 s is {first:.3f}, at least 0.98", first >= 0.98),
+        (f"pool: Jain over any later 60 s is {later:.3f}, at least 0.99", later >= 0.99),
+    ]
+
+
+def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
+    sizes = fidelity.Sizes(6) if arguments.short else fidelity.Sizes()
+    rows = fidelity.run(sizes, arguments.seed, out)
+    print("\nfidelity: the simulator beside the engine that it was made like\n\n" + fidelity.table(rows))
+    _compare(out)
+
+
 @dataclass(frozen=True)
 class _Column:
     """One number of a result, as a table shows it."""
@@ -165,6 +207,20 @@ _SCARCITY = (
 )
 
 
+_POOL = (
+    _ms("P99 alone, ms", "alone_p99_s"),
+    _ms("P99", "p99_s"),
+    _Column("ratio", "ratio", "{:.2f}", max),
+    _Column("shed", "guaranteed_shed", "{:.0f}", max),
+    _Column("tokens/s", "tokens_per_s", "{:.0f}", min),
+    _Column("Jain", "overload_jain", "{:.3f}", min),
+    _Column("half the engines: Jain, first 20 s", "first_jain", "{:.3f}", min),
+    _Column("any later 60 s", "later_jain", "{:.3f}", min),
+    _Column("deviation", "deviation", "{:.1%}", max),
+    _Column("tokens/s", "tokens_per_s_half", "{:.0f}", min),
+)
+
+
 def _table(columns: Sequence[_Column], groups: Mapping[str, Sequence[Result]]) -> str:
     """Median and worst of each system, as Markdown."""
     lines = ["| | " + " | ".join(c.title for c in columns) + " |", "| --- |" + " --- |" * len(columns)]
@@ -188,6 +244,16 @@ def _scarcity_line(result: scarcity.Result) -> str:
         f"scarcity  {result.system:13} seed {result.seed}: Jain {result.first_jain:.3f} then"
         f" {result.later_jain:.3f}, deviation {result.deviation:.1%} ({shares}),"
         f" {result.tokens_per_s:.0f} tokens/s"
+    )
+
+
+def _pool_line(result: pool.Result) -> str:
+    return (
+        f"pool      {result.system:22} seed {result.seed}: P99 {1000 * result.alone_p99_s:.0f} ms alone,"
+        f" {1000 * result.p99_s:.0f} in overload ({result.ratio:.2f} x), {result.guaranteed_shed} of"
+        f" {result.guaranteed} guaranteed shed, {result.tokens_per_s:.0f} tokens/s, Jain"
+        f" {result.overload_jain:.3f}; with half the engines {result.first_jain:.3f} then"
+        f" {result.later_jain:.3f}, deviation {result.deviation:.1%}, {result.tokens_per_s_half:.0f} tokens/s"
     )
 
 

@@ -83,7 +83,7 @@ BASELINES = (
     System("engine's queue limit", engine=("--max-num-queued-reqs", "8")),
     System("engine's priority", engine=PRIORITY, sends_priority=True),
     System("fixed rate per tenant", "fixed"),
-    System("tokenpool, no debt", "sidecar", PRIORITY, LEVERS, debt_gain=0.0),
+    System("tokenpool without debt", "sidecar", PRIORITY, LEVERS, debt_gain=0.0),
     System("tokenpool", "sidecar", PRIORITY, LEVERS),
 )
 ABLATIONS = (

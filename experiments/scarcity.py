@@ -8,15 +8,14 @@ Wanted: weighted service converges. Jain's index is at least 0.98 over the first
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.processes import backends, load, sidecars
+from experiments.service import by_weight, deviation, jain_by_weight, service, sliding
 from loadgen.records import Run
 from loadgen.records import load as read_run
-from loadgen.statistics import jain
-from loadgen.summary import token_pieces
 
 SLOTS = 16
 WEIGHTS = {"small": 1.0, "large": 2.0, "middle": 1.0, "long": 2.0}
@@ -126,37 +125,17 @@ def scenario(sizes: Sizes) -> str:
 
 def judge(name: str, run_: Run, cut: float, back: float) -> Result:
     """The numbers of a run."""
-    first = service(run_, cut, cut + 20)
-    starts = [cut + 20 + 5.0 * step for step in range(100) if cut + 20 + 5.0 * step + 60 <= back]
-    later = [service(run_, start, start + 60) for start in starts] or [service(run_, cut + 20, back)]
-    normal = [_by_weight(window) for window in (first, *later)]
-    deviations = [abs(share / (sum(window) / len(window)) - 1) for window in normal[1:] for share in window]
-    last = normal[-1]
+    first = service(run_, WEIGHTS, cut, cut + 20)
+    later = [service(run_, WEIGHTS, start, start + 60) for start in sliding(cut + 20, back, 60.0)]
+    later = later or [service(run_, WEIGHTS, cut + 20, back)]
+    last = by_weight(later[-1], WEIGHTS)
     return Result(
         name,
         run_.meta.seed,
-        jain(normal[0]),
-        min(jain(window) for window in normal[1:]),
-        max(deviations),
+        jain_by_weight(first, WEIGHTS),
+        min(jain_by_weight(window, WEIGHTS) for window in later),
+        max(deviation(window, WEIGHTS) for window in later),
         {tenant: share / (sum(last) / len(last)) for tenant, share in zip(WEIGHTS, last, strict=True)},
-        sum(service(run_, cut + 5, back).values()) / (back - cut - 5),
-        sum(service(run_, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
+        sum(service(run_, WEIGHTS, cut + 5, back).values()) / (back - cut - 5),
+        sum(service(run_, WEIGHTS, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
     )
-
-
-def service(run_: Run, start: float, end: float) -> dict[str, float]:
-    """Tokens of each tenant within a span of the run."""
-    totals = dict.fromkeys(WEIGHTS, 0.0)
-    for tenant in WEIGHTS:
-        attempts = (attempt for attempt in run_.attempts if attempt.tenant == tenant)
-        for begin, finish, tokens in token_pieces(attempts, prompts=True):
-            inside = min(finish, end) - max(begin, start)
-            if finish > begin and inside > 0:
-                totals[tenant] += tokens * inside / (finish - begin)
-            elif finish == begin and start <= begin < end:
-                totals[tenant] += tokens
-    return totals
-
-
-def _by_weight(served: Mapping[str, float]) -> Sequence[float]:
-    return [served[tenant] / weight for tenant, weight in WEIGHTS.items()]

@@ -410,7 +410,7 @@ class Gate:
         if levers.preempts:
             if account.is_spot:
                 self._spot[passage] = None
-            elif _is_inside_guarantee(account):
+            elif account.is_inside_guarantee():
                 self._make_room()
         return passage
 
@@ -566,15 +566,6 @@ class Gate:
         self.journal(entry)
 
 
-def _is_inside_guarantee(account: Account) -> bool:
-    """Whether all that an entitlement has in use, as far as is known here, lies inside its guarantee."""
-    guarantee = account.entitlement.guarantee
-    return (
-        account.concurrency_in_use + account.concurrency_elsewhere <= guarantee.concurrency
-        and account.kv_in_use + account.kv_elsewhere <= guarantee.kv_tokens
-    )
-
-
 def _running(passage: Passage, ticket: Ticket) -> Running:
     """A spot request as it may be chosen to be ended. What does not stream may hold a slot at any time."""
     has_begun = passage.has_begun or not passage.streams
@@ -585,7 +576,7 @@ def _priority(account: Account) -> int:
     """How soon the engine should schedule a request just admitted: lower is sooner, as with vLLM."""
     if account.is_spot:
         return PRIORITY_SPOT
-    return PRIORITY_GUARANTEED if _is_inside_guarantee(account) else PRIORITY_SHARED
+    return PRIORITY_GUARANTEED if account.is_inside_guarantee() else PRIORITY_SHARED
 
 
 def _api_key(head: RequestHead) -> bytes | Refusal | None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments import overload, scarcity
+from experiments import fidelity, overload, pool, scarcity
 from experiments.__main__ import main
 from experiments.fixed_limit import Window
 from loadgen.reading import parse
+from tokenpool.poolfile import parse as parse_pool
 
 
 def test_a_fixed_limit_refuses_what_is_over_and_says_when_it_is_not() -> None:
@@ -36,10 +37,19 @@ def test_scarcity_counts_service_by_weight(tmp_path: Path) -> None:
     assert made.phases[1].to_s - made.phases[1].from_s == scarcity.Sizes().one
 
 
+def test_the_other_scenarios_can_be_read(tmp_path: Path) -> None:
+    made = parse(pool.scenario(pool.Sizes()), "scenario.yaml", {}, tmp_path)
+    assert len(made.tenants) == 30
+    file = parse_pool(pool.pool_file(), name="pool.yaml").file
+    assert {e.name for e in file.entitlements} == {tenant.name for tenant in made.tenants}
+    mixed = parse(fidelity.scenario(fidelity.Sizes()), "scenario.yaml", {}, tmp_path)
+    assert [phase.name for phase in mixed.phases] == list(fidelity.PHASES)
+
+
 def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["underload"])
-    assert "'underload' is neither overload nor scarcity" in capsys.readouterr().err
+    assert "'underload' is no experiment; there are overload, scarcity" in capsys.readouterr().err
 
 
 def test_overload_on_the_simulator_keeps_the_guarantee(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ class Grants:
         long they may take to be asked, and to say so.
         """
         longest = self.settings.guaranteed_borrow_s
-        if _is_inside_guarantee(account, cost):
+        if account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
             return longest
         return min(max(RECALL_S, RECALL_TRIPS * self.round_trip_s), longest)
 
@@ -701,23 +701,7 @@ class Grants:
 
 def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:
     """Whether a request lies inside its entitlement's guarantee if nobody else uses any of it."""
-    guarantee = account.entitlement.guarantee
-    return (
-        account.entitlement.tier is not Tier.SPOT
-        and account.concurrency_in_use + cost.sequences <= guarantee.concurrency
-        and account.kv_in_use + cost.kv_tokens <= guarantee.kv_tokens
-    )
-
-
-def _is_inside_guarantee(account: Account, cost: Cost) -> bool:
-    """Whether a request, as far as is known here, lies inside its entitlement's guarantee."""
-    guarantee = account.entitlement.guarantee
-    return (
-        account.entitlement.tier is not Tier.SPOT
-        and account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences
-        <= guarantee.concurrency
-        and account.kv_in_use + account.kv_elsewhere + cost.kv_tokens <= guarantee.kv_tokens
-    )
+    return account.is_inside_guarantee(cost.sequences, cost.kv_tokens, counts_elsewhere=False)
 
 
 def _vector(amount: Amount) -> Vector:

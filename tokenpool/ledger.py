@@ -276,6 +276,24 @@ class Account:
         """Of the whole bucket, in tokens, as far as is known here."""
         return self.bucket.level + self.level_elsewhere
 
+    def is_inside_guarantee(
+        self, sequences: int = 0, kv_tokens: int = 0, *, counts_elsewhere: bool = True
+    ) -> bool:
+        """Whether what is in use, and so much more, lies inside the entitlement's guarantee.
+
+        Other sidecars' part is counted as far as it is known here; without ``counts_elsewhere`` the question
+        is whether it may, should they have nothing in use.
+        """
+        guarantee = self.entitlement.guarantee
+        sequences += self.concurrency_in_use
+        kv_tokens += self.kv_in_use
+        others = (self.concurrency_elsewhere, self.kv_elsewhere) if counts_elsewhere else (0.0, 0.0)
+        return (
+            sequences + others[0] <= guarantee.concurrency
+            and kv_tokens + others[1] <= guarantee.kv_tokens
+            and self.entitlement.tier is not Tier.SPOT
+        )
+
     def report(self, now: float) -> Report:
         """What the planner needs to know of the time since the last report."""
         return self.meter.report(self.kv_in_use, self.concurrency_in_use, now)

@@ -1,0 +1,239 @@
+"""A larger pool: eight simulated engines, thirty tenants of three tiers; overload, then engines are lost.
+
+What one engine cannot show: guarantees, fair shares and spot over many sidecars with one set of books.
+Guaranteed tenants are alone at first; then elastic ones with persistent demand come, and spot at several
+times capacity; then four engines are killed, and come back at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.processes import Backend, Front, backends, load, sidecars
+from experiments.service import deviation, jain_by_weight, service, sliding
+from loadgen.records import Attempt, Outcome, Run
+from loadgen.records import load as read_run
+from loadgen.statistics import percentile
+from loadgen.summary import first_token, requests
+
+ENGINES, LOST, SLOTS = 8, 4, 8
+ENGINE = ("--step", "0.06", "--per-sequence", "0.001", "--scheduling-policy", "priority")
+GUARANTEED = tuple(f"guaranteed-{n}" for n in range(6))
+ELASTIC = {f"elastic-{n:02}": 1.0 + n % 2 for n in range(16)}
+"""Weights."""
+SPOT = tuple(f"spot-{n}" for n in range(8))
+LEVERS = ("--preempt", "--engine-priority", "--door-wait-guaranteed", "1")
+TENANT = """\
+  - {{name: {name}, key: {name}-key, tier: {tier}, arrivals: {arrivals}, input: {input}, output: {output},
+     starts_s: {starts:g}, retries: {{most: {retries}, honour_retry_after: true}}}}
+"""
+SCENARIO = """\
+name: pool
+model: small
+duration_s: {duration:g}
+drain_s: 5
+spread: random
+tenants:
+{tenants}phases:
+  - {{name: alone, from: 0, to: {alone:g}}}
+  - {{name: overload, from: {alone:g}, to: {cut:g}}}
+  - {{name: half, from: {cut:g}, to: {back:g}}}
+  - {{name: whole again, from: {back:g}, to: {duration:g}}}
+"""
+POOL = """\
+pools:
+  - name: chat
+    models: [small]
+    replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {slots}}}
+    replicas: {{min: 1, max: {engines}}}
+entitlements:
+{entitlements}"""
+ENTITLEMENT = "  - {{name: {name}, pool: chat, tier: {tier}, api_keys: [{name}-key]{more}}}\n"
+
+
+@dataclass(frozen=True)
+class System:
+    """What is tried."""
+
+    name: str
+    has_sidecars: bool = True
+    debt_gain: float | None = None
+
+
+SYSTEMS = (
+    System("engines alone", has_sidecars=False),
+    System("tokenpool without debt", debt_gain=0.0),
+    System("tokenpool"),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long each part is, in seconds."""
+
+    alone: float = 20.0
+    overload: float = 60.0
+    half: float = 90.0
+    after: float = 20.0
+
+    @property
+    def cut(self) -> float:
+        """When engines are lost."""
+        return self.alone + self.overload
+
+    @property
+    def back(self) -> float:
+        """When they return."""
+        return self.cut + self.half
+
+    @property
+    def duration(self) -> float:
+        """Of the whole scenario."""
+        return self.back + self.after
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run."""
+
+    system: str
+    seed: int
+    alone_p99_s: float
+    p99_s: float
+    """Of guaranteed requests, in overload."""
+    guaranteed: int
+    guaranteed_shed: int
+    """In overload."""
+    tokens_per_s: float
+    """In overload."""
+    overload_jain: float
+    """Of elastic service by weight."""
+    first_jain: float
+    """Over the first 20 s with half the engines."""
+    later_jain: float
+    deviation: float
+    """The largest from a fair share over a later 60 s."""
+    tokens_per_s_half: float
+
+    @property
+    def ratio(self) -> float:
+        """P99 in overload over P99 alone."""
+        return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
+
+
+def scenario(sizes: Sizes) -> str:
+    """The scenario, as loadgen reads it."""
+    lines = [_tenant(name, "guaranteed", "{poisson: {rate: 0.5}}", (16, 48), 0.0, 0) for name in GUARANTEED]
+    for number, name in enumerate(ELASTIC):
+        size = ((16, 32), (32, 64), (48, 96))[number % 3]
+        lines.append(_tenant(name, "elastic", "{closed: {workers: 8}}", size, sizes.alone, 100_000))
+    lines += [_tenant(name, "spot", "{poisson: {rate: 8}}", (16, 64), sizes.alone, 0) for name in SPOT]
+    return SCENARIO.format(
+        tenants="".join(lines), duration=sizes.duration, alone=sizes.alone, cut=sizes.cut, back=sizes.back
+    )
+
+
+def _tenant(name: str, tier: str, arrivals: str, size: tuple[int, int], starts: float, retries: int) -> str:
+    return TENANT.format(
+        name=name,
+        tier=tier,
+        arrivals=arrivals,
+        input=size[0],
+        output=size[1],
+        starts=starts,
+        retries=retries,
+    )
+
+
+def pool_file() -> str:
+    """What everyone is entitled to."""
+    promise = ", guarantee: {tokens_per_second: 120, kv_tokens: 1200, concurrency: 6}, slo: {ttft_ms: 500}"
+    entitlements = [_entitlement(name, "guaranteed", promise) for name in GUARANTEED]
+    for number, (name, weight) in enumerate(ELASTIC.items()):
+        slo = (250, 1000, 500, 330)[number % 4]
+        entitlements.append(_entitlement(name, "elastic", f", weight: {weight:g}, slo: {{ttft_ms: {slo}}}"))
+    entitlements += [_entitlement(name, "spot", "") for name in SPOT]
+    return POOL.format(slots=SLOTS, engines=ENGINES, entitlements="".join(entitlements))
+
+
+def _entitlement(name: str, tier: str, more: str) -> str:
+    return ENTITLEMENT.format(name=name, tier=tier, more=more)
+
+
+def run(system: System, sizes: Sizes, seed: int, out: Path) -> Result:
+    """Run it once."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = out / "scenario.yaml"
+    file.write_text(scenario(sizes))
+    with (
+        backends("simulator", folder, ENGINES, ENGINE, SLOTS) as engines,
+        _front(system, folder, engines) as front,
+    ):
+        process = load(file, front, out / "run", seed, system.name)
+        began = time.monotonic()
+        time.sleep(sizes.cut)
+        for engine in engines[-LOST:]:
+            engine.kill()
+        time.sleep(max(sizes.back - (time.monotonic() - began), 0.0))
+        for engine in engines[-LOST:]:
+            engine.start()
+        if process.wait(sizes.after + 120) != 0:
+            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+    return judge(system.name, read_run(out / "run"), sizes)
+
+
+@contextlib.contextmanager
+def _front(system: System, folder: Path, engines: Sequence[Backend]) -> Iterator[Front]:
+    if not system.has_sidecars:
+        yield Front([engine.url for engine in engines])
+        return
+    file = folder / "pool.yaml"
+    file.write_text(pool_file())
+    with sidecars(folder, file, engines, LEVERS, system.debt_gain) as front:
+        yield front
+
+
+def judge(name: str, run_: Run, sizes: Sizes) -> Result:
+    """The numbers of a run."""
+    cut, back = sizes.cut, sizes.back
+    settled = sizes.alone + min(10.0, sizes.overload / 3)
+    over = [service(run_, ELASTIC, start, start + 20) for start in sliding(settled, cut, 20.0)]
+    first = service(run_, ELASTIC, cut, cut + 20)
+    later = [service(run_, ELASTIC, start, start + 60) for start in sliding(cut + 20, back, 60.0)]
+    later = later or [service(run_, ELASTIC, cut + 20, back)]
+    everyone = (*GUARANTEED, *ELASTIC, *SPOT)
+    shed = [
+        last
+        for last in _guaranteed(run_, settled, cut)
+        if last.outcome in (Outcome.SHED, Outcome.UNAVAILABLE)
+    ]
+    return Result(
+        name,
+        run_.meta.seed,
+        _p99(run_, 0.0, sizes.alone),
+        _p99(run_, settled, cut),
+        len(_guaranteed(run_, settled, cut)),
+        len(shed),
+        sum(service(run_, everyone, settled, cut, prompts=False).values()) / (cut - settled),
+        min(jain_by_weight(window, ELASTIC) for window in over),
+        jain_by_weight(first, ELASTIC),
+        min(jain_by_weight(window, ELASTIC) for window in later),
+        max(deviation(window, ELASTIC) for window in later),
+        sum(service(run_, everyone, cut + 5, back, prompts=False).values()) / (back - cut - 5),
+    )
+
+
+def _guaranteed(run_: Run, start: float, end: float) -> list[Attempt]:
+    """The last attempts of guaranteed requests that were due in a span."""
+    tries = requests(a for a in run_.attempts if a.tenant in GUARANTEED)
+    return [request[-1] for request in tries if start <= request[0].intended_s < end]
+
+
+def _p99(run_: Run, start: float, end: float) -> float:
+    firsts = [first_token(last, run_.meta.drain_s) for last in _guaranteed(run_, start, end)]
+    return percentile(sorted(first[0] for first in firsts if first is not None), 0.99)
