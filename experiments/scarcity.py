@@ -22,6 +22,8 @@ WEIGHTS = {"small": 1.0, "large": 2.0, "middle": 1.0, "long": 2.0}
 _SIZES = {"small": (8, 24), "large": (80, 240), "middle": (24, 72), "long": (40, 120)}
 """Input and output tokens: 10 to 1."""
 _SLOS = {"small": 250, "large": 500, "middle": 1000, "long": 330}
+SYSTEMS: tuple[tuple[str, float | None], ...] = (("with debt", None), ("without debt", 0.0))
+"""Names and debt gains; ``None`` is the default."""
 TENANT = """\
   - name: {name}
     key: {name}-key

@@ -30,6 +30,8 @@ from loadgen.summary import (
 MOST_PLOTS = 12
 """Tenants with a plot of their own: those with the most requests."""
 _RATE = "tokens_per_second"
+_UNKNOWN_FROM = 1e8
+"""No engine does so many tokens per second: it stands for a rate of which no bound is known yet."""
 _CURVES = (("p50", 0.5, 2, 1.5), ("p95", 0.95, 1, 1.5), ("p99", 0.99, 0, 2.5))
 """Name, share, dash and width of each tenant's curves."""
 _REFUSED = (Outcome.SHED, Outcome.UNAVAILABLE)
@@ -191,7 +193,7 @@ def capacity_points(samples: Sequence[Sample]) -> list[tuple[float, float | None
     kind = "coordinator" if "coordinator" in kinds else "sidecar"
     by_second: dict[int, dict[str, float]] = defaultdict(dict)
     for sample in samples:
-        if sample.kind == kind and sample.capacity.get(_RATE):
+        if sample.kind == kind and 0 < sample.capacity.get(_RATE, 0.0) < _UNKNOWN_FROM:
             by_second[int(sample.at_s)][sample.source] = sample.capacity[_RATE]
     return [(second + 0.5, sum(said.values())) for second, said in sorted(by_second.items()) if second >= 0]
 
@@ -217,7 +219,7 @@ def _states(run: Run, frame: Frame) -> list[str]:
         # Every page shows the pool's limits; a coordinator's are the ones that it decided.
         best = min(sharing, key=lambda sample: sample.kind != "coordinator").source
         seen = [sample for sample in sharing if sample.source == best]
-        limits = _entitlement_series(seen, colours, lambda shown: shown.limit.get(_RATE))
+        limits = _entitlement_series(seen, colours, _known_limit)
         debts = _entitlement_series(seen, colours, lambda shown: shown.debt)
         figures += [
             curves("Limits", limits, frame, unit="tokens/s"),
@@ -227,6 +229,11 @@ def _states(run: Run, frame: Frame) -> list[str]:
     if engines:
         figures.append(curves("Sequences in the engines", engines, frame, unit="sequences"))
     return ["<h2>What the pool says</h2>", plots(figures)] if figures else []
+
+
+def _known_limit(shown: EntitlementSample) -> float | None:
+    limit = shown.limit.get(_RATE)
+    return limit if limit is not None and limit < _UNKNOWN_FROM else None
 
 
 def _entitlement_series(

@@ -198,6 +198,14 @@ def test_capacity_is_the_coordinators_or_the_sidecars_sum() -> None:
     assert report.capacity_points(led) == [(0.5, 250.0)]
 
 
+def test_a_capacity_that_nothing_has_shown_a_bound_of_is_not_drawn() -> None:
+    samples = [
+        Sample(float(at), "http://s", "sidecar", {"tokens_per_second": rate})
+        for at, rate in enumerate((1e9, 500.0))
+    ]
+    assert report.capacity_points(samples) == [(1.5, 500.0)]
+
+
 STATE = {
     "capacity": {"tokens_per_second": 900.0, "kv_tokens": None},
     "entitlements": {
