@@ -139,6 +139,8 @@ class CapacityModel:
         self._slots = max(self._slots, seen.running)
         is_full = seen.running >= math.floor(self._slots) and seen.waiting == 0
         if is_full and lacked_slots and seen.at >= self._probe_at:
+            # What is tried is not proven: a guarantee does not wait for it.
+            self._bound = math.floor(self._slots)
             self._slots = math.floor(self._slots) + max(math.floor(self._slots * PROBE_SLOTS), 1.0)
 
     def _learn_throughput(

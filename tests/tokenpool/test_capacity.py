@@ -160,6 +160,15 @@ def test_slots_that_are_too_few_are_probed_until_a_queue_shows() -> None:
     assert full(model, at + 17, 8) == 9
 
 
+def test_a_slot_that_is_only_tried_is_not_proven_until_it_is_seen_in_use() -> None:
+    model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 8)))
+    assert full(model, 6, 8) == 8  # the first look compares with nothing
+    assert full(model, 7, 8) == 9
+    assert model.room(8, 0).proven_slots == 8
+    full(model, 7.25, 9)
+    assert model.room(9, 0).proven_slots == 9
+
+
 def test_slots_that_are_too_many_are_given_up_at_the_first_queue() -> None:
     model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 24)))
     full(model, 1, 8, waiting=16)

@@ -1,0 +1,35 @@
+"""The experiments in their short form, on the real engine. The full one is ``make experiments``.
+
+A busy machine moves a ratio of two short phases; what an engine costs with nobody in front is orders of
+magnitude.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments.__main__ import main
+
+
+def test_overload_leaves_a_guarantee_alone(tmp_path: Path) -> None:
+    systems = "engine alone,tokenpool"
+    main(["overload", "--seeds", "1", "--short", "--only", systems, "--out", str(tmp_path)])
+    folder = tmp_path / "overload"
+    alone, ours = json.loads((folder / "results.json").read_text())["results"]
+    assert alone["waits_s"][0] > 10 * alone["alone_p99_s"]
+    assert alone["waits_s"][1] > alone["waits_s"][0]
+    assert ours["p99_s"] < 5 * ours["alone_p99_s"]
+    assert ours["guaranteed_shed"] == 0
+    assert ours["preempted"] > 0
+    assert ours["tokens_per_s"] > 0.7 * alone["tokens_per_s"]
+    assert (folder / "compare.html").stat().st_size > 1000
+
+
+def test_scarcity_is_shared_by_weight(tmp_path: Path) -> None:
+    main(["scarcity", "--seeds", "1", "--short", "--only", "with debt", "--out", str(tmp_path)])
+    (ours,) = json.loads((tmp_path / "scarcity" / "results.json").read_text())["results"]
+    assert ours["first_jain"] >= 0.9
+    assert ours["later_jain"] >= 0.95
+    assert ours["deviation"] <= 0.25
+    assert ours["tokens_per_s_after"] > 0
