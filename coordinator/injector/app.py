@@ -1,0 +1,130 @@
+"""The injector as a service: HTTPS for the API server, pages for the kubelet, certificates that change.
+
+It keeps nothing and asks nobody, so any number of it may run side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+
+from aiohttp import web
+
+from coordinator.injector.review import ReviewMalformed, answer
+from coordinator.injector.settings import Settings, Template
+from service.filewatch import FileWatch
+from service.options import Address, SettingsError
+
+log = logging.getLogger(__name__)
+
+MAX_REVIEW_BYTES = 8 << 20
+"""The API server takes objects of 1.5 MB at most, and sends an old one along with a new one."""
+
+
+class Certificate:
+    """The certificate in force; new connections get the newest that could be loaded."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.paths = (settings.tls_cert, settings.tls_key)
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.problem: str | None = None
+        try:
+            self.context.load_cert_chain(*self.paths)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(self._unfit(error)) from error
+
+    def reload(self) -> None:
+        """Read the files again. Where they do not fit (yet), what is in force stays."""
+        try:
+            # Tried apart first: a key that does not belong to it must not be left in the live context.
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self.paths)
+            self.context.load_cert_chain(*self.paths)
+        except (OSError, ssl.SSLError) as error:
+            self.problem = self._unfit(error)
+            log.error("the certificate cannot be read; the old one stays in force: %s", error)
+            return
+        self.problem = None
+        log.info("the certificate is in force", extra={"cert": str(self.paths[0])})
+
+    def _unfit(self, error: Exception) -> str:
+        cert, key = self.paths
+        return f"--tls-cert {cert} and --tls-key {key} cannot be loaded: {error}"
+
+
+class Injector:
+    """One running injector. ``start`` returns once it listens."""
+
+    def __init__(self, settings: Settings, template: Template) -> None:
+        self._settings = settings
+        self._template = template
+        self.certificate = Certificate(settings)
+        self.watch = FileWatch(self.certificate.paths, self.certificate.reload)
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        application = web.Application(client_max_size=MAX_REVIEW_BYTES)
+        application.add_routes(
+            [
+                web.post("/mutate", self.mutate),
+                web.get("/healthz", self.healthz),
+                web.get("/readyz", self.readyz),
+            ]
+        )
+        return application
+
+    async def mutate(self, request: web.Request) -> web.Response:
+        """The webhook."""
+        try:
+            answered = answer(await request.read(), self._template)
+        except ReviewMalformed as error:
+            log.warning("a malformed review: %s", error)
+            return web.Response(status=400, text=f"{error}\n")
+        extra = {"pod": answered.pod, "result": answered.result, "reason": answered.reason or None}
+        log.info("reviewed", extra=extra)
+        return web.json_response(answered.document)
+
+    async def healthz(self, request: web.Request) -> web.Response:
+        """Whether this process lives."""
+        return web.json_response({"status": "ok"})
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Whether reviews should come here. A certificate that cannot be renewed still serves: degraded."""
+        problem = self.certificate.problem
+        body = {
+            "status": "ready" if problem is None else "degraded",
+            "degraded": [problem] if problem else [],
+        }
+        return web.json_response(body)
+
+    async def start(self) -> None:
+        """Listen, and watch the certificate. Raises ``OSError``."""
+        self._runner = web.AppRunner(self.application(), access_log=None)
+        await self._runner.setup()
+        host, port = self._settings.listen
+        await web.TCPSite(self._runner, host, port, ssl_context=self.certificate.context).start()
+        host, port, *_ = self._runner.addresses[0]
+        self.listens_on = Address(host, port)
+        self._watching = asyncio.get_running_loop().create_task(self.watch.run())
+        log.info("listening", extra={"listen": str(self.listens_on), "label": self._template.label})
+
+    async def stop(self) -> None:
+        """Answer what is under way, and end."""
+        self._watching.cancel()
+        await asyncio.gather(self._watching, return_exceptions=True)
+        await self._runner.cleanup()
+        log.info("stopped")
+
+
+async def serve(settings: Settings, template: Template) -> None:
+    """Run an injector until SIGTERM or SIGINT; SIGHUP reads the certificate anew."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    injector = Injector(settings, template)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, injector.certificate.reload)
+    await injector.start()
+    await stopping.wait()
+    await injector.stop()

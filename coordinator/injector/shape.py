@@ -1,0 +1,125 @@
+"""The shape of a pod: checked once, so that what follows may rely on it. And a few ways to look at one.
+
+Pods stay plain dicts as the API server sends them, since whatever is not understood must pass unchanged.
+The fields below have the API's names.
+"""
+
+# ruff: noqa: N815
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+Json = dict[str, Any]
+
+
+class PodMalformed(ValueError):
+    """Something is no pod; the text says where."""
+
+
+class _Port(msgspec.Struct):
+    containerPort: int
+    name: str | None = None
+    protocol: str | None = None
+
+
+class _Header(msgspec.Struct):
+    name: str
+    value: str
+
+
+class _Asked(msgspec.Struct):
+    port: int | str
+    path: str | None = None
+    host: str | None = None
+    httpHeaders: list[_Header] | None = None
+
+
+class _Handler(msgspec.Struct):
+    httpGet: _Asked | None = None
+    tcpSocket: _Asked | None = None
+    grpc: _Asked | None = None
+    timeoutSeconds: int | None = None
+
+
+class _Lifecycle(msgspec.Struct):
+    preStop: _Handler | None = None
+    postStart: _Handler | None = None
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Container(msgspec.Struct):
+    name: str
+    image: str | None = None
+    command: list[str] | None = None
+    args: list[str] | None = None
+    ports: list[_Port] | None = None
+    env: list[_Named] | None = None
+    livenessProbe: _Handler | None = None
+    readinessProbe: _Handler | None = None
+    startupProbe: _Handler | None = None
+    lifecycle: _Lifecycle | None = None
+
+
+class _Spec(msgspec.Struct):
+    containers: list[_Container]
+    initContainers: list[_Container] | None = None
+    volumes: list[_Named] | None = None
+    hostNetwork: bool | None = None
+    shareProcessNamespace: bool | None = None
+    terminationGracePeriodSeconds: int | None = None
+
+
+class _Metadata(msgspec.Struct):
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Pod(msgspec.Struct):
+    spec: _Spec
+    metadata: _Metadata | None = None
+
+
+def check(pod: Any) -> None:
+    """Raise ``PodMalformed`` unless this is a pod, as far as the injector looks at one."""
+    try:
+        spec = msgspec.convert(pod, _Pod).spec
+    except msgspec.ValidationError as error:
+        raise PodMalformed(f"not a pod: {error}") from error
+    if not spec.containers:
+        raise PodMalformed("not a pod: spec.containers is empty")
+
+
+def metadata(pod: Json, field: str) -> dict[str, str]:
+    """The labels or the annotations; empty where there are none."""
+    return (pod.get("metadata") or {}).get(field) or {}
+
+
+def containers(pod: Json) -> Iterator[Json]:
+    """All containers, those that run before the others included."""
+    yield from pod["spec"].get("initContainers") or []
+    yield from pod["spec"]["containers"]
+
+
+def ports(container: Json) -> list[Json]:
+    """What a container declares."""
+    return container.get("ports") or []
+
+
+def is_tcp(port: Json) -> bool:
+    """Whether a declared port is of the protocol that HTTP needs."""
+    return (port.get("protocol") or "TCP") == "TCP"
+
+
+def title(document: Json) -> str:
+    """What to call an object in a log: created ones may have no name yet."""
+    named = document.get("metadata")
+    if not isinstance(named, dict):
+        return "*"
+    return str(named.get("name") or f"{named.get('generateName') or ''}*")
