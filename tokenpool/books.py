@@ -171,7 +171,7 @@ def level_of(level: float, depth: float, limit: Limit, elapsed_s: float, is_open
 RECALL, FREED = "recall", "freed"
 
 
-class Page(msgspec.Struct, frozen=True):
+class Page(msgspec.Struct, frozen=True, gc=False):
     """One entitlement as the coordinator reads it: sums over all sidecars."""
 
     limit: Limit = Limit()

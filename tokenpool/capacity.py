@@ -22,6 +22,11 @@ LOOKS_QUEUED = 4
 engine were taken for a queue: 1 % of small tenants' requests were shed."""
 LEARNED_SLACK = 1.15
 """What an engine was seen to sustain is what it was given to do: a little more may be tried at any time."""
+SATURATED = 0.85
+"""From this part of its slots on an engine counts as saturated: a look may fall between one request's end
+and the next one's begin. With all of them asked for, most looks took a busy engine for one with room, and
+what was learned rose to twice the truth: service was then counted in slots, and large requests had more
+tokens of it."""
 SATURATION_MEMORY_S = 5.0
 """Time constant of the throughput that is learned while the engine is saturated."""
 PROBE_PER_SECOND = 0.1
@@ -119,7 +124,7 @@ class CapacityModel:
         if last is None or seen.at <= last.at:
             return
         self._learn_slots(seen, last, lacked_slots=lacked_slots)
-        saturated = seen.waiting > 0 or seen.running >= self.amount().concurrency
+        saturated = seen.waiting > 0 or seen.running >= SATURATED * self.amount().concurrency
         self._learn_throughput(seen, last, saturated=saturated, held_back=held_back)
 
     def _learn_slots(self, seen: EngineObservation, last: EngineObservation, *, lacked_slots: bool) -> None:
