@@ -211,6 +211,8 @@ _SCARCITY = (
     _Column("Jain, first 20 s", "first_jain", "{:.3f}", min),
     _Column("any later 60 s", "later_jain", "{:.3f}", min),
     _Column("deviation", "deviation", "{:.1%}", max),
+    _Column("in tokens", "tokens_deviation", "{:.1%}", max),
+    _Column("in sequence-seconds", "sequences_deviation", "{:.1%}", max),
     _Column("tokens/s, one engine", "tokens_per_s", "{:.0f}", min),
     _Column("two again", "tokens_per_s_after", "{:.0f}", min),
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.processes import Backend, Front, backends, load, sidecars
-from experiments.service import deviation, jain_by_weight, service, sliding
+from experiments.service import deviation, jain_by_weight, service, sliding, tokens
 from loadgen.records import Attempt, Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.statistics import percentile
@@ -219,12 +219,12 @@ def judge(name: str, run_: Run, sizes: Sizes) -> Result:
         _p99(run_, settled, cut),
         len(_guaranteed(run_, settled, cut)),
         len(shed),
-        sum(service(run_, everyone, settled, cut, prompts=False).values()) / (cut - settled),
+        sum(tokens(run_, everyone, settled, cut, prompts=False).values()) / (cut - settled),
         min(jain_by_weight(window, ELASTIC) for window in over),
         jain_by_weight(first, ELASTIC),
         min(jain_by_weight(window, ELASTIC) for window in later),
         max(deviation(window, ELASTIC) for window in later),
-        sum(service(run_, everyone, cut + 5, back, prompts=False).values()) / (back - cut - 5),
+        sum(tokens(run_, everyone, cut + 5, back, prompts=False).values()) / (back - cut - 5),
     )
 
 

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.processes import backends, load, sidecars
-from experiments.service import by_weight, deviation, jain_by_weight, service, sliding
+from experiments.service import (
+    by_weight,
+    deviation,
+    jain_by_weight,
+    sequence_seconds,
+    service,
+    sliding,
+    tokens,
+)
 from loadgen.records import Run
 from loadgen.records import load as read_run
 
@@ -84,6 +92,9 @@ class Result:
     """The worst of any later 60 s (or the rest, where that is shorter)."""
     deviation: float
     """The largest from a fair share in such a window, as a part of it."""
+    tokens_deviation: float
+    sequences_deviation: float
+    """The same in tokens alone, and in sequence-seconds alone."""
     shares: Mapping[str, float]
     """Service by weight in the last window, as a part of the mean."""
     tokens_per_s: float
@@ -128,8 +139,8 @@ def scenario(sizes: Sizes) -> str:
 def judge(name: str, run_: Run, cut: float, back: float) -> Result:
     """The numbers of a run."""
     first = service(run_, WEIGHTS, cut, cut + 20)
-    later = [service(run_, WEIGHTS, start, start + 60) for start in sliding(cut + 20, back, 60.0)]
-    later = later or [service(run_, WEIGHTS, cut + 20, back)]
+    spans = [(start, start + 60) for start in sliding(cut + 20, back, 60.0)] or [(cut + 20, back)]
+    later = [service(run_, WEIGHTS, *span) for span in spans]
     last = by_weight(later[-1], WEIGHTS)
     return Result(
         name,
@@ -137,7 +148,9 @@ def judge(name: str, run_: Run, cut: float, back: float) -> Result:
         jain_by_weight(first, WEIGHTS),
         min(jain_by_weight(window, WEIGHTS) for window in later),
         max(deviation(window, WEIGHTS) for window in later),
+        max(deviation(tokens(run_, WEIGHTS, *span), WEIGHTS) for span in spans),
+        max(deviation(sequence_seconds(run_, WEIGHTS, *span), WEIGHTS) for span in spans),
         {tenant: share / (sum(last) / len(last)) for tenant, share in zip(WEIGHTS, last, strict=True)},
-        sum(service(run_, WEIGHTS, cut + 5, back).values()) / (back - cut - 5),
-        sum(service(run_, WEIGHTS, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
+        sum(tokens(run_, WEIGHTS, cut + 5, back).values()) / (back - cut - 5),
+        sum(tokens(run_, WEIGHTS, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
     )

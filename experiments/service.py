@@ -1,4 +1,8 @@
-"""Service of tenants within spans of a run, and how fair it was: what experiments about fairness judge by."""
+"""Service of tenants within spans of a run, and how fair it was: what experiments about fairness judge by.
+
+As a client can see it: tokens, and the time that its sequences ran. Fair shares are dominant shares, so
+service is one too: a tenant's part of whichever of the two it has more of.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,42 @@ from loadgen.statistics import jain
 from loadgen.summary import token_pieces
 
 
-def service(
+def tokens(
     run: Run, tenants: Iterable[str], start: float, end: float, *, prompts: bool = True
 ) -> dict[str, float]:
     """Tokens of each tenant within a span of the run; with or without those of its prompts."""
     totals = dict.fromkeys(tenants, 0.0)
     for tenant in totals:
         attempts = (attempt for attempt in run.attempts if attempt.tenant == tenant)
-        for begin, finish, tokens in token_pieces(attempts, prompts=prompts):
+        for begin, finish, count in token_pieces(attempts, prompts=prompts):
             inside = min(finish, end) - max(begin, start)
             if finish > begin and inside > 0:
-                totals[tenant] += tokens * inside / (finish - begin)
+                totals[tenant] += count * inside / (finish - begin)
             elif finish == begin and start <= begin < end:
-                totals[tenant] += tokens
+                totals[tenant] += count
     return totals
+
+
+def sequence_seconds(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
+    """For how long each tenant's sequences ran within a span: from being sent to their end."""
+    totals = dict.fromkeys(tenants, 0.0)
+    for attempt in run.attempts:
+        if attempt.tenant in totals and attempt.first_s is not None:
+            inside = min(attempt.end_s, end) - max(attempt.sent_s, start)
+            totals[attempt.tenant] += max(inside, 0.0)
+    return totals
+
+
+def service(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
+    """Each tenant's dominant share of all that was served in a span: of tokens or of sequence-seconds."""
+    names = list(tenants)
+    parts = [_shares(count(run, names, start, end)) for count in (tokens, sequence_seconds)]
+    return {name: max(part[name] for part in parts) for name in names}
+
+
+def _shares(totals: Mapping[str, float]) -> dict[str, float]:
+    whole = sum(totals.values())
+    return {name: total / whole if whole else 0.0 for name, total in totals.items()}
 
 
 def sliding(start: float, end: float, length: float) -> list[float]:
