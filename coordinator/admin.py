@@ -1,8 +1,8 @@
-"""The pages of a coordinator: metrics, health, readiness, state, each pool's scale hint. Read-only."""
+"""The pages of a coordinator: metrics, health, readiness, state, scale hints, the live page. Read-only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,14 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
-from tokenpool.amounts import NOTHING
+from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, Vector, vector
+from service.live.server import LivePage
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.books import Page
+from tokenpool.entitlements import Entitlement
+from tokenpool.planner import EntitlementPlan
+from tokenpool.tick import Tick
+from tokenpool.wire import MOST_REPORTED
 
 STALE_S = 5.0
 """Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
@@ -33,6 +40,7 @@ class Admin:
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
         ProcessCollector(registry=self._registry)
+        self.live = LivePage(self.look, clock)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -46,6 +54,7 @@ class Admin:
                 web.get("/scale/{pool}", self.scale),
             ]
         )
+        self.live.add_to(application)
         return application
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -117,6 +126,119 @@ class Admin:
             "ticks": dict(leader.rounds),
         }
         return shown | _shown(leader.state) if leader.state is not None else shown
+
+    def look(self) -> Look:
+        """What the live page shows, now."""
+        leaders = self._leaders()
+        now = self._clock()
+        return Look(
+            process="coordinator",
+            name=next((leader.candidate for leader in leaders.values()), ""),
+            pools=tuple(_look_at(name, leader, now) for name, leader in leaders.items()),
+            notices=()
+            if self._telemetry.config_is_current
+            else ("the pool file on disk is invalid: the old one is in force",),
+        )
+
+
+def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
+    state = leader.state
+    who, notices = _leading(leader), tuple(_notices(leader, now))
+    if state is None:
+        return PoolLook(name, who, notices=notices)
+    made = state.tick
+    in_use = NOTHING
+    for page in made.pages.values():
+        in_use = in_use + page.in_use
+    return PoolLook(
+        name=name,
+        leader=who,
+        capacity=_vector(made.plan.capacity),
+        in_use=_vector(in_use),
+        replicas=_replicas(leader, state),
+        notices=notices,
+        entitlements=tuple(
+            _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
+            for entitlement in leader.entitlements
+            if (part := made.plan.entitlements.get(entitlement.name)) is not None
+        ),
+        tallies={
+            holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
+            for holder, report in made.sidecars.items()
+        },
+    )
+
+
+_NO_PAGE = Page()
+
+
+def _leading(leader: PoolLeader) -> str:
+    if leader.epoch:
+        return f"this coordinator (epoch {leader.epoch})"
+    return (
+        "nobody knows: the books do not answer" if leader.error else "another coordinator; this one looks on"
+    )
+
+
+def _replicas(leader: PoolLeader, state: PoolState) -> Replicas:
+    sidecars, hint = state.tick.sidecars, state.hint
+    return Replicas(
+        sidecars=len(sidecars),
+        engines_up=sum(report.engine_up for report in sidecars.values()),
+        least=leader.pool.min_replicas,
+        most=leader.pool.max_replicas,
+        desired=hint.replicas if hint is not None else None,
+        reason=hint.reason if hint is not None else "no engine has shown yet what it sustains",
+    )
+
+
+def _entitlement(entitlement: Entitlement, part: EntitlementPlan, page: Page) -> EntitlementLook:
+    return EntitlementLook(
+        name=entitlement.name,
+        tier=entitlement.tier.value,
+        guarantee=_vector(entitlement.guarantee),
+        ceiling=_vector(entitlement.ceiling),
+        limit=_vector(part.limit),
+        in_use=_vector(page.in_use),
+        demand=_vector(part.demand),
+        debt=part.debt,
+        spent=page.served.tokens_per_second,
+    )
+
+
+def _vector(amount: Amount) -> Vector:
+    return vector(amount.tokens_per_second, amount.kv_tokens, amount.concurrency)
+
+
+def _notices(leader: PoolLeader, now: float) -> Iterator[str]:
+    """What is not as it should be, for people."""
+    state = leader.state
+    if leader.error:
+        age = f"; what is shown is {now - state.at:.0f} s old" if state is not None else ""
+        yield f"the books do not answer: {leader.error}{age}"
+    elif state is None:
+        yield "the books were not read yet"
+    if leader.file_differs:
+        yield "another pool file than this coordinator's is in force"
+    if state is None:
+        return
+    for dimension in state.overpromised:
+        yield f"the guarantees are more {dimension} than {leader.pool.max_replicas} replicas could carry"
+    yield from _of_sidecars(state.tick)
+
+
+def _of_sidecars(made: Tick) -> Iterator[str]:
+    reports = made.sidecars.values()
+    if not reports and not made.unreadable:
+        yield "no sidecar reports"
+    down = sum(not report.engine_up for report in reports)
+    if down:
+        yield f"{down} of {len(reports)} engines do not answer"
+    draining = sum(report.draining for report in reports)
+    if draining:
+        yield f"{draining} of {len(reports)} sidecars are draining"
+    if made.unreadable:
+        yield f"reports of {', '.join(made.unreadable)} cannot be read: their engines do not count"
 
 
 def _shown(state: PoolState) -> dict[str, Any]:

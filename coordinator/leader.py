@@ -57,7 +57,8 @@ class PoolLeader:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._candidate = candidate
+        self.candidate = candidate
+        """Who this coordinator is to the others."""
         self._clock = clock
         self._before: Census | None = None
         """What the last tick saw."""
@@ -86,7 +87,7 @@ class PoolLeader:
         """Lead with this pool file from the next tick on."""
         self.pool = pool
         self._file = file
-        self._entitlements = file.entitlements_of(pool.name)
+        self.entitlements = file.entitlements_of(pool.name)
         self.file_version, self._content = encode_file(file)
         self._filed_at = None
 
@@ -112,7 +113,7 @@ class PoolLeader:
 
     async def _turn(self) -> None:
         started = self._clock()
-        epoch = await self._store.lead(self._candidate, self._settings.lease)
+        epoch = await self._store.lead(self.candidate, self._settings.lease)
         self._know(epoch)
         self._rounds += 1
         if not epoch and self._rounds % LOOK_EVERY and self.state is not None:
@@ -125,7 +126,7 @@ class PoolLeader:
             self._filed_at = started
         census = await self._store.read()
         self._compare(census.file_version)
-        made = tick(census, self._entitlements, self._before, self._planner, self._profiles)
+        made = tick(census, self.entitlements, self._before, self._planner, self._profiles)
         self._profiles = made.plan.profiles
         # Books that are closed have begun anew: what they count then says nothing of before.
         self._before = census if census.is_open else None
@@ -165,7 +166,7 @@ class PoolLeader:
         hint = self.state.hint if self.state is not None else None
         hinted_at = self.state.hinted_at if self.state is not None else started
         fresh = {name: page.fresh for name, page in made.pages.items()}
-        need = needed_replicas(self.pool, self._entitlements, fresh, made.replica, self._scaling)
+        need = needed_replicas(self.pool, self.entitlements, fresh, made.replica, self._scaling)
         # Closed books have not heard everyone, and engines that load have shown nothing: the last hint
         # stands.
         if is_open and need is not None:
@@ -177,7 +178,7 @@ class PoolLeader:
     def _overpromised(self, replica: Amount) -> list[Dimension]:
         """What is promised, against what may be provisioned."""
         promised = NOTHING
-        for entitlement in self._entitlements:
+        for entitlement in self.entitlements:
             if entitlement.tier is not Tier.SPOT:
                 promised = promised + entitlement.guarantee
         most = replica * self.pool.max_replicas
@@ -187,7 +188,7 @@ class PoolLeader:
         """Make room for the next leader at once."""
         if self.epoch:
             self.epoch = 0
-            await self._store.resign(self._candidate)
+            await self._store.resign(self.candidate)
 
     async def close(self) -> None:
         """Let go of the store."""

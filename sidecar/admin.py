@@ -1,4 +1,4 @@
-"""The admin port: metrics, health, readiness and state. Read-only, and not for tenants."""
+"""The admin port: metrics, health, readiness, state, the live page. Read-only, and not for tenants."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, Vector, vector
+from service.live.server import LivePage
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
+from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.grants import Grants
 from tokenpool.ledger import Account
+from tokenpool.wire import REPORTED_OUTCOMES
 
 
 class Limits(Protocol):
@@ -44,6 +50,7 @@ class Admin:
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
         ProcessCollector(registry=self._registry)
+        self.live = LivePage(self.look, telemetry.clock)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -56,6 +63,7 @@ class Admin:
                 web.get("/debug/state", self.state),
             ]
         )
+        self.live.add_to(application)
         return application
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -162,3 +170,80 @@ class Admin:
             "expected_output": account.pricer.expected_output,
             "outcomes": self._telemetry.outcomes(name),
         }
+
+    def look(self) -> Look:
+        """What the live page shows, now: this sidecar alone, whatever others the pool has."""
+        grants = self._gate.grants
+        return Look(
+            process="sidecar",
+            name=grants.holder if grants is not None else "",
+            pools=(self._pool(),),
+            notices=tuple(self._notices()),
+            about=_ONE_OF_SEVERAL if grants is not None else "",
+        )
+
+    def _notices(self) -> list[str]:
+        notices = self.problems() + self._limits.degraded()
+        if not self._telemetry.config_is_current:
+            notices.append("the pool file on disk is invalid: the old one is in force")
+        return notices
+
+    def _pool(self) -> PoolLook:
+        gate = self._gate
+        is_up, pool = gate.engine.is_up, gate.pool
+        return PoolLook(
+            name=pool.name,
+            leader=_leader(gate.grants),
+            capacity=_vector(self._watcher.capacity.amount() if is_up else NOTHING),
+            in_use=(None, gate.ledger.kv_in_use, gate.ledger.concurrency_in_use),
+            replicas=Replicas(
+                sidecars=1,
+                engines_up=int(is_up),
+                least=pool.min_replicas,
+                most=pool.max_replicas,
+                reason="only a coordinator gives scale hints",
+            ),
+            entitlements=tuple(_entitlement(account) for account in gate.accounts.values()),
+            tallies={"": Tally({name: self._outcomes(name) for name in gate.accounts})},
+        )
+
+    def _outcomes(self, name: str) -> dict[str, int]:
+        """What the page counts of an entitlement: requests served and shed."""
+        return {o: n for o, n in self._telemetry.outcomes(name).items() if o in REPORTED_OUTCOMES}
+
+
+_ONE_OF_SEVERAL = (
+    "one sidecar of several: requests, sheds, demand and tokens/s are its own, limits the pool's;"
+    " a coordinator's page shows the whole pool"
+)
+
+
+def _leader(grants: Grants | None) -> str:
+    if grants is None:
+        return "nobody: a lone sidecar plans for itself"
+    if not grants.has_limits:
+        return "no coordinator yet"
+    return "a coordinator" if grants.unled_s <= UNLED_S else "no coordinator now: the last limits stand"
+
+
+def _entitlement(account: Account) -> EntitlementLook:
+    entitlement = account.entitlement
+    return EntitlementLook(
+        name=entitlement.name,
+        tier=entitlement.tier.value,
+        guarantee=_vector(entitlement.guarantee),
+        ceiling=_vector(entitlement.ceiling),
+        limit=_vector(account.pool_limit),
+        in_use=(
+            None,
+            account.kv_in_use + account.kv_elsewhere,
+            account.concurrency_in_use + account.concurrency_elsewhere,
+        ),
+        demand=_vector(account.meter.demand),
+        debt=account.debt,
+        spent=account.meter.spent,
+    )
+
+
+def _vector(amount: Amount) -> Vector:
+    return vector(amount.tokens_per_second, amount.kv_tokens, amount.concurrency)

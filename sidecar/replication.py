@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -28,7 +28,15 @@ from tokenpool.amounts import NOTHING, Dimension
 from tokenpool.books import RECALL, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
-from tokenpool.wire import SidecarReport, WireError, decode_file, encode_file, encode_report
+from tokenpool.wire import (
+    MOST_REPORTED,
+    REPORTED_OUTCOMES,
+    SidecarReport,
+    WireError,
+    decode_file,
+    encode_file,
+    encode_report,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +46,28 @@ FAREWELL_S = 1.0
 """How long the last message may take."""
 READ_EVERY_S = 2.0
 """How often all limits are read: what shares are made of, should the books fail."""
+COUNT_EVERY_S = 0.5
+"""How often outcomes are counted for the reports: as often as a page looks at them."""
+
+
+class OutcomeTotals:
+    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last."""
+
+    def __init__(self, most: int = MOST_REPORTED) -> None:
+        self._most = most
+        self._totals: dict[str, Mapping[str, int]] = {}
+        """What changed last comes last."""
+
+    def follow(self, outcomes: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
+        """What to report, after all counts were looked at once more."""
+        for name in self._totals.keys() - outcomes.keys():
+            del self._totals[name]
+        for name, counts in outcomes.items():
+            worth = {outcome: n for outcome, n in counts.items() if n and outcome in REPORTED_OUTCOMES}
+            if worth and self._totals.get(name) != worth:
+                self._totals.pop(name, None)
+                self._totals[name] = worth
+        return dict(list(self._totals.items())[-self._most :])
 
 
 class Replication:
@@ -95,6 +125,9 @@ class Replication:
         self._renewed_at = -math.inf
         """When the last complete message left."""
         self._read_now = asyncio.Event()
+        self._totals = OutcomeTotals()
+        self._counted: Mapping[str, Mapping[str, int]] = {}
+        self._counted_at = -math.inf
 
     # --- what others ask ---
 
@@ -310,8 +343,17 @@ class Replication:
                 mode=self.grants.mode.value,
                 file_version=self.file_version or self._own_version,
                 draining=gate.is_draining,
+                outcomes=self._outcomes(),
             )
         )
+
+    def _outcomes(self) -> Mapping[str, Mapping[str, int]]:
+        """How requests ended so far; counted now and then, since everyone is looked at."""
+        telemetry, now = self._telemetry, self._telemetry.clock()
+        if now - self._counted_at >= COUNT_EVERY_S:
+            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in self._gate.accounts})
+            self._counted_at = now
+        return self._counted
 
     async def _listen_forever(self) -> None:
         """Act on what the books push. Without pushes everything works, a little later."""

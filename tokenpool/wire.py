@@ -7,14 +7,22 @@ that it misses, so that versions can roll one by one.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
+from tokenpool.outcomes import Ending, Reason
 
 SCHEMA = 1
+REPORTED_OUTCOMES = frozenset(
+    {Ending.FINISHED.value, *(reason.value for reason in Reason if reason.status in (429, 503))}
+)
+"""What a report counts: requests served, and requests refused for want of capacity."""
+MOST_REPORTED = 256
+"""Entitlements that a report counts: some 10 kB, with every message."""
 
 
 class WireError(ValueError):
@@ -38,6 +46,9 @@ class SidecarReport:
     """Of the pool file that it enforces."""
     draining: bool = False
     schema: int = SCHEMA
+    outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """How requests ended since this sidecar began, by entitlement and outcome, without zeros. At most
+    ``MOST_REPORTED`` entitlements: those whose numbers changed last. For pages, not for planning."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)

@@ -1,0 +1,264 @@
+"""What a coordinator's live page shows: the pool as the books and the sidecars' reports have it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from coordinator.admin import Admin
+from coordinator.leader import PoolLeader
+from coordinator.settings import Settings
+from coordinator.telemetry import Telemetry
+from service.live.look import PoolLook, Tally
+from service.live.view import Watch
+from tokenpool.amounts import Amount
+from tokenpool.books import Holding, Message
+from tokenpool.entitlements import PoolFile
+from tokenpool.poolfile import parse
+from tokenpool.store import StoreDown
+from tokenpool.store.memory import MemoryStore
+from tokenpool.wire import MOST_REPORTED, SidecarReport, encode_report
+
+POOL = """
+pools:
+  - name: chat
+    models: [tiny]
+    replica: {tokens_per_second: 1000, kv_tokens: auto, concurrency: 4}
+    replicas: {min: 1, max: 2}
+entitlements:
+  - name: g
+    pool: chat
+    tier: guaranteed
+    guarantee: {tokens_per_second: 500, kv_tokens: 1000, concurrency: 2}
+    ceiling: {concurrency: 6}
+    api_keys: [g-key]
+  - {name: s, pool: chat, tier: spot, api_keys: [s-key]}
+"""
+REPLICA = Amount(1000, 10_000, 4)
+BUSY = Holding(
+    kv_in_use=300, concurrency_in_use=2, kv_wanted=300, concurrency_wanted=3, demand=(700.0, 900.0, 5.0)
+)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fading(MemoryStore):
+    """Books that may stop to answer."""
+
+    is_down = False
+
+    async def lead(self, candidate: str, lease_s: float) -> int:
+        if self.is_down:
+            raise StoreDown("no route to the books")
+        return await super().lead(candidate, lease_s)
+
+
+class Pool:
+    """One pool, its coordinator and what its sidecars say."""
+
+    def __init__(self, file: PoolFile | None = None) -> None:
+        self.clock = Clock()
+        self.file = file or parse(POOL, name="pool.yaml").file
+        self.store = Fading(1.5, self.clock)
+        self.leader = self.coordinator("c0")
+        self.telemetry = Telemetry(lambda: {"chat": self.leader})
+        self.admin = Admin(lambda: {"chat": self.leader}, self.telemetry, self.clock)
+        self._numbers = 0
+
+    def coordinator(self, name: str) -> PoolLeader:
+        settings = Settings(config=Path("pool.yaml"), store="redis://127.0.0.1")
+        return PoolLeader(settings, self.store, self.file, self.file.pools[0], name, self.clock)
+
+    async def tick(self, seconds: float = 0.25) -> None:
+        self.clock.now += seconds
+        await self.leader.turn()
+
+    async def say(self, sidecar: str, report: SidecarReport | bytes, **holdings: Holding) -> None:
+        self._numbers += 1
+        packed = report if isinstance(report, bytes) else encode_report(report)
+        await self.store.exchange(Message(sidecar, self._numbers, holdings, True, packed))
+
+    async def opened(self) -> None:
+        """Led, with books that give out."""
+        await self.tick()
+        for _ in range(10):
+            for sidecar in ("s0", "s1"):
+                await self.say(sidecar, UP, g=BUSY)
+            await self.tick()
+
+    def look(self) -> PoolLook:
+        return self.admin.look().pools[0]
+
+
+UP = SidecarReport(REPLICA, REPLICA, engine_up=True, running=2)
+
+
+async def test_the_pool_is_shown_as_the_books_have_it() -> None:
+    pool = Pool()
+    await pool.opened()
+    shown = pool.look()
+    assert (pool.admin.look().process, pool.admin.look().name) == ("coordinator", "c0")
+    assert shown.leader.startswith("this coordinator (epoch ")
+    assert shown.capacity == (2000, 20_000, 8)
+    assert shown.in_use == (0, 600, 4)
+    replicas = shown.replicas
+    assert (replicas.sidecars, replicas.engines_up, replicas.least, replicas.most) == (2, 2, 1, 2)
+    assert replicas.desired == 2
+    assert replicas.reason
+    assert shown.notices == ()
+
+
+async def test_entitlements_are_shown_as_planned() -> None:
+    pool = Pool()
+    await pool.opened()
+    guaranteed, spot = pool.look().entitlements
+    assert (guaranteed.name, guaranteed.tier, spot.name, spot.tier) == ("g", "guaranteed", "s", "spot")
+    assert guaranteed.guarantee == (500, 1000, 2)
+    assert guaranteed.ceiling == (None, None, 6)
+    assert guaranteed.limit[2] == 6
+    assert guaranteed.in_use[1:] == (600, 4)
+    assert guaranteed.demand == (1400, 1800, 10)
+
+
+async def test_rates_come_from_all_sidecars() -> None:
+    pool, watch = Pool(), Watch()
+    await pool.opened()
+
+    async def counted(first: int, second: int) -> None:
+        for sidecar, served in (("s0", first), ("s1", second)):
+            outcomes = {"g": {"finished": served, "concurrency": served // 10}}
+            report = SidecarReport(REPLICA, REPLICA, engine_up=True, outcomes=outcomes)
+            await pool.say(sidecar, report, g=BUSY)
+
+    await counted(100, 500)
+    await pool.tick()
+    watch.follow(pool.admin.look(), pool.clock.now)
+    await counted(110, 520)
+    await pool.tick(1.0)
+    row = watch.follow(pool.admin.look(), pool.clock.now).rows[0]
+    assert (row.served_per_s, row.shed_per_s) == (30, 3)
+    assert row.sheds[0].why == "sequences: limit 6, in use 4, asks for 10"
+
+
+async def test_throughput_in_use_comes_from_the_books() -> None:
+    pool, watch = Pool(), Watch()
+    await pool.opened()
+    watch.follow(pool.admin.look(), pool.clock.now)
+    await pool.say("s0", UP, g=BUSY._replace(tokens_spent=250.0))
+    await pool.tick(0.5)
+    view = watch.follow(pool.admin.look(), pool.clock.now)
+    assert view.rows[0].in_use == (500, 600, 4)
+    assert view.pools[0].in_use[0] == 500
+
+
+async def test_a_report_that_may_leave_some_out_says_so() -> None:
+    pool = Pool()
+    await pool.tick()
+    full = {f"e{n}": {"finished": 1} for n in range(MOST_REPORTED)}
+    await pool.say("s0", SidecarReport(outcomes=full))
+    await pool.say("s1", SidecarReport(outcomes={"g": {"finished": 1}}))
+    await pool.tick()
+    assert pool.look().tallies == {"s0": Tally(full, is_whole=False), "s1": Tally({"g": {"finished": 1}})}
+
+
+async def test_reports_of_an_older_version_count_nothing() -> None:
+    pool = Pool()
+    await pool.tick()
+    await pool.say("s0", b"\x81\xa9engine_up\xc3")
+    await pool.tick()
+    shown = pool.look()
+    assert (shown.replicas.engines_up, dict(shown.tallies["s0"].outcomes)) == (1, {})
+
+
+async def test_engines_that_are_down_and_sidecars_that_drain_are_said() -> None:
+    pool = Pool()
+    await pool.tick()
+    await pool.say("s0", SidecarReport(engine_up=False))
+    await pool.say("s1", SidecarReport(REPLICA, REPLICA, engine_up=True, draining=True))
+    await pool.say("s2", b"\xff")
+    await pool.tick()
+    assert pool.look().notices == (
+        "1 of 2 engines do not answer",
+        "1 of 2 sidecars are draining",
+        "reports of s2 cannot be read: their engines do not count",
+    )
+
+
+async def test_a_pool_without_sidecars_says_so() -> None:
+    pool = Pool()
+    await pool.tick()
+    shown = pool.look()
+    assert shown.notices == ("no sidecar reports",)
+    assert (shown.replicas.desired, shown.replicas.reason) == (
+        None,
+        "no engine has shown yet what it sustains",
+    )
+
+
+async def test_guarantees_beyond_what_may_be_provisioned_are_said() -> None:
+    small = Amount(200, 10_000, 4)
+    pool = Pool()
+    await pool.tick()
+    await pool.say("s0", SidecarReport(small, small, engine_up=True))
+    await pool.tick()
+    assert pool.look().notices == ("the guarantees are more tokens_per_second than 2 replicas could carry",)
+
+
+async def test_before_the_first_tick_there_is_little_to_show() -> None:
+    shown = Pool().look()
+    assert (shown.entitlements, shown.notices) == ((), ("the books were not read yet",))
+
+
+async def test_books_that_do_not_answer_are_said_with_the_age_of_what_is_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    pool = Pool()
+    await pool.opened()
+    pool.store.is_down = True
+    await pool.tick(7.0)
+    shown = pool.look()
+    assert shown.notices == ("the books do not answer: no route to the books; what is shown is 7 s old",)
+    assert shown.capacity == (2000, 20_000, 8)
+
+
+async def test_who_looks_on_says_so() -> None:
+    pool = Pool()
+    await pool.tick()
+    pool.leader = pool.coordinator("c1")
+    await pool.tick()
+    assert pool.look().leader == "another coordinator; this one looks on"
+    pool.store.is_down = True
+    await pool.tick()
+    assert pool.look().leader == "nobody knows: the books do not answer"
+
+
+async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
+    pool = Pool()
+    await pool.tick()
+    await pool.say("s0", UP)
+    await pool.tick()
+    pool.file = parse(POOL.replace("concurrency: 6", "concurrency: 5"), name="pool.yaml").file
+    pool.leader = pool.coordinator("c1")
+    await pool.tick()
+    assert pool.look().notices == ("another pool file than this coordinator's is in force",)
+    pool.telemetry.config_is_current = False
+    assert pool.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
+
+
+async def test_an_entitlement_that_is_not_planned_yet_is_left_out() -> None:
+    pool = Pool()
+    await pool.opened()
+    later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file
+    pool.leader.follow(later, later.pools[0])
+    assert [e.name for e in pool.look().entitlements] == ["g", "s"]
+    await pool.tick()
+    assert [e.name for e in pool.look().entitlements] == ["g", "s", "new"]

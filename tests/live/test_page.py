@@ -1,0 +1,205 @@
+"""The live page in a real browser, of a running sidecar: values change, a shed shows, nothing complains."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from service.live.look import Look
+from service.live.server import LivePage
+from sidecar.app import Sidecar
+from tests.fakes.engine import FakeEngine, Received, answer_unary
+from tests.live.browser import CHROMIUM, Page, page_at
+from tests.service.looks import entitlement, pool
+from tests.sidecar.harness import POOL, ask, request, sidecar_for, until
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium on this machine (Debian's package of that name)"
+)
+
+HOSTILE = "<script>alert(1)</script>&<b>bold</b>"
+BOUNDED = POOL.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
+
+
+def row(name: str) -> str:
+    """The row of an entitlement, as JavaScript finds it."""
+    is_it = f"r => r.querySelector('.name').textContent === {json.dumps(name)}"
+    return f"[...document.querySelectorAll('tbody tr')].find({is_it})"
+
+
+def text(selector: str) -> str:
+    return f"document.querySelector({json.dumps(selector)})?.textContent"
+
+
+IS_LIVE = text("#connection") + " === 'live'"
+
+
+class Held:
+    """Answers that come when they are told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, received: Received, writer: asyncio.StreamWriter) -> None:
+        await self.go.wait()
+        await answer_unary(received, writer)
+
+
+@asynccontextmanager
+async def shown(engine: FakeEngine, folder: Path, file: str = POOL) -> AsyncIterator[tuple[Sidecar, Page]]:
+    """A lone sidecar and its live page, connected."""
+    async with (
+        sidecar_for(engine.port, folder, pool=file) as sidecar,
+        page_at(f"http://{sidecar.admin_on}/live", folder) as page,
+    ):
+        await page.resize(1280, 900)
+        await page.until(IS_LIVE)
+        yield sidecar, page
+
+
+async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = Held()
+    async with shown(engine, tmp_path, BOUNDED) as (sidecar, page):
+        await page.until(f"{row('g')}.querySelector('.use').textContent.startsWith('0 of 8 sequences')")
+        running = [asyncio.ensure_future(ask(sidecar, request(), seconds=60)) for _ in range(3)]
+        running.append(asyncio.ensure_future(ask(sidecar, request(key="e-key"), seconds=60)))
+        await page.until(f"{row('g')}.querySelector('.use').textContent.startsWith('3 of')")
+        width = await page.value(f"{row('g')}.querySelector('.in-use').style.width")
+        assert float(width.removesuffix("%")) == 37.5
+        assert (await ask(sidecar, request(key="e-key"))).status == 429
+        why = await page.until(f"{row('e')}.querySelector('.why').textContent")
+        assert "sequences: limit 1, in use 1" in why
+        assert await page.value(f"{row('e')}.classList.contains('is-shed')")
+        assert not await page.value(f"{row('g')}.classList.contains('is-shed')")
+        assert "1 being shed" in await page.value(text("#count"))
+        held.go.set()
+        await asyncio.gather(*running)
+        await page.until(f"!{row('g')}.querySelector('.use').textContent.startsWith('3 of')")
+        served = f"{row('g')}.querySelector('[data-label=\"Served/s\"]').textContent"
+        assert float(await page.until(f"Number({served}) > 0 && {served}")) > 0
+        await page.until(f"!{row('e')}.classList.contains('is-shed')")
+        assert page.complaints == []
+
+
+@asynccontextmanager
+async def page_of(look: Look, folder: Path) -> AsyncIterator[Page]:
+    """The page of a look that no sidecar would have."""
+    application = web.Application()
+    LivePage(lambda: look, time.monotonic).add_to(application)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with page_at(f"http://127.0.0.1:{runner.addresses[0][1]}/", folder) as page:
+            await page.until(IS_LIVE)
+            yield page
+    finally:
+        await runner.cleanup()
+
+
+async def test_names_and_notices_are_text(tmp_path: Path) -> None:
+    # The pool file allows no such name; the page does not rely on that.
+    hostile = pool(entitlement(HOSTILE, tier=HOSTILE), name=HOSTILE, leader=HOSTILE, notices=(HOSTILE,))
+    async with page_of(Look(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as page:
+        await page.until(row(HOSTILE))
+        for selector in (".pool h2", ".pool .notices li", "#notices li", ".tier"):
+            assert await page.value(text(selector)) == HOSTILE
+        assert await page.value("document.querySelectorAll('script').length") == 1
+        assert await page.value("document.querySelectorAll('#process *, .name *, h2 b, li *').length") == 0
+        assert page.complaints == []
+
+
+async def test_hundreds_of_entitlements_stay_usable(tmp_path: Path) -> None:
+    many = [entitlement(f"tenant-{n:03}", in_use=(None, 0.0, float(n % 9))) for n in range(500)]
+    async with page_of(Look("coordinator", "c0", (pool(*many),)), tmp_path) as page:
+        await page.until("document.querySelectorAll('tbody tr').length === 500")
+        await page.value("document.querySelector('#filter').focus()")
+        await page.call("Input.insertText", text="tenant-49")
+        await page.until("document.querySelectorAll('tbody tr:not([hidden])').length === 10")
+        await page.value(
+            "window.touched = 0; new MutationObserver(found => { window.touched += found.length })"
+            ".observe(document.querySelector('tbody'), {subtree: true, childList: true, attributes: true,"
+            " characterData: true})"
+        )
+        await asyncio.sleep(1.5)
+        assert await page.value("window.touched") == 0
+        assert page.complaints == []
+
+
+async def test_rows_are_filtered_and_sorted(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = Held()
+    async with shown(engine, tmp_path) as (sidecar, page):
+        names = (
+            "[...document.querySelectorAll('tbody tr:not([hidden]) .name')].map(n => n.textContent).join()"
+        )
+        running = asyncio.ensure_future(ask(sidecar, request(key="s-key"), seconds=60))
+        await page.until(f"{names} === 's,e,g'")  # by sheds: none; then by use
+        await page.value("document.querySelector('button[data-sort=name]').click()")
+        assert await page.value(names) == "e,g,s"
+        assert await page.value(text("th[aria-sort=ascending]")) == "Entitlement"
+        await page.value("document.querySelector('button[data-sort=name]').click()")
+        assert await page.value(names) == "s,g,e"
+        await page.value("const f = document.querySelector('#filter'); f.focus(); f.select()")
+        await page.call("Input.insertText", text="guaranteed")
+        assert await page.value(names) == "g"
+        assert await page.value(text("#count")) == "1 of 3, none being shed"
+        await page.value("document.querySelector('#shedding').click()")
+        assert await page.value(text("#empty")) == "Nobody is being shed."
+        await page.value("document.querySelector('#shedding').click()")
+        await page.call("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab")
+        assert await page.value("document.activeElement.id") == "dimension"
+        held.go.set()
+        await running
+        assert page.complaints == []
+
+
+async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with shown(engine, tmp_path) as (sidecar, page):
+        where = sidecar.admin_on
+        await sidecar.stop()
+        said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
+        assert said.startswith("not connected: ")
+        assert said.endswith("; trying again")
+        assert await page.value("document.body.classList.contains('is-stale')")
+        folder = tmp_path / "again"
+        folder.mkdir()
+        async with sidecar_for(engine.port, folder, admin=where):
+            await page.until(IS_LIVE)
+            assert not await page.value("document.body.classList.contains('is-stale')")
+            assert await page.value("document.querySelectorAll('tbody tr').length") == 3
+
+
+async def test_a_page_for_whom_there_is_no_room_says_why(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        sidecar.admin.live._most_listeners = 0
+        async with page_at(f"http://{sidecar.admin_on}/", tmp_path) as page:
+            said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
+            assert "browsers look on already" in said
+            sidecar.admin.live._most_listeners = 1
+            await page.until(IS_LIVE)
+            await until(lambda: sidecar.admin.live.listeners == 1)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+async def test_nothing_is_cut_off(engine: FakeEngine, tmp_path: Path, width: int, dark: bool) -> None:
+    long = "a-tenant-with-a-name-that-goes-on-and-on.and-does-not-end-soon"
+    async with shown(engine, tmp_path, POOL.replace("name: s,", f"name: {long},")) as (_, page):
+        await page.resize(width, 900, dark=dark)
+        await page.until(row(long))
+        assert await page.value("document.documentElement.scrollWidth") <= width
+        is_cut = (
+            "e => e.clientWidth && getComputedStyle(e).overflow !== 'hidden'"
+            " && e.scrollWidth > e.clientWidth + 1"
+        )
+        cut = f"[...document.querySelectorAll('main *')].filter({is_cut}).map(e => e.className).join()"
+        assert await page.value(cut) == ""
