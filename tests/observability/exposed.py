@@ -1,0 +1,38 @@
+"""What a sidecar and a coordinator expose: their telemetry is asked as by `/metrics`; nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+
+from coordinator.app import Coordinator
+from coordinator.settings import Settings as CoordinatorSettings
+from sidecar.app import Sidecar
+from sidecar.settings import Address, Settings
+
+ROOT = Path(__file__).parents[2]
+POOL = ROOT / "docker" / "pool.yaml"
+STORE = "redis://127.0.0.1:1"
+"""Never connected to: nothing is started."""
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+
+
+def exposed() -> Mapping[str, frozenset[str]]:
+    """Labels of every series that either process may expose, by the series' name."""
+    sidecar = Sidecar(Settings(config=POOL, upstream=Address("127.0.0.1", 1), store=STORE))
+    coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
+    found: dict[str, frozenset[str]] = {}
+    process = ProcessCollector(registry=CollectorRegistry())
+    for collector in (sidecar.telemetry, coordinator.telemetry, process):
+        for name, labels in _series(collector.collect()):
+            found[name] = found.get(name, frozenset()) | labels
+    return found
+
+
+def _series(families: Iterable[Metric]) -> Iterator[tuple[str, frozenset[str]]]:
+    for family in families:
+        labels = frozenset(family._labelnames) | ({"le"} if family.type == "histogram" else set())
+        for suffix in _SUFFIXES.get(family.type, ("",)):
+            yield family.name + suffix, labels
