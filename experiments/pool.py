@@ -203,6 +203,7 @@ def judge(name: str, run_: Run, sizes: Sizes) -> Result:
     cut, back = sizes.cut, sizes.back
     settled = sizes.alone + min(10.0, sizes.overload / 3)
     over = [service(run_, ELASTIC, start, start + 20) for start in sliding(settled, cut, 20.0)]
+    over = over or [service(run_, ELASTIC, settled, cut)]
     first = service(run_, ELASTIC, cut, cut + 20)
     later = [service(run_, ELASTIC, start, start + 60) for start in sliding(cut + 20, back, 60.0)]
     later = later or [service(run_, ELASTIC, cut + 20, back)]

@@ -232,7 +232,7 @@ async def test_workers_of_a_closed_loop_wait_for_their_answers(tmp_path: Path) -
 
 async def test_refused_workers_do_not_hammer(tmp_path: Path) -> None:
     run, _ = await answered(tmp_path, short(tenant(process=Closed(1, 0.0))), shed)
-    assert 2 <= len(run.attempts) <= 10  # one in 50 ms, as told; a busy machine is slower
+    assert 2 <= len(run.attempts) <= 15  # one in 50 ms for half a second, as told, on a busy machine
 
 
 @pytest.mark.parametrize(
