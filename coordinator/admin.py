@@ -12,9 +12,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, Vector, vector
+from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
 from service.live.server import LivePage
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NOTHING
 from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
 from tokenpool.planner import EntitlementPlan
@@ -153,8 +153,8 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
     return PoolLook(
         name=name,
         leader=who,
-        capacity=_vector(made.plan.capacity),
-        in_use=_vector(in_use),
+        capacity=vector(*made.plan.capacity.values()),
+        in_use=vector(*in_use.values()),
         replicas=_replicas(leader, state),
         notices=notices,
         entitlements=tuple(
@@ -196,18 +196,14 @@ def _entitlement(entitlement: Entitlement, part: EntitlementPlan, page: Page) ->
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
-        guarantee=_vector(entitlement.guarantee),
-        ceiling=_vector(entitlement.ceiling),
-        limit=_vector(part.limit),
-        in_use=_vector(page.in_use),
-        demand=_vector(part.demand),
+        guarantee=vector(*entitlement.guarantee.values()),
+        ceiling=vector(*entitlement.ceiling.values()),
+        limit=vector(*part.limit.values()),
+        in_use=vector(*page.in_use.values()),
+        demand=vector(*part.demand.values()),
         debt=part.debt,
         spent=page.served.tokens_per_second,
     )
-
-
-def _vector(amount: Amount) -> Vector:
-    return vector(amount.tokens_per_second, amount.kv_tokens, amount.concurrency)
 
 
 def _notices(leader: PoolLeader, now: float) -> Iterator[str]:

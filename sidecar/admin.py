@@ -9,13 +9,13 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, Vector, vector
+from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
 from service.live.server import LivePage
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NOTHING
 from tokenpool.grants import Grants
 from tokenpool.ledger import Account
 from tokenpool.wire import REPORTED_OUTCOMES
@@ -194,7 +194,7 @@ class Admin:
         return PoolLook(
             name=pool.name,
             leader=_leader(gate.grants),
-            capacity=_vector(self._watcher.capacity.amount() if is_up else NOTHING),
+            capacity=vector(*(self._watcher.capacity.amount() if is_up else NOTHING).values()),
             in_use=(None, gate.ledger.kv_in_use, gate.ledger.concurrency_in_use),
             replicas=Replicas(
                 sidecars=1,
@@ -231,19 +231,15 @@ def _entitlement(account: Account) -> EntitlementLook:
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
-        guarantee=_vector(entitlement.guarantee),
-        ceiling=_vector(entitlement.ceiling),
-        limit=_vector(account.pool_limit),
+        guarantee=vector(*entitlement.guarantee.values()),
+        ceiling=vector(*entitlement.ceiling.values()),
+        limit=vector(*account.pool_limit.values()),
         in_use=(
             None,
             account.kv_in_use + account.kv_elsewhere,
             account.concurrency_in_use + account.concurrency_elsewhere,
         ),
-        demand=_vector(account.meter.demand),
+        demand=vector(*account.meter.demand.values()),
         debt=account.debt,
         spent=account.meter.spent,
     )
-
-
-def _vector(amount: Amount) -> Vector:
-    return vector(amount.tokens_per_second, amount.kv_tokens, amount.concurrency)

@@ -166,13 +166,13 @@ class _Working:
     def share(self, capacity: Vector, headroom: Vector) -> Share:
         claim, (tokens, cache, _), sequences = self.claim, self.granted, self.sequences
         allocation = Amount(tokens, cache, sequences)
-        ceiling, floor = _bounds(claim.ceiling), _bounds(claim.floor)
+        ceiling, floor = claim.ceiling.values(), claim.floor.values()
         whole = _most((tokens, cache, float(math.ceil(sequences - _EPSILON))), _least(floor, ceiling))
         headed = (tokens + headroom[0], cache + headroom[1], sequences + headroom[2])
         limit = _most(_least(headed, capacity), whole)
         if claim.tier is Tier.SPOT:
             return Share(allocation, NOTHING, Amount(*_least(limit, ceiling)))
-        assured = _most(whole, _bounds(claim.guarantee))
+        assured = _most(whole, claim.guarantee.values())
         limit = _least(_most(limit, assured), ceiling)
         return Share(allocation, Amount(*_least(assured, limit)), Amount(*limit))
 
@@ -345,11 +345,6 @@ def _vector(amount: Amount) -> Vector:
         amount.kv_tokens if amount.kv_tokens > _EPSILON else 0.0,
         amount.concurrency if amount.concurrency > _EPSILON else 0.0,
     )
-
-
-def _bounds(amount: Amount) -> Vector:
-    """The three numbers as they are."""
-    return amount.tokens_per_second, amount.kv_tokens, amount.concurrency
 
 
 def _most(one: Vector, other: Vector) -> Vector:

@@ -48,6 +48,10 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
             return self.kv_tokens
         return self.concurrency
 
+    def values(self) -> tuple[float, float, float]:
+        """The three numbers, in the order of ``Dimension``."""
+        return self.tokens_per_second, self.kv_tokens, self.concurrency
+
     def as_dict(self) -> dict[str, float | None]:
         """By dimension name; ``None`` where there is no bound, since JSON has no infinity."""
         return {

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.books import CONTENDED_S, Answer, Grant, Holding, Limit, Message, Vector
+from tokenpool.books import CONTENDED_S, Answer, Grant, Holding, Limit, Message
 from tokenpool.cost import Cost
 from tokenpool.entitlements import Tier
 from tokenpool.ledger import Account, bucket_depth
@@ -491,10 +491,10 @@ class Grants:
             meter.spent,
             tokens_wanted,
             bool(needed),
-            _vector(said.demand),
+            said.demand.values(),
             meter.kv_seconds,
             meter.concurrency_seconds,
-            _vector(line.fresh),
+            line.fresh.values(),
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
         )
 
@@ -702,7 +702,3 @@ class Grants:
 def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:
     """Whether a request lies inside its entitlement's guarantee if nobody else uses any of it."""
     return account.is_inside_guarantee(cost.sequences, cost.kv_tokens, counts_elsewhere=False)
-
-
-def _vector(amount: Amount) -> Vector:
-    return (amount.tokens_per_second, amount.kv_tokens, amount.concurrency)

@@ -81,7 +81,7 @@ class Plan:
 
 _DEFAULTS = PlannerSettings()
 _NO_REPORT = Report()
-_NO_PROFILES: Mapping[str, Amount] = {}
+NO_PROFILES: Mapping[str, Amount] = {}
 
 
 def plan(
@@ -91,7 +91,7 @@ def plan(
     debts: Mapping[str, float],
     elapsed_s: float,
     settings: PlannerSettings = _DEFAULTS,
-    profiles: Mapping[str, Amount] = _NO_PROFILES,
+    profiles: Mapping[str, Amount] = NO_PROFILES,
 ) -> Plan:
     """Recompute all limits.
 
@@ -159,7 +159,7 @@ def _lent(claims: Sequence[Claim], shares: Mapping[str, Share]) -> dict[str, Amo
             *(
                 (mine / all_left if all_left > 0 else 1 / len(wanting)) * theirs
                 for mine, all_left, theirs in zip(
-                    _values(shares[claim.name].allocation), _values(left), _values(granted), strict=True
+                    shares[claim.name].allocation.values(), left.values(), granted.values(), strict=True
                 )
             )
         )
@@ -216,22 +216,18 @@ def _averaged(claims: Sequence[Claim], profiles: Mapping[str, Amount], elapsed_s
     new = 1 - math.exp(-elapsed_s / PROFILE_S)
     averaged = {}
     for claim in claims:
-        a, b, c = _values(claim.demand)
-        x, y, z = _values(profiles.get(claim.name, claim.demand))
+        a, b, c = claim.demand.values()
+        x, y, z = profiles.get(claim.name, claim.demand).values()
         averaged[claim.name] = Amount(x + (a - x) * new, y + (b - y) * new, z + (c - z) * new)
     return averaged
 
 
 def _dominant_service(service: Amount, capacity: Amount, profile: Amount) -> float:
     """Service as a share of capacity, in the dimension that dominates the profile."""
-    (a, b, c), (x, y, z), (rate, cache, sequences) = _values(profile), _values(service), _values(capacity)
+    (a, b, c), (x, y, z), (rate, cache, sequences) = profile.values(), service.values(), capacity.values()
     most, share = (a / rate, x / rate) if rate > 0 else (0.0, 0.0)
     if cache > 0 and b > most * cache:
         most, share = b / cache, y / cache
     if sequences > 0 and c > most * sequences:
         share = z / sequences
     return share if max(a, b, c) > 0 else 0.0
-
-
-def _values(amount: Amount) -> tuple[float, float, float]:
-    return amount.tokens_per_second, amount.kv_tokens, amount.concurrency
