@@ -79,23 +79,39 @@ def _wanted(systems: Sequence[_S], arguments: argparse.Namespace, name: Callable
     return [s for s in systems if not arguments.only or name(s) in arguments.only.split(",")]
 
 
+def _measured(
+    out: Path,
+    kind: type[_R],
+    seeds: Iterable[int],
+    systems: Iterable[str],
+    once: Callable[[str, int, Path, Sequence[_R]], _R],
+    line: Callable[[_R], str],
+    columns: Sequence[_Column],
+) -> dict[str, list[_R]]:
+    """Run every system with every seed, told of the results before; show and keep them, by system."""
+    results = _kept(out, kind)
+    for seed in seeds:
+        for name in systems:
+            result = once(name, seed, out / _slug(name) / str(seed), results)
+            results = _replaced(results, result)
+            print(line(result), flush=True)
+            _keep(out, results)
+    groups = _grouped(results)
+    print("\n" + _table(columns, groups), flush=True)
+    _compare(out)
+    return groups
+
+
 def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
-    systems = [*overload.BASELINES, *(overload.ABLATIONS if arguments.ablations else ())]
-    systems = _wanted(systems, arguments, lambda system: system.name)
-    results = _kept(out, overload.Result)
-    for seed in seeds:
-        for system in systems:
-            if results:
-                sizes = replace(sizes, slo_ms=MOST_RATIO * 1000 * results[0].alone_p99_s)
-            folder = out / _slug(system.name) / str(seed)
-            result = overload.run(arguments.engine, system, sizes, seed, folder)
-            results = _replaced(results, result)
-            print(_overload_line(result), flush=True)
-            _keep(out, results)
-    print("\n" + _table(_OVERLOAD, _grouped(results)), flush=True)
-    _compare(out)
-    return _overload_goals(_grouped(results))
+    every = [*overload.BASELINES, *(overload.ABLATIONS if arguments.ablations else ())]
+    systems = {s.name: s for s in _wanted(every, arguments, lambda system: system.name)}
+
+    def once(name: str, seed: int, folder: Path, before: Sequence[overload.Result]) -> overload.Result:
+        promised = replace(sizes, slo_ms=MOST_RATIO * 1000 * before[0].alone_p99_s) if before else sizes
+        return overload.run(arguments.engine, systems[name], promised, seed, folder)
+
+    return _overload_goals(_measured(out, overload.Result, seeds, systems, once, _overload_line, _OVERLOAD))
 
 
 def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str, bool]]:
@@ -116,16 +132,12 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
 
 def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = scarcity.Sizes(6, 30, 8) if arguments.short else scarcity.Sizes()
-    results = _kept(out, scarcity.Result)
-    for seed in seeds:
-        for name, gain in _wanted(scarcity.SYSTEMS, arguments, lambda system: system[0]):
-            result = scarcity.run(arguments.engine, name, gain, sizes, seed, out / _slug(name) / str(seed))
-            results = _replaced(results, result)
-            print(_scarcity_line(result), flush=True)
-            _keep(out, results)
-    groups = _grouped(results)
-    print("\n" + _table(_SCARCITY, groups), flush=True)
-    _compare(out)
+    gains = dict(_wanted(scarcity.SYSTEMS, arguments, lambda system: system[0]))
+
+    def once(name: str, seed: int, folder: Path, _: object) -> scarcity.Result:
+        return scarcity.run(arguments.engine, name, gains[name], sizes, seed, folder)
+
+    groups = _measured(out, scarcity.Result, seeds, gains, once, _scarcity_line, _SCARCITY)
     ours, unfair = groups.get("with debt", []), groups.get("without debt", [])
     if not ours:
         return []
@@ -144,17 +156,12 @@ def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
 
 def _pool(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = pool.Sizes(8, 20, 40, 10) if arguments.short else pool.Sizes()
-    systems = _wanted(pool.SYSTEMS, arguments, lambda system: system.name)
-    results = _kept(out, pool.Result)
-    for seed in seeds:
-        for system in systems:
-            result = pool.run(system, sizes, seed, out / _slug(system.name) / str(seed))
-            results = _replaced(results, result)
-            print(_pool_line(result), flush=True)
-            _keep(out, results)
-    groups = _grouped(results)
-    print("\n" + _table(_POOL, groups), flush=True)
-    _compare(out)
+    systems = {s.name: s for s in _wanted(pool.SYSTEMS, arguments, lambda system: system.name)}
+
+    def once(name: str, seed: int, folder: Path, _: object) -> pool.Result:
+        return pool.run(systems[name], sizes, seed, folder)
+
+    groups = _measured(out, pool.Result, seeds, systems, once, _pool_line, _POOL)
     ours = groups.get("tokenpool", [])
     if not ours:
         return []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import MODEL, Backend, Front, backends, core_of_its_own, load, module
+from experiments.processes import MODEL, Backend, Front, backends, core_of_its_own, finished, load, module
 from loadgen.records import load as read_run
 from loadgen.statistics import Estimate
 from loadgen.summary import Cell, summarise
@@ -91,8 +91,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> list[Row]:
 
 def _load(file: Path, engines: Sequence[Backend], out: Path, seed: int, label: str) -> None:
     process = load(file, Front([engines[0].url]), out, seed, label)
-    if process.wait(600) != 0:
-        raise RuntimeError(f"the load generator failed; see {out}.log")
+    finished(process, out, 600)
 
 
 def compared(real: Path, simulated: Path) -> list[Row]:

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from experiments.processes import Backend, Front, backends, core_of_its_own, fixed_limit, load, sidecars
+from experiments.processes import (
+    Backend,
+    Front,
+    backends,
+    core_of_its_own,
+    finished,
+    fixed_limit,
+    load,
+    sidecars,
+)
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.summary import Cell, first_token, summarise
@@ -159,8 +168,7 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
         _front(system, sizes, folder, engines) as front,
     ):
         process = load(file, front, out / "run", seed, system.name)
-        if process.wait(sizes.duration + 120) != 0:
-            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+        finished(process, out / "run", sizes.duration + 120)
     return judge(system.name, out / "run")
 
 

@@ -8,13 +8,12 @@ times capacity; then four engines are killed, and come back at the end.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import Backend, Front, backends, load, sidecars
-from experiments.service import deviation, jain_by_weight, service, sliding, tokens
+from experiments.processes import Backend, Front, backends, finished, load, lose, sidecars
+from experiments.service import deviation, jain_by_weight, service, spans, tokens
 from loadgen.records import Attempt, Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.statistics import percentile
@@ -175,15 +174,8 @@ def run(system: System, sizes: Sizes, seed: int, out: Path) -> Result:
         _front(system, folder, engines) as front,
     ):
         process = load(file, front, out / "run", seed, system.name)
-        began = time.monotonic()
-        time.sleep(sizes.cut)
-        for engine in engines[-LOST:]:
-            engine.kill()
-        time.sleep(max(sizes.back - (time.monotonic() - began), 0.0))
-        for engine in engines[-LOST:]:
-            engine.start()
-        if process.wait(sizes.after + 120) != 0:
-            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+        lose(engines[-LOST:], sizes.cut, sizes.back)
+        finished(process, out / "run", sizes.after + 120)
     return judge(system.name, read_run(out / "run"), sizes)
 
 
@@ -202,11 +194,9 @@ def judge(name: str, run_: Run, sizes: Sizes) -> Result:
     """The numbers of a run."""
     cut, back = sizes.cut, sizes.back
     settled = sizes.alone + min(10.0, sizes.overload / 3)
-    over = [service(run_, ELASTIC, start, start + 20) for start in sliding(settled, cut, 20.0)]
-    over = over or [service(run_, ELASTIC, settled, cut)]
+    over = [service(run_, ELASTIC, *window) for window in spans(settled, cut, 20.0)]
     first = service(run_, ELASTIC, cut, cut + 20)
-    later = [service(run_, ELASTIC, start, start + 60) for start in sliding(cut + 20, back, 60.0)]
-    later = later or [service(run_, ELASTIC, cut + 20, back)]
+    later = [service(run_, ELASTIC, *window) for window in spans(cut + 20, back, 60.0)]
     everyone = (*GUARANTEED, *ELASTIC, *SPOT)
     shed = [
         last

@@ -243,3 +243,20 @@ def load(scenario: Path, front: Front, out: Path, seed: int, label: str) -> subp
     out.parent.mkdir(parents=True, exist_ok=True)
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def finished(process: subprocess.Popen[bytes], out: Path, timeout_s: float) -> None:
+    """Wait for a load generator that writes to ``out``. Raises ``RuntimeError`` where it failed."""
+    if process.wait(timeout_s) != 0:
+        raise RuntimeError(f"the load generator failed; see {out}.log")
+
+
+def lose(engines: Sequence[Backend], from_s: float, to_s: float) -> None:
+    """Kill engines ``from_s`` seconds from now, and start them again ``to_s`` seconds from now."""
+    began = time.monotonic()
+    time.sleep(from_s)
+    for engine in engines:
+        engine.kill()
+    time.sleep(max(to_s - (time.monotonic() - began), 0.0))
+    for engine in engines:
+        engine.start()

@@ -7,19 +7,18 @@ Wanted: weighted service converges. Jain's index is at least 0.98 over the first
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import backends, load, sidecars
+from experiments.processes import backends, finished, load, lose, sidecars
 from experiments.service import (
     by_weight,
     deviation,
     jain_by_weight,
     sequence_seconds,
     service,
-    sliding,
+    spans,
     tokens,
 )
 from loadgen.records import Run
@@ -117,13 +116,8 @@ def run(kind: str, name: str, debt_gain: float | None, sizes: Sizes, seed: int, 
         sidecars(folder, pool, engines, (), debt_gain) as front,
     ):
         process = load(file, front, out / "run", seed, name)
-        began = time.monotonic()
-        time.sleep(cut)
-        engines[1].kill()
-        time.sleep(max(back - (time.monotonic() - began), 0.0))
-        engines[1].start()
-        if process.wait(sizes.after + 120) != 0:
-            raise RuntimeError(f"the load generator failed; see {out / 'run.log'}")
+        lose(engines[1:], cut, back)
+        finished(process, out / "run", sizes.after + 120)
     return judge(name, read_run(out / "run"), cut, back)
 
 
@@ -139,8 +133,8 @@ def scenario(sizes: Sizes) -> str:
 def judge(name: str, run_: Run, cut: float, back: float) -> Result:
     """The numbers of a run."""
     first = service(run_, WEIGHTS, cut, cut + 20)
-    spans = [(start, start + 60) for start in sliding(cut + 20, back, 60.0)] or [(cut + 20, back)]
-    later = [service(run_, WEIGHTS, *span) for span in spans]
+    windows = spans(cut + 20, back, 60.0)
+    later = [service(run_, WEIGHTS, *window) for window in windows]
     last = by_weight(later[-1], WEIGHTS)
     return Result(
         name,
@@ -148,8 +142,8 @@ def judge(name: str, run_: Run, cut: float, back: float) -> Result:
         jain_by_weight(first, WEIGHTS),
         min(jain_by_weight(window, WEIGHTS) for window in later),
         max(deviation(window, WEIGHTS) for window in later),
-        max(deviation(tokens(run_, WEIGHTS, *span), WEIGHTS) for span in spans),
-        max(deviation(sequence_seconds(run_, WEIGHTS, *span), WEIGHTS) for span in spans),
+        max(deviation(tokens(run_, WEIGHTS, *window), WEIGHTS) for window in windows),
+        max(deviation(sequence_seconds(run_, WEIGHTS, *window), WEIGHTS) for window in windows),
         {tenant: share / (sum(last) / len(last)) for tenant, share in zip(WEIGHTS, last, strict=True)},
         sum(tokens(run_, WEIGHTS, cut + 5, back).values()) / (back - cut - 5),
         sum(tokens(run_, WEIGHTS, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,

@@ -51,13 +51,13 @@ def _shares(totals: Mapping[str, float]) -> dict[str, float]:
     return {name: total / whole if whole else 0.0 for name, total in totals.items()}
 
 
-def sliding(start: float, end: float, length: float) -> list[float]:
-    """Where windows of a length begin that lie in a span, five seconds apart."""
-    starts, at = [], start
+def spans(start: float, end: float, length: float) -> list[tuple[float, float]]:
+    """All spans of a length within one, five seconds apart; that one itself, where it is shorter."""
+    found, at = [], start
     while at + length <= end:
-        starts.append(at)
+        found.append((at, at + length))
         at += 5.0
-    return starts
+    return found or [(start, end)]
 
 
 def by_weight(served: Mapping[str, float], weights: Mapping[str, float]) -> list[float]:
