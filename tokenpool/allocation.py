@@ -257,20 +257,27 @@ class _Filling:
 
         What holds nothing of a dimension begins at once: most do, and nothing needs sorting for that.
         """
-        events = []
-        saturated, began, users, slope = self._saturated, self._began, self._users, self._slope
-        for index, (w, speeds) in enumerate(zip(self._group, self._speeds, strict=True)):
-            held, demand = w.held, w.demand
-            for k in _DIMENSIONS:
-                if demand[k] > held[k]:
-                    if held[k] or saturated[k]:
-                        events.append((held[k] / speeds[k], index, k))
+        events = [(w.dominant / w.weight, index, _SATISFIED) for index, w in enumerate(self._group)]
+        for k in _DIMENSIONS:
+            saturated, began, speeds = self._saturated[k], self._began[k], self._speeds
+            for index, w in enumerate(self._group):
+                held = w.held[k]
+                if w.demand[k] > held:
+                    if held or saturated:
+                        events.append((held / speeds[index][k], index, k))
                     else:
-                        began[k][index] = True
-                        users[k] += 1
-                        slope[k] += speeds[k]
-            events.append((w.dominant / w.weight, index, _SATISFIED))
+                        began[index] = True
+            self._sum_up(k)
         return events
+
+    def _sum_up(self, k: int) -> None:
+        """How fast a dimension is used by all that have begun to and grow."""
+        begun = [
+            speed[k]
+            for speed, has_begun, frozen in zip(self._speeds, self._began[k], self._frozen, strict=True)
+            if has_begun and not frozen
+        ]
+        self._users[k], self._slope[k] = len(begun), sum(begun)
 
     def _rise_to(self, level: float) -> None:
         """Raise the level, stopping where dimensions saturate on the way."""
@@ -293,19 +300,24 @@ class _Filling:
             saturated[full] = True
             for index, begun in enumerate(self._began[full]):
                 if begun and not self._frozen[index]:
-                    self._freeze(index, self._level)
+                    self._hold(index, self._level)
+            for k in _DIMENSIONS:
+                self._sum_up(k)
 
     def _freeze(self, index: int, level: float) -> None:
         """A claim grows no more: it is satisfied, or needs a dimension that is used up."""
-        self._frozen[index] = True
-        w, speeds = self._group[index], self._speeds[index]
-        x = level * w.weight / w.dominant
-        w.x = x if x < 1.0 else 1.0
+        self._hold(index, level)
         for k in _DIMENSIONS:
             if self._began[k][index]:
                 self._users[k] -= 1
                 # Sums of floats drift: nobody left means no slope at all.
-                self._slope[k] = self._slope[k] - speeds[k] if self._users[k] else 0.0
+                self._slope[k] = self._slope[k] - self._speeds[index][k] if self._users[k] else 0.0
+
+    def _hold(self, index: int, level: float) -> None:
+        self._frozen[index] = True
+        w = self._group[index]
+        x = level * w.weight / w.dominant
+        w.x = x if x < 1.0 else 1.0
 
 
 def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
@@ -326,10 +338,18 @@ def _round_sequences(group: Sequence[_Working], available: float) -> float:
     wanting: list[tuple[float, str, _Working]] = []
     for w in group:
         granted = w.granted[2]
-        w.sequences = granted if w.is_satisfied else float(math.floor(granted + _EPSILON))
-        available -= w.sequences
-        remainder = granted - w.sequences
-        if remainder > _EPSILON * max(granted, 1.0) and w.sequences + 1 <= w.claim.ceiling.concurrency:
+        if w.is_satisfied:
+            w.sequences = granted
+            available -= granted
+            continue
+        w.sequences = whole = float(math.floor(granted + _EPSILON))
+        available -= whole
+        remainder = granted - whole
+        if (
+            remainder > _EPSILON
+            and remainder > _EPSILON * granted
+            and whole + 1 <= w.claim.ceiling.concurrency
+        ):
             wanting.append((-(remainder + w.priority), w.claim.name, w))
     wanting.sort(key=lambda row: row[:2])
     extra = max(min(int(available), len(wanting)), 0)

@@ -46,7 +46,7 @@ FLOOR_MEMORY_S = 60.0
 With 5 s, who sent one in three seconds had a limit of half a request when the next one came."""
 
 
-class Limit(NamedTuple):
+class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one entitlement may use pool-wide. Positional on the wire: new fields go to the end."""
 
     tokens_per_second: float = 0.0
@@ -99,8 +99,8 @@ class Holding(NamedTuple):
     """A typical request's tokens, the largest one's KV tokens and sequences."""
 
 
-class Grant(NamedTuple):
-    """What one sidecar holds of one entitlement's limit, and where the pool stands."""
+class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What one sidecar holds of a limit, and where the pool stands. Positional on the wire."""
 
     kv_tokens: float = 0.0
     concurrency: float = 0.0

@@ -203,6 +203,8 @@ def slo_factor(slo: Slo) -> float:
     A promise half as long as the reference doubles it; the tighter of the two promises counts. Debt takes
     the precedence back in the long run.
     """
+    if slo.ttft_ms is None and slo.tpot_ms is None:
+        return 1.0
     ratios = [1.0]
     if slo.ttft_ms is not None:
         ratios.append(SLO_REFERENCE_TTFT_MS / slo.ttft_ms)
@@ -230,4 +232,4 @@ def _dominant_service(service: Amount, capacity: Amount, profile: Amount) -> flo
         most, share = b / cache, y / cache
     if sequences > 0 and c > most * sequences:
         share = z / sequences
-    return share if max(a, b, c) > 0 else 0.0
+    return share if a > 0 or b > 0 or c > 0 else 0.0

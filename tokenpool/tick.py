@@ -84,8 +84,9 @@ def tick(
 
 def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
     """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count."""
+    per_second = 1 / elapsed_s
     return {
-        name: (page.served - before[name].served) * (1 / elapsed_s)
+        name: (page.served - before[name].served) * per_second
         for name, page in pages.items()
         if name in before
     }
@@ -93,7 +94,8 @@ def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: f
 
 def _report(page: Page, service: Amount) -> Report:
     floor = page.floor
-    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
+    sequences = floor.concurrency
+    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, sequences if sequences > 1.0 else 1.0))
 
 
 def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:

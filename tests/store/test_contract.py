@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 import redis.asyncio
@@ -257,8 +258,8 @@ def numbers(answer: object) -> dict[str, float]:
     if isinstance(answer, Answer):
         flat |= {"open": answer.is_open, "sidecars": answer.sidecars}
         for name, grant in answer.grants.items():
-            *values, limit = (*grant[:3], *grant[4:], grant.limit)
-            flat |= {f"{name} {i}": value for i, value in enumerate((*values, *limit))}
+            values = msgspec.to_builtins(grant)
+            flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
     elif isinstance(answer, Census):
         flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}
         for name, page in answer.pages.items():
@@ -320,10 +321,10 @@ async def test_what_cannot_be_read_is_said(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     store = RedisStore(client, "odd", LIFETIME)
     await store.publish({"a": LIMIT}, 1)
-    await client.set("tokenpool:{odd}:limits", b"\xc1")
+    await client.hset("tokenpool:{odd}:limits", "a", b"\xc1")
     with pytest.raises(StoreDown, match="another version"):
         await store.limits()
-    await client.hset("tokenpool:{odd}:page:a", "p", b"\xc1")
+    await client.hset("tokenpool:{odd}:pages", "a", b"\xc1")
     with pytest.raises(StoreDown):
         await tell(store, "s1", 0, {"a": WANT})
     with pytest.raises(StoreDown, match="another version"):

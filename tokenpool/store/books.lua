@@ -2,12 +2,15 @@
 -- tokenpool/books.py; the contract suite holds both to the same answers.
 --
 -- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at
--- pages    set of the names of all pages
--- page:X   hash: p, the packed page {level, at, depth, floor, sums, served, waiters, contended_until, rows},
---          missing until somebody writes in it; l, the packed limit as published; and for each holder
---          r:<holder>, its packed row {served, values}
+-- pages    hash by entitlement: its packed page {level, at, depth, floor, sums, served, waiters,
+--          contended_until, rows}; missing until somebody writes in it
+-- limits   hash by entitlement: its packed limit as published
+-- rows:X   hash by holder: its packed row {served, values} of entitlement X
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
--- reports  hash by holder; limits: all of them, packed; file: hash of version, content
+-- reports  hash by holder; file: hash of version, content
+--
+-- One hash for all pages and one for all limits, since a call from a script costs ten times the look-up: a
+-- coordinator reads and writes a hundred of them at a time.
 local prefix = KEYS[1]
 local message = cmsgpack.unpack(ARGV[1])
 local now = message.now
@@ -17,7 +20,8 @@ if not now then
 end
 local LIFETIME, REMEMBER = message.lifetime, message.remember
 local KEEP_MS = 600000
-local META, PAGES, REPORTS = prefix .. ':meta', prefix .. ':pages', prefix .. ':reports'
+local META, REPORTS = prefix .. ':meta', prefix .. ':reports'
+local PAGES, LIMITS = prefix .. ':pages', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local WIDTH = 11
 local KV, CONC, TOKENS, KV_USED, CONC_USED = 1, 2, 3, 4, 5
@@ -32,14 +36,14 @@ local function nobody()
   return {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 
-local function page_key(name) return prefix .. ':page:' .. name end
+local function rows_key(name) return prefix .. ':rows:' .. name end
 local function holder_key(holder) return prefix .. ':holder:' .. holder end
 
 local NO_LIMIT = {0, 0, 0, 0, 0, 0, 0}
 
 local function unpack_page(name, packed, limit)
   local page = packed and cmsgpack.unpack(packed) or {
-    is_new = not limit, level = 0, at = now, depth = 0, floor = {0, 0, 0}, sums = nobody(), served = {0, 0, 0},
+    level = 0, at = now, depth = 0, floor = {0, 0, 0}, sums = nobody(), served = {0, 0, 0},
     waiters = {}, contended_until = 0, rows = 0,
   }
   page.name, page.limit = name, limit and cmsgpack.unpack(limit) or NO_LIMIT
@@ -48,23 +52,19 @@ end
 
 -- A page, and one holder's row of it if it has one.
 local function load_page(name, holder)
-  local values = redis.call('HMGET', page_key(name), 'p', 'l', 'r:' .. (holder or ''))
-  return unpack_page(name, values[1], values[2]), values[3] and cmsgpack.unpack(values[3]) or nil
+  local row = redis.call('HGET', rows_key(name), holder)
+  local page = unpack_page(name, redis.call('HGET', PAGES, name), redis.call('HGET', LIMITS, name))
+  return page, row and cmsgpack.unpack(row) or nil
 end
 
 local function save_page(page, holder, row)
-  local key, is_new, name, limit = page_key(page.name), page.is_new, page.name, page.limit
-  page.is_new, page.name, page.limit = nil, nil, nil
-  local packed = cmsgpack.pack(page)
+  local name, limit = page.name, page.limit
+  page.name, page.limit = nil, nil
+  if redis.call('HSET', PAGES, name, cmsgpack.pack(page)) == 1 then keep(PAGES) end
   page.name, page.limit = name, limit
   if row then
-    redis.call('HSET', key, 'p', packed, 'r:' .. holder, cmsgpack.pack(row))
-  else
-    redis.call('HSET', key, 'p', packed)
-  end
-  if is_new then
-    redis.call('SADD', PAGES, name)
-    keep(key, PAGES)
+    local key = rows_key(name)
+    if redis.call('HSET', key, holder, cmsgpack.pack(row)) == 1 then keep(key) end
   end
 end
 
@@ -105,7 +105,7 @@ end
 local function drop(page, holder, row)
   if not row then return end
   write(page, row, nobody())
-  redis.call('HDEL', page_key(page.name), 'r:' .. holder)
+  redis.call('HDEL', rows_key(page.name), holder)
   page.rows = page.rows - 1
   if page.rows == 0 then page.sums = nobody() end
 end
@@ -161,8 +161,8 @@ local function renew()
   local renewed_at = tonumber(redis.call('HGET', META, 'renewed_at') or 0)
   if now - renewed_at < 60 and now >= renewed_at then return end
   redis.call('HSET', META, 'renewed_at', exact(now))
-  keep(META, PAGES, prefix .. ':limits', prefix .. ':file')
-  for _, name in ipairs(redis.call('SMEMBERS', PAGES)) do keep(page_key(name)) end
+  keep(META, PAGES, LIMITS, prefix .. ':file')
+  for _, name in ipairs(redis.call('HKEYS', PAGES)) do keep(rows_key(name)) end
 end
 
 -- When these books begin to give: a lifetime after they were begun. Tells whether they do.

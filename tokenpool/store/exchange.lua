@@ -77,10 +77,10 @@ local function recall(page)
   page.waiters[me] = now + message.wait
   if page.contended_until >= now + message.contended / 2 then return end
   page.contended_until = now + message.contended
-  local fields = redis.call('HGETALL', page_key(page.name))
+  local fields = redis.call('HGETALL', rows_key(page.name))
   for i = 1, #fields, 2 do
-    local other = string.match(fields[i], '^r:(.*)$')
-    if other and other ~= me then
+    local other = fields[i]
+    if other ~= me then
       local values = cmsgpack.unpack(fields[i + 1]).values
       if values[KV] > 0 or values[CONC] > 0 or values[TOKENS] > 0 then push(other, 'recall', page.name) end
     end

@@ -63,10 +63,10 @@ class _Page(msgspec.Struct):
 
 
 _pages = msgpack.Decoder(_Page)
-_answers = msgpack.Decoder(tuple[list[list[Any]], bool, int, str, float])
+_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float])
 _censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
-_limit = msgpack.Decoder(list[float])
-_limits = msgpack.Decoder(dict[str, list[float]])
+_limit = msgpack.Decoder(Limit)
+_NO_LIMIT = Limit()
 
 
 class _Script:
@@ -123,10 +123,7 @@ class RedisStore:
         )
         with _down():
             rows, is_open, sidecars, version, unled_s = _answers.decode(packed)
-            grants = {
-                name: Grant(kv, concurrency, tokens, _as_limit(limit), *rest[:4])
-                for name, (kv, concurrency, tokens, limit, *rest) in zip(message.holdings, rows, strict=True)
-            }
+            grants = dict(zip(message.holdings, rows, strict=True))
         return Answer(grants, is_open, sidecars, version, unled_s)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
@@ -155,9 +152,8 @@ class RedisStore:
     async def limits(self) -> Mapping[str, Limit]:
         """See ``Store``."""
         with _down():
-            packed = await cast(Awaitable[bytes | None], self._client.get(f"{self._prefix}:limits"))
-            rows = _limits.decode(packed) if packed else {}
-        return {name: _as_limit(row) for name, row in rows.items()}
+            rows = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:limits"))
+            return {name.decode(): _limit.decode(row) for name, row in rows.items()}
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
@@ -200,35 +196,33 @@ class RedisStore:
         )
 
     async def _read_part(self, names: Sequence[str], now: float, is_open: bool) -> dict[str, Page]:
-        packed = await self._run(_PAGES, names=names)
+        pages, limits = await self._run(_PAGES, names=names)
         with _down():
             return {
                 name: _view(page, limit, now, is_open)
-                for name, (page, limit) in zip(names, packed, strict=True)
+                for name, page, limit in zip(names, pages, limits, strict=True)
                 if page or limit
             }
 
     async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
         """See ``Store``."""
-        rows = list(limits.items())
-        parts = [rows[start : start + PART] for start in range(0, len(rows), PART)] or [[]]
-        packed = [
-            [field for name, limit in part for field in (name, msgpack.encode(limit))] for part in parts
-        ]
-        calls = [partial(self._run, _PUBLISH, b"", *part, epoch=epoch) for part in packed[:-1]]
-        last = partial(
-            self._run, _PUBLISH, msgpack.encode(limits), *packed[-1], epoch=epoch, all=list(limits)
-        )
-        return all(await _at_once([*calls, last]))
+        names = list(limits)
+        calls = []
+        for start in range(0, len(names), PART) or (0,):
+            part = names[start : start + PART]
+            packed = [msgpack.encode(limits[name]) for name in part]
+            said: dict[str, Any] = {"names": part, "sizes": [len(limit) for limit in packed]}
+            if start + PART >= len(names):
+                said["all"] = names
+            calls.append(partial(self._run, _PUBLISH, b"".join(packed), **said, epoch=epoch))
+        return all(await _at_once(calls))
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
         return bool(await self._run(_FILE, content, version=version, epoch=epoch))
 
-    async def _run(
-        self, script: _Script, blob: bytes = b"", /, *packed_already: str | bytes, **message: Any
-    ) -> Any:
-        """Run a script on a message; ``blob`` and what is packed already are passed on as they are."""
+    async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
+        """Run a script on a message; ``blob`` is passed on as it is."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
@@ -236,10 +230,10 @@ class RedisStore:
         with _down():
             call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
             try:
-                return await call(script.digest, 1, self._prefix, packed, blob, *packed_already)
+                return await call(script.digest, 1, self._prefix, packed, blob)
             except redis.exceptions.NoScriptError:
                 call = cast(Callable[..., Awaitable[Any]], self._client.eval)
-                return await call(script.text, 1, self._prefix, packed, blob, *packed_already)
+                return await call(script.text, 1, self._prefix, packed, blob)
 
     async def close(self) -> None:
         """See ``Store``."""
@@ -273,17 +267,13 @@ async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
     return await asyncio.gather(*(answer(call) for call in calls))
 
 
-def _as_limit(row: Sequence[float]) -> Limit:
-    return Limit(*row[: len(Limit._fields)])
-
-
 def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> Page:
     """A page as of now: what is published taken over, the bucket filled up, the floor faded."""
-    limit = _as_limit(_limit.decode(published)) if published else Limit()
+    limit = _limit.decode(published) if published else _NO_LIMIT
     if not packed:
         return Page(limit, limit.depth)
     page = _pages.decode(packed)
-    s, elapsed = page.sums, max(now - page.at, 0.0)
+    s, elapsed = page.sums, now - page.at if now > page.at else 0.0
     kept, (tokens, cache, sequences) = math.exp(-elapsed / FLOOR_MEMORY_S), page.floor
     return Page(
         limit,
