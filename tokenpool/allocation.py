@@ -3,6 +3,9 @@
 Pure arithmetic on amounts. What a claim's weight is made of, and what happens over time (debt), is the
 planner's and ``debt``'s business.
 
+Claims are kept as parallel lists of numbers, not as objects: most of a plan's time is spent here, and with
+an object for each claim it was half as much again.
+
 The model is Leontief's: an entitlement's requests use all dimensions in the proportions of its demand, so
 an allocation is a share ``x`` of the demand vector, from 0 to 1, and never less than the part of the
 guarantee that is in demand. A dimension that a ceiling binds scales the whole vector: nobody is given what
@@ -26,6 +29,8 @@ from tokenpool.entitlements import Tier
 
 _EPSILON = 1e-9
 """Relative slack of comparisons between sums of floats."""
+_ALL = 1 - _EPSILON
+"""Who is filled with so much of its demand is satisfied."""
 _DIMENSIONS = range(3)
 _SATISFIED = 3
 """Sorts behind every dimension, so that a claim's last event is its being satisfied."""
@@ -86,159 +91,210 @@ class Division:
     """
 
     def __init__(self, capacity: Amount, claims: Sequence[Claim]) -> None:
-        tokens, cache, sequences = _vector(capacity)
+        tokens, cache, sequences = _counted(capacity.values())
         self._capacity = (tokens, cache, float(math.floor(sequences + _EPSILON)))
         """In whole sequences."""
-        self._workings = [_Working(c, self._capacity) for c in sorted(claims, key=lambda c: c.name)]
-        _grant_guarantees(self._workings, self._capacity)
+        ordered = sorted(claims, key=lambda claim: claim.name)
+        self._groups = [
+            _Group([claim for claim in ordered if (claim.tier is Tier.SPOT) is is_spot], self._capacity)
+            for is_spot in (False, True)
+        ]
+        """In the order in which they are filled: spot takes what the others leave."""
+        _grant_guarantees(self._groups, self._capacity)
         self._left = self._divide()
 
     def reweigh(self, weights: Mapping[str, tuple[float, float]]) -> None:
         """Divide anew, with another weight and priority for every claim, by name."""
-        for w in self._workings:
-            w.weight, w.priority = weights[w.claim.name]
-            w.x = w.sequences = 0.0
+        for group in self._groups:
+            group.weights = [weights[claim.name][0] for claim in group.claims]
+            group.priorities = [weights[claim.name][1] for claim in group.claims]
         self._left = self._divide()
 
     def shares(self) -> dict[str, Share]:
         """What everyone gets."""
-        return {w.claim.name: w.share(self._capacity, self._left) for w in self._workings}
+        others, spot = self._groups
+        return others.shares(self._left) | spot.shares(self._left)
 
     def fair_shares(self) -> dict[str, FairShare]:
         """What everyone gets, as a dominant share."""
-        return {w.claim.name: w.fair_share(self._capacity) for w in self._workings}
+        others, spot = self._groups
+        return others.fair_shares() | spot.fair_shares()
 
     def _divide(self) -> Vector:
         """All stages; returns what is left over."""
         left = self._capacity
-        for is_spot in (False, True):
-            group = [w for w in self._workings if (w.claim.tier is Tier.SPOT) is is_spot]
-            _fill(group, left)
-            for w in group:
-                w.grant(self._capacity)
-            tokens, cache, _ = _rest(left, group)
-            left = (tokens, cache, _round_sequences(group, left[2]))
+        for group in self._groups:
+            group.parts = _Filling(group, left).run()
+            tokens, cache, sequences = group.grant(left)
+            left = (tokens, cache, group.round_sequences(sequences))
         return left
 
 
-class _Working:
-    """One claim on its way through the stages."""
+class _Group:
+    """Claims that are filled together, on their way through the stages; each list has one item for each."""
 
-    __slots__ = (
-        "claim",
-        "demand",
-        "dominant",
-        "granted",
-        "held",
-        "priority",
-        "sequences",
-        "weight",
-        "x",
-    )
-
-    def __init__(self, claim: Claim, capacity: Vector) -> None:
-        self.claim = claim
-        self.weight, self.priority = claim.weight, claim.priority
-        self.demand = _within_ceiling(_vector(claim.demand), _vector(claim.ceiling))
-        self.held: Vector = (0.0, 0.0, 0.0)
+    def __init__(self, claims: Sequence[Claim], capacity: Vector) -> None:
+        self.claims = claims
+        self._capacity = capacity
+        self.weights = [claim.weight for claim in claims]
+        self.priorities = [claim.priority for claim in claims]
+        self.demands = [_within_ceiling(claim) for claim in claims]
+        self.dominants = _dominant_shares(self.demands, capacity)
+        """The largest share of capacity that each demands."""
+        self.held: list[Vector] = []
         """The part of the guarantee that is in demand and can be carried."""
-        self.x = 0.0
-        self.granted: Vector = (0.0, 0.0, 0.0)
-        """What ``x`` and ``held`` come to, before whole sequences."""
-        self.sequences = 0.0
-        self.dominant = 0.0
-        """The largest share of capacity that it demands."""
-        for k in _DIMENSIONS:
-            if capacity[k] > 0 and self.demand[k] > self.dominant * capacity[k]:
-                self.dominant = self.demand[k] / capacity[k]
+        self.parts: list[float] = []
+        """How much of its demand each was filled with: 1 is all of it."""
+        self._granted: list[Vector] = []
+        """What ``parts`` and ``held`` come to, before whole sequences."""
+        self._sequences: list[float] = []
 
-    @property
-    def is_satisfied(self) -> bool:
-        """Whether all that it demands below its ceiling is granted."""
-        return self.x >= 1 - _EPSILON
+    def grant(self, left: Vector) -> Vector:
+        """The filling is over: work out what is granted, and what that leaves of what was left."""
+        capacity = self._capacity
+        self._granted = [
+            _least(_most((a * part, b * part, c * part), held), capacity)
+            for (a, b, c), held, part in zip(self.demands, self.held, self.parts, strict=True)
+        ]
+        tokens, cache = (max(left[k] - math.fsum([g[k] for g in self._granted]), 0.0) for k in (0, 1))
+        # Of sequences nothing is gone before they are whole.
+        return tokens, cache, left[2]
 
-    def grant(self, capacity: Vector) -> None:
-        """The filling is over: work out what is granted."""
-        (a, b, c), (x, y, z), part = self.demand, self.held, self.x
-        a, b, c = a * part, b * part, c * part
-        self.granted = _least((a if a > x else x, b if b > y else y, c if c > z else z), capacity)
+    def round_sequences(self, available: float) -> float:
+        """Turn the concurrency of those in want into whole sequences; return what is left.
 
-    def share(self, capacity: Vector, headroom: Vector) -> Share:
-        claim, (tokens, cache, _), sequences = self.claim, self.granted, self.sequences
-        allocation = Amount(tokens, cache, sequences)
-        ceiling, floor = claim.ceiling.values(), claim.floor.values()
-        whole = _most((tokens, cache, float(math.ceil(sequences - _EPSILON))), _least(floor, ceiling))
-        headed = (tokens + headroom[0], cache + headroom[1], sequences + headroom[2])
-        limit = _most(_least(headed, capacity), whole)
-        if claim.tier is Tier.SPOT:
-            return Share(allocation, NOTHING, Amount(*_least(limit, ceiling)))
-        assured = _most(whole, claim.guarantee.values())
-        limit = _least(_most(limit, assured), ceiling)
-        return Share(allocation, Amount(*_least(assured, limit)), Amount(*limit))
+        A satisfied claim keeps its grant as it is: 0.3 sequences on average are one now and then, and its
+        limit is rounded up for it. To those who are held up a part of a sequence is worth nothing. Each gets
+        the whole ones of its grant; what is left over goes, one each, to those whose priority and remainder
+        are highest, so that with debt as priority those who went without come first the next time.
+        """
+        self._sequences = rounded = []
+        wanting: list[tuple[float, int]] = []
+        for index, ((_, _, sequences), part) in enumerate(zip(self._granted, self.parts, strict=True)):
+            if part >= _ALL:
+                rounded.append(sequences)
+                available -= sequences
+                continue
+            whole = float(math.floor(sequences + _EPSILON))
+            rounded.append(whole)
+            available -= whole
+            rest, most = sequences - whole, self.claims[index].ceiling.concurrency
+            if rest > _EPSILON and rest > _EPSILON * sequences and whole + 1 <= most:
+                wanting.append((-(rest + self.priorities[index]), index))
+        wanting.sort()
+        extra = max(min(int(available), len(wanting)), 0)
+        for _, index in wanting[:extra]:
+            rounded[index] += 1
+        return max(available - extra, 0.0)
 
-    def fair_share(self, capacity: Vector) -> FairShare:
-        """The largest share of a dimension that it demands and was granted, before whole numbers."""
-        granted, demand = self.granted, self.demand
-        most = 0.0
-        for k in _DIMENSIONS:
-            if capacity[k] > 0 and demand[k] > 0 and granted[k] > most * capacity[k]:
-                most = granted[k] / capacity[k]
-        return FairShare(most, self.is_satisfied)
+    def shares(self, headroom: Vector) -> dict[str, Share]:
+        """What each gets."""
+        shares = {}
+        more_tokens, more_cache, more_sequences = headroom
+        for claim, (tokens, cache, _), sequences in zip(
+            self.claims, self._granted, self._sequences, strict=True
+        ):
+            ceiling = claim.ceiling.values()
+            whole = (tokens, cache, float(math.ceil(sequences - _EPSILON)))
+            whole = _most(whole, _least(claim.floor.values(), ceiling))
+            headed = (tokens + more_tokens, cache + more_cache, sequences + more_sequences)
+            limit, assured = _most(_least(headed, self._capacity), whole), NOTHING
+            if claim.tier is Tier.SPOT:
+                limit = _least(limit, ceiling)
+            else:
+                at_least = _most(whole, claim.guarantee.values())
+                limit = _least(_most(limit, at_least), ceiling)
+                assured = Amount(*_least(at_least, limit))
+            shares[claim.name] = Share(Amount(tokens, cache, sequences), assured, Amount(*limit))
+        return shares
+
+    def fair_shares(self) -> dict[str, FairShare]:
+        """The largest share of a dimension that each was granted, before whole numbers."""
+        return {
+            claim.name: FairShare(share, part >= _ALL)
+            for claim, share, part in zip(
+                self.claims, _dominant_shares(self._granted, self._capacity), self.parts, strict=True
+            )
+        }
 
 
-def _within_ceiling(demand: Vector, ceiling: Vector) -> Vector:
+def _within_ceiling(claim: Claim) -> Vector:
     """The demand vector, shortened until it fits the ceiling in every dimension."""
-    scale = 1.0
-    for k in _DIMENSIONS:
-        if demand[k] > ceiling[k]:
-            scale = min(scale, ceiling[k] / demand[k])
-    return (demand[0] * scale, demand[1] * scale, demand[2] * scale)
+    a, b, c = demand = _counted(claim.demand.values())
+    x, y, z = ceiling = _counted(claim.ceiling.values())
+    if a <= x and b <= y and c <= z:
+        return demand
+    scale = min(ceiling[k] / demand[k] for k in _DIMENSIONS if demand[k] > ceiling[k])
+    return (a * scale, b * scale, c * scale)
 
 
-def _grant_guarantees(workings: Iterable[_Working], capacity: Vector) -> None:
+def _dominant_shares(vectors: Iterable[Vector], capacity: Vector) -> list[float]:
+    """The largest share of capacity in each vector; of what does not exist nobody has a share."""
+    tokens, cache, sequences = (1 / c if c > 0 else 0.0 for c in capacity)
+    shares = []
+    for vector in vectors:
+        a, b, c = vector[0] * tokens, vector[1] * cache, vector[2] * sequences
+        if b > a:
+            a = b
+        shares.append(c if c > a else a)
+    return shares
+
+
+def _grant_guarantees(groups: Iterable[_Group], capacity: Vector) -> None:
     """Stage 1: guarantees up to demand; in proportion where live capacity cannot carry them."""
-    held = [(w, _least(_vector(w.claim.guarantee), w.demand)) for w in workings]
+    for group in groups:
+        group.held = [
+            _least(_counted(claim.guarantee.values()), demand)
+            for claim, demand in zip(group.claims, group.demands, strict=True)
+        ]
     scale = [1.0, 1.0, 1.0]
     for k in _DIMENSIONS:
-        promised = math.fsum(h[k] for _, h in held)
+        promised = math.fsum([held[k] for group in groups for held in group.held])
         if promised > capacity[k]:
             scale[k] = capacity[k] / promised
-    for working, h in held:
-        working.held = (h[0] * scale[0], h[1] * scale[1], h[2] * scale[2])
-
-
-def _fill(group: Sequence[_Working], capacity: Vector) -> None:
-    """Stages 2 and 3: raise dominant shares together until everyone is satisfied or held up."""
-    _Filling(group, capacity).run()
+    a, b, c = scale
+    if min(scale) < 1:
+        for group in groups:
+            group.held = [(x * a, y * b, z * c) for x, y, z in group.held]
 
 
 class _Filling:
-    """One progressive filling, as a sweep over the events of its claims.
+    """Stages 2 and 3: raise dominant shares together until everyone is satisfied or held up.
 
-    ``_speeds[i]`` says how fast claim ``i`` would use each dimension as the level rises, ``_slope`` how fast
-    all of those do that have begun to and are not frozen.
+    A sweep over the events of a group's claims. ``_speeds[i]`` says how fast claim ``i`` would use each
+    dimension as the level rises, ``_slope`` how fast all of those do that have begun to and are not frozen.
     """
 
-    def __init__(self, group: Sequence[_Working], capacity: Vector) -> None:
+    def __init__(self, group: _Group, capacity: Vector) -> None:
+        self._group = group
         self._capacity = capacity
-        self._used = [math.fsum([w.held[k] for w in group]) for k in _DIMENSIONS]
+        self._used = [math.fsum([held[k] for held in group.held]) for k in _DIMENSIONS]
         self._slope = [0.0, 0.0, 0.0]
-        # Who demands something, and of nothing that does not exist.
-        self._group = [w for w in group if w.dominant > 0]
-        self._speeds: list[Vector] = []
-        for w in self._group:
-            per_level, (a, b, c) = w.weight / w.dominant, w.demand
-            self._speeds.append((a * per_level, b * per_level, c * per_level))
-        self._began: list[list[bool]] = [[False] * len(self._group) for _ in _DIMENSIONS]
+        self._frozen = [dominant == 0 for dominant in group.dominants]
+        """Who demands nothing, or nothing that exists, is not filled."""
+        self._growing = 0
+        """How many are not frozen."""
+        self._full_at = [
+            dominant / weight for dominant, weight in zip(group.dominants, group.weights, strict=True)
+        ]
+        """The level at which each is satisfied."""
+        self._speeds = [
+            (a / level, b / level, c / level) if level else (0.0, 0.0, 0.0)
+            for (a, b, c), level in zip(group.demands, self._full_at, strict=True)
+        ]
+        self._began: list[list[bool]] = [[False] * len(group.claims) for _ in _DIMENSIONS]
         self._users = [0, 0, 0]
-        self._frozen = [False] * len(self._group)
+        self._parts = [0.0] * len(group.claims)
         self._level = 0.0
         self._saturated = [used >= c * (1 - _EPSILON) for used, c in zip(self._used, capacity, strict=True)]
 
-    def run(self) -> None:
-        """Sweep the level upwards."""
+    def run(self) -> list[float]:
+        """Sweep the level upwards; how much of its demand each claim is filled with."""
         frozen, saturated = self._frozen, self._saturated
+        self._shut_out()
         for level, index, dimension in sorted(self._events()):
+            if not self._growing:
+                break
             if frozen[index]:
                 continue
             if level > self._level:
@@ -251,20 +307,34 @@ class _Filling:
                 self._began[dimension][index] = True
                 self._users[dimension] += 1
                 self._slope[dimension] += self._speeds[index][dimension]
+        return self._parts
+
+    def _shut_out(self) -> None:
+        """Freeze whoever needs something of a dimension of which nothing is left, and holds nothing of it."""
+        for k in _DIMENSIONS:
+            if self._saturated[k]:
+                for index, (demand, held) in enumerate(
+                    zip(self._group.demands, self._group.held, strict=True)
+                ):
+                    if demand[k] > held[k] == 0:
+                        self._frozen[index] = True
+        self._growing = self._frozen.count(False)
 
     def _events(self) -> list[tuple[float, int, int]]:
         """``(level, claim, dimension)``: it begins to use a dimension, or is satisfied.
 
         What holds nothing of a dimension begins at once: most do, and nothing needs sorting for that.
         """
-        events = [(w.dominant / w.weight, index, _SATISFIED) for index, w in enumerate(self._group)]
+        growing = [index for index, frozen in enumerate(self._frozen) if not frozen]
+        events = [(self._full_at[index], index, _SATISFIED) for index in growing]
+        demands, all_held = self._group.demands, self._group.held
         for k in _DIMENSIONS:
-            saturated, began, speeds = self._saturated[k], self._began[k], self._speeds
-            for index, w in enumerate(self._group):
-                held = w.held[k]
-                if w.demand[k] > held:
-                    if held or saturated:
-                        events.append((held / speeds[index][k], index, k))
+            began = self._began[k]
+            for index in growing:
+                held = all_held[index][k]
+                if demands[index][k] > held:
+                    if held:
+                        events.append((held / self._speeds[index][k], index, k))
                     else:
                         began[index] = True
             self._sum_up(k)
@@ -272,12 +342,12 @@ class _Filling:
 
     def _sum_up(self, k: int) -> None:
         """How fast a dimension is used by all that have begun to and grow."""
-        begun = [
+        speeds = [
             speed[k]
-            for speed, has_begun, frozen in zip(self._speeds, self._began[k], self._frozen, strict=True)
-            if has_begun and not frozen
+            for speed, began, frozen in zip(self._speeds, self._began[k], self._frozen, strict=True)
+            if began and not frozen
         ]
-        self._users[k], self._slope[k] = len(begun), sum(begun)
+        self._users[k], self._slope[k] = len(speeds), sum(speeds)
 
     def _rise_to(self, level: float) -> None:
         """Raise the level, stopping where dimensions saturate on the way."""
@@ -298,10 +368,10 @@ class _Filling:
                 self._level = level
                 return
             saturated[full] = True
-            for index, begun in enumerate(self._began[full]):
-                if begun and not self._frozen[index]:
+            for index, (began, frozen) in enumerate(zip(self._began[full], self._frozen, strict=True)):
+                if began and not frozen:
                     self._hold(index, self._level)
-            for k in _DIMENSIONS:
+            for k in _DIMENSIONS if self._growing else ():
                 self._sum_up(k)
 
     def _freeze(self, index: int, level: float) -> None:
@@ -315,56 +385,15 @@ class _Filling:
 
     def _hold(self, index: int, level: float) -> None:
         self._frozen[index] = True
-        w = self._group[index]
-        x = level * w.weight / w.dominant
-        w.x = x if x < 1.0 else 1.0
+        self._growing -= 1
+        part = level / self._full_at[index]
+        self._parts[index] = part if part < 1.0 else 1.0
 
 
-def _rest(capacity: Vector, group: Iterable[_Working]) -> Vector:
-    """What a group leaves of the capacity."""
-    granted = [w.granted for w in group]
-    rest = [max(capacity[k] - math.fsum(g[k] for g in granted), 0.0) for k in _DIMENSIONS]
-    return (rest[0], rest[1], rest[2])
-
-
-def _round_sequences(group: Sequence[_Working], available: float) -> float:
-    """Turn the concurrency of those in want into whole sequences; return what is left.
-
-    A satisfied claim keeps its grant as it is: 0.3 sequences on average are one now and then, and its limit
-    is rounded up for it. To those who are held up a part of a sequence is worth nothing. Each gets the whole
-    ones of its grant; what is left over goes, one each, to those whose priority and remainder are highest,
-    so that with debt as priority those who went without come first the next time.
-    """
-    wanting: list[tuple[float, str, _Working]] = []
-    for w in group:
-        granted = w.granted[2]
-        if w.is_satisfied:
-            w.sequences = granted
-            available -= granted
-            continue
-        w.sequences = whole = float(math.floor(granted + _EPSILON))
-        available -= whole
-        remainder = granted - whole
-        if (
-            remainder > _EPSILON
-            and remainder > _EPSILON * granted
-            and whole + 1 <= w.claim.ceiling.concurrency
-        ):
-            wanting.append((-(remainder + w.priority), w.claim.name, w))
-    wanting.sort(key=lambda row: row[:2])
-    extra = max(min(int(available), len(wanting)), 0)
-    for _, _, w in wanting[:extra]:
-        w.sequences += 1
-    return max(available - extra, 0.0)
-
-
-def _vector(amount: Amount) -> Vector:
-    """The three numbers; what is too small to count is nothing, so that no quotient overflows."""
-    return (
-        amount.tokens_per_second if amount.tokens_per_second > _EPSILON else 0.0,
-        amount.kv_tokens if amount.kv_tokens > _EPSILON else 0.0,
-        amount.concurrency if amount.concurrency > _EPSILON else 0.0,
-    )
+def _counted(vector: Vector) -> Vector:
+    """What is too small to count is nothing, so that no quotient overflows."""
+    a, b, c = vector
+    return (a if a > _EPSILON else 0.0, b if b > _EPSILON else 0.0, c if c > _EPSILON else 0.0)
 
 
 def _most(one: Vector, other: Vector) -> Vector:
