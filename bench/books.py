@@ -21,6 +21,7 @@ from demo.redis import executable
 from tokenpool.amounts import Amount
 from tokenpool.books import Census, Holding, Message
 from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.planner import Profile
 from tokenpool.store.redis import RedisStore
 from tokenpool.tick import tick
 from tokenpool.wire import SidecarReport, encode_report
@@ -116,7 +117,7 @@ async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
         await store.exchange(Message(f"s{number}", 1, holdings, True, report))
     reads, plans, publishes = [], [], []
     before: Census | None = None
-    profiles: Mapping[str, Amount] = {}
+    profiles: Mapping[str, Profile] = {}
     for _ in range(rounds + 1):
         began = time.perf_counter()
         census = await store.read()

@@ -15,7 +15,7 @@ from coordinator.settings import Settings
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile, Tier
-from tokenpool.planner import PlannerSettings
+from tokenpool.planner import PlannerSettings, Profile
 from tokenpool.scaling import ScaleHint, ScalingSettings, Stabiliser, needed_replicas
 from tokenpool.store import Store, StoreDown
 from tokenpool.tick import Tick, tick
@@ -62,7 +62,7 @@ class PoolLeader:
         self._clock = clock
         self._before: Census | None = None
         """What the last tick saw."""
-        self._profiles: Mapping[str, Amount] = {}
+        self._profiles: Mapping[str, Profile] = {}
         self._filed_at: float | None = None
         self._rounds = 0
         self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)

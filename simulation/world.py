@@ -21,7 +21,7 @@ from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planner import PlannerSettings
+from tokenpool.planner import PlannerSettings, Profile
 from tokenpool.tick import tick
 from tokenpool.wire import SidecarReport, encode_report
 
@@ -303,7 +303,7 @@ class World:
         self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
         self._epoch = 1
         self._before: Census | None = None
-        self._profiles: Mapping[str, Amount] = {}
+        self._profiles: Mapping[str, Profile] = {}
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0

@@ -13,7 +13,7 @@ from tokenpool.amounts import NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
 from tokenpool.entitlements import Entitlement
 from tokenpool.ledger import bucket_depth
-from tokenpool.planner import NO_PROFILES, Plan, PlannerSettings, Report, plan
+from tokenpool.planner import NO_PROFILES, Plan, PlannerSettings, Profile, Report, plan
 from tokenpool.wire import SidecarReport, WireError, decode_report
 
 MOST_ELAPSED_S = 1.0
@@ -43,7 +43,7 @@ def tick(
     entitlements: Sequence[Entitlement],
     before: Census | None,
     settings: PlannerSettings = _DEFAULTS,
-    profiles: Mapping[str, Amount] = NO_PROFILES,
+    profiles: Mapping[str, Profile] = NO_PROFILES,
 ) -> Tick:
     """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
 

@@ -18,7 +18,7 @@ from tokenpool.cost import Ask, EngineShape, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending
-from tokenpool.planner import PlannerSettings, plan
+from tokenpool.planner import PlannerSettings, Profile, plan
 
 TICK_S = 0.25
 TOKENS_PER_SEQUENCE_S = 100.0
@@ -70,7 +70,7 @@ class _Run:
     ) -> None:
         self.settings, self.chance, self.slots = settings, chance, slots
         self.ledger = Ledger()
-        self.profiles: Mapping[str, Amount] = {}
+        self.profiles: Mapping[str, Profile] = {}
         self.accounts = [Account(t, Pricing(), 0.0) for t in tenants]
         self.events: list[tuple[float, int, _Worker, Ticket | None]] = []
         self.order = 0

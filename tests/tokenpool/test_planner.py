@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount
 from tokenpool.debt import moved, weight_factor
 from tokenpool.entitlements import Entitlement, Slo, Tier
-from tokenpool.planner import PROFILE_S, PlannerSettings, Report, plan, slo_factor
+from tokenpool.planner import PROFILE_S, PlannerSettings, Profile, Report, plan, slo_factor
 
 CAPACITY = Amount(1000, 10_000, 16)
 FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)
@@ -170,7 +171,7 @@ def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None
     """By the demand of the moment, "bursty" would be taken to get twice what it gets."""
     pair = [entitlement("even"), entitlement("bursty")]
     debts: dict[str, float] = {}
-    profiles: dict[str, Amount] = {}
+    profiles: dict[str, Profile] = {}
     for tick in range(400):
         is_burst = tick % 4 == 3
         reports = {
@@ -185,8 +186,38 @@ def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None
     assert abs(debts["bursty"] - debts["even"]) < 0.5
 
 
-def test_a_profile_follows_demand_and_starts_with_it() -> None:
-    made = plan(CAPACITY, [entitlement()], {"a": FULL}, {}, 0.25)
-    assert made.profiles["a"] == FULL.demand
-    later = plan(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=made.profiles)
-    assert later.profiles["a"].kv_tokens == pytest.approx(FULL.demand.kv_tokens / math.e)
+def follow(*services: Amount, elapsed_s: float = 0.25) -> Profile:
+    """The profile of somebody who got that, from plan to plan."""
+    profiles: Mapping[str, Profile] = {}
+    for service in services:
+        report = {"a": Report(CAPACITY, service)}
+        profiles = plan(CAPACITY, [entitlement()], report, {}, elapsed_s, profiles=profiles).profiles
+    return profiles["a"]
+
+
+def test_a_young_profile_counts_all_alike() -> None:
+    assert follow(Amount(8, 0, 4), Amount(16, 0, 8), Amount(24, 0, 12)).service.values() == (16, 0, 8)
+
+
+def test_an_old_profile_forgets() -> None:
+    old = {"a": Profile(CAPACITY, age_s=1000)}
+    later = plan(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=old).profiles["a"]
+    assert later.service.kv_tokens == pytest.approx(CAPACITY.kv_tokens / math.e)
+
+
+def test_no_time_that_passed_teaches_nothing_and_fails_nothing() -> None:
+    assert follow(Amount(8, 0, 4), Amount(16, 0, 8), elapsed_s=0).age_s == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "place"), [(Amount(100, 100, 1.4), 0), (Amount(0, 5000, 6), 1), (Amount(100, 100, 1.6), 2)]
+)
+def test_service_counts_where_most_of_capacity_is_used(service: Amount, place: int) -> None:
+    assert follow(service).place == place
+
+
+def test_a_tie_does_not_change_where_service_counts() -> None:
+    """With lumps of tokens in one dimension, whichever is a little ahead would count: always too much."""
+    tokens, sequences = Amount(500, 0, 7.5), Amount(500, 0, 8.5)
+    assert follow(tokens).place == 2
+    assert follow(Amount(500, 0, 4), *([sequences] * 40)).place == 0
