@@ -43,7 +43,8 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     service: Amount = NOTHING
     """Averaged over ``PROFILE_S``, or over ``age_s`` while that is less."""
     place: int = 2
-    """Of the dimension: the one of which it has the largest share of capacity."""
+    """Of the dimension: the one of which it has the largest share of capacity, or had, within ``CLEARLY``.
+    Sequences before any service."""
     age_s: float = 0.0
 
 

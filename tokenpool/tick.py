@@ -55,7 +55,8 @@ def tick(
     for report in sidecars.values():
         capacity = capacity + report.capacity
     pages = census.pages
-    elapsed = census.at - before.at if before is not None else 0.0
+    # Books that are closed have begun anew: what they count says nothing of before.
+    elapsed = max(census.at - before.at, 0.0) if before is not None and census.is_open else 0.0
     service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
         capacity,
@@ -83,12 +84,15 @@ def tick(
 
 
 def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
-    """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count."""
+    """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count.
+
+    Sequence-seconds never fall while a page lives: where they did, another one stands in its place.
+    """
     per_second = 1 / elapsed_s
     return {
         name: (page.served - before[name].served) * per_second
         for name, page in pages.items()
-        if name in before
+        if name in before and page.served.concurrency >= before[name].served.concurrency
     }
 
 

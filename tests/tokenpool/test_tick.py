@@ -12,6 +12,7 @@ from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
 from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.planner import Profile
 from tokenpool.retries import MOST_REMEMBERED, Retries
 from tokenpool.tick import tick
 from tokenpool.wire import (
@@ -56,6 +57,29 @@ def test_the_first_tick_leaves_debts_as_they_are() -> None:
     made = tick(census(1, a=page), [entitlement()], None)
     assert made.service == {}
     assert made.limits["a"].debt == 2.0
+
+
+def test_books_that_began_anew_say_nothing_of_before() -> None:
+    """Totals of hours, then of seconds: the difference is not what anybody got."""
+    old = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
+    new = msgspec.structs.replace(old, served=Amount(500, 5000, 4))
+    before = replace(census(1, a=old), at=10.0)
+    profiles = {"a": Profile(Amount(500, 5000, 4), age_s=100)}
+    for is_open in (False, True):
+        empty = replace(census(1, a=new), at=14.0, is_open=is_open)
+        made = tick(empty, [entitlement()], before, profiles=profiles)
+        assert made.service == {}
+        assert made.plan.profiles["a"].place == 2
+        assert min(made.plan.profiles["a"].service.values()) >= 0
+
+
+def test_a_clock_that_is_set_back_moves_nothing() -> None:
+    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    before = replace(census(1, a=page), at=5000.0)
+    profiles = {"a": Profile(Amount(100, 2000, 4), age_s=0.5)}
+    made = tick(replace(census(1, a=page), at=10.0), [entitlement()], before, profiles=profiles)
+    assert made.limits["a"].debt == 2.0
+    assert made.plan.profiles["a"] == profiles["a"]
 
 
 def test_a_coordinator_that_slept_moves_debts_by_a_second_at_most() -> None:

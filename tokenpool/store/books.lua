@@ -1,7 +1,7 @@
 -- What all scripts share: the message, the clock, and one entitlement's page. The rules are those of
 -- tokenpool/books.py; the contract suite holds both to the same answers.
 --
--- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at
+-- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at; limited once all limits were written
 -- pages    hash by entitlement: its packed page {level, at, depth, floor, sums, served, waiters,
 --          contended_until, rows}; missing until somebody writes in it
 -- limits   hash by entitlement: its packed limit as published
@@ -10,7 +10,7 @@
 -- reports  hash by holder; file: hash of version, content
 --
 -- One hash for all pages and one for all limits, since a call from a script costs ten times the look-up: a
--- coordinator reads and writes a hundred of them at a time.
+-- hundred of them are read and written at a time.
 local prefix = KEYS[1]
 local message = cmsgpack.unpack(ARGV[1])
 local now = message.now
@@ -20,6 +20,9 @@ if not now then
 end
 local LIFETIME, REMEMBER = message.lifetime, message.remember
 local KEEP_MS = 600000
+-- Rows outlive pages, which are renewed once a minute and whenever there is a new one: sums without the rows that
+-- they are made of would never be right again.
+local KEEP_ROWS_MS = KEEP_MS + 120000
 local META, REPORTS = prefix .. ':meta', prefix .. ':reports'
 local PAGES, LIMITS = prefix .. ':pages', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
@@ -50,22 +53,48 @@ local function unpack_page(name, packed, limit)
   return page
 end
 
--- A page, and one holder's row of it if it has one.
-local function load_page(name, holder)
-  local row = redis.call('HGET', rows_key(name), holder)
-  local page = unpack_page(name, redis.call('HGET', PAGES, name), redis.call('HGET', LIMITS, name))
-  return page, row and cmsgpack.unpack(row) or nil
+local function keep_rows(name) redis.call('PEXPIRE', rows_key(name), KEEP_ROWS_MS) end
+
+-- Some fields of a hash, as many as there are.
+local function fields_of(key, names)
+  local values = {}
+  for start = 1, #names, 500 do
+    local part = redis.call('HMGET', key, unpack(names, start, math.min(start + 499, #names)))
+    for i = 1, #part do values[start + i - 1] = part[i] end
+  end
+  return values
 end
 
-local function save_page(page, holder, row)
-  local name, limit = page.name, page.limit
-  page.name, page.limit = nil, nil
-  if redis.call('HSET', PAGES, name, cmsgpack.pack(page)) == 1 then keep(PAGES) end
-  page.name, page.limit = name, limit
-  if row then
-    local key = rows_key(name)
-    if redis.call('HSET', key, holder, cmsgpack.pack(row)) == 1 then keep(key) end
+-- Pages by name, each with one holder's row of it where there is one. `save` writes back all that `touch` named.
+local function load(names, holder)
+  local pages, packed, limits, changed = {}, fields_of(PAGES, names), fields_of(LIMITS, names), {}
+  for i, name in ipairs(names) do
+    local page = unpack_page(name, packed[i], limits[i])
+    if packed[i] then
+      local row = redis.call('HGET', rows_key(name), holder)
+      page.row = row and cmsgpack.unpack(row) or nil
+    else
+      -- A page that is gone takes its rows with it.
+      redis.call('DEL', rows_key(name))
+    end
+    pages[name] = page
   end
+  local function touch(page) changed[#changed + 1] = page end
+  local function save()
+    local fields, are_new = {}, false
+    for i, page in ipairs(changed) do
+      local name, row = page.name, page.row
+      page.name, page.limit, page.row = nil, nil, nil
+      fields[#fields + 1], fields[#fields + 2] = name, cmsgpack.pack(page)
+      if row and redis.call('HSET', rows_key(name), holder, cmsgpack.pack(row)) == 1 then keep_rows(name) end
+      if #fields == 500 or i == #changed then
+        are_new = redis.call('HSET', PAGES, unpack(fields)) > 0 or are_new
+        fields = {}
+      end
+    end
+    if are_new then keep(PAGES) end
+  end
+  return pages, touch, save
 end
 
 -- Whether the books give: what a script finds out first.
@@ -88,23 +117,25 @@ local function refill(page)
   end
 end
 
-local function write(page, row, values)
-  for i = 1, WIDTH do page.sums[i] = page.sums[i] + values[i] - row.values[i] end
-  row.values = values
+local function write(page, values)
+  for i = 1, WIDTH do page.sums[i] = page.sums[i] + values[i] - page.row.values[i] end
+  page.row.values = values
 end
 
 -- Book what a holder spent and held since it last said so.
-local function charge(page, row, served)
-  page.level = page.level - (served[1] - row.served[1])
+local function charge(page, served)
+  local before = page.row.served
+  page.level = page.level - (served[1] - before[1])
   if is_open then page.level = math.min(page.level, page.limit[4]) end
-  for i = 1, 3 do page.served[i] = page.served[i] + served[i] - row.served[i] end
-  row.served = served
+  for i = 1, 3 do page.served[i] = page.served[i] + served[i] - before[i] end
+  page.row.served = served
 end
 
 -- Forget a row; with nobody left the sums are nothing, exactly.
-local function drop(page, holder, row)
-  if not row then return end
-  write(page, row, nobody())
+local function drop(page, holder)
+  if not page.row then return end
+  write(page, nobody())
+  page.row = nil
   redis.call('HDEL', rows_key(page.name), holder)
   page.rows = page.rows - 1
   if page.rows == 0 then page.sums = nobody() end
@@ -126,30 +157,29 @@ local function tell_waiters(page, teller)
   end
 end
 
+-- Do something with every page of which a holder has a row.
+local function for_all_of(holder, act)
+  local names = redis.call('HGET', holder_key(holder), 'names')
+  local pages, touch, save = load(names and cmsgpack.unpack(names) or {}, holder)
+  for _, page in pairs(pages) do
+    if page.row then
+      act(page)
+      touch(page)
+    end
+  end
+  save()
+end
+
 -- Take back the grants of the silent; forget what they had spent a while later.
 local function expire()
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', ALIVE, '-inf', exact(now))) do
     redis.call('ZREM', ALIVE, holder)
     redis.call('HDEL', REPORTS, holder)
-    local names = redis.call('HGET', holder_key(holder), 'names')
-    for _, name in ipairs(names and cmsgpack.unpack(names) or {}) do
-      local page, row = load_page(name, holder)
-      if row then
-        write(page, row, nobody())
-        save_page(page, holder, row)
-      end
-    end
+    for_all_of(holder, function(page) write(page, nobody()) end)
   end
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KNOWN, '-inf', exact(now - REMEMBER))) do
     if not redis.call('ZSCORE', ALIVE, holder) then
-      local names = redis.call('HGET', holder_key(holder), 'names')
-      for _, name in ipairs(names and cmsgpack.unpack(names) or {}) do
-        local page, row = load_page(name, holder)
-        if row then
-          drop(page, holder, row)
-          save_page(page)
-        end
-      end
+      for_all_of(holder, function(page) drop(page, holder) end)
       redis.call('DEL', holder_key(holder))
       redis.call('ZREM', KNOWN, holder)
     end
@@ -162,7 +192,7 @@ local function renew()
   if now - renewed_at < 60 and now >= renewed_at then return end
   redis.call('HSET', META, 'renewed_at', exact(now))
   keep(META, PAGES, LIMITS, prefix .. ':file')
-  for _, name in ipairs(redis.call('HKEYS', PAGES)) do keep(rows_key(name)) end
+  for _, name in ipairs(redis.call('HKEYS', PAGES)) do keep_rows(name) end
 end
 
 -- When these books begin to give: a lifetime after they were begun. Tells whether they do.

@@ -12,7 +12,9 @@ local me = message.holder
 local HOLDER = holder_key(me)
 local known = redis.call('HMGET', HOLDER, 'number', 'names')
 local is_alive = redis.call('ZSCORE', ALIVE, me)
-local grants = {}
+local grants, said_of = {}, {}
+for i, said in ipairs(message.holdings) do said_of[i] = said[1] end
+local pages, touch, save = load(said_of, me)
 
 local function grant(i, page, values, kv, conc, tokens)
   grants[i] = {
@@ -30,9 +32,9 @@ end
 
 local function standing()
   for i, said in ipairs(message.holdings) do
-    local page, row = load_page(said[1], me)
+    local page = pages[said[1]]
     refill(page)
-    local values = row and row.values or nobody()
+    local values = page.row and page.row.values or nobody()
     grant(i, page, values, values[KV], values[CONC], values[TOKENS])
   end
   return answer()
@@ -49,15 +51,18 @@ if message.complete then
   redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
   redis.call('HSET', REPORTS, me, ARGV[2])
   keep(ALIVE, REPORTS)
+  local returned = {}
   for _, name in ipairs(names) do
-    if not named[name] then
-      local page, row = load_page(name, me)
-      drop(page, me, row)
-      refill(page)
-      tell_waiters(page, me)
-      save_page(page)
-    end
+    if not named[name] then returned[#returned + 1] = name end
   end
+  local theirs, touch_theirs, save_theirs = load(returned, me)
+  for _, page in pairs(theirs) do
+    drop(page, me)
+    refill(page)
+    tell_waiters(page, me)
+    touch_theirs(page)
+  end
+  save_theirs()
   names = {}
 elseif not is_alive then
   -- Who is not known to live cannot hold: only a complete message begins a lifetime.
@@ -90,14 +95,14 @@ end
 for i, said in ipairs(message.holdings) do
   local name, kv_in_use, conc_in_use, kv_bound, conc_bound, kv_wanted, conc_wanted, spent, tokens_wanted,
     is_urgent, demand, kv_seconds, conc_seconds, fresh, floor = unpack(said)
-  local page, row = load_page(name, me)
+  local page = pages[name]
   refill(page)
-  if not row then
-    row = {served = {spent, kv_seconds, conc_seconds}, values = nobody()}
+  if not page.row then
+    page.row = {served = {spent, kv_seconds, conc_seconds}, values = nobody()}
     page.rows = page.rows + 1
   end
-  charge(page, row, {spent, kv_seconds, conc_seconds})
-  local limit, sums, old = page.limit, page.sums, row.values
+  charge(page, {spent, kv_seconds, conc_seconds})
+  local limit, sums, old = page.limit, page.sums, page.row.values
   for k = 1, 3 do page.floor[k] = math.max(page.floor[k], floor[k]) end
   local kv, conc, tokens = 0, 0, 0
   if is_open then
@@ -108,7 +113,7 @@ for i, said in ipairs(message.holdings) do
   end
   -- May be less than what runs: then nothing new begins until enough of it has ended.
   kv, conc = math.max(kv, 0), math.max(conc, 0)
-  write(page, row, {
+  write(page, {
     math.max(kv, kv_in_use, kv_bound), math.max(conc, conc_in_use, conc_bound), tokens, kv_in_use, conc_in_use,
     demand[1], demand[2], demand[3], fresh[1], fresh[2], fresh[3],
   })
@@ -117,7 +122,8 @@ for i, said in ipairs(message.holdings) do
   else
     tell_waiters(page, me)
   end
-  save_page(page, me, row)
-  grant(i, page, row.values, kv, conc, tokens)
+  grant(i, page, page.row.values, kv, conc, tokens)
+  touch(page)
 end
+save()
 return answer()

@@ -1,5 +1,5 @@
 -- Replace limits, unless a later coordinator has written already; answers whether they stand now. A long
--- list comes in parts and in any order, so that no call holds Redis up; one (message.all) says who is left.
+-- list comes in parts, so that no call holds Redis up; the last one (message.all) says who is left.
 -- The limits follow each other in the second argument, packed as they are kept: each is cut out unread.
 if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
 opening()
@@ -13,6 +13,7 @@ end
 if #fields > 0 and redis.call('HSET', LIMITS, unpack(fields)) > 0 then keep(LIMITS) end
 
 if message.all then
+  redis.call('HSET', META, 'limited', 1)
   local named = {}
   for _, name in ipairs(message.all) do named[name] = true end
   for _, name in ipairs(redis.call('HKEYS', LIMITS)) do

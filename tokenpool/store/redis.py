@@ -152,6 +152,9 @@ class RedisStore:
     async def limits(self) -> Mapping[str, Limit]:
         """See ``Store``."""
         with _down():
+            limited = self._client.hget(f"{self._prefix}:meta", "limited")
+            if await cast(Awaitable[bytes | None], limited) is None:
+                return {}
             rows = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:limits"))
             return {name.decode(): _limit.decode(row) for name, row in rows.items()}
 
@@ -215,7 +218,8 @@ class RedisStore:
             if start + PART >= len(names):
                 said["all"] = names
             calls.append(partial(self._run, _PUBLISH, b"".join(packed), **said, epoch=epoch))
-        return all(await _at_once(calls))
+        # The last one says that the limits are all there: it must not overtake the others.
+        return all([*await _at_once(calls[:-1]), await calls[-1]()])
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
