@@ -28,6 +28,14 @@ OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
 WHAT = ("overload", "scarcity", "pool", "fidelity")
+SYSTEMS = list(
+    dict.fromkeys(
+        [
+            *(system.name for system in (*overload.BASELINES, *overload.ABLATIONS, *pool.SYSTEMS)),
+            *(name for name, _ in scarcity.SYSTEMS),
+        ]
+    )
+)
 
 Result = overload.Result | scarcity.Result | pool.Result
 _S = TypeVar("_S")
@@ -63,20 +71,28 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
     parser.add_argument("--short", action="store_true", help="a few seconds of each, as CI does")
     parser.add_argument("--ablations", action="store_true", help="every lever by itself as well")
-    parser.add_argument("--only", default="", help="systems by name, separated by commas")
+    parser.add_argument("--only", default="", help="systems by name, ablations too, separated by commas")
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
         if what not in WHAT:
             parser.error(f"{what!r} is no experiment; there are {', '.join(WHAT)}")
+    arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    for name in arguments.only:
+        if name not in SYSTEMS:
+            parser.error(f"{name!r} is no system; there are {', '.join(SYSTEMS)}")
     if arguments.engine == "simulator":
         arguments.what = [what for what in arguments.what if what != "fidelity"]
     return arguments
 
 
-def _wanted(systems: Sequence[_S], arguments: argparse.Namespace, name: Callable[[_S], str]) -> list[_S]:
-    """Those that ``--only`` names; all without it."""
-    return [s for s in systems if not arguments.only or name(s) in arguments.only.split(",")]
+def _wanted(
+    systems: Sequence[_S], more: Sequence[_S], arguments: argparse.Namespace, name: Callable[[_S], str]
+) -> list[_S]:
+    """Those that ``--only`` names, or all; without it ``more`` only where ablations are asked for."""
+    if arguments.only:
+        return [s for s in (*systems, *more) if name(s) in arguments.only]
+    return [*systems, *(more if arguments.ablations else ())]
 
 
 def _measured(
@@ -104,8 +120,8 @@ def _measured(
 
 def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
-    every = [*overload.BASELINES, *(overload.ABLATIONS if arguments.ablations else ())]
-    systems = {s.name: s for s in _wanted(every, arguments, lambda system: system.name)}
+    wanted = _wanted(overload.BASELINES, overload.ABLATIONS, arguments, lambda system: system.name)
+    systems = {s.name: s for s in wanted}
 
     def once(name: str, seed: int, folder: Path, before: Sequence[overload.Result]) -> overload.Result:
         promised = replace(sizes, slo_ms=MOST_RATIO * 1000 * before[0].alone_p99_s) if before else sizes
@@ -151,7 +167,7 @@ def _fairness(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> list[t
 
 def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = scarcity.Sizes(6, 30, 8) if arguments.short else scarcity.Sizes()
-    gains = dict(_wanted(scarcity.SYSTEMS, arguments, lambda system: system[0]))
+    gains = dict(_wanted(scarcity.SYSTEMS, (), arguments, lambda system: system[0]))
 
     def once(name: str, seed: int, folder: Path, _: object) -> scarcity.Result:
         return scarcity.run(arguments.engine, name, gains[name], sizes, seed, folder)
@@ -169,7 +185,7 @@ def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
 
 def _pool(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = pool.Sizes(8, 20, 10, 40, 5) if arguments.short else pool.Sizes()
-    systems = {s.name: s for s in _wanted(pool.SYSTEMS, arguments, lambda system: system.name)}
+    systems = {s.name: s for s in _wanted(pool.SYSTEMS, (), arguments, lambda system: system.name)}
 
     def once(name: str, seed: int, folder: Path, _: object) -> pool.Result:
         return pool.run(systems[name], sizes, seed, folder)
