@@ -191,15 +191,18 @@ class _Group:
         """What each gets."""
         shares = {}
         more_tokens, more_cache, more_sequences = headroom
-        for claim, (tokens, cache, _), sequences in zip(
+        for claim, (tokens, cache, granted), sequences in zip(
             self.claims, self._granted, self._sequences, strict=True
         ):
-            ceiling = claim.ceiling.values()
+            ceiling, is_spot = claim.ceiling.values(), claim.tier is Tier.SPOT
             whole = (tokens, cache, float(math.ceil(sequences - _EPSILON)))
-            whole = _most(whole, _least(claim.floor.values(), ceiling))
+            # Spot for which nothing is left has no floor: eight such tenants took a sixth of the engines from
+            # elastic ones in want, which come back more seldom.
+            if granted > _EPSILON or not is_spot:
+                whole = _most(whole, _least(claim.floor.values(), ceiling))
             headed = (tokens + more_tokens, cache + more_cache, sequences + more_sequences)
             limit, assured = _most(_least(headed, self._capacity), whole), NOTHING
-            if claim.tier is Tier.SPOT:
+            if is_spot:
                 limit = _least(limit, ceiling)
             else:
                 at_least = _most(whole, claim.guarantee.values())
