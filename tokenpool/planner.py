@@ -70,7 +70,7 @@ class PlannerSettings:
     debt_decay_s: float = 4.0
     slo_precedence: bool = True
     lends_granted: bool = False
-    """Whether spot may also use what others were granted, while the engine has room: where a guarantee ends
+    """Whether spot may also use what was granted within guarantees, while the engine has room: where one ends
     spot requests to have its slots back at once (preemption), nothing has to be held free for it. What they
     used of late would not do for a measure: with Poisson arrivals an eighth of the engine stood idle."""
 
@@ -143,7 +143,9 @@ def plan(
         weights[name] = (_weight(entitlement, owed, settings), owed if settings.debt_gain else 0.0)
     division.reweigh(weights)
     shares = division.shares()
-    lent = _lent(claims, shares) if settings.lends_granted else {}
+    # While others than spot are in want, what a guarantee leaves idle is theirs before it is spot's.
+    all_have = all(fair[claim.name].is_satisfied for claim in claims if claim.tier is not Tier.SPOT)
+    lent = _lent(claims, shares) if settings.lends_granted and all_have else {}
     plans = {}
     for claim in claims:
         name, share = claim.name, shares[claim.name]
@@ -162,14 +164,16 @@ def plan(
 
 
 def _lent(claims: Sequence[Claim], shares: Mapping[str, Share]) -> dict[str, Amount]:
-    """All that the other tiers were granted, once more for those of spot that want it.
+    """All that was granted within guarantees, once more for those of spot that want it.
+
+    What elastic tenants have beyond is theirs alone: nothing is ended for it.
 
     Divided as what was left for spot is; evenly where nothing was.
     """
     granted = NOTHING
     for claim in claims:
         if claim.tier is not Tier.SPOT:
-            granted = granted + shares[claim.name].allocation
+            granted = granted + shares[claim.name].allocation.at_most(claim.guarantee)
     wanting = [claim for claim in claims if claim.tier is Tier.SPOT and claim.demand != NOTHING]
     left = NOTHING
     for claim in wanting:

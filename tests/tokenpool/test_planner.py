@@ -167,6 +167,23 @@ def test_what_others_were_granted_is_lent_to_spot_where_it_can_be_taken_back_at_
     assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
 
 
+def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
+    lends = PlannerSettings(lends_granted=True)
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(250, 2500, 4)),
+        entitlement("e", Tier.ELASTIC),
+        entitlement("s", Tier.SPOT),
+    ]
+    reports = {name: Report(demand=Amount(250, 2500, 4)) for name in "ge"} | {"s": Report(demand=CAPACITY)}
+    kept = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"]
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25, lends).entitlements["s"]
+    assert (
+        lent.limit.concurrency == kept.limit.concurrency + 4
+    )  # not elastic's four: nothing is ended for those
+    reports["e"] = Report(demand=CAPACITY)
+    assert plan(CAPACITY, tenants, reports, {}, 0.25, lends).entitlements["s"].limit == Amount()
+
+
 def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
     """By the demand of the moment, "bursty" would be taken to get twice what it gets."""
     pair = [entitlement("even"), entitlement("bursty")]
