@@ -111,9 +111,14 @@ class Division:
         self._left = self._divide()
 
     def shares(self) -> dict[str, Share]:
-        """What everyone gets."""
+        """What everyone gets.
+
+        Spot has no floor while others are in want: eight spot tenants took a sixth of a pool from elastic
+        ones, which come back more seldom.
+        """
         others, spot = self._groups
-        return others.shares(self._left) | spot.shares(self._left)
+        in_want = not all(others.are_satisfied)
+        return others.shares(self._left) | spot.shares(self._left, has_floor=not in_want)
 
     def fair_shares(self) -> dict[str, FairShare]:
         """What everyone gets, as a dominant share."""
@@ -187,22 +192,27 @@ class _Group:
             rounded[index] += 1
         return max(available - extra, 0.0)
 
-    def shares(self, headroom: Vector) -> dict[str, Share]:
-        """What each gets."""
+    @property
+    def are_satisfied(self) -> list[bool]:
+        """Whether each has all that it wants; who wants nothing has."""
+        return [
+            part >= _ALL or not dominant for part, dominant in zip(self.parts, self.dominants, strict=True)
+        ]
+
+    def shares(self, headroom: Vector, *, has_floor: bool = True) -> dict[str, Share]:
+        """What each gets; without its floor only where that is granted."""
         shares = {}
         more_tokens, more_cache, more_sequences = headroom
-        for claim, (tokens, cache, granted), sequences in zip(
+        for claim, (tokens, cache, _), sequences in zip(
             self.claims, self._granted, self._sequences, strict=True
         ):
-            ceiling, is_spot = claim.ceiling.values(), claim.tier is Tier.SPOT
+            ceiling = claim.ceiling.values()
             whole = (tokens, cache, float(math.ceil(sequences - _EPSILON)))
-            # Spot for which nothing is left has no floor: eight such tenants took a sixth of the engines from
-            # elastic ones in want, which come back more seldom.
-            if granted > _EPSILON or not is_spot:
+            if has_floor:
                 whole = _most(whole, _least(claim.floor.values(), ceiling))
             headed = (tokens + more_tokens, cache + more_cache, sequences + more_sequences)
             limit, assured = _most(_least(headed, self._capacity), whole), NOTHING
-            if is_spot:
+            if claim.tier is Tier.SPOT:
                 limit = _least(limit, ceiling)
             else:
                 at_least = _most(whole, claim.guarantee.values())
@@ -214,9 +224,9 @@ class _Group:
     def fair_shares(self) -> dict[str, FairShare]:
         """The largest share of a dimension that each was granted, before whole numbers."""
         return {
-            claim.name: FairShare(share, part >= _ALL)
-            for claim, share, part in zip(
-                self.claims, _dominant_shares(self._granted, self._capacity), self.parts, strict=True
+            claim.name: FairShare(share, is_satisfied)
+            for claim, share, is_satisfied in zip(
+                self.claims, _dominant_shares(self._granted, self._capacity), self.are_satisfied, strict=True
             )
         }
 

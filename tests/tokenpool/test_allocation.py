@@ -208,13 +208,14 @@ def test_a_newcomer_is_let_in_although_spot_holds_everything() -> None:
     assert shares["spot"].assured == NOTHING
 
 
-def test_spot_has_no_floor_where_nothing_is_left_for_it() -> None:
+def test_spot_has_no_floor_while_others_are_in_want() -> None:
     spot = [claim(f"spot-{n}", Tier.SPOT, demand=CAPACITY, floor=Amount(0, 200, 1)) for n in range(8)]
+    others = [claim("idle", Tier.ELASTIC), claim("modest", Tier.ELASTIC, demand=CAPACITY * 0.05)]
     hungry = claim("hungry", Tier.ELASTIC, demand=CAPACITY * 2)
-    shares = allocate(CAPACITY, [hungry, *spot])
-    assert all(shares[s.name].limit == NOTHING for s in spot)
-    rest = claim("modest", Tier.ELASTIC, demand=CAPACITY * 0.95)
-    shares = allocate(CAPACITY, [rest, *spot])
+    shares = allocate(CAPACITY, [*others, hungry, *spot])
+    assert all(shares[s.name].limit.concurrency < 1 for s in spot)
+    rest = claim("rest", Tier.ELASTIC, demand=CAPACITY * 0.9)
+    shares = allocate(CAPACITY, [*others, rest, *spot])
     assert all(shares[s.name].limit.concurrency >= 1 for s in spot)
 
 
