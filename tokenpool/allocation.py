@@ -3,8 +3,8 @@
 Pure arithmetic on amounts. What a claim's weight is made of, and what happens over time (debt), is the
 planner's and ``debt``'s business.
 
-Claims are kept as parallel lists of numbers, not as objects: most of a plan's time is spent here, and with
-an object for each claim it was half as much again.
+Claims are kept as parallel lists of numbers, not as objects: most of a plan's time is spent here, and with an
+object for each claim a plan took a fifth more instructions.
 
 The model is Leontief's: an entitlement's requests use all dimensions in the proportions of its demand, so
 an allocation is a share ``x`` of the demand vector, from 0 to 1, and never less than the part of the
