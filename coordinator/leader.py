@@ -128,8 +128,7 @@ class PoolLeader:
         self._compare(census.file_version)
         made = tick(census, self.entitlements, self._before, self._planner, self._profiles)
         self._profiles = made.plan.profiles
-        # Books that are closed have begun anew: what they count then says nothing of before.
-        self._before = census if census.is_open else None
+        self._before = census
         # Closed books do not know yet who is there: until they do, the last limits stand.
         if epoch and census.is_open and not await self._store.publish(made.limits, epoch):
             self._lost()

@@ -28,17 +28,16 @@ OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
 WHAT = ("overload", "scarcity", "pool", "fidelity")
-SYSTEMS = list(
-    dict.fromkeys(
-        [
-            *(system.name for system in (*overload.BASELINES, *overload.ABLATIONS, *pool.SYSTEMS)),
-            *(name for name, _ in scarcity.SYSTEMS),
-        ]
-    )
-)
 
+System = overload.System | scarcity.System | pool.System
+SYSTEMS: tuple[System, ...] = (
+    *overload.BASELINES,
+    *overload.ABLATIONS,
+    *scarcity.SYSTEMS,
+    *pool.SYSTEMS,
+)
 Result = overload.Result | scarcity.Result | pool.Result
-_S = TypeVar("_S")
+_S = TypeVar("_S", overload.System, scarcity.System, pool.System)
 _R = TypeVar("_R", overload.Result, scarcity.Result, pool.Result)
 
 
@@ -78,21 +77,23 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if what not in WHAT:
             parser.error(f"{what!r} is no experiment; there are {', '.join(WHAT)}")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+    names = list(dict.fromkeys(system.name for system in SYSTEMS))
     for name in arguments.only:
-        if name not in SYSTEMS:
-            parser.error(f"{name!r} is no system; there are {', '.join(SYSTEMS)}")
+        if name not in names:
+            parser.error(f"{name!r} is no system; there are {', '.join(names)}")
     if arguments.engine == "simulator":
         arguments.what = [what for what in arguments.what if what != "fidelity"]
     return arguments
 
 
 def _wanted(
-    systems: Sequence[_S], more: Sequence[_S], arguments: argparse.Namespace, name: Callable[[_S], str]
-) -> list[_S]:
-    """Those that ``--only`` names, or all; without it ``more`` only where ablations are asked for."""
-    if arguments.only:
-        return [s for s in (*systems, *more) if name(s) in arguments.only]
-    return [*systems, *(more if arguments.ablations else ())]
+    arguments: argparse.Namespace, systems: Sequence[_S], ablations: Sequence[_S] = ()
+) -> dict[str, _S]:
+    """Systems by name: those that ``--only`` names; without it all, ablations where they are asked for."""
+    every: list[_S] = list(systems)
+    if arguments.only or arguments.ablations:
+        every += ablations
+    return {s.name: s for s in every if not arguments.only or s.name in arguments.only}
 
 
 def _measured(
@@ -120,8 +121,7 @@ def _measured(
 
 def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
-    wanted = _wanted(overload.BASELINES, overload.ABLATIONS, arguments, lambda system: system.name)
-    systems = {s.name: s for s in wanted}
+    systems = _wanted(arguments, overload.BASELINES, overload.ABLATIONS)
 
     def once(name: str, seed: int, folder: Path, before: Sequence[overload.Result]) -> overload.Result:
         promised = replace(sizes, slo_ms=MOST_RATIO * 1000 * before[0].alone_p99_s) if before else sizes
@@ -167,12 +167,12 @@ def _fairness(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> list[t
 
 def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = scarcity.Sizes(6, 30, 8) if arguments.short else scarcity.Sizes()
-    gains = dict(_wanted(scarcity.SYSTEMS, (), arguments, lambda system: system[0]))
+    systems = _wanted(arguments, scarcity.SYSTEMS)
 
     def once(name: str, seed: int, folder: Path, _: object) -> scarcity.Result:
-        return scarcity.run(arguments.engine, name, gains[name], sizes, seed, folder)
+        return scarcity.run(arguments.engine, systems[name], sizes, seed, folder)
 
-    groups = _measured(out, scarcity.Result, seeds, gains, once, _scarcity_line, _SCARCITY)
+    groups = _measured(out, scarcity.Result, seeds, systems, once, _scarcity_line, _SCARCITY)
     ours, unfair = groups.get("with debt", []), groups.get("without debt", [])
     if not ours:
         return []
@@ -185,7 +185,7 @@ def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
 
 def _pool(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
     sizes = pool.Sizes(8, 20, 10, 40, 5) if arguments.short else pool.Sizes()
-    systems = {s.name: s for s in _wanted(pool.SYSTEMS, (), arguments, lambda system: system.name)}
+    systems = _wanted(arguments, pool.SYSTEMS)
 
     def once(name: str, seed: int, folder: Path, _: object) -> pool.Result:
         return pool.run(systems[name], sizes, seed, folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from experiments.processes import backends, finished, load, lose, sidecars
 from experiments.service import (
@@ -29,8 +30,17 @@ WEIGHTS = {"small": 1.0, "large": 2.0, "middle": 1.0, "long": 2.0}
 _SIZES = {"small": (8, 24), "large": (80, 240), "middle": (24, 72), "long": (40, 120)}
 """Input and output tokens: 10 to 1."""
 _SLOS = {"small": 250, "large": 500, "middle": 1000, "long": 330}
-SYSTEMS: tuple[tuple[str, float | None], ...] = (("with debt", None), ("without debt", 0.0))
-"""Names and debt gains; ``None`` is the default."""
+
+
+class System(NamedTuple):
+    """What is tried."""
+
+    name: str
+    debt_gain: float | None
+    """``None`` is the default."""
+
+
+SYSTEMS = (System("with debt", None), System("without debt", 0.0))
 TENANT = """\
   - name: {name}
     key: {name}-key
@@ -101,7 +111,7 @@ class Result:
     tokens_per_s_after: float
 
 
-def run(kind: str, name: str, debt_gain: float | None, sizes: Sizes, seed: int, out: Path) -> Result:
+def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result:
     """Run it once."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,12 +123,12 @@ def run(kind: str, name: str, debt_gain: float | None, sizes: Sizes, seed: int, 
     pool.write_text(POOL.format(slots=SLOTS, tenants=entitlements))
     with (
         backends(kind, folder, 2, (), SLOTS) as engines,
-        sidecars(folder, pool, engines, (), debt_gain) as front,
+        sidecars(folder, pool, engines, (), system.debt_gain) as front,
     ):
-        process = load(file, front, out / "run", seed, name)
+        process = load(file, front, out / "run", seed, system.name)
         lose(engines[1:], cut, back)
         finished(process, out / "run", sizes.after + 120)
-    return judge(name, read_run(out / "run"), cut, back)
+    return judge(system.name, read_run(out / "run"), cut, back)
 
 
 def scenario(sizes: Sizes) -> str:

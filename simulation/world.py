@@ -505,7 +505,7 @@ class World:
             entitlements = [t.entitlement for t in self.setup.tenants]
             made = tick(census, entitlements, self._before, self.setup.planner, self._profiles)
             self._profiles = made.plan.profiles
-            self._before = census if census.is_open else None
+            self._before = census
             if census.is_open or not self._limits:
                 self.books.publish(made.limits, self._epoch, self.now)
                 for name, limit in made.limits.items():

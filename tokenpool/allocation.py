@@ -117,8 +117,12 @@ class Division:
         ones, which come back more seldom.
         """
         others, spot = self._groups
-        in_want = not all(others.are_satisfied)
-        return others.shares(self._left) | spot.shares(self._left, has_floor=not in_want)
+        return others.shares(self._left) | spot.shares(self._left, has_floor=not self.others_want)
+
+    @property
+    def others_want(self) -> bool:
+        """Whether anybody but spot wants more than it was granted."""
+        return not all(self._groups[0].are_satisfied)
 
     def fair_shares(self) -> dict[str, FairShare]:
         """What everyone gets, as a dominant share."""

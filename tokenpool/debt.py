@@ -29,8 +29,8 @@ def moved(
     """
     if not has_unmet_demand or fair_share < NO_SHARE:
         return debt * math.exp(-elapsed_s / decay_s)
-    debt += (fair_share - service) / fair_share * elapsed_s
-    return cap_s if debt > cap_s else -cap_s if debt < -cap_s else debt
+    change = (fair_share - service) / fair_share * elapsed_s
+    return min(max(debt + change, -cap_s), cap_s)
 
 
 def weight_factor(debt: float, gain: float) -> float:

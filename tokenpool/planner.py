@@ -144,8 +144,7 @@ def plan(
     division.reweigh(weights)
     shares = division.shares()
     # While others than spot are in want, what a guarantee leaves idle is theirs before it is spot's.
-    all_have = all(fair[claim.name].is_satisfied for claim in claims if claim.tier is not Tier.SPOT)
-    lent = _lent(claims, shares) if settings.lends_granted and all_have else {}
+    lent = _lent(claims, shares) if settings.lends_granted and not division.others_want else {}
     plans = {}
     for claim in claims:
         name, share = claim.name, shares[claim.name]

@@ -47,16 +47,17 @@ def tick(
 ) -> Tick:
     """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
 
-    ``profiles`` are those of the plan before. At a coordinator's first tick there is neither, nor a census
-    where the books began anew since: debts then stay.
+    ``profiles`` are those of the plan before. At a coordinator's first tick there is neither; then, and where
+    the books began anew since, debts stay.
     """
     sidecars, unreadable = _reports(census.reports)
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
     pages = census.pages
-    # Books that are closed have begun anew: what they count says nothing of before.
-    elapsed = max(census.at - before.at, 0.0) if before is not None and census.is_open else 0.0
+    if before is not None and not (before.is_open and census.is_open):
+        before = None  # closed books have begun anew: what they count says nothing of before, nor of after
+    elapsed = max(census.at - before.at, 0.0) if before is not None else 0.0
     service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
         capacity,
@@ -98,8 +99,7 @@ def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: f
 
 def _report(page: Page, service: Amount) -> Report:
     floor = page.floor
-    sequences = floor.concurrency
-    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, sequences if sequences > 1.0 else 1.0))
+    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
 
 
 def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:

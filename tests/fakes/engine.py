@@ -84,6 +84,17 @@ async def answer_unary(request: Received, writer: asyncio.StreamWriter) -> None:
     writer.write(unary())
 
 
+class Held:
+    """Unary answers that come when they are told to."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def __call__(self, request: Received, writer: asyncio.StreamWriter) -> None:
+        await self.go.wait()
+        await answer_unary(request, writer)
+
+
 async def answer_stream(request: Received, writer: asyncio.StreamWriter) -> None:
     """Stream five tokens; the usage event only if asked for, as vLLM does."""
     writer.write(STREAM_HEAD)

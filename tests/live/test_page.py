@@ -15,7 +15,7 @@ from aiohttp import web
 from service.live.look import Look
 from service.live.server import LivePage
 from sidecar.app import Sidecar
-from tests.fakes.engine import FakeEngine, Received, answer_unary
+from tests.fakes.engine import FakeEngine, Held
 from tests.live.browser import CHROMIUM, Page, page_at
 from tests.service.looks import entitlement, pool
 from tests.sidecar.harness import POOL, ask, request, sidecar_for, until
@@ -39,17 +39,6 @@ def text(selector: str) -> str:
 
 
 IS_LIVE = text("#connection") + " === 'live'"
-
-
-class Held:
-    """Answers that come when they are told to."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def __call__(self, received: Received, writer: asyncio.StreamWriter) -> None:
-        await self.go.wait()
-        await answer_unary(received, writer)
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from demo.engine import free_port
 from sidecar.app import Sidecar
 from sidecar.poolwatch import load
 from sidecar.replication import OutcomeTotals, Replication
-from tests.fakes.engine import FakeEngine, Received, answer_unary
+from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.books import Limit
 from tokenpool.outcomes import Reason
@@ -47,17 +47,6 @@ async def first(news: AsyncIterator[dict[str, Any]], name: str, key: str) -> dic
                 if row["name"] == name and row[key]:
                     return row
     raise AssertionError("the events ended")
-
-
-class Held:
-    """Answers that come when they are told to."""
-
-    def __init__(self) -> None:
-        self.go = asyncio.Event()
-
-    async def __call__(self, received: Received, writer: asyncio.StreamWriter) -> None:
-        await self.go.wait()
-        await answer_unary(received, writer)
 
 
 async def test_a_lone_sidecar_shows_itself(engine: FakeEngine, tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ local function fields_of(key, names)
   return values
 end
 
--- Pages by name, each with one holder's row of it where there is one. `save` writes back all that `touch` named.
+-- Pages by name, each with one holder's row of it where there is one.
 local function load(names, holder)
-  local pages, packed, limits, changed = {}, fields_of(PAGES, names), fields_of(LIMITS, names), {}
+  local pages, packed, limits = {}, fields_of(PAGES, names), fields_of(LIMITS, names)
   for i, name in ipairs(names) do
     local page = unpack_page(name, packed[i], limits[i])
     if packed[i] then
@@ -79,22 +79,24 @@ local function load(names, holder)
     end
     pages[name] = page
   end
-  local function touch(page) changed[#changed + 1] = page end
-  local function save()
-    local fields, are_new = {}, false
-    for i, page in ipairs(changed) do
-      local name, row = page.name, page.row
-      page.name, page.limit, page.row = nil, nil, nil
-      fields[#fields + 1], fields[#fields + 2] = name, cmsgpack.pack(page)
-      if row and redis.call('HSET', rows_key(name), holder, cmsgpack.pack(row)) == 1 then keep_rows(name) end
-      if #fields == 500 or i == #changed then
-        are_new = redis.call('HSET', PAGES, unpack(fields)) > 0 or are_new
-        fields = {}
-      end
-    end
-    if are_new then keep(PAGES) end
+  return pages
+end
+
+-- Write such pages back, and the holder's rows; nothing can be done with them afterwards.
+local function save(pages, holder)
+  local fields = {}
+  local function flush()
+    if #fields > 0 and redis.call('HSET', PAGES, unpack(fields)) > 0 then keep(PAGES) end
+    fields = {}
   end
-  return pages, touch, save
+  for name, page in pairs(pages) do
+    local row = page.row
+    if row and redis.call('HSET', rows_key(name), holder, cmsgpack.pack(row)) == 1 then keep_rows(name) end
+    page.name, page.limit, page.row = nil, nil, nil
+    fields[#fields + 1], fields[#fields + 2] = name, cmsgpack.pack(page)
+    if #fields == 500 then flush() end
+  end
+  flush()
 end
 
 -- Whether the books give: what a script finds out first.
@@ -160,14 +162,11 @@ end
 -- Do something with every page of which a holder has a row.
 local function for_all_of(holder, act)
   local names = redis.call('HGET', holder_key(holder), 'names')
-  local pages, touch, save = load(names and cmsgpack.unpack(names) or {}, holder)
-  for _, page in pairs(pages) do
-    if page.row then
-      act(page)
-      touch(page)
-    end
+  local pages = load(names and cmsgpack.unpack(names) or {}, holder)
+  for name, page in pairs(pages) do
+    if page.row then act(page) else pages[name] = nil end
   end
-  save()
+  save(pages, holder)
 end
 
 -- Take back the grants of the silent; forget what they had spent a while later.

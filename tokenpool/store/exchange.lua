@@ -14,7 +14,7 @@ local known = redis.call('HMGET', HOLDER, 'number', 'names')
 local is_alive = redis.call('ZSCORE', ALIVE, me)
 local grants, said_of = {}, {}
 for i, said in ipairs(message.holdings) do said_of[i] = said[1] end
-local pages, touch, save = load(said_of, me)
+local pages = load(said_of, me)
 
 local function grant(i, page, values, kv, conc, tokens)
   grants[i] = {
@@ -55,14 +55,13 @@ if message.complete then
   for _, name in ipairs(names) do
     if not named[name] then returned[#returned + 1] = name end
   end
-  local theirs, touch_theirs, save_theirs = load(returned, me)
-  for _, page in pairs(theirs) do
+  local given_up = load(returned, me)
+  for _, page in pairs(given_up) do
     drop(page, me)
     refill(page)
     tell_waiters(page, me)
-    touch_theirs(page)
   end
-  save_theirs()
+  save(given_up, me)
   names = {}
 elseif not is_alive then
   -- Who is not known to live cannot hold: only a complete message begins a lifetime.
@@ -123,7 +122,6 @@ for i, said in ipairs(message.holdings) do
     tell_waiters(page, me)
   end
   grant(i, page, page.row.values, kv, conc, tokens)
-  touch(page)
 end
-save()
+save(pages, me)
 return answer()

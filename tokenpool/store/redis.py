@@ -277,7 +277,7 @@ def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bo
     if not packed:
         return Page(limit, limit.depth)
     page = _pages.decode(packed)
-    s, elapsed = page.sums, now - page.at if now > page.at else 0.0
+    s, elapsed = page.sums, max(now - page.at, 0.0)
     kept, (tokens, cache, sequences) = math.exp(-elapsed / FLOOR_MEMORY_S), page.floor
     return Page(
         limit,
