@@ -130,13 +130,16 @@ class Division:
         return others.fair_shares() | spot.fair_shares()
 
     def _divide(self) -> Vector:
-        """All stages; returns what is left over."""
-        left = self._capacity
-        for group in self._groups:
-            group.parts = _Filling(group, left).run()
-            tokens, cache, sequences = group.grant(left)
-            left = (tokens, cache, group.round_sequences(sequences))
-        return left
+        """All stages; returns what is left over.
+
+        While others are in want, spot is filled from whole sequences only. The part of one that their whole
+        numbers leave over would carry no stream, but it took tokens from their headroom.
+        """
+        others, spot = self._groups
+        tokens, cache, sequences = _fill(others, self._capacity)
+        if self.others_want:
+            sequences = float(math.floor(sequences + _EPSILON))
+        return _fill(spot, (tokens, cache, sequences))
 
 
 class _Group:
@@ -233,6 +236,13 @@ class _Group:
                 self.claims, _dominant_shares(self._granted, self._capacity), self.are_satisfied, strict=True
             )
         }
+
+
+def _fill(group: _Group, left: Vector) -> Vector:
+    """Stages 2 and 3 for one group; returns what that leaves."""
+    group.parts = _Filling(group, left).run()
+    tokens, cache, sequences = group.grant(left)
+    return tokens, cache, group.round_sequences(sequences)
 
 
 def _within_ceiling(claim: Claim) -> Vector:

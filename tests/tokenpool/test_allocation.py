@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -253,6 +253,22 @@ def test_more_demand_never_lowers_the_own_share(made: list[Claim], scale: float)
     assert not_less(after.allocation, before.allocation)
 
 
+@example(
+    [
+        claim("e0", Tier.GUARANTEED, demand=Amount(2, 20, 4.5)),
+        claim("e1", Tier.SPOT, demand=Amount(2, 20, 1)),
+        claim("e2", Tier.GUARANTEED, weight=3.0, demand=Amount(2, 20, 12)),
+    ],
+    2.0,
+)  # half a sequence is left, which spot cannot use
+@example(
+    [
+        claim("e0", Tier.GUARANTEED, demand=Amount(2, 20, 4.5)),
+        claim("e1", Tier.SPOT, demand=Amount(2, 20, 0.3)),
+        claim("e2", Tier.GUARANTEED, weight=3.0, demand=Amount(2, 20, 12)),
+    ],
+    2.0,
+)  # less than that, either
 @given(rivals(), scales)
 def test_more_weight_never_lowers_the_own_limit(made: list[Claim], scale: float) -> None:
     """Weight, and so debt, which is part of it."""
