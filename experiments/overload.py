@@ -25,10 +25,13 @@ from experiments.processes import (
 )
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
-from loadgen.summary import Cell, first_token, summarise
+from loadgen.statistics import percentile
+from loadgen.summary import Cell, first_token, requests, summarise
 
 SLOTS = 8
 WINDOW_S, WINDOWS = 2.0, 5
+RECOVERED_S = 30.0
+"""So long after spot began a wrong capacity must have been learned."""
 GUARANTEED, SPOT = "guaranteed", "spot"
 SCENARIO = """\
 name: overload
@@ -95,14 +98,17 @@ BASELINES = (
     System("tokenpool without debt", "sidecar", PRIORITY, LEVERS, debt_gain=0.0),
     System("tokenpool", "sidecar", PRIORITY, LEVERS),
 )
+WRONG = (
+    System("starts 3x too high", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 24}"),
+    System("starts 3x too low", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 3}"),
+)
+"""Told a wrong capacity, to see whether the right one is learned in time."""
 ABLATIONS = (
     System("no levers", "sidecar", flags=("--heed-slo", "false")),
     System("no preemption", "sidecar", PRIORITY, ("--engine-priority", *DOOR)),
     System("no priority", "sidecar", flags=("--preempt", *DOOR)),
     System("no feedback", "sidecar", PRIORITY, (*LEVERS, "--heed-slo", "false")),
     System("no wait at the door", "sidecar", PRIORITY, ("--preempt", "--engine-priority")),
-    System("starts 3x too high", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 24}"),
-    System("starts 3x too low", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 3}"),
 )
 
 
@@ -133,6 +139,8 @@ class Result:
     alone_p99_s: float
     p50_s: float
     p99_s: float
+    recovered_p99_s: float
+    """Of those due from ``RECOVERED_S`` after spot began; nan where the run was shorter."""
     waits_s: tuple[float, ...]
     """Medians of guaranteed requests due in each two seconds after spot began, to show what grows. Who never
     had a first token counts with the time it waited."""
@@ -154,6 +162,11 @@ class Result:
     def ratio(self) -> float:
         """P99 in overload over P99 alone."""
         return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
+
+    @property
+    def recovered_ratio(self) -> float:
+        """The same once the engine's capacity should have been learned."""
+        return self.recovered_p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
 
 
 def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result:
@@ -218,6 +231,7 @@ def judge(name: str, folder: Path) -> Result:
         _value(alone.ttft.p99),
         _value(over.ttft.p50),
         _value(over.ttft.p99),
+        _recovered(run_),
         _waits(run_),
         _value(everyone.output_tokens_per_s),
         over.requests,
@@ -229,8 +243,20 @@ def judge(name: str, folder: Path) -> Result:
     )
 
 
+def _spot_began_s(run_: Run) -> float:
+    return next(phase.from_s for phase in run_.meta.phases if phase.name == "ramp")
+
+
+def _recovered(run_: Run) -> float:
+    since = _spot_began_s(run_) + RECOVERED_S
+    tries = requests(a for a in run_.attempts if a.tenant == GUARANTEED)
+    firsts = [first_token(t[-1], run_.meta.drain_s) for t in tries if t[0].intended_s >= since]
+    waits = sorted(first[0] for first in firsts if first is not None)
+    return percentile(waits, 0.99) if waits else float("nan")
+
+
 def _waits(run_: Run) -> tuple[float, ...]:
-    began = next(phase.from_s for phase in run_.meta.phases if phase.name == "ramp")
+    began = _spot_began_s(run_)
     windows: list[list[float]] = [[] for _ in range(WINDOWS)]
     for attempt in run_.attempts:
         window = int((attempt.due_s - began) // WINDOW_S)

@@ -23,9 +23,10 @@ from loadgen.summary import first_token, requests
 ENGINES, LOST, SLOTS = 8, 4, 8
 ENGINE = ("--step", "0.06", "--per-sequence", "0.001", "--scheduling-policy", "priority")
 GUARANTEED = tuple(f"guaranteed-{n}" for n in range(6))
-ELASTIC = {f"elastic-{n:02}": 1.0 + n % 2 for n in range(16)}
-"""Weights."""
-SPOT = tuple(f"spot-{n}" for n in range(8))
+ELASTIC = {f"elastic-{n}": 1.0 + n % 2 for n in range(10)}
+"""Weights. With half of the engines a unit is worth a slot and a half: nobody is kept below one slot, so that
+shares of less than one would be what whole numbers make of them."""
+SPOT = tuple(f"spot-{n:02}" for n in range(14))
 LEVERS = ("--preempt", "--engine-priority", "--door-wait-guaranteed", "1")
 TENANT = """\
   - {{name: {name}, key: {name}-key, tier: {tier}, arrivals: {arrivals}, input: {input}, output: {output},
@@ -134,9 +135,9 @@ def scenario(sizes: Sizes) -> str:
     """The scenario, as loadgen reads it."""
     lines = [_tenant(name, "guaranteed", "{poisson: {rate: 0.5}}", (16, 48), 0.0, 0) for name in GUARANTEED]
     for number, name in enumerate(ELASTIC):
-        size = ((16, 32), (32, 64), (48, 96))[number % 3]
+        size = ((8, 16), (16, 32), (32, 64))[number % 3]
         lines.append(_tenant(name, "elastic", "{closed: {workers: 8}}", size, sizes.full, 100_000))
-    lines += [_tenant(name, "spot", "{poisson: {rate: 8}}", (16, 64), sizes.alone, 0) for name in SPOT]
+    lines += [_tenant(name, "spot", "{poisson: {rate: 4.5}}", (16, 64), sizes.alone, 0) for name in SPOT]
     return SCENARIO.format(
         tenants="".join(lines),
         duration=sizes.duration,

@@ -23,7 +23,10 @@ def test_a_fixed_limit_refuses_what_is_over_and_says_when_it_is_not() -> None:
     assert window.wait_s(60.1) == 0
 
 
-@pytest.mark.parametrize("system", overload.BASELINES + overload.ABLATIONS, ids=lambda system: system.name)
+SYSTEMS = overload.BASELINES + overload.WRONG + overload.ABLATIONS
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
 def test_every_system_has_a_scenario_that_can_be_read(system: overload.System, tmp_path: Path) -> None:
     text = overload.scenario(system, overload.Sizes())
     made = parse(text, "scenario.yaml", {}, tmp_path)
@@ -59,7 +62,7 @@ def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str])
 
 
 def test_results_add_up_over_several_calls(tmp_path: Path) -> None:
-    result = overload.Result("tokenpool", 1, 0.05, 0.04, 0.06, (0.05, 0.04), 500.0, 100, 0, 50, 900, 10)
+    result = overload.Result("tokenpool", 1, 0.05, 0.04, 0.06, 0.05, (0.05, 0.04), 500.0, 100, 0, 50, 900, 10)
     other = replace(result, seed=2, complaints=("could not keep up",))
     _keep(tmp_path, [result, other])
     kept = _kept(tmp_path, overload.Result)
