@@ -48,16 +48,22 @@ def container_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conta
 
 
 @pytest.fixture(scope="session")
-def stack(container_engine: ContainerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """compose.yaml, up and healthy."""
+def built(container_engine: ContainerEngine, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """compose.yaml with its images built; nothing runs."""
     lent = lent_engine.beside(container_engine, tmp_path_factory.mktemp("engine"))
     NOTES["engine"] = "vLLM, lent by .venv-engine" if lent else "vLLM, the image of docker/engine.Dockerfile"
     made = Stack(container_engine, lent)
     with timed("images built"):
         made.build()
+    return made
+
+
+@pytest.fixture(scope="session")
+def stack(built: Stack) -> Iterator[Stack]:
+    """compose.yaml, up and healthy."""
     try:
         with timed("docker-compose up until healthy"):
-            made.up()
-        yield made
+            built.up()
+        yield built
     finally:
-        made.down()
+        built.down()

@@ -30,21 +30,19 @@ class NoEngine(Exception):
     """No container engine can be started here; the text says why."""
 
 
-def provide() -> None:
-    """See to it that the programs are there. Raises ``NoEngine``."""
-    if not hasattr(docker, "DockerClient"):
-        raise NoEngine("the package 'docker' for Python is not installed: pip install -e '.[dev]'")
+def install(packages: Mapping[str, str]) -> None:
+    """See to it that programs are there, each from its package. Raises ``NoEngine``."""
     if os.geteuid() != 0:
         raise NoEngine("a container engine is started by root only")
-    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
+    missing = [package for program, package in packages.items() if shutil.which(program) is None]
     if not missing:
         return
     if shutil.which("apt-get") is None:
         raise NoEngine(f"{', '.join(missing)} are not installed, and there is no apt-get to install them")
     # The run level keeps packages from starting services: this daemon is the tests' own.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    for command in (["apt-get", "update"], install):
+    wanted = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    for command in (["apt-get", "update"], wanted):
         done = _run(command, environment)
         if done.returncode != 0:
             raise NoEngine(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
@@ -89,7 +87,7 @@ class ContainerEngine:
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[ContainerEngine]:
     """Start a daemon; it ends with the context. Raises ``NoEngine``."""
-    provide()
+    install(PACKAGES)
     host = f"unix://{folder / 'docker.sock'}"
     command = [
         *("dockerd", "--host", host, "--data-root", str(CACHE / "docker")),

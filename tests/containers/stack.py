@@ -18,6 +18,8 @@ from tests.containers import standins
 from tests.containers.engine import ContainerEngine
 
 PROJECT = "tokenpooltest"
+IMAGE = "tokenpool:local"
+"""What compose.yaml calls our image."""
 PARTS = (
     *("redis", "coordinator-1", "coordinator-2", "pod-1", "pod-2"),
     *("engine-1", "engine-2", "sidecar-1", "sidecar-2", "front", "prometheus"),

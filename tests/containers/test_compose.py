@@ -14,9 +14,8 @@ import pytest
 
 from loadgen import records
 from loadgen.records import Attempt, Outcome
-from tests.containers.stack import PARTS, PROJECT, READY_S, Stack, until
+from tests.containers.stack import IMAGE, PARTS, PROJECT, READY_S, Stack, until
 
-IMAGE = "tokenpool:local"
 LARGEST_ADDED_MB = 100
 """What our image adds to the base image."""
 LARGEST_RESIDENT_MB = 60
