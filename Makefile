@@ -13,10 +13,12 @@ demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SI
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
-# The domain's tests compute and wait for nothing: they run beside the installation and everything else.
-test: check ## everything that CI runs: checks, then all tests, real vLLM included
-	@mkdir -p out; $(BIN)/pytest -q -p no:cacheprovider tests/tokenpool > out/domain-tests.txt 2>&1 & domain=$$!; \
-	$(PYTHON) -m demo.install_engine && $(BIN)/pytest -q --ignore tests/tokenpool --ignore tests/containers/test_compose.py; rest=$$?; \
+# What waits for the network (an engine, Debian's packages, images) is fetched side by side, and the domain's tests,
+# which compute and wait for nothing, run meanwhile.
+test: check ## everything that CI runs: checks, then all tests, on real vLLM, Redis, containers and a browser
+	@mkdir -p out; $(BIN)/pytest -q tests/tokenpool > out/domain-tests.txt 2>&1 & domain=$$!; \
+	$(BIN)/python -m tests > out/provided.txt 2>&1 & provided=$$!; \
+	$(PYTHON) -m demo.install_engine && { wait $$provided; $(BIN)/pytest -q --ignore tests/tokenpool; }; rest=$$?; \
 	wait $$domain; domain=$$?; echo "tests/tokenpool:"; cat out/domain-tests.txt; exit $$((rest | domain))
 
 check: .venv/.installed ## format, lint and strict types

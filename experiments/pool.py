@@ -136,7 +136,7 @@ def scenario(sizes: Sizes) -> str:
     lines = [_tenant(name, "guaranteed", "{poisson: {rate: 0.5}}", (16, 48), 0.0, 0) for name in GUARANTEED]
     for number, name in enumerate(ELASTIC):
         size = ((8, 16), (16, 32), (32, 64))[number % 3]
-        lines.append(_tenant(name, "elastic", "{closed: {workers: 8}}", size, sizes.full, 100_000))
+        lines.append(_tenant(name, "elastic", "{closed: {workers: 24}}", size, sizes.full, 100_000))
     lines += [_tenant(name, "spot", "{poisson: {rate: 4.5}}", (16, 64), sizes.alone, 0) for name in SPOT]
     return SCENARIO.format(
         tenants="".join(lines),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -13,47 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
+from tests import debian
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("CONTAINERS_CACHE") or ROOT / ".cache" / "containers")
 """What takes long to make, and is kept from run to run: images and their layers. `make clean` removes it."""
-PACKAGES = {
-    "dockerd": "docker.io",
-    "docker-compose": "docker-compose",
-    "debootstrap": "debootstrap",
-    "iptables": "iptables",
-}
-INSTALL_S, START_S = 400, 60
+START_S = 60
 
 
 class NoEngine(Exception):
     """No container engine can be started here; the text says why."""
 
 
-def install(packages: Mapping[str, str]) -> None:
-    """See to it that programs are there, each from its package. Raises ``NoEngine``."""
+def provide(packages: Mapping[str, str]) -> None:
+    """See to it that programs are there, and may be used. Raises ``NoEngine``."""
     if os.geteuid() != 0:
         raise NoEngine("a container engine is started by root only")
-    missing = [package for program, package in packages.items() if shutil.which(program) is None]
-    if not missing:
-        return
-    if shutil.which("apt-get") is None:
-        raise NoEngine(f"{', '.join(missing)} are not installed, and there is no apt-get to install them")
-    # The run level keeps packages from starting services: this daemon is the tests' own.
-    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    wanted = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
-    for command in (["apt-get", "update"], wanted):
-        done = _run(command, environment)
-        if done.returncode != 0:
-            raise NoEngine(f"{' '.join(command)} failed: {done.stderr.strip()[-300:]}")
-
-
-def _run(command: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=INSTALL_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        debian.provide(packages)
+    except debian.NotInstalled as error:
         raise NoEngine(str(error)) from error
 
 
@@ -87,7 +64,7 @@ class ContainerEngine:
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[ContainerEngine]:
     """Start a daemon; it ends with the context. Raises ``NoEngine``."""
-    install(PACKAGES)
+    provide(debian.DOCKER)
     host = f"unix://{folder / 'docker.sock'}"
     command = [
         *("dockerd", "--host", host, "--data-root", str(CACHE / "docker")),

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import docker
-from tests.containers.engine import NoEngine, install
+from tests import debian
+from tests.containers.engine import NoEngine, provide
 
-PACKAGES = {"podman": "podman", "catatonit": "catatonit", "iptables": "iptables"}
 SETTINGS = """\
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -66,13 +66,15 @@ class Podman:
     def address(self, pod: str) -> str:
         """The address that a pod has on this machine."""
         infra = self("pod", "inspect", "--format", "{{.InfraContainerID}}", pod).strip()
-        return self("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", infra).strip()
+        return self(
+            "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", infra
+        ).strip()
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Podman]:
     """Podman, whose pods and images end with the context. Raises ``NoEngine``."""
-    install(PACKAGES)
+    provide(debian.PODMAN)
     (folder / "containers.conf").write_text(SETTINGS)
     podman = Podman(folder)
     try:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
-CHROMIUM = shutil.which("chromium")
+from tests import debian
+
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -104,15 +106,26 @@ class Page:
         path.write_bytes(base64.b64decode(said["data"]))
 
 
+def executable() -> str:
+    """Chromium. Skips the test, and says why, where there is none."""
+    try:
+        debian.provide(debian.CHROMIUM)
+    except debian.NotInstalled as error:
+        pytest.skip(str(error))
+    found = shutil.which("chromium")
+    assert found is not None
+    return found
+
+
 @contextlib.asynccontextmanager
 async def page_at(url: str, folder: Path) -> AsyncIterator[Page]:
     """A browser that has opened a page; ``folder`` keeps its profile and log."""
-    assert CHROMIUM is not None
+    chromium = executable()
     profile = folder / "profile"
     profile.mkdir()
     with (folder / "chromium.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            CHROMIUM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank", stdout=log, stderr=log
+            chromium, *_OPTIONS, f"--user-data-dir={profile}", "about:blank", stdout=log, stderr=log
         )
     try:
         port = await _port(profile / "DevToolsActivePort", process, folder / "chromium.log")

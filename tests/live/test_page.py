@@ -16,13 +16,9 @@ from service.live.look import Look
 from service.live.server import LivePage
 from sidecar.app import Sidecar
 from tests.fakes.engine import FakeEngine, Held
-from tests.live.browser import CHROMIUM, Page, page_at
+from tests.live.browser import Page, page_at
 from tests.service.looks import entitlement, pool
 from tests.sidecar.harness import POOL, ask, request, sidecar_for, until
-
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no chromium on this machine (Debian's package of that name)"
-)
 
 HOSTILE = "<script>alert(1)</script>&<b>bold</b>"
 BOUNDED = POOL.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")

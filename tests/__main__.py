@@ -1,0 +1,29 @@
+"""Fetch what tests need of Debian, and images for container tests: `make test` does it beside the rest.
+
+What cannot be had is said here, and again by the tests that are skipped for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tests import debian
+from tests.containers import engine, standins
+
+
+def main() -> int:
+    """1, and why, where something is missing."""
+    try:
+        debian.provide(debian.CHROMIUM | debian.DOCKER | debian.PODMAN)
+        with tempfile.TemporaryDirectory() as folder, engine.running(Path(folder)) as daemon:
+            standins.provide(daemon.client, Path(folder))
+    except (debian.NotInstalled, engine.NoEngine) as error:
+        print(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
