@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sidecar.dialects import openai
-from sidecar.dialects.openai import Malformed, Parsed
+from sidecar.dialects.bodies import Malformed, Parsed, with_priority
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
-from sidecar.routes import ROUTES, Route
+from sidecar.routes import Route, find, stored_id
+from sidecar.stored import Stored
 from sidecar.telemetry import Telemetry
 from sidecar.usage import Stamp
 from tokenpool.admission import EngineRoom, Shed, admit, hopeless
@@ -197,6 +197,7 @@ class Gate:
         """Is told of every request that ends, if the operator wants a line for each."""
         self.levers = levers
         self.door = Door(levers.door)
+        self.stored = Stored()
         self.on_door_changed: Callable[[], None] = lambda: None
         """Is told when somebody waits at the door, whose time will be up."""
         self.feedback = Feedback(clock())
@@ -235,7 +236,7 @@ class Gate:
 
     def screen(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
         """The route and the caller of a request, or why there is no point in reading its body."""
-        route = ROUTES.get(head.path)
+        route = head.route = find(head.path)
         if route is None:
             return Refusal(
                 Reason.UNKNOWN_ROUTE,
@@ -256,7 +257,13 @@ class Gate:
         if route.is_public or head.method == b"OPTIONS":
             return route, None
         account = self._identify(head)
-        return account if isinstance(account, Refusal) else (route, account)
+        if isinstance(account, Refusal):
+            return account
+        if route.names_stored:
+            name = stored_id(head.path)
+            if name is not None and self.stored.tokens(name, account.entitlement.name) is None:
+                return _no_response(name, account)
+        return route, account
 
     def _identify(self, head: RequestHead) -> Account | Refusal:
         if self._identity_header is not None:
@@ -309,7 +316,25 @@ class Gate:
         if parsed.model is not None and not self.pool.serves(parsed.model):
             message = f"The model `{parsed.model}` does not exist."
             return Refusal(Reason.UNKNOWN_MODEL, message, "model", account=account)
+        if parsed.continues is not None or parsed.called is not None:
+            found = self._with_stored(account, parsed)
+            if isinstance(found, Refusal):
+                return found
+            parsed = found
         return self._admit(account, parsed, started_at)
+
+    def _with_stored(self, account: Account, parsed: Parsed) -> Parsed | Refusal:
+        """A request with what its stored responses add to its prompt; they must be its own."""
+        name = account.entitlement.name
+        if parsed.called is not None and self.stored.is_taken(parsed.called, name):
+            message = f"there is a response with the id '{parsed.called}'; choose another request_id, or none"
+            return Refusal(Reason.MALFORMED, message, "request_id", account=account)
+        if parsed.continues is None:
+            return parsed
+        tokens = self.stored.tokens(parsed.continues, name)
+        if tokens is None:
+            return _no_response(parsed.continues, account)
+        return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
 
     def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal | Suspense:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
@@ -402,10 +427,10 @@ class Gate:
         if is_retry:
             retries.admitted(body)
         levers = self.levers
-        if levers.sends_priority:
+        if levers.sends_priority and parsed.takes_priority:
             priority = _priority(account)
             self.priorities[priority] += 1
-            body = openai.with_priority(parsed, priority)
+            body = with_priority(parsed, priority)
         passage = Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
         if levers.preempts:
             if account.is_spot:
@@ -492,9 +517,19 @@ class Gate:
         return max(int(ticket.output_held / per_event), events + 1)
 
     def close(
-        self, passage: Passage, ending: Ending, usage: Usage | None, events: int, *, spent: bool
+        self,
+        passage: Passage,
+        ending: Ending,
+        usage: Usage | None,
+        events: int,
+        *,
+        spent: bool,
+        stored: str | None = None,
     ) -> None:
-        """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all."""
+        """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all.
+
+        ``stored`` is the name of the response, where the engine may have kept it.
+        """
         ticket = passage.ticket
         if ticket is None:
             self._telemetry.ended(passage.account, ending)
@@ -503,6 +538,9 @@ class Gate:
         passage.ticket = None
         self._spot.pop(passage, None)
         reported = usage is not None
+        if stored is not None and usage is not None:
+            tokens = usage.input_tokens + usage.output_tokens
+            self.stored.remember(stored, ticket.account.entitlement.name, tokens)
         if usage is None:
             usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
         elif passage.streams and events > 2:
@@ -591,6 +629,13 @@ def _api_key(head: RequestHead) -> bytes | Refusal | None:
     if len(keys) > 1:
         return Refusal(Reason.UNKNOWN_KEY, "two different API keys were sent; send one")
     return keys.pop() if keys else None
+
+
+def _no_response(name: str, account: Account) -> Refusal:
+    # The engine's own words.
+    return Refusal(
+        Reason.UNKNOWN_RESPONSE, f"Response with id '{name}' not found.", "response_id", account=account
+    )
 
 
 def _printable(text: bytes) -> str:

@@ -16,6 +16,7 @@ _MARK = b'"usage"'
 _FINISH = b'"finish_reason":"'
 _LONGEST_USAGE = 4096
 _LONGEST_EVENT = 1 << 20
+_LONGEST_RESPONSE = 8 << 20
 
 
 class _Details(msgspec.Struct):
@@ -23,25 +24,48 @@ class _Details(msgspec.Struct):
 
 
 class _UsageBlock(msgspec.Struct):
-    """The OpenAI form: ``prompt_tokens`` counts the prompt once, ``completion_tokens`` all sequences."""
+    """Any dialect's: OpenAI's chats say ``prompt`` and ``completion``, the others ``input`` and ``output``.
+
+    The prompt is counted once, the output over all sequences. Anthropic's ``input_tokens`` are those that did
+    not come from the cache.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
     prompt_tokens_details: _Details | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
 
     def usage(self) -> Usage:
-        details = self.prompt_tokens_details
+        details = self.prompt_tokens_details or self.input_tokens_details
         cached = details.cached_tokens if details is not None else None
-        return Usage(self.prompt_tokens, self.completion_tokens or 0, cached or 0)
+        apart, created = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        return Usage(
+            self.prompt_tokens or self.input_tokens + apart + created,
+            self.completion_tokens or self.output_tokens,
+            (cached or 0) + apart,
+        )
+
+
+class _Answer(msgspec.Struct):
+    """A whole response, as OpenAI's Responses give it and end a stream with it."""
+
+    id: str | None = None
+    usage: _UsageBlock | None = None
 
 
 class _Event(msgspec.Struct):
     choices: list[msgspec.Raw] = []
     usage: _UsageBlock | None = None
     system_fingerprint: str | None = None
+    response: _Answer | None = None
 
 
 _decode_block = msgspec.json.Decoder(_UsageBlock).decode
+_decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_event = msgspec.json.Decoder(_Event).decode
 
 
@@ -52,6 +76,8 @@ class BodyReader:
 
     events = 0
     """An answer that is not streamed has none."""
+    response: str | None = None
+    """Nor is it stored."""
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -83,6 +109,43 @@ class BodyReader:
             self.usage = _decode_block(text[text.index(b"{", start) : end]).usage()
         except (msgspec.MsgspecError, ValueError):
             return
+
+
+class ResponseReader:
+    """Reads the usage and the name of a response that is not streamed, and keeps it until its end.
+
+    Tools and metadata come back in it as their owner wrote them, so that only its structure tells the
+    engine's usage from one that was made up.
+    """
+
+    __slots__ = ("_parts", "_size", "response", "usage")
+
+    events = 0
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.response: str | None = None
+        """Its name, by which it may be stored."""
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Look at the next part of the body, and return it as it is."""
+        self._size += len(data)
+        if self._size <= _LONGEST_RESPONSE:
+            self._parts.append(data)
+        return data
+
+    def end(self) -> bytes:
+        """The body is complete: nothing was held back."""
+        if self._size <= _LONGEST_RESPONSE:
+            try:
+                answer = _decode_answer(b"".join(self._parts))
+            except (msgspec.MsgspecError, RecursionError):
+                return b""
+            self.response = answer.id
+            self.usage = answer.usage.usage() if answer.usage is not None else None
+        return b""
 
 
 def _object_end(text: bytes, start: int) -> int:
@@ -133,13 +196,15 @@ class StreamReader:
     that need it, until the usage event brings it.
     """
 
-    __slots__ = ("_held", "_queue", "_stamp", "events", "usage")
+    __slots__ = ("_held", "_queue", "_stamp", "events", "response", "usage")
 
     def __init__(self, stamp: Stamp | None) -> None:
         self._stamp = stamp
         self._held = b""
         self._queue: list[bytes] = []
         self.usage: Usage | None = None
+        self.response: str | None = None
+        """The name of the response, by which it may be stored."""
         self.events = 0
         """Events seen so far."""
 
@@ -192,11 +257,17 @@ class StreamReader:
 
     def _is_only_usage(self, event: bytes) -> bool:
         """Whether an event carries usage and no choices; its usage is remembered in any case."""
-        if not event.startswith(b"data:"):
+        start = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
+        if not event.startswith(b"data:", start):
             return False
         try:
-            decoded = _decode_event(event[5:].strip())
-        except msgspec.MsgspecError:
+            decoded = _decode_event(event[start + 5 :].strip())
+        except (msgspec.MsgspecError, RecursionError):
+            return False
+        if decoded.response is not None:
+            self.response = decoded.response.id
+            if decoded.response.usage is not None:
+                self.usage = decoded.response.usage.usage()
             return False
         if decoded.usage is None:
             return False
@@ -206,6 +277,9 @@ class StreamReader:
         if self._stamp is not None:
             self._stamp.learn(decoded.system_fingerprint)
         return True
+
+
+Reader = BodyReader | ResponseReader | StreamReader
 
 
 def _split(text: bytes) -> list[bytes]:

@@ -26,7 +26,7 @@ class Ask(NamedTuple):
     prompts: int = 1
     sequences_per_prompt: int = 1
     output_bound: int | None = None
-    """The bound per sequence that the engine will obey; ``None`` = up to the context window."""
+    """The bound per sequence that the engine will obey; ``None`` = up to the window, 0 = no output."""
 
 
 class Cost(NamedTuple):
@@ -128,10 +128,11 @@ class Pricer:
 
     def learn(self, ask: Ask, usage: Usage) -> None:
         """Learn from a request that the engine finished."""
-        text_bytes, token_ids, images, audios, _, prompts, per_prompt, _ = ask
+        text_bytes, token_ids, images, audios, _, prompts, per_prompt, bound = ask
         if not (images or audios or token_ids):
             self._ratio.observe(text_bytes, usage.input_tokens)
-        self._output.observe(-(-usage.output_tokens // (prompts * per_prompt)))
+        if bound != 0:
+            self._output.observe(-(-usage.output_tokens // (prompts * per_prompt)))
 
     @property
     def tokens_per_byte(self) -> float:

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     UNKNOWN_KEY = "unknown_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_RESPONSE = "unknown_response"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     HEAD_TOO_LARGE = "head_too_large"
     BODY_TOO_LARGE = "body_too_large"
@@ -73,6 +74,7 @@ _STATUS = {
     Reason.UNKNOWN_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
+    Reason.UNKNOWN_RESPONSE: 404,
     Reason.METHOD_NOT_ALLOWED: 405,
     Reason.HEAD_TOO_LARGE: 431,
     Reason.BODY_TOO_LARGE: 413,

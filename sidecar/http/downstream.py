@@ -483,7 +483,7 @@ class Downstream(asyncio.Protocol):
         self._door.gate.refused(refusal)
         closes = request.closes or not request.head.keeps_alive
         head_only = request.head.method == b"HEAD"
-        self.write(refusal_bytes(refusal, closes=closes, head_only=head_only))
+        self.write(refusal_bytes(refusal, request.head.dialect, closes=closes, head_only=head_only))
         if closes:
             self._linger()
         else:
@@ -496,7 +496,7 @@ class Downstream(asyncio.Protocol):
     def _answer_and_linger(self, refusal: Refusal) -> None:
         self._reads = False
         self._door.gate.refused(refusal)
-        self.write(refusal_bytes(refusal, closes=True))
+        self.write(refusal_bytes(refusal, self._head.dialect, closes=True))
         self._linger()
 
     # --- what the exchange asks for ---
@@ -522,10 +522,10 @@ class Downstream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal, and close."""
         self._exchange = None
-        self.write(refusal_bytes(refusal, closes=True))
+        self.write(refusal_bytes(refusal, head.dialect, closes=True))
         self._close()
 
     # --- closing ---

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidecar.dialects.openai import error_event
 from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
-from sidecar.http.answers import limit_headers
 from sidecar.http.heads import RequestHead, ResponseHead
 from sidecar.http.upstream import Connection, Pool
 from sidecar.telemetry import Telemetry
-from sidecar.usage import BodyReader, StreamReader
+from sidecar.usage import BodyReader, Reader, StreamReader
 from tokenpool.outcomes import Ending, Reason
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
@@ -37,7 +35,7 @@ class Client(Protocol):
     def on_cut(self) -> None:
         """The response cannot be completed: close, so that the client does not take it for whole."""
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal."""
 
 
@@ -82,7 +80,7 @@ class Exchange:
         self._passage = passage
         self._head_bytes = head_bytes
         self._connection: Connection | None = None
-        self._reader: BodyReader | StreamReader | None = None
+        self._reader: Reader | None = None
         self._head: bytes | None = None
         self._status = 0
         self._attempts = 0
@@ -125,7 +123,8 @@ class Exchange:
                     "the engine behind this proxy does not accept connections",
                     retry_after_s=ENGINE_RETRY_S,
                     account=self._passage.account,
-                )
+                ),
+                self._request,
             )
 
     def on_head(self, head: ResponseHead) -> None:
@@ -136,9 +135,13 @@ class Exchange:
             self._reader = (
                 StreamReader(self._gate.engine.stamp if passage.hides_usage else None)
                 if head.is_event_stream
-                else BodyReader()
+                else self._body_reader()
             )
-        extra = limit_headers(passage.account) if passage.ticket and passage.account else b""
+        extra = (
+            self._request.dialect.limit_headers(passage.account)
+            if passage.ticket and passage.account
+            else b""
+        )
         framing = self._framing(head)
         self._head = head.frame(extra, framing, self._connection_header())
         if self._request.method == b"HEAD":
@@ -147,6 +150,10 @@ class Exchange:
             self.on_read(b"", True)
         elif head.is_event_stream:
             self._send_head()
+
+    def _body_reader(self) -> Reader:
+        route = self._request.route
+        return route.reader() if route is not None else BodyReader()
 
     def _framing(self, head: ResponseHead) -> bytes:
         """How the client is told where the response ends."""
@@ -270,7 +277,7 @@ class Exchange:
             self._fail(Ending.PREEMPTED, Reason.PREEMPTED, message, retry_after_s=PREEMPTED_RETRY_S)
             return
         self._end(Ending.PREEMPTED)
-        event = error_event(Reason.PREEMPTED, message)
+        event = self._request.dialect.error_event(Reason.PREEMPTED, message, reader.events)
         if self._frames_chunks:
             event = b"%x\r\n%b\r\n" % (len(event), event) + _LAST_CHUNK
         self._client.write(event)
@@ -295,9 +302,8 @@ class Exchange:
         if self._has_sent():
             self._client.on_cut()
         else:
-            self._client.refuse(
-                Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
-            )
+            refusal = Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
+            self._client.refuse(refusal, self._request)
 
     def _has_sent(self) -> bool:
         return self._status != 0 and self._head is None
@@ -320,4 +326,5 @@ class Exchange:
             reader.usage if reader is not None else None,
             reader.events if reader is not None else 0,
             spent=computes,
+            stored=reader.response if reader is not None else None,
         )

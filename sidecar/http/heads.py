@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.openai import OPENAI
+from sidecar.routes import Route
+
 Headers = list[tuple[bytes, bytes]]
 """In the order of the message; a request's names are in lower case."""
 
@@ -39,13 +43,13 @@ _OWN_PREFIX = b"x-tokenpool-"
 
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
+} | {529: b"HTTP/1.1 529 Overloaded\r\n"}
 
 
 class RequestHead:
     """The head of one request, as parsed."""
 
-    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "target")
+    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "route", "target")
 
     def __init__(self) -> None:
         self.framed: bytes | None = None
@@ -54,9 +58,16 @@ class RequestHead:
         self.target = b""
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
+        self.route: Route | None = None
+        """Where the path leads; ``None`` while that is not known, or nowhere."""
         self.headers: Headers = []
         self.is_http10 = False
         self.keeps_alive = True
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the client is to be answered."""
+        return self.route.dialect if self.route is not None else OPENAI
 
     def all(self, name: bytes) -> list[bytes]:
         """Every value of a header."""

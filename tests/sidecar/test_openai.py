@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dialects.openai import (
-    MESSAGE_BYTES,
-    Malformed,
-    Parsed,
-    error_body,
-    parse_chat,
-    parse_completion,
-)
+from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
+from sidecar.dialects.openai import error_body, parse_chat, parse_completion
 from tokenpool.cost import Ask
 from tokenpool.outcomes import Reason
 

@@ -1,0 +1,124 @@
+"""The Anthropic dialect: Messages in, asks out; refusals in that API's words, statuses and headers out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from msgspec import Raw
+
+from sidecar.dialects.bodies import (
+    MESSAGE_BYTES,
+    NOTHING,
+    Malformed,
+    Parsed,
+    content,
+    output_bound,
+    read,
+    size,
+)
+from sidecar.dialects.dialect import Dialect, limits
+from tokenpool.cost import Ask
+from tokenpool.ledger import Account
+from tokenpool.outcomes import Reason
+
+OVERLOADED = 529
+"""What this API has for a server without capacity."""
+
+
+class _Message(msgspec.Struct):
+    content: Raw = NOTHING
+
+
+class _Request(msgspec.Struct):
+    model: str | None = None
+    messages: list[_Message] = []
+    system: Raw = NOTHING
+    max_tokens: int | None = None
+    tools: list[Raw] | None = None
+    stream: bool | None = False
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def parse(body: bytes) -> Parsed:
+    """Read a ``/v1/messages`` body. Raises ``Malformed``."""
+    request = read(_decode, body)
+    if not request.messages:
+        raise Malformed("messages must be a list of at least one message", "messages")
+    tools = request.tools or []
+    text_bytes = MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))
+    images = audios = 0
+    for text in (request.system, *(message.content for message in request.messages)):
+        more, pictures, sounds = content(text)
+        text_bytes += more
+        images += pictures
+        audios += sounds
+    ask = Ask(
+        text_bytes=text_bytes,
+        images=images,
+        audios=audios,
+        tools=len(tools),
+        output_bound=output_bound(request.max_tokens, "max_tokens"),
+    )
+    return Parsed(ask, request.model, bool(request.stream), False, body, takes_priority=False)
+
+
+def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
+    """The body of an error answer. This API names a field in the message alone."""
+    text = f"{param}: {message}" if param and param not in message else message
+    return _encode({"type": "error", "error": {"type": _KINDS[_status(reason)], "message": text}})
+
+
+def error_event(reason: Reason, message: str, _: int) -> bytes:
+    """The last words of a stream that is ended early."""
+    return b"event: error\ndata: " + error_body(reason, message) + b"\n\n"
+
+
+def limit_headers(account: Account) -> bytes:
+    """``anthropic-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
+    sequences, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
+    return _LIMITS % (sequences, left, _moment(free_in_s), tokens, tokens_left, _moment(full_in_s))
+
+
+_LIMITS = (
+    b"anthropic-ratelimit-requests-limit: %d\r\n"
+    b"anthropic-ratelimit-requests-remaining: %d\r\n"
+    b"anthropic-ratelimit-requests-reset: %b\r\n"
+    b"anthropic-ratelimit-tokens-limit: %d\r\n"
+    b"anthropic-ratelimit-tokens-remaining: %d\r\n"
+    b"anthropic-ratelimit-tokens-reset: %b\r\n"
+)
+
+
+def _moment(seconds: float) -> bytes:
+    """A time from now as these headers give it: RFC 3339, in whole seconds, not too early."""
+    then = datetime.now(UTC) + timedelta(seconds=max(seconds, 0.0))
+    if then.microsecond:
+        then = then.replace(microsecond=0) + timedelta(seconds=1)
+    return then.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+
+
+def _status(reason: Reason) -> int:
+    return _OWN_STATUSES.get(reason, reason.status)
+
+
+_OWN_STATUSES = {reason: OVERLOADED for reason in Reason if reason.status == 503}
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    417: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "request_too_large",
+    502: "api_error",
+    504: "timeout_error",
+    OVERLOADED: "overloaded_error",
+}
+
+ANTHROPIC = Dialect(error_body, error_event, limit_headers, _OWN_STATUSES)

@@ -1,0 +1,202 @@
+"""Reading request bodies, whatever the dialect: what is too much, what is malformed, how long a text is.
+
+A body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a 400 kB
+prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a request could
+mean one thing here and another there, and is refused with the field's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from tokenpool.cost import Ask
+
+MESSAGE_BYTES = 16
+"""What the chat template adds around one message, in bytes of text: about four tokens."""
+MOST_SEQUENCES = 1024
+"""More sequences in one request are a mistake or an attack; engines refuse them too."""
+NOTHING = Raw(b"null")
+"""What stands for a text that was not sent."""
+BRACKET, QUOTE, BRACE, NULL = b'["{n'
+"""First bytes of a list, a text, an object and a null."""
+_MOST_TOKENS = 1 << 31
+
+_Request = TypeVar("_Request")
+
+
+class Malformed(ValueError):
+    """The body cannot be priced; the text says what is wrong with it, ``param`` where."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Parsed(NamedTuple):
+    """What the proxy needs to know of a request body."""
+
+    ask: Ask
+    model: str | None
+    streams: bool
+    hides_usage: bool
+    """Whether usage must be asked of the engine, and kept from the client who did not ask."""
+    body: bytes
+    """The body for the engine."""
+    has_priority: bool = False
+    """Whether the client wrote a ``priority`` of its own."""
+    takes_priority: bool = True
+    """Whether the engine knows that field on this route."""
+    continues: str | None = None
+    """The stored response whose conversation is part of the prompt."""
+    called: str | None = None
+    """The name that the client chose for the response, under which it may be stored."""
+
+
+class Content(NamedTuple):
+    """What one text or list of parts amounts to."""
+
+    text_bytes: int = 0
+    images: int = 0
+    audios: int = 0
+
+
+class _Part(msgspec.Struct):
+    type: str | None = None
+    text: Raw = NOTHING
+    content: Raw = NOTHING
+    thinking: Raw = NOTHING
+    input: Raw = NOTHING
+
+
+_decode_parts = msgspec.json.Decoder(list[_Part | str]).decode
+_decode_ids = msgspec.json.Decoder(list[int]).decode
+_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
+_encode = msgspec.json.Encoder().encode
+decode_list = msgspec.json.Decoder(list[Raw]).decode
+
+
+def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
+    """Decode a whole body. Raises ``Malformed``."""
+    if not body.isascii():
+        # The decoder does not look into what it skips.
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the body is not valid UTF-8 (byte {error.start})") from None
+    return read_part(decode, body)
+
+
+def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
+    """Decode a part of a body that was decoded before. Raises ``Malformed``."""
+    try:
+        return decode(part)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise Malformed(f"{message}{f' in {path[:-1]}' if path else ''}", path[:-1] or None) from None
+    except msgspec.DecodeError as error:
+        raise Malformed(f"the body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise Malformed("the body is nested too deeply") from None
+
+
+def output_bound(tokens: int | None, name: str) -> int | None:
+    """The output bound; the engine refuses one below 0 or so itself, so it is priced as one token."""
+    if tokens is None:
+        return None
+    if tokens > _MOST_TOKENS:
+        raise Malformed(f"{name} of {tokens} is more than any engine's context window", name)
+    return max(tokens, 1)
+
+
+def sequences(n: int | None, name: str = "n") -> int:
+    """How many sequences a request asks for by a field."""
+    if n is None:
+        return 1
+    if not 1 <= n <= MOST_SEQUENCES:
+        raise Malformed(f"{name} must be from 1 to {MOST_SEQUENCES}, not {n}", name)
+    return n
+
+
+def not_too_many(prompts: int, name: str, each: int = 1) -> int:
+    """The number of prompts, if their sequences are not too many."""
+    if prompts * each > MOST_SEQUENCES:
+        per_prompt = f" with n={each}" if each > 1 else ""
+        raise Malformed(f"{prompts} prompts{per_prompt} are more than {MOST_SEQUENCES} sequences", name)
+    return prompts
+
+
+def size(value: Raw) -> int:
+    """Bytes of a value as the client wrote it; a null has none. A text's quotes do not count."""
+    view = memoryview(value)
+    if view[0] == QUOTE:
+        return len(view) - 2
+    return 0 if view[0] == NULL else len(view)
+
+
+def content(value: Raw) -> Content:
+    """Texts, images and sounds of one content: a text, or a list of parts."""
+    view = memoryview(value)
+    if view[0] != BRACKET:
+        return Content(size(value))
+    text_bytes = images = audios = 0
+    for part in read_part(_decode_parts, bytes(view)):
+        if isinstance(part, str):
+            text_bytes += len(part.encode())
+            continue
+        kind = part.type or ""
+        if "image" in kind or "video" in kind:
+            images += 1
+        elif "audio" in kind:
+            audios += 1
+        else:
+            inner = content(part.content)
+            text_bytes += size(part.text) + inner.text_bytes + size(part.thinking) + size(part.input)
+            images += inner.images
+            audios += inner.audios
+    return Content(text_bytes, images, audios)
+
+
+def prompts(value: Raw, name: str) -> tuple[int, int, int]:
+    """Prompts, text bytes and token ids of a prompt in any of its four forms."""
+    view = memoryview(value)
+    if view[0] == QUOTE:
+        return 1, size(value), 0
+    if view[0] != BRACKET:
+        raise Malformed(
+            f"{name} must be a string, a list of strings, a list of token ids or a list of such lists", name
+        )
+    items = read_part(decode_list, bytes(view))
+    if not items:
+        raise Malformed(f"{name} must not be an empty list", name)
+    kinds = {bytes(memoryview(item)[:1]) for item in items}
+    if kinds == {b'"'}:
+        return len(items), sum(map(size, items)), 0
+    if kinds == {b"["}:
+        return len(items), 0, sum(len(read_part(_decode_ids, bytes(item))) for item in items)
+    if all(kind.isdigit() for kind in kinds):
+        return 1, 0, len(read_part(_decode_ids, bytes(view)))
+    raise Malformed(f"{name} must not mix strings, token ids and lists", name)
+
+
+def with_priority(parsed: Parsed, priority: int) -> bytes:
+    """The body with the sidecar's word on the engine's order, and not the client's."""
+    field = b'"priority":%d' % priority
+    return with_field(parsed.body, field, replaces=parsed.has_priority)
+
+
+def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:
+    """A body with a field more. What the client wrote is moved, never read and written anew.
+
+    A second field of a name would leave it to the engine which one counts: where there is one, ``replaces``.
+    """
+    if not replaces:
+        start = body.index(b"{") + 1
+        return b"{" + field + b"," + body[start:]
+    name, _, value = field.partition(b":")
+    fields = _decode_object(body)
+    fields[name.strip(b'"').decode()] = Raw(value)
+    return _encode(fields)

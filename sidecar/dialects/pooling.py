@@ -1,0 +1,159 @@
+"""Routes of models that generate nothing: embeddings, pooling, classification, scores, reranking.
+
+Every input is a sequence of its own, which the engine reads once; there is no output to be priced. Errors are
+those of the OpenAI dialect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from sidecar.dialects.bodies import (
+    BRACE,
+    BRACKET,
+    NOTHING,
+    Content,
+    Malformed,
+    Parsed,
+    content,
+    decode_list,
+    not_too_many,
+    prompts,
+    read,
+    read_part,
+    size,
+)
+from sidecar.dialects.openai import Message, conversation
+from tokenpool.cost import Ask
+
+
+class _Pooling(msgspec.Struct):
+    model: str | None = None
+    priority: Raw | UnsetType = UNSET
+
+
+class _Embedding(_Pooling):
+    input: Raw = NOTHING
+    messages: Raw = NOTHING
+    data: Raw = NOTHING
+
+
+class _Scoring(_Pooling):
+    queries: Raw = NOTHING
+    documents: Raw = NOTHING
+    items: Raw = NOTHING
+    text_1: Raw = NOTHING
+    text_2: Raw = NOTHING
+    data_1: Raw = NOTHING
+    data_2: Raw = NOTHING
+
+
+class _Reranking(_Pooling):
+    query: Raw = NOTHING
+    documents: Raw = NOTHING
+
+
+class _Rich(msgspec.Struct):
+    """A query or document of several parts."""
+
+    content: Raw = NOTHING
+
+
+_decode_embedding = msgspec.json.Decoder(_Embedding).decode
+_decode_scoring = msgspec.json.Decoder(_Scoring).decode
+_decode_reranking = msgspec.json.Decoder(_Reranking).decode
+_decode_rich = msgspec.json.Decoder(_Rich).decode
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
+
+
+def parse_input(body: bytes) -> Parsed:
+    """Read a body of ``/v1/embeddings``, ``/pooling`` or ``/classify``. Raises ``Malformed``."""
+    request = read(_decode_embedding, body)
+    chats = request.messages if request.messages is not NOTHING else request.input
+    items = _items(chats)
+    first = memoryview(items[0])[0] if items else 0
+    if request.data is not NOTHING:
+        # What a plugin makes of its data only the plugin knows: a text of that length.
+        ask = _ask([Content(size(request.data))])
+    elif first == BRACE:
+        ask = _ask([conversation(read_part(_decode_messages, bytes(chats)))])
+    elif first == BRACKET and _is_conversation(items[0]):
+        ask = _ask([conversation(read_part(_decode_messages, bytes(each))) for each in items])
+    else:
+        count, text_bytes, token_ids = prompts(request.input, "input")
+        ask = Ask(text_bytes, token_ids, prompts=not_too_many(count, "input"), output_bound=0)
+    return _parsed(ask, request, body)
+
+
+def parse_scores(body: bytes) -> Parsed:
+    """Read a body of ``/score``: pairs of texts. Raises ``Malformed``."""
+    request = read(_decode_scoring, body)
+    for one, other in (
+        (request.queries, request.documents),
+        (request.queries, request.items),
+        (request.text_1, request.text_2),
+        (request.data_1, request.data_2),
+    ):
+        if one is not NOTHING and other is not NOTHING:
+            return _parsed(_pairs(_texts(one), _texts(other)), request, body)
+    raise Malformed(
+        "send queries and documents (or items), text_1 and text_2, or data_1 and data_2", "queries"
+    )
+
+
+def parse_reranking(body: bytes) -> Parsed:
+    """Read a body of ``/rerank``: one query, many documents. Raises ``Malformed``."""
+    request = read(_decode_reranking, body)
+    return _parsed(_pairs([_text(request.query)], _texts(request.documents)), request, body)
+
+
+def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
+    return Parsed(ask, request.model, False, False, body, request.priority is not UNSET)
+
+
+def _pairs(ones: Sequence[Content], others: Sequence[Content]) -> Ask:
+    """Each pair is read as one sequence; a single text is paired with every other."""
+    if not ones or not others:
+        raise Malformed("there must be at least one query and one document", "documents")
+    count = max(len(ones), len(others))
+    return _ask([*_repeated(ones, count // len(ones)), *_repeated(others, count // len(others))], count)
+
+
+def _repeated(texts: Sequence[Content], times: int) -> list[Content]:
+    return [Content(*(number * times for number in text)) for text in texts]
+
+
+def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
+    return Ask(
+        text_bytes=sum(text.text_bytes for text in texts),
+        images=sum(text.images for text in texts),
+        audios=sum(text.audios for text in texts),
+        prompts=not_too_many(len(texts) if count is None else count, "input"),
+        output_bound=0,
+    )
+
+
+def _items(value: Raw) -> list[Raw]:
+    view = memoryview(value)
+    return read_part(decode_list, bytes(view)) if view[0] == BRACKET else []
+
+
+def _is_conversation(item: Raw) -> bool:
+    inner = _items(item)
+    return bool(inner) and memoryview(inner[0])[0] == BRACE
+
+
+def _texts(value: Raw) -> list[Content]:
+    """One text, or a list of them."""
+    if memoryview(value)[0] == BRACKET:
+        return [_text(item) for item in _items(value)]
+    return [_text(value)]
+
+
+def _text(value: Raw) -> Content:
+    if memoryview(value)[0] == BRACE:
+        return content(read_part(_decode_rich, bytes(value)).content)
+    return content(value)

@@ -1,0 +1,115 @@
+"""OpenAI's Responses, as vLLM speaks them. Errors are those of the OpenAI dialect, save within a stream.
+
+A stored response belongs to the entitlement that made it; ``sidecar/stored.py`` sees to that.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from sidecar.dialects.bodies import (
+    BRACKET,
+    MESSAGE_BYTES,
+    NOTHING,
+    Content,
+    Malformed,
+    Parsed,
+    content,
+    output_bound,
+    read,
+    read_part,
+    size,
+)
+from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.openai import error_body, error_kind, limit_headers
+from tokenpool.cost import Ask
+from tokenpool.outcomes import Reason
+
+
+class _Item(msgspec.Struct):
+    """A message, a call of a tool, what came of one, or a thought."""
+
+    content: Raw = NOTHING
+    arguments: Raw = NOTHING
+    output: Raw = NOTHING
+    summary: Raw = NOTHING
+
+
+class _Request(msgspec.Struct):
+    model: str | None = None
+    input: Raw = NOTHING
+    instructions: Raw = NOTHING
+    max_output_tokens: int | None = None
+    tools: list[Raw] | None = None
+    stream: bool | None = False
+    background: bool | None = False
+    previous_response_id: str | None = None
+    request_id: str | None = None
+    priority: Raw | UnsetType = UNSET
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_decode_items = msgspec.json.Decoder(list[_Item]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def parse(body: bytes) -> Parsed:
+    """Read a ``/v1/responses`` body. Raises ``Malformed``."""
+    request = read(_decode, body)
+    if request.background:
+        # It would be answered at once, and run on for nobody's account.
+        raise Malformed("background responses are not served here; stream the response instead", "background")
+    if request.input is NOTHING:
+        raise Malformed("input must be a text or a list of items", "input")
+    text_bytes, images, audios = _input(request.input)
+    tools = request.tools or []
+    ask = Ask(
+        text_bytes=text_bytes + size(request.instructions) + sum(map(size, tools)),
+        images=images,
+        audios=audios,
+        tools=len(tools),
+        output_bound=output_bound(request.max_output_tokens, "max_output_tokens"),
+    )
+    return Parsed(
+        ask,
+        request.model,
+        bool(request.stream),
+        False,
+        body,
+        has_priority=request.priority is not UNSET,
+        continues=request.previous_response_id,
+        called=request.request_id,
+    )
+
+
+def _input(value: Raw) -> Content:
+    view = memoryview(value)
+    if view[0] != BRACKET:
+        return Content(size(value) + MESSAGE_BYTES)
+    text_bytes = images = audios = 0
+    for item in read_part(_decode_items, bytes(view)):
+        text_bytes += MESSAGE_BYTES + size(item.arguments)
+        for part in (item.content, item.output, item.summary):
+            if part is not NOTHING:
+                more, pictures, sounds = content(part)
+                text_bytes += more
+                images += pictures
+                audios += sounds
+    return Content(text_bytes, images, audios)
+
+
+def error_event(reason: Reason, message: str, events: int) -> bytes:
+    """The event that says that a response failed; events are numbered from 0."""
+    _, code = error_kind(reason)
+    said = {
+        "type": "error",
+        "code": str(code),
+        "message": message,
+        "param": None,
+        "sequence_number": events,
+    }
+    return b"event: error\ndata: " + _encode(said) + b"\n\n"
+
+
+RESPONSES = Dialect(error_body, error_event, limit_headers)

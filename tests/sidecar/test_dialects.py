@@ -1,0 +1,262 @@
+"""The other dialects: what their requests ask for, and how they are answered. test_openai.py has OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sidecar.dialects import anthropic, openai, pooling, responses
+from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed
+from sidecar.routes import ROUTES, find, stored_id
+from sidecar.stored import MOST_STORED, Stored
+from tests.sidecar.test_openai import json_values
+from tokenpool.amounts import Amount
+from tokenpool.cost import Ask
+from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.ledger import Account
+from tokenpool.outcomes import Reason
+
+PARSERS = {route.parse for route in ROUTES.values() if route.parse is not None}
+DIALECTS = {id(route.dialect): route.dialect for route in ROUTES.values()}.values()
+
+
+def written(**fields: Any) -> bytes:
+    return json.dumps({"model": "m"} | fields).encode()
+
+
+def size(value: object) -> int:
+    return len(json.dumps(value))
+
+
+# --- Anthropic ---
+
+
+def message(content: object, **fields: Any) -> Ask:
+    body = written(messages=[{"role": "user", "content": content}], max_tokens=9, **fields)
+    return anthropic.parse(body).ask
+
+
+def test_a_message_is_priced_by_its_texts_and_those_of_the_system() -> None:
+    assert message("12345") == Ask(text_bytes=MESSAGE_BYTES + 5, output_bound=9)
+    assert message("12345", system="123").text_bytes == MESSAGE_BYTES + 8
+    assert message("12345", system=[{"type": "text", "text": "123"}]).text_bytes == MESSAGE_BYTES + 8
+    assert message([{"type": "thinking", "thinking": "1234"}]).text_bytes == MESSAGE_BYTES + 4
+
+
+def test_images_and_tools_of_a_message_count() -> None:
+    image = {"type": "image", "source": {"type": "base64", "data": "A" * 1000}}
+    assert message([image, {"type": "text", "text": "what is it"}]) == Ask(
+        text_bytes=MESSAGE_BYTES + 10, images=1, output_bound=9
+    )
+    tool = {"name": "look", "input_schema": {"type": "object"}}
+    asked = message("12345", tools=[tool])
+    assert (asked.tools, asked.text_bytes) == (1, MESSAGE_BYTES + 5 + size(tool))
+
+
+def test_what_tools_were_asked_and_said_counts_also_where_it_is_nested() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "look", "input": {"at": "this"}}
+    said = {"type": "tool_result", "tool_use_id": "t", "content": "12345"}
+    shown = {"type": "tool_result", "content": [{"type": "text", "text": "123"}, {"type": "image"}]}
+    asked = message([call, said, shown])
+    assert asked.text_bytes == MESSAGE_BYTES + size({"at": "this"}) + 5 + 3
+    assert asked.images == 1
+
+
+def test_a_message_streams_without_being_rewritten() -> None:
+    body = written(messages=[{"role": "user", "content": "x"}], max_tokens=1, stream=True)
+    parsed = anthropic.parse(body)
+    assert (parsed.streams, parsed.hides_usage, parsed.body) == (True, False, body)
+    assert not parsed.takes_priority
+
+
+def test_anthropics_errors_have_its_kinds_and_its_status_for_no_capacity() -> None:
+    kinds = {}
+    for reason in Reason:
+        error = json.loads(anthropic.error_body(reason, "what", "where"))
+        assert error["type"] == "error"
+        assert error["error"]["message"] == "where: what"
+        kinds[reason] = error["error"]["type"]
+    assert kinds[Reason.CONCURRENCY] == "rate_limit_error"
+    assert kinds[Reason.UNKNOWN_KEY] == "authentication_error"
+    assert kinds[Reason.ENGINE_DOWN] == "overloaded_error"
+    assert anthropic.ANTHROPIC.status(Reason.ENGINE_DOWN) == 529
+    assert anthropic.ANTHROPIC.status(Reason.CONCURRENCY) == 429
+
+
+def test_anthropics_limits_are_in_its_own_headers_with_moments_for_resets() -> None:
+    account = Account(Entitlement("a", "p", Tier.ELASTIC), Pricing(), 0.0)
+    account.pool_limit = Amount(100, 1000, 4)
+    lines = dict(
+        line.split(": ", 1) for line in anthropic.limit_headers(account).decode().split("\r\n") if line
+    )
+    assert lines["anthropic-ratelimit-requests-limit"] == "4"
+    assert lines["anthropic-ratelimit-requests-remaining"] == "4"
+    for name in ("requests", "tokens"):
+        assert lines[f"anthropic-ratelimit-{name}-reset"].endswith("Z")
+
+
+# --- Responses ---
+
+
+def response(**fields: Any) -> Ask:
+    return responses.parse(written(**fields)).ask
+
+
+def test_a_response_is_priced_by_input_and_instructions() -> None:
+    assert response(input="12345", instructions="123", max_output_tokens=7) == Ask(
+        text_bytes=MESSAGE_BYTES + 8, output_bound=7
+    )
+    items = [
+        {"role": "user", "content": "12345"},
+        {"role": "user", "content": [{"type": "input_text", "text": "123"}, {"type": "input_image"}]},
+        {"type": "function_call", "arguments": "12", "name": "f", "call_id": "c"},
+        {"type": "function_call_output", "output": "1", "call_id": "c"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "1234"}]},
+    ]
+    asked = response(input=items, tools=[{"type": "function", "name": "f"}])
+    assert asked.text_bytes == 5 * MESSAGE_BYTES + 5 + 3 + 2 + 1 + 4 + size({"type": "function", "name": "f"})
+    assert (asked.images, asked.tools, asked.output_bound) == (1, 1, None)
+
+
+def test_a_response_names_what_it_goes_on_from_and_how_it_is_called() -> None:
+    parsed = responses.parse(written(input="x", previous_response_id="resp_1", request_id="resp_2"))
+    assert (parsed.continues, parsed.called) == ("resp_1", "resp_2")
+
+
+def test_a_response_in_the_background_would_run_for_nobody() -> None:
+    with pytest.raises(Malformed, match="background"):
+        response(input="x", background=True)
+
+
+def test_a_stream_of_response_events_ends_with_one_that_is_numbered() -> None:
+    lines = responses.error_event(Reason.PREEMPTED, "gone", 7).decode().strip().split("\n")
+    assert lines[0] == "event: error"
+    said = json.loads(lines[1].removeprefix("data: "))
+    assert (said["type"], said["code"], said["sequence_number"]) == ("error", "preempted", 7)
+
+
+# --- models that generate nothing ---
+
+
+@pytest.mark.parametrize(
+    ("given_input", "asked"),
+    [
+        ("12345", Ask(5, output_bound=0)),
+        (["123", "45"], Ask(5, prompts=2, output_bound=0)),
+        ([1, 2, 3], Ask(0, 3, output_bound=0)),
+        ([[1, 2], [3]], Ask(0, 3, prompts=2, output_bound=0)),
+        ([{"role": "user", "content": "12345"}], Ask(MESSAGE_BYTES + 5, output_bound=0)),
+        (
+            [[{"role": "user", "content": "123"}], [{"role": "user", "content": "12"}]],
+            Ask(2 * MESSAGE_BYTES + 5, prompts=2, output_bound=0),
+        ),
+    ],
+)
+def test_every_form_of_what_is_embedded_is_priced(given_input: object, asked: Ask) -> None:
+    assert pooling.parse_input(written(input=given_input)).ask == asked
+
+
+def test_conversations_are_embedded_too_and_plugins_have_data() -> None:
+    chat = [{"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "12"}]}]
+    assert pooling.parse_input(written(messages=chat)).ask == Ask(MESSAGE_BYTES + 2, images=1, output_bound=0)
+    assert pooling.parse_input(written(data={"a": 1})).ask.text_bytes == size({"a": 1})
+
+
+def test_a_query_is_read_again_for_every_document() -> None:
+    asked = Ask(3 * 2 + 9, prompts=3, output_bound=0)
+    documents = ["123", "123", "123"]
+    assert pooling.parse_reranking(written(query="12", documents=documents)).ask == asked
+    for one, other in (("queries", "documents"), ("text_1", "text_2"), ("data_1", "data_2")):
+        assert pooling.parse_scores(written(**{one: "12", other: documents})).ask == asked
+    pairs = pooling.parse_scores(written(queries=["1", "2"], items=["12", "34"])).ask
+    assert pairs == Ask(6, prompts=2, output_bound=0)
+    rich = {"content": [{"type": "text", "text": "12"}, {"type": "image_url"}]}
+    assert pooling.parse_reranking(written(query=rich, documents=["1"])).ask == Ask(
+        3, images=1, output_bound=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("parse", "fields", "param"),
+    [
+        (pooling.parse_input, {}, "input"),
+        (pooling.parse_input, {"input": ["x"] * 1025}, "input"),
+        (pooling.parse_scores, {"queries": "x"}, "queries"),
+        (pooling.parse_reranking, {"query": "x", "documents": []}, "documents"),
+        (responses.parse, {}, "input"),
+        (anthropic.parse, {"messages": []}, "messages"),
+        (openai.parse_chat_batch, {"messages": []}, "messages"),
+        (openai.parse_chat_batch, {"messages": [[{"content": "x"}]] * 1025}, "messages"),
+    ],
+)
+def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(Malformed) as error:
+        parse(written(**fields))
+    assert error.value.param == param
+
+
+def test_a_batch_of_chats_is_as_many_sequences() -> None:
+    chat = [{"role": "user", "content": "12345"}]
+    parsed = openai.parse_chat_batch(written(messages=[chat, chat], max_tokens=4))
+    assert parsed.ask == Ask(2 * (MESSAGE_BYTES + 5), prompts=2, output_bound=4)
+
+
+# --- all ---
+
+names = ["messages", "input", "query", "queries", "documents", "system", "tools", "data", "max_tokens"]
+
+
+@given(
+    st.binary(max_size=60)
+    | st.dictionaries(st.sampled_from(names), json_values).map(lambda d: json.dumps(d).encode())
+)
+def test_any_body_is_parsed_or_malformed(body: bytes) -> None:
+    for parse in PARSERS:
+        try:
+            parsed = parse(body)
+        except Malformed as error:
+            assert str(error)
+        else:
+            assert parsed.ask.prompts >= 1
+            assert min(parsed.ask[:5]) >= 0
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_dialect_can_say_every_reason(reason: Reason) -> None:
+    for dialect in DIALECTS:
+        assert b"what" in dialect.error_body(reason, "what", None)
+        assert b"what" in dialect.error_event(reason, "what", 3)
+        assert 400 <= dialect.status(reason) < 600
+
+
+def test_stored_responses_have_paths_of_their_own() -> None:
+    retrieve, cancel = find(b"/v1/responses/resp_1-a"), find(b"/v1/responses/resp_1-a/cancel")
+    assert retrieve is not None
+    assert cancel is not None
+    assert (retrieve.method, cancel.method) == (b"GET", b"POST")
+    assert retrieve.names_stored
+    assert stored_id(b"/v1/responses/resp_1-a/cancel") == "resp_1-a"
+    for path in (b"/v1/responses/", b"/v1/responses/a/b", b"/v1/responses/../models", b"/v1/responses/a%2fb"):
+        assert find(path) is None
+
+
+def test_a_stored_response_is_its_makers_alone() -> None:
+    stored = Stored()
+    stored.remember("resp_1", "a", 30)
+    assert stored.tokens("resp_1", "a") == 30
+    assert stored.tokens("resp_1", "b") is None
+    assert stored.is_taken("resp_1", "b")
+    assert not stored.is_taken("resp_1", "a")
+    assert not stored.is_taken("resp_2", "b")
+
+
+def test_the_oldest_stored_responses_are_forgotten() -> None:
+    stored = Stored()
+    for number in range(MOST_STORED + 1):
+        stored.remember(f"resp_{number}", "a", number)
+    assert stored.tokens("resp_0", "a") is None
+    assert stored.tokens(f"resp_{MOST_STORED}", "a") == MOST_STORED
