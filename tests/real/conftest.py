@@ -33,6 +33,11 @@ entitlements:
     api_keys: [guaranteed-key]
   - {{name: elastic, pool: chat, tier: elastic, api_keys: [elastic-key]}}
   - {{name: spot, pool: chat, tier: spot, api_keys: [spot-key]}}
+  - name: narrow
+    pool: chat
+    tier: elastic
+    ceiling: {{concurrency: 1}}
+    api_keys: [narrow-key]
 """
 
 

@@ -20,6 +20,10 @@ TOOL = {
 }
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
 COMPLETION = {"model": "tiny", "prompt": "Once", "max_tokens": 9}
+MESSAGE = {"model": "tiny", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 12}
+GREEDY = {"temperature": 0}
+LOOK = {"name": "look", "description": "d", "input_schema": {"type": "object"}}
+RESPONSE = {"model": "tiny", "input": "hello there", "max_output_tokens": 12}
 
 CASES: dict[str, tuple[str, Any]] = {
     "chat": ("/v1/chat/completions", CHAT | SAMPLED),
@@ -81,6 +85,32 @@ CASES: dict[str, tuple[str, Any]] = {
         COMPLETION | SAMPLED | {"stream": True, "prompt": ["one", "two"]},
     ),
     "completion stream usage": ("/v1/completions", COMPLETION | SAMPLED | USAGE),
+    "batch": (
+        "/v1/chat/completions/batch",
+        {"model": "tiny", "messages": [CHAT["messages"]] * 2, "max_tokens": 9} | SAMPLED,
+    ),
+    "messages": ("/v1/messages", MESSAGE | GREEDY),
+    "messages system": ("/v1/messages", MESSAGE | GREEDY | {"system": "be brief"}),
+    "messages parts": (
+        "/v1/messages",
+        MESSAGE | GREEDY | {"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]},
+    ),
+    "messages tools": (
+        "/v1/messages",
+        MESSAGE | GREEDY | {"tools": [LOOK], "tool_choice": {"type": "none"}},
+    ),
+    "messages stream": ("/v1/messages", MESSAGE | GREEDY | {"stream": True}),
+    "messages stream stop": (
+        "/v1/messages",
+        MESSAGE | GREEDY | {"stream": True, "stop_sequences": ["a", "e"], "max_tokens": 200},
+    ),
+    "count_tokens": ("/v1/messages/count_tokens", {"model": "tiny", "messages": MESSAGE["messages"]}),
+    "responses": ("/v1/responses", RESPONSE | GREEDY),
+    "responses items": (
+        "/v1/responses",
+        RESPONSE | GREEDY | {"input": [{"role": "user", "content": "hi"}], "instructions": "be brief"},
+    ),
+    "responses stream": ("/v1/responses", RESPONSE | GREEDY | {"stream": True}),
     "tokenize": ("/tokenize", {"model": "tiny", "prompt": "hello"}),
     "detokenize": ("/detokenize", {"model": "tiny", "tokens": [5, 6, 7]}),
     "models": ("/v1/models", None),
@@ -94,6 +124,19 @@ CASES: dict[str, tuple[str, Any]] = {
         "/v1/chat/completions",
         CHAT | {"messages": [{"role": 5, "content": "x"}]},
     ),
+    "error: message without a bound": (
+        "/v1/messages",
+        {"model": "tiny", "messages": MESSAGE["messages"]},
+    ),
+    "error: bad role of a message": (
+        "/v1/messages",
+        MESSAGE | {"messages": [{"role": "nobody", "content": "x"}]},
+    ),
+    "error: bad temperature of a response": ("/v1/responses", RESPONSE | {"temperature": -1}),
+    "error: the model embeds nothing": ("/v1/embeddings", {"model": "tiny", "input": "x"}),
+    "error: the model pools nothing": ("/pooling", {"model": "tiny", "input": "x"}),
+    "error: the model scores nothing": ("/score", {"model": "tiny", "queries": "x", "documents": ["y"]}),
+    "error: the model ranks nothing": ("/rerank", {"model": "tiny", "query": "x", "documents": ["y"]}),
     "error in a stream request": ("/v1/chat/completions", CHAT | {"stream": True, "top_p": 7}),
 }
 
@@ -101,8 +144,8 @@ MOST_ATTEMPTS = 30
 
 # What differs between any two answers of one engine.
 _VARIES = [
-    (re.compile(rb'"(id|request_id)":"[^"]*"'), rb'"\1":""'),
-    (re.compile(rb'"created":\d+'), rb'"created":0'),
+    (re.compile(rb'"(id|request_id|item_id)":"[^"]*"'), rb'"\1":""'),
+    (re.compile(rb'"(created|created_at)":\d+'), rb'"\1":0'),
     (re.compile(rb'"id":"modelperm-[^"]*"'), b""),
 ]
 
@@ -146,7 +189,7 @@ def test_the_client_gets_what_the_engine_says(name: str, vllm: Engine, front: Si
 
     assert proxied[0] == direct[0]
     assert content_of(proxied) in said
-    own = {name for name in proxied[1] if name.startswith("x-ratelimit-")}
+    own = {name for name in proxied[1] if name.startswith(("x-ratelimit-", "anthropic-ratelimit-"))}
     assert set(proxied[1]) - own == set(direct[1])
     for header in ("content-type", "content-length", "transfer-encoding", "server"):
         assert proxied[1].get(header) == direct[1].get(header) or _length_of_ids(header, proxied, direct)
