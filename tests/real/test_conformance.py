@@ -1,7 +1,7 @@
 """Official clients and curl, each route through the sidecar: plain, streamed, in error, shed and left.
 
-What they get is what the engine says (test_transparency.py compares the bytes); here it is what their authors'
-code makes of it. Sheds are real: the entitlement may run one sequence, which another request holds.
+What they get is what the engine says (test_transparency.py compares the bytes); here it is what the clients
+make of it. Sheds are real: the entitlement may run one sequence, which another request holds.
 """
 
 from __future__ import annotations
