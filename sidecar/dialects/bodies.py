@@ -72,7 +72,7 @@ class _Part(msgspec.Struct):
     input: Raw = NOTHING
 
 
-_decode_parts = msgspec.json.Decoder(list[_Part | str]).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -144,9 +144,6 @@ def content(value: Raw) -> Content:
         return Content(size(value))
     text_bytes = images = audios = 0
     for part in read_part(_decode_parts, bytes(view)):
-        if isinstance(part, str):
-            text_bytes += len(part.encode())
-            continue
         kind = part.type or ""
         if "image" in kind or "video" in kind:
             images += 1
