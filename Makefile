@@ -13,13 +13,14 @@ demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SI
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
-# What waits for the network (an engine, Debian's packages, images) is fetched side by side, and the domain's tests,
-# which compute and wait for nothing, run meanwhile.
+# Tests that want an engine, containers, a browser or the machine to themselves. All others run while those are
+# fetched: an engine, Debian's packages, images.
+ALONE := $(addprefix tests/,cluster containers engine live loadgen real)
 test: check ## everything that CI runs: checks, then all tests, on real vLLM, Redis, containers and a browser
-	@mkdir -p out; $(BIN)/pytest -q tests/tokenpool > out/domain-tests.txt 2>&1 & domain=$$!; \
+	@mkdir -p out; $(BIN)/pytest -q $(addprefix --ignore=,$(ALONE)) > out/other-tests.txt 2>&1 & others=$$!; \
 	$(BIN)/python -m tests > out/provided.txt 2>&1 & provided=$$!; \
-	$(PYTHON) -m demo.install_engine && { wait $$provided; $(BIN)/pytest -q --ignore tests/tokenpool; }; rest=$$?; \
-	wait $$domain; domain=$$?; echo "tests/tokenpool:"; cat out/domain-tests.txt; exit $$((rest | domain))
+	$(PYTHON) -m demo.install_engine && { wait $$provided; wait $$others; others=$$?; cat out/other-tests.txt; \
+	$(BIN)/pytest -q $(ALONE); }; rest=$$?; exit $$((rest | others))
 
 check: .venv/.installed ## format, lint and strict types
 	$(BIN)/ruff format --check --quiet .
