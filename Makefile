@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench sim engine experiments fuzz containers clean
+.PHONY: help demo test check format bench sim engine experiments soak fuzz containers clean
 
 help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: .venv/.installed ## the proxy beside nginx, Envoy and aiohttp, as ratios 
 
 experiments: .venv/.installed engine ## a guarantee in overload, fairness in scarcity, on real vLLM, with baselines; EXPERIMENTS="--seeds 1 --short"
 	$(BIN)/python -m experiments $(EXPERIMENTS)
+
+soak: .venv/.installed engine ## half an hour at half load on two real engines, with faults; memory, tickets and counters
+	$(BIN)/python -m experiments soak $(EXPERIMENTS)
 
 sim: .venv/.installed ## the protocol between sidecars and books on a virtual clock, large; SIM_SEED=1 repeats a world
 	$(BIN)/python -m simulation

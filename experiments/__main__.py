@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, overload, pool, scarcity
+from experiments import fidelity, overload, pool, scarcity, soak
 from experiments.processes import module
 from loadgen.records import machine, versions
 
@@ -29,6 +29,9 @@ OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
 WHAT = ("overload", "scarcity", "pool", "fidelity")
+SOAK = "soak"
+"""By itself, and only where it is asked for: half an hour."""
+MOST_GROWTH_MB, MOST_COUNT_ERROR = 3.0, 0.01
 
 System = overload.System | scarcity.System | pool.System
 SYSTEMS: tuple[System, ...] = (
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals += _pool(arguments, seeds, out / "pool")
     if "fidelity" in arguments.what:
         _fidelity(arguments, out / "fidelity")
+    if SOAK in arguments.what:
+        goals += _soak(arguments, out / SOAK)
     for goal, is_reached in goals:
         print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
     return 0 if all(is_reached for _, is_reached in goals) else 1
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("what", nargs="*", default=WHAT, help=", ".join(WHAT))
+    parser.add_argument("what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)}; or {SOAK}")
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="vllm")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
@@ -76,8 +81,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
-        if what not in WHAT:
-            parser.error(f"{what!r} is no experiment; there are {', '.join(WHAT)}")
+        if what not in (*WHAT, SOAK):
+            parser.error(f"{what!r} is no experiment; there are {', '.join((*WHAT, SOAK))}")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     names = list(dict.fromkeys(system.name for system in SYSTEMS))
     for name in arguments.only:
@@ -213,6 +218,25 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
     rows = fidelity.run(sizes, arguments.seed, out)
     print("\nfidelity: the simulator beside the engine that it was made like\n\n" + fidelity.table(rows))
     _compare(out)
+
+
+def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+    sizes = soak.Sizes(40.0, 5.0) if arguments.short else soak.Sizes()
+    result = soak.run(sizes, arguments.seed, out)
+    (out / "results.json").write_text(json.dumps(asdict(result), indent=1))
+    print(f"soak      {result}")
+    ratios = (result.input_ratio, result.output_ratio)
+    return [
+        (
+            f"memory grew by {result.growth_mb:.1f} MB, at most {MOST_GROWTH_MB:g}",
+            result.growth_mb <= MOST_GROWTH_MB,
+        ),
+        (f"{result.held:g} held in the end, nothing", result.held == 0),
+        (
+            f"tokens counted are {ratios[0]:.1%} and {ratios[1]:.1%} of the engines', within 1 %",
+            all(abs(ratio - 1) <= MOST_COUNT_ERROR for ratio in ratios),
+        ),
+    ]
 
 
 @dataclass(frozen=True)

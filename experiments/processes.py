@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from demo.engine import Engine, free_port
@@ -53,6 +53,24 @@ class Part:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def kill_and_start(self, gone_s: float) -> None:
+        """End it at once, and start it again so much later."""
+        self.kill()
+        time.sleep(gone_s)
+        self.start()
+
+    def stand_still(self, still_s: float) -> None:
+        """Keep it from running for so long."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)
+            time.sleep(still_s)
+            self._process.send_signal(signal.SIGCONT)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, while there is one."""
+        return self._process.pid if self._process is not None else None
 
     def stop(self) -> None:
         """End it politely."""
@@ -191,6 +209,8 @@ class Front:
 
     urls: Sequence[str]
     states: Sequence[str] = ()
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Our processes, by name."""
 
 
 @contextlib.contextmanager
@@ -199,19 +219,22 @@ def sidecars(
 ) -> Iterator[Front]:
     """A sidecar for each engine; with several of them a Redis and a coordinator."""
     gain = [] if debt_gain is None else ["--debt-gain", f"{debt_gain:g}"]
+    parts: dict[str, Part] = {}
     with contextlib.ExitStack() as stack:
+
+        def start(part: Part) -> None:
+            parts[part.name] = stack.enter_context(running(part))
+
         store: list[str] = []
         if len(engines) > 1:
             port, page = free_port(), free_port()
             command = [executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-            stack.enter_context(running(Part("redis", [*command, "--dir", str(folder)], folder)))
+            start(Part("redis", [*command, "--dir", str(folder)], folder))
             store = ["--store", f"redis://127.0.0.1:{port}"]
             lead = [*module("coordinator"), "run", "--config", str(pool_file), *store, *gain]
             lead += ["--preempt"] if "--preempt" in flags else []
             lead += ["--listen", f"127.0.0.1:{page}", "--log-level", "warning"]
-            stack.enter_context(
-                running(Part("coordinator", lead, folder, f"http://127.0.0.1:{page}/healthz"))
-            )
+            start(Part("coordinator", lead, folder, f"http://127.0.0.1:{page}/healthz"))
         urls, states = [], []
         for number, engine in enumerate(engines):
             listen, admin = free_port(), free_port()
@@ -219,10 +242,10 @@ def sidecars(
             run += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
             run += ["--name", f"s{number}", "--log-level", "warning", *flags, *([] if store else gain)]
             probe = f"http://127.0.0.1:{admin}/readyz"
-            stack.enter_context(running(Part(f"sidecar{number}", run, folder, probe)))
+            start(Part(f"sidecar{number}", run, folder, probe))
             urls.append(f"http://127.0.0.1:{listen}")
             states.append(f"http://127.0.0.1:{admin}/debug/state")
-        yield Front(urls, states)
+        yield Front(urls, states, parts)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import fidelity, overload, pool, scarcity
+from experiments import fidelity, overload, pool, scarcity, soak
 from experiments.__main__ import _keep, _kept, _replaced, main
 from experiments.fixed_limit import Window
 from loadgen.reading import parse
@@ -45,6 +45,9 @@ def test_the_other_scenarios_can_be_read(tmp_path: Path) -> None:
     assert len(made.tenants) == 30
     file = parse_pool(pool.pool_file(), name="pool.yaml").file
     assert {e.name for e in file.entitlements} == {tenant.name for tenant in made.tenants}
+    tiers = parse_pool(soak.POOL, name="pool.yaml").file
+    lasting = parse(soak.SCENARIO.format(duration=60), "scenario.yaml", {}, tmp_path)
+    assert {tenant.name for tenant in lasting.tenants} < {e.name for e in tiers.entitlements}
     mixed = parse(fidelity.scenario(fidelity.Sizes()), "scenario.yaml", {}, tmp_path)
     assert [phase.name for phase in mixed.phases] == list(fidelity.PHASES)
 

@@ -1,0 +1,249 @@
+"""Soak: half of what the engines can do, for long, with faults; what must be as in the beginning is.
+
+Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients who leave in
+the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still,
+the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs, and
+the sidecars' token counters say what the engines' do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+from experiments.processes import Backend, Front, backends, finished, load, sidecars
+from loadgen.records import Outcome, Run
+from loadgen.records import load as read_run
+
+ENGINES, SLOTS = 2, 16
+SAMPLE_S = 5.0
+IDLE_S = 30.0
+"""How long everything may take to be given back at the end."""
+STILL_S = 2.0
+"""How long a process stands still."""
+SCENARIO = """\
+name: soak
+model: small
+duration_s: {duration:g}
+drain_s: 30
+spread: random
+tenants:
+  - {{name: guaranteed, key: guaranteed-key, tier: guaranteed, arrivals: {{poisson: {{rate: 1}}}},
+     input: {{uniform: {{least: 16, most: 200}}}}, output: 48}}
+  - {{name: elastic, key: elastic-key, tier: elastic, arrivals: {{bursty: {{rate: 1, burst: 4}}}},
+     input: 64, output: {{uniform: {{least: 16, most: 160}}}}}}
+  - {{name: spot, key: spot-key, tier: spot, arrivals: {{poisson: {{rate: 1}}}}, input: 16, output: 64}}
+"""
+POOL = """\
+pools:
+  - name: chat
+    models: [small]
+    replica: {tokens_per_second: auto, kv_tokens: auto, concurrency: 16}
+    replicas: {min: 1, max: 2}
+entitlements:
+  - name: guaranteed
+    pool: chat
+    tier: guaranteed
+    guarantee: {tokens_per_second: 200, kv_tokens: 4000, concurrency: 8}
+    api_keys: [guaranteed-key]
+  - {name: elastic, pool: chat, tier: elastic, api_keys: [elastic-key]}
+  - {name: spot, pool: chat, tier: spot, api_keys: [spot-key]}
+  - {name: impatient, pool: chat, tier: elastic, api_keys: [impatient-key]}
+"""
+IMPATIENT_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long, and how often something goes wrong, in seconds."""
+
+    duration: float = 1800.0
+    fault_every: float = 20.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found."""
+
+    seed: int
+    served: int
+    ended_otherwise: dict[str, int]
+    left: int
+    """Streams that their clients left."""
+    faults: int
+    memory_mb: float
+    """The largest sidecar, on average over the second quarter of the time."""
+    growth_mb: float
+    """The most that a sidecar's last quarter is above its second."""
+    held: float
+    """Sequences and KV tokens that sidecars held when nothing ran any more."""
+    input_ratio: float
+    output_ratio: float
+    """Tokens by the sidecars' counters over those by the engines'."""
+
+
+def run(sizes: Sizes, seed: int, out: Path) -> Result:
+    """Run it once."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file, pool = out / "scenario.yaml", folder / "pool.yaml"
+    file.write_text(SCENARIO.format(duration=sizes.duration))
+    pool.write_text(POOL)
+    with (
+        backends("vllm", folder, ENGINES, (), SLOTS) as engines,
+        sidecars(folder, pool, engines, (), None) as front,
+    ):
+        before = _engine_tokens(engines)
+        process = load(file, front, out / "run", seed, "soak")
+        with _meanwhile(front, sizes, seed) as seen:
+            finished(process, out / "run", sizes.duration + 120)
+        held = _held_at_last(front)
+        said = _sidecar_tokens(front)
+        spent = [after - first for after, first in zip(_engine_tokens(engines), before, strict=True)]
+    return _judged(read_run(out / "run"), seed, seen, held, said, spent)
+
+
+@dataclass
+class _Seen:
+    """What was seen and done while the load ran."""
+
+    memory_kb: list[list[int]]
+    """By sidecar, one number for each sample."""
+    faults: int = 0
+    left: int = 0
+
+
+@contextlib.contextmanager
+def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Seen]:
+    """Sample memory, break things, leave streams, until the context ends."""
+    seen = _Seen([[] for _ in front.urls])
+    over = threading.Event()
+    threads = [
+        threading.Thread(target=work)
+        for work in (
+            lambda: _sample(front, seen, over),
+            lambda: _break(front, seen, sizes.fault_every, over),
+            lambda: asyncio.run(_leave(front, seen, seed, over)),
+        )
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _sample(front: Front, seen: _Seen, over: threading.Event) -> None:
+    while not over.wait(SAMPLE_S):
+        for number, samples in enumerate(seen.memory_kb):
+            status = Path(f"/proc/{front.parts[f'sidecar{number}'].pid}/status").read_text()
+            samples.append(int(status.partition("VmRSS:")[2].split()[0]))
+
+
+def _break(front: Front, seen: _Seen, every_s: float, over: threading.Event) -> None:
+    redis, coordinator, sidecar = (front.parts[name] for name in ("redis", "coordinator", "sidecar1"))
+    ways = cycle((redis.stand_still, coordinator.kill_and_start, sidecar.stand_still, redis.kill_and_start))
+    while not over.wait(every_s):
+        next(ways)(STILL_S)
+        seen.faults += 1
+
+
+async def _leave(front: Front, seen: _Seen, seed: int, over: threading.Event) -> None:
+    """Begin streams, and go away in the middle of them."""
+    chance = random.Random(seed)
+    body = {"model": "small", "prompt": [5] * 32, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    async with aiohttp.ClientSession(headers={"authorization": "Bearer impatient-key"}) as session:
+        while not over.is_set():
+            await asyncio.sleep(chance.expovariate(1 / IMPATIENT_EVERY_S))
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                url = f"{chance.choice(front.urls)}/v1/completions"
+                async with session.post(url, json=body, timeout=aiohttp.ClientTimeout(10)) as answer:
+                    await answer.content.readany()
+                    await asyncio.sleep(chance.uniform(0, 1))
+                seen.left += 1
+
+
+def _held_at_last(front: Front) -> float:
+    """What is held once nothing runs: nothing, after a moment."""
+    deadline = time.monotonic() + IDLE_S
+    while held := sum(map(_held, front.states)):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.5)
+    return held
+
+
+def _held(state: str) -> float:
+    with urllib.request.urlopen(state, timeout=10) as response:
+        entitlements = json.load(response)["entitlements"]
+    return float(sum(sum(e["in_use"].values()) for e in entitlements.values()))
+
+
+def _sidecar_tokens(front: Front) -> list[float]:
+    """Input tokens, cached ones included, and output tokens."""
+    pages = [state.replace("/debug/state", "/metrics") for state in front.states]
+    by_kind = {
+        kind: _total(pages, "tokenpool_tokens_total", kind=kind) for kind in ("input", "cached", "output")
+    }
+    return [by_kind["input"] + by_kind["cached"], by_kind["output"]]
+
+
+def _engine_tokens(engines: Sequence[Backend]) -> list[float]:
+    pages = [f"{engine.url}/metrics" for engine in engines]
+    return [_total(pages, f"vllm:{kind}_tokens_total") for kind in ("prompt", "generation")]
+
+
+def _total(pages: Sequence[str], name: str, **labels: str) -> float:
+    total = 0.0
+    for page in pages:
+        with urllib.request.urlopen(page, timeout=10) as response:
+            families = text_string_to_metric_families(response.read().decode())
+            total += sum(
+                sample.value
+                for family in families
+                for sample in family.samples
+                if sample.name == name and labels.items() <= sample.labels.items()
+            )
+    return total
+
+
+def _judged(
+    run_: Run, seed: int, seen: _Seen, held: float, said: Sequence[float], spent: Sequence[float]
+) -> Result:
+    ended = Counter(attempt.outcome for attempt in run_.attempts)
+    served = ended.pop(Outcome.SERVED, 0)
+    quarters = [_quarters(samples) for samples in seen.memory_kb]
+    return Result(
+        seed,
+        served,
+        {str(outcome): count for outcome, count in ended.items()},
+        seen.left,
+        seen.faults,
+        max(second for second, _ in quarters),
+        max(last - second for second, last in quarters),
+        held,
+        *(ours / theirs for ours, theirs in zip(said, spent, strict=True)),
+    )
+
+
+def _quarters(samples_kb: Sequence[int]) -> tuple[float, float]:
+    """The second and the last quarter's mean, in megabytes: the first is when a process fills its pools."""
+    quarter = max(len(samples_kb) // 4, 1)
+    second, last = samples_kb[quarter : 2 * quarter] or samples_kb, samples_kb[-quarter:]
+    return sum(second) / len(second) / 1000, sum(last) / len(last) / 1000
