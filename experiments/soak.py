@@ -1,8 +1,8 @@
 """Soak: half of what the engines can do, for long, with faults; what must be as in the beginning is.
 
 Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients who leave in
-the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still,
-the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs, and
+the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still
+and the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs, and
 the sidecars' token counters say what the engines' do.
 """
 
