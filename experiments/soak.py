@@ -2,8 +2,8 @@
 
 Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients who leave in
 the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still
-and the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs, and
-the sidecars' token counters say what the engines' do.
+and the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs,
+and the sidecars' token counters say what the engines' do.
 """
 
 from __future__ import annotations
