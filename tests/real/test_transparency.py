@@ -100,10 +100,6 @@ CASES: dict[str, tuple[str, Any]] = {
         MESSAGE | GREEDY | {"tools": [LOOK], "tool_choice": {"type": "none"}},
     ),
     "messages stream": ("/v1/messages", MESSAGE | GREEDY | {"stream": True}),
-    "messages stream stop": (
-        "/v1/messages",
-        MESSAGE | GREEDY | {"stream": True, "stop_sequences": ["a", "e"], "max_tokens": 200},
-    ),
     "count_tokens": ("/v1/messages/count_tokens", {"model": "tiny", "messages": MESSAGE["messages"]}),
     "responses": ("/v1/responses", RESPONSE | GREEDY),
     "responses items": (
