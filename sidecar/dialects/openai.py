@@ -1,19 +1,23 @@
 """The OpenAI dialect, as vLLM speaks it: request bodies in, asks out; refusals in, error bodies out.
 
 The body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a
-400 kB prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a
-request could mean one thing here and another there, and is refused with the field's name.
+400 kB prompt is skimmed and not copied; of a long one the beginning is hashed. Types are strict: where
+vLLM would coerce (``"5"`` to 5), a request could mean one thing here and another there, and is refused
+with the field's name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from tokenpool.cost import Ask
+from tokenpool.experience import PREFIX_BYTES
 from tokenpool.outcomes import Reason
 
 MESSAGE_BYTES = 16
@@ -22,7 +26,11 @@ COMPLETIONS_DEFAULT_TOKENS = 16
 """vLLM's ``max_tokens`` of ``/v1/completions`` where the request gives none."""
 MOST_SEQUENCES = 1024
 """More sequences in one request are a mistake or an attack; engines refuse them too."""
+CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
 _MOST_TOKENS = 1 << 31
+_SHORTEST_PREFIX, _LONGEST_PREFIX = PREFIX_BYTES[0], PREFIX_BYTES[-1]
+_PREFIX_KEY = secrets.token_bytes(16)
+"""Of this process alone: nobody can choose prompts that are taken for each other."""
 _BRACKET, _QUOTE, _NULL = b'["n'
 
 _Request = TypeVar("_Request")
@@ -124,7 +132,18 @@ def parse_chat(body: bytes) -> Parsed:
     if bound is None:
         bound = request.max_tokens
     per_prompt = 1 if request.n is None or request.n == 1 else _sequences(request.n)
-    ask = Ask(text_bytes, 0, images, audios, tools, 1, per_prompt, _bound(bound, "max_completion_tokens"))
+    ask = Ask(
+        text_bytes,
+        0,
+        images,
+        audios,
+        tools,
+        1,
+        per_prompt,
+        _bound(bound, "max_completion_tokens"),
+        (CHAT_ROUTE, request.model or ""),
+        _chat_prefixes(request) if text_bytes >= _SHORTEST_PREFIX else (),
+    )
     return _parsed(ask, request, body)
 
 
@@ -144,6 +163,8 @@ def parse_completion(body: bytes) -> Parsed:
         prompts=prompts,
         sequences_per_prompt=per_prompt,
         output_bound=_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
+        target=(COMPLETIONS_ROUTE, request.model or ""),
+        prefixes=_text_prefixes(request.prompt) if text_bytes >= _SHORTEST_PREFIX else (),
     )
     return _parsed(ask, request, body)
 
@@ -269,6 +290,41 @@ def _list_size(prompt: Raw, items: list[Raw]) -> tuple[int, int, int]:
     if all(kind.isdigit() for kind in kinds):
         return 1, 0, len(_decoded(_decode_ids, bytes(prompt)))
     raise Malformed("prompt must not mix strings, token ids and lists", "prompt")
+
+
+def _chat_prefixes(request: _Chat) -> tuple[bytes, ...]:
+    """The hashes of a conversation's beginning, in the order of chat templates: tools first."""
+    texts = [memoryview(tool) for tool in request.tools or ()]
+    texts += [memoryview(message.content) for message in request.messages]
+    return _prefixes(texts)
+
+
+def _text_prefixes(prompt: Raw) -> tuple[bytes, ...]:
+    """The hashes of a text's beginning; several prompts have no common one."""
+    view = memoryview(prompt)
+    return _prefixes((view,)) if view[0] == _QUOTE else ()
+
+
+def _prefixes(texts: Iterable[memoryview]) -> tuple[bytes, ...]:
+    """Keyed hashes of the first ``PREFIX_BYTES`` of texts as the client wrote them; no more is looked at."""
+    parts: list[memoryview] = []
+    left = _LONGEST_PREFIX
+    for text in texts:
+        part = text[:left]
+        parts.append(part)
+        left -= len(part)
+        if left == 0:
+            break
+    start = b"".join(parts)
+    digest, hashed = blake2b(digest_size=8, key=_PREFIX_KEY), 0
+    found = []
+    for size in PREFIX_BYTES:
+        if len(start) < size:
+            break
+        digest.update(start[hashed:size])
+        hashed = size
+        found.append(digest.digest())
+    return tuple(found)
 
 
 def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
