@@ -16,6 +16,8 @@ from sidecar.gate import Gate
 from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
+from tokenpool.cost import Pricer
+from tokenpool.experience import Experience
 from tokenpool.grants import Grants
 from tokenpool.ledger import Account
 from tokenpool.wire import REPORTED_OUTCOMES
@@ -166,8 +168,7 @@ class Admin:
             },
             "level": account.bucket.refill(self._telemetry.clock()),
             "debt": account.debt,
-            "tokens_per_byte": account.pricer.tokens_per_byte,
-            "expected_output": account.pricer.expected_output,
+            "learned": _learned(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
         }
 
@@ -216,6 +217,26 @@ _ONE_OF_SEVERAL = (
     "one sidecar of several: requests, sheds, demand and tokens/s are its own, limits the pool's;"
     " a coordinator's page shows the whole pool"
 )
+
+
+def _learned(pricer: Pricer) -> dict[str, Any]:
+    """What an entitlement's requests are priced by: overall, and for each route and model."""
+    return {
+        "overall": _experience(pricer.overall),
+        "targets": [
+            {"route": route, "model": model, **_experience(experience)}
+            for (route, model), experience in pricer.experiences
+        ],
+        "prefixes": pricer.known_prefixes,
+    }
+
+
+def _experience(experience: Experience) -> dict[str, float]:
+    return {
+        "tokens_per_byte": experience.input.per_byte,
+        "tokens_per_prompt": experience.input.offset,
+        "expected_output": experience.output.value,
+    }
 
 
 def _leader(grants: Grants | None) -> str:

@@ -18,7 +18,6 @@ import msgspec
 from sidecar.gate import Gate
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from sidecar.usage import Stamp
 from tokenpool.capacity import CapacityModel, EngineObservation
 from tokenpool.cost import EngineShape
 
@@ -176,7 +175,7 @@ class EngineWatcher:
             status.restarts += 1
             status.context_window = None
             self.capacity.forget()
-            gate.engine.stamp = Stamp()
+            gate.engine_restarted()
         status.last, status.misses, status.is_stale = seen, 0, False
         held_back = gate.throughput_sheds > self._sheds_seen
         lacked_slots = gate.slot_sheds > self._slot_sheds_seen

@@ -501,6 +501,12 @@ class Gate:
         self.engine.room = room
         self.serve_door()
 
+    def engine_restarted(self) -> None:
+        """Another process: it may have another fingerprint, and nothing in its prefix cache."""
+        self.engine.stamp = Stamp()
+        for account in self.accounts.values():
+            account.pricer.forget_cache()
+
     def relayed(self, passage: Passage, events: int) -> int:
         """A stream has relayed so many events: grow the reservation where it outgrows it.
 

@@ -29,7 +29,7 @@ NOBODY = "none"
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
-_RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+_RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
 
 class Histogram:
@@ -59,14 +59,27 @@ class Histogram:
 class Tally:
     """The counts of one entitlement."""
 
-    __slots__ = ("cached", "first_token", "input", "input_ratio", "outcomes", "output", "tier")
+    __slots__ = (
+        "cached",
+        "first_token",
+        "input",
+        "input_ratio",
+        "outcomes",
+        "outgrown",
+        "output",
+        "output_ratio",
+        "tier",
+    )
 
     def __init__(self, tier: str) -> None:
         self.tier = tier
         self.outcomes: Counter[str] = Counter()
         self.input = self.output = self.cached = 0
+        self.outgrown = 0
+        """Requests whose output was more than was reserved for it."""
         self.first_token = Histogram(_TTFT_BUCKETS)
         self.input_ratio = Histogram(_RATIO_BUCKETS)
+        self.output_ratio = Histogram(_RATIO_BUCKETS)
 
 
 class Telemetry(Collector):
@@ -114,8 +127,13 @@ class Telemetry(Collector):
         tally.input += input_tokens - cached_tokens
         tally.cached += cached_tokens
         tally.output += output_tokens
+        cost = ticket.cost
+        if output_tokens > cost.output_tokens:
+            tally.outgrown += 1
         if reported and input_tokens:
-            tally.input_ratio.observe(ticket.cost.input_tokens / input_tokens)
+            tally.input_ratio.observe(cost.input_tokens / input_tokens)
+        if reported and output_tokens and ending is Ending.FINISHED:
+            tally.output_ratio.observe(cost.output_tokens / output_tokens)
 
     def first_token(self, account: Account | None, seconds: float) -> None:
         """The first bytes of a response's body came so long after the request."""
@@ -155,6 +173,11 @@ class Telemetry(Collector):
             "Tokens settled: input computed, input from the prefix cache, output.",
             labels=("entitlement", "kind"),
         )
+        outgrown = CounterMetricFamily(
+            "tokenpool_outgrown_reservations",
+            "Requests whose output was more than was reserved for it.",
+            labels=("entitlement",),
+        )
         for name, tally in self._tallies.items():
             for outcome, count in sorted(tally.outcomes.items()):
                 requests.add_metric((name, tally.tier, outcome), count)
@@ -162,12 +185,13 @@ class Telemetry(Collector):
                 tokens.add_metric((name, "input"), tally.input)
                 tokens.add_metric((name, "cached"), tally.cached)
                 tokens.add_metric((name, "output"), tally.output)
+                outgrown.add_metric((name,), tally.outgrown)
         reloads = CounterMetricFamily(
             "tokenpool_config_reloads", "Pool files read, by result.", labels=("result",)
         )
         for result in ("ok", "invalid"):
             reloads.add_metric((result,), self.reloads[result])
-        yield from (requests, tokens, reloads)
+        yield from (requests, tokens, outgrown, reloads)
         yield CounterMetricFamily(
             "tokenpool_plans", "How often limits were recomputed.", value=self.limits_computed
         )
@@ -207,13 +231,14 @@ class Telemetry(Collector):
         )
         ratio = HistogramMetricFamily(
             "tokenpool_estimate_ratio",
-            "Estimated over reported input tokens.",
-            labels=("entitlement",),
+            "Estimated over reported tokens.",
+            labels=("entitlement", "kind"),
         )
         for name, tally in self._tallies.items():
             if name != NOBODY:
                 first_token.add_metric((name,), *_sampled(tally.first_token))
-                ratio.add_metric((name,), *_sampled(tally.input_ratio))
+                ratio.add_metric((name, "input"), *_sampled(tally.input_ratio))
+                ratio.add_metric((name, "output"), *_sampled(tally.output_ratio))
         overhead = HistogramMetricFamily(
             "tokenpool_overhead_seconds",
             "From the whole request read to its being sent to the engine.",

@@ -1,7 +1,8 @@
 """Cost: the price of a request in the engine's own units, before it runs and after.
 
-Which fields of which dialect make an ``Ask`` is the sidecar's dialects' business; what an ask costs is
-decided here. All token counts are whole tokens; throughput costs are weighted tokens.
+Which fields of which dialect make an ``Ask`` is the sidecar's dialects' business, what past requests taught
+is ``experience``'s; what an ask costs is decided here. All token counts are whole tokens; throughput costs
+are weighted tokens.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from typing import NamedTuple
 
 from tokenpool.entitlements import Entitlement, Pricing
-from tokenpool.estimators import OutputQuantile, TokenRatio
+from tokenpool.experience import Experience, Experiences, Prefixes, Target
 
 
 class Ask(NamedTuple):
@@ -27,6 +28,10 @@ class Ask(NamedTuple):
     sequences_per_prompt: int = 1
     output_bound: int | None = None
     """The bound per sequence that the engine will obey; ``None`` = up to the window, 0 = no output."""
+    target: Target = ("", "")
+    """Route and model: each has prices of its own."""
+    prefixes: tuple[bytes, ...] = ()
+    """Keyed hashes of the prompt's first ``experience.PREFIX_BYTES``, shortest first, as far as it goes."""
 
 
 class Cost(NamedTuple):
@@ -41,6 +46,8 @@ class Cost(NamedTuple):
     """Weighted tokens that the bucket is charged."""
     kv_tokens: int
     """KV-cache tokens that all sequences hold at their end, in whole blocks."""
+    cached_tokens: int = 0
+    """Input tokens that the engine is expected to have in its cache: held, but not charged."""
 
 
 class Usage(NamedTuple):
@@ -63,36 +70,41 @@ class EngineShape(NamedTuple):
 class Pricer:
     """Prices the requests of one entitlement, and learns from what they really cost."""
 
-    __slots__ = ("_output", "_pricing", "_quantile", "_ratio")
+    __slots__ = ("_experiences", "_prefixes", "_pricing", "_quantile")
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing) -> None:
         self._pricing = pricing
-        self._ratio = TokenRatio()
         self._quantile = entitlement.output_estimate.quantile
-        self._output = OutputQuantile(self._quantile or 1.0)
+        self._experiences = Experiences(self._quantile or 1.0)
+        self._prefixes = Prefixes()
 
     def reprice(self, entitlement: Entitlement, pricing: Pricing) -> None:
-        """Take over changed prices; what was learned stays, save under another quantile."""
+        """Take over changed prices; what was learned stays."""
         self._pricing = pricing
         if entitlement.output_estimate.quantile != self._quantile:
             self._quantile = entitlement.output_estimate.quantile
-            self._output = OutputQuantile(self._quantile or 1.0)
+            self._experiences.aim(self._quantile or 1.0)
 
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
         """The price of a request before it runs."""
         pricing = self._pricing
-        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, _ = ask
+        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes = ask
+        experience = self._experiences.of(target)
         input_tokens = (
-            math.ceil(text_bytes * self._ratio.value)
+            math.ceil(experience.input.expect(text_bytes, prompts))
             + token_ids
             + images * pricing.image_tokens
             + audios * pricing.audio_tokens
             + tools * pricing.tool_tokens
         )
+        cached_tokens = 0
+        if prefixes:
+            # The engine always computes the last token.
+            cached_tokens = min(self._prefixes.expect(prefixes), max(input_tokens - 1, 0))
         sequences = prompts * per_prompt
         # Prompts of one request are taken as equally long: the sum is right, and whole blocks nearly so.
         prompt_tokens = -(-input_tokens // prompts)
-        output = self._output_tokens(ask, prompt_tokens, engine)
+        output = self._output_tokens(bound, experience.output.value, prompt_tokens, engine)
         block_size = engine.block_size
         blocks = -(-(prompt_tokens + output) // block_size)
         output_tokens = output * sequences
@@ -100,18 +112,20 @@ class Pricer:
             input_tokens,
             output_tokens,
             sequences,
-            pricing.input_weight * input_tokens + pricing.output_weight * output_tokens,
+            pricing.input_weight * (input_tokens - cached_tokens) + pricing.output_weight * output_tokens,
             blocks * block_size * sequences,
+            cached_tokens,
         )
 
-    def _output_tokens(self, ask: Ask, prompt_tokens: int, engine: EngineShape) -> int:
+    def _output_tokens(
+        self, bound: int | None, expected: int, prompt_tokens: int, engine: EngineShape
+    ) -> int:
         """Expected output tokens of one sequence: the bound, or what experience makes of it."""
-        bound, window = ask.output_bound, engine.context_window
+        window = engine.context_window
         if window is not None:
             left = window - prompt_tokens if window > prompt_tokens else 1
             if bound is None or left < bound:
                 bound = left
-        expected = self._output.value
         if bound is None or (expected < bound and self._quantile is not None):
             return expected
         return bound
@@ -124,22 +138,47 @@ class Pricer:
 
     def spent_so_far(self, cost: Cost, relayed_tokens: int) -> Usage:
         """The usage of a request that ended early: its prompt, and the output that was relayed."""
-        return Usage(cost.input_tokens, relayed_tokens)
+        return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
     def learn(self, ask: Ask, usage: Usage) -> None:
         """Learn from a request that the engine finished."""
-        text_bytes, token_ids, images, audios, _, prompts, per_prompt, bound = ask
-        if not (images or audios or token_ids):
-            self._ratio.observe(text_bytes, usage.input_tokens)
-        if bound != 0:
-            self._output.observe(-(-usage.output_tokens // (prompts * per_prompt)))
+        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes = ask
+        output = -(-usage.output_tokens // (prompts * per_prompt))
+        is_text = not (images or audios or token_ids)
+        text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
+        for experience in self._experiences.to_teach(target):
+            if bound != 0:
+                experience.output.observe(output)
+            if is_text:
+                experience.input.observe(text_bytes / prompts, text_tokens / prompts)
+        if prefixes:
+            self._prefixes.observe(prefixes, usage.cached_tokens)
+
+    def learn_cut(self, ask: Ask, output_tokens: int) -> None:
+        """Learn from a request that was ended from outside when so many tokens had been relayed.
+
+        It tells how long its output was at least. Of its input nothing is known but the estimate.
+        """
+        if output_tokens > 0:
+            output = -(-output_tokens // (ask.prompts * ask.sequences_per_prompt))
+            for experience in self._experiences.to_teach(ask.target):
+                experience.output.observe_cut(output)
+
+    def forget_cache(self) -> None:
+        """The engine has restarted: its prefix cache is empty."""
+        self._prefixes.forget()
 
     @property
-    def tokens_per_byte(self) -> float:
-        """The learned ratio, for the pages."""
-        return self._ratio.value
+    def overall(self) -> Experience:
+        """What was learned of all requests together, for the pages."""
+        return self._experiences.overall
 
     @property
-    def expected_output(self) -> int:
-        """The learned quantile of output tokens per sequence, for the pages."""
-        return self._output.value
+    def experiences(self) -> Experiences:
+        """What was learned by route and model, for the pages."""
+        return self._experiences
+
+    @property
+    def known_prefixes(self) -> int:
+        """How many beginnings of prompts are known to lie in the engine's cache, for the pages."""
+        return len(self._prefixes)

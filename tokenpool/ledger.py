@@ -133,7 +133,7 @@ class Meter:
 
     def offer(self, cost: Cost, *, is_retry: bool = False) -> None:
         """Count one priced request, admitted or shed."""
-        _, _, sequences, throughput, kv_tokens = cost
+        _, _, sequences, throughput, kv_tokens, _ = cost
         self._offered_tokens += throughput
         self._offered_kv += kv_tokens
         self._offered_sequences += sequences
@@ -350,8 +350,8 @@ class Ledger:
             return
         ticket.output_held = output_tokens
         extra = output_tokens - ticket.cost.output_tokens
-        usage = Usage(ticket.cost.input_tokens, output_tokens)
-        charge = ticket.account.pricer.throughput(usage) - ticket.charged
+        pricer = ticket.account.pricer
+        charge = pricer.throughput(pricer.spent_so_far(ticket.cost, output_tokens)) - ticket.charged
         kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size
         self._hold(ticket.account, kv_tokens - ticket.kv_held, 0, now)
         ticket.kv_held = kv_tokens
@@ -363,14 +363,17 @@ class Ledger:
     ) -> None:
         """Replace the reservation by what was really spent. Raises ``TicketEnded`` the second time.
 
-        Only what the engine ``reported`` of a finished request teaches the estimators.
+        What the engine ``reported`` of a finished request teaches the estimators; of one that was cut short
+        they learn that its output would have been longer.
         """
         _require_running(ticket)
         ticket.ending = ending
         account = ticket.account
         self._hold(account, -ticket.kv_held, -ticket.cost.sequences, now)
         self._charge(account, account.pricer.throughput(spent) - ticket.charged)
-        if ending is Ending.FINISHED and reported:
+        if ending is not Ending.FINISHED:
+            account.pricer.learn_cut(ticket.ask, spent.output_tokens)
+        elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             account.pricer.learn(ticket.ask, spent)
 

@@ -18,10 +18,13 @@ from sidecar.dialects.bodies import (
     size,
 )
 from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
+ROUTE = "/v1/messages"
+"""Where prices are learned."""
 OVERLOADED = 529
 """What this API has for a server without capacity."""
 
@@ -51,7 +54,8 @@ def parse(body: bytes) -> Parsed:
     tools = request.tools or []
     text_bytes = MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))
     images = audios = 0
-    for text in (request.system, *(message.content for message in request.messages)):
+    texts = (request.system, *(message.content for message in request.messages))
+    for text in texts:
         more, pictures, sounds = content(text)
         text_bytes += more
         images += pictures
@@ -62,6 +66,8 @@ def parse(body: bytes) -> Parsed:
         audios=audios,
         tools=len(tools),
         output_bound=output_bound(request.max_tokens, "max_tokens"),
+        target=(ROUTE, request.model or ""),
+        prefixes=prefixes(text_bytes, (*tools, *texts)),
     )
     return Parsed(ask, request.model, bool(request.stream), False, body, takes_priority=False)
 

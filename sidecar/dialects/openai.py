@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -24,10 +25,13 @@ from sidecar.dialects.bodies import (
     with_field,
 )
 from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
+CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
+"""Where prices are learned: batches are chats."""
 COMPLETIONS_DEFAULT_TOKENS = 16
 """vLLM's ``max_tokens`` of ``/v1/completions`` where the request gives none."""
 
@@ -86,7 +90,18 @@ def parse_chat(body: bytes) -> Parsed:
         tools = len(request.tools)
         text_bytes += sum(map(size, request.tools))
     per_prompt = 1 if request.n is None or request.n == 1 else sequences(request.n)
-    ask = Ask(text_bytes, 0, images, audios, tools, 1, per_prompt, _chat_bound(request))
+    ask = Ask(
+        text_bytes,
+        0,
+        images,
+        audios,
+        tools,
+        1,
+        per_prompt,
+        _chat_bound(request),
+        (CHAT_ROUTE, request.model or ""),
+        prefixes(text_bytes, _texts(request)),
+    )
     return _parsed(ask, request, body)
 
 
@@ -99,7 +114,15 @@ def parse_chat_batch(body: bytes) -> Parsed:
     text_bytes, images, audios = (sum(each) for each in zip(*sizes, strict=True))
     count = not_too_many(len(sizes), "messages")
     # What the engine refuses anyway (streams, n) is priced as it would be.
-    ask = Ask(text_bytes, 0, images, audios, 0, count, sequences(request.n), _chat_bound(request))
+    ask = Ask(
+        text_bytes,
+        images=images,
+        audios=audios,
+        prompts=count,
+        sequences_per_prompt=sequences(request.n),
+        output_bound=_chat_bound(request),
+        target=(CHAT_ROUTE, request.model or ""),
+    )
     return Parsed(ask, request.model, False, False, body, request.priority is not UNSET)
 
 
@@ -135,8 +158,17 @@ def parse_completion(body: bytes) -> Parsed:
         prompts=count,
         sequences_per_prompt=per_prompt,
         output_bound=output_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
+        target=(COMPLETIONS_ROUTE, request.model or ""),
+        # Several prompts have no common beginning.
+        prefixes=prefixes(text_bytes, (request.prompt,)) if count == 1 else (),
     )
     return _parsed(ask, request, body)
+
+
+def _texts(request: _Chat) -> Iterator[Raw]:
+    yield from request.tools or ()
+    for message in request.messages:
+        yield message.content
 
 
 def _chat_bound(request: _Chat | _ChatBatch) -> int | None:

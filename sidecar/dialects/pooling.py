@@ -29,6 +29,9 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.openai import Message, conversation
 from tokenpool.cost import Ask
 
+ROUTE = "pooling"
+"""Where prices are learned: a model of this kind reads a text alike on all of these routes."""
+
 
 class _Pooling(msgspec.Struct):
     model: str | None = None
@@ -111,6 +114,7 @@ def parse_reranking(body: bytes) -> Parsed:
 
 
 def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
+    ask = ask._replace(target=(ROUTE, request.model or ""))
     return Parsed(ask, request.model, False, False, body, request.priority is not UNSET)
 
 

@@ -23,8 +23,12 @@ from sidecar.dialects.bodies import (
 )
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import error_body, error_kind, limit_headers
+from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.outcomes import Reason
+
+ROUTE = "/v1/responses"
+"""Where prices are learned."""
 
 
 class _Item(msgspec.Struct):
@@ -64,12 +68,15 @@ def parse(body: bytes) -> Parsed:
         raise Malformed("input must be a text or a list of items", "input")
     text_bytes, images, audios = _input(request.input)
     tools = request.tools or []
+    text_bytes += size(request.instructions) + sum(map(size, tools))
     ask = Ask(
-        text_bytes=text_bytes + size(request.instructions) + sum(map(size, tools)),
+        text_bytes=text_bytes,
         images=images,
         audios=audios,
         tools=len(tools),
         output_bound=output_bound(request.max_output_tokens, "max_output_tokens"),
+        target=(ROUTE, request.model or ""),
+        prefixes=prefixes(text_bytes, (*tools, request.instructions, request.input)),
     )
     return Parsed(
         ask,

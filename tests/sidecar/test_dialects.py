@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects import anthropic, openai, pooling, responses
-from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed
+from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
 from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
 from tests.sidecar.test_openai import json_values
@@ -28,6 +28,11 @@ def written(**fields: Any) -> bytes:
     return json.dumps({"model": "m"} | fields).encode()
 
 
+def asked_by(parsed: Parsed) -> Ask:
+    """What is asked for, whatever it is asked of."""
+    return parsed.ask._replace(target=("", ""))
+
+
 def size(value: object) -> int:
     return len(json.dumps(value))
 
@@ -37,7 +42,7 @@ def size(value: object) -> int:
 
 def message(content: object, **fields: Any) -> Ask:
     body = written(messages=[{"role": "user", "content": content}], max_tokens=9, **fields)
-    return anthropic.parse(body).ask
+    return asked_by(anthropic.parse(body))
 
 
 def test_a_message_is_priced_by_its_texts_and_those_of_the_system() -> None:
@@ -103,7 +108,7 @@ def test_anthropics_limits_are_in_its_own_headers_with_moments_for_resets() -> N
 
 
 def response(**fields: Any) -> Ask:
-    return responses.parse(written(**fields)).ask
+    return asked_by(responses.parse(written(**fields)))
 
 
 def test_a_response_is_priced_by_input_and_instructions() -> None:
@@ -157,25 +162,27 @@ def test_a_stream_of_response_events_ends_with_one_that_is_numbered() -> None:
     ],
 )
 def test_every_form_of_what_is_embedded_is_priced(given_input: object, asked: Ask) -> None:
-    assert pooling.parse_input(written(input=given_input)).ask == asked
+    assert asked_by(pooling.parse_input(written(input=given_input))) == asked
 
 
 def test_conversations_are_embedded_too_and_plugins_have_data() -> None:
     chat = [{"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "12"}]}]
-    assert pooling.parse_input(written(messages=chat)).ask == Ask(MESSAGE_BYTES + 2, images=1, output_bound=0)
+    assert asked_by(pooling.parse_input(written(messages=chat))) == Ask(
+        MESSAGE_BYTES + 2, images=1, output_bound=0
+    )
     assert pooling.parse_input(written(data={"a": 1})).ask.text_bytes == size({"a": 1})
 
 
 def test_a_query_is_read_again_for_every_document() -> None:
     asked = Ask(3 * 2 + 9, prompts=3, output_bound=0)
     documents = ["123", "123", "123"]
-    assert pooling.parse_reranking(written(query="12", documents=documents)).ask == asked
+    assert asked_by(pooling.parse_reranking(written(query="12", documents=documents))) == asked
     for one, other in (("queries", "documents"), ("text_1", "text_2"), ("data_1", "data_2")):
-        assert pooling.parse_scores(written(**{one: "12", other: documents})).ask == asked
-    pairs = pooling.parse_scores(written(queries=["1", "2"], items=["12", "34"])).ask
+        assert asked_by(pooling.parse_scores(written(**{one: "12", other: documents}))) == asked
+    pairs = asked_by(pooling.parse_scores(written(queries=["1", "2"], items=["12", "34"])))
     assert pairs == Ask(6, prompts=2, output_bound=0)
     rich = {"content": [{"type": "text", "text": "12"}, {"type": "image_url"}]}
-    assert pooling.parse_reranking(written(query=rich, documents=["1"])).ask == Ask(
+    assert asked_by(pooling.parse_reranking(written(query=rich, documents=["1"]))) == Ask(
         3, images=1, output_bound=0
     )
 
@@ -199,10 +206,32 @@ def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], para
     assert error.value.param == param
 
 
+def test_a_long_prompt_is_recognised_by_its_beginning_in_every_dialect() -> None:
+    long, other = "a" * 5000, "b" * 5000
+
+    def known(text: str, more: str) -> list[tuple[bytes, ...]]:
+        chat = [{"role": "user", "content": text}, {"role": "user", "content": more}]
+        return [
+            parsed.ask.prefixes
+            for parsed in (
+                openai.parse_chat(written(messages=chat)),
+                anthropic.parse(written(messages=chat, max_tokens=1)),
+                anthropic.parse(written(system=text, messages=chat[1:], max_tokens=1)),
+                responses.parse(written(instructions=text, input=more)),
+            )
+        ]
+
+    for one, same, another in zip(known(long, "1"), known(long, "2"), known(other, "1"), strict=True):
+        assert len(one) == 2  # of 1 and 4 kB
+        assert one == same
+        assert not set(one) & set(another)
+    assert not any(known("short", "1"))
+
+
 def test_a_batch_of_chats_is_as_many_sequences() -> None:
     chat = [{"role": "user", "content": "12345"}]
     parsed = openai.parse_chat_batch(written(messages=[chat, chat], max_tokens=4))
-    assert parsed.ask == Ask(2 * (MESSAGE_BYTES + 5), prompts=2, output_bound=4)
+    assert asked_by(parsed) == Ask(2 * (MESSAGE_BYTES + 5), prompts=2, output_bound=4)
 
 
 # --- all ---

@@ -28,7 +28,7 @@ def completion(**fields: Any) -> Parsed:
 
 def test_a_chat_is_priced_by_its_texts() -> None:
     parsed = chat()
-    assert parsed.ask == Ask(text_bytes=MESSAGE_BYTES + 5)
+    assert parsed.ask == Ask(text_bytes=MESSAGE_BYTES + 5, target=("/v1/chat/completions", "m"))
     assert (parsed.model, parsed.streams, parsed.hides_usage) == ("m", False, False)
 
 

@@ -82,20 +82,54 @@ def test_outputs_are_learned_per_sequence() -> None:
     made = pricer()
     for _ in range(10):
         made.learn(Ask(token_ids=1, prompts=2, sequences_per_prompt=2), Usage(1, 80))
-    assert made.expected_output == 20
+    assert made.overall.output.value == 20
 
 
 def test_prompts_with_pictures_do_not_teach_the_ratio() -> None:
     made = pricer()
     for _ in range(50):
         made.learn(Ask(text_bytes=10, images=1), Usage(5000, 1))
-    assert made.tokens_per_byte == 0.25
+    assert made.overall.input.per_byte == 0.25
 
 
-def test_new_prices_keep_what_was_learned_but_a_new_quantile_starts_anew() -> None:
+def test_the_price_of_tools_is_not_learned_as_text() -> None:
+    made = pricer(tool_tokens=1000)
+    for _ in range(50):
+        made.learn(Ask(text_bytes=400, tools=1), Usage(1100, 1))
+    assert made.price(Ask(text_bytes=400, tools=1, output_bound=1), SHAPE).input_tokens == 1100
+
+
+def test_routes_and_models_have_prices_of_their_own() -> None:
+    made = pricer()
+    for _ in range(100):
+        made.learn(Ask(text_bytes=1000, target=("chat", "a")), Usage(200, 10))
+        made.learn(Ask(text_bytes=1000, target=("chat", "b")), Usage(400, 90))
+    a, b = (made.price(Ask(text_bytes=1000, target=("chat", model)), SHAPE) for model in "ab")
+    assert (a.input_tokens, a.output_tokens) == (pytest.approx(200, abs=1), 10)
+    assert (b.input_tokens, b.output_tokens) == (pytest.approx(400, abs=1), 90)
+    assert 200 < made.price(Ask(text_bytes=1000, target=("chat", "c")), SHAPE).input_tokens < 400
+
+
+def test_prompts_that_the_engine_has_in_its_cache_cost_only_what_it_computes() -> None:
+    made = pricer(input_weight=2)
+    ask = Ask(text_bytes=4000, output_bound=10, prefixes=(b"1k",))
+    whole = made.price(ask, SHAPE)
+    for _ in range(2):
+        made.learn(ask, Usage(1000, 10, cached_tokens=960))
+    cost = made.price(ask, SHAPE)
+    assert (whole.cached_tokens, whole.throughput) == (0, 2010)
+    assert (cost.input_tokens, cost.cached_tokens, cost.throughput) == (1000, 960, 2 * 40 + 10)
+    assert cost.kv_tokens == whole.kv_tokens
+    assert made.spent_so_far(cost, 3) == Usage(1000, 3, 960)
+    assert made.price(ask._replace(text_bytes=400), SHAPE).cached_tokens == 99  # the last token is computed
+    made.forget_cache()
+    assert (made.price(ask, SHAPE).cached_tokens, made.known_prefixes) == (0, 0)
+
+
+def test_new_prices_and_another_quantile_keep_what_was_learned() -> None:
     made = taught(*range(10, 30))
     made.reprice(entitlement(), Pricing(output_weight=2))
-    assert made.expected_output == 28
+    assert made.overall.output.value == 29
     assert made.throughput(Usage(0, 5)) == 10
     made.reprice(entitlement(output_estimate=OutputEstimate(0.5)), Pricing())
-    assert made.expected_output == 256
+    assert made.overall.output.value == 20

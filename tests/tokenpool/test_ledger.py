@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, account, cost
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.cost import Usage
+from tokenpool.cost import Cost, Usage
 from tokenpool.ledger import Ledger, Ticket, TicketEnded, TokenBucket
 from tokenpool.outcomes import Ending
 
@@ -130,12 +130,37 @@ def test_only_what_the_engine_reported_of_a_finished_request_teaches() -> None:
         for _ in range(10):
             ticket = ledger.reserve(owner, ASK, cost(), 0.0)
             ledger.settle(ticket, Usage(200, 3), ending, 1.0, reported=reported)
-    assert (owner.pricer.tokens_per_byte, owner.pricer.expected_output) == (0.25, 256)
+    learned = owner.pricer.overall
+    assert (learned.input.per_byte, learned.output.value) == (0.25, 256)
     for _ in range(10):
         ticket = ledger.reserve(owner, ASK, cost(), 0.0)
         ledger.settle(ticket, Usage(200, 3), Ending.FINISHED, 3.0)
-    assert owner.pricer.expected_output == 3
+    assert learned.output.value == 3
     assert owner.meter.residence.value == 3.0
+
+
+def test_a_request_that_was_cut_teaches_that_its_output_was_longer() -> None:
+    ledger, owner = Ledger(), account()
+    for output in (*[50] * 20, *[400] * 4):
+        ticket = ledger.reserve(owner, ASK, cost(), 0.0)
+        ledger.settle(ticket, Usage(200, output), Ending.FINISHED, 1.0)
+    expected = owner.pricer.overall.output.value
+    for ending in (Ending.PREEMPTED, Ending.CLIENT_GONE, Ending.UPSTREAM_TIMEOUT, Ending.DRAINED):
+        for _ in range(30):
+            ticket = ledger.reserve(owner, ASK, cost(), 0.0)
+            ledger.settle(ticket, Usage(200, 2), ending, 1.0, reported=False)
+    assert owner.pricer.overall.output.value == expected == 400
+    assert owner.meter.residence.value == 1.0
+
+
+def test_an_extension_charges_no_input_that_is_expected_in_the_cache() -> None:
+    ledger, owner = Ledger(), account()
+    price = Cost(1000, 50, 1, 150.0, 1056, cached_tokens=900)
+    ticket = ledger.reserve(owner, ASK, price, 0.0)
+    ledger.extend(ticket, 80, 16, 1.0)
+    assert (ticket.charged, owner.meter.spent) == (180, 180)
+    ledger.settle(ticket, owner.pricer.spent_so_far(price, 80), Ending.CLIENT_GONE, 2.0, reported=False)
+    assert owner.meter.spent == 180
 
 
 def test_demand_follows_littles_law_and_counts_what_was_shed() -> None:

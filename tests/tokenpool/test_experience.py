@@ -1,0 +1,142 @@
+"""Experience is kept by route and model, and by prefix: bounded, whatever a tenant sends."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenpool.experience import IDLE_LESSONS, MOST_PREFIXES, MOST_TARGETS, Experiences, Prefixes
+
+SHORT, LONG, OTHER = b"short", b"long", b"other"
+
+
+def teach(experiences: Experiences, model: str, output: int, times: int = 1) -> None:
+    for _ in range(times):
+        for experience in experiences.to_teach(("chat", model)):
+            experience.output.observe(output)
+
+
+def output_of(experiences: Experiences, model: str) -> int:
+    return experiences.of(("chat", model)).output.value
+
+
+def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole() -> None:
+    known = Experiences(0.9)
+    teach(known, "a", 10, times=200)
+    assert output_of(known, "b") == 10
+    teach(known, "b", 500)
+    assert output_of(known, "b") == 10  # one lesson among those of the whole
+    teach(known, "b", 500, times=200)
+    assert (output_of(known, "a"), output_of(known, "b")) == (10, 500)
+    assert output_of(known, "new") == known.overall.output.value == 500
+
+
+def test_while_there_is_one_target_it_is_the_whole() -> None:
+    known = Experiences(0.9)
+    assert list(known) == []
+    teach(known, "a", 10)
+    assert known.of(("chat", "a")) is known.overall
+    teach(known, "b", 10)
+    assert {target for target, _ in known} == {("chat", "a"), ("chat", "b")}
+    assert all(experience is not known.overall for _, experience in known)
+
+
+def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
+    known = Experiences(0.9)
+    for model in range(MOST_TARGETS):
+        teach(known, str(model), 10)
+    teach(known, "late", 50, times=200)
+    assert len(list(known)) == MOST_TARGETS
+    assert known.of(("chat", "late")) is known.overall
+    assert output_of(known, "late") == 50
+    for model in range(1, MOST_TARGETS):
+        teach(known, str(model), 10, times=IDLE_LESSONS // (MOST_TARGETS - 2))
+    teach(known, "late", 50)
+    targets = {model for (_, model), _ in known}
+    assert len(targets) == MOST_TARGETS
+    assert ("late" in targets, "0" in targets, "1" in targets) == (True, False, True)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 500)), max_size=300))
+def test_no_choice_of_models_takes_more_than_its_room(seen: list[tuple[int, int]]) -> None:
+    known = Experiences(0.9)
+    for model, output in seen:
+        teach(known, str(model), output)
+        assert len(list(known)) <= MOST_TARGETS
+
+
+def test_another_quantile_counts_for_every_target() -> None:
+    known = Experiences(0.9)
+    for model in "ab":
+        teach(known, model, 10, times=60)
+        teach(known, model, 90, times=20)
+    assert (output_of(known, "a"), known.overall.output.value) == (90, 90)
+    known.aim(0.5)
+    assert (output_of(known, "a"), known.overall.output.value) == (10, 10)
+
+
+def test_a_prefix_is_believed_once_the_engine_has_reported_it() -> None:
+    known = Prefixes()
+    known.observe((SHORT, LONG), 0)
+    assert (known.expect((SHORT, LONG)), len(known)) == (0, 0)
+    known.observe((SHORT, LONG), 1000)
+    assert known.expect((SHORT, LONG)) == 1000
+    assert known.expect(()) == known.expect((OTHER,)) == 0
+
+
+def test_less_is_believed_at_once_and_more_by_half() -> None:
+    known = Prefixes()
+    known.observe((SHORT,), 1000)
+    known.observe((SHORT,), 2000)
+    assert known.expect((SHORT,)) == 1500
+    known.observe((SHORT,), 400)
+    assert known.expect((SHORT,)) == 400
+    known.observe((SHORT,), 0)
+    assert (known.expect((SHORT,)), len(known)) == (0, 0)
+
+
+def test_the_longest_known_prefix_tells() -> None:
+    known = Prefixes()
+    known.observe((SHORT,), 250)
+    known.observe((SHORT, LONG), 250)
+    known.observe((SHORT, LONG), 4250)
+    assert known.expect((SHORT, LONG)) == 2250
+    assert known.expect((SHORT, OTHER)) == 250
+
+
+def test_a_prefix_that_was_evicted_takes_the_belief_in_shorter_ones_along() -> None:
+    known = Prefixes()
+    known.observe((SHORT, LONG), 1000)
+    known.observe((SHORT, LONG), 100)
+    assert known.expect((SHORT, OTHER)) == 100
+    known.observe((SHORT, LONG), 0)
+    assert len(known) == 0
+
+
+def test_a_restarted_engine_has_nothing() -> None:
+    known = Prefixes()
+    known.observe((SHORT,), 250)
+    known.forget()
+    assert known.expect((SHORT,)) == 0
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 600), max_size=3), st.integers(0, 10**6)), max_size=400))
+def test_prefixes_take_no_more_than_their_room_and_promise_no_more_than_was_seen(
+    seen: list[tuple[list[int], int]],
+) -> None:
+    known, most = Prefixes(), 0
+    for numbers, cached in seen:
+        prefixes = tuple(str(number).encode() for number in numbers)
+        known.observe(prefixes, cached)
+        most = max(most, cached)
+        assert len(known) <= MOST_PREFIXES
+        assert 0 <= known.expect(prefixes) <= most
+
+
+def test_the_prefix_that_was_longest_without_a_request_makes_place() -> None:
+    known = Prefixes()
+    for number in range(MOST_PREFIXES):
+        known.observe((b"%d" % number,), 16)
+    known.observe((b"0",), 16)
+    known.observe((OTHER,), 16)
+    assert (known.expect((b"0",)), known.expect((b"1",)), len(known)) == (16, 0, MOST_PREFIXES)
