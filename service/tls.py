@@ -1,7 +1,7 @@
 """TLS for any process: a server's certificate that may change while it runs, and what a client trusts.
 
-Which files those are, and when to look at them again, is the owner's business; it gives the names of its options, so
-that a message names what to mend.
+Which files those are is the owner's business. Messages name the options, so that one knows what to mend: a
+server's are ``--tls-cert`` and ``--tls-key`` everywhere.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import ssl
 from pathlib import Path
 
+from service.filewatch import FileWatch
 from service.options import SettingsError
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ class Certificate:
 
     def __init__(self, cert: Path, key: Path) -> None:
         self.paths = (cert, key)
+        self.watch = FileWatch(self.paths, self.reload)
         self.context = _server_context()
         self.problem: str | None = None
         """Why what is on disk is not in force."""
@@ -77,5 +79,5 @@ def client_context(
 
 
 def _load(context: ssl.SSLContext, cert: Path, key: Path) -> None:
-    # With a password, though a useless one, a key that is encrypted is an error; without, OpenSSL asks the terminal.
+    # With a password, though a useless one, an encrypted key is an error; without, OpenSSL asks the terminal.
     context.load_cert_chain(cert, key, password="-")

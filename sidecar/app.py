@@ -14,12 +14,14 @@ from typing import Any
 
 from aiohttp import web
 
+from service.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
 from sidecar.http.downstream import Doorman
 from sidecar.http.heads import RequestFramer
+from sidecar.http.tls import TlsServer
 from sidecar.http.upstream import Pool as UpstreamPool
 from sidecar.poolwatch import Configuration, PoolWatch, load
 from sidecar.replication import Replication
@@ -78,12 +80,16 @@ class Sidecar:
         )
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
+        self.certificate: Certificate | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.certificate = Certificate(settings.tls_cert, settings.tls_key)
         self.admin = Admin(
             self.gate,
             self.watcher,
             self._limits,
             self.telemetry,
             lambda: self.door.exchanges,
+            self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
         self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
@@ -120,14 +126,7 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self.door,
-            self.settings.listen.host,
-            self.settings.listen.port,
-            backlog=BACKLOG,
-        )
-        self.listens_on = _bound(self._server.sockets)
+        self.listens_on = await self._listen()
         self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
         await self._admin_runner.setup()
         site = web.TCPSite(self._admin_runner, self.settings.admin.host, self.settings.admin.port)
@@ -146,10 +145,30 @@ class Sidecar:
             extra={
                 "listen": str(self.listens_on),
                 "admin": str(self.admin_on),
+                "tls": self.certificate is not None,
                 "upstream": str(self.settings.upstream),
                 "pool": self.gate.pool.name,
             },
         )
+
+    async def _listen(self) -> Address:
+        self._server: asyncio.Server | TlsServer
+        if self.certificate is not None:
+            self._server = server = TlsServer(self.door, self.certificate, self.settings)
+            self.telemetry.tls = server.metrics
+            await server.listen(self.settings.listen, BACKLOG)
+            self._spawn(self.certificate.watch.run())
+        else:
+            host, port = self.settings.listen
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(self.door, host, port, backlog=BACKLOG)
+        return _bound(self._server.sockets)
+
+    def reload(self) -> None:
+        """Read the pool file and the certificate anew."""
+        self.poolwatch.reload()
+        if self.certificate is not None:
+            self.certificate.reload()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -219,7 +238,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
-    loop.add_signal_handler(signal.SIGHUP, sidecar.poolwatch.reload)
+    loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

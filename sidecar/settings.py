@@ -40,6 +40,9 @@ class Settings:
     door_wait_guaranteed: float = 0.0
     door_wait_elastic: float = 0.0
     identity_header: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_handshake_timeout: float = 10.0
     upstream_key_file: Path | None = None
     log_level: str = "info"
     log_requests: bool = False
@@ -92,6 +95,9 @@ _FORM = Form(
         "door_wait_guaranteed": "how long a guaranteed tenant's request that fits in a moment may wait, s",
         "door_wait_elastic": "the same for elastic tenants, s; spot never waits",
         "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
+        "tls_cert": "speak TLS to tenants: the certificate and its chain, PEM; read again when it changes",
+        "tls_key": "its private key, PEM",
+        "tls_handshake_timeout": "how long a TLS handshake may take, s",
         "upstream_key_file": "a file with the API key that the engine itself asks for",
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
@@ -113,6 +119,8 @@ _FORM = Form(
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
     readers={
         "config": options.path,
+        "tls_cert": options.path,
+        "tls_key": options.path,
         "upstream_key_file": options.path,
         "upstream": options.upstream,
         "listen": options.address,
@@ -141,4 +149,11 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--grant-lifetime: {made.grant_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " grant would expire between two messages. Make it longer, or --tick shorter"
         )
+    _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     return made
+
+
+def _go_together(one: str, first: Path | None, other: str, second: Path | None) -> None:
+    if (first is None) != (second is None):
+        missing, given = (one, other) if first is None else (other, one)
+        raise SettingsError(f"{given} is given without {missing}; a certificate and its key go together")

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
-from service.filewatch import FileWatch
 from service.options import Address
 from service.tls import Certificate
 
@@ -30,7 +29,6 @@ class Injector:
         self._settings = settings
         self._template = template
         self.certificate = Certificate(settings.tls_cert, settings.tls_key)
-        self.watch = FileWatch(self.certificate.paths, self.certificate.reload)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -76,7 +74,7 @@ class Injector:
         await web.TCPSite(self._runner, host, port, ssl_context=self.certificate.context).start()
         host, port, *_ = self._runner.addresses[0]
         self.listens_on = Address(host, port)
-        self._watching = asyncio.get_running_loop().create_task(self.watch.run())
+        self._watching = asyncio.get_running_loop().create_task(self.certificate.watch.run())
         log.info("listening", extra={"listen": str(self.listens_on), "label": self._template.label})
 
     async def stop(self) -> None:
