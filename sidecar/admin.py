@@ -122,6 +122,7 @@ class Admin:
                 "up": gate.engine.is_up,
                 "stale": status.is_stale,
                 "restarts": status.restarts,
+                "error": None if gate.engine.is_up else status.error,
                 "context_window": status.context_window,
                 "block_size": gate.engine.shape.block_size,
                 "running": seen.running if seen else None,

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from service.tls import Certificate
+from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
@@ -22,6 +22,7 @@ from sidecar.gate import Gate, Levers
 from sidecar.http.downstream import Doorman
 from sidecar.http.heads import RequestFramer
 from sidecar.http.tls import TlsServer
+from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
 from sidecar.poolwatch import Configuration, PoolWatch, load
 from sidecar.replication import Replication
@@ -66,7 +67,8 @@ class Sidecar:
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
-        self.watcher = EngineWatcher(settings, self.gate, self.telemetry, self.capacity)
+        engine = _engine(settings)
+        self.watcher = EngineWatcher(settings, engine, self.gate, self.telemetry, self.capacity)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
@@ -75,9 +77,7 @@ class Sidecar:
             self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
-        self._upstream = UpstreamPool(
-            settings.upstream.host, settings.upstream.port, settings.connect_timeout
-        )
+        self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
         self.certificate: Certificate | None = None
@@ -146,7 +146,7 @@ class Sidecar:
                 "listen": str(self.listens_on),
                 "admin": str(self.admin_on),
                 "tls": self.certificate is not None,
-                "upstream": str(self.settings.upstream),
+                "upstream": self.settings.upstream.url,
                 "pool": self.gate.pool.name,
             },
         )
@@ -209,6 +209,21 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.door.connections):
             connection.abort()
+
+
+def _engine(settings: Settings) -> EngineAddress:
+    """How the engine is reached: by requests and by polls alike. Raises ``SettingsError``."""
+    origin = settings.upstream
+    if not origin.tls:
+        return EngineAddress(origin)
+    cert, key = settings.upstream_tls_cert, settings.upstream_tls_key
+    context = client_context(
+        settings.upstream_tls_ca,
+        (cert, key) if cert is not None and key is not None else None,
+        ca_option="--upstream-tls-ca",
+        pair_options="--upstream-tls-cert and --upstream-tls-key",
+    )
+    return EngineAddress(origin, context, settings.upstream_tls_name or origin.host)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -29,6 +29,13 @@ def openssl(*arguments: str) -> None:
     subprocess.run([program, *arguments], check=True, capture_output=True, timeout=60)
 
 
+def serving(cert: Path, key: Path) -> ssl.SSLContext:
+    """A server that shows this certificate."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    return context
+
+
 def trusting(cert: Path) -> ssl.SSLContext:
     """A client that trusts this certificate and nothing else."""
     return ssl.create_default_context(cafile=str(cert))

@@ -1,7 +1,7 @@
 """TLS on the proxied port: connections are accepted here, and become HTTP when they have shaken hands.
 
 A connection counts from the moment it is accepted, so handshakes without end are bounded like any other
-connection. asyncio's own TLS server tells nobody of a handshake that fails, which is why accepting is done here.
+connection. asyncio's own TLS server tells nobody of a handshake that fails: so accepting is done here.
 """
 
 from __future__ import annotations

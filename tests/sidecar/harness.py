@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from sidecar.app import Sidecar
-from sidecar.settings import Address, Settings
+from sidecar.settings import Address, Origin, Settings
 
 POOL = """
 pools:
@@ -54,7 +54,7 @@ async def sidecar_for(
     settings = Settings(
         **{
             "config": file,
-            "upstream": Address("127.0.0.1", port),
+            "upstream": Origin("127.0.0.1", port),
             "listen": Address("127.0.0.1", 0),
             "admin": Address("127.0.0.1", 0),
             "poll_interval": 0.02,
