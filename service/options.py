@@ -31,6 +31,22 @@ class Address(NamedTuple):
         return f"{host}:{self.port}"
 
 
+class Origin(NamedTuple):
+    """Where a server is, and whether it speaks TLS."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return str(Address(self.host, self.port))
+
+    @property
+    def url(self) -> str:
+        """Without a path."""
+        return f"{'https' if self.tls else 'http'}://{self}"
+
+
 @dataclass(frozen=True)
 class Form(Generic[Record]):
     """How a record is read."""
@@ -135,17 +151,18 @@ def address(text: str, source: str) -> Address:
     return Address(host or "0.0.0.0", int(port))
 
 
-def upstream(text: str, source: str) -> Address:
-    """``http://HOST:PORT`` of a server next door, without a path."""
-    match = re.fullmatch(r"http://([^/?#@]+)/?", text)
+def upstream(text: str, source: str) -> Origin:
+    """``http://HOST:PORT`` or ``https://HOST:PORT`` of a server, without a path."""
+    match = re.fullmatch(r"(https?)://([^/?#@]+)/?", text)
     if match is None:
         raise SettingsError(
-            f"{source}: {text!r} is not http://HOST:PORT; the engine is next door, so plain HTTP and no path"
+            f"{source}: {text!r} is not http://HOST:PORT or https://HOST:PORT; leave paths and users out"
         )
-    authority = match[1]
+    scheme, authority = match.groups()
     if not re.search(r":\d+$", authority):
-        authority += ":80"
-    return address(authority, source)
+        authority += ":443" if scheme == "https" else ":80"
+    host, port = address(authority, source)
+    return Origin(host, port, scheme == "https")
 
 
 def boolean(text: str, source: str) -> bool:

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
 from service.live.server import LivePage
+from service.tls import Certificate
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.replication import UNLED_S
@@ -43,12 +44,14 @@ class Admin:
         limits: Limits,
         telemetry: Telemetry,
         exchanges: Callable[[], int],
+        certificate: Certificate | None = None,
     ) -> None:
         self._gate = gate
         self._watcher = watcher
         self._limits = limits
         self._telemetry = telemetry
         self._exchanges = exchanges
+        self._certificate = certificate
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
         ProcessCollector(registry=self._registry)
@@ -81,10 +84,13 @@ class Admin:
     async def readyz(self, request: web.Request) -> web.Response:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
 
-        Books that do not answer degrade a sidecar, and take nothing away from its readiness.
+        Books that do not answer, or a certificate that cannot be renewed, degrade a sidecar, and take nothing
+        away from its readiness.
         """
         problems = self.problems()
         degraded = self._limits.degraded()
+        if self._certificate is not None and self._certificate.problem is not None:
+            degraded = [*degraded, self._certificate.problem]
         status = "unready" if problems else "degraded" if degraded else "ready"
         body = {"status": status, "problems": problems, "degraded": degraded}
         return web.json_response(body, status=503 if problems else 200)
@@ -118,6 +124,7 @@ class Admin:
                 "up": gate.engine.is_up,
                 "stale": status.is_stale,
                 "restarts": status.restarts,
+                "error": None if gate.engine.is_up else status.error,
                 "context_window": status.context_window,
                 "block_size": gate.engine.shape.block_size,
                 "running": seen.running if seen else None,

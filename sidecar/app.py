@@ -14,12 +14,15 @@ from typing import Any
 
 from aiohttp import web
 
+from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
 from sidecar.http.downstream import Doorman
 from sidecar.http.heads import RequestFramer
+from sidecar.http.tls import TlsServer
+from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
 from sidecar.poolwatch import Configuration, PoolWatch, load
 from sidecar.replication import Replication
@@ -64,7 +67,8 @@ class Sidecar:
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
-        self.watcher = EngineWatcher(settings, self.gate, self.telemetry, self.capacity)
+        engine = _engine(settings)
+        self.watcher = EngineWatcher(settings, engine, self.gate, self.telemetry, self.capacity)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
@@ -73,17 +77,19 @@ class Sidecar:
             self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
-        self._upstream = UpstreamPool(
-            settings.upstream.host, settings.upstream.port, settings.connect_timeout
-        )
+        self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
+        self.certificate: Certificate | None = None
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            self.certificate = Certificate(settings.tls_cert, settings.tls_key)
         self.admin = Admin(
             self.gate,
             self.watcher,
             self._limits,
             self.telemetry,
             lambda: self.door.exchanges,
+            self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
         self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
@@ -120,14 +126,7 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self.door,
-            self.settings.listen.host,
-            self.settings.listen.port,
-            backlog=BACKLOG,
-        )
-        self.listens_on = _bound(self._server.sockets)
+        self.listens_on = await self._listen()
         self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
         await self._admin_runner.setup()
         site = web.TCPSite(self._admin_runner, self.settings.admin.host, self.settings.admin.port)
@@ -146,10 +145,30 @@ class Sidecar:
             extra={
                 "listen": str(self.listens_on),
                 "admin": str(self.admin_on),
-                "upstream": str(self.settings.upstream),
+                "tls": self.certificate is not None,
+                "upstream": self.settings.upstream.url,
                 "pool": self.gate.pool.name,
             },
         )
+
+    async def _listen(self) -> Address:
+        self._server: asyncio.Server | TlsServer
+        if self.certificate is not None:
+            self._server = server = TlsServer(self.door, self.certificate, self.settings)
+            self.telemetry.tls = server.metrics
+            await server.listen(self.settings.listen, BACKLOG)
+            self._spawn(self.certificate.watch.run())
+        else:
+            host, port = self.settings.listen
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(self.door, host, port, backlog=BACKLOG)
+        return _bound(self._server.sockets)
+
+    def reload(self) -> None:
+        """Read the pool file and the certificate anew."""
+        self.poolwatch.reload()
+        if self.certificate is not None:
+            self.certificate.reload()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -192,6 +211,21 @@ class Sidecar:
             connection.abort()
 
 
+def _engine(settings: Settings) -> EngineAddress:
+    """How the engine is reached: by requests and by polls alike. Raises ``SettingsError``."""
+    origin = settings.upstream
+    if not origin.tls:
+        return EngineAddress(origin)
+    cert, key = settings.upstream_tls_cert, settings.upstream_tls_key
+    context = client_context(
+        settings.upstream_tls_ca,
+        (cert, key) if cert is not None and key is not None else None,
+        ca_option="--upstream-tls-ca",
+        pair_options="--upstream-tls-cert and --upstream-tls-key",
+    )
+    return EngineAddress(origin, context, settings.upstream_tls_name or origin.host)
+
+
 def _log_failure(task: asyncio.Task[None]) -> None:
     """A loop that ends by itself is a defect: say so, loudly."""
     if not task.cancelled() and (error := task.exception()) is not None:
@@ -219,7 +253,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
-    loop.add_signal_handler(signal.SIGHUP, sidecar.poolwatch.reload)
+    loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

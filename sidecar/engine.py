@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from sidecar.gate import Gate
+from sidecar.http.upstream import EngineAddress
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel, EngineObservation
@@ -101,19 +102,28 @@ class EngineStatus:
     misses: int = 0
     last: EngineObservation | None = None
     context_window: int | None = None
+    error: str | None = None
+    """Why it was found to be down last."""
 
 
 class EngineWatcher:
     """Polls one engine."""
 
-    def __init__(self, settings: Settings, gate: Gate, telemetry: Telemetry, capacity: CapacityModel) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: EngineAddress,
+        gate: Gate,
+        telemetry: Telemetry,
+        capacity: CapacityModel,
+    ) -> None:
         self.status = EngineStatus()
         self.capacity = capacity
         self._settings = settings
         self._gate = gate
         self._telemetry = telemetry
         self._sheds_seen = self._slot_sheds_seen = 0
-        self._base = f"http://{settings.upstream}"
+        self._engine = engine
         self.engine_key: str | None = None
         """The key that the engine itself asks for."""
         if settings.upstream_key_file is not None:
@@ -150,7 +160,10 @@ class EngineWatcher:
             self._is_up()
 
     async def _get(self, session: aiohttp.ClientSession, path: str) -> bytes:
-        async with session.get(self._base + path) as response:
+        engine = self._engine
+        async with session.get(
+            engine.origin.url + path, ssl=engine.context or True, server_hostname=engine.name
+        ) as response:
             response.raise_for_status()
             return await response.read()
 
@@ -199,14 +212,16 @@ class EngineWatcher:
 
     def _is_up(self) -> None:
         if not self.status.is_up:
-            log.info("the engine answers", extra={"upstream": str(self._settings.upstream)})
+            log.info("the engine answers", extra={"upstream": self._engine.origin.url})
         self._say(True)
         if self._gate.engine.room.slots == 0:
             self._gate.engine.room = self.capacity.room(0, 0)
 
     def _is_down(self, error: Exception) -> None:
-        if self.status.is_up:
-            log.warning("the engine does not answer", extra={"error": str(error) or repr(error)})
+        text = str(error) or repr(error)
+        if self.status.is_up or text != self.status.error:
+            log.warning("the engine does not answer", extra={"error": text})
+        self.status.error = text
         self._say(False)
 
     def _say(self, is_up: bool) -> None:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import options
-from service.options import Address, Form, SettingsError
+from service.options import Address, Form, Origin, SettingsError
 from tokenpool.planner import PlannerSettings
 
-__all__ = ["Address", "Settings", "SettingsError", "add_arguments", "read"]
+__all__ = ["Address", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
 MEMORY = "memory"
 
@@ -24,7 +24,7 @@ class Settings:
     """How one sidecar runs. Times are in seconds, sizes in bytes."""
 
     config: Path
-    upstream: Address
+    upstream: Origin
     listen: Address = Address("127.0.0.1", 8080)
     admin: Address = Address("127.0.0.1", 9090)
     pool: str | None = None
@@ -40,7 +40,14 @@ class Settings:
     door_wait_guaranteed: float = 0.0
     door_wait_elastic: float = 0.0
     identity_header: str | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_handshake_timeout: float = 10.0
     upstream_key_file: Path | None = None
+    upstream_tls_ca: Path | None = None
+    upstream_tls_cert: Path | None = None
+    upstream_tls_key: Path | None = None
+    upstream_tls_name: str | None = None
     log_level: str = "info"
     log_requests: bool = False
     tick: float = 0.25
@@ -76,7 +83,7 @@ _FORM = Form(
     Settings,
     {
         "config": "the pool file",
-        "upstream": "the engine, http://HOST:PORT",
+        "upstream": "the engine, http://HOST:PORT or https://HOST:PORT",
         "listen": "where tenants connect, HOST:PORT",
         "admin": "metrics, health and state, HOST:PORT; keep it away from tenants",
         "pool": "the pool that this engine belongs to; needed where the file has several",
@@ -92,7 +99,14 @@ _FORM = Form(
         "door_wait_guaranteed": "how long a guaranteed tenant's request that fits in a moment may wait, s",
         "door_wait_elastic": "the same for elastic tenants, s; spot never waits",
         "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
+        "tls_cert": "speak TLS to tenants: the certificate and its chain, PEM; read again when it changes",
+        "tls_key": "its private key, PEM",
+        "tls_handshake_timeout": "how long a TLS handshake may take, s",
         "upstream_key_file": "a file with the API key that the engine itself asks for",
+        "upstream_tls_ca": "the authorities that vouch for an https engine, PEM; the system's otherwise",
+        "upstream_tls_cert": "the certificate to show to an https engine, PEM",
+        "upstream_tls_key": "its private key, PEM",
+        "upstream_tls_name": "the name in an https engine's certificate, where --upstream has another",
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
         "tick": "how often limits are recomputed, and the books are spoken to, s",
@@ -113,7 +127,13 @@ _FORM = Form(
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
     readers={
         "config": options.path,
+        "tls_cert": options.path,
+        "tls_key": options.path,
         "upstream_key_file": options.path,
+        "upstream_tls_ca": options.path,
+        "upstream_tls_cert": options.path,
+        "upstream_tls_key": options.path,
+        "upstream_tls_name": options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address"),
         "upstream": options.upstream,
         "listen": options.address,
         "admin": options.address,
@@ -141,4 +161,15 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--grant-lifetime: {made.grant_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " grant would expire between two messages. Make it longer, or --tick shorter"
         )
+    _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
+    _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
+    for name in ("upstream_tls_ca", "upstream_tls_cert", "upstream_tls_name"):
+        if getattr(made, name) is not None and not made.upstream.tls:
+            raise SettingsError(f"{options.option(name)} needs an https --upstream, not {made.upstream.url}")
     return made
+
+
+def _go_together(one: str, first: Path | None, other: str, second: Path | None) -> None:
+    if (first is None) != (second is None):
+        missing, given = (one, other) if first is None else (other, one)
+        raise SettingsError(f"{given} is given without {missing}; a certificate and its key go together")

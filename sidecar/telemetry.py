@@ -98,6 +98,8 @@ class Telemetry(Collector):
         """The metrics of what the gate does for guarantees beyond admission."""
         self.books: Callable[[], Iterator[Metric]] | None = None
         """The metrics of a sidecar that shares limits with others."""
+        self.tls: Callable[[], Iterator[Metric]] | None = None
+        """The metrics of a proxied port that speaks TLS."""
         self._accounts: Mapping[str, Account] = {}
         self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY)}
         self._overhead = Histogram(_OVERHEAD_BUCKETS)
@@ -158,7 +160,7 @@ class Telemetry(Collector):
         yield from self._counters()
         yield from self._gauges()
         yield from self._histograms()
-        for more in (self.levers, self.books):
+        for more in (self.levers, self.books, self.tls):
             if more is not None:
                 yield from more()
 

@@ -8,49 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import ssl
 
 from aiohttp import web
 
 from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
-from service.filewatch import FileWatch
-from service.options import Address, SettingsError
+from service.options import Address
+from service.tls import Certificate
 
 log = logging.getLogger(__name__)
 
 MAX_REVIEW_BYTES = 8 << 20
 """The API server takes objects of 1.5 MB at most, and sends an old one along with a new one."""
-
-
-class Certificate:
-    """The certificate in force; new connections get the newest that could be loaded."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.paths = (settings.tls_cert, settings.tls_key)
-        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.problem: str | None = None
-        try:
-            self.context.load_cert_chain(*self.paths)
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(self._unfit(error)) from error
-
-    def reload(self) -> None:
-        """Read the files again. Where they do not fit (yet), what is in force stays."""
-        try:
-            # Tried apart first: a key that does not belong to it must not be left in the live context.
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*self.paths)
-            self.context.load_cert_chain(*self.paths)
-        except (OSError, ssl.SSLError) as error:
-            self.problem = self._unfit(error)
-            log.error("the certificate cannot be read; the old one stays in force: %s", error)
-            return
-        self.problem = None
-        log.info("the certificate is in force", extra={"cert": str(self.paths[0])})
-
-    def _unfit(self, error: Exception) -> str:
-        cert, key = self.paths
-        return f"--tls-cert {cert} and --tls-key {key} cannot be loaded: {error}"
 
 
 class Injector:
@@ -59,8 +28,7 @@ class Injector:
     def __init__(self, settings: Settings, template: Template) -> None:
         self._settings = settings
         self._template = template
-        self.certificate = Certificate(settings)
-        self.watch = FileWatch(self.certificate.paths, self.certificate.reload)
+        self.certificate = Certificate(settings.tls_cert, settings.tls_key)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -106,7 +74,7 @@ class Injector:
         await web.TCPSite(self._runner, host, port, ssl_context=self.certificate.context).start()
         host, port, *_ = self._runner.addresses[0]
         self.listens_on = Address(host, port)
-        self._watching = asyncio.get_running_loop().create_task(self.watch.run())
+        self._watching = asyncio.get_running_loop().create_task(self.certificate.watch.run())
         log.info("listening", extra={"listen": str(self.listens_on), "label": self._template.label})
 
     async def stop(self) -> None:

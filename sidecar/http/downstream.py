@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 import httptools
 
@@ -68,6 +68,26 @@ class _KnownRequest(NamedTuple):
     epoch: int
 
 
+class Guest(Protocol):
+    """A connection as the doorman sees it."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an exchange is under way."""
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long."""
+
+    def close_if_idle(self) -> None:
+        """Close unless a request is being read or served."""
+
+    def drain(self) -> None:
+        """End the exchange now."""
+
+    def abort(self) -> None:
+        """Close without waiting for anything."""
+
+
 class Doorman:
     """What all connections of one listening socket share."""
 
@@ -84,11 +104,22 @@ class Doorman:
         self.telemetry = telemetry
         self.pool = pool
         self.framer = framer
-        self.connections: set[Downstream] = set()
+        self.connections: set[Guest] = set()
 
     def __call__(self) -> Downstream:
         """asyncio: the protocol of a new connection."""
         return Downstream(self)
+
+    def enter(self, guest: Guest) -> bool:
+        """A connection begins, and counts; whether there is room for it."""
+        self.connections.add(guest)
+        self.telemetry.connections = len(self.connections)
+        return len(self.connections) <= self.settings.max_connections
+
+    def leave(self, guest: Guest) -> None:
+        """A connection has ended."""
+        self.connections.discard(guest)
+        self.telemetry.connections = len(self.connections)
 
     def sweep(self, now: float) -> None:
         """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
@@ -174,9 +205,7 @@ class Downstream(asyncio.Protocol):
         door = self._door
         now = door.telemetry.clock()
         self._deadline = now + door.settings.head_timeout
-        door.connections.add(self)
-        door.telemetry.connections = len(door.connections)
-        if len(door.connections) > door.settings.max_connections:
+        if not door.enter(self):
             self._answer_and_linger(
                 Refusal(
                     Reason.TOO_MANY_CONNECTIONS,
@@ -243,9 +272,7 @@ class Downstream(asyncio.Protocol):
         """asyncio: the connection is gone."""
         self._transport = None
         self._reads = False
-        door = self._door
-        door.connections.discard(self)
-        door.telemetry.connections = len(door.connections)
+        self._door.leave(self)
         self._pending.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -530,11 +557,13 @@ class Downstream(asyncio.Protocol):
 
     # --- closing ---
 
-    def _close(self) -> None:
+    def _close(self, within: float | None = None) -> None:
+        """Close in good order: what is written leaves first, and over TLS both sides say goodbye."""
         self._reads = False
         self._pending.clear()
         if self._transport is not None:
             self._transport.close()
+            self._enter(_Phase.LINGERING, within or self._door.settings.write_timeout)
 
     def _linger(self) -> None:
         """Close for writing, and read on for a while, lest a reset destroy the answer on its way."""
@@ -545,7 +574,9 @@ class Downstream(asyncio.Protocol):
         if transport is None:
             return
         self._resume_reading()
-        if transport.can_write_eof() and not transport.is_closing():
+        if not transport.can_write_eof():
+            transport.close()  # TLS has no half-closed state: it says goodbye, and reads on by itself
+        elif not transport.is_closing():
             transport.write_eof()
 
     def _drop(self, count: int) -> None:
@@ -561,7 +592,7 @@ class Downstream(asyncio.Protocol):
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""
         if self._exchange is None and self._phase is _Phase.IDLE and not self._pending:
-            self._close()
+            self._close(within=LINGER_S)
 
     def abort(self) -> None:
         """Close without waiting for anything."""
@@ -592,7 +623,7 @@ class Downstream(asyncio.Protocol):
         if self._phase is _Phase.LINGERING:
             transport.abort()
         elif self._phase is _Phase.IDLE or not self._reads:
-            self._close()
+            self._close(within=LINGER_S)
         else:
             what = "head" if self._phase is _Phase.HEAD else "body"
             self._stop_reading(Refusal(Reason.REQUEST_TIMEOUT, f"the request {what} took too long to arrive"))

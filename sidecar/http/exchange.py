@@ -7,6 +7,7 @@ end of draining) ends it; ``_end`` is the only way out, so the passage is closed
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
 
 from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
@@ -15,6 +16,8 @@ from sidecar.http.upstream import Connection, Pool
 from sidecar.telemetry import Telemetry
 from sidecar.usage import BodyReader, Reader, StreamReader
 from tokenpool.outcomes import Ending, Reason
+
+log = logging.getLogger(__name__)
 
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
@@ -112,9 +115,11 @@ class Exchange:
         self._connection = connection
         connection.send(self, self._head_bytes, self._passage.body)
 
-    def on_refused(self) -> None:
+    def on_refused(self, error: OSError) -> None:
         """No connection could be made."""
         if not self._has_ended:
+            if self._gate.engine.is_up:
+                log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
             self._gate.engine.is_up = False
             self._end(Ending.UPSTREAM_ERROR, spent=False)
             self._client.refuse(

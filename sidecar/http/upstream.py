@@ -8,17 +8,22 @@ request, which is sent once more, on a fresh one.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
+from service.options import Origin
 from sidecar.http.heads import Headers, ResponseHead
 from sidecar.http.known import KnownHead, only_chunk
 
 IDLE_S = 4.0
 """vLLM's server closes a connection that was idle for 5 s; a second is left for what is under way."""
 MOST_IDLE = 256
+GOODBYE_S = 1.0
+"""How long a TLS connection that is closed waits for the engine to close it, too."""
 
 
 class Exchange(Protocol):
@@ -36,8 +41,19 @@ class Exchange(Protocol):
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
 
-    def on_refused(self) -> None:
-        """No connection could be made."""
+    def on_refused(self, error: OSError) -> None:
+        """No connection could be made, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddress:
+    """Where the engine is, and how to be sure that it is the engine."""
+
+    origin: Origin
+    context: ssl.SSLContext | None = None
+    """What to trust, and to show; ``None`` without TLS."""
+    name: str | None = None
+    """The name that its certificate must have."""
 
 
 class Connection(asyncio.Protocol):
@@ -83,6 +99,11 @@ class Connection(asyncio.Protocol):
         self._reason = b""
         self._is_complete = self._keeps_alive = False
         self._has_ended_chunk = self._is_between_chunks = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it stands."""
+        return self._transport is not None
 
     # --- one exchange ---
 
@@ -251,8 +272,8 @@ class Connection(asyncio.Protocol):
 class Pool:
     """The connections to one engine."""
 
-    def __init__(self, host: str, port: int, connect_timeout: float) -> None:
-        self._host, self._port = host, port
+    def __init__(self, engine: EngineAddress, connect_timeout: float) -> None:
+        self._engine = engine
         self._connect_timeout = connect_timeout
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
@@ -275,15 +296,32 @@ class Pool:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, waiter: Waiter) -> None:
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
-        except OSError:  # TimeoutError is one too
-            waiter.on_refused()
+                connection = await self._open_one()
+        except OSError as error:  # TimeoutError and SSLError are, too
+            waiter.on_refused(error)
             return
         self._open.add(connection)
         waiter.on_connected(connection)
+
+    async def _open_one(self) -> Connection:
+        loop, engine = asyncio.get_running_loop(), self._engine
+        host, port, _ = engine.origin
+        if engine.context is None:
+            _, connection = await loop.create_connection(lambda: Connection(self), host, port)
+        else:
+            _, connection = await loop.create_connection(
+                lambda: Connection(self),
+                host,
+                port,
+                ssl=engine.context,
+                server_hostname=engine.name,
+                ssl_shutdown_timeout=GOODBYE_S,
+            )
+        if not connection.is_open:
+            raise ConnectionResetError("the engine closed the connection at once")
+        return connection
 
     def release(self, connection: Connection) -> None:
         """Take back a connection whose exchange is over."""
@@ -318,5 +356,5 @@ class Waiter(Protocol):
     def on_connected(self, connection: Connection) -> None:
         """Here it is."""
 
-    def on_refused(self) -> None:
-        """No connection could be made."""
+    def on_refused(self, error: OSError) -> None:
+        """No connection could be made, and why."""

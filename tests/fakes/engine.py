@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -128,10 +129,12 @@ class FakeEngine:
     is_mute: bool = False
     """Whether polls are left without an answer."""
     port: int = 0
+    tls: ssl.SSLContext | None = None
+    """What it shows to whoever connects; plain HTTP without."""
 
     async def start(self) -> None:
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:

@@ -6,10 +6,7 @@ import asyncio
 import base64
 import io
 import json
-import shutil
 import signal
-import ssl
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -28,6 +25,7 @@ from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
 from demo.engine import free_port
 from service.options import Address, SettingsError
+from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod
 
 
@@ -198,19 +196,6 @@ def test_a_review_with_anything_in_it_is_answered_or_named(data: st.DataObject) 
     json.dumps(answered.document)
 
 
-def certify(folder: Path, name: str) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, in the files that cert-manager's Secret has."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed, and certificates come from nowhere else")
-    cert, key = folder / "tls.crt", folder / "tls.key"
-    command = (
-        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN={name}"
-    )
-    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
-    subprocess.run([*command.split(), *files], check=True, capture_output=True, timeout=60)
-    return cert, key
-
-
 @pytest_asyncio.fixture
 async def injector(tmp_path: Path) -> AsyncIterator[Injector]:
     cert, key = certify(tmp_path, "first")
@@ -223,9 +208,9 @@ async def injector(tmp_path: Path) -> AsyncIterator[Injector]:
 
 async def ask(injector: Injector, path: str, body: Any = None) -> tuple[int, str]:
     """One request over HTTPS that trusts the certificate on disk and nothing else."""
-    trusting = ssl.create_default_context(cafile=str(injector.certificate.paths[0]))
+    connector = aiohttp.TCPConnector(ssl=trusting(injector.certificate.paths[0]))
     async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting)) as session,
+        aiohttp.ClientSession(connector=connector) as session,
         session.request(
             "GET" if body is None else "POST", f"https://{injector.listens_on}{path}", data=body
         ) as got,
@@ -269,8 +254,8 @@ async def test_the_log_says_what_became_of_a_pod_and_why(
 
 async def common_name(injector: Injector) -> str:
     """The name in the certificate that a new connection is shown."""
-    trusting = ssl.create_default_context(cafile=str(injector.certificate.paths[0]))
-    _, writer = await asyncio.open_connection(*injector.listens_on, ssl=trusting)
+    cert = injector.certificate.paths[0]
+    _, writer = await asyncio.open_connection(*injector.listens_on, ssl=trusting(cert))
     shown = writer.get_extra_info("peercert")
     writer.close()
     return str(shown["subject"][0][0][1])
@@ -279,7 +264,7 @@ async def common_name(injector: Injector) -> str:
 async def test_a_renewed_certificate_is_shown_to_new_connections(injector: Injector) -> None:
     assert await common_name(injector) == "first"
     certify(injector.certificate.paths[0].parent, "second")
-    injector.watch.look()
+    injector.certificate.watch.look()
     assert await common_name(injector) == "second"
 
 
@@ -292,14 +277,21 @@ async def test_a_certificate_that_does_not_fit_leaves_the_old_in_force(
     _, stranger = certify(other, "other")
     good = key.read_bytes()
     key.write_bytes(stranger.read_bytes())
-    injector.watch.look()
+    injector.certificate.watch.look()
     assert await common_name(injector) == "first"
     status, text = await ask(injector, "/readyz")
     assert (status, json.loads(text)["status"]) == (200, "degraded")
     assert f"--tls-cert {cert}" in text
     key.write_bytes(good)
-    injector.watch.look()
+    injector.certificate.watch.look()
     assert json.loads((await ask(injector, "/readyz"))[1])["status"] == "ready"
+
+
+async def test_an_encrypted_key_is_an_error_and_asks_nobody(injector: Injector) -> None:
+    _, key = injector.certificate.paths
+    openssl("ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key))
+    injector.certificate.watch.look()
+    assert "cannot be loaded" in str(injector.certificate.problem)
 
 
 async def test_the_process_serves_reads_its_certificate_anew_and_ends(tmp_path: Path) -> None:
@@ -322,8 +314,7 @@ async def test_the_process_serves_reads_its_certificate_anew_and_ends(tmp_path: 
             certify(tmp_path, "second")
             process.send_signal(signal.SIGHUP)
             await until_said("the certificate is in force")
-            trusting = ssl.create_default_context(cafile=str(cert))
-            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting(cert))
             writer.close()
             process.send_signal(signal.SIGTERM)
             await until_said("stopped")

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
 from sidecar.app import Sidecar
-from sidecar.settings import Address, Settings
+from sidecar.settings import Origin, Settings
 
 ROOT = Path(__file__).parents[2]
 POOL = ROOT / "docker" / "pool.yaml"
@@ -21,7 +21,7 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 def exposed() -> Mapping[str, frozenset[str]]:
     """Labels of every series that either process may expose, by the series' name."""
-    sidecar = Sidecar(Settings(config=POOL, upstream=Address("127.0.0.1", 1), store=STORE))
+    sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
     coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
     found: dict[str, frozenset[str]] = {}
     process = ProcessCollector(registry=CollectorRegistry())

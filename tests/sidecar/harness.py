@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from sidecar.app import Sidecar
-from sidecar.settings import Address, Settings
+from sidecar.settings import Address, Origin, Settings
 
 POOL = """
 pools:
@@ -53,7 +54,7 @@ async def sidecar_for(
     settings = Settings(
         **{
             "config": file,
-            "upstream": Address("127.0.0.1", port),
+            "upstream": Origin("127.0.0.1", port),
             "listen": Address("127.0.0.1", 0),
             "admin": Address("127.0.0.1", 0),
             "poll_interval": 0.02,
@@ -106,9 +107,13 @@ STREAM = CHAT | {"stream": True}
 
 
 @contextlib.asynccontextmanager
-async def connected(sidecar: Sidecar) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(
+    sidecar: Sidecar, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A client connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.listens_on.port, limit=1 << 24)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", sidecar.listens_on.port, limit=1 << 24, ssl=tls
+    )
     try:
         yield reader, writer
     finally:
@@ -117,9 +122,11 @@ async def connected(sidecar: Sidecar) -> AsyncIterator[tuple[asyncio.StreamReade
             await writer.wait_closed()
 
 
-async def ask(sidecar: Sidecar, raw: bytes, *, seconds: float = 5.0) -> Response:
+async def ask(
+    sidecar: Sidecar, raw: bytes, *, seconds: float = 5.0, tls: ssl.SSLContext | None = None
+) -> Response:
     """Send bytes on a connection of their own, and read one response."""
-    async with asyncio.timeout(seconds), connected(sidecar) as (reader, writer):
+    async with asyncio.timeout(seconds), connected(sidecar, tls) as (reader, writer):
         writer.write(raw)
         return await read_response(reader)
 
