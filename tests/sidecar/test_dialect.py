@@ -34,7 +34,7 @@ def completion(**fields: Any) -> Parsed:
 
 def test_a_chat_is_priced_by_its_texts() -> None:
     parsed = chat()
-    assert parsed.ask == Ask(text_bytes=MESSAGE_BYTES + 5)
+    assert parsed.ask == Ask(text_bytes=MESSAGE_BYTES + 5, target=("/v1/chat/completions", "m"))
     assert (parsed.model, parsed.streams, parsed.hides_usage) == ("m", False, False)
 
 
@@ -88,6 +88,36 @@ def test_parts_pictures_sounds_and_tools_are_counted() -> None:
 def test_prompts_in_their_four_forms(prompt: Any, prompts: int, text_bytes: int, token_ids: int) -> None:
     ask = completion(prompt=prompt).ask
     assert (ask.prompts, ask.text_bytes, ask.token_ids) == (prompts, text_bytes, token_ids)
+
+
+def said(*texts: str, **fields: Any) -> tuple[bytes, ...]:
+    return chat(messages=[{"role": "user", "content": text} for text in texts], **fields).ask.prefixes
+
+
+def test_long_prompts_are_known_by_how_they_begin() -> None:
+    text = "word " * 4000
+    assert [len(said(text[:size])) for size in (1000, 1024, 4090, 4096, 16384, 20000)] == [0, 1, 1, 2, 3, 3]
+    assert said(text[:5000] + "a") == said(text[:5000] + "b")
+    assert said(text[:2000] + "a" * 4000)[0] == said(text)[0]
+    assert said(text[:2000] + "a" * 4000)[1] != said(text)[1]
+    assert len({len(prefix) for prefix in said(text)}) == 1
+
+
+def test_a_beginning_runs_over_tools_and_messages() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d" * 900}}
+    one, other = said("a" * 600, "b" * 600), said("a" * 600, "c" * 600)
+    assert len(one) == len(other) == 1
+    assert one != other
+    assert said("a" * 500, "b", tools=[tool]) == said("a" * 500, "c", tools=[tool]) != one[:1]
+    assert len(said("a" * 100, tools=[tool] * 5)) == 2
+
+
+def test_a_completions_prompt_has_a_beginning_and_several_have_none() -> None:
+    text = "x" * 4096
+    assert len(completion(prompt=text).ask.prefixes) == 2
+    assert completion(prompt=[text, text]).ask.prefixes == ()
+    assert completion(prompt="x" * 1000).ask.prefixes == ()
+    assert completion().ask.target == ("/v1/completions", "m")
 
 
 def test_sequences_are_the_larger_of_n_and_best_of() -> None:
