@@ -90,7 +90,7 @@ def test_prompts_in_their_four_forms(prompt: Any, prompts: int, text_bytes: int,
     assert (ask.prompts, ask.text_bytes, ask.token_ids) == (prompts, text_bytes, token_ids)
 
 
-def said(*texts: str, **fields: Any) -> tuple[bytes, ...]:
+def said(*texts: str, **fields: Any) -> tuple[int, ...]:
     return chat(messages=[{"role": "user", "content": text} for text in texts], **fields).ask.prefixes
 
 
@@ -100,7 +100,6 @@ def test_long_prompts_are_known_by_how_they_begin() -> None:
     assert said(text[:5000] + "a") == said(text[:5000] + "b")
     assert said(text[:2000] + "a" * 4000)[0] == said(text)[0]
     assert said(text[:2000] + "a" * 4000)[1] != said(text)[1]
-    assert len({len(prefix) for prefix in said(text)}) == 1
 
 
 def test_a_beginning_runs_over_tools_and_messages() -> None:
