@@ -30,7 +30,7 @@ class Ask(NamedTuple):
     """The bound per sequence that the engine will obey; ``None`` = up to the window, 0 = no output."""
     target: Target = ("", "")
     """Route and model: each has prices of its own."""
-    prefixes: tuple[bytes, ...] = ()
+    prefixes: tuple[int, ...] = ()
     """Keyed hashes of the prompt's first ``experience.PREFIX_BYTES``, shortest first, as far as it goes."""
 
 

@@ -104,13 +104,13 @@ class Prefixes:
     __slots__ = ("_cached",)
 
     def __init__(self) -> None:
-        self._cached: dict[bytes, int] = {}
+        self._cached: dict[int, int] = {}
         """Tokens by the hash of a prefix, in the order of use."""
 
     def __len__(self) -> int:
         return len(self._cached)
 
-    def expect(self, prefixes: Sequence[bytes]) -> int:
+    def expect(self, prefixes: Sequence[int]) -> int:
         """Cached tokens of a prompt that begins so (shortest prefix first): the longest known one tells."""
         known = self._cached
         if known:
@@ -119,7 +119,7 @@ class Prefixes:
                     return known[prefix]
         return 0
 
-    def observe(self, prefixes: Sequence[bytes], cached_tokens: int) -> None:
+    def observe(self, prefixes: Sequence[int], cached_tokens: int) -> None:
         """Learn how many tokens the engine found in its cache for a prompt that begins so.
 
         That is what the longest known prefix is for. Longer ones are new; shorter ones, by which other

@@ -209,7 +209,7 @@ def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], para
 def test_a_long_prompt_is_recognised_by_its_beginning_in_every_dialect() -> None:
     long, other = "a" * 5000, "b" * 5000
 
-    def known(text: str, more: str) -> list[tuple[bytes, ...]]:
+    def known(text: str, more: str) -> list[tuple[int, ...]]:
         chat = [{"role": "user", "content": text}, {"role": "user", "content": more}]
         return [
             parsed.ask.prefixes

@@ -84,6 +84,35 @@ def test_prompts_in_their_four_forms(prompt: Any, prompts: int, text_bytes: int,
     assert (ask.prompts, ask.text_bytes, ask.token_ids) == (prompts, text_bytes, token_ids)
 
 
+def said(*texts: str, **fields: Any) -> tuple[int, ...]:
+    return chat(messages=[{"role": "user", "content": text} for text in texts], **fields).ask.prefixes
+
+
+def test_long_prompts_are_known_by_how_they_begin() -> None:
+    text = "word " * 4000
+    assert [len(said(text[:size])) for size in (1000, 1024, 4090, 4096, 16384, 20000)] == [0, 1, 1, 2, 3, 3]
+    assert said(text[:5000] + "a") == said(text[:5000] + "b")
+    assert said(text[:2000] + "a" * 4000)[0] == said(text)[0]
+    assert said(text[:2000] + "a" * 4000)[1] != said(text)[1]
+
+
+def test_a_beginning_runs_over_tools_and_messages() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "d" * 900}}
+    one, other = said("a" * 600, "b" * 600), said("a" * 600, "c" * 600)
+    assert len(one) == len(other) == 1
+    assert one != other
+    assert said("a" * 500, "b", tools=[tool]) == said("a" * 500, "c", tools=[tool]) != one[:1]
+    assert len(said("a" * 100, tools=[tool] * 5)) == 2
+
+
+def test_a_completions_prompt_has_a_beginning_and_several_have_none() -> None:
+    text = "x" * 4096
+    assert len(completion(prompt=text).ask.prefixes) == 2
+    assert completion(prompt=[text, text]).ask.prefixes == ()
+    assert completion(prompt="x" * 1000).ask.prefixes == ()
+    assert completion().ask.target == ("/v1/completions", "m")
+
+
 def test_sequences_are_the_larger_of_n_and_best_of() -> None:
     assert chat(n=3).ask.sequences_per_prompt == 3
     assert completion(n=2, best_of=5).ask.sequences_per_prompt == 5

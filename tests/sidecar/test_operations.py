@@ -38,6 +38,13 @@ async def test_state_shows_what_decides(engine: FakeEngine, tmp_path: Path) -> N
     assert entry["in_use"] == {"kv_tokens": 0, "concurrency": 0}
     assert isinstance(entry["level"], float)
     assert entry["debt"] == 0
+    learned = {"tokens_per_byte": 0.25, "tokens_per_prompt": 0.0, "expected_output": 256}
+    assert set(entry["learned"]["overall"]) == set(learned)
+    assert entry["learned"]["targets"] == [
+        {"route": "/v1/completions", "model": "tiny", **entry["learned"]["overall"]}
+    ]
+    assert entry["learned"]["prefixes"] == 0
+    assert state["entitlements"]["e"]["learned"] == {"overall": learned, "targets": [], "prefixes": 0}
 
 
 async def test_metrics_count_and_measure(engine: FakeEngine, tmp_path: Path) -> None:
@@ -57,10 +64,45 @@ async def test_metrics_count_and_measure(engine: FakeEngine, tmp_path: Path) -> 
         'tokenpool_debt{entitlement="g"} 0.0',
         'tokenpool_time_to_first_token_seconds_count{entitlement="g"} 1.0',
         "tokenpool_overhead_seconds_count 1.0",
-        'tokenpool_estimate_ratio_count{entitlement="g"} 1.0',
+        'tokenpool_estimate_ratio_count{entitlement="g",kind="input"} 1.0',
+        'tokenpool_estimate_ratio_count{entitlement="g",kind="output"} 1.0',
+        'tokenpool_outgrown_reservations_total{entitlement="g"} 0.0',
         "tokenpool_engine_up 1.0",
     ):
         assert line in text
+
+
+async def test_requests_that_outgrow_their_reservation_are_counted(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(fake.unary(usage={"prompt_tokens": 10, "completion_tokens": 300}))
+
+    engine.answer = answer
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+        await ask(sidecar, request("/v1/chat/completions", body))
+        _, text = await admin(sidecar, "/metrics")
+    assert 'tokenpool_outgrown_reservations_total{entitlement="g"} 1.0' in text
+    assert 'tokenpool_estimate_ratio_bucket{entitlement="g",kind="output",le="0.9"} 1.0' in text
+
+
+async def test_a_prefix_in_the_engines_cache_is_not_charged_until_the_engine_restarts(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        details = {"prompt_tokens_details": {"cached_tokens": 272}}
+        usage = {"prompt_tokens": 300, "completion_tokens": 5}
+        writer.write(fake.unary({"choices": [], "usage": {**usage, **details}}))
+
+    engine.answer = answer
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        for _ in range(2):
+            await ask(sidecar, request(body={"model": "tiny", "prompt": "x" * 1200, "max_tokens": 5}))
+        pricers = {name: account.pricer for name, account in sidecar.gate.accounts.items()}
+        assert {name: pricer.known_prefixes for name, pricer in pricers.items()} == {"g": 1, "e": 0, "s": 0}
+        engine.started_at = 2.0
+        await until(lambda: pricers["g"].known_prefixes == 0)
 
 
 async def test_an_engine_that_is_down_is_refused_at_once(tmp_path: Path) -> None:

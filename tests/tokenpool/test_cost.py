@@ -112,7 +112,7 @@ def test_routes_and_models_have_prices_of_their_own() -> None:
 
 def test_prompts_that_the_engine_has_in_its_cache_cost_only_what_it_computes() -> None:
     made = pricer(input_weight=2)
-    ask = Ask(text_bytes=4000, output_bound=10, prefixes=(b"1k",))
+    ask = Ask(text_bytes=4000, output_bound=10, prefixes=(1,))
     whole = made.price(ask, SHAPE)
     for _ in range(2):
         made.learn(ask, Usage(1000, 10, cached_tokens=960))

@@ -40,7 +40,7 @@ def test_input_follows_a_change_of_mix_and_not_an_outlier() -> None:
     learned.observe(1000, 0)
     assert learned.expect(1000) == pytest.approx(200, rel=0.1)
     for _ in range(200):
-        learned.observe(2000, 600)
+        learned.observe(1000, 600)
     assert learned.expect(1000) == pytest.approx(600, rel=0.05)
 
 
