@@ -178,6 +178,14 @@ def not_negative(text: str, source: str) -> float:
     return 0.0 if text.strip() in ("0", "0.0") else positive(text, source)
 
 
+def share(text: str, source: str) -> float:
+    """A part of something: a number above 0, and at most 1."""
+    number = positive(text, source)
+    if number > 1:
+        raise SettingsError(f"{source}: {text!r} is more than the whole; give a number up to 1")
+    return number
+
+
 def positive(text: str, source: str, *, whole: bool = False) -> float:
     """A number above 0."""
     try:

@@ -80,6 +80,7 @@ class Sidecar:
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
+        self.telemetry.bounds = self.door.bounds.metrics
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)

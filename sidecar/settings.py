@@ -64,6 +64,9 @@ class Settings:
     max_head_bytes: int = 32 * 1024
     max_body_bytes: int = 32 * 1024 * 1024
     max_connections: int = 10_000
+    max_buffered_bytes: int = 256 * 1024 * 1024
+    entitlement_share: float = 0.5
+    unidentified_share: float = 0.25
 
 
 def _store(text: str, source: str) -> str:
@@ -123,6 +126,9 @@ _FORM = Form(
         "max_head_bytes": "the largest request head",
         "max_body_bytes": "the largest request body",
         "max_connections": "client connections at once",
+        "max_buffered_bytes": "requests and unread answers in memory, all together",
+        "entitlement_share": "the part of these two that one entitlement may have of what others leave",
+        "unidentified_share": "the same for all connections that no accepted request has identified",
     },
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
     readers={
@@ -142,6 +148,8 @@ _FORM = Form(
         "debt_gain": options.not_negative,
         "door_wait_guaranteed": options.not_negative,
         "door_wait_elastic": options.not_negative,
+        "entitlement_share": options.share,
+        "unidentified_share": options.share,
         "identity_header": options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id"),
         "log_level": options.one_of("debug", "info", "warning", "error"),
     },
@@ -163,6 +171,11 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         )
     _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
+    if made.entitlement_share * made.max_buffered_bytes <= made.max_body_bytes:
+        raise SettingsError(
+            f"--max-buffered-bytes: {made.entitlement_share:g} of {made.max_buffered_bytes} bytes, the share"
+            f" of one entitlement, has no room for a body of --max-body-bytes {made.max_body_bytes}"
+        )
     for name in ("upstream_tls_ca", "upstream_tls_cert", "upstream_tls_name"):
         if getattr(made, name) is not None and not made.upstream.tls:
             raise SettingsError(f"{options.option(name)} needs an https --upstream, not {made.upstream.url}")

@@ -87,7 +87,6 @@ class Telemetry(Collector):
 
     def __init__(self) -> None:
         self.clock = time.monotonic
-        self.connections = 0
         self.limits_computed = 0
         self.reloads: Counter[str] = Counter()
         self.config_is_current = True
@@ -98,6 +97,8 @@ class Telemetry(Collector):
         """The metrics of what the gate does for guarantees beyond admission."""
         self.books: Callable[[], Iterator[Metric]] | None = None
         """The metrics of a sidecar that shares limits with others."""
+        self.bounds: Callable[[], Iterator[Metric]] | None = None
+        """The metrics of what callers occupy of the sidecar itself."""
         self.tls: Callable[[], Iterator[Metric]] | None = None
         """The metrics of a proxied port that speaks TLS."""
         self._accounts: Mapping[str, Account] = {}
@@ -160,7 +161,7 @@ class Telemetry(Collector):
         yield from self._counters()
         yield from self._gauges()
         yield from self._histograms()
-        for more in (self.levers, self.books, self.tls):
+        for more in (self.levers, self.bounds, self.books, self.tls):
             if more is not None:
                 yield from more()
 
@@ -215,7 +216,6 @@ class Telemetry(Collector):
             debt.add_metric((name,), account.debt)
         yield from (reserved, limit, level, debt)
         for name, text, value in (
-            ("tokenpool_connections", "Client connections open.", self.connections),
             ("tokenpool_engine_up", "Whether the engine answers.", self.engine_is_up),
             (
                 "tokenpool_config_current",

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     CONCURRENCY = "concurrency"
     ENGINE_FULL = "engine_full"
     PREEMPTED = "preempted"
+    SIDECAR_FULL = "sidecar_full"
     # There is no capacity at all.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
@@ -66,6 +67,7 @@ _STATUS = {
     Reason.CONCURRENCY: 429,
     Reason.ENGINE_FULL: 429,
     Reason.PREEMPTED: 429,
+    Reason.SIDECAR_FULL: 429,
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,

@@ -26,6 +26,8 @@ _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}
     | {"--upstream-key-file"}
 )
+_NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
+"""Options that name files which no injected sidecar has."""
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _PORT_NAME = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 _LABEL = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -95,8 +97,14 @@ def _sidecar_args(text: str, source: str) -> tuple[str, ...]:
     if words and not words[0].startswith("--"):
         raise SettingsError(f"{source}: {words[0]!r} is not an option of tokenpool-sidecar run")
     for word in words:
-        if word.partition("=")[0] in _SET_BY_US:
-            raise SettingsError(f"{source}: {word.partition('=')[0]} is the injector's to give; leave it out")
+        option = word.partition("=")[0]
+        if option in _NOT_MOUNTED:
+            raise SettingsError(
+                f"{source}: {option} names a file that the injector does not mount, and probes would not"
+                " speak TLS; end TLS in front of the pod, or write the sidecar into its manifest"
+            )
+        if option in _SET_BY_US:
+            raise SettingsError(f"{source}: {option} is the injector's to give; leave it out")
     return words
 
 

@@ -62,6 +62,7 @@ _OTHERS = {
     "preempted": "ended to make room for a guarantee: spot gives way first",
     "draining": "the replica is shutting down",
     "too_many_connections": "too many connections are open at the sidecar",
+    "sidecar_full": "requests and unread answers take all of the sidecar's memory that they may",
 }
 
 

@@ -245,6 +245,7 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.CONCURRENCY: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.ENGINE_FULL: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.PREEMPTED: ("rate_limit_error", "preempted"),
+    Reason.SIDECAR_FULL: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.ENGINE_DOWN: ("service_unavailable_error", "server_is_overloaded"),
     Reason.DRAINING: ("service_unavailable_error", "server_is_overloaded"),
     Reason.TOO_MANY_CONNECTIONS: ("service_unavailable_error", "server_is_overloaded"),

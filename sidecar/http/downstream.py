@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
+from operator import itemgetter
 from typing import NamedTuple, Protocol, cast
 
 import httptools
 
 from sidecar.gate import Gate, Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
+from sidecar.http.bounds import REQUEST_BYTES, Bounds, Holder
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestFramer, RequestHead
 from sidecar.http.known import KnownHead
@@ -29,6 +31,15 @@ from tokenpool.outcomes import Reason
 
 MOST_PIPELINED = 8
 """Requests parsed ahead on one connection; reading pauses beyond."""
+MOST_HEADERS = 128
+"""In one head: parsed, a header takes far more memory than its bytes."""
+CHUNKED_BYTES = 64 * 1024
+"""Reserved at first for a body that does not say its length."""
+LOOK_EVERY_S = 0.1
+"""How often, at most, all connections are looked through for idle ones that can make way."""
+REFUSED_AT_ONCE = 100
+"""Connections beyond the bound that get an answer; more are closed without one."""
+NEVER = float("inf")
 LINGER_S = 2.0
 """How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
 LINGER_BYTES = 4 << 20
@@ -46,11 +57,13 @@ class _Phase(enum.Enum):
 class _Request:
     """One parsed request that waits for its turn."""
 
-    __slots__ = ("account", "body", "closes", "head", "refusal", "route")
+    __slots__ = ("account", "body", "closes", "head", "held", "refusal", "route")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.body = b""
+        self.held = 0
+        """Bytes that it counts for."""
         self.route: Route | None = None
         self.account: Account | None = None
         self.refusal: Refusal | None = None
@@ -65,11 +78,21 @@ class _KnownRequest(NamedTuple):
     head: RequestHead
     route: Route
     account: Account | None
+    holder: Holder
     epoch: int
 
 
 class Guest(Protocol):
     """A connection as the doorman sees it."""
+
+    holder: Holder
+    """Who it counts for."""
+    buffered: int
+    """Bytes that it counts for."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when it could be closed without hurting a request; ``None`` if it could not."""
 
     @property
     def is_busy(self) -> bool:
@@ -105,21 +128,77 @@ class Doorman:
         self.pool = pool
         self.framer = framer
         self.connections: set[Guest] = set()
+        self.bounds = Bounds(
+            settings.max_connections,
+            settings.max_buffered_bytes,
+            settings.entitlement_share,
+            settings.unidentified_share,
+        )
+        self._idle: dict[Holder, list[tuple[float, Guest]]] = {}
+        self._looks_at = 0.0
 
     def __call__(self) -> Downstream:
         """asyncio: the protocol of a new connection."""
         return Downstream(self)
 
     def enter(self, guest: Guest) -> bool:
-        """A connection begins, and counts; whether there is room for it."""
+        """A connection begins, and counts for nobody yet; whether there is room for it."""
+        bounds = self.bounds
+        nobody = bounds.nobody
+        crowded = bounds.largest() if bounds.connections >= bounds.max_connections else nobody
+        fits = nobody.connections < nobody.most_connections or self._make_way(crowded)
         self.connections.add(guest)
-        self.telemetry.connections = len(self.connections)
-        return len(self.connections) <= self.settings.max_connections
+        guest.holder = nobody
+        nobody.join()
+        return fits
+
+    def hand_over(self, guest: Guest, holder: Holder) -> bool:
+        """A connection is its last request's entitlement's; whether there is room for it there."""
+        guest.holder.leave(guest.buffered)
+        fits = holder.connections < holder.most_connections or self._make_way(holder)
+        guest.holder = holder
+        holder.join(guest.buffered)
+        return fits
 
     def leave(self, guest: Guest) -> None:
-        """A connection has ended."""
-        self.connections.discard(guest)
-        self.telemetry.connections = len(self.connections)
+        """A connection counts no longer."""
+        if guest in self.connections:
+            self.connections.remove(guest)
+            guest.holder.leave(guest.buffered)
+            guest.buffered = 0
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether so many connections are being refused that no more get an answer."""
+        nobody = self.bounds.nobody
+        return nobody.connections - nobody.most_connections > REFUSED_AT_ONCE
+
+    def _make_way(self, holder: Holder) -> bool:
+        """Close the connection of a holder that has been idle longest; whether there was one."""
+        now = self.telemetry.clock()
+        if not self._idle.get(holder) and now >= self._looks_at:
+            self._looks_at = now + LOOK_EVERY_S
+            self._idle = self._look_for_idle()
+        idle = self._idle.get(holder, [])
+        while idle:
+            since, guest = idle.pop()
+            if guest in self.connections and guest.holder is holder and guest.idle_since == since:
+                holder.cut += 1
+                self.leave(guest)
+                guest.abort()
+                return True
+        return False
+
+    def _look_for_idle(self) -> dict[Holder, list[tuple[float, Guest]]]:
+        """The idle connections of each holder, the longest idle last."""
+        found: dict[Holder, list[tuple[float, Guest]]] = {}
+        for guest in self.connections:
+            since = guest.idle_since
+            if since is not None:
+                found.setdefault(guest.holder, []).append((since, guest))
+        for each in found.values():
+            each.sort(key=itemgetter(0), reverse=True)
+        return found
 
     def sweep(self, now: float) -> None:
         """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
@@ -149,11 +228,13 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_body_room",
         "_deadline",
         "_door",
         "_exchange",
         "_head",
         "_head_bytes",
+        "_idle_since",
         "_is_first",
         "_is_paused",
         "_known",
@@ -164,9 +245,13 @@ class Downstream(asyncio.Protocol):
         "_phase",
         "_reads",
         "_request",
+        "_serving",
         "_transport",
+        "_unread",
         "_upgrades",
         "_write_deadline",
+        "buffered",
+        "holder",
     )
 
     def __init__(self, door: Doorman) -> None:
@@ -182,7 +267,13 @@ class Downstream(asyncio.Protocol):
         self._upgrades = False
         self._lingered = 0
         self._head_bytes = 0
-        self._write_deadline = float("inf")
+        self._write_deadline = NEVER
+        self.holder = door.bounds.nobody
+        self.buffered = 0
+        self._serving = 0
+        """Of ``buffered``: the request that is being served."""
+        self._unread = 0
+        """Of ``buffered``: answers that the client leaves unread."""
         self._start_parser()
 
     def _start_parser(self) -> None:
@@ -194,7 +285,7 @@ class Downstream(asyncio.Protocol):
         self._request: _Request | None = None
         self._passed: _Request | None = None
         self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body_bytes = self._body_room = 0
         self._head_bytes = 0
 
     # --- asyncio's callbacks ---
@@ -204,8 +295,13 @@ class Downstream(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         door = self._door
         now = door.telemetry.clock()
+        self._idle_since = now
         self._deadline = now + door.settings.head_timeout
-        if not door.enter(self):
+        if door.enter(self):
+            return
+        if door.is_flooded:
+            self.abort()
+        else:
             self._answer_and_linger(
                 Refusal(
                     Reason.TOO_MANY_CONNECTIONS,
@@ -244,23 +340,31 @@ class Downstream(asyncio.Protocol):
     def _learn(self, data: bytes) -> None:
         """Remember the head of the request that ``data`` is, if it is exactly one that passed."""
         passed = self._passed
-        if passed is not None and passed.route is not None and passed.head.keeps_alive:
-            wire = KnownHead.of(data)
-            if wire is not None:
-                epoch = self._door.gate.epoch
-                self._known = _KnownRequest(wire, passed.head, passed.route, passed.account, epoch)
+        if passed is None or passed.route is None or not passed.head.keeps_alive:
+            return
+        # While answers are unread, requests wait, which the short way does not know.
+        wire = KnownHead.of(data) if self._write_deadline == NEVER else None
+        if wire is not None:
+            epoch = self._door.gate.epoch
+            self._known = _KnownRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
 
     def _serve_known(self, known: _KnownRequest, data: bytes) -> bool:
         """Serve ``data`` without parsing its head, if it is one that is known; whether it was."""
         door = self._door
-        wire, head, route, account, epoch = known
-        if epoch != door.gate.epoch or door.gate.is_draining:
+        wire, head, route, account, holder, epoch = known
+        if epoch != door.gate.epoch or door.gate.is_draining or holder is not self.holder:
             return False
         body = wire.body_of(data)
         if body is None or len(body) > door.settings.max_body_bytes:
             return False
+        size = len(body) + REQUEST_BYTES
+        if not holder.take(size):
+            return False  # to be refused in the long way
+        self.buffered += size
+        self._serving = size
         refusal = self._pass(head, route, account, body)
         if refusal is not None:
+            self._release()
             self._answer(refusal, _Request(head))
         return True
 
@@ -273,22 +377,38 @@ class Downstream(asyncio.Protocol):
         self._transport = None
         self._reads = False
         self._door.leave(self)
+        self._serving = self._unread = 0
         self._pending.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_gone()
 
     def pause_writing(self) -> None:
-        """asyncio: the client does not keep up."""
+        """asyncio: the client does not keep up. What it leaves unread counts, and may be too much."""
         self._write_deadline = self._door.telemetry.clock() + self._door.settings.write_timeout
+        self._known = None
         if self._exchange is not None:
             self._exchange.pause()
+        transport = self._transport
+        if transport is None:
+            return
+        unread = transport.get_write_buffer_size()
+        if self.holder.take(unread):
+            self.buffered += unread
+            self._unread = unread
+        else:
+            self.holder.cut += 1
+            transport.abort()
 
     def resume_writing(self) -> None:
         """asyncio: the client keeps up again."""
-        self._write_deadline = float("inf")
+        self._write_deadline = NEVER
+        unread, self._unread = self._unread, 0
+        self._give(unread)
         if self._exchange is not None:
             self._exchange.resume()
+        elif self._pending:
+            self._next()
 
     # --- httptools' callbacks ---
 
@@ -306,10 +426,11 @@ class Downstream(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header."""
         self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._door.settings.max_head_bytes:
-            self._bound_head()
+        headers = self._head.headers
+        if self._head_bytes > self._door.settings.max_head_bytes or len(headers) == MOST_HEADERS:
+            self._refuse_head()
             return
-        self._head.headers.append((name.lower(), value))
+        headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """httptools: the end of the head. What the head alone decides is decided here."""
@@ -337,8 +458,7 @@ class Downstream(asyncio.Protocol):
         if not self._reads:
             return
         self._body_bytes += len(body)
-        if self._body_bytes > self._door.settings.max_body_bytes:
-            self._refuse_body()
+        if self._body_bytes > self._body_room and not self._grow():
             return
         self._body.append(body)
 
@@ -360,7 +480,7 @@ class Downstream(asyncio.Protocol):
         self._pending.append(request)
         if self._exchange is None:
             self._next()
-        elif len(self._pending) >= MOST_PIPELINED:
+        if len(self._pending) >= MOST_PIPELINED:
             self._pause_reading()
 
     # --- reading ---
@@ -373,15 +493,24 @@ class Downstream(asyncio.Protocol):
         """Decide what the head decides; go on to the body where there is reason to."""
         settings, head = self._door.settings, request.head
         self._request = request
+        length, is_chunked = _content_length(head), bool(head.all(b"transfer-encoding"))
         screened = self._door.gate.screen(head)
         if isinstance(screened, Refusal):
             request.refusal = screened
+            if length or is_chunked:
+                self._stop_reading(screened)  # whoever may not pass does not make us read, either
+                return
         else:
             request.route, request.account = screened
-        length = _content_length(head)
+            if not self._belongs_to(request.account):
+                return
         if length > settings.max_body_bytes:
             self._refuse_body()
             return
+        room = min(CHUNKED_BYTES, settings.max_body_bytes) if is_chunked else length
+        if not self._take(request, REQUEST_BYTES + room):
+            return
+        self._body_room = room
         self._enter(_Phase.BODY, settings.body_timeout)
         self._passed = request
         expectations = head.all(b"expect")
@@ -418,14 +547,18 @@ class Downstream(asyncio.Protocol):
         self.data_received(b"".join(lines) + b"\r\n" + rest)
 
     def _bound_head(self) -> None:
+        if self._head_bytes > self._door.settings.max_head_bytes:
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
         most = self._door.settings.max_head_bytes
-        if self._head_bytes > most:
-            self._stop_reading(
-                Refusal(
-                    Reason.HEAD_TOO_LARGE,
-                    f"the request head is larger than {most} bytes; send fewer or shorter headers",
-                )
+        self._stop_reading(
+            Refusal(
+                Reason.HEAD_TOO_LARGE,
+                f"the request head is larger than {most} bytes or {MOST_HEADERS} headers; send fewer or"
+                " shorter ones",
             )
+        )
 
     def _refuse_body(self) -> None:
         most = self._door.settings.max_body_bytes
@@ -458,13 +591,80 @@ class Downstream(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
 
+    # --- what it counts for ---
+
+    def _belongs_to(self, account: Account | None) -> bool:
+        """The connection is this caller's from now; whether it may be."""
+        if account is None:
+            return True
+        holder = self._door.bounds.of(account)
+        if holder is self.holder or self._door.hand_over(self, holder):
+            return True
+        self._stop_reading(
+            Refusal(
+                Reason.TOO_MANY_CONNECTIONS,
+                f"entitlement {holder.name!r} has as many connections to this proxy as it may"
+                f" ({holder.most_connections}); close idle ones",
+                retry_after_s=1.0,
+                account=account,
+            )
+        )
+        return False
+
+    def _take(self, request: _Request, size: int) -> bool:
+        """Count so many bytes for a request, or refuse it; whether it may go on."""
+        holder = self.holder
+        if holder.take(size):
+            self.buffered += size
+            request.held += size
+            return True
+        whose = "callers without a key" if request.account is None else f"entitlement {holder.name!r}"
+        self._stop_reading(
+            Refusal(
+                Reason.SIDECAR_FULL,
+                f"requests and unread answers of {whose} take {holder.buffered} bytes of this proxy's"
+                f" memory, of {holder.most_bytes} that they may, and this request needs {size} more; send"
+                " fewer at once, and read answers as they come",
+                retry_after_s=1.0,
+                account=request.account,
+            )
+        )
+        return False
+
+    def _grow(self) -> bool:
+        """A body that did not say its length has outgrown what was reserved: double that; whether it may."""
+        most, request = self._door.settings.max_body_bytes, self._request
+        if self._body_bytes > most:
+            self._refuse_body()
+            return False
+        room = min(max(2 * self._body_room, self._body_bytes), most)
+        if request is None or not self._take(request, room - self._body_room):
+            return False
+        self._body_room = room
+        return True
+
+    def _give(self, size: int) -> None:
+        self.buffered -= size
+        self.holder.give(size)
+
+    def _release(self) -> None:
+        """The request that was served counts no longer."""
+        size, self._serving = self._serving, 0
+        self._give(size)
+
     # --- answering, in order ---
 
     def _next(self) -> None:
-        """Answer requests until one has to wait for the engine."""
-        while self._pending and self._exchange is None and self._transport is not None:
+        """Answer requests until one has to wait for the engine, or for the client to read its answers."""
+        while (
+            self._pending
+            and self._exchange is None
+            and self._write_deadline == NEVER
+            and self._transport is not None
+        ):
             self._serve(self._pending.popleft())
-        self._resume_reading()
+        if len(self._pending) < MOST_PIPELINED:
+            self._resume_reading()
 
     def _serve(self, request: _Request) -> None:
         if request.refusal is not None:
@@ -474,6 +674,8 @@ class Downstream(asyncio.Protocol):
         refusal = self._pass(request.head, request.route, request.account, request.body)
         if refusal is not None:
             self._answer(refusal, request)
+        else:
+            self._serving = request.held
 
     def _pass(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> Refusal | None:
         """Bring a request through the gate and on its way to the engine, or say why not."""
@@ -493,6 +695,7 @@ class Downstream(asyncio.Protocol):
         if isinstance(decided, Passage):
             self._send(head, decided)
             return
+        self._release()
         self._answer(decided, _Request(head))
         if self._pending and self._reads:
             self._next()
@@ -508,6 +711,7 @@ class Downstream(asyncio.Protocol):
 
     def _answer(self, refusal: Refusal, request: _Request) -> None:
         self._door.gate.refused(refusal)
+        self._give(request.held)
         closes = request.closes or not request.head.keeps_alive
         head_only = request.head.method == b"HEAD"
         self.write(refusal_bytes(refusal, request.head.dialect, closes=closes, head_only=head_only))
@@ -518,7 +722,8 @@ class Downstream(asyncio.Protocol):
 
     def _wait_for_request(self) -> None:
         if self._phase is _Phase.IDLE:
-            self._deadline = self._door.telemetry.clock() + self._door.settings.idle_timeout
+            self._idle_since = now = self._door.telemetry.clock()
+            self._deadline = now + self._door.settings.idle_timeout
 
     def _answer_and_linger(self, refusal: Refusal) -> None:
         self._reads = False
@@ -536,6 +741,7 @@ class Downstream(asyncio.Protocol):
     def on_relayed(self, *, keeps_alive: bool) -> None:
         """The response is complete: serve the next request, or close."""
         self._exchange = None
+        self._release()
         if keeps_alive and not self._door.gate.is_draining:
             self._wait_for_request()
             if self._pending:
@@ -583,6 +789,14 @@ class Downstream(asyncio.Protocol):
         self._lingered += count
         if self._lingered > LINGER_BYTES and self._transport is not None:
             self._transport.abort()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when it could make way. Until a request was accepted, a part of one protects nobody."""
+        if self._exchange is not None or self._pending:
+            return None
+        is_idle = self._phase is _Phase.IDLE or self.holder is self._door.bounds.nobody
+        return self._idle_since if is_idle else None
 
     @property
     def is_busy(self) -> bool:

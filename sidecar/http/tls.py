@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from service.options import Address
 from service.tls import Certificate
+from sidecar.http.bounds import Holder
 from sidecar.http.downstream import Doorman, Downstream
 from sidecar.settings import Settings
 
@@ -72,7 +73,7 @@ class TlsServer:
                 self._take(sock)
 
     def _take(self, sock: socket.socket) -> None:
-        handshake = Handshake()
+        handshake = Handshake(self._door.bounds.nobody, self._door.telemetry.clock())
         if self._door.enter(handshake):
             handshake.task = asyncio.get_running_loop().create_task(self._shake(handshake, sock))
         else:
@@ -110,11 +111,14 @@ class TlsServer:
 class Handshake:
     """A connection that shakes hands: in the place of a ``Downstream`` until then."""
 
-    __slots__ = ("task",)
+    __slots__ = ("buffered", "holder", "idle_since", "task")
 
     is_busy = False
 
-    def __init__(self) -> None:
+    def __init__(self, holder: Holder, now: float) -> None:
+        self.holder = holder
+        self.buffered = 0
+        self.idle_since: float | None = now
         self.task: asyncio.Task[None] | None = None
 
     def sweep(self, now: float) -> None:

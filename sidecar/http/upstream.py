@@ -299,7 +299,10 @@ class Pool:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._open_one()
-        except OSError as error:  # TimeoutError and SSLError are, too
+        except TimeoutError:
+            waiter.on_refused(TimeoutError(f"no connection within {self._connect_timeout:g} s"))
+            return
+        except OSError as error:  # SSLError is one, too
             waiter.on_refused(error)
             return
         self._open.add(connection)

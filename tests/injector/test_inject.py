@@ -461,6 +461,7 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"engine-probes": "http"}, "'http' is not one of auto, exec, sidecar"),
         ({"bind": "127.0.0.1"}, "annotation tokenpool.io/bind: '127.0.0.1' is not one of"),
         ({"sidecar-args": "--listen :1"}, "--listen is the injector's to give; leave it out"),
+        ({"sidecar-args": "--tls-cert /x"}, "--tls-cert names a file that the injector does not mount"),
         ({"sidecar-args": "--store=redis://x"}, "--store is the injector's to give; leave it out"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),

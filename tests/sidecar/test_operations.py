@@ -240,13 +240,18 @@ async def test_the_engine_gets_its_own_key_and_never_a_tenants(engine: FakeEngin
 
 
 async def test_too_many_connections_are_told_so(engine: FakeEngine, tmp_path: Path) -> None:
-    async with sidecar_for(engine.port, tmp_path, max_connections=3) as sidecar:
-        held = [await asyncio.open_connection("127.0.0.1", sidecar.listens_on.port) for _ in range(3)]
-        await until(lambda: len(sidecar.door.connections) == 3)
+    engine.answer = held = fake.Held()
+    limits = {"max_connections": 3, "entitlement_share": 1.0}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar:
+        busy = []
+        for count in range(1, 4):
+            busy.append(asyncio.ensure_future(ask(sidecar, request())))
+            await until(lambda n=count: len(engine.received) == n)  # type: ignore[misc]
         reader, writer = await asyncio.open_connection("127.0.0.1", sidecar.listens_on.port)
         refused = await read_response(reader)
-        for _, each in [*held, (reader, writer)]:
-            each.close()
+        writer.close()
+        held.go.set()
+        assert [(await each).status for each in busy] == [200] * 3
         await until(lambda: not sidecar.door.connections)
         assert (await ask(sidecar, request())).status == 200
     assert (refused.status, refused.headers["x-tokenpool-reason"]) == (503, "too_many_connections")

@@ -218,13 +218,16 @@ async def test_draining_does_not_wait_for_handshakes(
 async def test_beyond_the_most_connections_there_is_no_handshake(
     engine: FakeEngine, tmp_path: Path, files: dict[str, Path]
 ) -> None:
-    async with (
-        sidecar_for(engine.port, tmp_path, **files, max_connections=1) as sidecar,
-        connected(sidecar, trusting(files["tls_cert"])),
-    ):
+    engine.answer = held = fake.Held()
+    tls = trusting(files["tls_cert"])
+    async with sidecar_for(engine.port, tmp_path, **files, max_connections=1) as sidecar:
+        busy = asyncio.ensure_future(ask(sidecar, request(), tls=tls))
+        await until(lambda: bool(engine.received))
         with pytest.raises(ConnectionError):
-            await shown_name(sidecar, trusting(files["tls_cert"]))
+            await shown_name(sidecar, tls)
         assert len(sidecar.door.connections) == 1
+        held.go.set()
+        assert (await busy).status == 200
 
 
 async def test_tls_before_1_2_is_refused(engine: FakeEngine, tmp_path: Path, files: dict[str, Path]) -> None:

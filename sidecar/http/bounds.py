@@ -1,0 +1,121 @@
+"""How much of the sidecar itself each caller may occupy: connections, and bytes of memory.
+
+One rule for both: whoever it is may have at most a share of what the others leave. So one alone gets that
+share of the whole, several divide it, and something is always left for who comes next. Counting is arithmetic
+where a connection or a request begins and ends; sockets are not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from sidecar.telemetry import NOBODY
+from tokenpool.ledger import Account
+
+REQUEST_BYTES = 2048
+"""What a request counts for beyond its body: its head, parsed, and what goes with it."""
+
+
+class Holder:
+    """What one entitlement occupies, or all callers who are not identified (yet)."""
+
+    __slots__ = ("_bounds", "_share", "buffered", "connections", "cut", "name")
+
+    def __init__(self, bounds: Bounds, name: str, share: float) -> None:
+        self._bounds = bounds
+        self._share = share
+        self.name = name
+        self.connections = 0
+        self.buffered = 0
+        self.cut = 0
+        """Connections closed so far because the holder had too many, or left too much unread."""
+
+    @property
+    def most_connections(self) -> int:
+        """How many connections it may have, as things are; one, wherever there is room for any."""
+        bounds = self._bounds
+        left = bounds.max_connections - (bounds.connections - self.connections)
+        return min(left, max(int(self._share * left), 1))
+
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes it may have, as things are."""
+        bounds = self._bounds
+        return int(self._share * (bounds.max_bytes - (bounds.buffered - self.buffered)))
+
+    def join(self, buffered: int = 0) -> None:
+        """A connection begins to count here, with what it has buffered."""
+        self.connections += 1
+        self._bounds.connections += 1
+        self.give(-buffered)
+
+    def leave(self, buffered: int = 0) -> None:
+        """A connection counts here no longer."""
+        self.connections -= 1
+        self._bounds.connections -= 1
+        self.give(buffered)
+
+    def take(self, size: int) -> bool:
+        """Occupy so many bytes, if that is within the bound; whether it was."""
+        bounds = self._bounds
+        own = self.buffered
+        if own + size > self._share * (bounds.max_bytes - bounds.buffered + own):
+            return False
+        self.buffered = own + size
+        bounds.buffered += size
+        return True
+
+    def give(self, size: int) -> None:
+        """So many bytes are free again."""
+        self.buffered -= size
+        self._bounds.buffered -= size
+
+
+class Bounds:
+    """All holders of one sidecar."""
+
+    def __init__(
+        self, max_connections: int, max_bytes: int, entitlement_share: float, unidentified_share: float
+    ) -> None:
+        self.max_connections = max_connections
+        self.max_bytes = max_bytes
+        self.connections = 0
+        self.buffered = 0
+        self._share = entitlement_share
+        self.nobody = Holder(self, NOBODY, unidentified_share)
+        """The connections that no accepted request has identified."""
+        self._holders: dict[str, Holder] = {}
+
+    def of(self, account: Account) -> Holder:
+        """What an entitlement occupies. It is remembered by name, as its counts in the metrics are."""
+        name = account.entitlement.name
+        holder = self._holders.get(name)
+        if holder is None:
+            holder = self._holders[name] = Holder(self, name, self._share)
+        return holder
+
+    def largest(self) -> Holder:
+        """Who has the most connections."""
+        return max((self.nobody, *self._holders.values()), key=lambda holder: holder.connections)
+
+    def metrics(self) -> Iterator[Metric]:
+        """For Prometheus."""
+        by_entitlement = ("entitlement",)
+        connections = GaugeMetricFamily(
+            "tokenpool_connections", "Client connections open.", labels=by_entitlement
+        )
+        buffered = GaugeMetricFamily(
+            "tokenpool_buffered_bytes", "Requests and unread answers in memory.", labels=by_entitlement
+        )
+        cut = CounterMetricFamily(
+            "tokenpool_connections_cut",
+            "Connections closed because their entitlement had too many, or left too much unread.",
+            labels=by_entitlement,
+        )
+        for holder in (self.nobody, *self._holders.values()):
+            connections.add_metric((holder.name,), holder.connections)
+            buffered.add_metric((holder.name,), holder.buffered)
+            cut.add_metric((holder.name,), holder.cut)
+        yield from (connections, buffered, cut)

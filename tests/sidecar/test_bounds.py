@@ -1,0 +1,409 @@
+"""What each caller may occupy of the sidecar itself: nobody can exhaust it for the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sidecar import settings
+from sidecar.__main__ import _parser
+from sidecar.app import Sidecar
+from sidecar.http.bounds import Bounds
+from sidecar.http.downstream import REFUSED_AT_ONCE
+from sidecar.identity import KeyRing
+from sidecar.settings import SettingsError
+from tests.certificates import certify
+from tests.fakes import engine as fake
+from tests.fakes.engine import FakeEngine, Held, Received
+from tests.sidecar.harness import (
+    STREAM,
+    Response,
+    admin,
+    ask,
+    connected,
+    is_whole,
+    read_response,
+    request,
+    sidecar_for,
+    until,
+)
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def many(sidecar: Sidecar, count: int) -> AsyncIterator[list[Streams]]:
+    """Connections that have said nothing yet."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connected(sidecar)) for _ in range(count)]
+
+
+async def served(stream: Streams, key: str) -> Response:
+    reader, writer = stream
+    writer.write(request(key=key))
+    return await read_response(reader)
+
+
+def head_with(framing: bytes, key: str | None = "g-key") -> bytes:
+    """The head of a request whose body is framed like this."""
+    head = request(key=key).partition(b"\r\n\r\n")[0]
+    return re.sub(rb"content-length: \d+", framing, head) + b"\r\n\r\n"
+
+
+def holds(sidecar: Sidecar, name: str) -> int:
+    """How many connections an entitlement has."""
+    bounds = sidecar.door.bounds
+    return (bounds.nobody if name == "none" else bounds.of(sidecar.gate.accounts[name])).connections
+
+
+def nothing_is_held(sidecar: Sidecar) -> bool:
+    bounds = sidecar.door.bounds
+    return bounds.buffered == 0 and not any(h.buffered for h in (bounds.nobody, *bounds._holders.values()))
+
+
+# --- the rule ---
+
+
+def test_one_alone_has_its_share_and_several_divide_what_there_is() -> None:
+    bounds = Bounds(1000, 1000, 0.5, 0.25)
+    alone = bounds.nobody
+    assert (alone.most_connections, alone.most_bytes) == (250, 250)
+    for _ in range(250):
+        alone.join()
+    assert alone.most_connections == 250
+    bounds.connections += 600
+    assert alone.most_connections == 100
+
+
+def test_whoever_comes_next_finds_room_however_greedy_the_others_are() -> None:
+    bounds = Bounds(1000, 1000, 0.5, 0.25)
+    nobody = bounds.nobody
+    bounds.connections = bounds.buffered = 990
+    assert nobody.most_connections == 2
+    assert nobody.take(2)
+    assert not nobody.take(1)
+    bounds.connections = 999
+    assert nobody.most_connections == 1
+    bounds.connections = 1000
+    assert nobody.most_connections == 0
+
+
+# --- connections ---
+
+
+async def test_a_connection_belongs_to_whom_its_last_request_came_from(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1) as [stream]:
+        for key, expected in (("wrong", "none"), ("g-key", "g"), ("wrong", "g")):
+            reader, writer = stream
+            writer.write(request("/v1/models", key=key, method="GET", headers={"x-test": "1"}))
+            await read_response(reader)
+            assert holds(sidecar, expected) == 1
+        assert (await served(stream, "e-key")).status == 200
+        assert (holds(sidecar, "g"), holds(sidecar, "e"), holds(sidecar, "none")) == (0, 1, 0)
+        _, metrics = await admin(sidecar, "/metrics")
+    assert 'tokenpool_connections{entitlement="e"} 1.0' in metrics
+    assert 'tokenpool_connections{entitlement="none"} 0.0' in metrics
+
+
+async def test_the_connection_that_was_idle_longest_makes_way_for_a_new_one(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    limits = {"max_connections": 8, "entitlement_share": 0.25, "unidentified_share": 1.0}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 3) as streams:
+        first, second, third = streams
+        for stream in (second, first, third):
+            assert (await served(stream, "g-key")).status == 200
+        assert await second[0].read() == b""
+        assert holds(sidecar, "g") == 2
+        assert (await served(first, "g-key")).status == 200
+        _, metrics = await admin(sidecar, "/metrics")
+    assert 'tokenpool_connections_cut_total{entitlement="g"} 1.0' in metrics
+
+
+async def test_where_none_is_idle_the_new_one_is_refused_and_others_are_not(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    limits = {"max_connections": 12, "entitlement_share": 0.25, "unidentified_share": 1.0}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 4) as streams:
+        busy = [asyncio.ensure_future(served(stream, "g-key")) for stream in streams[:2]]
+        await until(lambda: len(engine.received) == 2)
+        refused = await served(streams[2], "g-key")
+        other = asyncio.ensure_future(served(streams[3], "e-key"))
+        await until(lambda: len(engine.received) == 3)
+        held.go.set()
+        assert [r.status for r in (*await asyncio.gather(*busy), await other)] == [200] * 3
+        assert is_whole(sidecar)
+    assert (refused.status, refused.headers["x-tokenpool-reason"]) == (503, "too_many_connections")
+    assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
+    assert "entitlement 'g'" in refused.error()["message"]
+
+
+async def test_connections_that_say_nothing_make_way_and_never_take_all(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    limits = {"max_connections": 8, "unidentified_share": 0.5}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar:
+        async with many(sidecar, 1) as [known]:
+            assert (await served(known, "g-key")).status == 200
+            async with many(sidecar, 8) as strangers:
+                strangers[7][1].write(request()[:20])
+                await until(lambda: holds(sidecar, "none") == 3)
+                assert await strangers[0][0].read() == b""
+                # Neither who was there before nor who comes now is kept out.
+                assert (await served(known, "g-key")).status == 200
+                assert (await ask(sidecar, request(key="e-key"))).status == 200
+        await until(lambda: not sidecar.door.connections)
+        assert sidecar.door.bounds.connections == 0
+
+
+async def test_a_full_sidecar_takes_idle_connections_from_who_has_most(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    limits = {"max_connections": 3, "entitlement_share": 1.0, "unidentified_share": 1.0}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 3) as streams:
+        for stream, key in zip(streams, ("g-key", "e-key", "g-key"), strict=True):
+            assert (await served(stream, key)).status == 200
+        assert (await ask(sidecar, request(key="s-key"))).status == 200
+        assert await streams[0][0].read() == b""
+        assert (holds(sidecar, "g"), holds(sidecar, "e")) == (1, 1)
+
+
+async def test_refused_connections_are_answered_only_up_to_a_point(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    limits = {"max_connections": 1, "unidentified_share": 1.0}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 1) as [stream]:
+        busy = asyncio.ensure_future(served(stream, "g-key"))
+        await until(lambda: bool(engine.received))
+        async with many(sidecar, REFUSED_AT_ONCE + 2) as others:
+            assert (await read_response(others[0][0])).status == 503
+            with contextlib.suppress(ConnectionResetError):
+                assert await others[-1][0].read() == b""
+        held.go.set()
+        assert (await busy).status == 200
+
+
+async def test_handshakes_without_end_make_way_too(engine: FakeEngine, tmp_path: Path) -> None:
+    cert, key = certify(tmp_path, "us")
+    limits = {"max_connections": 4, "unidentified_share": 0.5, "tls_cert": cert, "tls_key": key}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 3) as streams:
+        with contextlib.suppress(ConnectionResetError):
+            assert await streams[0][0].read() == b""
+        assert holds(sidecar, "none") == 2
+
+
+# --- bytes ---
+
+BYTES = {"max_buffered_bytes": 100_000, "entitlement_share": 0.5, "max_body_bytes": 40_000}
+
+
+def padded(size: int, key: str = "e-key", path: str = "/v1/completions") -> bytes:
+    """A request whose body has so many bytes, nearly."""
+    return request(path, {"model": "tiny", "prompt": "a", "max_tokens": 1, "user": "x" * size}, key=key)
+
+
+async def test_bodies_of_one_entitlement_are_bounded_and_others_have_room(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 2) as (first, last):
+        first[1].write(padded(30_000))
+        await until(lambda: bool(engine.received))
+        refused = await ask(sidecar, padded(30_000))
+        last[1].write(padded(20_000, key="g-key"))
+        await until(lambda: len(engine.received) == 2)
+        _, metrics = await admin(sidecar, "/metrics")
+        held.go.set()
+        assert [(await read_response(reader)).status for reader, _ in (first, last)] == [200, 200]
+        assert (await ask(sidecar, padded(30_000))).status == 200
+        assert nothing_is_held(sidecar)
+        assert sidecar.telemetry.outcomes("e")["sidecar_full"] == 1
+    assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "sidecar_full")
+    assert refused.headers["retry-after"] == "1"
+    assert "entitlement 'e'" in refused.error()["message"]
+    assert 'tokenpool_buffered_bytes{entitlement="e"} 32' in metrics
+
+
+async def test_a_body_counts_before_it_has_come(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar:
+        async with many(sidecar, 1) as [(_, writer)]:
+            writer.write(padded(30_000)[:1000])
+            await until(lambda: sidecar.door.bounds.buffered > 30_000)
+            assert (await ask(sidecar, padded(30_000))).status == 429
+        await until(lambda: nothing_is_held(sidecar))
+        assert (await ask(sidecar, padded(30_000))).status == 200
+
+
+async def test_a_known_head_is_counted_and_bounded_like_any_other(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = Held()
+    async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 2) as (one, two):
+        held.go.set()
+        for _ in range(3):
+            assert (await served(one, "e-key")).status == 200
+        assert nothing_is_held(sidecar)
+        held.go.clear()
+        two[1].write(padded(30_000))
+        await until(lambda: len(engine.received) == 4)
+        one[1].write(padded(30_000))
+        assert (await read_response(one[0])).status == 429
+        held.go.set()
+        assert (await read_response(two[0])).status == 200
+        await until(lambda: nothing_is_held(sidecar))
+
+
+async def test_a_body_without_a_length_counts_as_it_grows(engine: FakeEngine, tmp_path: Path) -> None:
+    raw = head_with(b"transfer-encoding: chunked")
+    limits = BYTES | {"max_buffered_bytes": 400_000, "max_body_bytes": 190_000}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar:
+        async with many(sidecar, 2) as (slow, other):
+            slow[1].write(raw + fake.chunk(b" " * 60_000))
+            await until(lambda: 60_000 < sidecar.door.bounds.buffered < 70_000)
+            other[1].write(padded(100_000, key="g-key"))
+            assert (await read_response(other[0])).status == 200
+            slow[1].write(fake.chunk(b" " * 60_000))
+            await until(lambda: 130_000 < sidecar.door.bounds.buffered < 140_000)
+            slow[1].write(fake.chunk(b" " * 60_000) + fake.chunk(b" " * 20_000))
+            assert (await read_response(slow[0])).status == 413
+        await until(lambda: nothing_is_held(sidecar))
+        tight = raw + fake.chunk(b" " * 60_000) * 2
+        async with many(sidecar, 1) as [stream]:
+            stream[1].write(padded(100_000)[:500])
+            await until(lambda: sidecar.door.bounds.buffered > 100_000)
+            assert (await ask(sidecar, tight.replace(b"g-key", b"e-key"))).status == 429
+        await until(lambda: nothing_is_held(sidecar))
+
+
+async def test_answers_that_are_left_unread_count_and_the_one_too_many_is_cut(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(fake.STREAM_HEAD)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(fake.chunk(b"data: " + b"x" * 60_000 + b"\n\n"))
+                await writer.drain()
+
+    engine.answer = answer
+    limits = {"max_buffered_bytes": 500_000, "max_body_bytes": 40_000, "entitlement_share": 0.5}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 5) as streams:
+        for _, writer in streams:
+            writer.transport.pause_reading()
+            writer.write(request("/v1/chat/completions", STREAM, key="e-key"))
+        holder = sidecar.door.bounds.of(sidecar.gate.accounts["e"])
+        await until(lambda: holder.cut > 0)
+        assert 0 < holder.buffered <= 250_000
+        for _, writer in streams:
+            writer.transport.abort()
+        await until(lambda: is_whole(sidecar) and nothing_is_held(sidecar))
+
+
+async def test_requests_wait_while_answers_are_unread_and_go_on_when_they_are_read(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(fake.unary({"text": "x" * 500_000, "usage": fake.USAGE}))
+
+    engine.answer = answer
+    async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1) as [(reader, writer)]:
+        writer.transport.pause_reading()
+        for _ in range(40):
+            writer.write(request("/v1/models", key="e-key", method="GET", headers={"x-test": "1"}))
+        await until(lambda: any(guest.buffered > 64_000 for guest in sidecar.door.connections))
+        seen = -1
+        while seen != len(engine.received):  # until nothing moves any more
+            seen = len(engine.received)
+            await asyncio.sleep(0.1)
+        assert seen < 40
+        writer.transport.resume_reading()
+        statuses = [(await read_response(reader)).status for _ in range(40)]
+        assert statuses == [200] * 40
+        await until(lambda: nothing_is_held(sidecar))
+
+
+async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    one = request("/v1/models", key="e-key", method="GET", headers={"x-test": "1"})
+    async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 1) as [(reader, writer)]:
+        writer.write(one * 200)
+        await until(lambda: bool(engine.received))
+        assert sidecar.door.bounds.buffered <= 50_000
+        held.go.set()
+        statuses = []
+        while not reader.at_eof():
+            try:
+                statuses.append((await read_response(reader)).status)
+            except asyncio.IncompleteReadError:
+                break
+        await until(lambda: nothing_is_held(sidecar))
+    assert statuses[-1] == 429
+    assert set(statuses[:-1]) == {200}
+    assert len(statuses) < 50
+
+
+# --- callers who may not pass ---
+
+
+@pytest.mark.parametrize("key", ["wrong", None])
+async def test_a_flood_of_wrong_keys_is_answered_without_reading_bodies(
+    engine: FakeEngine, tmp_path: Path, key: str | None
+) -> None:
+    endless = head_with(b"content-length: 30000000", key)
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        answers = await asyncio.gather(*(ask(sidecar, endless + b"{") for _ in range(50)))
+        assert nothing_is_held(sidecar)
+        assert holds(sidecar, "none") <= 50
+        assert sidecar.telemetry.outcomes("none") == {"unknown_key": 50}
+    assert {(a.status, a.headers["connection"]) for a in answers} == {(401, "close")}
+    assert engine.received == []
+
+
+async def test_a_head_of_very_many_headers_is_refused(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        few = await ask(sidecar, request(headers={f"x{i}": "1" for i in range(120)}))
+        many = await ask(sidecar, request(headers={f"x{i}": "1" for i in range(130)}))
+    assert (few.status, many.status) == (200, 431)
+    assert "or 128 headers" in many.error()["message"]
+
+
+def test_a_key_is_found_among_others_that_begin_alike() -> None:
+    digest = hashlib.sha256(b"key").digest()
+    twin = digest[:8] + bytes(24)
+    ring = KeyRing({twin: "twin", digest: "owner"})
+    assert (ring.find(b"key"), ring.find(b"other"), len(ring)) == ("owner", None, 2)
+
+
+# --- settings ---
+
+
+def read(arguments: str) -> settings.Settings:
+    command = f"run --config p --upstream http://h:1 {arguments}"
+    return settings.read(_parser().parse_args(command.split()), {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--entitlement-share 1.5", "--entitlement-share: '1.5' is more than the whole"),
+        ("--unidentified-share 0", "--unidentified-share: '0' is not a number above 0"),
+        ("--max-buffered-bytes 1000000", "has no room for a body of --max-body-bytes 33554432"),
+    ],
+)
+def test_wrong_options_are_named(arguments: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read(arguments)
+
+
+def test_the_admin_port_is_on_loopback_unless_told_otherwise() -> None:
+    assert read("").admin.host == "127.0.0.1"
