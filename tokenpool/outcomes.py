@@ -40,6 +40,7 @@ class Reason(StrEnum):
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    TARGET_TOO_LONG = "target_too_long"
     HEAD_TOO_LARGE = "head_too_large"
     BODY_TOO_LARGE = "body_too_large"
     REQUEST_TIMEOUT = "request_timeout"
@@ -74,6 +75,7 @@ _STATUS = {
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
     Reason.METHOD_NOT_ALLOWED: 405,
+    Reason.TARGET_TOO_LONG: 414,
     Reason.HEAD_TOO_LARGE: 431,
     Reason.BODY_TOO_LARGE: 413,
     Reason.REQUEST_TIMEOUT: 408,

@@ -299,6 +299,7 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     # vLLM's own words, so that a client sees the same whoever answers.
     Reason.UNKNOWN_MODEL: ("NotFoundError", 404),
     Reason.METHOD_NOT_ALLOWED: (_INVALID, "method_not_allowed"),
+    Reason.TARGET_TOO_LONG: (_INVALID, "target_too_long"),
     Reason.HEAD_TOO_LARGE: (_INVALID, "headers_too_large"),
     Reason.BODY_TOO_LARGE: (_INVALID, "request_too_large"),
     Reason.REQUEST_TIMEOUT: (_INVALID, "request_timeout"),

@@ -37,7 +37,7 @@ class Client(Protocol):
     def on_cut(self) -> None:
         """The response cannot be completed: close, so that the client does not take it for whole."""
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, *, head_only: bool) -> None:
         """Nothing of a response was sent: answer with a refusal."""
 
 
@@ -119,13 +119,10 @@ class Exchange:
         if not self._has_ended:
             self._gate.engine.is_up = False
             self._end(Ending.UPSTREAM_ERROR, spent=False)
-            self._client.refuse(
-                Refusal(
-                    Reason.ENGINE_DOWN,
-                    "the engine behind this proxy does not accept connections",
-                    retry_after_s=ENGINE_RETRY_S,
-                    account=self._passage.account,
-                )
+            self._refuse(
+                Reason.ENGINE_DOWN,
+                "the engine behind this proxy does not accept connections",
+                ENGINE_RETRY_S,
             )
 
     def on_head(self, head: ResponseHead) -> None:
@@ -152,7 +149,7 @@ class Exchange:
         """How the client is told where the response ends."""
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = head.content_length
-            return b"" if length is None else b"content-length: %d\r\n" % length
+            return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
         # A stream from which an event may be hidden has another length than the engine says.
         if head.content_length is not None and not head.is_event_stream:
             return b"content-length: %d\r\n" % head.content_length
@@ -295,9 +292,11 @@ class Exchange:
         if self._has_sent():
             self._client.on_cut()
         else:
-            self._client.refuse(
-                Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
-            )
+            self._refuse(reason, message, retry_after_s)
+
+    def _refuse(self, reason: Reason, message: str, retry_after_s: float | None) -> None:
+        refusal = Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
+        self._client.refuse(refusal, head_only=self._request.method == b"HEAD")
 
     def _has_sent(self) -> bool:
         return self._status != 0 and self._head is None
