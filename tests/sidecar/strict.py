@@ -1,7 +1,7 @@
 """A strict reader of HTTP/1.1: what the sidecar's bytes are held to, towards the engine and towards clients.
 
 It shares nothing with the sidecar. What the RFCs let a recipient read in two ways, or forbid a gateway to
-send, is a ``Riddle``. It is the one judge of the framing corpus (``tests/sidecar/framing``) and of the fuzzer.
+send, is a ``Riddle``. It is the one judge of the framing corpus (``tests/sidecar/framing``) and of fuzzing.
 """
 
 from __future__ import annotations

