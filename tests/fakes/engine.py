@@ -40,7 +40,7 @@ POLLER = b" aiohttp/"
 
 
 class _Recorder(asyncio.StreamReader):
-    """A reader that keeps what it was sent."""
+    """A reader that keeps what it was sent, but for polls: each is a read of its own."""
 
     def __init__(self, number: int, heard: list[tuple[int, bytes]]) -> None:
         super().__init__()
@@ -48,7 +48,8 @@ class _Recorder(asyncio.StreamReader):
         self._heard = heard
 
     def feed_data(self, data: bytes) -> None:
-        self._heard.append((self._number, bytes(data)))
+        if POLLER not in data:
+            self._heard.append((self._number, bytes(data)))
         super().feed_data(data)
 
 
@@ -140,7 +141,7 @@ class FakeEngine:
     started_at: float = 1.0
     received: list[Received] = field(default_factory=list)
     heard: list[tuple[int, bytes]] = field(default_factory=list)
-    """Every read as it came: on which connection, and its bytes. See ``said``."""
+    """Every read of a request as it came: on which connection, and its bytes. See ``said``."""
     connections: int = 0
     """Connections of requests (not polls) open now."""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -166,13 +167,11 @@ class FakeEngine:
         return asyncio.StreamReaderProtocol(_Recorder(next(self._numbers), self.heard), self._serve)
 
     def said(self, since: int = 0) -> list[tuple[int, bytes]]:
-        """What the sidecar sent, byte for byte, but for its polls: runs of reads on one connection, in order.
+        """What the sidecar sent, byte for byte: runs of reads on one connection, in order.
 
         ``since`` is the length that ``heard`` had before.
         """
-        polls = {number for number, data in self.heard if POLLER in data}
-        reads = [(number, data) for number, data in self.heard[since:] if number not in polls]
-        runs = itertools.groupby(reads, key=lambda read: read[0])
+        runs = itertools.groupby(self.heard[since:], key=lambda read: read[0])
         return [(number, b"".join(data for _, data in run)) for number, run in runs]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
