@@ -25,7 +25,7 @@ from tests.sidecar.strict import Answer, Request, answers, requests
 FIRST, READ_FIRST = sized(b"first"), Relayed(body=b"first")
 LAST, READ_LAST = get(b"/version?last", b"Connection: close\r\n"), got(b"/version?last", closes=True)
 REPLIED = b"/version?reply"
-LONGEST_S = 5.0
+LONGEST_S = 30.0
 LARGEST_IN_BYTES = 1200
 """Longer cases are split into pieces of a few thousand bytes."""
 
