@@ -42,6 +42,7 @@ class Reason(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_RESPONSE = "unknown_response"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    TARGET_TOO_LONG = "target_too_long"
     HEAD_TOO_LARGE = "head_too_large"
     BODY_TOO_LARGE = "body_too_large"
     REQUEST_TIMEOUT = "request_timeout"
@@ -78,6 +79,7 @@ _STATUS = {
     Reason.UNKNOWN_MODEL: 404,
     Reason.UNKNOWN_RESPONSE: 404,
     Reason.METHOD_NOT_ALLOWED: 405,
+    Reason.TARGET_TOO_LONG: 414,
     Reason.HEAD_TOO_LARGE: 431,
     Reason.BODY_TOO_LARGE: 413,
     Reason.REQUEST_TIMEOUT: 408,

@@ -257,6 +257,7 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.UNKNOWN_MODEL: ("NotFoundError", 404),
     Reason.UNKNOWN_RESPONSE: (_INVALID, 404),
     Reason.METHOD_NOT_ALLOWED: (_INVALID, "method_not_allowed"),
+    Reason.TARGET_TOO_LONG: (_INVALID, "target_too_long"),
     Reason.HEAD_TOO_LARGE: (_INVALID, "headers_too_large"),
     Reason.BODY_TOO_LARGE: (_INVALID, "request_too_large"),
     Reason.REQUEST_TIMEOUT: (_INVALID, "request_timeout"),

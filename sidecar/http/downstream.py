@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from collections import deque
 from operator import itemgetter
 from typing import NamedTuple, Protocol, cast
@@ -19,7 +20,7 @@ from sidecar.gate import Gate, Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
 from sidecar.http.bounds import REQUEST_BYTES, Bounds, Holder
 from sidecar.http.exchange import Exchange
-from sidecar.http.heads import RequestFramer, RequestHead
+from sidecar.http.heads import RequestFramer, RequestHead, nominated
 from sidecar.http.known import KnownHead
 from sidecar.http.upstream import Pool
 from sidecar.http.waiting import Waiting
@@ -43,6 +44,11 @@ NEVER = float("inf")
 LINGER_S = 2.0
 """How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
 LINGER_BYTES = 4 << 20
+
+_AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
+_HOST = re.compile(_AUTHORITY % b"*")
+"""RFC 3986 section 3.2 without user information. It may be empty (RFC 9110 section 7.2)."""
+_ABSOLUTE = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re.IGNORECASE)
 
 
 class _Phase(enum.Enum):
@@ -232,12 +238,14 @@ class Downstream(asyncio.Protocol):
         "_deadline",
         "_door",
         "_exchange",
+        "_had_body",
         "_head",
         "_head_bytes",
         "_idle_since",
         "_is_first",
         "_is_paused",
         "_known",
+        "_line_bytes",
         "_lingered",
         "_parser",
         "_passed",
@@ -264,9 +272,7 @@ class Downstream(asyncio.Protocol):
         self._reads = True
         self._is_paused = False
         self._is_first = False
-        self._upgrades = False
         self._lingered = 0
-        self._head_bytes = 0
         self._write_deadline = NEVER
         self.holder = door.bounds.nobody
         self.buffered = 0
@@ -278,6 +284,7 @@ class Downstream(asyncio.Protocol):
 
     def _start_parser(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
+        self._upgrades = False
         self._begin_request()
 
     def _begin_request(self) -> None:
@@ -287,6 +294,8 @@ class Downstream(asyncio.Protocol):
         self._body: list[bytes] = []
         self._body_bytes = self._body_room = 0
         self._head_bytes = 0
+        self._line_bytes = 0
+        self._had_body = False
 
     # --- asyncio's callbacks ---
 
@@ -323,19 +332,30 @@ class Downstream(asyncio.Protocol):
                 self._is_first = True
             self._enter(_Phase.HEAD, self._door.settings.head_timeout)
         try:
-            self._parser.feed_data(data)
+            self._feed(data)
             if self._is_first:
                 self._is_first = False
                 self._learn(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._is_first = False
-            self._ignore_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             if self._reads:
                 self._malformed(f"the request is not valid HTTP/1.1: {error}")
-        if self._phase is _Phase.HEAD and self._reads:
-            self._head_bytes += len(data)
-            self._bound_head()
+        if self._reads and self._phase is not _Phase.IDLE:
+            self._bound_line(data)
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        """Parse, and decline every upgrade that is offered on the way."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._reads:
+                    return
+                self._is_first = False
+                data = memoryview(data)[upgrade.args[0] :]
+                head = self._head_without_offer()
+                self._start_parser()
+                self._parser.feed_data(head)
 
     def _learn(self, data: bytes) -> None:
         """Remember the head of the request that ``data`` is, if it is exactly one that passed."""
@@ -420,27 +440,37 @@ class Downstream(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         """httptools: (a part of) the request target."""
-        self._head.target += url
+        if not self._reads:
+            return
+        head = self._head
+        head.method = self._parser.get_method()
+        head.target += url
         self._head_bytes += len(url)
+        most = self._door.settings.max_head_bytes
+        if len(head.target) > most:
+            self._stop_reading(
+                Refusal(Reason.TARGET_TOO_LONG, f"the request target is longer than {most} bytes")
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: one header."""
+        """httptools: one header, or one trailer: that goes no further, lest it pass for a header."""
+        if not self._reads:
+            return
         self._head_bytes += len(name) + len(value) + 4
         headers = self._head.headers
         if self._head_bytes > self._door.settings.max_head_bytes or len(headers) == MOST_HEADERS:
             self._refuse_head()
-            return
-        headers.append((name.lower(), value))
+        elif self._phase is _Phase.HEAD:
+            headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """httptools: the end of the head. What the head alone decides is decided here."""
         if not self._reads:
             return
         parser, head = self._parser, self._head
-        head.method = parser.get_method()
-        head.keeps_alive = parser.should_keep_alive()
         version = parser.get_http_version()
         head.is_http10 = version == "1.0"
+        head.keeps_alive = _keeps_alive_10(head) if head.is_http10 else parser.should_keep_alive()
         if version not in ("1.0", "1.1"):
             self._malformed(f"HTTP/{version} is not spoken here; HTTP/1.1 is")
             return
@@ -450,13 +480,14 @@ class Downstream(asyncio.Protocol):
             return
         self._upgrades = parser.should_upgrade()
         if self._upgrades:
-            return  # taken up again by _ignore_upgrade, without the offer
+            return  # taken up again by _feed, without the offer
         self._screen(_Request(head))
 
     def on_body(self, body: bytes) -> None:
         """httptools: a part of the body."""
         if not self._reads:
             return
+        self._had_body = True
         self._body_bytes += len(body)
         if self._body_bytes > self._body_room and not self._grow():
             return
@@ -473,7 +504,6 @@ class Downstream(asyncio.Protocol):
         self._body = []
         self._request = None
         self._phase = _Phase.IDLE
-        self._head_bytes = 0
         if not request.head.keeps_alive:
             self._reads = False
             request.closes = True
@@ -517,7 +547,7 @@ class Downstream(asyncio.Protocol):
         if not expectations or head.is_http10:
             return
         self._passed = None
-        if expectations != [b"100-continue"] and expectations[0].lower() != b"100-continue":
+        if any(expectation.lower() != b"100-continue" for expectation in expectations):
             request.refusal = Refusal(
                 Reason.UNSUPPORTED_EXPECTATION, "the only expectation served is 100-continue"
             )
@@ -526,29 +556,21 @@ class Downstream(asyncio.Protocol):
         elif self._exchange is None and not self._pending:
             self.write(CONTINUE)
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """An offered upgrade is declined by not mentioning it, as RFC 9110 section 7.8 allows.
+    def _head_without_offer(self) -> bytes:
+        """The head that was read, as if no upgrade had been offered: RFC 9110 section 7.8 allows it.
 
-        The parser has skipped the body, so the request is parsed anew, without the offer.
+        The parser would have no body follow, so the request is parsed anew. Other connection options stay:
+        they say which headers go no further.
         """
-        self._upgrades = False
-        if not self._reads:
-            return
         head = self._head
-        if head.method == b"CONNECT":
-            self._malformed("CONNECT is not served here")
-            return
-        kept = [(n, v) for n, v in head.headers if n not in (b"upgrade", b"http2-settings")]
-        lines = [head.method + b" " + head.target + b" HTTP/1.1\r\n"]
-        lines += [name + b": " + value + b"\r\n" for name, value in kept if name != b"connection"]
-        if not head.keeps_alive:
-            lines.append(b"connection: close\r\n")
-        self._start_parser()
-        self.data_received(b"".join(lines) + b"\r\n" + rest)
-
-    def _bound_head(self) -> None:
-        if self._head_bytes > self._door.settings.max_head_bytes:
-            self._refuse_head()
+        options = nominated(head.headers) - {b"upgrade", b"http2-settings"}
+        lines = [b"%b %b HTTP/1.%d\r\n" % (head.method, head.target, not head.is_http10)]
+        lines += [
+            b"%b: %b\r\n" % (name, value)
+            for name, value in head.headers
+            if name not in (b"connection", b"upgrade", b"http2-settings")
+        ]
+        return b"".join(lines) + b"connection: %b\r\n\r\n" % b", ".join(sorted(options))
 
     def _refuse_head(self) -> None:
         most = self._door.settings.max_head_bytes
@@ -559,6 +581,19 @@ class Downstream(asyncio.Protocol):
                 " shorter ones",
             )
         )
+
+    def _bound_line(self, data: bytes) -> None:
+        """Refuse a line without an end, of a head, of chunks or of trailers: the parser collects it."""
+        if self._had_body:
+            self._had_body, self._line_bytes = False, 0
+            return
+        start = data.rfind(b"\n") + 1
+        self._line_bytes = len(data) - start + (0 if start else self._line_bytes)
+        most = self._door.settings.max_head_bytes
+        if self._line_bytes > most:
+            self._stop_reading(
+                Refusal(Reason.HEAD_TOO_LARGE, f"a line of the request is longer than {most} bytes")
+            )
 
     def _refuse_body(self) -> None:
         most = self._door.settings.max_body_bytes
@@ -758,7 +793,8 @@ class Downstream(asyncio.Protocol):
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal, and close."""
         self._exchange = None
-        self.write(refusal_bytes(refusal, head.dialect, closes=True))
+        head_only = head.method == b"HEAD"
+        self.write(refusal_bytes(refusal, head.dialect, closes=True, head_only=head_only))
         self._close()
 
     # --- closing ---
@@ -850,23 +886,40 @@ def _framing_flaw(head: RequestHead) -> str | None:
         head.all(b"transfer-encoding"),
         head.all(b"host"),
     )
+    if head.method == b"CONNECT":
+        return "CONNECT is not served here"
     if len(hosts) > 1 or (not hosts and not head.is_http10):
         return "there must be exactly one Host header"
+    if hosts and not _HOST.fullmatch(hosts[0]):
+        return "the Host header must be a name or an address, and perhaps a port"
     if codings and lengths:
         return "Content-Length and Transfer-Encoding exclude each other"
     if codings and (head.is_http10 or [c.strip().lower() for c in codings] != [b"chunked"]):
         return "the only Transfer-Encoding is chunked, once, in HTTP/1.1"
-    if len(lengths) > 1 or (lengths and not (lengths[0].isdigit() and len(lengths[0]) < 16)):
+    if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
         return "there must be one Content-Length, a whole number"
-    target = head.target
-    if target.startswith((b"http://", b"https://")):
-        slash = target.find(b"/", target.index(b"://") + 3)
-        target = target[slash:] if slash > 0 else b"/"
-        head.target = target
-    head.path = target.partition(b"?")[0]
+    return _target_flaw(head)
+
+
+def _target_flaw(head: RequestHead) -> str | None:
+    """What makes a request target invalid, or ``None`` and the path. RFC 9112 section 3.2."""
+    if b"#" in head.target:
+        return "the request target must have no fragment: leave out '#' and what follows"
+    if not head.target.startswith(b"/") and head.target != b"*":
+        absolute = _ABSOLUTE.fullmatch(head.target)
+        if absolute is None:
+            return "the request target must be a path, or an http URI with a host and no user"
+        head.target = (absolute[1] or b"/") + (absolute[2] or b"")
+    head.path = head.target.partition(b"?")[0]
     return None
+
+
+def _keeps_alive_10(head: RequestHead) -> bool:
+    """Whether an HTTP/1.0 client asks for its connection to be kept. RFC 9112 section 9.3."""
+    options = nominated(head.headers)
+    return b"keep-alive" in options and b"close" not in options
 
 
 def _content_length(head: RequestHead) -> int:
     lengths = head.all(b"content-length")
-    return int(lengths[0]) if lengths else 0
+    return int(lengths[0].lstrip(b"0") or b"0") if lengths else 0

@@ -122,14 +122,10 @@ class Exchange:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
             self._gate.engine.is_up = False
             self._end(Ending.UPSTREAM_ERROR, spent=False)
-            self._client.refuse(
-                Refusal(
-                    Reason.ENGINE_DOWN,
-                    "the engine behind this proxy does not accept connections",
-                    retry_after_s=ENGINE_RETRY_S,
-                    account=self._passage.account,
-                ),
-                self._request,
+            self._refuse(
+                Reason.ENGINE_DOWN,
+                "the engine behind this proxy does not accept connections",
+                ENGINE_RETRY_S,
             )
 
     def on_head(self, head: ResponseHead) -> None:
@@ -164,7 +160,7 @@ class Exchange:
         """How the client is told where the response ends."""
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = head.content_length
-            return b"" if length is None else b"content-length: %d\r\n" % length
+            return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
         # A stream from which an event may be hidden has another length than the engine says.
         if head.content_length is not None and not head.is_event_stream:
             return b"content-length: %d\r\n" % head.content_length
@@ -307,8 +303,11 @@ class Exchange:
         if self._has_sent():
             self._client.on_cut()
         else:
-            refusal = Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
-            self._client.refuse(refusal, self._request)
+            self._refuse(reason, message, retry_after_s)
+
+    def _refuse(self, reason: Reason, message: str, retry_after_s: float | None) -> None:
+        refusal = Refusal(reason, message, retry_after_s=retry_after_s, account=self._passage.account)
+        self._client.refuse(refusal, self._request)
 
     def _has_sent(self) -> bool:
         return self._status != 0 and self._head is None

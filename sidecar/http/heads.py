@@ -126,29 +126,31 @@ class RequestFramer:
 class ResponseHead:
     """The head of the engine's response: what of it goes on to the client, and what frames its body."""
 
-    __slots__ = ("_lines", "content_length", "ends_at_close", "is_event_stream", "status")
+    __slots__ = ("_lines", "codings", "content_length", "ends_at_close", "is_event_stream", "status")
 
     def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
         self.status = status
         self.content_length: int | None = None
+        self.codings: list[bytes] = []
+        """The values of ``Transfer-Encoding``."""
         self.is_event_stream = False
         line = _STATUS_LINES.get(status)
         if line is None or reason not in line:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
         lines = [line]
-        is_coded = False
-        for name, value in headers:
-            lowered = name.lower()
-            if lowered == b"content-length":
-                self.content_length = int(value)
-            elif lowered in HOP_BY_HOP:
-                is_coded = is_coded or lowered == b"transfer-encoding"
-            else:
-                if lowered == b"content-type":
-                    self.is_event_stream = value.startswith(b"text/event-stream")
-                lines += (name, b": ", value, b"\r\n")
+        lowered = [(name.lower(), value) for name, value in headers]
+        dropped = HOP_BY_HOP | nominated(lowered)
+        for (name, value), (original, _) in zip(lowered, headers, strict=True):
+            if name == b"content-type":
+                self.is_event_stream = value.startswith(b"text/event-stream")
+            if name == b"content-length":
+                self.content_length = int(value.lstrip(b"0") or b"0")
+            elif name == b"transfer-encoding":
+                self.codings.append(value.lower())
+            elif name not in dropped:
+                lines += (original, b": ", value, b"\r\n")
         self._lines = b"".join(lines)
-        self.ends_at_close = self.content_length is None and not is_coded
+        self.ends_at_close = self.content_length is None and not self.codings
         """Whether nothing but the end of the connection says where the body ends."""
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:

@@ -8,6 +8,7 @@ request, which is sent once more, on a fresh one.
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ IDLE_S = 4.0
 MOST_IDLE = 256
 GOODBYE_S = 1.0
 """How long a TLS connection that is closed waits for the engine to close it, too."""
+
+_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class Exchange(Protocol):
@@ -157,19 +160,26 @@ class Connection(asyncio.Protocol):
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._break()
-            return
+            if not self._is_complete:
+                self._break()
+                return
+            self._keeps_alive = False  # the response is whole; what follows it was not asked for
+        if self._exchange is None:
+            return  # the exchange gave the connection up
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if self._is_complete:
             if is_first and self._keeps_alive and self._head is not None:
                 wire = KnownHead.of(data)
-                self._known = (wire, self._head) if wire is not None else None
+                # Where an interim response came first, the head in front is not the one that counts.
+                is_known = wire is not None and wire.body_of(data) == body
+                self._known = (wire, self._head) if wire is not None and is_known else None
             self._finish(exchange, body)
-        elif body:
-            # A line end completes a chunk, or else a chunk's header, which on_chunk_header noticed.
-            self._is_between_chunks = self._has_ended_chunk and data.endswith(b"\r\n")
+            return
+        # A line end completes a chunk, or else a chunk's header, which on_chunk_header noticed.
+        self._is_between_chunks = self._has_ended_chunk and data.endswith(b"\r\n")
+        if body:
             exchange.on_read(body, False)
 
     def _take_known(self, exchange: Exchange, wire: KnownHead, head: ResponseHead, data: bytes) -> bool:
@@ -199,8 +209,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            before = self._head is None and not self._reason and not self._headers
-            exchange.on_lost(before_response=before, was_reused=self._used)
+            exchange.on_lost(before_response=self._is_first_read, was_reused=self._used)
 
     def close(self) -> None:
         """Close in good order."""
@@ -220,15 +229,20 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """httptools: one header."""
-        self._headers.append((name, value))
+        self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """httptools: the end of the head."""
         assert self._parser is not None
-        status = self._parser.get_status_code()
+        status, version = self._parser.get_status_code(), self._parser.get_http_version()
+        if version not in ("1.0", "1.1") or not 100 <= status <= 599 or not _REASON.fullmatch(self._reason):
+            raise httptools.HttpParserError("a status line that is not HTTP/1.1's")
         if status < 200:
             return
-        self._head = head = ResponseHead(status, self._reason, self._headers)
+        head = ResponseHead(status, self._reason, self._headers)
+        if head.codings and (head.codings != [b"chunked"] or version == "1.0"):
+            raise httptools.HttpParserError("a transfer coding that was not offered")
+        self._head = head
         if self._exchange is not None:
             self._exchange.on_head(head)
 

@@ -7,6 +7,7 @@ It answers the watcher's polls by itself, with numbers that the test may set; ev
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import ssl
 from collections.abc import Awaitable, Callable
@@ -33,6 +34,24 @@ class Received:
 
     def json(self) -> dict[str, object]:
         return json.loads(self.body)
+
+
+POLLER = b" aiohttp/"
+"""What the watcher's polls are known by, among the bytes of requests."""
+
+
+class _Recorder(asyncio.StreamReader):
+    """A reader that keeps what it was sent, but for polls: each is a read of its own."""
+
+    def __init__(self, number: int, heard: list[tuple[int, bytes]]) -> None:
+        super().__init__()
+        self._number = number
+        self._heard = heard
+
+    def feed_data(self, data: bytes) -> None:
+        if POLLER not in data:
+            self._heard.append((self._number, bytes(data)))
+        super().feed_data(data)
 
 
 Answer = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
@@ -122,6 +141,8 @@ class FakeEngine:
     kv_usage: float = 0
     started_at: float = 1.0
     received: list[Received] = field(default_factory=list)
+    heard: list[tuple[int, bytes]] = field(default_factory=list)
+    """Every read of a request as it came: on which connection, and its bytes. See ``said``."""
     connections: int = 0
     """Connections of requests (not polls) open now."""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,7 +155,9 @@ class FakeEngine:
 
     async def start(self) -> None:
         self._writers: set[asyncio.StreamWriter] = set()
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
+        self._numbers = itertools.count()
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._accept, "127.0.0.1", self.port, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -142,6 +165,17 @@ class FakeEngine:
         for writer in list(self._writers):
             writer.transport.abort()
         await asyncio.sleep(0)
+
+    def _accept(self) -> asyncio.Protocol:
+        return asyncio.StreamReaderProtocol(_Recorder(next(self._numbers), self.heard), self._serve)
+
+    def said(self, since: int = 0) -> list[tuple[int, bytes]]:
+        """What the sidecar sent, byte for byte: runs of reads on one connection, in order.
+
+        ``since`` is the length that ``heard`` had before.
+        """
+        runs = itertools.groupby(self.heard[since:], key=lambda read: read[0])
+        return [(number, b"".join(data for _, data in run)) for number, run in runs]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
