@@ -16,7 +16,7 @@ _MARK = b'"usage"'
 _FINISH = b'"finish_reason":"'
 _LONGEST_USAGE = 4096
 _LONGEST_EVENT = 1 << 20
-_LONGEST_RESPONSE = 8 << 20
+_LONGEST_RESPONSE = 2 << 20
 
 
 class _Details(msgspec.Struct):
@@ -134,6 +134,8 @@ class ResponseReader:
         self._size += len(data)
         if self._size <= _LONGEST_RESPONSE:
             self._parts.append(data)
+        else:
+            self._parts.clear()
         return data
 
     def end(self) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.usage import BodyReader, Stamp, StreamReader
+from sidecar.usage import BodyReader, ResponseReader, Stamp, StreamReader
 from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
 from tokenpool.cost import Usage
 
@@ -23,7 +23,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(edges)]
 
 
-def run(reader: BodyReader | StreamReader, parts: list[bytes]) -> bytes:
+def run(reader: BodyReader | ResponseReader | StreamReader, parts: list[bytes]) -> bytes:
     return b"".join([*(reader.feed(part) for part in parts if part), reader.end()])
 
 
@@ -132,3 +132,45 @@ def test_what_is_held_back_is_bounded() -> None:
     reader = StreamReader(Stamp())
     sent = sum(len(reader.feed(b"x" * 65536)) for _ in range(64))
     assert sent >= 2 << 20
+
+
+RESPONSE = (
+    b'{"id":"resp_1","tools":[{"usage":{"input_tokens":0,"output_tokens":0}}],"usage":{"input_tokens":7,'
+    b'"input_tokens_details":{"cached_tokens":4},"output_tokens":2},"user":"{\\"usage\\":{}}"}'
+)
+
+
+@given(st.lists(st.integers(0, len(RESPONSE)), max_size=10))
+def test_a_response_is_read_by_its_structure_across_any_split(cuts: list[int]) -> None:
+    reader = ResponseReader()
+    assert run(reader, pieces(RESPONSE, cuts)) == RESPONSE
+    assert reader.usage == Usage(7, 2, 4)
+    assert reader.response == "resp_1"
+
+
+def test_a_response_that_is_too_long_to_keep_is_passed_on_unread() -> None:
+    reader = ResponseReader()
+    part = b" " * (1 << 20)
+    assert len(run(reader, [part] * 4)) == 4 * len(part)
+    assert reader.usage is None
+    assert reader._parts == []
+
+
+def test_a_response_that_is_no_json_has_no_usage() -> None:
+    reader = ResponseReader()
+    assert run(reader, [b"[" * 5000]) == b"[" * 5000
+    assert reader.usage is None
+
+
+@given(st.lists(st.integers(0, 400), max_size=10))
+def test_events_with_names_are_read_across_any_split(cuts: list[int]) -> None:
+    """A message's beginning has its usage too, but not of the output."""
+    stream = (
+        b'event: message_start\ndata: {"message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
+        b'event: content_block_delta\ndata: {"delta":{"text":"\\"usage\\""}}\n\n'
+        b'event: message_delta\ndata: {"usage":{"input_tokens":3,"cache_read_input_tokens":6,"output_tokens":5}}\n\n'
+    )
+    reader = StreamReader(None)
+    assert run(reader, pieces(stream, cuts)) == stream
+    assert reader.usage == Usage(9, 5, 6)
+    assert reader.events == 3
