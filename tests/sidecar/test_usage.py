@@ -168,7 +168,8 @@ def test_events_with_names_are_read_across_any_split(cuts: list[int]) -> None:
     stream = (
         b'event: message_start\ndata: {"message":{"usage":{"input_tokens":9,"output_tokens":0}}}\n\n'
         b'event: content_block_delta\ndata: {"delta":{"text":"\\"usage\\""}}\n\n'
-        b'event: message_delta\ndata: {"usage":{"input_tokens":3,"cache_read_input_tokens":6,"output_tokens":5}}\n\n'
+        b'event: message_delta\ndata: {"usage":{"input_tokens":3,"cache_read_input_tokens":6,'
+        b'"output_tokens":5}}\n\n'
     )
     reader = StreamReader(None)
     assert run(reader, pieces(stream, cuts)) == stream
