@@ -41,14 +41,16 @@ TOKENS = [
     *(b"Connection: close\r\n", b"Upgrade: h2c\r\nConnection: upgrade\r\n", b"Expect: 100-continue\r\n"),
     *(b"5\r\nhello\r\n", b"0\r\n\r\n", b"HTTP/1.1", b"HTTP/1.0", b"GET / HTTP/1.1\r\n", b"\\u0000"),
 ]
+BODY = b'{"model":"tiny","prompt":"hello","max_tokens":5}'
 BASES = [
     request(),
     request("/v1/chat/completions", CHAT),
     request("/v1/chat/completions", STREAM),
     request("/tokenize", {"prompt": "x"}),
     request("/v1/models", method="GET"),
-    request().replace(b"content-length: 51", b"transfer-encoding: chunked\r\nx: ").replace(b"{", b"33\r\n{")
-    + b"\r\n0\r\n\r\n",
+    request(body=BODY)
+    .replace(b"content-length: %d" % len(BODY), b"transfer-encoding: chunked")
+    .replace(BODY, b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)),
 ]
 # A HEAD's answer cannot be read without knowing that it is one; mutations do not say so.
 SEEDS = [case.raw for case in CASES if len(case.raw) < 600 and b"HEAD" not in case.raw]
