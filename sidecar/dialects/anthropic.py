@@ -119,6 +119,7 @@ _KINDS = {
     405: "invalid_request_error",
     408: "timeout_error",
     413: "request_too_large",
+    414: "request_too_large",
     417: "invalid_request_error",
     429: "rate_limit_error",
     431: "request_too_large",

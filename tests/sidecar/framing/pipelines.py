@@ -76,9 +76,11 @@ def cases() -> Iterator[Case]:
         yield Case(f"pipeline/{name}", rfc, why, raw, outcomes)
     for name, status, line, lines in _REFUSED_WITH_BODY:
         for in_chunks in (False, True):
-            why = "the body of what is refused is read to its end: it is not the next request"
+            why = "the body of what is refused is not the next request"
             raw = _with_hidden(line, in_chunks=in_chunks, lines=lines) + _TWO
-            outcomes = (Refused(status, closes=False), _GOT_TWO)
+            # What the head decides is answered without the body, and the connection ends.
+            is_read = status == 400
+            outcomes = (Refused(status, closes=not is_read), *([_GOT_TWO] if is_read else []))
             framing = "chunks" if in_chunks else "length"
             yield Case(f"pipeline/{name}-{framing}", "9112 9.3", why, raw, outcomes)
     for name, why, junk in _JUNK:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from tests.sidecar.framing.cases import HELLO, HIDDEN, Case, Refused, chunked, get, got, post, posted, sized
 
 MOST_HEAD = 32 << 10
+MOST_HEADERS = 128
+"""With the Host."""
 MOST_BODY = 1 << 20
 _LONG, _TOO_LONG = b"a" * 20_000, b"a" * 40_000
 _ENDLESS = b"a" * 300_000
@@ -23,6 +25,7 @@ _TOO_LARGE = (
     ("value-endless", "9110 5.4", "before it ends", get()[:-2] + b"X-A: " + _TOO_LONG, 431),
     ("name", "9110 5.4", "so is a name", get(lines=_TOO_LONG + b": 1\r\n"), 431),
     ("headers", "9110 5.4", "so are many small ones", get(lines=b"X-A: 1\r\n" * 5000), 431),
+    ("header-too-many", "9110 5.4", "so is one more than 128", get(lines=b"X-A: 1\r\n" * MOST_HEADERS), 431),
     ("empty-headers", "9110 5.4", "so are many empty ones", get(lines=b"X:\r\n" * 10_000), 431),
     ("body", "9110 15.5.14", "a body that is too long is 413, before it comes", post(b"Content-Length: %d\r\n" % (MOST_BODY + 1), HELLO), 413),
     ("chunks", "9110 15.5.14", "in chunks, once it is", chunked(b"20000\r\n" + b"a" * 0x20000 + b"\r\n" * 1) + (b"20000\r\n" + b"a" * 0x20000 + b"\r\n") * 8, 413),
@@ -41,7 +44,7 @@ def cases() -> Iterator[Case]:
     value = (b"x-a", _LONG)
     line = b"X-A: " + _LONG + b"\r\n"
     parts = tuple((b"x-a", _LONG[:9000]) for _ in range(3))
-    many = tuple((b"x-a", b"%d" % i) for i in range(1500))
+    many = tuple((b"x-a", b"%d" % i) for i in range(MOST_HEADERS - 1))
     body = bytes(range(256)) * (MOST_BODY >> 8)
     small = b"".join(b"1\r\n%c\r\n" % c for c in body[:500])
     halves = b"".join(b"%x\r\n%b\r\n" % (half, body[:half]) for half in _HALVES)
