@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests import debian
 from tests.containers import engine, standins
+from tests.containers.stack import Stack
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
         debian.provide(debian.CHROMIUM | debian.DOCKER | debian.PODMAN)
         with tempfile.TemporaryDirectory() as folder, engine.running(Path(folder)) as daemon:
             standins.provide(daemon.client, Path(folder))
+            Stack(daemon).build_ours()
     except (debian.NotInstalled, engine.NoEngine) as error:
         print(error)
         return 1

@@ -72,9 +72,14 @@ class Stack:
         return self.engine.compose(*named, *arguments, environment=self.environment, timeout=timeout)
 
     def build(self) -> None:
-        """Build the images of our own."""
-        engine = [] if self.lent is not None else ["engine-1"]
-        self.compose("build", "sidecar-1", *engine, timeout=BUILD_S)
+        """Build all images that are needed."""
+        self.build_ours()
+        if self.lent is None:
+            self.compose("build", "engine-1", timeout=BUILD_S)
+
+    def build_ours(self) -> None:
+        """Build the image of sidecar, coordinator and loadgen."""
+        self.compose("build", "sidecar-1", timeout=BUILD_S)
 
     def up(self) -> None:
         """Start every part, and wait until all are healthy."""

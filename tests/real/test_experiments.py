@@ -1,7 +1,7 @@
-"""The experiments in their short form, on the real engine. The full one is ``make experiments``.
+"""The experiments in their short form: overload on the real engine, scarcity on the simulator.
 
-A busy machine moves a ratio of two short phases; what an engine costs with nobody in front is orders of
-magnitude.
+The full ones, with all baselines, are ``make experiments``. A busy machine moves a ratio of two short phases;
+what an engine costs with nobody in front is orders of magnitude.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from experiments.__main__ import main
 
 
 def test_overload_leaves_a_guarantee_alone(tmp_path: Path) -> None:
-    systems = "engine alone,tokenpool"
-    main(["overload", "--seeds", "1", "--short", "--only", systems, "--out", str(tmp_path)])
+    main(["overload", "--seeds", "1", "--short", "--only", "tokenpool", "--out", str(tmp_path)])
     folder = tmp_path / "overload"
-    alone, ours = json.loads((folder / "results.json").read_text())["results"]
-    assert alone["waits_s"][0] > 10 * alone["alone_p99_s"]
-    assert alone["waits_s"][1] > alone["waits_s"][0]
+    (ours,) = json.loads((folder / "results.json").read_text())["results"]
     assert ours["p99_s"] < 5 * ours["alone_p99_s"]
     assert ours["guaranteed_shed"] == 0
     assert ours["preempted"] > 0
-    assert ours["tokens_per_s"] > 0.7 * alone["tokens_per_s"]
+    assert ours["spot_served"] > 0
     assert (folder / "compare.html").stat().st_size > 1000
 
 
 def test_scarcity_is_shared_by_weight(tmp_path: Path) -> None:
-    main(["scarcity", "--seeds", "1", "--short", "--only", "with debt", "--out", str(tmp_path)])
+    short = ["scarcity", "--engine", "simulator", "--seeds", "1", "--short", "--only", "with debt"]
+    main([*short, "--out", str(tmp_path)])
     (ours,) = json.loads((tmp_path / "scarcity" / "results.json").read_text())["results"]
     assert ours["first_jain"] >= 0.9
     assert ours["later_jain"] >= 0.95
