@@ -13,14 +13,14 @@ demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SI
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
-# Tests that want an engine, containers, a browser or the machine to themselves. All others run while those are
-# fetched: an engine, Debian's packages, images.
-ALONE := $(addprefix tests/,cluster containers engine live loadgen real)
+# Tests that want an engine, containers, a browser or the machine to themselves, those that wait for images first. All
+# others run while those are fetched: an engine, Debian's packages, images.
+ALONE := $(addprefix tests/,containers cluster engine live loadgen real)
 test: check ## everything that CI runs: checks, then all tests, on real vLLM, Redis, containers and a browser
 	@mkdir -p out; $(BIN)/pytest -q $(addprefix --ignore=,$(ALONE)) > out/other-tests.txt 2>&1 & others=$$!; \
 	$(BIN)/python -m tests > out/provided.txt 2>&1 & provided=$$!; \
-	$(PYTHON) -m demo.install_engine && { wait $$provided; wait $$others; others=$$?; cat out/other-tests.txt; \
-	$(BIN)/pytest -q $(ALONE); }; rest=$$?; exit $$((rest | others))
+	$(PYTHON) -m demo.install_engine && { wait $$provided; $(BIN)/pytest -q $(ALONE); }; rest=$$?; \
+	wait $$others; others=$$?; echo "all other tests:"; cat out/other-tests.txt; exit $$((rest | others))
 
 check: .venv/.installed ## format, lint and strict types
 	$(BIN)/ruff format --check --quiet .
