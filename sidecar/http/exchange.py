@@ -186,6 +186,9 @@ class Exchange:
             return
         passage, reader = self._passage, self._reader
         now = self._telemetry.clock()
+        if is_complete:
+            # It may serve others already: a client that is slow to read the rest must not hold it back.
+            self._connection = None
         if reader is not None:
             if body and self.last_progress == passage.started_at:
                 self._gate.first_token(passage, now - passage.started_at)
@@ -204,7 +207,6 @@ class Exchange:
         if data:
             self._client.write(data)
         if is_complete:
-            self._connection = None
             self._end(Ending.FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
             self._client.on_relayed(keeps_alive=self._keeps_alive)
 

@@ -325,7 +325,8 @@ async def test_requests_wait_while_answers_are_unread_and_go_on_when_they_are_re
             await asyncio.sleep(0.1)
         assert seen < 40
         writer.transport.resume_reading()
-        statuses = [(await read_response(reader)).status for _ in range(40)]
+        async with asyncio.timeout(20):
+            statuses = [(await read_response(reader)).status for _ in range(40)]
         assert statuses == [200] * 40
         await until(lambda: nothing_is_held(sidecar))
 
