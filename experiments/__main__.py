@@ -31,6 +31,7 @@ MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 WHAT = ("overload", "scarcity", "pool", "fidelity")
 SOAK = "soak"
 """By itself, and only where it is asked for: half an hour."""
+EVERY = (*WHAT, SOAK)
 MOST_GROWTH_MB, MOST_COUNT_ERROR = 3.0, 0.01
 
 System = overload.System | scarcity.System | pool.System
@@ -81,8 +82,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
-        if what not in (*WHAT, SOAK):
-            parser.error(f"{what!r} is no experiment; there are {', '.join((*WHAT, SOAK))}")
+        if what not in EVERY:
+            parser.error(f"{what!r} is no experiment; there are {', '.join(EVERY)}")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     names = list(dict.fromkeys(system.name for system in SYSTEMS))
     for name in arguments.only:

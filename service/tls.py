@@ -49,7 +49,10 @@ class Certificate:
 
 
 def _server_context() -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    return _modern(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+
+
+def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context
@@ -63,13 +66,11 @@ def client_context(
     The two options' names are for messages. Raises ``SettingsError``.
     """
     try:
-        context = ssl.create_default_context(cafile=ca)
+        context = _modern(ssl.create_default_context(cafile=ca))
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
             f"{ca_option} {ca} cannot be loaded: {error}; give a PEM file of the authorities to trust"
         ) from error
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     if pair is not None:
         try:
             _load(context, *pair)

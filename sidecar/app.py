@@ -19,7 +19,8 @@ from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
-from sidecar.http.downstream import Doorman
+from sidecar.http.doorman import Doorman
+from sidecar.http.downstream import Downstream
 from sidecar.http.heads import RequestFramer
 from sidecar.http.tls import TlsServer
 from sidecar.http.upstream import EngineAddress
@@ -162,7 +163,9 @@ class Sidecar:
         else:
             host, port = self.settings.listen
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(self.door, host, port, backlog=BACKLOG)
+            self._server = await loop.create_server(
+                lambda: Downstream(self.door), host, port, backlog=BACKLOG
+            )
         return _bound(self._server.sockets)
 
     def reload(self) -> None:

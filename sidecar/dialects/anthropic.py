@@ -16,6 +16,7 @@ from sidecar.dialects.bodies import (
     output_bound,
     read,
     size,
+    total,
 )
 from sidecar.dialects.dialect import Dialect, limits
 from sidecar.dialects.prefixes import prefixes
@@ -52,14 +53,9 @@ def parse(body: bytes) -> Parsed:
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
     tools = request.tools or []
-    text_bytes = MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))
-    images = audios = 0
     texts = (request.system, *(message.content for message in request.messages))
-    for text in texts:
-        more, pictures, sounds = content(text)
-        text_bytes += more
-        images += pictures
-        audios += sounds
+    text_bytes, images, audios = total(map(content, texts))
+    text_bytes += MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))
     ask = Ask(
         text_bytes=text_bytes,
         images=images,
@@ -75,7 +71,7 @@ def parse(body: bytes) -> Parsed:
 def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
     """The body of an error answer. This API names a field in the message alone."""
     text = f"{param}: {message}" if param and param not in message else message
-    return _encode({"type": "error", "error": {"type": _KINDS[_status(reason)], "message": text}})
+    return _encode({"type": "error", "error": {"type": _KINDS[ANTHROPIC.status(reason)], "message": text}})
 
 
 def error_event(reason: Reason, message: str, _: int) -> bytes:
@@ -105,10 +101,6 @@ def _moment(seconds: float) -> bytes:
     if then.microsecond:
         then = then.replace(microsecond=0) + timedelta(seconds=1)
     return then.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
-
-
-def _status(reason: Reason) -> int:
-    return _OWN_STATUSES.get(reason, reason.status)
 
 
 _OWN_STATUSES = {reason: OVERLOADED for reason in Reason if reason.status == 503}

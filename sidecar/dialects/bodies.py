@@ -7,7 +7,7 @@ mean one thing here and another there, and is refused with the field's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -154,6 +154,16 @@ def content(value: Raw) -> Content:
             text_bytes += size(part.text) + inner.text_bytes + size(part.thinking) + size(part.input)
             images += inner.images
             audios += inner.audios
+    return Content(text_bytes, images, audios)
+
+
+def total(contents: Iterable[Content]) -> Content:
+    """Several contents together."""
+    text_bytes = images = audios = 0
+    for more, pictures, sounds in contents:
+        text_bytes += more
+        images += pictures
+        audios += sounds
     return Content(text_bytes, images, audios)
 
 

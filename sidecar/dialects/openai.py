@@ -22,6 +22,7 @@ from sidecar.dialects.bodies import (
     read,
     sequences,
     size,
+    total,
     with_field,
 )
 from sidecar.dialects.dialect import Dialect, limits
@@ -110,9 +111,8 @@ def parse_chat_batch(body: bytes) -> Parsed:
     request = read(_decode_chat_batch, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one conversation", "messages")
-    sizes = [conversation(messages) for messages in request.messages]
-    text_bytes, images, audios = (sum(each) for each in zip(*sizes, strict=True))
-    count = not_too_many(len(sizes), "messages")
+    text_bytes, images, audios = total(map(conversation, request.messages))
+    count = not_too_many(len(request.messages), "messages")
     # What the engine refuses anyway (streams, n) is priced as it would be.
     ask = Ask(
         text_bytes,

@@ -25,6 +25,7 @@ from sidecar.dialects.bodies import (
     read,
     read_part,
     size,
+    total,
 )
 from sidecar.dialects.openai import Message, conversation
 from tokenpool.cost import Ask
@@ -131,10 +132,11 @@ def _repeated(texts: Sequence[Content], times: int) -> list[Content]:
 
 
 def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
+    text_bytes, images, audios = total(texts)
     return Ask(
-        text_bytes=sum(text.text_bytes for text in texts),
-        images=sum(text.images for text in texts),
-        audios=sum(text.audios for text in texts),
+        text_bytes=text_bytes,
+        images=images,
+        audios=audios,
         prompts=not_too_many(len(texts) if count is None else count, "input"),
         output_bound=0,
     )

@@ -20,6 +20,7 @@ from sidecar.dialects.bodies import (
     read,
     read_part,
     size,
+    total,
 )
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import error_body, error_kind, limit_headers
@@ -94,16 +95,12 @@ def _input(value: Raw) -> Content:
     view = memoryview(value)
     if view[0] != BRACKET:
         return Content(size(value) + MESSAGE_BYTES)
-    text_bytes = images = audios = 0
-    for item in read_part(_decode_items, bytes(view)):
-        text_bytes += MESSAGE_BYTES + size(item.arguments)
-        for part in (item.content, item.output, item.summary):
-            if part is not NOTHING:
-                more, pictures, sounds = content(part)
-                text_bytes += more
-                images += pictures
-                audios += sounds
-    return Content(text_bytes, images, audios)
+    return total(map(_content_of, read_part(_decode_items, bytes(view))))
+
+
+def _content_of(item: _Item) -> Content:
+    rest = Content(MESSAGE_BYTES + size(item.arguments))
+    return total((rest, *map(content, (item.content, item.output, item.summary))))
 
 
 def error_event(reason: Reason, message: str, events: int) -> bytes:

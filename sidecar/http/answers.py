@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 
-from sidecar.dialects.dialect import Dialect
 from sidecar.gate import LONGEST_SDK_WAIT_S, Refusal
-from sidecar.http.heads import frame_answer
+from sidecar.http.heads import RequestHead, frame_answer
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def refusal_bytes(refusal: Refusal, dialect: Dialect, *, closes: bool, head_only: bool = False) -> bytes:
-    """The whole answer to a refused request."""
-    reason = refusal.reason
+def refusal_bytes(refusal: Refusal, head: RequestHead, *, closes: bool) -> bytes:
+    """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD."""
+    reason, dialect = refusal.reason, head.dialect
     lines = [b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
     if refusal.account is not None:
         lines.append(dialect.limit_headers(refusal.account))
@@ -28,4 +27,4 @@ def refusal_bytes(refusal: Refusal, dialect: Dialect, *, closes: bool, head_only
         lines.append(b'www-authenticate: Bearer realm="tokenpool"\r\n')
     body = dialect.error_body(reason, refusal.message, refusal.param)
     answer = frame_answer(dialect.status(reason), b"".join(lines), body, closes=closes)
-    return answer[: -len(body)] if head_only else answer
+    return answer[: -len(body)] if head.method == b"HEAD" else answer

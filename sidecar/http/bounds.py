@@ -59,12 +59,9 @@ class Holder:
 
     def take(self, size: int) -> bool:
         """Occupy so many bytes, if that is within the bound; whether it was."""
-        bounds = self._bounds
-        own = self.buffered
-        if own + size > self._share * (bounds.max_bytes - bounds.buffered + own):
+        if self.buffered + size > self.most_bytes:
             return False
-        self.buffered = own + size
-        bounds.buffered += size
+        self.give(-size)
         return True
 
     def give(self, size: int) -> None:

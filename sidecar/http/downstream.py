@@ -1,4 +1,4 @@
-"""The client's side: connections of tenants, request parsing, and every limit on how they may be used.
+"""The client's side: one connection of a tenant, request parsing, and every limit on how it may be used.
 
 A connection parses ahead by a few pipelined requests and answers them in order. Anything that could be
 read in two ways is refused here, before it can reach the engine, and the connection is closed, since what
@@ -11,22 +11,19 @@ import asyncio
 import enum
 import re
 from collections import deque
-from operator import itemgetter
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, cast
 
 import httptools
 
-from sidecar.gate import Gate, Passage, Refusal, Suspense
+from sidecar.gate import Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
-from sidecar.http.bounds import REQUEST_BYTES, Bounds, Holder
+from sidecar.http.bounds import REQUEST_BYTES, Holder
+from sidecar.http.doorman import Doorman
 from sidecar.http.exchange import Exchange
-from sidecar.http.heads import RequestFramer, RequestHead, nominated
+from sidecar.http.heads import RequestHead, nominated
 from sidecar.http.known import KnownHead
-from sidecar.http.upstream import Pool
 from sidecar.http.waiting import Waiting
 from sidecar.routes import Route
-from sidecar.settings import Settings
-from sidecar.telemetry import Telemetry
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
@@ -36,10 +33,6 @@ MOST_HEADERS = 128
 """In one head: parsed, a header takes far more memory than its bytes."""
 CHUNKED_BYTES = 64 * 1024
 """Reserved at first for a body that does not say its length."""
-LOOK_EVERY_S = 0.1
-"""How often, at most, all connections are looked through for idle ones that can make way."""
-REFUSED_AT_ONCE = 100
-"""Connections beyond the bound that get an answer; more are closed without one."""
 NEVER = float("inf")
 LINGER_S = 2.0
 """How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
@@ -86,146 +79,6 @@ class _KnownRequest(NamedTuple):
     account: Account | None
     holder: Holder
     epoch: int
-
-
-class Guest(Protocol):
-    """A connection as the doorman sees it."""
-
-    holder: Holder
-    """Who it counts for."""
-    buffered: int
-    """Bytes that it counts for."""
-
-    @property
-    def idle_since(self) -> float | None:
-        """Since when it could be closed without hurting a request; ``None`` if it could not."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether an exchange is under way."""
-
-    def sweep(self, now: float) -> None:
-        """End what has taken too long."""
-
-    def close_if_idle(self) -> None:
-        """Close unless a request is being read or served."""
-
-    def drain(self) -> None:
-        """End the exchange now."""
-
-    def abort(self) -> None:
-        """Close without waiting for anything."""
-
-
-class Doorman:
-    """What all connections of one listening socket share."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        gate: Gate,
-        telemetry: Telemetry,
-        pool: Pool,
-        framer: RequestFramer,
-    ) -> None:
-        self.settings = settings
-        self.gate = gate
-        self.telemetry = telemetry
-        self.pool = pool
-        self.framer = framer
-        self.connections: set[Guest] = set()
-        self.bounds = Bounds(
-            settings.max_connections,
-            settings.max_buffered_bytes,
-            settings.entitlement_share,
-            settings.unidentified_share,
-        )
-        self._idle: dict[Holder, list[tuple[float, Guest]]] = {}
-        self._looks_at = 0.0
-
-    def __call__(self) -> Downstream:
-        """asyncio: the protocol of a new connection."""
-        return Downstream(self)
-
-    def enter(self, guest: Guest) -> bool:
-        """A connection begins, and counts for nobody yet; whether there is room for it."""
-        bounds = self.bounds
-        nobody = bounds.nobody
-        crowded = bounds.largest() if bounds.connections >= bounds.max_connections else nobody
-        fits = nobody.connections < nobody.most_connections or self._make_way(crowded)
-        self.connections.add(guest)
-        guest.holder = nobody
-        nobody.join()
-        return fits
-
-    def hand_over(self, guest: Guest, holder: Holder) -> bool:
-        """A connection is its last request's entitlement's; whether there is room for it there."""
-        guest.holder.leave(guest.buffered)
-        fits = holder.connections < holder.most_connections or self._make_way(holder)
-        guest.holder = holder
-        holder.join(guest.buffered)
-        return fits
-
-    def leave(self, guest: Guest) -> None:
-        """A connection counts no longer."""
-        if guest in self.connections:
-            self.connections.remove(guest)
-            guest.holder.leave(guest.buffered)
-            guest.buffered = 0
-
-    @property
-    def is_flooded(self) -> bool:
-        """Whether so many connections are being refused that no more get an answer."""
-        nobody = self.bounds.nobody
-        return nobody.connections - nobody.most_connections > REFUSED_AT_ONCE
-
-    def _make_way(self, holder: Holder) -> bool:
-        """Close the connection of a holder that has been idle longest; whether there was one."""
-        now = self.telemetry.clock()
-        if not self._idle.get(holder) and now >= self._looks_at:
-            self._looks_at = now + LOOK_EVERY_S
-            self._idle = self._look_for_idle()
-        idle = self._idle.get(holder, [])
-        while idle:
-            since, guest = idle.pop()
-            if guest in self.connections and guest.holder is holder and guest.idle_since == since:
-                holder.cut += 1
-                self.leave(guest)
-                guest.abort()
-                return True
-        return False
-
-    def _look_for_idle(self) -> dict[Holder, list[tuple[float, Guest]]]:
-        """The idle connections of each holder, the longest idle last."""
-        found: dict[Holder, list[tuple[float, Guest]]] = {}
-        for guest in self.connections:
-            since = guest.idle_since
-            if since is not None:
-                found.setdefault(guest.holder, []).append((since, guest))
-        for each in found.values():
-            each.sort(key=itemgetter(0), reverse=True)
-        return found
-
-    def sweep(self, now: float) -> None:
-        """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
-        for connection in list(self.connections):
-            connection.sweep(now)
-        self.pool.close_idle(now)
-
-    @property
-    def exchanges(self) -> int:
-        """Requests under way."""
-        return sum(connection.is_busy for connection in self.connections)
-
-    def close_idle(self) -> None:
-        """Close the connections that wait for a request."""
-        for connection in list(self.connections):
-            connection.close_if_idle()
-
-    def drain(self) -> None:
-        """End every exchange now."""
-        for connection in list(self.connections):
-            connection.drain()
 
 
 class Downstream(asyncio.Protocol):
@@ -748,8 +601,7 @@ class Downstream(asyncio.Protocol):
         self._door.gate.refused(refusal)
         self._give(request.held)
         closes = request.closes or not request.head.keeps_alive
-        head_only = request.head.method == b"HEAD"
-        self.write(refusal_bytes(refusal, request.head.dialect, closes=closes, head_only=head_only))
+        self.write(refusal_bytes(refusal, request.head, closes=closes))
         if closes:
             self._linger()
         else:
@@ -763,7 +615,7 @@ class Downstream(asyncio.Protocol):
     def _answer_and_linger(self, refusal: Refusal) -> None:
         self._reads = False
         self._door.gate.refused(refusal)
-        self.write(refusal_bytes(refusal, self._head.dialect, closes=True))
+        self.write(refusal_bytes(refusal, self._head, closes=True))
         self._linger()
 
     # --- what the exchange asks for ---
@@ -793,8 +645,7 @@ class Downstream(asyncio.Protocol):
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal, and close."""
         self._exchange = None
-        head_only = head.method == b"HEAD"
-        self.write(refusal_bytes(refusal, head.dialect, closes=True, head_only=head_only))
+        self.write(refusal_bytes(refusal, head, closes=True))
         self._close()
 
     # --- closing ---

@@ -17,7 +17,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from service.options import Address
 from service.tls import Certificate
 from sidecar.http.bounds import Holder
-from sidecar.http.downstream import Doorman, Downstream
+from sidecar.http.doorman import Doorman
+from sidecar.http.downstream import Downstream
 from sidecar.settings import Settings
 
 log = logging.getLogger(__name__)

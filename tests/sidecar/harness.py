@@ -13,8 +13,9 @@ from typing import Any
 
 import aiohttp
 
+from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
-from sidecar.settings import Address, Origin, Settings
+from sidecar.settings import Address, Origin, Settings, read
 
 POOL = """
 pools:
@@ -30,6 +31,11 @@ entitlements:
   - {name: e, pool: chat, tier: elastic, api_keys: [e-key]}
   - {name: s, pool: chat, tier: spot, api_keys: [s-key]}
 """
+
+
+def settings_of(arguments: str) -> Settings:
+    """The settings that a command line of ``run`` comes to."""
+    return read(_parser().parse_args(["run", "--config", "p", *arguments.split()]), {})
 
 
 @dataclass

@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar import settings
-from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
 from sidecar.http.bounds import Bounds
-from sidecar.http.downstream import REFUSED_AT_ONCE
+from sidecar.http.doorman import REFUSED_AT_ONCE
 from sidecar.identity import KeyRing
 from sidecar.settings import SettingsError
 from tests.certificates import certify
@@ -30,6 +28,7 @@ from tests.sidecar.harness import (
     is_whole,
     read_response,
     request,
+    settings_of,
     sidecar_for,
     until,
 )
@@ -388,11 +387,6 @@ def test_a_key_is_found_among_others_that_begin_alike() -> None:
 # --- settings ---
 
 
-def read(arguments: str) -> settings.Settings:
-    command = f"run --config p --upstream http://h:1 {arguments}"
-    return settings.read(_parser().parse_args(command.split()), {})
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -403,8 +397,8 @@ def read(arguments: str) -> settings.Settings:
 )
 def test_wrong_options_are_named(arguments: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        read(arguments)
+        settings_of(f"--upstream http://h:1 {arguments}")
 
 
 def test_the_admin_port_is_on_loopback_unless_told_otherwise() -> None:
-    assert read("").admin.host == "127.0.0.1"
+    assert settings_of("--upstream http://h:1").admin.host == "127.0.0.1"

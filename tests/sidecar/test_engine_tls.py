@@ -25,10 +25,10 @@ from tests.sidecar.harness import (
     is_whole,
     read_response,
     request,
+    settings_of,
     sidecar_for,
     until,
 )
-from tests.sidecar.test_tls import read
 
 
 @contextlib.asynccontextmanager
@@ -167,13 +167,13 @@ async def test_an_engine_that_cannot_be_trusted_is_down_and_the_log_says_why(
 )
 def test_wrong_options_are_named(arguments: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        read(f"--upstream {arguments}")
+        settings_of(f"--upstream {arguments}")
 
 
 def test_an_engine_without_a_port_has_the_schemes() -> None:
-    assert read("--upstream https://engine").upstream == Origin("engine", 443, tls=True)
-    assert read("--upstream http://engine/").upstream == Origin("engine", 80)
-    assert read("--upstream https://[::1]:8").upstream.url == "https://[::1]:8"
+    assert settings_of("--upstream https://engine").upstream == Origin("engine", 443, tls=True)
+    assert settings_of("--upstream http://engine/").upstream == Origin("engine", 80)
+    assert settings_of("--upstream https://[::1]:8").upstream.url == "https://[::1]:8"
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])

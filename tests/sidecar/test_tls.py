@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from sidecar import settings
-from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
 from sidecar.settings import SettingsError
 from tests.certificates import certify, trusting
@@ -28,6 +26,7 @@ from tests.sidecar.harness import (
     read_chunks,
     read_response,
     request,
+    settings_of,
     sidecar_for,
     until,
 )
@@ -266,10 +265,6 @@ async def test_a_slow_reader_over_tls_holds_the_engine_back(
         assert is_whole(sidecar)
 
 
-def read(arguments: str) -> settings.Settings:
-    return settings.read(_parser().parse_args(["run", "--config", "p", *arguments.split()]), {})
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -280,7 +275,7 @@ def read(arguments: str) -> settings.Settings:
 )
 def test_wrong_options_are_named(arguments: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
-        read(f"--upstream http://127.0.0.1:1 {arguments}")
+        settings_of(f"--upstream http://127.0.0.1:1 {arguments}")
 
 
 async def test_certificate_files_that_cannot_be_read_are_named(engine: FakeEngine, tmp_path: Path) -> None:
