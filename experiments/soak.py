@@ -41,11 +41,11 @@ duration_s: {duration:g}
 drain_s: 30
 spread: random
 tenants:
-  - {{name: guaranteed, key: guaranteed-key, tier: guaranteed, arrivals: {{poisson: {{rate: 1}}}},
+  - {{name: guaranteed, key: guaranteed-key, tier: guaranteed, arrivals: {{poisson: {{rate: 3}}}},
      input: {{uniform: {{least: 16, most: 200}}}}, output: 48}}
-  - {{name: elastic, key: elastic-key, tier: elastic, arrivals: {{bursty: {{rate: 1, burst: 4}}}},
+  - {{name: elastic, key: elastic-key, tier: elastic, arrivals: {{bursty: {{rate: 3, burst: 4}}}},
      input: 64, output: {{uniform: {{least: 16, most: 160}}}}}}
-  - {{name: spot, key: spot-key, tier: spot, arrivals: {{poisson: {{rate: 1}}}}, input: 16, output: 64}}
+  - {{name: spot, key: spot-key, tier: spot, arrivals: {{poisson: {{rate: 3}}}}, input: 16, output: 64}}
 """
 POOL = """\
 pools:
@@ -64,6 +64,9 @@ entitlements:
   - {name: impatient, pool: chat, tier: elastic, api_keys: [impatient-key]}
 """
 IMPATIENT_EVERY_S = 2.0
+MOST_GROWTH_MB, MOST_COUNT_ERROR = 3.0, 0.01
+REFUSALS = (Outcome.SHED, Outcome.UNAVAILABLE)
+"""Ends that are no failure: nothing had begun."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,27 @@ class Result:
     input_ratio: float
     output_ratio: float
     """Tokens by the sidecars' counters over those by the engines'."""
+    tokens_per_s: float
+    """What the engines produced."""
+
+
+def goals(result: Result) -> list[tuple[str, bool]]:
+    """What is wanted of it, in words, and whether it is so."""
+    ratios = (result.input_ratio, result.output_ratio)
+    failed = {how: count for how, count in result.ended_otherwise.items() if how not in REFUSALS}
+    return [
+        (
+            f"memory grew by {result.growth_mb:.1f} MB, at most {MOST_GROWTH_MB:g}",
+            result.growth_mb <= MOST_GROWTH_MB,
+        ),
+        (f"{result.held:g} held in the end, nothing", result.held == 0),
+        (
+            f"tokens counted are {ratios[0]:.1%} and {ratios[1]:.1%} of the engines', within 1 %",
+            all(abs(ratio - 1) <= MOST_COUNT_ERROR for ratio in ratios),
+        ),
+        (f"{result.served} served, {failed or 'none'} failed", result.served > 0 and not failed),
+        (f"{result.faults} faults, {result.left} streams left: some", result.faults > 0 and result.left > 0),
+    ]
 
 
 def run(sizes: Sizes, seed: int, out: Path) -> Result:
@@ -113,7 +137,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> Result:
         held = _held_at_last(front)
         said = _sidecar_tokens(front)
         spent = [after - first for after, first in zip(_engine_tokens(engines), before, strict=True)]
-    return _judged(read_run(out / "run"), seed, seen, held, said, spent)
+    return _judged(read_run(out / "run"), sizes, seed, seen, held, said, spent)
 
 
 @dataclass
@@ -224,7 +248,13 @@ def _total(pages: Sequence[str], name: str, **labels: str) -> float:
 
 
 def _judged(
-    run_: Run, seed: int, seen: _Seen, held: float, said: Sequence[float], spent: Sequence[float]
+    run_: Run,
+    sizes: Sizes,
+    seed: int,
+    seen: _Seen,
+    held: float,
+    said: Sequence[float],
+    spent: Sequence[float],
 ) -> Result:
     ended = Counter(attempt.outcome for attempt in run_.attempts)
     served = ended.pop(Outcome.SERVED, 0)
@@ -238,7 +268,9 @@ def _judged(
         max(second for second, _ in quarters),
         max(last - second for second, last in quarters),
         held,
-        *(ours / theirs for ours, theirs in zip(said, spent, strict=True)),
+        said[0] / spent[0],
+        said[1] / spent[1],
+        spent[1] / sizes.duration,
     )
 
 

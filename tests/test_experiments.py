@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,3 +74,41 @@ def test_results_add_up_over_several_calls(tmp_path: Path) -> None:
     again = replace(result, tokens_per_s=600.0)
     assert _replaced(kept, again) == [other, again]
     assert _kept(tmp_path / "elsewhere", overload.Result) == []
+
+
+SOAKED = soak.Result(
+    seed=1,
+    served=900,
+    ended_otherwise={"shed": 20, "unavailable": 3},
+    left=80,
+    faults=90,
+    memory_mb=55.0,
+    growth_mb=0.4,
+    held=0.0,
+    input_ratio=1.0,
+    output_ratio=0.998,
+    tokens_per_s=400.0,
+)
+
+
+def test_a_soak_that_went_well_reaches_its_goals() -> None:
+    assert all(is_reached for _, is_reached in soak.goals(SOAKED))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"growth_mb": 3.1},
+        {"held": 1.0},
+        {"input_ratio": 0.98},
+        {"output_ratio": 1.02},
+        {"ended_otherwise": {"shed": 20, "broken": 1}},
+        {"served": 0},
+        {"faults": 0},
+        {"left": 0},
+    ],
+    ids=str,
+)
+def test_a_soak_that_went_wrong_misses_one(change: dict[str, Any]) -> None:
+    missed = [goal for goal, is_reached in soak.goals(replace(SOAKED, **change)) if not is_reached]
+    assert len(missed) == 1

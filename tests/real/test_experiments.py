@@ -1,4 +1,4 @@
-"""The experiments in their short form: overload on the real engine, scarcity on the simulator.
+"""The experiments in their short form: overload and the soak on the real engine, scarcity on the simulator.
 
 The full ones, with all baselines, are ``make experiments``. A busy machine moves a ratio of two short phases;
 what an engine costs with nobody in front is orders of magnitude.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+
+import pytest
 
 from experiments.__main__ import main
 
@@ -31,3 +33,7 @@ def test_scarcity_is_shared_by_weight(tmp_path: Path) -> None:
     assert ours["later_jain"] >= 0.95
     assert ours["deviation"] <= 0.25
     assert ours["tokens_per_s_after"] > 0
+
+
+def test_nothing_is_lost_in_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["soak", "--short", "--out", str(tmp_path)]) == 0, capsys.readouterr().out
