@@ -10,9 +10,11 @@ from msgspec import Raw
 from sidecar.dialects.bodies import (
     MESSAGE_BYTES,
     NOTHING,
+    Item,
     Malformed,
     Parsed,
     content,
+    items,
     output_bound,
     read,
     size,
@@ -30,7 +32,7 @@ OVERLOADED = 529
 """What this API has for a server without capacity."""
 
 
-class _Message(msgspec.Struct):
+class _Message(Item):
     content: Raw = NOTHING
 
 
@@ -39,7 +41,7 @@ class _Request(msgspec.Struct):
     messages: list[_Message] = []
     system: Raw = NOTHING
     max_tokens: int | None = None
-    tools: list[Raw] | None = None
+    tools: Raw = NOTHING
     stream: bool | None = False
 
 
@@ -52,7 +54,7 @@ def parse(body: bytes) -> Parsed:
     request = read(_decode, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
-    tools = request.tools or []
+    tools = items(request.tools, "tools")
     texts = (request.system, *(message.content for message in request.messages))
     text_bytes, images, audios = total(map(content, texts))
     text_bytes += MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))

@@ -3,15 +3,21 @@
 A body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a 400 kB
 prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a request could
 mean one thing here and another there, and is refused with the field's name.
+
+Nobody else is served meanwhile, so what a body costs must follow from its length: 32 MB of text are skimmed
+in 33 ms, but as many bytes of ``{},`` or ``1,`` would take nine seconds, and gigabytes. So whatever becomes
+an object of Python's is counted while it is read, and token ids never become any.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw, UnsetType
 
 from tokenpool.cost import Ask
 
@@ -19,10 +25,14 @@ MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""
 MOST_SEQUENCES = 1024
 """More sequences in one request are a mistake or an attack; engines refuse them too."""
+MOST_ITEMS = 10_000
+"""Messages and their parts in one request. Each takes up to 0.7 µs here, and some tokens of the context."""
 NOTHING = Raw(b"null")
 """What stands for a text that was not sent."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
 """First bytes of a list, a text, an object and a null."""
+_DIGITS, _SPACE = b"0123456789", b" \t\r\n"
+_LOOKS_LIKE_IDS = re.compile(rb"\[\s*[\d\[\]]").match
 _MOST_TOKENS = 1 << 31
 
 _Request = TypeVar("_Request")
@@ -64,7 +74,22 @@ class Content(NamedTuple):
     audios: int = 0
 
 
-class _Part(msgspec.Struct):
+class _Seen:
+    """What was read of one body so far."""
+
+    items = 0
+
+
+class Item(msgspec.Struct):
+    """A message, or a part of one: counted as it is read, since msgspec looks at a list's length too late."""
+
+    def __post_init__(self) -> None:
+        _Seen.items += 1
+        if _Seen.items > MOST_ITEMS:
+            raise ValueError(f"there are more than {MOST_ITEMS} messages and parts in this request")
+
+
+class _Part(Item):
     type: str | None = None
     text: Raw = NOTHING
     content: Raw = NOTHING
@@ -72,22 +97,53 @@ class _Part(msgspec.Struct):
     input: Raw = NOTHING
 
 
+class _Name(str):
+    """A field's name: counted, for the same reason."""
+
+    __slots__ = ()
+
+
+def _count_name(kind: type, value: Any) -> Any:
+    _Seen.items += 1
+    if _Seen.items > MOST_ITEMS:
+        raise ValueError(f"there are more than {MOST_ITEMS} messages, parts and fields in this request")
+    return kind(value)
+
+
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
-_decode_ids = msgspec.json.Decoder(list[int]).decode
-_decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
+_decode_object = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=_count_name).decode
+_decode_list = msgspec.json.Decoder(list[Raw]).decode
+_decode_short_list = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_ShortList",
+        [(f"item{number}", Raw, NOTHING) for number in range(MOST_SEQUENCES)],
+        array_like=True,
+        forbid_unknown_fields=True,
+    )
+).decode
+"""Gives up at the first item too many. It takes 8 µs, so it is asked only where there may be too many."""
 _encode = msgspec.json.Encoder().encode
-decode_list = msgspec.json.Decoder(list[Raw]).decode
+_UTF8_PIECE = 1 << 20
 
 
 def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
     """Decode a whole body. Raises ``Malformed``."""
     if not body.isascii():
-        # The decoder does not look into what it skips.
-        try:
-            body.decode()
-        except UnicodeDecodeError as error:
-            raise Malformed(f"the body is not valid UTF-8 (byte {error.start})") from None
+        _check_utf8(body)
+    _Seen.items = 0
     return read_part(decode, body)
+
+
+def _check_utf8(body: bytes) -> None:
+    """Look into what the decoder skips; in pieces, since text takes up to four times its bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), _UTF8_PIECE):
+        piece = body[start : start + _UTF8_PIECE]
+        left = len(decoder.getstate()[0])
+        try:
+            decoder.decode(piece, final=start + _UTF8_PIECE >= len(body))
+        except UnicodeDecodeError as error:
+            raise Malformed(f"the body is not valid UTF-8 (byte {start - left + error.start})") from None
 
 
 def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
@@ -167,8 +223,23 @@ def total(contents: Iterable[Content]) -> Content:
     return Content(text_bytes, images, audios)
 
 
+def items(value: Raw, name: str) -> list[Raw]:
+    """The items of a list, no more than there may be sequences; none of a null. Raises ``Malformed``."""
+    text = bytes(memoryview(value))
+    if text[0] == NULL:
+        return []
+    if text[0] != BRACKET:
+        raise Malformed(f"{name} must be a list", name)
+    if text.count(b",") >= MOST_SEQUENCES:
+        try:
+            _decode_short_list(text)
+        except msgspec.ValidationError:
+            raise Malformed(f"{name} must not have more than {MOST_SEQUENCES} items", name) from None
+    return read_part(_decode_list, text)
+
+
 def prompts(value: Raw, name: str) -> tuple[int, int, int]:
-    """Prompts, text bytes and token ids of a prompt in any of its four forms."""
+    """Prompts, text bytes and token ids of a prompt in any of its four forms. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] == QUOTE:
         return 1, size(value), 0
@@ -176,17 +247,29 @@ def prompts(value: Raw, name: str) -> tuple[int, int, int]:
         raise Malformed(
             f"{name} must be a string, a list of strings, a list of token ids or a list of such lists", name
         )
-    items = read_part(decode_list, bytes(view))
-    if not items:
+    text = bytes(view)
+    if _LOOKS_LIKE_IDS(text):
+        return _token_ids(text, name)
+    texts = items(value, name)
+    if any(memoryview(each)[0] != QUOTE for each in texts):
+        raise Malformed(f"{name} must not mix strings, token ids and lists", name)
+    return len(texts), sum(map(size, texts)), 0
+
+
+def _token_ids(text: bytes, name: str) -> tuple[int, int, int]:
+    """Prompts of whole numbers, by what stands between those; an empty one counts as one number.
+
+    Making Python's numbers of 32,000 ids took 32 ms, counting their commas takes 0.1.
+    """
+    bare = text.translate(None, _SPACE)
+    if bare == b"[]":
         raise Malformed(f"{name} must not be an empty list", name)
-    kinds = {bytes(memoryview(item)[:1]) for item in items}
-    if kinds == {b'"'}:
-        return len(items), sum(map(size, items)), 0
-    if kinds == {b"["}:
-        return len(items), 0, sum(len(read_part(_decode_ids, bytes(item))) for item in items)
-    if all(kind.isdigit() for kind in kinds):
-        return 1, 0, len(read_part(_decode_ids, bytes(view)))
-    raise Malformed(f"{name} must not mix strings, token ids and lists", name)
+    bare = bare.translate(None, _DIGITS)
+    lists = bare.count(b"[") - 1
+    are_flat = not lists or (bare.startswith(b"[[") and bare.count(b",[") == bare.count(b"],") == lists - 1)
+    if bare.strip(b"[],") or not are_flat:
+        raise Malformed(f"{name} must not mix strings, token ids and lists", name)
+    return max(lists, 1), 0, bare.count(b",") + 1
 
 
 def with_priority(parsed: Parsed, priority: int) -> bytes:
@@ -204,6 +287,20 @@ def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:
         start = body.index(b"{") + 1
         return b"{" + field + b"," + body[start:]
     name, _, value = field.partition(b":")
-    fields = _decode_object(body)
-    fields[name.strip(b'"').decode()] = Raw(value)
+    fields = _fields(body)
+    fields[_Name(name.strip(b'"').decode())] = Raw(value)
     return _encode(fields)
+
+
+def is_given(priority: Raw | UnsetType, body: bytes) -> bool:
+    """Whether a body has a priority of its own, and not too many fields to have it replaced."""
+    if priority is UNSET:
+        return False
+    if body.count(b":") > MOST_ITEMS:
+        _fields(body)
+    return True
+
+
+def _fields(body: bytes) -> dict[_Name, Raw]:
+    _Seen.items = 0
+    return read_part(_decode_object, body)

@@ -13,13 +13,17 @@ from sidecar.dialects.bodies import (
     NOTHING,
     QUOTE,
     Content,
+    Item,
     Malformed,
     Parsed,
     content,
+    is_given,
+    items,
     not_too_many,
     output_bound,
     prompts,
     read,
+    read_part,
     sequences,
     size,
     total,
@@ -41,7 +45,7 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool | None = False
 
 
-class Message(msgspec.Struct):
+class Message(Item):
     """One message of a chat."""
 
     content: Raw = NOTHING
@@ -60,11 +64,11 @@ class _Generation(msgspec.Struct):
 class _Chat(_Generation):
     messages: list[Message] = []
     max_completion_tokens: int | None = None
-    tools: list[Raw] | None = None
+    tools: Raw = NOTHING
 
 
 class _ChatBatch(_Generation):
-    messages: list[list[Message]] = []
+    messages: Raw = NOTHING
     max_completion_tokens: int | None = None
 
 
@@ -74,6 +78,7 @@ class _Completion(_Generation):
     suffix: str | None = None
 
 
+_decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_chat = msgspec.json.Decoder(_Chat).decode
 _decode_chat_batch = msgspec.json.Decoder(_ChatBatch).decode
 _decode_completion = msgspec.json.Decoder(_Completion).decode
@@ -86,22 +91,22 @@ def parse_chat(body: bytes) -> Parsed:
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
     text_bytes, images, audios = conversation(request.messages)
-    tools = 0
-    if request.tools:
-        tools = len(request.tools)
-        text_bytes += sum(map(size, request.tools))
+    tools: list[Raw] = []
+    if request.tools is not NOTHING:
+        tools = items(request.tools, "tools")
+        text_bytes += sum(map(size, tools))
     per_prompt = 1 if request.n is None or request.n == 1 else sequences(request.n)
     ask = Ask(
         text_bytes,
         0,
         images,
         audios,
-        tools,
+        len(tools),
         1,
         per_prompt,
         _chat_bound(request),
         (CHAT_ROUTE, request.model or ""),
-        prefixes(text_bytes, _texts(request)),
+        prefixes(text_bytes, _texts(tools, request.messages)),
     )
     return _parsed(ask, request, body)
 
@@ -109,21 +114,26 @@ def parse_chat(body: bytes) -> Parsed:
 def parse_chat_batch(body: bytes) -> Parsed:
     """Read a ``/v1/chat/completions/batch`` body: conversations that are answered each by itself."""
     request = read(_decode_chat_batch, body)
-    if not request.messages:
+    chats = items(request.messages, "messages")
+    if not chats:
         raise Malformed("messages must be a list of at least one conversation", "messages")
-    text_bytes, images, audios = total(map(conversation, request.messages))
-    count = not_too_many(len(request.messages), "messages")
+    text_bytes, images, audios = total(map(conversation_of, chats))
     # What the engine refuses anyway (streams, n) is priced as it would be.
     ask = Ask(
         text_bytes,
         images=images,
         audios=audios,
-        prompts=count,
+        prompts=len(chats),
         sequences_per_prompt=sequences(request.n),
         output_bound=_chat_bound(request),
         target=(CHAT_ROUTE, request.model or ""),
     )
-    return Parsed(ask, request.model, False, False, body, request.priority is not UNSET)
+    return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
+
+
+def conversation_of(value: Raw) -> Content:
+    """What a list of messages amounts to. Raises ``Malformed``."""
+    return conversation(read_part(_decode_messages, bytes(value)))
 
 
 def conversation(messages: list[Message]) -> Content:
@@ -165,9 +175,9 @@ def parse_completion(body: bytes) -> Parsed:
     return _parsed(ask, request, body)
 
 
-def _texts(request: _Chat) -> Iterator[Raw]:
-    yield from request.tools or ()
-    for message in request.messages:
+def _texts(tools: list[Raw], messages: list[Message]) -> Iterator[Raw]:
+    yield from tools
+    for message in messages:
         yield message.content
 
 
@@ -178,7 +188,7 @@ def _chat_bound(request: _Chat | _ChatBatch) -> int | None:
 
 
 def _parsed(ask: Ask, request: _Generation, body: bytes) -> Parsed:
-    has_priority = request.priority is not UNSET
+    has_priority = is_given(request.priority, body)
     if not request.stream:
         return Parsed(ask, request.model, False, False, body, has_priority)
     options = request.stream_options

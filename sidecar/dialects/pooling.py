@@ -6,6 +6,7 @@ those of the OpenAI dialect.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -19,7 +20,8 @@ from sidecar.dialects.bodies import (
     Malformed,
     Parsed,
     content,
-    decode_list,
+    is_given,
+    items,
     not_too_many,
     prompts,
     read,
@@ -27,11 +29,15 @@ from sidecar.dialects.bodies import (
     size,
     total,
 )
-from sidecar.dialects.openai import Message, conversation
+from sidecar.dialects.openai import conversation_of
 from tokenpool.cost import Ask
 
 ROUTE = "pooling"
 """Where prices are learned: a model of this kind reads a text alike on all of these routes."""
+
+
+_FIRST = re.compile(rb"\[\s*(\[\s*)?\{").match
+"""What begins a list of messages, or (1) one of such lists."""
 
 
 class _Pooling(msgspec.Struct):
@@ -70,22 +76,20 @@ _decode_embedding = msgspec.json.Decoder(_Embedding).decode
 _decode_scoring = msgspec.json.Decoder(_Scoring).decode
 _decode_reranking = msgspec.json.Decoder(_Reranking).decode
 _decode_rich = msgspec.json.Decoder(_Rich).decode
-_decode_messages = msgspec.json.Decoder(list[Message]).decode
 
 
 def parse_input(body: bytes) -> Parsed:
     """Read a body of ``/v1/embeddings``, ``/pooling`` or ``/classify``. Raises ``Malformed``."""
     request = read(_decode_embedding, body)
     chats = request.messages if request.messages is not NOTHING else request.input
-    items = _items(chats)
-    first = memoryview(items[0])[0] if items else 0
+    first = _FIRST(memoryview(chats))
     if request.data is not NOTHING:
         # What a plugin makes of its data only the plugin knows: a text of that length.
         ask = _ask([Content(size(request.data))])
-    elif first == BRACE:
-        ask = _ask([conversation(read_part(_decode_messages, bytes(chats)))])
-    elif first == BRACKET and _is_conversation(items[0]):
-        ask = _ask([conversation(read_part(_decode_messages, bytes(each))) for each in items])
+    elif first is not None and first[1]:
+        ask = _ask([conversation_of(each) for each in items(chats, "messages")])
+    elif first is not None:
+        ask = _ask([conversation_of(chats)])
     else:
         count, text_bytes, token_ids = prompts(request.input, "input")
         ask = Ask(text_bytes, token_ids, prompts=not_too_many(count, "input"), output_bound=0)
@@ -102,7 +106,7 @@ def parse_scores(body: bytes) -> Parsed:
         (request.data_1, request.data_2),
     ):
         if one is not NOTHING and other is not NOTHING:
-            return _parsed(_pairs(_texts(one), _texts(other)), request, body)
+            return _parsed(_pairs(_texts(one, "queries"), _texts(other, "documents")), request, body)
     raise Malformed(
         "send queries and documents (or items), text_1 and text_2, or data_1 and data_2", "queries"
     )
@@ -111,12 +115,12 @@ def parse_scores(body: bytes) -> Parsed:
 def parse_reranking(body: bytes) -> Parsed:
     """Read a body of ``/rerank``: one query, many documents. Raises ``Malformed``."""
     request = read(_decode_reranking, body)
-    return _parsed(_pairs([_text(request.query)], _texts(request.documents)), request, body)
+    return _parsed(_pairs([_text(request.query)], _texts(request.documents, "documents")), request, body)
 
 
 def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
     ask = ask._replace(target=(ROUTE, request.model or ""))
-    return Parsed(ask, request.model, False, False, body, request.priority is not UNSET)
+    return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
 
 
 def _pairs(ones: Sequence[Content], others: Sequence[Content]) -> Ask:
@@ -142,20 +146,10 @@ def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
     )
 
 
-def _items(value: Raw) -> list[Raw]:
-    view = memoryview(value)
-    return read_part(decode_list, bytes(view)) if view[0] == BRACKET else []
-
-
-def _is_conversation(item: Raw) -> bool:
-    inner = _items(item)
-    return bool(inner) and memoryview(inner[0])[0] == BRACE
-
-
-def _texts(value: Raw) -> list[Content]:
+def _texts(value: Raw, name: str) -> list[Content]:
     """One text, or a list of them."""
     if memoryview(value)[0] == BRACKET:
-        return [_text(item) for item in _items(value)]
+        return [_text(item) for item in items(value, name)]
     return [_text(value)]
 
 

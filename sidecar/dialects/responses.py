@@ -13,9 +13,12 @@ from sidecar.dialects.bodies import (
     MESSAGE_BYTES,
     NOTHING,
     Content,
+    Item,
     Malformed,
     Parsed,
     content,
+    is_given,
+    items,
     output_bound,
     read,
     read_part,
@@ -32,7 +35,7 @@ ROUTE = "/v1/responses"
 """Where prices are learned."""
 
 
-class _Item(msgspec.Struct):
+class _Item(Item):
     """A message, a call of a tool, what came of one, or a thought."""
 
     content: Raw = NOTHING
@@ -46,7 +49,7 @@ class _Request(msgspec.Struct):
     input: Raw = NOTHING
     instructions: Raw = NOTHING
     max_output_tokens: int | None = None
-    tools: list[Raw] | None = None
+    tools: Raw = NOTHING
     stream: bool | None = False
     background: bool | None = False
     previous_response_id: str | None = None
@@ -68,7 +71,7 @@ def parse(body: bytes) -> Parsed:
     if request.input is NOTHING:
         raise Malformed("input must be a text or a list of items", "input")
     text_bytes, images, audios = _input(request.input)
-    tools = request.tools or []
+    tools = items(request.tools, "tools")
     text_bytes += size(request.instructions) + sum(map(size, tools))
     ask = Ask(
         text_bytes=text_bytes,
@@ -85,7 +88,7 @@ def parse(body: bytes) -> Parsed:
         bool(request.stream),
         False,
         body,
-        has_priority=request.priority is not UNSET,
+        has_priority=is_given(request.priority, body),
         continues=request.previous_response_id,
         called=request.request_id,
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects import anthropic, openai, pooling, responses
-from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
+from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_ITEMS, Malformed, Parsed, with_priority
 from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
 from tests.sidecar.test_openai import json_values
@@ -204,6 +204,77 @@ def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], para
     with pytest.raises(Malformed) as error:
         parse(written(**fields))
     assert error.value.param == param
+
+
+MANY = MOST_ITEMS + 1
+EMPTY = b"{},".join([b""] * MANY)
+HOSTILE = {
+    "messages": ("/v1/chat/completions", b'{"messages":[%b{}]}' % EMPTY),
+    "parts": ("/v1/chat/completions", b'{"messages":[{"content":[%b{}]}]}' % EMPTY),
+    "parts of many messages": (
+        "/v1/chat/completions",
+        b'{"messages":[%b{}]}' % b"".join([b'{"content":[{},{},{}]},'] * (MANY // 4 + 1)),
+    ),
+    "tools": ("/v1/chat/completions", b'{"messages":[{}],"tools":[%b1]}' % (b"1," * MANY)),
+    "conversations": ("/v1/chat/completions/batch", b'{"messages":[%b[]]}' % (b"[]," * MANY)),
+    "messages of a batch": ("/v1/chat/completions/batch", b'{"messages":[[%b{}]]}' % EMPTY),
+    "prompts": ("/v1/completions", b'{"prompt":[%b""]}' % (b'"",' * MANY)),
+    "prompts of ids": ("/v1/completions", b'{"prompt":[%b[1]]}' % (b"[1]," * MANY)),
+    "fields beside a priority": (
+        "/v1/completions",
+        b'{"prompt":"a","priority":1,%b"x":1}' % b"".join(b'"f%d":1,' % i for i in range(MANY)),
+    ),
+    "fields beside stream options": (
+        "/v1/completions",
+        b'{"prompt":"a","stream":true,"stream_options":null,%b"x":1}'
+        % b"".join(b'"f%d":1,' % i for i in range(MANY)),
+    ),
+    "Anthropic's messages": ("/v1/messages", b'{"messages":[%b{}]}' % EMPTY),
+    "Anthropic's tools": ("/v1/messages", b'{"messages":[{}],"tools":[%b{}]}' % EMPTY),
+    "Anthropic's system": ("/v1/messages", b'{"messages":[{}],"system":[%b{}]}' % EMPTY),
+    "items of a response": ("/v1/responses", b'{"input":[%b{}]}' % EMPTY),
+    "tools of a response": ("/v1/responses", b'{"input":"a","tools":[%b{}]}' % EMPTY),
+    "inputs": ("/v1/embeddings", b'{"input":[%b""]}' % (b'"",' * MANY)),
+    "embedded messages": ("/v1/embeddings", b'{"messages":[%b{}]}' % EMPTY),
+    "embedded conversations": ("/v1/embeddings", b'{"messages":[%b[{}]]}' % (b"[{}]," * MANY)),
+    "documents": ("/rerank", b'{"query":"a","documents":[%b""]}' % (b'"",' * MANY)),
+    "queries": ("/score", b'{"queries":[%b""],"documents":["a"]}' % (b'"",' * MANY)),
+    "parts of a document": ("/rerank", b'{"query":"a","documents":[{"content":[%b{}]}]}' % EMPTY),
+}
+
+
+@pytest.mark.parametrize("shape", HOSTILE)
+def test_no_body_takes_more_than_its_bytes(shape: str) -> None:
+    path, body = HOSTILE[shape]
+    route = find(path.encode())
+    assert route is not None
+    assert route.parse is not None
+    with pytest.raises(Malformed, match=r"more than \d+"):
+        route.parse(body)
+
+
+def test_a_text_may_hold_whatever_it_likes() -> None:
+    text = '{"a": [1, 2, {}]}, ' * MANY
+    chat = openai.parse_chat(written(messages=[{"role": "user", "content": text}]))
+    assert chat.ask.text_bytes == MESSAGE_BYTES + size(text) - 2
+    assert asked_by(pooling.parse_input(written(input=[text, text]))).prompts == 2
+
+
+def test_each_request_is_counted_by_itself() -> None:
+    half = written(messages=[{}] * (MOST_ITEMS // 2 + 1), priority=1)
+    for _ in range(3):
+        assert openai.parse_chat(half).has_priority
+        assert with_priority(openai.parse_chat(half), 5).count(b"priority") == 1
+
+
+@pytest.mark.parametrize("split", [b"\xc3", b"\xe2\x82", b"\xff"])
+def test_text_that_is_not_utf_8_is_found_wherever_it_is(split: bytes) -> None:
+    start = b'{"prompt":"'
+    text = b"x" * ((1 << 20) - len(start) - 1)
+    with pytest.raises(Malformed, match=rf"not valid UTF-8 \(byte {(1 << 20) - 1}\)"):
+        openai.parse_completion(start + text + split + b'"}')
+    whole = start + text + "\u20ac".encode() + b'"}'
+    assert openai.parse_completion(whole).ask.text_bytes == len(text) + 3
 
 
 def test_a_long_prompt_is_recognised_by_its_beginning_in_every_dialect() -> None:

@@ -137,7 +137,10 @@ def test_sequences_are_the_larger_of_n_and_best_of() -> None:
         (completion, {"prompt": []}, "prompt", "empty list"),
         (completion, {"prompt": ["a", 1]}, "prompt", "must not mix"),
         (completion, {"prompt": [True]}, "prompt", "must not mix"),
-        (completion, {"prompt": [[1, "a"]]}, None, "Expected `int`"),
+        (completion, {"prompt": [[1, "a"]]}, "prompt", "must not mix"),
+        (completion, {"prompt": [[1], 2]}, "prompt", "must not mix"),
+        (completion, {"prompt": [[1], [[2]]]}, "prompt", "must not mix"),
+        (completion, {"prompt": [1, -2]}, "prompt", "must not mix"),
         (completion, {"prompt": ["a"] * 600, "n": 2}, "n", "more than 1024 sequences"),
     ],
 )
