@@ -21,14 +21,14 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, overload, pool, scarcity, soak
+from experiments import fidelity, hostile, overload, pool, scarcity, soak
 from experiments.processes import module
 from loadgen.records import machine, versions
 
 OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
-WHAT = ("overload", "scarcity", "pool", "fidelity")
+WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile")
 SOAK = "soak"
 """By itself, and only where it is asked for: half an hour."""
 EVERY = (*WHAT, SOAK)
@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals += _pool(arguments, seeds, out / "pool")
     if "fidelity" in arguments.what:
         _fidelity(arguments, out / "fidelity")
+    if "hostile" in arguments.what:
+        goals += _hostile(arguments, out / "hostile")
     if SOAK in arguments.what:
         goals += _soak(arguments, out / SOAK)
     for goal, is_reached in goals:
@@ -218,6 +220,14 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
     rows = fidelity.run(sizes, arguments.seed, out)
     print("\nfidelity: the simulator beside the engine that it was made like\n\n" + fidelity.table(rows))
     _compare(out)
+
+
+def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+    sizes = hostile.Sizes(4.0, 1.0, 30.0) if arguments.short else hostile.Sizes()
+    suffered = hostile.run(arguments.engine, sizes, arguments.seed, out)
+    (out / "results.json").write_text(json.dumps([asdict(one) for one in suffered], indent=1))
+    print(hostile.table(suffered))
+    return hostile.goals(suffered)
 
 
 def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:

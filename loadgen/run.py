@@ -128,7 +128,7 @@ class Runner:
 
     async def run(self) -> Meta:
         """The whole run, until its last answer."""
-        started = datetime.now(UTC).isoformat(timespec="seconds")
+        started = datetime.now(UTC).isoformat(timespec="milliseconds")
         scenario = self._scenario
         jobs = (self._sampler.run(), self._report(), self._watch_cpu())
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
+from email.utils import formatdate
+from functools import lru_cache
 
 from sidecar.gate import LONGEST_SDK_WAIT_S, Refusal
 from sidecar.http.heads import RequestHead, frame_answer
+from tokenpool.outcomes import Reason
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -13,7 +17,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 def refusal_bytes(refusal: Refusal, head: RequestHead, *, closes: bool) -> bytes:
     """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD."""
     reason, dialect = refusal.reason, head.dialect
-    lines = [b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
+    lines = [_date(int(time.time())), b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
     if refusal.account is not None:
         lines.append(dialect.limit_headers(refusal.account))
     wait = refusal.retry_after_s
@@ -25,6 +29,13 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, *, closes: bool) -> bytes
         lines.append(b"x-should-retry: false\r\n")
     if reason.status == 401:
         lines.append(b'www-authenticate: Bearer realm="tokenpool"\r\n')
+    if reason is Reason.METHOD_NOT_ALLOWED and head.route is not None:
+        lines.append(b"allow: " + b", ".join(head.route.methods) + b"\r\n")
     body = dialect.error_body(reason, refusal.message, refusal.param)
     answer = frame_answer(dialect.status(reason), b"".join(lines), body, closes=closes)
     return answer[: -len(body)] if head.method == b"HEAD" else answer
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections import Counter
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,19 @@ async def test_a_shed_says_why_and_when_to_come_back(engine: FakeEngine, tmp_pat
     assert int(shed.headers["retry-after-ms"]) >= 50
     assert shed.headers["x-ratelimit-remaining-requests"] == "0"
     assert "x-should-retry" not in shed.headers
+
+
+async def test_every_answer_of_our_own_has_a_date_and_405_says_what_is_allowed(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        wrong = await ask(sidecar, request("/v1/models", method="POST"))
+        unknown = await ask(sidecar, request("/v1/nothing"))
+    assert wrong.status == 405
+    assert {method.strip() for method in wrong.headers["allow"].split(",")} >= {"GET", "HEAD"}
+    for answer in (wrong, unknown):
+        assert abs(parsedate_to_datetime(answer.headers["date"]).timestamp() - time.time()) < 60
+    assert "allow" not in unknown.headers
 
 
 async def test_a_parallel_burst_cannot_pass_a_limit_together(engine: FakeEngine, tmp_path: Path) -> None:

@@ -1,0 +1,265 @@
+"""What one hostile caller does to a proxy, each attack a process of its own that says in the end what it did.
+
+``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. Everything is as fast as one core
+allows, up to ``MOST_PER_S``, and goes to loopback alone. How the proxy fares is judged by others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import json
+import secrets
+import socket
+import struct
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Sequence
+from urllib.parse import urlsplit
+
+MOST_PER_S = 10_000
+OPEN = 64
+"""Requests that a fast attack leaves open before it cancels the oldest."""
+SLOW = 1000
+"""Connections of a slow attack."""
+HELD = 5000
+"""Silent connections that a flood holds before it closes the oldest."""
+BODY_BYTES = 30 << 20
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Target:
+    """Whom to attack, and until when."""
+
+    def __init__(self, url: str, key: str, seconds: float) -> None:
+        parts = urlsplit(url)
+        self.address = (parts.hostname or "", parts.port or 80)
+        if not ipaddress.ip_address(self.address[0]).is_loopback:
+            raise ValueError(f"{url} is not on loopback; attacks go nowhere else")
+        self.key = key
+        self.began = time.monotonic()
+        self.until = self.began + seconds
+        self.did: Counter[str] = Counter()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether to stop."""
+        return time.monotonic() >= self.until
+
+    def keep_pace(self, done: int) -> None:
+        """Wait where ``done`` is ahead of ``MOST_PER_S``."""
+        ahead = done / MOST_PER_S - (time.monotonic() - self.began)
+        if ahead > 0.001:
+            time.sleep(ahead)
+
+    def connect(self, receive_bytes: int | None = None) -> socket.socket | None:
+        """A connection that will end by a reset; ``None`` where none is to be had."""
+        made = socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if receive_bytes is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        made.settimeout(0.5)
+        try:
+            made.connect(self.address)
+        except OSError:
+            made.close()
+            self.did["could not connect"] += 1
+            return None
+        return made
+
+    def request(self, body: bytes, key: str | None = None, path: str = "/v1/completions") -> bytes:
+        """A request's bytes."""
+        return self.head(len(body), key, path) + body
+
+    def head(self, length: int, key: str | None = None, path: str = "/v1/completions") -> bytes:
+        """A request's head."""
+        return (
+            f"POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or self.key}\r\n"
+            f"content-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        ).encode()
+
+
+def flood_connections(target: Target) -> None:
+    """Open connections and say nothing."""
+    held: deque[socket.socket] = deque()
+    while not target.is_over:
+        target.keep_pace(target.did.total())
+        if len(held) >= HELD:
+            held.popleft().close()
+        if (made := target.connect()) is not None:
+            held.append(made)
+            target.did["opened"] += 1
+
+
+def cancel(target: Target) -> None:
+    """Send requests, and go away before they are answered."""
+    body = json.dumps({"model": "small", "prompt": [5] * 16, "max_tokens": 64, "stream": True}).encode()
+    _send_and_leave(target, lambda: target.request(body), "cancelled")
+
+
+def guess_keys(target: Target) -> None:
+    """Try keys."""
+    body = b'{"model":"small","prompt":"a"}'
+    _send_and_leave(target, lambda: target.request(body, secrets.token_hex(16)), "keys tried")
+
+
+def _send_and_leave(target: Target, request: Callable[[], bytes], what: str) -> None:
+    sent: deque[socket.socket] = deque()
+    while not target.is_over:
+        target.keep_pace(target.did.total())
+        if len(sent) >= OPEN:
+            sent.popleft().close()
+        if (made := target.connect()) is None:
+            continue
+        with contextlib.suppress(OSError):
+            made.send(request())
+        sent.append(made)
+        target.did[what] += 1
+
+
+def shed(target: Target) -> None:
+    """Ask on open connections, again and again, whatever the answer."""
+    body = json.dumps({"model": "small", "prompt": [5] * 16, "max_tokens": 64}).encode()
+    asyncio.run(_all(target, lambda: _ask_on(target, target.request(body)), OPEN))
+
+
+async def _ask_on(target: Target, request: bytes) -> None:
+    reader, writer = await asyncio.open_connection(*target.address)
+    with contextlib.closing(writer):
+        while not target.is_over:
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+            await reader.readexactly(length)
+            target.did[f"answered {head.split(b' ', 2)[1].decode()}"] += 1
+
+
+def slow_heads(target: Target) -> None:
+    """Send heads, a byte a second."""
+    asyncio.run(_all(target, lambda: _send_slowly(target, target.head(10)), SLOW))
+
+
+def slow_bodies(target: Target) -> None:
+    """Announce bodies of a megabyte with a good key, and send a byte a second."""
+    asyncio.run(_all(target, lambda: _send_slowly(target, b" " * 99, target.head(1 << 20)), SLOW))
+
+
+async def _send_slowly(target: Target, slowly: bytes, at_once: bytes = b"") -> None:
+    reader, writer = await asyncio.open_connection(*target.address)
+    with contextlib.closing(writer):
+        target.did["opened"] += 1
+        writer.write(at_once)
+        for byte in slowly:
+            if target.is_over or reader.at_eof():
+                break
+            writer.write(bytes([byte]))
+            await asyncio.sleep(1)
+
+
+def slow_reads(target: Target) -> None:
+    """Pipeline requests with long answers, and read none of them."""
+    asyncio.run(_all(target, lambda: _leave_unread(target), SLOW))
+
+
+async def _leave_unread(target: Target) -> None:
+    """Of every other caller a stream comes first; what is refused is answered at once, and at length."""
+    loop = asyncio.get_running_loop()
+    streams = target.did["opened"] % 2 == 0
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    made.setblocking(False)
+    body = b'{"model":"small","prompt":"a","n":%d}' % (1 << 30)
+    stream = b'{"model":"small","prompt":"a","max_tokens":2000,"stream":true}'
+    try:
+        await loop.sock_connect(made, target.address)
+        target.did["opened"] += 1
+        if streams:
+            await loop.sock_sendall(made, target.request(stream))
+        while not target.is_over:
+            await asyncio.wait_for(loop.sock_sendall(made, target.request(body) * 8), 1)
+            target.did["requests"] += 8
+    except TimeoutError:
+        await asyncio.sleep(max(target.until - time.monotonic(), 0))
+    finally:
+        made.close()
+
+
+def giant_bodies(target: Target) -> None:
+    """Send the largest bodies that are allowed, of shapes that are dear to read."""
+    filled = BODY_BYTES - 100
+    shapes = (
+        b'{"model":"small","max_tokens":1,"prompt":"%b"}' % (b"hello wor " * (filled // 10)),
+        b'{"model":"small","max_tokens":1,"prompt":[%b1]}' % (b"1," * (filled // 2)),
+        b'{"model":"small","max_tokens":1,"prompt":"a","x":[%b1]}' % (b"{}," * (filled // 3)),
+        b'{"model":"small","max_tokens":1,"prompt":[%b""]}' % (b'"",' * (filled // 3)),
+    )
+    asyncio.run(_all(target, lambda: _send_whole(target, shapes), 4))
+
+
+async def _send_whole(target: Target, shapes: Sequence[bytes]) -> None:
+    while not target.is_over:
+        for body in shapes:
+            reader, writer = await asyncio.open_connection(*target.address)
+            with contextlib.closing(writer):
+                writer.write(target.head(len(body)))
+                with contextlib.suppress(ConnectionError):
+                    for start in range(0, len(body), 1 << 18):
+                        writer.write(memoryview(body)[start : start + (1 << 18)])
+                        await writer.drain()
+                        if target.is_over:
+                            return
+                status = (await reader.readline())[9:12].decode() or "nothing"
+                target.did[f"answered {status}"] += 1
+
+
+async def _all(target: Target, one: Callable[[], Coroutine[None, None, None]], count: int) -> None:
+    """So many callers at once; whoever is thrown out comes again, after a moment."""
+
+    async def again_and_again() -> None:
+        while not target.is_over:
+            try:
+                await one()
+            except (OSError, EOFError, ValueError):
+                target.did["thrown out"] += 1
+            await asyncio.sleep(0.1)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(target.until - time.monotonic()), asyncio.TaskGroup() as group:
+            for number in range(count):
+                group.create_task(again_and_again())
+                if number % 50 == 49:
+                    await asyncio.sleep(0.01)
+
+
+KINDS: dict[str, Callable[[Target], None]] = {
+    "connection flood": flood_connections,
+    "slow heads": slow_heads,
+    "slow bodies": slow_bodies,
+    "slow reads": slow_reads,
+    "giant bodies": giant_bodies,
+    "cancels": cancel,
+    "shed, again and again": shed,
+    "random keys": guess_keys,
+}
+
+
+def main() -> None:
+    """Attack, and print what was done."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.attacks", description=__doc__)
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--key", required=True)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    arguments = parser.parse_args()
+    try:
+        target = Target(arguments.url, arguments.key, arguments.seconds)
+    except ValueError as error:
+        parser.error(str(error))
+    KINDS[arguments.kind](target)
+    print(json.dumps(target.did))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""A hostile tenant: what its attacks on the sidecar do to another tenant, and to the sidecar's memory.
+
+One engine, one sidecar. A guaranteed tenant sends at a steady rate; in turn it is alone, and one attack of
+``attacks`` goes on beside it. Wanted: its P99 time to first token rises by less than a fifth, all its requests
+are served, also on new connections, and the sidecar's memory stays under the bound that README states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from experiments.attacks import KINDS
+from experiments.processes import Backend, Front, backends, finished, load, module, sidecars
+from loadgen.records import Outcome, Run
+from loadgen.records import load as read_run
+from loadgen.statistics import percentile
+from loadgen.summary import first_token, requests
+
+SLOTS = 16
+MOST_RISE = 1.2
+"""What a P99 may be of that alone."""
+CONNECTIONS, BUFFERED = 4000, 128 << 20
+MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
+"""What README says that a sidecar of these two settings takes at most."""
+FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
+KNOCK_EVERY_S = 0.2
+SCENARIO = """\
+name: hostile
+model: small
+duration_s: {duration:g}
+drain_s: 10
+tenants:
+  - name: victim
+    key: victim-key
+    tier: guaranteed
+    arrivals: {{poisson: {{rate: {rate:g}}}}}
+    input: 16
+    output: 16
+"""
+POOL = """\
+pools:
+  - name: chat
+    models: [small]
+    replica: {tokens_per_second: auto, kv_tokens: auto, concurrency: 16}
+entitlements:
+  - name: victim
+    pool: chat
+    tier: guaranteed
+    guarantee: {tokens_per_second: 1000, kv_tokens: 4000, concurrency: 12}
+    api_keys: [victim-key]
+  - {name: hostile, pool: chat, tier: elastic, api_keys: [hostile-key]}
+"""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Seconds of each phase, between two, and requests per second."""
+
+    phase: float = 20.0
+    pause: float = 3.0
+    rate: float = 15.0
+
+    @property
+    def duration(self) -> float:
+        """Of the whole run."""
+        return 2 * (self.phase + self.pause) * len(KINDS)
+
+
+@dataclass(frozen=True)
+class Suffered:
+    """What one attack did."""
+
+    attack: str
+    did: dict[str, int]
+    """What the attacker says."""
+    p50_s: float
+    p99_s: float
+    alone_p99_s: float
+    """Over all phases without an attack."""
+    requests: int
+    not_served: int
+    knocked: int
+    unanswered: int
+    """Requests on new connections; those without an answer within some seconds, or with a refusal."""
+    memory_mb: float
+    """The sidecar's largest."""
+
+    @property
+    def rise(self) -> float:
+        """P99 over P99 alone."""
+        return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
+
+
+def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
+    """What is wanted, in words, and whether it is so."""
+    found: list[tuple[str, bool]] = []
+    for one in all_suffered:
+        found += [
+            (f"{one.attack}: P99 is {one.rise:.2f} of that alone, under {MOST_RISE:g}", one.rise < MOST_RISE),
+            (
+                f"{one.attack}: {one.not_served} of {one.requests} not served,"
+                f" {one.unanswered} of {one.knocked} on new connections; none",
+                one.not_served == one.unanswered == 0 < one.knocked,
+            ),
+            (
+                f"{one.attack}: {one.memory_mb:.0f} MB, under {MEMORY_MB:.0f}",
+                0 < one.memory_mb < MEMORY_MB,
+            ),
+            (f"{one.attack}: {sum(one.did.values())} things done, some", sum(one.did.values()) > 0),
+        ]
+    return found
+
+
+def table(all_suffered: Sequence[Suffered]) -> str:
+    """The numbers as a Markdown table."""
+    rows = [
+        "| | done in the phase | victim's P50, ms | P99 | of that alone | not served | sidecar, MB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for one in all_suffered:
+        did = ", ".join(f"{count:,} {what}" for what, count in sorted(one.did.items()))
+        rows.append(
+            f"| {one.attack} | {did} | {one.p50_s * 1000:.0f} | {one.p99_s * 1000:.0f} | {one.rise:.2f}"
+            f" | {one.not_served + one.unanswered} of {one.requests + one.knocked} | {one.memory_mb:.0f} |"
+        )
+    return "\n".join(rows)
+
+
+@dataclass
+class _Phase:
+    """A span of the run, in wall-clock time, and what was seen in it."""
+
+    attack: str | None
+    began: float = 0.0
+    ended: float = 0.0
+    did: dict[str, int] = field(default_factory=dict)
+    memory_mb: float = 0.0
+    knocked: int = 0
+    unanswered: int = 0
+
+
+def run(kind: str, sizes: Sizes, seed: int, out: Path) -> list[Suffered]:
+    """Run it once."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file, pool = out / "scenario.yaml", folder / "pool.yaml"
+    file.write_text(SCENARIO.format(duration=sizes.duration, rate=sizes.rate))
+    pool.write_text(POOL)
+    with (
+        backends(kind, folder, 1, (), SLOTS) as engines,
+        sidecars(folder, pool, engines, FLAGS, None) as front,
+        _cores(front, engines),
+    ):
+        process = load(file, front, out / "run", seed, "hostile")
+        phases = [_phase(attack, front, sizes) for kind in KINDS for attack in (None, kind)]
+        finished(process, out / "run", 60)
+    return _judged(read_run(out / "run"), phases)
+
+
+@contextmanager
+def _cores(front: Front, engines: Sequence[Backend]) -> Iterator[None]:
+    """Give the sidecar the last core; all others share the rest, so that none of them is what is measured."""
+    cores = sorted(os.sched_getaffinity(0))
+    sidecar = front.parts["sidecar0"].pid
+    if sidecar is None or len(cores) < 2:
+        yield
+        return
+    _pin(sidecar, cores[-1:])
+    for engine in engines:
+        if engine.pid is not None:
+            _pin(engine.pid, cores[:-1])
+    os.sched_setaffinity(0, cores[:-1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _pin(process: int, cores: Sequence[int]) -> None:
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
+def _phase(attack: str | None, front: Front, sizes: Sizes) -> _Phase:
+    time.sleep(sizes.pause)
+    phase = _Phase(attack, time.time())
+    over = threading.Event()
+    threads = [threading.Thread(target=work, args=(front, phase, over)) for work in (_sample, _knock)]
+    for thread in threads:
+        thread.start()
+    try:
+        if attack is None:
+            time.sleep(sizes.phase)
+        else:
+            phase.did = _attack(attack, front.urls[0], sizes.phase)
+    finally:
+        phase.ended = time.time()
+        over.set()
+        for thread in threads:
+            thread.join()
+    return phase
+
+
+def _attack(kind: str, url: str, seconds: float) -> dict[str, int]:
+    """Have a process attack, one that never takes a core from the others."""
+    command = [*module("experiments.attacks"), kind, "--url", url, "--key", "hostile-key"]
+    made = subprocess.run(
+        ["nice", "-n", "19", *command, "--seconds", f"{seconds:g}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        timeout=seconds + 60,
+        check=True,
+    )
+    did: dict[str, int] = json.loads(made.stdout)
+    return did
+
+
+def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
+    status = Path(f"/proc/{front.parts['sidecar0'].pid}/status")
+    while not over.wait(0.2):
+        resident = int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1000
+        phase.memory_mb = max(phase.memory_mb, resident)
+
+
+def _knock(front: Front, phase: _Phase, over: threading.Event) -> None:
+    """Come as the victim does when it has no connection yet."""
+    body = json.dumps({"model": "small", "prompt": [5] * 4, "max_tokens": 1}).encode()
+    headers = {"authorization": "Bearer victim-key", "content-type": "application/json"}
+    while not over.wait(KNOCK_EVERY_S):
+        phase.knocked += 1
+        request = urllib.request.Request(f"{front.urls[0]}/v1/completions", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                response.read()
+        except (urllib.error.URLError, OSError):
+            phase.unanswered += 1
+
+
+def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
+    began = datetime.fromisoformat(run_.meta.started).timestamp()
+    tries = requests(run_.attempts)
+
+    def during(*some: _Phase) -> tuple[list[float], int]:
+        """Times to first token of requests due in these phases, and how many were not served."""
+        firsts: list[float] = []
+        not_served = 0
+        for tried in tries:
+            due = began + tried[0].intended_s
+            if any(phase.began <= due < phase.ended for phase in some):
+                not_served += tried[-1].outcome is not Outcome.SERVED
+                first = first_token(tried[-1], run_.meta.drain_s)
+                if first is not None:
+                    firsts.append(first[0])
+        return sorted(firsts), not_served
+
+    alone, _ = during(*(phase for phase in phases if phase.attack is None))
+    found = []
+    for phase in phases:
+        if phase.attack is not None:
+            firsts, not_served = during(phase)
+            found.append(
+                Suffered(
+                    phase.attack,
+                    phase.did,
+                    _at(firsts, 0.5),
+                    _at(firsts, 0.99),
+                    _at(alone, 0.99),
+                    len(firsts),
+                    not_served,
+                    phase.knocked,
+                    phase.unanswered,
+                    phase.memory_mb,
+                )
+            )
+    return found
+
+
+def _at(values: Sequence[float], q: float) -> float:
+    return percentile(values, q) if values else float("nan")
