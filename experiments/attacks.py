@@ -1,6 +1,6 @@
-"""What one hostile caller does to a proxy, each attack a process of its own that says in the end what it did.
+"""What one hostile caller does to a proxy: each attack a process of its own that says what it did.
 
-``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. Everything is as fast as one core
+``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. All is as fast as one core
 allows, up to ``MOST_PER_S``, and goes to loopback alone. How the proxy fares is judged by others.
 """
 

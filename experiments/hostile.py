@@ -1,8 +1,8 @@
 """A hostile tenant: what its attacks on the sidecar do to another tenant, and to the sidecar's memory.
 
 One engine, one sidecar. A guaranteed tenant sends at a steady rate; in turn it is alone, and one attack of
-``attacks`` goes on beside it. Wanted: its P99 time to first token rises by less than a fifth, all its requests
-are served, also on new connections, and the sidecar's memory stays under the bound that README states.
+``attacks`` goes on beside it. Wanted: its P99 time to first token rises by less than a fifth, every one
+of its requests is served, also on new connections, and the sidecar's memory stays under the bound that README states.
 """
 
 from __future__ import annotations
