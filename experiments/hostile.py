@@ -2,7 +2,8 @@
 
 One engine, one sidecar. A guaranteed tenant sends at a steady rate; in turn it is alone, and one attack of
 ``attacks`` goes on beside it. Wanted: its P99 time to first token rises by less than a fifth, every one
-of its requests is served, also on new connections, and the sidecar's memory stays under the bound that README states.
+of its requests is served, also on new connections, and the sidecar's memory stays under the bound that README
+states.
 """
 
 from __future__ import annotations
