@@ -47,8 +47,8 @@ sim: .venv/.installed ## the protocol between sidecars and books on a virtual cl
 containers: .venv/.installed engine ## build the images and run compose for real; needs root, Debian, 6 minutes the first time
 	$(BIN)/pytest -q tests/containers
 
-fuzz: .venv/.installed ## look for malformed requests that are read in two ways; FUZZ_SECONDS=3600 says how long
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-300} $(BIN)/pytest -q tests/sidecar/test_fuzz.py
+fuzz: .venv/.installed ## look for requests and answers that are read in two ways, or do harm; FUZZ_SECONDS=3600 says how long
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-300} $(BIN)/pytest -q $(wildcard tests/sidecar/test_fuzz*.py)
 
 engine: .venv/.installed ## install the real vLLM for CPUs that demo and tests use
 	@$(PYTHON) -m demo.install_engine

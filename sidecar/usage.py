@@ -6,21 +6,29 @@ the exchange settles from what was relayed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
+from typing import Annotated
 
 import msgspec
 
 from tokenpool.cost import Usage
 
-_MARK = b'"usage"'
+_MARK = b'"usage":'
+"""With its colon: a text may be just that word."""
 _FINISH = b'"finish_reason":"'
+_TAIL = len(_MARK) - 1
 _LONGEST_USAGE = 4096
 _LONGEST_EVENT = 1 << 20
+_LONGEST_QUEUE = 1 << 20
 _LONGEST_RESPONSE = 2 << 20
 
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: _Tokens | None = None
 
 
 class _UsageBlock(msgspec.Struct):
@@ -30,14 +38,14 @@ class _UsageBlock(msgspec.Struct):
     not come from the cache.
     """
 
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: _Tokens = 0
+    completion_tokens: _Tokens | None = 0
     prompt_tokens_details: _Details | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: _Tokens = 0
+    output_tokens: _Tokens = 0
     input_tokens_details: _Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: _Tokens | None = None
+    cache_creation_input_tokens: _Tokens | None = None
 
     def usage(self) -> Usage:
         details = self.prompt_tokens_details or self.input_tokens_details
@@ -88,27 +96,24 @@ class BodyReader:
         text = self._held + data if self._held else data
         start = text.rfind(_MARK)
         if start < 0:
-            self._held = text[-(len(_MARK) - 1) :]
+            self._held = text[-_TAIL:]
             return data
+        self.usage = None  # the last one counts
         end = _object_end(text, start)
-        if end:
-            self._read(text, start, end)
-            self._held = b""
-        elif len(text) - start <= _LONGEST_USAGE:
-            self._held = text[start:]
+        if end or len(text) - start > _LONGEST_USAGE:
+            self._read(text[start + len(_MARK) : end])
+            self._held = text[max(end, len(text) - _TAIL) :]
         else:
-            self._held = b""
+            self._held = text[start:]
         return data
 
     def end(self) -> bytes:
         """The body is complete: nothing was held back."""
         return b""
 
-    def _read(self, text: bytes, start: int, end: int) -> None:
-        try:
-            self.usage = _decode_block(text[text.index(b"{", start) : end]).usage()
-        except (msgspec.MsgspecError, ValueError):
-            return
+    def _read(self, block: bytes) -> None:
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            self.usage = _decode_block(block).usage()
 
 
 class ResponseReader:
@@ -186,8 +191,8 @@ class Stamp:
         """The event with the field, if it finishes a choice."""
         if not self.field or _FINISH not in event:
             return event
-        brace = event.rindex(b"}")
-        return event[:brace] + self.field + event[brace:]
+        before, brace, after = event.rpartition(b"}")
+        return before + self.field + brace + after if brace else event
 
 
 class StreamReader:
@@ -195,15 +200,17 @@ class StreamReader:
 
     Events are relayed as soon as they are whole. Only where usage is hidden is an incomplete one held
     back, since it might be the one that the client must not see; and while the stamp is unknown, those
-    that need it, until the usage event brings it.
+    that need it, until the usage event brings it, or they are too many to keep.
     """
 
-    __slots__ = ("_held", "_queue", "_stamp", "events", "response", "usage")
+    __slots__ = ("_held", "_queue", "_queued", "_stamp", "events", "response", "usage")
 
     def __init__(self, stamp: Stamp | None) -> None:
         self._stamp = stamp
         self._held = b""
         self._queue: list[bytes] = []
+        self._queued = 0
+        """Bytes in the queue."""
         self.usage: Usage | None = None
         self.response: str | None = None
         """The name of the response, by which it may be stored."""
@@ -238,8 +245,8 @@ class StreamReader:
 
     def end(self) -> bytes:
         """The stream is complete: what is still held back goes out."""
-        left = [*self._queue, self._held]
-        self._queue, self._held = [], b""
+        left = [*self._leave_queue(), self._held]
+        self._held = b""
         return b"" if self._stamp is None else b"".join(left)
 
     def _examine(self, whole: bytes) -> Iterator[bytes]:
@@ -248,14 +255,20 @@ class StreamReader:
         for event in _split(whole):
             self.events += 1
             if _MARK in event and self._is_only_usage(event) and stamp is not None:
-                yield from (stamp.put_on(e) for e in self._queue)
-                self._queue = []
+                yield from map(stamp.put_on, self._leave_queue())
             elif stamp is None:
                 yield event
             elif self._queue or (stamp.field is None and _FINISH in event):
                 self._queue.append(event)
+                self._queued += len(event)
+                if self._queued > _LONGEST_QUEUE:
+                    yield from self._leave_queue()
             else:
                 yield stamp.put_on(event)
+
+    def _leave_queue(self) -> list[bytes]:
+        queue, self._queue, self._queued = self._queue, [], 0
+        return queue
 
     def _is_only_usage(self, event: bytes) -> bool:
         """Whether an event carries usage and no choices; its usage is remembered in any case."""

@@ -94,7 +94,27 @@ class _Part(Item):
     text: Raw = NOTHING
     content: Raw = NOTHING
     thinking: Raw = NOTHING
+    refusal: Raw = NOTHING
     input: Raw = NOTHING
+    uuid: Raw = NOTHING
+    image_url: Raw = NOTHING
+    image_pil: Raw = NOTHING
+    image_embeds: Raw = NOTHING
+    video_url: Raw = NOTHING
+    video_embeds: Raw = NOTHING
+    audio_url: Raw = NOTHING
+    audio_embeds: Raw = NOTHING
+    input_audio: Raw = NOTHING
+
+    def media(self) -> tuple[bool, bool]:
+        """Pictures and sounds that no type tells of: without one, or with a cache's name, vLLM looks."""
+        pictures = (self.image_url, self.image_pil, self.image_embeds, self.video_url, self.video_embeds)
+        sounds = (self.input_audio, self.audio_url, self.audio_embeds)
+        return _is_sent(pictures), _is_sent(sounds)
+
+
+def _is_sent(values: tuple[Raw, ...]) -> bool:
+    return any(value is not NOTHING for value in values)
 
 
 class _Name(str):
@@ -185,6 +205,11 @@ def not_too_many(prompts: int, name: str, each: int = 1) -> int:
     return prompts
 
 
+def is_null(value: Raw) -> bool:
+    """Whether a value is null, sent or not."""
+    return memoryview(value)[0] == NULL
+
+
 def size(value: Raw) -> int:
     """Bytes of a value as the client wrote it; a null has none. A text's quotes do not count."""
     view = memoryview(value)
@@ -207,9 +232,14 @@ def content(value: Raw) -> Content:
             audios += 1
         else:
             inner = content(part.content)
-            text_bytes += size(part.text) + inner.text_bytes + size(part.thinking) + size(part.input)
+            text_bytes += inner.text_bytes + size(part.text) + size(part.thinking)
+            text_bytes += size(part.refusal) + size(part.input)
             images += inner.images
             audios += inner.audios
+            if part.type is None or part.uuid is not NOTHING:
+                pictures, sounds = part.media()
+                images += pictures
+                audios += sounds
     return Content(text_bytes, images, audios)
 
 

@@ -21,6 +21,7 @@ from sidecar.dialects.bodies import (
     Parsed,
     content,
     is_given,
+    is_null,
     items,
     not_too_many,
     prompts,
@@ -81,9 +82,11 @@ _decode_rich = msgspec.json.Decoder(_Rich).decode
 def parse_input(body: bytes) -> Parsed:
     """Read a body of ``/v1/embeddings``, ``/pooling`` or ``/classify``. Raises ``Malformed``."""
     request = read(_decode_embedding, body)
-    chats = request.messages if request.messages is not NOTHING else request.input
+    fields = {"input": request.input, "messages": request.messages, "data": request.data}
+    _only_one([name for name, value in fields.items() if not is_null(value)], "input")
+    chats = request.input if is_null(request.messages) else request.messages
     first = _FIRST(memoryview(chats))
-    if request.data is not NOTHING:
+    if not is_null(request.data):
         # What a plugin makes of its data only the plugin knows: a text of that length.
         ask = _ask([Content(size(request.data))])
     elif first is not None and first[1]:
@@ -99,23 +102,35 @@ def parse_input(body: bytes) -> Parsed:
 def parse_scores(body: bytes) -> Parsed:
     """Read a body of ``/score``: pairs of texts. Raises ``Malformed``."""
     request = read(_decode_scoring, body)
-    for one, other in (
-        (request.queries, request.documents),
-        (request.queries, request.items),
-        (request.text_1, request.text_2),
-        (request.data_1, request.data_2),
-    ):
-        if one is not NOTHING and other is not NOTHING:
-            return _parsed(_pairs(_texts(one, "queries"), _texts(other, "documents")), request, body)
-    raise Malformed(
-        "send queries and documents (or items), text_1 and text_2, or data_1 and data_2", "queries"
-    )
+    given = {
+        names: (one, other)
+        for names, one, other in (
+            ("queries and documents", request.queries, request.documents),
+            ("queries and items", request.queries, request.items),
+            ("text_1 and text_2", request.text_1, request.text_2),
+            ("data_1 and data_2", request.data_1, request.data_2),
+        )
+        if not (is_null(one) or is_null(other))
+    }
+    if not given:
+        raise Malformed(
+            "send queries and documents (or items), text_1 and text_2, or data_1 and data_2", "queries"
+        )
+    _only_one(list(given), "queries")
+    ((one, other),) = given.values()
+    return _parsed(_pairs(_texts(one, "queries"), _texts(other, "documents")), request, body)
 
 
 def parse_reranking(body: bytes) -> Parsed:
     """Read a body of ``/rerank``: one query, many documents. Raises ``Malformed``."""
     request = read(_decode_reranking, body)
     return _parsed(_pairs([_text(request.query)], _texts(request.documents, "documents")), request, body)
+
+
+def _only_one(given: list[str], param: str) -> None:
+    """Which of several the engine would read is not to be guessed: a long one may hide behind a short one."""
+    if len(given) > 1:
+        raise Malformed(f"send only one of {', '.join(given)}", param)
 
 
 def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:

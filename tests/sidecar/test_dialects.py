@@ -305,6 +305,37 @@ def test_a_batch_of_chats_is_as_many_sequences() -> None:
     assert asked_by(parsed) == Ask(2 * (MESSAGE_BYTES + 5), prompts=2, output_bound=4)
 
 
+def test_of_several_things_to_be_read_only_one_may_be_sent() -> None:
+    for parse, fields in (
+        (pooling.parse_input, {"input": "a long text", "data": 1}),
+        (pooling.parse_input, {"input": "a long text", "messages": [{"content": "x"}]}),
+        (pooling.parse_scores, {"queries": "a", "documents": "b", "text_1": "a long text", "text_2": "c"}),
+    ):
+        with pytest.raises(Malformed, match="send only one of"):
+            parse(written(**fields))
+    assert asked_by(pooling.parse_input(written(input="12345", data=None))) == Ask(5, output_bound=0)
+    given = {"queries": None, "documents": None, "text_1": "123", "text_2": "45"}
+    assert asked_by(pooling.parse_scores(written(**given))) == Ask(5, output_bound=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "text_bytes", "images", "audios"),
+    [
+        ({"type": "refusal", "refusal": "12345"}, 5, 0, 0),
+        ({"image_url": "x"}, 0, 1, 0),
+        ({"video_url": {"url": "x"}}, 0, 1, 0),
+        ({"input_audio": {"data": "x"}}, 0, 0, 1),
+        ({"type": "text", "text": "123", "uuid": "u", "image_url": "x"}, 3, 1, 0),
+        ({"type": "text", "text": "123", "image_url": "x"}, 3, 0, 0),
+    ],
+)
+def test_parts_are_priced_as_the_engine_takes_them(
+    part: dict[str, Any], text_bytes: int, images: int, audios: int
+) -> None:
+    asked = asked_by(openai.parse_chat(written(messages=[{"content": [part]}])))
+    assert (asked.text_bytes, asked.images, asked.audios) == (MESSAGE_BYTES + text_bytes, images, audios)
+
+
 # --- all ---
 
 names = ["messages", "input", "query", "queries", "documents", "system", "tools", "data", "max_tokens"]

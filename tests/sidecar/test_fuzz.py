@@ -1,30 +1,24 @@
 """Fuzzing a live sidecar: mutated requests get an answer of their own kind, and the engine reads no riddles.
 
-``FUZZ_SECONDS`` says for how long (``make fuzz``: minutes, or an hour). It begins with well-formed requests
-and with the framing corpus; the strict reader is the judge. What it finds becomes a case, there or here.
+It begins with well-formed requests and with the framing corpus; the strict reader is the judge. What it finds
+becomes a case, there or here. How long it goes on, ``fuzzing`` says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import os
-import time
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.engine import FakeEngine
 from tests.sidecar.framing import CASES
-from tests.sidecar.harness import CHAT, STREAM, is_whole, request, sidecar_for, until
+from tests.sidecar.fuzzing import BATCH, LIMITS, LONGEST_S, Arena, fuzz, mutated, pieces, send
+from tests.sidecar.harness import CHAT, POOL, STREAM, is_whole, request, sidecar_for, until
 from tests.sidecar.strict import Request, answers, requests
-
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
-LIMITS = {"head_timeout": 0.2, "body_timeout": 0.2, "idle_timeout": 0.2, "max_body_bytes": 1 << 20}
-LONGEST_S = 10.0
 
 FOUND: list[bytes] = [
     # Leading line ends before a request, twice on one connection: the second is a head that is known.
@@ -54,43 +48,22 @@ BASES = [
 ]
 # A HEAD's answer cannot be read without knowing that it is one; mutations do not say so.
 SEEDS = [case.raw for case in CASES if len(case.raw) < 600 and b"HEAD" not in case.raw]
+ROOMY = POOL.replace("concurrency: 8", "concurrency: 800").replace("concurrency: 4", "concurrency: 400")
+"""Nobody is shed here, so that two runs compare."""
 
 
 @st.composite
 def wires(draw: st.DrawFn) -> list[bytes]:
     """Bytes for one connection, in the pieces in which they are sent."""
     some = st.sampled_from(BASES) | st.sampled_from(SEEDS)
-    data = b"".join(draw(st.lists(some, min_size=1, max_size=2)))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, len(data)))
-        kind = draw(st.sampled_from(["insert", "insert", "delete", "flip", "double"]))
-        size = draw(st.integers(1, 12))
-        if kind == "insert":
-            data = data[:at] + draw(st.sampled_from(TOKENS) | st.binary(max_size=8)) + data[at:]
-        elif kind == "delete":
-            data = data[:at] + data[at + size :]
-        elif kind == "flip" and at < len(data):
-            data = data[:at] + bytes([data[at] ^ (1 << draw(st.integers(0, 7)))]) + data[at + 1 :]
-        elif kind == "double":
-            data = data[: at + size] + data[at:]
-    cut = draw(st.integers(0, len(data)))
-    return [data[:cut], data[cut:]] if draw(st.booleans()) else [data]
+    data = mutated(draw, b"".join(draw(st.lists(some, min_size=1, max_size=2))), TOKENS)
+    return pieces(data, draw(st.lists(st.integers(0, len(data)), max_size=1)))
 
 
-async def send(port: int, pieces: list[bytes]) -> bytes:
-    """Everything that comes back until the sidecar closes. Raises ``TimeoutError`` if it never does."""
-    async with asyncio.timeout(LONGEST_S):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            for piece in pieces:
-                writer.write(piece)
-                await writer.drain()
-                await asyncio.sleep(0)
-            return await reader.read(-1)
-        except ConnectionError:
-            return b""
-        finally:
-            writer.close()
+@st.composite
+def repeats(draw: st.DrawFn) -> bytes:
+    """A request much like the one that is known on its connection."""
+    return mutated(draw, request(body=BODY), TOKENS, most=2)
 
 
 def statuses(received: bytes) -> list[int]:
@@ -100,10 +73,10 @@ def statuses(received: bytes) -> list[int]:
     return [answer.status for answer in whole]
 
 
-def asked(engine: FakeEngine) -> list[Request]:
+def asked(engine: FakeEngine, since: int = 0) -> list[Request]:
     """Every request that the engine was sent, each connection read strictly and to its end."""
     wires: dict[int, bytes] = {}
-    for number, wire in engine.said():
+    for number, wire in engine.said(since):
         wires[number] = wires.get(number, b"") + wire
     return [request for wire in wires.values() for request in requests(wire)]
 
@@ -118,72 +91,85 @@ def is_priced_as_read(request: Request) -> bool:
         return False
 
 
-class Arena:
-    """A sidecar that lives as long as all examples, on a loop of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.folder = folder
-
-    async def _run(self, batch: list[list[bytes]]) -> None:
-        engine = FakeEngine()
-        await engine.start()
-        async with sidecar_for(engine.port, self.folder, **LIMITS) as sidecar:
-            sent = (send(sidecar.listens_on.port, pieces) for pieces in batch)
-            all_received = await asyncio.gather(*sent)
-            await until(lambda: is_whole(sidecar))
-            good = await send(sidecar.listens_on.port, [request(headers={"connection": "close"})])
-        await engine.stop()
-        for pieces, received in zip(batch, all_received, strict=True):
-            try:
-                assert all(status < 500 for status in statuses(received))
-            except AssertionError as error:
-                error.add_note(f"sent {pieces!r}, received {received!r}")
-                raise
-        for request_read in asked(engine):
-            assert is_priced_as_read(request_read), request_read
-        assert statuses(good) == [200]
-
-    def play(self, batch: list[list[bytes]]) -> None:
-        """Send each item of the batch on a connection of its own; assert that all is well."""
-        self.loop.run_until_complete(self._run(batch))
-
-    def close(self) -> None:
-        self.loop.close()
-
-
 @pytest.fixture(scope="module")
-def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
     made = Arena(tmp_path_factory.mktemp("fuzz"))
-    yield made  # type: ignore[misc]
-    made.close()
+    yield made
+    made.loop.close()
+
+
+async def play_requests(arena: Arena, batch: list[list[bytes]]) -> None:
+    """Send each item of the batch on a connection of its own; assert that all is well."""
+    engine = FakeEngine()
+    await engine.start()
+    async with sidecar_for(engine.port, arena.folder, **LIMITS) as sidecar:
+        port = sidecar.listens_on.port
+        all_received = await asyncio.gather(*(send(port, parts) for parts in batch))
+        await until(lambda: is_whole(sidecar))
+        good = await send(port, [request(headers={"connection": "close"})])
+    await engine.stop()
+    for parts, received in zip(batch, all_received, strict=True):
+        try:
+            assert all(status < 500 for status in statuses(received))
+        except AssertionError as error:
+            error.add_note(f"sent {parts!r}, received {received!r}")
+            raise
+    for request_read in asked(engine):
+        assert is_priced_as_read(request_read), request_read
+    assert statuses(good) == [200]
+
+
+async def send_after(port: int, known: bytes, data: bytes) -> bytes:
+    """What comes back for ``data`` on a connection on which ``known`` was answered before."""
+    async with asyncio.timeout(LONGEST_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(known)
+            first = b""
+            while len(answers(first, is_closed=False)[0]) < 1:
+                first += await reader.read(1 << 16)
+            writer.write(data)
+            return await reader.read(-1)
+        finally:
+            writer.close()
+
+
+async def play_repeats(arena: Arena, batch: list[bytes]) -> None:
+    """Send each item on a fresh connection, then on one where its head may be known: both are read alike."""
+    engine, known = FakeEngine(), request(body=BODY)
+    await engine.start()
+    async with sidecar_for(engine.port, arena.folder, pool=ROOMY, **LIMITS) as sidecar:
+        port = sidecar.listens_on.port
+        await send(port, [known])
+        (known_read,) = asked(engine)
+        start = len(engine.heard)
+        fresh = await asyncio.gather(*(send(port, [data]) for data in batch))
+        await until(lambda: is_whole(sidecar))
+        once, middle = Counter(asked(engine, start)), len(engine.heard)
+        after = await asyncio.gather(*(send_after(port, known, data) for data in batch))
+        await until(lambda: is_whole(sidecar))
+        twice = Counter(asked(engine, middle))
+    await engine.stop()
+    for data, one, other in zip(batch, fresh, after, strict=True):
+        told = statuses(one), statuses(other)
+        if told[0] != told[1] and 408 in told[0] + told[1]:
+            return  # given up in one of the two: the machine is busy
+        assert told[0] == told[1], data
+    assert twice - once == Counter({known_read: len(batch)})
 
 
 @pytest.mark.parametrize("raw", FOUND, ids=[f"{i:02}" for i in range(len(FOUND))])
 def test_what_was_found_before_stays_mended(raw: bytes, arena: Arena) -> None:
-    arena.play([[raw], [raw[:1], raw[1:]]])
-
-
-BATCH = 60
-"""Connections at once: an example that the sidecar waits for costs its timeouts, so they wait together."""
+    arena.run(play_requests(arena, [[raw], [raw[:1], raw[1:]]]))
 
 
 def test_mutated_requests_do_no_harm(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
-    @settings(
-        max_examples=5,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],  # the message names the one connection of a batch
-        suppress_health_check=list(HealthCheck),
+    batches = st.lists(wires(), min_size=BATCH, max_size=BATCH)
+    fuzz(
+        "connections", 0.4, batches, lambda batch: arena.run(play_requests(arena, batch)), capsys, size=BATCH
     )
-    @given(st.lists(wires(), min_size=BATCH, max_size=BATCH))
-    def play(batch: list[list[bytes]]) -> None:
-        next(played)
-        arena.play(batch)
 
-    played = itertools.count()
-    ends_at = time.monotonic() + SECONDS
-    while time.monotonic() < ends_at:
-        play()
-    with capsys.disabled():
-        print(f"\nfuzzed {next(played) * BATCH} connections in {SECONDS:g} s")
+
+def test_a_known_head_is_answered_as_a_new_one(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+    batches = st.lists(repeats(), min_size=BATCH, max_size=BATCH)
+    fuzz("known heads", 0.1, batches, lambda batch: arena.run(play_repeats(arena, batch)), capsys, size=BATCH)

@@ -134,6 +134,14 @@ def test_what_is_held_back_is_bounded() -> None:
     assert sent >= 2 << 20
 
 
+def test_what_waits_for_the_engines_stamp_is_bounded() -> None:
+    reader, event = StreamReader(Stamp()), token_event()
+    assert reader.feed(FINISH_EVENT) == b""
+    events = 2 * (1 << 20) // len(event)
+    sent = sum(len(reader.feed(event)) for _ in range(events))
+    assert 0 <= events * len(event) + len(FINISH_EVENT) - sent <= 1 << 20
+
+
 RESPONSE = (
     b'{"id":"resp_1","tools":[{"usage":{"input_tokens":0,"output_tokens":0}}],"usage":{"input_tokens":7,'
     b'"input_tokens_details":{"cached_tokens":4},"output_tokens":2},"user":"{\\"usage\\":{}}"}'
