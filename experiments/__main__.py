@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 
 from experiments import fidelity, hostile, overload, pool, scarcity, soak
+from experiments.attacks import KINDS
 from experiments.processes import module
 from loadgen.records import machine, versions
 
@@ -79,17 +80,19 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
     parser.add_argument("--short", action="store_true", help="a few seconds of each, as CI does")
     parser.add_argument("--ablations", action="store_true", help="every lever by itself as well")
-    parser.add_argument("--only", default="", help="systems by name, ablations too, separated by commas")
+    parser.add_argument(
+        "--only", default="", help="systems (ablations too) or attacks by name, separated by commas"
+    )
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
         if what not in EVERY:
             parser.error(f"{what!r} is no experiment; there are {', '.join(EVERY)}")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
-    names = list(dict.fromkeys(system.name for system in SYSTEMS))
+    names = [*dict.fromkeys(system.name for system in SYSTEMS), *KINDS]
     for name in arguments.only:
         if name not in names:
-            parser.error(f"{name!r} is no system; there are {', '.join(names)}")
+            parser.error(f"{name!r} is no system and no attack; there are {', '.join(names)}")
     if arguments.engine == "simulator":
         arguments.what = [what for what in arguments.what if what != "fidelity"]
     return arguments
@@ -223,8 +226,8 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
-    sizes = hostile.Sizes(4.0, 1.0, 30.0) if arguments.short else hostile.Sizes()
-    suffered = hostile.run(arguments.engine, sizes, arguments.seed, out)
+    sizes = hostile.Sizes(4.0, 1.0) if arguments.short else hostile.Sizes()
+    suffered = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
     (out / "results.json").write_text(json.dumps([asdict(one) for one in suffered], indent=1))
     print(hostile.table(suffered))
     return hostile.goals(suffered)

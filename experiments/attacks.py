@@ -240,7 +240,7 @@ KINDS: dict[str, Callable[[Target], None]] = {
     "slow reads": slow_reads,
     "giant bodies": giant_bodies,
     "cancels": cancel,
-    "shed, again and again": shed,
+    "sheds": shed,
     "random keys": guess_keys,
 }
 

@@ -72,10 +72,9 @@ class Sizes:
     pause: float = 3.0
     rate: float = 15.0
 
-    @property
-    def duration(self) -> float:
-        """Of the whole run."""
-        return 2 * (self.phase + self.pause) * len(KINDS)
+    def duration(self, attacks: int) -> float:
+        """Of a whole run with so many attacks."""
+        return 2 * (self.phase + self.pause) * attacks
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,8 @@ class Suffered:
     """Requests on new connections; those without an answer within some seconds, or with a refusal."""
     memory_mb: float
     """The sidecar's largest."""
+    cpu: float
+    """Of a core, that the sidecar took."""
 
     @property
     def rise(self) -> float:
@@ -126,14 +127,15 @@ def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
 def table(all_suffered: Sequence[Suffered]) -> str:
     """The numbers as a Markdown table."""
     rows = [
-        "| | done in the phase | victim's P50, ms | P99 | of that alone | not served | sidecar, MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| | done in the phase | victim's P50, ms | P99 | of that alone | not served | sidecar, MB | core |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in all_suffered:
         did = ", ".join(f"{count:,} {what}" for what, count in sorted(one.did.items()))
         rows.append(
             f"| {one.attack} | {did} | {one.p50_s * 1000:.0f} | {one.p99_s * 1000:.0f} | {one.rise:.2f}"
-            f" | {one.not_served + one.unanswered} of {one.requests + one.knocked} | {one.memory_mb:.0f} |"
+            f" | {one.not_served + one.unanswered} of {one.requests + one.knocked} | {one.memory_mb:.0f}"
+            f" | {one.cpu:.0%} |"
         )
     return "\n".join(rows)
 
@@ -147,16 +149,18 @@ class _Phase:
     ended: float = 0.0
     did: dict[str, int] = field(default_factory=dict)
     memory_mb: float = 0.0
+    cpu_s: float = 0.0
     knocked: int = 0
     unanswered: int = 0
 
 
-def run(kind: str, sizes: Sizes, seed: int, out: Path) -> list[Suffered]:
-    """Run it once."""
+def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ()) -> list[Suffered]:
+    """Run it once, with all attacks or some."""
+    attacks = [attack for attack in KINDS if not only or attack in only]
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     file, pool = out / "scenario.yaml", folder / "pool.yaml"
-    file.write_text(SCENARIO.format(duration=sizes.duration, rate=sizes.rate))
+    file.write_text(SCENARIO.format(duration=sizes.duration(len(attacks)), rate=sizes.rate))
     pool.write_text(POOL)
     with (
         backends(kind, folder, 1, (), SLOTS) as engines,
@@ -164,7 +168,7 @@ def run(kind: str, sizes: Sizes, seed: int, out: Path) -> list[Suffered]:
         _cores(front, engines),
     ):
         process = load(file, front, out / "run", seed, "hostile")
-        phases = [_phase(attack, front, sizes) for kind in KINDS for attack in (None, kind)]
+        phases = [_phase(one, front, sizes) for attack in attacks for one in (None, attack)]
         finished(process, out / "run", 60)
     return _judged(read_run(out / "run"), phases)
 
@@ -228,10 +232,18 @@ def _attack(kind: str, url: str, seconds: float) -> dict[str, int]:
 
 
 def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
-    status = Path(f"/proc/{front.parts['sidecar0'].pid}/status")
+    process = Path(f"/proc/{front.parts['sidecar0'].pid}")
+    status, before_s = process / "status", _cpu_s(process)
     while not over.wait(0.2):
         resident = int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1000
         phase.memory_mb = max(phase.memory_mb, resident)
+    phase.cpu_s = _cpu_s(process) - before_s
+
+
+def _cpu_s(process: Path) -> float:
+    """What a process has computed so far."""
+    user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _knock(front: Front, phase: _Phase, over: threading.Event) -> None:
@@ -282,6 +294,7 @@ def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
                     phase.knocked,
                     phase.unanswered,
                     phase.memory_mb,
+                    phase.cpu_s / (phase.ended - phase.began),
                 )
             )
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sidecar.dialects.bodies import Malformed, Parsed, with_priority
+from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced, with_priority
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
 from sidecar.routes import Route, find, stored_id
@@ -311,6 +311,8 @@ class Gate:
             return Passage(body, started_at, account)
         try:
             parsed = route.parse(body)
+            if len(body) > MOST_UNPRICED:
+                check_unpriced(parsed)
         except Malformed as error:
             return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
         if parsed.model is not None and not self.pool.serves(parsed.model):

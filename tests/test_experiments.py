@@ -62,7 +62,7 @@ def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[s
 def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["overload", "--only", "tokenpool, tokenpol"])
-    assert "'tokenpol' is no system; there are engine alone" in capsys.readouterr().err
+    assert "'tokenpol' is no system and no attack; there are engine alone" in capsys.readouterr().err
 
 
 def test_results_add_up_over_several_calls(tmp_path: Path) -> None:

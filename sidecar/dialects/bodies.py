@@ -27,6 +27,10 @@ MOST_SEQUENCES = 1024
 """More sequences in one request are a mistake or an attack; engines refuse them too."""
 MOST_ITEMS = 10_000
 """Messages and their parts in one request. Each takes up to 0.7 µs here, and some tokens of the context."""
+MOST_UNPRICED = 1 << 20
+"""Bytes of one body that nothing is charged for: schemas, metadata. The engine has to read them, too."""
+_ID_BYTES = 12
+"""That a token id may take with what stands around it."""
 NOTHING = Raw(b"null")
 """What stands for a text that was not sent."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
@@ -177,6 +181,19 @@ def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
         raise Malformed(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise Malformed("the body is nested too deeply") from None
+
+
+def check_unpriced(parsed: Parsed) -> None:
+    """See to it that a long body is long in what it pays for. Raises ``Malformed``.
+
+    What a picture or sound takes is not looked at: where there is one, this says nothing.
+    """
+    ask = parsed.ask
+    unpriced = len(parsed.body) - ask.text_bytes - _ID_BYTES * ask.token_ids
+    if unpriced > MOST_UNPRICED and not ask.images and not ask.audios:
+        raise Malformed(
+            f"the body has {unpriced} bytes beside its prompt and tools; it may have {MOST_UNPRICED}"
+        )
 
 
 def output_bound(tokens: int | None, name: str) -> int | None:

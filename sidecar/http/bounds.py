@@ -1,8 +1,13 @@
-"""How much of the sidecar itself each caller may occupy: connections, and bytes of memory.
+"""How much of the sidecar itself each caller may occupy: connections, bytes of memory, and time.
 
-One rule for both: whoever it is may have at most a share of what the others leave. So one alone gets that
-share of the whole, several divide it, and something is always left for who comes next. Counting is arithmetic
-where a connection or a request begins and ends; sockets are not known here.
+One rule for the first two: whoever it is may have at most a share of what the others leave. So one alone gets
+that share of the whole, several divide it, and something is always left for who comes next.
+
+Time is bounded where nothing else bounds it. An admitted request is paid for; a refusal, or a model list, is
+not: after too many of those in a second a connection rests before it is read again. And a large body holds up
+everybody while it is read, so each caller may send so many bytes of them in a second.
+
+Counting is arithmetic where a connection or a request begins and ends; sockets are not known here.
 """
 
 from __future__ import annotations
@@ -12,16 +17,21 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.telemetry import NOBODY
-from tokenpool.ledger import Account
+from tokenpool.ledger import Account, TokenBucket
 
 REQUEST_BYTES = 2048
 """What a request counts for beyond its body: its head, parsed, and what goes with it."""
 
 
+LARGE_BODY = 1 << 20
+"""From here on a body counts as large: it takes a millisecond or more to read."""
+LONGEST_REST_S = 1.0
+
+
 class Holder:
     """What one entitlement occupies, or all callers who are not identified (yet)."""
 
-    __slots__ = ("_bounds", "_share", "buffered", "connections", "cut", "name")
+    __slots__ = ("_bounds", "_large", "_share", "_unpaid", "buffered", "connections", "cut", "name", "rests")
 
     def __init__(self, bounds: Bounds, name: str, share: float) -> None:
         self._bounds = bounds
@@ -31,6 +41,11 @@ class Holder:
         self.buffered = 0
         self.cut = 0
         """Connections closed so far because the holder had too many, or left too much unread."""
+        self.rests = 0
+        """Times that a connection had to rest."""
+        self._unpaid, self._large = TokenBucket(0.0), TokenBucket(0.0)
+        self._unpaid.resize(bounds.unpaid_rate, bounds.unpaid_rate, 0.0)
+        self._large.resize(bounds.large_body_rate, bounds.large_body_rate, 0.0)
 
     @property
     def most_connections(self) -> int:
@@ -69,15 +84,47 @@ class Holder:
         self.buffered -= size
         self._bounds.buffered -= size
 
+    def rest_s(self, now: float) -> float:
+        """An answer was given that nobody pays for: how long its connection should rest.
+
+        All connections together then get so many of those in a second, unless they are very many.
+        """
+        unpaid = self._unpaid
+        is_over = unpaid.refill(now) <= 0
+        if not is_over:
+            unpaid.add(-1.0)
+            return 0.0
+        self.rests += 1
+        return min(self.connections / self._bounds.unpaid_rate, LONGEST_REST_S)
+
+    def large_body_wait_s(self, size: int, now: float) -> float:
+        """A large body, or more of one, is announced: 0 where it may come, else when to try again."""
+        large = self._large
+        if large.refill(now) <= 0:
+            return -large.level / large.rate + 0.001
+        large.add(-float(size))
+        return 0.0
+
 
 class Bounds:
     """All holders of one sidecar."""
 
     def __init__(
-        self, max_connections: int, max_bytes: int, entitlement_share: float, unidentified_share: float
+        self,
+        max_connections: int,
+        max_bytes: int,
+        entitlement_share: float,
+        unidentified_share: float,
+        *,
+        unpaid_rate: float = 500.0,
+        large_body_rate: float = 8 << 20,
     ) -> None:
         self.max_connections = max_connections
         self.max_bytes = max_bytes
+        self.unpaid_rate = unpaid_rate
+        """Answers per second and holder that nobody pays for, before connections rest."""
+        self.large_body_rate = large_body_rate
+        """Bytes per second and holder, of bodies from ``LARGE_BODY`` on."""
         self.connections = 0
         self.buffered = 0
         self._share = entitlement_share
@@ -111,8 +158,14 @@ class Bounds:
             "Connections closed because their entitlement had too many, or left too much unread.",
             labels=by_entitlement,
         )
+        rests = CounterMetricFamily(
+            "tokenpool_connection_rests",
+            "Pauses of connections whose caller got too many answers that nobody pays for.",
+            labels=by_entitlement,
+        )
         for holder in (self.nobody, *self._holders.values()):
             connections.add_metric((holder.name,), holder.connections)
             buffered.add_metric((holder.name,), holder.buffered)
             cut.add_metric((holder.name,), holder.cut)
-        yield from (connections, buffered, cut)
+            rests.add_metric((holder.name,), holder.rests)
+        yield from (connections, buffered, cut, rests)

@@ -72,6 +72,8 @@ class Doorman:
             settings.max_buffered_bytes,
             settings.entitlement_share,
             settings.unidentified_share,
+            unpaid_rate=settings.unpaid_rate,
+            large_body_rate=settings.large_body_rate,
         )
         self._idle: dict[Holder, list[tuple[float, Guest]]] = {}
         self._looks_at = 0.0

@@ -15,9 +15,10 @@ from typing import NamedTuple, cast
 
 import httptools
 
+from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.gate import Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
-from sidecar.http.bounds import REQUEST_BYTES, Holder
+from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES, Holder
 from sidecar.http.doorman import Doorman
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead, nominated
@@ -87,6 +88,7 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         "_body",
         "_body_bytes",
+        "_body_most",
         "_body_room",
         "_deadline",
         "_door",
@@ -96,6 +98,7 @@ class Downstream(asyncio.Protocol):
         "_head_bytes",
         "_idle_since",
         "_is_first",
+        "_is_paid",
         "_is_paused",
         "_known",
         "_line_bytes",
@@ -106,6 +109,7 @@ class Downstream(asyncio.Protocol):
         "_phase",
         "_reads",
         "_request",
+        "_rests",
         "_serving",
         "_transport",
         "_unread",
@@ -125,6 +129,10 @@ class Downstream(asyncio.Protocol):
         self._reads = True
         self._is_paused = False
         self._is_first = False
+        self._is_paid = False
+        """Whether the request that is being served has a price."""
+        self._rests = False
+        """Whether no request is served, or read, for a while."""
         self._lingered = 0
         self._write_deadline = NEVER
         self.holder = door.bounds.nobody
@@ -145,7 +153,7 @@ class Downstream(asyncio.Protocol):
         self._request: _Request | None = None
         self._passed: _Request | None = None
         self._body: list[bytes] = []
-        self._body_bytes = self._body_room = 0
+        self._body_bytes = self._body_room = self._body_most = 0
         self._head_bytes = 0
         self._line_bytes = 0
         self._had_body = False
@@ -178,7 +186,7 @@ class Downstream(asyncio.Protocol):
             self._drop(len(data))
             return
         if self._phase is _Phase.IDLE:
-            if self._exchange is None and not self._pending:
+            if self._exchange is None and not self._pending and not self._rests:
                 known = self._known
                 if known is not None and self._serve_known(known, data):
                     return
@@ -387,10 +395,16 @@ class Downstream(asyncio.Protocol):
             request.route, request.account = screened
             if not self._belongs_to(request.account):
                 return
-        if length > settings.max_body_bytes:
+        most = settings.max_body_bytes
+        if request.route is None or request.route.parse is None:
+            most = min(most, MOST_UNPRICED)
+        self._body_most = most
+        if length > most:
             self._refuse_body()
             return
-        room = min(CHUNKED_BYTES, settings.max_body_bytes) if is_chunked else length
+        room = min(CHUNKED_BYTES, most) if is_chunked else length
+        if room >= LARGE_BODY and not self._may_send(request, room):
+            return
         if not self._take(request, REQUEST_BYTES + room):
             return
         self._body_room = room
@@ -449,8 +463,10 @@ class Downstream(asyncio.Protocol):
             )
 
     def _refuse_body(self) -> None:
-        most = self._door.settings.max_body_bytes
-        self._stop_reading(Refusal(Reason.BODY_TOO_LARGE, f"the request body is larger than {most} bytes"))
+        message = f"the request body is larger than {self._body_most} bytes"
+        if self._body_most < self._door.settings.max_body_bytes:
+            message += ", the most on a route that costs no tokens"
+        self._stop_reading(Refusal(Reason.BODY_TOO_LARGE, message))
 
     def _malformed(self, message: str) -> None:
         self._stop_reading(Refusal(Reason.MALFORMED, message))
@@ -519,14 +535,34 @@ class Downstream(asyncio.Protocol):
         )
         return False
 
+    def _may_send(self, request: _Request, size: int) -> bool:
+        """Count so many bytes of a large body, or refuse it; whether it may come."""
+        wait_s = self.holder.large_body_wait_s(size, self._door.telemetry.clock())
+        if not wait_s:
+            return True
+        rate = self._door.settings.large_body_rate
+        self._stop_reading(
+            Refusal(
+                Reason.SIDECAR_FULL,
+                f"bodies of {LARGE_BODY} bytes or more come faster than this proxy takes them from one"
+                f" caller, {rate} bytes a second; come back in {wait_s:.2f} s, or send smaller ones",
+                retry_after_s=wait_s,
+                account=request.account,
+            )
+        )
+        return False
+
     def _grow(self) -> bool:
         """A body that did not say its length has outgrown what was reserved: double that; whether it may."""
-        most, request = self._door.settings.max_body_bytes, self._request
+        most, request = self._body_most, self._request
         if self._body_bytes > most:
             self._refuse_body()
             return False
         room = min(max(2 * self._body_room, self._body_bytes), most)
-        if request is None or not self._take(request, room - self._body_room):
+        more = room - self._body_room
+        if request is None or (room >= LARGE_BODY and not self._may_send(request, more)):
+            return False
+        if not self._take(request, more):
             return False
         self._body_room = room
         return True
@@ -547,12 +583,25 @@ class Downstream(asyncio.Protocol):
         while (
             self._pending
             and self._exchange is None
+            and not self._rests
             and self._write_deadline == NEVER
             and self._transport is not None
         ):
             self._serve(self._pending.popleft())
-        if len(self._pending) < MOST_PIPELINED:
+        if len(self._pending) < MOST_PIPELINED and not self._rests:
             self._resume_reading()
+
+    def _rest_if_due(self) -> None:
+        """An answer that nobody pays for was given, and the connection stays: it may have to rest."""
+        seconds = self.holder.rest_s(self._door.telemetry.clock())
+        if seconds:
+            self._rests = True
+            self._pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._rests = False
+        self._next()
 
     def _serve(self, request: _Request) -> None:
         if request.refusal is not None:
@@ -593,8 +642,9 @@ class Downstream(asyncio.Protocol):
         head_bytes = door.framer.frame(head, len(passage.body))
         exchange = Exchange(self, door.gate, door.telemetry, door.pool, head, passage, head_bytes)
         self._exchange = exchange
+        self._is_paid = passage.ticket is not None
         exchange.start()
-        if passage.ticket is not None:
+        if self._is_paid:
             door.telemetry.overhead(door.telemetry.clock() - passage.started_at)
 
     def _answer(self, refusal: Refusal, request: _Request) -> None:
@@ -606,6 +656,7 @@ class Downstream(asyncio.Protocol):
             self._linger()
         else:
             self._wait_for_request()
+            self._rest_if_due()
 
     def _wait_for_request(self) -> None:
         if self._phase is _Phase.IDLE:
@@ -631,6 +682,8 @@ class Downstream(asyncio.Protocol):
         self._release()
         if keeps_alive and not self._door.gate.is_draining:
             self._wait_for_request()
+            if not self._is_paid:
+                self._rest_if_due()
             if self._pending:
                 self._next()
         else:
