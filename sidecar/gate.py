@@ -538,6 +538,7 @@ class Gate:
 
         ``stored`` is the name of the response, where the engine may have kept it.
         """
+        passage.on_preempted = None
         ticket = passage.ticket
         if ticket is None:
             self._telemetry.ended(passage.account, ending)

@@ -257,6 +257,7 @@ class Downstream(asyncio.Protocol):
         """asyncio: the connection is gone."""
         self._transport = None
         self._reads = False
+        del self._parser  # a circle, which only the garbage collector would undo
         self._door.leave(self)
         self._serving = self._unread = 0
         self._pending.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import re
 from collections.abc import AsyncIterator
@@ -12,8 +13,13 @@ from pathlib import Path
 import pytest
 
 from sidecar.app import Sidecar
-from sidecar.http.bounds import Bounds
+from sidecar.dialects.bodies import MOST_UNPRICED
+from sidecar.gate import Passage
+from sidecar.http.bounds import LARGE_BODY, LONGEST_REST_S, Bounds
 from sidecar.http.doorman import REFUSED_AT_ONCE
+from sidecar.http.downstream import Downstream
+from sidecar.http.exchange import Exchange
+from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
 from sidecar.settings import SettingsError
 from tests.certificates import certify
@@ -350,6 +356,106 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
     assert statuses[-1] == 429
     assert set(statuses[:-1]) == {200}
     assert len(statuses) < 50
+
+
+# --- time ---
+
+
+def test_answers_that_nobody_pays_for_make_connections_rest() -> None:
+    holder = Bounds(1000, 1000, 0.5, 0.25, unpaid_rate=10).nobody
+    for _ in range(4):
+        holder.join()
+    assert [holder.rest_s(0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
+    assert holder.rest_s(0.1) == 0.0
+    assert holder.rests == 2
+    for _ in range(200):
+        holder.join()
+    assert holder.rest_s(0.1) == LONGEST_REST_S
+    assert holder.rest_s(60.0) == 0.0
+
+
+def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
+    holder = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).nobody
+    assert holder.large_body_wait_s(400, 0.0) == 0
+    assert holder.large_body_wait_s(1, 0.0) == pytest.approx(3.0, abs=0.01)
+    assert holder.large_body_wait_s(1, 2.5) == pytest.approx(0.5, abs=0.01)
+    assert holder.large_body_wait_s(1, 3.5) == 0
+
+
+@pytest.mark.parametrize("key", ["e-key", "nobody"])
+async def test_a_connection_rests_after_too_many_and_nothing_is_lost(
+    engine: FakeEngine, tmp_path: Path, key: str
+) -> None:
+    """What was pipelined is answered, every piece of it; others go on meanwhile."""
+    async with sidecar_for(engine.port, tmp_path, unpaid_rate=20.0) as sidecar, many(sidecar, 2) as streams:
+        assert (await served(streams[0], "g-key")).status == 200
+        reader, writer = streams[1]
+        writer.write(request("/v1/models", key=key, method="GET") * 40)
+        for _ in range(40):
+            assert (await read_response(reader)).status in (200, 401)
+            assert (await served(streams[0], "g-key")).status == 200
+        bounds = sidecar.door.bounds
+        assert sum(h.rests for h in (bounds.nobody, *bounds._holders.values())) >= 5
+
+
+async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    large = {"model": "tiny", "prompt": "x" * 10 * LARGE_BODY, "max_tokens": 1}
+    async with sidecar_for(engine.port, tmp_path, large_body_rate=LARGE_BODY) as sidecar:
+        first = await ask(sidecar, request(body=large, key="e-key"))
+        second = await ask(sidecar, request(body=large, key="e-key"))
+        small = await ask(sidecar, request(key="e-key"))
+        other = await ask(sidecar, request(body=large, key="s-key"))
+        chunked = head_with(b"transfer-encoding: chunked", "e-key") + b"%x\r\n%b" % (
+            LARGE_BODY,
+            b" " * LARGE_BODY,
+        )
+        grown = await ask(sidecar, chunked)
+        assert nothing_is_held(sidecar)
+    assert (first.status, small.status) == (other.status, 200)
+    for refused in (second, grown):
+        assert refused.status == 429
+        assert refused.headers["x-tokenpool-reason"] == "sidecar_full"
+        assert int(refused.headers["retry-after-ms"]) > 0
+        assert "come faster than" in refused.error()["message"]
+
+
+async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        beside = await ask(sidecar, request(body={"prompt": "a", "x": "y" * (MOST_UNPRICED + 9)}))
+        free = await ask(sidecar, request("/tokenize", {"prompt": "y" * (MOST_UNPRICED + 9)}))
+    assert beside.status == 400
+    assert "bytes beside its prompt and tools" in beside.error()["message"]
+    assert free.status == 413
+    assert "a route that costs no tokens" in free.error()["message"]
+    assert engine.received == []
+
+
+async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine, tmp_path: Path) -> None:
+    """No circles: a flood of connections would else stand still for 170 ms, each time they are collected."""
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        gc.collect()
+        gc.disable()
+        try:
+            for sent in (
+                b"",
+                request(),
+                request("/v1/chat/completions", STREAM),
+                request(key="x"),
+                b"?\r\n\r\n",
+            ):
+                async with connected(sidecar) as (reader, writer):
+                    writer.write(sent)
+                    if sent:
+                        await reader.read(100)
+            await until(lambda: not sidecar.door.connections)
+            left = [
+                o for o in gc.get_objects() if isinstance(o, Downstream | Exchange | Passage | RequestHead)
+            ]
+        finally:
+            gc.enable()
+    assert left == []
 
 
 # --- callers who may not pass ---
