@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 import secrets
 import socket
 import struct
@@ -257,6 +258,7 @@ def main() -> None:
         target = Target(arguments.url, arguments.key, arguments.seconds)
     except ValueError as error:
         parser.error(str(error))
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that is cut
     KINDS[arguments.kind](target)
     print(json.dumps(target.did))
 

@@ -3,7 +3,8 @@
 One engine, one sidecar. A guaranteed tenant sends at a steady rate; in turn it is alone, and one attack of
 ``attacks`` goes on beside it. Wanted: its P99 time to first token rises by less than a fifth, every one
 of its requests is served, also on new connections, and the sidecar's memory stays under the bound that README
-states.
+states. The engine itself is shared by other rules, which ``overload`` measures: the hostile tenant has a
+ceiling of two sequences.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ entitlements:
     tier: guaranteed
     guarantee: {tokens_per_second: 1000, kv_tokens: 4000, concurrency: 12}
     api_keys: [victim-key]
-  - {name: hostile, pool: chat, tier: elastic, api_keys: [hostile-key]}
+  - name: hostile
+    pool: chat
+    tier: elastic
+    ceiling: {concurrency: 2}
+    api_keys: [hostile-key]
 """
 
 
