@@ -27,7 +27,8 @@ SLOW = 1000
 """Connections of a slow attack."""
 HELD = 5000
 """Silent connections that a flood holds before it closes the oldest."""
-BODY_BYTES = 30 << 20
+BODY_BYTES = 16 << 20
+_USUAL = json.dumps({"model": "small", "prompt": [5] * 16, "max_tokens": 64}).encode()
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -120,10 +121,14 @@ def _send_and_leave(target: Target, request: Callable[[], bytes], what: str) -> 
         target.did[what] += 1
 
 
+def use(target: Target) -> None:
+    """Ask as one may: two at a time."""
+    asyncio.run(_all(target, lambda: _ask_on(target, target.request(_USUAL)), 2))
+
+
 def shed(target: Target) -> None:
-    """Ask on open connections, again and again, whatever the answer."""
-    body = json.dumps({"model": "small", "prompt": [5] * 16, "max_tokens": 64}).encode()
-    asyncio.run(_all(target, lambda: _ask_on(target, target.request(body)), OPEN))
+    """Ask on many connections, again and again, whatever the answer."""
+    asyncio.run(_all(target, lambda: _ask_on(target, target.request(_USUAL)), OPEN))
 
 
 async def _ask_on(target: Target, request: bytes) -> None:
@@ -234,6 +239,8 @@ async def _all(target: Target, one: Callable[[], Coroutine[None, None, None]], c
                     await asyncio.sleep(0.01)
 
 
+ORDINARY = "ordinary use"
+"""No attack, but what others are compared with."""
 KINDS: dict[str, Callable[[Target], None]] = {
     "connection flood": flood_connections,
     "slow heads": slow_heads,
@@ -249,7 +256,7 @@ KINDS: dict[str, Callable[[Target], None]] = {
 def main() -> None:
     """Attack, and print what was done."""
     parser = argparse.ArgumentParser(prog="python -m experiments.attacks", description=__doc__)
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=(ORDINARY, *KINDS))
     parser.add_argument("--url", required=True)
     parser.add_argument("--key", required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -259,7 +266,7 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that is cut
-    KINDS[arguments.kind](target)
+    KINDS.get(arguments.kind, use)(target)
     print(json.dumps(target.did))
 
 

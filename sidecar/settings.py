@@ -62,13 +62,13 @@ class Settings:
     connect_timeout: float = 2.0
     upstream_timeout: float = 600.0
     max_head_bytes: int = 32 * 1024
-    max_body_bytes: int = 32 * 1024 * 1024
+    max_body_bytes: int = 16 * 1024 * 1024
     max_connections: int = 10_000
     max_buffered_bytes: int = 256 * 1024 * 1024
     entitlement_share: float = 0.5
     unidentified_share: float = 0.25
     unpaid_rate: float = 500.0
-    large_body_rate: int = 8 * 1024 * 1024
+    large_body_rate: int = 4 * 1024 * 1024
 
 
 def _store(text: str, source: str) -> str:

@@ -117,7 +117,7 @@ class Bounds:
         unidentified_share: float,
         *,
         unpaid_rate: float = 500.0,
-        large_body_rate: float = 8 << 20,
+        large_body_rate: float = 4 << 20,
     ) -> None:
         self.max_connections = max_connections
         self.max_bytes = max_bytes

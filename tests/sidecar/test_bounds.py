@@ -498,7 +498,7 @@ def test_a_key_is_found_among_others_that_begin_alike() -> None:
     [
         ("--entitlement-share 1.5", "--entitlement-share: '1.5' is more than the whole"),
         ("--unidentified-share 0", "--unidentified-share: '0' is not a number above 0"),
-        ("--max-buffered-bytes 1000000", "has no room for a body of --max-body-bytes 33554432"),
+        ("--max-buffered-bytes 1000000", "has no room for a body of --max-body-bytes 16777216"),
     ],
 )
 def test_wrong_options_are_named(arguments: str, words: str) -> None:

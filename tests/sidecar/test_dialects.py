@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects import anthropic, openai, pooling, responses
-from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_ITEMS, Malformed, Parsed, with_priority
+from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_ITEMS, MOST_VALUES, Malformed, Parsed, with_priority
 from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
 from tests.sidecar.test_openai import json_values
@@ -215,6 +215,8 @@ HOSTILE = {
         "/v1/chat/completions",
         b'{"messages":[%b{}]}' % b"".join([b'{"content":[{},{},{}]},'] * (MANY // 4 + 1)),
     ),
+    "ids": ("/v1/completions", b'{"prompt":[%b1]}' % (b"1," * (MOST_VALUES + 1))),
+    "fields that nobody reads": ("/v1/completions", b'{"x":[%b1]}' % (b"1," * (MOST_VALUES + 1))),
     "tools": ("/v1/chat/completions", b'{"messages":[{}],"tools":[%b1]}' % (b"1," * MANY)),
     "conversations": ("/v1/chat/completions/batch", b'{"messages":[%b[]]}' % (b"[]," * MANY)),
     "messages of a batch": ("/v1/chat/completions/batch", b'{"messages":[[%b{}]]}' % EMPTY),
