@@ -2,9 +2,9 @@
 
 One engine, one sidecar. A guaranteed tenant sends at a steady rate; another has a ceiling of two sequences,
 since how the engine itself is shared is not what is measured here. In turn that one uses them as it may, and
-attacks as ``attacks`` has it. Wanted: the first one's P99 time to first token rises by less than a fifth, every
-one of its requests is served, also on new connections, and the sidecar's memory stays under the bound that
-README states.
+attacks as ``attacks`` has it. Wanted: the first one's P99 time to first token rises by less than a fifth,
+every one of its requests is served, also on new connections, and the sidecar's memory stays under the bound
+that README states.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class EngineWatcher:
         """The context window; asked for once per start of the engine."""
         try:
             models = msgspec.json.decode(await self._get(session, "/v1/models"), type=_Models)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         windows = [m.max_model_len for m in models.data if m.max_model_len]
         if windows:

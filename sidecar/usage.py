@@ -24,6 +24,9 @@ _LONGEST_QUEUE = 1 << 20
 _LONGEST_RESPONSE = 2 << 20
 
 
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a decoder has for bytes that are not what they should be; not UTF-8 is an error of its own."""
+
 _Tokens = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -112,7 +115,7 @@ class BodyReader:
         return b""
 
     def _read(self, block: bytes) -> None:
-        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+        with contextlib.suppress(*_UNREADABLE):
             self.usage = _decode_block(block).usage()
 
 
@@ -148,7 +151,7 @@ class ResponseReader:
         if self._size <= _LONGEST_RESPONSE:
             try:
                 answer = _decode_answer(b"".join(self._parts))
-            except (msgspec.MsgspecError, RecursionError):
+            except _UNREADABLE:
                 return b""
             self.response = answer.id
             self.usage = answer.usage.usage() if answer.usage is not None else None
@@ -277,7 +280,7 @@ class StreamReader:
             return False
         try:
             decoded = _decode_event(event[start + 5 :].strip())
-        except (msgspec.MsgspecError, RecursionError):
+        except _UNREADABLE:
             return False
         if decoded.response is not None:
             self.response = decoded.response.id

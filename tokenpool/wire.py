@@ -64,7 +64,7 @@ def decode_report(content: bytes) -> SidecarReport:
     """A report that has come. Raises ``WireError``."""
     try:
         return _reports.decode(content)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"a sidecar's report: {error}") from error
 
 
@@ -81,7 +81,7 @@ def decode_file(content: bytes) -> PoolFile:
     """A pool file that has come; it was valid where it was read. Raises ``WireError``."""
     try:
         return _files.decode(content)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
 
 

@@ -279,7 +279,7 @@ READINGS = {
         pooling.parse_reranking,
         {"query": ONES, "documents": ONES},
         {"model": MODELS, "priority": COUNTS},
-        lambda body: said(body["query"]) + said(body["documents"]),
+        lambda body: said(body.get("query")) + said(body.get("documents")),
     ),
 }
 
@@ -718,6 +718,8 @@ FOUND_BODIES = [
         "chat",
         b'{"messages":[{"content":[{"type":"refusal","refusal":"a text that is longer than a message"}]}]}',
     ),
+    # Another form of a document: refused by the engine, but never for nothing.
+    ("reranking", b'{"query":"a","documents":{"text":"a long text"}}'),
 ]
 FOUND_USAGE = [
     # Nested too deeply for the decoder.
@@ -730,6 +732,7 @@ FOUND_USAGE = [
     (b'{"usage":null,"x":{"prompt_tokens":7}}', None),
     (b'{"usage":{"prompt_tokens":-7}}', None),
 ]
+FOUND_RESPONSES = [b'{"id":"\xff" ""}', b'{"id":"\xff","usage":{}}']
 FOUND_STREAMS = [b'data: "finish_reason":"\n\n']
 
 
@@ -743,6 +746,11 @@ def test_usage_that_was_found_stays_mended(data: bytes, usage: Usage | None) -> 
     check_bodies_usage(BodyReader)(Spent(data, [], (None, usage)))
     for at in range(max(len(data) - 50, 0), len(data)):
         assert fed(BodyReader(), pieces(data, [at])).usage == usage
+
+
+@pytest.mark.parametrize("data", FOUND_RESPONSES)
+def test_responses_that_were_found_stay_mended(data: bytes) -> None:
+    check_bodies_usage(ResponseReader)(Spent(data, [], None))
 
 
 @pytest.mark.parametrize("data", FOUND_STREAMS)
