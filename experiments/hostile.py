@@ -220,10 +220,11 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
 
 
 def _attack(kind: str, url: str, seconds: float) -> dict[str, int]:
-    """Have a process attack, one that never takes a core from the others."""
+    """Have a process attack, with what the others leave of its core: not the machine is attacked."""
     command = [*module("experiments.attacks"), kind, "--url", url, "--key", "hostile-key"]
     made = subprocess.run(
-        ["nice", "-n", "19", *command, "--seconds", f"{seconds:g}"],
+        [*command, "--seconds", f"{seconds:g}"],
+        preexec_fn=lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         timeout=seconds + 60,
