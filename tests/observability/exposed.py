@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -9,8 +10,11 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
+from service.tls import Certificate
 from sidecar.app import Sidecar
+from sidecar.http.tls import TlsServer
 from sidecar.settings import Origin, Settings
+from tests.certificates import certify
 
 ROOT = Path(__file__).parents[2]
 POOL = ROOT / "docker" / "pool.yaml"
@@ -25,8 +29,14 @@ def exposed() -> Mapping[str, frozenset[str]]:
     coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
     found: dict[str, frozenset[str]] = {}
     process = ProcessCollector(registry=CollectorRegistry())
-    for collector in (sidecar.telemetry, coordinator.telemetry, process):
-        for name, labels in _series(collector.collect()):
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = Certificate(*certify(Path(folder), "exposed"))
+    tls = TlsServer(sidecar.door, certificate, sidecar.settings)
+    for families in (
+        *(c.collect() for c in (sidecar.telemetry, coordinator.telemetry, process)),
+        tls.metrics(),
+    ):
+        for name, labels in _series(families):
             found[name] = found.get(name, frozenset()) | labels
     return found
 
