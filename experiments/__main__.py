@@ -226,7 +226,7 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
-    sizes = hostile.Sizes(4.0, 1.0) if arguments.short else hostile.Sizes()
+    sizes = hostile.Sizes(1.5, 0.5) if arguments.short else hostile.Sizes()
     suffered = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
     (out / "results.json").write_text(json.dumps([asdict(one) for one in suffered], indent=1))
     print(hostile.table(suffered))
@@ -234,7 +234,7 @@ def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]
 
 
 def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
-    sizes = soak.Sizes(40.0, 5.0) if arguments.short else soak.Sizes()
+    sizes = soak.Sizes(25.0, 4.0) if arguments.short else soak.Sizes()
     result = soak.run(sizes, arguments.seed, out)
     (out / "results.json").write_text(json.dumps(asdict(result), indent=1))
     print(f"soak      {result}")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -23,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from experiments.attacks import KINDS, ORDINARY
-from experiments.processes import Backend, Front, backends, finished, load, module, sidecars
+from experiments.processes import Backend, Front, backends, load, module, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.statistics import percentile
@@ -78,8 +79,8 @@ class Sizes:
     rate: float = 15.0
 
     def duration(self, attacks: int) -> float:
-        """Of a whole run with so many attacks."""
-        return 2 * (self.phase + self.pause) * attacks
+        """Of a whole run with so many attacks, at most: an attacker takes a moment to begin and to end."""
+        return 2 * (self.phase + self.pause + 10.0) * attacks
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,9 @@ def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ())
     ):
         process = load(file, front, out / "run", seed, "hostile")
         phases = [_phase(one, front, sizes) for attack in attacks for one in (ORDINARY, attack)]
-        finished(process, out / "run", 60)
+        time.sleep(sizes.pause)
+        process.send_signal(signal.SIGINT)  # it has been long enough: keep what was seen
+        process.wait(60)
     return _judged(read_run(out / "run"), phases)
 
 
