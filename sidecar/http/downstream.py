@@ -315,6 +315,7 @@ class Downstream(asyncio.Protocol):
         del self._parser  # a circle, which only the garbage collector would undo
         self._door.leave(self)
         self._serving = self._unread = 0
+        self._kept = b""  # it was in ``buffered``, which has left: the end of a rest must not give it again
         self._pending.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
