@@ -20,6 +20,7 @@ from sidecar.http.doorman import REFUSED_AT_ONCE
 from sidecar.http.downstream import Downstream
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead
+from sidecar.http.reading import RequestReader
 from sidecar.identity import KeyRing
 from sidecar.settings import SettingsError
 from tests.certificates import certify
@@ -468,7 +469,9 @@ async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine
                         await reader.read(100)
             await until(lambda: not sidecar.door.connections)
             left = [
-                o for o in gc.get_objects() if isinstance(o, Downstream | Exchange | Passage | RequestHead)
+                o
+                for o in gc.get_objects()
+                if isinstance(o, Downstream | RequestReader | Exchange | Passage | RequestHead)
             ]
         finally:
             gc.enable()
