@@ -7,7 +7,8 @@ Time is bounded where nothing else bounds it. An admitted request is paid for; a
 not: after too many of those in a second a connection rests before it is read again. And a large body holds up
 everybody while it is read, so each caller may send so many bytes of them in a second.
 
-Counting is arithmetic where a connection or a request begins and ends; sockets are not known here.
+Counting is arithmetic where a connection or a request begins and ends, and whoever finds no room is told the
+figures; sockets are not known here.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.gate import Refusal
 from sidecar.telemetry import NOBODY
 from tokenpool.ledger import Account, TokenBucket
+from tokenpool.outcomes import Reason
 
 REQUEST_BYTES = 2048
 """What a request counts for beyond its body: its head, parsed, and what goes with it."""
@@ -104,6 +107,41 @@ class Holder:
             return -large.level / large.rate + 0.001
         large.add(-float(size))
         return 0.0
+
+    # --- what a caller is told ---
+
+    def crowded(self, account: Account) -> Refusal:
+        """There is no room for one more connection."""
+        return Refusal(
+            Reason.TOO_MANY_CONNECTIONS,
+            f"entitlement {self.name!r} has as many connections to this proxy as it may"
+            f" ({self.most_connections}); close idle ones",
+            retry_after_s=1.0,
+            account=account,
+        )
+
+    def full(self, size: int, account: Account | None) -> Refusal:
+        """There is no room for so many bytes more."""
+        whose = "callers without a key" if account is None else f"entitlement {self.name!r}"
+        return Refusal(
+            Reason.SIDECAR_FULL,
+            f"requests and unread answers of {whose} take {self.buffered} bytes of this proxy's"
+            f" memory, of {self.most_bytes} that they may, and this request needs {size} more; send"
+            " fewer at once, and read answers as they come",
+            retry_after_s=1.0,
+            account=account,
+        )
+
+    def hurried(self, wait_s: float, account: Account | None) -> Refusal:
+        """A large body came too soon after others."""
+        return Refusal(
+            Reason.SIDECAR_FULL,
+            f"bodies of {LARGE_BODY} bytes or more come faster than this proxy takes them from one"
+            f" caller, {self._bounds.large_body_rate} bytes a second; come back in {wait_s:.2f} s, or send"
+            " smaller ones",
+            retry_after_s=wait_s,
+            account=account,
+        )
 
 
 class Bounds:

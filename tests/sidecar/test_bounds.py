@@ -20,6 +20,7 @@ from sidecar.http.doorman import REFUSED_AT_ONCE
 from sidecar.http.downstream import Downstream
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead
+from sidecar.http.reading import RequestReader
 from sidecar.identity import KeyRing
 from sidecar.settings import SettingsError
 from tests.certificates import certify
@@ -382,6 +383,23 @@ def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
     assert holder.large_body_wait_s(1, 3.5) == 0
 
 
+async def test_a_connection_that_is_cut_while_it_rests_gives_back_what_it_held_once(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with (
+        sidecar_for(engine.port, tmp_path, unpaid_rate=5.0) as sidecar,
+        many(sidecar, 1) as [(_, writer)],
+    ):
+        writer.write(request("/v1/models", key="nobody", method="GET") * 40)
+        await until(lambda: sidecar.door.bounds.nobody.rests > 0)
+        [connection] = sidecar.door.connections
+        assert connection.buffered > 0
+        connection.abort()
+        await until(lambda: not sidecar.door.connections)
+        connection._go_on()
+        assert nothing_is_held(sidecar)
+
+
 @pytest.mark.parametrize("key", ["e-key", "nobody"])
 async def test_a_connection_rests_after_too_many_and_nothing_is_lost(
     engine: FakeEngine, tmp_path: Path, key: str
@@ -451,7 +469,9 @@ async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine
                         await reader.read(100)
             await until(lambda: not sidecar.door.connections)
             left = [
-                o for o in gc.get_objects() if isinstance(o, Downstream | Exchange | Passage | RequestHead)
+                o
+                for o in gc.get_objects()
+                if isinstance(o, Downstream | RequestReader | Exchange | Passage | RequestHead)
             ]
         finally:
             gc.enable()

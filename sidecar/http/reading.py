@@ -1,0 +1,468 @@
+"""What a client sends: bytes in, requests out, and every limit on how they may come.
+
+One ``RequestReader`` reads one connection, a few pipelined requests ahead. Anything that could be read in two
+ways is refused here, before it can reach the engine, and nothing after it is read, since what follows cannot
+be trusted. When and how a request is answered is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Protocol
+
+import httptools
+
+from sidecar.dialects.bodies import MOST_UNPRICED
+from sidecar.gate import Refusal
+from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES
+from sidecar.http.doorman import Doorman, Guest
+from sidecar.http.framing import content_length, framing_flaw, keeps_alive_10, without_offer
+from sidecar.http.heads import RequestHead
+from sidecar.routes import Route
+from tokenpool.ledger import Account
+from tokenpool.outcomes import Reason
+
+PIECE_BYTES = 2048
+"""How much of what is pipelined is read at a time: 256 kB may be a thousand requests, which took 170 ms."""
+MOST_HEADERS = 128
+"""In one head: parsed, a header takes far more memory than its bytes."""
+CHUNKED_BYTES = 64 * 1024
+"""Reserved at first for a body that does not say its length."""
+
+
+class Phase(enum.Enum):
+    """What the connection is reading."""
+
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    LINGERING = enum.auto()
+
+
+class Request:
+    """One parsed request that waits for its turn."""
+
+    __slots__ = ("account", "body", "closes", "head", "held", "refusal", "route")
+
+    def __init__(self, head: RequestHead) -> None:
+        self.head = head
+        self.body = b""
+        self.held = 0
+        """Bytes that it counts for."""
+        self.route: Route | None = None
+        self.account: Account | None = None
+        self.refusal: Refusal | None = None
+        self.closes = False
+        """Whether what follows on the connection is not to be read."""
+
+
+class Client(Guest, Protocol):
+    """What reading asks of the client's connection."""
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether no further request is to be read for now."""
+
+    def data_received(self, data: bytes) -> None:
+        """What was kept for later is taken up, as if it came now."""
+
+    def on_request(self, request: Request) -> None:
+        """A request is complete, or refused: answer it in its turn."""
+
+    def on_expectation(self) -> None:
+        """The client sends a body once it is told to go on."""
+
+    def take(self, size: int) -> bool:
+        """Count for so many bytes more, if that is within the bound; whether it was."""
+
+    def give(self, size: int) -> None:
+        """Count for so many bytes less."""
+
+
+class RequestReader:
+    """Reads one client connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_body_length",
+        "_body_most",
+        "_body_room",
+        "_client",
+        "_completed",
+        "_door",
+        "_had_body",
+        "_head",
+        "_head_bytes",
+        "_is_paused",
+        "_line_bytes",
+        "_parser",
+        "_request",
+        "_transport",
+        "_upgrades",
+        "deadline",
+        "kept",
+        "passed",
+        "phase",
+        "reads",
+    )
+
+    def __init__(self, client: Client, door: Doorman, transport: asyncio.Transport) -> None:
+        self._client = client
+        self._door = door
+        self._transport: asyncio.Transport | None = transport
+        self.phase = Phase.IDLE
+        self.deadline = door.telemetry.clock() + door.settings.head_timeout
+        """When the phase must be over."""
+        self.reads = True
+        """Whether what comes is read, and not dropped."""
+        self.kept = b""
+        """What was received, and waits to be parsed."""
+        self._completed = 0
+        """Requests completed since the last piece was taken up."""
+        self._is_paused = False
+        self._start_parser()
+
+    def _start_parser(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._upgrades = False
+        self._begin_request()
+
+    def _begin_request(self) -> None:
+        self._head = RequestHead()
+        self._request: Request | None = None
+        self.passed: Request | None = None
+        """The request that was begun last, if its head passed, and just as it came."""
+        self._body: list[bytes] = []
+        self._body_bytes = self._body_length = self._body_room = self._body_most = 0
+        self._head_bytes = 0
+        self._line_bytes = 0
+        self._had_body = False
+
+    # --- what the connection asks for ---
+
+    def read(self, data: bytes) -> None:
+        """Parse what was received, now or later."""
+        if self.kept:
+            self._keep(self._take_kept() + data)
+            return
+        if self.phase is Phase.IDLE:
+            self._enter(Phase.HEAD, self._door.settings.head_timeout)
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            if self.reads:
+                self._malformed(f"the request is not valid HTTP/1.1: {error}")
+
+    def pause(self) -> None:
+        """Receive no more for now."""
+        if not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Take up what was kept, and then receive more; or, where no more is read, drop it."""
+        if self.kept:
+            if self.reads:
+                self._read_kept_soon()
+                return
+            self._take_kept()
+        if self._is_paused and self._transport is not None and not self._transport.is_closing():
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def linger(self, seconds: float) -> None:
+        """The connection is to end by then: what still comes is not read."""
+        self.reads = False
+        self._enter(Phase.LINGERING, seconds)
+
+    def time_out(self) -> None:
+        """The request that is being read took too long."""
+        what = "head" if self.phase is Phase.HEAD else "body"
+        self._refuse(Refusal(Reason.REQUEST_TIMEOUT, f"the request {what} took too long to arrive"))
+
+    def close(self) -> None:
+        """The connection is gone."""
+        self._transport = None
+        self.reads = False
+        self.kept = b""  # it is in ``buffered``, which leaves: the end of a rest must not give it again
+        del self._parser, self._client  # circles, which only the garbage collector would undo
+
+    # --- piece by piece ---
+
+    def _feed(self, data: bytes) -> None:
+        """Parse what was received. Of several requests, as a rule, one piece now: others come in between."""
+        start, end = 0, len(data)
+        self._completed = 0
+        while start < end and self.reads:
+            if self._completed or self._client.has_enough:
+                self._keep(data[start:])
+                return
+            left = self._body_length - self._body_bytes
+            size = left if self.phase is Phase.BODY and left > PIECE_BYTES else PIECE_BYTES
+            piece = data if size >= end and not start else data[start : start + size]
+            start += size
+            self._feed_piece(piece)
+            if self.reads and self.phase is not Phase.IDLE:
+                self._bound_line(piece)
+
+    def _feed_piece(self, piece: bytes | memoryview) -> None:
+        """Parse, and decline every upgrade that is offered on the way."""
+        while True:
+            try:
+                self._parser.feed_data(piece)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.reads:
+                    return
+                piece = memoryview(piece)[upgrade.args[0] :]
+                head = without_offer(self._head)
+                self._start_parser()
+                self._parser.feed_data(head)
+                self.passed = None  # what passed is not the head that came
+
+    def _keep(self, data: bytes) -> None:
+        """Leave the rest for later, and receive no more meanwhile."""
+        client = self._client
+        self.pause()
+        if not client.take(len(data)):
+            client.holder.cut += 1
+            client.abort()
+            return
+        self.kept = data
+        self._read_kept_soon()
+
+    def _take_kept(self) -> bytes:
+        data, self.kept = self.kept, b""
+        self._client.give(len(data))
+        return data
+
+    def _read_kept_soon(self) -> None:
+        asyncio.get_running_loop().call_soon(self._read_kept)
+
+    def _read_kept(self) -> None:
+        if not self.kept or not self.reads or self._client.has_enough:
+            return  # nothing, or not yet
+        self.deadline = max(self.deadline, self._door.telemetry.clock() + self._door.settings.head_timeout)
+        self._client.data_received(self._take_kept())
+        if not self.kept:
+            self.resume()
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self.deadline = self._door.telemetry.clock() + seconds
+
+    # --- httptools' callbacks ---
+
+    def on_message_begin(self) -> None:
+        """httptools: the first byte of a request."""
+        if self.reads:
+            self._begin_request()
+            self._enter(Phase.HEAD, self._door.settings.head_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        """httptools: (a part of) the request target."""
+        if not self.reads:
+            return
+        head = self._head
+        head.method = self._parser.get_method()
+        head.target += url
+        self._head_bytes += len(url)
+        most = self._door.settings.max_head_bytes
+        if len(head.target) > most:
+            self._refuse(Refusal(Reason.TARGET_TOO_LONG, f"the request target is longer than {most} bytes"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools: one header, or one trailer: that goes no further, lest it pass for a header."""
+        if not self.reads:
+            return
+        self._head_bytes += len(name) + len(value) + 4
+        headers = self._head.headers
+        if self._head_bytes > self._door.settings.max_head_bytes or len(headers) == MOST_HEADERS:
+            self._refuse_head()
+        elif self.phase is Phase.HEAD:
+            headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """httptools: the end of the head. What the head alone decides is decided here."""
+        if not self.reads:
+            return
+        parser, head = self._parser, self._head
+        version = parser.get_http_version()
+        head.is_http10 = version == "1.0"
+        head.keeps_alive = keeps_alive_10(head) if head.is_http10 else parser.should_keep_alive()
+        if version not in ("1.0", "1.1"):
+            self._malformed(f"HTTP/{version} is not spoken here; HTTP/1.1 is")
+            return
+        flaw = framing_flaw(head)
+        if flaw is not None:
+            self._malformed(flaw)
+            return
+        self._upgrades = parser.should_upgrade()
+        if self._upgrades:
+            return  # taken up again by _feed_piece, without the offer
+        self._screen(Request(head))
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a part of the body."""
+        if not self.reads:
+            return
+        self._had_body = True
+        self._body_bytes += len(body)
+        if self._body_bytes > self._body_room and not self._grow():
+            return
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """httptools: the end of a request."""
+        if not self.reads or self._upgrades:
+            return
+        request = self._request
+        if request is None:
+            return
+        self._completed += 1
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._request = None
+        self.phase = Phase.IDLE
+        if not request.head.keeps_alive:
+            self.reads = False
+            request.closes = True
+        self._client.on_request(request)
+        if self._client.has_enough:
+            self.pause()
+
+    # --- heads ---
+
+    def _screen(self, request: Request) -> None:
+        """Decide what the head decides; go on to the body where there is reason to."""
+        settings, head = self._door.settings, request.head
+        self._request = request
+        length, is_chunked = content_length(head), bool(head.all(b"transfer-encoding"))
+        screened = self._door.gate.screen(head)
+        if isinstance(screened, Refusal):
+            request.refusal = screened
+            if length or is_chunked:
+                self._refuse(screened)  # whoever may not pass does not make us read, either
+                return
+        else:
+            request.route, request.account = screened
+            if not self._belongs_to(request.account):
+                return
+        most = settings.max_body_bytes
+        if request.route is None or request.route.parse is None:
+            most = min(most, MOST_UNPRICED)
+        self._body_most = most
+        self._body_length = length
+        if length > most:
+            self._refuse_body()
+            return
+        room = min(CHUNKED_BYTES, most) if is_chunked else length
+        if room >= LARGE_BODY and not self._may_send(request, room):
+            return
+        if not self._take(request, REQUEST_BYTES + room):
+            return
+        self._body_room = room
+        self._enter(Phase.BODY, settings.body_timeout)
+        self.passed = request
+        expectations = head.all(b"expect")
+        if not expectations or head.is_http10:
+            return
+        self.passed = None
+        if any(expectation.lower() != b"100-continue" for expectation in expectations):
+            request.refusal = Refusal(
+                Reason.UNSUPPORTED_EXPECTATION, "the only expectation served is 100-continue"
+            )
+        if request.refusal is not None:
+            self._refuse(request.refusal)
+        else:
+            self._client.on_expectation()
+
+    def _refuse_head(self) -> None:
+        most = self._door.settings.max_head_bytes
+        self._refuse(
+            Refusal(
+                Reason.HEAD_TOO_LARGE,
+                f"the request head is larger than {most} bytes or {MOST_HEADERS} headers; send fewer or"
+                " shorter ones",
+            )
+        )
+
+    def _bound_line(self, data: bytes) -> None:
+        """Refuse a line without an end, of a head, of chunks or of trailers: the parser collects it."""
+        if self._had_body:
+            self._had_body, self._line_bytes = False, 0
+            return
+        start = data.rfind(b"\n") + 1
+        self._line_bytes = len(data) - start + (0 if start else self._line_bytes)
+        most = self._door.settings.max_head_bytes
+        if self._line_bytes > most:
+            self._refuse(Refusal(Reason.HEAD_TOO_LARGE, f"a line of the request is longer than {most} bytes"))
+
+    # --- what a request may take ---
+
+    def _belongs_to(self, account: Account | None) -> bool:
+        """The connection is this caller's from now; whether it may be."""
+        if account is None:
+            return True
+        client, holder = self._client, self._door.bounds.of(account)
+        if holder is client.holder or self._door.hand_over(client, holder):
+            return True
+        self._refuse(holder.crowded(account))
+        return False
+
+    def _take(self, request: Request, size: int) -> bool:
+        """Count so many bytes for a request, or refuse it; whether it may go on."""
+        if self._client.take(size):
+            request.held += size
+            return True
+        self._refuse(self._client.holder.full(size, request.account))
+        return False
+
+    def _may_send(self, request: Request, size: int) -> bool:
+        """Count so many bytes of a large body, or refuse it; whether it may come."""
+        holder = self._client.holder
+        wait_s = holder.large_body_wait_s(size, self._door.telemetry.clock())
+        if not wait_s:
+            return True
+        self._refuse(holder.hurried(wait_s, request.account))
+        return False
+
+    def _grow(self) -> bool:
+        """A body that did not say its length has outgrown what was reserved: double that; whether it may."""
+        most, request = self._body_most, self._request
+        if self._body_bytes > most:
+            self._refuse_body()
+            return False
+        room = min(max(2 * self._body_room, self._body_bytes), most)
+        more = room - self._body_room
+        if request is None or (room >= LARGE_BODY and not self._may_send(request, more)):
+            return False
+        if not self._take(request, more):
+            return False
+        self._body_room = room
+        return True
+
+    # --- refusing ---
+
+    def _refuse_body(self) -> None:
+        message = f"the request body is larger than {self._body_most} bytes"
+        if self._body_most < self._door.settings.max_body_bytes:
+            message += ", the most on a route that costs no tokens"
+        self._refuse(Refusal(Reason.BODY_TOO_LARGE, message))
+
+    def _malformed(self, message: str) -> None:
+        self._refuse(Refusal(Reason.MALFORMED, message))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Refuse the request that is being read, in its turn, and nothing after it."""
+        if not self.reads:
+            return
+        self.reads = False
+        self._body = []
+        request = self._request or Request(self._head)
+        self._request = None
+        request.refusal = refusal
+        request.closes = True
+        self._client.on_request(request)
