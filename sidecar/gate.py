@@ -89,15 +89,24 @@ class Suspense:
         """The wait for a grant is over, for better or worse."""
         decided = self._gate.decide(self)
         if decided is not None:
-            self.on_decided(decided)
+            self._tell(decided)
 
     def try_now(self, is_last: bool) -> bool:
         """At the door: decide, if it fits or must; whether that was the end of the wait."""
         decided = self._gate.decide(self, is_last=is_last)
         if decided is None:
             return False
-        self.on_decided(decided)
+        self._tell(decided)
         return True
+
+    def _tell(self, decided: Passage | Refusal) -> None:
+        tell = self.on_decided
+        self.end()
+        tell(decided)
+
+    def end(self) -> None:
+        """Nobody waits any more. These are circles, which only the garbage collector would undo."""
+        self.on_decided, self.place, self.waiter = _nobody_waits, None, None
 
 
 def _nobody_waits(decided: Passage | Refusal) -> None:
@@ -394,6 +403,7 @@ class Gate:
             self.door.leave(suspense.place, self._clock())
         if self.grants is not None and suspense.waiter is not None:
             self.grants.give_up(suspense.waiter)
+        suspense.end()
 
     def give_up(self, suspense: Suspense) -> None:
         """The client of a request that waits is gone."""

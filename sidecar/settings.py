@@ -68,7 +68,7 @@ class Settings:
     entitlement_share: float = 0.5
     unidentified_share: float = 0.25
     unpaid_rate: float = 500.0
-    large_body_rate: int = 4 * 1024 * 1024
+    large_body_rate: int = 8 * 1024 * 1024
 
 
 def _store(text: str, source: str) -> str:
@@ -131,8 +131,8 @@ _FORM = Form(
         "max_buffered_bytes": "requests and unread answers in memory, all together",
         "entitlement_share": "the part of these two that one entitlement may have of what others leave",
         "unidentified_share": "the same for all connections that no accepted request has identified",
-        "unpaid_rate": "answers per second and entitlement that cost it nothing before its connections rest",
-        "large_body_rate": "bytes per second and entitlement of bodies from 1 MiB on",
+        "unpaid_rate": "refusals and answers without a price per second and entitlement; more are held back",
+        "large_body_rate": "bytes per second and entitlement of bodies from 64 KiB on",
     },
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
     readers={

@@ -23,16 +23,16 @@ from tokenpool.cost import Ask
 
 MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""
-MOST_SEQUENCES = 1024
-"""More sequences in one request are a mistake or an attack; engines refuse them too."""
+MOST_SEQUENCES = 2048
+"""More sequences in one request are a mistake or an attack. OpenAI allows as many inputs to be embedded."""
 MOST_ITEMS = 10_000
 """Messages and their parts in one request. Each takes up to 0.7 µs here, and some tokens of the context."""
 MOST_VALUES = 1 << 20
 """Commas in one body: a million token ids, or a text of fifty megabytes. Skimming them takes up to 12 ms."""
-MOST_UNPRICED = 1 << 20
+MOST_UNPRICED = 256 * 1024
 """Bytes of one body that nothing is charged for: schemas, metadata. The engine has to read them, too."""
 _ID_BYTES = 12
-"""That a token id may take with what stands around it."""
+"""What a token id takes at most: ten digits, a comma and a space."""
 NOTHING = Raw(b"null")
 """What stands for a text that was not sent."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
@@ -317,7 +317,7 @@ def _token_ids(text: bytes, name: str) -> tuple[int, int, int]:
         raise Malformed(f"{name} must not be an empty list", name)
     bare = bare.translate(None, _DIGITS)
     lists = bare.count(b"[") - 1
-    are_flat = not lists or (bare.startswith(b"[[") and bare.count(b",[") == bare.count(b"],") == lists - 1)
+    are_flat = not lists or (bare.startswith(b"[[") and bare.count(b"],[") == bare.count(b"],") == lists - 1)
     if bare.strip(b"[],") or not are_flat:
         raise Malformed(f"{name} must not mix strings, token ids and lists", name)
     return max(lists, 1), 0, bare.count(b",") + 1

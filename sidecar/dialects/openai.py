@@ -50,6 +50,8 @@ class Message(Item):
 
     content: Raw = NOTHING
     tool_calls: Raw = NOTHING
+    reasoning: Raw = NOTHING
+    reasoning_content: Raw = NOTHING
 
 
 class _Generation(msgspec.Struct):
@@ -65,6 +67,7 @@ class _Chat(_Generation):
     messages: list[Message] = []
     max_completion_tokens: int | None = None
     tools: Raw = NOTHING
+    documents: Raw = NOTHING
 
 
 class _ChatBatch(_Generation):
@@ -95,6 +98,8 @@ def parse_chat(body: bytes) -> Parsed:
     if request.tools is not NOTHING:
         tools = items(request.tools, "tools")
         text_bytes += sum(map(size, tools))
+    if request.documents is not NOTHING:
+        text_bytes += size(request.documents)
     per_prompt = 1 if request.n is None or request.n == 1 else sequences(request.n)
     ask = Ask(
         text_bytes,
@@ -150,8 +155,9 @@ def conversation(messages: list[Message]) -> Content:
             text_bytes += more
             images += pictures
             audios += sounds
-        if message.tool_calls is not NOTHING:
-            text_bytes += size(message.tool_calls)
+        for more_text in (message.tool_calls, message.reasoning, message.reasoning_content):
+            if more_text is not NOTHING:
+                text_bytes += size(more_text)
     return Content(text_bytes, images, audios)
 
 

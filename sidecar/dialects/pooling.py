@@ -171,5 +171,5 @@ def _texts(value: Raw, name: str) -> list[Content]:
 def _text(value: Raw) -> Content:
     if memoryview(value)[0] == BRACE:
         rich = read_part(_decode_rich, bytes(value)).content
-        return Content(size(value)) if rich is NOTHING else content(rich)
+        return Content(size(value)) if is_null(rich) else content(rich)
     return content(value)

@@ -4,8 +4,8 @@ One rule for the first two: whoever it is may have at most a share of what the o
 that share of the whole, several divide it, and something is always left for who comes next.
 
 Time is bounded where nothing else bounds it. An admitted request is paid for; a refusal, or a model list, is
-not: after too many of those in a second a connection rests before it is read again. And a large body holds up
-everybody while it is read, so each caller may send so many bytes of them in a second.
+not: after too many of those in a second they are held back. And a large body holds up everybody while it is
+read, so each caller may send so many bytes of them in a second.
 
 Counting is arithmetic where a connection or a request begins and ends, and whoever finds no room is told the
 figures; sockets are not known here.
@@ -24,17 +24,29 @@ from tokenpool.outcomes import Reason
 
 REQUEST_BYTES = 2048
 """What a request counts for beyond its body: its head, parsed, and what goes with it."""
-
-
-LARGE_BODY = 1 << 20
-"""From here on a body counts as large: it takes a millisecond or more to read."""
-LONGEST_REST_S = 1.0
+LARGE_BODY = 64 * 1024
+"""From here on a body counts as large."""
+SKIMMED_PER_S = 400e6
+"""Bytes: a text is read faster on slow machines, too. What takes longer counts as if it were longer."""
+UNPAID_S = 1e-4
+"""What an unpaid answer takes, about. Where reading its request took longer, it counts as several."""
+LONGEST_HOLD_S = 1.0
 
 
 class Holder:
     """What one entitlement occupies, or all callers who are not identified (yet)."""
 
-    __slots__ = ("_bounds", "_large", "_share", "_unpaid", "buffered", "connections", "cut", "name", "rests")
+    __slots__ = (
+        "_bounds",
+        "_large",
+        "_share",
+        "_unpaid",
+        "buffered",
+        "connections",
+        "cut",
+        "held_back",
+        "name",
+    )
 
     def __init__(self, bounds: Bounds, name: str, share: float) -> None:
         self._bounds = bounds
@@ -44,8 +56,8 @@ class Holder:
         self.buffered = 0
         self.cut = 0
         """Connections closed so far because the holder had too many, or left too much unread."""
-        self.rests = 0
-        """Times that a connection had to rest."""
+        self.held_back = 0
+        """Unpaid answers so far that were not given at once."""
         self._unpaid, self._large = TokenBucket(0.0), TokenBucket(0.0)
         self._unpaid.resize(bounds.unpaid_rate, bounds.unpaid_rate, 0.0)
         self._large.resize(bounds.large_body_rate, bounds.large_body_rate, 0.0)
@@ -87,26 +99,29 @@ class Holder:
         self.buffered -= size
         self._bounds.buffered -= size
 
-    def rest_s(self, now: float) -> float:
-        """An answer was given that nobody pays for: how long its connection should rest.
+    def unpaid_s(self, spent_s: float, now: float) -> float:
+        """An answer is due that nobody pays for: how long to hold it back, lest all get too many of those.
 
-        All connections together then get so many of those in a second, unless they are very many.
+        ``spent_s`` is what reading its request has taken.
         """
-        unpaid = self._unpaid
-        is_over = unpaid.refill(now) <= 0
-        if not is_over:
-            unpaid.add(-1.0)
+        unpaid, count = self._unpaid, 1.0 + spent_s / UNPAID_S
+        level = unpaid.refill(now)
+        if level > -unpaid.rate:
+            unpaid.add(-count)
+        if level > 0:
             return 0.0
-        self.rests += 1
-        return min(self.connections / self._bounds.unpaid_rate, LONGEST_REST_S)
+        self.held_back += 1
+        return min(count * self.connections / unpaid.rate, LONGEST_HOLD_S)
 
-    def large_body_wait_s(self, size: int, now: float) -> float:
-        """A large body, or more of one, is announced: 0 where it may come, else when to try again."""
+    def large_body_wait_s(self, now: float) -> float:
+        """A large body is announced: 0 where it may come, else when to try again."""
         large = self._large
-        if large.refill(now) <= 0:
-            return -large.level / large.rate + 0.001
-        large.add(-float(size))
-        return 0.0
+        level = large.refill(now)
+        return 0.0 if level > 0 else -level / large.rate + 0.001
+
+    def read_large(self, size: float) -> None:
+        """So many bytes of large bodies come, or what was as dear to read."""
+        self._large.add(-size)
 
     # --- what a caller is told ---
 
@@ -155,12 +170,12 @@ class Bounds:
         unidentified_share: float,
         *,
         unpaid_rate: float = 500.0,
-        large_body_rate: float = 4 << 20,
+        large_body_rate: float = 8 << 20,
     ) -> None:
         self.max_connections = max_connections
         self.max_bytes = max_bytes
         self.unpaid_rate = unpaid_rate
-        """Answers per second and holder that nobody pays for, before connections rest."""
+        """Answers per second and holder that nobody pays for; more are held back."""
         self.large_body_rate = large_body_rate
         """Bytes per second and holder, of bodies from ``LARGE_BODY`` on."""
         self.connections = 0
@@ -196,14 +211,14 @@ class Bounds:
             "Connections closed because their entitlement had too many, or left too much unread.",
             labels=by_entitlement,
         )
-        rests = CounterMetricFamily(
-            "tokenpool_connection_rests",
-            "Pauses of connections whose caller got too many answers that nobody pays for.",
+        held_back = CounterMetricFamily(
+            "tokenpool_answers_held_back",
+            "Answers that nobody pays for, and that were too many to be given at once.",
             labels=by_entitlement,
         )
         for holder in (self.nobody, *self._holders.values()):
             connections.add_metric((holder.name,), holder.connections)
             buffered.add_metric((holder.name,), holder.buffered)
             cut.add_metric((holder.name,), holder.cut)
-            rests.add_metric((holder.name,), holder.rests)
-        yield from (connections, buffered, cut, rests)
+            held_back.add_metric((holder.name,), holder.held_back)
+        yield from (connections, buffered, cut, held_back)

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from functools import partial
+from time import thread_time
 from typing import NamedTuple, cast
 
 from sidecar.gate import Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
-from sidecar.http.bounds import REQUEST_BYTES, Holder
+from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES, SKIMMED_PER_S, Holder
 from sidecar.http.doorman import Doorman
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead
 from sidecar.http.known import KnownHead
 from sidecar.http.reading import Phase, Request, RequestReader
-from sidecar.http.waiting import Waiting
+from sidecar.http.waiting import HeldBack, Waiting
 from sidecar.routes import Route
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
 MOST_PIPELINED = 8
 """Requests parsed ahead on one connection; reading pauses beyond."""
+MEASURED_BYTES = 4096
+"""From here on it is measured what reading a body takes."""
 NEVER = float("inf")
 LINGER_S = 2.0
 """How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
@@ -49,13 +53,12 @@ class Downstream(asyncio.Protocol):
         "_door",
         "_exchange",
         "_idle_since",
-        "_is_paid",
         "_known",
         "_lingered",
         "_pending",
         "_reader",
-        "_rests",
         "_serving",
+        "_spent_s",
         "_transport",
         "_unread",
         "_write_deadline",
@@ -67,12 +70,10 @@ class Downstream(asyncio.Protocol):
         self._door = door
         self._transport: asyncio.Transport | None = None
         self._pending: deque[Request] = deque()
-        self._exchange: Exchange | Waiting | None = None
+        self._exchange: Exchange | Waiting | HeldBack | None = None
         self._known: _KnownRequest | None = None
-        self._is_paid = False
-        """Whether the request that is being served has a price."""
-        self._rests = False
-        """Whether no request is served, or read, for a while."""
+        self._spent_s = 0.0
+        """On reading the body of the request that is being served, where that was measured."""
         self._lingered = 0
         self._write_deadline = NEVER
         self.holder = door.bounds.nobody
@@ -108,13 +109,7 @@ class Downstream(asyncio.Protocol):
         reader = self._reader
         if not reader.reads:
             self._drop(len(data))
-        elif (
-            reader.phase is Phase.IDLE
-            and not reader.kept
-            and self._exchange is None
-            and not self._pending
-            and not self._rests
-        ):
+        elif reader.phase is Phase.IDLE and not reader.kept and self._exchange is None and not self._pending:
             known = self._known
             if known is None or not self._serve_known(known, data):
                 reader.read(data)
@@ -140,7 +135,7 @@ class Downstream(asyncio.Protocol):
         if epoch != door.gate.epoch or door.gate.is_draining or holder is not self.holder:
             return False
         body = wire.body_of(data)
-        if body is None or len(body) > door.settings.max_body_bytes:
+        if body is None or len(body) > LARGE_BODY or len(body) > door.settings.max_body_bytes:
             return False
         size = len(body) + REQUEST_BYTES
         if not holder.take(size):
@@ -199,7 +194,7 @@ class Downstream(asyncio.Protocol):
     @property
     def has_enough(self) -> bool:
         """Whether no further request is to be read for now."""
-        return self._rests or len(self._pending) >= MOST_PIPELINED
+        return len(self._pending) >= MOST_PIPELINED
 
     def on_request(self, request: Request) -> None:
         """A request is complete, or refused: answer it in its turn."""
@@ -236,25 +231,12 @@ class Downstream(asyncio.Protocol):
         while (
             self._pending
             and self._exchange is None
-            and not self._rests
             and self._write_deadline == NEVER
             and self._transport is not None
         ):
             self._serve(self._pending.popleft())
         if not self.has_enough:
             self._reader.resume()
-
-    def _rest_if_due(self) -> None:
-        """An answer that nobody pays for was given, and the connection stays: it may have to rest."""
-        seconds = self.holder.rest_s(self._door.telemetry.clock())
-        if seconds:
-            self._rests = True
-            self._reader.pause()
-            asyncio.get_running_loop().call_later(seconds, self._go_on)
-
-    def _go_on(self) -> None:
-        self._rests = False
-        self._next()
 
     def _serve(self, request: Request) -> None:
         if request.refusal is not None:
@@ -267,10 +249,31 @@ class Downstream(asyncio.Protocol):
         else:
             self._serving = request.held
 
-    def _pass(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> Refusal | None:
+    def _pass(
+        self,
+        head: RequestHead,
+        route: Route,
+        account: Account | None,
+        body: bytes,
+        *,
+        was_held: bool = False,
+    ) -> Refusal | None:
         """Bring a request through the gate and on its way to the engine, or say why not."""
         door = self._door
-        passage = door.gate.open(route, account, body)
+        if route.parse is None and not was_held:
+            seconds = self.holder.unpaid_s(0.0, door.telemetry.clock())
+            if seconds:
+                go_on = partial(self._pass_held, head, route, account, body)
+                self._exchange = HeldBack(self, seconds, go_on)
+                return None
+        if len(body) < MEASURED_BYTES:
+            passage = door.gate.open(route, account, body)
+        else:
+            began_at = thread_time()
+            passage = door.gate.open(route, account, body)
+            self._spent_s = spent_s = thread_time() - began_at
+            if len(body) > LARGE_BODY and spent_s * SKIMMED_PER_S > len(body):
+                self.holder.read_large(spent_s * SKIMMED_PER_S - len(body))
         if isinstance(passage, Refusal):
             return passage
         if isinstance(passage, Suspense):
@@ -278,6 +281,15 @@ class Downstream(asyncio.Protocol):
             return None
         self._send(head, passage)
         return None
+
+    def _pass_held(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
+        """A request without a price was held back long enough."""
+        self._exchange = None
+        refusal = self._pass(head, route, account, body, was_held=True)
+        if refusal is not None:
+            self._release()
+            self._answer(refusal, Request(head))
+        self._next()
 
     def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
         """A request that waited at the door may pass, or may not."""
@@ -287,29 +299,40 @@ class Downstream(asyncio.Protocol):
             return
         self._release()
         self._answer(decided, Request(head))
-        if self._pending and self._reader.reads:
-            self._next()
+        self._next()
 
     def _send(self, head: RequestHead, passage: Passage) -> None:
         door = self._door
         head_bytes = door.framer.frame(head, len(passage.body))
         exchange = Exchange(self, door.gate, door.telemetry, door.pool, head, passage, head_bytes)
         self._exchange = exchange
-        self._is_paid = passage.ticket is not None
+        is_paid = passage.ticket is not None
         exchange.start()
-        if self._is_paid:
+        if is_paid:
             door.telemetry.overhead(door.telemetry.clock() - passage.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
         self._door.gate.refused(refusal)
         self.give(request.held)
         closes = request.closes or not request.head.keeps_alive
-        self.write(refusal_bytes(refusal, request.head, closes=closes))
+        answer = refusal_bytes(refusal, request.head, closes=closes)
+        spent_s, self._spent_s = self._spent_s, 0.0
+        seconds = self.holder.unpaid_s(spent_s, self._door.telemetry.clock())
         if closes:
+            self.write(answer)
             self._linger()
+        elif seconds:
+            self._exchange = HeldBack(self, seconds, partial(self._answer_held, answer))
         else:
+            self.write(answer)
             self._wait_for_request()
-            self._rest_if_due()
+
+    def _answer_held(self, answer: bytes) -> None:
+        """An answer was held back long enough."""
+        self._exchange = None
+        self.write(answer)
+        self._wait_for_request()
+        self._next()
 
     def _wait_for_request(self) -> None:
         reader = self._reader
@@ -329,14 +352,15 @@ class Downstream(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def on_relayed(self, *, keeps_alive: bool) -> None:
+    def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
         """The response is complete: serve the next request, or close."""
         self._exchange = None
         self._release()
+        spent_s, self._spent_s = self._spent_s, 0.0
+        if is_refusal:
+            self.holder.unpaid_s(spent_s, self._door.telemetry.clock())
         if keeps_alive and not self._door.gate.is_draining:
             self._wait_for_request()
-            if not self._is_paid:
-                self._rest_if_due()
             if self._pending:
                 self._next()
         else:
@@ -403,6 +427,7 @@ class Downstream(asyncio.Protocol):
     def abort(self) -> None:
         """Close without waiting for anything."""
         if self._transport is not None:
+            self._reader.forget()
             self._transport.abort()
 
     def drain(self) -> None:

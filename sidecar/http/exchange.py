@@ -32,7 +32,7 @@ class Client(Protocol):
     def write(self, data: bytes) -> None:
         """Send bytes of the response."""
 
-    def on_relayed(self, *, keeps_alive: bool) -> None:
+    def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
         """The response is complete."""
 
     def on_cut(self) -> None:
@@ -208,7 +208,7 @@ class Exchange:
             self._client.write(data)
         if is_complete:
             self._end(Ending.FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
-            self._client.on_relayed(keeps_alive=self._keeps_alive)
+            self._client.on_relayed(keeps_alive=self._keeps_alive, is_refusal=400 <= self._status < 500)
 
     def _wire(self, body: bytes, is_complete: bool) -> bytes:
         """The bytes of one write: head, chunk frame, body, end.
@@ -284,7 +284,7 @@ class Exchange:
         if self._frames_chunks:
             event = b"%x\r\n%b\r\n" % (len(event), event) + _LAST_CHUNK
         self._client.write(event)
-        self._client.on_relayed(keeps_alive=self._keeps_alive and self._frames_chunks)
+        self._client.on_relayed(keeps_alive=self._keeps_alive and self._frames_chunks, is_refusal=False)
 
     def pause(self) -> None:
         """The client does not keep up with the response."""

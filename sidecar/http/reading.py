@@ -13,7 +13,6 @@ from typing import Protocol
 
 import httptools
 
-from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.gate import Refusal
 from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.http.doorman import Doorman, Guest
@@ -134,7 +133,7 @@ class RequestReader:
         self._request: Request | None = None
         self.passed: Request | None = None
         """The request that was begun last, if its head passed, and just as it came."""
-        self._body: list[bytes] = []
+        self._body: bytes | bytearray = b""
         self._body_bytes = self._body_length = self._body_room = self._body_most = 0
         self._head_bytes = 0
         self._line_bytes = 0
@@ -163,6 +162,10 @@ class RequestReader:
 
     def resume(self) -> None:
         """Take up what was kept, and then receive more; or, where no more is read, drop it."""
+        if self._is_paused and self.phase is not Phase.LINGERING:
+            # The client was kept from sending, so its time begins anew.
+            now = self._door.telemetry.clock()
+            self.deadline = max(self.deadline, now + self._door.settings.head_timeout)
         if self.kept:
             if self.reads:
                 self._read_kept_soon()
@@ -182,11 +185,15 @@ class RequestReader:
         what = "head" if self.phase is Phase.HEAD else "body"
         self._refuse(Refusal(Reason.REQUEST_TIMEOUT, f"the request {what} took too long to arrive"))
 
+    def forget(self) -> None:
+        """The connection ends, and with it all that it counts for: what was kept must not be given twice."""
+        self.reads = False
+        self.kept = b""
+
     def close(self) -> None:
         """The connection is gone."""
+        self.forget()
         self._transport = None
-        self.reads = False
-        self.kept = b""  # it is in ``buffered``, which leaves: the end of a rest must not give it again
         del self._parser, self._client  # circles, which only the garbage collector would undo
 
     # --- piece by piece ---
@@ -244,9 +251,8 @@ class RequestReader:
     def _read_kept(self) -> None:
         if not self.kept or not self.reads or self._client.has_enough:
             return  # nothing, or not yet
-        self.deadline = max(self.deadline, self._door.telemetry.clock() + self._door.settings.head_timeout)
         self._client.data_received(self._take_kept())
-        if not self.kept:
+        if not self.kept and self._transport is not None and not self._client.has_enough:
             self.resume()
 
     def _enter(self, phase: Phase, seconds: float) -> None:
@@ -312,7 +318,13 @@ class RequestReader:
         self._body_bytes += len(body)
         if self._body_bytes > self._body_room and not self._grow():
             return
-        self._body.append(body)
+        held = self._body
+        if not held:
+            self._body = body
+        elif isinstance(held, bytearray):
+            held += body
+        else:
+            self._body = bytearray(held) + body
 
     def on_message_complete(self) -> None:
         """httptools: the end of a request."""
@@ -322,8 +334,8 @@ class RequestReader:
         if request is None:
             return
         self._completed += 1
-        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._body = []
+        request.body = bytes(self._body)
+        self._body = b""
         self._request = None
         self.phase = Phase.IDLE
         if not request.head.keeps_alive:
@@ -350,20 +362,8 @@ class RequestReader:
             request.route, request.account = screened
             if not self._belongs_to(request.account):
                 return
-        most = settings.max_body_bytes
-        if request.route is None or request.route.parse is None:
-            most = min(most, MOST_UNPRICED)
-        self._body_most = most
-        self._body_length = length
-        if length > most:
-            self._refuse_body()
+        if not self._has_room(request, length, is_chunked):
             return
-        room = min(CHUNKED_BYTES, most) if is_chunked else length
-        if room >= LARGE_BODY and not self._may_send(request, room):
-            return
-        if not self._take(request, REQUEST_BYTES + room):
-            return
-        self._body_room = room
         self._enter(Phase.BODY, settings.body_timeout)
         self.passed = request
         expectations = head.all(b"expect")
@@ -412,6 +412,29 @@ class RequestReader:
         self._refuse(holder.crowded(account))
         return False
 
+    def _has_room(self, request: Request, length: int, is_chunked: bool) -> bool:
+        """Count for a body before it comes, or refuse it; whether it may come."""
+        most = self._door.settings.max_body_bytes
+        if request.account is None:
+            most = min(most, CHUNKED_BYTES)
+        elif request.route is None or request.route.parse is None:
+            most //= 4
+        self._body_most = most
+        self._body_length = length
+        if length > most:
+            self._refuse_body()
+            return False
+        room = min(CHUNKED_BYTES, most) if is_chunked else length
+        is_large = room > LARGE_BODY
+        if is_large and not self._may_send(request):
+            return False
+        if not self._take(request, REQUEST_BYTES + self._head_bytes + room):
+            return False
+        if is_large:
+            self._client.holder.read_large(room)
+        self._body_room = room
+        return True
+
     def _take(self, request: Request, size: int) -> bool:
         """Count so many bytes for a request, or refuse it; whether it may go on."""
         if self._client.take(size):
@@ -420,10 +443,10 @@ class RequestReader:
         self._refuse(self._client.holder.full(size, request.account))
         return False
 
-    def _may_send(self, request: Request, size: int) -> bool:
-        """Count so many bytes of a large body, or refuse it; whether it may come."""
+    def _may_send(self, request: Request) -> bool:
+        """Whether a large body may come; else it is refused."""
         holder = self._client.holder
-        wait_s = holder.large_body_wait_s(size, self._door.telemetry.clock())
+        wait_s = holder.large_body_wait_s(self._door.telemetry.clock())
         if not wait_s:
             return True
         self._refuse(holder.hurried(wait_s, request.account))
@@ -436,11 +459,13 @@ class RequestReader:
             self._refuse_body()
             return False
         room = min(max(2 * self._body_room, self._body_bytes), most)
-        more = room - self._body_room
-        if request is None or (room >= LARGE_BODY and not self._may_send(request, more)):
+        more, becomes_large = room - self._body_room, self._body_room <= LARGE_BODY < room
+        if request is None or (becomes_large and not self._may_send(request)):
             return False
         if not self._take(request, more):
             return False
+        if room > LARGE_BODY:
+            self._client.holder.read_large(room if becomes_large else more)
         self._body_room = room
         return True
 
@@ -460,7 +485,7 @@ class RequestReader:
         if not self.reads:
             return
         self.reads = False
-        self._body = []
+        self._body = b""
         request = self._request or Request(self._head)
         self._request = None
         request.refusal = refusal

@@ -1,10 +1,13 @@
-"""A request that waits at the door: in the place of an exchange until it is decided.
+"""What stands in the place of an exchange while nothing is exchanged: a request that waits to be decided, and
+an answer that is held back.
 
-Nothing was sent for it yet, so whatever ends it early costs nothing.
+Nothing was sent for either yet, so whatever ends it early costs nothing.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from sidecar.gate import Gate, Passage, Refusal, Suspense
@@ -17,6 +20,9 @@ class Client(Protocol):
 
     def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
         """The wait is over."""
+
+    def on_cut(self) -> None:
+        """The answer is given up."""
 
 
 class Waiting:
@@ -53,6 +59,46 @@ class Waiting:
 
     def time_out(self) -> None:
         """Waits are bounded far below any limit on an exchange."""
+
+    def pause(self) -> None:
+        """Nothing flows yet."""
+
+    def resume(self) -> None:
+        """Nothing flows yet."""
+
+
+class HeldBack:
+    """An answer that nobody pays for, or a request for one, that is not hurried.
+
+    The answer waits, and not the request that comes after it: whoever shares a connection among tenants sees
+    that this one is busy.
+    """
+
+    __slots__ = ("_client", "_go_on", "_timer", "last_progress")
+
+    def __init__(self, client: Client, seconds: float, go_on: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._client = client
+        self._go_on = go_on
+        self._timer = loop.call_later(seconds, self._end)
+        self.last_progress = loop.time()
+
+    def _end(self) -> None:
+        del self._timer  # a circle
+        self._go_on()
+
+    def client_gone(self) -> None:
+        """The client went away meanwhile."""
+        self._timer.cancel()
+        del self._timer
+
+    def drain(self) -> None:
+        """The sidecar stops, at once."""
+        self.client_gone()
+        self._client.on_cut()
+
+    def time_out(self) -> None:
+        """It takes a second at most."""
 
     def pause(self) -> None:
         """Nothing flows yet."""

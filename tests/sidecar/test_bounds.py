@@ -15,7 +15,7 @@ import pytest
 from sidecar.app import Sidecar
 from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.gate import Passage
-from sidecar.http.bounds import LARGE_BODY, LONGEST_REST_S, Bounds
+from sidecar.http.bounds import LARGE_BODY, LONGEST_HOLD_S, UNPAID_S, Bounds
 from sidecar.http.doorman import REFUSED_AT_ONCE
 from sidecar.http.downstream import Downstream
 from sidecar.http.exchange import Exchange
@@ -362,28 +362,31 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
 # --- time ---
 
 
-def test_answers_that_nobody_pays_for_make_connections_rest() -> None:
+def test_answers_that_nobody_pays_for_are_held_back() -> None:
     holder = Bounds(1000, 1000, 0.5, 0.25, unpaid_rate=10).nobody
     for _ in range(4):
         holder.join()
-    assert [holder.rest_s(0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
-    assert holder.rest_s(0.1) == 0.0
-    assert holder.rests == 2
+    assert [holder.unpaid_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
+    assert holder.held_back == 2
+    assert holder.unpaid_s(0.0, 0.3) == 0.0
+    assert holder.unpaid_s(2 * UNPAID_S, 0.3) == pytest.approx(1.0)
+    assert holder.unpaid_s(UNPAID_S, 0.3) == pytest.approx(0.8)
     for _ in range(200):
         holder.join()
-    assert holder.rest_s(0.1) == LONGEST_REST_S
-    assert holder.rest_s(60.0) == 0.0
+    assert holder.unpaid_s(0.0, 0.3) == LONGEST_HOLD_S
+    assert holder.unpaid_s(0.0, 60.0) == 0.0
 
 
 def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
     holder = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).nobody
-    assert holder.large_body_wait_s(400, 0.0) == 0
-    assert holder.large_body_wait_s(1, 0.0) == pytest.approx(3.0, abs=0.01)
-    assert holder.large_body_wait_s(1, 2.5) == pytest.approx(0.5, abs=0.01)
-    assert holder.large_body_wait_s(1, 3.5) == 0
+    assert holder.large_body_wait_s(0.0) == 0
+    holder.read_large(400)
+    assert holder.large_body_wait_s(0.0) == pytest.approx(3.0, abs=0.01)
+    assert holder.large_body_wait_s(2.5) == pytest.approx(0.5, abs=0.01)
+    assert holder.large_body_wait_s(3.5) == 0
 
 
-async def test_a_connection_that_is_cut_while_it_rests_gives_back_what_it_held_once(
+async def test_a_connection_that_is_cut_while_an_answer_is_held_back_gives_what_it_kept_once(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with (
@@ -391,17 +394,31 @@ async def test_a_connection_that_is_cut_while_it_rests_gives_back_what_it_held_o
         many(sidecar, 1) as [(_, writer)],
     ):
         writer.write(request("/v1/models", key="nobody", method="GET") * 40)
-        await until(lambda: sidecar.door.bounds.nobody.rests > 0)
+        await until(lambda: sidecar.door.bounds.nobody.held_back > 0)
         [connection] = sidecar.door.connections
         assert connection.buffered > 0
         connection.abort()
         await until(lambda: not sidecar.door.connections)
-        connection._go_on()
+        connection._reader._read_kept()
+        assert nothing_is_held(sidecar)
+
+
+async def test_a_connection_that_makes_way_gives_what_it_kept_once(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1):
+        await until(lambda: holds(sidecar, "none") == 1)
+        [connection] = sidecar.door.connections
+        connection.data_received(request("/v1/models", key="nobody", method="GET") * 40)
+        assert connection.buffered > 0
+        assert sidecar.door._make_way(sidecar.door.bounds.nobody)
+        connection._reader._read_kept()
+        await until(lambda: not sidecar.door.connections)
         assert nothing_is_held(sidecar)
 
 
 @pytest.mark.parametrize("key", ["e-key", "nobody"])
-async def test_a_connection_rests_after_too_many_and_nothing_is_lost(
+async def test_too_many_unpaid_answers_are_held_back_and_none_is_lost(
     engine: FakeEngine, tmp_path: Path, key: str
 ) -> None:
     """What was pipelined is answered, every piece of it; others go on meanwhile."""
@@ -413,22 +430,20 @@ async def test_a_connection_rests_after_too_many_and_nothing_is_lost(
             assert (await read_response(reader)).status in (200, 401)
             assert (await served(streams[0], "g-key")).status == 200
         bounds = sidecar.door.bounds
-        assert sum(h.rests for h in (bounds.nobody, *bounds._holders.values())) >= 5
+        assert sum(h.held_back for h in (bounds.nobody, *bounds._holders.values())) >= 5
 
 
 async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     large = {"model": "tiny", "prompt": "x" * 10 * LARGE_BODY, "max_tokens": 1}
+    size = 3 * LARGE_BODY
     async with sidecar_for(engine.port, tmp_path, large_body_rate=LARGE_BODY) as sidecar:
         first = await ask(sidecar, request(body=large, key="e-key"))
         second = await ask(sidecar, request(body=large, key="e-key"))
         small = await ask(sidecar, request(key="e-key"))
         other = await ask(sidecar, request(body=large, key="s-key"))
-        chunked = head_with(b"transfer-encoding: chunked", "e-key") + b"%x\r\n%b" % (
-            LARGE_BODY,
-            b" " * LARGE_BODY,
-        )
+        chunked = head_with(b"transfer-encoding: chunked", "e-key") + b"%x\r\n%b" % (size, b" " * size)
         grown = await ask(sidecar, chunked)
         assert nothing_is_held(sidecar)
     assert (first.status, small.status) == (other.status, 200)
@@ -440,13 +455,17 @@ async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
 
 
 async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine, tmp_path: Path) -> None:
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
+    keyless = b" HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n"
+    async with sidecar_for(engine.port, tmp_path, max_body_bytes=1 << 20) as sidecar:
         beside = await ask(sidecar, request(body={"prompt": "a", "x": "y" * (MOST_UNPRICED + 9)}))
-        free = await ask(sidecar, request("/tokenize", {"prompt": "y" * (MOST_UNPRICED + 9)}))
+        free = await ask(sidecar, request("/tokenize", {"prompt": "y" * (1 << 18)}))
+        public = await ask(sidecar, b"GET /health" + keyless + b"y" * 70_000)
+        preflight = await ask(sidecar, b"OPTIONS /v1/completions" + keyless + b"y" * 70_000)
     assert beside.status == 400
     assert "bytes beside its prompt and tools" in beside.error()["message"]
-    assert free.status == 413
-    assert "a route that costs no tokens" in free.error()["message"]
+    for refused in (free, public, preflight):
+        assert refused.status == 413
+        assert "a route that costs no tokens" in refused.error()["message"]
     assert engine.received == []
 
 

@@ -191,13 +191,13 @@ def test_a_query_is_read_again_for_every_document() -> None:
     ("parse", "fields", "param"),
     [
         (pooling.parse_input, {}, "input"),
-        (pooling.parse_input, {"input": ["x"] * 1025}, "input"),
+        (pooling.parse_input, {"input": ["x"] * 2049}, "input"),
         (pooling.parse_scores, {"queries": "x"}, "queries"),
         (pooling.parse_reranking, {"query": "x", "documents": []}, "documents"),
         (responses.parse, {}, "input"),
         (anthropic.parse, {"messages": []}, "messages"),
         (openai.parse_chat_batch, {"messages": []}, "messages"),
-        (openai.parse_chat_batch, {"messages": [[{"content": "x"}]] * 1025}, "messages"),
+        (openai.parse_chat_batch, {"messages": [[{"content": "x"}]] * 2049}, "messages"),
     ],
 )
 def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], param: str) -> None:

@@ -720,6 +720,7 @@ FOUND_BODIES = [
     ),
     # Another form of a document: refused by the engine, but never for nothing.
     ("reranking", b'{"query":"a","documents":{"text":"a long text"}}'),
+    ("reranking", b'{"query":{"content":null,"text":"a long text"},"documents":"a"}'),
 ]
 FOUND_USAGE = [
     # Nested too deeply for the decoder.

@@ -127,8 +127,8 @@ def test_sequences_are_the_larger_of_n_and_best_of() -> None:
         (chat, {"max_tokens": "5"}, "max_tokens", "Expected `int | null`"),
         (chat, {"max_tokens": 5.5}, "max_tokens", "Expected `int"),
         (chat, {"max_tokens": 1 << 40}, "max_completion_tokens", "any engine's context window"),
-        (chat, {"n": 0}, "n", "from 1 to 1024"),
-        (chat, {"n": 100000}, "n", "from 1 to 1024"),
+        (chat, {"n": 0}, "n", "from 1 to 2048"),
+        (chat, {"n": 100000}, "n", "from 1 to 2048"),
         (chat, {"stream": "yes"}, "stream", "Expected `bool"),
         (chat, {"stream_options": 5, "stream": True}, "stream_options", "Expected `object"),
         (chat, {"model": 5}, "model", "Expected `str"),
@@ -139,9 +139,10 @@ def test_sequences_are_the_larger_of_n_and_best_of() -> None:
         (completion, {"prompt": [True]}, "prompt", "must not mix"),
         (completion, {"prompt": [[1, "a"]]}, "prompt", "must not mix"),
         (completion, {"prompt": [[1], 2]}, "prompt", "must not mix"),
+        (completion, {"prompt": [[1], 2, [3]]}, "prompt", "must not mix"),
         (completion, {"prompt": [[1], [[2]]]}, "prompt", "must not mix"),
         (completion, {"prompt": [1, -2]}, "prompt", "must not mix"),
-        (completion, {"prompt": ["a"] * 600, "n": 2}, "n", "more than 1024 sequences"),
+        (completion, {"prompt": ["a"] * 1100, "n": 2}, "n", "more than 2048 sequences"),
     ],
 )
 def test_what_cannot_be_priced_is_named(
