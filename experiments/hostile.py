@@ -99,6 +99,11 @@ class Suffered:
     knocked: int
     unanswered: int
     """Requests on new connections; those without an answer within some seconds, or with a refusal."""
+    knock_p50_s: float
+    usual_knock_p50_s: float
+    """How long those took that were answered, and in phases without an attack."""
+    seconds: float
+    """How long the phase took."""
     memory_mb: float
     """The sidecar's largest."""
     cpu: float
@@ -108,6 +113,21 @@ class Suffered:
     def rise(self) -> float:
         """P99 over the usual one."""
         return self.p99_s / self.usual_p99_s if self.usual_p99_s else float("inf")
+
+    @property
+    def knock_rise(self) -> float:
+        """P50 on new connections over the usual one."""
+        return self.knock_p50_s / self.usual_knock_p50_s if self.usual_knock_p50_s else float("inf")
+
+    @property
+    def did_per_s(self) -> float:
+        """What the attacker did in a second."""
+        return sum(self.did.values()) / self.seconds
+
+    @property
+    def least_per_s(self) -> float:
+        """What it must have done."""
+        return KINDS[self.attack].least_per_s
 
 
 def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
@@ -125,7 +145,15 @@ def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
                 f"{one.attack}: {one.memory_mb:.0f} MB, under {MEMORY_MB:.0f}",
                 0 < one.memory_mb < MEMORY_MB,
             ),
-            (f"{one.attack}: {sum(one.did.values())} things done, some", sum(one.did.values()) > 0),
+            (
+                f"{one.attack}: P50 on new connections is {one.knock_rise:.2f} of the usual, under"
+                f" {MOST_RISE:g}",
+                one.knock_rise < MOST_RISE,
+            ),
+            (
+                f"{one.attack}: {one.did_per_s:.0f} things done in a second, {one.least_per_s:g} or more",
+                one.did_per_s >= one.least_per_s,
+            ),
         ]
     return found
 
@@ -133,13 +161,14 @@ def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
 def table(all_suffered: Sequence[Suffered]) -> str:
     """The numbers as a Markdown table."""
     rows = [
-        "| | done in the phase | victim's P50, ms | P99 | of the usual | not served | sidecar, MB | core |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| | done in a second | P50, ms | P99 | of the usual | new connection | not served | MB | core |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in all_suffered:
-        did = ", ".join(f"{count:,} {what}" for what, count in sorted(one.did.items()))
+        did = ", ".join(f"{count / one.seconds:,.1f} {what}" for what, count in sorted(one.did.items()))
         rows.append(
             f"| {one.attack} | {did} | {one.p50_s * 1000:.0f} | {one.p99_s * 1000:.0f} | {one.rise:.2f}"
+            f" | {one.knock_rise:.2f}"
             f" | {one.not_served + one.unanswered} of {one.requests + one.knocked} | {one.memory_mb:.0f}"
             f" | {one.cpu:.0%} |"
         )
@@ -156,7 +185,7 @@ class _Phase:
     did: dict[str, int] = field(default_factory=dict)
     memory_mb: float = 0.0
     cpu_s: float = 0.0
-    knocked: int = 0
+    knocks_s: list[float] = field(default_factory=list)
     unanswered: int = 0
 
 
@@ -257,11 +286,12 @@ def _knock(front: Front, phase: _Phase, over: threading.Event) -> None:
     body = json.dumps({"model": "small", "prompt": [5] * 4, "max_tokens": 1}).encode()
     headers = {"authorization": "Bearer victim-key", "content-type": "application/json"}
     while not over.wait(KNOCK_EVERY_S):
-        phase.knocked += 1
+        began = time.monotonic()
         request = urllib.request.Request(f"{front.urls[0]}/v1/completions", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as response:
                 response.read()
+            phase.knocks_s.append(time.monotonic() - began)
         except (urllib.error.URLError, OSError):
             phase.unanswered += 1
 
@@ -283,7 +313,9 @@ def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
                     firsts.append(first[0])
         return sorted(firsts), not_served
 
-    usual, _ = during(*(phase for phase in phases if phase.what == ORDINARY))
+    ordinary = [phase for phase in phases if phase.what == ORDINARY]
+    usual, _ = during(*ordinary)
+    usual_knocks = sorted(took for phase in ordinary for took in phase.knocks_s)
     found = []
     for phase in phases:
         if phase.what != ORDINARY:
@@ -297,8 +329,11 @@ def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
                     _at(usual, 0.99),
                     len(firsts),
                     not_served,
-                    phase.knocked,
+                    len(phase.knocks_s) + phase.unanswered,
                     phase.unanswered,
+                    _at(sorted(phase.knocks_s), 0.5),
+                    _at(usual_knocks, 0.5),
+                    phase.ended - phase.began,
                     phase.memory_mb,
                     phase.cpu_s / (phase.ended - phase.began),
                 )

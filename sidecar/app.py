@@ -242,16 +242,24 @@ def _bound(sockets: tuple[socket.socket, ...]) -> Address:
     return Address(host, port)
 
 
-def raise_open_files() -> None:
+def raise_open_files(max_connections: int) -> None:
     """Allow as many open files as the system lets us: each request takes two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < 2 * max_connections:
+        log.warning(
+            "the system allows fewer open files than connections may need",
+            extra={
+                "open_files": hard,
+                "fix": f"raise the limit, or set --max-connections to {hard // 2 - 50}",
+            },
+        )
 
 
 async def serve(settings: Settings) -> None:
     """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
-    raise_open_files()
+    raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     sidecar = Sidecar(settings)

@@ -132,7 +132,7 @@ _FORM = Form(
         "entitlement_share": "the part of these two that one entitlement may have of what others leave",
         "unidentified_share": "the same for all connections that no accepted request has identified",
         "unpaid_rate": "refusals and answers without a price per second and entitlement; more are held back",
-        "large_body_rate": "bytes per second and entitlement of bodies from 64 KiB on",
+        "large_body_rate": "bytes per second and entitlement of bodies from 16 KiB on",
     },
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
     readers={

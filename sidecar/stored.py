@@ -7,7 +7,9 @@ one to ask. After a restart of the sidecar alone nobody owns what was stored bef
 from __future__ import annotations
 
 MOST_STORED = 10_000
-"""The oldest are forgotten beyond."""
+"""Of one entitlement; its oldest are forgotten beyond."""
+LONGEST_NAME = 128
+"""What is called by more cannot be asked for."""
 
 
 class Stored:
@@ -15,13 +17,24 @@ class Stored:
 
     def __init__(self) -> None:
         self._by_id: dict[str, tuple[str, int]] = {}
+        self._of: dict[str, dict[str, None]] = {}
+        """Each owner's, the oldest first."""
 
     def remember(self, response: str, owner: str, tokens: int) -> None:
         """An entitlement was given a response, and may come back for it."""
-        self._by_id.pop(response, None)
+        if len(response) > LONGEST_NAME:
+            return
+        if response in self._by_id:
+            self._forget(response)
+        own = self._of.setdefault(owner, {})
+        if len(own) >= MOST_STORED:
+            self._forget(next(iter(own)))
         self._by_id[response] = (owner, tokens)
-        if len(self._by_id) > MOST_STORED:
-            del self._by_id[next(iter(self._by_id))]
+        own[response] = None
+
+    def _forget(self, response: str) -> None:
+        owner, _ = self._by_id.pop(response)
+        del self._of[owner][response]
 
     def tokens(self, response: str, owner: str) -> int | None:
         """How long the conversation is; ``None`` where there is none, or it is somebody else's."""

@@ -22,6 +22,9 @@ SUFFERED = Suffered(
     not_served=0,
     knocked=50,
     unanswered=0,
+    knock_p50_s=0.011,
+    usual_knock_p50_s=0.01,
+    seconds=1.0,
     memory_mb=90.0,
     cpu=0.7,
 )
@@ -41,7 +44,8 @@ def test_who_is_not_harmed_reaches_every_goal() -> None:
         replace(SUFFERED, knocked=0),
         replace(SUFFERED, memory_mb=MEMORY_MB + 1),
         replace(SUFFERED, memory_mb=0.0),
-        replace(SUFFERED, did={}),
+        replace(SUFFERED, knock_p50_s=0.013),
+        replace(SUFFERED, did={"cancelled": 499}),
     ],
 )
 def test_each_harm_misses_a_goal(harmed: Suffered) -> None:

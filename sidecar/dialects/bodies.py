@@ -25,8 +25,10 @@ MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""
 MOST_SEQUENCES = 2048
 """More sequences in one request are a mistake or an attack. OpenAI allows as many inputs to be embedded."""
-MOST_ITEMS = 10_000
-"""Messages and their parts in one request. Each takes up to 0.7 µs here, and some tokens of the context."""
+MOST_ITEMS = 4096
+"""Messages and their parts in one request. Each takes one or two microseconds here."""
+MOST_NESTED = 3
+"""Levels of parts within parts. What is within is copied and read again at each: 450 took a gigabyte."""
 MOST_VALUES = 1 << 20
 """Commas in one body: a million token ids, or a text of fifty megabytes. Skimming them takes up to 12 ms."""
 MOST_UNPRICED = 256 * 1024
@@ -239,11 +241,13 @@ def size(value: Raw) -> int:
     return 0 if view[0] == NULL else len(view)
 
 
-def content(value: Raw) -> Content:
-    """Texts, images and sounds of one content: a text, or a list of parts."""
+def content(value: Raw, depth: int = 0) -> Content:
+    """Texts, images and sounds of one content: a text, or a list of parts. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] != BRACKET:
         return Content(size(value))
+    if depth == MOST_NESTED:
+        raise Malformed(f"there are parts within parts in more than {MOST_NESTED} levels", "content")
     text_bytes = images = audios = 0
     for part in read_part(_decode_parts, bytes(view)):
         kind = part.type or ""
@@ -252,11 +256,14 @@ def content(value: Raw) -> Content:
         elif "audio" in kind:
             audios += 1
         else:
-            inner = content(part.content)
-            text_bytes += inner.text_bytes + size(part.text) + size(part.thinking)
-            text_bytes += size(part.refusal) + size(part.input)
-            images += inner.images
-            audios += inner.audios
+            for text in (part.text, part.thinking, part.refusal, part.input):
+                if text is not NOTHING:
+                    text_bytes += size(text)
+            if part.content is not NOTHING:
+                more, pictures, sounds = content(part.content, depth + 1)
+                text_bytes += more
+                images += pictures
+                audios += sounds
             if part.type is None or part.uuid is not NOTHING:
                 pictures, sounds = part.media()
                 images += pictures

@@ -5,6 +5,8 @@ A stored response belongs to the entitlement that made it; ``sidecar/stored.py``
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
@@ -57,6 +59,8 @@ class _Request(msgspec.Struct):
     priority: Raw | UnsetType = UNSET
 
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}").fullmatch
+"""vLLM puts ``resp_`` before it, and so the response is called, by which it is asked for in a path."""
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _encode = msgspec.json.Encoder().encode
@@ -68,6 +72,8 @@ def parse(body: bytes) -> Parsed:
     if request.background:
         # It would be answered at once, and run on for nobody's account.
         raise Malformed("background responses are not served here; stream the response instead", "background")
+    if request.request_id is not None and not _NAME(request.request_id):
+        raise Malformed("request_id must be 1 to 100 letters, digits, dashes or underscores", "request_id")
     if request.input is NOTHING:
         raise Malformed("input must be a text or a list of items", "input")
     text_bytes, images, audios = _input(request.input)
@@ -103,7 +109,8 @@ def _input(value: Raw) -> Content:
 
 def _content_of(item: _Item) -> Content:
     rest = Content(MESSAGE_BYTES + size(item.arguments))
-    return total((rest, *map(content, (item.content, item.output, item.summary))))
+    said = [content(each) for each in (item.content, item.output, item.summary) if each is not NOTHING]
+    return total((rest, *said)) if said else rest
 
 
 def error_event(reason: Reason, message: str, events: int) -> bytes:

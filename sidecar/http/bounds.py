@@ -24,13 +24,15 @@ from tokenpool.outcomes import Reason
 
 REQUEST_BYTES = 2048
 """What a request counts for beyond its body: its head, parsed, and what goes with it."""
-LARGE_BODY = 64 * 1024
+LARGE_BODY = 16 * 1024
 """From here on a body counts as large."""
 SKIMMED_PER_S = 400e6
 """Bytes: a text is read faster on slow machines, too. What takes longer counts as if it were longer."""
+VALUE_BYTES = 24
+"""What a value in a large body counts for: the engine makes an object of each."""
 UNPAID_S = 1e-4
 """What an unpaid answer takes, about. Where reading its request took longer, it counts as several."""
-LONGEST_HOLD_S = 1.0
+LONGEST_HOLD_S = 5.0
 
 
 class Holder:
@@ -120,8 +122,14 @@ class Holder:
         return 0.0 if level > 0 else -level / large.rate + 0.001
 
     def read_large(self, size: float) -> None:
-        """So many bytes of large bodies come, or what was as dear to read."""
+        """So many bytes of large bodies come."""
         self._large.add(-size)
+
+    def read_dear(self, body: bytes, spent_s: float) -> None:
+        """A large body was read in so much time: it may count for more than its bytes."""
+        dear = max(spent_s * SKIMMED_PER_S, VALUE_BYTES * body.count(b","))
+        if dear > len(body):
+            self._large.add(len(body) - dear)
 
     # --- what a caller is told ---
 

@@ -7,6 +7,7 @@ What is served when, what has to wait, and how the connection ends is decided he
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from functools import partial
 from time import thread_time
@@ -14,7 +15,7 @@ from typing import NamedTuple, cast
 
 from sidecar.gate import Passage, Refusal, Suspense
 from sidecar.http.answers import CONTINUE, refusal_bytes
-from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES, SKIMMED_PER_S, Holder
+from sidecar.http.bounds import LARGE_BODY, REQUEST_BYTES, Holder
 from sidecar.http.doorman import Doorman
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead
@@ -33,6 +34,8 @@ NEVER = float("inf")
 LINGER_S = 2.0
 """How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
 LINGER_BYTES = 4 << 20
+_LEAVES = getattr(select, "POLLRDHUP", 0)
+"""That the other side has closed; errors are told in any case."""
 
 
 class _KnownRequest(NamedTuple):
@@ -122,6 +125,8 @@ class Downstream(asyncio.Protocol):
         passed = self._reader.passed
         if passed is None or passed.route is None or not passed.head.keeps_alive:
             return
+        if passed.route.names_stored:
+            return  # whose the response is that the path names may change
         # While answers are unread, requests wait, which the short way does not know.
         wire = KnownHead.of(data) if self._write_deadline == NEVER else None
         if wire is not None:
@@ -203,8 +208,9 @@ class Downstream(asyncio.Protocol):
             self._next()
 
     def on_expectation(self) -> None:
-        """The client sends a body once it is told to go on: now, unless an earlier answer comes first."""
+        """The client sends a body once it is told to go on: now, or after the answers that come first."""
         if self._exchange is None and not self._pending:
+            self._reader.expects = False
             self.write(CONTINUE)
 
     def take(self, size: int) -> bool:
@@ -237,6 +243,8 @@ class Downstream(asyncio.Protocol):
             self._serve(self._pending.popleft())
         if not self.has_enough:
             self._reader.resume()
+        if self._reader.expects:
+            self.on_expectation()
 
     def _serve(self, request: Request) -> None:
         if request.refusal is not None:
@@ -272,8 +280,8 @@ class Downstream(asyncio.Protocol):
             began_at = thread_time()
             passage = door.gate.open(route, account, body)
             self._spent_s = spent_s = thread_time() - began_at
-            if len(body) > LARGE_BODY and spent_s * SKIMMED_PER_S > len(body):
-                self.holder.read_large(spent_s * SKIMMED_PER_S - len(body))
+            if len(body) > LARGE_BODY:
+                self.holder.read_dear(body, spent_s)
         if isinstance(passage, Refusal):
             return passage
         if isinstance(passage, Suspense):
@@ -361,7 +369,7 @@ class Downstream(asyncio.Protocol):
             self.holder.unpaid_s(spent_s, self._door.telemetry.clock())
         if keeps_alive and not self._door.gate.is_draining:
             self._wait_for_request()
-            if self._pending:
+            if self._pending or self._reader.expects:
                 self._next()
         else:
             self._close()
@@ -447,6 +455,8 @@ class Downstream(asyncio.Protocol):
         elif exchange is not None:
             if now - exchange.last_progress > self._door.settings.upstream_timeout:
                 exchange.time_out()
+            elif self._reader.is_paused and _has_left(transport):
+                transport.abort()
         elif now > self._reader.deadline:
             self._expire(transport)
 
@@ -458,3 +468,10 @@ class Downstream(asyncio.Protocol):
             self._close(within=LINGER_S)
         else:
             reader.time_out()
+
+
+def _has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client is gone: where nothing is read, nobody tells."""
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), _LEAVES)
+    return bool(poll.poll(0))

@@ -7,6 +7,7 @@ end of draining) ends it; ``_end`` is the only way out, so the passage is closed
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Protocol
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _MOST_ATTEMPTS = 2
+OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+"""Why a connection cannot be made, though the engine may be well."""
 PREEMPTED_RETRY_S = 1.0
 """When a client whose request was ended for a guarantee may come back."""
 
@@ -120,7 +123,8 @@ class Exchange:
         if not self._has_ended:
             if self._gate.engine.is_up:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
-            self._gate.engine.is_up = False
+            if error.errno not in OUR_OWN:
+                self._gate.engine.is_up = False
             self._end(Ending.UPSTREAM_ERROR, spent=False)
             self._refuse(
                 Reason.ENGINE_DOWN,

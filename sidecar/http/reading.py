@@ -22,11 +22,15 @@ from sidecar.routes import Route
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
-PIECE_BYTES = 2048
+PIECE_BYTES = 512
 """How much of what is pipelined is read at a time: 256 kB may be a thousand requests, which took 170 ms."""
+TURN_BYTES = 16 * 1024
+"""How much is read in pieces before others are: two bytes may be a chunk."""
 MOST_HEADERS = 128
 """In one head: parsed, a header takes far more memory than its bytes."""
-CHUNKED_BYTES = 64 * 1024
+KEYLESS_BYTES = 64 * 1024
+"""The largest body of a caller who showed no key, on the few routes that ask for none."""
+CHUNKED_BYTES = 16 * 1024
 """Reserved at first for a body that does not say its length."""
 
 
@@ -94,13 +98,14 @@ class RequestReader:
         "_had_body",
         "_head",
         "_head_bytes",
-        "_is_paused",
         "_line_bytes",
         "_parser",
         "_request",
         "_transport",
         "_upgrades",
         "deadline",
+        "expects",
+        "is_paused",
         "kept",
         "passed",
         "phase",
@@ -120,7 +125,10 @@ class RequestReader:
         """What was received, and waits to be parsed."""
         self._completed = 0
         """Requests completed since the last piece was taken up."""
-        self._is_paused = False
+        self.is_paused = False
+        """Whether nothing is received for now."""
+        self.expects = False
+        """Whether the client waits to be told to send its body."""
         self._start_parser()
 
     def _start_parser(self) -> None:
@@ -138,6 +146,7 @@ class RequestReader:
         self._head_bytes = 0
         self._line_bytes = 0
         self._had_body = False
+        self.expects = False
 
     # --- what the connection asks for ---
 
@@ -156,13 +165,13 @@ class RequestReader:
 
     def pause(self) -> None:
         """Receive no more for now."""
-        if not self._is_paused and self._transport is not None:
-            self._is_paused = True
+        if not self.is_paused and self._transport is not None:
+            self.is_paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
         """Take up what was kept, and then receive more; or, where no more is read, drop it."""
-        if self._is_paused and self.phase is not Phase.LINGERING:
+        if self.is_paused and self.phase is not Phase.LINGERING:
             # The client was kept from sending, so its time begins anew.
             now = self._door.telemetry.clock()
             self.deadline = max(self.deadline, now + self._door.settings.head_timeout)
@@ -171,8 +180,8 @@ class RequestReader:
                 self._read_kept_soon()
                 return
             self._take_kept()
-        if self._is_paused and self._transport is not None and not self._transport.is_closing():
-            self._is_paused = False
+        if self.is_paused and self._transport is not None and not self._transport.is_closing():
+            self.is_paused = False
             self._transport.resume_reading()
 
     def linger(self, seconds: float) -> None:
@@ -203,7 +212,7 @@ class RequestReader:
         start, end = 0, len(data)
         self._completed = 0
         while start < end and self.reads:
-            if self._completed or self._client.has_enough:
+            if self._completed or start >= TURN_BYTES or self._client.has_enough:
                 self._keep(data[start:])
                 return
             left = self._body_length - self._body_bytes
@@ -315,6 +324,7 @@ class RequestReader:
         if not self.reads:
             return
         self._had_body = True
+        self.expects = False
         self._body_bytes += len(body)
         if self._body_bytes > self._body_room and not self._grow():
             return
@@ -334,6 +344,7 @@ class RequestReader:
         if request is None:
             return
         self._completed += 1
+        self.expects = False
         request.body = bytes(self._body)
         self._body = b""
         self._request = None
@@ -370,6 +381,7 @@ class RequestReader:
         if not expectations or head.is_http10:
             return
         self.passed = None
+        self.expects = True
         if any(expectation.lower() != b"100-continue" for expectation in expectations):
             request.refusal = Refusal(
                 Reason.UNSUPPORTED_EXPECTATION, "the only expectation served is 100-continue"
@@ -416,7 +428,7 @@ class RequestReader:
         """Count for a body before it comes, or refuse it; whether it may come."""
         most = self._door.settings.max_body_bytes
         if request.account is None:
-            most = min(most, CHUNKED_BYTES)
+            most = min(most, KEYLESS_BYTES)
         elif request.route is None or request.route.parse is None:
             most //= 4
         self._body_most = most
@@ -484,7 +496,7 @@ class RequestReader:
         """Refuse the request that is being read, in its turn, and nothing after it."""
         if not self.reads:
             return
-        self.reads = False
+        self.reads = self.expects = False
         self._body = b""
         request = self._request or Request(self._head)
         self._request = None

@@ -255,6 +255,35 @@ def test_no_body_takes_more_than_its_bytes(shape: str) -> None:
         route.parse(body)
 
 
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/messages"])
+def test_parts_within_parts_have_an_end(path: bytes) -> None:
+    route = find(path)
+    assert route is not None
+    assert route.parse is not None
+    for depth, is_too_deep in ((3, False), (4, True), (400, True)):
+        body = b'{"messages":[' + b'{"content":[' * depth + b'{"text":"a"}' + b"]}" * depth + b"]}"
+        if is_too_deep:
+            with pytest.raises(Malformed, match="more than 3 levels"):
+                route.parse(body)
+        else:
+            assert route.parse(body).ask.text_bytes == MESSAGE_BYTES + 1
+
+
+@pytest.mark.parametrize("name", ["", "a" * 101, "a/b", "a b", "\u00e9"])
+def test_a_response_is_called_by_what_fits_into_a_path(name: str) -> None:
+    with pytest.raises(Malformed, match="request_id must be"):
+        responses.parse(written(input="a", request_id=name))
+
+
+def test_what_a_chat_is_given_beside_its_messages_is_priced() -> None:
+    plain = openai.parse_chat(written(messages=[{"content": "a"}])).ask.text_bytes
+    for field in ("reasoning", "reasoning_content"):
+        chat = written(messages=[{"content": "a", field: "x" * 50}])
+        assert openai.parse_chat(chat).ask.text_bytes == plain + 50
+    rag = openai.parse_chat(written(messages=[{"content": "a"}], documents=[{"text": "x" * 50}]))
+    assert rag.ask.text_bytes >= plain + 50
+
+
 def test_a_text_may_hold_whatever_it_likes() -> None:
     text = '{"a": [1, 2, {}]}, ' * MANY
     chat = openai.parse_chat(written(messages=[{"role": "user", "content": text}]))
@@ -389,7 +418,14 @@ def test_a_stored_response_is_its_makers_alone() -> None:
 
 def test_the_oldest_stored_responses_are_forgotten() -> None:
     stored = Stored()
+    stored.remember("resp_b", "b", 7)
+    stored.remember("x" * 129, "a", 1)
     for number in range(MOST_STORED + 1):
         stored.remember(f"resp_{number}", "a", number)
     assert stored.tokens("resp_0", "a") is None
     assert stored.tokens(f"resp_{MOST_STORED}", "a") == MOST_STORED
+    assert stored.tokens("resp_b", "b") == 7
+    assert stored.tokens("x" * 129, "a") is None
+    stored.remember("resp_b", "a", 8)
+    assert stored.tokens("resp_b", "b") is None
+    assert stored.is_taken("resp_b", "b")
