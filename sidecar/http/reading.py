@@ -241,11 +241,11 @@ class RequestReader:
     def _keep(self, data: bytes) -> None:
         """Leave the rest for later, and receive no more meanwhile."""
         client = self._client
-        self.pause()
         if not client.take(len(data)):
-            client.holder.cut += 1
-            client.abort()
+            account = self._request.account if self._request is not None else None
+            self._refuse(client.holder.full(len(data), account))
             return
+        self.pause()
         self.kept = data
         self._read_kept_soon()
 

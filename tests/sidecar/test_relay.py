@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
+from sidecar.gate import Passage, Refusal
+from sidecar.http.exchange import Exchange
+from sidecar.http.heads import RequestHead
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -321,6 +325,38 @@ async def test_expect_100_continue_is_answered_before_the_body(engine: FakeEngin
         writer.write(body)
         assert (await read_response(reader)).status == 200
     assert "expect" not in engine.received[0].headers
+
+
+async def test_a_pipelined_expect_100_continue_is_answered_in_its_turn(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    head, _, body = request(headers={"expect": "100-continue"}).partition(b"\r\n\r\n")
+    engine.answer = held = fake.Held()
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        writer.write(request() + head + b"\r\n\r\n")
+        await until(lambda: bool(engine.received))
+        held.go.set()
+        assert (await read_response(reader)).status == 200
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        assert (await read_response(reader)).status == 200
+
+
+@pytest.mark.parametrize(("number", "is_up"), [(errno.EMFILE, True), (errno.ECONNREFUSED, False)])
+async def test_what_we_ourselves_lack_says_nothing_of_the_engine(
+    engine: FakeEngine, tmp_path: Path, number: int, is_up: bool
+) -> None:
+    class Client:
+        def refuse(self, refusal: Refusal, head: RequestHead) -> None:
+            self.refusal = refusal
+
+    async with sidecar_for(engine.port, tmp_path, poll_interval=60.0) as sidecar:
+        gate, door, client = sidecar.gate, sidecar.door, Client()
+        passage = Passage(b"", 0.0)
+        exchange = Exchange(client, gate, door.telemetry, door.pool, RequestHead(), passage, b"")  # type: ignore[arg-type]
+        exchange.on_refused(OSError(number, "no"))
+        assert gate.engine.is_up is is_up
+    assert client.refusal.reason.value == "engine_down"
 
 
 async def test_expect_100_continue_spares_a_refused_body(engine: FakeEngine, tmp_path: Path) -> None:

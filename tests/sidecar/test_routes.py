@@ -12,7 +12,7 @@ import pytest
 from sidecar.app import Sidecar
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Held, Received
-from tests.sidecar.harness import POOL, ask, is_whole, request, sidecar_for, until
+from tests.sidecar.harness import POOL, ask, connected, is_whole, read_response, request, sidecar_for, until
 
 MESSAGES = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 RESPONSE = {"model": "tiny", "input": "hi", "max_output_tokens": 8}
@@ -150,11 +150,20 @@ async def test_a_stored_response_is_for_its_maker_alone(engine: FakeEngine, tmp_
         ]
         taken = await ask(sidecar, request("/v1/responses", RESPONSE | {"request_id": "resp_1"}))
 
+        get = request("/v1/responses/resp_1", method="GET", key="e-key", headers={"content-length": "0"})
+        async with connected(sidecar) as (reader, writer):
+            told = []
+            for owner in ("e", "e", "s"):
+                sidecar.gate.stored.remember("resp_1", owner, 17)
+                writer.write(get)
+                told.append((await read_response(reader)).status)
+
+    assert told == [200, 200, 404]
     assert [answer.status for answer in own] == [200] * 3
     assert [answer.status for answer in others] == [404] * 3
     assert all("not found" in answer.error()["message"] for answer in others)
     assert (taken.status, taken.error()["param"]) == (400, "request_id")
-    assert len(engine.received) == asked
+    assert len(engine.received) == asked + 2
 
 
 @pytest.mark.parametrize(
