@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sidecar.dialects import anthropic as messages
-from sidecar.dialects import openai, pooling, responses
+from sidecar.dialects import cohere, openai, pooling, responses
 from sidecar.dialects.anthropic import ANTHROPIC
 from sidecar.dialects.bodies import Parsed
 from sidecar.dialects.dialect import Dialect
@@ -54,6 +54,7 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC),
     b"/v1/messages/count_tokens": Route(b"POST", dialect=ANTHROPIC),
     b"/v1/embeddings": _EMBEDDINGS,
+    b"/v2/embed": Route(b"POST", cohere.parse, reader=cohere.Reader),
     b"/pooling": _EMBEDDINGS,
     b"/classify": _EMBEDDINGS,
     b"/score": _SCORES,

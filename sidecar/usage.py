@@ -17,7 +17,6 @@ from tokenpool.cost import Usage
 _MARK = b'"usage":'
 """With its colon: a text may be just that word."""
 _FINISH = b'"finish_reason":"'
-_TAIL = len(_MARK) - 1
 _LONGEST_USAGE = 4096
 _LONGEST_EVENT = 1 << 20
 _LONGEST_QUEUE = 1 << 20
@@ -38,13 +37,14 @@ class _UsageBlock(msgspec.Struct):
     """Any dialect's: OpenAI's chats say ``prompt`` and ``completion``, the others ``input`` and ``output``.
 
     The prompt is counted once, the output over all sequences. Anthropic's ``input_tokens`` are those that did
-    not come from the cache.
+    not come from the cache, Cohere's those that are no image's.
     """
 
     prompt_tokens: _Tokens = 0
     completion_tokens: _Tokens | None = 0
     prompt_tokens_details: _Details | None = None
     input_tokens: _Tokens = 0
+    image_tokens: _Tokens = 0
     output_tokens: _Tokens = 0
     input_tokens_details: _Details | None = None
     cache_read_input_tokens: _Tokens | None = None
@@ -55,7 +55,7 @@ class _UsageBlock(msgspec.Struct):
         cached = details.cached_tokens if details is not None else None
         apart, created = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
         return Usage(
-            self.prompt_tokens or self.input_tokens + apart + created,
+            self.prompt_tokens or self.input_tokens + self.image_tokens + apart + created,
             self.completion_tokens or self.output_tokens,
             (cached or 0) + apart,
         )
@@ -89,6 +89,8 @@ class BodyReader:
     """An answer that is not streamed has none."""
     response: str | None = None
     """Nor is it stored."""
+    mark = _MARK
+    """What the usage is called."""
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -97,15 +99,16 @@ class BodyReader:
     def feed(self, data: bytes) -> bytes:
         """Look at the next part of the body, and return it as it is."""
         text = self._held + data if self._held else data
-        start = text.rfind(_MARK)
+        mark = self.mark
+        start, tail = text.rfind(mark), len(mark) - 1
         if start < 0:
-            self._held = text[-_TAIL:]
+            self._held = text[-tail:]
             return data
         self.usage = None  # the last one counts
         end = _object_end(text, start)
         if end or len(text) - start > _LONGEST_USAGE:
-            self._read(text[start + len(_MARK) : end])
-            self._held = text[max(end, len(text) - _TAIL) :]
+            self._read(text[start + len(mark) : end])
+            self._held = text[max(end, len(text) - tail) :]
         else:
             self._held = text[start:]
         return data

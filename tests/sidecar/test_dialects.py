@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dialects import anthropic, openai, pooling, responses
+from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_ITEMS, MOST_VALUES, Malformed, Parsed, with_priority
 from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
@@ -171,6 +171,42 @@ def test_conversations_are_embedded_too_and_plugins_have_data() -> None:
         MESSAGE_BYTES + 2, images=1, output_bound=0
     )
     assert pooling.parse_input(written(data={"a": 1})).ask.text_bytes == size({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"texts": ["123", "4567"]}, Ask(text_bytes=7, prompts=2, output_bound=0)),
+        ({"images": ["data:image/png;base64,AAAA"]}, Ask(images=1, output_bound=0)),
+        (
+            {
+                "inputs": [
+                    {"content": [{"type": "text", "text": "12"}, {"type": "image_url", "image_url": {}}]}
+                ]
+            },
+            Ask(text_bytes=2, images=1, output_bound=0),
+        ),
+        ({"texts": None, "inputs": [{"content": [{"type": "text", "text": "12"}]}]}, Ask(2, output_bound=0)),
+    ],
+)
+def test_every_form_of_coheres_inputs_is_priced(fields: dict[str, Any], asked: Ask) -> None:
+    assert asked_by(cohere.parse(written(**fields))) == asked
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, "one of texts, images and inputs"),
+        ({"texts": ["a"], "images": ["b"]}, "one of texts, images and inputs"),
+        ({"texts": []}, "something to embed"),
+        ({"texts": "a"}, "texts must be a list"),
+        ({"inputs": [5]}, "Expected `object`"),
+        ({"texts": ["a"] * 2049}, "more than 2048"),
+    ],
+)
+def test_what_cohere_would_not_embed_is_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(Malformed, match=words):
+        cohere.parse(written(**fields))
 
 
 def test_a_query_is_read_again_for_every_document() -> None:

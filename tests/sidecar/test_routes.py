@@ -166,6 +166,17 @@ async def test_a_stored_response_is_for_its_maker_alone(engine: FakeEngine, tmp_
     assert len(engine.received) == asked + 2
 
 
+async def test_what_cohere_bills_is_settled(engine: FakeEngine, tmp_path: Path) -> None:
+    echo = {"texts": ['"billed_units":{"input_tokens":1}'], "embeddings": {"float": [[0.1]]}}
+    engine.answer = saying(echo | {"meta": {"billed_units": {"input_tokens": 4, "image_tokens": 5}}})
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        answer = await ask(sidecar, request("/v2/embed", {"model": "tiny", "texts": ["a"]}))
+        assert is_whole(sidecar)
+
+    assert answer.status == 200
+    assert spent(sidecar) == 9
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -1,0 +1,76 @@
+"""Cohere's embeddings, as vLLM speaks them. Errors are those of the OpenAI dialect, as the engine's are."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from sidecar.dialects.bodies import (
+    NOTHING,
+    Content,
+    Item,
+    Malformed,
+    Parsed,
+    content,
+    is_given,
+    is_null,
+    items,
+    read,
+    read_part,
+    size,
+    total,
+)
+from sidecar.dialects.pooling import ROUTE
+from sidecar.usage import BodyReader
+from tokenpool.cost import Ask
+
+
+class _Request(msgspec.Struct):
+    model: str | None = None
+    texts: Raw = NOTHING
+    images: Raw = NOTHING
+    inputs: Raw = NOTHING
+    priority: Raw | UnsetType = UNSET
+
+
+class _Input(Item):
+    content: Raw = NOTHING
+
+
+class Reader(BodyReader):
+    """Usage has another name here."""
+
+    __slots__ = ()
+
+    mark = b'"billed_units":'
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_decode_inputs = msgspec.json.Decoder(list[_Input]).decode
+
+
+def parse(body: bytes) -> Parsed:
+    """Read a ``/v2/embed`` body: texts, images, or both in parts. Raises ``Malformed``."""
+    request = read(_decode, body)
+    given = [each for each in (request.texts, request.images, request.inputs) if not is_null(each)]
+    if len(given) != 1:
+        raise Malformed("send one of texts, images and inputs", "texts")
+    if given[0] is request.texts:
+        contents = [Content(size(text)) for text in items(request.texts, "texts")]
+    elif given[0] is request.images:
+        contents = [Content(images=1) for _ in items(request.images, "images")]
+    else:
+        items(request.inputs, "inputs")  # not too many
+        contents = [content(each.content) for each in read_part(_decode_inputs, bytes(request.inputs))]
+    if not contents:
+        raise Malformed("there must be something to embed", "texts")
+    text_bytes, images, audios = total(contents)
+    ask = Ask(
+        text_bytes=text_bytes,
+        images=images,
+        audios=audios,
+        prompts=len(contents),
+        output_bound=0,
+        target=(ROUTE, request.model or ""),
+    )
+    return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
