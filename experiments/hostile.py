@@ -18,13 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from experiments.attacks import KINDS, ORDINARY
-from experiments.processes import Backend, Front, backends, load, module, sidecars
+from experiments.processes import Backend, Front, backends, load, module, parent, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.statistics import percentile
@@ -219,9 +219,11 @@ def _cores(front: Front, engines: Sequence[Backend]) -> Iterator[None]:
         yield
         return
     _pin(sidecar, cores[-1:])
-    for engine in engines:
-        if engine.pid is not None:
-            _pin(engine.pid, cores[:-1])
+    servers = {engine.pid for engine in engines}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(process.name) in servers or parent(process) in servers:
+                _pin(int(process.name), cores[:-1])
     os.sched_setaffinity(0, cores[:-1])
     try:
         yield

@@ -183,7 +183,7 @@ def core_of_its_own(engine: Backend) -> Iterator[None]:
         return
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            is_core = (folder / "comm").read_text().startswith("VLLM::Eng") and _parent(folder) == server
+            is_core = (folder / "comm").read_text().startswith("VLLM::Eng") and parent(folder) == server
             if is_core or int(folder.name) == server:
                 for thread in (folder / "task").iterdir():
                     os.sched_setaffinity(int(thread.name), {cores[0]} if is_core else set(cores[1:]))
