@@ -194,7 +194,8 @@ def core_of_its_own(engine: Backend) -> Iterator[None]:
         os.sched_setaffinity(0, set(cores))
 
 
-def _parent(folder: Path) -> int:
+def parent(folder: Path) -> int:
+    """Of a process, by its folder in ``/proc``."""
     return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
