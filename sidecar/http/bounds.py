@@ -112,7 +112,6 @@ class Holder:
             unpaid.add(-count)
         if level > 0:
             return 0.0
-        self.held_back += 1
         return min(count * self.connections / unpaid.rate, LONGEST_HOLD_S)
 
     def large_body_wait_s(self, now: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from time import thread_time
 from typing import NamedTuple, cast
@@ -163,6 +164,10 @@ class Downstream(asyncio.Protocol):
         self._reader.close()
         self._door.leave(self)
         self._serving = self._unread = 0
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing is served any more."""
         self._pending.clear()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -271,8 +276,7 @@ class Downstream(asyncio.Protocol):
         if route.parse is None and not was_held:
             seconds = self.holder.unpaid_s(0.0, door.telemetry.clock())
             if seconds:
-                go_on = partial(self._pass_held, head, route, account, body)
-                self._exchange = HeldBack(self, seconds, go_on)
+                self._hold_back(seconds, partial(self._pass_held, head, route, account, body))
                 return None
         if len(body) < MEASURED_BYTES:
             passage = door.gate.open(route, account, body)
@@ -330,10 +334,14 @@ class Downstream(asyncio.Protocol):
             self.write(answer)
             self._linger()
         elif seconds:
-            self._exchange = HeldBack(self, seconds, partial(self._answer_held, answer))
+            self._hold_back(seconds, partial(self._answer_held, answer))
         else:
             self.write(answer)
             self._wait_for_request()
+
+    def _hold_back(self, seconds: float, go_on: Callable[[], None]) -> None:
+        self.holder.held_back += 1
+        self._exchange = HeldBack(self, seconds, go_on)
 
     def _answer_held(self, answer: bytes) -> None:
         """An answer was held back long enough."""
@@ -416,10 +424,13 @@ class Downstream(asyncio.Protocol):
     @property
     def idle_since(self) -> float | None:
         """Since when it could make way. Until a request was accepted, a part of one protects nobody."""
-        if self._exchange is not None or self._pending:
-            return None
-        reader = self._reader
-        is_idle = self.holder is self._door.bounds.nobody or (reader.phase is Phase.IDLE and not reader.kept)
+        exchange, reader = self._exchange, self._reader
+        if self.holder is self._door.bounds.nobody:
+            is_idle = exchange is None or isinstance(exchange, HeldBack)
+        else:
+            is_idle = (
+                exchange is None and not self._pending and reader.phase is Phase.IDLE and not reader.kept
+            )
         return self._idle_since if is_idle else None
 
     @property
@@ -436,6 +447,7 @@ class Downstream(asyncio.Protocol):
         """Close without waiting for anything."""
         if self._transport is not None:
             self._reader.forget()
+            self._end()
             self._transport.abort()
 
     def drain(self) -> None:

@@ -365,7 +365,6 @@ def test_answers_that_nobody_pays_for_are_held_back() -> None:
     for _ in range(4):
         holder.join()
     assert [holder.unpaid_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
-    assert holder.held_back == 2
     assert holder.unpaid_s(0.0, 0.3) == 0.0
     assert holder.unpaid_s(2 * UNPAID_S, 0.3) == pytest.approx(1.2)
     assert holder.unpaid_s(UNPAID_S, 0.3) == pytest.approx(0.8)
@@ -429,6 +428,17 @@ async def test_too_many_unpaid_answers_are_held_back_and_none_is_lost(
             assert (await served(streams[0], "g-key")).status == 200
         bounds = sidecar.door.bounds
         assert sum(h.held_back for h in (bounds.nobody, *bounds._holders.values())) >= 5
+
+
+async def test_answers_to_strangers_that_are_held_back_keep_nobody_out(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    limits = {"max_connections": 40, "unpaid_rate": 0.5}
+    async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 10) as strangers:
+        for _, writer in strangers:
+            writer.write(request("/nothing", method="GET", key=None) * 2)
+        await until(lambda: sidecar.door.bounds.nobody.held_back == 10)
+        assert (await ask(sidecar, request())).status == 200
 
 
 async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
