@@ -117,6 +117,7 @@ async def play_requests(arena: Arena, batch: list[list[bytes]]) -> None:
     for request_read in asked(engine):
         assert is_priced_as_read(request_read), request_read
     assert statuses(good) == [200]
+    assert 2 * sum(map(bool, all_received)) > len(batch), "a cut is no answer"
 
 
 async def send_after(port: int, known: bytes, data: bytes) -> bytes:
@@ -150,12 +151,16 @@ async def play_repeats(arena: Arena, batch: list[bytes]) -> None:
         await until(lambda: is_whole(sidecar))
         twice = Counter(asked(engine, middle))
     await engine.stop()
+    given_up = 0
     for data, one, other in zip(batch, fresh, after, strict=True):
         told = statuses(one), statuses(other)
         if told[0] != told[1] and 408 in told[0] + told[1]:
-            return  # given up in one of the two: the machine is busy
-        assert told[0] == told[1], data
-    assert twice - once == Counter({known_read: len(batch)})
+            given_up += 1  # in one of the two: the machine is busy
+        else:
+            assert told[0] == told[1], data
+    more = twice - once
+    assert more.pop(known_read) == len(batch)
+    assert more.total() <= given_up
 
 
 @pytest.mark.parametrize("raw", FOUND, ids=[f"{i:02}" for i in range(len(FOUND))])

@@ -337,7 +337,19 @@ def check_body(example: tuple[str, bytes]) -> None:
     for window in (None, 1, 2048):
         cost = PRICER.price(ask, EngineShape(context_window=window))
         assert all(math.isfinite(part) and part >= 0 for part in cost)
+    check_ids(parsed, read)
     check_rewriting(parsed, body, read)
+
+
+def check_ids(parsed: Parsed, read: dict[str, Any]) -> None:
+    """Token ids are counted by their commas: there must be as many as the engine reads."""
+    given = read.get("prompt", read.get("input"))
+    if not isinstance(given, list) or parsed.ask.token_ids == 0:
+        return
+    lists = [given] if all(isinstance(each, int) for each in given) else given
+    assert all(isinstance(number, int) for each in lists for number in each)
+    assert parsed.ask.prompts == len(lists)
+    assert parsed.ask.token_ids == sum(max(len(each), 1) for each in lists)
 
 
 def check_fields(reading: Reading, parsed: Parsed, read: dict[str, Any]) -> None:
