@@ -257,12 +257,9 @@ class Gate:
                 Reason.METHOD_NOT_ALLOWED,
                 f"{_printable(head.method)} is not allowed on {_printable(head.path)}; allowed: {allowed}",
             )
-        if self.is_draining:
-            return Refusal(
-                Reason.DRAINING,
-                "this replica is shutting down; another one will answer",
-                retry_after_s=ENGINE_RETRY_S,
-            )
+        draining = self.draining(None)
+        if draining is not None:
+            return draining
         if route.is_public or head.method == b"OPTIONS":
             return route, None
         account = self._identify(head)
@@ -273,6 +270,17 @@ class Gate:
             if name is not None and self.stored.tokens(name, account.entitlement.name) is None:
                 return _no_response(name, account)
         return route, account
+
+    def draining(self, account: Account | None) -> Refusal | None:
+        """What a request is told that comes too late."""
+        if not self.is_draining:
+            return None
+        return Refusal(
+            Reason.DRAINING,
+            "this replica is shutting down; another one will answer",
+            retry_after_s=ENGINE_RETRY_S,
+            account=account,
+        )
 
     def _identify(self, head: RequestHead) -> Account | Refusal:
         if self._identity_header is not None:

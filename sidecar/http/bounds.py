@@ -144,7 +144,8 @@ class Holder:
 
     def full(self, size: int, account: Account | None) -> Refusal:
         """There is no room for so many bytes more."""
-        whose = "callers without a key" if account is None else f"entitlement {self.name!r}"
+        is_nobody = self is self._bounds.nobody
+        whose = "callers without a key" if is_nobody else f"entitlement {self.name!r}"
         return Refusal(
             Reason.SIDECAR_FULL,
             f"requests and unread answers of {whose} take {self.buffered} bytes of this proxy's"

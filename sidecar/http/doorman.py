@@ -5,6 +5,7 @@ What is said on a connection is not known here; ``bounds`` has the arithmetic.
 
 from __future__ import annotations
 
+import logging
 from operator import itemgetter
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from sidecar.http.upstream import Pool
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 
+log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.1
 """How often, at most, all connections are looked through for idle ones that can make way."""
 REFUSED_AT_ONCE = 100
@@ -140,7 +142,12 @@ class Doorman:
     def sweep(self, now: float) -> None:
         """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
         for connection in list(self.connections):
-            connection.sweep(now)
+            try:
+                connection.sweep(now)
+            except Exception:
+                # Whatever is wrong with one, the others' time limits go on.
+                log.exception("a connection could not be swept")
+                connection.abort()
         self.pool.close_idle(now)
 
     @property

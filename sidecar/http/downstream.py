@@ -215,7 +215,9 @@ class Downstream(asyncio.Protocol):
     def on_expectation(self) -> None:
         """The client sends a body once it is told to go on: now, or after the answers that come first."""
         if self._exchange is None and not self._pending:
-            self._reader.expects = False
+            reader, door = self._reader, self._door
+            reader.expects = False
+            reader.deadline = door.telemetry.clock() + door.settings.body_timeout
             self.write(CONTINUE)
 
     def take(self, size: int) -> bool:
@@ -297,7 +299,9 @@ class Downstream(asyncio.Protocol):
     def _pass_held(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
         """A request without a price was held back long enough."""
         self._exchange = None
-        refusal = self._pass(head, route, account, body, was_held=True)
+        refusal = self._door.gate.draining(account)
+        if refusal is None:
+            refusal = self._pass(head, route, account, body, was_held=True)
         if refusal is not None:
             self._release()
             self._answer(refusal, Request(head))
@@ -326,7 +330,7 @@ class Downstream(asyncio.Protocol):
     def _answer(self, refusal: Refusal, request: Request) -> None:
         self._door.gate.refused(refusal)
         self.give(request.held)
-        closes = request.closes or not request.head.keeps_alive
+        closes = request.closes or not request.head.keeps_alive or self._door.gate.is_draining
         answer = refusal_bytes(refusal, request.head, closes=closes)
         spent_s, self._spent_s = self._spent_s, 0.0
         seconds = self.holder.unpaid_s(spent_s, self._door.telemetry.clock())
@@ -341,12 +345,15 @@ class Downstream(asyncio.Protocol):
 
     def _hold_back(self, seconds: float, go_on: Callable[[], None]) -> None:
         self.holder.held_back += 1
-        self._exchange = HeldBack(self, seconds, go_on)
+        self._exchange = HeldBack(seconds, go_on)
 
     def _answer_held(self, answer: bytes) -> None:
         """An answer was held back long enough."""
         self._exchange = None
         self.write(answer)
+        if self._door.gate.is_draining:
+            self._close()
+            return
         self._wait_for_request()
         self._next()
 
@@ -484,6 +491,9 @@ class Downstream(asyncio.Protocol):
 
 def _has_left(transport: asyncio.Transport) -> bool:
     """Whether the client is gone: where nothing is read, nobody tells."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False  # it is being closed: over TLS this is known a moment before we are told
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), _LEAVES)
+    poll.register(sock.fileno(), _LEAVES)
     return bool(poll.poll(0))

@@ -241,7 +241,8 @@ class RequestReader:
     def _keep(self, data: bytes) -> None:
         """Leave the rest for later, and receive no more meanwhile."""
         client = self._client
-        if not client.take(len(data)):
+        is_nobodys = client.holder is self._door.bounds.nobody
+        if (is_nobodys and self._completed and len(data) > TURN_BYTES) or not client.take(len(data)):
             account = self._request.account if self._request is not None else None
             self._refuse(client.holder.full(len(data), account))
             return

@@ -21,9 +21,6 @@ class Client(Protocol):
     def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
         """The wait is over."""
 
-    def on_cut(self) -> None:
-        """The answer is given up."""
-
 
 class Waiting:
     """One request between its pricing and its admission."""
@@ -74,11 +71,10 @@ class HeldBack:
     that this one is busy.
     """
 
-    __slots__ = ("_client", "_go_on", "_timer", "last_progress")
+    __slots__ = ("_go_on", "_timer", "last_progress")
 
-    def __init__(self, client: Client, seconds: float, go_on: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
-        self._client = client
         self._go_on = go_on
         self._timer = loop.call_later(seconds, self._end)
         self.last_progress = loop.time()
@@ -93,9 +89,9 @@ class HeldBack:
         del self._timer
 
     def drain(self) -> None:
-        """The sidecar stops, at once."""
-        self.client_gone()
-        self._client.on_cut()
+        """The sidecar stops: it is answered now."""
+        self._timer.cancel()
+        self._end()
 
     def time_out(self) -> None:
         """It takes a second at most."""

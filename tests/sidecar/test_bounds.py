@@ -18,7 +18,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.gate import Passage
 from sidecar.http.bounds import LARGE_BODY, LONGEST_HOLD_S, UNPAID_S, Bounds
 from sidecar.http.doorman import REFUSED_AT_ONCE
-from sidecar.http.downstream import Downstream
+from sidecar.http.downstream import Downstream, _has_left
 from sidecar.http.exchange import Exchange
 from sidecar.http.heads import RequestHead
 from sidecar.http.reading import RequestReader
@@ -439,6 +439,67 @@ async def test_answers_to_strangers_that_are_held_back_keep_nobody_out(
             writer.write(request("/nothing", method="GET", key=None) * 2)
         await until(lambda: sidecar.door.bounds.nobody.held_back == 10)
         assert (await ask(sidecar, request())).status == 200
+
+
+async def test_strangers_cannot_have_much_kept(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        writer.write(request("/nothing", method="GET", key=None) * 2000)
+        statuses = []
+        while not statuses or statuses[-1] == 404:
+            statuses.append((await read_response(reader)).status)
+        assert statuses[-1] == 429
+        assert sidecar.door.bounds.nobody.buffered < 50_000
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/models"])
+async def test_what_is_held_back_is_answered_when_the_sidecar_stops(
+    engine: FakeEngine, tmp_path: Path, path: str
+) -> None:
+    async with sidecar_for(engine.port, tmp_path, unpaid_rate=0.01) as sidecar, many(sidecar, 1) as [stream]:
+        reader, writer = stream
+        assert (await served(stream, "e-key")).status == 200
+        writer.write(request(path, method="GET", key="e-key") * 2)
+        first = await read_response(reader)
+        await until(lambda: sidecar.door.exchanges == 1)
+        sidecar.gate.is_draining = True
+        sidecar.door.drain()
+        second = await read_response(reader)
+        assert await reader.read() == b""
+    assert first.status in (200, 404)
+    assert second.status in (404, 503)
+
+
+def test_a_connection_that_is_being_closed_has_not_left() -> None:
+    """Over TLS its socket is gone a moment before that is told: this ended the time limits of all."""
+
+    class Closing:
+        def get_extra_info(self, name: str) -> None:
+            return None
+
+    assert not _has_left(Closing())  # type: ignore[arg-type]
+
+
+async def test_one_broken_connection_does_not_end_the_time_limits_of_others(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    class Broken:
+        is_busy = False
+        is_gone = False
+
+        def sweep(self, now: float) -> None:
+            raise AssertionError("broken")
+
+        def abort(self) -> None:
+            self.is_gone = True
+
+    async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1):
+        await until(lambda: len(sidecar.door.connections) == 1)
+        broken = Broken()
+        sidecar.door.connections.add(broken)  # type: ignore[arg-type]
+        sidecar.door.sweep(1e12)
+        sidecar.door.connections.discard(broken)  # type: ignore[arg-type]
+        assert broken.is_gone
+        await until(lambda: not sidecar.door.connections)
 
 
 async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
