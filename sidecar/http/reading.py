@@ -241,10 +241,17 @@ class RequestReader:
     def _keep(self, data: bytes) -> None:
         """Leave the rest for later, and receive no more meanwhile."""
         client = self._client
-        is_nobodys = client.holder is self._door.bounds.nobody
-        if (is_nobodys and self._completed and len(data) > TURN_BYTES) or not client.take(len(data)):
+        holder = client.holder
+        # Strangers have no others to consider; where they are many, each may have little.
+        is_crowded = (
+            holder is self._door.bounds.nobody
+            and self._completed > 0
+            and len(data) > TURN_BYTES
+            and 2 * holder.buffered > holder.most_bytes
+        )
+        if is_crowded or not client.take(len(data)):
             account = self._request.account if self._request is not None else None
-            self._refuse(client.holder.full(len(data), account))
+            self._refuse(holder.full(len(data), account))
             return
         self.pause()
         self.kept = data
