@@ -38,6 +38,8 @@ MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
 """What README says that a sidecar of these two settings takes at most."""
 FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
 KNOCK_EVERY_S = 0.2
+MOST_KNOCK_S = 0.25
+"""What a request on a new connection may take: it stands in one line with those of a flood."""
 SCENARIO = """\
 name: hostile
 model: small
@@ -74,8 +76,8 @@ entitlements:
 class Sizes:
     """Seconds of each phase, between two, and requests per second."""
 
-    phase: float = 20.0
-    pause: float = 3.0
+    phase: float = 15.0
+    pause: float = 2.0
     rate: float = 15.0
 
     def duration(self, attacks: int) -> float:
@@ -146,9 +148,8 @@ def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
                 0 < one.memory_mb < MEMORY_MB,
             ),
             (
-                f"{one.attack}: P50 on new connections is {one.knock_rise:.2f} of the usual, under"
-                f" {MOST_RISE:g}",
-                one.knock_rise < MOST_RISE,
+                f"{one.attack}: P50 on new connections {one.knock_p50_s * 1000:.0f} ms, under {MOST_KNOCK_S * 1000:g}",
+                one.knock_p50_s < MOST_KNOCK_S,
             ),
             (
                 f"{one.attack}: {one.did_per_s:.0f} things done in a second, {one.least_per_s:g} or more",

@@ -68,7 +68,7 @@ class Settings:
     entitlement_share: float = 0.5
     unidentified_share: float = 0.25
     unpaid_rate: float = 500.0
-    large_body_rate: int = 8 * 1024 * 1024
+    large_body_rate: int = 4 * 1024 * 1024
 
 
 def _store(text: str, source: str) -> str:

@@ -122,7 +122,10 @@ class _Part(Item):
 
 
 def _is_sent(values: tuple[Raw, ...]) -> bool:
-    return any(value is not NOTHING for value in values)
+    for value in values:  # noqa: SIM110 - half as long as a generator, and it is asked for every part
+        if value is not NOTHING:
+            return True
+    return False
 
 
 class _Name(str):

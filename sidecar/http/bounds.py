@@ -114,6 +114,12 @@ class Holder:
             return 0.0
         return min(count * self.connections / unpaid.rate, LONGEST_HOLD_S)
 
+    def debt_s(self, now: float) -> float:
+        """How long to hold back what may become a dear unpaid answer, where there were too many of those."""
+        unpaid = self._unpaid
+        level = unpaid.refill(now)
+        return min(max(-level, 1.0) * self.connections / unpaid.rate, LONGEST_HOLD_S) if level <= 0 else 0.0
+
     def large_body_wait_s(self, now: float) -> float:
         """A large body is announced: 0 where it may come, else when to try again."""
         large = self._large
@@ -178,7 +184,7 @@ class Bounds:
         unidentified_share: float,
         *,
         unpaid_rate: float = 500.0,
-        large_body_rate: float = 8 << 20,
+        large_body_rate: float = 4 << 20,
     ) -> None:
         self.max_connections = max_connections
         self.max_bytes = max_bytes

@@ -275,12 +275,14 @@ class Downstream(asyncio.Protocol):
     ) -> Refusal | None:
         """Bring a request through the gate and on its way to the engine, or say why not."""
         door = self._door
-        if route.parse is None and not was_held:
-            seconds = self.holder.unpaid_s(0.0, door.telemetry.clock())
+        is_dear = len(body) >= MEASURED_BYTES
+        if (is_dear or route.parse is None) and not was_held:
+            now = door.telemetry.clock()
+            seconds = self.holder.unpaid_s(0.0, now) if route.parse is None else self.holder.debt_s(now)
             if seconds:
                 self._hold_back(seconds, partial(self._pass_held, head, route, account, body))
                 return None
-        if len(body) < MEASURED_BYTES:
+        if not is_dear:
             passage = door.gate.open(route, account, body)
         else:
             began_at = thread_time()
