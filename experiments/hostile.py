@@ -38,6 +38,8 @@ MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
 """What README says that a sidecar of these two settings takes at most."""
 FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
 KNOCK_EVERY_S = 0.2
+MOST_UNANSWERED = 0.02
+"""Of requests on new connections: in a flood at the bound a stranger has a tenth of a second to send its head."""
 MOST_KNOCK_S = 0.25
 """What a request on a new connection may take: it stands in one line with those of a flood."""
 SCENARIO = """\
@@ -140,15 +142,15 @@ def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
             (f"{one.attack}: P99 is {one.rise:.2f} of the usual, under {MOST_RISE:g}", one.rise < MOST_RISE),
             (
                 f"{one.attack}: {one.not_served} of {one.requests} not served,"
-                f" {one.unanswered} of {one.knocked} on new connections; none",
-                one.not_served == one.unanswered == 0 < one.knocked,
+                f" {one.unanswered} of {one.knocked} on new connections; none, one in fifty",
+                one.not_served == 0 < one.knocked and one.unanswered <= MOST_UNANSWERED * one.knocked,
             ),
             (
                 f"{one.attack}: {one.memory_mb:.0f} MB, under {MEMORY_MB:.0f}",
                 0 < one.memory_mb < MEMORY_MB,
             ),
             (
-                f"{one.attack}: P50 on new connections {one.knock_p50_s * 1000:.0f} ms, under {MOST_KNOCK_S * 1000:g}",
+                f"{one.attack}: new connections' P50 {one.knock_p50_s:.3f} s, under {MOST_KNOCK_S:g}",
                 one.knock_p50_s < MOST_KNOCK_S,
             ),
             (
