@@ -39,7 +39,7 @@ MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
 FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
 KNOCK_EVERY_S = 0.2
 MOST_UNANSWERED = 0.02
-"""Of requests on new connections: in a flood at the bound a stranger has a tenth of a second to send its head."""
+"""Of requests on new connections: in a flood a stranger has a tenth of a second to send its head."""
 MOST_KNOCK_S = 0.25
 """What a request on a new connection may take: it stands in one line with those of a flood."""
 SCENARIO = """\
