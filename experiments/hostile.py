@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 
 from experiments.attacks import KINDS, ORDINARY
-from experiments.processes import Backend, Front, backends, load, module, parent, sidecars
+from experiments.processes import Backend, Front, backends, load, module, parent, pin, resident_kb, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.statistics import percentile
@@ -221,22 +221,17 @@ def _cores(front: Front, engines: Sequence[Backend]) -> Iterator[None]:
     if sidecar is None or len(cores) < 2:
         yield
         return
-    _pin(sidecar, cores[-1:])
+    pin(sidecar, cores[-1:])
     servers = {engine.pid for engine in engines}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if int(process.name) in servers or parent(process) in servers:
-                _pin(int(process.name), cores[:-1])
+                pin(int(process.name), cores[:-1])
     os.sched_setaffinity(0, cores[:-1])
     try:
         yield
     finally:
         os.sched_setaffinity(0, cores)
-
-
-def _pin(process: int, cores: Sequence[int]) -> None:
-    for thread in Path(f"/proc/{process}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
 
 
 def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
@@ -272,17 +267,16 @@ def _attack(kind: str, url: str, seconds: float) -> dict[str, int]:
 
 
 def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
-    process = Path(f"/proc/{front.parts['sidecar0'].pid}")
-    status, before_s = process / "status", _cpu_s(process)
+    sidecar = front.parts["sidecar0"].pid
+    before_s = _cpu_s(sidecar)
     while not over.wait(0.2):
-        resident = int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1000
-        phase.memory_mb = max(phase.memory_mb, resident)
-    phase.cpu_s = _cpu_s(process) - before_s
+        phase.memory_mb = max(phase.memory_mb, resident_kb(sidecar) / 1000)
+    phase.cpu_s = _cpu_s(sidecar) - before_s
 
 
-def _cpu_s(process: Path) -> float:
+def _cpu_s(process: int | None) -> float:
     """What a process has computed so far."""
-    user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 

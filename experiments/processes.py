@@ -185,13 +185,24 @@ def core_of_its_own(engine: Backend) -> Iterator[None]:
         with contextlib.suppress(OSError):
             is_core = (folder / "comm").read_text().startswith("VLLM::Eng") and parent(folder) == server
             if is_core or int(folder.name) == server:
-                for thread in (folder / "task").iterdir():
-                    os.sched_setaffinity(int(thread.name), {cores[0]} if is_core else set(cores[1:]))
+                pin(int(folder.name), cores[:1] if is_core else cores[1:])
     os.sched_setaffinity(0, set(cores[1:]))
     try:
         yield
     finally:
         os.sched_setaffinity(0, set(cores))
+
+
+def pin(process: int, cores: Sequence[int]) -> None:
+    """Have all threads of a process run on these cores."""
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
+def resident_kb(process: int | None) -> int:
+    """What a process has in memory."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def parent(folder: Path) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from experiments.processes import Backend, Front, backends, finished, load, sidecars
+from experiments.processes import Backend, Front, backends, finished, load, resident_kb, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 
@@ -176,8 +176,7 @@ def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Seen]:
 def _sample(front: Front, seen: _Seen, over: threading.Event) -> None:
     while not over.wait(SAMPLE_S):
         for number, samples in enumerate(seen.memory_kb):
-            status = Path(f"/proc/{front.parts[f'sidecar{number}'].pid}/status").read_text()
-            samples.append(int(status.partition("VmRSS:")[2].split()[0]))
+            samples.append(resident_kb(front.parts[f"sidecar{number}"].pid))
 
 
 def _break(front: Front, seen: _Seen, every_s: float, over: threading.Event) -> None:

@@ -112,13 +112,16 @@ class Holder:
             unpaid.add(-count)
         if level > 0:
             return 0.0
-        return min(count * self.connections / unpaid.rate, LONGEST_HOLD_S)
+        return self._hold_s(count)
 
     def debt_s(self, now: float) -> float:
         """How long to hold back what may become a dear unpaid answer, where there were too many of those."""
-        unpaid = self._unpaid
-        level = unpaid.refill(now)
-        return min(max(-level, 1.0) * self.connections / unpaid.rate, LONGEST_HOLD_S) if level <= 0 else 0.0
+        level = self._unpaid.refill(now)
+        return self._hold_s(max(-level, 1.0)) if level <= 0 else 0.0
+
+    def _hold_s(self, count: float) -> float:
+        """So long that all its connections together get no more than the rate."""
+        return min(count * self.connections / self._unpaid.rate, LONGEST_HOLD_S)
 
     def large_body_wait_s(self, now: float) -> float:
         """A large body is announced: 0 where it may come, else when to try again."""
