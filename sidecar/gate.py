@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced, with_priority
+from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
+from sidecar.dialects.fields import with_priority
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
 from sidecar.routes import Route, find, stored_id

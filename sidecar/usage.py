@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Annotated
+from typing import ClassVar
 
 import msgspec
 
+from sidecar.reported import UNREADABLE, decode_answer, decode_block, decode_event
 from tokenpool.cost import Usage
 
 _MARK = b'"usage":'
@@ -23,73 +24,16 @@ _LONGEST_QUEUE = 1 << 20
 _LONGEST_RESPONSE = 2 << 20
 
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What a decoder has for bytes that are not what they should be; not UTF-8 is an error of its own."""
-
-_Tokens = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: _Tokens | None = None
-
-
-class _UsageBlock(msgspec.Struct):
-    """Any dialect's: OpenAI's chats say ``prompt`` and ``completion``, the others ``input`` and ``output``.
-
-    The prompt is counted once, the output over all sequences. Anthropic's ``input_tokens`` are those that did
-    not come from the cache, Cohere's those that are no image's.
-    """
-
-    prompt_tokens: _Tokens = 0
-    completion_tokens: _Tokens | None = 0
-    prompt_tokens_details: _Details | None = None
-    input_tokens: _Tokens = 0
-    image_tokens: _Tokens = 0
-    output_tokens: _Tokens = 0
-    input_tokens_details: _Details | None = None
-    cache_read_input_tokens: _Tokens | None = None
-    cache_creation_input_tokens: _Tokens | None = None
-
-    def usage(self) -> Usage:
-        details = self.prompt_tokens_details or self.input_tokens_details
-        cached = details.cached_tokens if details is not None else None
-        apart, created = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
-        return Usage(
-            self.prompt_tokens or self.input_tokens + self.image_tokens + apart + created,
-            self.completion_tokens or self.output_tokens,
-            (cached or 0) + apart,
-        )
-
-
-class _Answer(msgspec.Struct):
-    """A whole response, as OpenAI's Responses give it and end a stream with it."""
-
-    id: str | None = None
-    usage: _UsageBlock | None = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[msgspec.Raw] = []
-    usage: _UsageBlock | None = None
-    system_fingerprint: str | None = None
-    response: _Answer | None = None
-
-
-_decode_block = msgspec.json.Decoder(_UsageBlock).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_event = msgspec.json.Decoder(_Event).decode
-
-
 class BodyReader:
     """Finds the usage block of a JSON answer. Keeps a few bytes, never the body."""
 
     __slots__ = ("_held", "usage")
 
-    events = 0
+    events: ClassVar[int] = 0
     """An answer that is not streamed has none."""
-    response: str | None = None
+    response: ClassVar[str | None] = None
     """Nor is it stored."""
-    mark = _MARK
+    mark: ClassVar[bytes] = _MARK
     """What the usage is called."""
 
     def __init__(self) -> None:
@@ -118,8 +62,8 @@ class BodyReader:
         return b""
 
     def _read(self, block: bytes) -> None:
-        with contextlib.suppress(*_UNREADABLE):
-            self.usage = _decode_block(block).usage()
+        with contextlib.suppress(*UNREADABLE):
+            self.usage = decode_block(block).usage()
 
 
 class ResponseReader:
@@ -131,7 +75,7 @@ class ResponseReader:
 
     __slots__ = ("_parts", "_size", "response", "usage")
 
-    events = 0
+    events: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -153,8 +97,8 @@ class ResponseReader:
         """The body is complete: nothing was held back."""
         if self._size <= _LONGEST_RESPONSE:
             try:
-                answer = _decode_answer(b"".join(self._parts))
-            except _UNREADABLE:
+                answer = decode_answer(b"".join(self._parts))
+            except UNREADABLE:
                 return b""
             self.response = answer.id
             self.usage = answer.usage.usage() if answer.usage is not None else None
@@ -282,8 +226,8 @@ class StreamReader:
         if not event.startswith(b"data:", start):
             return False
         try:
-            decoded = _decode_event(event[start + 5 :].strip())
-        except _UNREADABLE:
+            decoded = decode_event(event[start + 5 :].strip())
+        except UNREADABLE:
             return False
         if decoded.response is not None:
             self.response = decoded.response.id

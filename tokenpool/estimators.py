@@ -51,6 +51,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from typing import Final
 
 
 class InputTokens:
@@ -65,17 +66,19 @@ class InputTokens:
     Bounds, whatever is observed: ``LOWEST`` to ``HIGHEST`` tokens per byte, and 0 to ``MOST_OFFSET`` more.
     """
 
-    PRIOR = 0.25
-    PRIOR_BYTES = 256.0
+    PRIOR: Final = 0.25
+    PRIOR_BYTES: Final = 256.0
     """The prior counts like one prompt of that length."""
-    LOWEST, HIGHEST = 0.02, 2.0
-    MOST_OFFSET = 1024.0
-    DECAY = 0.97
+    LOWEST: Final = 0.02
+    HIGHEST: Final = 2.0
+    MOST_OFFSET: Final = 1024.0
+    DECAY: Final = 0.97
     """Of each observation with every later one: a change of mix is forgotten within some hundred requests."""
-    BAND, BAND_TOKENS = 1.5, 16.0
-    SHARPNESS = -1.75
-    SMALL_BYTES = 64.0
-    RIDGE = 1.001
+    BAND: Final = 1.5
+    BAND_TOKENS: Final = 16.0
+    SHARPNESS: Final = -1.75
+    SMALL_BYTES: Final = 64.0
+    RIDGE: Final = 1.001
 
     __slots__ = ("_w", "_wx", "_wxx", "_wxy", "_wy", "offset", "per_byte")
 
@@ -138,14 +141,14 @@ class OutputQuantile:
     Bounds, whatever is observed: 1 to ``MOST``, and never beyond the longest output of the window.
     """
 
-    PRIOR = 256
-    ENOUGH = 8
-    WINDOW = 128
-    GAIN = 0.02
-    LEEWAY = 0.3
+    PRIOR: Final = 256
+    ENOUGH: Final = 8
+    WINDOW: Final = 128
+    GAIN: Final = 0.02
+    LEEWAY: Final = 0.3
     """How far below the quantile the rank may fall; upwards it may reach the longest output."""
-    MOST = 1 << 20
-    _TURN = (math.sqrt(5) - 1) / 2
+    MOST: Final = 1 << 20
+    _TURN: Final = (math.sqrt(5) - 1) / 2
 
     __slots__ = ("_level", "_order", "_quantile", "_sorted", "_turn", "value")
 

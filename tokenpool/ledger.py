@@ -31,7 +31,7 @@ LARGEST_MEMORY_S = 30.0
 """Time constant with which the memory of a large request fades."""
 
 
-class TicketEnded(RuntimeError):
+class TicketEnded(Exception):
     """A ticket was used after its end: a defect in the caller, never in the request."""
 
 
@@ -138,9 +138,9 @@ class Meter:
         self._offered_kv += kv_tokens
         self._offered_sequences += sequences
         if kv_tokens > self._largest_kv:
-            self._largest_kv = kv_tokens
+            self._largest_kv = float(kv_tokens)
         if sequences > self._largest_sequences:
-            self._largest_sequences = sequences
+            self._largest_sequences = float(sequences)
         self.typical_tokens.observe(throughput)
         if is_retry:
             self._retried_tokens += throughput

@@ -9,8 +9,6 @@ from msgspec import Raw
 
 from sidecar.dialects.bodies import (
     MESSAGE_BYTES,
-    NOTHING,
-    Item,
     Malformed,
     Parsed,
     content,
@@ -21,6 +19,7 @@ from sidecar.dialects.bodies import (
     total,
 )
 from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account

@@ -14,19 +14,23 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import Raw
 
+from sidecar.dialects.items import (
+    MOST_SEQUENCES,
+    NOTHING,
+    begin_counting,
+    decode_list,
+    decode_parts,
+    decode_short_list,
+)
 from tokenpool.cost import Ask
 
 MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""
-MOST_SEQUENCES = 2048
-"""More sequences in one request are a mistake or an attack. OpenAI allows as many inputs to be embedded."""
-MOST_ITEMS = 4096
-"""Messages and their parts in one request. Each takes one or two microseconds here."""
 MOST_NESTED = 3
 """Levels of parts within parts. What is within is copied and read again at each: 450 took a gigabyte."""
 MOST_VALUES = 1 << 20
@@ -35,8 +39,6 @@ MOST_UNPRICED = 256 * 1024
 """Bytes of one body that nothing is charged for: schemas, metadata. The engine has to read them, too."""
 _ID_BYTES = 12
 """What a token id takes at most: ten digits, a comma and a space."""
-NOTHING = Raw(b"null")
-"""What stands for a text that was not sent."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
 """First bytes of a list, a text, an object and a null."""
 _DIGITS, _SPACE = b"0123456789", b" \t\r\n"
@@ -82,78 +84,6 @@ class Content(NamedTuple):
     audios: int = 0
 
 
-class _Seen:
-    """What was read of one body so far."""
-
-    items = 0
-
-
-class Item(msgspec.Struct):
-    """A message, or a part of one: counted as it is read, since msgspec looks at a list's length too late."""
-
-    def __post_init__(self) -> None:
-        _Seen.items += 1
-        if _Seen.items > MOST_ITEMS:
-            raise ValueError(f"there are more than {MOST_ITEMS} messages and parts in this request")
-
-
-class _Part(Item):
-    type: str | None = None
-    text: Raw = NOTHING
-    content: Raw = NOTHING
-    thinking: Raw = NOTHING
-    refusal: Raw = NOTHING
-    input: Raw = NOTHING
-    uuid: Raw = NOTHING
-    image_url: Raw = NOTHING
-    image_pil: Raw = NOTHING
-    image_embeds: Raw = NOTHING
-    video_url: Raw = NOTHING
-    video_embeds: Raw = NOTHING
-    audio_url: Raw = NOTHING
-    audio_embeds: Raw = NOTHING
-    input_audio: Raw = NOTHING
-
-    def media(self) -> tuple[bool, bool]:
-        """Pictures and sounds that no type tells of: without one, or with a cache's name, vLLM looks."""
-        pictures = (self.image_url, self.image_pil, self.image_embeds, self.video_url, self.video_embeds)
-        sounds = (self.input_audio, self.audio_url, self.audio_embeds)
-        return _is_sent(pictures), _is_sent(sounds)
-
-
-def _is_sent(values: tuple[Raw, ...]) -> bool:
-    for value in values:  # noqa: SIM110 - half as long as a generator, and it is asked for every part
-        if value is not NOTHING:
-            return True
-    return False
-
-
-class _Name(str):
-    """A field's name: counted, for the same reason."""
-
-    __slots__ = ()
-
-
-def _count_name(kind: type, value: Any) -> Any:
-    _Seen.items += 1
-    if _Seen.items > MOST_ITEMS:
-        raise ValueError(f"there are more than {MOST_ITEMS} messages, parts and fields in this request")
-    return kind(value)
-
-
-_decode_parts = msgspec.json.Decoder(list[_Part]).decode
-_decode_object = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=_count_name).decode
-_decode_list = msgspec.json.Decoder(list[Raw]).decode
-_decode_short_list = msgspec.json.Decoder(
-    msgspec.defstruct(
-        "_ShortList",
-        [(f"item{number}", Raw, NOTHING) for number in range(MOST_SEQUENCES)],
-        array_like=True,
-        forbid_unknown_fields=True,
-    )
-).decode
-"""Gives up at the first item too many. It takes 8 µs, so it is asked only where there may be too many."""
-_encode = msgspec.json.Encoder().encode
 _UTF8_PIECE = 1 << 20
 
 
@@ -163,7 +93,7 @@ def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
         raise Malformed(f"the body has more than {MOST_VALUES} values, or commas")
     if not body.isascii():
         _check_utf8(body)
-    _Seen.items = 0
+    begin_counting()
     return read_part(decode, body)
 
 
@@ -252,7 +182,7 @@ def content(value: Raw, depth: int = 0) -> Content:
     if depth == MOST_NESTED:
         raise Malformed(f"there are parts within parts in more than {MOST_NESTED} levels", "content")
     text_bytes = images = audios = 0
-    for part in read_part(_decode_parts, bytes(view)):
+    for part in read_part(decode_parts, bytes(view)):
         kind = part.type or ""
         if "image" in kind or "video" in kind:
             images += 1
@@ -293,10 +223,10 @@ def items(value: Raw, name: str) -> list[Raw]:
         raise Malformed(f"{name} must be a list", name)
     if text.count(b",") >= MOST_SEQUENCES:
         try:
-            _decode_short_list(text)
+            decode_short_list(text)
         except msgspec.ValidationError:
             raise Malformed(f"{name} must not have more than {MOST_SEQUENCES} items", name) from None
-    return read_part(_decode_list, text)
+    return read_part(decode_list, text)
 
 
 def prompts(value: Raw, name: str) -> tuple[int, int, int]:
@@ -331,37 +261,3 @@ def _token_ids(text: bytes, name: str) -> tuple[int, int, int]:
     if bare.strip(b"[],") or not are_flat:
         raise Malformed(f"{name} must not mix strings, token ids and lists", name)
     return max(lists, 1), 0, bare.count(b",") + 1
-
-
-def with_priority(parsed: Parsed, priority: int) -> bytes:
-    """The body with the sidecar's word on the engine's order, and not the client's."""
-    field = b'"priority":%d' % priority
-    return with_field(parsed.body, field, replaces=parsed.has_priority)
-
-
-def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:
-    """A body with a field more. What the client wrote is moved, never read and written anew.
-
-    A second field of a name would leave it to the engine which one counts: where there is one, ``replaces``.
-    """
-    if not replaces:
-        start = body.index(b"{") + 1
-        return b"{" + field + b"," + body[start:]
-    name, _, value = field.partition(b":")
-    fields = _fields(body)
-    fields[_Name(name.strip(b'"').decode())] = Raw(value)
-    return _encode(fields)
-
-
-def is_given(priority: Raw | UnsetType, body: bytes) -> bool:
-    """Whether a body has a priority of its own, and not too many fields to have it replaced."""
-    if priority is UNSET:
-        return False
-    if body.count(b":") > MOST_ITEMS:
-        _fields(body)
-    return True
-
-
-def _fields(body: bytes) -> dict[_Name, Raw]:
-    _Seen.items = 0
-    return read_part(_decode_object, body)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from sidecar.dialects.bodies import (
-    NOTHING,
     Content,
-    Item,
     Malformed,
     Parsed,
     content,
-    is_given,
     is_null,
     items,
     read,
@@ -20,6 +19,8 @@ from sidecar.dialects.bodies import (
     size,
     total,
 )
+from sidecar.dialects.fields import is_given
+from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.pooling import ROUTE
 from sidecar.usage import BodyReader
 from tokenpool.cost import Ask
@@ -42,7 +43,7 @@ class Reader(BodyReader):
 
     __slots__ = ()
 
-    mark = b'"billed_units":'
+    mark: ClassVar[bytes] = b'"billed_units":'
 
 
 _decode = msgspec.json.Decoder(_Request).decode

@@ -6,18 +6,15 @@ import math
 from collections.abc import Iterator
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw
 
 from sidecar.dialects.bodies import (
     MESSAGE_BYTES,
-    NOTHING,
     QUOTE,
     Content,
-    Item,
     Malformed,
     Parsed,
     content,
-    is_given,
     items,
     not_too_many,
     output_bound,
@@ -27,9 +24,21 @@ from sidecar.dialects.bodies import (
     sequences,
     size,
     total,
-    with_field,
 )
 from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.fields import is_given, with_field
+from sidecar.dialects.items import NOTHING
+from sidecar.dialects.openai_bodies import (
+    Chat,
+    ChatBatch,
+    Generation,
+    Message,
+    StreamOptions,
+    decode_chat,
+    decode_chat_batch,
+    decode_completion,
+    decode_messages,
+)
 from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account
@@ -41,56 +50,12 @@ COMPLETIONS_DEFAULT_TOKENS = 16
 """vLLM's ``max_tokens`` of ``/v1/completions`` where the request gives none."""
 
 
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = False
-
-
-class Message(Item):
-    """One message of a chat."""
-
-    content: Raw = NOTHING
-    tool_calls: Raw = NOTHING
-    reasoning: Raw = NOTHING
-    reasoning_content: Raw = NOTHING
-
-
-class _Generation(msgspec.Struct):
-    model: str | None = None
-    stream: bool | None = False
-    stream_options: _StreamOptions | UnsetType | None = UNSET
-    max_tokens: int | None = None
-    n: int | None = 1
-    priority: Raw | UnsetType = UNSET
-
-
-class _Chat(_Generation):
-    messages: list[Message] = []
-    max_completion_tokens: int | None = None
-    tools: Raw = NOTHING
-    documents: Raw = NOTHING
-
-
-class _ChatBatch(_Generation):
-    messages: Raw = NOTHING
-    max_completion_tokens: int | None = None
-
-
-class _Completion(_Generation):
-    prompt: Raw = NOTHING
-    best_of: int | None = None
-    suffix: str | None = None
-
-
-_decode_messages = msgspec.json.Decoder(list[Message]).decode
-_decode_chat = msgspec.json.Decoder(_Chat).decode
-_decode_chat_batch = msgspec.json.Decoder(_ChatBatch).decode
-_decode_completion = msgspec.json.Decoder(_Completion).decode
 _encode = msgspec.json.Encoder().encode
 
 
 def parse_chat(body: bytes) -> Parsed:
     """Read a ``/v1/chat/completions`` body. Raises ``Malformed``."""
-    request = read(_decode_chat, body)
+    request = read(decode_chat, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
     text_bytes, images, audios = conversation(request.messages)
@@ -118,7 +83,7 @@ def parse_chat(body: bytes) -> Parsed:
 
 def parse_chat_batch(body: bytes) -> Parsed:
     """Read a ``/v1/chat/completions/batch`` body: conversations that are answered each by itself."""
-    request = read(_decode_chat_batch, body)
+    request = read(decode_chat_batch, body)
     chats = items(request.messages, "messages")
     if not chats:
         raise Malformed("messages must be a list of at least one conversation", "messages")
@@ -138,7 +103,7 @@ def parse_chat_batch(body: bytes) -> Parsed:
 
 def conversation_of(value: Raw) -> Content:
     """What a list of messages amounts to. Raises ``Malformed``."""
-    return conversation(read_part(_decode_messages, bytes(value)))
+    return conversation(read_part(decode_messages, bytes(value)))
 
 
 def conversation(messages: list[Message]) -> Content:
@@ -163,7 +128,7 @@ def conversation(messages: list[Message]) -> Content:
 
 def parse_completion(body: bytes) -> Parsed:
     """Read a ``/v1/completions`` body. Raises ``Malformed``."""
-    request = read(_decode_completion, body)
+    request = read(decode_completion, body)
     count, text_bytes, token_ids = prompts(request.prompt, "prompt")
     per_prompt = max(sequences(request.n), sequences(request.best_of, "best_of"))
     not_too_many(count, "n", per_prompt)
@@ -187,18 +152,18 @@ def _texts(tools: list[Raw], messages: list[Message]) -> Iterator[Raw]:
         yield message.content
 
 
-def _chat_bound(request: _Chat | _ChatBatch) -> int | None:
+def _chat_bound(request: Chat | ChatBatch) -> int | None:
     """The bound that the engine obeys where there are two: the newer one."""
     bound = request.max_completion_tokens
     return output_bound(request.max_tokens if bound is None else bound, "max_completion_tokens")
 
 
-def _parsed(ask: Ask, request: _Generation, body: bytes) -> Parsed:
+def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:
     has_priority = is_given(request.priority, body)
     if not request.stream:
         return Parsed(ask, request.model, False, False, body, has_priority)
     options = request.stream_options
-    asks_for_usage = isinstance(options, _StreamOptions) and bool(options.include_usage)
+    asks_for_usage = isinstance(options, StreamOptions) and bool(options.include_usage)
     if not asks_for_usage:
         field = b'"stream_options":{"include_usage":true}'
         body = with_field(body, field, replaces=options is not UNSET)

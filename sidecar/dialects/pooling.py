@@ -15,12 +15,10 @@ from msgspec import UNSET, Raw, UnsetType
 from sidecar.dialects.bodies import (
     BRACE,
     BRACKET,
-    NOTHING,
     Content,
     Malformed,
     Parsed,
     content,
-    is_given,
     is_null,
     items,
     not_too_many,
@@ -30,6 +28,8 @@ from sidecar.dialects.bodies import (
     size,
     total,
 )
+from sidecar.dialects.fields import is_given
+from sidecar.dialects.items import NOTHING
 from sidecar.dialects.openai import conversation_of
 from tokenpool.cost import Ask
 

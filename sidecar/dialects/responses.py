@@ -13,13 +13,10 @@ from msgspec import UNSET, Raw, UnsetType
 from sidecar.dialects.bodies import (
     BRACKET,
     MESSAGE_BYTES,
-    NOTHING,
     Content,
-    Item,
     Malformed,
     Parsed,
     content,
-    is_given,
     items,
     output_bound,
     read,
@@ -28,6 +25,8 @@ from sidecar.dialects.bodies import (
     total,
 )
 from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.fields import is_given
+from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.openai import error_body, error_kind, limit_headers
 from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask

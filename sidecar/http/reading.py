@@ -86,6 +86,7 @@ class Client(Guest, Protocol):
 class RequestReader:
     """Reads one client connection."""
 
+    __deletable__ = ("_client", "_parser")
     __slots__ = (
         "_body",
         "_body_bytes",

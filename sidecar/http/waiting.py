@@ -76,22 +76,26 @@ class HeldBack:
     def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         self._go_on = go_on
-        self._timer = loop.call_later(seconds, self._end)
+        self._timer: asyncio.TimerHandle | None = loop.call_later(seconds, self._end)
         self.last_progress = loop.time()
 
     def _end(self) -> None:
-        del self._timer  # a circle
+        self._timer = None  # a circle
         self._go_on()
 
     def client_gone(self) -> None:
         """The client went away meanwhile."""
-        self._timer.cancel()
-        del self._timer
+        self._stop()
 
     def drain(self) -> None:
         """The sidecar stops: it is answered now."""
-        self._timer.cancel()
-        self._end()
+        self._stop()
+        self._go_on()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def time_out(self) -> None:
         """It takes a second at most."""

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects import anthropic, cohere, openai, pooling, responses
-from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_ITEMS, MOST_VALUES, Malformed, Parsed, with_priority
+from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_VALUES, Malformed, Parsed
+from sidecar.dialects.fields import with_priority
+from sidecar.dialects.items import MOST_ITEMS
 from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
 from tests.sidecar.test_openai import json_values

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import strategies as st
 
 from sidecar.dialects import anthropic, openai, pooling, responses
-from sidecar.dialects.bodies import Malformed, Parsed, with_priority
+from sidecar.dialects.bodies import Malformed, Parsed
+from sidecar.dialects.fields import with_priority
 from sidecar.http.heads import RequestFramer, RequestHead, ResponseHead
 from sidecar.http.known import KnownHead, only_chunk
 from sidecar.usage import BodyReader, Reader, ResponseReader, Stamp, StreamReader
