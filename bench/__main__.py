@@ -175,7 +175,7 @@ def main() -> int:
     unknown = set(arguments.sections) - set(SECTIONS)
     if unknown:
         parser.error(f"no such section: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    if (os.cpu_count() or 1) < 2:
+    if machine.LOAD_CORE == machine.PROXY_CORE:
         parser.error("two cores are needed: one for the proxy, one for the load")
     FOLDER.mkdir(parents=True, exist_ok=True)
     os.sched_setaffinity(0, {machine.LOAD_CORE})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ import uvloop
 
 from bench import peers
 from bench.load import wrk
-from bench.machine import LOAD_CORE, PROXY_CORE, Process, accepts, answers, free_port
+from bench.machine import LOAD_CORE, PROXY_CORE, Process, answers, free_port
 from bench.upstream import unary_upstream
-from demo.redis import executable
 from tokenpool.amounts import Amount
 from tokenpool.books import Census, Holding, Message
 from tokenpool.entitlements import Entitlement, Tier
@@ -60,26 +58,18 @@ class SidecarCost:
     bytes_from: float
 
 
-def _redis(folder: Path, core: int) -> tuple[Process, int]:
-    port = free_port()
-    command = [executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    process = Process([*command, "--dir", str(folder)], core, log=folder / "redis.log")
-    process.until(lambda: accepts(port))
-    return process, port
-
-
 def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
     """One tick for each size: medians."""
     costs = {}
     for entitlements, sidecars in SIZES:
-        process, port = _redis(folder, PROXY_CORE)
+        process, url = peers.redis(folder, PROXY_CORE)
         with process:
-            costs[entitlements, sidecars] = uvloop.run(_tick(port, entitlements, sidecars, rounds * 3))
+            costs[entitlements, sidecars] = uvloop.run(_tick(url, entitlements, sidecars, rounds * 3))
     return costs
 
 
-async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
-    client = redis.asyncio.Redis(port=port)
+async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
+    client = redis.asyncio.Redis.from_url(url)
     store = RedisStore(client, "bench", LIFETIME_S)
     entitlements = [
         Entitlement(
@@ -138,23 +128,20 @@ async def _tick(port: int, count: int, sidecars: int, rounds: int) -> TickCost:
 def talk(folder: Path, seconds: float) -> dict[str, SidecarCost]:
     """What a sidecar says to Redis at rest, and with 500 requests a second."""
     upstream, port = unary_upstream(folder)
-    process, books = _redis(folder, LOAD_CORE)
+    process, url = peers.redis(folder, LOAD_CORE)
     with upstream, process:
-        return asyncio.run(_talk(folder, port, books, seconds))
+        return asyncio.run(_talk(folder, port, url, seconds))
 
 
-async def _talk(folder: Path, upstream: int, books: int, seconds: float) -> dict[str, SidecarCost]:
-    listen, admin, page = free_port(), free_port(), free_port()
-    url = f"redis://127.0.0.1:{books}"
+async def _talk(folder: Path, upstream: int, url: str, seconds: float) -> dict[str, SidecarCost]:
+    listen, admin = free_port(), free_port()
     command = [*peers.sidecar_command(upstream, listen, admin, folder), "--store", url]
-    lead = [sys.executable, "-m", "coordinator", "run", "--config", str(folder / "pool.yaml")]
-    lead += ["--store", url, "--listen", f"127.0.0.1:{page}", "--log-level", "error"]
     with Process(command, PROXY_CORE, log=folder / "sidecar.log") as sidecar:
-        with Process(lead, LOAD_CORE, log=folder / "coordinator.log"):
+        with peers.coordinator(url, folder):
             sidecar.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
-            await asyncio.sleep(4)  # until limits are learned
+            await asyncio.sleep(peers.LEARN_S)
         # The coordinator is gone, and its limits stand: whatever Redis hears now is the sidecar's.
-        async with redis.asyncio.Redis(port=books) as client:
+        async with redis.asyncio.Redis.from_url(url) as client:
             rest = await _said(client, asyncio.to_thread(time.sleep, seconds))
             busy = await _said(client, asyncio.to_thread(_load, listen, folder, seconds))
     return {"at rest": rest, f"at {busy.requests:.0f} requests/s": busy}

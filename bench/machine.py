@@ -15,7 +15,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-PROXY_CORE, LOAD_CORE = 0, 1
+PROXY_CORE = min(os.sched_getaffinity(0))
+
+
+def _load_core() -> int:
+    """Another core than the proxy's, and not its other thread where there are more."""
+    others = os.sched_getaffinity(0) - {PROXY_CORE}
+    path = Path(f"/sys/devices/system/cpu/cpu{PROXY_CORE}/topology/thread_siblings_list")
+    siblings: set[int] = set()
+    for part in (path.read_text().strip() if path.exists() else "").split(","):
+        first, _, last = part.partition("-")
+        if first:
+            siblings |= set(range(int(first), int(last or first) + 1))
+    return min(others - siblings or others or {PROXY_CORE})
+
+
+LOAD_CORE = _load_core()
 
 
 class BenchError(RuntimeError):

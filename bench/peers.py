@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
-from bench.machine import PROXY_CORE, BenchError, Process, accepts, answers, free_port
+from bench.machine import LOAD_CORE, PROXY_CORE, BenchError, Process, accepts, answers, free_port
+from demo.redis import executable
 
 KEY = "bench-key"
+LEARN_S = 3.0
+"""Until a sidecar that is new to the books has its limits."""
 POOL = f"""
 pools:
   - name: bench
@@ -33,11 +39,24 @@ _TYPES = "type.googleapis.com/envoy.extensions"
 
 @dataclass
 class Proxy:
-    """A running proxy."""
+    """A running proxy. It ends with its context, and with it what it needs."""
 
     name: str
     port: int
     process: Process
+    others: tuple[Process, ...] = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in (self.process, *self.others):
+            process.stop()
 
 
 Starter = Callable[[int, Path], Proxy]
@@ -118,11 +137,34 @@ def aiohttp(upstream: int, folder: Path) -> Proxy:
 
 
 def tokenpool(upstream: int, folder: Path) -> Proxy:
-    """The sidecar, with twenty entitlements, admission, settlement and metrics on."""
+    """The sidecar as in production: twenty entitlements, admission, settlement, metrics, shared limits.
+
+    Redis and the coordinator have the load's core.
+    """
     port, admin = free_port(), free_port()
-    process = Process(sidecar_command(upstream, port, admin, folder), PROXY_CORE, log=folder / "sidecar.log")
+    store, url = redis(folder, LOAD_CORE)
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", url]
+    process = Process(command, PROXY_CORE, log=folder / "sidecar.log")
+    lead = coordinator(url, folder)
     process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
-    return Proxy("tokenpool", port, process)
+    time.sleep(LEARN_S)
+    return Proxy("tokenpool", port, process, (lead, store))
+
+
+def redis(folder: Path, core: int) -> tuple[Process, str]:
+    """A Redis that keeps nothing, and its URL."""
+    port = free_port()
+    command = [executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    process = Process([*command, "--dir", str(folder)], core, log=folder / "redis.log")
+    process.until(lambda: accepts(port))
+    return process, f"redis://127.0.0.1:{port}"
+
+
+def coordinator(url: str, folder: Path) -> Process:
+    """A coordinator of the pool that ``sidecar_command`` wrote down."""
+    command = [sys.executable, "-m", "coordinator", "run", "--config", str(folder / "pool.yaml")]
+    command += ["--store", url, "--listen", f"127.0.0.1:{free_port()}", "--log-level", "error"]
+    return Process(command, LOAD_CORE, log=folder / "coordinator.log")
 
 
 def sidecar_command(upstream: int, port: int, admin: int, folder: Path) -> list[str]:

@@ -36,8 +36,8 @@ def unary(folder: Path, rounds: int, seconds: float) -> dict[str, UnaryRow]:
     with upstream:
         for _ in range(rounds):
             for start in peers.PEERS:
-                proxy = start(port, folder)
-                with proxy.process as process:
+                with start(port, folder) as proxy:
+                    process = proxy.process
                     wrk(proxy.port, folder, connections=CONNECTIONS, seconds=1)
                     before = process.cpu_seconds()
                     result = wrk(proxy.port, folder, connections=CONNECTIONS, seconds=seconds)
@@ -59,9 +59,8 @@ def streaming(folder: Path, rounds: int, seconds: float) -> dict[str, float]:
     with upstream:
         for _ in range(rounds):
             for start in peers.PEERS:
-                proxy = start(port, folder)
-                with proxy.process as process:
-                    cost = asyncio.run(_cpu_per_event(proxy.port, process, seconds))
+                with start(port, folder) as proxy:
+                    cost = asyncio.run(_cpu_per_event(proxy.port, proxy.process, seconds))
                 seen.setdefault(proxy.name, []).append(cost)
     return {name: median(costs) for name, costs in seen.items()}
 
@@ -93,15 +92,13 @@ def latency(folder: Path, rounds: int, seconds: float, rate: float) -> Latency:
     """At ``rate`` requests/s, asked of the upstream directly and through the sidecar, in turn."""
     upstream, port = unary_upstream(folder)
     rows = []
-    with upstream:
-        proxy = peers.tokenpool(port, folder)
-        with proxy.process:
-            for _ in range(rounds):
-                direct, through = (
-                    wrk(to, folder, connections=16, seconds=seconds, delay_ms=16 / rate * 1000)
-                    for to in (port, proxy.port)
-                )
-                rows.append((direct.p50, direct.p99, through.p50, through.p99))
+    with upstream, peers.tokenpool(port, folder) as proxy:
+        for _ in range(rounds):
+            direct, through = (
+                wrk(to, folder, connections=16, seconds=seconds, delay_ms=16 / rate * 1000)
+                for to in (port, proxy.port)
+            )
+            rows.append((direct.p50, direct.p99, through.p50, through.p99))
     return Latency(*(median(column) for column in zip(*rows, strict=True)))
 
 
@@ -111,9 +108,8 @@ def held_streams(folder: Path) -> dict[str, float]:
     resident = {}
     with upstream:
         for start in (peers.nginx, peers.envoy, peers.tokenpool):
-            proxy = start(port, folder)
-            with proxy.process as process:
-                resident[proxy.name] = asyncio.run(_resident(proxy.port, process))
+            with start(port, folder) as proxy:
+                resident[proxy.name] = asyncio.run(_resident(proxy.port, proxy.process))
     return resident
 
 

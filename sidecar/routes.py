@@ -54,7 +54,7 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC),
     b"/v1/messages/count_tokens": Route(b"POST", dialect=ANTHROPIC),
     b"/v1/embeddings": _EMBEDDINGS,
-    b"/v2/embed": Route(b"POST", cohere.parse, reader=cohere.Reader),
+    b"/v2/embed": Route(b"POST", cohere.parse, reader=cohere.reader),
     b"/pooling": _EMBEDDINGS,
     b"/classify": _EMBEDDINGS,
     b"/score": _SCORES,

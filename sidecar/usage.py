@@ -27,23 +27,23 @@ _LONGEST_RESPONSE = 2 << 20
 class BodyReader:
     """Finds the usage block of a JSON answer. Keeps a few bytes, never the body."""
 
-    __slots__ = ("_held", "usage")
+    __slots__ = ("_held", "_mark", "usage")
 
     events: ClassVar[int] = 0
     """An answer that is not streamed has none."""
     response: ClassVar[str | None] = None
     """Nor is it stored."""
-    mark: ClassVar[bytes] = _MARK
-    """What the usage is called."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: bytes = _MARK) -> None:
+        self._mark = mark
+        """What the usage is called."""
         self.usage: Usage | None = None
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """Look at the next part of the body, and return it as it is."""
         text = self._held + data if self._held else data
-        mark = self.mark
+        mark = self._mark
         start, tail = text.rfind(mark), len(mark) - 1
         if start < 0:
             self._held = text[-tail:]
@@ -51,7 +51,8 @@ class BodyReader:
         self.usage = None  # the last one counts
         end = _object_end(text, start)
         if end or len(text) - start > _LONGEST_USAGE:
-            self._read(text[start + len(mark) : end])
+            if end:
+                self._read(text[start + len(mark) : end])
             self._held = text[max(end, len(text) - tail) :]
         else:
             self._held = text[start:]

@@ -1,11 +1,13 @@
 """The import rules of the project: the domain is pure, and knows nothing of who uses it."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+COMPILED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
 OURS = (
     "tokenpool", "service", "sidecar", "coordinator", "loadgen", "simulation", "demo", "experiments", "bench"
 )  # fmt: skip
@@ -74,3 +76,42 @@ def test_the_rules_notice_a_forbidden_import(tmp_path: Path) -> None:
     module.write_text("def f():\n    import socket\n    from sidecar.gate import Gate\n")
 
     assert imports(module) == {"socket", "sidecar"}
+
+
+def classes(path: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+
+
+def what_cannot_be_compiled(path: Path) -> list[str]:
+    """Classes of a module that mypyc would make something else of, without a word."""
+    bases_left = {"NamedTuple", "Protocol", "asyncio.Protocol", "Exception", "ValueError", "Collector"}
+    bases_left |= {"enum.Enum", "StrEnum"}
+    own = {node.name for module in COMPILED for node in classes(ROOT / module)}
+    return [
+        node.name
+        for node in classes(path)
+        if node.keywords or {ast.unparse(base) for base in node.bases} - bases_left - own
+    ]
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_modules_that_are_compiled_have_nothing_that_cannot_be(name: str) -> None:
+    assert what_cannot_be_compiled(ROOT / name) == []
+
+
+def test_nothing_outside_is_made_of_a_compiled_class() -> None:
+    own = {node.name for module in COMPILED for node in classes(ROOT / module)}
+    plain = {"Settings"}
+    outside = [path for path in every_module() if str(path.relative_to(ROOT)) not in COMPILED]
+
+    for path in outside:
+        here = {node.name for node in classes(path)} | plain
+        made = {ast.unparse(base) for node in classes(path) for base in node.bases}
+        assert not made & (own - here), path
+
+
+def test_the_rules_notice_what_cannot_be_compiled(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text("class A(Struct): pass\nclass B(list): pass\nclass C(x=1): pass\nclass D: pass\n")
+
+    assert what_cannot_be_compiled(module) == ["A", "B", "C"]

@@ -198,9 +198,9 @@ def content(value: Raw, depth: int = 0) -> Content:
                 images += pictures
                 audios += sounds
             if part.type is None or part.uuid is not NOTHING:
-                pictures, sounds = part.media()
-                images += pictures
-                audios += sounds
+                is_picture, is_sound = part.media()
+                images += is_picture
+                audios += is_sound
     return Content(text_bytes, images, audios)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
@@ -38,12 +36,9 @@ class _Input(Item):
     content: Raw = NOTHING
 
 
-class Reader(BodyReader):
+def reader() -> BodyReader:
     """Usage has another name here."""
-
-    __slots__ = ()
-
-    mark: ClassVar[bytes] = b'"billed_units":'
+    return BodyReader(b'"billed_units":')
 
 
 _decode = msgspec.json.Decoder(_Request).decode

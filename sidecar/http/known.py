@@ -42,8 +42,10 @@ class KnownHead:
             return None
         start = len(before)
         end = data.find(b"\r", start, start + _LONGEST_NUMBER + 1)
+        if end < 0:  # first of all: compiled, a slice that ends before it begins is an error
+            return None
         number = data[start:end]
-        if end < 0 or not number.isdigit() or not data.startswith(after, end):
+        if not number.isdigit() or not data.startswith(after, end):
             return None
         body = data[end + len(after) :]
         return body if len(body) == int(number) else None
