@@ -139,11 +139,11 @@ def aiohttp(upstream: int, folder: Path) -> Proxy:
 def tokenpool(upstream: int, folder: Path) -> Proxy:
     """The sidecar as in production: twenty entitlements, admission, settlement, metrics, shared limits.
 
-    Redis and the coordinator have the load's core.
+    Redis and the coordinator have the load's core: a burst may have to wait for a grant until that is free.
     """
     port, admin = free_port(), free_port()
     store, url = redis(folder, LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", url]
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
     process = Process(command, PROXY_CORE, log=folder / "sidecar.log")
     lead = coordinator(url, folder)
     process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))

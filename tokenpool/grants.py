@@ -33,6 +33,8 @@ PEAKS = 4
 """Intervals over which the most in use is remembered."""
 HORIZON = 2.0
 """Tokens are held for so many intervals at the rate of demand: a message may be one interval late."""
+GROWTH = 2.0
+"""Tokens held, at least, as a multiple of those spent since the last complete message."""
 ASK_AGAIN_S = 0.006
 """When a request that still waits asks once more, should no push have come; then ever later."""
 RECALL_S, RECALL_TRIPS = 0.1, 10
@@ -511,6 +513,8 @@ class Grants:
             kv_ahead += spare * max(floor.kv_tokens, kv_peak / max(peak, 1))
             demand = line.report.demand.tokens_per_second
             tokens = demand * self.settings.interval_s * HORIZON + account.meter.typical_tokens.value
+            # Demand is an average. Where it has just begun, each message asks for twice as much as the last.
+            tokens = max(tokens, GROWTH * account.meter.unreported)
         reserve = self._reserve(account)
         if reserve:
             guarantee = account.entitlement.guarantee

@@ -153,6 +153,11 @@ class Meter:
         return self._offered_sequences == 0 and self.demand == NOTHING
 
     @property
+    def unreported(self) -> float:
+        """Throughput tokens charged since the last report."""
+        return max(self.spent - self._charged, 0.0)
+
+    @property
     def floor(self) -> Amount:
         """The largest request of late, at least one sequence."""
         return Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
@@ -174,7 +179,7 @@ class Meter:
         service = NOTHING
         if elapsed > 0:
             self._remember_demand(elapsed)
-            spent = max(self.spent - self._charged, 0.0)
+            spent = self.unreported
             kv_held = self.kv_seconds - self._reported_kv_s
             concurrency_held = self.concurrency_seconds - self._reported_concurrency_s
             service = Amount(spent, kv_held, concurrency_held) * (1 / elapsed)
