@@ -6,7 +6,6 @@ the exchange settles from what was relayed.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -63,8 +62,10 @@ class BodyReader:
         return b""
 
     def _read(self, block: bytes) -> None:
-        with contextlib.suppress(*UNREADABLE):
+        try:
             self.usage = decode_block(block).usage()
+        except UNREADABLE:
+            return
 
 
 class ResponseReader:

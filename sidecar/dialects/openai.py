@@ -39,7 +39,7 @@ from sidecar.dialects.openai_bodies import (
     decode_completion,
     decode_messages,
 )
-from sidecar.dialects.prefixes import prefixes
+from sidecar.dialects.prefixes import SHORTEST, prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
@@ -76,7 +76,7 @@ def parse_chat(body: bytes) -> Parsed:
         per_prompt,
         _chat_bound(request),
         (CHAT_ROUTE, request.model or ""),
-        prefixes(text_bytes, _texts(tools, request.messages)),
+        prefixes(text_bytes, _texts(tools, request.messages)) if text_bytes >= SHORTEST else (),
     )
     return _parsed(ask, request, body)
 
@@ -189,34 +189,25 @@ def error_kind(reason: Reason) -> tuple[str, str | int]:
 def limit_headers(account: Account) -> bytes:
     """``x-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
     sequences_, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
-    return _LIMITS % (
-        sequences_,
-        left,
-        duration(free_in_s),
-        tokens,
-        tokens_left,
-        duration(full_in_s),
-    )
+    # A text, then bytes: formatting bytes with numbers takes twice as long.
+    return (
+        f"x-ratelimit-limit-requests: {int(sequences_)}\r\n"
+        f"x-ratelimit-remaining-requests: {int(left)}\r\n"
+        f"x-ratelimit-reset-requests: {duration(free_in_s)}\r\n"
+        f"x-ratelimit-limit-tokens: {int(tokens)}\r\n"
+        f"x-ratelimit-remaining-tokens: {int(tokens_left)}\r\n"
+        f"x-ratelimit-reset-tokens: {duration(full_in_s)}\r\n"
+    ).encode()
 
 
-_LIMITS = (
-    b"x-ratelimit-limit-requests: %d\r\n"
-    b"x-ratelimit-remaining-requests: %d\r\n"
-    b"x-ratelimit-reset-requests: %b\r\n"
-    b"x-ratelimit-limit-tokens: %d\r\n"
-    b"x-ratelimit-remaining-tokens: %d\r\n"
-    b"x-ratelimit-reset-tokens: %b\r\n"
-)
-
-
-def duration(seconds: float) -> bytes:
+def duration(seconds: float) -> str:
     """A duration as OpenAI's headers write it: ``120ms``, ``1s``, ``6m0s``."""
     if seconds <= 0:
-        return b"0ms"
+        return "0ms"
     if seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
+        return f"{math.ceil(seconds * 1000)}ms"
     whole = math.ceil(seconds)
-    return b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60)
+    return f"{whole}s" if whole < 60 else f"{whole // 60}m{whole % 60}s"
 
 
 _INVALID = "invalid_request_error"
