@@ -83,11 +83,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", help="systems (ablations too) or attacks by name, separated by commas"
     )
+    parser.add_argument("--attackers", type=int, default=1, help="processes that attack at once [1]")
     parser.add_argument("--out", default=str(OUT), help="where reports go")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
         if what not in EVERY:
             parser.error(f"{what!r} is no experiment; there are {', '.join(EVERY)}")
+    if arguments.attackers < 1:
+        parser.error("--attackers must be 1 or more")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     names = [*dict.fromkeys(system.name for system in SYSTEMS), *KINDS]
     for name in arguments.only:
@@ -227,6 +230,7 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
 
 def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
     sizes = hostile.Sizes(1.5, 0.5) if arguments.short else hostile.Sizes()
+    sizes = replace(sizes, attackers=arguments.attackers)
     suffered = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
     (out / "results.json").write_text(json.dumps([asdict(one) for one in suffered], indent=1))
     print(hostile.table(suffered))

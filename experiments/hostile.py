@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -81,6 +82,8 @@ class Sizes:
     phase: float = 15.0
     pause: float = 2.0
     rate: float = 15.0
+    attackers: int = 1
+    """Processes that attack at once, where there are cores for them."""
 
     def duration(self, attacks: int) -> float:
         """Of a whole run with so many attacks, at most: an attacker takes a moment to begin and to end."""
@@ -242,7 +245,7 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
     for thread in threads:
         thread.start()
     try:
-        phase.did = _attack(what, front.urls[0], sizes.phase)
+        phase.did = _attack(what, front.urls[0], sizes)
     finally:
         phase.ended = time.time()
         over.set()
@@ -251,19 +254,31 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
     return phase
 
 
-def _attack(kind: str, url: str, seconds: float) -> dict[str, int]:
-    """Have a process attack, with what the others leave of its core: not the machine is attacked."""
+def _attack(kind: str, url: str, sizes: Sizes) -> dict[str, int]:
+    """Have processes attack, with what the others leave of their cores: not the machine is attacked."""
     command = [*module("experiments.attacks"), kind, "--url", url, "--key", "hostile-key"]
-    made = subprocess.run(
-        [*command, "--seconds", f"{seconds:g}"],
-        preexec_fn=lambda: os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        timeout=seconds + 60,
-        check=True,
-    )
-    did: dict[str, int] = json.loads(made.stdout)
-    return did
+    attackers = [
+        subprocess.Popen(
+            [*command, "--seconds", f"{sizes.phase:g}"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(sizes.attackers if kind != ORDINARY else 1)
+    ]
+    did: Counter[str] = Counter()
+    try:
+        for attacker in attackers:
+            os.sched_setscheduler(attacker.pid, os.SCHED_IDLE, os.sched_param(0))
+        for attacker in attackers:
+            said, _ = attacker.communicate(timeout=sizes.phase + 60)
+            if attacker.returncode:
+                raise subprocess.CalledProcessError(attacker.returncode, command)
+            did.update(json.loads(said))
+    finally:
+        for attacker in attackers:
+            attacker.kill()
+            attacker.wait()
+    return dict(did)
 
 
 def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:

@@ -65,6 +65,12 @@ def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str])
     assert "'tokenpol' is no system and no attack; there are engine alone" in capsys.readouterr().err
 
 
+def test_no_attacker_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["hostile", "--attackers", "0"])
+    assert "--attackers must be 1 or more" in capsys.readouterr().err
+
+
 def test_results_add_up_over_several_calls(tmp_path: Path) -> None:
     result = overload.Result("tokenpool", 1, 0.05, 0.04, 0.06, 0.05, (0.05, 0.04), 500.0, 100, 0, 50, 900, 10)
     other = replace(result, seed=2, complaints=("could not keep up",))
