@@ -37,7 +37,7 @@ _RESET = struct.pack("ii", 1, 0)
 class Target:
     """Whom to attack, and until when."""
 
-    def __init__(self, url: str, key: str, seconds: float) -> None:
+    def __init__(self, url: str, key: str, seconds: float, most_per_s: float = MOST_PER_S) -> None:
         parts = urlsplit(url)
         self.address = (parts.hostname or "", parts.port or 80)
         if not ipaddress.ip_address(self.address[0]).is_loopback:
@@ -45,6 +45,7 @@ class Target:
         self.key = key
         self.began = time.monotonic()
         self.until = self.began + seconds
+        self.most_per_s = most_per_s
         self.did: Counter[str] = Counter()
 
     @property
@@ -53,8 +54,8 @@ class Target:
         return time.monotonic() >= self.until
 
     def keep_pace(self, done: int) -> None:
-        """Wait where ``done`` is ahead of ``MOST_PER_S``."""
-        ahead = done / MOST_PER_S - (time.monotonic() - self.began)
+        """Wait where ``done`` is ahead of ``most_per_s``."""
+        ahead = done / self.most_per_s - (time.monotonic() - self.began)
         if ahead > 0.001:
             time.sleep(ahead)
 
@@ -286,11 +287,12 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--key", required=True)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--most-per-s", type=float, default=MOST_PER_S)
     arguments = parser.parse_args()
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     try:
-        target = Target(arguments.url, arguments.key, arguments.seconds)
+        target = Target(arguments.url, arguments.key, arguments.seconds, arguments.most_per_s)
     except ValueError as error:
         parser.error(str(error))
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that is cut

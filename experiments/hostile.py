@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from experiments.attacks import KINDS, ORDINARY
+from experiments.attacks import KINDS, MOST_PER_S, ORDINARY
 from experiments.processes import Backend, Front, backends, load, module, parent, pin, resident_kb, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
@@ -257,13 +257,14 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
 def _attack(kind: str, url: str, sizes: Sizes) -> dict[str, int]:
     """Have processes attack, with what the others leave of their cores: not the machine is attacked."""
     command = [*module("experiments.attacks"), kind, "--url", url, "--key", "hostile-key"]
+    count = sizes.attackers if kind != ORDINARY else 1
     attackers = [
         subprocess.Popen(
-            [*command, "--seconds", f"{sizes.phase:g}"],
+            [*command, "--seconds", f"{sizes.phase:g}", "--most-per-s", f"{MOST_PER_S / count:g}"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
         )
-        for _ in range(sizes.attackers if kind != ORDINARY else 1)
+        for _ in range(count)
     ]
     did: Counter[str] = Counter()
     try:
