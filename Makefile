@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The data path as machine code is a tree of its own, as pip would install it; so that nobody edits a module and runs
 # another, only commands that name it use it. Without a C compiler there is none, and they run from source.
 COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/.compiled:$(CURDIR)
-SOURCES := setup.py pyproject.toml $(shell find tokenpool service sidecar coordinator loadgen -name '*.py')
+SOURCES := setup.py pyproject.toml $(shell find tokenpool service sidecar coordinator loadgen -name __pycache__ -prune -o -print)
 
 help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,19 +18,21 @@ demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SI
 	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
-# Tests that want an engine, containers, a browser or the machine to themselves, those that wait for images first. All
-# others run while those are fetched: an engine, Debian's packages, images. The data path is tested as machine code, by
-# itself and in processes, and the domain and all else from source.
-ALONE := $(addprefix tests/,containers cluster engine live loadgen real)
+# Tests that want an engine, a browser or the machine to themselves, and those in containers before, which mostly wait.
+# All others run while those are fetched: an engine, Debian's packages, images. The domain and the data path, and all in
+# processes of its own, are tested as machine code; the rest, experiments among it, from source.
+ALONE := $(addprefix tests/,cluster engine live loadgen real)
+COMPILED_PARTS := tests/sidecar tests/tokenpool
 ON_COMPILED := $(COMPILED) $(BIN)/python -m pytest -q --import-mode=importlib
 test: check ## everything that CI runs: checks, then all tests, on real vLLM, Redis, containers and a browser
-	@mkdir -p out; $(BIN)/pytest -q $(addprefix --ignore=,$(ALONE) tests/sidecar) > out/other-tests.txt 2>&1 & others=$$!; \
-	{ $(MAKE) --no-print-directory compiled && $(ON_COMPILED) tests/sidecar; } > out/compiled.txt 2>&1 & compiled=$$!; \
+	@mkdir -p out; $(BIN)/pytest -q $(addprefix --ignore=,tests/containers $(ALONE) $(COMPILED_PARTS)) > out/other-tests.txt 2>&1 & others=$$!; \
+	{ $(MAKE) --no-print-directory compiled && $(ON_COMPILED) $(COMPILED_PARTS); } > out/compiled-tests.txt 2>&1 & parts=$$!; \
 	$(BIN)/python -m tests > out/provided.txt 2>&1 & provided=$$!; \
-	$(PYTHON) -m demo.install_engine && { wait $$provided; wait $$compiled; $(ON_COMPILED) $(ALONE); }; rest=$$?; \
-	wait $$compiled; compiled=$$?; wait $$others; others=$$?; \
-	echo "the data path:"; cat out/compiled.txt; echo "all other tests:"; cat out/other-tests.txt; \
-	exit $$((rest | compiled | others))
+	$(PYTHON) -m demo.install_engine; rest=$$?; wait $$provided; wait $$parts; parts=$$?; \
+	if [ $$rest = 0 ]; then $(ON_COMPILED) tests/containers; rest=$$?; fi; wait $$others; others=$$?; \
+	if [ -d .venv-engine ]; then $(ON_COMPILED) $(ALONE); alone=$$?; else alone=1; fi; \
+	echo "domain and data path:"; cat out/compiled-tests.txt; echo "all other tests:"; cat out/other-tests.txt; \
+	exit $$((rest | parts | others | alone))
 
 check: .venv/.installed ## format, lint and strict types
 	$(BIN)/ruff format --check --quiet .
@@ -65,11 +67,13 @@ engine: .venv/.installed ## install the real vLLM for CPUs that demo and tests u
 
 compiled: .venv/.installed .compiled/.made ## the data path as machine code, for bench and tests; half a request's time, two minutes
 
-.compiled/.made: $(SOURCES)
+.compiled/.made: $(SOURCES) | .venv/.installed
 	@rm -rf .compiled build && mkdir .compiled
-	@if TOKENPOOL_COMPILE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-	  --target .compiled . > .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; \
-	  echo "the data path could not be compiled: it takes a C compiler and Python's headers; going on from source"; fi
+	@headers=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))"); \
+	if ! command -v cc > /dev/null || ! [ -f "$$headers/Python.h" ]; then \
+	  echo "not compiled, since there is no C compiler (cc) or no $$headers/Python.h; going on from source"; \
+	elif TOKENPOOL_COMPILE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --target .compiled . > .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; exit 1; fi
 	@rm -rf build
 
 clean: ## remove what these commands made

@@ -14,21 +14,22 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text())
+
 
 def extensions() -> list[Extension]:
     """The modules to compile."""
     from mypyc.build import mypycify  # noqa: PLC0415 - needed for this alone
 
-    project = tomllib.loads(Path("pyproject.toml").read_text())
     # More than -O1 takes longer and gains nothing: most of the work is done in Python's own library.
-    return mypycify(
-        project["tool"]["tokenpool"]["compiled"], opt_level="1", debug_level="0", group_name="tokenpool"
-    )
+    modules = PROJECT["tool"]["tokenpool"]["compiled"]
+    return mypycify(modules, opt_level="1", debug_level="0", group_name="tokenpool")
 
 
 compiles = os.environ.get("TOKENPOOL_COMPILE") == "1"
 setup(
     # pip also asks for metadata, which costs a minute less without.
     ext_modules=extensions() if compiles and "bdist_wheel" in sys.argv else [],
-    setup_requires=["mypy>=2,<3"] if compiles else [],
+    # To be compiled, modules must find the types of what they import.
+    setup_requires=["mypy>=2,<3", *PROJECT["project"]["dependencies"]] if compiles else [],
 )

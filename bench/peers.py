@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -142,12 +143,17 @@ def tokenpool(upstream: int, folder: Path) -> Proxy:
     Redis and the coordinator have the load's core: a burst may have to wait for a grant until that is free.
     """
     port, admin = free_port(), free_port()
-    store, url = redis(folder, LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
-    process = Process(command, PROXY_CORE, log=folder / "sidecar.log")
-    lead = coordinator(url, folder)
-    process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
-    time.sleep(LEARN_S)
+    with ExitStack() as started:
+        store, url = redis(folder, LOAD_CORE)
+        started.callback(store.stop)
+        command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
+        process = Process(command, PROXY_CORE, log=folder / "sidecar.log")
+        started.callback(process.stop)
+        lead = coordinator(url, folder)
+        started.callback(lead.stop)
+        process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+        time.sleep(LEARN_S)
+        started.pop_all()
     return Proxy("tokenpool", port, process, (lead, store))
 
 

@@ -513,8 +513,9 @@ class Grants:
             kv_ahead += spare * max(floor.kv_tokens, kv_peak / max(peak, 1))
             demand = line.report.demand.tokens_per_second
             tokens = demand * self.settings.interval_s * HORIZON + account.meter.typical_tokens.value
-            # Demand is an average. Where it has just begun, each message asks for twice as much as the last.
-            tokens = max(tokens, GROWTH * account.meter.unreported)
+            # Demand is an average. Where it has just begun, each part message asks for more than the last;
+            # for no more than there is, which would count as a shortage and have everybody return theirs.
+            tokens = max(tokens, min(GROWTH * account.meter.unreported, account.level))
         reserve = self._reserve(account)
         if reserve:
             guarantee = account.entitlement.guarantee

@@ -169,8 +169,8 @@ class Holder:
         return Refusal(
             Reason.SIDECAR_FULL,
             f"bodies of {LARGE_BODY} bytes or more come faster than this proxy takes them from one"
-            f" caller, {self._bounds.large_body_rate} bytes a second; come back in {wait_s:.2f} s, or send"
-            " smaller ones",
+            f" caller, {self._bounds.large_body_rate:.0f} bytes a second; come back in {wait_s:.2f} s, or"
+            " send smaller ones",
             retry_after_s=wait_s,
             account=account,
         )

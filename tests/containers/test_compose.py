@@ -67,7 +67,7 @@ def test_the_front_port_is_answered_by_a_real_engine(stack: Stack) -> None:
     assert answer.status == 200, answer.body
     assert answer.json()["usage"]["completion_tokens"] == 8
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    assert streamed.body.count(b"data: ") > 2  # one event may carry several tokens
+    assert streamed.body.count(b"data: ") >= 2  # one event may carry all tokens, where the machine is busy
     assert streamed.body.endswith(b"data: [DONE]\n\n")
     assert (stack.ask(key=None).status, stack.ask(key="wrong").status) == (401, 401)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.tokenpool.scarcity import Convergence, simulate
 from tokenpool.planner import PlannerSettings
 
-SEEDS = range(20)
+SEEDS = range(12)
 
 
 @pytest.fixture(scope="module")

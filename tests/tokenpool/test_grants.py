@@ -142,6 +142,28 @@ def test_what_a_steady_demand_needs_is_held_ahead(books: Books) -> None:
     assert made.grants.covers(made.account, ONE, OPEN + 0.25)
 
 
+def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than_there_is(
+    books: Books,
+) -> None:
+    made = joined(books)
+    small = cost(tokens=20, kv_tokens=16)
+    asked = []
+    for number in range(40):
+        now = OPEN + 0.001 * number
+        if not made.grants.covers(made.account, small, now):
+            assert made.grants.wait(made.account, small, now, lambda: None)
+            said = made.send(now, whole=False)
+            asked.append(said.holdings["a"].tokens_wanted)
+            answer = books.exchange(said, now)
+            assert not answer.grants["a"].is_contended
+            made.grants.answered(answer, now)
+        ticket = made.admit(now, small)
+        assert isinstance(ticket, Ticket)
+        made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, now)
+    assert len(asked) < 12  # forty, one by one
+    assert asked == sorted(asked)
+
+
 def test_requests_that_wait_are_told_when_there_is_nothing_in_time(books: Books) -> None:
     other, made = joined(books, "s2"), joined(books)
     for _ in range(4):

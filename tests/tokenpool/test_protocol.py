@@ -85,7 +85,7 @@ def test_a_seed_repeats_its_world() -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("seed", SEEDS[1:4])
+@pytest.mark.parametrize("seed", SEEDS[2:4])
 def test_in_scarcity_service_comes_to_the_fair_share_across_sidecars(seed: int) -> None:
     # The figures over 20 mixes are `make sim`'s; no single mix may be far from them.
     setup = scarcity(seed=seed)
