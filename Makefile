@@ -23,16 +23,18 @@ demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SI
 # processes of its own, are tested as machine code; the rest, experiments among it, from source.
 ALONE := $(addprefix tests/,cluster engine live loadgen real)
 COMPILED_PARTS := tests/sidecar tests/tokenpool
+COMPILE := $(MAKE) --no-print-directory compiled
 ON_COMPILED := $(COMPILED) $(BIN)/python -m pytest -q --import-mode=importlib
 test: check ## everything that CI runs: checks, then all tests, on real vLLM, Redis, containers and a browser
 	@mkdir -p out; $(BIN)/pytest -q $(addprefix --ignore=,tests/containers $(ALONE) $(COMPILED_PARTS)) > out/other-tests.txt 2>&1 & others=$$!; \
-	{ $(MAKE) --no-print-directory compiled && $(ON_COMPILED) $(COMPILED_PARTS); } > out/compiled-tests.txt 2>&1 & parts=$$!; \
+	{ $(COMPILE) && $(ON_COMPILED) $(COMPILED_PARTS); } > out/compiled-tests.txt 2>&1 & parts=$$!; \
 	$(BIN)/python -m tests > out/provided.txt 2>&1 & provided=$$!; \
-	$(PYTHON) -m demo.install_engine; rest=$$?; wait $$provided; wait $$parts; parts=$$?; \
-	if [ $$rest = 0 ]; then $(ON_COMPILED) tests/containers; rest=$$?; fi; wait $$others; others=$$?; \
-	if [ -d .venv-engine ]; then $(ON_COMPILED) $(ALONE); alone=$$?; else alone=1; fi; \
+	$(PYTHON) -m demo.install_engine; engine=$$?; wait $$provided; boxes=1; alone=1; \
+	if [ $$engine = 0 ]; then $(ON_COMPILED) tests/containers; boxes=$$?; fi; \
+	wait $$parts; parts=$$?; wait $$others; others=$$?; \
+	if [ $$engine = 0 ]; then $(ON_COMPILED) $(ALONE); alone=$$?; fi; \
 	echo "domain and data path:"; cat out/compiled-tests.txt; echo "all other tests:"; cat out/other-tests.txt; \
-	exit $$((rest | parts | others | alone))
+	exit $$((boxes | parts | others | alone))
 
 check: .venv/.installed ## format, lint and strict types
 	$(BIN)/ruff format --check --quiet .

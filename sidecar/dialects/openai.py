@@ -189,7 +189,7 @@ def error_kind(reason: Reason) -> tuple[str, str | int]:
 def limit_headers(account: Account) -> bytes:
     """``x-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
     sequences_, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
-    # A text, then bytes: formatting bytes with numbers takes twice as long.
+    # As a text first: compiled, that takes three quarters of what formatting bytes does.
     return (
         f"x-ratelimit-limit-requests: {int(sequences_)}\r\n"
         f"x-ratelimit-remaining-requests: {int(left)}\r\n"
