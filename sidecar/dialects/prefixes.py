@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from tokenpool.experience import PREFIX_BYTES
 
-SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
+_SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
 _KEY = secrets.token_bytes(16)
 """Of this process alone, whatever Python's own hash is seeded with: nobody can choose prompts that are taken
 for each other. That hash (SipHash) takes a quarter of the time of a keyed BLAKE2: 5 µs for 16 kB."""
@@ -21,7 +21,7 @@ for each other. That hash (SipHash) takes a quarter of the time of a keyed BLAKE
 
 def prefixes(text_bytes: int, texts: Iterable[Raw]) -> tuple[int, ...]:
     """Hashes of the first ``PREFIX_BYTES`` of the texts, ``text_bytes`` together; no more is looked at."""
-    if text_bytes < SHORTEST:
+    if text_bytes < _SHORTEST:
         return ()
     parts: list[memoryview] = []
     left = _LONGEST

@@ -86,7 +86,7 @@ class Client(Guest, Protocol):
 class RequestReader:
     """Reads one client connection."""
 
-    __deletable__ = ("_client", "_parser")
+    __deletable__ = ("_client", "_parser")  # by close(); compiled, a class has to say so
     __slots__ = (
         "_body",
         "_body_bytes",
