@@ -131,7 +131,7 @@ def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
     """
     port, admin = free_port(), free_port()
     store, url = redis(folder, LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", url]
     with (
         store,
         Process(command, PROXY_CORE, log=folder / "sidecar.log") as process,

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from coordinator.settings import Settings
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile, Tier
-from tokenpool.planner import PlannerSettings, Profile
+from tokenpool.planner import PlannerSettings
 from tokenpool.scaling import ScaleHint, ScalingSettings, Stabiliser, needed_replicas
 from tokenpool.store import Store, StoreDown
-from tokenpool.tick import Tick, tick
+from tokenpool.tick import NO_MEMORY, Tick, tick
 from tokenpool.wire import encode_file
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class PoolLeader:
         self._clock = clock
         self._before: Census | None = None
         """What the last tick saw."""
-        self._profiles: Mapping[str, Profile] = {}
+        self._memory = NO_MEMORY
         self._filed_at: float | None = None
         self._rounds = 0
         self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
@@ -88,6 +88,7 @@ class PoolLeader:
         self.pool = pool
         self._file = file
         self.entitlements = file.entitlements_of(pool.name)
+        self._by_name = {each.name: each for each in self.entitlements}
         self.file_version, self._content = encode_file(file)
         self._filed_at = None
 
@@ -126,11 +127,11 @@ class PoolLeader:
             self._filed_at = started
         census = await self._store.read()
         self._compare(census.file_version)
-        made = tick(census, self.entitlements, self._before, self._planner, self._profiles)
-        self._profiles = made.plan.profiles
+        made = tick(census, self._by_name, self._before, self._planner, self._memory)
+        self._memory = made.memory
         self._before = census
         # Closed books do not know yet who is there: until they do, the last limits stand.
-        if epoch and census.is_open and not await self._store.publish(made.limits, epoch):
+        if epoch and census.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
             self._lost()
             return
         self._show(made, started, is_open=census.is_open)

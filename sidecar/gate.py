@@ -366,7 +366,8 @@ class Gate:
             if shed is not None:
                 suspense.is_counted = True
                 return self._wait_or_shed(suspense, shed, now)
-            suspense.waiter = grants.wait(account, cost, now, suspense.decide)
+            patience_s = self.door.settings.patience(account.entitlement.tier)
+            suspense.waiter = grants.wait(account, cost, now, patience_s, suspense.decide)
             if suspense.waiter is not None:
                 self.on_books_wanted()
                 return suspense
@@ -375,6 +376,8 @@ class Gate:
             if self._wait_at_door(suspense, 0.0, now):
                 return suspense
         outcome = self._try(account, parsed, cost, now)
+        if grants is not None and grants.has_something_to_say:
+            self.on_books_wanted()  # what was taken ahead is reported
         if isinstance(outcome, Passage):
             return outcome
         suspense = Suspense(self, account, parsed, cost, now)

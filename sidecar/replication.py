@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
@@ -25,7 +25,7 @@ from sidecar.poolwatch import Configuration, of_published
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING, Dimension
-from tokenpool.books import RECALL, Push
+from tokenpool.books import RECALL, Answer, Message, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
 from tokenpool.wire import (
@@ -51,16 +51,24 @@ COUNT_EVERY_S = 0.5
 
 
 class OutcomeTotals:
-    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last."""
+    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last.
+
+    Only entitlements that were active since are looked at.
+    """
 
     def __init__(self, most: int = MOST_REPORTED) -> None:
         self._most = most
         self._totals: dict[str, Mapping[str, int]] = {}
         """What changed last comes last."""
 
-    def follow(self, outcomes: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
-        """What to report, after all counts were looked at once more."""
-        for name in self._totals.keys() - outcomes.keys():
+    def follow(
+        self, outcomes: Mapping[str, Mapping[str, int]], known: Container[str]
+    ) -> Mapping[str, Mapping[str, int]]:
+        """What to report, now that the counts of some entitlements may have changed.
+
+        An entitlement that is no longer ``known`` is forgotten.
+        """
+        for name in [name for name in self._totals if name not in known]:
             del self._totals[name]
         for name, counts in outcomes.items():
             worth = {outcome: n for outcome, n in counts.items() if n and outcome in REPORTED_OUTCOMES}
@@ -101,12 +109,7 @@ class Replication:
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.grants = Grants(
             holder,
-            GrantSettings(
-                settings.grant_lifetime,
-                settings.tick,
-                settings.borrow_timeout,
-                settings.guaranteed_borrow_timeout,
-            ),
+            GrantSettings(settings.grant_lifetime, settings.tick),
             gate.pool.max_replicas,
         )
         self.grants.follow(gate.accounts, telemetry.clock())
@@ -119,11 +122,8 @@ class Replication:
         self._is_down = False
         self._look_timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
-        self._part: asyncio.Task[None] | None = None
-        self._is_due = False
-        """Whether a complete message waits for the answer to a part."""
-        self._renewed_at = -math.inf
-        """When the last complete message left."""
+        self._calls: set[asyncio.Task[None]] = set()
+        """Messages under way."""
         self._read_now = asyncio.Event()
         self._totals = OutcomeTotals()
         self._counted: Mapping[str, Mapping[str, int]] = {}
@@ -256,68 +256,53 @@ class Replication:
         await self._read_limits()
         while True:
             started = clock()
-            if self.grants.is_waiting_for_an_answer:
-                self._is_due = True
-            else:
-                await self._say(is_complete=True)
+            self.grants.tick(started)
+            self._send_all()
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
-        """Something should be said at once: in a message of its own, or in the next one."""
+        """Something should be said at once."""
         self._look_in_time()
-        if not self.grants.is_waiting_for_an_answer and self._part is None:
-            self._part = asyncio.get_running_loop().create_task(self._speak_now())
+        self._send_all()
 
-    async def _speak_now(self) -> None:
-        await self._say(is_complete=False)
-        self._part = None
-
-    async def _say(self, *, is_complete: bool) -> None:
-        """Speak; a defect met on the way must not silence this sidecar for good."""
+    def _send_all(self) -> None:
+        """Send every message that is due, each in a task of its own: none waits for another's answer."""
         try:
-            await self._speak(is_complete=is_complete)
+            while (message := self.grants.next_message(self._telemetry.clock(), self._report)) is not None:
+                task = asyncio.get_running_loop().create_task(self._carry(message))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
         except Exception:
-            log.critical("speaking to the books failed", exc_info=True)
+            # A defect must not silence this sidecar for good: the next interval tries again.
+            log.critical("a message to the books could not be made", exc_info=True)
 
-    async def _speak(self, *, is_complete: bool) -> None:
-        """Exchange messages until there is nothing more to say."""
-        grants, clock = self.grants, self._telemetry.clock
-        while not grants.is_waiting_for_an_answer:
-            message = grants.message(clock(), is_complete=is_complete, report=self._report())
-            if message is None:
-                return
-            if message.is_complete:
-                self._renewed_at = clock()
-            try:
-                answer = await self._store.exchange(message)
-            except StoreDown as error:
-                self._failed(error)
-                is_complete = grants.failures == 1
-                if not is_complete:
-                    return
-                continue
-            except BaseException:
-                # Cancelled, or a defect: whoever waits is decided with what is held.
-                grants.failed(clock())
-                raise
-            grants.answered(answer, clock())
-            self._gate.serve_door()
-            self.calls["answered"] += 1
-            self._recovered()
-            if answer.file_version not in ("", self.file_version, self._refused_version):
-                self._read_now.set()
-            self._look_in_time()
-            # However much there is to say in parts: what is held must be renewed in time.
-            is_complete = self._is_due or clock() - self._renewed_at >= self._settings.tick
-            self._is_due = False
-            if not (is_complete or grants.has_something_to_say):
-                return
+    async def _carry(self, message: Message) -> None:
+        """Bring one message to the books, and their answer back."""
+        try:
+            answer = await self._store.exchange(message)
+        except StoreDown as error:
+            self._failed(message, error)
+        except BaseException:
+            # Cancelled, or a defect: requests that wait are decided with what is held.
+            self.grants.failed(message, self._telemetry.clock())
+            raise
+        else:
+            self._answered(message, answer)
+        self._look_in_time()
+        self._send_all()
 
-    def _failed(self, error: StoreDown) -> None:
+    def _answered(self, message: Message, answer: Answer) -> None:
+        self.grants.answered(message, answer, self._telemetry.clock())
+        self._gate.serve_door()
+        self.calls["answered"] += 1
+        self._recovered()
+        if answer.file_version not in ("", self.file_version, self._refused_version):
+            self._read_now.set()
+
+    def _failed(self, message: Message, error: StoreDown) -> None:
         self.calls["failed"] += 1
         self.last_error = str(error)
-        self.grants.failed(self._telemetry.clock())
-        self._look_in_time()
+        self.grants.failed(message, self._telemetry.clock())
         if not self._is_down:
             self._is_down = True
             log.warning("the books do not answer; going on with what is held", extra={"error": str(error)})
@@ -351,7 +336,8 @@ class Replication:
         """How requests ended so far; counted now and then, since everyone is looked at."""
         telemetry, now = self._telemetry, self._telemetry.clock()
         if now - self._counted_at >= COUNT_EVERY_S:
-            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in self._gate.accounts})
+            accounts = self._gate.accounts
+            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in accounts}, accounts)
             self._counted_at = now
         return self._counted
 
@@ -392,7 +378,7 @@ class Replication:
 
     async def _read_limits(self) -> None:
         try:
-            self.grants.learn(await self._store.limits(), self._telemetry.clock())
+            self.grants.learn(*await self._store.limits(), self._telemetry.clock())
         except StoreDown:
             pass  # said by whoever speaks
         except Exception:
@@ -424,7 +410,6 @@ class Replication:
             self._look_timer.cancel()
         with contextlib.suppress(StoreDown, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
-                if self._part is not None:
-                    await self._part
+                await asyncio.gather(*self._calls, return_exceptions=True)
                 await self._store.exchange(self.grants.farewell(self._report()))
         await self._store.close()

@@ -31,8 +31,6 @@ class Settings:
     store: str = MEMORY
     store_timeout: float = 0.5
     grant_lifetime: float = 1.5
-    borrow_timeout: float = 0.01
-    guaranteed_borrow_timeout: float = 2.0
     name: str | None = None
     preempt: bool = False
     engine_priority: bool = False
@@ -95,8 +93,6 @@ _FORM = Form(
         "store": "where the books are kept: memory (a lone sidecar plans for itself) or redis://...",
         "store_timeout": "how long the store may take to answer, s",
         "grant_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
-        "borrow_timeout": "how long a request may wait for a larger grant, s",
-        "guaranteed_borrow_timeout": "the same for a request inside its guarantee, or that may be, s",
         "name": "what this sidecar is called in the books; the host's name otherwise",
         "preempt": "end spot requests in flight where a request inside its guarantee finds the engine full",
         "engine_priority": "tell the engine how soon to schedule; it needs --scheduling-policy priority",

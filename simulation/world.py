@@ -10,24 +10,26 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
 from tokenpool.books import RECALL, Answer, Books, Census, Message
 from tokenpool.cost import Ask, Cost, EngineShape, Usage
-from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planner import PlannerSettings, Profile
-from tokenpool.tick import tick
+from tokenpool.planner import PlannerSettings
+from tokenpool.tick import NO_MEMORY, tick
 from tokenpool.wire import SidecarReport, encode_report
 
 TICK_S = 0.25
 TIMEOUT_S = 0.5
 """After which a sidecar takes a message for lost."""
+PATIENCE_S = {Tier.GUARANTEED: 2.0, Tier.ELASTIC: 1.0, Tier.SPOT: 0.0}
+"""How long a request waits for capacity: the sidecar's defaults."""
 SHAPE = EngineShape(16, None)
 TOKENS_PER_SEQUENCE_S = 50.0
 """How fast an engine's sequence produces."""
@@ -157,12 +159,16 @@ class _Sidecar:
         self.grants.follow(self.accounts, now)
         self.backlog: deque[_Request] = deque()
         self.running = 0
-        self._sent = 0
-        self._is_due = False
-        """Whether a complete message waits for the answer to a part."""
+        self._awaited: set[int] = set()
+        """Numbers of messages that are neither answered nor given up."""
         slots = world.setup.slots
         self.room = EngineRoom(float(slots), slots * KV_PER_SLOT)
         self.capacity = Amount(slots * TOKENS_PER_SEQUENCE_S, slots * KV_PER_SLOT, float(slots))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it lives on shares: the books do not answer it."""
+        return self.grants.mode is not Mode.JOINED or self.grants.failures > 0
 
     def clock(self) -> float:
         """This sidecar's own monotonic clock."""
@@ -194,12 +200,16 @@ class _Sidecar:
             if shed is not None:
                 self.world.refused(self, request, shed, account, cost)
                 return
-            waiter = self.grants.wait(account, cost, now, lambda: self._decide(request, account, ask, cost))
+            patience_s = PATIENCE_S[account.entitlement.tier]
+            waiter = self.grants.wait(
+                account, cost, now, patience_s, lambda: self._decide(request, account, ask, cost)
+            )
             if waiter is not None:
-                self.send(is_complete=False)
-                self._look_later()
+                self._more()
                 return
         self._decide(request, account, ask, cost)
+        if self.grants.has_something_to_say:
+            self.send()
 
     def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
         decision = admit(self.ledger, account, ask, cost, self.room, self.clock())
@@ -231,54 +241,51 @@ class _Sidecar:
         self.world.ended(self, request)
         self._start()
         if self.grants.ended(ticket.account, now):
-            self.send(is_complete=False)
+            self.send()
 
     # --- the books ---
 
     def interval(self) -> None:
-        self.send(is_complete=True)
+        self.grants.tick(self.clock())
+        self.send()
         self.later(self.world.setup.settings.interval_s, self.interval)
 
-    def send(self, *, is_complete: bool) -> None:
-        grants, now = self.grants, self.clock()
-        if grants.is_waiting_for_an_answer:
-            self._is_due = self._is_due or is_complete
-            return
-        report = b""
-        if is_complete:
-            report = encode_report(SidecarReport(self.capacity, self.capacity, True))
-        message = grants.message(now, is_complete=is_complete, report=report)
-        if message is None:
-            return
-        self._sent += 1
-        number = self._sent
-        self.world.carry(self, message, lambda answer: self.wake(lambda: self._heard(number, answer)))
-        self.later(TIMEOUT_S, lambda: self._missed(number))
+    def send(self) -> None:
+        while (message := self.grants.next_message(self.clock(), self._report)) is not None:
+            self._carry(message)
 
-    def _heard(self, number: int, answer: Answer) -> None:
-        if number == self._sent and self.grants.is_waiting_for_an_answer:
-            self.grants.answered(answer, self.clock())
-            self._more()
+    def _report(self) -> bytes:
+        return encode_report(SidecarReport(self.capacity, self.capacity, True))
 
-    def _missed(self, number: int) -> None:
-        if number == self._sent and self.grants.is_waiting_for_an_answer:
-            self.grants.failed(self.clock())
-            self._more()
-            if self.grants.failures == 1:
-                self.send(is_complete=True)
+    def _carry(self, message: Message) -> None:
+        def heard(answer: Answer) -> None:
+            if not self.is_over(message):
+                self.grants.answered(message, answer, self.clock())
+                self._more()
+
+        def missed() -> None:
+            if not self.is_over(message):
+                self.grants.failed(message, self.clock())
+                self._more()
+
+        self._awaited.add(message.number)
+        self.world.carry(self, message, lambda answer: self.wake(lambda: heard(answer)))
+        self.later(TIMEOUT_S, missed)
+
+    def is_over(self, message: Message) -> bool:
+        """Whether a message was answered before, or given up; notes that it is now."""
+        is_over = message.number not in self._awaited
+        self._awaited.discard(message.number)
+        return is_over
 
     def _more(self) -> None:
-        if self._is_due:
-            self._is_due = False
-            self.send(is_complete=True)
-        elif self.grants.has_something_to_say:
-            self.send(is_complete=False)
+        self.send()
         self._look_later()
 
     def pushed(self, kind: str, name: str) -> None:
         now = self.clock()
         if self.grants.recalled(name, now) if kind == RECALL else self.grants.freed(name):
-            self.send(is_complete=False)
+            self.send()
 
     def _look_later(self) -> None:
         at = self.grants.looks_at()
@@ -303,7 +310,8 @@ class World:
         self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
         self._epoch = 1
         self._before: Census | None = None
-        self._profiles: Mapping[str, Profile] = {}
+        self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
+        self._memory = NO_MEMORY
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0
@@ -399,7 +407,7 @@ class World:
         self.figures.most_running[name] = max(self.figures.most_running[name], self._running[name])
         if self.now >= self.setup.warm_up_s:
             self.figures.admitted += 1
-        if sidecar.grants.mode is not Mode.JOINED:
+        if sidecar.is_apart:
             self._apart[sidecar.name] = (self.now, sidecar)
         limits = self._limits.get(name)
         if limits:
@@ -442,8 +450,7 @@ class World:
             page = self.books.page(name, self.now) if self.books is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]
-            is_joined = sidecar.grants.mode is Mode.JOINED and not sidecar.grants.failures
-            if page is not None and limited and is_joined:
+            if page is not None and limited and not sidecar.is_apart:
                 kv = sum(s.accounts[name].kv_in_use for s in self.sidecars)
                 self.figures.idle_refusals += (
                     in_use + cost.sequences <= page.limit.concurrency
@@ -502,12 +509,11 @@ class World:
     def _tick(self) -> None:
         if self.books is not None:
             census = self.books.read(self.now)
-            entitlements = [t.entitlement for t in self.setup.tenants]
-            made = tick(census, entitlements, self._before, self.setup.planner, self._profiles)
-            self._profiles = made.plan.profiles
+            made = tick(census, self._entitlements, self._before, self.setup.planner, self._memory)
+            self._memory = made.memory
             self._before = census
             if census.is_open or not self._limits:
-                self.books.publish(made.limits, self._epoch, self.now)
+                self.books.publish(made.limits, made.plan.idle, self._epoch, self.now)
                 for name, limit in made.limits.items():
                     self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
         if self._order % 7 == 0 or self.now < 2:
@@ -518,10 +524,10 @@ class World:
     def _learn(self) -> None:
         """Sidecars read all limits now and then."""
         if self.books is not None:
-            limits = self.books.limits()
+            limits, terms = self.books.limits()
             for sidecar in self.sidecars:
                 if not sidecar.is_cut and self.now >= sidecar.paused_until:
-                    sidecar.grants.learn(limits, sidecar.clock())
+                    sidecar.grants.learn(limits, terms, sidecar.clock())
 
     def _see_whether_all_joined(self) -> None:
         joined = all(s.grants.mode is Mode.JOINED for s in self.sidecars)
@@ -533,7 +539,7 @@ class World:
         self._all_joined = joined
         for sidecar in self.sidecars:
             asleep = self.now < sidecar.paused_until or sidecar.is_cut
-            if asleep or sidecar.grants.mode is not Mode.JOINED:
+            if asleep or sidecar.is_apart:
                 self._apart[sidecar.name] = (self.now, sidecar)
         since = self.now - self.setup.settings.lifetime_s
         self._apart = {key: row for key, row in self._apart.items() if row[0] >= since}
@@ -561,7 +567,7 @@ class World:
         life = int(sidecar.name.rpartition(".")[2]) + 1
         again = _Sidecar(self, sidecar.number, life)
         if self.books is not None:
-            again.grants.learn(self.books.limits(), again.clock())
+            again.grants.learn(*self.books.limits(), again.clock())
         self.sidecars[sidecar.number] = again
         self._fault(0.0)
         self._begin(again)

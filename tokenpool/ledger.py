@@ -74,6 +74,10 @@ class TokenBucket:
         """Become a purse: exactly so many tokens, with nothing flowing in."""
         self.level, self.rate, self.depth = tokens, 0.0, math.inf
 
+    def forget(self) -> None:
+        """Become as new: the next size fills it."""
+        self.level = self.rate = self.depth = 0.0
+
 
 class Meter:
     """What an entitlement offered and used since the last tick, for the planner.

@@ -44,14 +44,12 @@ async def test_forty_tenants_with_two_sequences_each_on_eight_sidecars(tmp_path:
         f"{{name: {n}, pool: chat, tier: elastic, ceiling: {{concurrency: 2}}, api_keys: [{n}-key]}}"
         for n in names
     ]
-    # Ten milliseconds are few for 20 processes that share two cores: the bound on the wait is longer here.
     cluster = Cluster(
         tmp_path,
         sidecars=8,
         pool=pool_file(16, 8, *entitlements),
         slots=16,
         step=0.02,
-        options=["--borrow-timeout", "0.3"],
     )
     async with cluster.running():
         tenants = [Tenant(name, 2, tokens=15, pause=0.5) for name in names]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Answer, Census, Limit, Message, Push
 
 
@@ -25,8 +26,8 @@ class Store(Protocol):
     def listen(self, holder: str) -> AsyncIterator[Push]:
         """What the books say to a sidecar between its messages, until ``StoreDown``. Some may be lost."""
 
-    async def limits(self) -> Mapping[str, Limit]:
-        """All limits as last published."""
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
+        """All limits as last published, and the terms of every other entitlement."""
 
     async def file(self) -> tuple[str, bytes] | None:
         """The version and the content of the pool file that all enforce; ``None`` before the first."""
@@ -40,8 +41,8 @@ class Store(Protocol):
     async def read(self) -> Census:
         """All pages and reports, for one tick."""
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
-        """Replace all limits unless a later epoch's stand."""
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
+        """Replace all limits and terms unless a later epoch's stand."""
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """Replace the pool file that all enforce unless a later epoch's stands."""

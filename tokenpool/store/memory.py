@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Answer, Books, Census, Limit, Message, Push
 
 
@@ -36,7 +37,7 @@ class MemoryStore:
         finally:
             self._listeners.pop(holder, None)
 
-    async def limits(self) -> Mapping[str, Limit]:
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""
         return self._books.limits()
 
@@ -64,9 +65,9 @@ class MemoryStore:
         """See ``Store``."""
         return self._books.read(self._clock())
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
         """See ``Store``."""
-        return self._books.publish(limits, epoch, self._clock())
+        return self._books.publish(limits, terms, epoch, self._clock())
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""

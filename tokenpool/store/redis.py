@@ -22,10 +22,12 @@ import redis.asyncio
 import redis.exceptions
 from msgspec import msgpack
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
 from tokenpool.books import (
     CONTENDED_S,
     FLOOR_MEMORY_S,
+    NO_LIMIT,
     REMEMBER_S,
     WAIT_S,
     Answer,
@@ -63,10 +65,10 @@ class _Page(msgspec.Struct):
 
 
 _pages = msgpack.Decoder(_Page)
-_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float])
+_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float, IdleTerms, bool, int])
+_terms = msgpack.Decoder(IdleTerms)
 _censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
 _limit = msgpack.Decoder(Limit)
-_NO_LIMIT = Limit()
 
 
 class _Script:
@@ -119,12 +121,14 @@ class RedisStore:
             holder=message.holder,
             number=message.number,
             complete=message.is_complete,
+            kept=message.kept,
+            renews=message.renews,
             holdings=[[name, *said] for name, said in message.holdings.items()],
         )
         with _down():
-            rows, is_open, sidecars, version, unled_s = _answers.decode(packed)
+            rows, is_open, sidecars, version, unled_s, terms, is_known, count = _answers.decode(packed)
             grants = dict(zip(message.holdings, rows, strict=True))
-        return Answer(grants, is_open, sidecars, version, unled_s)
+        return Answer(grants, is_open, sidecars, version, unled_s, terms, is_known, count)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``. A cluster's client has no subscriptions: there, polling has to do."""
@@ -149,14 +153,16 @@ class RedisStore:
             with suppress(redis.exceptions.RedisError, OSError):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
 
-    async def limits(self) -> Mapping[str, Limit]:
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""
         with _down():
-            limited = self._client.hget(f"{self._prefix}:meta", "limited")
-            if await cast(Awaitable[bytes | None], limited) is None:
-                return {}
+            limited, terms = await cast(
+                Awaitable[list[bytes | None]], self._client.hmget(f"{self._prefix}:meta", "limited", "terms")
+            )
+            if limited is None or terms is None:
+                return {}, IdleTerms()
             rows = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:limits"))
-            return {name.decode(): _limit.decode(row) for name, row in rows.items()}
+            return {name.decode(): _limit.decode(row) for name, row in rows.items()}, _terms.decode(terms)
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
@@ -207,9 +213,9 @@ class RedisStore:
                 if page or limit
             }
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
         """See ``Store``."""
-        names = list(limits)
+        names, stand = list(limits), msgpack.encode(terms)
         calls = []
         for start in range(0, len(names), PART) or (0,):
             part = names[start : start + PART]
@@ -217,7 +223,7 @@ class RedisStore:
             said: dict[str, Any] = {"names": part, "sizes": [len(limit) for limit in packed]}
             if start + PART >= len(names):
                 said["all"] = names
-            calls.append(partial(self._run, _PUBLISH, b"".join(packed), **said, epoch=epoch))
+            calls.append(partial(self._run, _PUBLISH, b"".join(packed), stand, **said, epoch=epoch))
         # The last one says that the limits are all there: it must not overtake the others.
         return all([*await _at_once(calls[:-1]), await calls[-1]()])
 
@@ -225,8 +231,8 @@ class RedisStore:
         """See ``Store``."""
         return bool(await self._run(_FILE, content, version=version, epoch=epoch))
 
-    async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
-        """Run a script on a message; ``blob`` is passed on as it is."""
+    async def _run(self, script: _Script, /, *blobs: bytes, **message: Any) -> Any:
+        """Run a script on a message; ``blobs`` are passed on as they are."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
@@ -234,10 +240,10 @@ class RedisStore:
         with _down():
             call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
             try:
-                return await call(script.digest, 1, self._prefix, packed, blob)
+                return await call(script.digest, 1, self._prefix, packed, *blobs)
             except redis.exceptions.NoScriptError:
                 call = cast(Callable[..., Awaitable[Any]], self._client.eval)
-                return await call(script.text, 1, self._prefix, packed, blob)
+                return await call(script.text, 1, self._prefix, packed, *blobs)
 
     async def close(self) -> None:
         """See ``Store``."""
@@ -273,7 +279,7 @@ async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
 
 def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> Page:
     """A page as of now: what is published taken over, the bucket filled up, the floor faded."""
-    limit = _limit.decode(published) if published else _NO_LIMIT
+    limit = _limit.decode(published) if published else NO_LIMIT
     if not packed:
         return Page(limit, limit.depth)
     page = _pages.decode(packed)
