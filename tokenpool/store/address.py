@@ -123,7 +123,7 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
     options |= _tls(query)
     nodes = [_node(text, _DEFAULT_PORTS[kind]) for text in hosts.split(",")]
     if kind == "cluster":
-        # After a failure the nodes of the URL are asked again: those that were found may be of an old cluster.
+        # After a failure the nodes of the URL are asked again: those found may be of an old cluster.
         options["dynamic_startup_nodes"] = False
         return [redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)]
     group, _, database = parts.path.strip("/").partition("/")

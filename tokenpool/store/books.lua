@@ -7,7 +7,7 @@
 -- limits   hash by entitlement: its packed limit as published
 -- rows:X   hash by holder: its packed row {served, values} of entitlement X
 -- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
--- reports  hash by holder; file: hash of version, content
+-- reports  hash by holder; file: hash of version, content; scale: hash of content, at
 --
 -- One hash for all pages and one for all limits, since a call from a script costs ten times the look-up: a
 -- hundred of them are read and written at a time.

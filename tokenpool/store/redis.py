@@ -37,7 +37,7 @@ from tokenpool.books import (
     Push,
     level_of,
 )
-from tokenpool.store import StoreDown
+from tokenpool.store import StoreDown, StoredScale
 
 SCHEMA = 1
 """Of messages to the scripts."""
@@ -86,6 +86,7 @@ class _Script:
 _EXCHANGE, _PUBLISH, _CENSUS, _PAGES, _LEAD, _FILE = (
     _Script(f"{name}.lua") for name in ("exchange", "publish", "census", "pages", "lead", "publish_file")
 )
+_SCALE, _PUBLISH_SCALE = _Script("scale.lua"), _Script("publish_scale.lua")
 
 
 class RedisStore:
@@ -255,6 +256,20 @@ class RedisStore:
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
         return bool(await self._run(_FILE, content, version=version, epoch=epoch))
+
+    async def scale(self) -> StoredScale | None:
+        """See ``Store``."""
+        content, at, now = await self._run(_SCALE)
+        if content is None:
+            return None
+        with _down():
+            return StoredScale(content, float(at), max(float(now) - float(at), 0.0))
+
+    async def publish_scale(self, content: bytes, epoch: int) -> float | None:
+        """See ``Store``."""
+        at = await self._run(_PUBLISH_SCALE, content, epoch=epoch)
+        with _down():
+            return float(at) or None
 
     async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
         """Run a script on a message; ``blob`` is passed on as it is."""
