@@ -11,9 +11,9 @@ from tokenpool.store import StoredScale
 from tokenpool.wire import WireError, decode_hint
 
 STALE_TICKS = 4
-"""A hint is served for a lease and so many ticks after it was computed, 3 s by default. A leader that is lost is
-replaced within a lease and a tick, so a failover does not show. Later nobody computes, and no answer is better
-than an old one: an autoscaler without a metric leaves the replicas as they are."""
+"""A hint is served for a lease and so many ticks after it was computed, 3 s by default. A lost leader is
+replaced within a lease and a tick, so a failover does not show. Later nobody computes, and no answer is
+better than an old one: an autoscaler without a metric leaves the replicas as they are."""
 UNSEEN_TICKS = 3
 LEAST_UNSEEN_S = 0.75
 """What was read is served for so long. So two coordinators differ for less than a second, though one of them

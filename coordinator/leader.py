@@ -132,7 +132,7 @@ class PoolLeader:
         if not epoch and self._rounds % LOOK_EVERY and self.state is not None:
             self.rounds["followed"] += 1
             return
-        if epoch and (self._filed_at is None or started - self._filed_at > REPUBLISH_FILE_S):
+        if self.epoch and (self._filed_at is None or started - self._filed_at > REPUBLISH_FILE_S):
             if not await self._store.publish_file(self.file_version, self._content, epoch):
                 self._lost()
                 return
@@ -194,10 +194,10 @@ class PoolLeader:
         self.hints.follow(await self._store.scale(), asked_at)
 
     async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
-        """Compute the scale hint and store it; whether it stands. Without known capacity there is none."""
+        """Compute the scale hint and store it, if a capacity is known; False where a later epoch stands."""
         fresh = {name: page.fresh for name, page in made.pages.items()}
         need = needed_replicas(self.pool, self.entitlements, fresh, made.replica, self._scaling)
-        if need is None:
+        if need is None or not self.epoch:
             return True
         running = min(len(made.sidecars), self.pool.max_replicas)
         hint = self._stabiliser.follow(need, now, running=running)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from tests.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.books import FREED, RECALL, Answer, Census, Holding, Limit, Message, Push
-from tokenpool.store import Store, StoredScale, StoreDown
+from tokenpool.store import Store, StoreDown, StoredScale
 from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
@@ -163,8 +163,8 @@ async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple
     assert not await store.publish({"a": LIMIT}, epoch)
 
 
-async def test_a_scale_hint_alone_does_not_open_the_books(kept: tuple[Store, Clock]) -> None:
-    store, clock = kept
+async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
     assert await store.publish_scale(b"hint", 5)
     assert not await store.publish({"a": LIMIT}, 4)  # its epoch counts as every other
     assert (await store.read()).epoch == 5
