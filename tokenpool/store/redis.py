@@ -186,6 +186,7 @@ class RedisStore:
             if await cast(Awaitable[bytes | None], limited) is None:
                 return {}
             rows = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:limits"))
+        with _down():
             return {name.decode(): _limit.decode(row) for name, row in rows.items()}
 
     async def file(self) -> tuple[str, bytes] | None:
