@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -111,12 +110,11 @@ async def test_everyone_joins_where_the_address_points(
         redis.asyncio.Redis(port=port, single_connection_client=True) as client,
         under_load(whole.session, whole.urls, [Tenant("g", 4)]) as load,
     ):
-        assert await _others(client) >= 6  # each process speaks; sidecars listen too
+        await whole.until(lambda: _has_everyone(client), 5)
         await asyncio.sleep(1)
         await spoil(client, process, whole.redis_port)
         await asyncio.sleep(pause_s)
         relay.target = whole.redis_port
-        moved = time.monotonic()
         joined_s = await whole.until(lambda: _is_joined_at(whole), JOINED_S)
         await asyncio.sleep(1)
         os.kill(process, signal.SIGCONT)
@@ -126,9 +124,8 @@ async def test_everyone_joins_where_the_address_points(
             f"{spoil.__name__}, address moved after {pause_s:g} s: joined after {joined_s:.2f} s;"
             f" {len(load.outcomes)} requests, {dict(load.statuses())}\n"
         )
-    assert load.failures() == []
-    # The new server is empty: its books are closed for a lifetime, and a share covers the guarantee.
-    assert [o for o in load.of("g") if o.status != 200 and o.began > moved + JOINED_S] == []
+    # Also while the new server's books are closed: a share of the limit covers four at once.
+    assert set(load.statuses()) == {200}
 
 
 async def _is_joined_at(cluster: Cluster) -> bool:
@@ -145,6 +142,11 @@ async def _is_joined_at(cluster: Cluster) -> bool:
 
 async def _others(client: redis.asyncio.Redis) -> int:
     return len([each for each in await client.client_list() if "M" not in each["flags"]]) - 1
+
+
+async def _has_everyone(client: redis.asyncio.Redis) -> bool:
+    """Each of four processes speaks, and two of them listen."""
+    return await _others(client) >= 6
 
 
 async def _is_left(client: redis.asyncio.Redis) -> bool:
