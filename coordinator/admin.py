@@ -21,9 +21,6 @@ from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
 from tokenpool.wire import MOST_REPORTED
 
-STALE_S = 5.0
-"""Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
-
 
 class Admin:
     """The pages."""
@@ -78,32 +75,33 @@ class Admin:
         return web.json_response(body, status=503 if problems else 200)
 
     async def scale(self, request: web.Request) -> web.Response:
-        """The scale hint of one pool, as KEDA's metrics-api scaler reads it (value: desired_replicas)."""
+        """The stored scale hint of a pool, as KEDA's metrics-api scaler reads it (value: desired_replicas).
+
+        Every coordinator answers the same; without a hint that is young enough the answer is 503.
+        """
         name = request.match_info["pool"]
         leader = self._leaders().get(name)
         if leader is None:
             known = ", ".join(self._leaders())
             return web.json_response({"error": f"there is no pool {name!r}; there is {known}"}, status=404)
-        state = leader.state
-        if state is None or self._clock() - state.at > STALE_S:
-            return web.json_response(
-                {"error": f"the books of pool {name!r} do not answer: {leader.error}"}, status=503
-            )
-        if state.hint is None or self._clock() - state.hinted_at > STALE_S:
-            return web.json_response(
-                {"error": f"no engine of pool {name!r} has shown yet what it sustains"}, status=503
-            )
-        need = state.hint.need
+        now, published = self._clock(), leader.hint()
+        if published is None:
+            why = leader.hints.problem(now)
+            said = f"pool {name!r} has no scale hint: {why}" + (f" ({leader.error})" if leader.error else "")
+            return web.json_response({"error": said}, status=503)
+        hint, need = published.hint, published.hint.need
         return web.json_response(
             {
                 "pool": name,
-                "desired_replicas": state.hint.replicas,
-                "reason": state.hint.reason,
+                "desired_replicas": hint.replicas,
+                "reason": hint.reason,
                 "dimension": need.dimension.value if need.dimension is not None else None,
                 "needed_replicas": need.unbounded,
                 "guarantees_need": need.floor,
-                "min_replicas": leader.pool.min_replicas,
-                "max_replicas": leader.pool.max_replicas,
+                "min_replicas": published.min_replicas,
+                "max_replicas": published.max_replicas,
+                "computed_at": leader.hints.computed_at,
+                "age_s": round(leader.hints.age_s(now), 3),
             }
         )
 
@@ -121,11 +119,23 @@ class Admin:
             "leads": bool(leader.epoch),
             "epoch": leader.epoch,
             "error": leader.error or None,
+            "scale_hint": self._hint(leader),
             "file_version": leader.file_version,
             "file_differs": leader.file_differs,
             "ticks": dict(leader.rounds),
         }
         return shown | _shown(leader.state) if leader.state is not None else shown
+
+    def _hint(self, leader: PoolLeader) -> dict[str, Any]:
+        now, published = self._clock(), leader.hint()
+        if published is None:
+            return {"desired_replicas": None, "reason": leader.hints.problem(now)}
+        return {
+            "desired_replicas": published.hint.replicas,
+            "reason": published.hint.reason,
+            "computed_at": leader.hints.computed_at,
+            "age_s": round(leader.hints.age_s(now), 3),
+        }
 
     def look(self) -> Look:
         """What the live page shows, now."""
@@ -155,7 +165,7 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
         leader=who,
         capacity=vector(*made.plan.capacity.values()),
         in_use=vector(*in_use.values()),
-        replicas=_replicas(leader, state),
+        replicas=_replicas(leader, state, now),
         notices=notices,
         entitlements=tuple(
             _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
@@ -180,15 +190,20 @@ def _leading(leader: PoolLeader) -> str:
     )
 
 
-def _replicas(leader: PoolLeader, state: PoolState) -> Replicas:
-    sidecars, hint = state.tick.sidecars, state.hint
+def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
+    sidecars, published = state.tick.sidecars, leader.hint()
+    if published is None:
+        desired, reason = None, leader.hints.problem(now)
+    else:
+        desired = published.hint.replicas
+        reason = f"{published.hint.reason}; computed {leader.hints.age_s(now):.0f} s ago"
     return Replicas(
         sidecars=len(sidecars),
         engines_up=sum(report.engine_up for report in sidecars.values()),
         least=leader.pool.min_replicas,
         most=leader.pool.max_replicas,
-        desired=hint.replicas if hint is not None else None,
-        reason=hint.reason if hint is not None else "no engine has shown yet what it sustains",
+        desired=desired,
+        reason=reason,
     )
 
 
@@ -242,8 +257,6 @@ def _shown(state: PoolState) -> dict[str, Any]:
     return {
         "capacity": made.plan.capacity.as_dict(),
         "replica": made.replica.as_dict(),
-        "desired_replicas": state.hint.replicas if state.hint is not None else None,
-        "reason": state.hint.reason if state.hint is not None else None,
         "overpromised": [dimension.value for dimension in state.overpromised],
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),

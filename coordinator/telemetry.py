@@ -64,6 +64,9 @@ class Telemetry(Collector):
         reason = GaugeMetricFamily(
             "tokenpool_desired_replicas_reason", "1 for the dimension that says so.", labels=by_dimension
         )
+        age = GaugeMetricFamily(
+            "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
+        )
         sidecars = GaugeMetricFamily("tokenpool_sidecars", "Sidecars that report.", labels=pool)
         engines = GaugeMetricFamily("tokenpool_engines_up", "Engines that answer.", labels=pool)
         capacity = GaugeMetricFamily("tokenpool_pool_capacity", "Live capacity.", labels=by_dimension)
@@ -74,20 +77,24 @@ class Telemetry(Collector):
         )
         seconds = GaugeMetricFamily("tokenpool_tick_seconds", "How long the last tick took.", labels=pool)
         for name, leader in leaders.items():
+            # The stored hint, as on the scale page: the same at every coordinator, absent when too old.
+            published = leader.hint()
+            if published is not None:
+                hint = published.hint
+                desired.add_metric((name,), hint.replicas)
+                for dimension in Dimension:
+                    reason.add_metric((name, dimension.value), float(dimension is hint.need.dimension))
+                age.add_metric((name,), leader.hints.age_s(leader.clock()))
             state = leader.state
             if state is None:
                 continue
-            if state.hint is not None:
-                desired.add_metric((name,), state.hint.replicas)
-                for dimension in Dimension:
-                    reason.add_metric((name, dimension.value), float(dimension is state.hint.need.dimension))
             for dimension in Dimension:
                 capacity.add_metric((name, dimension.value), state.tick.plan.capacity.get(dimension))
                 over.add_metric((name, dimension.value), float(dimension in state.overpromised))
             sidecars.add_metric((name,), len(state.tick.sidecars))
             engines.add_metric((name,), sum(s.engine_up for s in state.tick.sidecars.values()))
             seconds.add_metric((name,), state.took_s)
-        yield from (desired, reason, sidecars, engines, capacity, over, seconds)
+        yield from (desired, reason, age, sidecars, engines, capacity, over, seconds)
 
     @staticmethod
     def _of_entitlements(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:

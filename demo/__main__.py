@@ -237,7 +237,10 @@ def _table(states: Sequence[Mapping[str, Any]], scale: Sequence[Mapping[str, Any
         f"  capacity {_rate(sum(c['tokens_per_second'] for c in capacity))} tokens/s,"
         f" {sum(c['concurrency'] for c in capacity):.0f} sequences"
     )
-    rows += [f"          desired replicas {s['desired_replicas']}: {s['reason']}" for s in scale]
+    rows += [
+        f"          desired replicas {s.get('desired_replicas', '-')}: {s.get('reason', s.get('error'))}"
+        for s in scale
+    ]
     rows.append(
         f"  {'tenant':10}{'tier':12}{'guarantee':>10}{'limit':>7}{'in use':>7}{'demand':>8}"
         f"{'tokens/s limit':>15}{'debt':>7}{'served':>8}{'shed':>7}{'first token':>13}"

@@ -1,4 +1,4 @@
-"""Wire messages that the books carry without looking into them: reports, and the pool file.
+"""Wire messages that the books carry without looking into them: reports, the pool file, the scale hint.
 
 msgpack with a schema version. A reader ignores fields that it does not know, and takes the default of those
 that it misses, so that versions can roll one by one.
@@ -15,6 +15,7 @@ import msgspec
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.scaling import PublishedHint
 
 SCHEMA = 1
 REPORTED_OUTCOMES = frozenset(
@@ -53,6 +54,7 @@ class SidecarReport:
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)
 _files = msgspec.msgpack.Decoder(PoolFile)
+_hints = msgspec.msgpack.Decoder(PublishedHint)
 
 
 def encode_report(report: SidecarReport) -> bytes:
@@ -83,6 +85,19 @@ def decode_file(content: bytes) -> PoolFile:
         return _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
+
+
+def encode_hint(hint: PublishedHint) -> bytes:
+    """A scale hint as it is stored."""
+    return msgspec.msgpack.encode(hint)
+
+
+def decode_hint(content: bytes) -> PublishedHint:
+    """A scale hint that was stored. Raises ``WireError``."""
+    try:
+        return _hints.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"the stored scale hint: {error}") from error
 
 
 def _for_the_wire(file: PoolFile) -> PoolFile:

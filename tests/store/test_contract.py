@@ -23,7 +23,7 @@ from tests.store.servers import redis_server
 from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.books import FREED, NO_LIMIT, RECALL, Answer, Census, Holding, Limit, Message, Push
-from tokenpool.store import Store, StoreDown
+from tokenpool.store import Store, StoreDown, StoredScale
 from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
 
@@ -133,6 +133,44 @@ async def test_one_leads_until_its_lease_is_given_back(kept: tuple[Store, Clock]
     assert later > epoch
     assert not await store.publish({"a": LIMIT}, TERMS, epoch)
     assert await store.publish({"a": LIMIT}, TERMS, later)
+
+
+async def test_a_scale_hint_is_kept_with_its_time_by_the_stores_clock(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    assert await store.scale() is None
+    assert await store.publish_scale(b"\xff\x00hint", 1) == clock.now
+    stored_at = clock.now
+    clock.now += 2.5
+    assert await store.scale() == StoredScale(b"\xff\x00hint", stored_at, 2.5)
+    assert await store.publish_scale(b"next", 1) == clock.now
+    assert await store.scale() == StoredScale(b"next", clock.now, 0.0)
+    clock.now -= 10  # a clock may step back
+    found = await store.scale()
+    assert found is not None
+    assert found.age_s == 0.0
+
+
+async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    epoch = await store.lead("one", 10)
+    assert await store.publish_scale(b"one", epoch)
+    await store.resign("one")
+    assert await store.publish_scale(b"one, late", epoch)  # nobody leads yet
+    later = await store.lead("two", 10)
+    assert await store.publish_scale(b"one, too late", epoch) is None
+    found = await store.scale()
+    assert found is not None
+    assert found.content == b"one, late"
+    assert await store.publish_scale(b"two", later)
+    assert not await store.publish({"a": LIMIT}, TERMS, epoch)
+
+
+async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.publish_scale(b"hint", 5)
+    assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts as every other
+    assert (await store.read()).epoch == 5
+    assert await store.limits() == ({"a": LIMIT}, TERMS)
 
 
 async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
@@ -293,6 +331,8 @@ limits = st.dictionaries(
 calls = st.one_of(
     st.tuples(st.just("publish"), limits, st.just(TERMS), st.integers(1, 3)),
     st.tuples(st.just("read")),
+    st.tuples(st.just("publish_scale"), st.binary(max_size=3), st.integers(1, 3)),
+    st.tuples(st.just("scale")),
     st.builds(
         lambda holder, number, holdings, kind, kept: (
             "exchange",
@@ -353,6 +393,8 @@ def numbers(answer: object) -> dict[str, float]:
                 amount = getattr(page, what)
                 for dimension in Dimension:
                     flat[f"{name} {what} {dimension}"] = amount.get(dimension)
+    elif isinstance(answer, StoredScale):
+        flat |= {"at": answer.at, "age": answer.age_s, "content": int.from_bytes(b"\1" + answer.content)}
     else:
         flat["answer"] = bool(answer)
     return flat
@@ -365,6 +407,8 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.publish({"a": LIMIT}, TERMS, 1)
     await store.publish_file("v", b"x", 1)
     await store.lead("one", 10)
+    await store.lead("two", 10)
+    await store.publish_scale(b"hint", await store.lead("one", 10))
     await tell(store, "s1", 0, {"a": WANT, "b": WANT})
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5

@@ -7,6 +7,7 @@ scripts, and one contract suite holds both to them. ``address`` reads a store's 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from tokenpool.allocation import IdleTerms
@@ -15,6 +16,17 @@ from tokenpool.books import Answer, Census, Limit, Message, Push
 
 class StoreDown(ConnectionError):
     """The store did not answer, or not in time; the text says which and why. Nothing was decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScale:
+    """The scale hint as the leader stored it. The store does not look into it."""
+
+    content: bytes
+    at: float
+    """When it was stored, in seconds by the store's clock."""
+    age_s: float
+    """How old it was when it was read, by the same clock."""
 
 
 class Store(Protocol):
@@ -46,6 +58,12 @@ class Store(Protocol):
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """Replace the pool file that all enforce unless a later epoch's stands."""
+
+    async def scale(self) -> StoredScale | None:
+        """The scale hint that every coordinator serves; ``None`` where none is stored."""
+
+    async def publish_scale(self, content: bytes, epoch: int) -> float | None:
+        """Replace the scale hint. The time by the store's clock; ``None`` where a later epoch's stands."""
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -9,7 +9,7 @@
 -- rows:X   hash by holder: its packed row {served, values, number} of entitlement X
 -- holder:X the number of its last complete message; names:X: the set of entitlements of which it has a row
 -- alive, known: sorted sets of holders by when they end
--- reports  hash by holder; file: hash of version, content
+-- reports  hash by holder; file: hash of version, content; scale: hash of content, at
 --
 -- One hash for all pages and one for all limits, since a call from a script costs ten times the look-up: a
 -- hundred of them are read and written at a time.
