@@ -24,6 +24,13 @@ class Dimension(StrEnum):
     CONCURRENCY = "concurrency"
 
 
+NO_KV_BOUND = 1e9
+"""Stands for the KV tokens of an engine without a KV bound: it has no KV cache, or nothing says how large.
+
+Finite, so that sums, quotients and JSON stay numbers. The largest real caches have some 10 million tokens.
+"""
+
+
 class Amount(msgspec.Struct, frozen=True, gc=False):
     """How much of each dimension.
 
@@ -54,10 +61,10 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
 
     def as_dict(self) -> dict[str, float | None]:
         """By dimension name; ``None`` where there is no bound, since JSON has no infinity."""
-        return {
-            dimension.value: value if math.isfinite(value := self.get(dimension)) else None
-            for dimension in Dimension
-        }
+        shown = {d.value: v if math.isfinite(v := self.get(d)) else None for d in Dimension}
+        if self.kv_tokens >= NO_KV_BOUND:
+            shown[Dimension.KV_TOKENS.value] = None
+        return shown
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(
