@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tokenpool.admission import EngineRoom
-from tokenpool.amounts import NO_KV_BOUND, Amount
+from tokenpool.amounts import NO_KV_BOUND, NO_KV_BOUND_FROM, Amount
 from tokenpool.entitlements import ReplicaCapacity
 
 UNLEARNED_TOKENS_PER_SECOND = 1e9
@@ -219,7 +219,7 @@ class CapacityModel:
         if self._queued_at > 0:
             slots = max(min(slots, self._queued_at), 1.0)
         cache = self._cache or amount.kv_tokens
-        in_cache = seen.kv_usage * cache if cache < NO_KV_BOUND else 0.0
+        in_cache = seen.kv_usage * cache if cache < NO_KV_BOUND_FROM else 0.0
         return EngineRoom(
             slots,
             amount.kv_tokens,

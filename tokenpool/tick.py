@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
+from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
 from tokenpool.capacity import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement
@@ -130,7 +130,7 @@ def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
     )
 
 
-_ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND, math.inf)
+_ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND_FROM, math.inf)
 """From where on a number of a replica stands for a bound that there is not, or not yet."""
 
 
