@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar.enginepage import MOST_LINE_BYTES, PageReader, PageUnusable, read_sample
 from tokenpool.capacity import EngineObservation
@@ -137,6 +139,30 @@ def test_a_number_that_cannot_be_is_no_number(value: bytes) -> None:
 def test_a_page_that_cannot_be_used_says_why(page: bytes, why: str) -> None:
     with pytest.raises(PageUnusable, match=why):
         observed(page)
+
+
+_PIECES = st.sampled_from(
+    [
+        *(b"vllm:num_requests_running", b"vllm:cache_config_info", b"sglang:max_total_num_tokens"),
+        *(b"vllm:kv_cache_usage_perc", b"sglang:num_running_reqs", b"process_start_time_seconds"),
+        *(b'engine="1"', b'block_size="16"', b'num_gpu_blocks="9"', b'kv_cache_size_tokens="1e5"'),
+        *(b"{", b"}", b",", b"=", b'"', b"\\", b" ", b"\n", b"1", b"-", b".5", b"e9", b"NaN", b"+Inf", b"#"),
+    ]
+)
+
+
+@given(st.lists(_PIECES | st.binary(max_size=4), max_size=60), st.integers(1, 40))
+def test_whatever_a_page_is_its_numbers_are_numbers(pieces: list[bytes], cut: int) -> None:
+    try:
+        seen = observed(b"".join(pieces) + b"\n" + RUNNING, cut)
+    except PageUnusable as error:
+        pytest.fail(str(error))
+    assert all(
+        0 <= n < math.inf for n in (seen.running, seen.waiting, seen.prompt_tokens, seen.cached_tokens)
+    )
+    assert 0 <= seen.kv_usage <= 1
+    assert seen.block_size >= 1
+    assert seen.kv_tokens is None or seen.kv_tokens > 0
 
 
 # --- E2: no KV cache ---
