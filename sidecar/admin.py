@@ -117,7 +117,7 @@ class Admin:
     def snapshot(self) -> dict[str, Any]:
         """The page ``/debug/state``."""
         gate, status = self._gate, self._watcher.status
-        seen, room = status.last, gate.engine.room
+        seen, room = status.seen, gate.engine.room
         return {
             "pool": gate.pool.name,
             "draining": gate.is_draining,

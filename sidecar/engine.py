@@ -72,6 +72,11 @@ class EngineStatus:
     models_error: str | None = None
     """Why the context window is not known, where ``/v1/models`` was asked for it in vain."""
 
+    @property
+    def seen(self) -> EngineObservation | None:
+        """The last metrics page while it is believed."""
+        return self.last if self.page_is_usable else None
+
 
 class EngineWatcher:
     """Polls one engine."""
@@ -166,7 +171,7 @@ class EngineWatcher:
             spent = time.monotonic() - started
             await asyncio.sleep(max(self._settings.poll_interval - spent, 0.01))
 
-    async def _check_health(self, session: aiohttp.ClientSession) -> None:
+    async def _check_health(self, session: aiohttp.ClientSession, *, is_second: bool = False) -> None:
         wait = self._settings.poll_timeout
         try:
             async with (
@@ -178,8 +183,12 @@ class EngineWatcher:
             self._is_silent(f"no answer to {HEALTH} within {wait:g} s")
         except Exception as error:
             # Whatever goes wrong, the check must go on: aiohttp raises more than its own errors.
-            if self._has_been_well and isinstance(error, aiohttp.ClientConnectorError):
-                self._was_gone = True
+            is_gone = isinstance(error, aiohttp.ClientConnectorError)
+            if not is_gone and not is_second:
+                # A connection that broke says little: a process that ended refuses the next one.
+                await self._check_health(session, is_second=True)
+                return
+            self._was_gone = self._was_gone or (is_gone and self._has_been_well)
             self._is_down(str(error) or repr(error))
         else:
             if status == 200:

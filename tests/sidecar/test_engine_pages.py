@@ -165,6 +165,7 @@ async def test_e1_a_page_that_breaks_later_takes_nothing_away(
         await serves(sidecar)  # what others run is not known any more
         shown = await of_the_engine(sidecar)
         assert (shown["foreign_sequences"], shown["kv_bound"]) == (0, True)
+        assert shown["running"] is shown["kv_usage"] is None  # not what they were
         assert sidecar.capacity.amount().kv_tokens == 65536  # what was said of the cache stays
         assert (await readiness(sidecar))[:2] == (200, "degraded")
         del engine.pages[METRICS]
@@ -383,6 +384,24 @@ async def test_a_busy_engine_may_answer_its_health_late(engine: FakeEngine, tmp_
             assert sidecar.gate.engine.is_up
         engine.running = 8
         await until(lambda: sidecar.gate.engine.room.foreign_sequences == 8, 0.5)
+
+
+async def test_a_health_check_whose_connection_breaks_is_made_again_at_once(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    checks = 0
+
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        nonlocal checks
+        checks += 1
+        await (reset if checks % 2 else says(b""))(received, writer)
+
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        engine.pages[HEALTH] = answer
+        for number in range(1, 20):
+            while checks < number:
+                await asyncio.sleep(0.002)
+            assert sidecar.gate.engine.is_up
 
 
 @pytest.mark.parametrize(
