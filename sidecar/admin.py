@@ -88,7 +88,7 @@ class Admin:
         away from its readiness.
         """
         problems = self.problems()
-        degraded = self._limits.degraded()
+        degraded = [*self._limits.degraded(), *self._watcher.degraded()]
         if self._certificate is not None and self._certificate.problem is not None:
             degraded = [*degraded, self._certificate.problem]
         status = "unready" if problems else "degraded" if degraded else "ready"
@@ -96,16 +96,18 @@ class Admin:
         return web.json_response(body, status=503 if problems else 200)
 
     def problems(self) -> list[str]:
-        """Why requests should not come here."""
-        problems = []
+        """Why requests should not come here. Of the engine only its health counts, not its pages."""
+        problems, status = [], self._watcher.status
         if self._gate.is_draining:
             problems.append("draining")
-        if not self._gate.engine.is_up:
-            problems.append("the engine does not answer")
-        elif not self._watcher.capacity.is_known:
-            problems.append("the engine's KV capacity is unknown: set replica.kv_tokens")
-        else:
+        if self._gate.engine.is_up:
             problems += self._limits.problems()
+        elif status.is_healthy:
+            problems.append("the engine's pages are being read for the first time")
+        else:
+            problems.append("the engine does not answer")
+            if status.error is not None:
+                problems.append(f"its last health check: {status.error}")
         return problems
 
     async def state(self, request: web.Request) -> web.Response:
@@ -115,16 +117,15 @@ class Admin:
     def snapshot(self) -> dict[str, Any]:
         """The page ``/debug/state``."""
         gate, status = self._gate, self._watcher.status
-        seen, room = status.last, gate.engine.room
+        seen, room = status.seen, gate.engine.room
         return {
             "pool": gate.pool.name,
             "draining": gate.is_draining,
             "capacity": self._watcher.capacity.amount().as_dict(),
             "engine": {
                 "up": gate.engine.is_up,
-                "stale": status.is_stale,
                 "restarts": status.restarts,
-                "error": None if gate.engine.is_up else status.error,
+                **self._watcher.shown(),
                 "context_window": status.context_window,
                 "block_size": gate.engine.shape.block_size,
                 "running": seen.running if seen else None,
@@ -191,7 +192,7 @@ class Admin:
         )
 
     def _notices(self) -> list[str]:
-        notices = self.problems() + self._limits.degraded()
+        notices = self.problems() + self._limits.degraded() + self._watcher.degraded()
         if not self._telemetry.config_is_current:
             notices.append("the pool file on disk is invalid: the old one is in force")
         return notices

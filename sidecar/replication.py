@@ -314,7 +314,7 @@ class Replication:
 
     def _report(self) -> bytes:
         """What the coordinator should know of this sidecar."""
-        engine, seen, gate = self._gate.engine, self._watcher.status.last, self._gate
+        engine, seen, gate = self._gate.engine, self._watcher.status.seen, self._gate
         amount = self._watcher.capacity.amount() if self._watcher.capacity.is_known else NOTHING
         serves = engine.is_up and not gate.is_draining
         return encode_report(

@@ -93,6 +93,7 @@ class Telemetry(Collector):
         self.config_differs = False
         """Whether this sidecar's own pool file is another than the published one in force."""
         self.engine_is_up = False
+        self.engine_page_is_usable = False
         self.levers: Callable[[], Iterator[Metric]] | None = None
         """The metrics of what the gate does for guarantees beyond admission."""
         self.books: Callable[[], Iterator[Metric]] | None = None
@@ -217,6 +218,11 @@ class Telemetry(Collector):
         yield from (reserved, limit, level, debt)
         for name, text, value in (
             ("tokenpool_engine_up", "Whether the engine answers.", self.engine_is_up),
+            (
+                "tokenpool_engine_page_usable",
+                "Whether the engine's metrics page is used; requests are served without it, too.",
+                self.engine_page_is_usable,
+            ),
             (
                 "tokenpool_config_current",
                 "Whether the pool file on disk is the one in force.",

@@ -6,11 +6,13 @@ capacity, knows nothing of books.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
+from tokenpool.capacity import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement
 from tokenpool.ledger import bucket_depth
 from tokenpool.planner import Plan, PlannerSettings, Profile, Report, plan
@@ -150,9 +152,24 @@ def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], lis
 
 
 def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
-    """The mean over the sidecars whose engine has shown itself."""
-    known = [report.replica for report in sidecars.values() if report.replica.kv_tokens > 0]
-    total = NOTHING
-    for amount in known:
-        total = total + amount
-    return total * (1 / len(known)) if known else NOTHING
+    """The mean over the sidecars whose engine has shown itself, in each dimension over those that know it.
+
+    A number that stands for an absent bound says nothing of a replica, and would outweigh all others.
+    """
+    known = [report.replica.values() for report in sidecars.values() if report.replica.kv_tokens > 0]
+    if not known:
+        return NOTHING
+    return Amount(
+        *(
+            _mean([number for number in numbers if number < absent])
+            for numbers, absent in zip(zip(*known, strict=True), _ABSENT, strict=True)
+        )
+    )
+
+
+_ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND_FROM, math.inf)
+"""From where on a number of a replica stands for a bound that there is not, or not yet."""
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.fsum(numbers) / len(numbers) if numbers else 0.0

@@ -26,7 +26,7 @@ def pool_file(slots: int, replicas: int, *entitlements: str) -> str:
 
 async def running(cluster: Cluster) -> float:
     """Sequences that all engines run now."""
-    return sum(state["engine"]["running"] for state in await cluster.states())
+    return sum(state["engine"]["running"] or 0 for state in await cluster.states())
 
 
 async def sampled(cluster: Cluster, seconds: float) -> list[float]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import msgspec
 import pytest
 
 from tests.tokenpool.builders import entitlement
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
+from tokenpool.capacity import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
 from tokenpool.planner import Profile, idle_share
 from tokenpool.retries import MOST_REMEMBERED, Retries
@@ -44,6 +46,22 @@ def test_capacity_is_what_the_engines_have_together() -> None:
     assert made.limits["a"].amount == REPLICA * 3
     assert made.limits["a"].depth == 3000
     assert made.limits["a"].assured_concurrency == 24
+
+
+def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -> None:
+    """Its stand-in number reaches neither the mean that scale hints use nor JSON."""
+    unbounded = Amount(UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND, 16)
+    packed = [encode_report(SidecarReport(a, a, True)) for a in (REPLICA, unbounded, unbounded)]
+    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    pages = {"a": demand, "b": demand}
+    books = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
+    made = tick(books, [entitlement(), entitlement("b")], None)
+    assert made.replica == Amount(1000, 10_000, (8 + 16 + 16) / 3)
+    assert [made.limits[name].amount.concurrency for name in "ab"] == [20, 20]
+    assert all(math.isfinite(number) for limit in made.limits.values() for number in limit.amount.values())
+    assert made.limits["a"].amount.as_dict()["kv_tokens"] is None
+    alone = tick(replace(books, reports={"s1": packed[1]}), [entitlement()], None)
+    assert alone.replica == Amount(0, 0, 16)
 
 
 def test_debt_is_carried_in_the_books() -> None:
