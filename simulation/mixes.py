@@ -111,6 +111,25 @@ def distant(
     )
 
 
+BURSTY = 40
+"""Sequences that a bursty tenant may have at once."""
+
+
+def ample(*, seed: int, seconds: float = 15.0) -> Setup:
+    """Tenants that come in bursts up to their ceilings, on a pool with room for all; books 20 ms away."""
+    ceiling = Amount(math.inf, math.inf, BURSTY)
+    tenants = [
+        Tenant(
+            Entitlement(f"t{number}", "pool", Tier.ELASTIC, ceiling=ceiling),
+            workers=BURSTY + 20,
+            tokens=20,
+            think_s=1.0,
+        )
+        for number in range(3)
+    ]
+    return Setup(tenants, 4, slots=100, seconds=seconds, seed=seed, distance_s=0.01)
+
+
 def lone_tenant(*, seed: int, seconds: float = 20.0) -> Setup:
     """One tenant that wants far more than the whole pool of four."""
     return Setup(

@@ -111,6 +111,8 @@ class Figures:
     """Sheds of requests inside a guarantee."""
     borrows: int = 0
     borrowed_s: float = 0.0
+    taken_ahead: int = 0
+    """Requests that were admitted before they were reported."""
     waits: list[float] = field(default_factory=list)
     """Of every request that was admitted: how long it took to decide, in seconds."""
     busy: float = 0.0
@@ -370,6 +372,7 @@ class World:
     def _retire(self, sidecar: _Sidecar) -> None:
         self.figures.borrows += sidecar.grants.borrows
         self.figures.borrowed_s += sidecar.grants.borrowed_s
+        self.figures.taken_ahead += sidecar.grants.taken_ahead
 
     def _begin(self, sidecar: _Sidecar) -> None:
         sidecar.later(self.chance.uniform(0, self.setup.settings.interval_s), sidecar.interval)
