@@ -325,9 +325,16 @@ class StreamReader(Reader):
         return self._failed_after if self.has_failed else self.events
 
     def unreported(self, is_complete: bool) -> int:
-        """Events since the last usage. After that of a whole stream a few may follow."""
+        """Events since the last usage.
+
+        After that of a whole stream a few may follow. More do so where only its beginning had usage, which
+        cannot count the output of so many.
+        """
         events = (self.output_events or 0) - self._reported_at
-        return events if events > (_MOST_AFTER if is_complete else 0) else 0
+        usage = self.usage
+        if is_complete and (events <= _MOST_AFTER or (usage is not None and usage.output_tokens >= events)):
+            return 0
+        return events if events > 0 else 0
 
     def _is_marked(self, data: bytes) -> bool:
         """Whether it may be more than output."""
@@ -403,8 +410,6 @@ class StreamReader(Reader):
             self._is_unreadable = self._is_unreadable or _MARK in data
             self.has_begun = self.has_begun or not self.has_failed
             return False
-        if inner is not None and bytes(answer.response):
-            self.response = text_of(inner.id) or self.response
         return self._take(name, answer, inner)
 
     def _take(self, name: bytes, answer: Answer, inner: Answer | None) -> bool:
@@ -414,8 +419,10 @@ class StreamReader(Reader):
         elif not (self.has_begun or self.has_failed or answer.is_head(name)):
             self.has_begun = True
         has_reported = self._report(answer)
-        if inner is not None:
-            has_reported = self._report(inner) or has_reported
+        if inner is not None and self._report(inner):
+            has_reported = True
+            if bytes(answer.response):
+                self.response = text_of(inner.id) or self.response
         if has_reported:
             self._reported_at = self.events
         if not answer.is_only_usage():
