@@ -622,7 +622,8 @@ def check_streams_usage(spent: Spent) -> None:
             assert stamp is not None or given == spent.data
             assert spent.expected in (None, (reader.response, reader.usage))
             # No engine ends an event with more than one blank line: there, a cut may move the third line end.
-            is_plain = re.search(rb"(?:\r\n|\r|\n){3}", spent.data) is None
+            # Nor does one change its line ends: then events of one read may be counted as one.
+            is_plain = re.search(rb"(?:\r\n|\r|\n){3}|\r.*\n\n|\n\n.*\r", spent.data, re.DOTALL) is None
             seen = (reader.events, given) if is_plain else ()
             results.append((reader.response, reader.usage, seen))
         assert results[0] == results[1] == results[2]
