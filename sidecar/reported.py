@@ -43,17 +43,17 @@ class Lack(StrEnum):
 class Spent(NamedTuple):
     """The counts of one or more usage blocks; ``None`` is a count that none of them stated."""
 
-    prompt: int | None = None
+    prompt: float | None = None
     """Input tokens including those from the cache."""
-    fresh: int | None = None
+    fresh: float | None = None
     """Input tokens of an API that has no ``prompt``: Anthropic's are without those that concern the cache."""
-    read: int | None = None
+    read: float | None = None
     """Input tokens beside ``fresh`` that came from the cache."""
-    created: int | None = None
+    created: float | None = None
     """Input tokens beside ``fresh`` that were written into the cache."""
-    cached: int | None = None
+    cached: float | None = None
     """Part of ``prompt`` or ``fresh`` that came from the cache."""
-    output: int | None = None
+    output: float | None = None
 
     def completed(self, later: Spent) -> Spent:
         """These counts and those of a later event, which override. A zero overrides nothing.
@@ -73,13 +73,13 @@ class Spent(NamedTuple):
 
     def usage(self) -> Usage | None:
         """The same in our own terms; ``None`` where it counts nothing: every request has input."""
-        read = self.read or 0
+        read = int(self.read or 0)
+        cached, output = int(self.cached or 0), int(self.output or 0)
         if self.prompt:
             # Some proxies repeat the cached tokens under Anthropic's name.
-            usage = Usage(self.prompt, self.output or 0, self.cached or read)
+            usage = Usage(int(self.prompt), output, cached or read)
         else:
-            tokens = (self.fresh or 0) + read + (self.created or 0)
-            usage = Usage(tokens, self.output or 0, (self.cached or 0) + read)
+            usage = Usage(int(self.fresh or 0) + read + int(self.created or 0), output, cached + read)
         return usage if usage.input_tokens or usage.output_tokens else None
 
 
@@ -118,26 +118,21 @@ class UsageBlock(msgspec.Struct):
         """The counts of the block."""
         units = self.tokens or self.billed_units or self
         details = self.prompt_tokens_details or self.input_tokens_details
-        fresh, output = _count(units.input_tokens), _count(self.completion_tokens)
+        prompt, fresh, output = self.prompt_tokens, units.input_tokens, self.completion_tokens
         if not output and units.output_tokens is not None:
-            output = int(units.output_tokens)
+            output = units.output_tokens
         if units.image_tokens:
-            fresh = (fresh or 0) + int(units.image_tokens)
-        prompt = _count(self.prompt_tokens)
+            fresh = (fresh or 0) + units.image_tokens
         if prompt is None and fresh is None and self.total_tokens is not None:
-            prompt = max(int(self.total_tokens) - (output or 0), 0)
+            prompt = max(self.total_tokens - (output or 0), 0)
         return Spent(
             prompt,
             fresh,
-            _count(self.cache_read_input_tokens),
-            _count(self.cache_creation_input_tokens),
-            _count(details.cached_tokens if details is not None else self.cached_tokens),
+            self.cache_read_input_tokens,
+            self.cache_creation_input_tokens,
+            details.cached_tokens if details is not None else self.cached_tokens,
             output,
         )
-
-
-def _count(tokens: float | None) -> int | None:
-    return None if tokens is None else int(tokens)
 
 
 class Answer(msgspec.Struct):
@@ -162,10 +157,10 @@ class Answer(msgspec.Struct):
     def is_failure(self) -> bool:
         """Whether it says that the request failed."""
         return (
-            bytes(self.error) not in _FALSE
-            or bytes(self.type).strip(b'"') in FAILURES
-            or bytes(self.object) == b'"error"'
-            or bytes(self.status) == b'"failed"'
+            (bool(self.error) and bytes(self.error) not in _FALSE)
+            or (bool(self.type) and bytes(self.type).strip(b'"') in FAILURES)
+            or (bool(self.object) and bytes(self.object) == b'"error"')
+            or (bool(self.status) and bytes(self.status) == b'"failed"')
         )
 
     def is_head(self, name: bytes) -> bool:
@@ -174,23 +169,25 @@ class Answer(msgspec.Struct):
 
     def is_only_usage(self) -> bool:
         """Whether it is the event that ``include_usage`` asks for."""
+        if not self.usage or not bytes(self.usage).startswith(b"{"):
+            return False
         choices = bytes(self.choices)
-        has_none = choices in _FALSE or (choices.startswith(b"[") and not choices[1:-1].strip())
-        return has_none and bytes(self.usage).startswith(b"{") and not self.is_failure()
+        is_empty = choices in _FALSE or (choices.startswith(b"[") and not choices[1:-1].strip())
+        return is_empty and not self.is_failure()
 
     def inner(self) -> Answer | None:
         """The answer that an event is about, which may carry the usage."""
         for raw in (self.response, self.message, self.delta):
-            if bytes(raw).startswith(b"{"):
+            if raw and bytes(raw).startswith(b"{"):
                 return decode_answer(raw)
         return None
 
     def spent(self) -> Spent | None:
         """Its usage, if it has one. Raises ``UNREADABLE``."""
         for raw in (self.usage, self.meta):
-            if bytes(raw).startswith(b"{"):
+            if raw and bytes(raw).startswith(b"{"):
                 return decode_block(raw).spent()
-        if bytes(self.usage) not in _FALSE:
+        if self.usage and bytes(self.usage) not in _FALSE:
             raise msgspec.ValidationError("usage is no object")
         return None
 
