@@ -17,7 +17,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import with_priority
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
-from sidecar.reported import Lack
+from sidecar.reported import NoUsage
 from sidecar.routes import Route, find, stored_id
 from sidecar.stored import Stored
 from sidecar.telemetry import Telemetry
@@ -553,13 +553,13 @@ class Gate:
         *,
         spent: bool,
         unreported: int = 0,
-        lack: Lack = Lack.MISSING,
+        no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
     ) -> None:
         """Settle a passage. ``usage`` is the engine's report, ``spent`` whether it may have computed at all.
 
         ``events`` with output were relayed, ``None`` where they were not counted; ``unreported`` of them came
-        after the report. ``lack`` is why there is no report, ``stored`` the name by which the engine may have
+        after the report. ``no_usage`` is why there is no report, ``stored`` the name by which the engine may have
         stored the answer.
         """
         passage.on_preempted = None
@@ -584,7 +584,7 @@ class Gate:
         elif ending is Ending.FINISHED and events is not None and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
         if ending is Ending.FINISHED and spent and not reported:
-            self._telemetry.lacked_usage(ticket.account, lack)
+            self._telemetry.answered_without_usage(ticket.account, no_usage)
         now = self._clock()
         self.ledger.settle(ticket, usage, ending, now, reported=reported)
         if self.grants is not None and self.grants.ended(ticket.account, now):

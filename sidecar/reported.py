@@ -32,7 +32,7 @@ _HEADS = frozenset(
 )
 
 
-class Lack(StrEnum):
+class NoUsage(StrEnum):
     """Why a finished answer could not be settled from its usage."""
 
     COMPRESSED = "compressed"

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from sidecar.reported import Lack
+from sidecar.reported import NoUsage
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Usage
 from tokenpool.ledger import Account, Ticket
@@ -65,19 +65,19 @@ class Tally:
         "first_token",
         "input",
         "input_ratio",
-        "lacks",
         "outcomes",
         "outgrown",
         "output",
         "output_ratio",
         "tier",
+        "without_usage",
     )
 
     def __init__(self, tier: str) -> None:
         self.tier = tier
         self.outcomes: Counter[str] = Counter()
         self.input = self.output = self.cached = 0
-        self.lacks: Counter[str] = Counter()
+        self.without_usage: Counter[str] = Counter()
         """Finished answers without usage, by what was the matter."""
         self.outgrown = 0
         """Requests whose output was more than was reserved for it."""
@@ -142,9 +142,9 @@ class Telemetry(Collector):
         if reported and output_tokens and ending is Ending.FINISHED:
             tally.output_ratio.observe(cost.output_tokens / output_tokens)
 
-    def lacked_usage(self, account: Account, lack: Lack) -> None:
+    def answered_without_usage(self, account: Account, no_usage: NoUsage) -> None:
         """A finished answer had no usage and is settled by estimate."""
-        self._tallies[account.entitlement.name].lacks[lack] += 1
+        self._tallies[account.entitlement.name].without_usage[no_usage] += 1
 
     def first_token(self, account: Account | None, seconds: float) -> None:
         """The first output of an answer came so long after the request."""
@@ -189,7 +189,7 @@ class Telemetry(Collector):
             "Requests whose output was more than was reserved for it.",
             labels=("entitlement",),
         )
-        lacking = CounterMetricFamily(
+        unreported = CounterMetricFamily(
             "tokenpool_answers_without_usage",
             "Finished answers that were settled by estimate: compressed, usage missing or unreadable.",
             labels=("entitlement", "reason"),
@@ -197,8 +197,8 @@ class Telemetry(Collector):
         for name, tally in self._tallies.items():
             for outcome, count in sorted(tally.outcomes.items()):
                 requests.add_metric((name, tally.tier, outcome), count)
-            for lack, count in sorted(tally.lacks.items()):
-                lacking.add_metric((name, lack), count)
+            for no_usage, count in sorted(tally.without_usage.items()):
+                unreported.add_metric((name, no_usage), count)
             if name != NOBODY:
                 tokens.add_metric((name, "input"), tally.input)
                 tokens.add_metric((name, "cached"), tally.cached)
@@ -209,7 +209,7 @@ class Telemetry(Collector):
         )
         for result in ("ok", "invalid"):
             reloads.add_metric((result,), self.reloads[result])
-        yield from (requests, tokens, outgrown, lacking, reloads)
+        yield from (requests, tokens, outgrown, unreported, reloads)
         yield CounterMetricFamily(
             "tokenpool_plans", "How often limits were recomputed.", value=self.limits_computed
         )

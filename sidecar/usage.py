@@ -11,7 +11,16 @@ from typing import Final
 
 import msgspec
 
-from sidecar.reported import FAILURES, UNREADABLE, Answer, Lack, Spent, decode_answer, decode_block, text_of
+from sidecar.reported import (
+    FAILURES,
+    UNREADABLE,
+    Answer,
+    NoUsage,
+    Spent,
+    decode_answer,
+    decode_block,
+    text_of,
+)
 from tokenpool.cost import Usage
 
 _MARK: Final = b'"usage"'
@@ -82,9 +91,9 @@ class Reader:
         return None
 
     @property
-    def lack(self) -> Lack:
+    def no_usage(self) -> NoUsage:
         """Why there is no usage, where there is none."""
-        return Lack.UNREADABLE if self._is_unreadable else Lack.MISSING
+        return NoUsage.UNREADABLE if self._is_unreadable else NoUsage.MISSING
 
     def _report(self, answer: Answer) -> bool:
         """Add the usage of an answer to what was reported; whether its output was."""
@@ -111,9 +120,9 @@ class OpaqueReader(Reader):
         return data
 
     @property
-    def lack(self) -> Lack:
+    def no_usage(self) -> NoUsage:
         """Why there is no usage."""
-        return Lack.COMPRESSED
+        return NoUsage.COMPRESSED
 
 
 class BodyReader(Reader):

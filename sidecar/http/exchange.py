@@ -344,6 +344,6 @@ class Exchange:
             reader.output_events,
             spent=computes,
             unreported=reader.unreported(ending is Ending.FINISHED),
-            lack=reader.lack,
+            no_usage=reader.no_usage,
             stored=reader.response,
         )

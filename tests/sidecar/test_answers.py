@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.app import Sidecar
-from sidecar.usage import BodyReader, Lack, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.reported import NoUsage
+from sidecar.usage import BodyReader, Reader, ResponseReader, Stamp, StreamReader
 from tests.fakes import engine as fake
 from tests.fakes.engine import DONE, FINISH_EVENT, FakeEngine, Received, chunk, token_event, usage_event
 from tests.sidecar.harness import (
@@ -248,7 +249,7 @@ def seen(shape: Shape, parts: list[bytes]) -> tuple[object, ...]:
     reader = shape.reader()
     given = run(reader, parts)
     assert reader.usage == shape.usage
-    return given, reader.events, reader.has_begun, reader.has_failed, reader.response, reader.lack
+    return given, reader.events, reader.has_begun, reader.has_failed, reader.response, reader.no_usage
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -310,15 +311,15 @@ class Settled(NamedTuple):
     input: int
     output: int
     outcomes: dict[str, int]
-    lacks: dict[str, int]
+    without_usage: dict[str, int]
     first_tokens: int
 
 
 def settled(sidecar: Sidecar, name: str = "g") -> Settled:
     tally = sidecar.telemetry._tallies[name]
     outcomes = sidecar.telemetry.outcomes(name)
-    lacks = {str(lack): count for lack, count in tally.lacks.items()}
-    return Settled(tally.input, tally.output, outcomes, lacks, sum(tally.first_token.counts))
+    without_usage = {str(no_usage): count for no_usage, count in tally.without_usage.items()}
+    return Settled(tally.input, tally.output, outcomes, without_usage, sum(tally.first_token.counts))
 
 
 def is_uncharged(sidecar: Sidecar, name: str = "g") -> bool:
@@ -619,7 +620,7 @@ async def test_u4_an_answer_without_usage_is_relayed_estimated_and_counted(
         answered = await ask(sidecar, request())
         counted = settled(sidecar)
         assert counted.outcomes == {"finished": 1}
-        assert counted.lacks == {reason: 1}
+        assert counted.without_usage == {reason: 1}
         assert counted.input > 0
         assert counted.output == 5  # the bound: an estimate
         assert is_whole(sidecar)
@@ -649,7 +650,7 @@ async def test_u4_a_stream_without_usage_is_estimated_and_counted(
     events, reason, output = STREAMS_WITHOUT[name]
     engine.answer = streams(*events)
     _, counted, _ = await serve(engine, tmp_path, CHATS, STREAM)
-    assert (counted.output, counted.lacks) == (output, {reason: 1})
+    assert (counted.output, counted.without_usage) == (output, {reason: 1})
 
 
 async def test_u4_a_compressed_stream_is_relayed_at_once_and_counted(
@@ -663,7 +664,7 @@ async def test_u4_a_compressed_stream_is_relayed_at_once_and_counted(
     engine.answer = streams(*parts, head=head)
     answered, counted, _ = await serve(engine, tmp_path, CHATS, STREAM)
     assert answered.body == b"".join(parts)
-    assert (counted.output, counted.lacks) == (8, {"compressed": 1})
+    assert (counted.output, counted.without_usage) == (8, {"compressed": 1})
 
 
 async def test_u4_only_answers_that_finished_and_had_a_price_are_counted(
@@ -685,12 +686,12 @@ async def test_u4_only_answers_that_finished_and_had_a_price_are_counted(
             writer.write(request(CHATS, STREAM))
             await reader.readuntil(token_event())
         await until(lambda: is_whole(sidecar))
-        assert settled(sidecar).lacks == {}
+        assert settled(sidecar).without_usage == {}
         assert settled(sidecar).outcomes == {"finished": 3, "client_gone": 1}
 
 
 def test_the_reasons_are_a_closed_set() -> None:
-    assert set(Lack) == {"compressed", "missing", "unreadable"}
+    assert set(NoUsage) == {"compressed", "missing", "unreadable"}
 
 
 @pytest.mark.parametrize(
