@@ -558,8 +558,8 @@ class Gate:
     ) -> None:
         """Settle a passage. ``usage`` is the engine's report, ``spent`` whether it may have computed at all.
 
-        ``events`` with output were relayed, ``None`` where they were not counted; ``unreported`` of them came
-        after the report. ``no_usage`` is why there is no report, ``stored`` the name by which the engine may have
+        ``events`` were relayed, ``None`` where they were not counted; ``unreported`` of them came after the
+        report. ``no_usage`` is why there is no report, ``stored`` the name by which the engine may have
         stored the answer.
         """
         passage.on_preempted = None
