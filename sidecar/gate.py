@@ -17,6 +17,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import with_priority
 from sidecar.http.heads import RequestHead
 from sidecar.identity import KeyRing
+from sidecar.reported import NoUsage
 from sidecar.routes import Route, find, stored_id
 from sidecar.stored import Stored
 from sidecar.telemetry import Telemetry
@@ -507,7 +508,7 @@ class Gate:
     # --- while it runs, and its end ---
 
     def first_token(self, passage: Passage, seconds: float) -> None:
-        """The first bytes of a response's body came so long after the request."""
+        """The first output of an answer came so long after the request."""
         account = passage.account
         passage.has_begun = True
         self._telemetry.first_token(account, seconds)
@@ -551,14 +552,18 @@ class Gate:
         passage: Passage,
         ending: Ending,
         usage: Usage | None,
-        events: int,
+        events: int | None,
         *,
         spent: bool,
+        unreported: int = 0,
+        no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
     ) -> None:
-        """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all.
+        """Settle a passage. ``usage`` is the engine's report, ``spent`` whether it may have computed at all.
 
-        ``stored`` is the name of the response, where the engine may have kept it.
+        ``events`` were relayed, ``None`` where they were not counted; ``unreported`` of them came after the
+        report. ``no_usage`` is why there is no report, ``stored`` the name by which the engine may have
+        stored the answer.
         """
         passage.on_preempted = None
         ticket = passage.ticket
@@ -573,9 +578,16 @@ class Gate:
             tokens = usage.input_tokens + usage.output_tokens
             self.stored.remember(stored, ticket.account.entitlement.name, tokens)
         if usage is None:
-            usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
-        elif passage.streams and events > 2:
+            usage = self._guess(ticket, events, ending) if spent else Usage(0, 0)
+        elif unreported:
+            # The report is of the stream's beginning: a Messages stream that was cut, or lost its end.
+            output = usage.output_tokens + round(unreported * self.tokens_per_event.value)
+            usage = usage._replace(output_tokens=output)
+            reported = ending is not Ending.FINISHED
+        elif ending is Ending.FINISHED and events is not None and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
+        if ending is Ending.FINISHED and spent and not reported:
+            self._telemetry.answered_without_usage(ticket.account, no_usage)
         now = self._clock()
         self.ledger.settle(ticket, usage, ending, now, reported=reported)
         if self.grants is not None and self.grants.ended(ticket.account, now):
@@ -585,9 +597,9 @@ class Gate:
         if self.journal is not None:
             self._write_down(ticket.account, ending, passage.started_at, usage)
 
-    def _guess(self, ticket: Ticket, events: int, streams: bool, ending: Ending) -> Usage:
-        """What was spent where the engine did not say: the prompt, and the output that was relayed."""
-        if streams:
+    def _guess(self, ticket: Ticket, events: int | None, ending: Ending) -> Usage:
+        """What was spent where the engine did not report it: the prompt, and the output that was relayed."""
+        if events is not None:
             output = round(events * self.tokens_per_event.value)
         else:
             output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0

@@ -19,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from sidecar.reported import NoUsage
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Usage
 from tokenpool.ledger import Account, Ticket
@@ -69,12 +70,15 @@ class Tally:
         "output",
         "output_ratio",
         "tier",
+        "without_usage",
     )
 
     def __init__(self, tier: str) -> None:
         self.tier = tier
         self.outcomes: Counter[str] = Counter()
         self.input = self.output = self.cached = 0
+        self.without_usage: Counter[str] = Counter()
+        """Finished answers without usage, by what was the matter."""
         self.outgrown = 0
         """Requests whose output was more than was reserved for it."""
         self.first_token = Histogram(_TTFT_BUCKETS)
@@ -139,8 +143,12 @@ class Telemetry(Collector):
         if reported and output_tokens and ending is Ending.FINISHED:
             tally.output_ratio.observe(cost.output_tokens / output_tokens)
 
+    def answered_without_usage(self, account: Account, no_usage: NoUsage) -> None:
+        """A finished answer had no usage and is settled by estimate."""
+        self._tallies[account.entitlement.name].without_usage[no_usage] += 1
+
     def first_token(self, account: Account | None, seconds: float) -> None:
-        """The first bytes of a response's body came so long after the request."""
+        """The first output of an answer came so long after the request."""
         name = account.entitlement.name if account is not None else NOBODY
         self._tallies[name].first_token.observe(seconds)
 
@@ -182,9 +190,16 @@ class Telemetry(Collector):
             "Requests whose output was more than was reserved for it.",
             labels=("entitlement",),
         )
+        unreported = CounterMetricFamily(
+            "tokenpool_answers_without_usage",
+            "Finished answers that were settled by estimate: compressed, usage missing or unreadable.",
+            labels=("entitlement", "reason"),
+        )
         for name, tally in self._tallies.items():
             for outcome, count in sorted(tally.outcomes.items()):
                 requests.add_metric((name, tally.tier, outcome), count)
+            for no_usage, count in sorted(tally.without_usage.items()):
+                unreported.add_metric((name, no_usage), count)
             if name != NOBODY:
                 tokens.add_metric((name, "input"), tally.input)
                 tokens.add_metric((name, "cached"), tally.cached)
@@ -195,7 +210,7 @@ class Telemetry(Collector):
         )
         for result in ("ok", "invalid"):
             reloads.add_metric((result,), self.reloads[result])
-        yield from (requests, tokens, outgrown, reloads)
+        yield from (requests, tokens, outgrown, unreported, reloads)
         yield CounterMetricFamily(
             "tokenpool_plans", "How often limits were recomputed.", value=self.limits_computed
         )
@@ -234,7 +249,7 @@ class Telemetry(Collector):
     def _histograms(self) -> Iterator[Metric]:
         first_token = HistogramMetricFamily(
             "tokenpool_time_to_first_token_seconds",
-            "From the whole request read to the first bytes of the engine's answer.",
+            "From the whole request read to the first output in the engine's answer.",
             labels=("entitlement",),
         )
         ratio = HistogramMetricFamily(

@@ -20,7 +20,6 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.pooling import ROUTE
-from sidecar.usage import BodyReader
 from tokenpool.cost import Ask
 
 
@@ -34,11 +33,6 @@ class _Request(msgspec.Struct):
 
 class _Input(Item):
     content: Raw = NOTHING
-
-
-def reader() -> BodyReader:
-    """Usage has another name here."""
-    return BodyReader(b'"billed_units":')
 
 
 _decode = msgspec.json.Decoder(_Request).decode

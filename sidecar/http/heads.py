@@ -36,9 +36,11 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # Who the tenant is concerns the sidecar alone.
     b"authorization",
     b"x-api-key",
-    # A compressed answer would hide the usage; the engine is next door, so nothing is lost.
+    # A compressed answer would hide the usage; the engine is on the same machine, so nothing is lost.
     b"accept-encoding",
 }
+_NO_COMPRESSION = b"accept-encoding: identity\r\n"
+"""Without the header a server may compress as it likes (RFC 9110 section 12.5.3), and some proxies do."""
 _OWN_PREFIX = b"x-tokenpool-"
 
 _STATUS_LINES = {
@@ -95,7 +97,7 @@ class RequestFramer:
     __slots__ = ("_dropped", "_fixed")
 
     def __init__(self, host: str, engine_key: str | None, identity_header: str | None) -> None:
-        self._fixed = b"host: " + host.encode() + b"\r\n"
+        self._fixed = b"host: " + host.encode() + b"\r\n" + _NO_COMPRESSION
         if engine_key:
             self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
         self._dropped = _NOT_FORWARDED
@@ -126,14 +128,22 @@ class RequestFramer:
 class ResponseHead:
     """The head of the engine's response: what of it goes on to the client, and what frames its body."""
 
-    __slots__ = ("_lines", "codings", "content_length", "ends_at_close", "is_event_stream", "status")
+    __slots__ = (
+        "_lines",
+        "codings",
+        "content_length",
+        "ends_at_close",
+        "is_compressed",
+        "is_event_stream",
+        "status",
+    )
 
     def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
         self.status = status
         self.content_length: int | None = None
         self.codings: list[bytes] = []
         """The values of ``Transfer-Encoding``."""
-        self.is_event_stream = False
+        self.is_event_stream = self.is_compressed = False
         line = _STATUS_LINES.get(status)
         if line is None or reason not in line:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
@@ -142,7 +152,9 @@ class ResponseHead:
         dropped = HOP_BY_HOP | nominated(lowered)
         for (name, value), (original, _) in zip(lowered, headers, strict=True):
             if name == b"content-type":
-                self.is_event_stream = value.startswith(b"text/event-stream")
+                self.is_event_stream = value[:17].lower() == b"text/event-stream"
+            elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+                self.is_compressed = True
             if name == b"content-length":
                 self.content_length = int(value.lstrip(b"0") or b"0")
             elif name == b"transfer-encoding":
