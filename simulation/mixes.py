@@ -121,7 +121,7 @@ def ample(*, seed: int, seconds: float = 15.0) -> Setup:
     tenants = [
         Tenant(
             Entitlement(f"t{number}", "pool", Tier.ELASTIC, ceiling=ceiling),
-            workers=BURSTY + 20,
+            workers=3 * BURSTY,
             tokens=20,
             think_s=1.0,
         )
