@@ -6,10 +6,12 @@ header), so the engine cannot read it differently from us. RFC 9110 section 7.6.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
+from sidecar.identity import KEY_HEADERS
 from sidecar.routes import Route
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,7 +37,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"expect",
     # Who the tenant is concerns the sidecar alone.
     b"authorization",
-    b"x-api-key",
+    *KEY_HEADERS,
     # A compressed answer would hide the usage; the engine is next door, so nothing is lost.
     b"accept-encoding",
 }
@@ -44,6 +46,16 @@ _OWN_PREFIX = b"x-tokenpool-"
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 } | {529: b"HTTP/1.1 529 Overloaded\r\n"}
+
+
+_DELIMITERS = re.compile(rb"[-_]+")
+
+
+def canonical(name: bytes) -> bytes:
+    """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
+    if b"_" in name or b"--" in name or name.startswith(b"-") or name.endswith(b"-"):
+        return _DELIMITERS.sub(b"-", name).strip(b"-")
+    return name
 
 
 class RequestHead:
@@ -100,7 +112,8 @@ class RequestFramer:
             self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
         self._dropped = _NOT_FORWARDED
         if identity_header:
-            self._dropped = self._dropped | {identity_header.lower().encode()}
+            name = identity_header.lower().encode()
+            self._dropped = self._dropped | {name, canonical(name)}
 
     def frame(self, head: RequestHead, body_length: int) -> bytes:
         """The head of the request to the engine."""
@@ -118,7 +131,8 @@ class RequestFramer:
             dropped = dropped | hop_by_hop
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
         for name, value in head.headers:
-            if name not in dropped and not name.startswith(_OWN_PREFIX):
+            read_as = canonical(name)
+            if name not in dropped and read_as not in dropped and not read_as.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")
         return b"".join(lines)
 
