@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
 from sidecar.dialects.fields import with_priority
+from sidecar.http.cors import Cors
 from sidecar.http.heads import RequestHead
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.routes import Route, find, stored_id
@@ -170,6 +171,7 @@ class EngineState:
     room: EngineRoom = EngineRoom(0.0, 0.0)
     shape: EngineShape = EngineShape()
     stamp: Stamp = field(default_factory=Stamp)
+    cors: Cors = field(default_factory=Cors)
 
 
 class Gate:

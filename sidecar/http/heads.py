@@ -61,7 +61,17 @@ def canonical(name: bytes) -> bytes:
 class RequestHead:
     """The head of one request, as parsed."""
 
-    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "route", "target")
+    __slots__ = (
+        "framed",
+        "headers",
+        "is_http10",
+        "keeps_alive",
+        "method",
+        "origin",
+        "path",
+        "route",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.framed: bytes | None = None
@@ -70,6 +80,8 @@ class RequestHead:
         self.target = b""
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
+        self.origin: bytes | None = None
+        """The web page that a browser asks for, once the head is complete."""
         self.route: Route | None = None
         """Where the path leads; ``None`` while that is not known, or nowhere."""
         self.headers: Headers = []
@@ -166,6 +178,14 @@ class ResponseHead:
         self._lines = b"".join(lines)
         self.ends_at_close = self.content_length is None and not self.codings
         """Whether nothing but the end of the connection says where the body ends."""
+
+    def find(self, name: bytes) -> bytes | None:
+        """The value of a header that goes on to the client (name in lower case), or ``None``."""
+        start = self._lines.lower().find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return self._lines[start : self._lines.index(b"\r\n", start)].strip()
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
         """The head for the client: the engine's own, with our headers and this hop's framing."""
