@@ -1,8 +1,8 @@
 """CORS: which origins the engine lets read its answers, so that answers of the sidecar's own say the same.
 
 The engine decides (vLLM: ``--allowed-origins``), and nothing is configured here. What it allows is learned
-from its answers to requests with an ``Origin``, preflights among them, and to one request of the sidecar's own.
-An origin that the engine was not seen to allow gets no header: a browser shows its page nothing.
+from its answers to requests with an ``Origin``, preflights among them, and to one of the sidecar's own. An
+origin that the engine was not seen to allow gets no header: a browser shows its page nothing.
 """
 
 from __future__ import annotations
