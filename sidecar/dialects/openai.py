@@ -44,7 +44,7 @@ from sidecar.dialects.openai_bodies import (
     decode_messages,
 )
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.cost import WINDOW, Ask
+from tokenpool.cost import Ask
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
 
@@ -107,8 +107,8 @@ def parse_chat_batch(body: bytes) -> Parsed:
         sequences_per_prompt=sequences(request.n),
         output_bound=_chat_bound(request),
         target=(CHAT_ROUTE, request.model or ""),
-        # The engine documents no bound on this route, but may heed it: it makes nothing cheaper here.
-        input_bound=WINDOW if input_bound(request.truncate_prompt_tokens) is not None else None,
+        # Not documented on this route; vLLM 0.32 hands it on to each conversation.
+        input_bound=input_bound(request.truncate_prompt_tokens),
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
 

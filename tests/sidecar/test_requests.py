@@ -65,6 +65,7 @@ def messages(content: object) -> list[dict[str, object]]:
         (lambda: openai.parse_completion(body(prompt=LONG, truncate_prompt_tokens=100, n=4)), 100),
         (lambda: openai.parse_chat(body(messages=messages(LONG), truncate_prompt_tokens=100)), 100),
         (lambda: openai.parse_chat(body(messages=messages([LONG, LONG]), truncate_prompt_tokens=1e2)), 100),
+        (lambda: openai.parse_chat_batch(body(messages=[messages(LONG)] * 2, truncate_prompt_tokens=9)), 18),
         (lambda: openai.parse_completion(body(prompt=LONG, truncate_prompt_tokens=-1)), 8192),
         (lambda: responses.parse(body(input=LONG, truncation="auto")), 8192),
         (lambda: responses.parse(body(input=LONG, truncation=None)), 8192),
@@ -113,11 +114,6 @@ def test_padding_makes_every_prompt_as_long_as_the_window() -> None:
     parsed = pooling.parse_input(body(input=["a", "b"], padding="max_length"))
     assert cost_of(parsed).input_tokens == 2 * 8192
     assert cost_of(pooling.parse_input(body(input="a", padding="do_not_pad"))).input_tokens < 10
-
-
-def test_a_batch_of_chats_gets_no_price_from_a_bound_that_its_route_does_not_document() -> None:
-    fields = {"messages": [messages(LONG)], "truncate_prompt_tokens": 100}
-    assert openai.parse_chat_batch(body(**fields)).ask.input_bound == WINDOW
 
 
 @pytest.mark.parametrize("bound", [-2, 1.5, "100", True, 1 << 40])
