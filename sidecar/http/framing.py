@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from sidecar.http.heads import HOP_BY_HOP, RequestHead, canonical, nominated
+from sidecar.http.heads import HOP_BY_HOP, RequestHead, canonical, nominated, oddly_named
 
 _AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
 _HOST = re.compile(_AUTHORITY % b"*")
@@ -27,9 +27,9 @@ def framing_flaw(head: RequestHead) -> str | None:
         head.all(b"transfer-encoding"),
         head.all(b"host"),
     )
-    for name, _ in head.headers:
+    for name, _ in oddly_named(head.headers):
         read_as = canonical(name)
-        if read_as is not name and read_as != name and read_as in _FRAMING:
+        if read_as in _FRAMING:
             written = name.decode("ascii", "replace")
             return f"the header {written} could be read as {read_as.decode()}; leave it out, or write that"
     if head.method == b"CONNECT":

@@ -49,13 +49,19 @@ _STATUS_LINES = {
 
 
 _DELIMITERS = re.compile(rb"[-_]+")
+_ODD = re.compile(rb"_|--|^-|-$", re.MULTILINE).search
 
 
 def canonical(name: bytes) -> bytes:
     """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
-    if b"_" in name or b"--" in name or name.startswith(b"-") or name.endswith(b"-"):
-        return _DELIMITERS.sub(b"-", name).strip(b"-")
-    return name
+    return _DELIMITERS.sub(b"-", name).strip(b"-")
+
+
+def oddly_named(headers: Headers) -> Headers:
+    """The headers whose names are not canonical. As a rule there are none: all names are searched at once."""
+    if _ODD(b"\n".join([name for name, _ in headers])) is None:
+        return []
+    return [header for header in headers if canonical(header[0]) != header[0]]
 
 
 class RequestHead:
@@ -141,12 +147,18 @@ class RequestFramer:
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
             dropped = dropped | hop_by_hop
+        read_as = {name: canonical(name) for name, _ in oddly_named(head.headers)}
+        if read_as:
+            dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
         for name, value in head.headers:
-            read_as = canonical(name)
-            if name not in dropped and read_as not in dropped and not read_as.startswith(_OWN_PREFIX):
+            if name not in dropped and not name.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")
         return b"".join(lines)
+
+
+def _stays(name: bytes, dropped: frozenset[bytes]) -> bool:
+    return name in dropped or name.startswith(_OWN_PREFIX)
 
 
 class ResponseHead:
