@@ -293,8 +293,8 @@ def _parts(text: bytes) -> tuple[int, list[Part]]:
             text_bytes += size(each)
             try:
                 count_item()
-            except ValueError as error:
-                raise Malformed(str(error)) from None
+            except ValueError as too_many:  # another name than below: compiled, a variable has one type
+                raise Malformed(str(too_many)) from None
         else:
             try:
                 parts.append(read_part(decode_part, bytes(each)))
