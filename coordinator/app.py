@@ -17,7 +17,7 @@ from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from service.filewatch import FileWatch
-from service.options import Address
+from service.listening import bound, listening
 from tokenpool.entitlements import PoolFile
 from tokenpool.poolfile import PoolFileError, parse
 from tokenpool.store import StoreDown
@@ -76,12 +76,13 @@ class Coordinator:
         """Listen, and begin to tick. Raises ``OSError``."""
         self._runner = web.AppRunner(self._admin.application(), access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.settings.listen.host, self.settings.listen.port).start()
-        host, port, *_ = self._runner.addresses[0]
-        self.listens_on = Address(host, port)
+        sockets = listening(self.settings.listen)
+        self.listens_on = bound(sockets)[0]
+        extra = {"listen": str(bound(sockets)), "candidate": self._candidate, "pools": list(self.leaders)}
+        for each in sockets:
+            await web.SockSite(self._runner, each).start()
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._tick_forever()), loop.create_task(self._watch.run())]
-        extra = {"listen": str(self.listens_on), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
     async def _tick_forever(self) -> None:

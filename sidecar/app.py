@@ -9,15 +9,16 @@ import math
 import random
 import resource
 import signal
-import socket
 from collections.abc import Coroutine
 from typing import Any
 
 from aiohttp import web
 
+from service.listening import BACKLOG, bound, listening
 from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
+from sidecar.corswatch import CorsWatch
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
 from sidecar.http.doorman import Doorman
@@ -28,7 +29,7 @@ from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
 from sidecar.poolwatch import Configuration, PoolWatch, load
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Address, Settings
+from sidecar.settings import MEMORY, Addresses, Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
 from tokenpool.door import DoorSettings
@@ -37,7 +38,6 @@ from tokenpool.planner import PlannerSettings
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
-BACKLOG = 1024
 FINAL_WRITE_S = 1.0
 """How long the last answers may take to leave after draining."""
 
@@ -71,6 +71,7 @@ class Sidecar:
         self.capacity = CapacityModel(configuration.pool.replica)
         engine = _engine(settings)
         self.watcher = EngineWatcher(settings, engine, self.gate, self.telemetry, self.capacity)
+        self._cors = CorsWatch(engine, self.gate, self.watcher, settings.poll_timeout)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
@@ -97,6 +98,7 @@ class Sidecar:
         changed = self.replication.own_file if self.replication is not None else self._configure
         self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
         self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
 
     def _look_at_door_in_time(self) -> None:
         """Decide the requests that wait at the door when the first one's time is up."""
@@ -128,46 +130,48 @@ class Sidecar:
         )
 
     async def start(self) -> None:
-        """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
-        self.listens_on = await self._listen()
+        """Listen for tenants and operators, and begin to watch, plan and sweep. Raises ``OSError``."""
+        self._bound = await self._listen()
+        self.listens_on = self._bound[0]
         self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
         await self._admin_runner.setup()
-        site = web.TCPSite(self._admin_runner, self.settings.admin.host, self.settings.admin.port)
-        await site.start()
-        host, port, *_ = self._admin_runner.addresses[0]
-        self.admin_on = Address(host, port)
+        sockets = listening(self.settings.admin, "--admin")
+        self.admin_on = bound(sockets)[0]
+        for each in sockets:
+            await web.SockSite(self._admin_runner, each).start()
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
             self._spawn(self.allocator.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
-        for work in (self.watcher.run(), self.poolwatch.run(), self._sweep()):
+        for work in (self.watcher.run(), self._cors.run(), self.poolwatch.run(), self._sweep()):
             self._spawn(work)
         log.info(
             "listening",
             extra={
-                "listen": str(self.listens_on),
-                "admin": str(self.admin_on),
+                "listen": str(self._bound),
+                "admin": str(bound(sockets)),
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.gate.pool.name,
             },
         )
 
-    async def _listen(self) -> Address:
-        self._server: asyncio.Server | TlsServer
+    async def _listen(self) -> Addresses:
+        sockets = listening(self.settings.listen)
+        addresses = bound(sockets)
         if self.certificate is not None:
-            self._server = server = TlsServer(self.door, self.certificate, self.settings)
+            server = TlsServer(self.door, self.certificate, self.settings)
+            self._servers.append(server)
             self.telemetry.tls = server.metrics
-            await server.listen(self.settings.listen, BACKLOG)
+            server.accept(sockets)
             self._spawn(self.certificate.watch.run())
-        else:
-            host, port = self.settings.listen
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(
-                lambda: Downstream(self.door), host, port, backlog=BACKLOG
-            )
-        return _bound(self._server.sockets)
+            return addresses
+        loop = asyncio.get_running_loop()
+        for each in sockets:
+            plain = await loop.create_server(lambda: Downstream(self.door), sock=each, backlog=BACKLOG)
+            self._servers.append(plain)
+        return addresses
 
     def reload(self) -> None:
         """Read the pool file and the certificate anew."""
@@ -194,7 +198,8 @@ class Sidecar:
         deadline = self.telemetry.clock() + self.settings.drain_timeout
         while self.door.exchanges and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
-        self._server.close()
+        for server in self._servers:
+            server.close()
         cut = self.door.exchanges
         self.door.drain()
         await self._last_writes()
@@ -235,11 +240,6 @@ def _log_failure(task: asyncio.Task[None]) -> None:
     """A loop that ends by itself is a defect: say so, loudly."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("a background loop failed", exc_info=error)
-
-
-def _bound(sockets: tuple[socket.socket, ...]) -> Address:
-    host, port, *_ = sockets[0].getsockname()
-    return Address(host, port)
 
 
 def raise_open_files(max_connections: int) -> None:

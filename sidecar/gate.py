@@ -15,8 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
 from sidecar.dialects.fields import with_priority
+from sidecar.http.cors import Cors
 from sidecar.http.heads import RequestHead
-from sidecar.identity import KeyRing
+from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.reported import NoUsage
 from sidecar.routes import Route, find, stored_id
 from sidecar.stored import Stored
@@ -171,6 +172,7 @@ class EngineState:
     room: EngineRoom = EngineRoom(0.0, 0.0)
     shape: EngineShape = EngineShape()
     stamp: Stamp = field(default_factory=Stamp)
+    cors: Cors = field(default_factory=Cors)
 
 
 class Gate:
@@ -289,21 +291,22 @@ class Gate:
             names = head.all(self._identity_header)
             if names:
                 return self._named(names)
-        key = _api_key(head)
-        if isinstance(key, Refusal):
-            return key
-        if key is None:
+        keys, has_other = sent_keys(head.headers)
+        if not keys:
             if self._anonymous is not None:
                 return self._anonymous
+            sent = "the Authorization header holds" if has_other else "the request has"
+            return Refusal(Reason.UNKNOWN_KEY, f"{sent} no API key; send it as 'Authorization: Bearer KEY'")
+        if len(keys) > MOST_KEYS:
             return Refusal(
-                Reason.UNKNOWN_KEY,
-                "no API key was sent; send it as 'Authorization: Bearer KEY'",
+                Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        name = self._keys.find(key)
-        account = self.accounts.get(name) if name is not None else None
-        if account is None:
+        owners = {name for name in map(self._keys.find, keys) if name is not None and name in self.accounts}
+        if not owners:
             return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
-        return account
+        if len(owners) > 1:
+            return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
+        return self.accounts[owners.pop()]
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self.accounts.get(names[0].decode("latin-1"))
@@ -658,20 +661,6 @@ def _priority(account: Account) -> int:
     if account.is_spot:
         return PRIORITY_SPOT
     return PRIORITY_GUARANTEED if account.is_inside_guarantee() else PRIORITY_SHARED
-
-
-def _api_key(head: RequestHead) -> bytes | Refusal | None:
-    """The key that was sent. Two that differ are refused: it must not matter which one we look at."""
-    keys = {value.strip() for name, value in head.headers if name == b"x-api-key" and value.strip()}
-    for name, value in head.headers:
-        if name == b"authorization":
-            scheme, _, key = value.strip().partition(b" ")
-            if scheme.lower() != b"bearer" or not key.strip():
-                return Refusal(Reason.UNKNOWN_KEY, "send the API key as 'Authorization: Bearer KEY'")
-            keys.add(key.strip())
-    if len(keys) > 1:
-        return Refusal(Reason.UNKNOWN_KEY, "two different API keys were sent; send one")
-    return keys.pop() if keys else None
 
 
 def _no_response(name: str, account: Account) -> Refusal:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
 
 _INDEX_BYTES = 8
+KEY_HEADERS = (b"x-api-key", b"api-key")
+"""Headers that hold nothing but a key: Anthropic's clients send the first, OpenAI's for Azure the second."""
+MOST_KEYS = 4
+"""Different keys of one request that are looked up. Each costs a SHA-256."""
 
 
 class KeyUnreadable(ValueError):
@@ -43,6 +47,29 @@ class KeyRing:
 
     def __len__(self) -> int:
         return sum(len(each) for each in self._by_index.values())
+
+
+def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool]:
+    """The different keys of a request (names of headers in lower case), and whether there was anything else.
+
+    An empty credential is none. Nor is a scheme other than Bearer: it is meant for a proxy in between.
+    """
+    keys: dict[bytes, None] = {}
+    has_other = False
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            if scheme.lower() != b"bearer":
+                has_other = has_other or bool(scheme)
+                continue
+            key = key.strip()
+        elif name in KEY_HEADERS:
+            key = value.strip()
+        else:
+            continue
+        if key:
+            keys[key] = None
+    return list(keys), has_other
 
 
 def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> KeyRing:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import options
-from service.options import Address, Form, Origin, SettingsError
+from service.options import Address, Addresses, Form, Origin, SettingsError
 from tokenpool.planner import PlannerSettings
 
-__all__ = ["Address", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
+__all__ = ["Address", "Addresses", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
 MEMORY = "memory"
 
@@ -25,8 +25,8 @@ class Settings:
 
     config: Path
     upstream: Origin
-    listen: Address = Address("127.0.0.1", 8080)
-    admin: Address = Address("127.0.0.1", 9090)
+    listen: Addresses = Addresses.of("127.0.0.1", 8080)
+    admin: Addresses = Addresses.of("127.0.0.1", 9090)
     pool: str | None = None
     store: str = MEMORY
     store_timeout: float = 0.5
@@ -87,7 +87,7 @@ _FORM = Form(
     {
         "config": "the pool file",
         "upstream": "the engine, http://HOST:PORT or https://HOST:PORT",
-        "listen": "where tenants connect, HOST:PORT",
+        "listen": "where tenants connect, HOST:PORT; several with commas; [::] serves IPv4, too",
         "admin": "metrics, health and state, HOST:PORT; keep it away from tenants",
         "pool": "the pool that this engine belongs to; needed where the file has several",
         "store": "where the books are kept: memory (a lone sidecar plans for itself) or redis://...",
@@ -141,8 +141,8 @@ _FORM = Form(
         "upstream_tls_key": options.path,
         "upstream_tls_name": options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address"),
         "upstream": options.upstream,
-        "listen": options.address,
-        "admin": options.address,
+        "listen": options.addresses,
+        "admin": options.addresses,
         "store": _store,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
         "debt_gain": options.not_negative,

@@ -143,6 +143,9 @@ class Exchange:
             if passage.ticket and passage.account
             else b""
         )
+        origin = self._request.origin
+        if origin is not None:
+            extra += self._gate.engine.cors.relayed(origin, head)
         framing = self._framing(head)
         self._head = head.frame(extra, framing, self._connection_header())
         if self._request.method == b"HEAD":

@@ -6,10 +6,12 @@ header), so the engine cannot read it differently from us. RFC 9110 section 7.6.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
+from sidecar.identity import KEY_HEADERS
 from sidecar.routes import Route
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,7 +37,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"expect",
     # Who the tenant is concerns the sidecar alone.
     b"authorization",
-    b"x-api-key",
+    *KEY_HEADERS,
     # A compressed answer would hide the usage; the engine is on the same machine, so nothing is lost.
     b"accept-encoding",
 }
@@ -48,10 +50,37 @@ _STATUS_LINES = {
 } | {529: b"HTTP/1.1 529 Overloaded\r\n"}
 
 
+_DELIMITERS = re.compile(rb"[-_]+")
+
+
+def canonical(name: bytes) -> bytes:
+    """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
+    return _DELIMITERS.sub(b"-", name).strip(b"-")
+
+
+def oddly_named(headers: Headers) -> Headers:
+    """The headers whose names are not canonical. As a rule there are none: all names are searched at once."""
+    names = b"-\n-".join([name for name, _ in headers])
+    # One more delimiter at either end of a name makes two of one that is there.
+    if b"_" not in names and b"--" not in names and not names.startswith(b"-") and not names.endswith(b"-"):
+        return []
+    return [header for header in headers if canonical(header[0]) != header[0]]
+
+
 class RequestHead:
     """The head of one request, as parsed."""
 
-    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "route", "target")
+    __slots__ = (
+        "framed",
+        "headers",
+        "is_http10",
+        "keeps_alive",
+        "method",
+        "origin",
+        "path",
+        "route",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.framed: bytes | None = None
@@ -60,6 +89,8 @@ class RequestHead:
         self.target = b""
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
+        self.origin: bytes | None = None
+        """The web page that a browser asks for, once the head is complete."""
         self.route: Route | None = None
         """Where the path leads; ``None`` while that is not known, or nowhere."""
         self.headers: Headers = []
@@ -102,7 +133,8 @@ class RequestFramer:
             self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
         self._dropped = _NOT_FORWARDED
         if identity_header:
-            self._dropped = self._dropped | {identity_header.lower().encode()}
+            name = identity_header.lower().encode()
+            self._dropped = self._dropped | {name, canonical(name)}
 
     def frame(self, head: RequestHead, body_length: int) -> bytes:
         """The head of the request to the engine."""
@@ -118,11 +150,18 @@ class RequestFramer:
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
             dropped = dropped | hop_by_hop
+        read_as = {name: canonical(name) for name, _ in oddly_named(head.headers)}
+        if read_as:
+            dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
         for name, value in head.headers:
             if name not in dropped and not name.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")
         return b"".join(lines)
+
+
+def _stays(name: bytes, dropped: frozenset[bytes]) -> bool:
+    return name in dropped or name.startswith(_OWN_PREFIX)
 
 
 class ResponseHead:
@@ -164,6 +203,14 @@ class ResponseHead:
         self._lines = b"".join(lines)
         self.ends_at_close = self.content_length is None and not self.codings
         """Whether nothing but the end of the connection says where the body ends."""
+
+    def find(self, name: bytes) -> bytes | None:
+        """The value of a header that goes on to the client (name in lower case), or ``None``."""
+        start = self._lines.lower().find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return self._lines[start : self._lines.index(b"\r\n", start)].strip()
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
         """The head for the client: the engine's own, with our headers and this hop's framing."""

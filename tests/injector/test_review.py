@@ -24,7 +24,7 @@ from coordinator.injector.patch import apply
 from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
 from demo.engine import free_port
-from service.options import Address, SettingsError
+from service.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod
 
@@ -199,7 +199,7 @@ def test_a_review_with_anything_in_it_is_answered_or_named(data: st.DataObject) 
 @pytest_asyncio.fixture
 async def injector(tmp_path: Path) -> AsyncIterator[Injector]:
     cert, key = certify(tmp_path, "first")
-    settings = Settings(tls_cert=cert, tls_key=key, listen=Address("127.0.0.1", 0))
+    settings = Settings(tls_cert=cert, tls_key=key, listen=Addresses.of("127.0.0.1", 0))
     made = Injector(settings, Template())
     await made.start()
     yield made

@@ -182,7 +182,7 @@ def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
     assert len(ours) >= 2
     for container in ours:
         read = parsed(container)
-        listens = {read.listen.port} | ({read.admin.port} if hasattr(read, "admin") else set())
+        listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
         assert listens == {port["containerPort"] for port in container["ports"]}
         if hasattr(read, "store"):
             assert read.store == "redis://books:6379"
@@ -263,7 +263,7 @@ def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: Path) -> None:
     (pod,) = selected(found, {"matchLabels": one(found, "Service", "chat")["spec"]["selector"]})
     (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
     (engine,) = [each for each in containers(pod) if each["name"] == "vllm"]
-    assert parsed(sidecar).listen.port == port["targetPort"]
+    assert parsed(sidecar).listen[0].port == port["targetPort"]
     assert engine["args"][-4:] == ["--host", "127.0.0.1", "--port", str(parsed(sidecar).upstream.port)]
     assert "ports" not in engine
 
