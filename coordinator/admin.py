@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
+from service.build import BuildInfo
 from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
@@ -39,6 +40,7 @@ class Admin:
         self._clock = clock
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
+        self._registry.register(BuildInfo())
         ProcessCollector(registry=self._registry)
         self.live = LivePage(self.look, clock)
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from service.build import BuildInfo
 from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
 from service.live.server import LivePage
 from service.tls import Certificate
@@ -54,6 +55,7 @@ class Admin:
         self._certificate = certificate
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
+        self._registry.register(BuildInfo())
         ProcessCollector(registry=self._registry)
         self.live = LivePage(self.look, telemetry.clock)
 
