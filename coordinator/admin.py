@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,17 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
 from service.build import BuildInfo
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
+from service.live.look import (
+    EVERYTHING,
+    EntitlementLook,
+    Look,
+    PoolLook,
+    Replicas,
+    Tally,
+    Vector,
+    Wanted,
+    vector,
+)
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
 from tokenpool.books import Page
@@ -24,6 +34,10 @@ from tokenpool.wire import MOST_REPORTED
 
 STALE_S = 5.0
 """Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
+
+
+_Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
+"""A pool's entitlements as the leader has them, by name, and their guarantees together."""
 
 
 class Admin:
@@ -43,6 +57,7 @@ class Admin:
         self._registry.register(BuildInfo())
         ProcessCollector(registry=self._registry)
         self.live = LivePage(self.look, clock)
+        self._entitlements: dict[str, _Promised] = {}
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -129,26 +144,38 @@ class Admin:
         }
         return shown | _shown(leader.state) if leader.state is not None else shown
 
-    def look(self) -> Look:
+    def look(self, wanted: Wanted = EVERYTHING) -> Look:
         """What the live page shows, now."""
         leaders = self._leaders()
         now = self._clock()
         return Look(
             process="coordinator",
             name=next((leader.candidate for leader in leaders.values()), ""),
-            pools=tuple(_look_at(name, leader, now) for name, leader in leaders.items()),
+            pools=tuple(
+                _look_at(name, leader, now, wanted, self._promised(name, leader))
+                for name, leader in leaders.items()
+            ),
             notices=()
             if self._telemetry.config_is_current
             else ("the pool file on disk is invalid: the old one is in force",),
         )
 
+    def _promised(self, name: str, leader: PoolLeader) -> _Promised:
+        """A pool's entitlements by name; they change with the pool file only."""
+        promised, entitlements = self._entitlements.get(name), leader.entitlements
+        if promised is None or promised[0] is not entitlements:
+            whole = vector(*sum((e.guarantee for e in entitlements), NOTHING).values())
+            promised = self._entitlements[name] = entitlements, {e.name: e for e in entitlements}, whole
+        return promised
 
-def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
+
+def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised) -> PoolLook:
     state = leader.state
     who, notices = _leading(leader), tuple(_notices(leader, now))
     if state is None:
         return PoolLook(name, who, notices=notices)
     made = state.tick
+    _, known, guarantees = promised
     in_use = NOTHING
     for page in made.pages.values():
         in_use = in_use + page.in_use
@@ -161,13 +188,15 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
         notices=notices,
         entitlements=tuple(
             _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
-            for entitlement in leader.entitlements
+            for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
             if (part := made.plan.entitlements.get(entitlement.name)) is not None
         ),
         tallies={
             holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
             for holder, report in made.sidecars.items()
         },
+        total=len(known),
+        guarantees=guarantees,
     )
 
 

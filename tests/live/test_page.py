@@ -77,7 +77,7 @@ async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine
 async def page_of(look: Look, folder: Path) -> AsyncIterator[Page]:
     """The page of a look that no sidecar would have."""
     application = web.Application()
-    LivePage(lambda: look, time.monotonic).add_to(application)
+    LivePage(lambda wanted: look, time.monotonic).add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
