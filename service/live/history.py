@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 BUCKET_S = 2.0
 BUCKETS = 150
 MOST_LINES = 400
+_LARGEST = 2**31 - 1
+"""That an item of an array holds."""
 
 
 class Line:
@@ -28,7 +30,7 @@ class Line:
 
 
 class History:
-    """The lines of one pool. A bucket in which a name is not given holds zeros."""
+    """The lines of one pool. A bucket in which a name is not given holds zeros for it."""
 
     def __init__(self, series: int, most: int = MOST_LINES) -> None:
         self._series = series
@@ -40,36 +42,33 @@ class History:
         return len(self._lines)
 
     def add(self, bucket: int, points: Mapping[str, Sequence[float]]) -> None:
-        """Take one more bucket, numbered after the ones before; buckets between hold zeros."""
-        self._advance(bucket)
-        place = bucket % BUCKETS
-        for name, values in points.items():
-            line = self._lines.get(name) or self._new(name, bucket)
-            if line is None:
-                continue
-            line.last = bucket
-            for ring, value in zip(line.rings, values, strict=True):
-                ring[place] = min(round(value), 2_000_000_000)
+        """Take one more bucket. Numbers that were left out since the last one get the same values.
 
-    def _advance(self, bucket: int) -> None:
+        They are means of the time that passed, which is more than a bucket where the process was held up.
+        """
         since = bucket - 1 if self._bucket is None else max(self._bucket, bucket - BUCKETS)
         self._bucket = bucket
         for name in [n for n, line in self._lines.items() if bucket - line.last >= BUCKETS]:
             del self._lines[name]
-        passed = [number % BUCKETS for number in range(since + 1, bucket + 1)]
-        for line in self._lines.values():
-            for ring in line.rings:
-                for place in passed:
-                    ring[place] = 0
+        places = [number % BUCKETS for number in range(since + 1, bucket + 1)]
+        nothing = (0.0,) * self._series
+        for name in points.keys() - self._lines.keys():
+            self._new(name, bucket)
+        for name, line in self._lines.items():
+            values = points.get(name)
+            if values is not None:
+                line.last = bucket
+            for ring, value in zip(line.rings, values or nothing, strict=True):
+                for place in places:
+                    ring[place] = min(round(value), _LARGEST)
 
-    def _new(self, name: str, bucket: int) -> Line | None:
+    def _new(self, name: str, bucket: int) -> None:
         if len(self._lines) >= self._most:
             idlest = min(self._lines, key=lambda each: self._lines[each].last)
-            if self._lines[idlest].last == bucket:
-                return None  # all of them are active
+            if self._lines[idlest].last >= bucket - 1:
+                return  # all of them are active
             del self._lines[idlest]
-        line = self._lines[name] = Line(self._series, bucket)
-        return line
+        self._lines[name] = Line(self._series, bucket)
 
     def has(self, name: str) -> bool:
         """Whether anything is known of a name."""

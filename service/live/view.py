@@ -20,6 +20,8 @@ from service.live.words import CONCURRENCY, SHED_BY_LIMIT, TOKENS_PER_SECOND, wh
 
 MOST_ROWS = 200
 """Of one pool. A browser draws so many twice a second; nobody reads more."""
+_EARLY_S = 0.25
+"""A bucket may end so much early: the next look may come half a second later."""
 SLICE = 25
 """Rows that are made between two chances for requests: about a millisecond."""
 STAYS = 1.1
@@ -120,7 +122,8 @@ class Watch:
     def __init__(self, most_rows: int = MOST_ROWS) -> None:
         self._pools: dict[str, _PoolWatch] = {}
         self._most_rows = most_rows
-        self._bucket: int | None = None
+        self._bucket = 0
+        self._noted_at: float | None = None
 
     def follow(self, look: Look, now: float) -> LiveView:
         """The view after one more look. ``now`` is seconds on any monotonic clock."""
@@ -142,13 +145,16 @@ class Watch:
             shown, its_rows = yield from watch.steps(pool, now)
             pools.append(shown)
             rows += its_rows
-        bucket = math.floor(now / BUCKET_S)
         points = None
-        if bucket != self._bucket:
-            points = tuple(point for each in pools for point in self._pools[each.name].note(bucket, each))
-            self._bucket = bucket
+        passed = 1 if self._noted_at is None else int((now - self._noted_at + _EARLY_S) / BUCKET_S)
+        if passed:
+            self._bucket += passed
+            self._noted_at = now
+            points = tuple(
+                point for each in pools for point in self._pools[each.name].note(self._bucket, each)
+            )
         return LiveView(
-            look.process, look.name, look.about, look.notices, tuple(pools), tuple(rows), bucket, points
+            look.process, look.name, look.about, look.notices, tuple(pools), tuple(rows), self._bucket, points
         )
 
     def shown(self) -> set[str]:
@@ -228,7 +234,7 @@ class _PoolWatch:
             name = entitlement.name
             its_rates, use = rates.get(name, _NO_RATES), uses[name]
             is_shed = bool(its_rates) and any(outcome != SERVED for outcome in its_rates)
-            busy = (use[0] or 0.0) + (use[1] or 0.0) + sum(its_rates.values())
+            busy = sum(part or 0.0 for part in use) + sum(its_rates.values())
             has_row = name in self._rows
             return is_shed, busy * 1.5 if has_row else busy, self._history.has(name), has_row
 
