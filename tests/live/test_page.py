@@ -194,14 +194,15 @@ async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
     def look(wanted: Wanted) -> Look:
         nonlocal looks
         looks += 1
-        name = "x" * (200_000 if is_dropped else 10)
-        return Look("sidecar", "s0", (pool(entitlement(name, debt=float(looks))),))
+        # Many notices of a kind fill the connection that nobody reads.
+        notices = tuple(f"{looks}-{n}" + "x" * 500 for n in range(400 * is_dropped))
+        return Look("sidecar", "s0", (pool(entitlement(debt=float(looks)), notices=notices),))
 
     async with page_of(look, tmp_path, slow_s=0.5) as (page, server):
         await page.value(
-            "window.said = []; new MutationObserver(() => window.said.push(document.querySelector('#connection')"
-            ".textContent)).observe(document.querySelector('#connection'), {childList: true, subtree: true,"
-            " characterData: true})"
+            "window.said = []; const at = document.querySelector('#connection');"
+            " new MutationObserver(() => window.said.push(at.textContent))"
+            ".observe(at, {childList: true, subtree: true, characterData: true})"
         )
         await page.call("Page.setWebLifecycleState", state="frozen")
         if is_dropped:
@@ -223,6 +224,11 @@ async def test_a_page_that_was_held_back_and_has_no_server_any_more_says_so(tmp_
         await page.call("Page.setWebLifecycleState", state="frozen")
         await server._close(web.Application())
         await page.call("Page.setWebLifecycleState", state="active")
+        await asyncio.sleep(3)
+        assert await page.value("document.hidden")
+        assert await page.value(text("#connection")) == "live"  # nobody looks at it: it says nothing yet
+        await page.value("Object.defineProperty(document, 'hidden', { value: false })")
+        await page.value("document.dispatchEvent(new Event('visibilitychange'))")
         said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
         assert said == "not connected: this process is shutting down; trying again"
 
