@@ -15,7 +15,6 @@ help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SIDECARS=3, DEMO_SECONDS=30
-	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
 # Tests that want an engine, a browser or the machine to themselves, and those in containers before, which mostly wait.
@@ -89,7 +88,7 @@ wheel: ## a wheel with a compiled data path, into dist/; PYTHON=python3.12 build
 	@rm -rf build out/wheel-env; ls dist/*.whl
 	@echo "A wheel is for one Python version, one platform and this machine's C library or a later one. For others:"
 	@echo "  PYTHON=python3.12 make wheel          another Python (3.11, 3.12 and 3.13 are tested)"
-	@echo "  pipx run auditwheel repair dist/*.whl    a manylinux tag, for other distributions; needs patchelf"
+	@echo "  auditwheel repair dist/*.whl          gives it a manylinux tag (manylinux_2_17 when this was tried), in wheelhouse/"
 	@echo "  docker build -f docker/Dockerfile .   the image, compiled in it"
 	@echo "  pip install .                         pure Python, on any platform"
 
