@@ -33,8 +33,8 @@ def tenants() -> list[Tenant]:
 def test_the_sentence_has_the_numbers_of_the_run() -> None:
     assert sentence(tenants(), 30.2, 1).strip() == (
         "Shown in 30 s on one engine: 95 % of the answers to checkout (guaranteed) began within 50 ms while"
-        " it was alone, and within 60 ms in the overload; 0 of 30 guaranteed, 2 of 22 elastic and 90 of 100 spot"
-        " requests were shed."
+        " it was alone, and within 60 ms in the overload; 0 of 30 guaranteed, 2 of 22 elastic and"
+        " 90 of 100 spot requests were shed."
     )
 
 

@@ -52,12 +52,12 @@ class History:
             del self._lines[name]
         places = [number % BUCKETS for number in range(since + 1, bucket + 1)]
         nothing = (0.0,) * self._series
+        for name in points.keys() & self._lines.keys():
+            self._lines[name].last = bucket
         for name in points.keys() - self._lines.keys():
             self._new(name, bucket)
         for name, line in self._lines.items():
             values = points.get(name)
-            if values is not None:
-                line.last = bucket
             for ring, value in zip(line.rings, values or nothing, strict=True):
                 for place in places:
                     ring[place] = min(round(value), _LARGEST)
@@ -65,7 +65,7 @@ class History:
     def _new(self, name: str, bucket: int) -> None:
         if len(self._lines) >= self._most:
             idlest = min(self._lines, key=lambda each: self._lines[each].last)
-            if self._lines[idlest].last >= bucket - 1:
+            if self._lines[idlest].last == bucket:
                 return  # all of them are active
             del self._lines[idlest]
         self._lines[name] = Line(self._series, bucket)

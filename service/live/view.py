@@ -212,7 +212,8 @@ class _PoolWatch:
             name = entitlement.name
             use, its_rates = uses[name], rates.get(name, _NO_RATES)
             before = known.get(name)
-            made_of = (entitlement, use, its_rates, around)
+            first_token = recent.first_token_s(name)
+            made_of = (entitlement, use, its_rates, around, first_token)
             if before is not None and not its_rates and before[0] == made_of:
                 self._rows[name] = before  # idle, as most are at most times
                 continue
