@@ -30,7 +30,7 @@ from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
 from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
-from tokenpool.wire import MOST_REPORTED
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
 STALE_S = 5.0
 """Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
@@ -192,7 +192,13 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
             if (part := made.plan.entitlements.get(entitlement.name)) is not None
         ),
         tallies={
-            holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
+            holder: Tally(
+                report.outcomes,
+                is_whole=len(report.outcomes) < MOST_REPORTED,
+                first_tokens=report.first_tokens,
+                has_all_first_tokens=False,
+                bounds_s=FIRST_TOKEN_BOUNDS_S,
+            )
             for holder, report in made.sidecars.items()
         },
         total=len(known),

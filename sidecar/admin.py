@@ -26,13 +26,13 @@ from service.tls import Certificate
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.replication import UNLED_S
-from sidecar.telemetry import TTFT_BUCKETS, Telemetry
+from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
 from tokenpool.cost import Pricer
 from tokenpool.experience import Experience
 from tokenpool.grants import Grants
 from tokenpool.ledger import Account
-from tokenpool.wire import REPORTED_OUTCOMES
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 
 
 class Limits(Protocol):
@@ -234,7 +234,7 @@ class Admin:
                 "": Tally(
                     {name: self._outcomes(name) for name in names},
                     first_tokens={name: telemetry.first_tokens(name) for name in names},
-                    bounds_s=TTFT_BUCKETS,
+                    bounds_s=FIRST_TOKEN_BOUNDS_S,
                 )
             },
             total=len(accounts),

@@ -23,11 +23,11 @@ from tokenpool.amounts import Dimension
 from tokenpool.cost import Usage
 from tokenpool.ledger import Account, Ticket
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S
 
 NOBODY = "none"
 """The label of requests that belong to no entitlement: no or unknown key, probes."""
 
-TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
 _RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
@@ -77,7 +77,7 @@ class Tally:
         self.input = self.output = self.cached = 0
         self.outgrown = 0
         """Requests whose output was more than was reserved for it."""
-        self.first_token = Histogram(TTFT_BUCKETS)
+        self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.input_ratio = Histogram(_RATIO_BUCKETS)
         self.output_ratio = Histogram(_RATIO_BUCKETS)
 
@@ -162,7 +162,7 @@ class Telemetry(Collector):
         return names
 
     def first_tokens(self, name: str) -> tuple[float, tuple[int, ...]]:
-        """An entitlement's times to first token: their sum in seconds, and counts by ``TTFT_BUCKETS``."""
+        """Times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
         first_token = self._tallies[name].first_token
         return first_token.total, tuple(first_token.counts)
 

@@ -43,7 +43,9 @@ class Tally(msgspec.Struct, frozen=True):
     is_whole: bool = True
     """Whether an entitlement that was never named had no requests; else it may have been left out."""
     first_tokens: Mapping[str, FirstTokens] = {}
-    """By entitlement."""
+    """By entitlement; of one that is left out they are as they were."""
+    has_all_first_tokens: bool = True
+    """Whether one whose first tokens were never named had none; else it may have been left out."""
     bounds_s: Sequence[float] = ()
     """Of the counts of first tokens; one more count is for longer times."""
 

@@ -87,7 +87,7 @@ class Recent:
             before = remembered.get(name)
             remembered[name] = (seconds, counts)
             if before is None:
-                if known is None or not tally.is_whole:
+                if known is None or not tally.has_all_first_tokens:
                     continue
                 before = (0.0, ())
             elif before[0] > seconds or len(before[1]) != len(counts):
