@@ -53,7 +53,7 @@ class SidecarReport:
     ``MOST_REPORTED`` entitlements: those whose numbers changed last. For pages, not for planning."""
     first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
     """Times to first token since this sidecar began: their sum in seconds, and counts by
-    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` whose times changed within the last seconds."""
+    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` whose times changed a few seconds ago."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)
