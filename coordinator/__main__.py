@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from coordinator import settings
+from service.build import add_version
 from service.options import SettingsError
 from tokenpool.poolfile import PoolFileError
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tokenpool-coordinator",
         description="Recomputes the limits of all tenants of a pool, and says how many replicas it needs.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the coordinator")
     settings.add_arguments(run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,14 +12,28 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Telemetry
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
+from service.build import BuildInfo
+from service.live.look import (
+    EVERYTHING,
+    EntitlementLook,
+    Look,
+    PoolLook,
+    Replicas,
+    Tally,
+    Vector,
+    Wanted,
+    vector,
+)
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
 from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
 from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
-from tokenpool.wire import MOST_REPORTED
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
+
+_Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
+"""A pool's entitlements as the leader has them, by name, and their guarantees together."""
 
 
 class Admin:
@@ -36,8 +50,10 @@ class Admin:
         self._clock = clock
         self._registry = CollectorRegistry()
         self._registry.register(telemetry)
+        self._registry.register(BuildInfo())
         ProcessCollector(registry=self._registry)
         self.live = LivePage(self.look, clock)
+        self._entitlements: dict[str, _Promised] = {}
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -137,26 +153,38 @@ class Admin:
             "age_s": round(leader.hints.age_s(now), 3),
         }
 
-    def look(self) -> Look:
+    def look(self, wanted: Wanted = EVERYTHING) -> Look:
         """What the live page shows, now."""
         leaders = self._leaders()
         now = self._clock()
         return Look(
             process="coordinator",
             name=next((leader.candidate for leader in leaders.values()), ""),
-            pools=tuple(_look_at(name, leader, now) for name, leader in leaders.items()),
+            pools=tuple(
+                _look_at(name, leader, now, wanted, self._promised(name, leader))
+                for name, leader in leaders.items()
+            ),
             notices=()
             if self._telemetry.config_is_current
             else ("the pool file on disk is invalid: the old one is in force",),
         )
 
+    def _promised(self, name: str, leader: PoolLeader) -> _Promised:
+        """A pool's entitlements by name; they change with the pool file only."""
+        promised, entitlements = self._entitlements.get(name), leader.entitlements
+        if promised is None or promised[0] is not entitlements:
+            whole = vector(*sum((e.guarantee for e in entitlements), NOTHING).values())
+            promised = self._entitlements[name] = entitlements, {e.name: e for e in entitlements}, whole
+        return promised
 
-def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
+
+def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised) -> PoolLook:
     state = leader.state
     who, notices = _leading(leader), tuple(_notices(leader, now))
     if state is None:
         return PoolLook(name, who, notices=notices)
     made = state.tick
+    _, known, guarantees = promised
     in_use = NOTHING
     for page in made.pages.values():
         in_use = in_use + page.in_use
@@ -169,13 +197,21 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
         notices=notices,
         entitlements=tuple(
             _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
-            for entitlement in leader.entitlements
+            for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
             if (part := made.plan.entitlements.get(entitlement.name)) is not None
         ),
         tallies={
-            holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
+            holder: Tally(
+                report.outcomes,
+                is_whole=len(report.outcomes) < MOST_REPORTED,
+                first_tokens=report.first_tokens,
+                has_all_first_tokens=False,
+                bounds_s=FIRST_TOKEN_BOUNDS_S,
+            )
             for holder, report in made.sidecars.items()
         },
+        total=len(known),
+        guarantees=guarantees,
     )
 
 

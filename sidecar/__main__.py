@@ -1,4 +1,4 @@
-"""The command line: ``tokenpool-sidecar run`` and ``tokenpool-sidecar check``."""
+"""The command line: ``tokenpool-sidecar run``, ``tokenpool-sidecar check`` and ``--version``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.build import add_version
 from sidecar import settings
 from sidecar.identity import KeyUnreadable
 from tokenpool.poolfile import PoolFileError, explain, parse
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tokenpool-sidecar",
         description="A reverse proxy next to a vLLM engine that shares it fairly among tenants.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the sidecar")
     settings.add_arguments(run)

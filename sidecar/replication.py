@@ -40,6 +40,9 @@ from tokenpool.wire import (
 
 log = logging.getLogger(__name__)
 
+FirstTokens = tuple[float, tuple[int, ...]]
+"""As ``SidecarReport`` has them."""
+
 UNLED_S = 5.0
 """After so long without new limits somebody should look after the coordinators."""
 FAREWELL_S = 1.0
@@ -76,6 +79,28 @@ class OutcomeTotals:
                 self._totals.pop(name, None)
                 self._totals[name] = worth
         return dict(list(self._totals.items())[-self._most :])
+
+
+FIRST_TOKENS_STAY_S = 3.0
+"""So long changed times to first token are reported: a coordinator that follows reads every two seconds."""
+
+
+class FirstTokenTotals:
+    """The times to first token that reports carry: those that changed lately."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[FirstTokens, float]] = {}
+        """As last seen, and since when."""
+
+    def follow(self, totals: Mapping[str, FirstTokens], now: float) -> Mapping[str, FirstTokens]:
+        """What to report, after the totals were looked at once more."""
+        known, self._known = self._known, {}
+        for name, total in totals.items():
+            before = known.get(name)
+            self._known[name] = before if before is not None and before[0] == total else (total, now)
+        return {
+            n: total for n, (total, at) in self._known.items() if total[0] and now - at < FIRST_TOKENS_STAY_S
+        }
 
 
 class Replication:
@@ -128,6 +153,8 @@ class Replication:
         self._totals = OutcomeTotals()
         self._counted: Mapping[str, Mapping[str, int]] = {}
         self._counted_at = -math.inf
+        self._firsts = FirstTokenTotals()
+        self._first_tokens: Mapping[str, FirstTokens] = {}
 
     # --- what others ask ---
 
@@ -329,6 +356,7 @@ class Replication:
                 file_version=self.file_version or self._own_version,
                 draining=gate.is_draining,
                 outcomes=self._outcomes(),
+                first_tokens=self._first_tokens,
             )
         )
 
@@ -339,6 +367,9 @@ class Replication:
             accounts = self._gate.accounts
             self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in accounts}, accounts)
             self._counted_at = now
+            self._first_tokens = self._firsts.follow(
+                {name: telemetry.first_tokens(name) for name in self._counted}, now
+            )
         return self._counted
 
     async def _listen_forever(self) -> None:

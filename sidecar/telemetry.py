@@ -24,11 +24,11 @@ from tokenpool.amounts import Dimension
 from tokenpool.cost import Usage
 from tokenpool.ledger import Account, Ticket
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S
 
 NOBODY = "none"
 """The label of requests that belong to no entitlement: no or unknown key, probes."""
 
-_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
 _RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 
@@ -81,7 +81,7 @@ class Tally:
         """Finished answers without usage, by what was the matter."""
         self.outgrown = 0
         """Requests whose output was more than was reserved for it."""
-        self.first_token = Histogram(_TTFT_BUCKETS)
+        self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S)
         self.input_ratio = Histogram(_RATIO_BUCKETS)
         self.output_ratio = Histogram(_RATIO_BUCKETS)
 
@@ -109,6 +109,7 @@ class Telemetry(Collector):
         self._accounts: Mapping[str, Account] = {}
         self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY)}
         self._overhead = Histogram(_OVERHEAD_BUCKETS)
+        self._touched: set[str] = set()
 
     def follow(self, accounts: Mapping[str, Account]) -> None:
         """The accounts in force now. Counts of an entitlement that is gone stay until the restart."""
@@ -129,7 +130,9 @@ class Telemetry(Collector):
 
     def settled(self, ticket: Ticket, ending: Ending, usage: Usage, *, reported: bool) -> None:
         """An admitted request was settled."""
-        tally = self._tallies[ticket.account.entitlement.name]
+        name = ticket.account.entitlement.name
+        self._touched.add(name)
+        tally = self._tallies[name]
         tally.outcomes[ending] += 1
         input_tokens, output_tokens, cached_tokens = usage
         tally.input += input_tokens - cached_tokens
@@ -149,15 +152,28 @@ class Telemetry(Collector):
 
     def first_token(self, account: Account | None, seconds: float) -> None:
         """The first output of an answer came so long after the request."""
-        name = account.entitlement.name if account is not None else NOBODY
-        self._tallies[name].first_token.observe(seconds)
+        self._tally(account).first_token.observe(seconds)
 
     def overhead(self, seconds: float) -> None:
         """From the whole request read to its being sent on: pricing, admission and framing."""
         self._overhead.observe(seconds)
 
     def _tally(self, account: Account | None) -> Tally:
-        return self._tallies[account.entitlement.name if account is not None else NOBODY]
+        name = account.entitlement.name if account is not None else NOBODY
+        self._touched.add(name)
+        return self._tallies[name]
+
+    # --- for pages ---
+
+    def touched(self) -> set[str]:
+        """The names whose counts changed since this was asked last."""
+        names, self._touched = self._touched, set()
+        return names
+
+    def first_tokens(self, name: str) -> tuple[float, tuple[int, ...]]:
+        """Times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
+        first_token = self._tallies[name].first_token
+        return first_token.total, tuple(first_token.counts)
 
     def outcomes(self, name: str) -> dict[str, int]:
         """How an entitlement's requests ended so far, by outcome."""

@@ -24,6 +24,8 @@ REPORTED_OUTCOMES = frozenset(
 """What a report counts: requests served, and requests refused for want of capacity."""
 MOST_REPORTED = 256
 """Entitlements that a report counts: some 10 kB, with every message."""
+FIRST_TOKEN_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the counts of times to first token; one more count is for longer times."""
 
 
 class WireError(ValueError):
@@ -50,6 +52,9 @@ class SidecarReport:
     outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How requests ended since this sidecar began, by entitlement and outcome, without zeros. At most
     ``MOST_REPORTED`` entitlements: those whose numbers changed last. For pages, not for planning."""
+    first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
+    """Times to first token since this sidecar began: their sum in seconds, and counts by
+    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` whose times changed a few seconds ago."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
+from service.build import BuildInfo
 from service.tls import Certificate
 from sidecar.app import Sidecar
 from sidecar.http.tls import TlsServer
@@ -33,7 +34,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
         certificate = Certificate(*certify(Path(folder), "exposed"))
     tls = TlsServer(sidecar.door, certificate, sidecar.settings)
     for families in (
-        *(c.collect() for c in (sidecar.telemetry, coordinator.telemetry, process)),
+        *(c.collect() for c in (sidecar.telemetry, coordinator.telemetry, process, BuildInfo())),
         tls.metrics(),
     ):
         for name, labels in _series(families):

@@ -15,7 +15,7 @@ import aiohttp
 from demo.engine import free_port
 from sidecar.app import Sidecar
 from sidecar.poolwatch import load
-from sidecar.replication import OutcomeTotals, Replication
+from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.allocation import IdleTerms
@@ -78,8 +78,11 @@ async def test_use_shows_while_requests_run(engine: FakeEngine, tmp_path: Path) 
         held.go.set()
         await asyncio.gather(*asking)
         row = await first(news, "g", "served_per_s")
+        first_token = await first(news, "g", "first_token_ms")
     assert row["served_per_s"] > 0
     assert row["sheds"] == []
+    mean, high = first_token["first_token_ms"]
+    assert 0 < mean <= high
 
 
 async def test_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) -> None:
@@ -212,8 +215,18 @@ def test_an_entitlement_that_is_gone_is_reported_no_more() -> None:
     assert totals.follow({}, {"b"}) == {"b": {"finished": 1}}
 
 
+def test_first_tokens_are_reported_while_they_change_and_shortly_after() -> None:
+    totals = FirstTokenTotals()
+    some, more, none = (1.0, (0, 3)), (2.0, (0, 5)), (0.0, (0, 0))
+    assert totals.follow({"a": some, "b": none}, 0.0) == {"a": some}
+    assert totals.follow({"a": some, "b": none}, FIRST_TOKENS_STAY_S) == {}
+    assert totals.follow({"a": more, "b": none}, 4.0) == {"a": more}
+    assert totals.follow({"a": more}, 6.0) == {"a": more}
+
+
 def test_a_report_keeps_its_counts_on_the_wire() -> None:
-    report = SidecarReport(outcomes={"a": {"finished": 3, "engine_full": 1}})
+    outcomes = {"a": {"finished": 3, "engine_full": 1}}
+    report = SidecarReport(outcomes=outcomes, first_tokens={"a": (0.5, (1, 2))})
     assert decode_report(encode_report(report)) == report
 
 
