@@ -196,9 +196,8 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
         replicas=_replicas(leader, state, now),
         notices=notices,
         entitlements=tuple(
-            _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
+            _entitlement(entitlement, made.plan.part(entitlement), made.pages.get(entitlement.name, _NO_PAGE))
             for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
-            if (part := made.plan.entitlements.get(entitlement.name)) is not None
         ),
         tallies={
             holder: Tally(

@@ -99,7 +99,17 @@ class Plan:
     idle: IdleTerms = IdleTerms()
     """What every entitlement may use that is not in ``entitlements``: see ``idle_share``."""
 
+    def part(self, entitlement: Entitlement) -> EntitlementPlan:
+        """One entitlement's part; of one that was left out since it is idle, what it would have been."""
+        found = self.entitlements.get(entitlement.name)
+        if found is not None:
+            return found
+        share = idle_share(entitlement, self.idle, ONE_SEQUENCE)
+        return EntitlementPlan(share.limit, share.assured, NOTHING, NOTHING, 0.0, 0.0)
 
+
+ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)
+"""The smallest request."""
 _DEFAULTS = PlannerSettings()
 _NO_REPORT = Report()
 _NO_PROFILE = Profile()

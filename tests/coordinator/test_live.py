@@ -282,11 +282,13 @@ async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
     assert pool.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
-async def test_an_entitlement_that_is_not_planned_yet_is_left_out() -> None:
+async def test_an_entitlement_that_was_just_added_is_shown_with_what_it_may_use() -> None:
     pool = Pool()
     await pool.opened()
     later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file
     pool.leader.follow(later, later.pools[0])
-    assert [e.name for e in pool.look().entitlements] == ["g", "s"]
+    shown = {e.name: e for e in pool.look().entitlements}
+    assert set(shown) == {"g", "s", "new"}
+    assert shown["new"].limit[2] >= 1
     await pool.tick()
     assert [e.name for e in pool.look().entitlements] == ["g", "s", "new"]
