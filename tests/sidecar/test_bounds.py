@@ -657,4 +657,4 @@ def test_wrong_options_are_named(arguments: str, words: str) -> None:
 
 
 def test_the_admin_port_is_on_loopback_unless_told_otherwise() -> None:
-    assert settings_of("--upstream http://h:1").admin.host == "127.0.0.1"
+    assert [a.host for a in settings_of("--upstream http://h:1").admin] == ["127.0.0.1"]
