@@ -235,6 +235,9 @@ class Gate:
                 self.ledger.retier(account)
                 account.pricer.reprice(entitlement, pool.pricing)
             self.accounts[entitlement.name] = account
+        for name, account in kept.items():
+            if name not in self.accounts:
+                self.ledger.active.expel(account)
         self.pool = pool
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
@@ -358,6 +361,8 @@ class Gate:
 
     def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal | Suspense:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        if not account.is_active:
+            self.ledger.active.touch(account, now)
         grants = self.grants
         if grants is not None and not grants.covers(account, cost, now):
             is_retry = account.retries.is_retry(parsed.body, now)

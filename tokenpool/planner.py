@@ -174,6 +174,16 @@ def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Sha
     return terms.share(entitlement.tier, guarantee, entitlement.ceiling, floor)
 
 
+def rested(profile: Profile, elapsed_s: float) -> Profile:
+    """The profile after so long without service: what plans with it would have made of it."""
+    if elapsed_s <= 0:
+        return profile
+    counted = min(elapsed_s, max(PROFILE_S - profile.age_s, 0.0))
+    age_s = profile.age_s + counted
+    kept = math.exp(-(elapsed_s - counted) / PROFILE_S) * (profile.age_s / age_s if age_s > 0 else 1.0)
+    return Profile(profile.service * kept, profile.place, profile.age_s + elapsed_s)
+
+
 def _lent(claims: Sequence[Claim], shares: Mapping[str, Share]) -> dict[str, Amount]:
     """All that was granted within guarantees, once more for those of spot that want it.
 
