@@ -1,7 +1,7 @@
 """The allocation loop of a lone sidecar (``--store memory``): reports in, the pure planner, limits out.
 
-Only active accounts are planned for (``tokenpool.ledger.ActiveAccounts``): with 2,000 entitlements of which one is
-active a tick took 80 ms, four times a second, while all were.
+Only active accounts are planned for (``tokenpool.ledger.ActiveAccounts``). While all were, a tick of 2,000
+entitlements of which one is active took 80 ms, four times a second.
 """
 
 from __future__ import annotations

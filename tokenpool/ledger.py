@@ -200,7 +200,7 @@ class Meter:
         return Report(demand=self.demand, service=service, floor=floor)
 
     def rest(self, until: float) -> None:
-        """Let an idle stretch pass at once: as reports in the meantime would, with nothing offered or held."""
+        """Let an idle stretch pass at once, as reports without an offer or a hold would."""
         elapsed = until - self._reported_at
         if elapsed > 0:
             faded = math.exp(-elapsed / LARGEST_MEMORY_S)
@@ -258,9 +258,9 @@ class Account:
         "level_elsewhere",
         "limit",
         "meter",
-        "pool_limit",
         "plan",
         "planned_at",
+        "pool_limit",
         "pricer",
         "retries",
     )
@@ -349,15 +349,15 @@ class Ticket:
 
 
 class ActiveAccounts:
-    """The accounts that periodic work has to look at. The work per tick follows these, not all that exist.
+    """The accounts that periodic work has to look at: a tick's work follows these, not all that exist.
 
-    An account becomes active at its first offer (``touch``; ``admission`` does that before it reads a limit), and
-    idle again when whoever does the periodic work retires it: see ``can_rest``.
+    An account becomes active at its first offer: ``touch``, before a limit is read. It becomes idle again
+    when the owner of the periodic work retires it: see ``can_rest``.
 
-    A lone sidecar hands the terms of each plan to ``planned``. An idle account then has the limits that a plan with
-    it would have given, its bucket is full, and its debt and its largest request fade: all of that is made up for
-    when it is touched or looked at (``refresh``). Without terms (limits that come from the lease store) an idle
-    account is left as it is.
+    A lone sidecar hands the terms of each plan to ``planned``. An idle account has the limits that a plan
+    with it would give, its bucket is full, and its debt and its largest request fade. ``refresh`` works that
+    out when the account is touched or shown. Without terms (limits come from the lease store) it changes
+    nothing.
     """
 
     __slots__ = ("_accounts", "_debt_decay_s", "_plan", "_planned_at", "_planned_before", "_terms")
@@ -421,7 +421,7 @@ class ActiveAccounts:
         terms = self._terms
         if terms is None or account.is_active or account.plan == self._plan:
             return
-        # A report says how large requests were before its interval: the last plan knew it as of the one before.
+        # A report's floor is as of the report before it.
         account.meter.rest(self._planned_before)
         floor = account.meter.floor
         account.meter.rest(self._planned_at)

@@ -118,8 +118,8 @@ def plan(
     """Recompute all limits.
 
     ``debts`` and ``profiles`` are the last plan's, ``elapsed_s`` the seconds since then. An entitlement
-    without a report is idle. One that is idle and has no debt may be left out: nobody's part depends on it,
-    and ``idle_share`` tells its own. 1,000 entitlements take 17 to 30 ms of one core, 4,000 70 to 140: n log n.
+    without a report is idle. An idle one may be left out: nobody's part depends on it, and ``idle_share``
+    tells its own. 1,000 entitlements take 17 to 30 ms of one core, 4,000 70 to 140: n log n.
     """
     claims = [_claim(e, reports.get(e.name, _NO_REPORT)) for e in entitlements]
     division = Division(capacity, claims)

@@ -1,4 +1,4 @@
-"""Active accounts: a sidecar that plans for those alone gives everyone the limits that planning for all would."""
+"""Active accounts: planning for those alone gives everyone the limits that planning for all would."""
 
 from __future__ import annotations
 
