@@ -48,7 +48,7 @@ class Sidecar:
     def __init__(self, settings: Settings) -> None:
         configuration = load(settings)
         self.settings = settings
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(settings.metrics_entitlements)
         self.gate = Gate(
             configuration.file,
             configuration.pool,
@@ -65,7 +65,7 @@ class Sidecar:
         )
         self._door_timer: asyncio.TimerHandle | None = None
         self.gate.on_door_changed = self._look_at_door_in_time
-        self.telemetry.levers = self.gate.metrics
+        self.telemetry.more.append(self.gate.metrics)
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
@@ -82,7 +82,7 @@ class Sidecar:
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
-        self.telemetry.bounds = self.door.bounds.metrics
+        self.telemetry.bounds = lambda: self.door.bounds.pieces(self.telemetry.label)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
@@ -158,7 +158,7 @@ class Sidecar:
         self._server: asyncio.Server | TlsServer
         if self.certificate is not None:
             self._server = server = TlsServer(self.door, self.certificate, self.settings)
-            self.telemetry.tls = server.metrics
+            self.telemetry.more.append(server.metrics)
             await server.listen(self.settings.listen, BACKLOG)
             self._spawn(self.certificate.watch.run())
         else:

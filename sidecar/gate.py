@@ -241,7 +241,7 @@ class Gate:
         self.pool = pool
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
-        self._telemetry.follow(self.accounts)
+        self._telemetry.follow(self.accounts, self.ledger)
         if self.grants is not None:
             self.grants.follow(self.accounts, now)
 

@@ -24,7 +24,7 @@ from sidecar.identity import KeyUnreadable
 from sidecar.poolwatch import Configuration, of_published
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
-from tokenpool.amounts import NOTHING, Dimension
+from tokenpool.amounts import NOTHING
 from tokenpool.books import RECALL, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
@@ -112,7 +112,8 @@ class Replication:
         self.grants.follow(gate.accounts, telemetry.clock())
         gate.grants = self.grants
         gate.on_books_wanted = self.speak_soon
-        telemetry.books = self.metrics
+        telemetry.more.append(self.metrics)
+        telemetry.shows_grants = lambda: self.grants.mode is Mode.JOINED
         self.calls: Counter[str] = Counter()
         """Messages to the books, by how they ended."""
         self.last_error = ""
@@ -187,14 +188,6 @@ class Replication:
             ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
-        held = GaugeMetricFamily(
-            "tokenpool_grant", "What this sidecar holds of a limit.", labels=("entitlement", "dimension")
-        )
-        for name, account in self._gate.accounts.items():
-            if grants.mode is Mode.JOINED:
-                held.add_metric((name, Dimension.KV_TOKENS.value), account.limit.kv_tokens)
-                held.add_metric((name, Dimension.CONCURRENCY.value), account.limit.concurrency)
-        yield held
 
     # --- pool files ---
 

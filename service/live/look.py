@@ -83,6 +83,10 @@ class PoolLook(msgspec.Struct, frozen=True):
     entitlements: tuple[EntitlementLook, ...] = ()
     tallies: Mapping[str, Tally] = {}
     """By sidecar. One that starts again is another one."""
+    unlisted: int = 0
+    """Entitlements that are idle and not among ``entitlements``."""
+    unlisted_guarantees: Vector = ZERO
+    """What is guaranteed to those together."""
 
 
 class Look(msgspec.Struct, frozen=True):

@@ -147,7 +147,7 @@ class _PoolWatch:
             name=pool.name,
             leader=pool.leader,
             capacity=_rounded(pool.capacity),
-            guarantees=_total([e.guarantee for e in entitlements]),
+            guarantees=_total([pool.unlisted_guarantees, *(e.guarantee for e in entitlements)]),
             in_use=_rounded((tokens, *held)),
             demand=_rounded(_total([e.demand for e in entitlements])),
             scale=_scale(pool.capacity, entitlements),
