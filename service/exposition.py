@@ -64,4 +64,4 @@ class _Some:
 
 def rendered(metrics: Iterable[Metric]) -> str:
     """A few metrics of ``prometheus_client``: those without a series for each entitlement."""
-    return generate_latest(_Some(metrics)).decode()  # type: ignore[arg-type]
+    return generate_latest(_Some(metrics)).decode()

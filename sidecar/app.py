@@ -10,7 +10,7 @@ import random
 import resource
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +18,7 @@ from aiohttp import web
 from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
+from sidecar.configuration import Configuration, load
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
 from sidecar.http.doorman import Doorman
@@ -26,7 +27,7 @@ from sidecar.http.heads import RequestFramer
 from sidecar.http.tls import TlsServer
 from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
-from sidecar.poolwatch import Configuration, PoolWatch, load
+from sidecar.poolwatch import PoolWatch
 from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Address, Settings
 from sidecar.telemetry import Telemetry
@@ -95,7 +96,7 @@ class Sidecar:
             self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
-        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
+        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._prepare, changed)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _look_at_door_in_time(self) -> None:
@@ -108,12 +109,18 @@ class Sidecar:
             delay = max(at - self.telemetry.clock(), 0.0)
             self._door_timer = asyncio.get_running_loop().call_later(delay, self.gate.serve_door)
 
+    def _prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make what a changed pool file needs, in steps that each take a moment."""
+        return self.gate.prepare(configuration.file, configuration.pool)
+
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
         self.gate.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
+        # Records that stay as long as the file are not to be looked through again.
+        gc.freeze()
 
     def _replicate(self, configuration: Configuration) -> Replication:
         # Imported here: a lone sidecar needs no client of Redis.
@@ -170,10 +177,10 @@ class Sidecar:
         return _bound(self._server.sockets)
 
     def reload(self) -> None:
-        """Read the pool file and the certificate anew."""
-        self.poolwatch.reload()
+        """Have the pool file and the certificate read anew."""
+        self.poolwatch.ask()
         if self.certificate is not None:
-            self.certificate.reload()
+            self.certificate.watch.ask()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.configuration import Configuration, of_published
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
 from sidecar.identity import KeyUnreadable
-from sidecar.poolwatch import Configuration, of_published
 from sidecar.settings import Settings, SettingsError
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from service import options
 from service.options import Address, Form, Origin, SettingsError
-from sidecar.telemetry import MOST_SERIES
 from tokenpool.planner import PlannerSettings
 
 __all__ = ["Address", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
@@ -51,7 +50,7 @@ class Settings:
     upstream_tls_name: str | None = None
     log_level: str = "info"
     log_requests: bool = False
-    metrics_entitlements: int = MOST_SERIES
+    metrics_entitlements: int = 400
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
     poll_interval: float = 0.25

@@ -30,8 +30,6 @@ NOBODY = "none"
 """The label of requests that belong to no entitlement: no or unknown key, probes."""
 OTHER = "other"
 """The label of all entitlements that have no series of their own."""
-MOST_SERIES = 400
-"""Entitlements with series of their own. One has about 6 kB of the page in every family."""
 PER_PIECE = 8
 """Entitlements in one piece of the page: with all of their histograms 0.2 ms."""
 
@@ -197,7 +195,7 @@ class Tally:
 class Telemetry:
     """All counts of one sidecar."""
 
-    def __init__(self, most_series: int = MOST_SERIES) -> None:
+    def __init__(self, most_series: int) -> None:
         self.clock: Callable[[], float] = time.monotonic
         self.limits_computed = 0
         self.reloads: Counter[str] = Counter()
