@@ -79,7 +79,8 @@ class Coordinator:
         host, port, *_ = self._runner.addresses[0]
         self.listens_on = Address(host, port)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._tick_forever()), loop.create_task(self.watch.run())]
+        work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
+        self._tasks = [loop.create_task(each) for each in work]
         extra = {"listen": str(self.listens_on), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 

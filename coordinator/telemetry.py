@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.leader import PoolLeader
+from service.loopdelay import LoopDelay
 from tokenpool.amounts import Amount, Dimension
 
 _ENTITLEMENT_GAUGES = (
@@ -23,6 +25,7 @@ class Telemetry(Collector):
 
     def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]]) -> None:
         self.config_is_current = True
+        self.loop_delay = LoopDelay(time.monotonic)
         self._leaders = leaders
 
     def collect(self) -> Iterator[Metric]:
@@ -33,6 +36,7 @@ class Telemetry(Collector):
             "Whether the pool file on disk is the one in force.",
             value=float(self.config_is_current),
         )
+        yield from self.loop_delay.metrics()
         yield from self._of_leading(leaders)
         yield from self._of_pools(leaders)
         yield from self._of_entitlements(leaders)

@@ -15,6 +15,7 @@ from typing import Any
 
 from aiohttp import web
 
+from service.loopdelay import LoopDelay
 from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
@@ -66,7 +67,8 @@ class Sidecar:
         )
         self._door_timer: asyncio.TimerHandle | None = None
         self.gate.on_door_changed = self._look_at_door_in_time
-        self.telemetry.more.append(self.gate.metrics)
+        self.loop_delay = LoopDelay(self.telemetry.clock)
+        self.telemetry.more += [self.gate.metrics, self.loop_delay.metrics]
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
@@ -148,7 +150,7 @@ class Sidecar:
             self._spawn(self.allocator.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
-        for work in (self.watcher.run(), self.poolwatch.run(), self._sweep()):
+        for work in (self.watcher.run(), self.poolwatch.run(), self._sweep(), self.loop_delay.run()):
             self._spawn(work)
         log.info(
             "listening",
@@ -190,7 +192,8 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            self.door.sweep(self.telemetry.clock())
+            for _ in self.door.sweep(self.telemetry.clock()):
+                await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Drain: refuse new requests, let running ones finish in bounded time, then end."""
