@@ -1,9 +1,9 @@
 """Many entitlements: what holds up requests that is no request, and what an idle sidecar costs.
 
-A client sends requests of one entitlement at a steady pace and notes how long each one takes, while something
-else is asked of the sidecar: its pages, a changed pool file. The longest request of each window of two seconds
-counts, and of the windows the median: a disturbance comes in every window, other work on the machine in some.
-The same without a disturbance stands beside it. Pages are read by another process.
+A client sends requests of one entitlement at a steady pace and notes how long each one takes, while
+something else is asked of the sidecar: its pages, a changed pool file. The longest request of each window of
+two seconds counts, and of the windows the median: a disturbance comes in every window, other work on the
+machine in some. The same without a disturbance stands beside it. Pages are read by another process.
 """
 
 from __future__ import annotations
