@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,14 +177,14 @@ async def _use_everyone(port: int, entitlements: int) -> None:
 
 async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, seconds: float) -> float:
     """The longest request of a window, in ms, while the sidecar is asked for something else."""
-    work: Callable[[], AbstractContextManager[object]] = {
+    works: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "nothing": nullcontext,
         "metrics": lambda: _reading(f"{url}/metrics"),
         "state page": lambda: _reading(f"{url}/debug/state"),
         "live page": lambda: _reading(f"{url}/live/events"),
         "pool file": lambda: _changing(folder / "pool.yaml", text),
-    }[name]
-    with work():
+    }
+    with works[name]():
         windows = [max(await _steady(port, WINDOW_S)) for _ in range(max(round(seconds / WINDOW_S), 1))]
     return median(windows) * 1000
 
@@ -245,7 +245,7 @@ def table(rows: list[ManyRow]) -> str:
     return "\n".join(lines)
 
 
-def main(sizes: list[int], folder: Path, seconds: float, *, shared: bool) -> list[ManyRow]:
+def main(sizes: Sequence[int], folder: Path, seconds: float, *, shared: bool) -> list[ManyRow]:
     """Measure every size, and say what was seen of each at once."""
     rows = []
     os.sched_setaffinity(0, {LOAD_CORE})

@@ -8,19 +8,22 @@ from typing import Any
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
-from coordinator.telemetry import Telemetry
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
+from coordinator.telemetry import Shown, Telemetry, of_entitlement
+from service import pages
+from service.exposition import CONTENT_TYPE, rendered
+from service.live.look import ZERO, EntitlementLook, Look, PoolLook, Replicas, Tally, Vector, vector
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
-from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
-from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
 from tokenpool.wire import MOST_REPORTED
 
+PER_PIECE = 8
+"""Entitlements in one piece of the state page: some 0.4 ms."""
+LISTED = 100
+"""Entitlements that the live page lists though they are idle. Beyond, it lists those that are active."""
 STALE_S = 5.0
 """Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
 
@@ -37,9 +40,8 @@ class Admin:
         self._leaders = leaders
         self._telemetry = telemetry
         self._clock = clock
-        self._registry = CollectorRegistry()
-        self._registry.register(telemetry)
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
         self.live = LivePage(self.look, clock)
 
     def application(self) -> web.Application:
@@ -57,11 +59,13 @@ class Admin:
         self.live.add_to(application)
         return application
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Prometheus metrics."""
-        return web.Response(
-            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return await self._metrics.answer(request)
+
+    def _metrics_pieces(self) -> Iterator[str]:
+        yield from self._telemetry.pieces()
+        yield rendered(self._process.collect())
 
     async def healthz(self, request: web.Request) -> web.Response:
         """Whether this process lives."""
@@ -107,14 +111,36 @@ class Admin:
             }
         )
 
-    async def state(self, request: web.Request) -> web.Response:
-        """Everything that the last tick saw and decided."""
-        return web.json_response(
-            {
-                "config_is_current": self._telemetry.config_is_current,
-                "pools": {name: self._pool(leader) for name, leader in self._leaders().items()},
-            }
-        )
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        """Everything that the last tick saw and decided.
+
+        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        """
+        names: list[str] = request.query.getall("entitlement", [])
+        is_active = request.query.get("active") == "1"
+
+        def wanted(name: str, shown: Shown) -> bool:
+            if names:
+                return name in names
+            return not is_active or shown.demand != NOTHING or shown.in_use != NOTHING
+
+        chunks = await pages.made(self._state_pieces(wanted))
+        return await pages.send(request, chunks, "application/json; charset=utf-8")
+
+    def _state_pieces(self, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+        current = "true" if self._telemetry.config_is_current else "false"
+        yield f'{{"config_is_current":{current},"pools":{{'
+        before = ""
+        for name, leader in self._leaders().items():
+            summary = msgspec.json.encode(self._pool(leader)).decode()
+            yield f'{before}"{name}":{summary.removesuffix("}")}'
+            if leader.state is not None:
+                yield ',"entitlements":{'
+                yield from _entitlements(leader, leader.state.tick, wanted)
+                yield "}"
+            yield "}"
+            before = ","
+        yield "}}"
 
     def _pool(self, leader: PoolLeader) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -147,6 +173,7 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
     if state is None:
         return PoolLook(name, who, notices=notices)
     made = state.tick
+    listed = _listed(leader, made)
     in_use = NOTHING
     for page in made.pages.values():
         in_use = in_use + page.in_use
@@ -157,19 +184,33 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
         in_use=vector(*in_use.values()),
         replicas=_replicas(leader, state),
         notices=notices,
-        entitlements=tuple(
-            _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
-            for entitlement in leader.entitlements
-            if (part := made.plan.entitlements.get(entitlement.name)) is not None
-        ),
+        entitlements=tuple(_entitlement(entitlement, shown, made) for entitlement, shown in listed),
         tallies={
             holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
             for holder, report in made.sidecars.items()
         },
+        unlisted=len(leader.entitlements) - len(listed),
+        unlisted_guarantees=_guarantees_beside(leader, listed),
     )
 
 
-_NO_PAGE = Page()
+def _listed(leader: PoolLeader, made: Tick) -> list[tuple[Entitlement, Shown]]:
+    """All entitlements while they are few, else those that are active."""
+    shown = [(each, of_entitlement(each, made)) for each in leader.entitlements]
+    if len(shown) <= LISTED:
+        return shown
+    return [(each, row) for each, row in shown if row.demand != NOTHING or row.in_use != NOTHING]
+
+
+def _guarantees_beside(leader: PoolLeader, listed: list[tuple[Entitlement, Shown]]) -> Vector:
+    """What is guaranteed to those that are not listed."""
+    if len(listed) == len(leader.entitlements):
+        return ZERO
+    left, names = NOTHING, {each.name for each, _ in listed}
+    for entitlement in leader.entitlements:
+        if entitlement.name not in names:
+            left = left + entitlement.guarantee
+    return vector(*left.values())
 
 
 def _leading(leader: PoolLeader) -> str:
@@ -192,17 +233,18 @@ def _replicas(leader: PoolLeader, state: PoolState) -> Replicas:
     )
 
 
-def _entitlement(entitlement: Entitlement, part: EntitlementPlan, page: Page) -> EntitlementLook:
+def _entitlement(entitlement: Entitlement, shown: Shown, made: Tick) -> EntitlementLook:
+    page = made.pages.get(entitlement.name)
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
         guarantee=vector(*entitlement.guarantee.values()),
         ceiling=vector(*entitlement.ceiling.values()),
-        limit=vector(*part.limit.values()),
-        in_use=vector(*page.in_use.values()),
-        demand=vector(*part.demand.values()),
-        debt=part.debt,
-        spent=page.served.tokens_per_second,
+        limit=vector(*shown.limit.values()),
+        in_use=vector(*shown.in_use.values()),
+        demand=vector(*shown.demand.values()),
+        debt=shown.debt,
+        spent=page.served.tokens_per_second if page is not None else 0.0,
     )
 
 
@@ -248,19 +290,35 @@ def _shown(state: PoolState) -> dict[str, Any]:
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),
         "sidecars": {name: msgspec.to_builtins(report) for name, report in made.sidecars.items()},
-        "entitlements": {
-            name: {
-                "limit": plan.limit.as_dict(),
-                "assured": plan.assured.as_dict(),
-                "allocation": plan.allocation.as_dict(),
-                "demand": plan.demand.as_dict(),
-                "fair_share": plan.fair_share,
-                "debt": plan.debt,
-                "held": page.held.as_dict() if (page := made.pages.get(name)) is not None else None,
-                "in_use": page.in_use.as_dict() if page is not None else None,
-                "service": made.service.get(name, NOTHING).as_dict(),
-                "level": page.level if page is not None else None,
-            }
-            for name, plan in made.plan.entitlements.items()
-        },
+    }
+
+
+def _entitlements(leader: PoolLeader, made: Tick, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+    """The rows of the state page, a few at a time."""
+    before, rows = "", []
+    for number, entitlement in enumerate(leader.entitlements, 1):
+        shown = of_entitlement(entitlement, made)
+        if wanted(entitlement.name, shown):
+            row = msgspec.json.encode(_row(shown)).decode()
+            rows.append(f'{before}"{entitlement.name}":{row}')
+            before = ","
+        if number % PER_PIECE == 0:
+            yield "".join(rows)
+            rows = []
+    yield "".join(rows)
+
+
+def _row(shown: Shown) -> dict[str, Any]:
+    is_known = shown.level is not None
+    return {
+        "limit": shown.limit.as_dict(),
+        "assured": shown.assured.as_dict(),
+        "allocation": shown.allocation.as_dict(),
+        "demand": shown.demand.as_dict(),
+        "fair_share": shown.fair_share,
+        "debt": shown.debt,
+        "held": shown.held.as_dict() if is_known else None,
+        "in_use": shown.in_use.as_dict() if is_known else None,
+        "service": shown.service.as_dict(),
+        "level": shown.level,
     }

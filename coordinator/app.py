@@ -37,7 +37,7 @@ class Coordinator:
         self.leaders: dict[str, PoolLeader] = {}
         self._gone: list[PoolLeader] = []
         self._lead(read(settings.config))
-        self.telemetry = Telemetry(lambda: self.leaders)
+        self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         self._admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
         self.watch = FileWatch((settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []

@@ -254,11 +254,13 @@ async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
     assert pool.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
-async def test_an_entitlement_that_is_not_planned_yet_is_left_out() -> None:
+async def test_an_entitlement_that_is_not_planned_yet_may_have_what_is_left() -> None:
     pool = Pool()
     await pool.opened()
     later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file
     pool.leader.follow(later, later.pools[0])
-    assert [e.name for e in pool.look().entitlements] == ["g", "s"]
+    shown = pool.look().entitlements
+    assert [e.name for e in shown] == ["g", "s", "new"]
+    assert shown[-1].limit == pool.look().capacity
     await pool.tick()
     assert [e.name for e in pool.look().entitlements] == ["g", "s", "new"]

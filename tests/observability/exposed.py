@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
+from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
 from service.tls import Certificate
@@ -34,7 +35,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "exposed"))
     tls = TlsServer(sidecar.door, certificate, sidecar.settings)
-    for family in (*telemetry.FAMILIES, *bounds.FAMILIES):
+    for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
         labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
         for suffix in _SUFFIXES.get(family.kind, ("",)):
             found[family.name + suffix] = labels
