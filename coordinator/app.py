@@ -117,6 +117,7 @@ async def serve(settings: Settings) -> None:
     """Run a coordinator until SIGTERM or SIGINT; SIGHUP reads the pool file anew."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    gc.disable()
     coordinator = Coordinator(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -124,5 +125,6 @@ async def serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, coordinator.watch.ask)
     gc.collect()
     gc.freeze()
+    gc.enable()
     await stopping.wait()
     await coordinator.stop()

@@ -62,6 +62,9 @@ class Admin:
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
         self._guarantees: tuple[object, Amount] | None = None
+        """Of all entitlements together, and of which accounts that was."""
+        self._counted: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
+        """All outcomes of an entitlement, and those that the live page counts."""
         self.live = LivePage(self.look, telemetry.clock)
 
     def application(self) -> web.Application:
@@ -253,7 +256,7 @@ class Admin:
                 reason="only a coordinator gives scale hints",
             ),
             entitlements=tuple(_entitlement(account) for account in listed),
-            tallies={"": Tally({name: self._outcomes(name) for name in self._telemetry.used()})},
+            tallies={"": Tally(self._outcomes())},
             unlisted=len(gate.accounts) - len(listed),
             unlisted_guarantees=self._guarantees_beside(listed),
         )
@@ -284,9 +287,15 @@ class Admin:
             left = left - account.entitlement.guarantee
         return vector(*left.at_least(NOTHING).values())
 
-    def _outcomes(self, name: str) -> dict[str, int]:
-        """What the page counts of an entitlement: requests served and shed."""
-        return {o: n for o, n in self._telemetry.outcomes(name).items() if o in REPORTED_OUTCOMES}
+    def _outcomes(self) -> dict[str, dict[str, int]]:
+        """What the page counts: requests served and shed, of every entitlement that was used."""
+        known, self._counted = self._counted, {}
+        for name, outcomes in self._telemetry.all_outcomes():
+            before = known.get(name)
+            if before is None or before[0] is not outcomes:
+                before = outcomes, {o: n for o, n in outcomes.items() if o in REPORTED_OUTCOMES}
+            self._counted[name] = before
+        return {name: shown for name, (_, shown) in self._counted.items()}
 
 
 _ONE_OF_SEVERAL = (

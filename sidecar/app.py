@@ -272,6 +272,9 @@ async def serve(settings: Settings) -> None:
     raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    # Records of the pool file live as long as it does. Looking through them while they are made takes a third
+    # of the time that 10,000 entitlements take to start.
+    gc.disable()
     sidecar = Sidecar(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -279,6 +282,7 @@ async def serve(settings: Settings) -> None:
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()
     gc.freeze()  # what lives as long as the process is not to be looked through again: 40 ms each time
+    gc.enable()
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PER_FRAME = 200
 """Entitlements that the parent takes over at once: some 0.4 ms."""
+MOST_WARNINGS = 20
+"""So many doubts are logged: 2,000 lines would hold up requests for some 30 ms."""
 MODULE = "sidecar.configuration"
 
 
@@ -130,8 +132,13 @@ async def _from_child(request: _Request) -> Configuration:
 
 
 def _configuration(head: _Head, file: PoolFile, keys: KeyRing) -> Configuration:
-    for line, message, fix in head.warnings:
+    for line, message, fix in head.warnings[:MOST_WARNINGS]:
         log.warning(message, extra={"line": line, "fix": fix})
+    if len(head.warnings) > MOST_WARNINGS:
+        log.warning(
+            "there are more doubts about the pool file",
+            extra={"more": len(head.warnings) - MOST_WARNINGS, "fix": "see tokenpool-sidecar check"},
+        )
     watched = tuple(Path(path) for path in head.watched)
     return Configuration(file, file.pool(head.pool), keys, watched, head.version)
 

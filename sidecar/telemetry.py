@@ -164,11 +164,13 @@ class Series:
 class Tally:
     """The counts of one entitlement that was used."""
 
-    __slots__ = ("outcomes", "series", "shared", "tier")
+    __slots__ = ("outcomes", "seen", "series", "shared", "tier")
 
     def __init__(self, tier: str, series: Series, *, is_own: bool) -> None:
         self.tier = tier
         self.series = series
+        self.seen: dict[str, int] | None = None
+        """The outcomes as they were read last, until one more comes."""
         shared = series.outcomes.setdefault(tier, Counter())
         self.shared: Counter[str] | None = None if is_own else shared
         """Where the same outcomes are counted once more, of all that share the series."""
@@ -188,6 +190,7 @@ class Tally:
     def count(self, outcome: str) -> None:
         """A request ended so."""
         self.outcomes[outcome] += 1
+        self.seen = None
         if self.shared is not None:
             self.shared[outcome] += 1
 
@@ -302,6 +305,14 @@ class Telemetry:
         """How an entitlement's requests ended so far, by outcome."""
         tally = self._tallies.get(name)
         return {str(outcome): n for outcome, n in tally.outcomes.items()} if tally is not None else {}
+
+    def all_outcomes(self) -> Iterator[tuple[str, dict[str, int]]]:
+        """The same of all that were used. A dictionary stays the same one until another outcome comes."""
+        for name, tally in self._tallies.items():
+            if name != NOBODY:
+                if tally.seen is None:
+                    tally.seen = {str(outcome): n for outcome, n in tally.outcomes.items()}
+                yield name, tally.seen
 
     def used(self) -> list[str]:
         """The entitlements that were used since the start, in the order of first use."""
