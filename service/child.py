@@ -23,12 +23,14 @@ class ChildFailed(Exception):
     """The child could not be started, or ended without its answer; the text says how."""
 
 
-async def frames(module: str, request: bytes, longest_s: float = LONGEST_S) -> AsyncIterator[bytes]:
+async def frames(
+    module: str, request: bytes, longest_s: float = LONGEST_S, *, program: str = sys.executable
+) -> AsyncIterator[bytes]:
     """What a child answers to a request. Raises ``ChildFailed``."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     try:
         child = await asyncio.create_subprocess_exec(
-            sys.executable,
+            program,
             "-P",
             "-m",
             module,

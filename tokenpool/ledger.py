@@ -397,7 +397,8 @@ class ActiveAccounts:
 
     def retire(self, account: Account) -> None:
         """Look at an account no more until it is touched."""
-        if self._accounts.pop(account, self) is None:
+        if account in self._accounts:
+            del self._accounts[account]
             account.is_active = False
             account.plan, account.planned_at = self._plan, self._planned_at
 
