@@ -85,9 +85,10 @@ async def test_a_child_reads_what_this_process_would(tmp_path: Path) -> None:
 
 
 async def test_without_a_child_the_file_is_read_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("PYTHONHOME", "/nonexistent")  # of which this process makes nothing any more
+    monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
     file = tmp_path / "pool.yaml"
     file.write_text(POOL)
     assert await read_apart(file) == read(file)
+    assert "the pool file is read in this process" in caplog.text

@@ -90,7 +90,7 @@ async def test_a_pool_that_the_file_does_not_have_is_an_error(tmp_path: Path) ->
 async def test_where_no_child_can_be_had_the_file_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("PYTHONHOME", "/nonexistent")  # of which this process makes nothing any more
+    monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
     ours = settings(tmp_path)
 
     assert (await load_apart(ours)).file == load(ours).file
