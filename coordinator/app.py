@@ -18,6 +18,7 @@ from coordinator.leader import PoolLeader
 from coordinator.reader import PoolFileInvalid, Reading, read, read_apart
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
+from service import collecting
 from service.filewatch import FileWatch
 from service.options import Address
 from tokenpool.store import StoreDown
@@ -60,6 +61,10 @@ class Coordinator:
 
     async def reload(self) -> None:
         """Read the pool file and lead with it, or say why not."""
+        with collecting.postponed():
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
             made = await read_apart(self.settings.config)
         except PoolFileInvalid as error:
@@ -68,7 +73,7 @@ class Coordinator:
             return
         self.telemetry.config_is_current = True
         self._lead(made)
-        gc.freeze()  # the records stay as long as the file
+        collecting.keep()
         log.info("the pool file is in force", extra={"pools": list(self.leaders)})
 
     async def start(self) -> None:
@@ -117,14 +122,13 @@ async def serve(settings: Settings) -> None:
     """Run a coordinator until SIGTERM or SIGINT; SIGHUP reads the pool file anew."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    gc.disable()
-    coordinator = Coordinator(settings)
+    with collecting.postponed():
+        coordinator = Coordinator(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await coordinator.start()
     loop.add_signal_handler(signal.SIGHUP, coordinator.watch.ask)
     gc.collect()
-    gc.freeze()
-    gc.enable()
+    collecting.keep()
     await stopping.wait()
     await coordinator.stop()

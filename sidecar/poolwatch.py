@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
+from service import collecting
 from service.filewatch import FileWatch
 from sidecar.configuration import Configuration, ConfigurationInvalid, load_apart
 from sidecar.settings import Settings
@@ -40,6 +41,10 @@ class PoolWatch:
 
     async def reload(self) -> None:
         """Read the file and put it in force, or say why not."""
+        with collecting.postponed():
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
             configuration = await load_apart(self._settings)
         except ConfigurationInvalid as error:
