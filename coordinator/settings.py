@@ -32,7 +32,7 @@ class Settings:
     scale_up_window: float = 1.0
     scale_down_window: float = 300.0
     log_level: str = "info"
-    metrics_entitlements: int = 400
+    metrics_entitlements: int = 2000
 
 
 def _store(text: str, source: str) -> str:

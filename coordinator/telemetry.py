@@ -14,7 +14,7 @@ from coordinator.leader import PoolLeader
 from service.exposition import Family, number, rendered
 from service.loopdelay import LoopDelay
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement
+from tokenpool.entitlements import Entitlement, Tier
 from tokenpool.planner import EntitlementPlan, idle_share
 from tokenpool.tick import Tick
 
@@ -40,7 +40,7 @@ PER_PIECE = 20
 class Telemetry(Collector):
     """All numbers of one coordinator."""
 
-    def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]], most_series: int = 400) -> None:
+    def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]], most_series: int = 2000) -> None:
         self.config_is_current = True
         self._most_series = most_series
         self._own: dict[tuple[str, str], None] = {}
@@ -116,7 +116,8 @@ class Telemetry(Collector):
         """The page, in pieces that each take well below a millisecond to make.
 
         Entitlements that were active since the start have series, at most ``most_series`` of them their own:
-        the first that come. What all others ask for, got and hold is added up as ``other``.
+        the first that come, with room kept for every guaranteed one. What all others ask for, got and hold is
+        added up as ``other``. One has 1.3 kB of the page.
         """
         yield rendered(self.collect())
         parts: list[list[str]] = [[family.head()] for family in FAMILIES]
@@ -129,6 +130,10 @@ class Telemetry(Collector):
     def _of_pool(self, pool: str, leader: PoolLeader, made: Tick, parts: list[list[str]]) -> Iterator[str]:
         by_name = {entitlement.name: entitlement for entitlement in leader.entitlements}
         names = {**made.plan.entitlements, **made.pages}
+        kept = sum(
+            each.tier is Tier.GUARANTEED and (pool, each.name) not in self._own
+            for each in leader.entitlements
+        )
         others: list[Amount] = [NOTHING, NOTHING, NOTHING]
         has_others = False
         seen = iter(list(names))
@@ -139,8 +144,13 @@ class Telemetry(Collector):
                     continue
                 shown = of_entitlement(entitlement, made)
                 is_active = shown.demand != NOTHING or shown.in_use != NOTHING
-                if (pool, name) in self._own or (is_active and self._has_room(name)):
+                is_guaranteed = entitlement.tier is Tier.GUARANTEED
+                room = self._most_series - len(self._own) - (0 if is_guaranteed else kept)
+                if (pool, name) in self._own:
+                    continue
+                if is_active and room > 0 and name != OTHER:
                     self._own[pool, name] = None
+                    kept -= is_guaranteed
                 elif is_active:
                     has_others = True
                     others = [
@@ -160,9 +170,6 @@ class Telemetry(Collector):
         if has_others:
             for part, family, amount in zip(parts[1:], FAMILIES[1:], others, strict=False):
                 part.append(_lines(family, pool, OTHER, amount))
-
-    def _has_room(self, name: str) -> bool:
-        return len(self._own) < self._most_series and name != OTHER
 
 
 def _lines(family: Family, pool: str, name: str, amount: Amount) -> str:

@@ -59,7 +59,7 @@ async def test_others_are_added_up() -> None:
 
     names = {name for _, name, _ in shown}
     assert len(names) == 3
-    assert OTHER in names
+    assert {"g", OTHER} < names  # for a guaranteed one room is kept
     everything = values(pool.telemetry)
     for metric in ("tokenpool_pool_demand", "tokenpool_pool_held"):
         assert sum(v for (m, _, d), v in shown.items() if (m, d) == (metric, "concurrency")) == pytest.approx(
