@@ -191,7 +191,7 @@ async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, se
 
 @contextmanager
 def _reading(url: str) -> Iterator[None]:
-    """Another process, which makes way for the client, reads a page again and again."""
+    """Another process, which makes way for the client, reads a page once a second."""
     script = (
         "import os, sys, time, urllib.request\n"
         "os.nice(15)\n"
@@ -205,7 +205,7 @@ def _reading(url: str) -> Iterator[None]:
 
 @contextmanager
 def _changing(file: Path, text: str) -> Iterator[None]:
-    """Another process changes the pool file again and again: a line moves, and an entitlement changes."""
+    """Another process changes the pool file every 1.5 s: a line moves, and an entitlement changes."""
     script = (
         "import itertools, os, sys, time\n"
         "os.nice(15)\n"

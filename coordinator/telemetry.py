@@ -23,8 +23,8 @@ _LIMIT, _DEMAND, _SERVICE, _HELD = (
     Family(name, "gauge", text, _BY_DIMENSION)
     for name, text in (
         ("tokenpool_pool_limit", "What the entitlement may use pool-wide now."),
-        ("tokenpool_pool_demand", "What it asked for of late, shed requests included."),
-        ("tokenpool_pool_service", "What it got of late."),
+        ("tokenpool_pool_demand", "What it asked for in the last seconds, shed requests included."),
+        ("tokenpool_pool_service", "What it got in the last seconds."),
         ("tokenpool_pool_held", "What sidecars hold of its limit; for throughput the tokens granted."),
     )
 )

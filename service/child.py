@@ -14,7 +14,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
 NICE = 5
-"""A child makes way for whoever serves requests, where there are few cores."""
+"""A child has less weight than the processes that serve requests, where there are few cores."""
 LONGEST_S = 60.0
 _LENGTH = 4
 

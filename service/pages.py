@@ -49,7 +49,7 @@ async def send(request: web.Request, chunks: list[bytes], content_type: str) -> 
 
 
 class SharedPage:
-    """A page that is made once for everyone who asks while it is being made."""
+    """A page that is made once for all requests that come while it is being made."""
 
     def __init__(self, pieces: Callable[[], Iterator[str]], content_type: str) -> None:
         self._pieces = pieces
@@ -60,6 +60,6 @@ class SharedPage:
         """The page as of now, or of a moment ago."""
         if self._making is None or self._making.done():
             self._making = asyncio.get_running_loop().create_task(made(self._pieces()))
-        # Whoever leaves must not take the page away from the others.
+        # A client that leaves must not cancel the page for the others.
         chunks = await asyncio.shield(self._making)
         return await send(request, chunks, self._content_type)

@@ -27,7 +27,7 @@ class Allocator:
         self._settings = settings
         self._ticked_at = telemetry.clock()
         self._profiles: dict[str, tuple[Profile, float]] = {}
-        """Of every entitlement that was active, and as of when: whoever comes back is counted as before."""
+        """Of every entitlement that was active, and as of when: one that comes back goes on with its own."""
         self.plan: Plan | None = None
         """The plan in force."""
 

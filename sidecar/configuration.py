@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PER_FRAME = 200
 """Entitlements that the parent takes over at once: some 0.4 ms."""
 MOST_WARNINGS = 20
-"""So many doubts are logged: 2,000 lines would hold up requests for some 30 ms."""
+"""So many warnings are logged: 2,000 lines held up requests for 30 ms."""
 MODULE = "sidecar.configuration"
 
 
@@ -136,7 +136,7 @@ def _configuration(head: _Head, file: PoolFile, keys: KeyRing) -> Configuration:
         log.warning(message, extra={"line": line, "fix": fix})
     if len(head.warnings) > MOST_WARNINGS:
         log.warning(
-            "there are more doubts about the pool file",
+            "there are more warnings about the pool file",
             extra={"more": len(head.warnings) - MOST_WARNINGS, "fix": "see tokenpool-sidecar check"},
         )
     watched = tuple(Path(path) for path in head.watched)

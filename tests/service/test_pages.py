@@ -1,4 +1,4 @@
-"""Large pages are made in slices, once for everyone who asks."""
+"""Large pages are made in slices, once for all that ask."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def test_a_page_comes_in_chunks() -> None:
     assert len(chunks) == 4
 
 
-async def test_whoever_asks_while_a_page_is_made_gets_that_one() -> None:
+async def test_requests_that_come_while_a_page_is_made_share_it() -> None:
     begun = 0
 
     def pieces() -> Iterator[str]:

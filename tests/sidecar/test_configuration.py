@@ -114,10 +114,10 @@ async def test_a_published_file_comes_with_the_keys_that_can_be_read_here(tmp_pa
         await published(b"\xc1", ours, "chat")
 
 
-def test_many_doubts_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(settings(tmp_path, many(300)))
     assert len(caplog.records) == MOST_WARNINGS + 1
-    assert "there are more doubts" in caplog.text
+    assert "there are more warnings" in caplog.text
 
 
 def gate(text: str) -> Gate:
@@ -174,9 +174,9 @@ def test_what_was_prepared_before_another_change_is_not_used() -> None:
 
 def test_changed_prices_reach_everybody() -> None:
     made = gate(POOL)
-    dear = parsed(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
+    changed = parsed(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
 
-    made.configure(dear, dear.pools[0], KeyRing({}))
+    made.configure(changed, changed.pools[0], KeyRing({}))
 
     assert made.accounts["s"].pricer._pricing.output_weight == 4
 
