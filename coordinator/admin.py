@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
-from coordinator.telemetry import Telemetry
+from coordinator.telemetry import Shown, Telemetry, of_entitlement
+from service import pages
 from service.build import BuildInfo
+from service.exposition import CONTENT_TYPE, rendered
 from service.live.look import (
     EVERYTHING,
     EntitlementLook,
@@ -26,14 +27,14 @@ from service.live.look import (
 )
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
-from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
-from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
 from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
 _Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
 """A pool's entitlements as the leader has them, by name, and their guarantees together."""
+PER_PIECE = 8
+"""Entitlements in one piece of the state page: some 0.4 ms."""
 
 
 class Admin:
@@ -48,10 +49,8 @@ class Admin:
         self._leaders = leaders
         self._telemetry = telemetry
         self._clock = clock
-        self._registry = CollectorRegistry()
-        self._registry.register(telemetry)
-        self._registry.register(BuildInfo())
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
         self.live = LivePage(self.look, clock)
         self._entitlements: dict[str, _Promised] = {}
 
@@ -70,11 +69,13 @@ class Admin:
         self.live.add_to(application)
         return application
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Prometheus metrics."""
-        return web.Response(
-            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return await self._metrics.answer(request)
+
+    def _metrics_pieces(self) -> Iterator[str]:
+        yield from self._telemetry.pieces()
+        yield rendered([*BuildInfo().collect(), *self._process.collect()])
 
     async def healthz(self, request: web.Request) -> web.Response:
         """Whether this process lives."""
@@ -121,14 +122,36 @@ class Admin:
             }
         )
 
-    async def state(self, request: web.Request) -> web.Response:
-        """Everything that the last tick saw and decided."""
-        return web.json_response(
-            {
-                "config_is_current": self._telemetry.config_is_current,
-                "pools": {name: self._pool(leader) for name, leader in self._leaders().items()},
-            }
-        )
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        """Everything that the last tick saw and decided.
+
+        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        """
+        names: list[str] = request.query.getall("entitlement", [])
+        is_active = request.query.get("active") == "1"
+
+        def wanted(name: str, shown: Shown) -> bool:
+            if names:
+                return name in names
+            return not is_active or shown.demand != NOTHING or shown.in_use != NOTHING
+
+        chunks = await pages.made(self._state_pieces(wanted))
+        return await pages.send(request, chunks, "application/json; charset=utf-8")
+
+    def _state_pieces(self, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+        current = "true" if self._telemetry.config_is_current else "false"
+        yield f'{{"config_is_current":{current},"pools":{{'
+        before = ""
+        for name, leader in self._leaders().items():
+            summary = msgspec.json.encode(self._pool(leader)).decode()
+            yield f'{before}"{name}":{summary.removesuffix("}")}'
+            if leader.state is not None:
+                yield ',"entitlements":{'
+                yield from _entitlements(leader, leader.state.tick, wanted)
+                yield "}"
+            yield "}"
+            before = ","
+        yield "}}"
 
     def _pool(self, leader: PoolLeader) -> dict[str, Any]:
         shown: dict[str, Any] = {
@@ -196,7 +219,7 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
         replicas=_replicas(leader, state, now),
         notices=notices,
         entitlements=tuple(
-            _entitlement(entitlement, made.plan.part(entitlement), made.pages.get(entitlement.name, _NO_PAGE))
+            _entitlement(entitlement, of_entitlement(entitlement, made), made)
             for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
         ),
         tallies={
@@ -212,9 +235,6 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
         total=len(known),
         guarantees=guarantees,
     )
-
-
-_NO_PAGE = Page()
 
 
 def _leading(leader: PoolLeader) -> str:
@@ -242,17 +262,18 @@ def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
     )
 
 
-def _entitlement(entitlement: Entitlement, part: EntitlementPlan, page: Page) -> EntitlementLook:
+def _entitlement(entitlement: Entitlement, shown: Shown, made: Tick) -> EntitlementLook:
+    page = made.pages.get(entitlement.name)
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
         guarantee=vector(*entitlement.guarantee.values()),
         ceiling=vector(*entitlement.ceiling.values()),
-        limit=vector(*part.limit.values()),
-        in_use=vector(*page.in_use.values()),
-        demand=vector(*part.demand.values()),
-        debt=part.debt,
-        spent=page.served.tokens_per_second,
+        limit=vector(*shown.limit.values()),
+        in_use=vector(*shown.in_use.values()),
+        demand=vector(*shown.demand.values()),
+        debt=shown.debt,
+        spent=page.served.tokens_per_second if page is not None else 0.0,
     )
 
 
@@ -296,19 +317,35 @@ def _shown(state: PoolState) -> dict[str, Any]:
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),
         "sidecars": {name: msgspec.to_builtins(report) for name, report in made.sidecars.items()},
-        "entitlements": {
-            name: {
-                "limit": plan.limit.as_dict(),
-                "assured": plan.assured.as_dict(),
-                "allocation": plan.allocation.as_dict(),
-                "demand": plan.demand.as_dict(),
-                "fair_share": plan.fair_share,
-                "debt": plan.debt,
-                "held": page.held.as_dict() if (page := made.pages.get(name)) is not None else None,
-                "in_use": page.in_use.as_dict() if page is not None else None,
-                "service": made.service.get(name, NOTHING).as_dict(),
-                "level": page.level if page is not None else None,
-            }
-            for name, plan in made.plan.entitlements.items()
-        },
+    }
+
+
+def _entitlements(leader: PoolLeader, made: Tick, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+    """The rows of the state page, a few at a time."""
+    before, rows = "", []
+    for number, entitlement in enumerate(leader.entitlements, 1):
+        shown = of_entitlement(entitlement, made)
+        if wanted(entitlement.name, shown):
+            row = msgspec.json.encode(_row(shown)).decode()
+            rows.append(f'{before}"{entitlement.name}":{row}')
+            before = ","
+        if number % PER_PIECE == 0:
+            yield "".join(rows)
+            rows = []
+    yield "".join(rows)
+
+
+def _row(shown: Shown) -> dict[str, Any]:
+    is_known = shown.level is not None
+    return {
+        "limit": shown.limit.as_dict(),
+        "assured": shown.assured.as_dict(),
+        "allocation": shown.allocation.as_dict(),
+        "demand": shown.demand.as_dict(),
+        "fair_share": shown.fair_share,
+        "debt": shown.debt,
+        "held": shown.held.as_dict() if is_known else None,
+        "in_use": shown.in_use.as_dict() if is_known else None,
+        "service": shown.service.as_dict(),
+        "level": shown.level,
     }

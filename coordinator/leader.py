@@ -54,6 +54,7 @@ class PoolLeader:
         pool: Pool,
         candidate: str,
         clock: Callable[[], float],
+        encoded: tuple[str, bytes] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -82,15 +83,15 @@ class PoolLeader:
         """Whether another pool file than this coordinator's is in force."""
         self.rounds: Counter[str] = Counter()
         """Ticks by how they ended."""
-        self.follow(file, pool)
+        self.follow(file, pool, encoded)
 
-    def follow(self, file: PoolFile, pool: Pool) -> None:
-        """Lead with this pool file from the next tick on."""
+    def follow(self, file: PoolFile, pool: Pool, encoded: tuple[str, bytes] | None = None) -> None:
+        """Lead with this pool file from the next tick on. ``encoded`` is its version and how it travels."""
         self.pool = pool
         self._file = file
         self.entitlements = file.entitlements_of(pool.name)
         self._by_name = {each.name: each for each in self.entitlements}
-        self.file_version, self._content = encode_file(file)
+        self.file_version, self._content = encoded or encode_file(file)
         self._filed_at = None
 
     @property

@@ -32,6 +32,7 @@ class Settings:
     scale_up_window: float = 1.0
     scale_down_window: float = 300.0
     log_level: str = "info"
+    metrics_entitlements: int = 2000
 
 
 def _store(text: str, source: str) -> str:
@@ -64,6 +65,7 @@ _FORM = Form(
         "scale_up_window": "how long more must have been needed before the hint rises, s",
         "scale_down_window": "how long less must have been needed before the hint falls, s",
         "log_level": "debug, info, warning or error",
+        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
     },
     example="tokenpool-coordinator run --config pool.yaml --store redis://127.0.0.1:6379",
     readers={

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from service.build import add_version
 from sidecar import settings
-from sidecar.identity import KeyUnreadable
+from sidecar.configuration import ConfigurationInvalid
 from tokenpool.poolfile import PoolFileError, explain, parse
 
 USAGE_ERROR = 2
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = {"run": _run, "check": _check}[arguments.command]
     try:
         return command(arguments)
-    except (settings.SettingsError, PoolFileError, KeyUnreadable, OSError, UnicodeError) as error:
+    except (settings.SettingsError, PoolFileError, ConfigurationInvalid, OSError, UnicodeError) as error:
         print(f"tokenpool-sidecar: {error}", file=sys.stderr)
         return USAGE_ERROR
 

@@ -9,15 +9,18 @@ import math
 import random
 import resource
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from aiohttp import web
 
+from service import collecting
 from service.listening import BACKLOG, bound, listening
+from service.loopdelay import LoopDelay
 from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
+from sidecar.configuration import Configuration, load
 from sidecar.corswatch import CorsWatch
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate, Levers
@@ -27,7 +30,7 @@ from sidecar.http.heads import RequestFramer
 from sidecar.http.tls import TlsServer
 from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
-from sidecar.poolwatch import Configuration, PoolWatch, load
+from sidecar.poolwatch import PoolWatch
 from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Addresses, Settings
 from sidecar.telemetry import Telemetry
@@ -48,7 +51,7 @@ class Sidecar:
     def __init__(self, settings: Settings) -> None:
         configuration = load(settings)
         self.settings = settings
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(settings.metrics_entitlements)
         self.gate = Gate(
             configuration.file,
             configuration.pool,
@@ -65,7 +68,8 @@ class Sidecar:
         )
         self._door_timer: asyncio.TimerHandle | None = None
         self.gate.on_door_changed = self._look_at_door_in_time
-        self.telemetry.levers = self.gate.metrics
+        self.loop_delay = LoopDelay(self.telemetry.clock)
+        self.telemetry.more += [self.gate.metrics, self.loop_delay.metrics]
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
@@ -83,7 +87,8 @@ class Sidecar:
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
-        self.telemetry.bounds = self.door.bounds.metrics
+        self.telemetry.refresh = self.gate.refresh
+        self.telemetry.bounds = lambda: self.door.bounds.pieces(self.telemetry.label)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
@@ -96,7 +101,7 @@ class Sidecar:
             self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
-        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
+        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._prepare, changed)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
 
@@ -110,12 +115,17 @@ class Sidecar:
             delay = max(at - self.telemetry.clock(), 0.0)
             self._door_timer = asyncio.get_running_loop().call_later(delay, self.gate.serve_door)
 
+    def _prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make what a changed pool file needs, in steps that each take a moment."""
+        return self.gate.prepare(configuration.file, configuration.pool)
+
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
         self.gate.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
+        collecting.keep()
 
     def _replicate(self, configuration: Configuration) -> Replication:
         # Imported here: a lone sidecar needs no client of Redis.
@@ -126,7 +136,14 @@ class Sidecar:
             settings.store, configuration.pool.name, settings.grant_lifetime, settings.store_timeout
         )
         return Replication(
-            settings, self.gate, self.telemetry, self.watcher, store, configuration, self._configure
+            settings,
+            self.gate,
+            self.telemetry,
+            self.watcher,
+            store,
+            configuration,
+            self._prepare,
+            self._configure,
         )
 
     async def start(self) -> None:
@@ -144,7 +161,13 @@ class Sidecar:
             self._spawn(self.allocator.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
-        for work in (self.watcher.run(), self._cors.run(), self.poolwatch.run(), self._sweep()):
+        for work in (
+            self.watcher.run(),
+            self._cors.run(),
+            self.poolwatch.run(),
+            self._sweep(),
+            self.loop_delay.run(),
+        ):
             self._spawn(work)
         log.info(
             "listening",
@@ -163,7 +186,7 @@ class Sidecar:
         if self.certificate is not None:
             server = TlsServer(self.door, self.certificate, self.settings)
             self._servers.append(server)
-            self.telemetry.tls = server.metrics
+            self.telemetry.more.append(server.metrics)
             server.accept(sockets)
             self._spawn(self.certificate.watch.run())
             return addresses
@@ -174,10 +197,10 @@ class Sidecar:
         return addresses
 
     def reload(self) -> None:
-        """Read the pool file and the certificate anew."""
-        self.poolwatch.reload()
+        """Have the pool file and the certificate read anew."""
+        self.poolwatch.ask()
         if self.certificate is not None:
-            self.certificate.reload()
+            self.certificate.watch.ask()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -187,7 +210,8 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            self.door.sweep(self.telemetry.clock())
+            for _ in self.door.sweep(self.telemetry.clock()):
+                await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Drain: refuse new requests, let running ones finish in bounded time, then end."""
@@ -262,13 +286,14 @@ async def serve(settings: Settings) -> None:
     raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    sidecar = Sidecar(settings)
+    with collecting.postponed():  # 10,000 entitlements take a third less
+        sidecar = Sidecar(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()
-    gc.freeze()  # what lives as long as the process is not to be looked through again: 40 ms each time
+    collecting.keep()  # each time that would take 40 ms
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

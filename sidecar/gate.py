@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,7 +27,7 @@ from tokenpool.admission import EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Cost, EngineShape, Usage
 from tokenpool.door import Door, DoorSettings, Place
-from tokenpool.entitlements import Pool, PoolFile, Tier
+from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 from tokenpool.estimators import Average
 from tokenpool.feedback import Feedback
 from tokenpool.grants import Grants, Waiter
@@ -39,6 +39,8 @@ ENGINE_RETRY_S = 1.0
 """When to come back to an engine that is down: about how often it is looked at."""
 LONGEST_SDK_WAIT_S = 60.0
 """Official clients ignore a longer wait and retry by their own clock: better told not to."""
+PER_STEP = 50
+"""Accounts that are made in one step while a pool file is prepared: 12 µs each."""
 JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
@@ -164,6 +166,25 @@ class Levers:
     """Whether room is kept back while guaranteed requests miss their SLO."""
 
 
+class Prepared:
+    """The accounts of a pool file that is not in force yet."""
+
+    __slots__ = ("accounts", "changed", "epoch", "file")
+
+    def __init__(
+        self,
+        file: PoolFile,
+        epoch: int,
+        accounts: dict[str, Account],
+        changed: list[tuple[Account, Entitlement]],
+    ) -> None:
+        self.file = file
+        self.epoch = epoch
+        """Of the gate while they were gathered: they are worth nothing after another change."""
+        self.accounts = accounts
+        self.changed = changed
+
+
 @dataclass(slots=True)
 class EngineState:
     """What the gate knows of the engine; the engine watcher keeps it current."""
@@ -221,29 +242,72 @@ class Gate:
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
+        self._pricing = pool.pricing
+        self._prepared: Prepared | None = None
         self._identity_header = identity_header.lower().encode() if identity_header else None
         self.configure(file, pool, keys)
 
-    def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
-        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
-        self.epoch += 1
-        now = self._clock()
-        kept, self.accounts = self.accounts, {}
-        for entitlement in file.entitlements_of(pool.name):
-            account = kept.get(entitlement.name)
+    def prepare(self, file: PoolFile, pool: Pool) -> Iterator[None]:
+        """Make the accounts of a pool file that is about to be put in force, in steps of ``PER_STEP``.
+
+        Nothing changes for requests meanwhile.
+        """
+        entitlements, now = file.entitlements_of(pool.name), self._clock()
+        made: dict[str, Account] = {}
+        changed: list[tuple[Account, Entitlement]] = []
+        epoch = self.epoch
+        for first in range(0, len(entitlements), PER_STEP):
+            self._gather(entitlements[first : first + PER_STEP], pool, now, made, changed)
+            yield
+        self._prepared = Prepared(file, epoch, made, changed)
+
+    def _gather(
+        self,
+        entitlements: Sequence[Entitlement],
+        pool: Pool,
+        now: float,
+        made: dict[str, Account],
+        changed: list[tuple[Account, Entitlement]],
+    ) -> None:
+        """Find or make the account of each entitlement, and note which of those found are to change."""
+        known, is_repriced = self.accounts, pool.pricing != self._pricing
+        for entitlement in entitlements:
+            name = entitlement.name
+            account = known.get(name)
             if account is None:
                 account = Account(entitlement, pool.pricing, now)
-            else:
-                account.entitlement = entitlement
-                self.ledger.retier(account)
-                account.pricer.reprice(entitlement, pool.pricing)
-            self.accounts[entitlement.name] = account
+            elif is_repriced or account.entitlement != entitlement:
+                changed.append((account, entitlement))
+            made[name] = account
+
+    def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
+        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
+        now, prepared = self._clock(), self._prepared
+        if prepared is None or prepared.file is not file or prepared.epoch != self.epoch:
+            prepared = Prepared(file, self.epoch, {}, [])
+            self._gather(file.entitlements_of(pool.name), pool, now, prepared.accounts, prepared.changed)
+        self._prepared = None
+        self.epoch += 1
+        for account, entitlement in prepared.changed:
+            account.entitlement = entitlement
+            self.ledger.retier(account)
+            account.pricer.reprice(entitlement, pool.pricing)
+        for name in self.accounts.keys() - prepared.accounts.keys():
+            self.ledger.active.expel(self.accounts[name])
+        self.accounts = prepared.accounts
+        self._pricing = pool.pricing
         self.pool = pool
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
-        self._telemetry.follow(self.accounts)
+        self._telemetry.follow(self.accounts, self.ledger)
         if self.grants is not None:
             self.grants.follow(self.accounts, now)
+
+    def refresh(self, account: Account, now: float) -> None:
+        """Bring the limits of an idle account up to date, before they are shown."""
+        self.ledger.active.refresh(account, now)
+        if self.grants is not None:
+            self.grants.refresh(account)
 
     # --- before the body: what a head alone can decide ---
 
@@ -362,6 +426,8 @@ class Gate:
 
     def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal | Suspense:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        if not account.is_active:
+            self.ledger.active.touch(account, now)
         grants = self.grants
         if grants is not None and not grants.covers(account, cost, now):
             is_retry = account.retries.is_retry(parsed.body, now)

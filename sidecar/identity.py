@@ -10,7 +10,7 @@ import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping
 
-from tokenpool.entitlements import KeyRef, KeySource, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
@@ -34,6 +34,10 @@ class KeyRing:
 
     def __init__(self, by_digest: Mapping[bytes, str]) -> None:
         self._by_index: dict[bytes, list[tuple[bytes, str]]] = {}
+        self.add(by_digest)
+
+    def add(self, by_digest: Mapping[bytes, str]) -> None:
+        """Know more digests, each new."""
         for digest, name in by_digest.items():
             self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, name))
 
@@ -72,10 +76,13 @@ def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool
     return list(keys), has_other
 
 
-def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> KeyRing:
-    """The key ring of a pool. ``resolve`` reads a variable or a file. Raises ``KeyUnreadable``."""
+def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str]) -> dict[bytes, str]:
+    """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
+
+    Raises ``KeyUnreadable``.
+    """
     by_digest: dict[bytes, str] = {}
-    for entitlement in file.entitlements_of(pool):
+    for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
             owner = by_digest.setdefault(digest, entitlement.name)
@@ -84,7 +91,7 @@ def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> Key
                     f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
                     " entitlement needs its own"
                 )
-    return KeyRing(by_digest)
+    return by_digest
 
 
 def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
@@ -97,7 +104,7 @@ def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
 
 
 def resolver(environment: Mapping[str, str], read: Callable[[str], str]) -> Callable[[KeyRef], str]:
-    """A ``resolve`` for ``key_ring`` over an environment and a way to read files."""
+    """A ``resolve`` for ``digests`` over an environment and a way to read files."""
 
     def resolve(ref: KeyRef) -> str:
         if ref.source is KeySource.PLAIN:

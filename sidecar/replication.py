@@ -18,13 +18,12 @@ from collections.abc import Callable, Container, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.configuration import Configuration, ConfigurationInvalid, published
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
-from sidecar.identity import KeyUnreadable
-from sidecar.poolwatch import Configuration, of_published
-from sidecar.settings import Settings, SettingsError
+from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from tokenpool.amounts import NOTHING, Dimension
+from tokenpool.amounts import NOTHING
 from tokenpool.books import RECALL, Answer, Message, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
@@ -32,9 +31,6 @@ from tokenpool.wire import (
     MOST_REPORTED,
     REPORTED_OUTCOMES,
     SidecarReport,
-    WireError,
-    decode_file,
-    encode_file,
     encode_report,
 )
 
@@ -90,17 +86,18 @@ class FirstTokenTotals:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[FirstTokens, float]] = {}
-        """As last seen, and since when."""
+        """Those that are reported, and since when."""
 
     def follow(self, totals: Mapping[str, FirstTokens], now: float) -> Mapping[str, FirstTokens]:
-        """What to report, after the totals were looked at once more."""
-        known, self._known = self._known, {}
+        """What to report, now that the totals of some entitlements may have changed."""
         for name, total in totals.items():
-            before = known.get(name)
-            self._known[name] = before if before is not None and before[0] == total else (total, now)
-        return {
-            n: total for n, (total, at) in self._known.items() if total[0] and now - at < FIRST_TOKENS_STAY_S
+            before = self._known.get(name)
+            if total[0] and (before is None or before[0] != total):
+                self._known[name] = (total, now)
+        self._known = {
+            name: (total, at) for name, (total, at) in self._known.items() if now - at < FIRST_TOKENS_STAY_S
         }
+        return {name: total for name, (total, _) in self._known.items()}
 
 
 class Replication:
@@ -114,6 +111,7 @@ class Replication:
         watcher: EngineWatcher,
         store: Store,
         own: Configuration,
+        prepare: Callable[[Configuration], Iterator[None]],
         enforce: Callable[[Configuration], None],
     ) -> None:
         self._settings = settings
@@ -121,9 +119,13 @@ class Replication:
         self._telemetry = telemetry
         self._watcher = watcher
         self._store = store
+        self._prepare = prepare
+        """Makes what a pool file needs before it is enforced, in steps that each take a moment."""
         self._enforce = enforce
         self._own = own
-        self._own_version = encode_file(own.file)[0]
+        self._own_version = own.version
+        self._heard_version = ""
+        """Of the published pool file, by the last answer."""
         self.file_version = ""
         """Of the published pool file in force here; empty while this sidecar's own is."""
         self._refused_version = ""
@@ -140,7 +142,8 @@ class Replication:
         self.grants.follow(gate.accounts, telemetry.clock())
         gate.grants = self.grants
         gate.on_books_wanted = self.speak_soon
-        telemetry.books = self.metrics
+        telemetry.more.append(self.metrics)
+        telemetry.shows_grants = lambda: self.grants.mode is Mode.JOINED
         self.calls: Counter[str] = Counter()
         """Messages to the books, by how they ended."""
         self.last_error = ""
@@ -150,6 +153,7 @@ class Replication:
         self._calls: set[asyncio.Task[None]] = set()
         """Messages under way."""
         self._read_now = asyncio.Event()
+        self._changes = telemetry.changes()
         self._totals = OutcomeTotals()
         self._counted: Mapping[str, Mapping[str, int]] = {}
         self._counted_at = -math.inf
@@ -214,20 +218,12 @@ class Replication:
             ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
-        held = GaugeMetricFamily(
-            "tokenpool_grant", "What this sidecar holds of a limit.", labels=("entitlement", "dimension")
-        )
-        for name, account in self._gate.accounts.items():
-            if grants.mode is Mode.JOINED:
-                held.add_metric((name, Dimension.KV_TOKENS.value), account.limit.kv_tokens)
-                held.add_metric((name, Dimension.CONCURRENCY.value), account.limit.concurrency)
-        yield held
 
     # --- pool files ---
 
     def own_file(self, configuration: Configuration) -> None:
         """This sidecar's own file was read anew: it counts only until one is published."""
-        self._own, self._own_version = configuration, encode_file(configuration.file)[0]
+        self._own, self._own_version = configuration, configuration.version
         if not self.file_version:
             self._enforce(configuration)
             self._in_force = self._own_version
@@ -248,13 +244,20 @@ class Replication:
 
     async def _read_file(self) -> None:
         """Put the published pool file in force."""
-        published = await self._store.file()
-        if published is None or published[0] == self.file_version == self._in_force:
+        if self._heard_version == self.file_version == self._in_force:
+            return  # the content is long: it is fetched only where it is another one
+        found = await self._store.file()
+        if found is None or found[0] == self.file_version == self._in_force:
             return
-        version, content = published
+        version, content = found
         try:
-            configuration = of_published(decode_file(content), self._settings, self._gate.pool.name)
-        except (WireError, SettingsError, KeyUnreadable) as error:
+            # Most often it is the very file that lies here, too.
+            configuration = (
+                self._own
+                if version == self._own_version
+                else await published(content, self._settings, self._gate.pool.name)
+            )
+        except ConfigurationInvalid as error:
             if version != self._refused_version:
                 log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
                 self._telemetry.reloads["invalid"] += 1
@@ -262,6 +265,8 @@ class Replication:
             return
         self.file_version, self._refused_version = version, ""
         if version != self._in_force:
+            for _ in self._prepare(configuration):
+                await asyncio.sleep(0)
             self._enforce(configuration)
             self._in_force = version
             self._telemetry.reloads["ok"] += 1
@@ -285,6 +290,9 @@ class Replication:
             started = clock()
             self.grants.tick(started)
             self._send_all()
+            active = self._gate.ledger.active
+            for account in [each for each in active if each.entitlement.name not in self.grants.active]:
+                active.retire(account)
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
@@ -323,6 +331,7 @@ class Replication:
         self._gate.serve_door()
         self.calls["answered"] += 1
         self._recovered()
+        self._heard_version = answer.file_version or self._heard_version
         if answer.file_version not in ("", self.file_version, self._refused_version):
             self._read_now.set()
 
@@ -361,15 +370,14 @@ class Replication:
         )
 
     def _outcomes(self) -> Mapping[str, Mapping[str, int]]:
-        """How requests ended so far; counted now and then, since everyone is looked at."""
+        """How requests ended so far; what changed is counted anew now and then."""
         telemetry, now = self._telemetry, self._telemetry.clock()
         if now - self._counted_at >= COUNT_EVERY_S:
-            accounts = self._gate.accounts
-            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in accounts}, accounts)
             self._counted_at = now
-            self._first_tokens = self._firsts.follow(
-                {name: telemetry.first_tokens(name) for name in self._counted}, now
-            )
+            accounts = self._gate.accounts
+            changed = [name for name in self._changes.take() if name in accounts]
+            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in changed}, accounts)
+            self._first_tokens = self._firsts.follow({n: telemetry.first_tokens(n) for n in changed}, now)
         return self._counted
 
     async def _listen_forever(self) -> None:

@@ -48,6 +48,7 @@ class Settings:
     upstream_tls_name: str | None = None
     log_level: str = "info"
     log_requests: bool = False
+    metrics_entitlements: int = 400
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
     poll_interval: float = 0.25
@@ -110,6 +111,7 @@ _FORM = Form(
         "upstream_tls_name": "the name in an https engine's certificate, where --upstream has another",
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
+        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
         "tick": "how often limits are recomputed, and the books are spoken to, s",
         "debt_gain": "how strongly service that is owed counts (a lone sidecar); 0 turns debt off",
         "poll_interval": "how often the engine's metrics are read, s",

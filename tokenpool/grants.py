@@ -251,6 +251,11 @@ class Grants:
         published = self._limits.get(account.entitlement.name)
         return published if published is not None else self._idle_limit(account)
 
+    def refresh(self, account: Account) -> None:
+        """Bring what is known of an idle entitlement's limit up to date. Does nothing to an active one."""
+        if account.entitlement.name not in self._lines and self._is_led:
+            self._know_limit(account, self.limit_of(account))
+
     def _idle_limit(self, account: Account) -> Limit:
         if not self._is_led:
             return NO_LIMIT

@@ -14,7 +14,7 @@ import aiohttp
 
 from demo.engine import free_port
 from sidecar.app import Sidecar
-from sidecar.poolwatch import load
+from sidecar.configuration import load
 from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
@@ -125,7 +125,7 @@ async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path:
 async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         (tmp_path / "pool.yaml").write_text("pools: nonsense")
-        sidecar.poolwatch.reload()
+        await sidecar.poolwatch.reload()
         assert sidecar.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
@@ -142,7 +142,14 @@ def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
     """The line to the books that this sidecar would have, were it one of several."""
     own = load(sidecar.settings)
     return Replication(
-        sidecar.settings, sidecar.gate, sidecar.telemetry, sidecar.watcher, store, own, lambda file: None
+        sidecar.settings,
+        sidecar.gate,
+        sidecar.telemetry,
+        sidecar.watcher,
+        store,
+        own,
+        lambda file: iter(()),
+        lambda file: None,
     )
 
 
