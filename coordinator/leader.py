@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from coordinator.hint import HintView
 from coordinator.settings import Settings
-from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.amounts import Amount, Dimension
 from tokenpool.books import Census
-from tokenpool.entitlements import Pool, PoolFile, Tier
+from tokenpool.entitlements import Pool, PoolFile
 from tokenpool.planner import PlannerSettings
-from tokenpool.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas
+from tokenpool.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas, promised
 from tokenpool.store import Store, StoreDown, StoredScale
 from tokenpool.tick import NO_MEMORY, Tick, tick
 from tokenpool.wire import encode_file, encode_hint
@@ -91,6 +91,7 @@ class PoolLeader:
         self._file = file
         self.entitlements = file.entitlements_of(pool.name)
         self._by_name = {each.name: each for each in self.entitlements}
+        self._promised = promised(self.entitlements)
         self.file_version, self._content = encoded or encode_file(file)
         self._filed_at = None
 
@@ -198,7 +199,7 @@ class PoolLeader:
     async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
         """Compute the scale hint and store it, if a capacity is known; False where a later epoch stands."""
         fresh = {name: page.fresh for name, page in made.pages.items()}
-        need = needed_replicas(self.pool, self.entitlements, fresh, made.replica, self._scaling)
+        need = needed_replicas(self.pool, self._by_name, self._promised, fresh, made.replica, self._scaling)
         if need is None or not self.epoch:
             return True
         running = min(len(made.sidecars), self.pool.max_replicas)
@@ -218,12 +219,8 @@ class PoolLeader:
 
     def _overpromised(self, replica: Amount) -> list[Dimension]:
         """What is promised, against what may be provisioned."""
-        promised = NOTHING
-        for entitlement in self.entitlements:
-            if entitlement.tier is not Tier.SPOT:
-                promised = promised + entitlement.guarantee
         most = replica * self.pool.max_replicas
-        return [d for d in Dimension if 0 < most.get(d) < promised.get(d)]
+        return [d for d in Dimension if 0 < most.get(d) < self._promised.get(d)]
 
     async def resign(self) -> None:
         """Make room for the next leader at once."""

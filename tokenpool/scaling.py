@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tokenpool.amounts import NOTHING, Amount, Dimension
@@ -63,15 +63,26 @@ def replica_capacity(pool: Pool, measured: Amount) -> Amount:
     return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, told, strict=True)))
 
 
+def promised(entitlements: Iterable[Entitlement]) -> Amount:
+    """What is guaranteed to all together."""
+    total = NOTHING
+    for entitlement in entitlements:
+        if entitlement.tier is not Tier.SPOT:
+            total = total + entitlement.guarantee
+    return total
+
+
 def needed_replicas(
     pool: Pool,
-    entitlements: Iterable[Entitlement],
-    demand: dict[str, Amount],
+    entitlements: Mapping[str, Entitlement],
+    guaranteed: Amount,
+    demand: Mapping[str, Amount],
     measured: Amount,
     settings: ScalingSettings,
 ) -> Need | None:
     """``max over dimensions of ceil((guarantees + others' demand) * (1 + headroom) / replica)``.
 
+    ``guaranteed`` is what is ``promised`` to all; the work follows those with demand.
     ``demand`` is what was offered, without the retries of what was shed; ``measured`` what one engine
     sustains, 0 where none has shown it (a dimension that the pool file does not name either says nothing;
     where none is known there is no answer, rather than one that shrinks a pool that is just loading). An
@@ -81,14 +92,17 @@ def needed_replicas(
     replica = replica_capacity(pool, measured)
     if replica == NOTHING:
         return None
-    guaranteed, wanted = NOTHING, NOTHING
-    for entitlement in entitlements:
-        asked = demand.get(entitlement.name, NOTHING).at_most(entitlement.ceiling)
-        if entitlement.tier is Tier.SPOT:
-            wanted = wanted + asked if settings.counts_spot else wanted
+    wanted = guaranteed
+    for name, amount in demand.items():
+        entitlement = entitlements.get(name)
+        if entitlement is None:
             continue
-        guaranteed = guaranteed + entitlement.guarantee
-        wanted = wanted + asked.at_least(entitlement.guarantee)
+        asked = amount.at_most(entitlement.ceiling)
+        if entitlement.tier is not Tier.SPOT:
+            guarantee = entitlement.guarantee
+            wanted = wanted + (asked.at_least(guarantee) - guarantee)
+        elif settings.counts_spot:
+            wanted = wanted + asked
     floor = max((_replicas(guaranteed.get(d), replica.get(d)) for d in Dimension), default=0)
     most, dimension = 0, None
     for candidate in Dimension:

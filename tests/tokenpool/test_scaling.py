@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Pool, ReplicaCapacity, Tier
-from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas, replica_capacity
+from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas, promised, replica_capacity
 
 POOL = Pool("pool", min_replicas=1, max_replicas=10)
 REPLICA = Amount(1000, 10_000, 8)
@@ -20,8 +20,11 @@ REST = entitlement("rest", ceiling=Amount(3000, 1e9, 1e9))
 SPOT = entitlement("spot", Tier.SPOT)
 
 
+ALL = {each.name: each for each in (GOLD, REST, SPOT)}
+
+
 def need(demand: dict[str, Amount], settings: ScalingSettings = EXACT, pool: Pool = POOL) -> Need:
-    made = needed_replicas(pool, [GOLD, REST, SPOT], demand, REPLICA, settings)
+    made = needed_replicas(pool, ALL, promised(ALL.values()), demand, REPLICA, settings)
     assert made is not None
     return made
 
@@ -65,14 +68,14 @@ def test_the_pools_bounds_hold_and_what_they_hide_is_told() -> None:
 
 
 def test_while_no_capacity_is_known_there_is_no_answer() -> None:
-    assert needed_replicas(POOL, [GOLD], {}, Amount(), EXACT) is None
+    assert needed_replicas(POOL, {GOLD.name: GOLD}, GOLD.guarantee, {}, Amount(), EXACT) is None
 
 
 def test_what_is_not_measured_is_taken_from_the_pool_file() -> None:
     pool = Pool("pool", replica=ReplicaCapacity(concurrency=2), max_replicas=10)
     assert replica_capacity(pool, Amount(100, 0, 0)) == Amount(100, 0, 2)
     assert replica_capacity(pool, Amount(100, 0, 3)) == Amount(100, 0, 3)
-    made = needed_replicas(pool, [GOLD], {}, Amount(), EXACT)
+    made = needed_replicas(pool, {GOLD.name: GOLD}, GOLD.guarantee, {}, Amount(), EXACT)
     assert made is not None
     assert (made.replicas, made.dimension, made.floor) == (2, Dimension.CONCURRENCY, 2)
 
