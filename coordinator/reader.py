@@ -56,12 +56,13 @@ def read(path: Path) -> Reading:
 
 
 async def read_apart(path: Path) -> Reading:
-    """Read a pool file in a child process. Raises ``PoolFileInvalid``."""
-    try:
-        return await _from_child(path)
-    except child.ChildFailed as error:
-        log.warning("the pool file is read in this process", extra={"reason": str(error)})
-        return await asyncio.to_thread(read, path)
+    """Read a pool file in a thread where it is small, else in a child process. Raises ``PoolFileInvalid``."""
+    if not child.is_small(path):
+        try:
+            return await _from_child(path)
+        except child.ChildFailed as error:
+            log.warning("the pool file is read in this process", extra={"reason": str(error)})
+    return await asyncio.to_thread(read, path)
 
 
 async def _from_child(path: Path) -> Reading:

@@ -80,8 +80,10 @@ def load(settings: Settings) -> Configuration:
 
 
 async def load_apart(settings: Settings) -> Configuration:
-    """Read the pool file in a child process. Raises ``ConfigurationInvalid``."""
-    return await _apart(_Request(settings.pool, str(settings.config)))
+    """Read the pool file beside the event loop. Raises ``ConfigurationInvalid``."""
+    return await _apart(
+        _Request(settings.pool, str(settings.config)), is_small=child.is_small(settings.config)
+    )
 
 
 async def published(content: bytes, settings: Settings, joined: str) -> Configuration:
@@ -90,7 +92,8 @@ async def published(content: bytes, settings: Settings, joined: str) -> Configur
     ``joined`` is the pool that this sidecar belongs to already: another pool in the file does not ask again.
     Raises ``ConfigurationInvalid``.
     """
-    return await _apart(_Request(settings.pool or joined, content=content))
+    request = _Request(settings.pool or joined, content=content)
+    return await _apart(request, is_small=len(content) <= child.SMALL_FILE)
 
 
 def of_published(file: PoolFile, settings: Settings, joined: str) -> Configuration:
@@ -100,14 +103,16 @@ def of_published(file: PoolFile, settings: Settings, joined: str) -> Configurati
     return Configuration(file, pool, KeyRing(keys), (), encode_file(file)[0])
 
 
-async def _apart(request: _Request) -> Configuration:
-    try:
-        return await _from_child(request)
-    except child.ChildFailed as error:
-        # It delays requests by some milliseconds, and tells what is wrong with the file all the same.
-        log.warning("the pool file is read in this process", extra={"reason": str(error)})
-        head, file, keys = await asyncio.to_thread(_read, request)
-        return _configuration(head, file, KeyRing(keys))
+async def _apart(request: _Request, *, is_small: bool) -> Configuration:
+    """In a thread where the file is small, or no child can be had; else in a child."""
+    if not is_small:
+        try:
+            return await _from_child(request)
+        except child.ChildFailed as error:
+            # It delays requests by some milliseconds, and tells what is wrong with the file all the same.
+            log.warning("the pool file is read in this process", extra={"reason": str(error)})
+    head, file, keys = await asyncio.to_thread(_read, request)
+    return _configuration(head, file, KeyRing(keys))
 
 
 async def _from_child(request: _Request) -> Configuration:

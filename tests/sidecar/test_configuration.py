@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from service.child import SMALL_FILE
 from service.live.look import Wanted
 from sidecar.configuration import (
     MOST_WARNINGS,
@@ -74,12 +75,22 @@ async def test_a_child_reads_what_this_process_would(tmp_path: Path, monkeypatch
     ],
 )
 async def test_what_is_wrong_is_told_in_the_same_words(tmp_path: Path, text: str, words: str) -> None:
-    ours = settings(tmp_path, text)
+    long = text + "\n# " + "x" * SMALL_FILE  # so that a child reads it
+    ours = settings(tmp_path, long)
     with pytest.raises(ConfigurationInvalid, match=words) as here:
         load(ours)
     with pytest.raises(ConfigurationInvalid, match=words) as apart:
         await load_apart(ours)
     assert str(here.value) == str(apart.value)
+
+
+async def test_a_small_file_is_read_without_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = settings(tmp_path)
+    monkeypatch.setattr("service.child.sys.executable", "/no/such/program")
+    assert (await load_apart(ours)).file == load(ours).file
+    ours.config.unlink()
+    with pytest.raises(ConfigurationInvalid, match="pool.yaml"):
+        await load_apart(ours)
 
 
 async def test_a_pool_that_the_file_does_not_have_is_an_error(tmp_path: Path) -> None:
@@ -92,7 +103,7 @@ async def test_where_no_child_can_be_had_the_file_is_read_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
-    ours = settings(tmp_path)
+    ours = settings(tmp_path, many(450))
 
     assert (await load_apart(ours)).file == load(ours).file
     assert "the pool file is read in this process" in caplog.text
