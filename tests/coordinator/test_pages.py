@@ -89,6 +89,6 @@ async def test_without_a_child_the_file_is_read_all_the_same(
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
     file = tmp_path / "pool.yaml"
-    file.write_text(POOL)
+    file.write_text(MANY)
     assert await read_apart(file) == read(file)
     assert "the pool file is read in this process" in caplog.text

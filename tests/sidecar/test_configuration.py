@@ -89,7 +89,7 @@ async def test_a_small_file_is_read_without_a_child(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("service.child.sys.executable", "/no/such/program")
     assert (await load_apart(ours)).file == load(ours).file
     ours.config.unlink()
-    with pytest.raises(ConfigurationInvalid, match="pool.yaml"):
+    with pytest.raises(ConfigurationInvalid, match=r"pool\.yaml"):
         await load_apart(ours)
 
 
@@ -196,9 +196,9 @@ def test_changed_prices_reach_everybody() -> None:
 async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path, pool=many(30)) as sidecar:
         assert (await ask(sidecar, request(key="e-key"))).status == 200
+        active = json.loads((await admin(sidecar, "/debug/state?active=1"))[1])  # it is idle again soon
         every = json.loads((await admin(sidecar, "/debug/state"))[1])
         some = json.loads((await admin(sidecar, "/debug/state?entitlement=t7&entitlement=g"))[1])
-        active = json.loads((await admin(sidecar, "/debug/state?active=1"))[1])
         status, unknown = await admin(sidecar, "/debug/state?entitlement=nobody")
         look = sidecar.admin.look().pools[0]
 
