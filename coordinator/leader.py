@@ -65,7 +65,7 @@ class PoolLeader:
         self._profiles: Mapping[str, Profile] = {}
         self._filed_at: float | None = None
         self._rounds = 0
-        self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
+        self._planner = PlannerSettings(debt_gain=settings.debt_gain)
         self._scaling = ScalingSettings(
             settings.scale_headroom,
             settings.scale_spot,

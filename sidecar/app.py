@@ -19,7 +19,7 @@ from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.engine import EngineWatcher
-from sidecar.gate import Gate, Levers
+from sidecar.gate import EnginePriority, Gate, Levers
 from sidecar.http.doorman import Doorman
 from sidecar.http.downstream import Downstream
 from sidecar.http.heads import RequestFramer
@@ -56,10 +56,13 @@ class Sidecar:
             self.telemetry,
             identity_header=settings.identity_header,
             levers=Levers(
-                DoorSettings(settings.door_wait_guaranteed, settings.door_wait_elastic),
-                preempts=settings.preempt,
-                sends_priority=settings.engine_priority,
-                heeds_slo=settings.heed_slo,
+                DoorSettings(
+                    settings.queue_timeout_guaranteed,
+                    settings.queue_timeout_elastic,
+                    settings.queue_timeout_spot,
+                ),
+                EnginePriority(settings.engine_priority),
+                slo_feedback=settings.slo_feedback,
             ),
             random=random.random,
         )
@@ -75,7 +78,7 @@ class Sidecar:
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
-            planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
+            planner = PlannerSettings(debt_gain=settings.debt_gain)
             self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
