@@ -136,7 +136,7 @@ def _measured(
 
 
 def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
-    sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
+    sizes = overload.Sizes(8, 6, 13) if arguments.short else overload.Sizes()
     headline = [
         system
         for system in overload.HEADLINE

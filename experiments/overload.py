@@ -152,8 +152,8 @@ class Sizes:
     """How long, and how much. Seconds and requests per second."""
 
     alone: float = 20.0
-    settle: float = 5.0
-    overload: float = 40.0
+    settle: float = 10.0
+    overload: float = 30.0
     guaranteed: float = 3.0
     spot: float = 40.0
     slo_ms: float = 100.0

@@ -102,7 +102,7 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _look_at_door_in_time(self) -> None:
-        """Decide the requests that wait at the door when the first one's time is up."""
+        """Serve the admission queue when its earliest deadline is over."""
         if self._door_timer is not None:
             self._door_timer.cancel()
             self._door_timer = None

@@ -76,7 +76,7 @@ class Refusal:
 
 
 class Suspense:
-    """A priced request that waits, for a larger grant or at the door. Decided once, or given up."""
+    """A priced request that waits, for a larger grant or in the queue. Decided once, or given up."""
 
     __slots__ = (
         "_gate",
@@ -109,7 +109,7 @@ class Suspense:
             self._tell(decided)
 
     def try_now(self, is_last: bool) -> bool:
-        """At the door: decide, if it fits or must; whether that was the end of the wait."""
+        """In the queue: decide, if it fits or must; returns whether that was the end of the wait."""
         decided = self._gate.decide(self, is_last=is_last)
         if decided is None:
             return False
@@ -232,7 +232,7 @@ class Gate:
         self.door = Door(levers.door)
         self.stored = Stored()
         self.on_door_changed: Callable[[], None] = lambda: None
-        """Is told when somebody waits at the door, whose time will be up."""
+        """Is told when the queue's earliest deadline may have changed."""
         self.feedback = Feedback(clock())
         self.priorities: Counter[int] = Counter()
         """Requests that went to the engine, by priority."""
@@ -455,7 +455,7 @@ class Gate:
         self._telemetry.ended(suspense.account, Ending.CLIENT_GONE)
 
     def decide(self, suspense: Suspense, *, is_last: bool = False) -> Passage | Refusal | None:
-        """Decide a request that waited; ``None`` where it waits on, at the door."""
+        """Decide a request that waited; ``None`` where it waits on, in the queue."""
         account, parsed = suspense.account, suspense.parsed
         is_counted, suspense.is_counted = suspense.is_counted, True
         outcome = self._try(account, parsed, suspense.cost, suspense.started_at, is_counted=is_counted)

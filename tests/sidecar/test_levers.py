@@ -236,7 +236,7 @@ async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEng
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
         gate = sidecar.gate
         await until(lambda: gate.engine.room.preemptible_queue == 1.0)
-        tasks = [asyncio.ensure_future(ask(sidecar, request(key="s-key"))) for _ in range(2)]
+        tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
         await until(lambda: len(engine.received) == 2)
         waits = gate.door.enter(gate.accounts["e"], gate._clock(), lambda is_last: is_last, needs_engine=True)
         refused = await ask(sidecar, request(key="s-key"))
