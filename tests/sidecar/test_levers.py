@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.settings import SettingsError
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
-from tests.sidecar.harness import CHAT, STREAM, admin, ask, connected, is_whole, request, sidecar_for, until
+from tests.sidecar.harness import (
+    CHAT,
+    STREAM,
+    admin,
+    ask,
+    connected,
+    is_whole,
+    request,
+    settings_of,
+    sidecar_for,
+    until,
+)
 
 TWO_SLOTS = """
 pools:
@@ -264,3 +276,16 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
         for _ in range(3):
             await ask(sidecar, request("/v1/chat/completions", STREAM))
         assert sidecar.gate.feedback.judge(2, sidecar.telemetry.clock() + 60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--engine-priority maybe", "'maybe' is not one of auto, on, off"),
+        ("--queue-timeout-guaranteed -1", "--queue-timeout-guaranteed: '-1' is not a number above 0"),
+        ("--slo-feedback perhaps", "'perhaps' is neither true nor false"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        settings_of(f"--upstream http://h:1 {arguments}")

@@ -158,7 +158,7 @@ async def test_load_of_others_and_a_queue_take_room_from_spot(engine: FakeEngine
         await until(lambda: sidecar.gate.engine.room.foreign_sequences == 0)
         free = await ask(sidecar, request(key="s-key"))
     assert (spot.status, spot.headers["x-tokenpool-reason"]) == (429, "engine_full")
-    assert "limit of the engine 8, in use 8" in spot.error()["message"]
+    assert "limit of the engine 9, in use 9" in spot.error()["message"]
     assert (guaranteed.status, queued.status, free.status) == (200, 429, 200)
 
 
