@@ -264,7 +264,8 @@ class Exchange:
     def _judge_head(self, head: ResponseHead) -> None:
         """Whether the answer must be looked into: a client sees only that to a request without its priority.
 
-        Old releases of vLLM begin a stream with 200 before they refuse the request in its first event.
+        Old releases of vLLM begin a stream with 200 before they refuse the request in its first event, unless
+        its priority is 0: until another is known to be accepted, the head of a stream waits for that event.
         """
         passage, status, gate = self._passage, head.status, self._gate
         priority = passage.priority
@@ -272,8 +273,8 @@ class Exchange:
             if self._refused_priority is not None and status < 400:
                 gate.priority_answered(self._refused_priority, is_accepted=False)
             return
-        may_be_refused = head.is_event_stream and status == 200 and not gate.engine.takes_priority
-        self._is_judging = status in REFUSALS or may_be_refused
+        is_unknown = priority != 0 and not gate.engine.takes_priority
+        self._is_judging = status in REFUSALS or (is_unknown and head.is_event_stream and status == 200)
         if status == 200 and not self._is_judging:
             gate.priority_answered(priority, is_accepted=True)
 

@@ -123,6 +123,24 @@ async def test_a_stream_that_begins_with_the_refusal_is_sent_again(
         await until(lambda: is_whole(sidecar))
 
 
+@pytest.mark.parametrize("key", ["g-key", "s-key"])
+async def test_a_stream_s_head_waits_for_its_first_event_only_while_that_may_be_a_refusal(
+    engine: FakeEngine, tmp_path: Path, key: str
+) -> None:
+    async def slow(received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(fake.STREAM_HEAD)
+        await asyncio.Event().wait()
+
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        if key == "s-key":
+            engine.answer = fake.answer_stream
+            assert (await spot(sidecar, STREAM)).status == 200
+        engine.answer = slow
+        async with connected(sidecar) as (reader, writer):
+            writer.write(request(PATH, STREAM, key=key))
+            assert b"200 OK" in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 2)
+
+
 async def test_requests_in_flight_before_the_refusal_is_known_are_each_sent_again(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
