@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench sim engine experiments soak fuzz containers compiled clean
+.PHONY: help demo test check format bench sim engine experiments soak fuzz containers compiled wheel clean
 
 # The data path as machine code is a tree of its own, as pip would install it; so that nobody edits a module and runs
 # another, only commands that name it use it. Without a C compiler there is none, and they run from source.
@@ -15,7 +15,6 @@ help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## a real engine, a sidecar, three tenants under load; SIDECARS=3, DEMO_SECONDS=30
-	@if [ -z "$$DEMO_UPSTREAM" ]; then $(PYTHON) -m demo.install_engine; fi
 	@$(BIN)/python -m demo
 
 # Tests that want an engine, a browser or the machine to themselves, and those in containers before, which mostly wait.
@@ -74,12 +73,27 @@ compiled: .venv/.installed .compiled/.made ## the data path as machine code, for
 	@headers=$$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('include'))"); \
 	if ! command -v cc > /dev/null || ! [ -f "$$headers/Python.h" ]; then \
 	  echo "not compiled, since there is no C compiler (cc) or no $$headers/Python.h; going on from source"; \
-	elif TOKENPOOL_COMPILE=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
-	  --target .compiled . > .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; exit 1; fi
+	elif TOKENPOOL_COMPILE=1 $(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation \
+	  --wheel-dir .compiled/dist . > .compiled/log 2>&1 && $(BIN)/python -m pip install --disable-pip-version-check --no-deps \
+	  --target .compiled .compiled/dist/*.whl >> .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; exit 1; fi
 	@rm -rf build
 
+# A virtual environment of the chosen Python, since that Python may have no pip of its own.
+wheel: ## a wheel with a compiled data path, into dist/; PYTHON=python3.12 builds for that Python
+	@rm -rf build out/wheel-env && mkdir -p out && $(PYTHON) -m venv out/wheel-env
+	@headers=$$(out/wheel-env/bin/python -c "import sysconfig; print(sysconfig.get_path('include'))"); \
+	if ! command -v cc > /dev/null || ! [ -f "$$headers/Python.h" ]; then \
+	  echo "no wheel: there is no C compiler (cc) or no $$headers/Python.h; on Debian: apt-get install gcc libc6-dev python3-dev" >&2; exit 1; fi
+	TOKENPOOL_COMPILE=1 out/wheel-env/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@rm -rf build out/wheel-env; ls dist/*.whl
+	@echo "A wheel is for one Python version, one platform and this machine's C library or a later one. For others:"
+	@echo "  PYTHON=python3.12 make wheel          another Python (3.11, 3.12 and 3.13 are tested)"
+	@echo "  auditwheel repair dist/*.whl          gives it a manylinux tag (manylinux_2_17 when this was tried), in wheelhouse/"
+	@echo "  docker build -f docker/Dockerfile .   the image, compiled in it"
+	@echo "  pip install .                         pure Python, on any platform"
+
 clean: ## remove what these commands made
-	rm -rf .venv .venv-engine .cache .compiled out
+	rm -rf .venv .venv-engine .cache .compiled dist out
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,7 @@
-"""The build: pure Python as a rule, and with ``TOKENPOOL_COMPILE=1`` the data path as machine code.
+"""The build: pure Python by default; with ``TOKENPOOL_COMPILE=1`` the wheel's data path is machine code.
 
-mypyc compiles modules as they are typed; what they do stays the same, and a request takes half of its time
-(docs/decisions.md). It takes a C compiler and Python's headers. Which modules, and what those must not have,
-is said in pyproject.toml.
+mypyc compiles the modules that pyproject.toml lists under ``tool.tokenpool``. Their behaviour stays the same;
+a request takes half of the CPU time (docs/decisions.md). Compiling needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ PROJECT = tomllib.loads(Path("pyproject.toml").read_text())
 
 def extensions() -> list[Extension]:
     """The modules to compile."""
-    from mypyc.build import mypycify  # noqa: PLC0415 - needed for this alone
+    from mypyc.build import mypycify  # noqa: PLC0415 - only a compiled build needs it
 
-    # More than -O1 takes longer and gains nothing: most of the work is done in Python's own library.
+    # -O2 and -O3 compile longer and gain nothing: most of the time is spent in Python's own library.
     modules = PROJECT["tool"]["tokenpool"]["compiled"]
     return mypycify(modules, opt_level="1", debug_level="0", group_name="tokenpool")
 
 
 compiles = os.environ.get("TOKENPOOL_COMPILE") == "1"
 setup(
-    # pip also asks for metadata, which costs a minute less without.
+    # pip also asks for metadata; without extensions that saves a minute.
     ext_modules=extensions() if compiles and "bdist_wheel" in sys.argv else [],
-    # To be compiled, modules must find the types of what they import.
+    # The compiler reads the types of the dependencies.
     setup_requires=["mypy>=2,<3", *PROJECT["project"]["dependencies"]] if compiles else [],
 )

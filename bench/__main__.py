@@ -9,11 +9,11 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import books, decide, machine, peers, relay
+from bench import books, decide, machine, many, peers, relay
 
 FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
 SMALL, LARGE = 1_000, 400_000
@@ -42,8 +42,11 @@ def at_most(what: str, bound: float, value: float, unit: str = "") -> Goal:
 class Bench:
     """One run."""
 
-    def __init__(self, rounds: int, seconds: float) -> None:
+    def __init__(
+        self, rounds: int, seconds: float, sizes: Sequence[int] = (), *, shared: bool = False
+    ) -> None:
         self.rounds, self.seconds = rounds, seconds
+        self.sizes, self.shared = sizes or many.SIZES[2:], shared
         self.goals: list[Goal] = []
         self.raw: dict[str, object] = {}
         self._per_core: float | None = None
@@ -144,6 +147,25 @@ class Bench:
             at_most("... resident", 60, size, " MB"),
         ]
 
+    def many(self) -> None:
+        """Many entitlements: what holds up requests that is no request."""
+        rows = {
+            row.entitlements: row for row in many.main(self.sizes, FOLDER, self.seconds, shared=self.shared)
+        }
+        self.raw["many"] = {size: asdict(row) for size, row in rows.items()}
+        if 2000 in rows:
+            bound = 20 if machine.is_compiled() else 50
+            longest = max(rows[2000].longest_ms.values())
+            what = "2,000 entitlements, longest request during pages, reloads and ticks"
+            self.goals.append(at_most(what, bound, longest, " ms"))
+        if 10_000 in rows:
+            row = rows[10_000]
+            self.goals += [
+                at_most("10,000 entitlements, start to ready", 3, row.ready_s, " s"),
+                at_most("... idle, of a core", 5, row.idle_cpu * 100, " %"),
+                at_most("... metrics page, all of them used", 3, row.page_mb, " MB"),
+            ]
+
     def table(self) -> str:
         """The goals as a Markdown table."""
         lines = ["| what | goal | measured | |", "| --- | --- | --- | --- |"]
@@ -162,6 +184,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "books": Bench.books,
     "memory": Bench.memory,
     "start": Bench.start,
+    "many": Bench.many,
 }
 
 
@@ -171,6 +194,8 @@ def main() -> int:
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="per proxy and round")
+    parser.add_argument("--entitlements", type=int, nargs="+", default=(), help="sizes for the section many")
+    parser.add_argument("--shared", action="store_true", help="for the section many: limits in Redis")
     arguments = parser.parse_args()
     unknown = set(arguments.sections) - set(SECTIONS)
     if unknown:
@@ -179,7 +204,7 @@ def main() -> int:
         parser.error("two cores are needed: one for the proxy, one for the load")
     FOLDER.mkdir(parents=True, exist_ok=True)
     os.sched_setaffinity(0, {machine.LOAD_CORE})
-    bench = Bench(arguments.rounds, arguments.seconds)
+    bench = Bench(arguments.rounds, arguments.seconds, arguments.entitlements, shared=arguments.shared)
     try:
         for name in arguments.sections or SECTIONS:
             print(f"{name}: {SECTIONS[name].__doc__}", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,9 +19,8 @@ from bench.upstream import unary_upstream
 from tokenpool.amounts import Amount
 from tokenpool.books import Census, Holding, Message
 from tokenpool.entitlements import Entitlement, Tier
-from tokenpool.planner import Profile
 from tokenpool.store.redis import RedisStore
-from tokenpool.tick import tick
+from tokenpool.tick import NO_MEMORY, tick
 from tokenpool.wire import SidecarReport, encode_report
 
 LIFETIME_S = 600.0
@@ -107,15 +106,15 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         await store.exchange(Message(f"s{number}", 1, holdings, True, report))
     reads, plans, publishes = [], [], []
     before: Census | None = None
-    profiles: Mapping[str, Profile] = {}
+    known, memory = {each.name: each for each in entitlements}, NO_MEMORY
     for _ in range(rounds + 1):
         began = time.perf_counter()
         census = await store.read()
         read = time.perf_counter()
-        made = tick(census, entitlements, before, profiles=profiles)
-        before, profiles = census, made.plan.profiles
+        made = tick(census, known, before, memory=memory)
+        before, memory = census, made.memory
         planned = time.perf_counter()
-        assert await store.publish(made.limits, 1)
+        assert await store.publish(made.limits, made.plan.idle, 1)
         published = time.perf_counter()
         reads.append(read - began)
         plans.append(planned - read)

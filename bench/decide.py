@@ -9,7 +9,7 @@ from collections.abc import Callable
 from bench.peers import KEY, POOL
 from sidecar.gate import EngineState, Gate, Passage, Refusal
 from sidecar.http.heads import RequestHead
-from sidecar.identity import key_ring
+from sidecar.identity import KeyRing, digests
 from sidecar.telemetry import Telemetry
 from tokenpool.admission import EngineRoom
 from tokenpool.amounts import Amount
@@ -66,7 +66,7 @@ def _timed(work: Callable[[], object], rounds: int) -> float:
 def _gate() -> Gate:
     file = parse(POOL, name="bench").file
     pool = file.pools[0]
-    gate = Gate(file, pool, key_ring(file, pool.name, lambda ref: ref.value), Telemetry())
+    gate = Gate(file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400))
     gate.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
     for account in gate.accounts.values():
         account.apply(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())

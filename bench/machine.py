@@ -7,6 +7,7 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -132,6 +133,14 @@ def pace_ms() -> float:
             total += number
         best = min(best, time.perf_counter() - began)
     return best * 1000
+
+
+def is_compiled() -> bool:
+    """Whether processes run with the data path as machine code."""
+    command = [sys.executable, "-c", "import tokenpool.ledger as m; print(m.__file__)"]
+    return (
+        not subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().endswith(".py")
+    )
 
 
 def describe() -> str:

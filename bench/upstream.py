@@ -87,10 +87,46 @@ def stream_upstream(folder: Path, interval_ms: float) -> tuple[Process, int]:
     return process, port
 
 
+def plain_upstream(folder: Path) -> tuple[Process, int]:
+    """A server that answers every chat with the same answer; needs nothing that is not installed."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.upstream", str(port), "0"]
+    process = Process(command, LOAD_CORE, log=folder / "answers.out")
+    process.until(lambda: accepts(port))
+    return process, port
+
+
 _CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
+
+
+_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
+    len(ANSWER),
+    ANSWER.encode(),
+)
+
+
+class _Answerer(asyncio.Protocol):
+    """One connection: pages for the watcher, and the same answer to every chat."""
+
+    def __init__(self) -> None:
+        self._text = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._text += data
+        head, end, body = self._text.partition(b"\r\n\r\n")
+        if end and head.startswith(b"GET "):
+            page = {b"/metrics": METRICS, b"/v1/models": MODELS}.get(head.split(b" ", 2)[1], "").encode()
+            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(page), page))
+            self._text = b""
+        elif end and body.endswith(b"}"):
+            self.transport.write(_ANSWER)
+            self._text = b""
 
 
 class _Streamer(asyncio.Protocol):
@@ -125,8 +161,11 @@ class _Streamer(asyncio.Protocol):
 
 
 async def _serve(port: int, interval_ms: float) -> None:
-    """Streams are spread evenly over the interval's milliseconds."""
+    """Streams are spread evenly over the interval's milliseconds; without one, answers are whole."""
     loop = asyncio.get_running_loop()
+    if not interval_ms:
+        await loop.create_server(_Answerer, "127.0.0.1", port, backlog=4096)
+        await asyncio.Event().wait()
     slots: list[set[_Streamer]] = [set() for _ in range(max(round(interval_ms), 1))]
     await loop.create_server(lambda: _Streamer(slots), "127.0.0.1", port, backlog=4096)
     started, ticks = loop.time(), 0

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from coordinator import settings
+from coordinator.reader import PoolFileInvalid
+from service.build import add_version
 from service.options import SettingsError
-from tokenpool.poolfile import PoolFileError
 
 USAGE_ERROR = 2
 
@@ -20,12 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tokenpool-coordinator",
         description="Recomputes the limits of all tenants of a pool, and says how many replicas it needs.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the coordinator")
     settings.add_arguments(run)
     try:
         return _run(parser.parse_args(argv))
-    except (SettingsError, PoolFileError, OSError, UnicodeError) as error:
+    except (SettingsError, PoolFileInvalid, OSError) as error:
         print(f"tokenpool-coordinator: {error}", file=sys.stderr)
         return USAGE_ERROR
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from coordinator.leader import PoolLeader, PoolState
-from coordinator.telemetry import Telemetry
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
+from coordinator.telemetry import Shown, Telemetry, of_entitlement
+from service import pages
+from service.build import BuildInfo
+from service.exposition import CONTENT_TYPE, rendered
+from service.live.look import (
+    EVERYTHING,
+    EntitlementLook,
+    Look,
+    PoolLook,
+    Replicas,
+    Tally,
+    Vector,
+    Wanted,
+    vector,
+)
 from service.live.server import LivePage
 from tokenpool.amounts import NOTHING
-from tokenpool.books import Page
 from tokenpool.entitlements import Entitlement
-from tokenpool.planner import EntitlementPlan
 from tokenpool.tick import Tick
-from tokenpool.wire import MOST_REPORTED
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
-STALE_S = 5.0
-"""Older numbers are no basis for scaling: better no answer, which leaves the replicas as they are."""
+_Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
+"""A pool's entitlements as the leader has them, by name, and their guarantees together."""
+PER_PIECE = 8
+"""Entitlements in one piece of the state page: some 0.4 ms."""
 
 
 class Admin:
@@ -37,10 +49,10 @@ class Admin:
         self._leaders = leaders
         self._telemetry = telemetry
         self._clock = clock
-        self._registry = CollectorRegistry()
-        self._registry.register(telemetry)
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
         self.live = LivePage(self.look, clock)
+        self._entitlements: dict[str, _Promised] = {}
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -57,11 +69,13 @@ class Admin:
         self.live.add_to(application)
         return application
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Prometheus metrics."""
-        return web.Response(
-            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return await self._metrics.answer(request)
+
+    def _metrics_pieces(self) -> Iterator[str]:
+        yield from self._telemetry.pieces()
+        yield rendered([*BuildInfo().collect(), *self._process.collect()])
 
     async def healthz(self, request: web.Request) -> web.Response:
         """Whether this process lives."""
@@ -78,75 +92,122 @@ class Admin:
         return web.json_response(body, status=503 if problems else 200)
 
     async def scale(self, request: web.Request) -> web.Response:
-        """The scale hint of one pool, as KEDA's metrics-api scaler reads it (value: desired_replicas)."""
+        """The stored scale hint of a pool, as KEDA's metrics-api scaler reads it (value: desired_replicas).
+
+        Every coordinator answers the same; without a hint that is young enough the answer is 503.
+        """
         name = request.match_info["pool"]
         leader = self._leaders().get(name)
         if leader is None:
             known = ", ".join(self._leaders())
             return web.json_response({"error": f"there is no pool {name!r}; there is {known}"}, status=404)
-        state = leader.state
-        if state is None or self._clock() - state.at > STALE_S:
-            return web.json_response(
-                {"error": f"the books of pool {name!r} do not answer: {leader.error}"}, status=503
-            )
-        if state.hint is None or self._clock() - state.hinted_at > STALE_S:
-            return web.json_response(
-                {"error": f"no engine of pool {name!r} has shown yet what it sustains"}, status=503
-            )
-        need = state.hint.need
+        now, published = self._clock(), leader.hint()
+        if published is None:
+            why = leader.hints.problem(now)
+            said = f"pool {name!r} has no scale hint: {why}" + (f" ({leader.error})" if leader.error else "")
+            return web.json_response({"error": said}, status=503)
+        hint, need = published.hint, published.hint.need
         return web.json_response(
             {
                 "pool": name,
-                "desired_replicas": state.hint.replicas,
-                "reason": state.hint.reason,
+                "desired_replicas": hint.replicas,
+                "reason": hint.reason,
                 "dimension": need.dimension.value if need.dimension is not None else None,
                 "needed_replicas": need.unbounded,
                 "guarantees_need": need.floor,
-                "min_replicas": leader.pool.min_replicas,
-                "max_replicas": leader.pool.max_replicas,
+                "min_replicas": published.min_replicas,
+                "max_replicas": published.max_replicas,
+                "computed_at": leader.hints.computed_at,
+                "age_s": round(leader.hints.age_s(now), 3),
             }
         )
 
-    async def state(self, request: web.Request) -> web.Response:
-        """Everything that the last tick saw and decided."""
-        return web.json_response(
-            {
-                "config_is_current": self._telemetry.config_is_current,
-                "pools": {name: self._pool(leader) for name, leader in self._leaders().items()},
-            }
-        )
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        """Everything that the last tick saw and decided.
+
+        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        """
+        names: list[str] = request.query.getall("entitlement", [])
+        is_active = request.query.get("active") == "1"
+
+        def wanted(name: str, shown: Shown) -> bool:
+            if names:
+                return name in names
+            return not is_active or shown.demand != NOTHING or shown.in_use != NOTHING
+
+        chunks = await pages.made(self._state_pieces(wanted))
+        return await pages.send(request, chunks, "application/json; charset=utf-8")
+
+    def _state_pieces(self, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+        current = "true" if self._telemetry.config_is_current else "false"
+        yield f'{{"config_is_current":{current},"pools":{{'
+        before = ""
+        for name, leader in self._leaders().items():
+            summary = msgspec.json.encode(self._pool(leader)).decode()
+            yield f'{before}"{name}":{summary.removesuffix("}")}'
+            if leader.state is not None:
+                yield ',"entitlements":{'
+                yield from _entitlements(leader, leader.state.tick, wanted)
+                yield "}"
+            yield "}"
+            before = ","
+        yield "}}"
 
     def _pool(self, leader: PoolLeader) -> dict[str, Any]:
         shown: dict[str, Any] = {
             "leads": bool(leader.epoch),
             "epoch": leader.epoch,
             "error": leader.error or None,
+            "scale_hint": self._hint(leader),
             "file_version": leader.file_version,
             "file_differs": leader.file_differs,
             "ticks": dict(leader.rounds),
         }
         return shown | _shown(leader.state) if leader.state is not None else shown
 
-    def look(self) -> Look:
+    def _hint(self, leader: PoolLeader) -> dict[str, Any]:
+        now, published = self._clock(), leader.hint()
+        if published is None:
+            return {"desired_replicas": None, "reason": leader.hints.problem(now)}
+        return {
+            "desired_replicas": published.hint.replicas,
+            "reason": published.hint.reason,
+            "computed_at": leader.hints.computed_at,
+            "age_s": round(leader.hints.age_s(now), 3),
+        }
+
+    def look(self, wanted: Wanted = EVERYTHING) -> Look:
         """What the live page shows, now."""
         leaders = self._leaders()
         now = self._clock()
         return Look(
             process="coordinator",
             name=next((leader.candidate for leader in leaders.values()), ""),
-            pools=tuple(_look_at(name, leader, now) for name, leader in leaders.items()),
+            pools=tuple(
+                _look_at(name, leader, now, wanted, self._promised(name, leader))
+                for name, leader in leaders.items()
+            ),
             notices=()
             if self._telemetry.config_is_current
             else ("the pool file on disk is invalid: the old one is in force",),
         )
 
+    def _promised(self, name: str, leader: PoolLeader) -> _Promised:
+        """A pool's entitlements by name; they change with the pool file only."""
+        promised, entitlements = self._entitlements.get(name), leader.entitlements
+        if promised is None or promised[0] is not entitlements:
+            whole = vector(*sum((e.guarantee for e in entitlements), NOTHING).values())
+            promised = self._entitlements[name] = entitlements, {e.name: e for e in entitlements}, whole
+        return promised
 
-def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
+
+def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised) -> PoolLook:
     state = leader.state
     who, notices = _leading(leader), tuple(_notices(leader, now))
     if state is None:
         return PoolLook(name, who, notices=notices)
     made = state.tick
+    _, known, guarantees = promised
     in_use = NOTHING
     for page in made.pages.values():
         in_use = in_use + page.in_use
@@ -155,21 +216,25 @@ def _look_at(name: str, leader: PoolLeader, now: float) -> PoolLook:
         leader=who,
         capacity=vector(*made.plan.capacity.values()),
         in_use=vector(*in_use.values()),
-        replicas=_replicas(leader, state),
+        replicas=_replicas(leader, state, now),
         notices=notices,
         entitlements=tuple(
-            _entitlement(entitlement, part, made.pages.get(entitlement.name, _NO_PAGE))
-            for entitlement in leader.entitlements
-            if (part := made.plan.entitlements.get(entitlement.name)) is not None
+            _entitlement(entitlement, of_entitlement(entitlement, made), made)
+            for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
         ),
         tallies={
-            holder: Tally(report.outcomes, is_whole=len(report.outcomes) < MOST_REPORTED)
+            holder: Tally(
+                report.outcomes,
+                is_whole=len(report.outcomes) < MOST_REPORTED,
+                first_tokens=report.first_tokens,
+                has_all_first_tokens=False,
+                bounds_s=FIRST_TOKEN_BOUNDS_S,
+            )
             for holder, report in made.sidecars.items()
         },
+        total=len(known),
+        guarantees=guarantees,
     )
-
-
-_NO_PAGE = Page()
 
 
 def _leading(leader: PoolLeader) -> str:
@@ -180,29 +245,35 @@ def _leading(leader: PoolLeader) -> str:
     )
 
 
-def _replicas(leader: PoolLeader, state: PoolState) -> Replicas:
-    sidecars, hint = state.tick.sidecars, state.hint
+def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
+    sidecars, published = state.tick.sidecars, leader.hint()
+    if published is None:
+        desired, reason = None, leader.hints.problem(now)
+    else:
+        desired = published.hint.replicas
+        reason = f"{published.hint.reason}; computed {leader.hints.age_s(now):.0f} s ago"
     return Replicas(
         sidecars=len(sidecars),
         engines_up=sum(report.engine_up for report in sidecars.values()),
         least=leader.pool.min_replicas,
         most=leader.pool.max_replicas,
-        desired=hint.replicas if hint is not None else None,
-        reason=hint.reason if hint is not None else "no engine has shown yet what it sustains",
+        desired=desired,
+        reason=reason,
     )
 
 
-def _entitlement(entitlement: Entitlement, part: EntitlementPlan, page: Page) -> EntitlementLook:
+def _entitlement(entitlement: Entitlement, shown: Shown, made: Tick) -> EntitlementLook:
+    page = made.pages.get(entitlement.name)
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
         guarantee=vector(*entitlement.guarantee.values()),
         ceiling=vector(*entitlement.ceiling.values()),
-        limit=vector(*part.limit.values()),
-        in_use=vector(*page.in_use.values()),
-        demand=vector(*part.demand.values()),
-        debt=part.debt,
-        spent=page.served.tokens_per_second,
+        limit=vector(*shown.limit.values()),
+        in_use=vector(*shown.in_use.values()),
+        demand=vector(*shown.demand.values()),
+        debt=shown.debt,
+        spent=page.served.tokens_per_second if page is not None else 0.0,
     )
 
 
@@ -242,25 +313,39 @@ def _shown(state: PoolState) -> dict[str, Any]:
     return {
         "capacity": made.plan.capacity.as_dict(),
         "replica": made.replica.as_dict(),
-        "desired_replicas": state.hint.replicas if state.hint is not None else None,
-        "reason": state.hint.reason if state.hint is not None else None,
         "overpromised": [dimension.value for dimension in state.overpromised],
         "tick_s": state.took_s,
         "unreadable_reports": list(made.unreadable),
         "sidecars": {name: msgspec.to_builtins(report) for name, report in made.sidecars.items()},
-        "entitlements": {
-            name: {
-                "limit": plan.limit.as_dict(),
-                "assured": plan.assured.as_dict(),
-                "allocation": plan.allocation.as_dict(),
-                "demand": plan.demand.as_dict(),
-                "fair_share": plan.fair_share,
-                "debt": plan.debt,
-                "held": page.held.as_dict() if (page := made.pages.get(name)) is not None else None,
-                "in_use": page.in_use.as_dict() if page is not None else None,
-                "service": made.service.get(name, NOTHING).as_dict(),
-                "level": page.level if page is not None else None,
-            }
-            for name, plan in made.plan.entitlements.items()
-        },
+    }
+
+
+def _entitlements(leader: PoolLeader, made: Tick, wanted: Callable[[str, Shown], bool]) -> Iterator[str]:
+    """The rows of the state page, a few at a time."""
+    before, rows = "", []
+    for number, entitlement in enumerate(leader.entitlements, 1):
+        shown = of_entitlement(entitlement, made)
+        if wanted(entitlement.name, shown):
+            row = msgspec.json.encode(_row(shown)).decode()
+            rows.append(f'{before}"{entitlement.name}":{row}')
+            before = ","
+        if number % PER_PIECE == 0:
+            yield "".join(rows)
+            rows = []
+    yield "".join(rows)
+
+
+def _row(shown: Shown) -> dict[str, Any]:
+    is_known = shown.level is not None
+    return {
+        "limit": shown.limit.as_dict(),
+        "assured": shown.assured.as_dict(),
+        "allocation": shown.allocation.as_dict(),
+        "demand": shown.demand.as_dict(),
+        "fair_share": shown.fair_share,
+        "debt": shown.debt,
+        "held": shown.held.as_dict() if is_known else None,
+        "in_use": shown.in_use.as_dict() if is_known else None,
+        "service": shown.service.as_dict(),
+        "level": shown.level,
     }

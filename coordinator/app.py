@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -14,12 +15,12 @@ from aiohttp import web
 
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
+from coordinator.reader import PoolFileInvalid, Reading, read, read_apart
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
+from service import collecting
 from service.filewatch import FileWatch
-from service.options import Address
-from tokenpool.entitlements import PoolFile
-from tokenpool.poolfile import PoolFileError, parse
+from service.listening import bound, listening
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 
@@ -36,52 +37,57 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._gone: list[PoolLeader] = []
-        self._lead(self._read())
-        self.telemetry = Telemetry(lambda: self.leaders)
+        self._lead(read(settings.config))
+        self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         self._admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
-        self._watch = FileWatch((settings.config,), self.reload)
+        self.watch = FileWatch((settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _read(self) -> PoolFile:
-        path = self.settings.config
-        return parse(path.read_text(encoding="utf-8"), name=str(path)).file
-
-    def _lead(self, file: PoolFile) -> None:
+    def _lead(self, made: Reading) -> None:
         """Lead the pools of this file, and no others."""
-        settings = self.settings
+        settings, file, encoded = self.settings, made.file, (made.version, made.content)
         for pool in file.pools:
             leader = self.leaders.get(pool.name)
             if leader is not None:
-                leader.follow(file, pool)
+                leader.follow(file, pool, encoded)
                 continue
             store = open_store(settings.store, pool.name, settings.grant_lifetime, settings.store_timeout)
-            self.leaders[pool.name] = PoolLeader(settings, store, file, pool, self._candidate, self._clock)
+            self.leaders[pool.name] = PoolLeader(
+                settings, store, file, pool, self._candidate, self._clock, encoded
+            )
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._gone.append(self.leaders.pop(name))
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the pool file and lead with it, or say why not."""
+        with collecting.postponed():
+            await self._reload()
+
+    async def _reload(self) -> None:
         try:
-            file = self._read()
-        except (PoolFileError, OSError, UnicodeError) as error:
+            made = await read_apart(self.settings.config)
+        except PoolFileInvalid as error:
             log.error("the pool file is invalid; the old one stays in force: %s", error)
             self.telemetry.config_is_current = False
             return
         self.telemetry.config_is_current = True
-        self._lead(file)
+        self._lead(made)
+        collecting.keep()
         log.info("the pool file is in force", extra={"pools": list(self.leaders)})
 
     async def start(self) -> None:
         """Listen, and begin to tick. Raises ``OSError``."""
         self._runner = web.AppRunner(self._admin.application(), access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self.settings.listen.host, self.settings.listen.port).start()
-        host, port, *_ = self._runner.addresses[0]
-        self.listens_on = Address(host, port)
+        sockets = listening(self.settings.listen)
+        self.listens_on = bound(sockets)[0]
+        extra = {"listen": str(bound(sockets)), "candidate": self._candidate, "pools": list(self.leaders)}
+        for each in sockets:
+            await web.SockSite(self._runner, each).start()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._tick_forever()), loop.create_task(self._watch.run())]
-        extra = {"listen": str(self.listens_on), "candidate": self._candidate, "pools": list(self.leaders)}
+        work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
+        self._tasks = [loop.create_task(each) for each in work]
         log.info("listening", extra=extra)
 
     async def _tick_forever(self) -> None:
@@ -117,10 +123,13 @@ async def serve(settings: Settings) -> None:
     """Run a coordinator until SIGTERM or SIGINT; SIGHUP reads the pool file anew."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    coordinator = Coordinator(settings)
+    with collecting.postponed():
+        coordinator = Coordinator(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await coordinator.start()
-    loop.add_signal_handler(signal.SIGHUP, coordinator.reload)
+    loop.add_signal_handler(signal.SIGHUP, coordinator.watch.ask)
+    gc.collect()
+    collecting.keep()
     await stopping.wait()
     await coordinator.stop()

@@ -1,25 +1,28 @@
 """Leading one pool: take the lease, read the books, plan, publish. What is planned is ``tokenpool.tick``'s.
 
-A coordinator that does not lead looks on at a slower pace, so that its pages and scale hints are true, and it
-can take over at once: all that a leader knows is in the books.
+A coordinator that does not lead reads the books at a slower pace, for its pages. It can take over at once:
+all that a leader knows is in the books, the scale hint and its history too. A leader ceases to lead when its
+lease is over by its own clock, counted from before it asked for the lease, even if the store is silent.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from coordinator.hint import HintView
 from coordinator.settings import Settings
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile, Tier
-from tokenpool.planner import PlannerSettings, Profile
-from tokenpool.scaling import ScaleHint, ScalingSettings, Stabiliser, needed_replicas
-from tokenpool.store import Store, StoreDown
-from tokenpool.tick import Tick, tick
-from tokenpool.wire import encode_file
+from tokenpool.planner import PlannerSettings
+from tokenpool.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas
+from tokenpool.store import Store, StoreDown, StoredScale
+from tokenpool.tick import NO_MEMORY, Tick, tick
+from tokenpool.wire import encode_file, encode_hint
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +37,6 @@ class PoolState:
     """One pool after one tick, as it is shown."""
 
     tick: Tick
-    hint: ScaleHint | None
-    """The last one; ``None`` before the first."""
-    hinted_at: float
     overpromised: Sequence[Dimension]
     """Where the guarantees are more than the most replicas could carry, as they are now."""
     at: float
@@ -54,15 +54,16 @@ class PoolLeader:
         pool: Pool,
         candidate: str,
         clock: Callable[[], float],
+        encoded: tuple[str, bytes] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self.candidate = candidate
         """Who this coordinator is to the others."""
-        self._clock = clock
+        self.clock = clock
         self._before: Census | None = None
         """What the last tick saw."""
-        self._profiles: Mapping[str, Profile] = {}
+        self._memory = NO_MEMORY
         self._filed_at: float | None = None
         self._rounds = 0
         self._planner = PlannerSettings(debt_gain=settings.debt_gain)
@@ -73,23 +74,34 @@ class PoolLeader:
             settings.scale_down_window,
         )
         self._stabiliser = Stabiliser(self._scaling)
-        self.epoch = 0
-        """Of this coordinator's lead; 0 while it does not lead."""
+        self.hints = HintView(settings.tick, settings.lease)
+        self._epoch = 0
+        self._leads_until = -math.inf
         self.state: PoolState | None = None
         self.error = ""
         self.file_differs = False
         """Whether another pool file than this coordinator's is in force."""
         self.rounds: Counter[str] = Counter()
         """Ticks by how they ended."""
-        self.follow(file, pool)
+        self.follow(file, pool, encoded)
 
-    def follow(self, file: PoolFile, pool: Pool) -> None:
-        """Lead with this pool file from the next tick on."""
+    def follow(self, file: PoolFile, pool: Pool, encoded: tuple[str, bytes] | None = None) -> None:
+        """Lead with this pool file from the next tick on. ``encoded`` is its version and how it travels."""
         self.pool = pool
         self._file = file
         self.entitlements = file.entitlements_of(pool.name)
-        self.file_version, self._content = encode_file(file)
+        self._by_name = {each.name: each for each in self.entitlements}
+        self.file_version, self._content = encoded or encode_file(file)
         self._filed_at = None
+
+    @property
+    def epoch(self) -> int:
+        """Of this coordinator's lead; 0 while it does not lead, and once its lease may be over."""
+        return self._epoch if self.clock() < self._leads_until else 0
+
+    def hint(self) -> PublishedHint | None:
+        """The scale hint to serve now; ``None`` where there is none, or it is too old."""
+        return self.hints.current(self.clock())
 
     async def turn(self) -> None:
         """One tick. A store that is down is said, and tried again at the next."""
@@ -97,6 +109,8 @@ class PoolLeader:
             await self._turn()
         except StoreDown as error:
             self.rounds["store_down"] += 1
+            if self._epoch and not self.epoch:
+                self._lapsed()
             if not self.error:
                 log.warning("the books do not answer", extra={"pool": self.pool.name, "error": str(error)})
             self.error = str(error)
@@ -112,28 +126,36 @@ class PoolLeader:
         self.error = ""
 
     async def _turn(self) -> None:
-        started = self._clock()
+        started = self.clock()
         epoch = await self._store.lead(self.candidate, self._settings.lease)
-        self._know(epoch)
+        await self._read_hint()
+        self._know(epoch, started)
         self._rounds += 1
         if not epoch and self._rounds % LOOK_EVERY and self.state is not None:
             self.rounds["followed"] += 1
             return
-        if epoch and (self._filed_at is None or started - self._filed_at > REPUBLISH_FILE_S):
+        if self.epoch and (self._filed_at is None or started - self._filed_at > REPUBLISH_FILE_S):
             if not await self._store.publish_file(self.file_version, self._content, epoch):
                 self._lost()
                 return
             self._filed_at = started
         census = await self._store.read()
         self._compare(census.file_version)
-        made = tick(census, self.entitlements, self._before, self._planner, self._profiles)
-        self._profiles = made.plan.profiles
+        made = tick(census, self._by_name, self._before, self._planner, self._memory)
+        self._memory = made.memory
         self._before = census
+        if epoch and not self.epoch:
+            self._lapsed()
+            self.rounds["fenced"] += 1
+            return
         # Closed books do not know yet who is there: until they do, the last limits stand.
-        if epoch and census.is_open and not await self._store.publish(made.limits, epoch):
+        if epoch and census.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
             self._lost()
             return
-        self._show(made, started, is_open=census.is_open)
+        if epoch and census.is_open and not await self._publish_hint(made, started, epoch):
+            self._lost()
+            return
+        self._show(made, started)
         self.rounds["led" if epoch else "followed"] += 1
 
     def _compare(self, published: str) -> None:
@@ -146,33 +168,53 @@ class PoolLeader:
             )
         self.file_differs = differs
 
-    def _know(self, epoch: int) -> None:
-        if epoch and not self.epoch:
+    def _know(self, epoch: int, asked_at: float) -> None:
+        if epoch and not self._epoch:
             log.info("this coordinator leads", extra={"pool": self.pool.name, "epoch": epoch})
-        elif self.epoch and not epoch:
+        elif self._epoch and not epoch:
             log.warning("another coordinator leads", extra={"pool": self.pool.name})
-        if epoch != self.epoch:
+        if epoch != self._epoch:
             self._filed_at = None
-        self.epoch = epoch
+            if epoch and self.hints.last is not None:
+                # Whoever led before is fenced off now, so this is the last that it stored.
+                self._stabiliser.restore(self.hints.last.state, asked_at - self.hints.age_s(asked_at))
+        self._epoch, self._leads_until = epoch, asked_at + self._settings.lease
+
+    def _lapsed(self) -> None:
+        """The lease may be over: another coordinator may lead without this one's knowledge."""
+        log.warning("the lease is over", extra={"pool": self.pool.name, "epoch": self._epoch})
+        self._epoch = 0
 
     def _lost(self) -> None:
         """What was to be published came too late: somebody leads with a later epoch."""
-        log.warning("a later coordinator has written", extra={"pool": self.pool.name, "epoch": self.epoch})
-        self.epoch = 0
+        log.warning("a later coordinator has written", extra={"pool": self.pool.name, "epoch": self._epoch})
+        self._epoch = 0
         self.rounds["fenced"] += 1
 
-    def _show(self, made: Tick, started: float, *, is_open: bool) -> None:
-        hint = self.state.hint if self.state is not None else None
-        hinted_at = self.state.hinted_at if self.state is not None else started
+    async def _read_hint(self) -> None:
+        asked_at = self.clock()
+        self.hints.follow(await self._store.scale(), asked_at)
+
+    async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
+        """Compute the scale hint and store it, if a capacity is known; False where a later epoch stands."""
         fresh = {name: page.fresh for name, page in made.pages.items()}
         need = needed_replicas(self.pool, self.entitlements, fresh, made.replica, self._scaling)
-        # Closed books have not heard everyone, and engines that load have shown nothing: the last hint
-        # stands.
-        if is_open and need is not None:
-            running = min(len(made.sidecars), self.pool.max_replicas)
-            hint, hinted_at = self._stabiliser.follow(need, started, running=running), started
+        if need is None or not self.epoch:
+            return True
+        running = min(len(made.sidecars), self.pool.max_replicas)
+        hint = self._stabiliser.follow(need, now, running=running)
+        state = self._stabiliser.state(now)
+        content = encode_hint(PublishedHint(hint, self.pool.min_replicas, self.pool.max_replicas, state))
+        asked_at = self.clock()
+        at = await self._store.publish_scale(content, epoch)
+        if at is None:
+            return False
+        self.hints.follow(StoredScale(content, at, 0.0), asked_at)
+        return True
+
+    def _show(self, made: Tick, started: float) -> None:
         over = self._overpromised(made.replica)
-        self.state = PoolState(made, hint, hinted_at, over, started, self._clock() - started)
+        self.state = PoolState(made, over, started, self.clock() - started)
 
     def _overpromised(self, replica: Amount) -> list[Dimension]:
         """What is promised, against what may be provisioned."""
@@ -185,8 +227,8 @@ class PoolLeader:
 
     async def resign(self) -> None:
         """Make room for the next leader at once."""
-        if self.epoch:
-            self.epoch = 0
+        if self._epoch:
+            self._epoch = 0
             await self._store.resign(self.candidate)
 
     async def close(self) -> None:

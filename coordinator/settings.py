@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import options
-from service.options import Address, Form, SettingsError
+from service.options import Addresses, Form, SettingsError
 from tokenpool.planner import PlannerSettings
 from tokenpool.store import address
 
@@ -19,7 +19,7 @@ class Settings:
 
     config: Path
     store: str
-    listen: Address = Address("127.0.0.1", 9091)
+    listen: Addresses = Addresses.of("127.0.0.1", 9091)
     name: str | None = None
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
@@ -31,6 +31,7 @@ class Settings:
     scale_up_window: float = 1.0
     scale_down_window: float = 300.0
     log_level: str = "info"
+    metrics_entitlements: int = 2000
 
 
 def _store(text: str, source: str) -> str:
@@ -50,7 +51,7 @@ _FORM = Form(
     {
         "config": "the pool file; all its pools are led, and all sidecars enforce it",
         "store": "where the books are kept: redis://...",
-        "listen": "metrics, health, state and scale hints, HOST:PORT",
+        "listen": "metrics, health, state and scale hints, HOST:PORT; several with commas",
         "name": "what this coordinator is called in the logs; the host's name otherwise",
         "tick": "how often limits are recomputed, s",
         "debt_gain": "how strongly service that is owed counts; 0 turns debt off",
@@ -62,12 +63,13 @@ _FORM = Form(
         "scale_up_window": "how long more must have been needed before the hint rises, s",
         "scale_down_window": "how long less must have been needed before the hint falls, s",
         "log_level": "debug, info, warning or error",
+        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
     },
     example="tokenpool-coordinator run --config pool.yaml --store redis://127.0.0.1:6379",
     readers={
         "config": options.path,
         "store": _store,
-        "listen": options.address,
+        "listen": options.addresses,
         "debt_gain": options.not_negative,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
         "log_level": options.one_of("debug", "info", "warning", "error"),

@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.leader import PoolLeader
-from tokenpool.amounts import Amount, Dimension
+from service.exposition import Family, number, rendered
+from service.loopdelay import LoopDelay
+from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.planner import EntitlementPlan, idle_share
+from tokenpool.tick import Tick
 
-_ENTITLEMENT_GAUGES = (
-    ("tokenpool_pool_limit", "What the entitlement may use pool-wide now."),
-    ("tokenpool_pool_demand", "What it asked for of late, shed requests included."),
-    ("tokenpool_pool_service", "What it got of late."),
-    ("tokenpool_pool_held", "What sidecars hold of its limit; for throughput the tokens granted."),
+_BY_DIMENSION = ("pool", "entitlement", "dimension")
+_LIMIT, _DEMAND, _SERVICE, _HELD = (
+    Family(name, "gauge", text, _BY_DIMENSION)
+    for name, text in (
+        ("tokenpool_pool_limit", "What the entitlement may use pool-wide now."),
+        ("tokenpool_pool_demand", "What it asked for in the last seconds, shed requests included."),
+        ("tokenpool_pool_service", "What it got in the last seconds."),
+        ("tokenpool_pool_held", "What sidecars hold of its limit; for throughput the tokens granted."),
+    )
 )
+_DEBT = Family("tokenpool_pool_debt", "gauge", "Service owed, in seconds.", _BY_DIMENSION[:2])
+FAMILIES = (_LIMIT, _DEMAND, _SERVICE, _HELD, _DEBT)
+"""All with a series for each entitlement."""
+OTHER = "other"
+"""The label of all entitlements that have no series of their own."""
+PER_PIECE = 20
+"""Entitlements in one piece of the page: some 0.2 ms."""
 
 
 class Telemetry(Collector):
     """All numbers of one coordinator."""
 
-    def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]]) -> None:
+    def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]], most_series: int = 2000) -> None:
         self.config_is_current = True
+        self._most_series = most_series
+        self._own: dict[tuple[str, str], None] = {}
+        """Pool and name of the entitlements with series of their own, in the order of first use."""
+        self.loop_delay = LoopDelay(time.monotonic)
         self._leaders = leaders
 
     def collect(self) -> Iterator[Metric]:
-        """prometheus-client: every metric, as of now."""
+        """prometheus-client: every metric that has no series for each entitlement, as of now."""
         leaders = self._leaders()
         yield GaugeMetricFamily(
             "tokenpool_config_current",
             "Whether the pool file on disk is the one in force.",
             value=float(self.config_is_current),
         )
+        yield from self.loop_delay.metrics()
         yield from self._of_leading(leaders)
         yield from self._of_pools(leaders)
-        yield from self._of_entitlements(leaders)
 
     @staticmethod
     def _of_leading(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:
@@ -64,6 +87,9 @@ class Telemetry(Collector):
         reason = GaugeMetricFamily(
             "tokenpool_desired_replicas_reason", "1 for the dimension that says so.", labels=by_dimension
         )
+        age = GaugeMetricFamily(
+            "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
+        )
         sidecars = GaugeMetricFamily("tokenpool_sidecars", "Sidecars that report.", labels=pool)
         engines = GaugeMetricFamily("tokenpool_engines_up", "Engines that answer.", labels=pool)
         capacity = GaugeMetricFamily("tokenpool_pool_capacity", "Live capacity.", labels=by_dimension)
@@ -74,41 +100,129 @@ class Telemetry(Collector):
         )
         seconds = GaugeMetricFamily("tokenpool_tick_seconds", "How long the last tick took.", labels=pool)
         for name, leader in leaders.items():
+            # The stored hint, as on the scale page: the same at every coordinator, absent when too old.
+            published = leader.hint()
+            if published is not None:
+                hint = published.hint
+                desired.add_metric((name,), hint.replicas)
+                for dimension in Dimension:
+                    reason.add_metric((name, dimension.value), float(dimension is hint.need.dimension))
+                age.add_metric((name,), leader.hints.age_s(leader.clock()))
             state = leader.state
             if state is None:
                 continue
-            if state.hint is not None:
-                desired.add_metric((name,), state.hint.replicas)
-                for dimension in Dimension:
-                    reason.add_metric((name, dimension.value), float(dimension is state.hint.need.dimension))
             for dimension in Dimension:
                 capacity.add_metric((name, dimension.value), state.tick.plan.capacity.get(dimension))
                 over.add_metric((name, dimension.value), float(dimension in state.overpromised))
             sidecars.add_metric((name,), len(state.tick.sidecars))
             engines.add_metric((name,), sum(s.engine_up for s in state.tick.sidecars.values()))
             seconds.add_metric((name,), state.took_s)
-        yield from (desired, reason, sidecars, engines, capacity, over, seconds)
+        yield from (desired, reason, age, sidecars, engines, capacity, over, seconds)
 
-    @staticmethod
-    def _of_entitlements(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:
-        labels = ("pool", "entitlement", "dimension")
-        families = [GaugeMetricFamily(name, text, labels=labels) for name, text in _ENTITLEMENT_GAUGES]
-        debt = GaugeMetricFamily("tokenpool_pool_debt", "Service owed, in seconds.", labels=labels[:2])
-        for name, leader in leaders.items():
-            if leader.state is None:
-                continue
-            made = leader.state.tick
-            for entitlement, plan in made.plan.entitlements.items():
-                debt.add_metric((name, entitlement), plan.debt)
-                page = made.pages.get(entitlement)
-                nothing = Amount()
-                amounts = (
-                    plan.limit,
-                    plan.demand,
-                    made.service.get(entitlement, nothing),
-                    page.held if page is not None else nothing,
-                )
-                for family, amount in zip(families, amounts, strict=True):
-                    for dimension in Dimension:
-                        family.add_metric((name, entitlement, dimension.value), amount.get(dimension))
-        yield from (*families, debt)
+    def pieces(self) -> Iterator[str]:
+        """The page, in pieces that each take well below a millisecond to make.
+
+        Entitlements that were active since the start have series, at most ``most_series`` of them their own:
+        the first that come, with room kept for every guaranteed one. What all others ask for, got and hold is
+        added up as ``other``. One has 1.3 kB of the page.
+        """
+        yield rendered(self.collect())
+        parts: list[list[str]] = [[family.head()] for family in FAMILIES]
+        for name, leader in self._leaders().items():
+            if leader.state is not None:
+                yield from self._of_pool(name, leader, leader.state.tick, parts)
+        for part in parts:
+            yield "".join(part)
+
+    def _of_pool(self, pool: str, leader: PoolLeader, made: Tick, parts: list[list[str]]) -> Iterator[str]:
+        by_name = {entitlement.name: entitlement for entitlement in leader.entitlements}
+        names = {**made.plan.entitlements, **made.pages}
+        kept = sum(
+            each.tier is Tier.GUARANTEED and (pool, each.name) not in self._own
+            for each in leader.entitlements
+        )
+        others: list[Amount] = [NOTHING, NOTHING, NOTHING]
+        has_others = False
+        seen = iter(list(names))
+        while some := list(islice(seen, PER_PIECE)):
+            for name in some:
+                entitlement = by_name.get(name)
+                if entitlement is None:
+                    continue
+                shown = of_entitlement(entitlement, made)
+                is_active = shown.demand != NOTHING or shown.in_use != NOTHING
+                is_guaranteed = entitlement.tier is Tier.GUARANTEED
+                room = self._most_series - len(self._own) - (0 if is_guaranteed else kept)
+                if (pool, name) in self._own:
+                    continue
+                if is_active and room > 0 and name != OTHER:
+                    self._own[pool, name] = None
+                    kept -= is_guaranteed
+                elif is_active:
+                    has_others = True
+                    others = [
+                        total + one
+                        for total, one in zip(others, (shown.demand, shown.service, shown.held), strict=True)
+                    ]
+            yield ""
+        own = iter([name for of, name in self._own if of == pool and name in by_name])
+        while some := list(islice(own, PER_PIECE)):
+            for name in some:
+                shown = of_entitlement(by_name[name], made)
+                amounts = (shown.limit, shown.demand, shown.service, shown.held)
+                for part, family, amount in zip(parts, FAMILIES, amounts, strict=False):
+                    part.append(_lines(family, pool, name, amount))
+                parts[-1].append(f'{_DEBT.name}{{entitlement="{name}",pool="{pool}"}} {number(shown.debt)}\n')
+            yield ""
+        if has_others:
+            for part, family, amount in zip(parts[1:], FAMILIES[1:], others, strict=False):
+                part.append(_lines(family, pool, OTHER, amount))
+
+
+def _lines(family: Family, pool: str, name: str, amount: Amount) -> str:
+    return "".join(
+        [
+            f'{family.name}{{dimension="{each.value}",entitlement="{name}",pool="{pool}"}}'
+            f" {number(amount.get(each))}\n"
+            for each in Dimension
+        ]
+    )
+
+
+class Shown(NamedTuple):
+    """What pages say of one entitlement after a tick, whether or not it was planned for."""
+
+    limit: Amount
+    assured: Amount
+    allocation: Amount
+    demand: Amount
+    fair_share: float
+    debt: float
+    service: Amount
+    held: Amount
+    in_use: Amount
+    level: float | None
+
+
+def of_entitlement(entitlement: Entitlement, made: Tick) -> Shown:
+    """What a tick says of an entitlement. An idle one may have what is left over."""
+    name = entitlement.name
+    plan, page = made.plan.entitlements.get(name), made.pages.get(name)
+    if plan is None:
+        share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE)
+        plan = EntitlementPlan(share.limit, share.assured, share.allocation, NOTHING, 0.0, 0.0)
+    return Shown(
+        plan.limit,
+        plan.assured,
+        plan.allocation,
+        plan.demand,
+        plan.fair_share,
+        plan.debt,
+        made.service.get(name, NOTHING),
+        page.held if page is not None else NOTHING,
+        page.in_use if page is not None else NOTHING,
+        page.level if page is not None else None,
+    )
+
+
+_ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)

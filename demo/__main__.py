@@ -1,8 +1,11 @@
 """``make demo``: real engines on the CPU, a sidecar for each, three tenants of three tiers, shown live.
 
-``SIDECARS=3`` runs as many, with one Redis and two coordinators; a lone sidecar needs neither.
-``DEMO_SECONDS`` ends it by itself; ``DEMO_UPSTREAM`` uses engines that run already, separated by commas (then
-``DEMO_MODEL`` names their model). Everything listens on loopback, and ends with the demo.
+The first line says where the live page will be, the last one what was shown, with the numbers of this run.
+First the guaranteed tenant is alone for some seconds, then the others ask for more than the engine has.
+Everything runs with default options. ``SIDECARS=3`` runs as many, with one Redis and two coordinators; a lone
+sidecar needs neither. ``DEMO_SECONDS`` ends it by itself; ``DEMO_UPSTREAM`` uses engines that run already,
+separated by commas (then ``DEMO_MODEL`` names their model). Everything listens on loopback, and ends with the
+demo.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ import aiohttp
 
 from demo import install_engine, redis
 from demo.engine import MODEL, Engine, EngineFailed, free_port
-from demo.load import TENANTS, Tenant, run
+from demo.load import TENANTS, Tenant, p95, run, warm_up
 
 OUT = install_engine.ROOT / "out" / "demo"
 SLOTS = 8
+ALONE_S = 8.0
+"""So long the guaranteed tenant is alone; a quarter of the time where the demo is short."""
 MOST_SIDECARS = 8
 """Each with an engine of its own, which takes about a gigabyte of memory."""
 _POOL = """\
@@ -71,8 +76,10 @@ def main() -> int:
     if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST_SIDECARS):
         print(f"demo: SIDECARS={count!r} is not a number from 1 to {MOST_SIDECARS}", file=sys.stderr)
         return 2
+    where = _addresses(len(_given()) or int(count))
+    print(f"demo: the live page will be at {where.page}", flush=True)
     try:
-        with _engines(int(count)) as (upstreams, model), _pool(upstreams) as pool:
+        with _engines(int(count)) as (upstreams, model), _pool(upstreams, where) as pool:
             asyncio.run(_show(pool, model, limit))
     except (DemoFailed, EngineFailed) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -90,17 +97,40 @@ class Running:
     admins: Sequence[str]
     coordinators: Sequence[str] = ()
 
+    @property
+    def page(self) -> str:
+        """The live page of the whole pool."""
+        return f"{(*self.coordinators, *self.admins)[0]}/"
+
+
+def _given() -> list[str]:
+    """The engines that the user names."""
+    return [url.strip().rstrip("/") for url in os.environ.get("DEMO_UPSTREAM", "").split(",") if url.strip()]
+
+
+def _addresses(count: int) -> Running:
+    """Where everything will listen, before anything does."""
+    proxies, admins = ([f"http://127.0.0.1:{free_port()}" for _ in range(count)] for _ in range(2))
+    coordinators = [f"http://127.0.0.1:{free_port()}" for _ in range(2)] if count > 1 else []
+    return Running(proxies, admins, coordinators)
+
+
+def _listen(url: str) -> str:
+    return url.removeprefix("http://")
+
 
 @contextlib.contextmanager
 def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
     """The engines' addresses and their model: some of our own, or those that the user names."""
-    given = os.environ.get("DEMO_UPSTREAM")
+    given = _given()
     if given:
-        upstreams = [url.strip().rstrip("/") for url in given.split(",")]
-        yield upstreams, os.environ.get("DEMO_MODEL", MODEL)
+        yield given, os.environ.get("DEMO_MODEL", MODEL)
         return
     if not install_engine.is_installed():
-        raise DemoFailed(f"no engine is installed: run 'make engine'; {install_engine.HELP}")
+        try:
+            install_engine.install()
+        except install_engine.Uninstallable as error:
+            raise DemoFailed(f"no engine can be installed: {error}; {install_engine.HELP}") from error
     which = "a real vLLM" if count == 1 else f"{count} real vLLMs"
     print(f"demo: starting {which} on the CPU (20 to 60 s each) ...", flush=True)
     with contextlib.ExitStack() as stack:
@@ -113,7 +143,7 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
 
 
 @contextlib.contextmanager
-def _pool(upstreams: Sequence[str]) -> Iterator[Running]:
+def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
     """A sidecar in front of each engine; with several, the books and those who keep them."""
     OUT.mkdir(parents=True, exist_ok=True)
     digests = {t.name: hashlib.sha256(t.key.encode()).hexdigest() for t in TENANTS}
@@ -121,26 +151,21 @@ def _pool(upstreams: Sequence[str]) -> Iterator[Running]:
     file.write_text(_POOL.format(slots=SLOTS, replicas=count, **digests))
     with contextlib.ExitStack() as stack:
         books: list[str] = []
-        coordinators = []
         if count > 1:
             port = free_port()
             books = ["--store", f"redis://127.0.0.1:{port}"]
             keeps = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(OUT)]
             stack.enter_context(_process("redis", [redis.executable(), "--port", str(port), *keeps]))
-            for number in range(2):
-                listen = f"127.0.0.1:{free_port()}"
+            for number, url in enumerate(where.coordinators):
                 command = [sys.executable, "-m", "coordinator", "run", "--config", str(file), *books]
-                stack.enter_context(_process(f"coordinator{number}", [*command, "--listen", listen]))
-                coordinators.append(f"http://{listen}")
-        proxies, admins = [], []
-        for number, upstream in enumerate(upstreams):
-            listen, admin = (f"127.0.0.1:{free_port()}" for _ in range(2))
+                stack.enter_context(_process(f"coordinator{number}", [*command, "--listen", _listen(url)]))
+        for number, (upstream, proxy, admin) in enumerate(
+            zip(upstreams, where.proxies, where.admins, strict=True)
+        ):
             command = [sys.executable, "-m", "sidecar", "run", "--config", str(file), *books]
-            command += ["--upstream", upstream, "--listen", listen, "--admin", admin, "--drain-timeout", "3"]
-            stack.enter_context(_process(f"sidecar{number or ''}", command))
-            proxies.append(f"http://{listen}")
-            admins.append(f"http://{admin}")
-        yield Running(proxies, admins, coordinators)
+            command += ["--upstream", upstream, "--listen", _listen(proxy), "--admin", _listen(admin)]
+            stack.enter_context(_process(f"sidecar{number or ''}", [*command, "--drain-timeout", "3"]))
+        yield where
 
 
 @contextlib.contextmanager
@@ -162,11 +187,18 @@ async def _show(pool: Running, model: str, limit: float | None) -> None:
     async with aiohttp.ClientSession() as session:
         for number, admin in enumerate(pool.admins):
             await _ready(session, admin, number)
+        await warm_up(TENANTS[0], pool.proxies, model)
         print(_hints(pool, model), flush=True)
-        tasks = [asyncio.create_task(run(t, pool.proxies, model, seed=1)) for t in TENANTS]
+        tasks: list[asyncio.Task[None]] = []
+        alone = ALONE_S if limit is None else min(ALONE_S, limit / 4)
         started = time.monotonic()
         try:
             while limit is None or time.monotonic() - started < limit:
+                elapsed = time.monotonic() - started
+                if not tasks or (len(tasks) == 1 and elapsed >= alone):
+                    TENANTS[0].crowd_from = len(TENANTS[0].first_token_ms) if tasks else None
+                    coming = TENANTS[1:] if tasks else TENANTS[:1]
+                    tasks += [asyncio.create_task(run(t, pool.proxies, model, seed=1)) for t in coming]
                 await asyncio.sleep(1.0 if sys.stdout.isatty() else 2.0)
                 states = [await _get(session, f"{admin}/debug/state") for admin in pool.admins]
                 scale = [await _get(session, f"{page}/scale/demo") for page in pool.coordinators[:1]]
@@ -176,6 +208,7 @@ async def _show(pool: Running, model: str, limit: float | None) -> None:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             print(_summary(), flush=True)
+            print(sentence(TENANTS, time.monotonic() - started, len(pool.proxies)), flush=True)
 
 
 async def _get(session: aiohttp.ClientSession, url: str) -> Mapping[str, Any]:
@@ -209,6 +242,7 @@ def _hints(pool: Running, model: str) -> str:
     shared = "one engine" if count == 1 else f"{count} engines behind {count} sidecars"
     lines = [
         "",
+        f"The live page: {pool.page}",
         f"Three tenants share {shared}. Try, from another terminal:",
         f"  curl {proxy}/v1/chat/completions -H 'authorization: Bearer demo-checkout' \\",
         f"    -H 'content-type: application/json' -d '{body}'",
@@ -237,7 +271,10 @@ def _table(states: Sequence[Mapping[str, Any]], scale: Sequence[Mapping[str, Any
         f"  capacity {_rate(sum(c['tokens_per_second'] for c in capacity))} tokens/s,"
         f" {sum(c['concurrency'] for c in capacity):.0f} sequences"
     )
-    rows += [f"          desired replicas {s['desired_replicas']}: {s['reason']}" for s in scale]
+    rows += [
+        f"          desired replicas {s.get('desired_replicas', '-')}: {s.get('reason', s.get('error'))}"
+        for s in scale
+    ]
     rows.append(
         f"  {'tenant':10}{'tier':12}{'guarantee':>10}{'limit':>7}{'in use':>7}{'demand':>8}"
         f"{'tokens/s limit':>15}{'debt':>7}{'served':>8}{'shed':>7}{'first token':>13}"
@@ -274,6 +311,23 @@ def _summary() -> str:
             + (f", first token after {first:.0f} ms (median)" if first is not None else "")
         )
     return "\n".join(rows)
+
+
+def sentence(tenants: Sequence[Tenant], seconds: float, engines: int) -> str:
+    """What was shown, in one sentence, with the numbers of this run. The guaranteed tenant comes first."""
+    first = tenants[0]
+    alone, crowded = (p95(part) for part in first.alone_and_crowded())
+    if alone is None or crowded is None:
+        shown = f"too few answers of {first.name} ({first.tier}) came to compare their first tokens"
+    else:
+        shown = (
+            f"95 % of the answers to {first.name} ({first.tier}) began within {alone:.0f} ms while it was"
+            f" alone, and within {crowded:.0f} ms in the overload"
+        )
+    sheds = [f"{tenant.answers[429]} of {sum(tenant.answers.values())} {tenant.tier}" for tenant in tenants]
+    where = "one engine" if engines == 1 else f"{engines} engines"
+    shed = f"{', '.join(sheds[:-1])} and {sheds[-1]} requests were shed"
+    return f"\nShown in {seconds:.0f} s on {where}: {shown}; {shed}."
 
 
 if __name__ == "__main__":

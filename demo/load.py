@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ class Tenant:
     period: float = 20.0
     answers: Counter[int] = field(default_factory=Counter)
     first_token_ms: list[float] = field(default_factory=list)
+    crowd_from: int | None = None
+    """How many first tokens it had when others began to send; ``None`` before."""
 
     def is_active(self, elapsed: float) -> bool:
         """Whether it sends at this time: guaranteed and elastic tenants come and go."""
@@ -35,6 +38,20 @@ class Tenant:
         """Over the last hundred answers, in ms."""
         recent = sorted(self.first_token_ms[-100:])
         return recent[len(recent) // 2] if recent else None
+
+    def alone_and_crowded(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Times to first token before and after others began to send, in ms."""
+        began = self.crowd_from if self.crowd_from is not None else len(self.first_token_ms)
+        return self.first_token_ms[:began], self.first_token_ms[began:]
+
+
+LEAST = 5
+"""Fewer numbers have no percentile to speak of."""
+
+
+def p95(values: Sequence[float]) -> float | None:
+    """The 95th percentile; ``None`` for too few values."""
+    return sorted(values)[min(len(values) * 95 // 100, len(values) - 1)] if len(values) >= LEAST else None
 
 
 TENANTS = (
@@ -57,6 +74,15 @@ async def run(tenant: Tenant, urls: Sequence[str], model: str, *, seed: int) -> 
         for worker in range(tenant.workers):
             chance = random.Random(f"{seed}-{tenant.name}-{worker}")
             group.create_task(_work(tenant, session, urls, model, chance))
+
+
+async def warm_up(tenant: Tenant, urls: Sequence[str], model: str) -> None:
+    """Ask every engine twice, uncounted: an engine's first answers take longer."""
+    like = Tenant(tenant.name, tenant.tier, tenant.key, workers=1, pause=0.0, active=tenant.period)
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {tenant.key}"}) as session:
+        for url in [*urls, *urls]:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                await _ask(like, session, url, model, random.Random(0))
 
 
 async def _work(

@@ -41,10 +41,25 @@ CONFIGURATION = {
     "eos_token_id": 2,
     "torch_dtype": "float32",
 }
+ENCODER = "encoder"
+"""A model that only embeds: it has no KV cache. vLLM on a CPU knows no heads of fewer than 32 dimensions."""
+ENCODER_CONFIGURATION = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+    "torch_dtype": "float32",
+}
 
 
-def make(home: Path, size: str) -> None:
-    """Write a model's folder."""
+def make(home: Path, model: str) -> None:
+    """Write the folder of a model: one of ``SIZES``, or ``ENCODER``."""
     # Only the engine's environment has these.
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
@@ -65,7 +80,8 @@ def make(home: Path, size: str) -> None:
     )
     fast.chat_template = _TEMPLATE
     fast.save_pretrained(home)
-    (home / "config.json").write_text(json.dumps(CONFIGURATION | SIZES[size], indent=2))
+    configuration = ENCODER_CONFIGURATION if model == ENCODER else CONFIGURATION | SIZES[model]
+    (home / "config.json").write_text(json.dumps(configuration, indent=2))
 
 
 if __name__ == "__main__":

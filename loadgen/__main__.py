@@ -15,6 +15,7 @@ from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting
+from service.build import add_version
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="loadgen", description="Open-loop load for LLM servers, measured.")
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a scenario, and report")
     run.add_argument("scenario", type=Path)

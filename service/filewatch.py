@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 LOOK_EVERY_S = 1.0
@@ -12,37 +13,53 @@ LOOK_EVERY_S = 1.0
 class FileWatch:
     """Looks whether files have changed."""
 
-    def __init__(self, paths: tuple[Path, ...], changed: Callable[[], None]) -> None:
+    def __init__(self, paths: tuple[Path, ...], changed: Callable[[], Awaitable[None]]) -> None:
         self._changed = changed
-        self.follow(paths)
+        self._asked = asyncio.Event()
+        self._seen = _fingerprints(paths)
 
     def follow(self, paths: tuple[Path, ...]) -> None:
-        """Watch these files from now, as they are now."""
-        self._paths = paths
-        self._seen = _fingerprint(paths)
+        """Watch these files from now. A file that was watched before is not taken as seen again.
 
-    def look(self) -> None:
+        So a file that changes while its owner reads it is read once more.
+        """
+        new = tuple(path for path in paths if path not in self._seen)
+        seen = {**self._seen, **_fingerprints(new)}
+        self._seen = {path: seen[path] for path in paths}
+
+    async def look(self) -> None:
         """Tell the owner if a file is not as it was when last looked at."""
-        seen = _fingerprint(self._paths)
+        # Many files, or a slow file system, take time: in a thread, which waits without the interpreter lock.
+        seen = await asyncio.to_thread(_fingerprints, tuple(self._seen))
         if seen != self._seen:
             self._seen = seen
-            self._changed()
+            await self._changed()
+
+    def ask(self) -> None:
+        """Have the owner read the files again, changed or not, as soon as it has read what it reads now."""
+        self._asked.set()
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._asked.wait()
+            if self._asked.is_set():
+                self._asked.clear()
+                await self._changed()
+            else:
+                await self.look()
 
 
-def _fingerprint(paths: tuple[Path, ...]) -> tuple[object, ...]:
+def _fingerprints(paths: tuple[Path, ...]) -> Mapping[Path, object]:
     """What changes when a file does, even when a ConfigMap's symlink is swapped."""
-    marks: list[object] = []
+    marks: dict[Path, object] = {}
     for path in paths:
         try:
             status = path.stat()
         except OSError as error:
-            marks.append(error.errno)
+            marks[path] = error.errno
         else:
-            marks.append((status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev))
-    return tuple(marks)
+            marks[path] = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
+    return marks

@@ -31,6 +31,24 @@ class Address(NamedTuple):
         return f"{host}:{self.port}"
 
 
+ANY, ANY_IPV4, ANY_IPV6 = "", "0.0.0.0", "::"
+"""Hosts that stand for every interface: of both families as far as there are both, of one, of both."""
+
+
+class Addresses(tuple[Address, ...]):
+    """Where a server listens: one address or several."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, host: str, port: int) -> Addresses:
+        """A single address."""
+        return cls((Address(host, port),))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
 class Origin(NamedTuple):
     """Where a server is, and whether it speaks TLS."""
 
@@ -143,12 +161,34 @@ def matching(pattern: str, what: str) -> Callable[[str, str], str]:
 
 
 def address(text: str, source: str) -> Address:
-    """``HOST:PORT``, ``[V6]:PORT`` or ``:PORT`` (all interfaces)."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise SettingsError(f"{source}: {text!r} is not HOST:PORT, such as 127.0.0.1:8080")
-    return Address(host or "0.0.0.0", int(port))
+    """``HOST:PORT``, ``[V6]:PORT`` or ``:PORT`` (every interface)."""
+    match = re.fullmatch(r"(\[[^\[\]]*:[^\[\]]*\]|[^\[\]:\s]*):([0-9]{1,5})", text)
+    if match is None or int(match[2]) > 65535:
+        raise SettingsError(
+            f"{source}: {text!r} is not HOST:PORT with a port up to 65535, such as 127.0.0.1:8080 or [::]:80"
+        )
+    return Address(match[1].strip("[]"), int(match[2]))
+
+
+def addresses(text: str, source: str) -> Addresses:
+    """Addresses to listen on, separated by commas."""
+    read: list[Address] = []
+    for each in text.split(","):
+        one = address(each.strip(), source)
+        for other in read:
+            if one.port and (_includes(one, other) or _includes(other, one)):
+                raise SettingsError(f"{source}: {other} and {one} are both given; one includes the other")
+        read.append(one)
+    return Addresses(read)
+
+
+def _includes(one: Address, other: Address) -> bool:
+    """Whether a server on one address leaves no room for one on the other."""
+    if one.port != other.port:
+        return False
+    if one.host == ANY_IPV6:
+        return other.host != ANY_IPV4  # named beside it, that one serves IPv4, and this one IPv6 alone
+    return one.host in (ANY, other.host) or (one.host == ANY_IPV4 and ":" not in other.host)
 
 
 def upstream(text: str, source: str) -> Origin:
@@ -162,6 +202,8 @@ def upstream(text: str, source: str) -> Origin:
     if not re.search(r":\d+$", authority):
         authority += ":443" if scheme == "https" else ":80"
     host, port = address(authority, source)
+    if host == ANY:
+        raise SettingsError(f"{source}: {text!r} names no host")
     return Origin(host, port, scheme == "https")
 
 

@@ -6,6 +6,7 @@ server's are ``--tls-cert`` and ``--tls-key`` everywhere.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from pathlib import Path
@@ -30,11 +31,12 @@ class Certificate:
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(self._unfit(error)) from error
 
-    def reload(self) -> None:
+    async def reload(self) -> None:
         """Read the files again. Where they do not fit (yet), what is in force stays."""
         try:
-            # Tried apart first: a key that does not belong to it must not be left in the live context.
-            _load(_server_context(), *self.paths)
+            # Tried apart first: a key that does not belong to it must not be left in the live context. In a
+            # thread, where a slow file system holds up nobody; the live context is changed in one step.
+            await asyncio.to_thread(_try, *self.paths)
             _load(self.context, *self.paths)
         except (OSError, ssl.SSLError) as error:
             self.problem = self._unfit(error)
@@ -77,6 +79,10 @@ def client_context(
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"{pair_options} {pair[0]}, {pair[1]} cannot be loaded: {error}") from error
     return context
+
+
+def _try(cert: Path, key: Path) -> None:
+    _load(_server_context(), cert, key)
 
 
 def _load(context: ssl.SSLContext, cert: Path, key: Path) -> None:

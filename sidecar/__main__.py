@@ -1,4 +1,4 @@
-"""The command line: ``tokenpool-sidecar run`` and ``tokenpool-sidecar check``."""
+"""The command line: ``tokenpool-sidecar run``, ``tokenpool-sidecar check`` and ``--version``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from service.build import add_version
 from sidecar import settings
-from sidecar.identity import KeyUnreadable
+from sidecar.configuration import ConfigurationInvalid
 from tokenpool.poolfile import PoolFileError, explain, parse
 
 USAGE_ERROR = 2
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = {"run": _run, "check": _check}[arguments.command]
     try:
         return command(arguments)
-    except (settings.SettingsError, PoolFileError, KeyUnreadable, OSError, UnicodeError) as error:
+    except (settings.SettingsError, PoolFileError, ConfigurationInvalid, OSError, UnicodeError) as error:
         print(f"tokenpool-sidecar: {error}", file=sys.stderr)
         return USAGE_ERROR
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tokenpool-sidecar",
         description="A reverse proxy next to a vLLM engine that shares it fairly among tenants.",
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run the sidecar")
     settings.add_arguments(run)

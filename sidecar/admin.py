@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from service.live.look import EntitlementLook, Look, PoolLook, Replicas, Tally, vector
+from service import pages
+from service.build import BuildInfo
+from service.exposition import CONTENT_TYPE, rendered
+from service.live.look import (
+    EVERYTHING,
+    EntitlementLook,
+    Look,
+    PoolLook,
+    Replicas,
+    Tally,
+    Vector,
+    Wanted,
+    vector,
+)
 from service.live.server import LivePage
 from service.tls import Certificate
 from sidecar.engine import EngineWatcher
@@ -21,7 +34,10 @@ from tokenpool.cost import Pricer
 from tokenpool.experience import Experience
 from tokenpool.grants import Grants
 from tokenpool.ledger import Account
-from tokenpool.wire import REPORTED_OUTCOMES
+from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
+
+PER_PIECE = 8
+"""Entitlements in one piece of the state page: some 0.4 ms."""
 
 
 class Limits(Protocol):
@@ -52,10 +68,12 @@ class Admin:
         self._telemetry = telemetry
         self._exchanges = exchanges
         self._certificate = certificate
-        self._registry = CollectorRegistry()
-        self._registry.register(telemetry)
-        ProcessCollector(registry=self._registry)
+        self._process = ProcessCollector(registry=CollectorRegistry())
+        self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
+        self._changes = telemetry.changes()
         self.live = LivePage(self.look, telemetry.clock)
+        self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
+        """The accounts in force, and what they are guaranteed together."""
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -71,11 +89,13 @@ class Admin:
         self.live.add_to(application)
         return application
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         """Prometheus metrics."""
-        return web.Response(
-            body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST}
-        )
+        return await self._metrics.answer(request)
+
+    def _metrics_pieces(self) -> Iterator[str]:
+        yield from self._telemetry.pieces()
+        yield rendered([*BuildInfo().collect(), *self._process.collect()])
 
     async def healthz(self, request: web.Request) -> web.Response:
         """Whether this process lives: the loop runs, or nobody would answer."""
@@ -88,7 +108,7 @@ class Admin:
         away from its readiness.
         """
         problems = self.problems()
-        degraded = self._limits.degraded()
+        degraded = [*self._limits.degraded(), *self._watcher.degraded()]
         if self._certificate is not None and self._certificate.problem is not None:
             degraded = [*degraded, self._certificate.problem]
         status = "unready" if problems else "degraded" if degraded else "ready"
@@ -96,35 +116,64 @@ class Admin:
         return web.json_response(body, status=503 if problems else 200)
 
     def problems(self) -> list[str]:
-        """Why requests should not come here."""
-        problems = []
+        """Why requests should not come here. Of the engine only its health counts, not its pages."""
+        problems, status = [], self._watcher.status
         if self._gate.is_draining:
             problems.append("draining")
-        if not self._gate.engine.is_up:
-            problems.append("the engine does not answer")
-        elif not self._watcher.capacity.is_known:
-            problems.append("the engine's KV capacity is unknown: set replica.kv_tokens")
-        else:
+        if self._gate.engine.is_up:
             problems += self._limits.problems()
+        elif status.is_healthy:
+            problems.append("the engine's pages are being read for the first time")
+        else:
+            problems.append("the engine does not answer")
+            if status.error is not None:
+                problems.append(f"its last health check: {status.error}")
         return problems
 
-    async def state(self, request: web.Request) -> web.Response:
-        """Everything that decides about requests, now."""
-        return web.json_response(self.snapshot())
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        """Everything that decides about requests, now.
 
-    def snapshot(self) -> dict[str, Any]:
-        """The page ``/debug/state``."""
+        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        """
+        accounts = self._gate.accounts
+        names: list[str] = request.query.getall("entitlement", [])
+        unknown = [name for name in names if name not in accounts]
+        if unknown:
+            text = f"there is no entitlement {unknown[0]!r} in pool {self._gate.pool.name!r}"
+            return web.json_response({"error": text}, status=404)
+        if names:
+            shown = [accounts[name] for name in names]
+        elif request.query.get("active") == "1":
+            shown = list(self._gate.ledger.active)
+        else:
+            shown = list(accounts.values())
+        chunks = await pages.made(self.state_pieces(shown))
+        return await pages.send(request, chunks, "application/json; charset=utf-8")
+
+    def state_pieces(self, accounts: list[Account]) -> Iterator[str]:
+        """The page ``/debug/state`` with these entitlements."""
+        summary = msgspec.json.encode(self._summary()).decode()
+        yield summary.removesuffix("}") + ',"entitlements":{'
+        for first in range(0, len(accounts), PER_PIECE):
+            some = accounts[first : first + PER_PIECE]
+            rows = ",".join([f'"{a.entitlement.name}":{self._row(a)}' for a in some])
+            yield f",{rows}" if first else rows
+        yield "}}"
+
+    def _row(self, account: Account) -> str:
+        return msgspec.json.encode(self._account(account.entitlement.name, account)).decode()
+
+    def _summary(self) -> dict[str, Any]:
         gate, status = self._gate, self._watcher.status
-        seen, room = status.last, gate.engine.room
+        seen, room = status.seen, gate.engine.room
         return {
             "pool": gate.pool.name,
             "draining": gate.is_draining,
             "capacity": self._watcher.capacity.amount().as_dict(),
             "engine": {
                 "up": gate.engine.is_up,
-                "stale": status.is_stale,
                 "restarts": status.restarts,
-                "error": None if gate.engine.is_up else status.error,
+                **self._watcher.shown(),
                 "context_window": status.context_window,
                 "block_size": gate.engine.shape.block_size,
                 "running": seen.running if seen else None,
@@ -138,7 +187,6 @@ class Admin:
             "queued": len(gate.door),
             "config_is_current": self._telemetry.config_is_current,
             "books": self._books(),
-            "entitlements": {name: self._account(name, account) for name, account in gate.accounts.items()},
         }
 
     def _books(self) -> dict[str, Any] | None:
@@ -159,7 +207,8 @@ class Admin:
         }
 
     def _account(self, name: str, account: Account) -> dict[str, Any]:
-        entitlement = account.entitlement
+        entitlement, now = account.entitlement, self._telemetry.clock()
+        self._gate.refresh(account, now)
         return {
             "tier": entitlement.tier.value,
             "weight": entitlement.weight,
@@ -173,31 +222,36 @@ class Admin:
                 "kv_tokens": account.kv_in_use,
                 "concurrency": account.concurrency_in_use,
             },
-            "level": account.bucket.refill(self._telemetry.clock()),
+            "level": account.bucket.refill(now),
             "debt": account.debt,
             "learned": _learned(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
         }
 
-    def look(self) -> Look:
+    def look(self, wanted: Wanted = EVERYTHING) -> Look:
         """What the live page shows, now: this sidecar alone, whatever others the pool has."""
         grants = self._gate.grants
         return Look(
             process="sidecar",
             name=grants.holder if grants is not None else "",
-            pools=(self._pool(),),
+            pools=(self._pool(wanted),),
             notices=tuple(self._notices()),
             about=_ONE_OF_SEVERAL if grants is not None else "",
         )
 
     def _notices(self) -> list[str]:
-        notices = self.problems() + self._limits.degraded()
+        notices = self.problems() + self._limits.degraded() + self._watcher.degraded()
         if not self._telemetry.config_is_current:
             notices.append("the pool file on disk is invalid: the old one is in force")
         return notices
 
-    def _pool(self) -> PoolLook:
-        gate = self._gate
+    def _pool(self, wanted: Wanted) -> PoolLook:
+        gate, telemetry = self._gate, self._telemetry
+        accounts, now = gate.accounts, telemetry.clock()
+        active = [account.entitlement.name for account in gate.ledger.active]
+        names = wanted.choose(accounts, [*self._changes.take(), *active])
+        for name in names:
+            gate.refresh(accounts[name], now)
         is_up, pool = gate.engine.is_up, gate.pool
         return PoolLook(
             name=pool.name,
@@ -211,9 +265,27 @@ class Admin:
                 most=pool.max_replicas,
                 reason="only a coordinator gives scale hints",
             ),
-            entitlements=tuple(_entitlement(account) for account in gate.accounts.values()),
-            tallies={"": Tally({name: self._outcomes(name) for name in gate.accounts})},
+            entitlements=tuple(_entitlement(accounts[name]) for name in names),
+            tallies={
+                "": Tally(
+                    {name: self._outcomes(name) for name in names},
+                    first_tokens={name: telemetry.first_tokens(name) for name in names},
+                    bounds_s=FIRST_TOKEN_BOUNDS_S,
+                )
+            },
+            total=len(accounts),
+            guarantees=self._promised(accounts),
+            spent_from_zero=True,
         )
+
+    def _promised(self, accounts: Mapping[str, Account]) -> Vector:
+        """The sum of all guarantees; it changes with the pool file only."""
+        known, guarantees = self._guarantees
+        if known is not accounts:
+            whole = sum((account.entitlement.guarantee for account in accounts.values()), NOTHING)
+            guarantees = vector(*whole.values())
+            self._guarantees = accounts, guarantees
+        return guarantees
 
     def _outcomes(self, name: str) -> dict[str, int]:
         """What the page counts of an entitlement: requests served and shed."""

@@ -1,13 +1,18 @@
-"""The allocation loop of a lone sidecar (``--store memory``): reports in, the pure planner, limits out."""
+"""The allocation loop of a lone sidecar (``--store memory``): reports in, the pure planner, limits out.
+
+Only active accounts are planned for (``tokenpool.ledger.ActiveAccounts``). While all were, a tick of 2,000
+entitlements of which one is active took 80 ms, four times a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from sidecar.gate import Gate
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
-from tokenpool.planner import Plan, PlannerSettings, plan
+from tokenpool.planner import Plan, PlannerSettings, Profile, plan, rested
 
 
 class Allocator:
@@ -21,6 +26,8 @@ class Allocator:
         self._capacity = capacity
         self._settings = settings
         self._ticked_at = telemetry.clock()
+        self._profiles: dict[str, tuple[Profile, float]] = {}
+        """Of every entitlement that was active, and as of when: one that comes back goes on with its own."""
         self.plan: Plan | None = None
         """The plan in force."""
 
@@ -35,22 +42,30 @@ class Allocator:
 
     def tick(self, now: float) -> None:
         """One round. ``now`` is seconds by the telemetry's clock."""
-        accounts = self._gate.accounts
-        elapsed = max(now - self._ticked_at, 0.0)
-        self._ticked_at = now
-        self.plan = plan(
+        active = self._gate.ledger.active
+        accounts = {account.entitlement.name: account for account in active}
+        before, self._ticked_at = self._ticked_at, now
+        made = self.plan = plan(
             self._capacity.amount(),
             [account.entitlement for account in accounts.values()],
             {name: account.report(now) for name, account in accounts.items()},
             {name: account.debt for name, account in accounts.items()},
-            elapsed,
+            max(now - before, 0.0),
             self._settings,
-            self.plan.profiles if self.plan is not None else {},
+            {name: rested(profile, before - at) for name, (profile, at) in self._known_profiles(accounts)},
         )
-        for name, share in self.plan.entitlements.items():
-            accounts[name].apply(share.limit, share.assured, share.debt, now)
+        active.planned(made.idle, now, self._settings.debt_decay_s)
+        for name, share in made.entitlements.items():
+            account = accounts[name]
+            account.apply(share.limit, share.assured, share.debt, now)
+            self._profiles[name] = made.profiles[name], now
+            if active.can_rest(account, now):
+                active.retire(account)
         self._telemetry.limits_computed += 1
         self._gate.serve_door()
+
+    def _known_profiles(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
+        return [(name, self._profiles[name]) for name in names if name in self._profiles]
 
     async def run(self, interval: float) -> None:
         """Tick until cancelled."""

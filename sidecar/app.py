@@ -9,15 +9,19 @@ import math
 import random
 import resource
 import signal
-import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from aiohttp import web
 
+from service import collecting
+from service.listening import BACKLOG, bound, listening
+from service.loopdelay import LoopDelay
 from service.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
+from sidecar.configuration import Configuration, load
+from sidecar.corswatch import CorsWatch
 from sidecar.engine import EngineWatcher
 from sidecar.gate import EnginePriority, Gate, Levers
 from sidecar.http.doorman import Doorman
@@ -26,9 +30,9 @@ from sidecar.http.heads import RequestFramer
 from sidecar.http.tls import TlsServer
 from sidecar.http.upstream import EngineAddress
 from sidecar.http.upstream import Pool as UpstreamPool
-from sidecar.poolwatch import Configuration, PoolWatch, load
+from sidecar.poolwatch import PoolWatch
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Address, Settings
+from sidecar.settings import MEMORY, Addresses, Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
 from tokenpool.door import DoorSettings
@@ -37,7 +41,6 @@ from tokenpool.planner import PlannerSettings
 log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
-BACKLOG = 1024
 FINAL_WRITE_S = 1.0
 """How long the last answers may take to leave after draining."""
 
@@ -48,7 +51,7 @@ class Sidecar:
     def __init__(self, settings: Settings) -> None:
         configuration = load(settings)
         self.settings = settings
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(settings.metrics_entitlements)
         self.gate = Gate(
             configuration.file,
             configuration.pool,
@@ -68,12 +71,14 @@ class Sidecar:
         )
         self._door_timer: asyncio.TimerHandle | None = None
         self.gate.on_door_changed = self._look_at_door_in_time
-        self.telemetry.levers = self.gate.metrics
+        self.loop_delay = LoopDelay(self.telemetry.clock)
+        self.telemetry.more += [self.gate.metrics, self.loop_delay.metrics]
         if settings.log_requests:
             self.gate.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
         engine = _engine(settings)
         self.watcher = EngineWatcher(settings, engine, self.gate, self.telemetry, self.capacity)
+        self._cors = CorsWatch(engine, self.gate, self.watcher, settings.poll_timeout)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
@@ -85,7 +90,8 @@ class Sidecar:
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
         self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
-        self.telemetry.bounds = self.door.bounds.metrics
+        self.telemetry.refresh = self.gate.refresh
+        self.telemetry.bounds = lambda: self.door.bounds.pieces(self.telemetry.label)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
@@ -98,8 +104,9 @@ class Sidecar:
             self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
-        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, changed)
+        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._prepare, changed)
         self._tasks: list[asyncio.Task[None]] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
 
     def _look_at_door_in_time(self) -> None:
         """Serve the admission queue when its earliest deadline is over."""
@@ -111,12 +118,17 @@ class Sidecar:
             delay = max(at - self.telemetry.clock(), 0.0)
             self._door_timer = asyncio.get_running_loop().call_later(delay, self.gate.serve_door)
 
+    def _prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make what a changed pool file needs, in steps that each take a moment."""
+        return self.gate.prepare(configuration.file, configuration.pool)
+
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
         self.gate.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
+        collecting.keep()
 
     def _replicate(self, configuration: Configuration) -> Replication:
         # Imported here: a lone sidecar needs no client of Redis.
@@ -127,56 +139,71 @@ class Sidecar:
             settings.store, configuration.pool.name, settings.grant_lifetime, settings.store_timeout
         )
         return Replication(
-            settings, self.gate, self.telemetry, self.watcher, store, configuration, self._configure
+            settings,
+            self.gate,
+            self.telemetry,
+            self.watcher,
+            store,
+            configuration,
+            self._prepare,
+            self._configure,
         )
 
     async def start(self) -> None:
-        """Listen on both ports and begin to watch, plan and sweep. Raises ``OSError``."""
-        self.listens_on = await self._listen()
+        """Listen for tenants and operators, and begin to watch, plan and sweep. Raises ``OSError``."""
+        self._bound = await self._listen()
+        self.listens_on = self._bound[0]
         self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
         await self._admin_runner.setup()
-        site = web.TCPSite(self._admin_runner, self.settings.admin.host, self.settings.admin.port)
-        await site.start()
-        host, port, *_ = self._admin_runner.addresses[0]
-        self.admin_on = Address(host, port)
+        sockets = listening(self.settings.admin, "--admin")
+        self.admin_on = bound(sockets)[0]
+        for each in sockets:
+            await web.SockSite(self._admin_runner, each).start()
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
             self._spawn(self.allocator.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
-        for work in (self.watcher.run(), self.poolwatch.run(), self._sweep()):
+        for work in (
+            self.watcher.run(),
+            self._cors.run(),
+            self.poolwatch.run(),
+            self._sweep(),
+            self.loop_delay.run(),
+        ):
             self._spawn(work)
         log.info(
             "listening",
             extra={
-                "listen": str(self.listens_on),
-                "admin": str(self.admin_on),
+                "listen": str(self._bound),
+                "admin": str(bound(sockets)),
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.gate.pool.name,
             },
         )
 
-    async def _listen(self) -> Address:
-        self._server: asyncio.Server | TlsServer
+    async def _listen(self) -> Addresses:
+        sockets = listening(self.settings.listen)
+        addresses = bound(sockets)
         if self.certificate is not None:
-            self._server = server = TlsServer(self.door, self.certificate, self.settings)
-            self.telemetry.tls = server.metrics
-            await server.listen(self.settings.listen, BACKLOG)
+            server = TlsServer(self.door, self.certificate, self.settings)
+            self._servers.append(server)
+            self.telemetry.more.append(server.metrics)
+            server.accept(sockets)
             self._spawn(self.certificate.watch.run())
-        else:
-            host, port = self.settings.listen
-            loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(
-                lambda: Downstream(self.door), host, port, backlog=BACKLOG
-            )
-        return _bound(self._server.sockets)
+            return addresses
+        loop = asyncio.get_running_loop()
+        for each in sockets:
+            plain = await loop.create_server(lambda: Downstream(self.door), sock=each, backlog=BACKLOG)
+            self._servers.append(plain)
+        return addresses
 
     def reload(self) -> None:
-        """Read the pool file and the certificate anew."""
-        self.poolwatch.reload()
+        """Have the pool file and the certificate read anew."""
+        self.poolwatch.ask()
         if self.certificate is not None:
-            self.certificate.reload()
+            self.certificate.watch.ask()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -186,7 +213,8 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            self.door.sweep(self.telemetry.clock())
+            for _ in self.door.sweep(self.telemetry.clock()):
+                await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Drain: refuse new requests, let running ones finish in bounded time, then end."""
@@ -197,7 +225,8 @@ class Sidecar:
         deadline = self.telemetry.clock() + self.settings.drain_timeout
         while self.door.exchanges and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
-        self._server.close()
+        for server in self._servers:
+            server.close()
         cut = self.door.exchanges
         self.door.drain()
         await self._last_writes()
@@ -240,11 +269,6 @@ def _log_failure(task: asyncio.Task[None]) -> None:
         log.critical("a background loop failed", exc_info=error)
 
 
-def _bound(sockets: tuple[socket.socket, ...]) -> Address:
-    host, port, *_ = sockets[0].getsockname()
-    return Address(host, port)
-
-
 def raise_open_files(max_connections: int) -> None:
     """Allow as many open files as the system lets us: each request takes two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -265,13 +289,14 @@ async def serve(settings: Settings) -> None:
     raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    sidecar = Sidecar(settings)
+    with collecting.postponed():  # 10,000 entitlements take a third less
+        sidecar = Sidecar(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()
-    gc.freeze()  # what lives as long as the process is not to be looked through again: 40 ms each time
+    collecting.keep()  # each time that would take 40 ms
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

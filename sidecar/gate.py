@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -18,8 +18,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
 from sidecar.dialects.fields import with_priority, without_priority
+from sidecar.http.cors import Cors
 from sidecar.http.heads import RequestHead
-from sidecar.identity import KeyRing
+from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.reported import NoUsage
 from sidecar.routes import Route, find, stored_id
 from sidecar.stored import Stored
 from sidecar.telemetry import Telemetry
@@ -28,7 +30,7 @@ from tokenpool.admission import PREEMPTIBLE_QUEUE, EngineRoom, Shed, admit, hope
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Cost, EngineShape, Usage
 from tokenpool.door import Door, DoorSettings, Place
-from tokenpool.entitlements import Pool, PoolFile, Tier
+from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 from tokenpool.estimators import Average
 from tokenpool.feedback import Feedback
 from tokenpool.grants import Grants, Waiter
@@ -42,6 +44,8 @@ ENGINE_RETRY_S = 1.0
 """When to come back to an engine that is down: about how often it is looked at."""
 LONGEST_SDK_WAIT_S = 60.0
 """Official clients ignore a longer wait and retry by their own clock: better told not to."""
+PER_STEP = 50
+"""Accounts that are made in one step while a pool file is prepared: 12 µs each."""
 JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
@@ -181,6 +185,25 @@ class Levers:
     """Whether slots are reserved while guaranteed requests miss their SLO."""
 
 
+class Prepared:
+    """The accounts of a pool file that is not in force yet."""
+
+    __slots__ = ("accounts", "changed", "epoch", "file")
+
+    def __init__(
+        self,
+        file: PoolFile,
+        epoch: int,
+        accounts: dict[str, Account],
+        changed: list[tuple[Account, Entitlement]],
+    ) -> None:
+        self.file = file
+        self.epoch = epoch
+        """Of the gate while they were gathered: they are worth nothing after another change."""
+        self.accounts = accounts
+        self.changed = changed
+
+
 @dataclass(slots=True)
 class EngineState:
     """What the gate knows of the engine; the engine watcher keeps it current."""
@@ -189,6 +212,7 @@ class EngineState:
     room: EngineRoom = EngineRoom(0.0, 0.0)
     shape: EngineShape = EngineShape()
     stamp: Stamp = field(default_factory=Stamp)
+    cors: Cors = field(default_factory=Cors)
     is_vllm: bool = False
     """Whether its metrics page is vLLM's, for which lower priorities are scheduled sooner."""
     takes_priority: bool | None = None
@@ -243,29 +267,72 @@ class Gate:
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
+        self._pricing = pool.pricing
+        self._prepared: Prepared | None = None
         self._identity_header = identity_header.lower().encode() if identity_header else None
         self.configure(file, pool, keys)
 
-    def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
-        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
-        self.epoch += 1
-        now = self._clock()
-        kept, self.accounts = self.accounts, {}
-        for entitlement in file.entitlements_of(pool.name):
-            account = kept.get(entitlement.name)
+    def prepare(self, file: PoolFile, pool: Pool) -> Iterator[None]:
+        """Make the accounts of a pool file that is about to be put in force, in steps of ``PER_STEP``.
+
+        Nothing changes for requests meanwhile.
+        """
+        entitlements, now = file.entitlements_of(pool.name), self._clock()
+        made: dict[str, Account] = {}
+        changed: list[tuple[Account, Entitlement]] = []
+        epoch = self.epoch
+        for first in range(0, len(entitlements), PER_STEP):
+            self._gather(entitlements[first : first + PER_STEP], pool, now, made, changed)
+            yield
+        self._prepared = Prepared(file, epoch, made, changed)
+
+    def _gather(
+        self,
+        entitlements: Sequence[Entitlement],
+        pool: Pool,
+        now: float,
+        made: dict[str, Account],
+        changed: list[tuple[Account, Entitlement]],
+    ) -> None:
+        """Find or make the account of each entitlement, and note which of those found are to change."""
+        known, is_repriced = self.accounts, pool.pricing != self._pricing
+        for entitlement in entitlements:
+            name = entitlement.name
+            account = known.get(name)
             if account is None:
                 account = Account(entitlement, pool.pricing, now)
-            else:
-                account.entitlement = entitlement
-                self.ledger.retier(account)
-                account.pricer.reprice(entitlement, pool.pricing)
-            self.accounts[entitlement.name] = account
+            elif is_repriced or account.entitlement != entitlement:
+                changed.append((account, entitlement))
+            made[name] = account
+
+    def configure(self, file: PoolFile, pool: Pool, keys: KeyRing) -> None:
+        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
+        now, prepared = self._clock(), self._prepared
+        if prepared is None or prepared.file is not file or prepared.epoch != self.epoch:
+            prepared = Prepared(file, self.epoch, {}, [])
+            self._gather(file.entitlements_of(pool.name), pool, now, prepared.accounts, prepared.changed)
+        self._prepared = None
+        self.epoch += 1
+        for account, entitlement in prepared.changed:
+            account.entitlement = entitlement
+            self.ledger.retier(account)
+            account.pricer.reprice(entitlement, pool.pricing)
+        for name in self.accounts.keys() - prepared.accounts.keys():
+            self.ledger.active.expel(self.accounts[name])
+        self.accounts = prepared.accounts
+        self._pricing = pool.pricing
         self.pool = pool
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
-        self._telemetry.follow(self.accounts)
+        self._telemetry.follow(self.accounts, self.ledger)
         if self.grants is not None:
             self.grants.follow(self.accounts, now)
+
+    def refresh(self, account: Account, now: float) -> None:
+        """Bring the limits of an idle account up to date, before they are shown."""
+        self.ledger.active.refresh(account, now)
+        if self.grants is not None:
+            self.grants.refresh(account)
 
     # --- before the body: what a head alone can decide ---
 
@@ -313,21 +380,22 @@ class Gate:
             names = head.all(self._identity_header)
             if names:
                 return self._named(names)
-        key = _api_key(head)
-        if isinstance(key, Refusal):
-            return key
-        if key is None:
+        keys, has_other = sent_keys(head.headers)
+        if not keys:
             if self._anonymous is not None:
                 return self._anonymous
+            sent = "the Authorization header holds" if has_other else "the request has"
+            return Refusal(Reason.UNKNOWN_KEY, f"{sent} no API key; send it as 'Authorization: Bearer KEY'")
+        if len(keys) > MOST_KEYS:
             return Refusal(
-                Reason.UNKNOWN_KEY,
-                "no API key was sent; send it as 'Authorization: Bearer KEY'",
+                Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        name = self._keys.find(key)
-        account = self.accounts.get(name) if name is not None else None
-        if account is None:
+        owners = {name for name in map(self._keys.find, keys) if name is not None and name in self.accounts}
+        if not owners:
             return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
-        return account
+        if len(owners) > 1:
+            return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
+        return self.accounts[owners.pop()]
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self.accounts.get(names[0].decode("latin-1"))
@@ -383,6 +451,8 @@ class Gate:
 
     def _admit(self, account: Account, parsed: Parsed, now: float) -> Passage | Refusal | Suspense:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        if not account.is_active:
+            self.ledger.active.touch(account, now)
         grants = self.grants
         if grants is not None and not grants.covers(account, cost, now):
             is_retry = account.retries.is_retry(parsed.body, now)
@@ -391,7 +461,8 @@ class Gate:
             if shed is not None:
                 suspense.is_counted = True
                 return self._wait_or_shed(suspense, shed, now)
-            suspense.waiter = grants.wait(account, cost, now, suspense.decide)
+            patience_s = self.door.settings.patience(account)
+            suspense.waiter = grants.wait(account, cost, now, patience_s, suspense.decide)
             if suspense.waiter is not None:
                 self.on_books_wanted()
                 return suspense
@@ -400,6 +471,8 @@ class Gate:
             if self._wait_at_door(suspense, None, now):
                 return suspense
         outcome = self._try(account, parsed, cost, now)
+        if grants is not None and grants.has_something_to_say:
+            self.on_books_wanted()  # what was taken ahead is reported
         if isinstance(outcome, Passage):
             return outcome
         suspense = Suspense(self, account, parsed, cost, now)
@@ -586,7 +659,7 @@ class Gate:
     # --- while it runs, and its end ---
 
     def first_token(self, passage: Passage, seconds: float) -> None:
-        """The first bytes of a response's body came so long after the request."""
+        """The first output of an answer came so long after the request."""
         account = passage.account
         passage.has_begun = True
         self._telemetry.first_token(account, seconds)
@@ -596,8 +669,7 @@ class Gate:
                 self.feedback.observe(seconds, promised / 1000)
 
     def look_at_engine(self, room: EngineRoom) -> None:
-        """The engine's metrics page, which is vLLM's, shows this room."""
-        self.engine.is_vllm = True
+        """The engine was looked at: it has this room."""
         kept_back = self.feedback.judge(room.slots, self._clock()) if self.levers.slo_feedback else 0.0
         self.engine.room = replace(
             room,
@@ -610,7 +682,7 @@ class Gate:
     def engine_restarted(self) -> None:
         """Another process: it may have another fingerprint and scheduling, and its prefix cache is empty."""
         self.engine.stamp = Stamp()
-        self.engine.takes_priority = None
+        self.engine.takes_priority, self.engine.is_vllm = None, False
         for account in self.accounts.values():
             account.pricer.forget_cache()
 
@@ -634,14 +706,18 @@ class Gate:
         passage: Passage,
         ending: Ending,
         usage: Usage | None,
-        events: int,
+        events: int | None,
         *,
         spent: bool,
+        unreported: int = 0,
+        no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
     ) -> None:
-        """Settle a passage. ``usage`` is the engine's word, ``spent`` whether it may have computed at all.
+        """Settle a passage. ``usage`` is the engine's report, ``spent`` whether it may have computed at all.
 
-        ``stored`` is the name of the response, where the engine may have kept it.
+        ``events`` were relayed, ``None`` where they were not counted; ``unreported`` of them came after the
+        report. ``no_usage`` is why there is no report, ``stored`` the name by which the engine may have
+        stored the answer.
         """
         passage.on_preempted = None
         ticket = passage.ticket
@@ -656,9 +732,16 @@ class Gate:
             tokens = usage.input_tokens + usage.output_tokens
             self.stored.remember(stored, ticket.account.entitlement.name, tokens)
         if usage is None:
-            usage = self._guess(ticket, events, passage.streams, ending) if spent else Usage(0, 0)
-        elif passage.streams and events > 2:
+            usage = self._guess(ticket, events, ending) if spent else Usage(0, 0)
+        elif unreported:
+            # The report is of the stream's beginning: a Messages stream that was cut, or lost its end.
+            output = usage.output_tokens + round(unreported * self.tokens_per_event.value)
+            usage = usage._replace(output_tokens=output)
+            reported = ending is not Ending.FINISHED
+        elif ending is Ending.FINISHED and events is not None and events > 2:
             self.tokens_per_event.observe(usage.output_tokens / events)
+        if ending is Ending.FINISHED and spent and not reported:
+            self._telemetry.answered_without_usage(ticket.account, no_usage)
         now = self._clock()
         self.ledger.settle(ticket, usage, ending, now, reported=reported)
         if self.grants is not None and self.grants.ended(ticket.account, now):
@@ -668,9 +751,9 @@ class Gate:
         if self.journal is not None:
             self._write_down(ticket.account, ending, passage.started_at, usage)
 
-    def _guess(self, ticket: Ticket, events: int, streams: bool, ending: Ending) -> Usage:
-        """What was spent where the engine did not say: the prompt, and the output that was relayed."""
-        if streams:
+    def _guess(self, ticket: Ticket, events: int | None, ending: Ending) -> Usage:
+        """What was spent where the engine did not report it: the prompt, and the output that was relayed."""
+        if events is not None:
             output = round(events * self.tokens_per_event.value)
         else:
             output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0
@@ -734,20 +817,6 @@ def _running(passage: Passage, ticket: Ticket) -> Running:
 def _retry_in_s(shed: Shed | None) -> float:
     """When time alone may make the request fit: only a bucket fills by itself."""
     return shed.expected_s if shed is not None and shed.reason is Reason.TOKENS_PER_SECOND else math.inf
-
-
-def _api_key(head: RequestHead) -> bytes | Refusal | None:
-    """The key that was sent. Two that differ are refused: it must not matter which one we look at."""
-    keys = {value.strip() for name, value in head.headers if name == b"x-api-key" and value.strip()}
-    for name, value in head.headers:
-        if name == b"authorization":
-            scheme, _, key = value.strip().partition(b" ")
-            if scheme.lower() != b"bearer" or not key.strip():
-                return Refusal(Reason.UNKNOWN_KEY, "send the API key as 'Authorization: Bearer KEY'")
-            keys.add(key.strip())
-    if len(keys) > 1:
-        return Refusal(Reason.UNKNOWN_KEY, "two different API keys were sent; send one")
-    return keys.pop() if keys else None
 
 
 def _no_response(name: str, account: Account) -> Refusal:

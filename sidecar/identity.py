@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from tokenpool.entitlements import KeyRef, KeySource, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
 _INDEX_BYTES = 8
+KEY_HEADERS = (b"x-api-key", b"api-key")
+"""Headers that hold nothing but a key: Anthropic's clients send the first, OpenAI's for Azure the second."""
+MOST_KEYS = 4
+"""Different keys of one request that are looked up. Each costs a SHA-256."""
 
 
 class KeyUnreadable(ValueError):
@@ -30,6 +34,10 @@ class KeyRing:
 
     def __init__(self, by_digest: Mapping[bytes, str]) -> None:
         self._by_index: dict[bytes, list[tuple[bytes, str]]] = {}
+        self.add(by_digest)
+
+    def add(self, by_digest: Mapping[bytes, str]) -> None:
+        """Know more digests, each new."""
         for digest, name in by_digest.items():
             self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, name))
 
@@ -45,10 +53,36 @@ class KeyRing:
         return sum(len(each) for each in self._by_index.values())
 
 
-def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> KeyRing:
-    """The key ring of a pool. ``resolve`` reads a variable or a file. Raises ``KeyUnreadable``."""
+def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool]:
+    """The different keys of a request (names of headers in lower case), and whether there was anything else.
+
+    An empty credential is none. Nor is a scheme other than Bearer: it is meant for a proxy in between.
+    """
+    keys: dict[bytes, None] = {}
+    has_other = False
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.strip().partition(b" ")
+            if scheme.lower() != b"bearer":
+                has_other = has_other or bool(scheme)
+                continue
+            key = key.strip()
+        elif name in KEY_HEADERS:
+            key = value.strip()
+        else:
+            continue
+        if key:
+            keys[key] = None
+    return list(keys), has_other
+
+
+def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str]) -> dict[bytes, str]:
+    """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
+
+    Raises ``KeyUnreadable``.
+    """
     by_digest: dict[bytes, str] = {}
-    for entitlement in file.entitlements_of(pool):
+    for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
             owner = by_digest.setdefault(digest, entitlement.name)
@@ -57,7 +91,7 @@ def key_ring(file: PoolFile, pool: str, resolve: Callable[[KeyRef], str]) -> Key
                     f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
                     " entitlement needs its own"
                 )
-    return KeyRing(by_digest)
+    return by_digest
 
 
 def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
@@ -70,7 +104,7 @@ def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
 
 
 def resolver(environment: Mapping[str, str], read: Callable[[str], str]) -> Callable[[KeyRef], str]:
-    """A ``resolve`` for ``key_ring`` over an environment and a way to read files."""
+    """A ``resolve`` for ``digests`` over an environment and a way to read files."""
 
     def resolve(ref: KeyRef) -> str:
         if ref.source is KeySource.PLAIN:

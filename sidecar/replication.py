@@ -14,31 +14,30 @@ import os
 import secrets
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.configuration import Configuration, ConfigurationInvalid, published
 from sidecar.engine import EngineWatcher
 from sidecar.gate import Gate
-from sidecar.identity import KeyUnreadable
-from sidecar.poolwatch import Configuration, of_published
-from sidecar.settings import Settings, SettingsError
+from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from tokenpool.amounts import NOTHING, Dimension
-from tokenpool.books import RECALL, Push
+from tokenpool.amounts import NOTHING
+from tokenpool.books import RECALL, Answer, Message, Push
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
 from tokenpool.wire import (
     MOST_REPORTED,
     REPORTED_OUTCOMES,
     SidecarReport,
-    WireError,
-    decode_file,
-    encode_file,
     encode_report,
 )
 
 log = logging.getLogger(__name__)
+
+FirstTokens = tuple[float, tuple[int, ...]]
+"""As ``SidecarReport`` has them."""
 
 UNLED_S = 5.0
 """After so long without new limits somebody should look after the coordinators."""
@@ -51,16 +50,24 @@ COUNT_EVERY_S = 0.5
 
 
 class OutcomeTotals:
-    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last."""
+    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last.
+
+    Only entitlements that were active since are looked at.
+    """
 
     def __init__(self, most: int = MOST_REPORTED) -> None:
         self._most = most
         self._totals: dict[str, Mapping[str, int]] = {}
         """What changed last comes last."""
 
-    def follow(self, outcomes: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
-        """What to report, after all counts were looked at once more."""
-        for name in self._totals.keys() - outcomes.keys():
+    def follow(
+        self, outcomes: Mapping[str, Mapping[str, int]], known: Container[str]
+    ) -> Mapping[str, Mapping[str, int]]:
+        """What to report, now that the counts of some entitlements may have changed.
+
+        An entitlement that is no longer ``known`` is forgotten.
+        """
+        for name in [name for name in self._totals if name not in known]:
             del self._totals[name]
         for name, counts in outcomes.items():
             worth = {outcome: n for outcome, n in counts.items() if n and outcome in REPORTED_OUTCOMES}
@@ -68,6 +75,29 @@ class OutcomeTotals:
                 self._totals.pop(name, None)
                 self._totals[name] = worth
         return dict(list(self._totals.items())[-self._most :])
+
+
+FIRST_TOKENS_STAY_S = 3.0
+"""So long changed times to first token are reported: a coordinator that follows reads every two seconds."""
+
+
+class FirstTokenTotals:
+    """The times to first token that reports carry: those that changed lately."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[FirstTokens, float]] = {}
+        """Those that are reported, and since when."""
+
+    def follow(self, totals: Mapping[str, FirstTokens], now: float) -> Mapping[str, FirstTokens]:
+        """What to report, now that the totals of some entitlements may have changed."""
+        for name, total in totals.items():
+            before = self._known.get(name)
+            if total[0] and (before is None or before[0] != total):
+                self._known[name] = (total, now)
+        self._known = {
+            name: (total, at) for name, (total, at) in self._known.items() if now - at < FIRST_TOKENS_STAY_S
+        }
+        return {name: total for name, (total, _) in self._known.items()}
 
 
 class Replication:
@@ -81,6 +111,7 @@ class Replication:
         watcher: EngineWatcher,
         store: Store,
         own: Configuration,
+        prepare: Callable[[Configuration], Iterator[None]],
         enforce: Callable[[Configuration], None],
     ) -> None:
         self._settings = settings
@@ -88,9 +119,13 @@ class Replication:
         self._telemetry = telemetry
         self._watcher = watcher
         self._store = store
+        self._prepare = prepare
+        """Makes what a pool file needs before it is enforced, in steps that each take a moment."""
         self._enforce = enforce
         self._own = own
-        self._own_version = encode_file(own.file)[0]
+        self._own_version = own.version
+        self._heard_version = ""
+        """Of the published pool file, by the last answer."""
         self.file_version = ""
         """Of the published pool file in force here; empty while this sidecar's own is."""
         self._refused_version = ""
@@ -101,33 +136,29 @@ class Replication:
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.grants = Grants(
             holder,
-            GrantSettings(
-                settings.grant_lifetime,
-                settings.tick,
-                settings.borrow_timeout,
-                settings.guaranteed_borrow_timeout,
-            ),
+            GrantSettings(settings.grant_lifetime, settings.tick),
             gate.pool.max_replicas,
         )
         self.grants.follow(gate.accounts, telemetry.clock())
         gate.grants = self.grants
         gate.on_books_wanted = self.speak_soon
-        telemetry.books = self.metrics
+        telemetry.more.append(self.metrics)
+        telemetry.shows_grants = lambda: self.grants.mode is Mode.JOINED
         self.calls: Counter[str] = Counter()
         """Messages to the books, by how they ended."""
         self.last_error = ""
         self._is_down = False
         self._look_timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
-        self._part: asyncio.Task[None] | None = None
-        self._is_due = False
-        """Whether a complete message waits for the answer to a part."""
-        self._renewed_at = -math.inf
-        """When the last complete message left."""
+        self._calls: set[asyncio.Task[None]] = set()
+        """Messages under way."""
         self._read_now = asyncio.Event()
+        self._changes = telemetry.changes()
         self._totals = OutcomeTotals()
         self._counted: Mapping[str, Mapping[str, int]] = {}
         self._counted_at = -math.inf
+        self._firsts = FirstTokenTotals()
+        self._first_tokens: Mapping[str, FirstTokens] = {}
 
     # --- what others ask ---
 
@@ -187,20 +218,12 @@ class Replication:
             ),
         ):
             yield GaugeMetricFamily(name, text, value=float(value))
-        held = GaugeMetricFamily(
-            "tokenpool_grant", "What this sidecar holds of a limit.", labels=("entitlement", "dimension")
-        )
-        for name, account in self._gate.accounts.items():
-            if grants.mode is Mode.JOINED:
-                held.add_metric((name, Dimension.KV_TOKENS.value), account.limit.kv_tokens)
-                held.add_metric((name, Dimension.CONCURRENCY.value), account.limit.concurrency)
-        yield held
 
     # --- pool files ---
 
     def own_file(self, configuration: Configuration) -> None:
         """This sidecar's own file was read anew: it counts only until one is published."""
-        self._own, self._own_version = configuration, encode_file(configuration.file)[0]
+        self._own, self._own_version = configuration, configuration.version
         if not self.file_version:
             self._enforce(configuration)
             self._in_force = self._own_version
@@ -221,13 +244,20 @@ class Replication:
 
     async def _read_file(self) -> None:
         """Put the published pool file in force."""
-        published = await self._store.file()
-        if published is None or published[0] == self.file_version == self._in_force:
+        if self._heard_version == self.file_version == self._in_force:
+            return  # the content is long: it is fetched only where it is another one
+        found = await self._store.file()
+        if found is None or found[0] == self.file_version == self._in_force:
             return
-        version, content = published
+        version, content = found
         try:
-            configuration = of_published(decode_file(content), self._settings, self._gate.pool.name)
-        except (WireError, SettingsError, KeyUnreadable) as error:
+            # Most often it is the very file that lies here, too.
+            configuration = (
+                self._own
+                if version == self._own_version
+                else await published(content, self._settings, self._gate.pool.name)
+            )
+        except ConfigurationInvalid as error:
             if version != self._refused_version:
                 log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
                 self._telemetry.reloads["invalid"] += 1
@@ -235,6 +265,8 @@ class Replication:
             return
         self.file_version, self._refused_version = version, ""
         if version != self._in_force:
+            for _ in self._prepare(configuration):
+                await asyncio.sleep(0)
             self._enforce(configuration)
             self._in_force = version
             self._telemetry.reloads["ok"] += 1
@@ -256,68 +288,57 @@ class Replication:
         await self._read_limits()
         while True:
             started = clock()
-            if self.grants.is_waiting_for_an_answer:
-                self._is_due = True
-            else:
-                await self._say(is_complete=True)
+            self.grants.tick(started)
+            self._send_all()
+            active = self._gate.ledger.active
+            for account in [each for each in active if each.entitlement.name not in self.grants.active]:
+                active.retire(account)
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
-        """Something should be said at once: in a message of its own, or in the next one."""
+        """Something should be said at once."""
         self._look_in_time()
-        if not self.grants.is_waiting_for_an_answer and self._part is None:
-            self._part = asyncio.get_running_loop().create_task(self._speak_now())
+        self._send_all()
 
-    async def _speak_now(self) -> None:
-        await self._say(is_complete=False)
-        self._part = None
-
-    async def _say(self, *, is_complete: bool) -> None:
-        """Speak; a defect met on the way must not silence this sidecar for good."""
+    def _send_all(self) -> None:
+        """Send every message that is due, each in a task of its own: none waits for another's answer."""
         try:
-            await self._speak(is_complete=is_complete)
+            while (message := self.grants.next_message(self._telemetry.clock(), self._report)) is not None:
+                task = asyncio.get_running_loop().create_task(self._carry(message))
+                self._calls.add(task)
+                task.add_done_callback(self._calls.discard)
         except Exception:
-            log.critical("speaking to the books failed", exc_info=True)
+            # A defect must not silence this sidecar for good: the next interval tries again.
+            log.critical("a message to the books could not be made", exc_info=True)
 
-    async def _speak(self, *, is_complete: bool) -> None:
-        """Exchange messages until there is nothing more to say."""
-        grants, clock = self.grants, self._telemetry.clock
-        while not grants.is_waiting_for_an_answer:
-            message = grants.message(clock(), is_complete=is_complete, report=self._report())
-            if message is None:
-                return
-            if message.is_complete:
-                self._renewed_at = clock()
-            try:
-                answer = await self._store.exchange(message)
-            except StoreDown as error:
-                self._failed(error)
-                is_complete = grants.failures == 1
-                if not is_complete:
-                    return
-                continue
-            except BaseException:
-                # Cancelled, or a defect: whoever waits is decided with what is held.
-                grants.failed(clock())
-                raise
-            grants.answered(answer, clock())
-            self._gate.serve_door()
-            self.calls["answered"] += 1
-            self._recovered()
-            if answer.file_version not in ("", self.file_version, self._refused_version):
-                self._read_now.set()
-            self._look_in_time()
-            # However much there is to say in parts: what is held must be renewed in time.
-            is_complete = self._is_due or clock() - self._renewed_at >= self._settings.tick
-            self._is_due = False
-            if not (is_complete or grants.has_something_to_say):
-                return
+    async def _carry(self, message: Message) -> None:
+        """Bring one message to the books, and their answer back."""
+        try:
+            answer = await self._store.exchange(message)
+        except StoreDown as error:
+            self._failed(message, error)
+        except BaseException:
+            # Cancelled, or a defect: requests that wait are decided with what is held.
+            self.grants.failed(message, self._telemetry.clock())
+            raise
+        else:
+            self._answered(message, answer)
+        self._look_in_time()
+        self._send_all()
 
-    def _failed(self, error: StoreDown) -> None:
+    def _answered(self, message: Message, answer: Answer) -> None:
+        self.grants.answered(message, answer, self._telemetry.clock())
+        self._gate.serve_door()
+        self.calls["answered"] += 1
+        self._recovered()
+        self._heard_version = answer.file_version or self._heard_version
+        if answer.file_version not in ("", self.file_version, self._refused_version):
+            self._read_now.set()
+
+    def _failed(self, message: Message, error: StoreDown) -> None:
         self.calls["failed"] += 1
         self.last_error = str(error)
-        self.grants.failed(self._telemetry.clock())
-        self._look_in_time()
+        self.grants.failed(message, self._telemetry.clock())
         if not self._is_down:
             self._is_down = True
             log.warning("the books do not answer; going on with what is held", extra={"error": str(error)})
@@ -329,7 +350,7 @@ class Replication:
 
     def _report(self) -> bytes:
         """What the coordinator should know of this sidecar."""
-        engine, seen, gate = self._gate.engine, self._watcher.status.last, self._gate
+        engine, seen, gate = self._gate.engine, self._watcher.status.seen, self._gate
         amount = self._watcher.capacity.amount() if self._watcher.capacity.is_known else NOTHING
         serves = engine.is_up and not gate.is_draining
         return encode_report(
@@ -344,15 +365,19 @@ class Replication:
                 file_version=self.file_version or self._own_version,
                 draining=gate.is_draining,
                 outcomes=self._outcomes(),
+                first_tokens=self._first_tokens,
             )
         )
 
     def _outcomes(self) -> Mapping[str, Mapping[str, int]]:
-        """How requests ended so far; counted now and then, since everyone is looked at."""
+        """How requests ended so far; what changed is counted anew now and then."""
         telemetry, now = self._telemetry, self._telemetry.clock()
         if now - self._counted_at >= COUNT_EVERY_S:
-            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in self._gate.accounts})
             self._counted_at = now
+            accounts = self._gate.accounts
+            changed = [name for name in self._changes.take() if name in accounts]
+            self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in changed}, accounts)
+            self._first_tokens = self._firsts.follow({n: telemetry.first_tokens(n) for n in changed}, now)
         return self._counted
 
     async def _listen_forever(self) -> None:
@@ -392,7 +417,7 @@ class Replication:
 
     async def _read_limits(self) -> None:
         try:
-            self.grants.learn(await self._store.limits(), self._telemetry.clock())
+            self.grants.learn(*await self._store.limits(), self._telemetry.clock())
         except StoreDown:
             pass  # said by whoever speaks
         except Exception:
@@ -424,7 +449,6 @@ class Replication:
             self._look_timer.cancel()
         with contextlib.suppress(StoreDown, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
-                if self._part is not None:
-                    await self._part
+                await asyncio.gather(*self._calls, return_exceptions=True)
                 await self._store.exchange(self.grants.farewell(self._report()))
         await self._store.close()

@@ -30,7 +30,7 @@ class Route:
     is_public: bool = False
     """Whether it answers callers without a key: probes and load balancers."""
     dialect: Dialect = OPENAI
-    reader: Callable[[], BodyReader | ResponseReader] = BodyReader
+    reader: Callable[[], BodyReader] = BodyReader
     """Finds the usage in an answer that is not streamed."""
     names_stored: bool = False
     """Whether the path names a stored response, which belongs to somebody."""
@@ -54,7 +54,7 @@ ROUTES: dict[bytes, Route] = {
     b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC),
     b"/v1/messages/count_tokens": Route(b"POST", dialect=ANTHROPIC),
     b"/v1/embeddings": _EMBEDDINGS,
-    b"/v2/embed": Route(b"POST", cohere.parse, reader=cohere.reader),
+    b"/v2/embed": Route(b"POST", cohere.parse),
     b"/pooling": _EMBEDDINGS,
     b"/classify": _EMBEDDINGS,
     b"/score": _SCORES,

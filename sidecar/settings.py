@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service import options
-from service.options import Address, Form, Origin, SettingsError
+from service.options import Address, Addresses, Form, Origin, SettingsError
 from tokenpool.planner import PlannerSettings
 
-__all__ = ["Address", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
+__all__ = ["Address", "Addresses", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
 MEMORY = "memory"
 
@@ -25,14 +25,12 @@ class Settings:
 
     config: Path
     upstream: Origin
-    listen: Address = Address("127.0.0.1", 8080)
-    admin: Address = Address("127.0.0.1", 9090)
+    listen: Addresses = Addresses.of("127.0.0.1", 8080)
+    admin: Addresses = Addresses.of("127.0.0.1", 9090)
     pool: str | None = None
     store: str = MEMORY
     store_timeout: float = 0.5
     grant_lifetime: float = 1.5
-    borrow_timeout: float = 0.01
-    guaranteed_borrow_timeout: float = 2.0
     name: str | None = None
     engine_priority: str = "auto"
     slo_feedback: bool = True
@@ -50,6 +48,7 @@ class Settings:
     upstream_tls_name: str | None = None
     log_level: str = "info"
     log_requests: bool = False
+    metrics_entitlements: int = 400
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
     poll_interval: float = 0.25
@@ -89,14 +88,12 @@ _FORM = Form(
     {
         "config": "the pool file",
         "upstream": "the engine, http://HOST:PORT or https://HOST:PORT",
-        "listen": "where tenants connect, HOST:PORT",
+        "listen": "where tenants connect, HOST:PORT; several with commas; [::] serves IPv4, too",
         "admin": "metrics, health and state, HOST:PORT; keep it away from tenants",
         "pool": "the pool that this engine belongs to; needed where the file has several",
         "store": "where the books are kept: memory (a lone sidecar plans for itself) or redis://...",
         "store_timeout": "how long the store may take to answer, s",
         "grant_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
-        "borrow_timeout": "how long a request may wait for a larger grant, s",
-        "guaranteed_borrow_timeout": "the same for a request inside its guarantee, or that may be, s",
         "name": "what this sidecar is called in the books; the host's name otherwise",
         "engine_priority": "send each request's priority to the engine: auto (unless it refuses), on or off",
         "slo_feedback": "reserve slots from spot and bursts while guaranteed requests miss their ttft_ms",
@@ -114,6 +111,7 @@ _FORM = Form(
         "upstream_tls_name": "the name in an https engine's certificate, where --upstream has another",
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
+        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
         "tick": "how often limits are recomputed, and the books are spoken to, s",
         "debt_gain": "how strongly service that is owed counts (a lone sidecar); 0 turns debt off",
         "poll_interval": "how often the engine's metrics are read, s",
@@ -145,8 +143,8 @@ _FORM = Form(
         "upstream_tls_key": options.path,
         "upstream_tls_name": options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address"),
         "upstream": options.upstream,
-        "listen": options.address,
-        "admin": options.address,
+        "listen": options.addresses,
+        "admin": options.addresses,
         "store": _store,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
         "debt_gain": options.not_negative,

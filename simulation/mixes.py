@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
 from tokenpool.amounts import UNBOUNDED, Amount
@@ -83,6 +84,53 @@ def small_tenants(*, seed: int, workers: int = 2, seconds: float = 20.0) -> Setu
         for number in range(40)
     ]
     return Setup(tenants, 8, slots=40, seconds=seconds, seed=seed)
+
+
+def distant(
+    tenants: int,
+    sidecars: int,
+    distance_ms: float,
+    *,
+    seed: int,
+    rate: float = 200.0,
+    seconds: float = 12.0,
+) -> Setup:
+    """Elastic tenants without ceilings, one in ten guaranteed a little, on a pool that is 8 % busy.
+
+    ``distance_ms`` is the round trip to the books.
+    """
+    slots = math.ceil(rate * 8 / TOKENS_PER_SEQUENCE_S / 0.08 / sidecars)
+    promised = max(tenants // 10, 1)
+    guarantee = _sequences(slots * sidecars / promised / 4)
+    made = [
+        Tenant(Entitlement(f"t{n:04}", "pool", Tier.GUARANTEED, guarantee=guarantee), 0)
+        if n % 10 == 0
+        else Tenant(Entitlement(f"t{n:04}", "pool", Tier.ELASTIC), 0)
+        for n in range(tenants)
+    ]
+    made = [replace(tenant, tokens=4) for tenant in made]
+    return Setup(
+        made, sidecars, slots, seconds, seed=seed, open_loop=rate, distance_s=max(distance_ms, 0.1) / 2000
+    )
+
+
+BURSTY = 40
+"""Sequences that a bursty tenant may have at once."""
+
+
+def ample(*, seed: int, seconds: float = 15.0) -> Setup:
+    """Tenants that come in bursts up to their ceilings, on a pool with room for all; books 20 ms away."""
+    ceiling = Amount(math.inf, math.inf, BURSTY)
+    tenants = [
+        Tenant(
+            Entitlement(f"t{number}", "pool", Tier.ELASTIC, ceiling=ceiling),
+            workers=3 * BURSTY,
+            tokens=20,
+            think_s=1.0,
+        )
+        for number in range(3)
+    ]
+    return Setup(tenants, 4, slots=100, seconds=seconds, seed=seed, distance_s=0.01)
 
 
 def lone_tenant(*, seed: int, seconds: float = 20.0) -> Setup:

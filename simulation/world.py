@@ -10,24 +10,26 @@ import heapq
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
 from tokenpool.books import RECALL, Answer, Books, Census, Message
 from tokenpool.cost import Ask, Cost, EngineShape, Usage
-from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.grants import Grants, GrantSettings, Mode
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planner import PlannerSettings, Profile
-from tokenpool.tick import tick
+from tokenpool.planner import PlannerSettings
+from tokenpool.tick import NO_MEMORY, tick
 from tokenpool.wire import SidecarReport, encode_report
 
 TICK_S = 0.25
 TIMEOUT_S = 0.5
 """After which a sidecar takes a message for lost."""
+PATIENCE_S = {Tier.GUARANTEED: 2.0, Tier.ELASTIC: 1.0, Tier.SPOT: 0.0}
+"""How long a request waits for capacity: the sidecar's defaults."""
 SHAPE = EngineShape(16, None)
 TOKENS_PER_SEQUENCE_S = 50.0
 """How fast an engine's sequence produces."""
@@ -82,6 +84,14 @@ class Setup:
     planner: PlannerSettings = PlannerSettings()
     warm_up_s: float = 4.0
     """Not counted, but for over-admission."""
+    distance_s: float = 0.00035
+    """Between a sidecar and the books, one way."""
+    message_s: float = 0.0001
+    """How long the books work at a message ..."""
+    row_s: float = 0.000024
+    """... and at each entitlement that it names: measured on Redis 6.2. They do one message at a time."""
+    open_loop: float = 0.0
+    """Requests per second of all tenants together, whatever became of others; 0: workers in closed loop."""
     cut_at: float = math.inf
     """When engines are lost for good ..."""
     kept: int = 0
@@ -101,6 +111,10 @@ class Figures:
     """Sheds of requests inside a guarantee."""
     borrows: int = 0
     borrowed_s: float = 0.0
+    taken_ahead: int = 0
+    """Requests that were admitted before they were reported."""
+    waits: list[float] = field(default_factory=list)
+    """Of every request that was admitted: how long it took to decide, in seconds."""
     busy: float = 0.0
     """Slot-seconds in use."""
     possible: float = 0.0
@@ -126,12 +140,13 @@ class Figures:
 
 
 class _Request:
-    __slots__ = ("began", "size", "tenant", "ticket")
+    __slots__ = ("began", "came", "size", "tenant", "ticket")
 
     def __init__(self, tenant: Tenant, size: int) -> None:
         self.tenant = tenant
         self.size = size
         self.ticket: Ticket | None = None
+        self.came = 0.0
         self.began = 0.0
 
 
@@ -157,12 +172,16 @@ class _Sidecar:
         self.grants.follow(self.accounts, now)
         self.backlog: deque[_Request] = deque()
         self.running = 0
-        self._sent = 0
-        self._is_due = False
-        """Whether a complete message waits for the answer to a part."""
+        self._awaited: set[int] = set()
+        """Numbers of messages that are neither answered nor given up."""
         slots = world.setup.slots
         self.room = EngineRoom(float(slots), slots * KV_PER_SLOT)
         self.capacity = Amount(slots * TOKENS_PER_SEQUENCE_S, slots * KV_PER_SLOT, float(slots))
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it lives on shares: the books do not answer it."""
+        return self.grants.mode is not Mode.JOINED or self.grants.failures > 0
 
     def clock(self) -> float:
         """This sidecar's own monotonic clock."""
@@ -194,17 +213,22 @@ class _Sidecar:
             if shed is not None:
                 self.world.refused(self, request, shed, account, cost)
                 return
-            waiter = self.grants.wait(account, cost, now, lambda: self._decide(request, account, ask, cost))
+            patience_s = PATIENCE_S[account.entitlement.tier]
+            waiter = self.grants.wait(
+                account, cost, now, patience_s, lambda: self._decide(request, account, ask, cost)
+            )
             if waiter is not None:
-                self.send(is_complete=False)
-                self._look_later()
+                self._more()
                 return
         self._decide(request, account, ask, cost)
+        if self.grants.has_something_to_say:
+            self.send()
 
     def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
         decision = admit(self.ledger, account, ask, cost, self.room, self.clock())
         if isinstance(decision, Admit):
             request.ticket = decision.ticket
+            self.world.waited(self.world.now - request.came)
             self.world.admitted(self, account)
             self.backlog.append(request)
             self._start()
@@ -231,54 +255,51 @@ class _Sidecar:
         self.world.ended(self, request)
         self._start()
         if self.grants.ended(ticket.account, now):
-            self.send(is_complete=False)
+            self.send()
 
     # --- the books ---
 
     def interval(self) -> None:
-        self.send(is_complete=True)
+        self.grants.tick(self.clock())
+        self.send()
         self.later(self.world.setup.settings.interval_s, self.interval)
 
-    def send(self, *, is_complete: bool) -> None:
-        grants, now = self.grants, self.clock()
-        if grants.is_waiting_for_an_answer:
-            self._is_due = self._is_due or is_complete
-            return
-        report = b""
-        if is_complete:
-            report = encode_report(SidecarReport(self.capacity, self.capacity, True))
-        message = grants.message(now, is_complete=is_complete, report=report)
-        if message is None:
-            return
-        self._sent += 1
-        number = self._sent
-        self.world.carry(self, message, lambda answer: self.wake(lambda: self._heard(number, answer)))
-        self.later(TIMEOUT_S, lambda: self._missed(number))
+    def send(self) -> None:
+        while (message := self.grants.next_message(self.clock(), self._report)) is not None:
+            self._carry(message)
 
-    def _heard(self, number: int, answer: Answer) -> None:
-        if number == self._sent and self.grants.is_waiting_for_an_answer:
-            self.grants.answered(answer, self.clock())
-            self._more()
+    def _report(self) -> bytes:
+        return encode_report(SidecarReport(self.capacity, self.capacity, True))
 
-    def _missed(self, number: int) -> None:
-        if number == self._sent and self.grants.is_waiting_for_an_answer:
-            self.grants.failed(self.clock())
-            self._more()
-            if self.grants.failures == 1:
-                self.send(is_complete=True)
+    def _carry(self, message: Message) -> None:
+        def heard(answer: Answer) -> None:
+            if not self.is_over(message):
+                self.grants.answered(message, answer, self.clock())
+                self._more()
+
+        def missed() -> None:
+            if not self.is_over(message):
+                self.grants.failed(message, self.clock())
+                self._more()
+
+        self._awaited.add(message.number)
+        self.world.carry(self, message, lambda answer: self.wake(lambda: heard(answer)))
+        self.later(TIMEOUT_S, missed)
+
+    def is_over(self, message: Message) -> bool:
+        """Whether a message was answered before, or given up; notes that it is now."""
+        is_over = message.number not in self._awaited
+        self._awaited.discard(message.number)
+        return is_over
 
     def _more(self) -> None:
-        if self._is_due:
-            self._is_due = False
-            self.send(is_complete=True)
-        elif self.grants.has_something_to_say:
-            self.send(is_complete=False)
+        self.send()
         self._look_later()
 
     def pushed(self, kind: str, name: str) -> None:
         now = self.clock()
         if self.grants.recalled(name, now) if kind == RECALL else self.grants.freed(name):
-            self.send(is_complete=False)
+            self.send()
 
     def _look_later(self) -> None:
         at = self.grants.looks_at()
@@ -301,9 +322,11 @@ class World:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
+        self._books_free_at = 0.0
         self._epoch = 1
         self._before: Census | None = None
-        self._profiles: Mapping[str, Profile] = {}
+        self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
+        self._memory = NO_MEMORY
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0
@@ -326,7 +349,9 @@ class World:
         self._tick()
         for sidecar in self.sidecars:
             self._begin(sidecar)
-        for tenant in setup.tenants:
+        if setup.open_loop:
+            self.after(setup.warm_up_s / 2, self._arrive_at_random)
+        for tenant in () if setup.open_loop else setup.tenants:
             for _ in range(tenant.workers):
                 wait = tenant.starts_at + 0.5 + self.chance.random() * max(tenant.think_s, 0.2)
                 self.after(wait, lambda tenant=tenant: self._arrive(tenant))  # type: ignore[misc]
@@ -347,6 +372,7 @@ class World:
     def _retire(self, sidecar: _Sidecar) -> None:
         self.figures.borrows += sidecar.grants.borrows
         self.figures.borrowed_s += sidecar.grants.borrowed_s
+        self.figures.taken_ahead += sidecar.grants.taken_ahead
 
     def _begin(self, sidecar: _Sidecar) -> None:
         sidecar.later(self.chance.uniform(0, self.setup.settings.interval_s), sidecar.interval)
@@ -379,9 +405,17 @@ class World:
         sidecar = sidecars[0] if chance.random() < request.tenant.skew else chance.choice(sidecars)
         if self.now >= self.setup.warm_up_s:
             self.figures.requests += 1
+        request.came = self.now
         sidecar.wake(lambda: sidecar.offer(request))
 
+    def _arrive_at_random(self) -> None:
+        """Poisson arrivals, each of a random tenant."""
+        self._arrive(self.chance.choice(self.setup.tenants))
+        self.after(self.chance.expovariate(self.setup.open_loop), self._arrive_at_random)
+
     def _again(self, tenant: Tenant, wait: float) -> None:
+        if self.setup.open_loop:
+            return
         self.after(wait * self.chance.uniform(0.5, 1.5), lambda: self._arrive(tenant))
 
     # --- what is judged ---
@@ -399,7 +433,7 @@ class World:
         self.figures.most_running[name] = max(self.figures.most_running[name], self._running[name])
         if self.now >= self.setup.warm_up_s:
             self.figures.admitted += 1
-        if sidecar.grants.mode is not Mode.JOINED:
+        if sidecar.is_apart:
             self._apart[sidecar.name] = (self.now, sidecar)
         limits = self._limits.get(name)
         if limits:
@@ -418,6 +452,11 @@ class World:
             theirs = (s.accounts[name] for _, s in self._apart.values() if not s.is_gone)
             excess -= sum(account.concurrency_in_use for account in theirs)
             figures.over_admitted = max(figures.over_admitted, excess)
+
+    def waited(self, seconds: float) -> None:
+        """A request was admitted so long after it came."""
+        if self.now >= self.setup.warm_up_s:
+            self.figures.waits.append(seconds)
 
     def began(self) -> None:
         """An engine began with a request."""
@@ -442,8 +481,7 @@ class World:
             page = self.books.page(name, self.now) if self.books is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]
-            is_joined = sidecar.grants.mode is Mode.JOINED and not sidecar.grants.failures
-            if page is not None and limited and is_joined:
+            if page is not None and limited and not sidecar.is_apart:
                 kv = sum(s.accounts[name].kv_in_use for s in self.sidecars)
                 self.figures.idle_refusals += (
                     in_use + cost.sequences <= page.limit.concurrency
@@ -460,7 +498,8 @@ class World:
         faults, chance = self.setup.faults, self.chance
         if faults.late and chance.random() < faults.late and self.now <= faults.quiet_after:
             return chance.uniform(0.0, 1.0)
-        return chance.uniform(0.0001, 0.0006)
+        distance = self.setup.distance_s
+        return chance.uniform(distance * 0.3, distance * 1.7) if distance < 0.001 else distance
 
     def _is_lost(self, sidecar: _Sidecar) -> bool:
         if sidecar.is_cut:
@@ -480,6 +519,12 @@ class World:
                 self.after(self._delay(), lambda: self._deliver(sidecar, message, answered))
 
     def _deliver(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
+        setup = self.setup
+        took = setup.message_s + setup.row_s * (len(message.holdings) + 0.04 * len(message.kept))
+        self._books_free_at = max(self._books_free_at, self.now) + took
+        self.after(self._books_free_at - self.now, lambda: self._book(sidecar, message, answered))
+
+    def _book(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         if self.books is None:
             return
         answer = self.books.exchange(message, self.now)
@@ -502,12 +547,11 @@ class World:
     def _tick(self) -> None:
         if self.books is not None:
             census = self.books.read(self.now)
-            entitlements = [t.entitlement for t in self.setup.tenants]
-            made = tick(census, entitlements, self._before, self.setup.planner, self._profiles)
-            self._profiles = made.plan.profiles
+            made = tick(census, self._entitlements, self._before, self.setup.planner, self._memory)
+            self._memory = made.memory
             self._before = census
             if census.is_open or not self._limits:
-                self.books.publish(made.limits, self._epoch, self.now)
+                self.books.publish(made.limits, made.plan.idle, self._epoch, self.now)
                 for name, limit in made.limits.items():
                     self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
         if self._order % 7 == 0 or self.now < 2:
@@ -518,10 +562,10 @@ class World:
     def _learn(self) -> None:
         """Sidecars read all limits now and then."""
         if self.books is not None:
-            limits = self.books.limits()
+            limits, terms = self.books.limits()
             for sidecar in self.sidecars:
                 if not sidecar.is_cut and self.now >= sidecar.paused_until:
-                    sidecar.grants.learn(limits, sidecar.clock())
+                    sidecar.grants.learn(limits, terms, sidecar.clock())
 
     def _see_whether_all_joined(self) -> None:
         joined = all(s.grants.mode is Mode.JOINED for s in self.sidecars)
@@ -533,7 +577,7 @@ class World:
         self._all_joined = joined
         for sidecar in self.sidecars:
             asleep = self.now < sidecar.paused_until or sidecar.is_cut
-            if asleep or sidecar.grants.mode is not Mode.JOINED:
+            if asleep or sidecar.is_apart:
                 self._apart[sidecar.name] = (self.now, sidecar)
         since = self.now - self.setup.settings.lifetime_s
         self._apart = {key: row for key, row in self._apart.items() if row[0] >= since}
@@ -561,7 +605,7 @@ class World:
         life = int(sidecar.name.rpartition(".")[2]) + 1
         again = _Sidecar(self, sidecar.number, life)
         if self.books is not None:
-            again.grants.learn(self.books.limits(), again.clock())
+            again.grants.learn(*self.books.limits(), again.clock())
         self.sidecars[sidecar.number] = again
         self._fault(0.0)
         self._begin(again)

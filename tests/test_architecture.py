@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "sidecar": {"sidecar", "service", "tokenpool"},
     "coordinator": {"coordinator", "service", "tokenpool"},
     "simulation": {"simulation", "tokenpool"},
-    "loadgen": {"loadgen"},
+    "loadgen": {"loadgen", "service"},
     "demo": {"demo"},
     "experiments": {"experiments", "loadgen", "demo"},
 }

@@ -90,6 +90,8 @@ def admit(
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
+    if not account.is_active:
+        ledger.active.touch(account, now)
     if not is_counted:
         account.meter.offer(cost, is_retry=is_retry)
     limit = account.limit

@@ -66,6 +66,33 @@ class Share(msgspec.Struct, frozen=True, gc=False):
     """The most it may use now."""
 
 
+class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What decides the share of every claim without demand. Positional on the wire: new fields go to the end.
+
+    Such a claim changes no other claim's share. So a division needs only the claims with demand, and the cost
+    of a tick follows the tenants that are active, not all that exist.
+    """
+
+    headroom: Vector = (0.0, 0.0, 0.0)
+    """Capacity that no claim was granted: tokens per second, KV tokens, sequences."""
+    capacity: Vector = (0.0, 0.0, 0.0)
+    """Live capacity, in whole sequences."""
+    others_want: bool = False
+    """Whether a claim other than spot wants more than it was granted."""
+
+    def share(self, tier: Tier, guarantee: Amount, ceiling: Amount, floor: Amount) -> Share:
+        """The share of one claim that has no demand; ``floor`` as in ``Claim``."""
+        limit, most = _least(self.headroom, self.capacity), ceiling.values()
+        whole: Vector = (0.0, 0.0, 0.0)
+        if tier is Tier.SPOT:
+            if not self.others_want:
+                whole = _least(floor.values(), most)
+            return Share(NOTHING, NOTHING, Amount(*_least(_most(limit, whole), most)))
+        at_least = _most(_least(floor.values(), most), guarantee.values())
+        limit = _least(_most(limit, at_least), most)
+        return Share(NOTHING, Amount(*_least(at_least, limit)), Amount(*limit))
+
+
 class FairShare(msgspec.Struct, frozen=True, gc=False):
     """What one entitlement would get by its weight alone."""
 
@@ -123,6 +150,10 @@ class Division:
     def others_want(self) -> bool:
         """Whether anybody but spot wants more than it was granted."""
         return not all(self._groups[0].are_satisfied)
+
+    def idle_terms(self) -> IdleTerms:
+        """What decides the share of a claim without demand, whether it was among the claims or not."""
+        return IdleTerms(self._left, self._capacity, self.others_want)
 
     def fair_shares(self) -> dict[str, FairShare]:
         """What everyone gets, as a dominant share."""

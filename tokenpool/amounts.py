@@ -24,6 +24,15 @@ class Dimension(StrEnum):
     CONCURRENCY = "concurrency"
 
 
+NO_KV_BOUND = 1e11
+"""Stands for the KV tokens of an engine without a KV bound: it has no KV cache, or nothing says how large.
+
+Finite, so that sums, quotients and JSON stay numbers. The largest real caches have some 10 million tokens.
+"""
+NO_KV_BOUND_FROM = 1e9
+"""From here on KV tokens are no bound: limits are ``NO_KV_BOUND`` less what others use, or a part of it."""
+
+
 class Amount(msgspec.Struct, frozen=True, gc=False):
     """How much of each dimension.
 
@@ -54,10 +63,10 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
 
     def as_dict(self) -> dict[str, float | None]:
         """By dimension name; ``None`` where there is no bound, since JSON has no infinity."""
-        return {
-            dimension.value: value if math.isfinite(value := self.get(dimension)) else None
-            for dimension in Dimension
-        }
+        shown = {d.value: v if math.isfinite(v := self.get(d)) else None for d in Dimension}
+        if self.kv_tokens >= NO_KV_BOUND_FROM:
+            shown[Dimension.KV_TOKENS.value] = None
+        return shown
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(

@@ -5,11 +5,16 @@ Redis the same rules as scripts), and one contract suite holds both to what is w
 
 - What is held never adds up to more than the limit by a decision of the books. Only what runs already is
   booked beyond it: after a limit shrank, or when books start anew.
-- A message states totals (what runs, what is wanted, what was spent and served since the holder began), never
-  changes, and carries a number. So one that is lost, doubled or late does no harm.
+- A message names only what changed. Of that it states totals (what runs, what is wanted, what was spent and
+  served since the holder began), never differences, and it carries a number. Each row keeps the number of the
+  message that wrote it, so several messages may be under way at once, and one that is lost, doubled or late
+  does no harm.
 - What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
   message: an answer that is lost frees nothing that is still in use.
-- Every grant expires. A holder that says nothing complete for a lifetime holds nothing.
+- Every grant expires. A holder that renews nothing for a lifetime holds nothing, and has to begin again with
+  a complete message.
+- Limits are published for entitlements that are active. For any other the holder states the limit that
+  follows from the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
 - Limits carry the epoch of the coordinator that wrote them; an older one is refused.
 - New books, and books that nobody wrote in for a lifetime, are closed for one: first everyone has booked
   what runs, then more is given out.
@@ -18,13 +23,14 @@ Redis the same rules as scripts), and one contract suite holds both to what is w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import NOTHING, Amount
 
 Vector = tuple[float, float, float]
@@ -70,6 +76,9 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return Amount(0.0, self.assured_kv_tokens, self.assured_concurrency)
 
 
+NO_LIMIT = Limit()
+
+
 class Holding(NamedTuple):
     """What one sidecar says of one entitlement. Positional on the wire: new fields go to the end."""
 
@@ -97,6 +106,10 @@ class Holding(NamedTuple):
     """Demand without the retries of what was shed."""
     floor: Vector = _ZERO
     """A typical request's tokens, the largest one's KV tokens and sequences."""
+    is_last: bool = False
+    """Nothing is held any more, and nothing will be said until something is: the row is dropped."""
+    idle_limit: Limit = NO_LIMIT
+    """The limit that counts where none is published for this entitlement."""
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -112,7 +125,12 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """In use at other sidecars, as they last said."""
     concurrency_elsewhere: float = 0.0
     is_contended: bool = False
-    """Somebody was short of late: what is not in use is better returned."""
+    """A sidecar was short a moment ago: what is not in use is better returned."""
+    kv_unheld: float = 0.0
+    """Of the limit, held by no sidecar."""
+    concurrency_unheld: float = 0.0
+    tokens_elsewhere: float = 0.0
+    """Of the bucket, held by other sidecars."""
 
 
 NO_GRANT = Grant()
@@ -127,9 +145,13 @@ class Message:
     """Rises with every message of this holder."""
     holdings: Mapping[str, Holding]
     is_complete: bool = True
-    """Whether an entitlement that is not named is returned, and the lifetime begins anew."""
+    """Whether a lifetime begins. What is neither in ``holdings`` nor in ``kept`` is returned."""
     report: bytes = b""
-    """For the coordinator; the books do not look into it. Of complete messages only."""
+    """For the coordinator; the books do not look into it. Of messages that begin or renew a lifetime only."""
+    kept: Sequence[str] = ()
+    """Of a complete message: what is held besides, to be stated by messages that follow at once."""
+    renews: bool = False
+    """Whether the lifetime begins anew, for a holder that is known to live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +167,13 @@ class Answer:
     """Of the pool file that the coordinator leads with."""
     unled_s: float = math.inf
     """How long ago a coordinator published limits."""
+    terms: IdleTerms = IdleTerms()
+    """Where the pool stands, by the last plan."""
+    is_known: bool = False
+    """Whether the holder is known to live. If not, only a complete message is booked."""
+    rows: int = 0
+    """Entitlements of which the holder has a row: another number than it believes calls for a complete
+    message."""
 
 
 class Push(NamedTuple):
@@ -217,9 +246,11 @@ _NOBODY = (0.0,) * _WIDTH
 class _Row:
     """One sidecar's part of an entitlement."""
 
-    __slots__ = ("served", "values")
+    __slots__ = ("number", "served", "values")
 
     def __init__(self, served: Vector) -> None:
+        self.number = -1
+        """Of the message that wrote it."""
         self.served = served
         """Totals of its holder, as last said."""
         self.values: tuple[float, ...] = _NOBODY
@@ -242,7 +273,8 @@ class _Page:
     )
 
     def __init__(self, now: float) -> None:
-        self.limit = Limit()
+        self.limit = NO_LIMIT
+        """The one that is published, or else the last one that a holder stated."""
         self.level = 0.0
         self.depth = 0.0
         """Of the limit by which the bucket was filled last; 0 where it had none."""
@@ -290,9 +322,9 @@ class _Page:
             if not self.rows:
                 self.sums = list(_NOBODY)
 
-    def view(self, now: float, is_open: bool) -> Page:
-        """The page as of now; looking changes nothing."""
-        s, limit, elapsed = self.sums, self.limit, max(now - self.at, 0.0)
+    def view(self, limit: Limit, now: float, is_open: bool) -> Page:
+        """The page as of now, by the limit that is published; looking changes nothing."""
+        s, elapsed = self.sums, max(now - self.at, 0.0)
         kept = math.exp(-elapsed / FLOOR_MEMORY_S)
         return Page(
             limit,
@@ -313,6 +345,7 @@ class _Holder:
 
     def __init__(self) -> None:
         self.number = -1
+        """Of its last complete message."""
         self.at = -math.inf
         self.expires_at = -math.inf
         self.is_alive = False
@@ -328,6 +361,8 @@ class Books:
         self._opens_at = now + lifetime_s
         self._heard_at = now
         self._led_at = -math.inf
+        self._limits: dict[str, Limit] = {}
+        self._terms = IdleTerms()
         self._pages: dict[str, _Page] = {}
         self._holders: dict[str, _Holder] = {}
         self._alive = 0
@@ -342,23 +377,18 @@ class Books:
 
     # --- the coordinator's side ---
 
-    def publish(self, limits: Mapping[str, Limit], epoch: int, now: float) -> bool:
+    def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, now: float) -> bool:
         """Replace all limits, unless a later coordinator has written already; whether they stand now.
 
         No page is brought up to date for it: its next reader or writer does that, by the limit that stands
-        then. An entitlement that is gone loses its limit at once, and its page when nobody holds anything of
-        it.
+        then. An entitlement that has no limit any more loses its page when nobody has a row of it.
         """
         if epoch < self.epoch:
             return False
         self.epoch, self._led_at = epoch, now
-        for name, limit in limits.items():
-            self._page(name, now).limit = limit
-        for name in [name for name in self._pages if name not in limits]:
-            page = self._pages[name]
-            page.limit = Limit()
-            if not page.rows:
-                del self._pages[name]
+        self._limits, self._terms = dict(limits), terms
+        for name in [name for name, page in self._pages.items() if not page.rows and name not in limits]:
+            del self._pages[name]
         return True
 
     def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
@@ -372,8 +402,9 @@ class Books:
         """Everything, for one tick of the coordinator."""
         self._expire(now)
         is_open = self._is_open(now) and now - self._heard_at <= self._lifetime_s
+        pages = {name: self._view(name, now, is_open) for name in {**self._limits, **self._pages}}
         return Census(
-            {name: page.view(now, is_open) for name, page in self._pages.items()},
+            pages,
             {name: holder.report for name, holder in self._holders.items() if holder.is_alive},
             self.epoch,
             is_open,
@@ -381,91 +412,121 @@ class Books:
             self.file_version,
         )
 
+    def _view(self, name: str, now: float, is_open: bool) -> Page:
+        page, limit = self._pages.get(name), self._limits.get(name, NO_LIMIT)
+        return page.view(limit, now, is_open) if page is not None else Page(limit, limit.depth)
+
     def page(self, name: str, now: float) -> Page | None:
         """One entitlement."""
-        page = self._pages.get(name)
-        if page is None:
+        if name not in self._pages and name not in self._limits:
             return None
-        return page.view(now, self._is_open(now))
+        return self._view(name, now, self._is_open(now))
 
-    def limits(self) -> dict[str, Limit]:
-        """All limits as published."""
-        return {name: page.limit for name, page in self._pages.items() if page.limit.depth > 0}
+    def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
+        """All limits as published, and the terms of every other entitlement."""
+        return dict(self._limits), self._terms
 
     # --- the sidecars' side ---
 
     def exchange(self, message: Message, now: float) -> Answer:
         """Book what a sidecar says, and answer with what it holds.
 
-        A complete message renews all of it for a lifetime, and returns whatever it does not name (a sidecar
-        names it once more with all that it spent, and waits for the answer, before it stops). A message that
-        is not later than the last one books nothing and is answered with what stands.
+        A complete message begins a lifetime, and returns whatever it does not name (a sidecar names it once
+        more with all that it spent, and waits for the answer, before it stops). A message that is not later
+        than the holder's last complete one books nothing and is answered with what stands; so does each row
+        that a later message wrote already.
         """
         self._expire(now)
         if now - self._heard_at > self._lifetime_s:
             self._opens_at = now + self._lifetime_s
         self._heard_at = now
         is_open = self._is_open(now)
-        name_of_holder = message.holder
-        holder = self._holders.get(name_of_holder)
+        me = message.holder
+        holder = self._holders.get(me)
         if holder is None:
-            holder = self._holders[name_of_holder] = _Holder()
-        if message.number <= holder.number:
-            standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
-            return self._answer(standing, now)
-        holder.number, holder.at = message.number, now
-        self._expire_at = min(self._expire_at, now + REMEMBER_S)
-        if message.is_complete:
-            if not holder.is_alive:
-                holder.is_alive = True
-                self._alive += 1
+            holder = self._holders[me] = _Holder()
+        is_late = message.number <= holder.number
+        if not is_late:
+            holder.at = now
+            self._expire_at = min(self._expire_at, now + REMEMBER_S)
+        if message.is_complete and not is_late:
+            self._begin(holder, message, now)
+        books = not is_late and holder.is_alive
+        if books and (message.is_complete or message.renews):
             holder.expires_at = now + self._lifetime_s
             self._expire_at = min(self._expire_at, holder.expires_at)
             holder.report = message.report
-            for name in sorted(holder.names.difference(message.holdings)):
-                self._pages[name].drop(name_of_holder)
-                self._tell_waiters(name, self._pages[name], name_of_holder, now)
-            holder.names = set(message.holdings)
-        elif holder.is_alive:
-            holder.names.update(message.holdings)
-        else:
-            # Who is not known to live cannot hold: only a complete message begins a lifetime.
-            standing = {name: self._standing(name_of_holder, name, now) for name in message.holdings}
-            return self._answer(standing, now)
-        grants = {
-            name: self._book(name_of_holder, name, said, now, is_open)
-            for name, said in message.holdings.items()
-        }
-        return self._answer(grants, now)
+        grants = {}
+        for name, said in message.holdings.items():
+            page = self._pages.get(name)
+            row = page.rows.get(me) if page is not None else None
+            if not books or (row is not None and row.number >= message.number):
+                grants[name] = self._standing(me, name, said, now)
+            else:
+                grants[name] = self._book(me, holder, name, said, message.number, now, is_open)
+        return Answer(
+            grants,
+            self._is_open(now),
+            self._alive,
+            self.file_version,
+            now - self._led_at,
+            self._terms,
+            holder.is_alive,
+            len(holder.names),
+        )
 
-    def _answer(self, grants: Mapping[str, Grant], now: float) -> Answer:
-        unled_s = now - self._led_at
-        return Answer(grants, self._is_open(now), self._alive, self.file_version, unled_s)
+    def _begin(self, holder: _Holder, message: Message, now: float) -> None:
+        """A complete message: its holder lives, and has no more than it names."""
+        if not holder.is_alive:
+            holder.is_alive = True
+            self._alive += 1
+        holder.number = message.number
+        for name in sorted(holder.names.difference(message.holdings, message.kept)):
+            page = self._pages[name]
+            if page.rows[message.holder].number < message.number:
+                page.drop(message.holder)
+                holder.names.discard(name)
+                if name in self._limits:
+                    page.limit = self._limits[name]
+                    page.refill(now, self._is_open(now))
+                    self._tell_waiters(name, page, message.holder, now)
 
     def _is_open(self, now: float) -> bool:
         return now >= self._opens_at
 
-    def _page(self, name: str, now: float) -> _Page:
+    def _page(self, name: str, said: Holding, now: float) -> _Page:
+        """The page with the limit that counts now."""
         page = self._pages.get(name)
         if page is None:
             page = self._pages[name] = _Page(now)
+        page.limit = self._limits.get(name, said.idle_limit)
         return page
 
-    def _standing(self, holder: str, name: str, now: float) -> Grant:
-        page = copy(self._pages.get(name))
-        if page is None:
-            return NO_GRANT
+    def _standing(self, holder: str, name: str, said: Holding, now: float) -> Grant:
+        page = copy(self._pages.get(name)) or _Page(now)
+        page.limit = self._limits.get(name, said.idle_limit)
         page.refill(now, self._is_open(now))
         row = page.rows.get(holder)
         values = row.values if row is not None else _NOBODY
         return _grant(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS], now)
 
-    def _book(self, holder: str, name: str, said: Holding, now: float, is_open: bool) -> Grant:
-        page = self._page(name, now)
+    def _book(
+        self,
+        me: str,
+        holder: _Holder,
+        name: str,
+        said: Holding,
+        number: int,
+        now: float,
+        is_open: bool,
+    ) -> Grant:
+        page = self._page(name, said, now)
         page.refill(now, is_open)
-        row, served = page.rows.get(holder), (said.tokens_spent, said.kv_seconds, said.concurrency_seconds)
+        row, served = page.rows.get(me), (said.tokens_spent, said.kv_seconds, said.concurrency_seconds)
         if row is None:
-            row = page.rows[holder] = _Row(served)
+            row = page.rows[me] = _Row(served)
+            holder.names.add(name)
+        row.number = number
         page.charge(row, served, is_open)
         limit, sums, old = page.limit, page.sums, row.values
         page.floor = [max(a, b) for a, b in zip(page.floor, said.floor, strict=True)]
@@ -495,13 +556,17 @@ class Books:
         )
         if said.is_urgent and is_short:
             page.waiters = {other: until for other, until in page.waiters.items() if until > now}
-            page.waiters[holder] = now + WAIT_S
+            page.waiters[me] = now + WAIT_S
             if page.contended_until < now + CONTENDED_S / 2:
                 page.contended_until = now + CONTENDED_S
-                self._recall(name, page, holder)
+                self._recall(name, page, me)
         else:
-            self._tell_waiters(name, page, holder, now)
-        return _grant(page, row.values, kv_tokens, concurrency, tokens, now)
+            self._tell_waiters(name, page, me, now)
+        grant = _grant(page, row.values, kv_tokens, concurrency, tokens, now)
+        if said.is_last:
+            page.drop(me)
+            holder.names.discard(name)
+        return grant
 
     def _recall(self, name: str, page: _Page, asker: str) -> None:
         """Ask everyone else who holds something to return what is not in use."""
@@ -566,4 +631,7 @@ def _grant(
         sums[_KV_USED] - values[_KV_USED],
         sums[_CONCURRENCY_USED] - values[_CONCURRENCY_USED],
         now < page.contended_until,
+        page.limit.kv_tokens - sums[_KV],
+        page.limit.concurrency - sums[_CONCURRENCY],
+        sums[_TOKENS] - values[_TOKENS],
     )

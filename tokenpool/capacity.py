@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from tokenpool.admission import EngineRoom
-from tokenpool.amounts import Amount
+from tokenpool.amounts import NO_KV_BOUND, NO_KV_BOUND_FROM, Amount
 from tokenpool.entitlements import ReplicaCapacity
 
 UNLEARNED_TOKENS_PER_SECOND = 1e9
@@ -48,14 +48,16 @@ class EngineObservation:
     kv_usage: float
     """Share of the KV cache in use, 0 to 1."""
     kv_tokens: float | None = None
-    """Capacity of the KV cache in tokens; ``None`` where the engine does not say."""
+    """Capacity of the KV cache in tokens: infinite where the engine has none (encoder-only models), ``None``
+    where it does not say."""
     block_size: int = 16
     prompt_tokens: float = 0.0
     generation_tokens: float = 0.0
     cached_tokens: float = 0.0
-    preemptions: float = 0.0
     started_at: float | None = None
     """Start of the engine's process, on its own wall clock: it changes when the engine restarts."""
+    is_vllm: bool = False
+    """Whether the page is vLLM's."""
 
 
 class CapacityModel:
@@ -64,6 +66,7 @@ class CapacityModel:
     __slots__ = (
         "_bound",
         "_cache",
+        "_is_unsaid",
         "_last",
         "_looks_queued",
         "_probe_at",
@@ -81,6 +84,8 @@ class CapacityModel:
         """How many sequences ran while others waited, at some looks in a row: one may catch an arrival."""
         self._looks_queued = 0
         self._cache: float | None = None
+        self._is_unsaid = False
+        """Whether the engine was asked for its KV capacity and did not say it."""
         self._begin()
 
     def _begin(self) -> None:
@@ -101,17 +106,38 @@ class CapacityModel:
     def forget(self) -> None:
         """The engine restarted: its counters start again, and it may be another engine altogether."""
         self._last = self._cache = None
+        self._is_unsaid = False
         self._queued_at = 0.0
         self._begin()
 
     def distrust(self) -> None:
-        """The last look is too old to tell what runs now: only what the sidecar counts itself does."""
+        """There is no look that tells what runs now: only what the sidecar counts itself does.
+
+        The KV capacity that the engine said before stays in force. Where nothing says one, there is no KV
+        bound: concurrency and throughput still bind, and an engine that serves is not left idle.
+        """
         self._last = None
+        self._is_unsaid = self._cache is None
+
+    def learn_cache(self, kv_tokens: float | None) -> None:
+        """What the engine says of its KV capacity; ``None`` where it says nothing of it."""
+        if kv_tokens is not None:
+            self._cache = min(kv_tokens, NO_KV_BOUND)
+        self._is_unsaid = self._cache is None
 
     @property
     def is_known(self) -> bool:
-        """Whether the KV capacity is known: from the pool file or from the engine."""
-        return self._spec.kv_tokens is not None or self._cache is not None or self._spec.start.kv_tokens > 0
+        """Whether the KV capacity is known, or it is known that nothing says one."""
+        return self._has_kv_number or self._is_unsaid
+
+    @property
+    def lacks_kv_bound(self) -> bool:
+        """Whether there is no KV bound because nothing says one. Not so of an engine without a KV cache."""
+        return self._is_unsaid and not self._has_kv_number
+
+    @property
+    def _has_kv_number(self) -> bool:
+        return self._cache is not None or self._spec.kv_tokens is not None or self._spec.start.kv_tokens > 0
 
     def observe(self, seen: EngineObservation, held_back: bool, *, lacked_slots: bool = False) -> None:
         """Learn from one look: since the last, throughput limits ``held_back`` requests, or slots lacked."""
@@ -119,13 +145,12 @@ class CapacityModel:
         self._looks_queued = self._looks_queued + 1 if seen.waiting > 0 else 0
         queues = self._looks_queued >= LOOKS_QUEUED
         self._queued_at = max(seen.running, last.running) if queues and last is not None else 0.0
-        if seen.kv_tokens is not None:
-            self._cache = seen.kv_tokens
+        self.learn_cache(seen.kv_tokens)
         if last is None or seen.at <= last.at:
             return
         self._learn_slots(seen, last, lacked_slots=lacked_slots)
-        # One look at a waiting request may catch an arrival: at 3 requests/s a simulated engine of 700 tokens/s
-        # was taken for one of 100 to 320, and spot was held back for the 15 s until that was unlearned.
+        # One look at a waiting request may catch an arrival: at 3 requests/s a simulated engine of 700
+        # tokens/s was taken for one of 100 to 320, and spot was held back for 15 s until that was unlearned.
         saturated = queues or seen.running >= SATURATED * self.amount().concurrency
         self._learn_throughput(seen, last, saturated=saturated, held_back=held_back)
 
@@ -170,7 +195,11 @@ class CapacityModel:
             self._throughput *= 1 + PROBE_PER_SECOND * elapsed
 
     def amount(self) -> Amount:
-        """What the replica sustains now. Nothing of a dimension that is not known yet but for throughput."""
+        """What the replica sustains now.
+
+        No KV tokens until the engine was asked for them (``is_known``), ``NO_KV_BOUND`` where they have no
+        bound, ``UNLEARNED_TOKENS_PER_SECOND`` while no throughput is learned.
+        """
         spec = self._spec
         throughput = spec.tokens_per_second
         if throughput is None:
@@ -179,6 +208,8 @@ class CapacityModel:
         cache = spec.kv_tokens if spec.kv_tokens is not None else self._cache or spec.start.kv_tokens
         if self._cache is not None:
             cache = min(cache, self._cache)
+        elif not self._has_kv_number and self._is_unsaid:
+            cache = NO_KV_BOUND
         slots = spec.concurrency if spec.concurrency is not None else self._slots
         return Amount(throughput, cache, slots)
 
@@ -195,10 +226,12 @@ class CapacityModel:
         slots = amount.concurrency
         if self._queued_at > 0:
             slots = max(min(slots, self._queued_at), 1.0)
+        cache = self._cache or amount.kv_tokens
+        in_cache = seen.kv_usage * cache if cache < NO_KV_BOUND_FROM else 0.0
         return EngineRoom(
             slots,
             amount.kv_tokens,
             max(seen.running + seen.waiting - own_sequences, 0.0),
-            max(seen.kv_usage * (self._cache or amount.kv_tokens) - own_kv_tokens, 0.0),
+            max(in_cache - own_kv_tokens, 0.0),
             proven_slots=min(slots, self._bound),
         )

@@ -13,6 +13,9 @@ from typing import NamedTuple
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.experience import Experience, Experiences, Prefixes, Target
 
+WINDOW = -1
+"""An input bound: the engine's context window, however long that is."""
+
 
 class Ask(NamedTuple):
     """What a request asks for, as far as it can be read from the request alone."""
@@ -32,6 +35,13 @@ class Ask(NamedTuple):
     """Route and model: each has prices of its own."""
     prefixes: tuple[int, ...] = ()
     """Keyed hashes of the prompt's first ``experience.PREFIX_BYTES``, shortest first, as far as it goes."""
+    input_bound: int | None = None
+    """Tokens of one prompt's text that the engine keeps, or ``WINDOW``; ``None`` = it cuts nothing.
+
+    Images and sounds come on top: the engine expands them after it has cut the text.
+    """
+    pads_input: bool = False
+    """Whether the engine pads every prompt to the context window."""
 
 
 class Cost(NamedTuple):
@@ -70,13 +80,15 @@ class EngineShape(NamedTuple):
 class Pricer:
     """Prices the requests of one entitlement, and learns from what they really cost."""
 
-    __slots__ = ("_experiences", "_prefixes", "_pricing", "_quantile")
+    __slots__ = ("_experiences", "_prefixes", "_pricing", "_quantile", "_window")
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing) -> None:
         self._pricing = pricing
         self._quantile = entitlement.output_estimate.quantile
         self._experiences = Experiences(self._quantile or 1.0)
         self._prefixes = Prefixes()
+        self._window: int | None = None
+        """The context window when a request with an input bound was last priced."""
 
     def reprice(self, entitlement: Entitlement, pricing: Pricing) -> None:
         """Take over changed prices; what was learned stays."""
@@ -88,15 +100,14 @@ class Pricer:
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
         """The price of a request before it runs."""
         pricing = self._pricing
-        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes = ask
+        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
         experience = self._experiences.of(target)
         input_tokens = (
-            math.ceil(experience.input.expect(text_bytes, prompts))
-            + token_ids
-            + images * pricing.image_tokens
-            + audios * pricing.audio_tokens
-            + tools * pricing.tool_tokens
+            math.ceil(experience.input.expect(text_bytes, prompts)) + token_ids + tools * pricing.tool_tokens
         )
+        if ask.input_bound is not None or ask.pads_input:
+            input_tokens = self._kept(input_tokens, ask, engine.context_window)
+        input_tokens += images * pricing.image_tokens + audios * pricing.audio_tokens
         cached_tokens = 0
         if prefixes:
             # The engine always computes the last token.
@@ -116,6 +127,17 @@ class Pricer:
             blocks * block_size * sequences,
             cached_tokens,
         )
+
+    def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
+        """What is left of a request's text tokens once the engine has cut and padded its prompts."""
+        bound = self._window = window
+        if ask.input_bound is not None and ask.input_bound != WINDOW:
+            bound = ask.input_bound
+        if bound is not None and text_tokens > bound * ask.prompts:
+            text_tokens = bound * ask.prompts
+        if ask.pads_input and window is not None and text_tokens < window * ask.prompts:
+            text_tokens = window * ask.prompts
+        return text_tokens
 
     def _output_tokens(
         self, bound: int | None, expected: int, prompt_tokens: int, engine: EngineShape
@@ -142,9 +164,9 @@ class Pricer:
 
     def learn(self, ask: Ask, usage: Usage) -> None:
         """Learn from a request that the engine finished."""
-        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes = ask
+        text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
         output = -(-usage.output_tokens // (prompts * per_prompt))
-        is_text = not (images or audios or token_ids)
+        is_text = not (images or audios or token_ids) and self._was_read_whole(ask, usage)
         text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
         for experience in self._experiences.to_teach(target):
             if bound != 0:
@@ -153,6 +175,21 @@ class Pricer:
                 experience.input.observe(text_bytes / prompts, text_tokens / prompts)
         if prefixes:
             self._prefixes.observe(prefixes, usage.cached_tokens)
+
+    def _was_read_whole(self, ask: Ask, usage: Usage) -> bool:
+        """Whether the tokens that the engine reports are those of the text that was sent.
+
+        Twelve texts of 1,200 bytes cut to 100 tokens taught 0.085 tokens per byte where 1.0 was true. A
+        bound of the request's own thus teaches nothing, even where nothing was cut: only texts with few
+        tokens per byte stay below it. The window is different: nothing above it is served without a bound.
+        """
+        if ask.pads_input:
+            return False
+        if ask.input_bound is None:
+            return True
+        window = self._window
+        # A generative prompt is cut to one token less than the window.
+        return ask.input_bound == WINDOW and window is not None and usage.input_tokens < window - 1
 
     def learn_cut(self, ask: Ask, output_tokens: int) -> None:
         """Learn from a request that was ended from outside when so many tokens had been relayed.

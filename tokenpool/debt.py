@@ -28,9 +28,14 @@ def moved(
     that nobody banks credit by idling.
     """
     if not has_unmet_demand or fair_share < NO_SHARE:
-        return debt * math.exp(-elapsed_s / decay_s)
+        return decayed(debt, elapsed_s, decay_s)
     change = (fair_share - service) / fair_share * elapsed_s
     return min(max(debt + change, -cap_s), cap_s)
+
+
+def decayed(debt: float, elapsed_s: float, decay_s: float) -> float:
+    """The debt after ``elapsed_s`` seconds in which no demand was unmet."""
+    return debt * math.exp(-elapsed_s / decay_s)
 
 
 def weight_factor(debt: float, gain: float) -> float:

@@ -1,29 +1,36 @@
 """Grants: a sidecar's side of the books. What it holds of every limit, asks for, and does without them.
 
-Pure, with ``now`` from the sidecar's monotonic clock. Whoever drives it (the sidecar's replication, or a
-simulation) carries messages to the books and brings answers back; one is under way at a time.
+Pure, with ``now`` from the sidecar's monotonic clock. A driver (the sidecar's replication, or a simulation)
+calls ``tick`` once an interval, carries every ``next_message`` to the books and brings its answer back.
 
-- Requests are decided from what is held. Where that falls short, a request may *wait*: the next message says
-  so, and whoever holds something unused is asked to return it.
+- Requests are decided from what is held. Where that falls short and the last answer showed ample room, a
+  request is admitted first and reported then (``_take_ahead`` has the bound). Otherwise it waits: the next
+  message says so, and the holders of something unused are asked to return it.
+- A request is never refused before the books have answered for it, unless they fail. After that answer it
+  waits for capacity as long as its tier may.
+- Messages name what changed. Several are under way at once, so a request never waits behind a long message;
+  an entitlement is named in one of them at a time. A message that failed is followed by a complete one.
 - Before a message leaves, what it no longer asks for is given up here; so the books may give it away.
 - Everything held expires here before it expires in the books.
 - Without the books each sidecar goes on with a *share*: a limit divided by the last known number of sidecars.
+- Work follows the entitlements that are active (``_lines``), not all that exist.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.books import CONTENDED_S, Answer, Grant, Holding, Limit, Message
+from tokenpool.books import CONTENDED_S, NO_LIMIT, Answer, Grant, Holding, Limit, Message
 from tokenpool.cost import Cost
 from tokenpool.entitlements import Tier
 from tokenpool.ledger import Account, bucket_depth
-from tokenpool.planner import Report
+from tokenpool.planner import Report, idle_share
 
 MARGIN = 0.2
 """The part of a lifetime by which a grant expires here before it does in the books."""
@@ -35,15 +42,32 @@ HORIZON = 2.0
 """Tokens are held for so many intervals at the rate of demand: a message may be one interval late."""
 GROWTH = 2.0
 """Tokens held, at least, as a multiple of those spent since the last complete message."""
-ASK_AGAIN_S = 0.006
-"""When a request that still waits asks once more, should no push have come; then ever later."""
-RECALL_S, RECALL_TRIPS = 0.1, 10
+ASK_AGAIN_S, LONGEST_ASK_AGAIN_S = 0.006, 0.2
+"""When a request that still waits asks once more, should no push have come: ever later, but within the time
+for which the books remember who waits (``WAIT_S``)."""
+RECALL_S, RECALL_TRIPS, LONGEST_RECALL_S = 0.1, 10, 2.0
 """How long others may take to return what they do not use: so long, or so many round trips."""
 ROUND_TRIP_KEPT = 0.8
 """How slowly a long round trip is forgotten, per answer: one quick answer does not make slow books quick."""
-PATIENCE = 3
-"""Refusals in a row after which requests stop waiting for a while."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
+"""How long nothing is asked for an entitlement of which nothing was left; each time twice as long."""
+ANSWER_S = 1.0
+"""How long a request waits for the first answer at most. A store that takes longer has failed before."""
+MOST_WAITING = 64
+"""Requests of one entitlement that wait at once; more are decided at once."""
+MOST_ROWS = 50
+"""Entitlements in one message: some 1 ms of Redis (24 us each). Others go into the next one."""
+MOST_UNDER_WAY = 8
+"""Messages under way at once. With one, a request 40 ms from the store waited for the answer to another's."""
+AMPLE = 0.25
+"""The part of live capacity that must be free, in each dimension, for a request to be admitted before it is
+reported."""
+AHEAD_SHARE = 0.5
+"""The part of what is free that all sidecars together may take before they report it."""
+FRESH_INTERVALS = 2.0
+"""... if the entitlement's last answer is at most so old."""
+CHANGED = 0.1
+"""Demand that moved by less than this part of itself is not reported anew."""
 UNEVEN = 3.0
 """Standard deviations of requests at random places for which a share of a guarantee leaves room."""
 _MOST_RATE = 1e12
@@ -56,10 +80,6 @@ class GrantSettings:
 
     lifetime_s: float = 1.5
     interval_s: float = 0.25
-    borrow_s: float = 0.01
-    """The longest wait of a request for a larger grant."""
-    guaranteed_borrow_s: float = 2.0
-    """The same where the request lies inside a guarantee: better late than shed."""
 
 
 class Mode(StrEnum):
@@ -78,32 +98,41 @@ class Mode(StrEnum):
 class Waiter:
     """A request that waits for a larger grant."""
 
-    __slots__ = ("account", "cost", "deadline", "decide", "since")
+    __slots__ = ("account", "cost", "deadline", "decide", "heard_at", "patience_s", "since")
 
     def __init__(
-        self, account: Account, cost: Cost, since: float, deadline: float, decide: Callable[[], None]
+        self, account: Account, cost: Cost, since: float, patience_s: float, decide: Callable[[], None]
     ) -> None:
         self.account = account
         self.cost = cost
         self.since = since
-        self.deadline = deadline
+        self.patience_s = patience_s
+        """How long it may wait for capacity, once the books have said that there is none now."""
+        self.heard_at = math.inf
+        """When the books first answered a message that asked for it."""
+        self.deadline = since + max(patience_s, ANSWER_S)
         self.decide = decide
         """Called once, when there is enough or the time is up; what it admits is booked when it returns."""
 
 
 class _Line:
-    """What this sidecar says of one entitlement, and heard of it."""
+    """What this sidecar says of one active entitlement, and heard of it."""
 
     __slots__ = (
+        "ahead",
         "ask_again_at",
         "contended_until",
         "fresh",
+        "heard_at",
         "is_idle",
+        "number",
         "pause_s",
-        "paused_until",
         "peaks",
-        "refusals",
         "report",
+        "said",
+        "short_until",
+        "tokens_elsewhere",
+        "under_way",
         "waiters",
     )
 
@@ -115,25 +144,35 @@ class _Line:
         self.is_idle = False
         self.contended_until = -math.inf
         self.ask_again_at = math.inf
-        self.paused_until = -math.inf
+        self.short_until = -math.inf
+        """The books had nothing left: until then they are not asked for each request that comes."""
         self.pause_s = FIRST_PAUSE_S
-        self.refusals = 0
+        self.said: Holding | None = None
+        """As last said; ``None`` where it must be said anew."""
+        self.number = -1
+        """Of the message that said it."""
+        self.under_way = False
+        """Whether that message is not answered yet."""
+        self.heard_at = -math.inf
+        self.tokens_elsewhere = 0.0
+        """Of the bucket, what other sidecars hold."""
+        self.ahead = (0.0, 0.0, 0.0)
+        """Tokens, KV tokens and sequences that may still be taken before they are reported."""
 
     def soothe(self) -> None:
-        """Something was to be had: wait again."""
-        self.refusals, self.paused_until, self.pause_s = 0, -math.inf, FIRST_PAUSE_S
+        """Something may be had: ask again."""
+        self.short_until, self.pause_s = -math.inf, FIRST_PAUSE_S
 
     def disappoint(self, account: Account, now: float) -> None:
-        """A request waited in vain. After some in a row none waits for a while.
+        """The books had nothing left. For a while they are not asked for each newcomer.
 
-        An empty bucket says itself when it is no longer; of the rest a push tells, so a pause may be long.
+        An empty bucket fills by itself; of the rest a push tells, so a pause may be long.
         """
-        self.refusals += 1
         rate = account.pool_limit.tokens_per_second
         if account.level < 0 and rate > 0:
-            self.paused_until = now + min(-account.level / rate, LONGEST_PAUSE_S)
-        elif self.refusals >= PATIENCE:
-            self.paused_until = now + self.pause_s
+            self.short_until = now + min(-account.level / rate, LONGEST_PAUSE_S)
+        else:
+            self.short_until = now + self.pause_s
             self.pause_s = min(self.pause_s * 2, LONGEST_PAUSE_S)
 
 
@@ -154,18 +193,32 @@ class Grants:
         """Of the last message, or less and less of a longer one before."""
         self.expires_at = -math.inf
         self.answered_at: float | None = None
+        self.terms = IdleTerms()
+        """Where the pool stands, by the last answer."""
         self._number = 0
         self._accounts: Mapping[str, Account] = {}
         self._lines: dict[str, _Line] = {}
         self._limits: Mapping[str, Limit] = {}
+        self._is_led = False
+        """Whether limits or terms were ever heard of."""
+        self._reserved_for = 0
+        """The number of sidecars for which lines of guarantees were opened."""
         self._urgent: set[str] = set()
         self._returns: set[str] = set()
-        self._in_flight: Message | None = None
-        self._sent_at = 0.0
+        self._changed: dict[str, None] = {}
+        """What is to be said without haste, the oldest first."""
+        self._is_renewal_due = False
+        self._must_complete = True
+        self._under_way: dict[int, tuple[Message, float]] = {}
+        """Messages that are not answered yet, with the time at which each left."""
+        self._pool_ahead = (0.0, 0.0, 0.0)
+        """As ``_Line.ahead``, for all entitlements together."""
         self.borrows = 0
         """Requests that waited so far."""
         self.borrowed_s = 0.0
         """... and for how long, all together."""
+        self.taken_ahead = 0
+        """Requests that were admitted first and reported then."""
 
     # --- what the accounts are ---
 
@@ -176,38 +229,70 @@ class Grants:
         self._lines = {name: line for name, line in self._lines.items() if name in accounts}
         for line in gone:
             self._release(line)
-        if self.mode is Mode.JOINED:
-            for name, account in accounts.items():
-                if name not in self._lines:
-                    self._hold_nothing(account)
-        elif self.mode is not Mode.EXPIRED:
-            self._live_on_shares(now)
+        if gone:
+            self._must_complete = True
+        self._reserved_for = 0
 
-    def learn(self, limits: Mapping[str, Limit], now: float) -> None:
+    def learn(self, limits: Mapping[str, Limit], terms: IdleTerms, now: float) -> None:
         """All limits as published: what shares are made of. Books that are empty unteach nothing."""
-        if not limits:
+        if terms.capacity == (0.0, 0.0, 0.0) and not limits:
             return
-        self._limits = limits
-        for name, account in self._accounts.items():
-            limit = limits.get(name)
-            if limit is not None and name not in self._lines:
-                account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
+        self._is_led, self._limits, self.terms = True, limits, terms
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
             self._live_on_shares(now)
 
     @property
     def has_limits(self) -> bool:
         """Whether a coordinator's limits were ever heard of."""
-        return bool(self._limits)
+        return self._is_led
+
+    def limit_of(self, account: Account) -> Limit:
+        """The pool-wide limit of an entitlement: as published, or else as it follows from the terms."""
+        published = self._limits.get(account.entitlement.name)
+        return published if published is not None else self._idle_limit(account)
+
+    def refresh(self, account: Account) -> None:
+        """Bring what is known of an idle entitlement's limit up to date. Does nothing to an active one."""
+        if account.entitlement.name not in self._lines and self._is_led:
+            self._know_limit(account, self.limit_of(account))
+
+    def _idle_limit(self, account: Account) -> Limit:
+        if not self._is_led:
+            return NO_LIMIT
+        meter = account.meter
+        share = idle_share(account.entitlement, self.terms, meter.floor)
+        limit, assured = share.limit, share.assured
+        rate = min(limit.tokens_per_second, _MOST_RATE)
+        depth = bucket_depth(rate, meter.typical_tokens.value)
+        return Limit(
+            rate, limit.kv_tokens, limit.concurrency, depth, assured.kv_tokens, assured.concurrency, 0.0
+        )
+
+    @property
+    def active(self) -> Collection[str]:
+        """The entitlements that offered or held something a moment ago, or whose guarantee is held ahead."""
+        return self._lines.keys()
 
     # --- the request path ---
 
     def covers(self, account: Account, cost: Cost, now: float) -> bool:
-        """Whether what is held is enough for the whole cost; without the books, whatever it is."""
+        """Whether what is held, or may be taken ahead, is enough for the whole cost.
+
+        Without the books: whatever it is. Requests of the same entitlement that wait come first.
+        """
         if now >= self.expires_at:
             self._expire(now)
+        line = self._lines.get(account.entitlement.name)
+        if line is None:
+            line = self._open(account.entitlement.name, account, now)
         if self.mode is not Mode.JOINED:
             return self.mode is not Mode.EXPIRED
+        if line.waiters:
+            return False
+        return self._is_enough(account, cost) or self._take_ahead(account, line, cost, now)
+
+    @staticmethod
+    def _is_enough(account: Account, cost: Cost) -> bool:
         limit = account.limit
         return (
             account.bucket.level >= cost.throughput
@@ -215,49 +300,103 @@ class Grants:
             and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
         )
 
-    def wait(self, account: Account, cost: Cost, now: float, decide: Callable[[], None]) -> Waiter | None:
-        """Have a request wait for a larger grant; ``None`` where that is no use."""
+    def _take_ahead(self, account: Account, line: _Line, cost: Cost, now: float) -> bool:
+        """Take what is missing before it is reported, where the last answers showed ample room.
+
+        Each sidecar may take its part of half of what no sidecar held, of this entitlement's limit and of the
+        pool's free capacity. So until the reports are answered, an entitlement runs over its limit by at most
+        half of what was free of it; and not at all where less than two sequences for each sidecar were free.
+        """
+        if (
+            now - line.heard_at > self.settings.interval_s * FRESH_INTERVALS
+            or self.failures
+            or now < line.contended_until
+        ):
+            return False
+        limit = account.limit
+        missing = (
+            max(cost.throughput - account.bucket.level, 0.0),
+            max(account.kv_in_use + cost.kv_tokens - limit.kv_tokens, 0.0),
+            max(account.concurrency_in_use + cost.sequences - limit.concurrency, 0.0),
+        )
+        own, pool = line.ahead, self._pool_ahead
+        if (
+            missing[0] > own[0]
+            or missing[1] > own[1]
+            or missing[2] > own[2]
+            or missing[1] > pool[1]
+            or missing[2] > pool[2]
+        ):
+            return False
+        line.ahead = (own[0] - missing[0], own[1] - missing[1], own[2] - missing[2])
+        self._pool_ahead = (pool[0], pool[1] - missing[1], pool[2] - missing[2])
+        account.limit = Amount(
+            limit.tokens_per_second, limit.kv_tokens + missing[1], limit.concurrency + missing[2]
+        )
+        account.bucket.level += missing[0]
+        account.level_elsewhere -= missing[0]
+        self.taken_ahead += 1
+        self._urgent.add(account.entitlement.name)
+        return True
+
+    def _may_take_ahead(self) -> tuple[float, float, float]:
+        """This sidecar's part of the pool's free capacity; nothing unless that is ample."""
+        terms = self.terms
+        for free, whole in zip(terms.headroom, terms.capacity, strict=True):
+            if free < AMPLE * whole:
+                return (0.0, 0.0, 0.0)
+        part = AHEAD_SHARE / self.sidecars
+        tokens, cache, sequences = terms.headroom
+        return (tokens * part, cache * part, sequences * part)
+
+    def wait(
+        self, account: Account, cost: Cost, now: float, patience_s: float, decide: Callable[[], None]
+    ) -> Waiter | None:
+        """Have a request wait for a larger grant; ``None`` where that is no use.
+
+        It waits until the books have answered for it. If there is nothing left then, it goes on waiting for
+        as long as others may take to return what they do not use, or for ``patience_s`` seconds.
+        """
         if self.failures and self.mode is Mode.JOINED:
-            self._stretch(account, cost)
+            self._stretch(account, cost, now)
         if self.failures or self.mode not in (Mode.JOINED, Mode.EXPIRED):
             return None
         name = account.entitlement.name
-        line = self._lines.get(name)
-        if line is None:
-            line = self._lines[name] = _Line()
-        patience, is_paused = self.settings.borrow_s, now < line.paused_until
-        if _may_be_inside_guarantee(account, cost):
-            patience, is_paused = max(patience, self._patience_inside(account, cost)), False
-        is_slow = self.mode is Mode.JOINED and self.round_trip_s > patience
-        if is_slow or is_paused:
+        line = self._lines.get(name) or self._open(name, account, now)
+        asks = now >= line.short_until or _may_be_inside_guarantee(account, cost)
+        if len(line.waiters) >= MOST_WAITING or not (asks or patience_s > 0):
             return None
-        waiter = Waiter(account, cost, now, now + patience, decide)
+        waiter = Waiter(account, cost, now, patience_s, decide)
         line.waiters.append(waiter)
         self.borrows += 1
-        self._urgent.add(name)
+        if asks:
+            self._urgent.add(name)
+        elif line.ask_again_at == math.inf:
+            line.ask_again_at = line.short_until
         return waiter
 
-    def _patience_inside(self, account: Account, cost: Cost) -> float:
-        """For a request that lies inside a guarantee, or may.
+    @staticmethod
+    def _is_short(line: _Line, account: Account, cost: Cost) -> bool:
+        """Whether the pool lacks what a request needs: what is in use everywhere leaves no room for it."""
+        limit = account.pool_limit
+        return (
+            account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency
+            or account.kv_in_use + account.kv_elsewhere + cost.kv_tokens > limit.kv_tokens
+            or account.level + line.tokens_elsewhere <= 0
+        )
 
-        What others have in use is known from their last message, and one of theirs may have ended since: so
-        long they may take to be asked, and to say so.
-        """
-        longest = self.settings.guaranteed_borrow_s
-        if account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
-            return longest
-        return min(max(RECALL_S, RECALL_TRIPS * self.round_trip_s), longest)
+    def _recall_s(self) -> float:
+        return min(max(RECALL_S, RECALL_TRIPS * self.round_trip_s), LONGEST_RECALL_S)
 
-    def _stretch(self, account: Account, cost: Cost) -> None:
-        """The books have just failed: let in what lies inside this sidecar's share of a guarantee.
+    def _stretch(self, account: Account, cost: Cost, now: float) -> None:
+        """The books have just failed: let in what lies inside this sidecar's share.
 
         What others had in use is no measure any more: requests move between sidecars all the time.
         """
-        share = self._share_of_guarantee(account)
+        limit, _, rate = self._shares(account)
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
-        if sequences <= share.concurrency and kv_tokens <= share.kv_tokens:
-            limit = account.limit
-            account.limit = limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
+        if sequences <= limit.concurrency and kv_tokens <= limit.kv_tokens and rate > 0:
+            account.limit = account.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
             account.bucket.level = max(account.bucket.level, cost.throughput)
 
     def give_up(self, waiter: Waiter) -> None:
@@ -267,13 +406,18 @@ class Grants:
             line.waiters.remove(waiter)
 
     def ended(self, account: Account, now: float) -> bool:
-        """A request has ended; whether what it held is wanted elsewhere, and a message should go at once."""
+        """A request has ended; whether a message should go at once.
+
+        What it held goes to a request that waits here, or is returned if it is wanted elsewhere.
+        """
         line = self._lines.get(account.entitlement.name)
         if line is None:
             return False
-        line.paused_until = -math.inf
+        line.short_until = -math.inf
+        if line.waiters:
+            self._serve(line, now)
         if now >= line.contended_until:
-            return False
+            return bool(self._urgent)
         self._returns.add(account.entitlement.name)
         return True
 
@@ -308,40 +452,94 @@ class Grants:
     # --- messages ---
 
     @property
-    def is_waiting_for_an_answer(self) -> bool:
-        """Whether a message is under way."""
-        return self._in_flight is not None
-
-    @property
     def has_something_to_say(self) -> bool:
-        """Whether a part message should go at once."""
+        """Whether there is something that should be said at once."""
         return bool(self._urgent or self._returns)
 
-    def message(self, now: float, *, is_complete: bool, report: bytes = b"") -> Message | None:
-        """The next message; ``None`` where a part of nothing would be said. None may be under way.
-
-        Only a complete message begins a lifetime: one that is not joined says everything.
-        """
-        assert self._in_flight is None
+    def tick(self, now: float) -> None:
+        """Once an interval: look at what is active, and renew what is held."""
         if now >= self.expires_at:
             self._expire(now)
-        is_complete = is_complete or self.mode is not Mode.JOINED
-        if is_complete:
-            self._take_reports(now)
-            names = [name for name in self._accounts if name in self._lines]
-        else:
-            names = sorted(name for name in self._urgent | self._returns if name in self._lines)
-            if not names:
-                self._urgent.clear()
-                self._returns.clear()
-                return None
+        self._reserve_lines(now)
+        for name, line in self._lines.items():
+            self._take_report(name, line, now)
+        self._is_renewal_due = True
+
+    def next_message(self, now: float, report: Callable[[], bytes] = lambda: b"") -> Message | None:
+        """The next message to be sent, or ``None``; to be called again until then.
+
+        ``report`` is asked for where the message carries one.
+        """
+        if now >= self.expires_at:
+            self._expire(now)
+        if self._must_complete or self.mode is not Mode.JOINED:
+            begins = self._complete(now, report)
+            if begins is not None or self._must_complete or self.mode is not Mode.JOINING:
+                return begins
+        is_renewal = self._is_renewal_due and not any(m.renews for m, _ in self._under_way.values())
+        if not is_renewal and len(self._under_way) >= MOST_UNDER_WAY:
+            return None
+        names = self._due(is_renewal=is_renewal)
+        if not (names or is_renewal):
+            return None
+        self._is_renewal_due = self._is_renewal_due and not is_renewal
         holdings = {name: self._holding(name, now) for name in names}
+        return self._send(holdings, now, renews=is_renewal, report=report() if is_renewal else b"")
+
+    def _due(self, *, is_renewal: bool) -> list[str]:
+        """What the next message names: what is urgent first."""
+        names: list[str] = []
+        for group in (sorted(self._urgent), sorted(self._returns), list(self._changed)):
+            for name in group:
+                if len(names) == MOST_ROWS:
+                    return names
+                line = self._lines.get(name)
+                if line is None:
+                    self._forget(name)
+                elif not line.under_way:
+                    self._forget(name)
+                    names.append(name)
+        return names
+
+    def _forget(self, name: str) -> None:
+        self._urgent.discard(name)
+        self._returns.discard(name)
+        self._changed.pop(name, None)
+
+    def _complete(self, now: float, report: Callable[[], bytes]) -> Message | None:
+        """Begin a lifetime: all that is held is named, as much as fits is stated."""
+        is_asked = self._is_renewal_due or self.failures == 1 or bool(self._urgent)
+        if not is_asked or any(message.is_complete for message, _ in self._under_way.values()):
+            return None
+        self._is_renewal_due = self._must_complete = False
+        for line in self._lines.values():
+            line.under_way = False
+        first = [name for name in self._urgent if name in self._lines]
+        first += [name for name in self._lines if name not in self._urgent]
         self._urgent.clear()
         self._returns.clear()
+        self._changed = dict.fromkeys(first[MOST_ROWS:])
+        holdings = {name: self._holding(name, now) for name in first[:MOST_ROWS]}
+        kept = tuple(first[MOST_ROWS:])
+        return self._send(holdings, now, is_complete=True, kept=kept, report=report())
+
+    def _send(
+        self,
+        holdings: Mapping[str, Holding],
+        now: float,
+        *,
+        is_complete: bool = False,
+        renews: bool = False,
+        kept: tuple[str, ...] = (),
+        report: bytes = b"",
+    ) -> Message:
         self._number += 1
-        self._sent_at = now
-        self._in_flight = Message(self.holder, self._number, holdings, is_complete, report)
-        return self._in_flight
+        message = Message(self.holder, self._number, holdings, is_complete, report, kept, renews)
+        self._under_way[message.number] = (message, now)
+        for name in holdings:
+            line = self._lines[name]
+            line.number, line.under_way, line.said = message.number, True, holdings[name]
+        return message
 
     def farewell(self, report: bytes = b"") -> Message:
         """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
@@ -356,51 +554,92 @@ class Grants:
             )
         return Message(self.holder, self._number, holdings, report=report)
 
-    def answered(self, answer: Answer, now: float) -> None:
-        """The message under way was answered. Requests that waited are decided before this returns."""
-        message, self._in_flight = self._in_flight, None
-        assert message is not None
-        self.failures = 0
-        self.round_trip_s = max(now - self._sent_at, self.round_trip_s * ROUND_TRIP_KEPT)
+    def answered(self, message: Message, answer: Answer, now: float) -> None:
+        """A message was answered. Requests that waited are decided before this returns."""
+        _, sent_at = self._under_way.pop(message.number, (message, None))
+        if sent_at is None:
+            return
+        self._note(message, answer, sent_at, now)
+        # An answer to what was said again since is not the last word.
+        heard = {
+            name: grant
+            for name, grant in answer.grants.items()
+            if name in self._lines and self._lines[name].number == message.number
+        }
+        for name, grant in heard.items():
+            self._lines[name].under_way = False
+            self._see(self._accounts[name], grant)
+        self._change_mode(message, answer, now)
+        if self.mode is Mode.JOINED:
+            for name, grant in heard.items():
+                self._take(name, message.holdings[name], grant, now)
+        self._retire(heard, message)
+        if self.mode is not Mode.JOINED:
+            for line in list(self._lines.values()):
+                self._serve(line, now)
+            return
+        for name in heard:
+            heard_of = self._lines.get(name)
+            if heard_of is None:
+                continue
+            for waiter in heard_of.waiters:
+                if sent_at >= waiter.since and waiter.heard_at == math.inf:
+                    waiter.heard_at = now
+            self._serve(heard_of, now)
+            self._return_surplus(name, heard_of, now)
+
+    def _note(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
+        """What an answer says beside grants."""
+        was_failing, self.failures = self.failures > 0, 0
+        self.round_trip_s = max(now - sent_at, self.round_trip_s * ROUND_TRIP_KEPT)
         self.answered_at, self.unled_s = now, answer.unled_s
-        if message.is_complete:
+        if answer.terms.capacity != (0.0, 0.0, 0.0):
+            self.terms, self._is_led = answer.terms, True
+        if answer.is_known and (message.is_complete or message.renews):
             # Closed books have not heard everyone yet: shares of too few would be too large.
             self.sidecars = max(answer.sidecars, 1 if answer.is_open else self.sidecars)
-            self.expires_at = self._sent_at + self.settings.lifetime_s * (1 - MARGIN)
-        heard = {name: grant for name, grant in answer.grants.items() if name in self._accounts}
-        for name, grant in heard.items():
-            self._see(self._accounts[name], grant)
+            self.expires_at = sent_at + self.settings.lifetime_s * (1 - MARGIN)
+            self._pool_ahead = self._may_take_ahead()
+        if not message.is_complete and (
+            was_failing or not answer.is_known or self._has_strayed(message, answer)
+        ):
+            self._must_complete = self._is_renewal_due = True
+
+    def _change_mode(self, message: Message, answer: Answer, now: float) -> None:
         if now >= self.expires_at:
             self.round_trip_s = 0.0  # it was this process that was late
             self._expire(now)
-        elif message.is_complete and answer.is_open and self._limits:
+        elif message.is_complete and answer.is_open and self._is_led:
             self._join(message)
         elif message.is_complete:
             self.mode = Mode.JOINING
             self._live_on_shares(now)
-        if self.mode is Mode.JOINED:
-            for name, grant in heard.items():
-                self._take(name, message.holdings[name], grant, now)
-        if message.is_complete:
-            self._forget_idle(message)
-        for name, line in list(self._lines.items()):
-            if line.waiters:
-                self._serve(line, now)
-            if name in answer.grants:
-                self._return_surplus(name, line, now)
 
-    def failed(self, now: float) -> None:
-        """The message under way was not answered in time. Nobody waits for books that do not answer."""
-        self._in_flight = None
+    def _has_strayed(self, message: Message, answer: Answer) -> bool:
+        """Whether the books have other rows than this sidecar believes: some were lost, or are left over."""
+        if self._under_way or not message.renews or not answer.is_known:
+            return False
+        stated = sum(1 for line in self._lines.values() if line.said is not None and not line.said.is_last)
+        return answer.rows != stated
+
+    def failed(self, message: Message, now: float) -> None:
+        """A message was not answered in time. Nobody waits for books that do not answer."""
+        if self._under_way.pop(message.number, None) is None:
+            return
+        for name in message.holdings:
+            line = self._lines.get(name)
+            if line is not None and line.number == message.number:
+                line.under_way, line.said = False, None
         self.failures += 1
+        self._must_complete = True
         if now >= self.expires_at:
             self._expire(now)
         for line in list(self._lines.values()):
             while line.waiters:
                 waiter = line.waiters.popleft()
                 if self.mode is Mode.JOINED:
-                    self._stretch(waiter.account, waiter.cost)
-                waiter.decide()
+                    self._stretch(waiter.account, waiter.cost, now)
+                self._decide(waiter, now)
 
     def look(self, now: float) -> None:
         """Decide the requests whose time is up, and ask again for those that wait on."""
@@ -411,24 +650,12 @@ class Grants:
             if not line.waiters:
                 continue
             for waiter in [waiter for waiter in line.waiters if waiter.deadline <= now]:
-                if self._hears_late(waiter, now):
-                    waiter.deadline = now + RECALL_S
-                    continue
                 line.waiters.remove(waiter)
                 line.disappoint(waiter.account, now)
                 self._decide(waiter, now)
             if line.waiters and line.ask_again_at <= now:
                 line.ask_again_at = math.inf
                 self._urgent.add(name)
-
-    def _hears_late(self, waiter: Waiter, now: float) -> bool:
-        """Whether the books have just become slow, and a request waits that may lie inside a guarantee."""
-        return (
-            self._in_flight is not None
-            and now - self._sent_at > RECALL_S / 2
-            and now - waiter.since < self.settings.guaranteed_borrow_s
-            and _may_be_inside_guarantee(waiter.account, waiter.cost)
-        )
 
     def looks_at(self) -> float:
         """When to look next; infinite while nothing waits."""
@@ -440,23 +667,58 @@ class Grants:
 
     # --- what is said ---
 
-    def _take_reports(self, now: float) -> None:
+    def _open(self, name: str, account: Account, now: float) -> _Line:
+        """An entitlement becomes active: bring its account up to date with the mode."""
+        line = self._lines[name] = _Line()
+        account.has_peers = self.sidecars > 1
+        self._know_limit(account, self.limit_of(account))
+        if self.mode in (Mode.JOINING, Mode.CUT_OFF):
+            self._share(account, now)
+        else:
+            self._hold_nothing(account)
+        return line
+
+    def _reserve_lines(self, now: float) -> None:
+        """Lines for guarantees of which every sidecar holds a part at all times."""
+        if self._reserved_for == self.sidecars or not self._is_led:
+            return
+        self._reserved_for = self.sidecars
         for name, account in self._accounts.items():
-            line = self._lines.get(name)
-            meter = account.meter
-            if line is None:
-                if meter.is_idle and not account.concurrency_in_use and not self._reserve(account):
-                    continue
-                line = self._lines[name] = _Line()
-            line.peaks.append((meter.peak_kv, meter.peak_concurrency))
-            meter.peak_kv, meter.peak_concurrency = account.kv_in_use, account.concurrency_in_use
-            line.report = account.report(now)
-            line.fresh = meter.fresh
-            line.is_idle = meter.is_idle and not account.concurrency_in_use and not line.waiters
+            if name not in self._lines and self._reserve(account):
+                self._open(name, account, now)
+
+    def _take_report(self, name: str, line: _Line, now: float) -> None:
+        """Close an interval of one entitlement; say what it saw if that is something new."""
+        account = self._accounts[name]
+        meter = account.meter
+        line.peaks.append((meter.peak_kv, meter.peak_concurrency))
+        meter.peak_kv, meter.peak_concurrency = account.kv_in_use, account.concurrency_in_use
+        line.report = account.report(now)
+        line.fresh = meter.fresh
+        line.is_idle = meter.is_idle and not account.concurrency_in_use and not line.waiters
+        if self._is_news(account, line):
+            self._changed[name] = None
+
+    def _is_news(self, account: Account, line: _Line) -> bool:
+        """Whether the books should hear of an entitlement again."""
+        said = line.said
+        if said is None or said.is_last:
+            return True
+        kv_tokens, sequences, _ = self._ahead(account, line)
+        return (
+            said.concurrency_in_use > 0
+            or account.concurrency_in_use > 0  # what is held grows with time
+            or said.tokens_spent != account.meter.spent
+            or said.kv_wanted != kv_tokens
+            or said.concurrency_wanted != sequences
+            or (line.is_idle and not sequences)
+            or _differ(said.demand[2], line.report.demand.concurrency)
+            or _differ(said.demand[0], line.report.demand.tokens_per_second)
+        )
 
     def _reserve(self, account: Account) -> int:
         """Sequences of a guarantee that every sidecar may hold ahead of any request, all at once."""
-        if account.entitlement.tier is Tier.SPOT or not self._limits:
+        if account.entitlement.tier is Tier.SPOT or not self._is_led:
             return 0
         return int(account.entitlement.guarantee.concurrency // self.sidecars)
 
@@ -483,6 +745,7 @@ class Grants:
             kv_bound, bound = max(kv_bound, limit.kv_tokens), max(bound, limit.concurrency)
             account.bucket.level = min(account.bucket.level, tokens_wanted)
         said, floor = line.report, line.report.floor
+        is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
         return Holding(
             float(kv_in_use),
             float(in_use),
@@ -498,6 +761,8 @@ class Grants:
             meter.concurrency_seconds,
             line.fresh.values(),
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
+            is_last,
+            self._idle_limit(account),
         )
 
     def _ahead(self, account: Account, line: _Line) -> tuple[float, float, float]:
@@ -531,26 +796,38 @@ class Grants:
             account.meter.typical_tokens.value, line.report.demand.tokens_per_second * HORIZON / 4
         )
 
-    def _forget_idle(self, message: Message) -> None:
-        """Stop naming what the books have heard the last of."""
-        for name, said in message.holdings.items():
-            line = self._lines.get(name)
-            if line is None or not line.is_idle or line.waiters:
-                continue
+    def _retire(self, heard: Mapping[str, Grant], message: Message) -> None:
+        """Stop following what the books have heard the last of."""
+        for name in heard:
+            line, said = self._lines[name], message.holdings[name]
             account = self._accounts[name]
-            if said.tokens_spent == account.meter.spent and not (said.concurrency_wanted or said.kv_wanted):
+            if not said.is_last:
+                continue
+            if (
+                line.is_idle
+                and account.meter.is_idle
+                and said.tokens_spent == account.meter.spent
+                and not (line.waiters or account.concurrency_in_use)
+            ):
                 del self._lines[name]
-                if self.mode is Mode.JOINED:
-                    self._hold_nothing(account)
+                self._hold_nothing(account)
+                account.bucket.forget()
+            else:
+                line.said = None
 
     # --- what is heard ---
 
     def _join(self, message: Message) -> None:
         if self.mode is not Mode.JOINED:
             self.mode = Mode.JOINED
-            for name, account in self._accounts.items():
+            for name in self._lines:
                 if name not in message.holdings:
-                    self._hold_nothing(account)
+                    self._hold_nothing(self._accounts[name])
+
+    @staticmethod
+    def _know_limit(account: Account, limit: Limit) -> None:
+        account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
+        account.level_elsewhere, account.kv_elsewhere, account.concurrency_elsewhere = limit.depth, 0.0, 0.0
 
     def _see(self, account: Account, grant: Grant) -> None:
         """Where the pool stands, whatever this sidecar holds of it."""
@@ -586,38 +863,64 @@ class Grants:
                 ),
             )
         account.bucket.hold(grant.tokens - (account.meter.spent - said.tokens_spent))
-        line = self._lines.get(name)
-        if line is not None and grant.is_contended:
+        line = self._lines[name]
+        line.heard_at, line.tokens_elsewhere = now, grant.tokens_elsewhere
+        part = AHEAD_SHARE / self.sidecars
+        line.ahead = (
+            max(grant.level, 0.0) * part,
+            max(grant.kv_unheld, 0.0) * part,
+            max(grant.concurrency_unheld, 0.0) * part,
+        )
+        if grant.is_contended:
             line.contended_until = now + CONTENDED_S / 2
-        if line is not None and said.is_urgent:
+        if said.is_urgent:
             waited = now - line.waiters[0].since if line.waiters else 0.0
-            line.ask_again_at = now + max(ASK_AGAIN_S, waited)
+            line.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
 
     @staticmethod
     def _hold_nothing(account: Account) -> None:
         account.limit = Amount(account.pool_limit.tokens_per_second, 0.0, 0.0)
         account.assured = NOTHING
-        account.bucket.hold(min(account.bucket.level, 0.0))
+        if account.bucket.depth > 0:
+            account.bucket.hold(min(account.bucket.level, 0.0))
 
     # --- those who wait ---
 
     def _serve(self, line: _Line, now: float) -> None:
-        """Decide, in order, those for whom there is enough. A level above zero is: it may go below."""
+        """Decide, in order, those for whom there is enough, then those whose time is up."""
         while line.waiters:
             waiter = line.waiters[0]
             account, cost = waiter.account, waiter.cost
-            if _may_be_inside_guarantee(account, cost):
-                # As was just heard, and as long as it took: what was known when it came may have been old.
-                waiter.deadline = max(waiter.deadline, waiter.since + self._patience_inside(account, cost))
             if self.mode is Mode.JOINED and not (
                 account.bucket.level > 0
                 and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
                 and account.kv_in_use + cost.kv_tokens <= account.limit.kv_tokens
             ):
-                return
+                break
             line.waiters.popleft()
             line.soothe()
             self._decide(waiter, now)
+        for waiter in [waiter for waiter in line.waiters if not self._waits_on(line, waiter, now)]:
+            line.waiters.remove(waiter)
+            line.disappoint(waiter.account, now)
+            self._decide(waiter, now)
+
+    def _waits_on(self, line: _Line, waiter: Waiter, now: float) -> bool:
+        """Whether a request for which there is not enough now waits on; sets how long.
+
+        Before the books have answered for it, it does. Where the pool is not short, others may return what
+        they do not use. Otherwise its tier says how long.
+        """
+        if waiter.heard_at == math.inf:
+            return True
+        account, cost = waiter.account, waiter.cost
+        waiter.deadline = waiter.since + waiter.patience_s
+        if account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
+            waiter.deadline = max(waiter.deadline, waiter.since + LONGEST_RECALL_S)
+        elif not self._is_short(line, account, cost) or _may_be_inside_guarantee(account, cost):
+            # As was just heard; and what others have in use may have ended since they last said so.
+            waiter.deadline = max(waiter.deadline, waiter.heard_at + self._recall_s())
+        return waiter.deadline > now
 
     def _return_surplus(self, name: str, line: _Line, now: float) -> None:
         """What was asked for ahead may be wanted elsewhere by now, as those who waited may have gone."""
@@ -625,11 +928,13 @@ class Grants:
         if (
             self.mode is Mode.JOINED
             and now < line.contended_until
+            and not line.waiters
             and (limit.concurrency > account.concurrency_in_use or limit.kv_tokens > account.kv_in_use)
         ):
             self._returns.add(name)
 
-    def _release(self, line: _Line) -> None:
+    @staticmethod
+    def _release(line: _Line) -> None:
         while line.waiters:
             line.waiters.popleft().decide()
 
@@ -646,16 +951,17 @@ class Grants:
                 self._live_on_shares(now)
         elif self.mode is Mode.JOINED:
             self.mode = Mode.EXPIRED
-            for account in self._accounts.values():
-                self._hold_nothing(account)
-            for line in self._lines.values():
+            for name, line in self._lines.items():
+                self._hold_nothing(self._accounts[name])
                 for waiter in line.waiters:
                     # It was this process that slept, not the books that were slow: the wait begins anew.
-                    waiter.deadline = now + (waiter.deadline - waiter.since)
+                    waiter.heard_at = math.inf
+                    waiter.deadline = now + max(waiter.patience_s, ANSWER_S)
+                    self._urgent.add(name)
 
     def _live_on_shares(self, now: float) -> None:
-        for name, account in self._accounts.items():
-            self._share(account, self._limits.get(name), now)
+        for name in self._lines:
+            self._share(self._accounts[name], now)
 
     def _share_of_guarantee(self, account: Account) -> Amount:
         """What of a guarantee a sidecar may count on by itself: its part, with room for uneven spread.
@@ -673,35 +979,54 @@ class Grants:
             part = sequences / guarantee.concurrency
         return Amount(guarantee.tokens_per_second * part, guarantee.kv_tokens * part, sequences)
 
-    def _share(self, account: Account, known: Limit | None, now: float) -> None:
-        """A sidecar's part of a limit while the books say nothing.
+    def _share(self, account: Account, now: float) -> None:
+        """Live on a sidecar's part of a limit while the books say nothing."""
+        if self._is_led:
+            self._know_limit(account, self.limit_of(account))
+        account.limit, account.assured, rate = self._shares(account)
+        if not self._is_led:
+            account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)
+        bucket = account.bucket
+        if bucket.depth == math.inf:
+            # It was a purse: this sidecar's part of what no sidecar held counts as well.
+            bucket.level = max(bucket.level, account.level_elsewhere / self.sidecars)
+        account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
+        bucket.resize(rate, bucket_depth(rate, account.meter.typical_tokens.value), now)
+
+    def _shares(self, account: Account) -> tuple[Amount, Amount, float]:
+        """Such a part, what of it is assured, and its rate in tokens/s.
 
         The limit divided by the number of sidecars, but at least one request; of a guarantee more. Spot goes
         by its ceiling, and so by the engine's free room.
         """
         entitlement, part = account.entitlement, 1.0 / self.sidecars
         is_spot, share = entitlement.tier is Tier.SPOT, self._share_of_guarantee(account)
+        known = self.limit_of(account) if self._is_led else None
         whole = entitlement.ceiling if known is None or is_spot else known.amount
         rate = min(max(whole.tokens_per_second * part, share.tokens_per_second), _MOST_RATE)
         sequences = max(math.ceil(min(whole.concurrency * part, _MOST_RATE)), 1)
         floor = account.meter.floor
-        account.limit = Amount(
+        limit = Amount(
             rate,
             max(whole.kv_tokens * part, share.kv_tokens, floor.kv_tokens),
             max(sequences, share.concurrency, floor.concurrency),
         )
-        account.assured = NOTHING
-        if not is_spot:
-            assured = known.assured if known is not None else NOTHING
-            account.assured = Amount(
+        if is_spot:
+            return limit, NOTHING, rate
+        assured = known.assured if known is not None else NOTHING
+        return (
+            limit,
+            Amount(
                 0.0,
                 max(share.kv_tokens, assured.kv_tokens * part, floor.kv_tokens),
                 max(share.concurrency, math.ceil(assured.concurrency * part)),
-            )
-        if known is None:
-            account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)
-        account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
-        account.bucket.resize(rate, bucket_depth(rate, account.meter.typical_tokens.value), now)
+            ),
+            rate,
+        )
+
+
+def _differ(one: float, other: float) -> bool:
+    return abs(one - other) > CHANGED * max(one, other)
 
 
 def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:

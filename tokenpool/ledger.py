@@ -8,13 +8,16 @@ ledger only books it. ``now`` is seconds on any monotonic clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
+from tokenpool import debt as debts_of
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.cost import Ask, Cost, Pricer, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.estimators import Average
 from tokenpool.outcomes import Ending
-from tokenpool.planner import Report
+from tokenpool.planner import Report, idle_share
 from tokenpool.retries import Retries
 
 BUCKET_SECONDS = 1.0
@@ -70,9 +73,17 @@ class TokenBucket:
         level = self.level + tokens
         self.level = level if level < self.depth else self.depth
 
+    def fill(self) -> None:
+        """Be full."""
+        self.level = self.depth
+
     def hold(self, tokens: float) -> None:
         """Become a purse: exactly so many tokens, with nothing flowing in."""
         self.level, self.rate, self.depth = tokens, 0.0, math.inf
+
+    def forget(self) -> None:
+        """Become as new: the next size fills it."""
+        self.level = self.rate = self.depth = 0.0
 
 
 class Meter:
@@ -192,6 +203,17 @@ class Meter:
         self.fresh = self.fresh.at_least(held)
         return Report(demand=self.demand, service=service, floor=floor)
 
+    def rest(self, until: float) -> None:
+        """Let an idle stretch pass at once, as reports without an offer or a hold would."""
+        elapsed = until - self._reported_at
+        if elapsed > 0:
+            faded = math.exp(-elapsed / LARGEST_MEMORY_S)
+            self._largest_kv *= faded
+            self._largest_sequences *= faded
+            self._reported_at = until
+            if until > self._held_at:
+                self._held_at = until
+
     def _remember_demand(self, elapsed: float) -> None:
         residence = self.residence.value
         offered = Amount(
@@ -233,6 +255,7 @@ class Account:
         "depth",
         "entitlement",
         "has_peers",
+        "is_active",
         "is_preemptible",
         "is_spot",
         "kv_elsewhere",
@@ -240,6 +263,8 @@ class Account:
         "level_elsewhere",
         "limit",
         "meter",
+        "plan",
+        "planned_at",
         "pool_limit",
         "pricer",
         "retries",
@@ -250,6 +275,12 @@ class Account:
         self.is_spot = entitlement.tier is Tier.SPOT
         self.is_preemptible = entitlement.is_preemptible
         """As the ledger counts it; see ``Ledger.retier``."""
+        self.is_active = False
+        """Whether it is one of ``Ledger.active``, which alone changes this."""
+        self.plan = 0
+        """The number of the plan that its limits are of, as ``ActiveAccounts`` counts them."""
+        self.planned_at = now
+        """When that plan was made: of an idle account, until when its debt was moved."""
         self.has_peers = False
         """Whether the pool has other engines, where a request may run that finds this one full."""
         self.pricer = Pricer(entitlement, pricing)
@@ -323,12 +354,101 @@ class Ticket:
         self.ending: Ending | None = None
 
 
+class ActiveAccounts:
+    """The accounts that periodic work has to look at: a tick's work follows these, not all that exist.
+
+    An account becomes active at its first offer: ``touch``, before a limit is read. It becomes idle again
+    when the owner of the periodic work retires it: see ``can_rest``.
+
+    A lone sidecar hands the terms of each plan to ``planned``. An idle account has the limits that a plan
+    with it would give, its bucket is full, and its debt and its largest request fade. ``refresh`` works that
+    out when the account is touched or shown. Without terms (limits come from the lease store) it changes
+    nothing.
+    """
+
+    __slots__ = ("_accounts", "_debt_decay_s", "_plan", "_planned_at", "_planned_before", "_terms")
+
+    def __init__(self) -> None:
+        self._accounts: dict[Account, None] = {}
+        self._terms: IdleTerms | None = None
+        self._debt_decay_s = 1.0
+        self._plan = 0
+        self._planned_at = self._planned_before = -math.inf
+
+    def __iter__(self) -> Iterator[Account]:
+        """In the order in which they became active. Copy what is iterated over while accounts retire."""
+        return iter(self._accounts)
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def touch(self, account: Account, now: float) -> None:
+        """The account is about to offer or hold something. Free for one that is active."""
+        if not account.is_active:
+            self.refresh(account, now)
+            account.is_active = True
+            self._accounts[account] = None
+
+    def can_rest(self, account: Account, now: float) -> bool:
+        """Whether an active account needs no tick: no demand, nothing held, and a full bucket.
+
+        Ask after its report and its limits were taken. Nothing is lost by retiring it then, debt included.
+        """
+        return (
+            account.concurrency_in_use == 0
+            and account.kv_in_use == 0
+            and account.meter.is_idle
+            and account.bucket.refill(now) >= account.bucket.depth
+        )
+
+    def retire(self, account: Account) -> None:
+        """Look at an account no more until it is touched."""
+        if account in self._accounts:
+            del self._accounts[account]
+            account.is_active = False
+            account.plan, account.planned_at = self._plan, self._planned_at
+
+    def expel(self, account: Account) -> None:
+        """The account's entitlement is gone from the pool file: it is not planned for any more.
+
+        Requests of it that are under way settle as they began; one that still waits does not bring it back.
+        """
+        self._accounts.pop(account, None)
+        account.is_active = True
+
+    def planned(self, terms: IdleTerms, now: float, debt_decay_s: float) -> None:
+        """A lone sidecar's plan was made: what it leaves for idle accounts."""
+        self._terms = terms
+        self._debt_decay_s = debt_decay_s
+        self._plan += 1
+        self._planned_before, self._planned_at = self._planned_at, now
+
+    def refresh(self, account: Account, now: float) -> None:
+        """Bring an idle account's limits, bucket and debt up to date. Does nothing to an active one."""
+        terms = self._terms
+        if terms is None or account.is_active or account.plan == self._plan:
+            return
+        # A report's floor is as of the report before it.
+        account.meter.rest(self._planned_before)
+        floor = account.meter.floor
+        account.meter.rest(self._planned_at)
+        share = idle_share(account.entitlement, terms, floor)
+        elapsed = self._planned_at - account.planned_at
+        debt = account.debt
+        if debt != 0 and elapsed > 0:
+            debt = debts_of.decayed(debt, elapsed, self._debt_decay_s)
+        account.apply(share.limit, share.assured, debt, now)
+        account.bucket.fill()
+        account.plan, account.planned_at = self._plan, self._planned_at
+
+
 class Ledger:
     """All accounts of one sidecar, and what they hold together."""
 
-    __slots__ = ("concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence")
+    __slots__ = ("active", "concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence")
 
     def __init__(self) -> None:
+        self.active = ActiveAccounts()
         self.kv_in_use = 0
         self.concurrency_in_use = 0
         self.preemptible_in_use = 0

@@ -1,7 +1,7 @@
 """Scale hints: how many replicas a pool needs, and the dimension that says so. Section 8 of the design.
 
 Pure: what the pool promises and is asked for goes in, a hint comes out. Stabilisation keeps its own short
-history, with time as an argument. Publishing a hint is the coordinator's business.
+history, with time as an argument, and can hand it to another process. The coordinator publishes hints.
 """
 
 from __future__ import annotations
@@ -103,6 +103,61 @@ def _replicas(amount: float, replica: float) -> int:
     return math.ceil(amount / replica * (1 - _EPSILON)) if replica > 0 else 0
 
 
+@dataclass(frozen=True, slots=True)
+class StabiliserState:
+    """What a stabiliser remembers, for the next leader. Times are ages, so that no clocks are compared."""
+
+    held: int
+    lows: tuple[tuple[float, int], ...]
+    """For the up window: how long ago a number ceased to be needed, and the number."""
+    highs: tuple[tuple[float, int], ...]
+    """The same for the down window."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedHint:
+    """The scale hint as the leader stores it. All coordinators serve it, the next leader goes on from it."""
+
+    hint: ScaleHint
+    min_replicas: int
+    max_replicas: int
+    """The bounds of the pool file that the leader had."""
+    state: StabiliserState
+
+
+class _Window:
+    """The lowest (``sign`` -1) or the highest (1) number of a time; a number counts until the next look.
+
+    Only numbers that can still become the answer are kept: each differs from the others, so there are at
+    most as many as the pool may have replicas.
+    """
+
+    def __init__(self, seconds: float, sign: int) -> None:
+        self._seconds = seconds
+        self._sign = sign
+        self._kept: deque[tuple[float, int]] = deque()
+        """Until when a number counted, and the number. The last one counts still."""
+
+    def follow(self, number: int, now: float) -> int:
+        kept, sign = self._kept, self._sign
+        if kept:
+            kept[-1] = (now, kept[-1][1])
+        while kept and kept[-1][1] * sign <= number * sign:
+            kept.pop()
+        kept.append((math.inf, number))
+        while kept[0][0] <= now - self._seconds:
+            kept.popleft()
+        return kept[0][1]
+
+    def ages(self, now: float) -> tuple[tuple[float, int], ...]:
+        return tuple((max(now - until, 0.0), number) for until, number in self._kept)
+
+    def restore(self, ages: Iterable[tuple[float, int]], at: float) -> None:
+        self._kept = deque((at - age, number) for age, number in ages)
+        if self._kept:
+            self._kept[-1] = (math.inf, self._kept[-1][1])
+
+
 class Stabiliser:
     """Follows needs without flapping: the lowest of the up window, the highest of the down window.
 
@@ -111,8 +166,8 @@ class Stabiliser:
 
     def __init__(self, settings: ScalingSettings) -> None:
         self._settings = settings
-        self._seen: deque[tuple[float, int]] = deque()
-        self._started_at: float | None = None
+        self._lows = _Window(settings.up_window_s, -1)
+        self._highs = _Window(settings.down_window_s, 1)
         self._held: int | None = None
 
     def follow(self, need: Need, now: float, *, running: int = 0) -> ScaleHint:
@@ -122,21 +177,16 @@ class Stabiliser:
         window after which some may go.
         """
         settings, held = self._settings, self._held
-        self._started_at = now if self._started_at is None else self._started_at
-        self._seen.append((now, need.replicas))
-        longest = max(settings.up_window_s, settings.down_window_s)
-        while self._seen[0][0] < now - longest:
-            self._seen.popleft()
+        if held is None and running > need.replicas:
+            self._highs.follow(running, now)
+        up, down = self._lows.follow(need.replicas, now), self._highs.follow(need.replicas, now)
         if held is None:
             if running > need.replicas:
-                self._seen.appendleft((now, running))
                 return self._hold(running, need, f"{need.replicas} would do; {running} run")
             return self._hold(need.replicas, need, _reason(need))
-        up = min(n for at, n in self._seen if at >= now - settings.up_window_s)
-        down = max(n for at, n in self._seen if at >= now - settings.down_window_s)
         if up > held:
             return self._hold(up, need, _reason(need))
-        if down < held and now - self._started_at >= settings.down_window_s:
+        if down < held:
             return self._hold(down, need, _reason(need))
         if need.replicas < held:
             return self._hold(
@@ -147,6 +197,16 @@ class Stabiliser:
                 held, need, f"{need.replicas} are needed; held until that lasted {settings.up_window_s:g} s"
             )
         return self._hold(held, need, _reason(need))
+
+    def state(self, now: float) -> StabiliserState:
+        """What it remembers, for ``restore`` in another process."""
+        return StabiliserState(self._held or 0, self._lows.ages(now), self._highs.ages(now))
+
+    def restore(self, state: StabiliserState, at: float) -> None:
+        """Go on from another stabiliser's state, which was taken ``at`` a time of this one's clock."""
+        self._held = state.held or None
+        self._lows.restore(state.lows, at)
+        self._highs.restore(state.highs, at)
 
     def _hold(self, replicas: int, need: Need, reason: str) -> ScaleHint:
         self._held = max(replicas, need.floor)

@@ -6,20 +6,39 @@ capacity, knows nothing of books.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.books import Census, Limit, Page
+from tokenpool.capacity import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement
 from tokenpool.ledger import bucket_depth
-from tokenpool.planner import NO_PROFILES, Plan, PlannerSettings, Profile, Report, plan
+from tokenpool.planner import Plan, PlannerSettings, Profile, Report, plan
 from tokenpool.wire import SidecarReport, WireError, decode_report
 
+RETIRE_S = 60.0
+"""An entitlement that was idle for so long has no limit of its own any more: see ``IdleTerms``. Until then
+its largest request is remembered (``books.FLOOR_MEMORY_S``)."""
+NO_DEBT = 0.01
+"""A debt below so many seconds is none."""
 MOST_ELAPSED_S = 1.0
 """A coordinator that was asleep moves debts by so much time at most."""
 _NO_PAGE = Page()
 _DEFAULTS = PlannerSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one tick hands to the next. A new coordinator begins without."""
+
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    idle_since: Mapping[str, float] = field(default_factory=dict)
+    """Entitlements that need no limit of their own, and since when; by the clock of the books."""
+
+
+NO_MEMORY = Memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +47,8 @@ class Tick:
 
     plan: Plan
     limits: Mapping[str, Limit]
+    """Of entitlements that are active; for the others ``plan.idle`` stands."""
+    memory: Memory
     sidecars: Mapping[str, SidecarReport]
     pages: Mapping[str, Page]
     service: Mapping[str, Amount]
@@ -40,33 +61,38 @@ class Tick:
 
 def tick(
     census: Census,
-    entitlements: Sequence[Entitlement],
+    entitlements: Mapping[str, Entitlement],
     before: Census | None,
     settings: PlannerSettings = _DEFAULTS,
-    profiles: Mapping[str, Profile] = NO_PROFILES,
+    memory: Memory = NO_MEMORY,
 ) -> Tick:
     """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
 
-    ``profiles`` are those of the plan before. At a coordinator's first tick there is neither; then, and where
-    the books began anew since, debts stay.
+    ``memory`` is that of the tick before. At a coordinator's first tick there is neither; then, and where
+    the books began anew since, debts stay. The work follows the entitlements that are active, not all.
     """
     sidecars, unreadable = _reports(census.reports)
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
-    pages = census.pages
+    idle_since = _idle_since(census, memory.idle_since)
+    pages = {
+        name: page
+        for name, page in census.pages.items()
+        if name in entitlements and census.at - idle_since.get(name, census.at) < RETIRE_S
+    }
     if before is not None and not (before.is_open and census.is_open):
         before = None  # closed books have begun anew: what they count says nothing of before, nor of after
     elapsed = max(census.at - before.at, 0.0) if before is not None else 0.0
     service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
         capacity,
-        entitlements,
-        {e.name: _report(pages.get(e.name, _NO_PAGE), service.get(e.name, NOTHING)) for e in entitlements},
+        [entitlements[name] for name in pages],
+        {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
         {name: page.limit.debt for name, page in pages.items()},
         min(elapsed, MOST_ELAPSED_S),
         settings,
-        profiles,
+        memory.profiles,
     )
     limits = {}
     for name, part in made.entitlements.items():
@@ -81,7 +107,20 @@ def tick(
             assured.concurrency,
             part.debt,
         )
-    return Tick(made, limits, sidecars, pages, service, _replica(sidecars), unreadable)
+    memory = Memory(made.profiles, idle_since)
+    return Tick(made, limits, memory, sidecars, census.pages, service, _replica(sidecars), unreadable)
+
+
+def _idle_since(census: Census, before: Mapping[str, float]) -> dict[str, float]:
+    """Who offers nothing, holds nothing and is owed nothing, with a full bucket; and since when."""
+    return {
+        name: before.get(name, census.at)
+        for name, page in census.pages.items()
+        if page.demand == page.in_use == NOTHING
+        and page.held.concurrency == 0
+        and page.level >= page.limit.depth
+        and abs(page.limit.debt) < NO_DEBT
+    }
 
 
 def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
@@ -113,9 +152,24 @@ def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], lis
 
 
 def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
-    """The mean over the sidecars whose engine has shown itself."""
-    known = [report.replica for report in sidecars.values() if report.replica.kv_tokens > 0]
-    total = NOTHING
-    for amount in known:
-        total = total + amount
-    return total * (1 / len(known)) if known else NOTHING
+    """The mean over the sidecars whose engine has shown itself, in each dimension over those that know it.
+
+    A number that stands for an absent bound says nothing of a replica, and would outweigh all others.
+    """
+    known = [report.replica.values() for report in sidecars.values() if report.replica.kv_tokens > 0]
+    if not known:
+        return NOTHING
+    return Amount(
+        *(
+            _mean([number for number in numbers if number < absent])
+            for numbers, absent in zip(zip(*known, strict=True), _ABSENT, strict=True)
+        )
+    )
+
+
+_ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND_FROM, math.inf)
+"""From where on a number of a replica stands for a bound that there is not, or not yet."""
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.fsum(numbers) / len(numbers) if numbers else 0.0

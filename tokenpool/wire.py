@@ -1,4 +1,4 @@
-"""Wire messages that the books carry without looking into them: reports, and the pool file.
+"""Wire messages that the books carry without looking into them: reports, the pool file, the scale hint.
 
 msgpack with a schema version. A reader ignores fields that it does not know, and takes the default of those
 that it misses, so that versions can roll one by one.
@@ -15,6 +15,7 @@ import msgspec
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.scaling import PublishedHint
 
 SCHEMA = 1
 REPORTED_OUTCOMES = frozenset(
@@ -23,6 +24,8 @@ REPORTED_OUTCOMES = frozenset(
 """What a report counts: requests served, and requests refused for want of capacity."""
 MOST_REPORTED = 256
 """Entitlements that a report counts: some 10 kB, with every message."""
+FIRST_TOKEN_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Upper bounds of the counts of times to first token; one more count is for longer times."""
 
 
 class WireError(ValueError):
@@ -49,10 +52,14 @@ class SidecarReport:
     outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """How requests ended since this sidecar began, by entitlement and outcome, without zeros. At most
     ``MOST_REPORTED`` entitlements: those whose numbers changed last. For pages, not for planning."""
+    first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
+    """Times to first token since this sidecar began: their sum in seconds, and counts by
+    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` whose times changed a few seconds ago."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)
 _files = msgspec.msgpack.Decoder(PoolFile)
+_hints = msgspec.msgpack.Decoder(PublishedHint)
 
 
 def encode_report(report: SidecarReport) -> bytes:
@@ -83,6 +90,19 @@ def decode_file(content: bytes) -> PoolFile:
         return _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
+
+
+def encode_hint(hint: PublishedHint) -> bytes:
+    """A scale hint as it is stored."""
+    return msgspec.msgpack.encode(hint)
+
+
+def decode_hint(content: bytes) -> PublishedHint:
+    """A scale hint that was stored. Raises ``WireError``."""
+    try:
+        return _hints.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"the stored scale hint: {error}") from error
 
 
 def _for_the_wire(file: PoolFile) -> PoolFile:

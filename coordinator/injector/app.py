@@ -13,7 +13,7 @@ from aiohttp import web
 
 from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
-from service.options import Address
+from service.listening import bound, listening
 from service.tls import Certificate
 
 log = logging.getLogger(__name__)
@@ -70,12 +70,13 @@ class Injector:
         """Listen, and watch the certificate. Raises ``OSError``."""
         self._runner = web.AppRunner(self.application(), access_log=None)
         await self._runner.setup()
-        host, port = self._settings.listen
-        await web.TCPSite(self._runner, host, port, ssl_context=self.certificate.context).start()
-        host, port, *_ = self._runner.addresses[0]
-        self.listens_on = Address(host, port)
+        sockets = listening(self._settings.listen)
+        addresses = bound(sockets)
+        self.listens_on = addresses[0]
+        for each in sockets:
+            await web.SockSite(self._runner, each, ssl_context=self.certificate.context).start()
         self._watching = asyncio.get_running_loop().create_task(self.certificate.watch.run())
-        log.info("listening", extra={"listen": str(self.listens_on), "label": self._template.label})
+        log.info("listening", extra={"listen": str(addresses), "label": self._template.label})
 
     async def stop(self) -> None:
         """Answer what is under way, and end."""
@@ -92,7 +93,7 @@ async def serve(settings: Settings, template: Template) -> None:
     injector = Injector(settings, template)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, injector.certificate.reload)
+    loop.add_signal_handler(signal.SIGHUP, injector.certificate.watch.ask)
     await injector.start()
     await stopping.wait()
     await injector.stop()

@@ -18,6 +18,7 @@ from coordinator.injector import settings
 from coordinator.injector.inject import Denial, inject
 from coordinator.injector.patch import apply
 from coordinator.injector.shape import Json, PodMalformed, title
+from service.build import add_version
 from service.options import SettingsError
 
 REFUSED = 1
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="tokenpool-inject",
         description="Prints what the injector would make of the manifests on standard input.",
     )
+    add_version(parser)
     parser.add_argument("--every-pod", action="store_true", help="inject pods without the label, too")
     settings.add_template_arguments(parser)
     arguments = parser.parse_args(argv)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service import options
-from service.options import Address, Form, SettingsError
+from service.options import Addresses, Form, SettingsError
 
 PREFIX = "tokenpool.io/"
 """Of every annotation that the injector reads or writes."""
@@ -39,7 +39,7 @@ class Settings:
 
     tls_cert: Path
     tls_key: Path
-    listen: Address = Address("127.0.0.1", 8443)
+    listen: Addresses = Addresses.of("127.0.0.1", 8443)
     log_level: str = "info"
 
 
@@ -145,14 +145,14 @@ _SERVING = Form(
     {
         "tls_cert": "the certificate and its chain, PEM; read again when it changes",
         "tls_key": "its private key, PEM",
-        "listen": "where the API server connects, HOST:PORT",
+        "listen": "where the API server connects, HOST:PORT; several with commas",
         "log_level": "debug, info, warning or error",
     },
     example="python -m coordinator.injector --tls-cert tls.crt --tls-key tls.key",
     readers={
         "tls_cert": options.path,
         "tls_key": options.path,
-        "listen": options.address,
+        "listen": options.addresses,
         "log_level": options.one_of("debug", "info", "warning", "error"),
     },
 )

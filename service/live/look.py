@@ -1,11 +1,14 @@
-"""Looks: what a process says of its pools at one moment. Records only; whoever knows the domain fills them.
+"""Looks: what a process says of its pools at one moment. Records only; the process fills them.
 
-Counts are totals since some beginning: what was added between two looks is ``view``'s business.
+Counts are totals since some beginning; ``recent`` computes what was added between two looks. A look is taken
+every half second or two for as long as the process lives, so it names the entitlements that matter now and
+not all of them: ``Wanted.choose`` says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -21,20 +24,30 @@ SERVED = "finished"
 
 def vector(tokens_per_second: float, kv_tokens: float, concurrency: float) -> Vector:
     """An amount as it is shown: no number where it has no bound or is not known."""
-    return _known(tokens_per_second), _known(kv_tokens), _known(concurrency)
+    return (
+        tokens_per_second if tokens_per_second < UNKNOWN_FROM else None,
+        kv_tokens if kv_tokens < UNKNOWN_FROM else None,
+        concurrency if concurrency < UNKNOWN_FROM else None,
+    )
 
 
-def _known(value: float) -> float | None:
-    return value if value < UNKNOWN_FROM else None
+FirstTokens = tuple[float, Sequence[int]]
+"""Times to first token since some beginning: their sum in seconds, and how many fell below each bound."""
 
 
 class Tally(msgspec.Struct, frozen=True):
     """How one sidecar's requests ended, as totals since it began."""
 
     outcomes: Mapping[str, Mapping[str, int]]
-    """By entitlement and outcome."""
+    """By entitlement and outcome. The counts of an entitlement that is left out are as they were."""
     is_whole: bool = True
-    """Whether an entitlement that is not named had none; otherwise it may only have been left out."""
+    """Whether an entitlement that was never named had no requests; else it may have been left out."""
+    first_tokens: Mapping[str, FirstTokens] = {}
+    """By entitlement; of one that is left out they are as they were."""
+    has_all_first_tokens: bool = True
+    """Whether one whose first tokens were never named had none; else it may have been left out."""
+    bounds_s: Sequence[float] = ()
+    """Of the counts of first tokens; one more count is for longer times."""
 
 
 class EntitlementLook(msgspec.Struct, frozen=True):
@@ -81,8 +94,15 @@ class PoolLook(msgspec.Struct, frozen=True):
     notices: tuple[str, ...] = ()
     """What is not as it should be, in words."""
     entitlements: tuple[EntitlementLook, ...] = ()
+    """Those that matter now; see ``Wanted``."""
     tallies: Mapping[str, Tally] = {}
     """By sidecar. One that starts again is another one."""
+    total: int | None = None
+    """How many entitlements the pool has; ``None``: those named."""
+    guarantees: Vector | None = None
+    """Of all entitlements together; ``None``: of those named."""
+    spent_from_zero: bool = False
+    """Whether ``spent`` of an entitlement that is first named after the first look began at 0."""
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -95,3 +115,30 @@ class Look(msgspec.Struct, frozen=True):
     notices: tuple[str, ...] = ()
     about: str = ""
     """What the page shows, where that is not plain."""
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which entitlements a look has to name."""
+
+    names: Collection[str] = ()
+    """Those that are shown. Names of other pools may be among them."""
+    others: int = 0
+    """So many more of each pool, in the file's order, if there are as many."""
+
+    def choose(self, every: Collection[str], active: Iterable[str]) -> list[str]:
+        """The names of one pool's look: those wanted, and all that were active since the last look.
+
+        ``every`` holds all names of the pool and is quick to look into. The cost follows the answer's length.
+        """
+        if self.others >= len(every):
+            return list(every)
+        chosen = {name: None for name in active if name in every}
+        chosen.update((name, None) for name in self.names if name in every)
+        chosen.update((name, None) for name in islice(every, self.others))
+        return list(chosen)
+
+
+EVERYTHING = Wanted(others=1_000_000_000)
+"""For tests and tools: all entitlements."""
+Looks = Callable[[Wanted], Look]
+"""How a process describes itself."""

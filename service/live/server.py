@@ -1,7 +1,9 @@
 """The live page's routes: the page itself, and its news as server-sent events. Read-only.
 
-One look, twice a second and only while somebody looks on, serves all listeners. Nobody is buffered for: who
-reads too slowly misses looks and is told everything at the next, who does not read at all is dropped.
+One look, twice a second while a browser listens, serves all listeners. Without listeners a look every two
+seconds keeps the history, so that a page shows the last five minutes at once. Nothing is buffered for a
+listener: one that reads too slowly misses looks and is told everything at the next; one that does not read at
+all is dropped.
 """
 
 from __future__ import annotations
@@ -11,20 +13,21 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import resources
 
 import msgspec
 from aiohttp import web
 
-from service.live.look import Look
-from service.live.view import LiveView, PoolView, Row, Watch
+from service.live.history import BUCKET_S
+from service.live.look import Looks, Wanted
+from service.live.view import MOST_ROWS, LiveView, Past, Point, PoolView, Row, Watch
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
-SLOW_S = 10.0
-"""Who takes nothing for so long is dropped."""
+SLOW_S = 30.0
+"""A listener that takes nothing for so long is dropped. A frozen tab reconnects without a word."""
 MOST_LISTENERS = 32
 RETRY_S = 5
 """When to come back, for whom there is no room."""
@@ -60,21 +63,51 @@ class Changes(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     gone: tuple[tuple[str, str], ...]
     """Rows that are no more: pool and name."""
+    bucket: int = 0
+    points: tuple[Point, ...] | None = None
+    past: tuple[Past, ...] = ()
+    """The history of rows that ``before`` did not have; it holds the newest bucket, too."""
 
 
-def changes(before: LiveView, after: LiveView) -> Changes:
+PastOf = Callable[[Iterable[tuple[str, str]]], tuple[Past, ...]]
+"""Gives the history of pools and entitlements."""
+
+
+def no_past(rows: Iterable[tuple[str, str]]) -> tuple[Past, ...]:
+    """The history of nothing."""
+    return ()
+
+
+def changes(before: LiveView, after: LiveView, past: PastOf = no_past) -> Changes:
     """What to tell somebody who has seen ``before``."""
     known = {(row.pool, row.name): row for row in before.rows}
-    rows = tuple(row for row in after.rows if known.pop((row.pool, row.name), None) != row)
+    rows, fresh = [], []
+    for row in after.rows:
+        key = row.pool, row.name
+        seen = known.pop(key, None)
+        if seen is None:
+            fresh.append(key)
+        if seen != row:
+            rows.append(row)
     return Changes(
-        after.process, after.name, after.about, after.notices, after.pools, rows, gone=tuple(known)
+        after.process,
+        after.name,
+        after.about,
+        after.notices,
+        after.pools,
+        tuple(rows),
+        tuple(known),
+        after.bucket,
+        after.points,
+        past(fresh) if fresh else (),
     )
 
 
 class Frames:
     """The events of one view after another, each encoded once for all listeners."""
 
-    def __init__(self) -> None:
+    def __init__(self, past: PastOf = no_past) -> None:
+        self._past = past
         self.number = 0
         """Of the last view; 0 before the first."""
         self._view = LiveView("", "")
@@ -83,7 +116,7 @@ class Frames:
 
     def follow(self, view: LiveView) -> None:
         """Take the next view."""
-        self._changes = event("changes", changes(self._view, view))
+        self._changes = event("changes", changes(self._view, view, self._past))
         self._view, self._whole = view, None
         self.number += 1
 
@@ -92,7 +125,9 @@ class Frames:
         if number and number == self.number - 1:
             return self._changes
         if self._whole is None:
-            self._whole = event("view", self._view)
+            shown = [(pool.name, "") for pool in self._view.pools]
+            shown += [(row.pool, row.name) for row in self._view.rows]
+            self._whole = event("view", msgspec.structs.replace(self._view, past=self._past(shown)))
         return self._whole
 
 
@@ -122,22 +157,27 @@ class LivePage:
 
     def __init__(
         self,
-        look: Callable[[], Look],
+        look: Looks,
         clock: Callable[[], float],
         *,
         look_every_s: float = LOOK_EVERY_S,
+        note_every_s: float = BUCKET_S,
         slow_s: float = SLOW_S,
         most_listeners: int = MOST_LISTENERS,
     ) -> None:
         self._look = look
         self._clock = clock
         self._look_every_s = look_every_s
+        self._note_every_s = note_every_s
         self._slow_s = slow_s
         self._most_listeners = most_listeners
         self._page = resources.files("service.live").joinpath("page.html").read_text(encoding="utf-8")
         self._policy = content_security_policy(self._page)
-        self._watch, self._frames = Watch(), Frames()
+        self._watch = Watch()
+        self._frames = Frames(self._watch.past)
         self._listeners: set[_Listener] = set()
+        self._arrival = asyncio.Event()
+        """Set by a listener that comes while looks are rare."""
         self._looking: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -155,6 +195,7 @@ class LivePage:
                 web.get("/live/events", self.events, allow_head=False),
             ]
         )
+        application.on_startup.append(self._start)
         application.on_shutdown.append(self._close)
 
     async def page(self, request: web.Request) -> web.Response:
@@ -214,10 +255,9 @@ class LivePage:
         return ""
 
     def _begin(self, listener: _Listener) -> None:
-        """Begin to look, or show what was seen last."""
-        if self._looking is None or self._looking.done():
-            self._watch, self._frames = Watch(), Frames()
-            self._looking = asyncio.get_running_loop().create_task(self._look_on())
+        """Look at once if the last look was one of the rare ones; otherwise show what was seen last."""
+        if len(self._listeners) == 1:
+            self._arrival.set()
         elif self._frames.number:
             listener.news.set()
 
@@ -234,18 +274,39 @@ class LivePage:
                 await response.write(frame)
             listener.is_writing = False
 
+    async def _start(self, application: web.Application) -> None:
+        self._looking = asyncio.get_running_loop().create_task(self._look_on())
+
     async def _look_on(self) -> None:
-        """Look, and tell everyone, while there is anyone."""
-        while self._listeners:
+        """Look, and tell the listeners, until the process ends."""
+        while True:
             try:
-                self._frames.follow(self._watch.follow(self._look(), self._clock()))
+                await self._look_once()
             except Exception:
                 # A defect: the page says that it hears nothing, and all else goes on.
                 log.critical("looking for the live page failed", exc_info=True)
             else:
                 for listener in self._listeners:
                     listener.news.set()
-            await asyncio.sleep(self._look_every_s)
+            try:
+                async with asyncio.timeout(self._look_every_s if self._listeners else self._note_every_s):
+                    await self._arrival.wait()
+            except TimeoutError:
+                pass
+            self._arrival.clear()
+
+    async def _look_once(self) -> None:
+        """One look, one view and its frame. Requests are served between the steps."""
+        others = MOST_ROWS if self._listeners else 0
+        look, now = self._look(Wanted(self._watch.shown(), others)), self._clock()
+        steps = self._watch.steps(look, now)
+        while True:
+            await asyncio.sleep(0)
+            try:
+                next(steps)
+            except StopIteration as done:
+                self._frames.follow(done.value)
+                return
 
     async def _close(self, application: web.Application) -> None:
         """End all listeners, or the process would wait for them."""

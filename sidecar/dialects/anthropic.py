@@ -11,10 +11,12 @@ from sidecar.dialects.bodies import (
     MESSAGE_BYTES,
     Malformed,
     Parsed,
+    at,
     content,
     items,
     output_bound,
     read,
+    reused_ids,
     size,
     total,
 )
@@ -39,8 +41,9 @@ class _Request(msgspec.Struct):
     model: str | None = None
     messages: list[_Message] = []
     system: Raw = NOTHING
-    max_tokens: int | None = None
+    max_tokens: int | float | None = None
     tools: Raw = NOTHING
+    kv_transfer_params: Raw = NOTHING
     stream: bool | None = False
 
 
@@ -55,10 +58,14 @@ def parse(body: bytes) -> Parsed:
         raise Malformed("messages must be a list of at least one message", "messages")
     tools = items(request.tools, "tools")
     texts = (request.system, *(message.content for message in request.messages))
-    text_bytes, images, audios = total(map(content, texts))
+    contents = [at("system", content, request.system)]
+    for number, message in enumerate(request.messages):
+        contents.append(at(f"messages[{number}].content", content, message.content))
+    text_bytes, images, audios = total(contents)
     text_bytes += MESSAGE_BYTES * len(request.messages) + sum(map(size, tools))
     ask = Ask(
         text_bytes=text_bytes,
+        token_ids=0 if request.kv_transfer_params is NOTHING else reused_ids(request.kv_transfer_params),
         images=images,
         audios=audios,
         tools=len(tools),

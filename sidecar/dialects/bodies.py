@@ -2,7 +2,8 @@
 
 A body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a 400 kB
 prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a request could
-mean one thing here and another there, and is refused with the field's name.
+mean one thing here and another there, and is refused with the field's name. A number without a fraction
+(``5.0``, ``5e0``) has only one meaning, and is an integer.
 
 Nobody else is served meanwhile, so what a body costs must follow from its length: 32 MB of text are skimmed
 in 33 ms, but as many bytes of ``{},`` or ``1,`` would take nine seconds, and gigabytes. So whatever becomes
@@ -22,12 +23,18 @@ from msgspec import Raw
 from sidecar.dialects.items import (
     MOST_SEQUENCES,
     NOTHING,
+    Part,
+    Transfer,
     begin_counting,
+    count_item,
+    counted,
     decode_list,
+    decode_part,
     decode_parts,
     decode_short_list,
+    decode_transfer,
 )
-from tokenpool.cost import Ask
+from tokenpool.cost import WINDOW, Ask
 
 MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""
@@ -43,17 +50,35 @@ BRACKET, QUOTE, BRACE, NULL = b'["{n'
 """First bytes of a list, a text, an object and a null."""
 _DIGITS, _SPACE = b"0123456789", b" \t\r\n"
 _LOOKS_LIKE_IDS = re.compile(rb"\[\s*[\d\[\]]").match
+_WHOLE_FRACTIONS = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
+_HOLDS_TEXT = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
+_EMPTY_LIST = re.compile(rb"\[\s*\]").fullmatch
 _MOST_TOKENS = 1 << 31
+_NO_EMBEDS = (
+    "prompt_embeds is not supported: it does not say how many tokens it holds; send text or token ids"
+)
+"""A tensor file of 1 kB may hold any number of rows: an expanded tensor stores one, a sparse one none."""
 
 _Request = TypeVar("_Request")
+_Value = TypeVar("_Value")
+_Read = TypeVar("_Read")
 
 
 class Malformed(ValueError):
     """The body cannot be priced; the text says what is wrong with it, ``param`` where."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, param: str | None = None, *, names_param: bool = True) -> None:
+        """``names_param`` says that the message names the field already."""
+        super().__init__(message if names_param or param is None else f"{message} in {param}")
         self.param = param
+        self._message = message
+        self._names_param = names_param
+
+    def within(self, place: str) -> Malformed:
+        """The same fault of a body whose field ``place`` holds the value that was read."""
+        rest = self.param or ""
+        dot = "." if rest and not rest.startswith("[") else ""
+        return Malformed(self._message, place + dot + rest, names_param=self._names_param)
 
 
 class Parsed(NamedTuple):
@@ -114,12 +139,21 @@ def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
     try:
         return decode(part)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        raise Malformed(f"{message}{f' in {path[:-1]}' if path else ''}", path[:-1] or None) from None
+        message, _, path = str(error).partition(" - at `$")
+        message = message.replace("`int | float", "`int")
+        raise Malformed(message, path.rstrip("`").lstrip(".") or None, names_param=False) from None
     except msgspec.DecodeError as error:
         raise Malformed(f"the body is not valid JSON: {error}") from None
     except RecursionError:
         raise Malformed("the body is nested too deeply") from None
+
+
+def at(place: str, read: Callable[[_Value], _Read], value: _Value) -> _Read:
+    """Read the value of the field ``place``: what is wrong in it is told by its full path."""
+    try:
+        return read(value)
+    except Malformed as error:
+        raise error.within(place) from None
 
 
 def check_unpriced(parsed: Parsed) -> None:
@@ -135,21 +169,45 @@ def check_unpriced(parsed: Parsed) -> None:
         )
 
 
-def output_bound(tokens: int | None, name: str) -> int | None:
+def whole(number: int | float, name: str) -> int:
+    """A number of tokens or sequences, which may be written ``16.0`` or ``1e2``."""
+    if isinstance(number, float):
+        if not number.is_integer():
+            raise Malformed(f"{name} must be a whole number, not {number:g}", name)
+        return int(number)
+    return number
+
+
+def tokens(number: int | float, name: str) -> int:
+    """A number of tokens that an engine could have."""
+    count = whole(number, name)
+    if count > _MOST_TOKENS:
+        raise Malformed(f"{name} is more than any engine's context window; send less, or leave it out", name)
+    return count
+
+
+def output_bound(number: int | float | None, name: str) -> int | None:
     """The output bound; the engine refuses one below 0 or so itself, so it is priced as one token."""
-    if tokens is None:
+    return None if number is None else max(tokens(number, name), 1)
+
+
+def input_bound(number: int | float | None, name: str = "truncate_prompt_tokens") -> int | None:
+    """To how many tokens the engine is to cut each prompt; -1 is its context window."""
+    if number is None:
         return None
-    if tokens > _MOST_TOKENS:
-        raise Malformed(f"{name} of {tokens} is more than any engine's context window", name)
-    return max(tokens, 1)
+    bound = tokens(number, name)
+    if bound < WINDOW:
+        raise Malformed(f"{name} must be at least 0, or -1 for the context window", name)
+    return bound
 
 
-def sequences(n: int | None, name: str = "n") -> int:
+def sequences(n: int | float | None, name: str = "n") -> int:
     """How many sequences a request asks for by a field."""
     if n is None:
         return 1
+    n = whole(n, name)
     if not 1 <= n <= MOST_SEQUENCES:
-        raise Malformed(f"{name} must be from 1 to {MOST_SEQUENCES}, not {n}", name)
+        raise Malformed(f"{name} must be from 1 to {MOST_SEQUENCES}", name)
     return n
 
 
@@ -180,20 +238,23 @@ def content(value: Raw, depth: int = 0) -> Content:
     if view[0] != BRACKET:
         return Content(size(value))
     if depth == MOST_NESTED:
-        raise Malformed(f"there are parts within parts in more than {MOST_NESTED} levels", "content")
-    text_bytes = images = audios = 0
-    for part in read_part(decode_parts, bytes(view)):
+        raise Malformed(f"there are parts within parts in more than {MOST_NESTED} levels")
+    text_bytes, parts = _parts(bytes(view))
+    images = audios = 0
+    for part in parts:
         kind = part.type or ""
         if "image" in kind or "video" in kind:
             images += 1
         elif "audio" in kind:
             audios += 1
+        elif kind == "prompt_embeds" or part.prompt_embeds is not NOTHING:
+            raise Malformed(_NO_EMBEDS, _place(parts, part, value))
         else:
             for text in (part.text, part.thinking, part.refusal, part.input):
                 if text is not NOTHING:
                     text_bytes += size(text)
             if part.content is not NOTHING:
-                more, pictures, sounds = content(part.content, depth + 1)
+                more, pictures, sounds = _nested(parts, part, value, depth)
                 text_bytes += more
                 images += pictures
                 audios += sounds
@@ -202,6 +263,76 @@ def content(value: Raw, depth: int = 0) -> Content:
                 images += is_picture
                 audios += is_sound
     return Content(text_bytes, images, audios)
+
+
+def _nested(parts: list[Part], part: Part, value: Raw, depth: int) -> Content:
+    """What is within a part that was read from the list ``value``."""
+    try:
+        return content(part.content, depth + 1)
+    except Malformed as error:
+        raise error.within("content").within(_place(parts, part, value)) from None
+
+
+def _parts(text: bytes) -> tuple[int, list[Part]]:
+    """The parts of a list, and the bytes of plain texts beside them, which vLLM allows."""
+    try:
+        return 0, read_part(decode_parts, text)
+    except Malformed as error:
+        found = _HOLDS_TEXT(str(error))
+        if found is None:
+            raise
+        begin_counting(counted() - int(found[1]))  # the parts before the first text are read again
+    text_bytes = 0
+    parts: list[Part] = []
+    try:
+        elements = items(Raw(text), "content")
+    except Malformed:
+        raise Malformed(f"a list that holds texts must not have more than {MOST_SEQUENCES} items") from None
+    for number, each in enumerate(elements):
+        if memoryview(each)[0] == QUOTE:
+            text_bytes += size(each)
+            try:
+                count_item()
+            except ValueError as too_many:  # another name than below: compiled, a variable has one type
+                raise Malformed(str(too_many)) from None
+        else:
+            try:
+                parts.append(read_part(decode_part, bytes(each)))
+            except Malformed as error:
+                raise error.within(f"[{number}]") from None
+    return text_bytes, parts
+
+
+def _place(parts: list[Part], part: Part, value: Raw) -> str:
+    """Where a part stands in the list that it was read from, which may hold texts beside the parts."""
+    before = 0
+    while parts[before] is not part:
+        before += 1
+    for number, each in enumerate(read_part(decode_list, bytes(memoryview(value)))):
+        if memoryview(each)[0] == BRACE:
+            if not before:
+                return f"[{number}]"
+            before -= 1
+    raise AssertionError("the part was not read from this list")
+
+
+def check_no_embeds(value: Raw, name: str = "prompt_embeds") -> None:
+    """Refuse embeddings in place of a prompt. An empty list of them is nothing, for the engine too."""
+    if not is_null(value) and not _EMPTY_LIST(memoryview(value)):
+        raise Malformed(_NO_EMBEDS, name)
+
+
+def reused_ids(value: Raw) -> int:
+    """Token ids in ``kv_transfer_params``: vLLM reads them in place of the messages, as a rule."""
+    transfer = at("kv_transfer_params", _read_transfer, value)
+    if transfer is None or is_null(transfer.prompt_token_ids):
+        return 0
+    return prompts(transfer.prompt_token_ids, "kv_transfer_params.prompt_token_ids")[2]
+
+
+def _read_transfer(value: Raw) -> Transfer | None:
+    transfer: Transfer | None = read_part(decode_transfer, bytes(memoryview(value)))
+    return transfer
 
 
 def total(contents: Iterable[Content]) -> Content:
@@ -252,6 +383,8 @@ def _token_ids(text: bytes, name: str) -> tuple[int, int, int]:
 
     Making Python's numbers of 32,000 ids took 32 ms, counting their commas takes 0.1.
     """
+    if b"." in text:
+        text = _WHOLE_FRACTIONS.sub(b"", text)  # 16.0 is 16
     bare = text.translate(None, _SPACE)
     if bare == b"[]":
         raise Malformed(f"{name} must not be an empty list", name)

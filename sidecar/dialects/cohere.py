@@ -9,7 +9,9 @@ from sidecar.dialects.bodies import (
     Content,
     Malformed,
     Parsed,
+    at,
     content,
+    input_bound,
     is_null,
     items,
     read,
@@ -20,8 +22,7 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.pooling import ROUTE
-from sidecar.usage import BodyReader
-from tokenpool.cost import Ask
+from tokenpool.cost import WINDOW, Ask
 
 
 class _Request(msgspec.Struct):
@@ -29,16 +30,13 @@ class _Request(msgspec.Struct):
     texts: Raw = NOTHING
     images: Raw = NOTHING
     inputs: Raw = NOTHING
+    max_tokens: int | float | None = None
+    truncate: str | None = "END"
     priority: Raw | UnsetType = UNSET
 
 
 class _Input(Item):
     content: Raw = NOTHING
-
-
-def reader() -> BodyReader:
-    """Usage has another name here."""
-    return BodyReader(b'"billed_units":')
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -57,7 +55,8 @@ def parse(body: bytes) -> Parsed:
         contents = [Content(images=1) for _ in items(request.images, "images")]
     else:
         items(request.inputs, "inputs")  # not too many
-        contents = [content(each.content) for each in read_part(_decode_inputs, bytes(request.inputs))]
+        listed = at("inputs", _read_inputs, request.inputs)
+        contents = [at(f"inputs[{n}].content", content, each.content) for n, each in enumerate(listed)]
     if not contents:
         raise Malformed("there must be something to embed", "texts")
     text_bytes, images, audios = total(contents)
@@ -68,5 +67,18 @@ def parse(body: bytes) -> Parsed:
         prompts=len(contents),
         output_bound=0,
         target=(ROUTE, request.model or ""),
+        input_bound=_bound(request),
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
+
+
+def _read_inputs(value: Raw) -> list[_Input]:
+    return read_part(_decode_inputs, bytes(value))
+
+
+def _bound(request: _Request) -> int | None:
+    """To how many tokens each input is cut: to the window, unless the request says something else."""
+    bound = input_bound(request.max_tokens, "max_tokens")
+    if request.truncate == "NONE":
+        return None  # what is longer is refused by the engine
+    return WINDOW if bound is None else bound

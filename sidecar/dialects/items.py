@@ -25,9 +25,14 @@ class _Seen:
     items: ClassVar[int] = 0
 
 
-def begin_counting() -> None:
-    """Another body is read."""
-    _Seen.items = 0
+def begin_counting(items: int = 0) -> None:
+    """Another body is read; or a part of one is read again, before which there were so many items."""
+    _Seen.items = items
+
+
+def counted() -> int:
+    """How many items of this body were read so far."""
+    return _Seen.items
 
 
 def count_item() -> None:
@@ -62,6 +67,7 @@ class Part(Item):
     audio_url: Raw = NOTHING
     audio_embeds: Raw = NOTHING
     input_audio: Raw = NOTHING
+    prompt_embeds: Raw = NOTHING
 
     def media(self) -> tuple[bool, bool]:
         """Pictures and sounds that no type tells of: without one, or with a cache's name, vLLM looks."""
@@ -77,7 +83,15 @@ def _is_sent(values: tuple[Raw, ...]) -> bool:
     return False
 
 
+class Transfer(msgspec.Struct):
+    """What one engine hands to another: vLLM's ``kv_transfer_params``."""
+
+    prompt_token_ids: Raw = NOTHING
+
+
+decode_part = msgspec.json.Decoder(Part).decode
 decode_parts = msgspec.json.Decoder(list[Part]).decode
+decode_transfer = msgspec.json.Decoder(Transfer | None).decode
 decode_list = msgspec.json.Decoder(list[Raw]).decode
 decode_short_list = msgspec.json.Decoder(
     msgspec.defstruct(

@@ -14,13 +14,17 @@ from sidecar.dialects.bodies import (
     Content,
     Malformed,
     Parsed,
+    at,
+    check_no_embeds,
     content,
+    input_bound,
     items,
     not_too_many,
     output_bound,
     prompts,
     read,
     read_part,
+    reused_ids,
     sequences,
     size,
     total,
@@ -58,17 +62,19 @@ def parse_chat(body: bytes) -> Parsed:
     request = read(decode_chat, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
-    text_bytes, images, audios = conversation(request.messages)
+    text_bytes, images, audios = at("messages", conversation, request.messages)
     tools: list[Raw] = []
     if request.tools is not NOTHING:
         tools = items(request.tools, "tools")
         text_bytes += sum(map(size, tools))
     if request.documents is not NOTHING:
         text_bytes += size(request.documents)
+    token_ids = 0 if request.kv_transfer_params is NOTHING else reused_ids(request.kv_transfer_params)
     per_prompt = 1 if request.n is None or request.n == 1 else sequences(request.n)
+    bound = input_bound(request.truncate_prompt_tokens)
     ask = Ask(
         text_bytes,
-        0,
+        token_ids,
         images,
         audios,
         len(tools),
@@ -76,7 +82,9 @@ def parse_chat(body: bytes) -> Parsed:
         per_prompt,
         _chat_bound(request),
         (CHAT_ROUTE, request.model or ""),
-        prefixes(text_bytes, _texts(tools, request.messages)),
+        # Cut, a prompt may begin anywhere.
+        prefixes(text_bytes, _texts(tools, request.messages)) if bound is None else (),
+        bound,
     )
     return _parsed(ask, request, body)
 
@@ -87,7 +95,9 @@ def parse_chat_batch(body: bytes) -> Parsed:
     chats = items(request.messages, "messages")
     if not chats:
         raise Malformed("messages must be a list of at least one conversation", "messages")
-    text_bytes, images, audios = total(map(conversation_of, chats))
+    text_bytes, images, audios = total(
+        [at(f"messages[{number}]", conversation_of, chat) for number, chat in enumerate(chats)]
+    )
     # What the engine refuses anyway (streams, n) is priced as it would be.
     ask = Ask(
         text_bytes,
@@ -97,6 +107,8 @@ def parse_chat_batch(body: bytes) -> Parsed:
         sequences_per_prompt=sequences(request.n),
         output_bound=_chat_bound(request),
         target=(CHAT_ROUTE, request.model or ""),
+        # Not documented on this route; vLLM 0.32 hands it on to each conversation.
+        input_bound=input_bound(request.truncate_prompt_tokens),
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
 
@@ -116,7 +128,10 @@ def conversation(messages: list[Message]) -> Content:
         if view[0] == QUOTE:
             text_bytes += len(view) - 2
         elif text is not NOTHING:
-            more, pictures, sounds = content(text)
+            try:
+                more, pictures, sounds = content(text)
+            except Malformed as error:
+                raise error.within(f"[{_index(messages, message)}].content") from None
             text_bytes += more
             images += pictures
             audios += sounds
@@ -126,13 +141,22 @@ def conversation(messages: list[Message]) -> Content:
     return Content(text_bytes, images, audios)
 
 
+def _index(messages: list[Message], message: Message) -> int:
+    for number, each in enumerate(messages):
+        if each is message:
+            return number
+    raise AssertionError("the message is not of this conversation")
+
+
 def parse_completion(body: bytes) -> Parsed:
     """Read a ``/v1/completions`` body. Raises ``Malformed``."""
     request = read(decode_completion, body)
+    check_no_embeds(request.prompt_embeds)
     count, text_bytes, token_ids = prompts(request.prompt, "prompt")
     per_prompt = max(sequences(request.n), sequences(request.best_of, "best_of"))
     not_too_many(count, "n", per_prompt)
     bound = request.max_tokens
+    kept = input_bound(request.truncate_prompt_tokens)
     ask = Ask(
         text_bytes=text_bytes + len(request.suffix or ""),
         token_ids=token_ids,
@@ -140,8 +164,9 @@ def parse_completion(body: bytes) -> Parsed:
         sequences_per_prompt=per_prompt,
         output_bound=output_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
         target=(COMPLETIONS_ROUTE, request.model or ""),
-        # Several prompts have no common beginning.
-        prefixes=prefixes(text_bytes, (request.prompt,)) if count == 1 else (),
+        # Several prompts have no common beginning, and one that is cut may begin anywhere.
+        prefixes=prefixes(text_bytes, (request.prompt,)) if count == 1 and kept is None else (),
+        input_bound=kept,
     )
     return _parsed(ask, request, body)
 
@@ -154,8 +179,9 @@ def _texts(tools: list[Raw], messages: list[Message]) -> Iterator[Raw]:
 
 def _chat_bound(request: Chat | ChatBatch) -> int | None:
     """The bound that the engine obeys where there are two: the newer one."""
-    bound = request.max_completion_tokens
-    return output_bound(request.max_tokens if bound is None else bound, "max_completion_tokens")
+    if request.max_completion_tokens is None:
+        return output_bound(request.max_tokens, "max_tokens")
+    return output_bound(request.max_completion_tokens, "max_completion_tokens")
 
 
 def _parsed(ask: Ask, request: Generation, body: bytes) -> Parsed:

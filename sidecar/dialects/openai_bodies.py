@@ -1,4 +1,7 @@
-"""OpenAI's request bodies as far as they are read: structs for the decoder. Their cost is ``openai``'s."""
+"""OpenAI's request bodies as far as they are read: structs for the decoder. Their cost is ``openai``'s.
+
+A number of tokens or sequences may be written ``16.0``: ``bodies.whole`` takes it for 16, as the engine does.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,9 @@ class Generation(msgspec.Struct):
     model: str | None = None
     stream: bool | None = False
     stream_options: StreamOptions | UnsetType | None = UNSET
-    max_tokens: int | None = None
-    n: int | None = 1
+    max_tokens: int | float | None = None
+    n: int | float | None = 1
+    truncate_prompt_tokens: int | float | None = None
     priority: Raw | UnsetType = UNSET
 
 
@@ -38,23 +42,25 @@ class Chat(Generation):
     """One conversation to be continued."""
 
     messages: list[Message] = []
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | float | None = None
     tools: Raw = NOTHING
     documents: Raw = NOTHING
+    kv_transfer_params: Raw = NOTHING
 
 
 class ChatBatch(Generation):
     """Several of them: a list of lists of messages."""
 
     messages: Raw = NOTHING
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | float | None = None
 
 
 class Completion(Generation):
     """Prompts to be continued."""
 
     prompt: Raw = NOTHING
-    best_of: int | None = None
+    prompt_embeds: Raw = NOTHING
+    best_of: int | float | None = None
     suffix: str | None = None
 
 

@@ -18,7 +18,9 @@ from sidecar.dialects.bodies import (
     Content,
     Malformed,
     Parsed,
+    at,
     content,
+    input_bound,
     is_null,
     items,
     not_too_many,
@@ -26,6 +28,7 @@ from sidecar.dialects.bodies import (
     read,
     read_part,
     size,
+    tokens,
     total,
 )
 from sidecar.dialects.fields import is_given
@@ -35,6 +38,8 @@ from tokenpool.cost import Ask
 
 ROUTE = "pooling"
 """Where prices are learned: a model of this kind reads a text alike on all of these routes."""
+PAIR_TOKENS = 128
+"""What a score template may add to a query and a document that are each cut to a bound."""
 
 
 _FIRST = re.compile(rb"\[\s*(\[\s*)?\{").match
@@ -43,6 +48,8 @@ _FIRST = re.compile(rb"\[\s*(\[\s*)?\{").match
 
 class _Pooling(msgspec.Struct):
     model: str | None = None
+    truncate_prompt_tokens: int | float | None = None
+    padding: str | None = None
     priority: Raw | UnsetType = UNSET
 
 
@@ -52,7 +59,13 @@ class _Embedding(_Pooling):
     data: Raw = NOTHING
 
 
-class _Scoring(_Pooling):
+class _Pairs(_Pooling):
+    instruction: Raw = NOTHING
+    max_tokens_per_query: int | float | None = 0
+    max_tokens_per_doc: int | float | None = 0
+
+
+class _Scoring(_Pairs):
     queries: Raw = NOTHING
     documents: Raw = NOTHING
     items: Raw = NOTHING
@@ -62,7 +75,7 @@ class _Scoring(_Pooling):
     data_2: Raw = NOTHING
 
 
-class _Reranking(_Pooling):
+class _Reranking(_Pairs):
     query: Raw = NOTHING
     documents: Raw = NOTHING
 
@@ -84,15 +97,15 @@ def parse_input(body: bytes) -> Parsed:
     request = read(_decode_embedding, body)
     fields = {"input": request.input, "messages": request.messages, "data": request.data}
     _only_one([name for name, value in fields.items() if not is_null(value)], "input")
-    chats = request.input if is_null(request.messages) else request.messages
+    name, chats = ("input", request.input) if is_null(request.messages) else ("messages", request.messages)
     first = _FIRST(memoryview(chats))
     if not is_null(request.data):
         # What a plugin makes of its data only the plugin knows: a text of that length.
         ask = _ask([Content(size(request.data))])
     elif first is not None and first[1]:
-        ask = _ask([conversation_of(each) for each in items(chats, "messages")])
+        ask = _ask([at(f"{name}[{n}]", conversation_of, each) for n, each in enumerate(items(chats, name))])
     elif first is not None:
-        ask = _ask([conversation_of(chats)])
+        ask = _ask([at(name, conversation_of, chats)])
     else:
         count, text_bytes, token_ids = prompts(request.input, "input")
         ask = Ask(text_bytes, token_ids, prompts=not_too_many(count, "input"), output_bound=0)
@@ -103,12 +116,12 @@ def parse_scores(body: bytes) -> Parsed:
     """Read a body of ``/score``: pairs of texts. Raises ``Malformed``."""
     request = read(_decode_scoring, body)
     given = {
-        names: (one, other)
-        for names, one, other in (
-            ("queries and documents", request.queries, request.documents),
-            ("queries and items", request.queries, request.items),
-            ("text_1 and text_2", request.text_1, request.text_2),
-            ("data_1 and data_2", request.data_1, request.data_2),
+        (first, second): (one, other)
+        for first, second, one, other in (
+            ("queries", "documents", request.queries, request.documents),
+            ("queries", "items", request.queries, request.items),
+            ("text_1", "text_2", request.text_1, request.text_2),
+            ("data_1", "data_2", request.data_1, request.data_2),
         )
         if not (is_null(one) or is_null(other))
     }
@@ -116,15 +129,16 @@ def parse_scores(body: bytes) -> Parsed:
         raise Malformed(
             "send queries and documents (or items), text_1 and text_2, or data_1 and data_2", "queries"
         )
-    _only_one(list(given), "queries")
-    ((one, other),) = given.values()
-    return _parsed(_pairs(_texts(one, "queries"), _texts(other, "documents")), request, body)
+    _only_one([" and ".join(names) for names in given], "queries")
+    (((first, second), (one, other)),) = given.items()
+    return _parsed(_pairs(_texts(one, first), _texts(other, second), request), request, body)
 
 
 def parse_reranking(body: bytes) -> Parsed:
     """Read a body of ``/rerank``: one query, many documents. Raises ``Malformed``."""
     request = read(_decode_reranking, body)
-    return _parsed(_pairs([_text(request.query)], _texts(request.documents, "documents")), request, body)
+    queries = [at("query", _text, request.query)]
+    return _parsed(_pairs(queries, _texts(request.documents, "documents"), request), request, body)
 
 
 def _only_one(given: list[str], param: str) -> None:
@@ -134,16 +148,34 @@ def _only_one(given: list[str], param: str) -> None:
 
 
 def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
-    ask = ask._replace(target=(ROUTE, request.model or ""))
+    bound = input_bound(request.truncate_prompt_tokens)
+    if bound is None or (ask.input_bound is not None and 0 <= ask.input_bound < bound):
+        bound = ask.input_bound
+    ask = ask._replace(
+        target=(ROUTE, request.model or ""), input_bound=bound, pads_input=request.padding == "max_length"
+    )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
 
 
-def _pairs(ones: Sequence[Content], others: Sequence[Content]) -> Ask:
+def _pairs(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> Ask:
     """Each pair is read as one sequence; a single text is paired with every other."""
     if not ones or not others:
         raise Malformed("there must be at least one query and one document", "documents")
     count = max(len(ones), len(others))
-    return _ask([*_repeated(ones, count // len(ones)), *_repeated(others, count // len(others))], count)
+    ask = _ask([*_repeated(ones, count // len(ones)), *_repeated(others, count // len(others))], count)
+    return ask._replace(input_bound=_pair_bound(ones, others, request))
+
+
+def _pair_bound(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> int | None:
+    """What a pair has at most where its texts are cut. A text has no more tokens than bytes."""
+    query = tokens(request.max_tokens_per_query or 0, "max_tokens_per_query")
+    document = tokens(request.max_tokens_per_doc or 0, "max_tokens_per_doc")
+    if query <= 0 and document <= 0:
+        return None
+    longest, longest_other = (max(text.text_bytes for text in texts) for texts in (ones, others))
+    one = min(query, longest) if query > 0 else longest
+    other = min(document, longest_other) if document > 0 else longest_other
+    return one + other + size(request.instruction) + PAIR_TOKENS
 
 
 def _repeated(texts: Sequence[Content], times: int) -> list[Content]:
@@ -164,12 +196,12 @@ def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
 def _texts(value: Raw, name: str) -> list[Content]:
     """One text, or a list of them."""
     if memoryview(value)[0] == BRACKET:
-        return [_text(item) for item in items(value, name)]
-    return [_text(value)]
+        return [at(f"{name}[{number}]", _text, item) for number, item in enumerate(items(value, name))]
+    return [at(name, _text, value)]
 
 
 def _text(value: Raw) -> Content:
     if memoryview(value)[0] == BRACE:
         rich = read_part(_decode_rich, bytes(value)).content
-        return Content(size(value)) if is_null(rich) else content(rich)
+        return Content(size(value)) if is_null(rich) else at("content", content, rich)
     return content(value)

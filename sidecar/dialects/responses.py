@@ -16,6 +16,7 @@ from sidecar.dialects.bodies import (
     Content,
     Malformed,
     Parsed,
+    at,
     content,
     items,
     output_bound,
@@ -29,7 +30,7 @@ from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.openai import error_body, error_kind, limit_headers
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.cost import Ask
+from tokenpool.cost import WINDOW, Ask
 from tokenpool.outcomes import Reason
 
 ROUTE = "/v1/responses"
@@ -49,7 +50,9 @@ class _Request(msgspec.Struct):
     model: str | None = None
     input: Raw = NOTHING
     instructions: Raw = NOTHING
-    max_output_tokens: int | None = None
+    previous_input_messages: Raw = NOTHING
+    max_output_tokens: int | float | None = None
+    truncation: Raw | UnsetType = UNSET
     tools: Raw = NOTHING
     stream: bool | None = False
     background: bool | None = False
@@ -75,9 +78,10 @@ def parse(body: bytes) -> Parsed:
         raise Malformed("request_id must be 1 to 100 letters, digits, dashes or underscores", "request_id")
     if request.input is NOTHING:
         raise Malformed("input must be a text or a list of items", "input")
-    text_bytes, images, audios = _input(request.input)
+    text_bytes, images, audios = at("input", _input, request.input)
     tools = items(request.tools, "tools")
     text_bytes += size(request.instructions) + sum(map(size, tools))
+    text_bytes += size(request.previous_input_messages)
     ask = Ask(
         text_bytes=text_bytes,
         images=images,
@@ -86,6 +90,7 @@ def parse(body: bytes) -> Parsed:
         output_bound=output_bound(request.max_output_tokens, "max_output_tokens"),
         target=(ROUTE, request.model or ""),
         prefixes=prefixes(text_bytes, (*tools, request.instructions, request.input)),
+        input_bound=WINDOW if _truncates(request.truncation) else None,
     )
     return Parsed(
         ask,
@@ -99,16 +104,23 @@ def parse(body: bytes) -> Parsed:
     )
 
 
+def _truncates(truncation: Raw | UnsetType) -> bool:
+    """Whether the engine cuts the prompt to its window: for it, anything but ``disabled`` says so."""
+    return not isinstance(truncation, UnsetType) and bytes(memoryview(truncation)) != b'"disabled"'
+
+
 def _input(value: Raw) -> Content:
     view = memoryview(value)
     if view[0] != BRACKET:
         return Content(size(value) + MESSAGE_BYTES)
-    return total(map(_content_of, read_part(_decode_items, bytes(view))))
+    listed = read_part(_decode_items, bytes(view))
+    return total([at(f"[{number}]", _content_of, item) for number, item in enumerate(listed)])
 
 
 def _content_of(item: _Item) -> Content:
     rest = Content(MESSAGE_BYTES + size(item.arguments))
-    said = [content(each) for each in (item.content, item.output, item.summary) if each is not NOTHING]
+    parts = (("content", item.content), ("output", item.output), ("summary", item.summary))
+    said = [at(name, content, each) for name, each in parts if each is not NOTHING]
     return total((rest, *said)) if said else rest
 
 

@@ -8,16 +8,28 @@ from email.utils import formatdate
 from functools import lru_cache
 
 from sidecar.gate import LONGEST_SDK_WAIT_S, Refusal
+from sidecar.http.cors import Cors
 from sidecar.http.heads import RequestHead, frame_answer
 from tokenpool.outcomes import Reason
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
 
 
-def refusal_bytes(refusal: Refusal, head: RequestHead, *, closes: bool) -> bytes:
-    """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD."""
+def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bool) -> bytes:
+    """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD.
+
+    A browser's preflight is answered in the engine's place: its page gets to read why the request is refused.
+    """
     reason, dialect = refusal.reason, head.dialect
+    if head.origin is not None and reason is not Reason.MALFORMED:
+        preflight = cors.preflight(head)
+        if preflight:
+            connection = b"connection: close\r\n" if closes else b""
+            return _NO_CONTENT + _date(int(time.time())) + preflight + connection + b"\r\n"
     lines = [_date(int(time.time())), b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
+    if head.origin is not None:
+        lines.append(cors.lines(head.origin))
     if refusal.account is not None:
         lines.append(dialect.limit_headers(refusal.account))
     wait = refusal.retry_after_s

@@ -6,6 +6,7 @@ What is said on a connection is not known here; ``bounds`` has the arithmetic.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
@@ -19,6 +20,8 @@ from sidecar.telemetry import Telemetry
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.1
 """How often, at most, all connections are looked through for idle ones that can make way."""
+PER_SWEEP = 200
+"""Connections that are looked at in one step of a sweep: some 0.1 ms."""
 REFUSED_AT_ONCE = 100
 """Connections beyond the bound that get an answer; more are closed without one."""
 
@@ -139,15 +142,20 @@ class Doorman:
             each.sort(key=itemgetter(0), reverse=True)
         return found
 
-    def sweep(self, now: float) -> None:
-        """End what has taken too long. Run about once a second: no request pays for a timer of its own."""
-        for connection in list(self.connections):
+    def sweep(self, now: float) -> Iterator[None]:
+        """End what has taken too long. Run about once a second: no request pays for a timer of its own.
+
+        In steps of ``PER_SWEEP`` connections.
+        """
+        for number, connection in enumerate(list(self.connections), 1):
             try:
                 connection.sweep(now)
             except Exception:
                 # Whatever is wrong with one, the others' time limits go on.
                 log.exception("a connection could not be swept")
                 connection.abort()
+            if number % PER_SWEEP == 0:
+                yield
         self.pool.close_idle(now)
 
     @property

@@ -333,7 +333,7 @@ class Downstream(asyncio.Protocol):
         self._door.gate.refused(refusal)
         self.give(request.held)
         closes = request.closes or not request.head.keeps_alive or self._door.gate.is_draining
-        answer = refusal_bytes(refusal, request.head, closes=closes)
+        answer = refusal_bytes(refusal, request.head, self._door.gate.engine.cors, closes=closes)
         spent_s, self._spent_s = self._spent_s, 0.0
         seconds = self.holder.unpaid_s(spent_s, self._door.telemetry.clock())
         if closes:
@@ -367,7 +367,7 @@ class Downstream(asyncio.Protocol):
 
     def _answer_and_linger(self, refusal: Refusal) -> None:
         self._door.gate.refused(refusal)
-        self.write(refusal_bytes(refusal, RequestHead(), closes=True))
+        self.write(refusal_bytes(refusal, RequestHead(), self._door.gate.engine.cors, closes=True))
         self._linger()
 
     # --- what the exchange asks for ---
@@ -400,7 +400,7 @@ class Downstream(asyncio.Protocol):
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal, and close."""
         self._exchange = None
-        self.write(refusal_bytes(refusal, head, closes=True))
+        self.write(refusal_bytes(refusal, head, self._door.gate.engine.cors, closes=True))
         self._close()
 
     # --- closing ---

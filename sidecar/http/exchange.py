@@ -16,7 +16,7 @@ from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
 from sidecar.http.heads import RequestHead, ResponseHead, with_length
 from sidecar.http.upstream import Connection, Pool
 from sidecar.telemetry import Telemetry
-from sidecar.usage import BodyReader, Reader, StreamReader
+from sidecar.usage import BodyReader, OpaqueReader, Reader, StreamReader
 from tokenpool.outcomes import Ending, Reason
 
 log = logging.getLogger(__name__)
@@ -148,16 +148,15 @@ class Exchange:
         passage = self._passage
         self._status = head.status
         if passage.ticket is not None and head.status == 200:
-            self._reader = (
-                StreamReader(self._gate.engine.stamp if passage.hides_usage else None)
-                if head.is_event_stream
-                else self._body_reader()
-            )
+            self._reader = self._reader_of(head)
         extra = (
             self._request.dialect.limit_headers(passage.account)
             if passage.ticket and passage.account
             else b""
         )
+        origin = self._request.origin
+        if origin is not None:
+            extra += self._gate.engine.cors.relayed(origin, head)
         framing = self._framing(head)
         self._head = head.frame(extra, framing, self._connection_header())
         self._judge_head(head)
@@ -168,7 +167,11 @@ class Exchange:
         elif head.is_event_stream and not self._is_judging:
             self._send_head()
 
-    def _body_reader(self) -> Reader:
+    def _reader_of(self, head: ResponseHead) -> Reader:
+        if head.is_compressed:
+            return OpaqueReader()
+        if head.is_event_stream:
+            return StreamReader(self._gate.engine.stamp if self._passage.hides_usage else None)
         route = self._request.route
         return route.reader() if route is not None else BodyReader()
 
@@ -211,13 +214,13 @@ class Exchange:
         passage, reader = self._passage, self._reader
         now = self._telemetry.clock()
         if reader is not None:
-            if body and self.last_progress == passage.started_at:
-                self._gate.first_token(passage, now - passage.started_at)
             seen = reader.feed(body)
             if is_complete:
                 seen += reader.end()
             elif reader.events >= self._looks_at:
                 self._looks_at = self._gate.relayed(passage, reader.events)
+            if reader.has_begun and not passage.has_begun:
+                self._gate.first_token(passage, now - passage.started_at)
             if seen is not body:
                 body, chunk = seen, None
         self.last_progress = now
@@ -395,11 +398,20 @@ class Exchange:
         self._has_ended = True
         reader = self._reader
         computes = spent and self._status in (0, 200)
+        if reader is None:
+            self._gate.close(self._passage, ending, None, 0, spent=computes)
+            return
+        if reader.has_failed:
+            # The engine gave the request up, whoever ended the connection after that.
+            ending = Ending.UPSTREAM_ERROR
+            computes = reader.has_begun
         self._gate.close(
             self._passage,
             ending,
-            reader.usage if reader is not None else None,
-            reader.events if reader is not None else 0,
+            reader.usage,
+            reader.output_events,
             spent=computes,
-            stored=reader.response if reader is not None else None,
+            unreported=reader.unreported(ending is Ending.FINISHED),
+            no_usage=reader.no_usage,
+            stored=reader.response,
         )

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import re
 
-from sidecar.http.heads import RequestHead, nominated
+from sidecar.http.heads import HOP_BY_HOP, RequestHead, canonical, nominated, oddly_named
 
 _AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
 _HOST = re.compile(_AUTHORITY % b"*")
 """RFC 3986 section 3.2 without user information. It may be empty (RFC 9110 section 7.2)."""
 _ABSOLUTE = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re.IGNORECASE)
+
+
+_FRAMING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
+"""What says where a message ends or what becomes of its connection, and what this hop takes out."""
 
 
 def framing_flaw(head: RequestHead) -> str | None:
@@ -23,6 +27,11 @@ def framing_flaw(head: RequestHead) -> str | None:
         head.all(b"transfer-encoding"),
         head.all(b"host"),
     )
+    for name, _ in oddly_named(head.headers):
+        read_as = canonical(name)
+        if read_as in _FRAMING:
+            written = name.decode("ascii", "replace")
+            return f"the header {written} could be read as {read_as.decode()}; leave it out, or write that"
     if head.method == b"CONNECT":
         return "CONNECT is not served here"
     if len(hosts) > 1 or (not hosts and not head.is_http10):

@@ -6,10 +6,12 @@ header), so the engine cannot read it differently from us. RFC 9110 section 7.6.
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
+from sidecar.identity import KEY_HEADERS
 from sidecar.routes import Route
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,10 +37,12 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"expect",
     # Who the tenant is concerns the sidecar alone.
     b"authorization",
-    b"x-api-key",
-    # A compressed answer would hide the usage; the engine is next door, so nothing is lost.
+    *KEY_HEADERS,
+    # A compressed answer would hide the usage; the engine is on the same machine, so nothing is lost.
     b"accept-encoding",
 }
+_NO_COMPRESSION = b"accept-encoding: identity\r\n"
+"""Without the header a server may compress as it likes (RFC 9110 section 12.5.3), and some proxies do."""
 _OWN_PREFIX = b"x-tokenpool-"
 
 _STATUS_LINES = {
@@ -46,10 +50,37 @@ _STATUS_LINES = {
 } | {529: b"HTTP/1.1 529 Overloaded\r\n"}
 
 
+_DELIMITERS = re.compile(rb"[-_]+")
+
+
+def canonical(name: bytes) -> bytes:
+    """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
+    return _DELIMITERS.sub(b"-", name).strip(b"-")
+
+
+def oddly_named(headers: Headers) -> Headers:
+    """The headers whose names are not canonical. As a rule there are none: all names are searched at once."""
+    names = b"-\n-".join([name for name, _ in headers])
+    # One more delimiter at either end of a name makes two of one that is there.
+    if b"_" not in names and b"--" not in names and not names.startswith(b"-") and not names.endswith(b"-"):
+        return []
+    return [header for header in headers if canonical(header[0]) != header[0]]
+
+
 class RequestHead:
     """The head of one request, as parsed."""
 
-    __slots__ = ("framed", "headers", "is_http10", "keeps_alive", "method", "path", "route", "target")
+    __slots__ = (
+        "framed",
+        "headers",
+        "is_http10",
+        "keeps_alive",
+        "method",
+        "origin",
+        "path",
+        "route",
+        "target",
+    )
 
     def __init__(self) -> None:
         self.framed: bytes | None = None
@@ -58,6 +89,8 @@ class RequestHead:
         self.target = b""
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
+        self.origin: bytes | None = None
+        """The web page that a browser asks for, once the head is complete."""
         self.route: Route | None = None
         """Where the path leads; ``None`` while that is not known, or nowhere."""
         self.headers: Headers = []
@@ -100,12 +133,13 @@ class RequestFramer:
     __slots__ = ("_dropped", "_fixed")
 
     def __init__(self, host: str, engine_key: str | None, identity_header: str | None) -> None:
-        self._fixed = b"host: " + host.encode() + b"\r\n"
+        self._fixed = b"host: " + host.encode() + b"\r\n" + _NO_COMPRESSION
         if engine_key:
             self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
         self._dropped = _NOT_FORWARDED
         if identity_header:
-            self._dropped = self._dropped | {identity_header.lower().encode()}
+            name = identity_header.lower().encode()
+            self._dropped = self._dropped | {name, canonical(name)}
 
     def frame(self, head: RequestHead, body_length: int) -> bytes:
         """The head of the request to the engine."""
@@ -121,6 +155,9 @@ class RequestFramer:
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
             dropped = dropped | hop_by_hop
+        read_as = {name: canonical(name) for name, _ in oddly_named(head.headers)}
+        if read_as:
+            dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
         for name, value in head.headers:
             if name not in dropped and not name.startswith(_OWN_PREFIX):
@@ -128,17 +165,29 @@ class RequestFramer:
         return b"".join(lines)
 
 
+def _stays(name: bytes, dropped: frozenset[bytes]) -> bool:
+    return name in dropped or name.startswith(_OWN_PREFIX)
+
+
 class ResponseHead:
     """The head of the engine's response: what of it goes on to the client, and what frames its body."""
 
-    __slots__ = ("_lines", "codings", "content_length", "ends_at_close", "is_event_stream", "status")
+    __slots__ = (
+        "_lines",
+        "codings",
+        "content_length",
+        "ends_at_close",
+        "is_compressed",
+        "is_event_stream",
+        "status",
+    )
 
     def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
         self.status = status
         self.content_length: int | None = None
         self.codings: list[bytes] = []
         """The values of ``Transfer-Encoding``."""
-        self.is_event_stream = False
+        self.is_event_stream = self.is_compressed = False
         line = _STATUS_LINES.get(status)
         if line is None or reason not in line:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
@@ -147,7 +196,9 @@ class ResponseHead:
         dropped = HOP_BY_HOP | nominated(lowered)
         for (name, value), (original, _) in zip(lowered, headers, strict=True):
             if name == b"content-type":
-                self.is_event_stream = value.startswith(b"text/event-stream")
+                self.is_event_stream = value[:17].lower() == b"text/event-stream"
+            elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+                self.is_compressed = True
             if name == b"content-length":
                 self.content_length = int(value.lstrip(b"0") or b"0")
             elif name == b"transfer-encoding":
@@ -157,6 +208,14 @@ class ResponseHead:
         self._lines = b"".join(lines)
         self.ends_at_close = self.content_length is None and not self.codings
         """Whether nothing but the end of the connection says where the body ends."""
+
+    def find(self, name: bytes) -> bytes | None:
+        """The value of a header that goes on to the client (name in lower case), or ``None``."""
+        start = self._lines.lower().find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return self._lines[start : self._lines.index(b"\r\n", start)].strip()
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
         """The head for the client: the engine's own, with our headers and this hop's framing."""

@@ -313,6 +313,8 @@ class RequestReader:
         if not self.reads:
             return
         parser, head = self._parser, self._head
+        origins = head.all(b"origin")
+        head.origin = origins[0] if len(origins) == 1 else None
         version = parser.get_http_version()
         head.is_http10 = version == "1.0"
         head.keeps_alive = keeps_alive_10(head) if head.is_http10 else parser.should_keep_alive()

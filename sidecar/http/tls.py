@@ -14,7 +14,6 @@ from typing import cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from service.options import Address
 from service.tls import Certificate
 from sidecar.http.bounds import Holder
 from sidecar.http.doorman import Doorman
@@ -41,16 +40,10 @@ class TlsServer:
         self._failed = 0
         self.sockets: tuple[socket.socket, ...] = ()
 
-    async def listen(self, address: Address, backlog: int) -> None:
-        """Begin to accept connections. Raises ``OSError``."""
+    def accept(self, sockets: list[socket.socket]) -> None:
+        """Begin to accept connections from sockets that listen."""
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-        for family, where in dict.fromkeys((family, where) for family, _, _, _, where in found):
-            listening = socket.create_server(where[:2], family=family, backlog=backlog)
-            listening.setblocking(False)
-            self.sockets += (listening,)
+        self.sockets = tuple(sockets)
         self._accepting = [loop.create_task(self._accept(listening)) for listening in self.sockets]
 
     def close(self) -> None:

@@ -100,6 +100,7 @@ class Cluster:
         slots: int = SLOTS,
         step: float = 0.01,
         options: Sequence[str] = (),
+        coordinator_options: Sequence[str] = (),
         redis_options: Sequence[str] = (),
         store: Callable[[int, int], str] | None = None,
     ) -> None:
@@ -154,7 +155,7 @@ class Cluster:
                     [
                         *(sys.executable, "-m", "coordinator", "run", "--config", str(self.file)),
                         *("--store", where(-1, self.redis_port), "--listen", f"127.0.0.1:{port}"),
-                        *("--name", f"c{number}"),
+                        *("--name", f"c{number}", *coordinator_options),
                     ],
                     port,
                 )

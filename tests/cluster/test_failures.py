@@ -21,9 +21,9 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
+from experiments.relay import Relay
 from tests.cluster.load import Load, Tenant, under_load
 from tests.cluster.processes import LIFETIME_S, POOL, Cluster
-from tests.cluster.relay import Relay
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -15,7 +15,7 @@ import docker
 from tests import debian
 
 ROOT = Path(__file__).parents[2]
-CACHE = Path(os.environ.get("CONTAINERS_CACHE") or ROOT / ".cache" / "containers")
+CACHE = Path(os.environ.get("CONTAINERS_CACHE") or ROOT / ".cache" / "containers").resolve()
 """What takes long to make, and is kept from run to run: images and their layers. `make clean` removes it."""
 START_S = 60
 

@@ -29,10 +29,12 @@ for module in ("pip", "ensurepip"):
     assert importlib.util.find_spec(module) is None, module
 for program in ("pip", "pip3", "cc", "gcc"):
     assert shutil.which(program) is None, program
+from service.build import this_build
+assert this_build().compiled
 """
 
 
-def test_the_image_is_small_and_has_neither_pip_nor_a_compiler_nor_root(stack: Stack) -> None:
+def test_the_image_is_small_and_compiled_and_has_neither_pip_nor_a_compiler_nor_root(stack: Stack) -> None:
     images = stack.engine.client.images
     size, base = (images.get(name).attrs["Size"] / 1e6 for name in (IMAGE, stack.environment["PYTHON_IMAGE"]))
     stack.engine.notes["image"] = f"{size:.0f} MB, {size - base:.0f} MB more than its base"

@@ -129,6 +129,15 @@ def test_an_image_needs_no_new_builder_runs_as_nobody_and_says_how_it_is(path: P
     assert "org.opencontainers.image.title" in final
 
 
+def test_the_image_is_compiled_unless_that_is_turned_off() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    build, _, final = text.rpartition("\nFROM ")
+
+    assert SERVICES["sidecar-1"]["build"]["args"]["COMPILE"] == "${COMPILE:-1}"
+    assert re.search(r"^ARG COMPILE=1$", build, re.MULTILINE)
+    assert "apt-get" not in final
+
+
 def test_all_of_our_packages_are_sent_to_the_builder() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     packages = {"coordinator", "loadgen", "service", "sidecar", "tokenpool"}

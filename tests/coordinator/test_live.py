@@ -11,7 +11,7 @@ from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
-from service.live.look import PoolLook, Tally
+from service.live.look import PoolLook
 from service.live.view import Watch
 from tokenpool.amounts import Amount
 from tokenpool.books import Holding, Message
@@ -148,6 +148,30 @@ async def test_rates_come_from_all_sidecars() -> None:
     assert row.sheds[0].why == "sequences: limit 6, in use 4, asks for 10"
 
 
+async def test_first_tokens_come_from_all_sidecars_and_only_those_since_the_page_looks() -> None:
+    pool, watch = Pool(), Watch()
+    await pool.opened()
+
+    async def counted(seconds: float, count: int) -> None:
+        report = SidecarReport(
+            REPLICA,
+            REPLICA,
+            engine_up=True,
+            outcomes={"g": {"finished": count}},
+            first_tokens={"g": (seconds, (0, 0, 0, 0, count, *(0,) * 8))},
+        )
+        await pool.say("s0", report, g=BUSY)
+        await pool.tick(1.0)
+
+    await pool.say("s0", UP, g=BUSY)
+    await pool.tick()
+    watch.follow(pool.admin.look(), pool.clock.now)
+    await counted(5000.0, 100_000)  # of a sidecar that is older than this page
+    assert watch.follow(pool.admin.look(), pool.clock.now).rows[0].first_token_ms is None
+    await counted(5000.7, 100_010)
+    assert watch.follow(pool.admin.look(), pool.clock.now).rows[0].first_token_ms == (70, 70)
+
+
 async def test_throughput_in_use_comes_from_the_books() -> None:
     pool, watch = Pool(), Watch()
     await pool.opened()
@@ -166,7 +190,11 @@ async def test_a_report_that_may_leave_some_out_says_so() -> None:
     await pool.say("s0", SidecarReport(outcomes=full))
     await pool.say("s1", SidecarReport(outcomes={"g": {"finished": 1}}))
     await pool.tick()
-    assert pool.look().tallies == {"s0": Tally(full, is_whole=False), "s1": Tally({"g": {"finished": 1}})}
+    tallies = pool.look().tallies
+    assert {name: (tally.outcomes, tally.is_whole) for name, tally in tallies.items()} == {
+        "s0": (full, False),
+        "s1": ({"g": {"finished": 1}}, True),
+    }
 
 
 async def test_reports_of_an_older_version_count_nothing() -> None:
@@ -254,11 +282,13 @@ async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
     assert pool.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
-async def test_an_entitlement_that_is_not_planned_yet_is_left_out() -> None:
+async def test_an_entitlement_that_was_just_added_is_shown_with_what_it_may_use() -> None:
     pool = Pool()
     await pool.opened()
     later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file
     pool.leader.follow(later, later.pools[0])
-    assert [e.name for e in pool.look().entitlements] == ["g", "s"]
+    shown = {e.name: e for e in pool.look().entitlements}
+    assert set(shown) == {"g", "s", "new"}
+    assert shown["new"].limit[2] >= 1
     await pool.tick()
-    assert [e.name for e in pool.look().entitlements] == ["g", "s", "new"]
+    assert {e.name: e.limit for e in pool.look().entitlements}["new"] == shown["new"].limit

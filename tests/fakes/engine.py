@@ -149,6 +149,10 @@ class FakeEngine:
     """Set when a client of a request in progress went away."""
     is_mute: bool = False
     """Whether polls are left without an answer."""
+    pages: dict[str, Answer] = field(default_factory=dict)
+    """Polls that are answered by other bytes, by path: ``/health``, ``/metrics``, ``/v1/models``."""
+    polls: list[str] = field(default_factory=list)
+    """The paths of all polls, in order."""
     port: int = 0
     tls: ssl.SSLContext | None = None
     """What it shows to whoever connects; plain HTTP without."""
@@ -220,8 +224,13 @@ class FakeEngine:
         await writer.drain()
 
     async def _poll(self, request: Received, writer: asyncio.StreamWriter) -> None:
+        path = request.line.split()[1].decode()
+        self.polls.append(path)
         if self.is_mute:
             await asyncio.Event().wait()
+        if path in self.pages:
+            await self.pages[path](request, writer)
+            return
         if request.line.startswith(b"GET /metrics"):
             text = self.metrics()
         elif request.line.startswith(b"GET /v1/models"):

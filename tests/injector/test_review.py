@@ -24,7 +24,7 @@ from coordinator.injector.patch import apply
 from coordinator.injector.review import ReviewMalformed, answer
 from coordinator.injector.settings import Settings, Template
 from demo.engine import free_port
-from service.options import Address, SettingsError
+from service.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod
 
@@ -199,7 +199,7 @@ def test_a_review_with_anything_in_it_is_answered_or_named(data: st.DataObject) 
 @pytest_asyncio.fixture
 async def injector(tmp_path: Path) -> AsyncIterator[Injector]:
     cert, key = certify(tmp_path, "first")
-    settings = Settings(tls_cert=cert, tls_key=key, listen=Address("127.0.0.1", 0))
+    settings = Settings(tls_cert=cert, tls_key=key, listen=Addresses.of("127.0.0.1", 0))
     made = Injector(settings, Template())
     await made.start()
     yield made
@@ -264,7 +264,7 @@ async def common_name(injector: Injector) -> str:
 async def test_a_renewed_certificate_is_shown_to_new_connections(injector: Injector) -> None:
     assert await common_name(injector) == "first"
     certify(injector.certificate.paths[0].parent, "second")
-    injector.certificate.watch.look()
+    await injector.certificate.watch.look()
     assert await common_name(injector) == "second"
 
 
@@ -277,20 +277,20 @@ async def test_a_certificate_that_does_not_fit_leaves_the_old_in_force(
     _, stranger = certify(other, "other")
     good = key.read_bytes()
     key.write_bytes(stranger.read_bytes())
-    injector.certificate.watch.look()
+    await injector.certificate.watch.look()
     assert await common_name(injector) == "first"
     status, text = await ask(injector, "/readyz")
     assert (status, json.loads(text)["status"]) == (200, "degraded")
     assert f"--tls-cert {cert}" in text
     key.write_bytes(good)
-    injector.certificate.watch.look()
+    await injector.certificate.watch.look()
     assert json.loads((await ask(injector, "/readyz"))[1])["status"] == "ready"
 
 
 async def test_an_encrypted_key_is_an_error_and_asks_nobody(injector: Injector) -> None:
     _, key = injector.certificate.paths
     openssl("ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key))
-    injector.certificate.watch.look()
+    await injector.certificate.watch.look()
     assert "cannot be loaded" in str(injector.certificate.problem)
 
 

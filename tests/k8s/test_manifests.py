@@ -182,7 +182,7 @@ def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
     assert len(ours) >= 2
     for container in ours:
         read = parsed(container)
-        listens = {read.listen.port} | ({read.admin.port} if hasattr(read, "admin") else set())
+        listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
         assert listens == {port["containerPort"] for port in container["ports"]}
         if hasattr(read, "store"):
             assert read.store == "redis://books:6379"
@@ -263,7 +263,7 @@ def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: Path) -> None:
     (pod,) = selected(found, {"matchLabels": one(found, "Service", "chat")["spec"]["selector"]})
     (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
     (engine,) = [each for each in containers(pod) if each["name"] == "vllm"]
-    assert parsed(sidecar).listen.port == port["targetPort"]
+    assert parsed(sidecar).listen[0].port == port["targetPort"]
     assert engine["args"][-4:] == ["--host", "127.0.0.1", "--port", str(parsed(sidecar).upstream.port)]
     assert "ports" not in engine
 
@@ -417,6 +417,32 @@ def test_keda_reads_the_page_and_wants_what_it_says() -> None:
         },
     }
     assert "fallback" not in spec
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert_safe(behavior, every_s=spec["pollingInterval"])
+
+
+def assert_safe(behavior: dict[str, Any], every_s: float) -> None:
+    """Coordinators that differed would not have replicas taken away, nor started at one wrong answer."""
+    settings = coordinator_settings.Settings(config=K8S, store="")
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] >= 2 * every_s
+    down = behavior["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= settings.scale_down_window
+    assert {each["type"]: each["value"] for each in down["policies"]} == {"Pods": 1, "Percent": 10}
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 19])
+def test_answers_that_differ_for_minutes_take_no_replica_away(period: int) -> None:
+    """The autoscaler's rule, on polls that meet a right coordinator and one that says 1, in any order."""
+    behavior = one(objects("overlays/hpa"), "HorizontalPodAutoscaler", "vllm")["spec"]["behavior"]
+    up, down = (behavior[each]["stabilizationWindowSeconds"] for each in ("scaleUp", "scaleDown"))
+    replicas, answers = 4, list[tuple[int, int]]()
+    for poll in range(400):
+        now = poll * 15
+        answers.append((now, 4 if poll % (period + 1) == 0 else 1))
+        lowest = min(n for at, n in answers if at > now - up)
+        highest = max(n for at, n in answers if at > now - down)
+        replicas = min(max(replicas, lowest), highest)
+        assert replicas == 4
 
 
 def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> None:
@@ -428,6 +454,7 @@ def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> 
     (metric,) = spec["metrics"]
     assert metric["external"]["metric"]["selector"] == {"matchLabels": {"pool": pool.name}}
     assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "1"}
+    assert_safe(spec["behavior"], every_s=15)
     (rule,) = yaml.safe_load((K8S / "overlays/hpa/adapter-values.yaml").read_text())["rules"]["external"]
     assert rule["name"]["as"] == metric["external"]["metric"]["name"]
     exported = {each.name for each in Telemetry(dict).collect()}

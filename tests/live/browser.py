@@ -84,7 +84,7 @@ class Page:
                 while not (value := await self.value(f"({expression}) || ''")) and value != {}:
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            shown = await self.value("document.body.innerText")
+            shown = (await self.value("document.body.innerText"))[:3000]
             raise AssertionError(f"never came true: {expression}\n{shown}\n{self.complaints}") from None
         return value
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from service.live.look import Look
+from service.live.look import Look, Looks, Wanted
 from service.live.server import LivePage
 from sidecar.app import Sidecar
 from tests.fakes.engine import FakeEngine, Held
@@ -67,24 +67,37 @@ async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine
         held.go.set()
         await asyncio.gather(*running)
         await page.until(f"!{row('g')}.querySelector('.use').textContent.startsWith('3 of')")
-        served = f"{row('g')}.querySelector('[data-label=\"Served/s\"]').textContent"
-        assert float(await page.until(f"Number({served}) > 0 && {served}")) > 0
+        tokens, first = (f"{row('g')}.querySelector('.{each}" for each in ("tokens", "first"))
+        spent = f"{tokens} .now').textContent"
+        assert float(await page.until(f"Number({spent}) > 0 && {spent}")) > 0
+        await page.until(f"{first} .now').textContent.endsWith('s')")
+        await page.until(f"{tokens} path').getAttribute('d')")
+        await page.until(f"{first} path:not(.high)').getAttribute('d')")
+        told = f"{tokens} svg').getAttribute('aria-label')"
+        assert "tokens per second, the last five minutes: at most " in await page.value(told)
         await page.until(f"!{row('e')}.classList.contains('is-shed')")
         assert page.complaints == []
 
 
+QUIET_S = 5
+"""After so long without news a page that is looked at is not connected any more; see page.html."""
+
+
 @asynccontextmanager
-async def page_of(look: Look, folder: Path) -> AsyncIterator[Page]:
-    """The page of a look that no sidecar would have."""
+async def page_of(
+    look: Look | Looks, folder: Path, *, clock: Callable[[], float] = time.monotonic, **options: float
+) -> AsyncIterator[tuple[Page, LivePage]]:
+    """The page of looks that no sidecar would have."""
     application = web.Application()
-    LivePage(lambda: look, time.monotonic).add_to(application)
+    server = LivePage((lambda wanted: look) if isinstance(look, Look) else look, clock, **options)
+    server.add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
         async with page_at(f"http://127.0.0.1:{runner.addresses[0][1]}/", folder) as page:
             await page.until(IS_LIVE)
-            yield page
+            yield page, server
     finally:
         await runner.cleanup()
 
@@ -92,7 +105,7 @@ async def page_of(look: Look, folder: Path) -> AsyncIterator[Page]:
 async def test_names_and_notices_are_text(tmp_path: Path) -> None:
     # The pool file allows no such name; the page does not rely on that.
     hostile = pool(entitlement(HOSTILE, tier=HOSTILE), name=HOSTILE, leader=HOSTILE, notices=(HOSTILE,))
-    async with page_of(Look(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as page:
+    async with page_of(Look(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as (page, _):
         await page.until(row(HOSTILE))
         for selector in (".pool h2", ".pool .notices li", "#notices li", ".tier"):
             assert await page.value(text(selector)) == HOSTILE
@@ -101,10 +114,12 @@ async def test_names_and_notices_are_text(tmp_path: Path) -> None:
         assert page.complaints == []
 
 
-async def test_hundreds_of_entitlements_stay_usable(tmp_path: Path) -> None:
-    many = [entitlement(f"tenant-{n:03}", in_use=(None, 0.0, float(n % 9))) for n in range(500)]
-    async with page_of(Look("coordinator", "c0", (pool(*many),)), tmp_path) as page:
-        await page.until("document.querySelectorAll('tbody tr').length === 500")
+async def test_thousands_of_entitlements_stay_usable(tmp_path: Path) -> None:
+    many = [entitlement(f"tenant-{n:03}", in_use=(None, 0.0, float(n > 300))) for n in range(500)]
+    async with page_of(Look("coordinator", "c0", (pool(*many, total=10_000),)), tmp_path) as (page, _):
+        await page.until("document.querySelectorAll('tbody tr').length === 200")
+        said = "… and 9,800 more, all idle; the filter looks through the rows above only"
+        assert await page.value(text("#hidden")) == said
         await page.value("document.querySelector('#filter').focus()")
         await page.call("Input.insertText", text="tenant-49")
         await page.until("document.querySelectorAll('tbody tr:not([hidden])').length === 10")
@@ -161,6 +176,95 @@ async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
             await page.until(IS_LIVE)
             assert not await page.value("document.body.classList.contains('is-stale')")
             assert await page.value("document.querySelectorAll('tbody tr').length") == 3
+
+
+async def until_silent(server: LivePage) -> None:
+    """Wait until the server has dropped its listener."""
+    async with asyncio.timeout(30):
+        while server.listeners:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("is_dropped", [False, True], ids=["kept", "dropped by the server"])
+async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
+    tmp_path: Path, is_dropped: bool
+) -> None:
+    looks = 0
+
+    def look(wanted: Wanted) -> Look:
+        nonlocal looks
+        looks += 1
+        # Many notices of a kind fill the connection that nobody reads.
+        notices = tuple(f"{looks}-{n}" + "x" * 500 for n in range(400 * is_dropped))
+        return Look("sidecar", "s0", (pool(entitlement(debt=float(looks)), notices=notices),))
+
+    async with page_of(look, tmp_path, slow_s=0.5) as (page, server):
+        await page.value(
+            "window.said = []; const at = document.querySelector('#connection');"
+            " new MutationObserver(() => window.said.push(at.textContent))"
+            ".observe(at, {childList: true, subtree: true, characterData: true})"
+        )
+        await page.call("Page.setWebLifecycleState", state="frozen")
+        if is_dropped:
+            await until_silent(server)
+        before = looks
+        await asyncio.sleep(QUIET_S + 1)
+        assert looks > before
+        await page.call("Page.setWebLifecycleState", state="active")
+        at = await page.value(text(".debt"))
+        await page.until(f"{text('.debt')} !== {json.dumps(at)}")
+        await asyncio.sleep(1.5)
+        assert await page.value(text("#connection")) == "live"
+        assert await page.value("window.said.join()") == ""
+        assert server.listeners == 1
+
+
+async def test_a_page_that_was_held_back_and_has_no_server_any_more_says_so(tmp_path: Path) -> None:
+    async with page_of(Look("sidecar", "s0", (pool(),)), tmp_path) as (page, server):
+        await page.call("Page.setWebLifecycleState", state="frozen")
+        await server._close(web.Application())
+        await page.call("Page.setWebLifecycleState", state="active")
+        await asyncio.sleep(3)
+        assert await page.value("document.hidden")
+        assert await page.value(text("#connection")) == "live"  # nobody looks at it: it says nothing yet
+        await page.value("Object.defineProperty(document, 'hidden', { value: false })")
+        await page.value("document.dispatchEvent(new Event('visibilitychange'))")
+        said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
+        assert said == "not connected: this process is shutting down; trying again"
+
+
+async def test_a_page_that_is_opened_late_shows_the_last_minutes(tmp_path: Path) -> None:
+    spent = 0.0
+
+    def look(wanted: Wanted) -> Look:
+        nonlocal spent
+        spent += 1000.0
+        busy = entitlement("busy", spent=spent)
+        return Look("sidecar", "s0", (pool(busy, entitlement("idle"), spent_from_zero=True),))
+
+    began = time.monotonic()
+    clock = lambda: began + 100 * (time.monotonic() - began)  # noqa: E731
+    async with page_of(look, tmp_path, clock=clock, note_every_s=0.02) as (page, _):
+        drawn = f"{row('busy')}.querySelector('.tokens path').getAttribute('d').split('L').length"
+        await page.until(f"{drawn} > 20", seconds=5)
+        assert await page.value(f"{row('idle')}.querySelector('.tokens path').getAttribute('d')") in (
+            None,
+            "",
+        )
+        idle = f"{row('idle')}.querySelector('.tokens svg').getAttribute('aria-label')"
+        assert await page.value(idle) == "tokens per second, the last five minutes: nothing"
+        assert page.complaints == []
+
+
+async def test_rows_keep_their_height_while_charts_change(engine: FakeEngine, tmp_path: Path) -> None:
+    heights = "[...document.querySelectorAll('tbody tr')].map(r => r.getBoundingClientRect().height).join()"
+    async with shown(engine, tmp_path) as (sidecar, page):
+        await page.until("document.querySelectorAll('tbody tr').length === 3")
+        before = await page.value(heights)
+        for _ in range(5):
+            await ask(sidecar, request())
+        await page.until(f"{row('g')}.querySelector('.tokens path').getAttribute('d')")
+        assert await page.value(heights) == before
 
 
 async def test_a_page_for_whom_there_is_no_room_says_why(engine: FakeEngine, tmp_path: Path) -> None:

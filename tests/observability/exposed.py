@@ -8,10 +8,14 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
+from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
+from service.build import BuildInfo
 from service.tls import Certificate
+from sidecar import telemetry
 from sidecar.app import Sidecar
+from sidecar.http import bounds
 from sidecar.http.tls import TlsServer
 from sidecar.settings import Origin, Settings
 from tests.certificates import certify
@@ -32,8 +36,13 @@ def exposed() -> Mapping[str, frozenset[str]]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "exposed"))
     tls = TlsServer(sidecar.door, certificate, sidecar.settings)
+    for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
+        labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
+        for suffix in _SUFFIXES.get(family.kind, ("",)):
+            found[family.name + suffix] = labels
     for families in (
-        *(c.collect() for c in (sidecar.telemetry, coordinator.telemetry, process)),
+        *(more() for more in sidecar.telemetry.more),
+        *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
         tls.metrics(),
     ):
         for name, labels in _series(families):

@@ -11,7 +11,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from service.live.look import Look, PoolLook
+from service.live.look import Look, PoolLook, Wanted
 from service.live.server import LivePage, content_security_policy
+from service.live.view import MOST_ROWS
 from tests.service.looks import entitlement, look, pool
 
 
@@ -30,14 +31,16 @@ class Served:
 
     base: str = ""
     looks: int = 0
+    wanted: list[Wanted] = field(default_factory=list)
     broken: bool = False
     shown: list[PoolLook] = field(default_factory=lambda: [pool()])
     page: LivePage | None = None
     session: aiohttp.ClientSession | None = None
     runner: web.AppRunner | None = None
 
-    def look(self) -> Look:
+    def look(self, wanted: Wanted) -> Look:
         self.looks += 1
+        self.wanted.append(wanted)
         if self.broken:
             raise RuntimeError("a defect")
         return look(*self.shown)
@@ -48,9 +51,9 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[Served]:
+async def serving(clock: Callable[[], float] = time.monotonic, **options: Any) -> AsyncIterator[Served]:
     served = Served()
-    served.page = LivePage(served.look, time.monotonic, **{"look_every_s": 0.01, **options})
+    served.page = LivePage(served.look, clock, **{"look_every_s": 0.01, **options})
     application = web.Application()
     served.page.add_to(application)
     served.runner = web.AppRunner(application, access_log=None)
@@ -145,11 +148,11 @@ async def test_one_look_serves_all() -> None:
         for _ in range(5):
             response = await stack.enter_async_context(served.session.get(f"{served.base}/live/events"))
             assert (await next_event(response))[0] == "view"
-        assert served.looks == 1
+        assert served.looks == 2  # one when the process began, and one for the first listener
 
 
-async def test_nothing_is_looked_at_while_nobody_looks_on() -> None:
-    async with serving() as served:
+async def test_looks_are_rare_while_nobody_listens() -> None:
+    async with serving(note_every_s=60) as served:
         async with served.session.get(f"{served.base}/live/events") as response:
             await next_event(response)
         await until_nobody_listens(served)
@@ -157,6 +160,52 @@ async def test_nothing_is_looked_at_while_nobody_looks_on() -> None:
         before = served.looks
         await asyncio.sleep(0.1)
         assert served.looks == before
+
+
+async def test_a_page_that_is_opened_shows_what_was_before() -> None:
+    async with serving(note_every_s=0.001, look_every_s=0.01, clock=Fast()) as served:
+        async with asyncio.timeout(60):
+            while served.looks < 40:
+                served.shown = [pool(entitlement("a", spent=served.looks * 100.0))]
+                await asyncio.sleep(0.001)
+        async with served.session.get(f"{served.base}/live/events") as response:
+            kind, view = await next_event(response)
+            told: list[Any] = []
+            while not told:
+                _, news = await next_event(response)
+                told = news["points"] or []
+    past = {(each["pool"], each["name"]): each["series"] for each in view["past"]}
+    assert kind == "view"
+    assert set(past) == {("chat", ""), ("chat", "a")}
+    assert len(past["chat", "a"]) == 4
+    assert max(past["chat", "a"][0]) > 0
+    assert news["bucket"] > view["bucket"]
+    assert told[0][:2] == ["chat", ""]
+
+
+class Fast:
+    """A clock on which a second passes with every look at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+async def test_a_look_names_what_is_shown_and_fills_up_only_for_listeners() -> None:
+    async with serving(note_every_s=0.01) as served:
+        served.shown = [pool(entitlement("a"), entitlement("b"))]
+        async with asyncio.timeout(60):
+            while len(served.wanted) < 3:
+                await asyncio.sleep(0.005)
+        quiet = served.wanted[-1]
+        async with served.session.get(f"{served.base}/live/events") as response:
+            for _ in range(2):
+                await next_event(response)
+    assert (set(quiet.names), quiet.others) == ({"a", "b"}, 0)
+    assert served.wanted[-1].others == MOST_ROWS
 
 
 async def test_a_page_that_comes_back_later_gets_everything_again() -> None:
@@ -194,7 +243,7 @@ async def test_events_are_read_only_and_have_no_head() -> None:
 
 def _many(number: int) -> list[PoolLook]:
     """A pool whose event is some megabytes long, different with every number."""
-    return [pool(*(entitlement(f"{n}-{'x' * 300}", debt=number + 1.0) for n in range(4000)))]
+    return [pool(*(entitlement(f"{n}-{'x' * 10_000}", debt=number + 1.0) for n in range(200)))]
 
 
 @contextlib.contextmanager

@@ -317,7 +317,7 @@ def _fields() -> Iterator[Case]:
         for value in values:
             body = json.dumps(chat | {field: value}).encode()
             yield Case(f"chat {field}={value!r}", post(body, b"/v1/chat/completions"), (400,))
-    for content in ([1], ["a"], [[]], [{"type": 1}]):
+    for content in ([1], ["a", 1], [[]], [{"type": 1}]):
         message = {"role": "user", "content": content}
         body = json.dumps(chat | {"messages": [message]}).encode()
         yield Case(f"content={content!r}", post(body, b"/v1/chat/completions"), (400,))

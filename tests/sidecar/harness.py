@@ -15,7 +15,7 @@ import aiohttp
 
 from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
-from sidecar.settings import Address, Origin, Settings, read
+from sidecar.settings import Addresses, Origin, Settings, read
 
 POOL = """
 pools:
@@ -61,8 +61,8 @@ async def sidecar_for(
         **{
             "config": file,
             "upstream": Origin("127.0.0.1", port),
-            "listen": Address("127.0.0.1", 0),
-            "admin": Address("127.0.0.1", 0),
+            "listen": Addresses.of("127.0.0.1", 0),
+            "admin": Addresses.of("127.0.0.1", 0),
             "poll_interval": 0.02,
             "tick": 0.02,
             "drain_timeout": 1.0,

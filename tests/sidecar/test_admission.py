@@ -279,7 +279,7 @@ async def test_a_stream_that_ends_early_is_settled_from_what_was_relayed(
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError, ValueError)):
             await ask(sidecar, request("/v1/chat/completions", chat))
         await until(lambda: is_whole(sidecar))
-        tally = sidecar.telemetry._tallies["g"]
+        tally = sidecar.telemetry._tallies["g"].series
         assert (tally.input, tally.output) == (5, 7)
 
 

@@ -499,7 +499,7 @@ async def test_one_broken_connection_does_not_end_the_time_limits_of_others(
         await until(lambda: len(sidecar.door.connections) == 1)
         broken = Broken()
         sidecar.door.connections.add(broken)  # type: ignore[arg-type]
-        sidecar.door.sweep(1e12)
+        list(sidecar.door.sweep(1e12))
         sidecar.door.connections.discard(broken)  # type: ignore[arg-type]
         assert broken.is_gone
         await until(lambda: not sidecar.door.connections)
@@ -657,4 +657,4 @@ def test_wrong_options_are_named(arguments: str, words: str) -> None:
 
 
 def test_the_admin_port_is_on_loopback_unless_told_otherwise() -> None:
-    assert settings_of("--upstream http://h:1").admin.host == "127.0.0.1"
+    assert [a.host for a in settings_of("--upstream http://h:1").admin] == ["127.0.0.1"]

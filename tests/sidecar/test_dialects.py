@@ -17,7 +17,7 @@ from sidecar.routes import ROUTES, find, stored_id
 from sidecar.stored import MOST_STORED, Stored
 from tests.sidecar.test_openai import json_values
 from tokenpool.amounts import Amount
-from tokenpool.cost import Ask
+from tokenpool.cost import WINDOW, Ask
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
@@ -192,7 +192,7 @@ def test_conversations_are_embedded_too_and_plugins_have_data() -> None:
     ],
 )
 def test_every_form_of_coheres_inputs_is_priced(fields: dict[str, Any], asked: Ask) -> None:
-    assert asked_by(cohere.parse(written(**fields))) == asked
+    assert asked_by(cohere.parse(written(**fields))) == asked._replace(input_bound=WINDOW)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ def with_last(outcomes: tuple[Relayed | Refused, ...]) -> list[Relayed | Refused
 
 
 def as_engine_reads(outcome: Relayed, engine: FakeEngine) -> Request:
-    headers = ((b"host", b"127.0.0.1:%d" % engine.port), *outcome.headers)
+    ours = ((b"host", b"127.0.0.1:%d" % engine.port), (b"accept-encoding", b"identity"))
+    headers = (*ours, *outcome.headers)
     if outcome.body or outcome.method == b"POST":
         headers += ((b"content-length", b"%d" % len(outcome.body)),)
     return Request(outcome.method, outcome.target, headers, outcome.body)

@@ -42,9 +42,15 @@ STREAM = b"".join(
         b"0\r\n\r\n",
     ]
 )
+CRLF = [each.replace(b"\n", b"\r\n") for each in (token_event(), FINISH_EVENT, usage_event(), DONE)]
+FAILED = [token_event(), b'data: {"error":{"code":504}}\n\n', DONE]
 BASES = [
     UNARY,
     STREAM,
+    STREAM_HEAD + b"".join(map(chunk, CRLF)) + b"0\r\n\r\n",
+    STREAM_HEAD + b"".join(map(chunk, FAILED)) + b"0\r\n\r\n",
+    UNARY.replace(b"content-type", b"content-encoding: gzip\r\ncontent-type"),
+    unary({"error": {"code": 504}}),
     STREAM.replace(b"transfer-encoding: chunked\r\n", b"connection: close\r\n"),
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     + chunk(b'{"usage":')
@@ -70,7 +76,8 @@ TOKENS = [
         b"99999999999999999999",
     ),
     *(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}", b"HTTP/1.1 103 Early\r\nlink: x\r\n\r\n"),
-    *(b'data: "finish_reason":"\n\n', b'"usage":{', b"data: ", b"\n\n"),
+    *(b'data: "finish_reason":"\n\n', b'"usage":{', b"data: ", b"\n\n", b"\r\r", b"event: error\n"),
+    *(b"Content-Encoding: br\r\n", b'"error":1,', b'"us\\u0061ge":', b"\xef\xbb\xbf"),
 ]
 
 

@@ -131,6 +131,7 @@ async def test_a_changed_file_decides_about_what_runs_already(engine: FakeEngine
             await reader.readuntil(b"\n\n")
         (tmp_path / "pool.yaml").write_text(TWO_SLOTS)
         sidecar.reload()
+        await until(lambda: sidecar.gate.accounts["s"].is_preemptible)
         assert (await ask(sidecar, request(key="g-key"))).status == 200
         assert sidecar.gate.accounts["s"].concurrency_in_use == 1
 

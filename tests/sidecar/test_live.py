@@ -14,10 +14,11 @@ import aiohttp
 
 from demo.engine import free_port
 from sidecar.app import Sidecar
-from sidecar.poolwatch import load
-from sidecar.replication import OutcomeTotals, Replication
+from sidecar.configuration import load
+from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Limit
 from tokenpool.outcomes import Reason
 from tokenpool.store.memory import MemoryStore
@@ -77,8 +78,11 @@ async def test_use_shows_while_requests_run(engine: FakeEngine, tmp_path: Path) 
         held.go.set()
         await asyncio.gather(*asking)
         row = await first(news, "g", "served_per_s")
+        first_token = await first(news, "g", "first_token_ms")
     assert row["served_per_s"] > 0
     assert row["sheds"] == []
+    mean, high = first_token["first_token_ms"]
+    assert 0 < mean <= high
 
 
 async def test_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) -> None:
@@ -121,7 +125,7 @@ async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path:
 async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         (tmp_path / "pool.yaml").write_text("pools: nonsense")
-        sidecar.poolwatch.reload()
+        await sidecar.poolwatch.reload()
         assert sidecar.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
@@ -138,8 +142,25 @@ def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
     """The line to the books that this sidecar would have, were it one of several."""
     own = load(sidecar.settings)
     return Replication(
-        sidecar.settings, sidecar.gate, sidecar.telemetry, sidecar.watcher, store, own, lambda file: None
+        sidecar.settings,
+        sidecar.gate,
+        sidecar.telemetry,
+        sidecar.watcher,
+        store,
+        own,
+        lambda file: iter(()),
+        lambda file: None,
     )
+
+
+TERMS = IdleTerms((100.0, 1000.0, 4.0), (100.0, 1000.0, 4.0))
+
+
+async def interval(replication: Replication) -> None:
+    """One interval's messages, and the answers to them."""
+    replication.grants.tick(time.monotonic())
+    replication.speak_soon()
+    await asyncio.gather(*replication._calls)
 
 
 async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path: Path) -> None:
@@ -147,9 +168,9 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         replication = joined(sidecar, store)
         before = sidecar.admin.look()
-        await store.publish({"g": Limit(100, 1000, 4, depth=100)}, 1)
-        replication.grants.learn(await store.limits(), sidecar.telemetry.clock())
-        await replication._say(is_complete=True)
+        await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
+        replication.grants.learn(*await store.limits(), sidecar.telemetry.clock())
+        await interval(replication)
         led = sidecar.admin.look()
         replication.grants.unled_s = 60.0
         unled = sidecar.admin.look()
@@ -169,40 +190,55 @@ async def test_reports_carry_what_was_served_and_shed(engine: FakeEngine, tmp_pa
         await ask(sidecar, request(body=b"{"))
         sidecar.telemetry.refused(sidecar.gate.accounts["s"], Reason.CONCURRENCY)
         replication = joined(sidecar, store)
-        await replication._say(is_complete=True)
+        await interval(replication)
         sidecar.telemetry.refused(sidecar.gate.accounts["s"], Reason.CONCURRENCY)
-        await replication._say(is_complete=True)
+        await interval(replication)
         packed = (await store.read()).reports[replication.grants.holder]
     # What came since is counted half a second later: everyone is looked at for it.
     assert decode_report(packed).outcomes == {"g": {"finished": 1}, "s": {"concurrency": 1}}
 
 
+KNOWN = {"a", "b", "c"}
+
+
 def test_reports_count_what_is_not_zero_and_known_to_the_page() -> None:
     totals = OutcomeTotals()
-    said = totals.follow({"a": {"finished": 2, "malformed": 9, "kv_tokens": 0}, "b": {"unknown_key": 1}})
+    counts = {"a": {"finished": 2, "malformed": 9, "kv_tokens": 0}, "b": {"unknown_key": 1}}
+    said = totals.follow(counts, KNOWN)
     assert said == {"a": {"finished": 2}}
 
 
 def test_of_too_many_entitlements_those_are_reported_that_changed_last() -> None:
     totals = OutcomeTotals(most=2)
     one = {"finished": 1}
-    assert list(totals.follow({"a": one, "b": one, "c": one})) == ["b", "c"]
-    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one})) == ["c", "a"]
-    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one})) == ["c", "a"]
+    assert list(totals.follow({"a": one, "b": one, "c": one}, KNOWN)) == ["b", "c"]
+    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one}, KNOWN)) == ["c", "a"]
+    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one}, KNOWN)) == ["c", "a"]
 
 
 def test_an_entitlement_that_is_gone_is_reported_no_more() -> None:
     totals = OutcomeTotals()
-    totals.follow({"a": {"finished": 1}, "b": {"finished": 1}})
-    assert totals.follow({"b": {"finished": 1}}) == {"b": {"finished": 1}}
+    totals.follow({"a": {"finished": 1}, "b": {"finished": 1}}, KNOWN)
+    assert totals.follow({}, {"b"}) == {"b": {"finished": 1}}
+
+
+def test_first_tokens_are_reported_while_they_change_and_shortly_after() -> None:
+    totals = FirstTokenTotals()
+    some, more, none = (1.0, (0, 3)), (2.0, (0, 5)), (0.0, (0, 0))
+    assert totals.follow({"a": some, "b": none}, 0.0) == {"a": some}
+    assert totals.follow({"a": some, "b": none}, FIRST_TOKENS_STAY_S) == {}
+    assert totals.follow({"a": more, "b": none}, 4.0) == {"a": more}
+    assert totals.follow({"a": more}, 6.0) == {"a": more}
 
 
 def test_a_report_keeps_its_counts_on_the_wire() -> None:
-    report = SidecarReport(outcomes={"a": {"finished": 3, "engine_full": 1}})
+    outcomes = {"a": {"finished": 3, "engine_full": 1}}
+    report = SidecarReport(outcomes=outcomes, first_tokens={"a": (0.5, (1, 2))})
     assert decode_report(encode_report(report)) == report
 
 
 def test_a_large_report_stays_small() -> None:
     counts = {"finished": 1_000_000, "tokens_per_second": 100_000, "engine_full": 100_000}
-    every = OutcomeTotals().follow({f"tenant-number-{n}": counts for n in range(5000)})
+    many = {f"tenant-number-{n}": counts for n in range(5000)}
+    every = OutcomeTotals().follow(many, many)
     assert len(encode_report(SidecarReport(outcomes=every))) < 25_000

@@ -136,7 +136,7 @@ async def test_an_engine_that_goes_and_comes_back_is_noticed(tmp_path: Path) -> 
 async def test_a_mute_engine_is_stale_then_down(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path, poll_timeout=0.02) as sidecar:
         engine.is_mute = True
-        await until(lambda: sidecar.watcher.status.is_stale)
+        await until(lambda: not sidecar.watcher.status.page_is_usable)
         assert (await ask(sidecar, request())).status == 200  # busy with metrics is not dead
         await until(lambda: not sidecar.gate.engine.is_up)
         assert (await ask(sidecar, request())).status == 503
@@ -175,7 +175,7 @@ async def test_a_changed_pool_file_is_put_in_force(engine: FakeEngine, tmp_path:
         await until(lambda: bool(engine.received))
         changed = POOL.replace("[e-key]", "[new-key]").replace("name: s,", "name: t,")
         sidecar.settings.config.write_text(changed)
-        sidecar.poolwatch.look()
+        await sidecar.poolwatch.look()
         gate_opens.set()
         assert (await running).status == 200  # what ran goes on, and is settled
         assert is_whole(sidecar)
@@ -198,14 +198,14 @@ async def test_an_invalid_pool_file_leaves_the_old_in_force(
             POOL.replace("name: chat", "name: x"),
         ):
             sidecar.settings.config.write_text(text)
-            sidecar.poolwatch.look()
+            await sidecar.poolwatch.look()
             assert (await ask(sidecar, request())).status == 200
         sidecar.settings.config.unlink()
-        sidecar.poolwatch.look()
+        await sidecar.poolwatch.look()
         assert (await ask(sidecar, request())).status == 200
         _, metrics = await admin(sidecar, "/metrics")
         sidecar.settings.config.write_text(POOL)
-        sidecar.poolwatch.look()
+        await sidecar.poolwatch.look()
         assert sidecar.telemetry.config_is_current
     assert 'tokenpool_config_reloads_total{result="invalid"} 5.0' in metrics
     assert "tokenpool_config_current 0.0" in metrics
@@ -223,11 +223,11 @@ async def test_key_files_and_variables_are_read_and_watched(
         assert (await ask(sidecar, request(key="first"))).status == 200
         assert (await ask(sidecar, request(key="from-env"))).status == 200
         key.write_text("second-key\n")
-        sidecar.poolwatch.look()
+        await sidecar.poolwatch.look()
         assert (await ask(sidecar, request(key="first"))).status == 401
         assert (await ask(sidecar, request(key="second-key"))).status == 200
         key.unlink()
-        sidecar.poolwatch.look()
+        await sidecar.poolwatch.look()
         assert (await ask(sidecar, request(key="second-key"))).status == 200
 
 

@@ -307,22 +307,17 @@ async def test_with_off_a_clients_priority_is_the_engines_business(
         assert engine.received[-1].json() == CHAT
 
 
+@pytest.mark.parametrize("page", ["sglang:num_running_reqs 0\nsglang:max_total_num_tokens 100000\n", ""])
 async def test_only_vllm_is_sent_priorities_unasked(
-    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
     """With SGLang, higher values are scheduled sooner: spot would come first."""
-    monkeypatch.setattr(engine, "metrics", lambda: "sglang:num_running_reqs 0\n")
-    pool = "{tokens_per_second: 100000, kv_tokens: 100000, concurrency: 8}"
-    async with sidecar_for(engine.port, tmp_path, pool=_with_replica(pool)) as sidecar:
+    monkeypatch.setattr(engine, "metrics", lambda: page)
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        await until(lambda: sidecar.watcher.status.last is not None or not page)
         await spot(sidecar)
         assert engine.received[-1].json() == CHAT
         assert not sidecar.gate.engine.is_vllm
-
-
-def _with_replica(replica: str) -> str:
-    from tests.sidecar.harness import POOL  # noqa: PLC0415
-
-    return POOL.replace("{tokens_per_second: 100000, kv_tokens: auto, concurrency: 8}", replica)
 
 
 @pytest.mark.parametrize("option", ["auto", "on"])

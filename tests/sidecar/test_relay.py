@@ -56,6 +56,7 @@ async def test_the_engine_gets_the_request_framed_anew(engine: FakeEngine, tmp_p
     assert received.body == body
     assert received.headers == {
         "host": f"127.0.0.1:{engine.port}",
+        "accept-encoding": "identity",
         "x-request-id": "7",
         "content-length": str(len(body)),
     }

@@ -142,6 +142,46 @@ def test_what_waits_for_the_engines_stamp_is_bounded() -> None:
     assert 0 <= events * len(event) + len(FINISH_EVENT) - sent <= 1 << 20
 
 
+PIECES = [
+    *(b"a", b" ", b"\\", b'\\"', b'"', b"\n", b"\n\n", b"\r\n", b"\r\r", b"}", b"\\u00e9", b"error"),
+    *(
+        b'","error":{"code":5},"x":"',
+        b'"}}],"usage":{"prompt_tokens":7,"completion_tokens":2},"x":[{"y":{"z":"',
+    ),
+    *(b"\n\nevent: error\ndata: no\n\n", b'"finish_reason":"stop', b'\n\ndata: {"error":1}\n\n'),
+]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(PIECES), max_size=4).map(b"".join), max_size=6),
+    st.sampled_from([None, False, True]),
+)
+def test_an_event_like_the_one_before_is_read_as_if_it_came_byte_by_byte(
+    texts: list[bytes], knows: bool | None
+) -> None:
+    def made() -> StreamReader:
+        stamp = None if knows is None else Stamp()
+        if stamp is not None and knows:
+            stamp.learn("fp")
+        return StreamReader(stamp)
+
+    events = [token_event()] * 3 + [token_event().replace(b'"x"', b'"' + text + b'"') for text in texts]
+    by_event, by_byte = made(), made()
+    given = run(by_event, events)
+    assert given == run(by_byte, [bytes([byte]) for byte in b"".join(events)])
+    assert (by_event.usage, by_event.has_failed) == (by_byte.usage, by_byte.has_failed)
+    assert knows is not None or given == b"".join(events)
+
+
+def test_events_of_two_choices_and_of_one_read_are_counted() -> None:
+    reader = StreamReader(None)
+    for count in (1, 1, 1, 3, 1, 2):
+        for index in (0, 1):
+            events = token_event(index) * count
+            assert reader.feed(events) == events
+    assert reader.events == 18
+
+
 RESPONSE = (
     b'{"id":"resp_1","tools":[{"usage":{"input_tokens":0,"output_tokens":0}}],"usage":{"input_tokens":7,'
     b'"input_tokens_details":{"cached_tokens":4},"output_tokens":2},"user":"{\\"usage\\":{}}"}'

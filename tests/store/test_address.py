@@ -16,17 +16,19 @@ import redis
 from demo.engine import free_port
 from demo.redis import executable
 from tests.store.servers import redis_server
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Holding, Limit, Message
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown
 
+TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 LIMIT = Limit(100, 1000, 4, 200)
 
 
 async def works(url: str) -> None:
     """Limits go in, a grant comes out, and pushes arrive."""
     store = open_store(url, "p", 0.01, 5.0)
-    await store.publish({"a": LIMIT}, 1)
+    await store.publish({"a": LIMIT}, TERMS, 1)
     said = Holding(concurrency_wanted=2, kv_wanted=10, tokens_wanted=5)
     await store.exchange(Message("s1", 0, {"a": said}))
     answer = await store.exchange(Message("s1", 1, {"a": said}))
@@ -45,7 +47,7 @@ async def test_a_password_and_a_user(tmp_path: Path) -> None:
         await works(f"redis://pool:word@127.0.0.1:{port}/0")
         wrong = open_store(f"redis://pool:wrong@127.0.0.1:{port}", "p", 1, 1)
         with pytest.raises(StoreDown, match=r"(?i)password|auth"):
-            await wrong.publish({}, 1)
+            await wrong.publish({}, TERMS, 1)
         await wrong.close()
 
 
@@ -56,7 +58,7 @@ async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
             await works(f"rediss://127.0.0.1:{port}?ssl_ca_certs={certificate}")
             untrusted = open_store(f"rediss://127.0.0.1:{port}", "p", 1, 5)
             with pytest.raises(StoreDown, match=r"(?i)certificate"):
-                await untrusted.publish({}, 1)
+                await untrusted.publish({}, TERMS, 1)
             await untrusted.close()
 
 

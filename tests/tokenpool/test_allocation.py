@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tokenpool.allocation import Claim, Share, allocate, fair_shares
+from tokenpool.allocation import Claim, Division, Share, allocate, fair_shares
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import Tier
 
@@ -282,3 +282,16 @@ def test_nothing_at_all_is_divided_without_complaint() -> None:
     share = allocate(NOTHING, [claim(demand=CAPACITY)])["a"]
     assert share.allocation == NOTHING
     assert share.limit == NOTHING
+
+
+@given(claims())
+def test_a_claim_without_demand_gets_the_same_whether_it_is_divided_or_not(made: list[Claim]) -> None:
+    active = [each for each in made if each.demand != NOTHING]
+    whole, part = allocate(CAPACITY, made), Division(CAPACITY, active)
+    shares, terms = part.shares(), part.idle_terms()
+    for each in made:
+        if each.demand != NOTHING:
+            assert shares[each.name] == whole[each.name]
+        else:
+            idle = terms.share(each.tier, each.guarantee, each.ceiling, each.floor)
+            assert idle == whole[each.name]

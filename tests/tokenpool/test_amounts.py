@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
+from tokenpool.amounts import NO_KV_BOUND, NOTHING, UNBOUNDED, Amount, Dimension
 
 
 def test_arithmetic_is_by_dimension() -> None:
@@ -29,4 +29,6 @@ def test_dimensions_are_found_by_name_and_the_rest_is_default() -> None:
 
 def test_an_absent_bound_is_null_in_json() -> None:
     assert UNBOUNDED.as_dict() == {"tokens_per_second": None, "kv_tokens": None, "concurrency": None}
+    almost = Amount(1e9, 2 * NO_KV_BOUND - 1234, 8)
+    assert almost.as_dict() == {"tokens_per_second": 1e9, "kv_tokens": None, "concurrency": 8}
     assert NOTHING.as_dict() == {"tokens_per_second": 0, "kv_tokens": 0, "concurrency": 0}

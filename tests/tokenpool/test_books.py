@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
 from tokenpool.books import FREED, RECALL, REMEMBER_S, Books, Holding, Limit, Message, Push
 
 LIFETIME = 1.5
 LIMIT = Limit(100, 1000, 4, 200)
+TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 OPEN = LIFETIME
 """When new books begin to give."""
 
@@ -54,7 +56,7 @@ def held(made: Books, now: float) -> Got:
 
 def books(limit: Limit = LIMIT) -> Books:
     made = Books(0.0, LIFETIME)
-    made.publish({"a": limit}, 1, 0.0)
+    made.publish({"a": limit}, TERMS, 1, 0.0)
     return made
 
 
@@ -114,7 +116,7 @@ def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_n
 def test_a_limit_that_shrinks_takes_nothing_from_what_runs() -> None:
     made = books()
     tell(made, "s1", 0, {"a": want(4, in_use=3)}, OPEN)
-    made.publish({"a": Limit(100, 1000, 2, 200)}, 1, OPEN)
+    made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
     # It holds what runs, and may begin nothing until that is less than the limit.
     assert tell(made, "s1", 1, {"a": want(4, in_use=3)}, OPEN)["a"].concurrency == 2
     assert held(made, OPEN).concurrency == 3
@@ -188,20 +190,20 @@ def test_new_books_book_what_runs_and_give_nothing_for_a_lifetime() -> None:
 
 def test_only_the_latest_coordinator_writes_limits() -> None:
     made = books()
-    assert made.publish({"a": Limit(100, 1000, 2, 200)}, 3, OPEN)
-    assert not made.publish({"a": LIMIT}, 2, OPEN)
-    assert made.publish({"a": Limit(100, 1000, 3, 200)}, 3, OPEN)
+    assert made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 3, OPEN)
+    assert not made.publish({"a": LIMIT}, TERMS, 2, OPEN)
+    assert made.publish({"a": Limit(100, 1000, 3, 200)}, TERMS, 3, OPEN)
     assert tell(made, "s1", 0, {"a": want(9)}, OPEN)["a"].concurrency == 3
 
 
 def test_an_entitlement_that_is_gone_gives_no_more() -> None:
     made = books()
     tell(made, "s1", 0, {"a": want(2, in_use=1)}, OPEN)
-    made.publish({}, 1, OPEN)
+    made.publish({}, TERMS, 1, OPEN)
     assert tell(made, "s1", 1, {"a": want(2, in_use=1)}, OPEN)["a"] == NOTHING
     assert held(made, OPEN) == Got(100, 1, 0)
     tell(made, "s1", 2, {}, OPEN)
-    made.publish({}, 1, OPEN)
+    made.publish({}, TERMS, 1, OPEN)
     assert made.read(OPEN).pages == {}
 
 
@@ -212,7 +214,7 @@ def test_an_entitlement_without_a_limit_gets_nothing() -> None:
 def test_what_may_still_be_used_stays_booked_until_the_next_message() -> None:
     made = books()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
-    made.publish({"a": Limit(100, 1000, 2, 200)}, 1, OPEN)
+    made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
     # The answer may be lost: s1 may go on with 4 until it speaks again.
     assert tell(made, "s1", 1, {"a": want(4, bound=4)}, OPEN)["a"].concurrency == 2
     assert held(made, OPEN).concurrency == 4
@@ -280,7 +282,7 @@ def test_books_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
 def test_an_answer_says_how_long_nobody_has_led() -> None:
     made = books()
     answer = made.exchange(Message("s1", 0, {}), OPEN)
-    made.publish({"a": LIMIT}, 2, OPEN + 1)
+    made.publish({"a": LIMIT}, TERMS, 2, OPEN + 1)
     later = made.exchange(Message("s1", 1, {}), OPEN + 3)
     assert (answer.unled_s, later.unled_s) == (OPEN, 2)
     assert Books(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).unled_s == math.inf
@@ -354,7 +356,7 @@ def test_the_books_never_give_more_than_the_limit_and_tokens_are_conserved(
             granted[holder] = NOTHING  # it expired, for the holder as well
         if action == "limit":
             limit = float(wanted)
-            made.publish({"a": Limit(100, 1000, limit, 200)}, 1, now)
+            made.publish({"a": Limit(100, 1000, limit, 200)}, TERMS, 1, now)
         elif action == "spend":
             unheard = min(tokens, granted[holder].tokens)
             spent[holder] += unheard

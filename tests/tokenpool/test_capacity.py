@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
-from tokenpool.amounts import Amount
+from tokenpool.amounts import NO_KV_BOUND, Amount
 from tokenpool.capacity import (
     DEFAULT_SLOTS,
     LEARNED_SLACK,
@@ -40,6 +41,56 @@ def test_auto_reads_the_cache_and_starts_with_no_bound_on_throughput() -> None:
     model.observe(IDLE, held_back=False)
     assert model.is_known
     assert model.amount().kv_tokens == 10_000
+
+
+def test_where_nothing_says_a_kv_capacity_there_is_no_kv_bound() -> None:
+    model = CapacityModel(AUTO)
+    model.distrust()  # the engine was asked in vain
+    assert (model.is_known, model.lacks_kv_bound) == (True, True)
+    assert model.amount().kv_tokens == model.room(0, 0).kv_tokens == NO_KV_BOUND
+    model.observe(IDLE, held_back=False)
+    assert (model.is_known, model.lacks_kv_bound, model.amount().kv_tokens) == (True, False, 10_000)
+
+
+def test_a_usable_look_that_does_not_say_the_capacity_leaves_it_without_a_bound() -> None:
+    model = CapacityModel(AUTO)
+    model.observe(replace(IDLE, kv_tokens=None, kv_usage=0.9), held_back=False)
+    assert (model.is_known, model.lacks_kv_bound) == (True, True)
+    room = model.room(0, 0)
+    assert (room.kv_tokens, room.foreign_kv_tokens) == (NO_KV_BOUND, 0)  # a share of nothing known is nothing
+
+
+def test_what_the_engine_said_of_its_cache_outlives_its_page_until_it_restarts() -> None:
+    model = CapacityModel(AUTO)
+    model.observe(IDLE, held_back=False)
+    model.observe(replace(IDLE, at=1.0, kv_tokens=None), held_back=False)
+    model.distrust()
+    assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 10_000)
+    model.forget()
+    assert (model.is_known, model.amount().kv_tokens) == (False, 0)
+
+
+def test_numbers_of_the_pool_file_bind_where_the_engine_says_none() -> None:
+    for spec in (ReplicaCapacity(kv_tokens=5000), ReplicaCapacity(start=Amount(0, 5000, 0))):
+        model = CapacityModel(spec)
+        model.distrust()
+        assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 5000)
+
+
+def test_e2_an_engine_without_a_kv_cache_has_no_bound_but_the_pool_files() -> None:
+    seen = replace(IDLE, kv_tokens=math.inf, kv_usage=1.0)
+    for spec, kv_tokens in ((AUTO, NO_KV_BOUND), (ReplicaCapacity(kv_tokens=5000), 5000)):
+        model = CapacityModel(spec)
+        model.observe(seen, held_back=False)
+        assert (model.is_known, model.lacks_kv_bound) == (True, False)
+        assert model.amount().kv_tokens == kv_tokens
+        assert model.room(0, 0).foreign_kv_tokens == 0
+
+
+def test_a_capacity_that_no_engine_has_is_no_bound() -> None:
+    model = CapacityModel(AUTO)
+    model.observe(replace(IDLE, kv_tokens=1e300), held_back=False)
+    assert model.amount().kv_tokens == NO_KV_BOUND
 
 
 def saturated(seconds: int, rate: float, model: CapacityModel, start: float = 0.0) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
 from tests.tokenpool.builders import ASK, ROOM, cost, entitlement
-from tokenpool.admission import Admit, Shed, admit
+from tokenpool.admission import Admit, EngineRoom, Shed, admit
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
 from tokenpool.books import Answer, Books, Limit, Message
 from tokenpool.cost import Cost, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.grants import Grants, GrantSettings, Mode
+from tokenpool.grants import ANSWER_S, Grants, GrantSettings, Mode, Waiter
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
 
@@ -20,6 +22,8 @@ SETTINGS = GrantSettings()
 OPEN = SETTINGS.lifetime_s
 LIMITS = {"a": Limit(1000, 10_000, 4, 1000, assured_kv_tokens=5000, assured_concurrency=2)}
 ONE = cost(tokens=100, kv_tokens=112)
+PATIENCE = 0.01
+TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0))
 
 
 class Sidecar:
@@ -31,21 +35,43 @@ class Sidecar:
         self.ledger = Ledger()
         self.account = Account(tenant or entitlement(), Pricing(), 0.0)
         self.grants.follow({"a": self.account}, 0.0)
-        self.grants.learn(LIMITS, 0.0)
+        self.grants.learn(LIMITS, TERMS, 0.0)
         self.sent: Message | None = None
+        self.room = ROOM
 
     def send(self, now: float, *, whole: bool = True) -> Message:
-        message = self.grants.message(now, is_complete=whole)
+        """The next message, after an interval has ended; or without (``whole=False``)."""
+        if whole:
+            self.grants.tick(now)
+        self.sent = message = self.grants.next_message(now)
         assert message is not None
         return message
 
+    def fail(self, now: float) -> None:
+        """The message that was sent last is not answered."""
+        assert self.sent is not None
+        self.grants.failed(self.sent, now)
+
     def speak(self, now: float, *, whole: bool = True) -> Answer:
-        answer = self.books.exchange(self.send(now, whole=whole), now)
-        self.grants.answered(answer, now)
+        """Exchange messages until there is nothing more to say; the last answer."""
+        message: Message | None = self.send(now, whole=whole)
+        while message is not None:
+            answer = self.books.exchange(message, now)
+            self.grants.answered(message, answer, now)
+            message = self.grants.next_message(now)
         return answer
 
+    def wait(
+        self,
+        now: float,
+        decide: Callable[[], object] = lambda: None,
+        price: Cost = ONE,
+        patience: float = PATIENCE,
+    ) -> Waiter | None:
+        return self.grants.wait(self.account, price, now, patience, decide)  # type: ignore[arg-type]
+
     def admit(self, now: float, price: Cost = ONE) -> Ticket | Shed:
-        decision = admit(self.ledger, self.account, ASK, price, ROOM, now)
+        decision = admit(self.ledger, self.account, ASK, price, self.room, now)
         return decision.ticket if isinstance(decision, Admit) else decision
 
     def settle(self, ticket: Ticket, now: float) -> None:
@@ -55,7 +81,7 @@ class Sidecar:
 @pytest.fixture
 def books() -> Books:
     made = Books(0.0, SETTINGS.lifetime_s)
-    made.publish(LIMITS, 1, 0.0)
+    made.publish(LIMITS, TERMS, 1, 0.0)
     return made
 
 
@@ -72,9 +98,10 @@ def test_while_books_are_closed_a_sidecar_lives_on_its_share(books: Books) -> No
     made.speak(0.1)
     assert made.grants.mode is Mode.JOINING
     # The books have heard nobody else yet, but there may be two.
+    assert made.grants.covers(made.account, ONE, 0.1)
     assert made.account.limit.concurrency == 2
     made.grants.sidecars = 3
-    made.grants.learn(LIMITS, 0.2)
+    made.grants.learn(LIMITS, TERMS, 0.2)
     assert made.account.limit.concurrency == 2  # ceil(4 / 3)
     assert made.grants.covers(made.account, ONE, 0.2)
 
@@ -83,18 +110,18 @@ def test_a_newcomer_holds_nothing_until_the_books_answer_or_fail(books: Books) -
     made = Sidecar("s1", books)
     assert not made.grants.covers(made.account, ONE, 0.0)
     decided: list[Ticket | Shed] = []
-    assert made.grants.wait(made.account, ONE, 0.0, lambda: decided.append(made.admit(0.1)))
+    assert made.wait(0.0, lambda: decided.append(made.admit(0.1)))
     made.send(0.0)
-    made.grants.failed(0.1)
+    made.fail(0.1)
     assert made.grants.mode is Mode.CUT_OFF
     assert isinstance(decided[0], Ticket)
 
 
 def test_books_that_are_back_empty_do_not_unteach_limits(books: Books) -> None:
     made = joined(books)
-    made.grants.learn({}, OPEN)
+    made.grants.learn({}, IdleTerms(), OPEN)
     made.send(OPEN)
-    made.grants.failed(OPEN + 2)
+    made.fail(OPEN + 2)
     assert made.grants.covers(made.account, ONE, OPEN + 2)
     assert made.account.limit.concurrency == 4  # one sidecar: its share is all of it
 
@@ -103,9 +130,11 @@ def test_while_books_are_closed_again_shares_stay_those_of_all_sidecars(books: B
     made = joined(books)
     made.grants.sidecars = 20
     empty = Books(OPEN, SETTINGS.lifetime_s)
-    made.grants.answered(empty.exchange(made.send(OPEN), OPEN), OPEN)
+    made.books = empty
+    made.speak(OPEN)
     assert made.grants.mode is Mode.JOINING
     assert made.grants.sidecars == 20
+    assert made.grants.covers(made.account, ONE, OPEN)
     assert made.account.limit.concurrency == 1
 
 
@@ -114,7 +143,7 @@ def test_a_share_of_a_guarantee_leaves_room_for_uneven_spread_and_no_more(books:
     made = joined(books, tenant=entitlement(tier=Tier.GUARANTEED, guarantee=guarantee))
     made.grants.sidecars = 20
     made.send(OPEN)
-    made.grants.failed(OPEN + 2)
+    made.fail(OPEN + 2)
     assert made.grants.covers(made.account, ONE, OPEN + 2)
     # 4 / 20 on average, and three standard deviations: not the whole guarantee twenty times.
     assert made.account.limit.concurrency == made.account.assured.concurrency == 2
@@ -127,7 +156,7 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_borrows(books: Books)
     assert made.account.limit.concurrency == 0
     assert not made.grants.covers(made.account, ONE, OPEN)
     decided: list[Ticket | Shed] = []
-    assert made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN)))
+    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.speak(OPEN + 0.001, whole=False)
     assert isinstance(decided[0], Ticket)
     assert made.grants.borrows == 1
@@ -135,7 +164,7 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_borrows(books: Books)
 
 def test_what_a_steady_demand_needs_is_held_ahead(books: Books) -> None:
     made = joined(books)
-    made.grants.wait(made.account, ONE, OPEN, lambda: made.admit(OPEN))
+    made.wait(OPEN, lambda: made.admit(OPEN))
     made.speak(OPEN, whole=False)
     made.speak(OPEN + 0.25)
     assert made.account.limit.concurrency >= 2
@@ -151,12 +180,12 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
     for number in range(40):
         now = OPEN + 0.001 * number
         if not made.grants.covers(made.account, small, now):
-            assert made.grants.wait(made.account, small, now, lambda: None)
+            assert made.wait(now, price=small)
             said = made.send(now, whole=False)
             asked.append(said.holdings["a"].tokens_wanted)
             answer = books.exchange(said, now)
             assert not answer.grants["a"].is_contended
-            made.grants.answered(answer, now)
+            made.grants.answered(said, answer, now)
         ticket = made.admit(now, small)
         assert isinstance(ticket, Ticket)
         made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, now)
@@ -167,12 +196,12 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
 def test_requests_that_wait_are_told_when_there_is_nothing_in_time(books: Books) -> None:
     other, made = joined(books, "s2"), joined(books)
     for _ in range(4):
-        other.grants.wait(other.account, ONE, OPEN, lambda: other.admit(OPEN))
+        other.wait(OPEN, lambda: other.admit(OPEN))
     other.speak(OPEN, whole=False)
     other.speak(OPEN)
     assert other.account.concurrency_in_use == 4
     decided: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN)))
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.speak(OPEN + 0.001, whole=False)
     assert decided == []
     assert made.grants.looks_at() <= OPEN + 0.01
@@ -185,13 +214,13 @@ def test_requests_that_wait_are_told_when_there_is_nothing_in_time(books: Books)
 def test_a_recall_returns_what_is_not_in_use_and_frees_the_asker(books: Books) -> None:
     other, made = joined(books, "s2"), joined(books)
     for _ in range(3):
-        other.grants.wait(other.account, ONE, OPEN, lambda: other.admit(OPEN))
+        other.wait(OPEN, lambda: other.admit(OPEN))
     other.speak(OPEN, whole=False)
     other.speak(OPEN + 0.1)
     assert other.account.limit.concurrency == 4
     books.pushes.clear()
     decided: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN + 0.1)))
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.1)))
     made.speak(OPEN + 0.1, whole=False)
     (recall,) = books.pushes
     assert other.grants.recalled(recall.entitlement, OPEN + 0.1)
@@ -204,19 +233,19 @@ def test_a_recall_returns_what_is_not_in_use_and_frees_the_asker(books: Books) -
 
 def test_what_is_no_longer_asked_for_is_given_up_before_the_message_leaves(books: Books) -> None:
     made = joined(books)
-    made.grants.wait(made.account, ONE, OPEN, lambda: made.admit(OPEN))
+    made.wait(OPEN, lambda: made.admit(OPEN))
     made.speak(OPEN, whole=False)
     made.speak(OPEN + 0.1)
     held = made.account.limit.concurrency
     made.grants.recalled("a", OPEN + 0.2)
     made.send(OPEN + 0.2, whole=False)
     assert made.account.limit.concurrency == 1 < held
-    made.grants.failed(OPEN + 0.3)  # whether it was heard or not
+    made.fail(OPEN + 0.3)  # whether it was heard or not
 
 
 def test_grants_expire_earlier_here_than_in_the_books(books: Books) -> None:
     made = joined(books)
-    made.grants.wait(made.account, ONE, OPEN, lambda: made.admit(OPEN))
+    made.wait(OPEN, lambda: made.admit(OPEN))
     made.speak(OPEN, whole=False)
     late = OPEN + SETTINGS.lifetime_s * 0.85
     assert not made.grants.covers(made.account, ONE, late)
@@ -231,9 +260,9 @@ def test_without_answers_a_sidecar_goes_on_with_what_it_holds_then_with_its_shar
     made, _ = joined(books), joined(books, "s2")
     made.speak(OPEN)
     made.send(OPEN + 0.1)
-    made.grants.failed(OPEN + 0.6)
+    made.fail(OPEN + 0.6)
     assert made.grants.mode is Mode.JOINED
-    assert made.grants.wait(made.account, ONE, OPEN + 0.6, lambda: None) is None  # the circuit is open
+    assert made.wait(OPEN + 0.6, lambda: None) is None  # the circuit is open
     assert made.grants.covers(made.account, ONE, OPEN + 5)
     assert made.grants.mode is Mode.CUT_OFF
     assert made.account.limit.concurrency == 2  # 4 / 2 sidecars
@@ -247,9 +276,9 @@ def test_without_answers_a_sidecar_goes_on_with_what_it_holds_then_with_its_shar
 def test_those_who_wait_are_decided_when_the_books_fail(books: Books) -> None:
     made = joined(books)
     decided: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN)))
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.send(OPEN, whole=False)
-    made.grants.failed(OPEN + 0.5)
+    made.fail(OPEN + 0.5)
     assert len(decided) == 1
 
 
@@ -259,19 +288,19 @@ def test_a_request_inside_a_guarantee_is_let_in_when_the_books_have_just_failed(
     )
     made = joined(books, tenant=tenant)
     made.send(OPEN)
-    made.grants.failed(OPEN + 0.1)
-    for _ in range(3):
+    made.fail(OPEN + 0.1)
+    for _ in range(4):
         if not made.grants.covers(made.account, ONE, OPEN + 0.1):
-            assert made.grants.wait(made.account, ONE, OPEN + 0.1, lambda: None) is None
+            assert made.wait(OPEN + 0.1, lambda: None) is None
         assert isinstance(made.admit(OPEN + 0.1), Ticket)
-    made.grants.wait(made.account, ONE, OPEN + 0.1, lambda: None)
+    made.wait(OPEN + 0.1, lambda: None)
     assert isinstance(made.admit(OPEN + 0.1), Shed)  # beyond it
 
 
 def test_spending_is_stated_in_total_and_a_refund_can_be_spent_again(books: Books) -> None:
     made = joined(books)
     tickets: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
     made.speak(OPEN, whole=False)
     assert made.account.bucket.level == pytest.approx(0)
     ticket = tickets[0]
@@ -286,32 +315,35 @@ def test_spending_is_stated_in_total_and_a_refund_can_be_spent_again(books: Book
 
 def test_a_gone_client_waits_no_longer(books: Books) -> None:
     made = joined(books)
-    waiter = made.grants.wait(made.account, ONE, OPEN, lambda: pytest.fail("nobody is there"))
+    waiter = made.wait(OPEN, lambda: pytest.fail("nobody is there"))
     assert waiter is not None
     made.grants.give_up(waiter)
     made.speak(OPEN)
     made.grants.look(OPEN + 1)
 
 
-def test_after_refusals_in_a_row_requests_stop_waiting_for_a_while(books: Books) -> None:
+def test_while_the_pool_is_short_the_books_are_not_asked_for_each_newcomer(books: Books) -> None:
     other, made = joined(books, "s2"), joined(books)
     for _ in range(4):
-        other.grants.wait(other.account, ONE, OPEN, lambda: other.admit(OPEN))
+        other.wait(OPEN, lambda: other.admit(OPEN))
     other.speak(OPEN, whole=False)
-    now = OPEN
-    for _ in range(3):
-        assert made.grants.wait(made.account, ONE, now, lambda: None)
-        now += 0.02
-        made.grants.look(now)
-    assert made.grants.wait(made.account, ONE, now, lambda: None) is None
-    assert not made.grants.freed("a")
-    assert made.grants.wait(made.account, ONE, now, lambda: None)
+    other.speak(OPEN)
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)), patience=0.0)
+    made.speak(OPEN, whole=False)
+    assert isinstance(decided[0], Shed)
+    now = OPEN + 0.001
+    assert made.wait(now, patience=0.0) is None  # spot: decided at once
+    assert made.wait(now, patience=1.0) is not None  # elastic: waits, and is asked for later
+    assert made.grants.next_message(now) is None
+    made.grants.look(made.grants.looks_at())
+    assert made.grants.next_message(now + 0.2) is not None
 
 
 def test_an_entitlement_that_has_said_its_last_is_not_named_again(books: Books) -> None:
     made = joined(books)
     tickets: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
     made.speak(OPEN, whole=False)
     ticket = tickets[0]
     assert isinstance(ticket, Ticket)
@@ -326,7 +358,7 @@ def test_an_entitlement_that_has_said_its_last_is_not_named_again(books: Books) 
 def test_spot_lives_on_free_room_when_it_is_cut_off(books: Books) -> None:
     made = joined(books, tenant=entitlement(tier=Tier.SPOT))
     made.send(OPEN)
-    made.grants.failed(OPEN + 2)
+    made.fail(OPEN + 2)
     assert made.grants.covers(made.account, ONE, OPEN + 2)
     assert made.account.assured == Amount()
     for _ in range(8):
@@ -339,7 +371,7 @@ def test_spot_lives_on_free_room_when_it_is_cut_off(books: Books) -> None:
 def test_a_farewell_tells_what_was_spent_and_returns_everything(books: Books) -> None:
     made = joined(books)
     tickets: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
     made.speak(OPEN, whole=False)
     assert isinstance(tickets[0], Ticket)
     made.settle(tickets[0], OPEN)
@@ -354,45 +386,49 @@ def test_who_slept_while_a_request_waited_asks_again_before_it_decides(books: Bo
     made = joined(books)
     running: list[Ticket | Shed] = []
     for _ in range(4):
-        made.grants.wait(made.account, ONE, OPEN, lambda: running.append(made.admit(OPEN)))
+        made.wait(OPEN, lambda: running.append(made.admit(OPEN)))
     made.speak(OPEN, whole=False)
     decided: list[Ticket | Shed] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append(made.admit(OPEN + 2)))
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 2)))
     first = running[0]
     assert isinstance(first, Ticket)
     made.settle(first, OPEN + 2)
     made.grants.look(OPEN + 2)
     assert made.grants.mode is Mode.EXPIRED
     assert decided == []
-    assert made.grants.looks_at() == pytest.approx(OPEN + 2 + SETTINGS.borrow_s)
-    made.grants.look(OPEN + 2.5)
+    assert made.grants.looks_at() == pytest.approx(OPEN + 2 + ANSWER_S)
+    made.grants.look(OPEN + 2 + ANSWER_S)
     assert isinstance(decided[0], Shed)
 
 
+GUARANTEED = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
+
+
 def test_a_short_wait_behind_a_long_one_is_short(books: Books) -> None:
-    guaranteed = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
-    other, made = joined(books, "s2"), joined(books, tenant=guaranteed)
+    other, made = joined(books, "s2"), joined(books, tenant=GUARANTEED)
     for _ in range(4):
-        other.grants.wait(other.account, ONE, OPEN, lambda: other.admit(OPEN))
+        other.wait(OPEN, lambda: other.admit(OPEN))
     other.speak(OPEN, whole=False)
+    other.speak(OPEN)
     decided: list[str] = []
-    made.grants.wait(made.account, ONE, OPEN, lambda: decided.append("inside"))
-    made.grants.wait(made.account, cost(kv_tokens=6000), OPEN, lambda: decided.append("beyond"))
-    assert made.grants.looks_at() == pytest.approx(OPEN + SETTINGS.borrow_s)
-    made.grants.look(OPEN + 0.02)
+    made.wait(OPEN, lambda: decided.append("inside"))
+    made.wait(OPEN, lambda: decided.append("beyond"), cost(kv_tokens=6000))
+    made.speak(OPEN, whole=False)
+    made.grants.look(OPEN + PATIENCE)
     assert decided == ["beyond"]
 
 
 def test_a_request_inside_a_guarantee_waits_though_bursts_were_refused(books: Books) -> None:
-    guaranteed = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
-    made = joined(books, tenant=guaranteed)
-    now = OPEN
-    for _ in range(3):
-        made.grants.wait(made.account, cost(kv_tokens=6000), now, lambda: None)
-        now += 0.02
-        made.grants.look(now)
-    assert made.grants.wait(made.account, cost(kv_tokens=6000), now, lambda: None) is None
-    assert made.grants.wait(made.account, ONE, now, lambda: None) is not None
+    other, made = joined(books, "s2"), joined(books, tenant=GUARANTEED)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    burst = cost(kv_tokens=6000)
+    made.wait(OPEN, price=burst, patience=0.0)
+    made.speak(OPEN, whole=False)
+    assert made.wait(OPEN, price=burst, patience=0.0) is None
+    assert made.wait(OPEN, patience=0.0) is not None
 
 
 def test_who_is_decided_may_bring_the_next_request_at_once(books: Books) -> None:
@@ -404,9 +440,10 @@ def test_who_is_decided_may_bring_the_next_request_at_once(books: Books) -> None
         made.account,
         ONE,
         OPEN,
-        lambda: waits.append(made.grants.wait(second, ONE, OPEN + 0.02, lambda: None)),
+        PATIENCE,
+        lambda: waits.append(made.grants.wait(second, ONE, OPEN + ANSWER_S, 0.0, lambda: None)),
     )
-    made.grants.look(OPEN + 0.02)
+    made.grants.look(OPEN + ANSWER_S)
     assert waits[0] is not None
 
 
@@ -414,6 +451,141 @@ def test_a_sidecar_that_slept_does_not_take_the_books_for_slow(books: Books) -> 
     made = joined(books)
     message = made.send(OPEN)
     late = OPEN + 4
-    made.grants.answered(books.exchange(message, OPEN), late)
+    made.grants.answered(message, books.exchange(message, OPEN), late)
     assert made.grants.mode is Mode.EXPIRED
-    assert made.grants.wait(made.account, ONE, late, lambda: None) is not None
+    assert made.wait(late, lambda: None) is not None
+
+
+def test_a_request_is_not_refused_before_the_books_have_answered_for_it(books: Books) -> None:
+    made = joined(books)
+    decided: list[Ticket | Shed] = []
+    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.4)), patience=0.0)
+    message = made.send(OPEN, whole=False)
+    made.grants.look(OPEN + 0.4)
+    assert decided == []
+    made.grants.answered(message, books.exchange(message, OPEN + 0.2), OPEN + 0.4)
+    assert isinstance(decided[0], Ticket)
+
+
+def test_requests_do_not_wait_for_the_answers_to_others(books: Books) -> None:
+    made = joined(books)
+    second = Account(entitlement("b"), Pricing(), 0.0)
+    made.grants.follow({"a": made.account, "b": second}, OPEN)
+    made.wait(OPEN)
+    first = made.send(OPEN, whole=False)
+    made.grants.wait(second, ONE, OPEN, 0.0, lambda: None)
+    made.wait(OPEN)
+    other = made.grants.next_message(OPEN)
+    assert other is not None
+    assert (set(first.holdings), set(other.holdings)) == ({"a"}, {"b"})
+    assert made.grants.next_message(OPEN) is None  # a is named again once the first is answered
+    made.grants.answered(first, books.exchange(first, OPEN), OPEN)
+    again = made.grants.next_message(OPEN)
+    assert again is not None
+    assert set(again.holdings) == {"a"}
+
+
+AMPLE = Limit(100_000, 1_000_000, 40, 100_000)
+ROOMY = IdleTerms((100_000.0, 1_000_000.0, 40.0), (100_000.0, 1_000_000.0, 40.0))
+
+
+def roomy(books: Books, count: int = 2) -> list[Sidecar]:
+    """Joined sidecars that have each had one request, in a pool with ample room."""
+    books.publish({"a": AMPLE}, ROOMY, 1, OPEN)
+    made = [joined(books, f"s{number}") for number in range(count)]
+    for sidecar in made:
+        sidecar.room = EngineRoom(slots=64, kv_tokens=1e6)
+        sidecar.wait(OPEN, lambda sidecar=sidecar: sidecar.settle(sidecar.admit(OPEN), OPEN))  # type: ignore[misc]
+        sidecar.speak(OPEN, whole=False)
+    for sidecar in made:
+        sidecar.speak(OPEN + 0.25)
+    return made
+
+
+def test_where_there_is_ample_room_a_request_is_admitted_first_and_reported_then(books: Books) -> None:
+    made, _ = roomy(books)
+    now, count = OPEN + 0.3, 0
+    while made.grants.covers(made.account, ONE, now):
+        assert isinstance(made.admit(now), Ticket)
+        count += 1
+    # A quarter of 40 each: half of what is free, for two.
+    assert made.grants.taken_ahead >= 5
+    assert 8 <= count <= 12
+    said = made.grants.next_message(now)
+    assert said is not None
+    assert said.holdings["a"].concurrency_in_use == count
+    made.grants.answered(said, books.exchange(said, now), now)
+    assert made.grants.covers(made.account, ONE, now)
+
+
+def test_what_is_taken_ahead_never_adds_up_to_more_than_half_of_what_was_free(books: Books) -> None:
+    sidecars = roomy(books, 4)
+    now = OPEN + 0.3
+    for sidecar in sidecars:
+        while sidecar.grants.covers(sidecar.account, ONE, now):
+            sidecar.admit(now)
+    assert sum(sidecar.grants.taken_ahead for sidecar in sidecars) <= AMPLE.concurrency / 2
+    assert sum(sidecar.account.concurrency_in_use for sidecar in sidecars) <= AMPLE.concurrency
+
+
+def test_nothing_is_taken_ahead_of_a_small_limit_or_in_a_busy_pool_or_on_old_news(books: Books) -> None:
+    small, _ = joined(books), joined(books, "s2")
+    small.speak(OPEN)
+    small.wait(OPEN, lambda: small.admit(OPEN))
+    small.speak(OPEN, whole=False)
+    small.speak(OPEN + 0.1)
+    while small.grants.covers(small.account, ONE, OPEN + 0.2):
+        small.admit(OPEN + 0.2)
+    assert small.grants.taken_ahead == 0  # a limit of four
+    late, _ = roomy(books)
+    held = int(late.account.limit.concurrency)
+    for _ in range(held):
+        late.admit(OPEN + 0.3)
+    assert not late.grants.covers(late.account, ONE, OPEN + 0.25 + 0.6)
+    books.publish({"a": AMPLE}, IdleTerms((100.0, 1e6, 40.0), (100_000.0, 1e6, 40.0)), 1, OPEN + 0.8)
+    late.speak(OPEN + 0.9)
+    before = late.grants.taken_ahead
+    while late.grants.covers(late.account, ONE, OPEN + 0.9):
+        late.admit(OPEN + 0.9)
+    assert late.grants.taken_ahead == before
+
+
+def test_an_idle_entitlement_is_named_in_no_message(books: Books) -> None:
+    made = joined(books)
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(1000)}
+    made.grants.follow({"a": made.account, **many}, OPEN)
+    made.speak(OPEN + 0.1)
+    message = made.send(OPEN + 0.2)
+    assert message.holdings == {}
+    assert message.renews
+
+
+def test_rows_that_the_books_lost_are_stated_again(books: Books) -> None:
+    made = joined(books)
+    made.wait(OPEN, lambda: made.admit(OPEN))
+    made.speak(OPEN, whole=False)
+    made.speak(OPEN + 0.1)
+    page = books._pages.pop("a")
+    books._holders["s1"].names.clear()
+    assert page.rows
+    made.speak(OPEN + 0.3)
+    made.speak(OPEN + 0.4)
+    again = books.page("a", OPEN + 0.4)
+    assert again is not None
+    assert again.held.concurrency >= 1
+
+
+def test_a_long_list_is_stated_in_several_messages(books: Books) -> None:
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(120)}
+    made = joined(books)
+    made.grants.follow(many, OPEN)
+    tickets = []
+    for account in many.values():
+        made.grants.wait(account, ONE, OPEN, 0.0, lambda account=account: tickets.append(account))  # type: ignore[misc]
+    sizes = []
+    made.grants.tick(OPEN)
+    while (message := made.grants.next_message(OPEN)) is not None:
+        sizes.append(len(message.holdings))
+        made.grants.answered(message, books.exchange(message, OPEN), OPEN)
+    assert max(sizes) <= 50
+    assert len(tickets) == 120

@@ -128,6 +128,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("pools:", "pools: &p", 0, "", ""),  # an anchor alone does no harm
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
+    ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
     ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "no text"),
 ]
 
@@ -155,8 +156,12 @@ def test_each_mistake_is_named_with_its_line_and_the_fix(
         ("a string", "is not a mapping"),
         ("pools: []\nentitlements: []", "pools is empty"),
         ("pools:\n  - {name: a, models: [b]}", "file has no entitlements"),
-        ("#" * (5 << 20), "more than 4194304 characters"),
+        ("#" * (17 << 20), "more than 16777216 characters"),
         ("[" * 1500 + "]" * 1500, "nested too deeply"),
+        ("[" * 500_000, "nested too deeply"),
+        ("- " * 21 + "x", "nested too deeply"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("b: *x", "aliases"),
     ],
 )
 def test_files_that_are_no_pool_file_at_all(text: str, words: str) -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
 import pytest
 
 from simulation.fairness import judge
-from simulation.mixes import TROUBLE, lending, lone_tenant, mixed, outage, scarcity, skewed, small_tenants
+from simulation.mixes import (
+    BURSTY,
+    TROUBLE,
+    ample,
+    distant,
+    lending,
+    lone_tenant,
+    mixed,
+    outage,
+    scarcity,
+    skewed,
+    small_tenants,
+)
 from simulation.world import simulate
 
 FRESH = [secrets.randbelow(10**6) for _ in range(2)]
@@ -98,3 +111,33 @@ def test_in_scarcity_service_comes_to_the_fair_share_across_sidecars(seed: int) 
 def test_without_debt_precedence_would_last_across_sidecars() -> None:
     setup = scarcity(seed=SEEDS[0], debt_gain=0.0)
     assert judge(setup, simulate(setup)).deviation > 0.3
+
+
+@pytest.mark.parametrize("seed", [SEEDS[0], SEEDS[3]])
+@pytest.mark.parametrize("distance_ms", [0.0, 6.0, 12.0, 40.0])
+@pytest.mark.parametrize(("tenants", "sidecars"), [(50, 1), (50, 8), (500, 2), (1500, 1), (1500, 8)])
+def test_on_an_idle_pool_nobody_is_refused_or_waits_for_more_than_two_round_trips(
+    tenants: int, sidecars: int, distance_ms: float, seed: int
+) -> None:
+    figures = simulate(distant(tenants, sidecars, distance_ms, seed=seed, seconds=8.0))
+    assert figures.requests > 700
+    assert sum(figures.sheds.values()) == 0
+    # The books work at one message at a time: beside two trips, that work shows.
+    assert sorted(figures.waits)[int(len(figures.waits) * 0.99)] <= 2 * distance_ms / 1000 + 0.005
+
+
+@pytest.mark.parametrize("seed", SEEDS[1:4])
+def test_far_books_keep_limits_guarantees_and_utilisation_under_contention(seed: int) -> None:
+    setup = mixed(8, 100, seed=seed, seconds=12)
+    near, far = simulate(setup), simulate(replace(setup, distance_s=0.02))
+    assert far.over_admitted < 1
+    assert far.guaranteed_sheds == 0
+    assert far.utilisation >= 0.9 * near.utilisation
+
+
+@pytest.mark.parametrize("seed", SEEDS[1:4])
+def test_what_is_taken_ahead_is_within_its_bound(seed: int) -> None:
+    """Ceilings that are just reached, ample room in the pool, and books that are far away."""
+    figures = simulate(ample(seed=seed))
+    assert figures.taken_ahead > 10
+    assert figures.over_admitted <= BURSTY / 2

@@ -93,6 +93,7 @@ def test_a_hint_rises_at_once_and_falls_after_its_window() -> None:
     stabiliser = Stabiliser(ScalingSettings(down_window_s=60))
     assert stabiliser.follow(of(2), 0).replicas == 2
     assert stabiliser.follow(of(5), 1).replicas == 5
+    stabiliser.follow(of(2), 2)
     held = stabiliser.follow(of(2), 30)
     assert (held.replicas, held.reason) == (5, "2 would do; held for 60 s of less need")
     assert stabiliser.follow(of(2), 62).replicas == 2
@@ -103,7 +104,19 @@ def test_a_rise_may_have_to_last() -> None:
     stabiliser.follow(of(2), 0)
     held = stabiliser.follow(of(5), 5)
     assert (held.replicas, held.reason) == (2, "5 are needed; held until that lasted 10 s")
-    assert stabiliser.follow(of(4), 12).replicas == 4
+    assert stabiliser.follow(of(4), 12).replicas == 2  # more is needed since 5, for 7 s
+    assert stabiliser.follow(of(4), 15).replicas == 4
+
+
+def test_a_number_counts_until_the_next_look() -> None:
+    """While nobody looks, as during a failover, nothing is known to have changed."""
+    stabiliser = Stabiliser(ScalingSettings(up_window_s=1, down_window_s=10))
+    stabiliser.follow(of(3), 0)
+    assert stabiliser.follow(of(5), 100).replicas == 3  # not known to have lasted a second
+    assert stabiliser.follow(of(5), 101).replicas == 5
+    assert stabiliser.follow(of(1), 200).replicas == 5
+    assert stabiliser.follow(of(1), 209).replicas == 5
+    assert stabiliser.follow(of(1), 210).replicas == 1
 
 
 needs = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 20), st.integers(1, 4)), min_size=1, max_size=40)
@@ -120,6 +133,52 @@ def test_a_hint_stays_between_what_was_needed_and_never_below_the_guarantees(
         seen.append(made.replicas)
         hint = stabiliser.follow(made, now)
         assert floor <= hint.replicas <= max(seen)
+
+
+class Literal:
+    """The same rule, over everything that was ever needed."""
+
+    def __init__(self, settings: ScalingSettings) -> None:
+        self.settings = settings
+        self.seen: list[tuple[float, int]] = []
+        self.held: int | None = None
+
+    def follow(self, made: Need, now: float) -> int:
+        self.seen.append((now, made.replicas))
+        ends = [at for at, _ in self.seen[1:]] + [math.inf]
+        spans = [(end, n) for end, (_, n) in zip(ends, self.seen, strict=True)]
+        up = min(n for end, n in spans if end > now - self.settings.up_window_s)
+        down = max(n for end, n in spans if end > now - self.settings.down_window_s)
+        if self.held is None or up > self.held:
+            self.held = made.replicas if self.held is None else up
+        elif down < self.held:
+            self.held = down
+        self.held = max(self.held, made.floor)
+        return self.held
+
+
+quarters = st.integers(0, 80).map(lambda n: n / 4)
+looks = st.lists(st.tuples(quarters, st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=40)
+
+
+@given(looks, quarters, quarters, st.lists(st.booleans(), min_size=40, max_size=40), quarters)
+def test_a_successor_goes_on_as_its_predecessor_would_have(
+    steps: list[tuple[float, int, int]], up: float, down: float, changes: list[bool], skew: float
+) -> None:
+    """Leaders may change between any two looks, and their clocks do not agree. The state stays small."""
+    settings = ScalingSettings(up_window_s=up, down_window_s=down)
+    one, literal, offset = Stabiliser(settings), Literal(settings), 0.0
+    now = 0.0
+    for (wait, replicas, floor), is_replaced in zip(steps, changes, strict=False):
+        if is_replaced:
+            state, taken_at = one.state(now + offset), now
+            offset += skew
+            one = Stabiliser(settings)
+            one.restore(state, taken_at + offset)
+            assert len(state.lows) <= 6 >= len(state.highs)
+        now += wait
+        made = of(max(replicas, floor), floor)
+        assert one.follow(made, now + offset).replicas == literal.follow(made, now)
 
 
 @given(st.floats(0, 1e5), st.floats(0, 1e5))

@@ -7,13 +7,26 @@ scripts, and one contract suite holds both to them. ``address`` reads a store's 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Answer, Census, Limit, Message, Push
 
 
 class StoreDown(ConnectionError):
     """The store did not answer, or not in time; the text says which and why. Nothing was decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScale:
+    """The scale hint as the leader stored it. The store does not look into it."""
+
+    content: bytes
+    at: float
+    """When it was stored, in seconds by the store's clock."""
+    age_s: float
+    """How old it was when it was read, by the same clock."""
 
 
 class Store(Protocol):
@@ -25,8 +38,8 @@ class Store(Protocol):
     def listen(self, holder: str) -> AsyncIterator[Push]:
         """What the books say to a sidecar between its messages, until ``StoreDown``. Some may be lost."""
 
-    async def limits(self) -> Mapping[str, Limit]:
-        """All limits as last published."""
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
+        """All limits as last published, and the terms of every other entitlement."""
 
     async def file(self) -> tuple[str, bytes] | None:
         """The version and the content of the pool file that all enforce; ``None`` before the first."""
@@ -40,11 +53,17 @@ class Store(Protocol):
     async def read(self) -> Census:
         """All pages and reports, for one tick."""
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
-        """Replace all limits unless a later epoch's stand."""
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
+        """Replace all limits and terms unless a later epoch's stand."""
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """Replace the pool file that all enforce unless a later epoch's stands."""
+
+    async def scale(self) -> StoredScale | None:
+        """The scale hint that every coordinator serves; ``None`` where none is stored."""
+
+    async def publish_scale(self, content: bytes, epoch: int) -> float | None:
+        """Replace the scale hint. The time by the store's clock; ``None`` where a later epoch's stands."""
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -5,7 +5,8 @@
 ``rediss://``             the same over TLS
 ``unix://``               one server on this machine: ``unix://PATH[?db=DB]``
 ``redis+sentinel://``     the master of a group: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/GROUP[/DB]``
-``redis+cluster://``      a cluster: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]``
+``redis+cluster://``      a cluster: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]``; give several nodes, or a
+                          name of all of them, because only these are asked again after a failure
 ========================= ==================================================================
 
 ``rediss+sentinel`` and ``rediss+cluster`` are the same over TLS. TLS options are given as a query:
@@ -122,6 +123,8 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
     options |= _tls(query)
     nodes = [_node(text, _DEFAULT_PORTS[kind]) for text in hosts.split(",")]
     if kind == "cluster":
+        # After a failure the nodes of the URL are asked again: those found may be of an old cluster.
+        options["dynamic_startup_nodes"] = False
         return [redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)]
     group, _, database = parts.path.strip("/").partition("/")
     if not group:

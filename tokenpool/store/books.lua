@@ -1,13 +1,15 @@
 -- What all scripts share: the message, the clock, and one entitlement's page. The rules are those of
 -- tokenpool/books.py; the contract suite holds both to the same answers.
 --
--- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at; limited once all limits were written
+-- meta     hash: opens_at, heard_at, led_at, epoch, file_version, renewed_at, terms (packed: where the pool stands);
+--          limited once all limits were written
 -- pages    hash by entitlement: its packed page {level, at, depth, floor, sums, served, waiters,
 --          contended_until, rows}; missing until somebody writes in it
--- limits   hash by entitlement: its packed limit as published
--- rows:X   hash by holder: its packed row {served, values} of entitlement X
--- holder:X hash: number, names (packed); alive and known: sorted sets of holders by when they end
--- reports  hash by holder; file: hash of version, content
+-- limits   hash by entitlement: its packed limit as published; none for an entitlement that is idle
+-- rows:X   hash by holder: its packed row {served, values, number} of entitlement X
+-- holder:X the number of its last complete message; names:X: the set of entitlements of which it has a row
+-- alive, known: sorted sets of holders by when they end
+-- reports  hash by holder; file: hash of version, content; scale: hash of content, at
 --
 -- One hash for all pages and one for all limits, since a call from a script costs ten times the look-up: a
 -- hundred of them are read and written at a time.
@@ -41,15 +43,18 @@ end
 
 local function rows_key(name) return prefix .. ':rows:' .. name end
 local function holder_key(holder) return prefix .. ':holder:' .. holder end
+local function names_key(holder) return prefix .. ':names:' .. holder end
 
 local NO_LIMIT = {0, 0, 0, 0, 0, 0, 0}
 
+-- Only what is published counts here: ``published`` tells.
 local function unpack_page(name, packed, limit)
   local page = packed and cmsgpack.unpack(packed) or {
     level = 0, at = now, depth = 0, floor = {0, 0, 0}, sums = nobody(), served = {0, 0, 0},
     waiters = {}, contended_until = 0, rows = 0,
   }
-  page.name, page.limit = name, limit and cmsgpack.unpack(limit) or NO_LIMIT
+  page.name, page.published = name, limit and true or false
+  page.limit = limit and cmsgpack.unpack(limit) or NO_LIMIT
   return page
 end
 
@@ -92,7 +97,7 @@ local function save(pages, holder)
   for name, page in pairs(pages) do
     local row = page.row
     if row and redis.call('HSET', rows_key(name), holder, cmsgpack.pack(row)) == 1 then keep_rows(name) end
-    page.name, page.limit, page.row = nil, nil, nil
+    page.name, page.limit, page.row, page.published = nil, nil, nil, nil
     fields[#fields + 1], fields[#fields + 2] = name, cmsgpack.pack(page)
     if #fields == 500 then flush() end
   end
@@ -139,6 +144,7 @@ local function drop(page, holder)
   write(page, nobody())
   page.row = nil
   redis.call('HDEL', rows_key(page.name), holder)
+  redis.call('SREM', names_key(holder), page.name)
   page.rows = page.rows - 1
   if page.rows == 0 then page.sums = nobody() end
 end
@@ -161,8 +167,8 @@ end
 
 -- Do something with every page of which a holder has a row.
 local function for_all_of(holder, act)
-  local names = redis.call('HGET', holder_key(holder), 'names')
-  local pages = load(names and cmsgpack.unpack(names) or {}, holder)
+  local names = redis.call('SMEMBERS', names_key(holder))
+  local pages = load(names, holder)
   for name, page in pairs(pages) do
     if page.row then act(page) else pages[name] = nil end
   end
@@ -179,7 +185,7 @@ local function expire()
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KNOWN, '-inf', exact(now - REMEMBER))) do
     if not redis.call('ZSCORE', ALIVE, holder) then
       for_all_of(holder, function(page) drop(page, holder) end)
-      redis.call('DEL', holder_key(holder))
+      redis.call('DEL', holder_key(holder), names_key(holder))
       redis.call('ZREM', KNOWN, holder)
     end
   end

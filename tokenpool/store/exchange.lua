@@ -9,69 +9,61 @@ redis.call('HSET', META, 'heard_at', exact(now))
 renew()
 
 local me = message.holder
-local HOLDER = holder_key(me)
-local known = redis.call('HMGET', HOLDER, 'number', 'names')
-local is_alive = redis.call('ZSCORE', ALIVE, me)
-local grants, said_of = {}, {}
-for i, said in ipairs(message.holdings) do said_of[i] = said[1] end
-local pages = load(said_of, me)
-
-local function grant(i, page, values, kv, conc, tokens)
-  grants[i] = {
-    kv, conc, tokens, page.limit, page.level - page.sums[TOKENS],
-    page.sums[KV_USED] - values[KV_USED], page.sums[CONC_USED] - values[CONC_USED],
-    now < page.contended_until,
-  }
+local HOLDER, NAMES = holder_key(me), names_key(me)
+-- A message that is not later than the last complete one comes too late.
+local is_late = message.number <= tonumber(redis.call('GET', HOLDER) or -1)
+if not is_late then
+  redis.call('ZADD', KNOWN, exact(now), me)
+  keep(KNOWN)
 end
 
-local function answer()
-  local meta = redis.call('HMGET', META, 'file_version', 'led_at')
-  local unled_s = meta[2] and now - tonumber(meta[2]) or math.huge
-  return cmsgpack.pack({grants, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', unled_s})
+local grants, said_of, stated = {}, {}, {}
+for i, said in ipairs(message.holdings) do
+  said_of[i] = said[1]
+  stated[said[1]] = true
 end
 
-local function standing()
-  for i, said in ipairs(message.holdings) do
-    local page = pages[said[1]]
-    refill(page)
-    local values = page.row and page.row.values or nobody()
-    grant(i, page, values, values[KV], values[CONC], values[TOKENS])
-  end
-  return answer()
-end
-
-if known[1] and message.number <= tonumber(known[1]) then return standing() end
-redis.call('HSET', HOLDER, 'number', message.number)
-redis.call('ZADD', KNOWN, exact(now), me)
-keep(HOLDER, KNOWN)
-local names = known[2] and cmsgpack.unpack(known[2]) or {}
-local named = {}
-for _, said in ipairs(message.holdings) do named[said[1]] = true end
-if message.complete then
+-- A complete message begins a lifetime, and returns what it does not name.
+if message.complete and not is_late then
+  redis.call('SET', HOLDER, message.number)
   redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
-  redis.call('HSET', REPORTS, me, ARGV[2])
-  keep(ALIVE, REPORTS)
-  local returned = {}
-  for _, name in ipairs(names) do
-    if not named[name] then returned[#returned + 1] = name end
+  local kept, returned = {}, {}
+  for _, name in ipairs(message.kept) do kept[name] = true end
+  for _, name in ipairs(redis.call('SMEMBERS', NAMES)) do
+    if not stated[name] and not kept[name] then returned[#returned + 1] = name end
   end
   local given_up = load(returned, me)
-  for _, page in pairs(given_up) do
-    drop(page, me)
-    refill(page)
-    tell_waiters(page, me)
+  for name, page in pairs(given_up) do
+    if page.row and page.row.number < message.number then
+      drop(page, me)
+      if page.published then
+        refill(page)
+        tell_waiters(page, me)
+      end
+    else
+      given_up[name] = nil
+    end
   end
   save(given_up, me)
-  names = {}
-elseif not is_alive then
-  -- Who is not known to live cannot hold: only a complete message begins a lifetime.
-  return standing()
 end
-for _, name in ipairs(names) do named[name] = nil end
-for _, said in ipairs(message.holdings) do
-  if named[said[1]] then names[#names + 1] = said[1] end
+
+-- Only a complete message begins a lifetime: a holder that is not known to live cannot hold.
+local is_alive = redis.call('ZSCORE', ALIVE, me)
+local books = is_alive and not is_late
+if books and (message.complete or message.renews) then
+  redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
+  redis.call('HSET', REPORTS, me, ARGV[2])
+  keep(ALIVE, REPORTS, HOLDER, NAMES)
 end
-redis.call('HSET', HOLDER, 'names', cmsgpack.pack(names))
+
+local function grant(i, page, values, kv, conc, tokens)
+  local limit, sums = page.limit, page.sums
+  grants[i] = {
+    kv, conc, tokens, limit, page.level - sums[TOKENS],
+    sums[KV_USED] - values[KV_USED], sums[CONC_USED] - values[CONC_USED],
+    now < page.contended_until, limit[2] - sums[KV], limit[3] - sums[CONC], sums[TOKENS] - values[TOKENS],
+  }
+end
 
 -- Ask everyone else who holds something of a page to return what is not in use.
 local function recall(page)
@@ -91,15 +83,16 @@ local function recall(page)
   end
 end
 
-for i, said in ipairs(message.holdings) do
+local function book(i, page, said)
   local name, kv_in_use, conc_in_use, kv_bound, conc_bound, kv_wanted, conc_wanted, spent, tokens_wanted,
-    is_urgent, demand, kv_seconds, conc_seconds, fresh, floor = unpack(said)
-  local page = pages[name]
+    is_urgent, demand, kv_seconds, conc_seconds, fresh, floor, is_last = unpack(said, 1, 16)
   refill(page)
   if not page.row then
     page.row = {served = {spent, kv_seconds, conc_seconds}, values = nobody()}
     page.rows = page.rows + 1
+    redis.call('SADD', NAMES, name)
   end
+  page.row.number = message.number
   charge(page, {spent, kv_seconds, conc_seconds})
   local limit, sums, old = page.limit, page.sums, page.row.values
   for k = 1, 3 do page.floor[k] = math.max(page.floor[k], floor[k]) end
@@ -122,6 +115,28 @@ for i, said in ipairs(message.holdings) do
     tell_waiters(page, me)
   end
   grant(i, page, page.row.values, kv, conc, tokens)
+  if is_last then drop(page, me) end
 end
-save(pages, me)
-return answer()
+
+local pages, booked = load(said_of, me), {}
+for i, said in ipairs(message.holdings) do
+  local page = pages[said[1]]
+  if not page.published then page.limit = said[17] end
+  if books and not (page.row and page.row.number >= message.number) then
+    book(i, page, said)
+    booked[said[1]] = page
+  else
+    refill(page)
+    local values = page.row and page.row.values or nobody()
+    grant(i, page, values, values[KV], values[CONC], values[TOKENS])
+  end
+end
+save(booked, me)
+-- The set is made where the first row is.
+if next(booked) then keep(NAMES) end
+
+local meta = redis.call('HMGET', META, 'file_version', 'led_at', 'terms')
+return cmsgpack.pack({
+  grants, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', meta[2] and now - tonumber(meta[2]) or math.huge,
+  meta[3] and cmsgpack.unpack(meta[3]) or {}, is_alive and true or false, redis.call('SCARD', NAMES),
+})

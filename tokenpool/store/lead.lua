@@ -8,7 +8,11 @@ if message.resigns then
   if owner == message.candidate then redis.call('DEL', LEASE) end
   return '0'
 end
-if owner and owner ~= message.candidate then return '0' end
+if owner and owner ~= message.candidate then
+  -- Written so that a replica or a full server refuses here too: a coordinator that looks on writes nothing else.
+  redis.call('SET', prefix .. ':asked', 1, 'PX', KEEP_MS)
+  return '0'
+end
 local known = tonumber(redis.call('HGET', META, 'epoch') or 0)
 if not owner or epoch < known then
   epoch = math.max(known + 1, math.floor(now * 1000))

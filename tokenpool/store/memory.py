@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.books import Answer, Books, Census, Limit, Message, Push
+from tokenpool.store import StoredScale
 
 
 class MemoryStore:
@@ -16,6 +18,7 @@ class MemoryStore:
         self._clock = clock
         self._books = Books(clock(), lifetime_s)
         self._lease: tuple[str, int, float] = ("", 0, 0.0)
+        self._scale: tuple[bytes, float] | None = None
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def exchange(self, message: Message) -> Answer:
@@ -36,7 +39,7 @@ class MemoryStore:
         finally:
             self._listeners.pop(holder, None)
 
-    async def limits(self) -> Mapping[str, Limit]:
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""
         return self._books.limits()
 
@@ -64,13 +67,28 @@ class MemoryStore:
         """See ``Store``."""
         return self._books.read(self._clock())
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
         """See ``Store``."""
-        return self._books.publish(limits, epoch, self._clock())
+        return self._books.publish(limits, terms, epoch, self._clock())
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
         return self._books.publish_file(version, content, epoch)
+
+    async def scale(self) -> StoredScale | None:
+        """See ``Store``."""
+        if self._scale is None:
+            return None
+        content, at = self._scale
+        return StoredScale(content, at, max(self._clock() - at, 0.0))
+
+    async def publish_scale(self, content: bytes, epoch: int) -> float | None:
+        """See ``Store``."""
+        if epoch < self._books.epoch:
+            return None
+        now = self._clock()
+        self._books.epoch, self._scale = epoch, (content, now)
+        return now
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -3,7 +3,7 @@
 -- The limits follow each other in the second argument, packed as they are kept: each is cut out unread.
 if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
 opening()
-redis.call('HSET', META, 'epoch', exact(message.epoch), 'led_at', exact(now))
+redis.call('HSET', META, 'epoch', exact(message.epoch), 'led_at', exact(now), 'terms', ARGV[3])
 
 local fields, at = {}, 1
 for i, name in ipairs(message.names) do

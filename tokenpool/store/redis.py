@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib import resources
 from typing import Any, TypeVar, cast
@@ -22,10 +22,12 @@ import redis.asyncio
 import redis.exceptions
 from msgspec import msgpack
 
+from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
 from tokenpool.books import (
     CONTENDED_S,
     FLOOR_MEMORY_S,
+    NO_LIMIT,
     REMEMBER_S,
     WAIT_S,
     Answer,
@@ -37,7 +39,7 @@ from tokenpool.books import (
     Push,
     level_of,
 )
-from tokenpool.store import StoreDown
+from tokenpool.store import StoreDown, StoredScale
 
 SCHEMA = 1
 """Of messages to the scripts."""
@@ -46,6 +48,11 @@ PART = 100
 
 AT_ONCE = 4
 """Such calls under way together, each on a connection of its own."""
+
+QUIET_S = 5.0
+"""A subscription that was silent for so long is asked for a sign of life."""
+PATIENCE_S = 2.0
+"""How long that sign may take."""
 
 _T = TypeVar("_T")
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -63,10 +70,10 @@ class _Page(msgspec.Struct):
 
 
 _pages = msgpack.Decoder(_Page)
-_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float])
+_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float, IdleTerms, bool, int])
+_terms = msgpack.Decoder(IdleTerms)
 _censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
 _limit = msgpack.Decoder(Limit)
-_NO_LIMIT = Limit()
 
 
 class _Script:
@@ -81,10 +88,16 @@ class _Script:
 _EXCHANGE, _PUBLISH, _CENSUS, _PAGES, _LEAD, _FILE = (
     _Script(f"{name}.lua") for name in ("exchange", "publish", "census", "pages", "lead", "publish_file")
 )
+_SCALE, _PUBLISH_SCALE = _Script("scale.lua"), _Script("publish_scale.lua")
 
 
 class RedisStore:
     """A store in one Redis.
+
+    After a failed call no connection is used again: the next call connects anew and resolves the name again.
+    The kind of the failure does not matter. A replica says READONLY, a full server OOM, one that starts
+    LOADING; older servers wrap these words in the error of a script, and a server that hangs says nothing.
+    Reads and subscriptions wait until a script has succeeded, because a replica answers them too.
 
     ``clock`` replaces Redis' clock where a test must own time; ``helpers`` are clients that the client itself
     uses, closed with it.
@@ -102,6 +115,11 @@ class RedisStore:
         self._helpers = helpers
         self._prefix = f"tokenpool:{{{pool}}}"
         self._clock = clock
+        self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
+        self._generation = 0
+        """Of the connections."""
+        self._is_down = False
+        """Whether the last call failed."""
         self._common = {
             "v": SCHEMA,
             "lifetime": lifetime_s,
@@ -119,48 +137,68 @@ class RedisStore:
             holder=message.holder,
             number=message.number,
             complete=message.is_complete,
+            kept=message.kept,
+            renews=message.renews,
             holdings=[[name, *said] for name, said in message.holdings.items()],
         )
         with _down():
-            rows, is_open, sidecars, version, unled_s = _answers.decode(packed)
+            rows, is_open, sidecars, version, unled_s, terms, is_known, count = _answers.decode(packed)
             grants = dict(zip(message.holdings, rows, strict=True))
-        return Answer(grants, is_open, sidecars, version, unled_s)
+        return Answer(grants, is_open, sidecars, version, unled_s, terms, is_known, count)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``. A cluster's client has no subscriptions: there, polling has to do."""
         if not isinstance(self._client, redis.asyncio.Redis):
             await asyncio.Event().wait()
             return
+        self._check_up()
         channel = f"{self._prefix}:push:{holder}"
-        subscription = self._client.pubsub(ignore_subscribe_messages=True)
+        subscription = self._client.pubsub()
+        generation, is_asked = self._generation, False
         try:
             with _down():
                 await subscription.subscribe(channel)
             while True:
                 with _down():
-                    said = await subscription.get_message(timeout=5.0)
+                    said = await subscription.get_message(
+                        timeout=self.patience_s if is_asked else self.quiet_s
+                    )
+                if generation != self._generation:
+                    raise StoreDown("Redis: the connections are made anew")
                 if said is not None:
+                    is_asked = False
+                    if said["type"] == "message":
+                        with _down():
+                            kind, entitlement = msgpack.decode(said["data"], type=tuple[str, str])
+                        yield Push(holder, kind, entitlement)
+                elif is_asked:
+                    raise StoreDown("Redis: the subscription is dead")
+                else:
+                    # A network may drop an idle connection and tell neither end.
+                    is_asked = True
                     with _down():
-                        kind, entitlement = msgpack.decode(said["data"], type=tuple[str, str])
-                    yield Push(holder, kind, entitlement)
-                elif not subscription.connection or not subscription.connection.is_connected:
-                    raise StoreDown("Redis closed the subscription")
+                        await subscription.ping()
         finally:
             with suppress(redis.exceptions.RedisError, OSError):
                 await subscription.aclose()  # type: ignore[no-untyped-call]
 
-    async def limits(self) -> Mapping[str, Limit]:
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""
-        with _down():
-            limited = self._client.hget(f"{self._prefix}:meta", "limited")
-            if await cast(Awaitable[bytes | None], limited) is None:
-                return {}
+        self._check_up()
+        async with self._call():
+            limited, terms = await cast(
+                Awaitable[list[bytes | None]], self._client.hmget(f"{self._prefix}:meta", "limited", "terms")
+            )
+            if limited is None or terms is None:
+                return {}, IdleTerms()
             rows = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:limits"))
-            return {name.decode(): _limit.decode(row) for name, row in rows.items()}
+        with _down():
+            return {name.decode(): _limit.decode(row) for name, row in rows.items()}, _terms.decode(terms)
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
-        with _down():
+        self._check_up()
+        async with self._call():
             version, content = await cast(
                 Awaitable[list[bytes | None]],
                 self._client.hmget(f"{self._prefix}:file", "version", "content"),
@@ -182,6 +220,7 @@ class RedisStore:
         census = await self._run(_CENSUS)
         with _down():
             names, epoch, is_open, now, version = _censuses.decode(census)
+        async with self._call():
             reports = await cast(
                 Awaitable[dict[bytes, bytes]], self._client.hgetall(f"{self._prefix}:reports")
             )
@@ -207,9 +246,9 @@ class RedisStore:
                 if page or limit
             }
 
-    async def publish(self, limits: Mapping[str, Limit], epoch: int) -> bool:
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
         """See ``Store``."""
-        names = list(limits)
+        names, stand = list(limits), msgpack.encode(terms)
         calls = []
         for start in range(0, len(names), PART) or (0,):
             part = names[start : start + PART]
@@ -217,7 +256,7 @@ class RedisStore:
             said: dict[str, Any] = {"names": part, "sizes": [len(limit) for limit in packed]}
             if start + PART >= len(names):
                 said["all"] = names
-            calls.append(partial(self._run, _PUBLISH, b"".join(packed), **said, epoch=epoch))
+            calls.append(partial(self._run, _PUBLISH, b"".join(packed), stand, **said, epoch=epoch))
         # The last one says that the limits are all there: it must not overtake the others.
         return all([*await _at_once(calls[:-1]), await calls[-1]()])
 
@@ -225,19 +264,64 @@ class RedisStore:
         """See ``Store``."""
         return bool(await self._run(_FILE, content, version=version, epoch=epoch))
 
-    async def _run(self, script: _Script, blob: bytes = b"", /, **message: Any) -> Any:
-        """Run a script on a message; ``blob`` is passed on as it is."""
+    async def scale(self) -> StoredScale | None:
+        """See ``Store``."""
+        content, at, now = await self._run(_SCALE)
+        if content is None:
+            return None
+        with _down():
+            return StoredScale(content, float(at), max(float(now) - float(at), 0.0))
+
+    async def publish_scale(self, content: bytes, epoch: int) -> float | None:
+        """See ``Store``."""
+        at = await self._run(_PUBLISH_SCALE, content, epoch=epoch)
+        with _down():
+            return float(at) or None
+
+    async def _run(self, script: _Script, /, *blobs: bytes, **message: Any) -> Any:
+        """Run a script on a message; ``blobs`` are passed on as they are."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
         packed = msgpack.encode(message)
-        with _down():
+        async with self._call():
             call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
             try:
-                return await call(script.digest, 1, self._prefix, packed, blob)
+                answer = await call(script.digest, 1, self._prefix, packed, *blobs)
             except redis.exceptions.NoScriptError:
                 call = cast(Callable[..., Awaitable[Any]], self._client.eval)
-                return await call(script.text, 1, self._prefix, packed, blob)
+                answer = await call(script.text, 1, self._prefix, packed, *blobs)
+        self._is_down = False
+        return answer
+
+    def _check_up(self) -> None:
+        """Raise ``StoreDown`` until a script succeeds again: a replica would answer reads without end."""
+        if self._is_down:
+            raise StoreDown("Redis does not answer")
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """One call; after a failed one all connections are made anew."""
+        generation = self._generation
+        try:
+            with _down():
+                yield
+        except StoreDown:
+            self._is_down = True
+            # Calls that fail because of this do not close what later ones opened.
+            if generation == self._generation:
+                self._generation += 1
+                await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        """Close every connection; the clients open others when they are used next."""
+        for client in (self._client, *self._helpers):
+            with suppress(redis.exceptions.RedisError, OSError):
+                if isinstance(client, redis.asyncio.Redis):
+                    await client.connection_pool.disconnect()
+                else:
+                    await client.aclose()
 
     async def close(self) -> None:
         """See ``Store``."""
@@ -273,7 +357,7 @@ async def _at_once(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
 
 def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> Page:
     """A page as of now: what is published taken over, the bucket filled up, the floor faded."""
-    limit = _limit.decode(published) if published else _NO_LIMIT
+    limit = _limit.decode(published) if published else NO_LIMIT
     if not packed:
         return Page(limit, limit.depth)
     page = _pages.decode(packed)

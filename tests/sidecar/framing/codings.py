@@ -109,7 +109,7 @@ def _elsewhere() -> Iterator[Case]:
     yield Case(
         "coding/te", "9110 10.1.4", "TE says what may come back; it frames nothing", raw, (posted(b""),)
     )
-    for name in (b"Transfer_Encoding", b"X-Transfer-Encoding", b"TransferEncoding", b"Transfer-Encodings"):
+    for name in (b"X-Transfer-Encoding", b"X_Transfer_Encoding", b"TransferEncoding", b"Transfer-Encodings"):
         why = "another header: it frames nothing, and the next request begins at once"
         relayed = posted(b"", (name.lower(), b"chunked"))
         yield Case(f"coding/name-{name.decode()}", "9110 5.1", why, post(name + b": chunked\r\n"), (relayed,))
@@ -132,8 +132,7 @@ def _both() -> Iterator[Case]:
     old = post(b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", CHUNKS + HIDDEN, version=b"HTTP/1.0")
     yield Case("both/old", "9112 6.1", "faulty framing in HTTP/1.0", old, REFUSED)
     raw = post(b"Content-Length: 5\r\nTransfer_Encoding: chunked\r\n", HELLO)
-    relayed = posted(HELLO, (b"transfer_encoding", b"chunked"))
-    yield Case("both/underscore", "9110 5.1", "only one of them is framing", raw, (relayed,))
+    why = "a server that takes '_' for '-' reads both"
+    yield Case("both/underscore", "9110 5.1", why, raw, REFUSED)
     raw = post(b"Content_Length: 3\r\nTransfer-Encoding: chunked\r\n", CHUNKS)
-    relayed = posted(HELLO, (b"content_length", b"3"))
-    yield Case("both/underscore-length", "9110 5.1", "only one of them is framing", raw, (relayed,))
+    yield Case("both/underscore-length", "9110 5.1", why, raw, REFUSED)

@@ -35,6 +35,23 @@ _VALUES = (
     ("percent", "9110 5.5", "nothing is decoded", b"a%0d%0ab", b"a%0d%0ab"),
 )
 
+_LIKE_FRAMING = (
+    b"Content_Length", b"content--length", b"Content-_Length", b"CONTENT__LENGTH", b"Content-Length-", b"_Content-Length",
+    b"Transfer_Encoding", b"Transfer--Encoding", b"TRANSFER_-_ENCODING", b"-Transfer-Encoding", b"Transfer-Encoding_",
+    b"Host_", b"_Host", b"Connection_", b"_Expect", b"Upgrade-", b"_TE", b"Trailer--", b"Keep_Alive", b"Proxy_Connection",
+    b"Http2_Settings", b"Proxy_Authorization",
+)  # fmt: skip
+"""What a server that takes ``_`` for ``-``, or merges delimiters, reads as framing or as a matter of this hop."""
+
+_READ_AS_KEYS = (
+    b"X_Api_Key",
+    b"X--Api-Key",
+    b"Api_Key",
+    b"_Authorization",
+    b"X_Tokenpool_Entitlement",
+    b"Accept_Encoding",
+)
+
 _LINES = (
     ("no-colon", "9112 5", "a header has a colon", b"X-A"),
     ("no-colon-value", "9112 5", "a header has a colon", b"X-A 1"),
@@ -81,6 +98,25 @@ def cases() -> Iterator[Case]:
     for name, rfc, why, line in _LINES:
         yield Case(f"header/{name}", rfc, why, get(lines=b"X-B: 1\r\n" + line + b"\r\n"), REFUSED)
         yield Case(f"header/{name}-first", rfc, why, b"GET /version HTTP/1.1\r\n" + line + b"\r\n" + HOST + b"\r\n", REFUSED)  # fmt: skip
+    for other in _LIKE_FRAMING:
+        why = "servers that take '_' for '-' or merge delimiters read another request than we do"
+        for value in (b"5", b"chunked"):
+            raw = get(lines=b"X-A: 1\r\n" + other + b": " + value + b"\r\n")
+            yield Case(f"header/like-{other.decode()}-{value.decode()}", "9110 5.1", why, raw, REFUSED)
+    for other in _READ_AS_KEYS:
+        why = "what stays here stays in every way of writing that a server behind might know"
+        yield Case(
+            f"header/stays-{other.decode()}", "9110 5.1", why, get(lines=other + b": g-key\r\n"), (got(),)
+        )
+    raw = get(lines=b"X_A: 1\r\nX--B: 2\r\n-c: 3\r\n")
+    kept = ((b"x_a", b"1"), (b"x--b", b"2"), (b"-c", b"3"))
+    yield Case(
+        "header/delimiters",
+        "9110 5.1",
+        "other names are the engine's business",
+        raw,
+        (got(b"/version", *kept),),
+    )
     for name, rfc, why, line in _STAYS:
         yield Case(f"header/stays-{name}", rfc, why, get(lines=line + b"\r\n"), (got(),))
     yield from _several()
@@ -107,6 +143,7 @@ def _several() -> Iterator[Case]:
     for name, lines in (
         ("two-keys", b"Authorization: Bearer g-key\r\nAuthorization: Bearer s-key\r\n"),
         ("two-kinds-of-keys", b"Authorization: Bearer g-key\r\nX-Api-Key: s-key\r\n"),
+        ("three-kinds-of-keys", b"X-Api-Key: g-key\r\nAuthorization: Bearer no\r\nApi-Key: e-key\r\n"),
     ):
         raw = b"POST /tokenize HTTP/1.1\r\n" + HOST + lines + b"Content-Length: 0\r\n\r\n"
         outcome = Refused(401, closes=False)

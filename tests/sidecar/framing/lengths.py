@@ -87,7 +87,7 @@ _NAMES = (
     ("no-colon", b"Content-Length 5"),
 )
 
-_OTHER_NAMES = (b"Content_Length", b"X-Content-Length", b"Content-Length-", b"Content-Len", b"ContentLength")
+_OTHER_NAMES = (b"X-Content-Length", b"X_Content_Length", b"Content-Len", b"ContentLength", b"Content.Length")
 
 
 def cases() -> Iterator[Case]:

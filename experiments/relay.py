@@ -17,10 +17,12 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
+        """Listen; on any free port without ``port``."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        """Close everything."""
         self._server.close()
         for task in list(self._tasks):
             task.cancel()

@@ -1,0 +1,255 @@
+"""Many entitlements: what holds up requests that is no request, and what an idle sidecar costs.
+
+A client sends requests of one entitlement at a steady pace and notes how long each one takes, while
+something else is asked of the sidecar: its pages, a changed pool file. The longest request of each window of
+two seconds counts, and of the windows the median: a disturbance comes in every window, other work on the
+machine in some. The same without a disturbance stands beside it. Pages are read by another process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import uvloop
+
+from bench import peers
+from bench.load import CHAT_BODY
+from bench.machine import LOAD_CORE, PROXY_CORE, BenchError, Process, answers, free_port
+from bench.upstream import plain_upstream
+
+RATE = 50.0
+"""Requests a second."""
+CONNECTIONS = 16
+SIZES = (20, 200, 2000, 10_000)
+DISTURBANCES = ("nothing", "metrics", "state page", "live page", "pool file")
+EVERY_S = 1.0
+"""How often a page is asked for."""
+WINDOW_S = 2.0
+SETTLE_S = 15.0
+"""Until what was active is idle again."""
+
+
+@dataclass(frozen=True)
+class ManyRow:
+    """One sidecar with so many entitlements."""
+
+    entitlements: int
+    ready_s: float
+    idle_cpu: float
+    """Share of a core."""
+    page_mb: float
+    """The metrics' page once everyone has sent a request."""
+    resident_mb: float
+    longest_ms: dict[str, float]
+    """The longest request during each disturbance."""
+    longest_used_ms: dict[str, float]
+    """The same after everyone has sent a request."""
+
+
+def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = False) -> ManyRow:
+    """Start a sidecar, disturb it, and stop it. ``shared`` has its limits in Redis, with a coordinator."""
+    upstream, port = plain_upstream(folder)
+    with upstream, _books(folder, shared=shared) as store:
+        listen, admin = free_port(), free_port()
+        text = peers.pool_file(entitlements)
+        command = peers.sidecar_command(port, listen, admin, folder, text)
+        began = time.perf_counter()
+        with (
+            Process([*command, *store], PROXY_CORE, log=folder / "many.log") as process,
+            peers.coordinator(store[1], folder) if store else nullcontext(),
+        ):
+            url = f"http://127.0.0.1:{admin}"
+            process.until(lambda: answers(f"{url}/readyz"), 60)
+            ready = time.perf_counter() - began
+            time.sleep(peers.LEARN_S)
+            idle = _cpu(process, 5.0)
+            longest = {
+                name: uvloop.run(_disturbed(listen, folder, url, name, text, seconds))
+                for name in DISTURBANCES
+            }
+            uvloop.run(_use_everyone(listen, entitlements))
+            time.sleep(1.0)
+            page = len(_get(f"{url}/metrics")) / 1e6
+            used = {
+                name: uvloop.run(_disturbed(listen, folder, url, name, text, seconds))
+                for name in DISTURBANCES
+            }
+            time.sleep(SETTLE_S)
+            idle = max(idle, _cpu(process, 5.0))
+            return ManyRow(entitlements, ready, idle, page, process.resident_mb(), longest, used)
+
+
+@contextmanager
+def _books(folder: Path, *, shared: bool) -> Iterator[list[str]]:
+    """The options that name a store; a Redis for as long as it is wanted."""
+    if not shared:
+        yield []
+        return
+    store, url = peers.redis(folder, LOAD_CORE)
+    with store:
+        yield ["--store", url]
+
+
+def _cpu(process: Process, seconds: float) -> float:
+    before = process.cpu_seconds()
+    time.sleep(seconds)
+    return (process.cpu_seconds() - before) / seconds
+
+
+def _get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=30) as response:
+        return bytes(response.read())
+
+
+class _Client:
+    """Requests on a few connections, each timed from its first byte to the last of its answer."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(self, key: str) -> float:
+        """Send one request; the seconds that it took. Raises ``BenchError`` unless it was served."""
+        reader, writer = (
+            self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
+        )
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: b\r\nauthorization: Bearer {key}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(CHAT_BODY)}\r\n\r\n"
+        )
+        began = time.perf_counter()
+        writer.write((head + CHAT_BODY).encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", answer.lower())
+        body = await reader.readexactly(int(length[1])) if length else b""
+        took = time.perf_counter() - began
+        if b" 200 " not in answer.split(b"\r\n", 1)[0] + b" ":
+            raise BenchError(f"a request was not served: {(answer + body).decode(errors='replace')}")
+        self._free.append((reader, writer))
+        return took
+
+    def close(self) -> None:
+        for _, writer in self._free:
+            writer.close()
+
+
+async def _steady(port: int, seconds: float) -> list[float]:
+    """The time that each request took, sent at ``RATE``."""
+    client, loop = _Client(port), asyncio.get_running_loop()
+    await asyncio.gather(*(client.ask(peers.KEY) for _ in range(CONNECTIONS)))
+    gc.collect()
+    gc.disable()
+    started = loop.time()
+    sent = []
+    for number in range(int(RATE * seconds)):
+        await asyncio.sleep(max(started + number / RATE - loop.time(), 0))
+        sent.append(loop.create_task(client.ask(peers.KEY)))
+    took = await asyncio.gather(*sent)
+    gc.enable()
+    client.close()
+    return took
+
+
+async def _use_everyone(port: int, entitlements: int) -> None:
+    """One request of every entitlement."""
+    client = _Client(port)
+    names = iter(range(entitlements - 1))
+
+    async def some() -> None:
+        for number in names:
+            await client.ask(f"idle-key-{number}")
+
+    await asyncio.gather(*(some() for _ in range(CONNECTIONS)))
+    client.close()
+
+
+async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, seconds: float) -> float:
+    """The longest request of a window, in ms, while the sidecar is asked for something else."""
+    works: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "nothing": nullcontext,
+        "metrics": lambda: _reading(f"{url}/metrics"),
+        "state page": lambda: _reading(f"{url}/debug/state"),
+        "live page": lambda: _reading(f"{url}/live/events"),
+        "pool file": lambda: _changing(folder / "pool.yaml", text),
+    }
+    with works[name]():
+        windows = [max(await _steady(port, WINDOW_S)) for _ in range(max(round(seconds / WINDOW_S), 1))]
+    return median(windows) * 1000
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Another process, which makes way for the client, reads a page once a second."""
+    script = (
+        "import os, sys, time, urllib.request\n"
+        "os.nice(15)\n"
+        "while True:\n"
+        "    with urllib.request.urlopen(sys.argv[1]) as page:\n"
+        "        while page.read1(65536): pass\n"
+        f"    time.sleep({EVERY_S})\n"
+    )
+    yield from _beside([sys.executable, "-c", script, url])
+
+
+@contextmanager
+def _changing(file: Path, text: str) -> Iterator[None]:
+    """Another process changes the pool file every 1.5 s: a line moves, and an entitlement changes."""
+    script = (
+        "import itertools, os, sys, time\n"
+        "os.nice(15)\n"
+        "text = open(sys.argv[2]).read()\n"
+        "for number in itertools.count(2):\n"
+        "    with open(sys.argv[1] + '.new', 'w') as new:\n"
+        "        changed = text.replace('tier: spot', f'tier: spot, weight: {number}', 5)\n"
+        "        new.write('#\\n' * number + changed)\n"
+        "    os.replace(sys.argv[1] + '.new', sys.argv[1])\n"
+        "    time.sleep(1.5)\n"
+    )
+    original = file.with_suffix(".original")
+    original.write_text(text)
+    yield from _beside([sys.executable, "-c", script, str(file), str(original)])
+
+
+def _beside(command: list[str]) -> Iterator[None]:
+    child = subprocess.Popen(["taskset", "-c", str(LOAD_CORE), *command], stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
+
+
+def table(rows: list[ManyRow]) -> str:
+    """The rows for people."""
+    lines = []
+    for row in rows:
+        lines.append(
+            f"  {row.entitlements:6,} entitlements: ready after {row.ready_s:.2f} s, idle {row.idle_cpu:.1%}"
+            f" of a core, {row.resident_mb:.0f} MB, metrics page {row.page_mb:.2f} MB"
+        )
+        for label, longest in (("one used", row.longest_ms), ("all used", row.longest_used_ms)):
+            shown = ", ".join(f"{name} {ms:.1f}" for name, ms in longest.items())
+            lines.append(f"         longest request, {label}, ms: {shown}")
+    return "\n".join(lines)
+
+
+def main(sizes: Sequence[int], folder: Path, seconds: float, *, shared: bool) -> list[ManyRow]:
+    """Measure every size, and say what was seen of each at once."""
+    rows = []
+    os.sched_setaffinity(0, {LOAD_CORE})
+    for size in sizes:
+        rows.append(measure(folder, size, seconds, shared=shared))
+        print(table(rows[-1:]), flush=True)
+    return rows

@@ -1,0 +1,81 @@
+"""The stored scale hint as one coordinator sees it: the only thing that ``/scale/POOL`` and the metric show.
+
+The leader computes and stores the hint at each tick; every coordinator, the leader too, serves what it last
+read. Pure: readings go in, with the time before they were asked for.
+"""
+
+from __future__ import annotations
+
+from tokenpool.scaling import PublishedHint
+from tokenpool.store import StoredScale
+from tokenpool.wire import WireError, decode_hint
+
+STALE_TICKS = 4
+"""A hint is served for a lease and so many ticks after it was computed, 3 s by default. A lost leader is
+replaced within a lease and a tick, so a failover does not show. Later nobody computes, and no answer is
+better than an old one: an autoscaler without a metric leaves the replicas as they are."""
+UNSEEN_TICKS = 3
+LEAST_UNSEEN_S = 0.75
+"""What was read is served for so long. So two coordinators differ for less than a second, though one of them
+does not reach the store."""
+
+
+class HintView:
+    """The stored hint and its age."""
+
+    def __init__(self, tick_s: float, lease_s: float) -> None:
+        self._stale_s = lease_s + STALE_TICKS * tick_s
+        self._unseen_s = max(UNSEEN_TICKS * tick_s, LEAST_UNSEEN_S)
+        self._stored: StoredScale | None = None
+        self._asked_at: float | None = None
+        self._changed_at = 0.0
+        self.last: PublishedHint | None = None
+        """As last read, however old."""
+        self._error = ""
+
+    @property
+    def computed_at(self) -> float:
+        """When the last hint was stored, by the store's clock."""
+        return self._stored.at if self._stored is not None else 0.0
+
+    def follow(self, stored: StoredScale | None, asked_at: float) -> None:
+        """Take over what the store answered to a question that was sent at ``asked_at``.
+
+        A store that lost its hint makes the last one no different, only older.
+        """
+        self._asked_at = asked_at
+        if stored is None:
+            return
+        if self._stored is None or stored.content != self._stored.content:
+            try:
+                self.last, self._error = decode_hint(stored.content), ""
+            except WireError as error:
+                self.last, self._error = None, str(error)
+        if self._stored is None or stored.at != self._stored.at:
+            self._changed_at = asked_at - stored.age_s
+        self._stored = stored
+
+    def age_s(self, now: float) -> float:
+        """How old the last hint is, at least. The store's clock may step back; this process's does not."""
+        return now - self._changed_at
+
+    def current(self, now: float) -> PublishedHint | None:
+        """The hint, unless there is a problem with it."""
+        return None if self.problem(now) else self.last
+
+    def problem(self, now: float) -> str:
+        """Why there is no hint to serve; empty where there is one."""
+        if self._asked_at is None:
+            return "the books were not read yet"
+        if now - self._asked_at > self._unseen_s:
+            return f"the books have not answered this coordinator for {now - self._asked_at:.1f} s"
+        if self._error:
+            return f"{self._error}; the coordinators may be of different versions"
+        if self.last is None:
+            return "no engine has shown yet what it sustains"
+        if self.age_s(now) > self._stale_s:
+            return (
+                f"the last hint is {self.age_s(now):.1f} s old, and one older than {self._stale_s:g} s is not"
+                " served: no coordinator leads, or no engine shows what it sustains"
+            )
+        return ""

@@ -1,0 +1,67 @@
+"""Prometheus' text format, made piece by piece: a page of many series must not hold up the event loop.
+
+``prometheus_client`` makes an object of each series first, 11 µs each. Written directly they take 0.5 µs, and
+a page may be cut between any two entitlements. Small groups of metrics still come from ``prometheus_client``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from prometheus_client import Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Family(NamedTuple):
+    """One metric. Its name is without a counter's ``_total``; ``kind`` is counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    text: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def series(self) -> str:
+        """The name of its series; a histogram's have suffixes."""
+        return f"{self.name}_total" if self.kind == "counter" else self.name
+
+    def head(self) -> str:
+        """The two lines that a family begins with."""
+        series = self.series
+        return f"# HELP {series} {self.text}\n# TYPE {series} {self.kind}\n"
+
+
+def number(value: float) -> str:
+    """A value as the format has it."""
+    if math.isfinite(value):
+        return repr(float(value))
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
+
+
+def escaped(value: str) -> str:
+    """The value of a label; only names that the pool file's rules allow need not be escaped."""
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def bound_labels(bounds: Sequence[float]) -> tuple[str, ...]:
+    """How ``le`` names each bucket of a histogram, the infinite one included."""
+    return (*(repr(float(bound)) for bound in bounds), "+Inf")
+
+
+class _Some:
+    """Metrics as ``generate_latest`` takes them."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def rendered(metrics: Iterable[Metric]) -> str:
+    """A few metrics of ``prometheus_client``: those without a series for each entitlement."""
+    return generate_latest(_Some(metrics)).decode()
