@@ -159,6 +159,9 @@ async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
         assert sidecar.gate.accounts["s"].concurrency_in_use == 2
 
 
+ONE_ELASTIC = KEEPS.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
+
+
 @pytest.mark.parametrize(
     ("key", "wait", "status"), [("e-key", 2.0, 200), ("e-key", 0.0, 429), ("s-key", 2.0, 200)]
 )
@@ -167,7 +170,7 @@ async def test_a_request_without_room_waits_in_the_queue(
 ) -> None:
     engine.answer = held = fake.Held()
     options = {"queue_timeout_elastic": wait, "queue_timeout_spot": wait}
-    async with sidecar_for(engine.port, tmp_path, pool=KEEPS, **options) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=ONE_ELASTIC, **options) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         waiting = asyncio.ensure_future(ask(sidecar, request(key=key)))
@@ -181,7 +184,7 @@ async def test_a_request_without_room_waits_in_the_queue(
 
 async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEngine, tmp_path: Path) -> None:
     engine.answer = held = fake.Held()
-    async with sidecar_for(engine.port, tmp_path, pool=KEEPS) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=ONE_ELASTIC) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         assert (await ask(sidecar, request(key="s-key"))).status == 429
