@@ -66,7 +66,7 @@ class PoolLeader:
         self._memory = NO_MEMORY
         self._filed_at: float | None = None
         self._rounds = 0
-        self._planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
+        self._planner = PlannerSettings(debt_gain=settings.debt_gain)
         self._scaling = ScalingSettings(
             settings.scale_headroom,
             settings.scale_spot,

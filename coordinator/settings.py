@@ -23,7 +23,6 @@ class Settings:
     name: str | None = None
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
-    preempt: bool = False
     lease: float = 2.0
     grant_lifetime: float = 1.5
     store_timeout: float = 0.5
@@ -56,7 +55,6 @@ _FORM = Form(
         "name": "what this coordinator is called in the logs; the host's name otherwise",
         "tick": "how often limits are recomputed, s",
         "debt_gain": "how strongly service that is owed counts; 0 turns debt off",
-        "preempt": "the sidecars end spot requests for guarantees: lend spot what those leave idle",
         "lease": "how long leading outlives silence, s",
         "grant_lifetime": "how long what a sidecar holds outlives silence, s; the same as the sidecars'",
         "store_timeout": "how long the store may take to answer, s",

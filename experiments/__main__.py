@@ -36,6 +36,7 @@ EVERY = (*WHAT, SOAK)
 
 System = overload.System | scarcity.System | pool.System
 SYSTEMS: tuple[System, ...] = (
+    *overload.HEADLINE,
     *overload.BASELINES,
     *overload.WRONG,
     *overload.ABLATIONS,
@@ -79,7 +80,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
     parser.add_argument("--short", action="store_true", help="a few seconds of each, as CI does")
-    parser.add_argument("--ablations", action="store_true", help="every lever by itself as well")
+    parser.add_argument("--ablations", action="store_true", help="each policy switched off as well")
     parser.add_argument(
         "--only", default="", help="systems (ablations too) or attacks by name, separated by commas"
     )
@@ -135,28 +136,66 @@ def _measured(
 
 
 def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
-    sizes = overload.Sizes(8, 4, 15) if arguments.short else overload.Sizes()
-    systems = _wanted(arguments, (*overload.BASELINES, *overload.WRONG), overload.ABLATIONS)
+    sizes = overload.Sizes(8, 6, 13) if arguments.short else overload.Sizes()
+    headline = [
+        system
+        for system in overload.HEADLINE
+        if system.setting is None or arguments.engine in ("vllm", system.setting.kind)
+    ]
+    systems = _wanted(arguments, (*headline, *overload.BASELINES, *overload.WRONG), overload.ABLATIONS)
 
     def once(name: str, seed: int, folder: Path, before: Sequence[overload.Result]) -> overload.Result:
-        promised = replace(sizes, slo_ms=MOST_RATIO * 1000 * before[0].alone_p99_s) if before else sizes
-        return overload.run(arguments.engine, systems[name], promised, seed, folder)
+        system = systems[name]
+        kind = system.setting.kind if system.setting is not None else arguments.engine
+        alone = [r.alone_p99_s for r in before if r.kind == kind]
+        promised = replace(sizes, slo_ms=MOST_RATIO * 1000 * median(alone)) if alone else sizes
+        return overload.run(kind, system, promised, seed, folder)
 
-    return _overload_goals(_measured(out, overload.Result, seeds, systems, once, _overload_line, _OVERLOAD))
+    groups = _measured(out, overload.Result, seeds, systems, once, _overload_line, _OVERLOAD)
+    print(_headline(groups), flush=True)
+    return _overload_goals(groups)
+
+
+def _headline(groups: Mapping[str, Sequence[overload.Result]]) -> str:
+    """The goals beside what was measured, seed by seed, as Markdown."""
+    lines = [
+        "| engine | seed | P99 alone, ms | P99 engine alone, ms | P99 tokenpool, ms | ratio"
+        " | guaranteed shed | tokens/s engine alone | tokens/s tokenpool | share |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for setting in overload.SETTINGS:
+        alone = {r.seed: r for r in groups.get(overload.named(overload.ALONE, setting), [])}
+        for ours in sorted(groups.get(overload.named(overload.OURS, setting), []), key=lambda r: r.seed):
+            other = alone.get(ours.seed)
+            p99_ms, tokens, share = "", "", ""
+            if other is not None:
+                p99_ms, tokens = f"{1000 * other.p99_s:.0f}", f"{other.tokens_per_s:.0f}"
+                share = f"{ours.tokens_per_s / other.tokens_per_s:.3f}"
+            lines.append(
+                f"| {setting.name} | {ours.seed} | {1000 * ours.alone_p99_s:.0f} | {p99_ms}"
+                f" | {1000 * ours.p99_s:.0f} | {ours.ratio:.2f} | {ours.guaranteed_shed} of {ours.guaranteed}"
+                f" | {tokens} | {ours.tokens_per_s:.0f} | {share} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str, bool]]:
-    ours, alone = groups.get("tokenpool", []), groups.get("engine alone", [])
     goals: list[tuple[str, bool]] = []
-    if ours:
-        goals += _kept_promises(ours)
-    if ours and alone:
-        share = median(r.tokens_per_s for r in ours) / median(r.tokens_per_s for r in alone)
-        goals.append(
-            (f"throughput is {share:.1%} of the engine's alone, at least 95 %", share >= LEAST_THROUGHPUT)
-        )
-        goals.append(("the engine alone gets slower and slower", all(r.grows for r in alone)))
-    for system in (*(["tokenpool"] if ours else []), *(s.name for s in overload.WRONG)):
+    recovers = [system.name for system in overload.WRONG]
+    for setting in overload.SETTINGS:
+        name = overload.named(overload.OURS, setting)
+        ours, alone = groups.get(name, []), groups.get(overload.named(overload.ALONE, setting), [])
+        if not ours:
+            continue
+        recovers.append(name)
+        goals += [(f"{setting.name}: {goal}", is_reached) for goal, is_reached in _kept_promises(ours)]
+        if alone:
+            share = median(r.tokens_per_s for r in ours) / median(r.tokens_per_s for r in alone)
+            text = f"{setting.name}: throughput is {share:.1%} of the engine's alone, at least 95 %"
+            goals.append((text, share >= LEAST_THROUGHPUT))
+            text = f"{setting.name}: the engine alone gets slower and slower"
+            goals.append((text, all(r.grows for r in alone)))
+    for system in recovers:
         ratios = [r.recovered_ratio for r in groups.get(system, []) if not math.isnan(r.recovered_ratio)]
         if ratios:
             ratio = median(ratios)
@@ -312,7 +351,7 @@ def _table(columns: Sequence[_Column], groups: Mapping[str, Sequence[Result]]) -
 
 def _overload_line(result: overload.Result) -> str:
     return (
-        f"overload  {result.system:22} seed {result.seed}: P99 {1000 * result.alone_p99_s:.0f} ms alone,"
+        f"overload  {result.system:29} seed {result.seed}: P99 {1000 * result.alone_p99_s:.0f} ms alone,"
         f" {1000 * result.p99_s:.0f} in overload ({result.ratio:.2f} x), {result.tokens_per_s:.0f} tokens/s,"
         f" {result.guaranteed_shed} of {result.guaranteed} guaranteed shed, {result.preempted} spot ended"
         f" {' '.join(result.complaints)}"

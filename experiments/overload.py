@@ -1,8 +1,9 @@
 """Overload: a guaranteed tenant at a steady rate, while spot ramps to several times what the engine can do.
 
-One engine, one scenario, every system. What is wanted: the guaranteed P99 time to first token stays within
-1.5 times its P99 alone in the same run, none of its requests is shed, and the pool's throughput stays within
-5 % of what the engine does when nobody stands in front of it.
+One engine, one scenario, every system, with the default options. The goal: the guaranteed P99 time to first
+token stays within 1.5 times its P99 alone in the same run, none of its requests is shed, and the pool's
+throughput stays within 5 % of what the engine does without anything in front of it. It is judged on a real
+engine without priority scheduling and with it, and on the simulator without.
 """
 
 from __future__ import annotations
@@ -69,10 +70,18 @@ entitlements:
     guarantee: {{tokens_per_second: 500, kv_tokens: 4000, concurrency: 8}}
     slo: {{ttft_ms: {slo_ms:g}}}
     api_keys: [g-key]
-  - {{name: spot, pool: chat, tier: spot, api_keys: [s-key]}}
+  - {{name: spot, pool: chat, tier: spot, preemptible: {preemptible}, api_keys: [s-key]}}
 """
-DOOR = ("--door-wait-guaranteed", "1")
-LEVERS = ("--preempt", "--engine-priority", *DOOR)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An engine, as it is started."""
+
+    name: str
+    kind: str
+    """vllm or simulator."""
+    flags: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -87,29 +96,55 @@ class System:
     sends_priority: bool = False
     debt_gain: float | None = None
     concurrency: str = "auto"
+    is_preemptible: bool = True
+    """Whether the pool file leaves spot preemptible, as it is by default."""
+    setting: Setting | None = None
+    """The engine, where it is not the one of the command line."""
 
 
 PRIORITY = ("--scheduling-policy", "priority")
+SETTINGS = (
+    Setting("vllm fcfs", "vllm"),
+    Setting("vllm priority", "vllm", PRIORITY),
+    Setting("simulator fcfs", "simulator"),
+)
+ALONE, OURS = "engine alone", "tokenpool"
+
+
+def named(system: str, setting: Setting) -> str:
+    """The name of a system on an engine."""
+    return f"{system} on {setting.name}"
+
+
+HEADLINE = tuple(
+    System(named(name, setting), front, setting.flags, setting=setting)
+    for setting in SETTINGS
+    for name, front in ((ALONE, "none"), (OURS, "sidecar"))
+)
+"""What the goals are judged by: default options everywhere."""
 BASELINES = (
-    System("engine alone"),
     System("engine's queue limit", engine=("--max-num-queued-reqs", "8")),
     System("engine's priority", engine=PRIORITY, sends_priority=True),
     System("fixed rate per tenant", "fixed"),
-    System("tokenpool without debt", "sidecar", PRIORITY, LEVERS, debt_gain=0.0),
-    System("tokenpool", "sidecar", PRIORITY, LEVERS),
+    System("tokenpool without debt", "sidecar", debt_gain=0.0),
 )
 WRONG = (
-    System("starts 3x too high", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 24}"),
-    System("starts 3x too low", "sidecar", PRIORITY, LEVERS, concurrency="{auto: 3}"),
+    System("starts 3x too high", "sidecar", concurrency="{auto: 24}"),
+    System("starts 3x too low", "sidecar", concurrency="{auto: 3}"),
 )
 """Told a wrong capacity, to see whether the right one is learned in time."""
+NO_PRIORITY = ("--engine-priority", "off")
+NO_FEEDBACK = ("--slo-feedback", "false")
+NO_QUEUE = ("--queue-timeout-guaranteed", "0", "--queue-timeout-elastic", "0")
 ABLATIONS = (
-    System("no levers", "sidecar", flags=("--heed-slo", "false")),
-    System("no preemption", "sidecar", PRIORITY, ("--engine-priority", *DOOR)),
-    System("no priority", "sidecar", flags=("--preempt", *DOOR)),
-    System("no feedback", "sidecar", PRIORITY, (*LEVERS, "--heed-slo", "false")),
-    System("no wait at the door", "sidecar", PRIORITY, ("--preempt", "--engine-priority")),
+    System("no preemption", "sidecar", is_preemptible=False),
+    System("no preemption with priority", "sidecar", PRIORITY, is_preemptible=False),
+    System("no priority", "sidecar", PRIORITY, NO_PRIORITY),
+    System("no feedback", "sidecar", flags=NO_FEEDBACK),
+    System("no queue", "sidecar", flags=NO_QUEUE),
+    System("no policies", "sidecar", flags=(*NO_PRIORITY, *NO_FEEDBACK, *NO_QUEUE), is_preemptible=False),
 )
+"""Each policy switched off."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +153,7 @@ class Sizes:
 
     alone: float = 20.0
     settle: float = 10.0
-    overload: float = 60.0
+    overload: float = 30.0
     guaranteed: float = 3.0
     spot: float = 40.0
     slo_ms: float = 100.0
@@ -151,6 +186,8 @@ class Result:
     spot_shed: int
     preempted: int
     complaints: tuple[str, ...] = ()
+    kind: str = ""
+    """The engine: vllm or simulator."""
 
     @property
     def grows(self) -> bool:
@@ -182,7 +219,7 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
     ):
         process = load(file, front, out / "run", seed, system.name)
         finished(process, out / "run", sizes.duration + 120)
-    return judge(system.name, out / "run")
+    return judge(system.name, out / "run", kind)
 
 
 def scenario(system: System, sizes: Sizes) -> str:
@@ -200,6 +237,15 @@ def scenario(system: System, sizes: Sizes) -> str:
     )
 
 
+def pool_file(system: System, sizes: Sizes) -> str:
+    """The pool file of one system."""
+    return POOL.format(
+        concurrency=system.concurrency,
+        slo_ms=sizes.slo_ms,
+        preemptible="true" if system.is_preemptible else "false",
+    )
+
+
 @contextlib.contextmanager
 def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend]) -> Iterator[Front]:
     if system.front == "none":
@@ -210,12 +256,12 @@ def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend
             yield front
     else:
         pool = folder / "pool.yaml"
-        pool.write_text(POOL.format(concurrency=system.concurrency, slo_ms=sizes.slo_ms))
+        pool.write_text(pool_file(system, sizes))
         with sidecars(folder, pool, engines, system.flags, system.debt_gain) as front:
             yield front
 
 
-def judge(name: str, folder: Path) -> Result:
+def judge(name: str, folder: Path, kind: str) -> Result:
     """The numbers of a run."""
     run_ = read_run(folder)
     summary = summarise(run_)
@@ -240,6 +286,7 @@ def judge(name: str, folder: Path) -> Result:
         _ended(spot, Outcome.SHED, Outcome.UNAVAILABLE),
         _ended(spot, Outcome.PREEMPTED),
         tuple(summary.complaints),
+        kind,
     )
 
 

@@ -27,7 +27,6 @@ ELASTIC = {f"elastic-{n}": 1.0 + n % 2 for n in range(10)}
 """Weights. With half of the engines a unit is worth a slot and a half: nobody is kept below one slot, so that
 shares of less than one would be what whole numbers make of them."""
 SPOT = tuple(f"spot-{n:02}" for n in range(14))
-LEVERS = ("--preempt", "--engine-priority", "--door-wait-guaranteed", "1")
 TENANT = """\
   - {{name: {name}, key: {name}-key, tier: {tier}, arrivals: {arrivals}, input: {input}, output: {output},
      starts_s: {starts:g}, retries: {{most: {retries}, honour_retry_after: true}}}}
@@ -198,7 +197,7 @@ def _front(system: System, folder: Path, engines: Sequence[Backend]) -> Iterator
         return
     file = folder / "pool.yaml"
     file.write_text(pool_file())
-    with sidecars(folder, file, engines, LEVERS, system.debt_gain) as front:
+    with sidecars(folder, file, engines, (), system.debt_gain) as front:
         yield front
 
 

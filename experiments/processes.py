@@ -244,7 +244,6 @@ def sidecars(
             start(Part("redis", [*command, "--dir", str(folder)], folder))
             store = ["--store", f"redis://127.0.0.1:{port}"]
             lead = [*module("coordinator"), "run", "--config", str(pool_file), *store, *gain]
-            lead += ["--preempt"] if "--preempt" in flags else []
             lead += ["--listen", f"127.0.0.1:{page}", "--log-level", "warning"]
             start(Part("coordinator", lead, folder, f"http://127.0.0.1:{page}/healthz"))
         urls, states = [], []

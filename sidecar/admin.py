@@ -184,7 +184,7 @@ class Admin:
                 "foreign_sequences": room.foreign_sequences,
             },
             "in_flight": self._exchanges(),
-            "at_the_door": len(gate.door),
+            "queued": len(gate.door),
             "config_is_current": self._telemetry.config_is_current,
             "books": self._books(),
         }

@@ -23,7 +23,7 @@ from sidecar.allocator import Allocator
 from sidecar.configuration import Configuration, load
 from sidecar.corswatch import CorsWatch
 from sidecar.engine import EngineWatcher
-from sidecar.gate import Gate, Levers
+from sidecar.gate import EnginePriority, Gate, Levers
 from sidecar.http.doorman import Doorman
 from sidecar.http.downstream import Downstream
 from sidecar.http.heads import RequestFramer
@@ -59,10 +59,13 @@ class Sidecar:
             self.telemetry,
             identity_header=settings.identity_header,
             levers=Levers(
-                DoorSettings(settings.door_wait_guaranteed, settings.door_wait_elastic),
-                preempts=settings.preempt,
-                sends_priority=settings.engine_priority,
-                heeds_slo=settings.heed_slo,
+                DoorSettings(
+                    settings.queue_timeout_guaranteed,
+                    settings.queue_timeout_elastic,
+                    settings.queue_timeout_spot,
+                ),
+                EnginePriority(settings.engine_priority),
+                slo_feedback=settings.slo_feedback,
             ),
             random=random.random,
         )
@@ -80,7 +83,7 @@ class Sidecar:
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
-            planner = PlannerSettings(debt_gain=settings.debt_gain, lends_granted=settings.preempt)
+            planner = PlannerSettings(debt_gain=settings.debt_gain)
             self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
@@ -106,7 +109,7 @@ class Sidecar:
         self._servers: list[asyncio.Server | TlsServer] = []
 
     def _look_at_door_in_time(self) -> None:
-        """Decide the requests that wait at the door when the first one's time is up."""
+        """Serve the admission queue when its earliest deadline is over."""
         if self._door_timer is not None:
             self._door_timer.cancel()
             self._door_timer = None

@@ -306,6 +306,7 @@ class EngineWatcher:
         self._sheds_seen, self._slot_sheds_seen = gate.throughput_sheds, gate.slot_sheds
         self.capacity.observe(seen, held_back, lacked_slots=lacked_slots)
         self._take_shape(seen)
+        gate.engine.is_vllm = seen.is_vllm
         ledger = gate.ledger
         gate.look_at_engine(self.capacity.room(ledger.concurrency_in_use, ledger.kv_in_use))
         self._has_come(METRICS)

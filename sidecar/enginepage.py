@@ -172,6 +172,7 @@ class PageReader:
             generation_tokens=self._sum("generation") or 0.0,
             cached_tokens=self._sum("cached") or 0.0,
             started_at=max(started.values(), default=None),
+            is_vllm=any(name.startswith(b"vllm:") for name in self._series),
         )
 
     def _of(self, field: str) -> Mapping[tuple[tuple[bytes, bytes], ...], float]:

@@ -6,15 +6,18 @@ Synchronous and without I/O: the protocol layer brings heads and bodies, and tak
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
-from sidecar.dialects.fields import with_priority
+from sidecar.dialects.fields import with_priority, without_priority
 from sidecar.http.cors import Cors
 from sidecar.http.heads import RequestHead
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
@@ -23,7 +26,7 @@ from sidecar.routes import Route, find, stored_id
 from sidecar.stored import Stored
 from sidecar.telemetry import Telemetry
 from sidecar.usage import Stamp
-from tokenpool.admission import EngineRoom, Shed, admit, hopeless
+from tokenpool.admission import PREEMPTIBLE_QUEUE, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Dimension
 from tokenpool.cost import Cost, EngineShape, Usage
 from tokenpool.door import Door, DoorSettings, Place
@@ -34,6 +37,8 @@ from tokenpool.grants import Grants, Waiter
 from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.preemption import Running, victims
+
+log = logging.getLogger(__name__)
 
 ENGINE_RETRY_S = 1.0
 """When to come back to an engine that is down: about how often it is looked at."""
@@ -46,10 +51,21 @@ JITTER = 0.25
 
 
 QUEUE = 1.0
-"""Requests that may wait in an engine that schedules by priority, ready for the next free slot. Without one a
-slot is idle until the next request comes: 3 to 5 % of the throughput at 45 requests/s on 8 slots."""
+"""Requests of any tier that may wait in an engine that is known to schedule by priority, ready for the next
+free slot (``--engine-priority on``). An engine that accepts the field proves nothing: vLLM 0.32 ignores it
+under first come, first served."""
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
-"""Where the engine schedules by priority: inside a guarantee, elastic and bursts, spot."""
+"""What is sent to the engine: inside a guarantee, elastic and bursts, spot. Lower is sooner, as with vLLM."""
+
+
+class EnginePriority(StrEnum):
+    """Whether requests carry a priority for the engine."""
+
+    AUTO = "auto"
+    """Unless the engine refuses it. It may ignore the field: requests are admitted as if it did."""
+    ON = "on"
+    """Always: the engine is known to schedule by priority."""
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,7 @@ class Refusal:
 
 
 class Suspense:
-    """A priced request that waits, for a larger grant or at the door. Decided once, or given up."""
+    """A priced request that waits, for a larger grant or in the queue. Decided once, or given up."""
 
     __slots__ = (
         "_gate",
@@ -97,7 +113,7 @@ class Suspense:
             self._tell(decided)
 
     def try_now(self, is_last: bool) -> bool:
-        """At the door: decide, if it fits or must; whether that was the end of the wait."""
+        """In the queue: decide, if it fits or must; returns whether that was the end of the wait."""
         decided = self._gate.decide(self, is_last=is_last)
         if decided is None:
             return False
@@ -126,7 +142,9 @@ class Passage:
         "body",
         "has_begun",
         "hides_usage",
+        "is_guaranteed",
         "on_preempted",
+        "priority",
         "started_at",
         "streams",
         "ticket",
@@ -149,21 +167,22 @@ class Passage:
         self.hides_usage = hides_usage
         self.has_begun = False
         """Whether its first token has come."""
+        self.is_guaranteed = False
+        """Whether it was inside its entitlement's guarantee when it was admitted."""
+        self.priority: int | None = None
+        """The priority that the body carries, where the engine may refuse it."""
         self.on_preempted: Callable[[], None] | None = None
         """Ends the request at once, for the sake of a guarantee; set by whoever relays it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Levers:
-    """What may be done for guarantees beyond admission; each by itself."""
+    """What is done for guarantees beyond admission; each can be switched off."""
 
     door: DoorSettings = DoorSettings()
-    preempts: bool = False
-    """Whether spot requests in flight are ended to make room for a guarantee."""
-    sends_priority: bool = False
-    """Whether the engine is told how soon to schedule a request; it must run with priority scheduling."""
-    heeds_slo: bool = False
-    """Whether room is kept back while guaranteed requests miss their SLO."""
+    engine_priority: EnginePriority = EnginePriority.AUTO
+    slo_feedback: bool = True
+    """Whether slots are reserved while guaranteed requests miss their SLO."""
 
 
 class Prepared:
@@ -194,6 +213,10 @@ class EngineState:
     shape: EngineShape = EngineShape()
     stamp: Stamp = field(default_factory=Stamp)
     cors: Cors = field(default_factory=Cors)
+    is_vllm: bool = False
+    """Whether its metrics page is vLLM's, for which lower priorities are scheduled sooner."""
+    takes_priority: bool | None = None
+    """Whether it accepts requests with a priority; ``None`` until it has answered one."""
 
 
 class Gate:
@@ -233,12 +256,14 @@ class Gate:
         self.door = Door(levers.door)
         self.stored = Stored()
         self.on_door_changed: Callable[[], None] = lambda: None
-        """Is told when somebody waits at the door, whose time will be up."""
+        """Is told when the queue's earliest deadline may have changed."""
         self.feedback = Feedback(clock())
         self.priorities: Counter[int] = Counter()
         """Requests that went to the engine, by priority."""
+        self.priorities_refused = 0
+        """Requests that were sent again without."""
         self._spot: dict[Passage, None] = {}
-        """Spot requests in flight, where they may be ended."""
+        """Spot requests in flight."""
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
@@ -436,14 +461,14 @@ class Gate:
             if shed is not None:
                 suspense.is_counted = True
                 return self._wait_or_shed(suspense, shed, now)
-            patience_s = self.door.settings.patience(account.entitlement.tier)
+            patience_s = self.door.settings.patience(account)
             suspense.waiter = grants.wait(account, cost, now, patience_s, suspense.decide)
             if suspense.waiter is not None:
                 self.on_books_wanted()
                 return suspense
         elif self.door.has_waiting(account):
             suspense = Suspense(self, account, parsed, cost, now)
-            if self._wait_at_door(suspense, 0.0, now):
+            if self._wait_at_door(suspense, None, now):
                 return suspense
         outcome = self._try(account, parsed, cost, now)
         if grants is not None and grants.has_something_to_say:
@@ -455,7 +480,7 @@ class Gate:
         return self._wait_or_shed(suspense, outcome, now)
 
     def _wait_or_shed(self, suspense: Suspense, shed: Shed, now: float) -> Suspense | Refusal:
-        if self._fits_in_a_moment(shed) and self._wait_at_door(suspense, shed.retry_after_s, now):
+        if self._fits_in_a_moment(shed) and self._wait_at_door(suspense, shed, now):
             return suspense
         return self._shed(suspense.account, suspense.parsed.body, shed, now)
 
@@ -465,18 +490,28 @@ class Gate:
             return False
         return self.grants is None or shed.reason is Reason.ENGINE_FULL
 
-    def _wait_at_door(self, suspense: Suspense, retry_after_s: float, now: float) -> bool:
-        """Have a request wait at the door, if it may."""
-        if not self.door.waits(suspense.account, retry_after_s):
+    def _wait_at_door(self, suspense: Suspense, shed: Shed | None, now: float) -> bool:
+        """Have a request wait in the queue, if it may: for room, or behind others of its entitlement."""
+        door, account = self.door, suspense.account
+        needs_engine = shed is not None and shed.reason is Reason.ENGINE_FULL
+        expected_s = shed.expected_s if shed is not None else 0.0
+        if not door.waits(account, expected_s, needs_engine=needs_engine):
             return False
-        suspense.place = self.door.enter(suspense.account, now, suspense.try_now)
+        suspense.place = door.enter(
+            account,
+            now,
+            suspense.try_now,
+            came_at=suspense.started_at,
+            needs_engine=needs_engine,
+            retry_in_s=_retry_in_s(shed),
+        )
         self.on_door_changed()
         return True
 
-    def serve_door(self) -> None:
-        """Something may have become free, or somebody's time be up."""
+    def serve_door(self, ended: Account | None = None) -> None:
+        """Room may be free, or a deadline over. ``ended`` is whose request ended, if nothing else changed."""
         if len(self.door):
-            self.door.serve(self._clock())
+            self.door.serve(self._clock(), ended)
             self.on_door_changed()
 
     def withdraw(self, suspense: Suspense) -> None:
@@ -493,7 +528,7 @@ class Gate:
         self._telemetry.ended(suspense.account, Ending.CLIENT_GONE)
 
     def decide(self, suspense: Suspense, *, is_last: bool = False) -> Passage | Refusal | None:
-        """Decide a request that waited; ``None`` where it waits on, at the door."""
+        """Decide a request that waited; ``None`` where it waits on, in the queue."""
         account, parsed = suspense.account, suspense.parsed
         is_counted, suspense.is_counted = suspense.is_counted, True
         outcome = self._try(account, parsed, suspense.cost, suspense.started_at, is_counted=is_counted)
@@ -501,8 +536,12 @@ class Gate:
             return outcome
         now = self._clock()
         may_wait = not is_last and self._fits_in_a_moment(outcome)
-        is_at_door = suspense.place is not None
-        if may_wait and (is_at_door or self._wait_at_door(suspense, outcome.retry_after_s, now)):
+        place = suspense.place
+        if may_wait and place is not None:
+            place.needs_engine = outcome.reason is Reason.ENGINE_FULL
+            place.retry_in_s = _retry_in_s(outcome)
+            return None
+        if may_wait and self._wait_at_door(suspense, outcome, now):
             return None
         return self._shed(account, parsed.body, outcome, now)
 
@@ -511,6 +550,8 @@ class Gate:
     ) -> Passage | Shed:
         """Decide a priced request now."""
         body, retries, room = parsed.body, account.retries, self.engine.room
+        if room.preemptible_queue and account.is_preemptible and self.door.needs_engine:
+            room = replace(room, preemptible_queue=0.0)
         now = self._clock() if is_counted or self.grants is not None else started_at
         is_retry = retries.is_retry(body, now)
         decision = admit(
@@ -520,25 +561,66 @@ class Gate:
             return decision
         if is_retry:
             retries.admitted(body)
-        levers = self.levers
-        if levers.sends_priority and parsed.takes_priority:
-            priority = _priority(account)
-            self.priorities[priority] += 1
-            body = with_priority(parsed, priority)
         passage = Passage(body, started_at, account, decision.ticket, parsed.streams, parsed.hides_usage)
-        if levers.preempts:
-            if account.is_spot:
-                self._spot[passage] = None
-            elif account.is_inside_guarantee():
-                self._make_room()
+        passage.is_guaranteed = account.is_inside_guarantee()
+        if parsed.takes_priority and self.levers.engine_priority is not EnginePriority.OFF:
+            self._prioritise(passage, parsed)
+        if account.is_spot:
+            self._spot[passage] = None
+        elif passage.is_guaranteed and self._spot:
+            self._make_room()
         return passage
+
+    def _prioritise(self, passage: Passage, parsed: Parsed) -> None:
+        """Write the request's priority into its body.
+
+        The field is the sidecar's: a client's own is replaced, and removed where the engine takes none, so
+        that a request means the same on every engine.
+        """
+        engine, is_auto = self.engine, self.levers.engine_priority is EnginePriority.AUTO
+        if is_auto and (engine.takes_priority is False or not engine.is_vllm):
+            if parsed.has_priority:
+                passage.body = without_priority(parsed.body, is_ours=False)
+            return
+        priority = PRIORITY_SPOT
+        if passage.account is not None and not passage.account.is_spot:
+            priority = PRIORITY_GUARANTEED if passage.is_guaranteed else PRIORITY_SHARED
+        self.priorities[priority] += 1
+        passage.body = with_priority(parsed, priority)
+        if is_auto:
+            passage.priority = priority
+
+    def priority_refused(self, passage: Passage) -> None:
+        """The engine refused the request for its priority: it is to be sent again without."""
+        passage.body, passage.priority = without_priority(passage.body, is_ours=True), None
+        self.priorities_refused += 1
+
+    def priority_answered(self, priority: int, *, is_accepted: bool) -> None:
+        """The engine answered a request with this priority, or (not accepted) the same request without.
+
+        vLLM accepts 0 whatever its scheduling: only another value says something.
+        """
+        if is_accepted and priority != PRIORITY_GUARANTEED:
+            self.engine.takes_priority = True
+        elif not is_accepted and self.engine.takes_priority is not False:
+            self.engine.takes_priority = False
+            log.warning(
+                "the engine refuses priorities; requests are sent without until it restarts",
+                extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
+            )
 
     def _make_room(self) -> None:
         """End as many spot requests as a request inside its guarantee, just admitted, is too many."""
         ledger, room = self.ledger, self.engine.room
-        running = [(p, _running(p, p.ticket)) for p in self._spot if p.ticket is not None]
         sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
+        if sequences <= 0 and kv_tokens <= 0:
+            return
+        running = [
+            (passage, _running(passage, passage.ticket))
+            for passage in self._spot
+            if passage.ticket is not None and passage.ticket.account.is_preemptible
+        ]
         for passage, _ in victims(running, sequences, kv_tokens):
             if passage.on_preempted is not None:
                 passage.on_preempted()
@@ -581,23 +663,26 @@ class Gate:
         account = passage.account
         passage.has_begun = True
         self._telemetry.first_token(account, seconds)
-        if self.levers.heeds_slo and passage.streams and account is not None and not account.is_spot:
+        if passage.is_guaranteed and passage.streams and account is not None and self.levers.slo_feedback:
             promised = account.entitlement.slo.ttft_ms
             if promised is not None and account.entitlement.tier is Tier.GUARANTEED:
                 self.feedback.observe(seconds, promised / 1000)
 
     def look_at_engine(self, room: EngineRoom) -> None:
-        """The engine was looked at: this is the room that it has."""
-        if self.levers.heeds_slo:
-            room = replace(room, kept_back=self.feedback.judge(room.slots, self._clock()))
-        if self.levers.sends_priority:
-            room = replace(room, queue=QUEUE)
-        self.engine.room = room
+        """The engine was looked at: it has this room."""
+        kept_back = self.feedback.judge(room.slots, self._clock()) if self.levers.slo_feedback else 0.0
+        self.engine.room = replace(
+            room,
+            kept_back=kept_back,
+            queue=QUEUE if self.levers.engine_priority is EnginePriority.ON else 0.0,
+            preemptible_queue=PREEMPTIBLE_QUEUE,
+        )
         self.serve_door()
 
     def engine_restarted(self) -> None:
-        """Another process: it may have another fingerprint, and nothing in its prefix cache."""
+        """Another process: it may have another fingerprint and scheduling, and its prefix cache is empty."""
         self.engine.stamp = Stamp()
+        self.engine.takes_priority, self.engine.is_vllm = None, False
         for account in self.accounts.values():
             account.pricer.forget_cache()
 
@@ -662,7 +747,7 @@ class Gate:
         if self.grants is not None and self.grants.ended(ticket.account, now):
             self.on_books_wanted()
         self._telemetry.settled(ticket, ending, usage, reported=reported)
-        self.serve_door()
+        self.serve_door(ticket.account)
         if self.journal is not None:
             self._write_down(ticket.account, ending, passage.started_at, usage)
 
@@ -677,10 +762,12 @@ class Gate:
     def metrics(self) -> Iterator[Metric]:
         """What is done for guarantees beyond admission, for Prometheus."""
         yield CounterMetricFamily(
-            "tokenpool_door_waits", "Requests that waited at the door.", value=self.door.waited
+            "tokenpool_queue_waits", "Requests that waited in the admission queue.", value=self.door.waited
         )
         yield CounterMetricFamily(
-            "tokenpool_door_wait_seconds", "... and for how long, all together.", value=self.door.waited_s
+            "tokenpool_queue_wait_seconds",
+            "The time that they waited in the admission queue.",
+            value=self.door.waited_s,
         )
         yield GaugeMetricFamily(
             "tokenpool_slots_kept_back",
@@ -693,6 +780,11 @@ class Gate:
         for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT):
             sent.add_metric((str(priority),), self.priorities[priority])
         yield sent
+        yield CounterMetricFamily(
+            "tokenpool_engine_priority_refused",
+            "Requests that the engine refused for their priority and that were sent again without.",
+            value=self.priorities_refused,
+        )
 
     def refused(self, refusal: Refusal) -> None:
         """Count an answer of the sidecar's own."""
@@ -722,11 +814,9 @@ def _running(passage: Passage, ticket: Ticket) -> Running:
     return Running(ticket.admitted_at, ticket.cost.sequences, ticket.kv_held, has_begun)
 
 
-def _priority(account: Account) -> int:
-    """How soon the engine should schedule a request just admitted: lower is sooner, as with vLLM."""
-    if account.is_spot:
-        return PRIORITY_SPOT
-    return PRIORITY_GUARANTEED if account.is_inside_guarantee() else PRIORITY_SHARED
+def _retry_in_s(shed: Shed | None) -> float:
+    """When time alone may make the request fit: only a bucket fills by itself."""
+    return shed.expected_s if shed is not None and shed.reason is Reason.TOKENS_PER_SECOND else math.inf
 
 
 def _no_response(name: str, account: Account) -> Refusal:

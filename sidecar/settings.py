@@ -32,11 +32,11 @@ class Settings:
     store_timeout: float = 0.5
     grant_lifetime: float = 1.5
     name: str | None = None
-    preempt: bool = False
-    engine_priority: bool = False
-    heed_slo: bool = True
-    door_wait_guaranteed: float = 0.0
-    door_wait_elastic: float = 0.0
+    engine_priority: str = "auto"
+    slo_feedback: bool = True
+    queue_timeout_guaranteed: float = 2.0
+    queue_timeout_elastic: float = 1.0
+    queue_timeout_spot: float = 0.0
     identity_header: str | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -95,11 +95,11 @@ _FORM = Form(
         "store_timeout": "how long the store may take to answer, s",
         "grant_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
         "name": "what this sidecar is called in the books; the host's name otherwise",
-        "preempt": "end spot requests in flight where a request inside its guarantee finds the engine full",
-        "engine_priority": "tell the engine how soon to schedule; it needs --scheduling-policy priority",
-        "heed_slo": "keep room back from spot and bursts while guaranteed requests miss their ttft_ms",
-        "door_wait_guaranteed": "how long a guaranteed tenant's request that fits in a moment may wait, s",
-        "door_wait_elastic": "the same for elastic tenants, s; spot never waits",
+        "engine_priority": "send each request's priority to the engine: auto (unless it refuses), on or off",
+        "slo_feedback": "reserve slots from spot and bursts while guaranteed requests miss their ttft_ms",
+        "queue_timeout_guaranteed": "how long a guaranteed tenant's request may wait for room, s; 0 = not",
+        "queue_timeout_elastic": "the same for elastic tenants, s; slo.ttft_ms shortens each",
+        "queue_timeout_spot": "the same for spot tenants, s",
         "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
         "tls_cert": "speak TLS to tenants: the certificate and its chain, PEM; read again when it changes",
         "tls_key": "its private key, PEM",
@@ -148,8 +148,10 @@ _FORM = Form(
         "store": _store,
         "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
         "debt_gain": options.not_negative,
-        "door_wait_guaranteed": options.not_negative,
-        "door_wait_elastic": options.not_negative,
+        "engine_priority": options.one_of("auto", "on", "off"),
+        "queue_timeout_guaranteed": options.not_negative,
+        "queue_timeout_elastic": options.not_negative,
+        "queue_timeout_spot": options.not_negative,
         "entitlement_share": options.share,
         "unidentified_share": options.share,
         "identity_header": options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id"),

@@ -60,7 +60,10 @@ def mixed(
             )
             workers = guarantee
         elif kind == 1:
-            entitlement, workers = Entitlement(f"t{number:04}", "pool", Tier.SPOT), workers * 2
+            entitlement, workers = (
+                Entitlement(f"t{number:04}", "pool", Tier.SPOT, preemptible=False),
+                workers * 2,
+            )
         else:
             entitlement = Entitlement(
                 f"t{number:04}", "pool", Tier.ELASTIC, weight=chance.choice([1.0, 2.0]), ceiling=ceiling
@@ -155,7 +158,7 @@ def lending(*, seed: int, seconds: float = 20.0) -> Setup:
     return Setup(
         [
             Tenant(owner, 16, think_s=0.0, starts_at=seconds / 2),
-            Tenant(Entitlement("spot", "pool", Tier.SPOT), 64, think_s=0.0),
+            Tenant(Entitlement("spot", "pool", Tier.SPOT, preemptible=False), 64, think_s=0.0),
         ],
         4,
         SLOTS,

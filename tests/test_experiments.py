@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from experiments import fidelity, overload, pool, scarcity, soak
-from experiments.__main__ import _keep, _kept, _replaced, main
+from experiments.__main__ import _headline, _keep, _kept, _overload_goals, _replaced, main
 from experiments.fixed_limit import Window
 from loadgen.reading import parse
+from tests.sidecar.harness import settings_of
+from tokenpool.door import DoorSettings
 from tokenpool.poolfile import parse as parse_pool
 
 
@@ -53,6 +55,39 @@ def test_the_other_scenarios_can_be_read(tmp_path: Path) -> None:
     assert [phase.name for phase in mixed.phases] == list(fidelity.PHASES)
 
 
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_every_system_has_a_valid_pool_file_and_valid_options(system: overload.System) -> None:
+    file = parse_pool(overload.pool_file(system, overload.Sizes()), name="pool.yaml").file
+    spot = file.entitlements[1]
+    assert spot.is_preemptible is not system.name.startswith(("no preemption", "no policies"))
+    settings_of(" ".join(["--upstream http://h:1", *system.flags]))
+    assert "," not in system.name  # --only separates names by commas
+
+
+def test_the_headline_has_default_options() -> None:
+    assert all(not system.flags and system.is_preemptible for system in overload.HEADLINE)
+    settings = settings_of("--upstream http://h:1")
+    assert (settings.engine_priority, settings.slo_feedback) == ("auto", True)
+    timeouts = (
+        settings.queue_timeout_guaranteed,
+        settings.queue_timeout_elastic,
+        settings.queue_timeout_spot,
+    )
+    assert timeouts == (2.0, 1.0, 0.0)
+    assert DoorSettings() == DoorSettings(*timeouts)
+
+
+def test_the_headline_is_one_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one = overload.Result(
+        "engine alone on vllm fcfs", 2, 0.05, 0.04, 9.0, 9.0, (0.1, 1.0, 2.0), 500.0, 100, 0, 50, 900, 0
+    )
+    ours = replace(one, system="tokenpool on vllm fcfs", p99_s=0.06, tokens_per_s=490.0, preempted=7)
+    table = _headline({result.system: [result] for result in (one, ours)})
+    assert "| vllm fcfs | 2 | 50 | 9000 | 60 | 1.20 | 0 of 100 | 500 | 490 | 0.980 |" in table
+    goals = _overload_goals({result.system: [result] for result in (one, ours)})
+    assert [is_reached for _, is_reached in goals] == [True, True, True, True, False]
+
+
 def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["underload"])
@@ -61,7 +96,7 @@ def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[s
 
 def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["overload", "--only", "tokenpool, tokenpol"])
+        main(["overload", "--only", "no queue, tokenpol"])
     assert "'tokenpol' is no system and no attack; there are engine alone" in capsys.readouterr().err
 
 

@@ -56,6 +56,8 @@ class EngineObservation:
     cached_tokens: float = 0.0
     started_at: float | None = None
     """Start of the engine's process, on its own wall clock: it changes when the engine restarts."""
+    is_vllm: bool = False
+    """Whether the page is vLLM's."""
 
 
 class CapacityModel:
@@ -147,13 +149,19 @@ class CapacityModel:
         if last is None or seen.at <= last.at:
             return
         self._learn_slots(seen, last, lacked_slots=lacked_slots)
-        saturated = seen.waiting > 0 or seen.running >= SATURATED * self.amount().concurrency
+        # One look at a waiting request may catch an arrival: at 3 requests/s a simulated engine of 700
+        # tokens/s was taken for one of 100 to 320, and spot was held back for 15 s until that was unlearned.
+        saturated = queues or seen.running >= SATURATED * self.amount().concurrency
         self._learn_throughput(seen, last, saturated=saturated, held_back=held_back)
 
     def _learn_slots(self, seen: EngineObservation, last: EngineObservation, *, lacked_slots: bool) -> None:
         """An engine that keeps requests waiting shows how many sequences it runs; one that does not, and is
         full as far as is known while requests are held back for it, may run more."""
-        if seen.waiting > 0 and last.waiting > 0:
+        waits = min(seen.waiting, last.waiting)
+        # Two looks may each catch one arrival at an engine with room. While more slots are tried than are
+        # proven, one request that waits is enough to see that there are none.
+        is_probed = self._slots > self._bound
+        if waits > 1 or (waits > 0 and (is_probed or self._looks_queued >= LOOKS_QUEUED)):
             runs = max(seen.running, last.running, 1.0)
             if runs < self._slots < DEFAULT_SLOTS:
                 self._probe_at = seen.at + self._probe_wait_s

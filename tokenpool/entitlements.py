@@ -76,6 +76,13 @@ class Entitlement:
     slo: Slo = Slo()
     output_estimate: OutputEstimate = OutputEstimate()
     api_keys: tuple[KeyRef, ...] = ()
+    preemptible: bool = True
+    """Whether running requests of spot may be ended for a guarantee. Other tiers never yield."""
+
+    @property
+    def is_preemptible(self) -> bool:
+        """Whether running requests may be ended to make room for a guarantee."""
+        return self.preemptible and self.tier is Tier.SPOT
 
 
 @dataclass(frozen=True, slots=True)

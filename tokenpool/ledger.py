@@ -256,6 +256,7 @@ class Account:
         "entitlement",
         "has_peers",
         "is_active",
+        "is_preemptible",
         "is_spot",
         "kv_elsewhere",
         "kv_in_use",
@@ -272,7 +273,8 @@ class Account:
     def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
         self.entitlement = entitlement
         self.is_spot = entitlement.tier is Tier.SPOT
-        """As it is counted in the ledger; see ``Ledger.retier``."""
+        self.is_preemptible = entitlement.is_preemptible
+        """As the ledger counts it; see ``Ledger.retier``."""
         self.is_active = False
         """Whether it is one of ``Ledger.active``, which alone changes this."""
         self.plan = 0
@@ -443,21 +445,25 @@ class ActiveAccounts:
 class Ledger:
     """All accounts of one sidecar, and what they hold together."""
 
-    __slots__ = ("active", "concurrency_in_use", "kv_in_use", "spot_in_use")
+    __slots__ = ("active", "concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence")
 
     def __init__(self) -> None:
         self.active = ActiveAccounts()
         self.kv_in_use = 0
         self.concurrency_in_use = 0
-        self.spot_in_use = 0
-        """Sequences of spot among them."""
+        self.preemptible_in_use = 0
+        """Sequences among them that may be ended for a guarantee."""
+        self.residence = Average(RESIDENCE_PRIOR_S)
+        """Seconds from admission to the end of a request, over all entitlements and endings."""
 
     def retier(self, account: Account) -> None:
-        """The account's entitlement was changed: count what it holds in the right tier."""
-        is_spot = account.entitlement.tier is Tier.SPOT
-        if is_spot is not account.is_spot:
-            account.is_spot = is_spot
-            self.spot_in_use += account.concurrency_in_use if is_spot else -account.concurrency_in_use
+        """Count an account whose entitlement was changed as what it is now."""
+        entitlement = account.entitlement
+        account.is_spot = entitlement.tier is Tier.SPOT
+        if entitlement.is_preemptible is not account.is_preemptible:
+            account.is_preemptible = entitlement.is_preemptible
+            held = account.concurrency_in_use
+            self.preemptible_in_use += held if account.is_preemptible else -held
 
     def reserve(self, account: Account, ask: Ask, cost: Cost, now: float) -> Ticket:
         """Book an admitted request."""
@@ -496,6 +502,7 @@ class Ledger:
         account = ticket.account
         self._hold(account, -ticket.kv_held, -ticket.cost.sequences, now)
         self._charge(account, account.pricer.throughput(spent) - ticket.charged)
+        self.residence.observe(max(now - ticket.admitted_at, 0.0))
         if ending is not Ending.FINISHED:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
@@ -514,8 +521,8 @@ class Ledger:
             meter.peak_concurrency = account.concurrency_in_use
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences
-        if account.is_spot:
-            self.spot_in_use += sequences
+        if account.is_preemptible:
+            self.preemptible_in_use += sequences
 
     @staticmethod
     def _charge(account: Account, tokens: float) -> None:

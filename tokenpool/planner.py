@@ -7,7 +7,7 @@ and profiles go in and come out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -69,10 +69,6 @@ class PlannerSettings:
     debt_cap_s: float = 4.0
     debt_decay_s: float = 4.0
     slo_precedence: bool = True
-    lends_granted: bool = False
-    """Whether spot may also use what was granted within guarantees, while the engine has room: where one ends
-    spot requests to have its slots back at once (preemption), nothing has to be held free for it. What they
-    used of late would not do for a measure: with Poisson arrivals an eighth of the engine stood idle."""
 
 
 class EntitlementPlan(msgspec.Struct, frozen=True, gc=False):
@@ -157,7 +153,8 @@ def plan(
     division.reweigh(weights)
     shares = division.shares()
     # While others than spot are in want, what a guarantee leaves idle is theirs before it is spot's.
-    lent = _lent(claims, shares) if settings.lends_granted and not division.others_want else {}
+    yielding = {e.name for e in entitlements if e.is_preemptible} if not division.others_want else set()
+    lent = _lent(claims, shares, yielding) if yielding else {}
     plans = {}
     for claim in claims:
         name, share = claim.name, shares[claim.name]
@@ -194,18 +191,20 @@ def rested(profile: Profile, elapsed_s: float) -> Profile:
     return Profile(profile.service * kept, profile.place, profile.age_s + elapsed_s)
 
 
-def _lent(claims: Sequence[Claim], shares: Mapping[str, Share]) -> dict[str, Amount]:
-    """All that was granted within guarantees, once more for those of spot that want it.
+def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], yielding: Set[str]) -> dict[str, Amount]:
+    """All that was granted within guarantees, once more for the preemptible entitlements that want it.
 
-    What elastic tenants have beyond is theirs alone: nothing is ended for it.
+    Their running requests are ended when a guarantee needs its slots, so nothing has to be held free for it.
+    What guarantees used recently is no measure instead: with Poisson arrivals an eighth of the engine stood
+    idle. What elastic tenants have beyond a guarantee is theirs alone: nothing is ended for it.
 
-    Divided as what was left for spot is; evenly where nothing was.
+    It is divided in proportion to what was left for spot, and evenly where nothing was left.
     """
     granted = NOTHING
     for claim in claims:
         if claim.tier is not Tier.SPOT:
             granted = granted + shares[claim.name].allocation.at_most(claim.guarantee)
-    wanting = [claim for claim in claims if claim.tier is Tier.SPOT and claim.demand != NOTHING]
+    wanting = [claim for claim in claims if claim.name in yielding and claim.demand != NOTHING]
     left = NOTHING
     for claim in wanting:
         left = left + shares[claim.name].allocation

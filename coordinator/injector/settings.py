@@ -173,7 +173,7 @@ _INJECTED = Form(
         "store_secret": "the Secret with the store's URL, under url; empty: a lone sidecar",
         "keys_secret": "a Secret with API keys, mounted on /etc/tokenpool/keys; empty: none",
         "upstream_key_secret": "the Secret with the engine's own API key, under api-key; empty: none",
-        "sidecar_args": "more options of tokenpool-sidecar run, such as --preempt",
+        "sidecar_args": "more options of tokenpool-sidecar run, such as --log-requests",
         "engine_probes": "how the kubelet asks the engine: exec in it, sidecar (its /health), or auto",
         "drain_delay": "how long new requests are still taken after a pod's deletion, s",
         "drain_timeout": "how long running requests may go on after that, s",

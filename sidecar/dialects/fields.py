@@ -6,6 +6,7 @@ engine which one counts: where there may be one, it is replaced.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -28,12 +29,24 @@ def _count_name(kind: type, value: Any) -> Any:
 
 _decode_object = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=_count_name).decode
 _encode = msgspec.json.Encoder().encode
+_OURS = re.compile(rb'\{"priority":-?[0-9]+,(?=")').match
+"""The field as ``with_priority`` writes it to a body that had none."""
 
 
 def with_priority(parsed: Parsed, priority: int) -> bytes:
     """The body with the sidecar's word on the engine's order, and not the client's."""
     field = b'"priority":%d' % priority
     return with_field(parsed.body, field, replaces=parsed.has_priority)
+
+
+def without_priority(body: bytes, *, is_ours: bool) -> bytes:
+    """The body without any ``priority``. ``is_ours``: it has exactly one, since ``with_priority`` made it."""
+    ours = _OURS(body) if is_ours else None
+    if ours is not None:
+        return b"{" + body[ours.end() :]
+    fields = _fields(body)
+    fields.pop(_Name("priority"), None)
+    return _encode(fields)
 
 
 def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:

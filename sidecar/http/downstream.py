@@ -310,7 +310,7 @@ class Downstream(asyncio.Protocol):
         self._next()
 
     def on_decided(self, head: RequestHead, decided: Passage | Refusal) -> None:
-        """A request that waited at the door may pass, or may not."""
+        """A request that waited is decided."""
         self._exchange = None
         if isinstance(decided, Passage):
             self._send(head, decided)

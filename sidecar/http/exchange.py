@@ -11,8 +11,9 @@ import errno
 import logging
 from typing import Protocol
 
+from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.gate import ENGINE_RETRY_S, Gate, Passage, Refusal
-from sidecar.http.heads import RequestHead, ResponseHead
+from sidecar.http.heads import RequestHead, ResponseHead, with_length
 from sidecar.http.upstream import Connection, Pool
 from sidecar.telemetry import Telemetry
 from sidecar.usage import BodyReader, OpaqueReader, Reader, StreamReader
@@ -25,6 +26,8 @@ _LAST_CHUNK = b"0\r\n\r\n"
 _MOST_ATTEMPTS = 2
 OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Why a connection cannot be made, though the engine may be well."""
+MOST_JUDGED = 64 * 1024
+"""Bytes of a refusal that are looked into for what it is about; a longer one is relayed as it is."""
 PREEMPTED_RETRY_S = 1.0
 """When a client whose request was ended for a guarantee may come back."""
 
@@ -57,11 +60,14 @@ class Exchange:
         "_has_ended",
         "_head",
         "_head_bytes",
+        "_is_judging",
+        "_judged",
         "_keeps_alive",
         "_looks_at",
         "_passage",
         "_pool",
         "_reader",
+        "_refused_priority",
         "_request",
         "_status",
         "_telemetry",
@@ -93,6 +99,11 @@ class Exchange:
         self._keeps_alive = request.keeps_alive
         self._frames_chunks = False
         self._has_ended = False
+        self._is_judging = False
+        """Whether nothing of the answer is relayed yet: it may refuse the request for its priority."""
+        self._judged = b""
+        self._refused_priority: int | None = None
+        """The priority of the first try, where the engine refused it."""
         self._looks_at = 1
         """Events at which the reservation may be outgrown."""
         passage.on_preempted = self.preempt
@@ -148,11 +159,12 @@ class Exchange:
             extra += self._gate.engine.cors.relayed(origin, head)
         framing = self._framing(head)
         self._head = head.frame(extra, framing, self._connection_header())
+        self._judge_head(head)
         if self._request.method == b"HEAD":
             # The parser cannot know that no body follows, so this connection ends here.
             self._drop_connection()
             self.on_read(b"", True)
-        elif head.is_event_stream:
+        elif head.is_event_stream and not self._is_judging:
             self._send_head()
 
     def _reader_of(self, head: ResponseHead) -> Reader:
@@ -191,11 +203,16 @@ class Exchange:
         """One read of the engine's bytes: relayed in one write."""
         if self._has_ended:
             return
-        passage, reader = self._passage, self._reader
-        now = self._telemetry.clock()
         if is_complete:
             # It may serve others already: a client that is slow to read the rest must not hold it back.
             self._connection = None
+        if self._is_judging:
+            judged = self._judge(body, is_complete)
+            if judged is None:
+                return
+            body, chunk = judged, None
+        passage, reader = self._passage, self._reader
+        now = self._telemetry.clock()
         if reader is not None:
             seen = reader.feed(body)
             if is_complete:
@@ -207,10 +224,8 @@ class Exchange:
             if seen is not body:
                 body, chunk = seen, None
         self.last_progress = now
-        if chunk is not None and self._frames_chunks and self._head is None:
-            data = chunk
-        else:
-            data = self._wire(body, is_complete)
+        passes = self._frames_chunks and self._head is None
+        data = chunk if chunk is not None and passes else self._wire(body, is_complete)
         if data:
             self._client.write(data)
         if is_complete:
@@ -246,6 +261,56 @@ class Exchange:
             Reason.UPSTREAM_ERROR,
             "the engine closed the connection before its answer was complete",
         )
+
+    # --- a refusal of the request's priority ---
+
+    def _judge_head(self, head: ResponseHead) -> None:
+        """Whether the answer must be looked into: a client sees only that to a request without its priority.
+
+        Old releases of vLLM begin a stream with 200 before they refuse the request in its first event, unless
+        its priority is 0: until another is known to be accepted, the head of a stream waits for that event.
+        """
+        passage, status, gate = self._passage, head.status, self._gate
+        priority = passage.priority
+        if priority is None:
+            if self._refused_priority is not None and status < 400:
+                gate.priority_answered(self._refused_priority, is_accepted=False)
+            return
+        is_unknown = priority != 0 and not gate.engine.takes_priority
+        self._is_judging = status in REFUSALS or (is_unknown and head.is_event_stream and status == 200)
+        if status == 200 and not self._is_judging:
+            gate.priority_answered(priority, is_accepted=True)
+
+    def _judge(self, body: bytes, is_complete: bool) -> bytes | None:
+        """Look into one more read of the answer; returns all of it once it is known to be the client's."""
+        self._judged = answer = self._judged + body
+        is_stream = self._status == 200
+        has_event = is_stream and b"\n\n" in answer.replace(b"\r", b"")
+        if not is_complete and not has_event and len(answer) <= MOST_JUDGED:
+            return None
+        self._is_judging, self._judged = False, b""
+        priority = self._passage.priority
+        assert priority is not None
+        if concerns_priority(answer, is_event=is_stream):
+            self._send_again(priority)
+            return None
+        if is_stream:
+            self._gate.priority_answered(priority, is_accepted=True)
+        return answer
+
+    def _send_again(self, priority: int) -> None:
+        """The engine refused the priority: send the request without. Nothing of the answer was relayed."""
+        passage = self._passage
+        self._drop_connection()
+        self._gate.priority_refused(passage)
+        self._refused_priority = priority
+        self._reader = self._head = None
+        self._status = self._attempts = 0
+        self._keeps_alive, self._frames_chunks = self._request.keeps_alive, False
+        framed = self._request.framed
+        assert framed is not None
+        self._head_bytes = with_length(framed, len(passage.body))
+        self.start()
 
     # --- the client's side and the clock's ---
 

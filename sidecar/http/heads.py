@@ -122,6 +122,11 @@ def nominated(headers: Headers) -> frozenset[bytes]:
     )
 
 
+def with_length(framed: bytes, body_length: int) -> bytes:
+    """A request's head, completed for a body of this length."""
+    return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+
+
 class RequestFramer:
     """Writes the heads of relayed requests to one engine."""
 
@@ -142,7 +147,7 @@ class RequestFramer:
         if framed is None:
             framed = head.framed = self._without_framing(head)
         if body_length or head.method == b"POST":
-            return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+            return with_length(framed, body_length)
         return framed + b"\r\n"
 
     def _without_framing(self, head: RequestHead) -> bytes:

@@ -420,7 +420,7 @@ def test_a_lone_sidecar_needs_no_store() -> None:
 
 def test_more_options_and_other_sizes_come_from_annotations() -> None:
     wanted = {
-        "sidecar-args": "--preempt --log-level debug",
+        "sidecar-args": "--log-requests --log-level debug",
         "image": "registry.example.com/tokenpool@sha256:12",
         "pull-policy": "Always",
         "cpu-request": "",
@@ -430,7 +430,7 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         "admin-port": "9099",
     }
     made = sidecar(injected(pod(annotations=wanted)))
-    assert made["args"][-3:] == ["--preempt", "--log-level", "debug"]
+    assert made["args"][-3:] == ["--log-requests", "--log-level", "debug"]
     assert made["image"] == "registry.example.com/tokenpool@sha256:12"
     assert made["imagePullPolicy"] == "Always"
     assert made["resources"] == {"limits": {"cpu": "1.5", "memory": "512Mi"}}

@@ -15,7 +15,7 @@ from experiments.__main__ import main
 
 
 def test_overload_leaves_a_guarantee_alone(tmp_path: Path) -> None:
-    main(["overload", "--seeds", "1", "--short", "--only", "tokenpool", "--out", str(tmp_path)])
+    main(["overload", "--seeds", "1", "--short", "--only", "tokenpool on vllm fcfs", "--out", str(tmp_path)])
     folder = tmp_path / "overload"
     (ours,) = json.loads((folder / "results.json").read_text())["results"]
     assert ours["p99_s"] < 5 * ours["alone_p99_s"]

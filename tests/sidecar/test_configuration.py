@@ -156,7 +156,7 @@ def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
     before = dict(made.accounts)
     records = {name: account.entitlement for name, account in before.items()}
     held = made.accounts["t3"]
-    held.concurrency_in_use = made.ledger.spot_in_use = made.ledger.concurrency_in_use = 2
+    held.concurrency_in_use = made.ledger.preemptible_in_use = made.ledger.concurrency_in_use = 2
     changed = parsed(many(19, t3="elastic"))
     if is_prepared:
         list(made.prepare(changed, changed.pools[0]))
@@ -168,7 +168,7 @@ def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
     kept = [name for name in made.accounts if made.accounts[name].entitlement is records[name]]
     assert set(before) - set(kept) == {"t3", "t19"}
     assert held.entitlement.tier is Tier.ELASTIC
-    assert made.ledger.spot_in_use == 0
+    assert made.ledger.preemptible_in_use == 0
 
 
 def test_what_was_prepared_before_another_change_is_not_used() -> None:

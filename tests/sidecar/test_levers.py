@@ -1,4 +1,4 @@
-"""Levers over the wire: spot streams ended for a guarantee, waits at the door, priorities, room kept back."""
+"""Policies over the wire: preemption, the admission queue, reserved slots. Priorities: ``test_priority``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.settings import SettingsError
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
-from tests.sidecar.harness import CHAT, STREAM, admin, ask, connected, is_whole, request, sidecar_for, until
+from tests.sidecar.harness import (
+    CHAT,
+    STREAM,
+    admin,
+    ask,
+    connected,
+    is_whole,
+    request,
+    settings_of,
+    sidecar_for,
+    until,
+)
 
 TWO_SLOTS = """
 pools:
@@ -42,7 +54,7 @@ async def test_the_youngest_spot_stream_ends_with_an_error_of_its_own(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.answer = endless
-    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, preempt=True) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
         path = "/v1/chat/completions"
         async with connected(sidecar) as (older, wrote_older), connected(sidecar) as (younger, wrote_younger):
             wrote_older.write(request(path, STREAM, key="s-key"))
@@ -75,7 +87,7 @@ async def test_a_spot_request_without_an_answer_yet_is_refused(engine: FakeEngin
 
     engine.answer = silent
     urgent = {"model": "tiny", "prompt": "urgent", "max_tokens": 5}
-    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, preempt=True) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
         spot = [asyncio.ensure_future(ask(sidecar, request(key="s-key"))) for _ in range(2)]
         await until(lambda: len(engine.received) == 2)
         served = await ask(sidecar, request(body=urgent, key="g-key"))
@@ -90,10 +102,13 @@ async def test_a_spot_request_without_an_answer_yet_is_refused(engine: FakeEngin
         await asyncio.gather(*spot, return_exceptions=True)
 
 
-async def test_without_the_switch_nothing_is_ended(engine: FakeEngine, tmp_path: Path) -> None:
+KEEPS = TWO_SLOTS.replace("tier: spot,", "tier: spot, preemptible: false,")
+
+
+async def test_spot_that_is_not_preemptible_is_never_ended(engine: FakeEngine, tmp_path: Path) -> None:
     engine.answer = endless
     async with (
-        sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar,
+        sidecar_for(engine.port, tmp_path, pool=KEEPS) as sidecar,
         connected(sidecar) as (one, first),
         connected(sidecar) as (two, second),
     ):
@@ -102,6 +117,23 @@ async def test_without_the_switch_nothing_is_ended(engine: FakeEngine, tmp_path:
             await reader.readuntil(b"\n\n")
         assert (await ask(sidecar, request(key="g-key"))).status == 200
         assert sidecar.gate.accounts["s"].concurrency_in_use == 2
+
+
+async def test_a_changed_file_decides_about_what_runs_already(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = endless
+    async with (
+        sidecar_for(engine.port, tmp_path, pool=KEEPS) as sidecar,
+        connected(sidecar) as (one, first),
+        connected(sidecar) as (two, second),
+    ):
+        for reader, writer in ((one, first), (two, second)):
+            writer.write(request("/v1/chat/completions", STREAM, key="s-key"))
+            await reader.readuntil(b"\n\n")
+        (tmp_path / "pool.yaml").write_text(TWO_SLOTS)
+        sidecar.reload()
+        await until(lambda: sidecar.gate.accounts["s"].is_preemptible)
+        assert (await ask(sidecar, request(key="g-key"))).status == 200
+        assert sidecar.gate.accounts["s"].concurrency_in_use == 1
 
 
 async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
@@ -114,7 +146,7 @@ async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
         "auto, concurrency: 2", "auto, concurrency: 3"
     )
     async with (
-        sidecar_for(engine.port, tmp_path, pool=pool, preempt=True) as sidecar,
+        sidecar_for(engine.port, tmp_path, pool=pool) as sidecar,
         connected(sidecar) as (r1, w1),
         connected(sidecar) as (r2, w2),
         connected(sidecar) as (r3, w3),
@@ -123,44 +155,61 @@ async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
             writer.write(request("/v1/chat/completions", STREAM, key=key))
             await reader.readuntil(b"\n\n")
         shed = await ask(sidecar, request(key="g-key"))
-        assert shed.status == 429
+        assert (shed.status, shed.headers["x-tokenpool-reason"]) == (429, "engine_full")
         assert sidecar.gate.accounts["s"].concurrency_in_use == 2
 
 
+ONE_ELASTIC = KEEPS.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
+
+
 @pytest.mark.parametrize(
-    ("key", "wait", "status"), [("e-key", 2.0, 200), ("e-key", 0.0, 429), ("s-key", 2.0, 429)]
+    ("key", "wait", "status"), [("e-key", 2.0, 200), ("e-key", 0.0, 429), ("s-key", 2.0, 200)]
 )
-async def test_what_fits_in_a_moment_waits_at_the_door(
+async def test_a_request_without_room_waits_in_the_queue(
     engine: FakeEngine, tmp_path: Path, key: str, wait: float, status: int
 ) -> None:
-    gate = asyncio.Event()
-
-    async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
-        await gate.wait()
-        await fake.answer_unary(request, writer)
-
-    engine.answer = answer
-    options = {"door_wait_elastic": wait, "door_wait_guaranteed": wait}
-    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, **options) as sidecar:
+    engine.answer = held = fake.Held()
+    options = {"queue_timeout_elastic": wait, "queue_timeout_spot": wait}
+    async with sidecar_for(engine.port, tmp_path, pool=ONE_ELASTIC, **options) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         waiting = asyncio.ensure_future(ask(sidecar, request(key=key)))
         await until(lambda: waiting.done() or len(sidecar.gate.door) == 1)
-        gate.set()
+        held.go.set()
         assert (await waiting).status == status
         await asyncio.gather(*running)
         assert is_whole(sidecar)
         assert len(sidecar.gate.door) == 0
 
 
-async def test_a_wait_at_the_door_ends_in_time_and_a_client_may_leave(
+async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = fake.Held()
+    async with sidecar_for(engine.port, tmp_path, pool=ONE_ELASTIC) as sidecar:
+        running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
+        await until(lambda: len(engine.received) == 2)
+        assert (await ask(sidecar, request(key="s-key"))).status == 429
+        waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", STREAM, key="e-key")))
+        await until(lambda: len(sidecar.gate.door) == 1)
+        assert json.loads((await admin(sidecar, "/debug/state"))[1])["queued"] == 1
+        engine.answer = fake.answer_stream
+        await asyncio.sleep(0.15)
+        held.go.set()
+        assert (await waiting).status == 200
+        await asyncio.gather(*running)
+        page = (await admin(sidecar, "/metrics"))[1]
+        first = "tokenpool_time_to_first_token_seconds"
+        line = next(each for each in page.splitlines() if each.startswith(f'{first}_sum{{entitlement="e"'))
+        assert float(line.split()[-1]) > 0.15  # the wait counts
+
+
+async def test_a_wait_in_the_queue_ends_in_time_and_a_client_may_leave(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
     engine.answer = hold
-    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, door_wait_elastic=0.6) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, queue_timeout_elastic=0.6) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("e-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         shed = await ask(sidecar, request(key="e-key"))
@@ -170,31 +219,50 @@ async def test_a_wait_at_the_door_ends_in_time_and_a_client_may_leave(
             await until(lambda: len(sidecar.gate.door) == 1)
         await until(lambda: len(sidecar.gate.door) == 0)
         page = (await admin(sidecar, "/metrics"))[1]
-        assert "tokenpool_door_waits_total 2.0" in page
+        assert "tokenpool_queue_waits_total 2.0" in page
+        assert "tokenpool_queue_wait_seconds_total 0.6" in page
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
 
-@pytest.mark.parametrize(("key", "priority"), [("g-key", 0), ("e-key", 10), ("s-key", 20)])
-async def test_the_engine_is_told_how_soon_and_not_by_the_client(
-    engine: FakeEngine, tmp_path: Path, key: str, priority: int
-) -> None:
-    async with sidecar_for(engine.port, tmp_path, engine_priority=True) as sidecar:
-        for body in (CHAT, CHAT | {"priority": -99}):
-            await ask(sidecar, request("/v1/chat/completions", body, key=key))
-            assert engine.received[-1].json() == CHAT | {"priority": priority}
-            assert engine.received[-1].body.count(b"priority") == 1
-        page = (await admin(sidecar, "/metrics"))[1]
-        assert f'tokenpool_engine_priority_total{{priority="{priority}"}} 2.0' in page
+async def test_a_request_waits_no_longer_than_its_promised_ttft(engine: FakeEngine, tmp_path: Path) -> None:
+    async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    engine.answer = hold
+    pool = TWO_SLOTS.replace("tier: elastic,", "tier: elastic, slo: {ttft_ms: 700},")
+    async with sidecar_for(engine.port, tmp_path, pool=pool, queue_timeout_elastic=60.0) as sidecar:
+        running = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(2)]
+        await until(lambda: len(engine.received) == 2)
+        began = sidecar.telemetry.clock()
+        shed = await ask(sidecar, request(key="e-key"))
+        assert shed.status == 429
+        assert 0.6 < sidecar.telemetry.clock() - began < 3
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
-async def test_without_the_switch_a_clients_priority_is_the_engines_business(
-    engine: FakeEngine, tmp_path: Path
-) -> None:
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await ask(sidecar, request("/v1/chat/completions", CHAT | {"priority": 3}))
-        assert engine.received[-1].json()["priority"] == 3
+async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEngine, tmp_path: Path) -> None:
+    async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    engine.answer = hold
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
+        gate = sidecar.gate
+        await until(lambda: gate.engine.room.preemptible_queue == 1.0)
+        tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
+        await until(lambda: len(engine.received) == 2)
+        waits = gate.door.enter(gate.accounts["e"], gate._clock(), lambda is_last: is_last, needs_engine=True)
+        refused = await ask(sidecar, request(key="s-key"))
+        assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
+        gate.door.leave(waits, gate._clock())
+        tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
+        await until(lambda: len(engine.received) == 3)  # it waits in the engine, ready for the next slot
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
@@ -208,7 +276,20 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
         state = json.loads((await admin(sidecar, "/debug/state"))[1])
         assert state["engine"]["kept_back"] == 0.5
     engine.answer = fake.answer_stream
-    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, heed_slo=False) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, slo_feedback=False) as sidecar:
         for _ in range(3):
             await ask(sidecar, request("/v1/chat/completions", STREAM))
         assert sidecar.gate.feedback.judge(2, sidecar.telemetry.clock() + 60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--engine-priority maybe", "'maybe' is not one of auto, on, off"),
+        ("--queue-timeout-guaranteed -1", "--queue-timeout-guaranteed: '-1' is not a number above 0"),
+        ("--slo-feedback perhaps", "'perhaps' is neither true nor false"),
+    ],
+)
+def test_a_wrong_option_is_named(arguments: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        settings_of(f"--upstream http://h:1 {arguments}")

@@ -146,9 +146,9 @@ async def test_a_mute_engine_is_stale_then_down(engine: FakeEngine, tmp_path: Pa
 
 
 async def test_load_of_others_and_a_queue_take_room_from_spot(engine: FakeEngine, tmp_path: Path) -> None:
-    engine.running = 8
+    engine.running, engine.waiting = 8, 1
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 8)
+        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 9)
         spot = await ask(sidecar, request(key="s-key"))
         guaranteed = await ask(sidecar, request())
         engine.running, engine.waiting = 3, 2  # it queues: three is all that it runs
@@ -158,7 +158,7 @@ async def test_load_of_others_and_a_queue_take_room_from_spot(engine: FakeEngine
         await until(lambda: sidecar.gate.engine.room.foreign_sequences == 0)
         free = await ask(sidecar, request(key="s-key"))
     assert (spot.status, spot.headers["x-tokenpool-reason"]) == (429, "engine_full")
-    assert "limit of the engine 8, in use 8" in spot.error()["message"]
+    assert "limit of the engine 9, in use 9" in spot.error()["message"]
     assert (guaranteed.status, queued.status, free.status) == (200, 429, 200)
 
 

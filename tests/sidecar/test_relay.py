@@ -47,7 +47,7 @@ async def test_the_engine_gets_the_request_framed_anew(engine: FakeEngine, tmp_p
         b"Accept-Encoding: gzip\r\nTE: trailers\r\nX-Request-Id: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     raw += b"".join(b"%x\r\n%s\r\n" % (1, body[i : i + 1]) for i in range(len(body))) + b"0\r\n\r\n"
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, engine_priority="off") as sidecar:
         response = await ask(sidecar, raw)
 
     [received] = engine.received
@@ -83,7 +83,7 @@ async def test_stream_options_of_the_client_are_replaced_not_doubled(
 ) -> None:
     engine.answer = fake.answer_stream
     for options in (None, {}, {"include_usage": False}, {"continuous_usage_stats": True}):
-        async with sidecar_for(engine.port, tmp_path) as sidecar:
+        async with sidecar_for(engine.port, tmp_path, engine_priority="off") as sidecar:
             body = STREAM | {"stream_options": options}
             response = await ask(sidecar, request("/v1/chat/completions", body))
         assert b"usage" not in response.body

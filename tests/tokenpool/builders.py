@@ -24,9 +24,10 @@ def account(
     tier: Tier = Tier.ELASTIC,
     ceiling: Amount = UNBOUNDED,
     name: str = "a",
+    **values: object,
 ) -> Account:
     """An account at time 0 whose bucket is full."""
-    made = Account(entitlement(name, tier, ceiling=ceiling), Pricing(), 0.0)
+    made = Account(entitlement(name, tier, ceiling=ceiling, **values), Pricing(), 0.0)
     made.apply(limit, Amount() if assured is None else assured, 0.0, 0.0)
     return made
 

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, ROOM, account, cost
-from tokenpool.admission import LONGEST_WAIT_S, SHORTEST_WAIT_S, Admit, EngineRoom, Shed, admit
+from tokenpool.admission import (
+    LONGEST_WAIT_S,
+    PREEMPTIBLE_QUEUE,
+    SHORTEST_WAIT_S,
+    Admit,
+    EngineRoom,
+    Shed,
+    admit,
+)
 from tokenpool.amounts import UNBOUNDED, Amount, Dimension
 from tokenpool.cost import Cost, Usage
 from tokenpool.entitlements import Tier
@@ -172,12 +180,13 @@ def test_a_shed_is_demand_but_books_nothing() -> None:
     assert owner.report(1.0).demand.concurrency > 0
 
 
-def test_where_there_are_other_engines_only_a_guarantee_queues_behind_anything_but_spot() -> None:
+def test_where_there_are_other_engines_only_a_guarantee_queues_behind_what_cannot_be_preempted() -> None:
     behind = account(name="other", tier=Tier.ELASTIC)
     for fills, tier, passes in (
         (behind, Tier.ELASTIC, False),
         (behind, Tier.GUARANTEED, True),
         (account(name="other", tier=Tier.SPOT), Tier.ELASTIC, True),
+        (account(name="other", tier=Tier.SPOT, preemptible=False), Tier.ELASTIC, False),
     ):
         ledger, owner = Ledger(), account(assured=Amount(1e6, 1000, 2), tier=tier)
         owner.has_peers = True
@@ -187,14 +196,44 @@ def test_where_there_are_other_engines_only_a_guarantee_queues_behind_anything_b
         assert isinstance(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 0.0), Admit) is passes
 
 
+def test_one_preemptible_request_may_wait_in_the_engine() -> None:
+    room = replace(ROOM, preemptible_queue=PREEMPTIBLE_QUEUE)
+    for owner, most in (
+        (account(tier=Tier.SPOT), 9),
+        (account(tier=Tier.SPOT, preemptible=False), 8),
+        (account(tier=Tier.ELASTIC), 8),
+    ):
+        ledger = Ledger()
+        answers = [admit(ledger, owner, ASK, cost(kv_tokens=16), room, 0.0) for _ in range(12)]
+        assert sum(isinstance(answer, Admit) for answer in answers) == most
+
+
+def test_the_expected_wait_for_the_engine_is_that_of_whoever_runs_there() -> None:
+    """Not the mean of one's own requests: one that was never served would know nothing."""
+    ledger, others, owner = Ledger(), account(name="others"), account(name="new")
+    first = ledger.reserve(others, ASK, cost(sequences=1, kv_tokens=16), 0.0)
+    ledger.settle(first, Usage(50, 50), Ending.PREEMPTED, 0.08)
+    for _ in range(8):
+        ledger.reserve(others, ASK, cost(kv_tokens=16), 1.0)
+    answer = shed(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 1.0))
+    assert answer.reason is Reason.ENGINE_FULL
+    assert answer.expected_s == pytest.approx(0.08 / 8)
+    assert answer.retry_after_s == SHORTEST_WAIT_S  # what a client is told has a floor
+
+
 def test_a_changed_tier_is_counted_anew() -> None:
     ledger, owner = Ledger(), account(tier=Tier.SPOT)
     ticket = ledger.reserve(owner, ASK, cost(sequences=3), 0.0)
     owner.entitlement = replace(owner.entitlement, tier=Tier.ELASTIC)
     ledger.retier(owner)
-    assert ledger.spot_in_use == 0
+    assert ledger.preemptible_in_use == 0
     owner.entitlement = replace(owner.entitlement, tier=Tier.SPOT)
     ledger.retier(owner)
-    assert ledger.spot_in_use == 3
+    assert ledger.preemptible_in_use == 3
+    owner.entitlement = replace(owner.entitlement, preemptible=False)
+    ledger.retier(owner)
+    assert (owner.is_spot, ledger.preemptible_in_use) == (True, 0)
+    owner.entitlement = replace(owner.entitlement, preemptible=True)
+    ledger.retier(owner)
     ledger.settle(ticket, Usage(1, 1), Ending.FINISHED, 0.0)
-    assert ledger.spot_in_use == 0
+    assert ledger.preemptible_in_use == 0

@@ -11,6 +11,7 @@ from tokenpool.amounts import NO_KV_BOUND, Amount
 from tokenpool.capacity import (
     DEFAULT_SLOTS,
     LEARNED_SLACK,
+    LOOKS_QUEUED,
     UNLEARNED_TOKENS_PER_SECOND,
     CapacityModel,
     EngineObservation,
@@ -124,6 +125,25 @@ def test_throughput_is_learned_while_saturated_and_not_while_idle() -> None:
         seen = replace(IDLE, at=second, running=1, prompt_tokens=3000, generation_tokens=3000)
         model.observe(seen, held_back=False)
     assert model.amount().tokens_per_second == pytest.approx(200 * LEARNED_SLACK, rel=0.01)
+
+
+def test_arrivals_at_an_engine_with_room_teach_neither_slots_nor_throughput() -> None:
+    """A look between two of the engine's steps sees a request that waits for the next one."""
+    model = CapacityModel(AUTO)
+    for look in range(100):
+        tokens = 10.0 * look
+        waiting = 0 if look % LOOKS_QUEUED == 0 else 1
+        seen = replace(IDLE, at=0.25 * look, running=2, waiting=waiting, generation_tokens=tokens)
+        model.observe(seen, held_back=False)
+    assert model.amount().concurrency == DEFAULT_SLOTS
+    assert model.amount().tokens_per_second == UNLEARNED_TOKENS_PER_SECOND
+
+
+def test_a_queue_of_several_is_one_at_the_second_look() -> None:
+    model = CapacityModel(AUTO)
+    for look in range(2):
+        model.observe(replace(IDLE, at=0.25 * look, running=8, waiting=2 + look), held_back=False)
+    assert model.amount().concurrency == 8
 
 
 def test_cached_prompt_tokens_are_no_throughput() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -141,7 +142,7 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         assert -4 <= share.debt <= 4
 
 
-def test_what_others_were_granted_is_lent_to_spot_where_it_can_be_taken_back_at_once() -> None:
+def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
     unbounded = math.inf
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
@@ -154,8 +155,8 @@ def test_what_others_were_granted_is_lent_to_spot_where_it_can_be_taken_back_at_
         "s": Report(demand=CAPACITY * 2),
         "t": Report(demand=CAPACITY * 2),
     }
-    kept = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
-    lent = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_granted=True)).entitlements
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
     assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
     assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # as much in all as there is
     assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
@@ -163,25 +164,66 @@ def test_what_others_were_granted_is_lent_to_spot_where_it_can_be_taken_back_at_
     assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
     reports["g"] = Report(demand=CAPACITY)
     tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
-    full = plan(CAPACITY, tenants, reports, {}, 0.25, PlannerSettings(lends_granted=True)).entitlements
+    full = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
     assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
 
 
+def not_preemptible(tenants: Sequence[Entitlement], *names: str) -> list[Entitlement]:
+    """The tenants with no spot that may be ended, or with none of these names."""
+    return [replace(t, preemptible=bool(names) and t.name not in names) for t in tenants]
+
+
+def test_of_two_spot_tenants_only_the_preemptible_one_is_lent_anything() -> None:
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
+        entitlement("s", Tier.SPOT),
+        entitlement("keeps", Tier.SPOT),
+    ]
+    reports = {"g": Report(demand=Amount(400, 4000, 6))} | {
+        name: Report(demand=CAPACITY * 2) for name in ("s", "keeps")
+    }
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
+    made = plan(CAPACITY, not_preemptible(tenants, "keeps"), reports, {}, 0.25).entitlements
+    assert made["keeps"].limit == kept["keeps"].limit
+    assert made["s"].limit.concurrency == kept["s"].limit.concurrency + 6
+    assert made["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 400)
+
+
+@given(tenants, st.data())
+def test_without_preemptible_spot_no_limit_passes_what_is_there(
+    drawn: list[tuple[Tier, float, float, float]], data: st.DataObject
+) -> None:
+    """What is lent twice is lent to preemptible spot alone: nobody else's limit depends on the flag."""
+    made, reports = [], {}
+    for index, (tier, weight, demand, _) in enumerate(drawn):
+        name = f"e{index}"
+        guarantee = Amount(100, 1000, 2) if tier is Tier.GUARANTEED else Amount()
+        made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
+        reports[name] = Report(demand=CAPACITY * demand)
+    keeps = data.draw(st.sets(st.sampled_from([e.name for e in made])))
+    before = plan(CAPACITY, not_preemptible(made), reports, {}, 0.25).entitlements
+    after = plan(CAPACITY, not_preemptible(made, *(keeps or {"none"})), reports, {}, 0.25).entitlements
+    for one in made:
+        if one.tier is not Tier.SPOT or one.name in keeps:
+            assert after[one.name] == before[one.name]
+        else:
+            assert before[one.name].limit.fits(after[one.name].limit)
+
+
 def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
-    lends = PlannerSettings(lends_granted=True)
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(250, 2500, 4)),
         entitlement("e", Tier.ELASTIC),
         entitlement("s", Tier.SPOT),
     ]
     reports = {name: Report(demand=Amount(250, 2500, 4)) for name in "ge"} | {"s": Report(demand=CAPACITY)}
-    kept = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"]
-    lent = plan(CAPACITY, tenants, reports, {}, 0.25, lends).entitlements["s"]
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements["s"]
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"]
     assert (
         lent.limit.concurrency == kept.limit.concurrency + 4
     )  # not elastic's four: nothing is ended for those
     reports["e"] = Report(demand=CAPACITY)
-    assert plan(CAPACITY, tenants, reports, {}, 0.25, lends).entitlements["s"].limit == Amount()
+    assert plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"].limit == Amount()
 
 
 def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:

@@ -54,6 +54,28 @@ def test_the_example_of_the_documentation_is_valid_and_explained() -> None:
     assert "ceiling    6 concurrency" in text
 
 
+@pytest.mark.parametrize(
+    ("tier", "field", "is_preemptible"),
+    [
+        ("spot", "", True),
+        ("spot", "preemptible: true", True),
+        ("spot", "preemptible: no", False),
+        ("elastic", "", False),
+        ("elastic", "preemptible: false", False),
+    ],
+)
+def test_spot_is_preemptible_unless_the_file_says_otherwise(
+    tier: str, field: str, is_preemptible: bool
+) -> None:
+    parsed = parse(GOOD.replace("tier: spot", f"tier: {tier}\n    {field}"))
+    rest = parsed.file.entitlements[1]
+    assert rest.is_preemptible is is_preemptible
+    if tier == "spot":
+        assert f"requests {'may be' if is_preemptible else 'are never'} ended for a guarantee" in explain(
+            parsed
+        )
+
+
 DIGEST = "0" * 63
 # What to replace in the good file, by what; the line, what the message says, what the fix says.
 BAD: list[tuple[str, str, int, str, str]] = [
@@ -89,6 +111,17 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("[{env: GOLD_KEY}]", "[12]", 13, "is not a text but '12'", "quotes"),
     ("[{env: GOLD_KEY}]", "[{file: /etc/keys/rest}]", 17, "is the one of 'gold' on line 13", "own"),
     ("tier: spot", "tier: spot\n    guarantee: {concurrency: 1}", 17, "has a guarantee", "elastic"),
+    ("slo: {ttft_ms: 300}", "preemptible: true", 12, "guaranteed requests are never preempted", "make the"),
+    ("tier: spot", "tier: elastic\n    preemptible: true", 17, "elastic requests are never", "remove it"),
+    ("tier: spot", "tier: spot\n    preemptible: 'yes'", 17, "neither true nor false but", "without quotes"),
+    ("tier: spot", "tier: spot\n    preemptible: 1", 17, "neither true nor false but '1'", "true or false"),
+    (
+        "tier: spot",
+        "tier: spot\n    preemptable: no",
+        17,
+        "is not a known field",
+        "did you mean 'preemptible'?",
+    ),
     ("tier: spot", "tier: guaranteed", 14, "has no guarantee", "make it elastic"),
     ("    replicas", "    pricing: {image_tokens: 0.5}\n    replicas", 5, "is 0.5", "whole number"),
     ("    replicas", "    pricing: {output_weight: no}\n    replicas", 5, "not a number", "token"),

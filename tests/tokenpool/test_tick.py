@@ -145,6 +145,17 @@ def test_a_pool_file_travels_without_plain_keys() -> None:
         decode_file(b"[]")
 
 
+def test_all_sidecars_are_told_what_may_be_preempted() -> None:
+    made = [entitlement(tier=Tier.SPOT), entitlement("b", Tier.SPOT, preemptible=False), entitlement("c")]
+    _, content = encode_file(PoolFile((Pool("pool"),), tuple(made), None))
+    assert [e.is_preemptible for e in decode_file(content).entitlements] == [True, False, False]
+    plain = msgspec.msgpack.decode(content)
+    for each in plain["entitlements"]:
+        del each["preemptible"]
+    older = decode_file(msgspec.msgpack.encode(plain))
+    assert [e.is_preemptible for e in older.entitlements] == [True, True, False]
+
+
 def test_what_was_shed_a_moment_ago_is_a_retry_once() -> None:
     retries = Retries()
     assert not retries.is_retry(b"x", 0)

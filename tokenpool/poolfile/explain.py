@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Entitlement, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 
 if TYPE_CHECKING:
     from tokenpool.poolfile.reading import Parsed
@@ -61,6 +61,9 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
     )
     yield f"    guarantee  {_amount(entitlement.guarantee, 0.0, 'none')}"
     yield f"    ceiling    {_amount(entitlement.ceiling, math.inf, 'the whole pool')}"
+    if entitlement.tier is Tier.SPOT:
+        ended = "running requests may be" if entitlement.is_preemptible else "running requests are never"
+        yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"

@@ -155,6 +155,14 @@ class Node:
             return None
         return int(value)
 
+    def boolean(self) -> bool | None:
+        """True or false."""
+        node = self._node
+        if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool":
+            return bool(yaml.safe_load(node.value))
+        self.error(f"is neither true nor false but {self._kind()}", "write true or false, without quotes")
+        return None
+
     def _kind(self) -> str:
         node = self._node
         if isinstance(node, yaml.MappingNode):

@@ -163,6 +163,7 @@ _ENTITLEMENT_FIELDS = (
     "slo",
     "output_estimate",
     "api_keys",
+    "preemptible",
 )
 
 
@@ -181,10 +182,26 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
     keys = tuple(
         key for item in (fields["api_keys"].items() if "api_keys" in fields else ()) if (key := _key(item))
     )
+    preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
+    if preemptible and tier not in (None, Tier.SPOT):
+        fields["preemptible"].error(
+            f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
+        )
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
-    return Entitlement(name, pool, Tier(tier), weight or 1.0, guarantee, ceiling, slo, estimate, keys)
+    return Entitlement(
+        name,
+        pool,
+        Tier(tier),
+        weight or 1.0,
+        guarantee,
+        ceiling,
+        slo,
+        estimate,
+        keys,
+        preemptible is not False,
+    )
 
 
 def _amount(node: Node, default: float) -> Amount:
