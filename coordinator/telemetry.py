@@ -136,6 +136,8 @@ class Telemetry(Collector):
 
     def _of_pool(self, pool: str, leader: PoolLeader, made: Tick, parts: list[list[str]]) -> Iterator[str]:
         by_name = {entitlement.name: entitlement for entitlement in leader.entitlements}
+        for gone in [key for key in self._own if key[0] == pool and key[1] not in by_name]:
+            del self._own[gone]
         names = {**made.plan.entitlements, **made.pages}
         kept = sum(
             each.tier is Tier.GUARANTEED and (pool, each.name) not in self._own

@@ -61,6 +61,8 @@ class Allocator:
             self._profiles[name] = made.profiles[name], now
             if active.can_rest(account, now):
                 active.retire(account)
+        if len(self._profiles) > 2 * len(self._gate.accounts):
+            self._profiles = {n: each for n, each in self._profiles.items() if n in self._gate.accounts}
         self._telemetry.limits_computed += 1
         self._gate.serve_door()
 

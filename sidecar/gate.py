@@ -113,10 +113,10 @@ class Suspense:
             self._tell(decided)
 
     def try_now(self, is_last: bool) -> bool:
-        """In the queue: decide, if it fits or must; returns whether that was the end of the wait."""
+        """In the queue: decide, if it fits or must; returns whether that was the end of the wait there."""
         decided = self._gate.decide(self, is_last=is_last)
         if decided is None:
-            return False
+            return self.waiter is not None
         self._tell(decided)
         return True
 
@@ -528,8 +528,9 @@ class Gate:
         self._telemetry.ended(suspense.account, Ending.CLIENT_GONE)
 
     def decide(self, suspense: Suspense, *, is_last: bool = False) -> Passage | Refusal | None:
-        """Decide a request that waited; ``None`` where it waits on, in the queue."""
+        """Decide a request that waited; ``None`` where it waits on, in the queue or for a larger grant."""
         account, parsed = suspense.account, suspense.parsed
+        suspense.waiter = None
         is_counted, suspense.is_counted = suspense.is_counted, True
         outcome = self._try(account, parsed, suspense.cost, suspense.started_at, is_counted=is_counted)
         if isinstance(outcome, Passage):
@@ -543,7 +544,22 @@ class Gate:
             return None
         if may_wait and self._wait_at_door(suspense, outcome, now):
             return None
+        if place is not None and not is_last and self._asks_books(suspense, outcome, now):
+            return None
         return self._shed(account, parsed.body, outcome, now)
+
+    def _asks_books(self, suspense: Suspense, shed: Shed, now: float) -> bool:
+        """Have a request that waited for the engine wait for a larger grant, if that is what it lacks now."""
+        grants, account = self.grants, suspense.account
+        if grants is None or shed.reason in (Reason.ENGINE_FULL, Reason.NEVER_FITS):
+            return False
+        left_s = max(suspense.started_at + self.door.settings.patience(account) - now, 0.0)
+        suspense.waiter = grants.wait(account, suspense.cost, now, left_s, suspense.decide)
+        if suspense.waiter is None:
+            return False
+        suspense.place = None  # the queue takes it out
+        self.on_books_wanted()
+        return True
 
     def _try(
         self, account: Account, parsed: Parsed, cost: Cost, started_at: float, *, is_counted: bool = False

@@ -45,6 +45,8 @@ FAREWELL_S = 1.0
 """How long the last message may take."""
 READ_EVERY_S = 2.0
 """How often all limits are read: what shares are made of, should the books fail."""
+LONGEST_RETRY_S = 60.0
+"""A published pool file that cannot be enforced here is read again after 2 s, then ever later."""
 COUNT_EVERY_S = 0.5
 """How often outcomes are counted for the reports: as often as a page looks at them."""
 
@@ -128,6 +130,7 @@ class Replication:
         """Of the published pool file, by the last answer."""
         self.file_version = ""
         """Of the published pool file in force here; empty while this sidecar's own is."""
+        self._retry_at = self._retry_in_s = 0.0
         self._refused_version = ""
         """Of a published pool file that cannot be enforced here; it is tried again and again."""
         self._in_force = self._own_version
@@ -229,7 +232,7 @@ class Replication:
             self._in_force = self._own_version
         else:
             # A key file may have changed, and the published file may name it.
-            self._in_force = ""
+            self._in_force, self._retry_at = "", 0.0
             self._read_now.set()
         self._compare()
 
@@ -246,6 +249,9 @@ class Replication:
         """Put the published pool file in force."""
         if self._heard_version == self.file_version == self._in_force:
             return  # the content is long: it is fetched only where it is another one
+        now = self._telemetry.clock()
+        if self._refused_version and self._heard_version == self._refused_version and now < self._retry_at:
+            return
         found = await self._store.file()
         if found is None or found[0] == self.file_version == self._in_force:
             return
@@ -261,7 +267,10 @@ class Replication:
             if version != self._refused_version:
                 log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
                 self._telemetry.reloads["invalid"] += 1
+                self._retry_in_s = READ_EVERY_S
             self._refused_version = version
+            self._retry_at = now + self._retry_in_s
+            self._retry_in_s = min(self._retry_in_s * 2, LONGEST_RETRY_S)
             return
         self.file_version, self._refused_version = version, ""
         if version != self._in_force:
@@ -288,11 +297,16 @@ class Replication:
         await self._read_limits()
         while True:
             started = clock()
-            self.grants.tick(started)
+            try:
+                for _ in self.grants.tick_steps(started):
+                    await asyncio.sleep(0)
+                active = self._gate.ledger.active
+                for account in [each for each in active if each.entitlement.name not in self.grants.active]:
+                    active.retire(account)
+            except Exception:
+                # A defect must not silence this sidecar for good: the next interval tries again.
+                log.critical("looking at what is active failed", exc_info=True)
             self._send_all()
-            active = self._gate.ledger.active
-            for account in [each for each in active if each.entitlement.name not in self.grants.active]:
-                active.retire(account)
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
@@ -328,7 +342,6 @@ class Replication:
 
     def _answered(self, message: Message, answer: Answer) -> None:
         self.grants.answered(message, answer, self._telemetry.clock())
-        self._gate.serve_door()
         self.calls["answered"] += 1
         self._recovered()
         self._heard_version = answer.file_version or self._heard_version

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -54,9 +54,11 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
 ANSWER_S = 1.0
 """How long a request waits for the first answer at most. A store that takes longer has failed before."""
 MOST_WAITING = 64
-"""Requests of one entitlement that wait at once; more are decided at once."""
+"""Requests of one entitlement that wait for capacity at once; more are decided at once."""
 MOST_ROWS = 50
 """Entitlements in one message: some 1 ms of Redis (24 us each). Others go into the next one."""
+PER_STEP = 20
+"""Entitlements that are looked at in one step of a tick: some 0.4 ms."""
 MOST_UNDER_WAY = 8
 """Messages under way at once. With one, a request 40 ms from the store waited for the answer to another's."""
 AMPLE = 0.25
@@ -130,6 +132,7 @@ class _Line:
         "peaks",
         "report",
         "said",
+        "share_tokens",
         "short_until",
         "tokens_elsewhere",
         "under_way",
@@ -156,6 +159,8 @@ class _Line:
         self.heard_at = -math.inf
         self.tokens_elsewhere = 0.0
         """Of the bucket, what other sidecars hold."""
+        self.share_tokens: float | None = None
+        """What may be spent of this sidecar's share while the books fail; ``None`` while they do not."""
         self.ahead = (0.0, 0.0, 0.0)
         """Tokens, KV tokens and sequences that may still be taken before they are reported."""
 
@@ -203,6 +208,8 @@ class Grants:
         """Whether limits or terms were ever heard of."""
         self._reserved_for = 0
         """The number of sidecars for which lines of guarantees were opened."""
+        self._waiting: set[str] = set()
+        """Entitlements with requests that wait, or waited a moment ago."""
         self._urgent: set[str] = set()
         self._returns: set[str] = set()
         self._changed: dict[str, None] = {}
@@ -282,9 +289,12 @@ class Grants:
         """
         if now >= self.expires_at:
             self._expire(now)
-        line = self._lines.get(account.entitlement.name)
+        name = account.entitlement.name
+        line = self._lines.get(name)
+        if self._accounts.get(name) is not account:
+            return True  # its entitlement was removed meanwhile: it is decided by what is left here
         if line is None:
-            line = self._open(account.entitlement.name, account, now)
+            line = self._open(name, account, now)
         if self.mode is not Mode.JOINED:
             return self.mode is not Mode.EXPIRED
         if line.waiters:
@@ -362,12 +372,17 @@ class Grants:
         if self.failures or self.mode not in (Mode.JOINED, Mode.EXPIRED):
             return None
         name = account.entitlement.name
+        if self._accounts.get(name) is not account:
+            return None
         line = self._lines.get(name) or self._open(name, account, now)
         asks = now >= line.short_until or _may_be_inside_guarantee(account, cost)
-        if len(line.waiters) >= MOST_WAITING or not (asks or patience_s > 0):
+        # Before the first answer nobody knows whether anything is short, so any number may wait for it.
+        is_full = len(line.waiters) >= MOST_WAITING and line.waiters[0].heard_at < math.inf
+        if is_full or not (asks or patience_s > 0):
             return None
         waiter = Waiter(account, cost, now, patience_s, decide)
         line.waiters.append(waiter)
+        self._waiting.add(name)
         self.borrows += 1
         if asks:
             self._urgent.add(name)
@@ -393,11 +408,22 @@ class Grants:
 
         What others had in use is no measure any more: requests move between sidecars all the time.
         """
+        line = self._lines.get(account.entitlement.name)
+        if line is None:
+            return
         limit, _, rate = self._shares(account)
+        if line.share_tokens is None:
+            # Until the leases expire: a full bucket of the share, and what flows in meanwhile.
+            depth = bucket_depth(rate, account.meter.typical_tokens.value)
+            line.share_tokens = depth + rate * max(self.expires_at - now, 0.0)
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
-        if sequences <= limit.concurrency and kv_tokens <= limit.kv_tokens and rate > 0:
-            account.limit = account.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
-            account.bucket.level = max(account.bucket.level, cost.throughput)
+        if sequences > limit.concurrency or kv_tokens > limit.kv_tokens or line.share_tokens <= 0:
+            return
+        account.limit = account.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
+        missing = cost.throughput - account.bucket.level
+        if missing > 0:
+            account.bucket.level += missing
+            line.share_tokens -= missing
 
     def give_up(self, waiter: Waiter) -> None:
         """The request is gone, and waits no longer."""
@@ -458,12 +484,21 @@ class Grants:
 
     def tick(self, now: float) -> None:
         """Once an interval: look at what is active, and renew what is held."""
+        for _ in self.tick_steps(now):
+            pass
+
+    def tick_steps(self, now: float) -> Iterator[None]:
+        """The same in steps of ``PER_STEP`` entitlements, between which requests may be decided."""
         if now >= self.expires_at:
             self._expire(now)
         self._reserve_lines(now)
-        for name, line in self._lines.items():
-            self._take_report(name, line, now)
         self._is_renewal_due = True
+        for number, name in enumerate(list(self._lines), 1):
+            line = self._lines.get(name)
+            if line is not None:
+                self._take_report(name, line, now)
+            if number % PER_STEP == 0:
+                yield
 
     def next_message(self, now: float, report: Callable[[], bytes] = lambda: b"") -> Message | None:
         """The next message to be sent, or ``None``; to be called again until then.
@@ -545,8 +580,10 @@ class Grants:
         """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
         self._number += 1
         holdings = {}
-        for name in self._lines:
-            meter = self._accounts[name].meter
+        for name, line in self._lines.items():
+            meter, said = self._accounts[name].meter, line.said
+            if said is not None and not said.concurrency_in_use and said.tokens_spent == meter.spent:
+                continue  # nothing was spent since: its row is returned unnamed
             holdings[name] = Holding(
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
@@ -591,6 +628,9 @@ class Grants:
     def _note(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
         """What an answer says beside grants."""
         was_failing, self.failures = self.failures > 0, 0
+        if was_failing:
+            for line in self._lines.values():
+                line.share_tokens = None
         self.round_trip_s = max(now - sent_at, self.round_trip_s * ROUND_TRIP_KEPT)
         self.answered_at, self.unled_s = now, answer.unled_s
         if answer.terms.capacity != (0.0, 0.0, 0.0):
@@ -646,8 +686,10 @@ class Grants:
         if now >= self.expires_at:
             self._expire(now)
         # Whoever is decided may bring the next request at once, and with it another line.
-        for name, line in list(self._lines.items()):
-            if not line.waiters:
+        for name in list(self._waiting):
+            line = self._lines.get(name)
+            if line is None or not line.waiters:
+                self._waiting.discard(name)
                 continue
             for waiter in [waiter for waiter in line.waiters if waiter.deadline <= now]:
                 line.waiters.remove(waiter)
@@ -660,8 +702,9 @@ class Grants:
     def looks_at(self) -> float:
         """When to look next; infinite while nothing waits."""
         at = math.inf
-        for line in self._lines.values():
-            if line.waiters:
+        for name in self._waiting:
+            line = self._lines.get(name)
+            if line is not None and line.waiters:
                 at = min(at, line.ask_again_at, *(waiter.deadline for waiter in line.waiters))
         return at
 
@@ -881,8 +924,7 @@ class Grants:
     def _hold_nothing(account: Account) -> None:
         account.limit = Amount(account.pool_limit.tokens_per_second, 0.0, 0.0)
         account.assured = NOTHING
-        if account.bucket.depth > 0:
-            account.bucket.hold(min(account.bucket.level, 0.0))
+        account.bucket.hold(min(account.bucket.level, 0.0))
 
     # --- those who wait ---
 
@@ -987,7 +1029,9 @@ class Grants:
         if not self._is_led:
             account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)
         bucket = account.bucket
-        if bucket.depth == math.inf:
+        if not self._is_led:
+            bucket.forget()
+        elif bucket.depth == math.inf:
             # It was a purse: this sidecar's part of what no sidecar held counts as well.
             bucket.level = max(bucket.level, account.level_elsewhere / self.sidecars)
         account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0

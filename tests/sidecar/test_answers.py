@@ -316,7 +316,9 @@ class Settled(NamedTuple):
 
 
 def settled(sidecar: Sidecar, name: str = "g") -> Settled:
-    tally = sidecar.telemetry._tallies[name]
+    if name not in sidecar.telemetry._tallies:
+        return Settled(0, 0, {}, {}, 0)
+    tally = sidecar.telemetry._tallies[name].series
     outcomes = sidecar.telemetry.outcomes(name)
     without_usage = {str(no_usage): count for no_usage, count in tally.without_usage.items()}
     return Settled(tally.input, tally.output, outcomes, without_usage, sum(tally.first_token.counts))

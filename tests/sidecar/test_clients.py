@@ -123,7 +123,7 @@ async def test_an_open_engines_word_is_on_our_answers_before_any_browser_has_com
 @pytest.mark.asyncio
 async def test_what_is_shed_can_be_read_by_a_page(engine: FakeEngine, tmp_path: Path) -> None:
     pool = POOL.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
-    async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, pool=pool, queue_timeout_elastic=0.0) as sidecar:
         engine.answer = allowing("*")
         assert may_be_read(await ask(sidecar, browser(key="e-key")))
         engine.answer = held = Held()

@@ -316,7 +316,7 @@ def test_texts_beside_parts_are_read_as_the_engine_reads_them(content: object, t
 @pytest.mark.asyncio
 async def test_texts_beside_parts_reach_the_engine_as_they_are(engine: FakeEngine, tmp_path: Path) -> None:
     content = [{"type": "text", "text": "x"}, "hello"]
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, engine_priority="off") as sidecar:
         chat = CHAT | {"messages": [{"role": "user", "content": content}]}
         assert (await ask(sidecar, request("/v1/chat/completions", chat))).status == 200
         assert engine.received[-1].json() == chat
@@ -455,7 +455,7 @@ def test_other_floats_are_no_token_ids(prompt: str) -> None:
 async def test_an_integral_float_is_reserved_and_forwarded_as_it_is(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
+    async with sidecar_for(engine.port, tmp_path, engine_priority="off") as sidecar:
         raw = b'{"model":"tiny","prompt":"hi","max_tokens":16.0}'
         assert (await ask(sidecar, request(body=raw))).status == 200
         assert engine.received[-1].body == raw

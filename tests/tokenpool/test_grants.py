@@ -589,3 +589,60 @@ def test_a_long_list_is_stated_in_several_messages(books: Books) -> None:
         made.grants.answered(message, books.exchange(message, OPEN), OPEN)
     assert max(sizes) <= 50
     assert len(tickets) == 120
+
+
+def test_a_removed_entitlement_with_a_request_on_its_way_silences_nobody(books: Books) -> None:
+    made = joined(books)
+    removed, kept = made.account, Account(entitlement("b"), Pricing(), 0.0)
+    made.grants.follow({"b": kept}, OPEN)
+    made.grants.covers(removed, ONE, OPEN)  # its body ends only now
+    assert made.grants.wait(removed, ONE, OPEN, 1.0, lambda: None) is None
+    made.grants.tick(OPEN + 0.1)
+    made.speak(OPEN + 0.2)
+    assert made.grants.mode is Mode.JOINED
+
+
+def test_any_number_of_requests_may_wait_for_the_first_answer(books: Books) -> None:
+    made, _ = roomy(books)
+    made.account.limit = Amount()  # nothing is held
+    made.account.bucket.hold(0.0)
+    made.room = EngineRoom(slots=1000, kv_tokens=1e9)
+    books.publish({"a": Limit(1e9, 1e9, 1000, 1e9)}, ROOMY, 1, OPEN + 0.3)
+    decided: list[Ticket | Shed] = []
+    now = OPEN + 1.0
+    for _ in range(150):
+        assert made.wait(now, lambda: decided.append(made.admit(now))) is not None
+    made.speak(now, whole=False)
+    assert len(decided) == 150
+    assert all(isinstance(each, Ticket) for each in decided)
+
+
+def test_when_the_books_fail_an_idle_tenant_has_its_share_and_not_more(books: Books) -> None:
+    made = joined(books)
+    made.grants.sidecars = 2
+    made.send(OPEN)
+    made.fail(OPEN + 0.1)
+    admitted = 0
+    now = OPEN + 0.1
+    while now < OPEN + 1.1:
+        if not made.grants.covers(made.account, ONE, now):
+            made.wait(now)
+        ticket = made.admit(now)
+        if isinstance(ticket, Ticket):
+            admitted += 1
+            made.settle(ticket, now)
+        now += 0.01
+    # Half of a rate of 1,000 tokens/s: a bucket of a second, and what flows in until the leases expire.
+    assert 5 <= admitted <= 12
+
+
+def test_a_tick_goes_in_steps(books: Books) -> None:
+    made = joined(books)
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(100)}
+    made.grants.follow(many, OPEN)
+    for account in many.values():
+        made.grants.covers(account, ONE, OPEN)
+    steps = made.grants.tick_steps(OPEN)
+    next(steps)
+    made.grants.follow(dict(list(many.items())[:50]), OPEN)  # a reload between two steps
+    assert sum(1 for _ in steps) <= 4

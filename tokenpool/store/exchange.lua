@@ -41,6 +41,8 @@ if message.complete and not is_late then
         tell_waiters(page, me)
       end
     else
+      -- A row that was lost leaves no name behind.
+      if not page.row then redis.call('SREM', NAMES, name) end
       given_up[name] = nil
     end
   end

@@ -91,6 +91,9 @@ _EXCHANGE, _PUBLISH, _CENSUS, _PAGES, _LEAD, _FILE = (
 _SCALE, _PUBLISH_SCALE = _Script("scale.lua"), _Script("publish_scale.lua")
 
 
+_READ_ONLY = (_CENSUS, _PAGES, _SCALE)
+
+
 class RedisStore:
     """A store in one Redis.
 
@@ -291,7 +294,8 @@ class RedisStore:
             except redis.exceptions.NoScriptError:
                 call = cast(Callable[..., Awaitable[Any]], self._client.eval)
                 answer = await call(script.text, 1, self._prefix, packed, *blobs)
-        self._is_down = False
+        if script not in _READ_ONLY:
+            self._is_down = False  # a replica would answer the others, too
         return answer
 
     def _check_up(self) -> None:
