@@ -55,7 +55,7 @@ def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -
     demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
     pages = {"a": demand, "b": demand}
     books = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
-    made = tick(books, [entitlement(), entitlement("b")], None)
+    made = tick(books, BOTH, None)
     assert made.replica == Amount(1000, 10_000, (8 + 16 + 16) / 3)
     assert [made.limits[name].amount.concurrency for name in "ab"] == [20, 20]
     assert all(math.isfinite(number) for limit in made.limits.values() for number in limit.amount.values())

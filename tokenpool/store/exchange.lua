@@ -1,11 +1,12 @@
 -- Book what one sidecar says, and answer with what it holds.
-expire()
 opening()
 if now - tonumber(redis.call('HGET', META, 'heard_at')) > LIFETIME then
   redis.call('HSET', META, 'opens_at', exact(now + LIFETIME))
   is_open = false
 end
+-- The first write is one that a full server refuses. After any other one it lets the whole script pass.
 redis.call('HSET', META, 'heard_at', exact(now))
+expire()
 renew()
 
 local me = message.holder
