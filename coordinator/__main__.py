@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run the coordinator")
+    run = commands.add_parser("run", help="run the coordinator", allow_abbrev=False)
     settings.add_arguments(run)
     try:
         return _run(parser.parse_args(argv))

@@ -50,7 +50,10 @@ def read(path: Path) -> Reading:
     """Read a pool file here and now. Raises ``PoolFileInvalid``."""
     try:
         file = parse(path.read_text(encoding="utf-8"), name=str(path)).file
-    except (PoolFileError, OSError, UnicodeError) as error:
+    except OSError as error:
+        reason = f"--config {path}: the pool file cannot be read: {error.strerror or error}"
+        raise PoolFileInvalid(reason) from error
+    except (PoolFileError, UnicodeError) as error:
         raise PoolFileInvalid(str(error)) from error
     return Reading(file, *encode_file(file))
 

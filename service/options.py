@@ -217,7 +217,13 @@ def boolean(text: str, source: str) -> bool:
 
 def not_negative(text: str, source: str) -> float:
     """A number of at least 0, where 0 turns something off."""
-    return 0.0 if text.strip() in ("0", "0.0") else positive(text, source)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < float("inf"):
+        raise SettingsError(f"{source}: {text!r} is not a number of at least 0")
+    return number
 
 
 def share(text: str, source: str) -> float:

@@ -17,8 +17,31 @@ CHUNK = 64 * 1024
 """Characters that are handed to the connection at once: a copy of some 10 µs."""
 
 
+class _Turn:
+    """One page is made at a time: with 50 at once, each took a slice in turn, and streams waited 32 ms."""
+
+    def __init__(self) -> None:
+        self._lock: asyncio.Lock | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def lock(self) -> asyncio.Lock:
+        """The lock of the loop that runs."""
+        loop = asyncio.get_running_loop()
+        if self._lock is None or self._loop is not loop:
+            self._lock, self._loop = asyncio.Lock(), loop
+        return self._lock
+
+
+_turn = _Turn()
+
+
 async def made(pieces: Iterable[str], clock: Callable[[], float] = time.perf_counter) -> list[bytes]:
-    """A page's text in chunks. Other work runs between slices."""
+    """A page's text in chunks. Other work runs between slices; other pages wait."""
+    async with _turn.lock():
+        return await _made(pieces, clock)
+
+
+async def _made(pieces: Iterable[str], clock: Callable[[], float]) -> list[bytes]:
     chunks: list[bytes] = []
     parts: list[str] = []
     size, began = 0, clock()
@@ -44,6 +67,7 @@ async def send(request: web.Request, chunks: list[bytes], content_type: str) -> 
         for chunk in chunks:
             if chunk:
                 await response.write(chunk)
+                await asyncio.sleep(0)  # a write waits only for a slow reader
         await response.write_eof()
     return response
 

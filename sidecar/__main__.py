@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="run the sidecar")
+    run = commands.add_parser("run", help="run the sidecar", allow_abbrev=False)
     settings.add_arguments(run)
     check = commands.add_parser("check", help="validate a pool file and explain it")
     check.add_argument("file", type=Path)

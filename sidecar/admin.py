@@ -184,7 +184,7 @@ class Admin:
                 "foreign_sequences": room.foreign_sequences,
             },
             "in_flight": self._exchanges(),
-            "queued": len(gate.door),
+            "queued": len(gate.door) + (gate.grants.waiting if gate.grants is not None else 0),
             "config_is_current": self._telemetry.config_is_current,
             "books": self._books(),
         }

@@ -222,6 +222,7 @@ class Sidecar:
         running = self.door.exchanges
         log.info("draining", extra={"running": running})
         self.door.close_idle()
+        self.door.end_waits()
         deadline = self.telemetry.clock() + self.settings.drain_timeout
         while self.door.exchanges and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)

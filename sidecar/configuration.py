@@ -162,7 +162,10 @@ def _read(request: _Request) -> tuple[_Head, PoolFile, dict[bytes, str]]:
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         keys = digests(entitlements, resolver(os.environ, _read_key))
-    except (PoolFileError, WireError, KeyUnreadable, SettingsError, OSError, UnicodeError) as error:
+    except OSError as error:
+        reason = f"--config {request.config}: the pool file cannot be read: {error.strerror or error}"
+        raise ConfigurationInvalid(reason) from error
+    except (PoolFileError, WireError, KeyUnreadable, SettingsError, UnicodeError) as error:
         raise ConfigurationInvalid(str(error)) from error
     if request.config:
         key_files = {

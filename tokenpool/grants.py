@@ -280,6 +280,12 @@ class Grants:
         """The entitlements that offered or held something a moment ago, or whose guarantee is held ahead."""
         return self._lines.keys()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a larger grant."""
+        lines = (self._lines.get(name) for name in self._waiting)
+        return sum(len(line.waiters) for line in lines if line is not None)
+
     # --- the request path ---
 
     def covers(self, account: Account, cost: Cost, now: float) -> bool:

@@ -320,7 +320,8 @@ class Account:
         """Whether what is in use, and so much more, lies inside the entitlement's guarantee.
 
         Other sidecars' part is counted as far as it is known here; without ``counts_elsewhere`` the question
-        is whether it may, should they have nothing in use.
+        is whether it may, should they have nothing in use. A guarantee that names no KV tokens is not bounded
+        by them.
         """
         guarantee = self.entitlement.guarantee
         sequences += self.concurrency_in_use
@@ -328,7 +329,7 @@ class Account:
         others = (self.concurrency_elsewhere, self.kv_elsewhere) if counts_elsewhere else (0.0, 0.0)
         return (
             sequences + others[0] <= guarantee.concurrency
-            and kv_tokens + others[1] <= guarantee.kv_tokens
+            and (kv_tokens + others[1] <= guarantee.kv_tokens or not guarantee.kv_tokens)
             and self.entitlement.tier is not Tier.SPOT
         )
 

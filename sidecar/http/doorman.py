@@ -48,6 +48,9 @@ class Guest(Protocol):
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""
 
+    def end_wait(self) -> None:
+        """Refuse a request that waits undecided."""
+
     def drain(self) -> None:
         """End the exchange now."""
 
@@ -167,6 +170,11 @@ class Doorman:
         """Close the connections that wait for a request."""
         for connection in list(self.connections):
             connection.close_if_idle()
+
+    def end_waits(self) -> None:
+        """Refuse the requests that wait undecided."""
+        for connection in list(self.connections):
+            connection.end_wait()
 
     def drain(self) -> None:
         """End every exchange now."""

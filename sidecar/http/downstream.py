@@ -452,6 +452,11 @@ class Downstream(asyncio.Protocol):
         if self._exchange is None and self._reader.phase is Phase.IDLE and not self._pending:
             self._close(within=LINGER_S)
 
+    def end_wait(self) -> None:
+        """Refuse a request that waits undecided: the sidecar stops, and another one will answer."""
+        if isinstance(self._exchange, Waiting):
+            self._exchange.drain()
+
     def abort(self) -> None:
         """Close without waiting for anything."""
         if self._transport is not None:

@@ -122,6 +122,9 @@ class Handshake:
         """Nothing was asked yet."""
         self.abort()
 
+    def end_wait(self) -> None:
+        """Nothing was asked yet."""
+
     def drain(self) -> None:
         """Nothing was asked yet."""
         self.abort()

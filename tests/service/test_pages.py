@@ -81,3 +81,16 @@ async def test_requests_that_come_while_a_page_is_made_share_it() -> None:
     assert answers[0][1:] == ("text/plain; charset=utf-8", str(len(text)))
     assert while_asked < 8
     assert head == ("", "text/plain; charset=utf-8", str(len(text)))
+
+
+async def test_one_page_is_made_at_a_time() -> None:
+    order: list[str] = []
+
+    def pieces(name: str) -> Iterator[str]:
+        for _ in range(5):
+            order.append(name)
+            yield name
+
+    clock = iter(range(1000))
+    await asyncio.gather(*(made(pieces(name), lambda: float(next(clock))) for name in "ab"))
+    assert order == ["a"] * 5 + ["b"] * 5

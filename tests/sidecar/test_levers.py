@@ -286,7 +286,7 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
     ("arguments", "words"),
     [
         ("--engine-priority maybe", "'maybe' is not one of auto, on, off"),
-        ("--queue-timeout-guaranteed -1", "--queue-timeout-guaranteed: '-1' is not a number above 0"),
+        ("--queue-timeout-guaranteed -1", "--queue-timeout-guaranteed: '-1' is not a number of at least 0"),
         ("--slo-feedback perhaps", "'perhaps' is neither true nor false"),
     ],
 )

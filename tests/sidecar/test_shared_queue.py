@@ -69,6 +69,23 @@ async def test_a_request_that_waits_for_the_engine_asks_for_its_grant_when_its_t
         assert [(await each).status for each in [*running, *waiting]] == [200] * 11
 
 
+async def test_a_request_that_waits_is_told_at_once_that_the_sidecar_stops(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.answer = held = Held()
+    async with sharing(engine.port, tmp_path, queue_timeout_elastic=30.0) as (sidecar, _):
+        running = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(8)]
+        await until(lambda: len(engine.received) == 8)
+        waiting = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
+        await until(lambda: len(sidecar.gate.door) == 1)
+        stopping = asyncio.ensure_future(sidecar.stop())
+        answer = await asyncio.wait_for(waiting, 0.9)  # draining may take a second
+        assert (answer.status, answer.headers["x-tokenpool-reason"]) == (503, "draining")
+        held.go.set()
+        assert [(await each).status for each in running] == [200] * 8
+        await stopping
+
+
 async def test_a_burst_of_an_idle_tenant_waits_for_one_answer(engine: FakeEngine, tmp_path: Path) -> None:
     async with sharing(engine.port, tmp_path, queue_timeout_elastic=5.0) as (sidecar, _):
         burst = [ask(sidecar, request(key="e-key")) for _ in range(100)]

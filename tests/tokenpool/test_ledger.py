@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tokenpool.builders import ASK, account, cost
+from tests.tokenpool.builders import ASK, account, cost, entitlement
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.cost import Cost, Usage
-from tokenpool.ledger import Ledger, Ticket, TicketEnded, TokenBucket
+from tokenpool.entitlements import Pricing, Tier
+from tokenpool.ledger import Account, Ledger, Ticket, TicketEnded, TokenBucket
 from tokenpool.outcomes import Ending
 
 
@@ -196,3 +197,11 @@ def test_an_interval_of_no_length_repeats_the_last_demand() -> None:
     owner.meter.offer(cost())
     first = owner.report(1.0)
     assert owner.report(1.0).demand == first.demand
+
+
+def test_a_guarantee_of_sequences_alone_is_not_bounded_by_cache() -> None:
+    made = Account(entitlement("g", Tier.GUARANTEED, guarantee=Amount(0, 0, 2)), Pricing(), 0.0)
+    assert made.is_inside_guarantee(2, 5000)
+    assert not made.is_inside_guarantee(3, 5000)
+    named = Account(entitlement("g", Tier.GUARANTEED, guarantee=Amount(0, 1000, 2)), Pricing(), 0.0)
+    assert not named.is_inside_guarantee(2, 5000)

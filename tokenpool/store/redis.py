@@ -241,8 +241,9 @@ class RedisStore:
         )
 
     async def _read_part(self, names: Sequence[str], now: float, is_open: bool) -> dict[str, Page]:
-        pages, limits = await self._run(_PAGES, names=names)
+        answer = await self._run(_PAGES, names=names)
         with _down():
+            pages, limits = answer
             return {
                 name: _view(page, limit, now, is_open)
                 for name, page, limit in zip(names, pages, limits, strict=True)
@@ -269,10 +270,11 @@ class RedisStore:
 
     async def scale(self) -> StoredScale | None:
         """See ``Store``."""
-        content, at, now = await self._run(_SCALE)
-        if content is None:
-            return None
+        answer = await self._run(_SCALE)
         with _down():
+            content, at, now = answer
+            if content is None:
+                return None
             return StoredScale(content, float(at), max(float(now) - float(at), 0.0))
 
     async def publish_scale(self, content: bytes, epoch: int) -> float | None:
