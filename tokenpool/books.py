@@ -5,15 +5,14 @@ Redis the same rules as scripts), and one contract suite holds both to what is w
 
 - What is held never adds up to more than the limit by a decision of the books. Only what runs already is
   booked beyond it: after a limit shrank, or when books start anew.
-- A message names only what changed. Of that it states totals (what runs, what is wanted, what was spent and
-  served since the holder began), never differences, and it carries a number. Each row keeps the number of the
-  message that wrote it, so several messages may be under way at once, and one that is lost, doubled or late
-  does no harm.
+- A message names only changed entitlements. It states totals (current use, wanted grants, all use and service
+  since the holder began), never differences, and has a number. Each row keeps the number of the message that
+  wrote it. So several messages may be in flight, and a lost, duplicated or late message does no harm.
 - What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
   message: an answer that is lost frees nothing that is still in use.
-- Every grant expires. A holder that renews nothing for a lifetime holds nothing, and has to begin again with
-  a complete message.
-- Limits are published for entitlements that are active. For any other the holder states the limit that
+- Every grant expires. A holder that renews nothing for a lifetime holds nothing, and must begin again with a
+  complete message.
+- Limits are published for active entitlements. For any other the holder states the limit that
   follows from the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
 - Limits carry the epoch of the coordinator that wrote them; an older one is refused.
 - New books, and books that nobody wrote in for a lifetime, are closed for one: first everyone has booked
