@@ -1,6 +1,6 @@
 """How many requests are refused on an idle pool, by tenants, sidecars and distance of the lease store.
 
-Nothing is short here: engines with many free slots, tenants without ceilings. So every refusal is a fault of
+Capacity is ample here: engines with many free slots, tenants without ceilings. So every refusal is a fault of
 the sidecars' bookkeeping, and every millisecond above a direct request is theirs, too. Each row starts real
 processes: Redis behind a relay that adds a delay each way, a coordinator, sidecars, one stub of an engine.
 
@@ -83,7 +83,7 @@ class Stub(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: somebody connected."""
+        """asyncio: a client connected."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
@@ -108,7 +108,7 @@ class Stub(asyncio.Protocol):
             asyncio.get_running_loop().call_later(SERVICE_S, self._answer, _ANSWER)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: it is gone."""
+        """asyncio: the client disconnected."""
         self._transport = None
 
     def _answer(self, text: str, kind: str = "application/json") -> None:

@@ -154,7 +154,7 @@ class Replication:
         self._look_timer: asyncio.TimerHandle | None = None
         self._looks_at = math.inf
         self._calls: set[asyncio.Task[None]] = set()
-        """Messages under way."""
+        """Messages in flight."""
         self._read_now = asyncio.Event()
         self._changes = telemetry.changes()
         self._totals = OutcomeTotals()
@@ -310,7 +310,7 @@ class Replication:
             await asyncio.sleep(max(interval - (clock() - started), 0.001))
 
     def speak_soon(self) -> None:
-        """Something should be said at once."""
+        """A message should be sent at once."""
         self._look_in_time()
         self._send_all()
 

@@ -114,7 +114,7 @@ class Figures:
     taken_ahead: int = 0
     """Requests that were admitted before they were reported."""
     waits: list[float] = field(default_factory=list)
-    """Of every request that was admitted: how long it took to decide, in seconds."""
+    """Of every request that was admitted: the time to its decision, in seconds."""
     busy: float = 0.0
     """Slot-seconds in use."""
     possible: float = 0.0

@@ -67,14 +67,14 @@ class Share(msgspec.Struct, frozen=True, gc=False):
 
 
 class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What decides the share of every claim without demand. Positional on the wire: new fields go to the end.
+    """The terms for the share of every claim without demand. Positional on the wire: append new fields.
 
     Such a claim changes no other claim's share. So a division needs only the claims with demand, and the cost
-    of a tick follows the tenants that are active, not all that exist.
+    of a tick depends on the number of active tenants, not on all that exist.
     """
 
     headroom: Vector = (0.0, 0.0, 0.0)
-    """Capacity that no claim was granted: tokens per second, KV tokens, sequences."""
+    """Capacity that was granted to no claim: tokens per second, KV tokens, sequences."""
     capacity: Vector = (0.0, 0.0, 0.0)
     """Live capacity, in whole sequences."""
     others_want: bool = False
@@ -152,7 +152,7 @@ class Division:
         return not all(self._groups[0].are_satisfied)
 
     def idle_terms(self) -> IdleTerms:
-        """What decides the share of a claim without demand, whether it was among the claims or not."""
+        """The terms for a claim without demand, whether it was among the claims or not."""
         return IdleTerms(self._left, self._capacity, self.others_want)
 
     def fair_shares(self) -> dict[str, FairShare]:

@@ -5,15 +5,14 @@ Redis the same rules as scripts), and one contract suite holds both to what is w
 
 - What is held never adds up to more than the limit by a decision of the books. Only what runs already is
   booked beyond it: after a limit shrank, or when books start anew.
-- A message names only what changed. Of that it states totals (what runs, what is wanted, what was spent and
-  served since the holder began), never differences, and it carries a number. Each row keeps the number of the
-  message that wrote it, so several messages may be under way at once, and one that is lost, doubled or late
-  does no harm.
+- A message names only changed entitlements. It states totals (current use, wanted grants, all use and service
+  since the holder began), never differences, and has a number. Each row keeps the number of the message that
+  wrote it. So several messages may be in flight, and a lost, duplicated or late message does no harm.
 - What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
   message: an answer that is lost frees nothing that is still in use.
-- Every grant expires. A holder that renews nothing for a lifetime holds nothing, and has to begin again with
-  a complete message.
-- Limits are published for entitlements that are active. For any other the holder states the limit that
+- Every grant expires. A holder that renews nothing for a lifetime holds nothing, and must begin again with a
+  complete message.
+- Limits are published for active entitlements. For any other the holder states the limit that
   follows from the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
 - Limits carry the epoch of the coordinator that wrote them; an older one is refused.
 - New books, and books that nobody wrote in for a lifetime, are closed for one: first everyone has booked
@@ -107,9 +106,9 @@ class Holding(NamedTuple):
     floor: Vector = _ZERO
     """A typical request's tokens, the largest one's KV tokens and sequences."""
     is_last: bool = False
-    """Nothing is held any more, and nothing will be said until something is: the row is dropped."""
+    """The holder holds nothing and sends nothing until it does: the books drop its row."""
     idle_limit: Limit = NO_LIMIT
-    """The limit that counts where none is published for this entitlement."""
+    """The limit that counts if none is published for this entitlement."""
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -125,12 +124,12 @@ class Grant(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """In use at other sidecars, as they last said."""
     concurrency_elsewhere: float = 0.0
     is_contended: bool = False
-    """A sidecar was short a moment ago: what is not in use is better returned."""
+    """A sidecar lacked capacity a moment ago: holders should return unused grants."""
     kv_unheld: float = 0.0
-    """Of the limit, held by no sidecar."""
+    """The part of the limit that no sidecar holds."""
     concurrency_unheld: float = 0.0
     tokens_elsewhere: float = 0.0
-    """Of the bucket, held by other sidecars."""
+    """The part of the bucket that other sidecars hold."""
 
 
 NO_GRANT = Grant()
@@ -145,13 +144,13 @@ class Message:
     """Rises with every message of this holder."""
     holdings: Mapping[str, Holding]
     is_complete: bool = True
-    """Whether a lifetime begins. What is neither in ``holdings`` nor in ``kept`` is returned."""
+    """Whether a lifetime begins. Grants neither in ``holdings`` nor in ``kept`` are returned."""
     report: bytes = b""
-    """For the coordinator; the books do not look into it. Of messages that begin or renew a lifetime only."""
+    """For the coordinator; the books do not decode it. Only in messages that begin or renew a lifetime."""
     kept: Sequence[str] = ()
-    """Of a complete message: what is held besides, to be stated by messages that follow at once."""
+    """In a complete message: other held entitlements. Messages that follow at once state them."""
     renews: bool = False
-    """Whether the lifetime begins anew, for a holder that is known to live."""
+    """Whether the lifetime starts again, for a holder that is known to be alive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +167,12 @@ class Answer:
     unled_s: float = math.inf
     """How long ago a coordinator published limits."""
     terms: IdleTerms = IdleTerms()
-    """Where the pool stands, by the last plan."""
+    """The state of the pool in the last plan."""
     is_known: bool = False
-    """Whether the holder is known to live. If not, only a complete message is booked."""
+    """Whether the holder is known to be alive. If not, the books accept only a complete message."""
     rows: int = 0
-    """Entitlements of which the holder has a row: another number than it believes calls for a complete
-    message."""
+    """The number of entitlements with a row of the holder. If it differs from the holder's own count, the
+    holder sends a complete message."""
 
 
 class Push(NamedTuple):
@@ -250,7 +249,7 @@ class _Row:
 
     def __init__(self, served: Vector) -> None:
         self.number = -1
-        """Of the message that wrote it."""
+        """The number of the message that wrote it."""
         self.served = served
         """Totals of its holder, as last said."""
         self.values: tuple[float, ...] = _NOBODY
@@ -274,7 +273,7 @@ class _Page:
 
     def __init__(self, now: float) -> None:
         self.limit = NO_LIMIT
-        """The one that is published, or else the last one that a holder stated."""
+        """The published limit, or else the last one that a holder stated."""
         self.level = 0.0
         self.depth = 0.0
         """Of the limit by which the bucket was filled last; 0 where it had none."""
@@ -323,7 +322,7 @@ class _Page:
                 self.sums = list(_NOBODY)
 
     def view(self, limit: Limit, now: float, is_open: bool) -> Page:
-        """The page as of now, by the limit that is published; looking changes nothing."""
+        """The page as of now, with the published limit. This call changes no state."""
         s, elapsed = self.sums, max(now - self.at, 0.0)
         kept = math.exp(-elapsed / FLOOR_MEMORY_S)
         return Page(
@@ -345,7 +344,7 @@ class _Holder:
 
     def __init__(self) -> None:
         self.number = -1
-        """Of its last complete message."""
+        """The number of its last complete message."""
         self.at = -math.inf
         self.expires_at = -math.inf
         self.is_alive = False
@@ -381,7 +380,7 @@ class Books:
         """Replace all limits, unless a later coordinator has written already; whether they stand now.
 
         No page is brought up to date for it: its next reader or writer does that, by the limit that stands
-        then. An entitlement that has no limit any more loses its page when nobody has a row of it.
+        then. An entitlement without a limit loses its page when no holder has a row of it.
         """
         if epoch < self.epoch:
             return False
@@ -423,7 +422,7 @@ class Books:
         return self._view(name, now, self._is_open(now))
 
     def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
-        """All limits as published, and the terms of every other entitlement."""
+        """All published limits, and the terms for every other entitlement."""
         return dict(self._limits), self._terms
 
     # --- the sidecars' side ---
@@ -476,7 +475,7 @@ class Books:
         )
 
     def _begin(self, holder: _Holder, message: Message, now: float) -> None:
-        """A complete message: its holder lives, and has no more than it names."""
+        """Apply a complete message: its holder is alive, and holds only the named entitlements."""
         if not holder.is_alive:
             holder.is_alive = True
             self._alive += 1
@@ -495,7 +494,7 @@ class Books:
         return now >= self._opens_at
 
     def _page(self, name: str, said: Holding, now: float) -> _Page:
-        """The page with the limit that counts now."""
+        """The page with the limit in force."""
         page = self._pages.get(name)
         if page is None:
             page = self._pages[name] = _Page(now)

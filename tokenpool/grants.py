@@ -3,17 +3,17 @@
 Pure, with ``now`` from the sidecar's monotonic clock. A driver (the sidecar's replication, or a simulation)
 calls ``tick`` once an interval, carries every ``next_message`` to the books and brings its answer back.
 
-- Requests are decided from what is held. Where that falls short and the last answer showed ample room, a
-  request is admitted first and reported then (``_take_ahead`` has the bound). Otherwise it waits: the next
-  message says so, and the holders of something unused are asked to return it.
-- A request is never refused before the books have answered for it, unless they fail. After that answer it
-  waits for capacity as long as its tier may.
-- Messages name what changed. Several are under way at once, so a request never waits behind a long message;
-  an entitlement is named in one of them at a time. A message that failed is followed by a complete one.
+- Grants decide requests. If a grant is too small and the last answer showed ample room, a request is admitted
+  and reported afterwards (``_take_ahead`` has the bound). Otherwise it waits: the next message says so, and
+  the books ask other holders to return unused grants.
+- A request is never refused before the books answer for it, unless they fail. After that answer it waits for
+  capacity as long as its tier allows.
+- Messages name changed entitlements. Several are in flight, so no request waits behind a long message.
+  Only one of them names a given entitlement. A complete message follows each failed one.
 - Before a message leaves, what it no longer asks for is given up here; so the books may give it away.
 - Everything held expires here before it expires in the books.
 - Without the books each sidecar goes on with a *share*: a limit divided by the last known number of sidecars.
-- Work follows the entitlements that are active (``_lines``), not all that exist.
+- The work depends on the number of active entitlements (``_lines``), not on all that exist.
 """
 
 from __future__ import annotations
@@ -43,33 +43,32 @@ HORIZON = 2.0
 GROWTH = 2.0
 """Tokens held, at least, as a multiple of those spent since the last complete message."""
 ASK_AGAIN_S, LONGEST_ASK_AGAIN_S = 0.006, 0.2
-"""When a request that still waits asks once more, should no push have come: ever later, but within the time
-for which the books remember who waits (``WAIT_S``)."""
+"""The time after which a waiting request asks again without a push. It grows, but stays below the time for
+which the books remember waiting holders (``WAIT_S``)."""
 RECALL_S, RECALL_TRIPS, LONGEST_RECALL_S = 0.1, 10, 2.0
 """How long others may take to return what they do not use: so long, or so many round trips."""
 ROUND_TRIP_KEPT = 0.8
 """How slowly a long round trip is forgotten, per answer: one quick answer does not make slow books quick."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
-"""How long nothing is asked for an entitlement of which nothing was left; each time twice as long."""
+"""How long the sidecar does not ask for an entitlement without free capacity; it doubles each time."""
 ANSWER_S = 1.0
-"""How long a request waits for the first answer at most. A store that takes longer has failed before."""
+"""The longest wait of a request for the first answer. A store that takes longer has already failed."""
 MOST_WAITING = 64
-"""Requests of one entitlement that wait for capacity at once; more are decided at once."""
+"""The most requests of one entitlement that wait for capacity; further requests are decided at once."""
 MOST_ROWS = 50
-"""Entitlements in one message: some 1 ms of Redis (24 us each). Others go into the next one."""
+"""The most entitlements in one message: about 1 ms of Redis (24 us each). The next one names the others."""
 PER_STEP = 20
-"""Entitlements that are looked at in one step of a tick: some 0.4 ms."""
+"""Entitlements in one step of a tick: about 0.4 ms."""
 MOST_UNDER_WAY = 8
-"""Messages under way at once. With one, a request 40 ms from the store waited for the answer to another's."""
+"""The most messages in flight. With one, a request 40 ms from the store waited for another's answer."""
 AMPLE = 0.25
-"""The part of live capacity that must be free, in each dimension, for a request to be admitted before it is
-reported."""
+"""The part of live capacity that must be free, in each dimension, for an admission before the report."""
 AHEAD_SHARE = 0.5
-"""The part of what is free that all sidecars together may take before they report it."""
+"""The part of the free capacity that all sidecars together may take before they report it."""
 FRESH_INTERVALS = 2.0
-"""... if the entitlement's last answer is at most so old."""
+"""The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
 CHANGED = 0.1
-"""Demand that moved by less than this part of itself is not reported anew."""
+"""A smaller relative change of demand is not reported."""
 UNEVEN = 3.0
 """Standard deviations of requests at random places for which a share of a guarantee leaves room."""
 _MOST_RATE = 1e12
@@ -109,16 +108,16 @@ class Waiter:
         self.cost = cost
         self.since = since
         self.patience_s = patience_s
-        """How long it may wait for capacity, once the books have said that there is none now."""
+        """The longest wait for capacity, in seconds, after the books answered that none is free."""
         self.heard_at = math.inf
-        """When the books first answered a message that asked for it."""
+        """The time of the first answer to a message that asked for this request."""
         self.deadline = since + max(patience_s, ANSWER_S)
         self.decide = decide
         """Called once, when there is enough or the time is up; what it admits is booked when it returns."""
 
 
 class _Line:
-    """What this sidecar says of one active entitlement, and heard of it."""
+    """The state of one active entitlement in the exchange with the books."""
 
     __slots__ = (
         "ahead",
@@ -148,30 +147,30 @@ class _Line:
         self.contended_until = -math.inf
         self.ask_again_at = math.inf
         self.short_until = -math.inf
-        """The books had nothing left: until then they are not asked for each request that comes."""
+        """The books had nothing left: until this time the sidecar does not ask for each new request."""
         self.pause_s = FIRST_PAUSE_S
         self.said: Holding | None = None
-        """As last said; ``None`` where it must be said anew."""
+        """The last holding that was sent; ``None`` if it must be sent again."""
         self.number = -1
-        """Of the message that said it."""
+        """The number of the message with that holding."""
         self.under_way = False
-        """Whether that message is not answered yet."""
+        """Whether that message is still unanswered."""
         self.heard_at = -math.inf
         self.tokens_elsewhere = 0.0
-        """Of the bucket, what other sidecars hold."""
+        """The part of the bucket that other sidecars hold."""
         self.share_tokens: float | None = None
-        """What may be spent of this sidecar's share while the books fail; ``None`` while they do not."""
+        """Tokens left of this sidecar's share while the books fail; ``None`` otherwise."""
         self.ahead = (0.0, 0.0, 0.0)
-        """Tokens, KV tokens and sequences that may still be taken before they are reported."""
+        """Tokens, KV tokens and sequences that the sidecar may still take before a report."""
 
     def soothe(self) -> None:
-        """Something may be had: ask again."""
+        """Capacity may be free: ask again."""
         self.short_until, self.pause_s = -math.inf, FIRST_PAUSE_S
 
     def disappoint(self, account: Account, now: float) -> None:
-        """The books had nothing left. For a while they are not asked for each newcomer.
+        """The books had nothing left. For a while the sidecar does not ask them for each new request.
 
-        An empty bucket fills by itself; of the rest a push tells, so a pause may be long.
+        An empty bucket refills by itself. A push reports other free capacity, so a pause may be long.
         """
         rate = account.pool_limit.tokens_per_second
         if account.level < 0 and rate > 0:
@@ -199,25 +198,25 @@ class Grants:
         self.expires_at = -math.inf
         self.answered_at: float | None = None
         self.terms = IdleTerms()
-        """Where the pool stands, by the last answer."""
+        """The state of the pool in the last answer."""
         self._number = 0
         self._accounts: Mapping[str, Account] = {}
         self._lines: dict[str, _Line] = {}
         self._limits: Mapping[str, Limit] = {}
         self._is_led = False
-        """Whether limits or terms were ever heard of."""
+        """Whether limits or terms were ever received."""
         self._reserved_for = 0
-        """The number of sidecars for which lines of guarantees were opened."""
+        """The number of sidecars at the last opening of lines for guarantees."""
         self._waiting: set[str] = set()
         """Entitlements with requests that wait, or waited a moment ago."""
         self._urgent: set[str] = set()
         self._returns: set[str] = set()
         self._changed: dict[str, None] = {}
-        """What is to be said without haste, the oldest first."""
+        """Entitlements whose change is not urgent, oldest first."""
         self._is_renewal_due = False
         self._must_complete = True
         self._under_way: dict[int, tuple[Message, float]] = {}
-        """Messages that are not answered yet, with the time at which each left."""
+        """Unanswered messages, with the time at which each was sent."""
         self._pool_ahead = (0.0, 0.0, 0.0)
         """As ``_Line.ahead``, for all entitlements together."""
         self.borrows = 0
@@ -225,7 +224,7 @@ class Grants:
         self.borrowed_s = 0.0
         """... and for how long, all together."""
         self.taken_ahead = 0
-        """Requests that were admitted first and reported then."""
+        """The number of requests that were admitted before their report."""
 
     # --- what the accounts are ---
 
@@ -254,12 +253,12 @@ class Grants:
         return self._is_led
 
     def limit_of(self, account: Account) -> Limit:
-        """The pool-wide limit of an entitlement: as published, or else as it follows from the terms."""
+        """The pool-wide limit of an entitlement: the published one, or else derived from the terms."""
         published = self._limits.get(account.entitlement.name)
         return published if published is not None else self._idle_limit(account)
 
     def refresh(self, account: Account) -> None:
-        """Bring what is known of an idle entitlement's limit up to date. Does nothing to an active one."""
+        """Update the known limit of an idle entitlement. Does nothing to an active one."""
         if account.entitlement.name not in self._lines and self._is_led:
             self._know_limit(account, self.limit_of(account))
 
@@ -277,7 +276,7 @@ class Grants:
 
     @property
     def active(self) -> Collection[str]:
-        """The entitlements that offered or held something a moment ago, or whose guarantee is held ahead."""
+        """The entitlements with recent requests or grants, or with a part of a guarantee held in advance."""
         return self._lines.keys()
 
     @property
@@ -289,16 +288,16 @@ class Grants:
     # --- the request path ---
 
     def covers(self, account: Account, cost: Cost, now: float) -> bool:
-        """Whether what is held, or may be taken ahead, is enough for the whole cost.
+        """Whether the grant, or an admission before the report, covers the whole cost.
 
-        Without the books: whatever it is. Requests of the same entitlement that wait come first.
+        Always true without the books. Waiting requests of the same entitlement come first.
         """
         if now >= self.expires_at:
             self._expire(now)
         name = account.entitlement.name
         line = self._lines.get(name)
         if self._accounts.get(name) is not account:
-            return True  # its entitlement was removed meanwhile: it is decided by what is left here
+            return True  # its entitlement was removed in the meantime: the remaining local limits decide
         if line is None:
             line = self._open(name, account, now)
         if self.mode is not Mode.JOINED:
@@ -317,11 +316,11 @@ class Grants:
         )
 
     def _take_ahead(self, account: Account, line: _Line, cost: Cost, now: float) -> bool:
-        """Take what is missing before it is reported, where the last answers showed ample room.
+        """Take missing capacity before the report, if the last answers showed ample room.
 
-        Each sidecar may take its part of half of what no sidecar held, of this entitlement's limit and of the
-        pool's free capacity. So until the reports are answered, an entitlement runs over its limit by at most
-        half of what was free of it; and not at all where less than two sequences for each sidecar were free.
+        Each sidecar may take its part of half of the capacity that no sidecar held: of this entitlement's
+        limit, and of the pool's free capacity. So an entitlement exceeds its limit by at most half of the
+        free part, until the reports are answered. Below two free sequences for each sidecar nothing is taken.
         """
         if (
             now - line.heard_at > self.settings.interval_s * FRESH_INTERVALS
@@ -356,7 +355,7 @@ class Grants:
         return True
 
     def _may_take_ahead(self) -> tuple[float, float, float]:
-        """This sidecar's part of the pool's free capacity; nothing unless that is ample."""
+        """This sidecar's part of the pool's free capacity; zero unless the free capacity is ample."""
         terms = self.terms
         for free, whole in zip(terms.headroom, terms.capacity, strict=True):
             if free < AMPLE * whole:
@@ -368,10 +367,10 @@ class Grants:
     def wait(
         self, account: Account, cost: Cost, now: float, patience_s: float, decide: Callable[[], None]
     ) -> Waiter | None:
-        """Have a request wait for a larger grant; ``None`` where that is no use.
+        """Make a request wait for a larger grant; ``None`` if a wait cannot help.
 
-        It waits until the books have answered for it. If there is nothing left then, it goes on waiting for
-        as long as others may take to return what they do not use, or for ``patience_s`` seconds.
+        It waits until the books answer for it. If they have nothing left, it waits as long as other sidecars
+        may take to return unused grants, or for ``patience_s`` seconds.
         """
         if self.failures and self.mode is Mode.JOINED:
             self._stretch(account, cost, now)
@@ -382,7 +381,7 @@ class Grants:
             return None
         line = self._lines.get(name) or self._open(name, account, now)
         asks = now >= line.short_until or _may_be_inside_guarantee(account, cost)
-        # Before the first answer nobody knows whether anything is short, so any number may wait for it.
+        # Before the first answer a shortage is not known, so any number of requests may wait for it.
         is_full = len(line.waiters) >= MOST_WAITING and line.waiters[0].heard_at < math.inf
         if is_full or not (asks or patience_s > 0):
             return None
@@ -398,7 +397,7 @@ class Grants:
 
     @staticmethod
     def _is_short(line: _Line, account: Account, cost: Cost) -> bool:
-        """Whether the pool lacks what a request needs: what is in use everywhere leaves no room for it."""
+        """Whether the use on all sidecars leaves no room for a request."""
         limit = account.pool_limit
         return (
             account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency
@@ -410,7 +409,7 @@ class Grants:
         return min(max(RECALL_S, RECALL_TRIPS * self.round_trip_s), LONGEST_RECALL_S)
 
     def _stretch(self, account: Account, cost: Cost, now: float) -> None:
-        """The books have just failed: let in what lies inside this sidecar's share.
+        """The books have just failed: admit a request inside this sidecar's share.
 
         What others had in use is no measure any more: requests move between sidecars all the time.
         """
@@ -419,7 +418,7 @@ class Grants:
             return
         limit, _, rate = self._shares(account)
         if line.share_tokens is None:
-            # Until the leases expire: a full bucket of the share, and what flows in meanwhile.
+            # Until the leases expire: a full bucket of the share, and its refill in that time.
             depth = bucket_depth(rate, account.meter.typical_tokens.value)
             line.share_tokens = depth + rate * max(self.expires_at - now, 0.0)
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
@@ -438,9 +437,9 @@ class Grants:
             line.waiters.remove(waiter)
 
     def ended(self, account: Account, now: float) -> bool:
-        """A request has ended; whether a message should go at once.
+        """A request has ended; returns whether a message should be sent at once.
 
-        What it held goes to a request that waits here, or is returned if it is wanted elsewhere.
+        A request that waits here gets its capacity. Otherwise it is returned if other sidecars want it.
         """
         line = self._lines.get(account.entitlement.name)
         if line is None:
@@ -485,11 +484,11 @@ class Grants:
 
     @property
     def has_something_to_say(self) -> bool:
-        """Whether there is something that should be said at once."""
+        """Whether a message should be sent at once."""
         return bool(self._urgent or self._returns)
 
     def tick(self, now: float) -> None:
-        """Once an interval: look at what is active, and renew what is held."""
+        """Once an interval: examine the active entitlements, and renew the grants."""
         for _ in self.tick_steps(now):
             pass
 
@@ -507,7 +506,7 @@ class Grants:
                 yield
 
     def next_message(self, now: float, report: Callable[[], bytes] = lambda: b"") -> Message | None:
-        """The next message to be sent, or ``None``; to be called again until then.
+        """The next message to send, or ``None``. The caller repeats the call until it returns ``None``.
 
         ``report`` is asked for where the message carries one.
         """
@@ -528,7 +527,7 @@ class Grants:
         return self._send(holdings, now, renews=is_renewal, report=report() if is_renewal else b"")
 
     def _due(self, *, is_renewal: bool) -> list[str]:
-        """What the next message names: what is urgent first."""
+        """The names in the next message, urgent ones first."""
         names: list[str] = []
         for group in (sorted(self._urgent), sorted(self._returns), list(self._changed)):
             for name in group:
@@ -548,7 +547,7 @@ class Grants:
         self._changed.pop(name, None)
 
     def _complete(self, now: float, report: Callable[[], bytes]) -> Message | None:
-        """Begin a lifetime: all that is held is named, as much as fits is stated."""
+        """Begin a lifetime: name all held entitlements, and state as many as fit."""
         is_asked = self._is_renewal_due or self.failures == 1 or bool(self._urgent)
         if not is_asked or any(message.is_complete for message, _ in self._under_way.values()):
             return None
@@ -589,7 +588,7 @@ class Grants:
         for name, line in self._lines.items():
             meter, said = self._accounts[name].meter, line.said
             if said is not None and not said.concurrency_in_use and said.tokens_spent == meter.spent:
-                continue  # nothing was spent since: its row is returned unnamed
+                continue  # nothing was spent since then: its row is returned without being named
             holdings[name] = Holding(
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
@@ -598,12 +597,12 @@ class Grants:
         return Message(self.holder, self._number, holdings, report=report)
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
-        """A message was answered. Requests that waited are decided before this returns."""
+        """A message was answered. Waiting requests are decided before this returns."""
         _, sent_at = self._under_way.pop(message.number, (message, None))
         if sent_at is None:
             return
         self._note(message, answer, sent_at, now)
-        # An answer to what was said again since is not the last word.
+        # A later message names some entitlements again: its answer counts for them, not this one.
         heard = {
             name: grant
             for name, grant in answer.grants.items()
@@ -632,7 +631,7 @@ class Grants:
             self._return_surplus(name, heard_of, now)
 
     def _note(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
-        """What an answer says beside grants."""
+        """Take over the fields of an answer other than grants."""
         was_failing, self.failures = self.failures > 0, 0
         if was_failing:
             for line in self._lines.values():
@@ -662,14 +661,14 @@ class Grants:
             self._live_on_shares(now)
 
     def _has_strayed(self, message: Message, answer: Answer) -> bool:
-        """Whether the books have other rows than this sidecar believes: some were lost, or are left over."""
+        """Whether the books' number of rows differs from this sidecar's: rows were lost, or remained."""
         if self._under_way or not message.renews or not answer.is_known:
             return False
         stated = sum(1 for line in self._lines.values() if line.said is not None and not line.said.is_last)
         return answer.rows != stated
 
     def failed(self, message: Message, now: float) -> None:
-        """A message was not answered in time. Nobody waits for books that do not answer."""
+        """A message was not answered in time. No request waits for books that do not answer."""
         if self._under_way.pop(message.number, None) is None:
             return
         for name in message.holdings:
@@ -717,7 +716,7 @@ class Grants:
     # --- what is said ---
 
     def _open(self, name: str, account: Account, now: float) -> _Line:
-        """An entitlement becomes active: bring its account up to date with the mode."""
+        """An entitlement becomes active: set its account up for the mode."""
         line = self._lines[name] = _Line()
         account.has_peers = self.sidecars > 1
         self._know_limit(account, self.limit_of(account))
@@ -728,7 +727,7 @@ class Grants:
         return line
 
     def _reserve_lines(self, now: float) -> None:
-        """Lines for guarantees of which every sidecar holds a part at all times."""
+        """Open lines for guarantees: every sidecar always holds a part of them."""
         if self._reserved_for == self.sidecars or not self._is_led:
             return
         self._reserved_for = self.sidecars
@@ -737,7 +736,7 @@ class Grants:
                 self._open(name, account, now)
 
     def _take_report(self, name: str, line: _Line, now: float) -> None:
-        """Close an interval of one entitlement; say what it saw if that is something new."""
+        """Close an interval of one entitlement; queue a message if its report changed."""
         account = self._accounts[name]
         meter = account.meter
         line.peaks.append((meter.peak_kv, meter.peak_concurrency))
@@ -749,14 +748,14 @@ class Grants:
             self._changed[name] = None
 
     def _is_news(self, account: Account, line: _Line) -> bool:
-        """Whether the books should hear of an entitlement again."""
+        """Whether a message should name an entitlement again."""
         said = line.said
         if said is None or said.is_last:
             return True
         kv_tokens, sequences, _ = self._ahead(account, line)
         return (
             said.concurrency_in_use > 0
-            or account.concurrency_in_use > 0  # what is held grows with time
+            or account.concurrency_in_use > 0  # the service of running requests grows with time
             or said.tokens_spent != account.meter.spent
             or said.kv_wanted != kv_tokens
             or said.concurrency_wanted != sequences
@@ -846,7 +845,7 @@ class Grants:
         )
 
     def _retire(self, heard: Mapping[str, Grant], message: Message) -> None:
-        """Stop following what the books have heard the last of."""
+        """Close the lines of entitlements whose last holding the books have booked."""
         for name in heard:
             line, said = self._lines[name], message.holdings[name]
             account = self._accounts[name]
@@ -935,7 +934,7 @@ class Grants:
     # --- those who wait ---
 
     def _serve(self, line: _Line, now: float) -> None:
-        """Decide, in order, those for whom there is enough, then those whose time is up."""
+        """Decide, in order, the requests that fit, then the requests whose deadline has passed."""
         while line.waiters:
             waiter = line.waiters[0]
             account, cost = waiter.account, waiter.cost
@@ -954,10 +953,10 @@ class Grants:
             self._decide(waiter, now)
 
     def _waits_on(self, line: _Line, waiter: Waiter, now: float) -> bool:
-        """Whether a request for which there is not enough now waits on; sets how long.
+        """Whether a request that does not fit now continues to wait; sets its deadline.
 
-        Before the books have answered for it, it does. Where the pool is not short, others may return what
-        they do not use. Otherwise its tier says how long.
+        It waits until the books answer for it. If the pool is not short, other sidecars may return unused
+        grants. Otherwise its tier sets the deadline.
         """
         if waiter.heard_at == math.inf:
             return True
@@ -966,7 +965,7 @@ class Grants:
         if account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
             waiter.deadline = max(waiter.deadline, waiter.since + LONGEST_RECALL_S)
         elif not self._is_short(line, account, cost) or _may_be_inside_guarantee(account, cost):
-            # As was just heard; and what others have in use may have ended since they last said so.
+            # By the latest answer; requests elsewhere may have ended since their sidecars' last message.
             waiter.deadline = max(waiter.deadline, waiter.heard_at + self._recall_s())
         return waiter.deadline > now
 
@@ -1028,7 +1027,7 @@ class Grants:
         return Amount(guarantee.tokens_per_second * part, guarantee.kv_tokens * part, sequences)
 
     def _share(self, account: Account, now: float) -> None:
-        """Live on a sidecar's part of a limit while the books say nothing."""
+        """Use this sidecar's part of a limit while the books do not answer."""
         if self._is_led:
             self._know_limit(account, self.limit_of(account))
         account.limit, account.assured, rate = self._shares(account)
@@ -1038,13 +1037,13 @@ class Grants:
         if not self._is_led:
             bucket.forget()
         elif bucket.depth == math.inf:
-            # It was a purse: this sidecar's part of what no sidecar held counts as well.
+            # The bucket was a grant: add this sidecar's part of the tokens that no sidecar held.
             bucket.level = max(bucket.level, account.level_elsewhere / self.sidecars)
         account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
         bucket.resize(rate, bucket_depth(rate, account.meter.typical_tokens.value), now)
 
     def _shares(self, account: Account) -> tuple[Amount, Amount, float]:
-        """Such a part, what of it is assured, and its rate in tokens/s.
+        """This sidecar's part of a limit, the assured part of it, and its rate in tokens/s.
 
         The limit divided by the number of sidecars, but at least one request; of a guarantee more. Spot goes
         by its ceiling, and so by the engine's free room.

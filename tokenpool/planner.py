@@ -93,10 +93,10 @@ class Plan:
     profiles: Mapping[str, Profile]
     """For the next plan."""
     idle: IdleTerms = IdleTerms()
-    """What every entitlement may use that is not in ``entitlements``: see ``idle_share``."""
+    """The terms for every entitlement that is not in ``entitlements``: see ``idle_share``."""
 
     def part(self, entitlement: Entitlement) -> EntitlementPlan:
-        """One entitlement's part; of one that was left out since it is idle, what it would have been."""
+        """One entitlement's part. For an idle one without an entry: the part that a full plan would give."""
         found = self.entitlements.get(entitlement.name)
         if found is not None:
             return found
@@ -173,7 +173,7 @@ def plan(
 
 
 def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Share:
-    """The part of an entitlement that offered nothing: exactly what a plan with it would say.
+    """The part of an entitlement without demand: exactly the part that a plan with it would give.
 
     ``floor`` is its largest single request, at least one sequence.
     """
@@ -182,7 +182,7 @@ def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Sha
 
 
 def rested(profile: Profile, elapsed_s: float) -> Profile:
-    """The profile after so long without service: what plans with it would have made of it."""
+    """The profile after ``elapsed_s`` without service: equal to the result of plans in that time."""
     if elapsed_s <= 0:
         return profile
     counted = min(elapsed_s, max(PROFILE_S - profile.age_s, 0.0))
@@ -195,7 +195,7 @@ def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], yielding: Set[st
     """All that was granted within guarantees, once more for the preemptible entitlements that want it.
 
     Their running requests are ended when a guarantee needs its slots, so nothing has to be held free for it.
-    What guarantees used recently is no measure instead: with Poisson arrivals an eighth of the engine stood
+    Recent use of guarantees is not a usable measure: with Poisson arrivals an eighth of the engine stood
     idle. What elastic tenants have beyond a guarantee is theirs alone: nothing is ended for it.
 
     It is divided in proportion to what was left for spot, and evenly where nothing was left.

@@ -19,10 +19,10 @@ from tokenpool.planner import Plan, PlannerSettings, Profile, Report, plan
 from tokenpool.wire import SidecarReport, WireError, decode_report
 
 RETIRE_S = 60.0
-"""An entitlement that was idle for so long has no limit of its own any more: see ``IdleTerms``. Until then
-its largest request is remembered (``books.FLOOR_MEMORY_S``)."""
+"""The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
+request is remembered (``books.FLOOR_MEMORY_S``)."""
 NO_DEBT = 0.01
-"""A debt below so many seconds is none."""
+"""A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
 """A coordinator that was asleep moves debts by so much time at most."""
 _NO_PAGE = Page()
@@ -31,11 +31,11 @@ _DEFAULTS = PlannerSettings()
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one tick hands to the next. A new coordinator begins without."""
+    """The state that one tick passes to the next. A new coordinator begins without it."""
 
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     idle_since: Mapping[str, float] = field(default_factory=dict)
-    """Entitlements that need no limit of their own, and since when; by the clock of the books."""
+    """Idle entitlements, with the start of the idle time by the clock of the books."""
 
 
 NO_MEMORY = Memory()
@@ -47,7 +47,7 @@ class Tick:
 
     plan: Plan
     limits: Mapping[str, Limit]
-    """Of entitlements that are active; for the others ``plan.idle`` stands."""
+    """The limits of active entitlements; ``plan.idle`` gives the others."""
     memory: Memory
     sidecars: Mapping[str, SidecarReport]
     pages: Mapping[str, Page]
@@ -112,7 +112,7 @@ def tick(
 
 
 def _idle_since(census: Census, before: Mapping[str, float]) -> dict[str, float]:
-    """Who offers nothing, holds nothing and is owed nothing, with a full bucket; and since when."""
+    """Entitlements without demand, grants and debt, with a full bucket; and the start of their idle time."""
     return {
         name: before.get(name, census.at)
         for name, page in census.pages.items()
@@ -152,9 +152,9 @@ def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], lis
 
 
 def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
-    """The mean over the sidecars whose engine has shown itself, in each dimension over those that know it.
+    """The mean over the sidecars with a known engine, in each dimension over those that know its number.
 
-    A number that stands for an absent bound says nothing of a replica, and would outweigh all others.
+    The mean leaves out numbers that represent an absent bound: they are not measurements of a replica.
     """
     known = [report.replica.values() for report in sidecars.values() if report.replica.kv_tokens > 0]
     if not known:
@@ -168,7 +168,7 @@ def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
 
 
 _ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND_FROM, math.inf)
-"""From where on a number of a replica stands for a bound that there is not, or not yet."""
+"""In each dimension, the smallest number that represents an absent or not yet learned bound."""
 
 
 def _mean(numbers: Sequence[float]) -> float:

@@ -24,9 +24,9 @@ class StoredScale:
 
     content: bytes
     at: float
-    """When it was stored, in seconds by the store's clock."""
+    """The time of storing, in seconds by the store's clock."""
     age_s: float
-    """How old it was when it was read, by the same clock."""
+    """The age at the time of reading, by the same clock."""
 
 
 class Store(Protocol):
@@ -39,7 +39,7 @@ class Store(Protocol):
         """What the books say to a sidecar between its messages, until ``StoreDown``. Some may be lost."""
 
     async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
-        """All limits as last published, and the terms of every other entitlement."""
+        """All published limits, and the terms for every other entitlement."""
 
     async def file(self) -> tuple[str, bytes] | None:
         """The version and the content of the pool file that all enforce; ``None`` before the first."""

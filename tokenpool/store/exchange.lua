@@ -42,7 +42,7 @@ if message.complete and not is_late then
         tell_waiters(page, me)
       end
     else
-      -- A row that was lost leaves no name behind.
+      -- If the row was lost, remove its name too.
       if not page.row then redis.call('SREM', NAMES, name) end
       given_up[name] = nil
     end
@@ -135,7 +135,7 @@ for i, said in ipairs(message.holdings) do
   end
 end
 save(booked, me)
--- The set is made where the first row is.
+-- The first row creates the set.
 if next(booked) then keep(NAMES) end
 
 local meta = redis.call('HMGET', META, 'file_version', 'led_at', 'terms')

@@ -50,9 +50,9 @@ AT_ONCE = 4
 """Such calls under way together, each on a connection of its own."""
 
 QUIET_S = 5.0
-"""A subscription that was silent for so long is asked for a sign of life."""
+"""The silence after which the sidecar sends a ping on a subscription."""
 PATIENCE_S = 2.0
-"""How long that sign may take."""
+"""The longest wait for the answer to the ping."""
 
 _T = TypeVar("_T")
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
@@ -120,7 +120,7 @@ class RedisStore:
         self._clock = clock
         self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
         self._generation = 0
-        """Of the connections."""
+        """The number of the current set of connections."""
         self._is_down = False
         """Whether the last call failed."""
         self._common = {

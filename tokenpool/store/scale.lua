@@ -1,3 +1,3 @@
--- The scale hint as it was stored, when that was, and the time now; the hint is missing where none is stored.
+-- The stored scale hint, the time of storing, and the time now; the first two are nil if no hint is stored.
 local kept = redis.call('HMGET', prefix .. ':scale', 'content', 'at')
 return {kept[1], kept[2], exact(now)}
