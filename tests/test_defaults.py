@@ -79,3 +79,8 @@ def test_every_option_is_justified_with_its_present_default(program: str) -> Non
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_row_has_a_reason_and_what_another_default_would_change(program: str) -> None:
     assert all(len(row) == CELLS and all(row) for row in tables()[program])
+
+
+def test_no_default_waits_for_its_measurement() -> None:
+    section = DECISIONS.read_text().partition("Defaults of options")[2]
+    assert "MEASURED" not in section
