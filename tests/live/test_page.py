@@ -14,6 +14,7 @@ from aiohttp import web
 
 from service.live.look import Look, Looks, Wanted
 from service.live.server import LivePage
+from service.options import Addresses
 from sidecar.app import Sidecar
 from tests.fakes.engine import FakeEngine, Held
 from tests.live.browser import Page, page_at
@@ -172,7 +173,7 @@ async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
         assert await page.value("document.body.classList.contains('is-stale')")
         folder = tmp_path / "again"
         folder.mkdir()
-        async with sidecar_for(engine.port, folder, admin=where):
+        async with sidecar_for(engine.port, folder, admin=Addresses((where,))):
             await page.until(IS_LIVE)
             assert not await page.value("document.body.classList.contains('is-stale')")
             assert await page.value("document.querySelectorAll('tbody tr').length") == 3
