@@ -102,7 +102,7 @@ async def test_a_lone_tenant_gets_the_pool_and_a_lent_guarantee_comes_back_at_on
         "{name: o, pool: chat, tier: guaranteed, api_keys: [o-key],"
         " guarantee: {tokens_per_second: 50000, kv_tokens: 16384, concurrency: 8}}"
     )
-    spot = "{name: s, pool: chat, tier: spot, api_keys: [s-key]}"
+    spot = "{name: s, pool: chat, tier: spot, preemptible: false, api_keys: [s-key]}"
     cluster = Cluster(tmp_path, pool=pool_file(4, 4, owner, spot), step=0.02)
     spots, owners = [Tenant("s", 40, tokens=30)], [Tenant("o", 8, sticky=True, tokens=30)]
     async with cluster.running(), under_load(cluster.session, cluster.urls, spots) as lone:
