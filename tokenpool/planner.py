@@ -7,7 +7,7 @@ and profiles go in and come out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import msgspec
@@ -200,14 +200,13 @@ def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], yielding: Set[st
 
     It is divided in proportion to what was left for spot, and evenly where nothing was left.
     """
-    granted = NOTHING
-    for claim in claims:
-        if claim.tier is not Tier.SPOT:
-            granted = granted + shares[claim.name].allocation.at_most(claim.guarantee)
+    granted = _total(
+        shares[claim.name].allocation.at_most(claim.guarantee)
+        for claim in claims
+        if claim.tier is not Tier.SPOT
+    )
     wanting = [claim for claim in claims if claim.name in yielding and claim.demand != NOTHING]
-    left = NOTHING
-    for claim in wanting:
-        left = left + shares[claim.name].allocation
+    left = _total(shares[claim.name].allocation for claim in wanting)
     return {
         claim.name: Amount(
             *(
@@ -219,6 +218,12 @@ def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], yielding: Set[st
         )
         for claim in wanting
     }
+
+
+def _total(amounts: Iterable[Amount]) -> Amount:
+    """The sum, rounded once: it is the same in any order."""
+    rows = [amount.values() for amount in amounts]
+    return Amount(*(math.fsum(column) for column in zip(*rows, strict=True)))
 
 
 def _missing(fair: Mapping[str, FairShare], service: Mapping[str, float]) -> float:
