@@ -46,6 +46,10 @@ LONGEST_SDK_WAIT_S = 60.0
 """Official clients ignore a longer wait and retry by their own clock: better told not to."""
 PER_STEP = 50
 """Accounts that are made in one step while a pool file is prepared: 12 µs each."""
+ENTERS_S = 0.25
+"""For so long after a request inside its guarantee, or until its first token, no spot request is sent to wait
+in the engine. Each is on a connection of its own: one that was sent 1 ms later was read first, had the slot
+that was made free, and left the other a P99 of 3.6 times alone (2 of 3 seeds; without, 1.3)."""
 JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
@@ -264,6 +268,8 @@ class Gate:
         """Requests that were sent again without."""
         self._spot: dict[Passage, None] = {}
         """Spot requests in flight."""
+        self._enters: Passage | None = None
+        """The last request inside its guarantee, while the engine may not have begun with it."""
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
@@ -566,9 +572,9 @@ class Gate:
     ) -> Passage | Shed:
         """Decide a priced request now."""
         body, retries, room = parsed.body, account.retries, self.engine.room
-        if room.preemptible_queue and account.is_preemptible and self.door.needs_engine:
-            room = replace(room, preemptible_queue=0.0)
         now = self._clock() if is_counted or self.grants is not None else started_at
+        if room.preemptible_queue and account.is_preemptible and self._queue_is_closed(now):
+            room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
         decision = admit(
             self.ledger, account, parsed.ask, cost, room, now, is_retry=is_retry, is_counted=is_counted
@@ -583,9 +589,22 @@ class Gate:
             self._prioritise(passage, parsed)
         if account.is_spot:
             self._spot[passage] = None
-        elif passage.is_guaranteed and self._spot:
-            self._make_room()
+        elif passage.is_guaranteed:
+            self._enters = passage
+            if self._spot:
+                self._make_room()
         return passage
+
+    def _queue_is_closed(self, now: float) -> bool:
+        """Whether no preemptible request may wait in the engine: it would pass those that wait for room here,
+        or a guaranteed one that is on its way."""
+        enters = self._enters
+        if enters is not None:
+            ticket = enters.ticket
+            if ticket is not None and not enters.has_begun and now - ticket.admitted_at < ENTERS_S:
+                return True
+            self._enters = None
+        return self.door.needs_engine
 
     def _prioritise(self, passage: Passage, parsed: Parsed) -> None:
         """Write the request's priority into its body.

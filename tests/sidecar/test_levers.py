@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sidecar.gate import ENTERS_S
 from sidecar.settings import SettingsError
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
@@ -254,12 +255,58 @@ async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEng
         await until(lambda: gate.engine.room.preemptible_queue == 1.0)
         tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
         await until(lambda: len(engine.received) == 2)
+        await until(lambda: not gate._queue_is_closed(gate._clock()))
         waits = gate.door.enter(gate.accounts["e"], gate._clock(), lambda is_last: is_last, needs_engine=True)
         refused = await ask(sidecar, request(key="s-key"))
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
         gate.door.leave(waits, gate._clock())
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: len(engine.received) == 3)  # it waits in the engine, ready for the next slot
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    go = asyncio.Event()
+
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        if received.json().get("stream"):
+            writer.write(fake.STREAM_HEAD)
+            await go.wait()
+            writer.write(fake.chunk(fake.token_event()))
+        await asyncio.Event().wait()
+
+    engine.answer = answer
+    async with (
+        sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar,
+        connected(sidecar) as (
+            reader,
+            writer,
+        ),
+    ):
+        await until(lambda: sidecar.gate.engine.room.preemptible_queue == 1.0)
+        tasks = [asyncio.ensure_future(ask(sidecar, request(key="s-key")))]
+        await until(lambda: len(engine.received) == 1)
+        writer.write(request("/v1/chat/completions", STREAM, key="g-key"))
+        await until(lambda: len(engine.received) == 2)
+        gate, spot = sidecar.gate, sidecar.gate.accounts["s"]
+        at = gate._enters.ticket.admitted_at
+        assert gate._queue_is_closed(at + 0.9 * ENTERS_S)
+        go.set()
+        await reader.readuntil(b"data: ")
+        assert not gate._queue_is_closed(at + 0.9 * ENTERS_S)
+        tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
+        await until(lambda: spot.concurrency_in_use == 2)
+        tasks.append(
+            asyncio.ensure_future(ask(sidecar, request(key="g-key")))
+        )  # not streamed: it tells nothing
+        await until(lambda: gate._enters is not None)
+        at = gate._enters.ticket.admitted_at
+        assert gate._queue_is_closed(at + 0.9 * ENTERS_S)
+        assert not gate._queue_is_closed(at + 1.1 * ENTERS_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
