@@ -762,6 +762,8 @@ class Gate:
             return
         passage.ticket = None
         self._spot.pop(passage, None)
+        if passage is self._enters:
+            self._enters = None
         reported = usage is not None
         if stored is not None and usage is not None:
             tokens = usage.input_tokens + usage.output_tokens
