@@ -30,11 +30,16 @@ def tokens(
 
 
 def sequence_seconds(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
-    """For how long each tenant's sequences ran within a span: from being sent to their end."""
+    """For how long each tenant's sequences ran within a span, as a client can see it.
+
+    A sequence runs from one event before its first token to its end. The time before that is a queue's:
+    a request that waits holds no part of the engine.
+    """
     totals = dict.fromkeys(tenants, 0.0)
     for attempt in run.attempts:
         if attempt.tenant in totals and attempt.first_s is not None:
-            inside = min(attempt.end_s, end) - max(attempt.sent_s, start)
+            began = max(attempt.first_s - (attempt.gap_mean_s or 0.0), attempt.sent_s)
+            inside = min(attempt.end_s, end) - max(began, start)
             totals[attempt.tenant] += max(inside, 0.0)
     return totals
 

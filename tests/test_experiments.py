@@ -11,7 +11,9 @@ import pytest
 from experiments import fidelity, overload, pool, scarcity, soak
 from experiments.__main__ import _headline, _keep, _kept, _overload_goals, _replaced, main
 from experiments.fixed_limit import Window
+from experiments.service import sequence_seconds
 from loadgen.reading import parse
+from tests.loadgen.builders import attempt, run
 from tests.sidecar.harness import settings_of
 from tokenpool.door import DoorSettings
 from tokenpool.poolfile import parse as parse_pool
@@ -153,3 +155,13 @@ def test_a_soak_that_went_well_reaches_its_goals() -> None:
 def test_a_soak_that_went_wrong_misses_one(change: dict[str, Any]) -> None:
     missed = [goal for goal, is_reached in soak.goals(replace(SOAKED, **change)) if not is_reached]
     assert len(missed) == 1
+
+
+def test_a_sequence_runs_from_its_first_token_on_not_from_when_it_was_sent() -> None:
+    """A request that waits in a queue for 1 s holds no part of the engine."""
+    waited = attempt(0.0, tenant="a", end_s=1.5, first_s=1.0, gap_mean_s=0.1)
+    at_once = attempt(0.9, tenant="b", end_s=1.5, first_s=1.0, gap_mean_s=0.1)
+    shed = attempt(0.0, tenant="b", end_s=1.5, first_s=None)
+    made = run(waited, at_once, shed)
+    assert sequence_seconds(made, "ab", 0.0, 2.0) == {"a": pytest.approx(0.6), "b": pytest.approx(0.6)}
+    assert sequence_seconds(made, "ab", 0.0, 1.2) == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}

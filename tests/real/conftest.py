@@ -37,6 +37,7 @@ entitlements:
     pool: chat
     tier: elastic
     ceiling: {{concurrency: 1}}
+    slo: {{ttft_ms: 50}}  # so that its requests wait no longer in the queue
     api_keys: [narrow-key]
 """
 
