@@ -48,11 +48,11 @@ bench: compiled ## the proxy beside nginx, Envoy and aiohttp, as ratios in one r
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	$(COMPILED) $(BIN)/python -m bench
 
-experiments: .venv/.installed engine ## a guarantee in overload, fairness in scarcity, on real vLLM, with baselines; EXPERIMENTS="--seeds 1 --short"
-	$(BIN)/python -m experiments $(EXPERIMENTS)
+experiments: compiled engine ## a guarantee in overload, fairness in scarcity, on real vLLM, with baselines; EXPERIMENTS="--seeds 1 --short"
+	$(COMPILED) $(BIN)/python -m experiments $(EXPERIMENTS)
 
-soak: .venv/.installed engine ## half an hour at half load on two real engines, with faults; memory, tickets and counters
-	$(BIN)/python -m experiments soak $(EXPERIMENTS)
+soak: compiled engine ## half an hour at half load on two real engines, with faults; memory, tickets and counters
+	$(COMPILED) $(BIN)/python -m experiments soak $(EXPERIMENTS)
 
 sim: .venv/.installed ## the protocol between sidecars and books on a virtual clock, large; SIM_SEED=1 repeats a world
 	$(BIN)/python -m simulation

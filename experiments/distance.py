@@ -1,10 +1,15 @@
-"""How many requests are refused on an idle pool, by tenants, sidecars and distance of the lease store.
+"""What the distance of the lease store costs, by tenants and sidecars, on an idle pool and under contention.
 
-Capacity is ample here: engines with many free slots, tenants without ceilings. So every refusal is a fault of
-the sidecars' bookkeeping, and every millisecond above a direct request is theirs, too. Each row starts real
-processes: Redis behind a relay that adds a delay each way, a coordinator, sidecars, one stub of an engine.
+Each row starts real processes: Redis behind a relay that adds a delay each way, a coordinator, sidecars, one
+stub of an engine.
 
-    python -m experiments.distance --tenants 50,200,500,1500 --sidecars 1,2,8 --distance-ms 0,6,12,40
+On an idle pool, engines have many free slots and tenants have no ceilings. So every refusal is a fault of the
+sidecars' bookkeeping, and every millisecond above a direct request is theirs.
+
+With ``--contended``, tenants ask for twice what the pool can serve. What each class of them is served is
+compared with the memory form: one sidecar with all slots that asks no store.
+
+    python -m experiments.distance --tenants 50,200,500,1500 --sidecars 1,2,8 --distance-ms memory,0,6,12,40
 """
 
 from __future__ import annotations
@@ -22,34 +27,25 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import uvloop
 
 from demo.engine import free_port
 from demo.redis import executable
 from experiments.processes import Part, module, running
-from experiments.relay import Relay
 
 OUT = Path(__file__).parent.parent / "out" / "distance"
-SERVICE_S = 0.05
-SLOTS = 64
 MOST_REFUSED = 0.001
 NOISE_S = 0.01
 """What a busy machine of two cores adds to a P99 at times, whatever the store does."""
-_METRICS = (
-    "process_start_time_seconds 1.0\n"
-    'vllm:num_requests_running{model_name="stub"} 0.0\n'
-    'vllm:num_requests_waiting{model_name="stub"} 0.0\n'
-    'vllm:kv_cache_usage_perc{model_name="stub"} 0.0\n'
-    'vllm:cache_config_info{block_size="16",num_gpu_blocks="1000000"} 1.0\n'
-)
-_ANSWER = json.dumps(
-    {
-        "choices": [{"index": 0, "text": "word " * 20, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 24, "completion_tokens": 20, "total_tokens": 44},
-    }
-)
+SHARE_NOISE = 0.1
+"""What a class is served may differ by so much of what it asks for: arrivals are random."""
+PROMPT = "share " * 16
+MEMORY = -1.0
+"""In the place of a distance: one sidecar that asks no store."""
+JOINED_S = 4.0
+"""Until every sidecar has joined and seen all limits twice."""
 
 
 @dataclass(frozen=True)
@@ -59,95 +55,88 @@ class Row:
     tenants: int
     sidecars: int
     distance_ms: float
-    """Round trip to the store; below 0 the store is in the sidecar's memory."""
+    """Round trip to the store, or ``MEMORY``."""
     rate: float
     requests: int
     refused: int
     reasons: dict[str, int]
     p50_ms: float
-    """Added to a direct request."""
+    """Added to a direct request, of those that were served."""
     p99_ms: float
+    served: dict[str, float]
+    """The part of each class's requests that was served."""
 
     @property
-    def is_good(self) -> bool:
+    def has_no_cost(self) -> bool:
         """Whether nobody was refused and nobody waited for more than two round trips."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
-
-class Stub(asyncio.Protocol):
-    """One connection of an engine that answers every completion after ``SERVICE_S``."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._transport: asyncio.Transport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: a client connected."""
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio: a part of a request."""
-        self._buffer += data
-        head, end, rest = self._buffer.partition(b"\r\n\r\n")
-        if not end:
-            return
-        length = 0
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                length = int(line[15:])
-        if len(rest) < length:
-            return
-        self._buffer = rest[length:]
-        path = head.split(b" ", 2)[1]
-        if path == b"/metrics":
-            self._answer(_METRICS, "text/plain")
-        elif path in (b"/health", b"/v1/models"):
-            self._answer('{"data":[{"id":"stub","max_model_len":32768}]}')
-        else:
-            asyncio.get_running_loop().call_later(SERVICE_S, self._answer, _ANSWER)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the client disconnected."""
-        self._transport = None
-
-    def _answer(self, text: str, kind: str = "application/json") -> None:
-        if self._transport is not None:
-            body = text.encode()
-            self._transport.write(
-                b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b"
-                % (kind.encode(), len(body), body)
-            )
+    def is_as_fair_as(self, memory: Row) -> bool:
+        """Whether the guaranteed tenants are served, and the others as in the memory form."""
+        light, greedy = (memory.served[kind] - self.served[kind] for kind in ("light", "greedy"))
+        return self.served["guaranteed"] >= 1 - MOST_REFUSED and max(light, greedy) <= SHARE_NOISE
 
 
-async def serve(port: int) -> None:
-    """The stub, until it is ended."""
-    server = await asyncio.get_running_loop().create_server(Stub, "127.0.0.1", port)
-    await server.serve_forever()
+class Load(NamedTuple):
+    """What is asked of the pool, and what it has."""
+
+    service_s: float
+    """How long the engine works at a request."""
+    slots: int
+    """Sequences that the whole pool runs; 0: as many as ``IDLE_SLOTS`` for each sidecar."""
 
 
-async def stand_between(target: int, port: int, delay_s: float) -> None:
-    """A relay that adds a delay each way, until it is ended."""
-    relay = Relay(target)
-    relay.delay_s = delay_s
-    await relay.start(port)
-    await asyncio.Event().wait()
+IDLE = Load(0.05, 0)
+CONTENDED = Load(0.5, 48)
+"""At 200 requests/s twice what the pool can serve."""
+IDLE_SLOTS = 64
+GUARANTEED, GREEDY = 10, 5
+"""Tenants of a contended pool: with a guarantee of three sequences; and those that send most of the rest."""
+GREEDY_PART = 0.75
 
 
-def pool_file(tenants: int, sidecars: int) -> str:
-    """Elastic tenants without ceilings, on engines of ``SLOTS``; one in ten is guaranteed a little."""
-    promised = max(tenants // 10, 1)
-    guarantee = f"{{concurrency: {SLOTS * sidecars / promised / 4:.4f}}}"
-    rows = [
-        f"  - {{name: t{n}, pool: p, api_keys: [t{n}-key-{n}], "
-        + (f"tier: guaranteed, guarantee: {guarantee}}}" if n % 10 == 0 else "tier: elastic}")
-        for n in range(tenants)
+class Tenant(NamedTuple):
+    """One entitlement, and its part of the arrivals."""
+
+    name: str
+    kind: str
+    terms: str
+    """Of the pool file."""
+    arrivals: float
+
+
+def idle_tenants(count: int, slots: int) -> list[Tenant]:
+    """Elastic tenants without ceilings; one in ten has a guarantee, a quarter of the pool in all."""
+    guarantee = f"{{concurrency: {slots / max(count // 10, 1) / 4:.4f}}}"
+    return [
+        Tenant(f"t{n}", "guaranteed", f"tier: guaranteed, guarantee: {guarantee}", 1.0)
+        if n % 10 == 0
+        else Tenant(f"t{n}", "light", "tier: elastic", 1.0)
+        for n in range(count)
     ]
+
+
+def contending_tenants(count: int) -> list[Tenant]:
+    """A few guaranteed tenants with a tenth of the arrivals, a few greedy ones, and many light ones."""
+    elastic, light = 0.95, count - GUARANTEED - GREEDY
+    promised = "tier: guaranteed, guarantee: {concurrency: 3}"
+    classes = (
+        ("guaranteed", GUARANTEED, promised, (1 - elastic) / GUARANTEED),
+        ("greedy", GREEDY, "tier: elastic", elastic * GREEDY_PART / GREEDY),
+        ("light", light, "tier: elastic", elastic * (1 - GREEDY_PART) / light),
+    )
+    return [Tenant(f"{kind}{n}", kind, terms, part) for kind, of, terms, part in classes for n in range(of)]
+
+
+def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:
+    """The pool file; ``slots`` are each engine's."""
+    rows = [f"  - {{name: {t.name}, pool: p, api_keys: [{t.name}-key], {t.terms}}}" for t in tenants]
     return "\n".join(
         [
             "pools:",
             f"  - {{name: p, models: [stub], replicas: {{min: {sidecars}, max: {sidecars}}},",
-            f"     replica: {{tokens_per_second: 1000000, kv_tokens: auto, concurrency: {SLOTS}}}}}",
+            f"     replica: {{tokens_per_second: 1000000, kv_tokens: auto, concurrency: {slots}}}}}",
             "entitlements:",
             *rows,
         ]
@@ -155,34 +144,25 @@ def pool_file(tenants: int, sidecars: int) -> str:
 
 
 @contextlib.contextmanager
-def pool(folder: Path, tenants: int, sidecars: int, distance_ms: float, engine: int) -> Iterator[list[int]]:
-    """Everything but the engine; the ports of the sidecars."""
+def pool(
+    folder: Path, tenants: Sequence[Tenant], sidecars: int, slots: int, distance_ms: float, engine: int
+) -> Iterator[list[int]]:
+    """Everything but the engine; the ports of the sidecars. ``slots`` are each sidecar's."""
     file = folder / "pool.yaml"
-    file.write_text(pool_file(tenants, sidecars))
+    file.write_text(pool_file(tenants, sidecars, slots))
     with contextlib.ExitStack() as stack:
         store: list[str] = []
-        if distance_ms >= 0:
+        if distance_ms != MEMORY:
             own, far, page = free_port(), free_port(), free_port()
-            redis = [
-                executable(),
-                "--port",
-                str(own),
-                "--bind",
-                "127.0.0.1",
-                "--save",
-                "",
-                "--dir",
-                str(folder),
-            ]
-            stack.enter_context(running(Part("redis", redis, folder)))
-            between = [*module("experiments.distance"), "--relay", f"{own}:{far}:{distance_ms / 2000}"]
-            stack.enter_context(running(Part("relay", between, folder)))
+            redis = [executable(), "--port", str(own), "--bind", "127.0.0.1", "--save", ""]
+            stack.enter_context(running(Part("redis", [*redis, "--dir", str(folder)], folder)))
+            relay = [*module("experiments.relay"), str(own), str(far), str(distance_ms / 2000)]
+            stack.enter_context(running(Part("relay", relay, folder)))
             store = ["--store", f"redis://127.0.0.1:{far}"]
             lead = [*module("coordinator"), "run", "--config", str(file), *store]
             lead += ["--listen", f"127.0.0.1:{page}", "--log-level", "warning"]
-            stack.enter_context(
-                running(Part("coordinator", lead, folder, f"http://127.0.0.1:{page}/healthz"))
-            )
+            probe = f"http://127.0.0.1:{page}/healthz"
+            stack.enter_context(running(Part("coordinator", lead, folder, probe)))
         ports, parts = [], []
         for number in range(sidecars):
             listen, admin = free_port(), free_port()
@@ -193,15 +173,15 @@ def pool(folder: Path, tenants: int, sidecars: int, distance_ms: float, engine: 
             ports.append(listen)
         for part in parts:
             stack.enter_context(running(part))
-        time.sleep(4)  # joined, and two looks at all limits
+        time.sleep(JOINED_S)
         yield ports
 
 
-def request(tenant: int) -> bytes:
+def request(tenant: str) -> bytes:
     """A small completion."""
-    body = json.dumps({"model": "stub", "prompt": "share " * 16, "max_tokens": 32}).encode()
+    body = json.dumps({"model": "stub", "prompt": PROMPT, "max_tokens": 32}).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer t{tenant}-key-{tenant}\r\n"
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {tenant}-key\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -236,35 +216,51 @@ class Connections:
                 writer.close()
 
 
-async def drive(
-    ports: Sequence[int], tenants: int, rate: float, seconds: float, seed: int
-) -> tuple[list[float], Counter[str]]:
-    """Poisson arrivals, each of a random tenant at a random port; latencies (s), and why requests failed."""
-    chance, connections = random.Random(f"distance {seed}"), Connections()
-    latencies: list[float] = []
-    failures: Counter[str] = Counter()
-    requests = [request(tenant) for tenant in range(tenants)]
+@dataclass
+class Outcome:
+    """What became of the requests of a run."""
 
-    async def one(port: int, data: bytes) -> None:
+    latencies: list[float]
+    """Seconds, of those that were served."""
+    failures: Counter[str]
+    """Why the others were not."""
+    asked: Counter[str]
+    served: Counter[str]
+    """By class of tenants."""
+
+
+async def drive(
+    ports: Sequence[int], tenants: Sequence[Tenant], rate: float, seconds: float, seed: int
+) -> Outcome:
+    """Poisson arrivals, each of a random tenant at a random port."""
+    chance, connections = random.Random(f"distance {seed}"), Connections()
+    outcome = Outcome([], Counter(), Counter(), Counter())
+    requests = {tenant.name: request(tenant.name) for tenant in tenants}
+    parts = list(itertools.accumulate(tenant.arrivals for tenant in tenants))
+
+    async def one(port: int, tenant: Tenant) -> None:
         began = time.perf_counter()
+        outcome.asked[tenant.kind] += 1
         try:
             async with asyncio.timeout(10):
-                status, reason = await connections.ask(port, data)
+                status, reason = await connections.ask(port, requests[tenant.name])
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            failures[type(error).__name__] += 1
+            outcome.failures[type(error).__name__] += 1
             return
-        latencies.append(time.perf_counter() - began)
-        if status != 200:
-            failures[f"{status} {reason}"] += 1
+        if status == 200:
+            outcome.latencies.append(time.perf_counter() - began)
+            outcome.served[tenant.kind] += 1
+        else:
+            outcome.failures[f"{status} {reason}"] += 1
 
     started, due = time.perf_counter(), 0.0
     async with asyncio.TaskGroup() as group:
         while due < seconds:
             due += chance.expovariate(rate)
             await asyncio.sleep(max(started + due - time.perf_counter(), 0.0))
-            group.create_task(one(chance.choice(ports), chance.choice(requests)))
+            group.create_task(one(chance.choice(ports), chance.choices(tenants, cum_weights=parts)[0]))
     connections.close()
-    return latencies, failures
+    return outcome
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -273,69 +269,84 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else float("nan")
 
 
-def measure(folder: Path, engine: int, case: tuple[int, int, float], rate: float, seconds: float) -> Row:
-    """One row."""
-    tenants, sidecars, distance_ms = case
-    direct, _ = uvloop.run(drive([engine], tenants, rate, min(seconds, 4.0), 0))
-    with pool(folder, tenants, sidecars, distance_ms, engine) as ports:
-        latencies, failures = uvloop.run(drive(ports, tenants, rate, seconds, 1))
-    usual = percentile(direct, 0.5)
+def measure(
+    folder: Path, engine: int, case: tuple[int, int, float], rate: float, seconds: float, load: Load = IDLE
+) -> Row:
+    """One row. ``case`` is the number of tenants, that of sidecars and the round trip to the store, ms."""
+    count, sidecars, distance_ms = case
+    slots = -(-load.slots // sidecars) or IDLE_SLOTS
+    tenants = contending_tenants(count) if load.slots else idle_tenants(count, sidecars * slots)
+    direct = uvloop.run(drive([engine], tenants, rate, min(seconds, 4.0), 0))
+    with pool(folder, tenants, sidecars, slots, distance_ms, engine) as ports:
+        seen = uvloop.run(drive(ports, tenants, rate, seconds, 1))
+    usual = percentile(direct.latencies, 0.5)
     return Row(
-        tenants,
+        count,
         sidecars,
         distance_ms,
         rate,
-        len(latencies),
-        failures.total(),
-        dict(failures),
-        1000 * (percentile(latencies, 0.5) - usual),
-        1000 * (percentile(latencies, 0.99) - usual),
+        seen.asked.total(),
+        seen.failures.total(),
+        dict(seen.failures),
+        1000 * (percentile(seen.latencies, 0.5) - usual),
+        1000 * (percentile(seen.latencies, 0.99) - usual),
+        {kind: seen.served[kind] / asked for kind, asked in seen.asked.items()},
+    )
+
+
+HEAD = "tenants  sidecars  store, ms   requests  refused   added P50    P99 ms   served"
+
+
+def line(row: Row, *, is_good: bool) -> str:
+    """A row of the table."""
+    where = "memory" if row.distance_ms == MEMORY else f"{row.distance_ms:g}"
+    served = ", ".join(f"{kind} {part:.1%}" for kind, part in sorted(row.served.items()))
+    return (
+        f"{row.tenants:7} {row.sidecars:9} {where:>10} {row.requests:10} {row.refused:8}"
+        f" {row.p50_ms:11.1f} {row.p99_ms:9.1f}   {served}  {'' if is_good else 'MISSED '}{row.reasons or ''}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is asked for; 1 where a request was refused or waited too long."""
+    """Measure what is asked for; 1 where a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m experiments.distance", description=__doc__)
     parser.add_argument("--tenants", default="50,200,500,1500")
     parser.add_argument("--sidecars", default="1,2,8")
-    parser.add_argument("--distance-ms", default="-1,0,6,12,40", help="-1: the store in memory (one sidecar)")
+    parser.add_argument("--distance-ms", default="memory,0,6,12,40", help="memory: one sidecar, no store")
     parser.add_argument("--rate", type=float, default=200.0, help="requests/s in all [200]")
     parser.add_argument("--seconds", type=float, default=12.0, help="of load in each row [12]")
-    parser.add_argument("--relay", help=argparse.SUPPRESS)
-    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--contended", action="store_true", help="ask for twice what the pool can serve")
     arguments = parser.parse_args(argv)
-    if arguments.serve:
-        uvloop.run(serve(arguments.serve))
-    if arguments.relay:
-        target, port, delay = arguments.relay.split(":")
-        uvloop.run(stand_between(int(target), int(port), float(delay)))
+    load = CONTENDED if arguments.contended else IDLE
     cases = itertools.product(
         [int(n) for n in arguments.tenants.split(",")],
         [int(n) for n in arguments.sidecars.split(",")],
-        [float(n) for n in arguments.distance_ms.split(",")],
+        [MEMORY if n == "memory" else float(n) for n in arguments.distance_ms.split(",")],
     )
     engine, rows = free_port(), []
-    print("tenants  sidecars  store, ms   requests  refused   added P50    P99 ms", flush=True)
+    memory: dict[int, Row] = {}
+    missed = 0
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        stub = [*module("experiments.distance"), "--serve", str(engine)]
+        stub = [*module("experiments.stub_engine"), str(engine), str(load.service_s)]
         with running(Part("engine", stub, Path(folder), f"http://127.0.0.1:{engine}/health")):
             for number, case in enumerate(cases):
-                if case[2] < 0 and case[1] > 1:
+                if case[2] == MEMORY and case[1] > 1:
                     continue
                 own = Path(folder) / str(number)
                 own.mkdir()
-                row = measure(own, engine, case, arguments.rate, arguments.seconds)
+                row = measure(own, engine, case, arguments.rate, arguments.seconds, load)
                 rows.append(row)
-                where = "memory" if row.distance_ms < 0 else f"{row.distance_ms:g}"
-                print(
-                    f"{row.tenants:7} {row.sidecars:9} {where:>10} {row.requests:10} {row.refused:8}"
-                    f" {row.p50_ms:11.1f} {row.p99_ms:9.1f}  {'' if row.is_good else 'MISSED '}"
-                    f"{row.reasons or ''}",
-                    flush=True,
-                )
+                if row.distance_ms == MEMORY:
+                    memory[row.tenants] = row
+                compared = memory.get(row.tenants, row)
+                is_good = row.is_as_fair_as(compared) if arguments.contended else row.has_no_cost
+                missed += not is_good
+                print(line(row, is_good=is_good), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "result.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    return 0 if all(row.is_good for row in rows) else 1
+    name = "contended.json" if arguments.contended else "idle.json"
+    (OUT / name).write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

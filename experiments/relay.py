@@ -1,9 +1,15 @@
-"""A TCP relay in front of Redis that can be slow, or lose everything, as a network does."""
+"""A TCP relay in front of Redis that can be slow, or lose everything, as a network does.
+
+python -m experiments.relay TARGET PORT DELAY_S
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
+
+import uvloop
 
 
 class Relay:
@@ -66,3 +72,15 @@ class Relay:
 def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     if not writer.transport.is_closing():
         writer.write(data)
+
+
+async def relay(target: int, port: int, delay_s: float) -> None:
+    """Add a delay each way until the process ends."""
+    made = Relay(target)
+    made.delay_s = delay_s
+    await made.start(port)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    uvloop.run(relay(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])))

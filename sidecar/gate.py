@@ -268,6 +268,8 @@ class Gate:
         """Requests that were sent again without."""
         self._spot: dict[Passage, None] = {}
         """Spot requests in flight."""
+        self._not_begun: dict[Passage, None] = {}
+        """Requests inside their guarantee that may still wait in the engine."""
         self._enters: Passage | None = None
         """The last request inside its guarantee, while the engine may not have begun with it."""
         self._clock = clock
@@ -591,6 +593,7 @@ class Gate:
             self._spot[passage] = None
         elif passage.is_guaranteed:
             self._enters = passage
+            self._not_begun[passage] = None
             if self._spot:
                 self._make_room()
         return passage
@@ -644,12 +647,15 @@ class Gate:
                 extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
             )
 
-    def _make_room(self) -> None:
-        """End as many spot requests as a request inside its guarantee, just admitted, is too many."""
+    def _make_room(self, tolerated: float = 0.0) -> None:
+        """End as many spot requests as the engine has too many, for a request inside its guarantee.
+
+        Nothing is ended for a surplus of at most ``tolerated`` sequences.
+        """
         ledger, room = self.ledger, self.engine.room
         sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
-        if sequences <= 0 and kv_tokens <= 0:
+        if sequences <= tolerated and kv_tokens <= 0:
             return
         running = [
             (passage, _running(passage, passage.ticket))
@@ -697,6 +703,7 @@ class Gate:
         """The first output of an answer came so long after the request."""
         account = passage.account
         passage.has_begun = True
+        self._not_begun.pop(passage, None)
         self._telemetry.first_token(account, seconds)
         if passage.is_guaranteed and passage.streams and account is not None and self.levers.slo_feedback:
             promised = account.entitlement.slo.ttft_ms
@@ -712,6 +719,9 @@ class Gate:
             queue=QUEUE if self.levers.engine_priority is EnginePriority.ON else 0.0,
             preemptible_queue=PREEMPTIBLE_QUEUE,
         )
+        if self._spot and self._not_begun:
+            # It may run less than was believed when these were admitted.
+            self._make_room(tolerated=PREEMPTIBLE_QUEUE)
         self.serve_door()
 
     def engine_restarted(self) -> None:
@@ -762,6 +772,7 @@ class Gate:
             return
         passage.ticket = None
         self._spot.pop(passage, None)
+        self._not_begun.pop(passage, None)
         if passage is self._enters:
             self._enters = None
         reported = usage is not None

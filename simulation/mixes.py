@@ -114,6 +114,46 @@ def distant(
     )
 
 
+GUARANTEED, GREEDY = 10, 5
+"""Tenants of a contended pool: with a guarantee of three sequences; and those that send most of the rest."""
+GREEDY_PART = 0.75
+
+
+def contended(
+    tenants: int,
+    sidecars: int,
+    distance_ms: float,
+    *,
+    seed: int,
+    rate: float = 200.0,
+    slots: int = 48,
+    seconds: float = 24.0,
+) -> Setup:
+    """Twice as many requests as the pool can serve; the guaranteed tenants ask for a tenth of it.
+
+    ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the books.
+    Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
+    """
+    elastic, light = 0.95, tenants - GUARANTEED - GREEDY
+    made = [
+        Tenant(
+            Entitlement(f"guaranteed{n}", "pool", Tier.GUARANTEED, guarantee=_sequences(3)),
+            0,
+            arrivals=(1 - elastic) / GUARANTEED,
+        )
+        for n in range(GUARANTEED)
+    ]
+    for kind, count, part in (("greedy", GREEDY, GREEDY_PART), ("light", light, 1 - GREEDY_PART)):
+        made += [
+            Tenant(Entitlement(f"{kind}{n}", "pool", Tier.ELASTIC), 0, arrivals=elastic * part / count)
+            for n in range(count)
+        ]
+    made = [replace(tenant, tokens=25) for tenant in made]
+    distance_s = max(distance_ms, 0.1) / 2000
+    per_sidecar = math.ceil(slots / sidecars)
+    return Setup(made, sidecars, per_sidecar, seconds, seed=seed, open_loop=rate, distance_s=distance_s)
+
+
 BURSTY = 40
 """Sequences that a bursty tenant may have at once."""
 

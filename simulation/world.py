@@ -12,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
@@ -48,6 +49,8 @@ class Tenant:
     skew: float = 0.0
     """The share of requests that goes to the first sidecar instead."""
     starts_at: float = 0.0
+    arrivals: float = 1.0
+    """Its part of the arrivals in open loop, beside those of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,10 @@ class Figures:
     borrowed_s: float = 0.0
     taken_ahead: int = 0
     """Requests that were admitted before they were reported."""
+    offered: Counter[str] = field(default_factory=Counter)
+    """Requests by entitlement."""
+    shed: Counter[str] = field(default_factory=Counter)
+    """The same of those that were shed."""
     waits: list[float] = field(default_factory=list)
     """Of every request that was admitted: the time to its decision, in seconds."""
     busy: float = 0.0
@@ -132,6 +139,12 @@ class Figures:
     served: list[tuple[float, float, str, int]] = field(default_factory=list)
     """Of each request: when an engine began and ended it, whose it was, its tokens."""
     most_running: Counter[str] = field(default_factory=Counter)
+
+    def served_part(self, prefix: str) -> float:
+        """The part that was served of the requests of those whose names begin with ``prefix``."""
+        offered = sum(count for name, count in self.offered.items() if name.startswith(prefix))
+        shed = sum(count for name, count in self.shed.items() if name.startswith(prefix))
+        return 1 - shed / offered
 
     @property
     def utilisation(self) -> float:
@@ -172,6 +185,7 @@ class _Sidecar:
         self.grants.follow(self.accounts, now)
         self.backlog: deque[_Request] = deque()
         self.running = 0
+        self._looks_at = math.inf
         self._awaited: set[int] = set()
         """Numbers of messages that are neither answered nor given up."""
         slots = world.setup.slots
@@ -302,13 +316,17 @@ class _Sidecar:
             self.send()
 
     def _look_later(self) -> None:
+        """One look is planned at a time; an earlier one takes its place."""
         at = self.grants.looks_at()
-        if at < math.inf:
-            self.later(max(at - self.clock(), 0.0) + 1e-6, self._look)
+        if at < self._looks_at:
+            self._looks_at = at
+            self.later(max(at - self.clock(), 0.0) + 1e-6, lambda: self._look(at))
 
-    def _look(self) -> None:
-        self.grants.look(self.clock())
-        self._more()
+    def _look(self, planned_at: float) -> None:
+        if planned_at == self._looks_at:
+            self._looks_at = math.inf
+            self.grants.look(self.clock())
+            self._more()
 
 
 class World:
@@ -327,6 +345,7 @@ class World:
         self._before: Census | None = None
         self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
         self._memory = NO_MEMORY
+        self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
         self._running: Counter[str] = Counter()
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         self._busy_since = 0.0
@@ -405,12 +424,14 @@ class World:
         sidecar = sidecars[0] if chance.random() < request.tenant.skew else chance.choice(sidecars)
         if self.now >= self.setup.warm_up_s:
             self.figures.requests += 1
+            self.figures.offered[request.tenant.entitlement.name] += 1
         request.came = self.now
         sidecar.wake(lambda: sidecar.offer(request))
 
     def _arrive_at_random(self) -> None:
         """Poisson arrivals, each of a random tenant."""
-        self._arrive(self.chance.choice(self.setup.tenants))
+        chosen = self.chance.choices(self.setup.tenants, cum_weights=self._arrivals)
+        self._arrive(chosen[0])
         self.after(self.chance.expovariate(self.setup.open_loop), self._arrive_at_random)
 
     def _again(self, tenant: Tenant, wait: float) -> None:
@@ -478,6 +499,7 @@ class World:
         name = account.entitlement.name
         if self.now >= self.setup.warm_up_s:
             self.figures.sheds[shed.reason.value] += 1
+            self.figures.shed[name] += 1
             page = self.books.page(name, self.now) if self.books is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]

@@ -27,10 +27,11 @@ _Key = TypeVar("_Key")
 def victims(
     running: Iterable[tuple[_Key, Running]], sequences: float, kv_tokens: float
 ) -> list[tuple[_Key, Running]]:
-    """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none where all are not enough.
+    """The requests to end so that ``sequences`` and ``kv_tokens`` become free; all where all are not enough.
 
     Those first that have not begun: nothing of them is lost, and they would take what the others free. Then
     the youngest, since least of what was computed for them is lost. None that the others make unnecessary.
+    Where all are not enough, guaranteed requests wait in the engine, and each that is ended lets one begin.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []
@@ -43,7 +44,7 @@ def victims(
         freed_sequences += request.sequences
         freed_kv += request.kv_tokens
     if freed_sequences < sequences or freed_kv < kv_tokens:
-        return []
+        return chosen
     for row in list(chosen):
         left_sequences, left_kv = freed_sequences - row[1].sequences, freed_kv - row[1].kv_tokens
         if left_sequences >= sequences and left_kv >= kv_tokens:

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from demo.engine import free_port
-from experiments.distance import measure
+from experiments.distance import IDLE, measure
 from experiments.processes import Part, module, running
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[int]:
     port = free_port()
-    stub = [*module("experiments.distance"), "--serve", str(port)]
+    stub = [*module("experiments.stub_engine"), str(port), str(IDLE.service_s)]
     with running(Part("engine", stub, tmp_path, f"http://127.0.0.1:{port}/health")):
         yield port
 

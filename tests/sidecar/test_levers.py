@@ -160,6 +160,35 @@ async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
         assert sidecar.gate.accounts["s"].concurrency_in_use == 2
 
 
+UNKNOWN_SLOTS = TWO_SLOTS.replace("kv_tokens: auto, concurrency: 2", "kv_tokens: auto, concurrency: auto")
+
+
+async def test_spot_ends_where_the_engine_runs_less_than_was_believed_while_a_guarantee_waits(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    """A silent engine is taken for a large one until it says what it runs: that came 30 s late."""
+
+    async def silent(request: Received, writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    engine.answer = silent
+    async with sidecar_for(engine.port, tmp_path, pool=UNKNOWN_SLOTS) as sidecar:
+        keys = ["s-key"] * 6 + ["g-key"] * 3
+        sent = []
+        for number, key in enumerate(keys):
+            sent.append(asyncio.ensure_future(ask(sidecar, request(key=key))))
+            await until(lambda number=number: len(engine.received) > number)  # type: ignore[misc]
+        engine.running, engine.waiting = 2, 7
+        await until(lambda: sidecar.gate.engine.room.slots == 2)
+        await until(lambda: sidecar.gate.accounts["s"].concurrency_in_use == 0)
+        assert sidecar.gate.accounts["g"].concurrency_in_use == 3
+        ended = [(await task).headers["x-tokenpool-reason"] for task in sent[:6]]
+        assert ended == ["preempted"] * 6
+        for task in sent[6:]:
+            task.cancel()
+        await asyncio.gather(*sent, return_exceptions=True)
+
+
 ONE_ELASTIC = KEEPS.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
 
 

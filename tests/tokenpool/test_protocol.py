@@ -12,6 +12,7 @@ from simulation.mixes import (
     BURSTY,
     TROUBLE,
     ample,
+    contended,
     distant,
     lending,
     lone_tenant,
@@ -132,6 +133,19 @@ def test_far_books_keep_limits_guarantees_and_utilisation_under_contention(seed:
     assert far.over_admitted < 1
     assert far.guaranteed_sheds == 0
     assert far.utilisation >= 0.9 * near.utilisation
+
+
+@pytest.mark.parametrize("tenants", [50, 1500])
+@pytest.mark.parametrize("sidecars", [1, 8])
+def test_far_books_share_a_contended_pool_as_near_ones_do(tenants: int, sidecars: int) -> None:
+    near, far = (
+        simulate(contended(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=14.0))
+        for distance_ms in (0.0, 40.0)
+    )
+    assert far.over_admitted < 1
+    assert far.guaranteed_sheds == 0
+    for kind in ("greedy", "light"):
+        assert far.served_part(kind) == pytest.approx(near.served_part(kind), abs=0.1)
 
 
 @pytest.mark.parametrize("seed", SEEDS[1:4])
