@@ -25,7 +25,7 @@ from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
 from tokenpool.books import RECALL, Answer, Message, Push
-from tokenpool.grants import Grants, GrantSettings, Mode
+from tokenpool.grants import MOST_UNDER_WAY, Grants, GrantSettings, Mode
 from tokenpool.store import Store, StoreDown
 from tokenpool.wire import (
     MOST_REPORTED,
@@ -430,6 +430,7 @@ class Replication:
 
     async def _read_limits(self) -> None:
         try:
+            await self._store.connect(MOST_UNDER_WAY)
             self.grants.learn(*await self._store.limits(), self._telemetry.clock())
         except StoreDown:
             pass  # said by whoever speaks

@@ -21,6 +21,9 @@ class MemoryStore:
         self._scale: tuple[bytes, float] | None = None
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
+    async def connect(self, count: int) -> None:
+        """See ``Store``."""
+
     async def exchange(self, message: Message) -> Answer:
         """See ``Store``."""
         answer = self._books.exchange(message, self._clock())

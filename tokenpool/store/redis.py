@@ -121,6 +121,8 @@ class RedisStore:
         self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
         self._generation = 0
         """The number of the current set of connections."""
+        self._connected = -1
+        """The last set of which several were opened before they were needed."""
         self._is_down = False
         """Whether the last call failed."""
         self._common = {
@@ -131,6 +133,17 @@ class RedisStore:
             "contended": CONTENDED_S,
             "floor_memory": FLOOR_MEMORY_S,
         }
+
+    async def connect(self, count: int) -> None:
+        """See ``Store``. The handshake of a connection takes three round trips, and more with TLS."""
+        generation = self._generation
+        if generation == self._connected or not isinstance(self._client, redis.asyncio.Redis):
+            return
+        self._check_up()
+        async with self._call():
+            # A connection that is in use is not used twice, so each call has one of its own.
+            await asyncio.gather(*(self._client.ping() for _ in range(count)))
+        self._connected = generation
 
     async def exchange(self, message: Message) -> Answer:
         """See ``Store``."""
