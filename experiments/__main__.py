@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import TypeVar
 
 import msgspec
@@ -190,7 +190,8 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
         recovers.append(name)
         goals += [(f"{setting.name}: {goal}", is_reached) for goal, is_reached in _kept_promises(ours)]
         if alone:
-            share = median(r.tokens_per_s for r in ours) / median(r.tokens_per_s for r in alone)
+            # Of all seeds together: an engine alone differs by a sixth between runs on a shared machine.
+            share = fmean(r.tokens_per_s for r in ours) / fmean(r.tokens_per_s for r in alone)
             text = f"{setting.name}: throughput is {share:.1%} of the engine's alone, at least 95 %"
             goals.append((text, share >= LEAST_THROUGHPUT))
             text = f"{setting.name}: the engine alone gets slower and slower"

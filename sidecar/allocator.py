@@ -7,12 +7,12 @@ entitlements of which one is active took 80 ms, four times a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from sidecar.gate import Gate
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity import CapacityModel
-from tokenpool.planner import Plan, PlannerSettings, Profile, plan, rested
+from tokenpool.planner import Plan, PlannerSettings, Profile, plan_steps, rested
 
 
 class Allocator:
@@ -42,23 +42,31 @@ class Allocator:
 
     def tick(self, now: float) -> None:
         """One round. ``now`` is seconds by the telemetry's clock."""
-        active = self._gate.ledger.active
+        for _ in self.tick_steps(lambda: now):
+            pass
+
+    def tick_steps(self, clock: Callable[[], float]) -> Iterator[None]:
+        """The same in steps, between which requests may be decided. The new limits hold all at once."""
+        active, reported_at = self._gate.ledger.active, clock()
         accounts = {account.entitlement.name: account for account in active}
-        before, self._ticked_at = self._ticked_at, now
-        made = self.plan = plan(
+        before, self._ticked_at = self._ticked_at, reported_at
+        made = yield from plan_steps(
             self._capacity.amount(),
             [account.entitlement for account in accounts.values()],
-            {name: account.report(now) for name, account in accounts.items()},
+            {name: account.report(reported_at) for name, account in accounts.items()},
             {name: account.debt for name, account in accounts.items()},
-            max(now - before, 0.0),
+            max(reported_at - before, 0.0),
             self._settings,
             {name: rested(profile, before - at) for name, (profile, at) in self._known_profiles(accounts)},
         )
-        active.planned(made.idle, now, self._settings.debt_decay_s)
+        if self._ticked_at != reported_at:
+            return  # the pool file has changed meanwhile, and all was planned anew
+        self.plan, now = made, clock()
+        active.planned(made.idle, reported_at, self._settings.debt_decay_s)
         for name, share in made.entitlements.items():
             account = accounts[name]
             account.apply(share.limit, share.assured, share.debt, now)
-            self._profiles[name] = made.profiles[name], now
+            self._profiles[name] = made.profiles[name], reported_at
             if active.can_rest(account, now):
                 active.retire(account)
         if len(self._profiles) > 2 * len(self._gate.accounts):
@@ -72,5 +80,6 @@ class Allocator:
     async def run(self, interval: float) -> None:
         """Tick until cancelled."""
         while True:
-            self.tick(self._telemetry.clock())
+            for _ in self.tick_steps(self._telemetry.clock):
+                await asyncio.sleep(0)
             await asyncio.sleep(interval)

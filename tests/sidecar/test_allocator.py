@@ -1,0 +1,49 @@
+"""A lone sidecar's tick goes in steps; requests are decided between them."""
+
+from __future__ import annotations
+
+from sidecar.allocator import Allocator
+from sidecar.gate import Gate
+from sidecar.identity import KeyRing
+from sidecar.telemetry import Telemetry
+from tests.sidecar.harness import POOL
+from tokenpool.amounts import Amount
+from tokenpool.capacity import CapacityModel
+from tokenpool.entitlements import ReplicaCapacity
+from tokenpool.planner import PlannerSettings
+from tokenpool.poolfile import parse
+
+
+def allocator() -> tuple[Gate, Allocator]:
+    file, telemetry = parse(POOL).file, Telemetry(10)
+    gate = Gate(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
+    for account in gate.accounts.values():
+        gate.ledger.active.touch(account, 0.0)
+    capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
+    return gate, Allocator(gate, telemetry, capacity, PlannerSettings())
+
+
+def limits(gate: Gate) -> dict[str, Amount]:
+    return {name: account.limit for name, account in gate.accounts.items()}
+
+
+def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
+    (whole, at_once), (stepped, slowly) = allocator(), allocator()
+    before = limits(stepped)
+    at_once.tick(1e6)
+    steps = 0
+    for _ in slowly.tick_steps(lambda: 1e6):
+        assert limits(stepped) == before
+        steps += 1
+    assert steps > 5
+    assert limits(stepped) == limits(whole) != before
+
+
+def test_a_tick_in_steps_gives_way_to_one_that_came_later() -> None:
+    _, made = allocator()
+    older = made.tick_steps(lambda: 1e6)
+    next(older)
+    made.tick(1e6 + 1)
+    plan = made.plan
+    assert list(older)  # to its end
+    assert made.plan is plan
