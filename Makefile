@@ -66,7 +66,7 @@ fuzz: .venv/.installed ## look for requests and answers that are read in two way
 engine: .venv/.installed ## install the real vLLM for CPUs that demo and tests use
 	@$(PYTHON) -m demo.install_engine
 
-compiled: .venv/.installed .compiled/.made ## the data path as machine code, for bench and tests; half a request's time, two minutes
+compiled: .venv/.installed .compiled/.made ## the data path as machine code, for bench, experiments and tests; half a request's time, two minutes
 
 .compiled/.made: $(SOURCES) | .venv/.installed
 	@rm -rf .compiled build && mkdir .compiled

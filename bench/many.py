@@ -1,9 +1,9 @@
-"""Many entitlements: what holds up requests that is no request, and what an idle sidecar costs.
+"""Many entitlements: which other work delays requests, and the CPU time of an idle sidecar.
 
 A client sends requests of one entitlement at a steady pace and notes how long each one takes, while
-something else is asked of the sidecar: its pages, a changed pool file. The longest request of all counts. The
-same without a disturbance stands beside it: it shows what the machine itself holds up. Pages are read by
-another process.
+something else is asked of the sidecar: its pages, a changed pool file. The result is the longest
+request of the run. A run without a disturbance shows the delays of the machine itself. Another process reads
+the pages.
 """
 
 from __future__ import annotations

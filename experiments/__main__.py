@@ -190,7 +190,7 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
         recovers.append(name)
         goals += [(f"{setting.name}: {goal}", is_reached) for goal, is_reached in _kept_promises(ours)]
         if alone:
-            # Of all seeds together: an engine alone differs by a sixth between runs on a shared machine.
+            # Mean over all seeds: on a shared machine the engine alone varies by a fifth between runs.
             share = fmean(r.tokens_per_s for r in ours) / fmean(r.tokens_per_s for r in alone)
             text = f"{setting.name}: throughput is {share:.1%} of the engine's alone, at least 95 %"
             goals.append((text, share >= LEAST_THROUGHPUT))

@@ -6,8 +6,8 @@ stub of an engine.
 On an idle pool, engines have many free slots and tenants have no ceilings. So every refusal is a fault of the
 sidecars' bookkeeping, and every millisecond above a direct request is theirs.
 
-With ``--contended``, tenants ask for twice what the pool can serve. What each class of them is served is
-compared with the memory form: one sidecar with all slots that asks no store.
+With ``--contended``, tenants request twice the capacity of the pool. For each class, the served share may be
+at most 10 points below that of the memory form: one sidecar with all slots, without Redis.
 
     python -m experiments.distance --tenants 50,200,500,1500 --sidecars 1,2,8 --distance-ms memory,0,6,12,40
 """
@@ -38,9 +38,9 @@ from experiments.processes import Part, module, running
 OUT = Path(__file__).parent.parent / "out" / "distance"
 MOST_REFUSED = 0.001
 NOISE_S = 0.015
-"""What two cores shared by a dozen processes add to a P99: the memory form alone has 3 to 13 ms."""
+"""Allowance for two cores shared by a dozen processes. Without Redis, the added P99 was 3 to 13 ms."""
 SHARE_NOISE = 0.1
-"""What a class is served may differ by so much of what it asks for: arrivals are random."""
+"""A class's served share may be this much lower than in the memory form, because arrivals are random."""
 PROMPT = "share " * 16
 MEMORY = -1.0
 """In the place of a distance: one sidecar that asks no store."""
@@ -61,14 +61,14 @@ class Row:
     refused: int
     reasons: dict[str, int]
     p50_ms: float
-    """Added to a direct request, of those that were served."""
+    """P50 of served requests, minus the P50 of direct requests."""
     p99_ms: float
     served: dict[str, float]
     """The part of each class's requests that was served."""
 
     @property
     def has_no_cost(self) -> bool:
-        """Whether nobody was refused and nobody waited for more than two round trips."""
+        """Whether hardly anybody was refused, and the added P99 is at most two round trips and ``NOISE_S``."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
@@ -92,7 +92,7 @@ CONTENDED = Load(0.5, 48)
 """At 200 requests/s twice what the pool can serve."""
 IDLE_SLOTS = 64
 GUARANTEED, GREEDY = 10, 5
-"""Tenants of a contended pool: with a guarantee of three sequences; and those that send most of the rest."""
+"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
 GREEDY_PART = 0.75
 
 
@@ -118,7 +118,7 @@ def idle_tenants(count: int, slots: int) -> list[Tenant]:
 
 
 def contending_tenants(count: int) -> list[Tenant]:
-    """A few guaranteed tenants with a tenth of the arrivals, a few greedy ones, and many light ones."""
+    """Ten guaranteed tenants with 5 % of the arrivals (a tenth of the pool), five greedy and many light tenants."""
     elastic, light = 0.95, count - GUARANTEED - GREEDY
     promised = "tier: guaranteed, guarantee: {concurrency: 3}"
     classes = (
@@ -223,7 +223,7 @@ class Outcome:
     latencies: list[float]
     """Seconds, of those that were served."""
     failures: Counter[str]
-    """Why the others were not."""
+    """Failed requests by reason: status and reason header, or the name of the error."""
     asked: Counter[str]
     served: Counter[str]
     """By class of tenants."""
@@ -315,9 +315,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--distance-ms", default="memory,0,6,12,40", help="memory: one sidecar, no store")
     parser.add_argument("--rate", type=float, default=200.0, help="requests/s in all [200]")
     parser.add_argument("--seconds", type=float, default=12.0, help="of load in each row [12]")
-    parser.add_argument("--contended", action="store_true", help="ask for twice what the pool can serve")
+    parser.add_argument(
+        "--contended",
+        action="store_true",
+        help="request twice the pool's capacity, and compare with the memory form",
+    )
     arguments = parser.parse_args(argv)
     load = CONTENDED if arguments.contended else IDLE
+    begins = arguments.sidecars.startswith("1") and arguments.distance_ms.startswith("memory")
+    if arguments.contended and not begins:
+        parser.error(
+            "--contended compares with the memory form: begin --sidecars with 1, --distance-ms with memory"
+        )
     cases = itertools.product(
         [int(n) for n in arguments.tenants.split(",")],
         [int(n) for n in arguments.sidecars.split(",")],

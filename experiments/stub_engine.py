@@ -1,6 +1,6 @@
-"""An engine that answers every completion after a fixed time, however many there are.
+"""A stub engine that answers every completion after a fixed time, at any load.
 
-It costs so little that what is measured in front of it is the sidecars' own.
+It uses little CPU, so the measured latency is that of the sidecars.
 
     python -m experiments.stub_engine PORT SERVICE_S
 """

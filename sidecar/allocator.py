@@ -46,7 +46,10 @@ class Allocator:
             pass
 
     def tick_steps(self, clock: Callable[[], float]) -> Iterator[None]:
-        """The same in steps, between which requests may be decided. The new limits hold all at once."""
+        """One round in steps, between which the event loop decides requests.
+
+        All new limits take effect together, in the last step. A newer tick cancels this one.
+        """
         active, reported_at = self._gate.ledger.active, clock()
         accounts = {account.entitlement.name: account for account in active}
         before, self._ticked_at = self._ticked_at, reported_at
@@ -60,7 +63,7 @@ class Allocator:
             {name: rested(profile, before - at) for name, (profile, at) in self._known_profiles(accounts)},
         )
         if self._ticked_at != reported_at:
-            return  # the pool file has changed meanwhile, and all was planned anew
+            return  # the pool file changed during this tick, and a newer tick has set the limits
         self.plan, now = made, clock()
         active.planned(made.idle, reported_at, self._settings.debt_decay_s)
         for name, share in made.entitlements.items():

@@ -269,7 +269,7 @@ class Gate:
         self._spot: dict[Passage, None] = {}
         """Spot requests in flight."""
         self._not_begun: dict[Passage, None] = {}
-        """Requests inside their guarantee that may still wait in the engine."""
+        """Requests inside their guarantee without a first token yet: the engine may still queue them."""
         self._enters: Passage | None = None
         """The last request inside its guarantee, while the engine may not have begun with it."""
         self._clock = clock
@@ -648,9 +648,9 @@ class Gate:
             )
 
     def _make_room(self, tolerated: float = 0.0) -> None:
-        """End as many spot requests as the engine has too many, for a request inside its guarantee.
+        """End spot requests until the engine has room for a request inside its guarantee.
 
-        Nothing is ended for a surplus of at most ``tolerated`` sequences.
+        A surplus of at most ``tolerated`` sequences, without a surplus of KV tokens, ends nothing.
         """
         ledger, room = self.ledger, self.engine.room
         sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
@@ -720,7 +720,7 @@ class Gate:
             preemptible_queue=PREEMPTIBLE_QUEUE,
         )
         if self._spot and self._not_begun:
-            # It may run less than was believed when these were admitted.
+            # The engine may run fewer sequences than the sidecar assumed when it admitted these requests.
             self._make_room(tolerated=PREEMPTIBLE_QUEUE)
         self.serve_door()
 

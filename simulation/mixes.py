@@ -115,7 +115,7 @@ def distant(
 
 
 GUARANTEED, GREEDY = 10, 5
-"""Tenants of a contended pool: with a guarantee of three sequences; and those that send most of the rest."""
+"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
 GREEDY_PART = 0.75
 
 

@@ -50,7 +50,7 @@ class Tenant:
     """The share of requests that goes to the first sidecar instead."""
     starts_at: float = 0.0
     arrivals: float = 1.0
-    """Its part of the arrivals in open loop, beside those of others."""
+    """The relative rate of this tenant's arrivals in open loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Figures:
     offered: Counter[str] = field(default_factory=Counter)
     """Requests by entitlement."""
     shed: Counter[str] = field(default_factory=Counter)
-    """The same of those that were shed."""
+    """Shed requests by entitlement."""
     waits: list[float] = field(default_factory=list)
     """Of every request that was admitted: the time to its decision, in seconds."""
     busy: float = 0.0
@@ -141,7 +141,7 @@ class Figures:
     most_running: Counter[str] = field(default_factory=Counter)
 
     def served_part(self, prefix: str) -> float:
-        """The part that was served of the requests of those whose names begin with ``prefix``."""
+        """The served share (0 to 1) of the requests of entitlements whose names begin with ``prefix``."""
         offered = sum(count for name, count in self.offered.items() if name.startswith(prefix))
         shed = sum(count for name, count in self.shed.items() if name.startswith(prefix))
         return 1 - shed / offered
@@ -316,7 +316,7 @@ class _Sidecar:
             self.send()
 
     def _look_later(self) -> None:
-        """One look is planned at a time; an earlier one takes its place."""
+        """At most one look is scheduled. An earlier look replaces a later one."""
         at = self.grants.looks_at()
         if at < self._looks_at:
             self._looks_at = at

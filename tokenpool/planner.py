@@ -145,7 +145,7 @@ def plan_steps(
     settings: PlannerSettings = _DEFAULTS,
     profiles: Mapping[str, Profile] = NO_PROFILES,
 ) -> Generator[None, None, Plan]:
-    """The same in steps, between which the caller may do something else. Each takes a part of the time."""
+    """Like ``plan``, as a generator that returns the ``Plan``: the caller can do other work between steps."""
     claims = [_claim(e, reports.get(e.name, _NO_REPORT)) for e in entitlements]
     yield
     division = Division(capacity, claims)

@@ -1,7 +1,7 @@
 """Preemption: which spot requests in flight are ended to make room for a guarantee. Pure.
 
-Only what to end is decided here. When to (a request inside its guarantee has found the engine full) is the
-gate's business, how (a last event, the engine's connection closed) the relay's.
+The gate decides when: a request inside its guarantee finds the engine full, or may wait in an engine with less
+room than assumed. The relay decides how: it sends a last event and closes the engine's connection.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _Key = TypeVar("_Key")
 def victims(
     running: Iterable[tuple[_Key, Running]], sequences: float, kv_tokens: float
 ) -> list[tuple[_Key, Running]]:
-    """The requests to end so that ``sequences`` and ``kv_tokens`` become free; all where all are not enough.
+    """The requests to end so that ``sequences`` and ``kv_tokens`` become free.
 
-    Those first that have not begun: nothing of them is lost, and they would take what the others free. Then
-    the youngest, since least of what was computed for them is lost. None that the others make unnecessary.
-    Where all are not enough, guaranteed requests wait in the engine, and each that is ended lets one begin.
+    Requests that have not started come first: no computed work is lost, and otherwise they would take the freed
+    slots. Then the youngest, because they lose the least work. No request is ended without need. If all are not
+    enough, all are returned: guaranteed requests wait in the engine, and each ended request lets one start.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []

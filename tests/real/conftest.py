@@ -37,7 +37,7 @@ entitlements:
     pool: chat
     tier: elastic
     ceiling: {{concurrency: 1}}
-    slo: {{ttft_ms: 50}}  # so that its requests wait no longer in the queue
+    slo: {{ttft_ms: 50}}  # its requests wait at most 50 ms in the queue
     api_keys: [narrow-key]
 """
 

@@ -33,7 +33,7 @@ class Store(Protocol):
     """The books of one pool, somewhere. Every call may raise ``StoreDown``."""
 
     async def connect(self, count: int) -> None:
-        """Have so many connections open, so that no message waits for a handshake."""
+        """Open ``count`` connections in advance, so that no message waits for a handshake."""
 
     async def exchange(self, message: Message) -> Answer:
         """Book what a sidecar says, and answer with what it holds."""

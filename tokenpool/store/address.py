@@ -66,8 +66,8 @@ _KEEPALIVE = {
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 }
-"""Connections are idle most of the time, and a network may drop those and tell nobody. The kernel probes them
-after 30 s without traffic, and closes a dead one after 30 s more."""
+"""Firewalls and NAT may drop idle connections without notice. The kernel sends a probe after 30 s without
+traffic, and closes a dead connection 30 s later."""
 
 
 def _clients(url: str, timeout_s: float) -> list[Client]:

@@ -122,7 +122,7 @@ class RedisStore:
         self._generation = 0
         """The number of the current set of connections."""
         self._connected = -1
-        """The last set of which several were opened before they were needed."""
+        """The generation whose connections were opened in advance; -1: none."""
         self._is_down = False
         """Whether the last call failed."""
         self._common = {
@@ -135,13 +135,13 @@ class RedisStore:
         }
 
     async def connect(self, count: int) -> None:
-        """See ``Store``. The handshake of a connection takes three round trips, and more with TLS."""
+        """See ``Store``. A handshake takes three round trips, and more with TLS. A cluster's client has no use for it."""
         generation = self._generation
         if generation == self._connected or not isinstance(self._client, redis.asyncio.Redis):
             return
         self._check_up()
         async with self._call():
-            # A connection that is in use is not used twice, so each call has one of its own.
+            # The client gives each concurrent ping a connection of its own.
             await asyncio.gather(*(self._client.ping() for _ in range(count)))
         self._connected = generation
 
