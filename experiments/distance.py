@@ -68,7 +68,7 @@ class Row:
 
     @property
     def has_no_cost(self) -> bool:
-        """Whether hardly anybody was refused, and the added P99 is at most two round trips and ``NOISE_S``."""
+        """Whether hardly anybody was refused, and the added P99 is two round trips and ``NOISE_S``."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
@@ -118,7 +118,7 @@ def idle_tenants(count: int, slots: int) -> list[Tenant]:
 
 
 def contending_tenants(count: int) -> list[Tenant]:
-    """Ten guaranteed tenants with 5 % of the arrivals (a tenth of the pool), five greedy and many light tenants."""
+    """Ten guaranteed tenants with 5 % of the arrivals, five greedy and many light ones."""
     elastic, light = 0.95, count - GUARANTEED - GREEDY
     promised = "tier: guaranteed, guarantee: {concurrency: 3}"
     classes = (

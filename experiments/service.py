@@ -32,8 +32,8 @@ def tokens(
 def sequence_seconds(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
     """For how long each tenant's sequences ran within a span, as a client can see it.
 
-    A sequence runs from its first token, minus one mean gap between events, to its end. Earlier time counts as
-    queueing: a request that waits uses no engine slot.
+    A sequence runs from its first token, minus one mean gap between events, to its end. Earlier time counts
+    as queueing: a request that waits uses no engine slot.
     """
     totals = dict.fromkeys(tenants, 0.0)
     for attempt in run.attempts:

@@ -28,6 +28,8 @@ class Allocator:
         self._ticked_at = telemetry.clock()
         self._profiles: dict[str, tuple[Profile, float]] = {}
         """Of every entitlement that was active, and as of when: one that comes back goes on with its own."""
+        self._under_way: Iterator[None] = iter(())
+        """The steps of a round that has begun."""
         self.plan: Plan | None = None
         """The plan in force."""
 
@@ -42,13 +44,19 @@ class Allocator:
 
     def tick(self, now: float) -> None:
         """One round. ``now`` is seconds by the telemetry's clock."""
+        self.finish()
         for _ in self.tick_steps(lambda: now):
+            pass
+
+    def finish(self) -> None:
+        """Bring a round that is under way to its end: before accounts change, and before another round."""
+        for _ in self._under_way:
             pass
 
     def tick_steps(self, clock: Callable[[], float]) -> Iterator[None]:
         """One round in steps, between which the event loop decides requests.
 
-        All new limits take effect together, in the last step. A newer tick cancels this one.
+        All new limits take effect together, in the last step.
         """
         active, reported_at = self._gate.ledger.active, clock()
         accounts = {account.entitlement.name: account for account in active}
@@ -62,8 +70,6 @@ class Allocator:
             self._settings,
             {name: rested(profile, before - at) for name, (profile, at) in self._known_profiles(accounts)},
         )
-        if self._ticked_at != reported_at:
-            return  # the pool file changed during this tick, and a newer tick has set the limits
         self.plan, now = made, clock()
         active.planned(made.idle, reported_at, self._settings.debt_decay_s)
         for name, share in made.entitlements.items():
@@ -83,6 +89,7 @@ class Allocator:
     async def run(self, interval: float) -> None:
         """Tick until cancelled."""
         while True:
-            for _ in self.tick_steps(self._telemetry.clock):
+            self._under_way = self.tick_steps(self._telemetry.clock)
+            for _ in self._under_way:
                 await asyncio.sleep(0)
             await asyncio.sleep(interval)

@@ -124,6 +124,8 @@ class Sidecar:
 
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
+        if self.allocator is not None:
+            self.allocator.finish()
         self.gate.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
         if self.allocator is not None:

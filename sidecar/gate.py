@@ -647,21 +647,41 @@ class Gate:
                 extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
             )
 
-    def _make_room(self, tolerated: float = 0.0) -> None:
-        """End spot requests until the engine has room for a request inside its guarantee.
-
-        A surplus of at most ``tolerated`` sequences, without a surplus of KV tokens, ends nothing.
-        """
+    def _make_room(self) -> None:
+        """End as many spot requests as the engine has too many for a request that was just admitted."""
         ledger, room = self.ledger, self.engine.room
         sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
-        if sequences <= tolerated and kv_tokens <= 0:
+        if sequences > 0 or kv_tokens > 0:
+            self._preempt(self._preemptible(), sequences, kv_tokens)
+
+    def _end_surplus(self) -> None:
+        """End spot requests if the engine has fewer slots than assumed, for guaranteed ones that may wait.
+
+        Only this sidecar's own requests count: on the engine's page, ended ones are shown for a while. No
+        more are ended than may wait before a guaranteed request, and only once for each of those.
+        """
+        surplus = self.ledger.concurrency_in_use - self.engine.room.slots
+        if surplus <= PREEMPTIBLE_QUEUE:
             return
-        running = [
+        running = self._preemptible()
+        waiting = sum(request.sequences for _, request in running if not request.has_begun)
+        at_most = sum(request.sequences for _, request in running)
+        sequences = min(surplus, waiting + len(self._not_begun), at_most)
+        self._not_begun.clear()
+        self._preempt(running, sequences, 0)
+
+    def _preemptible(self) -> list[tuple[Passage, Running]]:
+        """The requests in flight that may be ended."""
+        return [
             (passage, _running(passage, passage.ticket))
             for passage in self._spot
             if passage.ticket is not None and passage.ticket.account.is_preemptible
         ]
+
+    def _preempt(
+        self, running: Sequence[tuple[Passage, Running]], sequences: float, kv_tokens: float
+    ) -> None:
         for passage, _ in victims(running, sequences, kv_tokens):
             if passage.on_preempted is not None:
                 passage.on_preempted()
@@ -720,8 +740,7 @@ class Gate:
             preemptible_queue=PREEMPTIBLE_QUEUE,
         )
         if self._spot and self._not_begun:
-            # The engine may run fewer sequences than the sidecar assumed when it admitted these requests.
-            self._make_room(tolerated=PREEMPTIBLE_QUEUE)
+            self._end_surplus()
         self.serve_door()
 
     def engine_restarted(self) -> None:

@@ -1,7 +1,7 @@
 """Preemption: which spot requests in flight are ended to make room for a guarantee. Pure.
 
-The gate decides when: a request inside its guarantee finds the engine full, or may wait in an engine with less
-room than assumed. The relay decides how: it sends a last event and closes the engine's connection.
+The gate decides when: a request inside its guarantee finds the engine full, or may wait in an engine with
+fewer slots than assumed. The relay decides how: it sends a last event and closes the engine's connection.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ _Key = TypeVar("_Key")
 def victims(
     running: Iterable[tuple[_Key, Running]], sequences: float, kv_tokens: float
 ) -> list[tuple[_Key, Running]]:
-    """The requests to end so that ``sequences`` and ``kv_tokens`` become free.
+    """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none if all are not enough.
 
-    Requests that have not started come first: no computed work is lost, and otherwise they would take the freed
-    slots. Then the youngest, because they lose the least work. No request is ended without need. If all are not
-    enough, all are returned: guaranteed requests wait in the engine, and each ended request lets one start.
+    Requests that have not started come first: no computed work is lost, and otherwise they would take the
+    freed slots. Then the youngest, because they lose the least work. No request is ended without need.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []
@@ -44,7 +43,7 @@ def victims(
         freed_sequences += request.sequences
         freed_kv += request.kv_tokens
     if freed_sequences < sequences or freed_kv < kv_tokens:
-        return chosen
+        return []
     for row in list(chosen):
         left_sequences, left_kv = freed_sequences - row[1].sequences, freed_kv - row[1].kv_tokens
         if left_sequences >= sequences and left_kv >= kv_tokens:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from sidecar.allocator import Allocator
 from sidecar.gate import Gate
 from sidecar.identity import KeyRing
@@ -39,11 +42,17 @@ def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
     assert limits(stepped) == limits(whole) != before
 
 
-def test_a_tick_in_steps_gives_way_to_one_that_came_later() -> None:
-    _, made = allocator()
-    older = made.tick_steps(lambda: 1e6)
-    next(older)
-    made.tick(1e6 + 1)
-    plan = made.plan
-    assert list(older)  # to its end
-    assert made.plan is plan
+async def test_a_round_under_way_is_finished_before_another_begins() -> None:
+    gate, made = allocator()
+    running = asyncio.ensure_future(made.run(60.0))
+    await asyncio.sleep(0)  # the first step
+    assert made.plan is None
+    made.finish()
+    first = made.plan
+    assert first is not None
+    assert gate.accounts["g"].limit != Amount(0.0, 0.0, 0.0)
+    await asyncio.sleep(0)
+    assert made.plan is first
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running

@@ -176,7 +176,8 @@ async def test_spot_ends_where_the_engine_runs_less_than_was_believed_while_a_gu
         keys = ["s-key"] * 6 + ["g-key"] * 3
         sent = []
         for number, key in enumerate(keys):
-            sent.append(asyncio.ensure_future(ask(sidecar, request(key=key))))
+            data = request("/v1/chat/completions", STREAM, key=key)
+            sent.append(asyncio.ensure_future(ask(sidecar, data)))
             await until(lambda number=number: len(engine.received) > number)  # type: ignore[misc]
         engine.running, engine.waiting = 2, 7
         await until(lambda: sidecar.gate.engine.room.slots == 2)

@@ -1,4 +1,4 @@
-"""Connections to Redis: they are open before a message needs them, and the kernel keeps them alive."""
+"""Connections to Redis are open before a message needs them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ async def ids(port: int) -> set[str]:
 
 
 async def test_messages_find_their_connections_open(store: RedisStore, port: int) -> None:
-    await store.connect(COUNT)
+    await asyncio.gather(store.connect(COUNT), store.connect(COUNT))  # nothing is opened twice
     opened = await ids(port)
     messages = [Message("s", n, {f"t{n}": Holding(concurrency_wanted=1)}) for n in range(1, COUNT + 1)]
     await asyncio.gather(*(store.exchange(message) for message in messages))
-    await store.connect(COUNT)  # nothing is opened twice
+    await store.connect(COUNT)
     assert len(opened) == COUNT
     assert await ids(port) == opened
 
@@ -55,11 +55,20 @@ async def test_after_a_failure_they_are_opened_anew(store: RedisStore, port: int
         await client.config_set("maxmemory", 1)
         with pytest.raises(ConnectionError):
             await store.exchange(Message("s", 1, {"t": Holding(concurrency_wanted=1)}))
-        with pytest.raises(ConnectionError):
-            await store.connect(COUNT)  # a replica or a full server would answer a ping
+        await store.connect(COUNT)  # a full server would answer a ping, but is not used
+        assert len(await ids(port)) == 1  # the test's own
         await client.config_set("maxmemory", 0)
     await store.exchange(Message("s", 2, {"t": Holding(concurrency_wanted=1)}))
     await store.connect(COUNT)
     again = await ids(port)
     assert len(again) == COUNT
     assert not again & opened
+
+
+async def test_a_server_that_allows_few_connections_is_used_all_the_same(
+    store: RedisStore, port: int
+) -> None:
+    async with redis.asyncio.Redis(port=port) as client:
+        await client.config_set("maxclients", 4)
+        await store.connect(COUNT)
+        await store.exchange(Message("s", 1, {"t": Holding(concurrency_wanted=1)}))

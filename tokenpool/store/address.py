@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -61,15 +60,6 @@ def shown(url: str) -> str:
     return f"{scheme}://{credentials.partition(':')[0] + ':***@' if at else ''}{where.partition('?')[0]}"
 
 
-_KEEPALIVE = {
-    getattr(socket, name): value
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-    if hasattr(socket, name)
-}
-"""Firewalls and NAT may drop idle connections without notice. The kernel sends a probe after 30 s without
-traffic, and closes a dead connection 30 s later."""
-
-
 def _clients(url: str, timeout_s: float) -> list[Client]:
     """The client to use, and those that it uses itself."""
     scheme = url.partition("://")[0]
@@ -83,8 +73,6 @@ def _clients(url: str, timeout_s: float) -> list[Client]:
         "socket_connect_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),
     }
-    if scheme != "unix":
-        common |= {"socket_keepalive": True, "socket_keepalive_options": _KEEPALIVE}
     try:
         return _of_many(url, common) if "+" in scheme else [_of_one(url, common)]
     except AddressInvalid as error:

@@ -54,6 +54,9 @@ QUIET_S = 5.0
 PATIENCE_S = 2.0
 """The longest wait for the answer to the ping."""
 
+OPEN_AGAIN_S = 60.0
+"""How long connections that were opened in advance are taken for open."""
+
 _T = TypeVar("_T")
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
@@ -121,8 +124,8 @@ class RedisStore:
         self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
         self._generation = 0
         """The number of the current set of connections."""
-        self._connected = -1
-        """The generation whose connections were opened in advance; -1: none."""
+        self._connected, self._connected_at = -1, 0.0
+        """The generation whose connections were opened in advance (-1: none), and when."""
         self._is_down = False
         """Whether the last call failed."""
         self._common = {
@@ -135,15 +138,18 @@ class RedisStore:
         }
 
     async def connect(self, count: int) -> None:
-        """See ``Store``. A handshake takes three round trips, and more with TLS. A cluster's client has no use for it."""
-        generation = self._generation
-        if generation == self._connected or not isinstance(self._client, redis.asyncio.Redis):
+        """See ``Store``. A handshake takes three round trips, and more with TLS. Not for a cluster's client.
+
+        This is done again after ``OPEN_AGAIN_S``: a server closes idle connections, and the client uses the
+        ones that were used last. A failure says nothing here; the next message tells whether Redis is down.
+        """
+        now, generation = asyncio.get_running_loop().time(), self._generation
+        is_fresh = generation == self._connected and now - self._connected_at < OPEN_AGAIN_S
+        if is_fresh or self._is_down or not isinstance(self._client, redis.asyncio.Redis):
             return
-        self._check_up()
-        async with self._call():
-            # The client gives each concurrent ping a connection of its own.
-            await asyncio.gather(*(self._client.ping() for _ in range(count)))
-        self._connected = generation
+        self._connected, self._connected_at = generation, now
+        # The client gives each concurrent ping a connection of its own.
+        await asyncio.gather(*(self._client.ping() for _ in range(count)), return_exceptions=True)
 
     async def exchange(self, message: Message) -> Answer:
         """See ``Store``."""
