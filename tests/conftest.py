@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest_asyncio
 import uvloop
@@ -16,9 +17,29 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")
 
 
+class Loop(uvloop.Loop):
+    """Closes the servers that a failed test leaves open: with one of them, uvloop may never end its close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._servers_made: list[asyncio.Server] = []
+
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
+        made: asyncio.Server = await super().create_server(*args, **options)
+        self._servers_made.append(made)
+        return made
+
+    def close(self) -> None:
+        if not self.is_closed():
+            for server in self._servers_made:
+                server.close()
+            self.run_until_complete(asyncio.sleep(0.01))
+        super().close()
+
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """pytest-asyncio: tests run on the loop that production runs on."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": Loop}
 
 
 @pytest_asyncio.fixture
