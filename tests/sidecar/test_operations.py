@@ -128,7 +128,7 @@ async def test_an_engine_that_goes_and_comes_back_is_noticed(tmp_path: Path) -> 
         await returned.start()
         await until(lambda: not sidecar.admin.problems())
         assert (await ask(sidecar, request())).status == 200
-        assert sidecar.watcher.status.restarts == 1
+        await until(lambda: sidecar.watcher.status.restarts == 1)  # its metrics page tells, a little later
         assert is_whole(sidecar)
         await returned.stop()
 
