@@ -148,7 +148,7 @@ class Bench:
         ]
 
     def many(self) -> None:
-        """Many entitlements: what holds up requests that is no request."""
+        """Many entitlements: which other work delays requests."""
         rows = {
             row.entitlements: row for row in many.main(self.sizes, FOLDER, self.seconds, shared=self.shared)
         }

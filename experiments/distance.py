@@ -34,6 +34,7 @@ import uvloop
 from demo.engine import free_port
 from demo.redis import executable
 from experiments.processes import Part, module, running
+from simulation.mixes import contending_classes
 
 OUT = Path(__file__).parent.parent / "out" / "distance"
 MOST_REFUSED = 0.001
@@ -68,7 +69,7 @@ class Row:
 
     @property
     def has_no_cost(self) -> bool:
-        """Whether hardly anybody was refused, and the added P99 is two round trips and ``NOISE_S``."""
+        """Whether hardly anybody was refused, and the added P99 is within two round trips and ``NOISE_S``."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
@@ -91,9 +92,6 @@ IDLE = Load(0.05, 0)
 CONTENDED = Load(0.5, 48)
 """At 200 requests/s twice what the pool can serve."""
 IDLE_SLOTS = 64
-GUARANTEED, GREEDY = 10, 5
-"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
-GREEDY_PART = 0.75
 
 
 class Tenant(NamedTuple):
@@ -119,14 +117,12 @@ def idle_tenants(count: int, slots: int) -> list[Tenant]:
 
 def contending_tenants(count: int) -> list[Tenant]:
     """Ten guaranteed tenants with 5 % of the arrivals, five greedy and many light ones."""
-    elastic, light = 0.95, count - GUARANTEED - GREEDY
     promised = "tier: guaranteed, guarantee: {concurrency: 3}"
-    classes = (
-        ("guaranteed", GUARANTEED, promised, (1 - elastic) / GUARANTEED),
-        ("greedy", GREEDY, "tier: elastic", elastic * GREEDY_PART / GREEDY),
-        ("light", light, "tier: elastic", elastic * (1 - GREEDY_PART) / light),
-    )
-    return [Tenant(f"{kind}{n}", kind, terms, part) for kind, of, terms, part in classes for n in range(of)]
+    return [
+        Tenant(f"{kind}{n}", kind, promised if kind == "guaranteed" else "tier: elastic", part)
+        for kind, number, part in contending_classes(count)
+        for n in range(number)
+    ]
 
 
 def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:

@@ -312,10 +312,7 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
     engine.answer = answer
     async with (
         sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar,
-        connected(sidecar) as (
-            reader,
-            writer,
-        ),
+        connected(sidecar) as (reader, writer),
     ):
         await until(lambda: sidecar.gate.engine.room.preemptible_queue == 1.0)
         tasks = [asyncio.ensure_future(ask(sidecar, request(key="s-key")))]
@@ -330,9 +327,8 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         assert not gate._queue_is_closed(at + 0.9 * ENTERS_S)
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: spot.concurrency_in_use == 2)
-        tasks.append(
-            asyncio.ensure_future(ask(sidecar, request(key="g-key")))
-        )  # not streamed: it tells nothing
+        # What does not stream tells nothing of its beginning.
+        tasks.append(asyncio.ensure_future(ask(sidecar, request(key="g-key"))))
         await until(lambda: gate._enters is not None)
         at = gate._enters.ticket.admitted_at
         assert gate._queue_is_closed(at + 0.9 * ENTERS_S)
