@@ -34,7 +34,6 @@ import uvloop
 from demo.engine import free_port
 from demo.redis import executable
 from experiments.processes import Part, module, running
-from simulation.mixes import contending_classes
 
 OUT = Path(__file__).parent.parent / "out" / "distance"
 MOST_REFUSED = 0.001
@@ -92,6 +91,9 @@ IDLE = Load(0.05, 0)
 CONTENDED = Load(0.5, 48)
 """At 200 requests/s twice what the pool can serve."""
 IDLE_SLOTS = 64
+GUARANTEED, GREEDY = 10, 5
+"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
+GREEDY_PART = 0.75
 
 
 class Tenant(NamedTuple):
@@ -117,12 +119,14 @@ def idle_tenants(count: int, slots: int) -> list[Tenant]:
 
 def contending_tenants(count: int) -> list[Tenant]:
     """Ten guaranteed tenants with 5 % of the arrivals, five greedy and many light ones."""
+    elastic, light = 0.95, count - GUARANTEED - GREEDY
     promised = "tier: guaranteed, guarantee: {concurrency: 3}"
-    return [
-        Tenant(f"{kind}{n}", kind, promised if kind == "guaranteed" else "tier: elastic", part)
-        for kind, number, part in contending_classes(count)
-        for n in range(number)
-    ]
+    classes = (
+        ("guaranteed", GUARANTEED, promised, (1 - elastic) / GUARANTEED),
+        ("greedy", GREEDY, "tier: elastic", elastic * GREEDY_PART / GREEDY),
+        ("light", light, "tier: elastic", elastic * (1 - GREEDY_PART) / light),
+    )
+    return [Tenant(f"{kind}{n}", kind, terms, part) for kind, of, terms, part in classes for n in range(of)]
 
 
 def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:

@@ -116,17 +116,7 @@ def distant(
 
 GUARANTEED, GREEDY = 10, 5
 """Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
-GREEDY_PART, ELASTIC_PART = 0.75, 0.95
-
-
-def contending_classes(tenants: int) -> list[tuple[str, int, float]]:
-    """The classes of a contended pool: name, number of tenants, and the part of the arrivals of each one."""
-    light = tenants - GUARANTEED - GREEDY
-    return [
-        ("guaranteed", GUARANTEED, (1 - ELASTIC_PART) / GUARANTEED),
-        ("greedy", GREEDY, ELASTIC_PART * GREEDY_PART / GREEDY),
-        ("light", light, ELASTIC_PART * (1 - GREEDY_PART) / light),
-    ]
+GREEDY_PART = 0.75
 
 
 def contended(
@@ -144,18 +134,21 @@ def contended(
     ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the books.
     Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
     """
+    elastic, light = 0.95, tenants - GUARANTEED - GREEDY
     made = [
         Tenant(
-            Entitlement(f"{kind}{n}", "pool", Tier.GUARANTEED, guarantee=_sequences(3))
-            if kind == "guaranteed"
-            else Entitlement(f"{kind}{n}", "pool", Tier.ELASTIC),
+            Entitlement(f"guaranteed{n}", "pool", Tier.GUARANTEED, guarantee=_sequences(3)),
             0,
-            tokens=25,
-            arrivals=part,
+            arrivals=(1 - elastic) / GUARANTEED,
         )
-        for kind, count, part in contending_classes(tenants)
-        for n in range(count)
+        for n in range(GUARANTEED)
     ]
+    for kind, count, part in (("greedy", GREEDY, GREEDY_PART), ("light", light, 1 - GREEDY_PART)):
+        made += [
+            Tenant(Entitlement(f"{kind}{n}", "pool", Tier.ELASTIC), 0, arrivals=elastic * part / count)
+            for n in range(count)
+        ]
+    made = [replace(tenant, tokens=25) for tenant in made]
     distance_s = max(distance_ms, 0.1) / 2000
     per_sidecar = math.ceil(slots / sidecars)
     return Setup(made, sidecars, per_sidecar, seconds, seed=seed, open_loop=rate, distance_s=distance_s)
