@@ -9,7 +9,7 @@ BIN := .venv/bin
 # The data path as machine code is a tree of its own, as pip would install it; so that nobody edits a module and runs
 # another, only commands that name it use it. Without a C compiler there is none, and they run from source.
 COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/.compiled:$(CURDIR)
-SOURCES := setup.py pyproject.toml $(shell find tokenpool service sidecar coordinator loadgen -name __pycache__ -prune -o -print)
+SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard sidecar coordinator injector loadgen -name __pycache__ -prune -o -print)
 
 help: ## list these commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import books, decide, machine, many, peers, relay
+from bench import decide, lease_store, machine, many, peers, relay
 
 FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
 SMALL, LARGE = 1_000, 400_000
@@ -103,9 +103,9 @@ class Bench:
             print(f"  {text}: {own * 1e6:.1f} µs; json.loads alone {yardstick * 1e6:.1f} µs")
             self.goals.append(at_most(f"parse + price + decide, {text}", bound * 1e6, own * 1e6, " µs"))
 
-    def books(self) -> None:
+    def lease_store(self) -> None:
         """Shared limits: a coordinator's tick, and what a sidecar says to Redis."""
-        costs = books.ticks(FOLDER, self.rounds)
+        costs = lease_store.ticks(FOLDER, self.rounds)
         pace = machine.pace_ms()
         self.raw["ticks"] = {f"{e} x {s}": asdict(cost) for (e, s), cost in costs.items()}
         self.raw["pace_ms"] = pace
@@ -119,8 +119,8 @@ class Bench:
         self.goals.append(
             at_most("tick, 1,000 entitlements x 100 sidecars", 50, costs[1000, 100].total * 1000, " ms")
         )
-        said = books.talk(FOLDER, self.seconds)
-        self.raw["books"] = {name: asdict(cost) for name, cost in said.items()}
+        said = lease_store.talk(FOLDER, self.seconds)
+        self.raw["lease_store"] = {name: asdict(cost) for name, cost in said.items()}
         for name, talk in said.items():
             print(
                 f"  a sidecar {name}: {talk.calls:.1f} calls, {talk.bytes_to / 1000:.1f} kB to Redis and"
@@ -181,7 +181,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "streaming": Bench.streaming,
     "latency": Bench.latency,
     "decide": Bench.decide,
-    "books": Bench.books,
+    "books": Bench.lease_store,
     "memory": Bench.memory,
     "start": Bench.start,
     "many": Bench.many,

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 
 from bench.peers import KEY, POOL
-from sidecar.gate import EngineState, Gate, Passage, Refusal
-from sidecar.http.heads import RequestHead
-from sidecar.identity import KeyRing, digests
+from sidecar.controller.controller import AdmittedRequest, Controller, EngineState, Refusal
+from sidecar.controller.identity import KeyRing, digests
+from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
-from tokenpool.admission import EngineRoom
+from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import Amount
-from tokenpool.cost import EngineShape, Usage
 from tokenpool.outcomes import Ending
 from tokenpool.poolfile import parse
+from tokenpool.pricing.cost import EngineShape, Usage
 
 
 def chat(prompt_bytes: int) -> bytes:
@@ -29,7 +29,7 @@ def chat(prompt_bytes: int) -> bytes:
 
 def decision_seconds(prompt_bytes: int) -> float:
     """Seconds per request, head to ticket; its settlement is not counted."""
-    gate, head, body = _gate(), _head(), chat(prompt_bytes)
+    controller, head, body = _controller(), _head(), chat(prompt_bytes)
     spent = 0.0
     rounds = max(20_000_000 // (prompt_bytes + 10_000), 50)
     best = float("inf")
@@ -37,12 +37,12 @@ def decision_seconds(prompt_bytes: int) -> float:
         spent = 0.0
         for _ in range(rounds):
             began = time.perf_counter()
-            screened = gate.screen(head)
-            assert not isinstance(screened, Refusal)
-            passage = gate.open(*screened, body)
+            authorized = controller.authorize(head)
+            assert not isinstance(authorized, Refusal)
+            admitted = controller.open(*authorized, body)
             spent += time.perf_counter() - began
-            assert isinstance(passage, Passage)
-            gate.close(passage, Ending.FINISHED, Usage(prompt_bytes // 4, 60), 0, spent=True)
+            assert isinstance(admitted, AdmittedRequest)
+            controller.close(admitted, Ending.FINISHED, Usage(prompt_bytes // 4, 60), 0, spent=True)
         best = min(best, spent / rounds)
     return best
 
@@ -63,14 +63,16 @@ def _timed(work: Callable[[], object], rounds: int) -> float:
     return best
 
 
-def _gate() -> Gate:
+def _controller() -> Controller:
     file = parse(POOL, name="bench").file
     pool = file.pools[0]
-    gate = Gate(file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400))
-    gate.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
-    for account in gate.accounts.values():
+    controller = Controller(
+        file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400)
+    )
+    controller.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
+    for account in controller.accounts.values():
         account.apply(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
-    return gate
+    return controller
 
 
 def _head() -> RequestHead:

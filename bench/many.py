@@ -59,7 +59,7 @@ class ManyRow:
 def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = False) -> ManyRow:
     """Start a sidecar, disturb it, and stop it. ``shared`` has its limits in Redis, with a coordinator."""
     upstream, port = plain_upstream(folder)
-    with upstream, _books(folder, shared=shared) as store:
+    with upstream, _lease_store(folder, shared=shared) as store:
         listen, admin = free_port(), free_port()
         text = peers.pool_file(entitlements)
         command = peers.sidecar_command(port, listen, admin, folder, text)
@@ -90,7 +90,7 @@ def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = F
 
 
 @contextmanager
-def _books(folder: Path, *, shared: bool) -> Iterator[list[str]]:
+def _lease_store(folder: Path, *, shared: bool) -> Iterator[list[str]]:
     """The options that name a store; a Redis for as long as it is wanted."""
     if not shared:
         yield []

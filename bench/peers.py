@@ -20,7 +20,7 @@ from demo.redis import executable
 
 KEY = "bench-key"
 LEARN_S = 3.0
-"""Until a sidecar that is new to the books has its limits."""
+"""Until a sidecar that is new to the lease store has its limits."""
 ENTITLEMENTS = 1000
 """Of the pool under test: one sends the load, the others are there."""
 _HEAD = f"""
@@ -142,7 +142,7 @@ def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
 def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
     """The sidecar as in production: a thousand entitlements, admission, settlement, metrics, shared limits.
 
-    Redis and the coordinator have the load's core: a burst may have to wait for a grant until that is free.
+    Redis and the coordinator have the load's core: a burst may have to wait for a lease until that is free.
     """
     port, admin = free_port(), free_port()
     store, url = redis(folder, LOAD_CORE)

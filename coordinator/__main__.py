@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from coordinator import settings
 from coordinator.reader import PoolFileInvalid
-from service.build import add_version
-from service.options import SettingsError
+from runtime.build import add_version
+from runtime.options import SettingsError
 
 USAGE_ERROR = 2
 
@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace) -> int:
     import uvloop  # noqa: PLC0415
 
     from coordinator import app  # noqa: PLC0415
-    from service import logs  # noqa: PLC0415
+    from runtime import logs  # noqa: PLC0415
 
     read = settings.read(arguments, os.environ)
     logs.configure(read.log_level)

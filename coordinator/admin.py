@@ -11,25 +11,25 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from coordinator.leader import PoolLeader, PoolState
 from coordinator.telemetry import Shown, Telemetry, of_entitlement
-from service import pages
-from service.build import BuildInfo
-from service.exposition import CONTENT_TYPE, rendered
-from service.live.look import (
+from dashboard.server import LivePage
+from dashboard.snapshot import (
     EVERYTHING,
     EntitlementLook,
-    Look,
     PoolLook,
     Replicas,
+    Snapshot,
     Tally,
     Vector,
     Wanted,
     vector,
 )
-from service.live.server import LivePage
+from runtime import pages
+from runtime.build import BuildInfo
+from runtime.exposition import CONTENT_TYPE, rendered
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import Entitlement
-from tokenpool.tick import Tick
-from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
+from tokenpool.leases.tick import Tick
+from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
 _Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
 """A pool's entitlements as the leader has them, by name, and their guarantees together."""
@@ -82,9 +82,9 @@ class Admin:
         return web.json_response({"status": "ok"})
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """Whether this coordinator sees the books of all its pools, leading or not."""
+        """Whether this coordinator sees the lease store of all its pools, leading or not."""
         problems = [
-            f"pool {name}: {leader.error or 'the books were not read yet'}"
+            f"pool {name}: {leader.error or 'the lease store was not read yet'}"
             for name, leader in self._leaders().items()
             if leader.error or leader.state is None
         ]
@@ -176,11 +176,11 @@ class Admin:
             "age_s": round(leader.hints.age_s(now), 3),
         }
 
-    def look(self, wanted: Wanted = EVERYTHING) -> Look:
+    def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
         """What the live page shows, now."""
         leaders = self._leaders()
         now = self._clock()
-        return Look(
+        return Snapshot(
             process="coordinator",
             name=next((leader.candidate for leader in leaders.values()), ""),
             pools=tuple(
@@ -241,7 +241,9 @@ def _leading(leader: PoolLeader) -> str:
     if leader.epoch:
         return f"this coordinator (epoch {leader.epoch})"
     return (
-        "nobody knows: the books do not answer" if leader.error else "another coordinator; this one looks on"
+        "nobody knows: the lease store does not answer"
+        if leader.error
+        else "another coordinator; this one looks on"
     )
 
 
@@ -282,9 +284,9 @@ def _notices(leader: PoolLeader, now: float) -> Iterator[str]:
     state = leader.state
     if leader.error:
         age = f"; what is shown is {now - state.at:.0f} s old" if state is not None else ""
-        yield f"the books do not answer: {leader.error}{age}"
+        yield f"the lease store does not answer: {leader.error}{age}"
     elif state is None:
-        yield "the books were not read yet"
+        yield "the lease store was not read yet"
     if leader.file_differs:
         yield "another pool file than this coordinator's is in force"
     if state is None:

@@ -18,9 +18,9 @@ from coordinator.leader import PoolLeader
 from coordinator.reader import PoolFileInvalid, Reading, read, read_apart
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
-from service import collecting
-from service.filewatch import FileWatch
-from service.listening import bound, listening
+from runtime import collecting
+from runtime.filewatch import FileWatch
+from runtime.listening import bound, listening
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 
@@ -51,7 +51,7 @@ class Coordinator:
             if leader is not None:
                 leader.follow(file, pool, encoded)
                 continue
-            store = open_store(settings.store, pool.name, settings.grant_lifetime, settings.store_timeout)
+            store = open_store(settings.store, pool.name, settings.lease_lifetime, settings.store_timeout)
             self.leaders[pool.name] = PoolLeader(
                 settings, store, file, pool, self._candidate, self._clock, encoded
             )

@@ -6,9 +6,9 @@ read. Pure: readings go in, with the time before they were asked for.
 
 from __future__ import annotations
 
-from tokenpool.scaling import PublishedHint
+from tokenpool.leases.wire import WireError, decode_hint
+from tokenpool.planning.scaling import PublishedHint
 from tokenpool.store import StoredScale
-from tokenpool.wire import WireError, decode_hint
 
 STALE_TICKS = 4
 """A hint is served for a lease and so many ticks after it was computed, 3 s by default. A lost leader is
@@ -23,8 +23,8 @@ does not reach the store."""
 class HintView:
     """The stored hint and its age."""
 
-    def __init__(self, tick_s: float, lease_s: float) -> None:
-        self._stale_s = lease_s + STALE_TICKS * tick_s
+    def __init__(self, tick_s: float, leadership_s: float) -> None:
+        self._stale_s = leadership_s + STALE_TICKS * tick_s
         self._unseen_s = max(UNSEEN_TICKS * tick_s, LEAST_UNSEEN_S)
         self._stored: StoredScale | None = None
         self._asked_at: float | None = None
@@ -66,9 +66,9 @@ class HintView:
     def problem(self, now: float) -> str:
         """Why there is no hint to serve; empty where there is one."""
         if self._asked_at is None:
-            return "the books were not read yet"
+            return "the lease store was not read yet"
         if now - self._asked_at > self._unseen_s:
-            return f"the books have not answered this coordinator for {now - self._asked_at:.1f} s"
+            return f"the lease store has not answered this coordinator for {now - self._asked_at:.1f} s"
         if self._error:
             return f"{self._error}; the coordinators may be of different versions"
         if self.last is None:

@@ -1,8 +1,9 @@
-"""Leading one pool: take the lease, read the books, plan, publish. What is planned is ``tokenpool.tick``'s.
+"""Leading one pool: win the election, read the lease store, plan, publish. ``tokenpool.leases.tick`` plans.
 
-A coordinator that does not lead reads the books at a slower pace, for its pages. It can take over at once:
-all that a leader knows is in the books, the scale hint and its history too. A leader ceases to lead when its
-lease is over by its own clock, counted from before it asked for the lease, even if the store is silent.
+A coordinator that does not lead reads the lease store at a slower pace, for its pages. It can take over at
+once: all that a leader knows is in the lease store, the scale hint and its history too. A leader ceases to
+lead when its lease is over by its own clock, counted from before it asked for the lease, even if the store is
+silent.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from dataclasses import dataclass
 from coordinator.hint import HintView
 from coordinator.settings import Settings
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.books import Census
 from tokenpool.entitlements import Pool, PoolFile
-from tokenpool.planner import PlannerSettings
-from tokenpool.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas, promised
+from tokenpool.leases.reference_store import Census
+from tokenpool.leases.tick import NO_MEMORY, Tick, tick
+from tokenpool.leases.wire import encode_file, encode_hint
+from tokenpool.planning.planner import PlannerSettings
+from tokenpool.planning.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas, promised
 from tokenpool.store import Store, StoreDown, StoredScale
-from tokenpool.tick import NO_MEMORY, Tick, tick
-from tokenpool.wire import encode_file, encode_hint
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 4
-"""A coordinator that does not lead looks at the books every so many ticks."""
+"""A coordinator that does not lead looks at the lease store every so many ticks."""
 REPUBLISH_FILE_S = 30.0
-"""How often the pool file is published again, lest it expire or be lost with the books."""
+"""How often the pool file is published again, lest it expire or be lost with the lease store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class PoolLeader:
             settings.scale_down_window,
         )
         self._stabiliser = Stabiliser(self._scaling)
-        self.hints = HintView(settings.tick, settings.lease)
+        self.hints = HintView(settings.tick, settings.leadership_timeout)
         self._epoch = 0
         self._leads_until = -math.inf
         self.state: PoolState | None = None
@@ -113,7 +114,9 @@ class PoolLeader:
             if self._epoch and not self.epoch:
                 self._lapsed()
             if not self.error:
-                log.warning("the books do not answer", extra={"pool": self.pool.name, "error": str(error)})
+                log.warning(
+                    "the lease store does not answer", extra={"pool": self.pool.name, "error": str(error)}
+                )
             self.error = str(error)
             return
         except Exception as error:
@@ -123,12 +126,12 @@ class PoolLeader:
             self.error = f"a tick failed: {error!r}"
             return
         if self.error:
-            log.info("the books answer again", extra={"pool": self.pool.name})
+            log.info("the lease store answers again", extra={"pool": self.pool.name})
         self.error = ""
 
     async def _turn(self) -> None:
         started = self.clock()
-        epoch = await self._store.lead(self.candidate, self._settings.lease)
+        epoch = await self._store.lead(self.candidate, self._settings.leadership_timeout)
         await self._read_hint()
         self._know(epoch, started)
         self._rounds += 1
@@ -179,7 +182,7 @@ class PoolLeader:
             if epoch and self.hints.last is not None:
                 # Whoever led before is fenced off now, so this is the last that it stored.
                 self._stabiliser.restore(self.hints.last.state, asked_at - self.hints.age_s(asked_at))
-        self._epoch, self._leads_until = epoch, asked_at + self._settings.lease
+        self._epoch, self._leads_until = epoch, asked_at + self._settings.leadership_timeout
 
     def _lapsed(self) -> None:
         """The lease may be over: another coordinator may lead without this one's knowledge."""

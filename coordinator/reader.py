@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from service import child
+from runtime import child
 from tokenpool.entitlements import Entitlement, Pool, PoolFile
+from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile import PoolFileError, parse
-from tokenpool.wire import encode_file
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import options
-from service.options import Addresses, Form, SettingsError
-from tokenpool.planner import PlannerSettings
+from runtime import options
+from runtime.options import Addresses, Form, SettingsError
+from tokenpool.planning.planner import PlannerSettings
 from tokenpool.store import address
 
 
@@ -23,8 +23,8 @@ class Settings:
     name: str | None = None
     tick: float = 0.25
     debt_gain: float = PlannerSettings().debt_gain
-    lease: float = 2.0
-    grant_lifetime: float = 1.5
+    leadership_timeout: float = 2.0
+    lease_lifetime: float = 1.5
     store_timeout: float = 0.5
     scale_headroom: float = 0.1
     scale_spot: bool = False
@@ -50,13 +50,13 @@ _FORM = Form(
     Settings,
     {
         "config": "the pool file; all its pools are led, and all sidecars enforce it",
-        "store": "where the books are kept: redis://...",
+        "store": "where the lease store is kept: redis://...",
         "listen": "metrics, health, state and scale hints, HOST:PORT; several with commas",
         "name": "what this coordinator is called in the logs; the host's name otherwise",
         "tick": "how often limits are recomputed, s",
         "debt_gain": "how strongly service that is owed counts; 0 turns debt off",
-        "lease": "how long leading outlives silence, s",
-        "grant_lifetime": "how long what a sidecar holds outlives silence, s; the same as the sidecars'",
+        "leadership_timeout": "how long a leader that does not renew stays leader, s",
+        "lease_lifetime": "how long what a sidecar holds outlives silence, s; the same as the sidecars'",
         "store_timeout": "how long the store may take to answer, s",
         "scale_headroom": "capacity wanted beyond what is needed, as a share of it",
         "scale_spot": "have spot demand raise the scale hint as well",
@@ -85,9 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
     made = _FORM.read(arguments, environment)
-    if made.lease < 3 * made.tick:
+    if made.leadership_timeout < 3 * made.tick:
         raise SettingsError(
-            f"--lease: {made.lease:g} s is less than three ticks of {made.tick:g} s; the lead would change"
-            " hands all the time. Make it longer, or --tick shorter"
+            f"--leadership-timeout: {made.leadership_timeout:g} s is less than three ticks of {made.tick:g}"
+            " s; another coordinator would lead after each pause. Make it longer, or --tick shorter"
         )
     return made

@@ -11,12 +11,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from coordinator.leader import PoolLeader
-from service.exposition import Family, number, rendered
-from service.loopdelay import LoopDelay
+from runtime.exposition import Family, number, rendered
+from runtime.loopdelay import LoopDelay
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.entitlements import Entitlement, Tier
-from tokenpool.planner import EntitlementPlan, idle_share
-from tokenpool.tick import Tick
+from tokenpool.leases.tick import Tick
+from tokenpool.planning.planner import EntitlementPlan, idle_share
 
 _BY_DIMENSION = ("pool", "entitlement", "dimension")
 _LIMIT, _DEMAND, _SERVICE, _HELD = (
@@ -63,7 +63,7 @@ class Telemetry(Collector):
     @staticmethod
     def _of_leading(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:
         leads = GaugeMetricFamily("tokenpool_leader", "Whether this coordinator leads.", labels=("pool",))
-        up = GaugeMetricFamily("tokenpool_books_up", "Whether the books answer.", labels=("pool",))
+        up = GaugeMetricFamily("tokenpool_store_up", "Whether the lease store answers.", labels=("pool",))
         differs = GaugeMetricFamily(
             "tokenpool_config_differs",
             "Whether another pool file than this coordinator's is in force.",

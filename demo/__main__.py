@@ -144,25 +144,25 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
 
 @contextlib.contextmanager
 def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
-    """A sidecar in front of each engine; with several, the books and those who keep them."""
+    """A sidecar in front of each engine; with several, the lease store and those who keep them."""
     OUT.mkdir(parents=True, exist_ok=True)
     digests = {t.name: hashlib.sha256(t.key.encode()).hexdigest() for t in TENANTS}
     file, count = OUT / "pool.yaml", len(upstreams)
     file.write_text(_POOL.format(slots=SLOTS, replicas=count, **digests))
     with contextlib.ExitStack() as stack:
-        books: list[str] = []
+        lease_store: list[str] = []
         if count > 1:
             port = free_port()
-            books = ["--store", f"redis://127.0.0.1:{port}"]
+            lease_store = ["--store", f"redis://127.0.0.1:{port}"]
             keeps = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(OUT)]
             stack.enter_context(_process("redis", [redis.executable(), "--port", str(port), *keeps]))
             for number, url in enumerate(where.coordinators):
-                command = [sys.executable, "-m", "coordinator", "run", "--config", str(file), *books]
+                command = [sys.executable, "-m", "coordinator", "run", "--config", str(file), *lease_store]
                 stack.enter_context(_process(f"coordinator{number}", [*command, "--listen", _listen(url)]))
         for number, (upstream, proxy, admin) in enumerate(
             zip(upstreams, where.proxies, where.admins, strict=True)
         ):
-            command = [sys.executable, "-m", "sidecar", "run", "--config", str(file), *books]
+            command = [sys.executable, "-m", "sidecar", "run", "--config", str(file), *lease_store]
             command += ["--upstream", upstream, "--listen", _listen(proxy), "--admin", _listen(admin)]
             stack.enter_context(_process(f"sidecar{number or ''}", [*command, "--drain-timeout", "3"]))
         yield where

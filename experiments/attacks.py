@@ -207,7 +207,7 @@ def giant_bodies(target: Target) -> None:
     )
 
 
-def dear_bodies(target: Target) -> None:
+def expensive_bodies(target: Target) -> None:
     """Send bodies of which little is charged and much is to be read, each within every limit of its own."""
     empty = b"{},".join([b""] * 4000)
     shapes = (
@@ -273,7 +273,7 @@ KINDS = {
     "slow bodies": Attack(slow_bodies, 20),
     "slow reads": Attack(slow_reads, 1000),
     "giant bodies": Attack(giant_bodies, 1),
-    "dear bodies": Attack(dear_bodies, 5),
+    "dear bodies": Attack(expensive_bodies, 5),
     "cancels": Attack(cancel, 500),
     "sheds": Attack(shed, 100),
     "random keys": Attack(guess_keys, 500),

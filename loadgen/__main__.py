@@ -15,7 +15,7 @@ from loadgen import reading
 from loadgen.fields import ScenarioError
 from loadgen.records import RunUnreadable
 from loadgen.scenario import Scenario, faster, lasting
-from service.build import add_version
+from runtime.build import add_version
 
 USAGE_ERROR = 2
 INTERRUPTED = 130

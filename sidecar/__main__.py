@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.build import add_version
+from runtime.build import add_version
 from sidecar import settings
 from sidecar.configuration import ConfigurationInvalid
 from tokenpool.poolfile import PoolFileError, explain, parse
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # Imported here: `check` needs neither an event loop nor a web server.
     import uvloop  # noqa: PLC0415
 
-    from service import logs  # noqa: PLC0415
+    from runtime import logs  # noqa: PLC0415
     from sidecar import app  # noqa: PLC0415
 
     read = settings.read(arguments, os.environ)

@@ -9,32 +9,32 @@ import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from service import pages
-from service.build import BuildInfo
-from service.exposition import CONTENT_TYPE, rendered
-from service.live.look import (
+from dashboard.server import LivePage
+from dashboard.snapshot import (
     EVERYTHING,
     EntitlementLook,
-    Look,
     PoolLook,
     Replicas,
+    Snapshot,
     Tally,
     Vector,
     Wanted,
     vector,
 )
-from service.live.server import LivePage
-from service.tls import Certificate
-from sidecar.engine import EngineWatcher
-from sidecar.gate import Gate
+from runtime import pages
+from runtime.build import BuildInfo
+from runtime.exposition import CONTENT_TYPE, rendered
+from runtime.tls import Certificate
+from sidecar.controller.controller import Controller
+from sidecar.engine.watcher import EngineWatcher
 from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
+from tokenpool.accounting.ledger import Account
 from tokenpool.amounts import NOTHING
-from tokenpool.cost import Pricer
-from tokenpool.experience import Experience
-from tokenpool.grants import Grants
-from tokenpool.ledger import Account
-from tokenpool.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
+from tokenpool.leases.leases import Leases
+from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
+from tokenpool.pricing.cost import Pricer
+from tokenpool.pricing.learned_costs import LearnedCosts
 
 PER_PIECE = 8
 """Entitlements in one piece of the state page: some 0.4 ms."""
@@ -55,14 +55,14 @@ class Admin:
 
     def __init__(
         self,
-        gate: Gate,
+        controller: Controller,
         watcher: EngineWatcher,
         limits: Limits,
         telemetry: Telemetry,
         exchanges: Callable[[], int],
         certificate: Certificate | None = None,
     ) -> None:
-        self._gate = gate
+        self._controller = controller
         self._watcher = watcher
         self._limits = limits
         self._telemetry = telemetry
@@ -118,9 +118,9 @@ class Admin:
     def problems(self) -> list[str]:
         """Why requests should not come here. Of the engine only its health counts, not its pages."""
         problems, status = [], self._watcher.status
-        if self._gate.is_draining:
+        if self._controller.is_draining:
             problems.append("draining")
-        if self._gate.engine.is_up:
+        if self._controller.engine.is_up:
             problems += self._limits.problems()
         elif status.is_healthy:
             problems.append("the engine's pages are being read for the first time")
@@ -135,16 +135,16 @@ class Admin:
 
         ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
         """
-        accounts = self._gate.accounts
+        accounts = self._controller.accounts
         names: list[str] = request.query.getall("entitlement", [])
         unknown = [name for name in names if name not in accounts]
         if unknown:
-            text = f"there is no entitlement {unknown[0]!r} in pool {self._gate.pool.name!r}"
+            text = f"there is no entitlement {unknown[0]!r} in pool {self._controller.pool.name!r}"
             return web.json_response({"error": text}, status=404)
         if names:
             shown = [accounts[name] for name in names]
         elif request.query.get("active") == "1":
-            shown = list(self._gate.ledger.active)
+            shown = list(self._controller.ledger.active)
         else:
             shown = list(accounts.values())
         chunks = await pages.made(self.state_pieces(shown))
@@ -164,51 +164,52 @@ class Admin:
         return msgspec.json.encode(self._account(account.entitlement.name, account)).decode()
 
     def _summary(self) -> dict[str, Any]:
-        gate, status = self._gate, self._watcher.status
-        seen, room = status.seen, gate.engine.room
+        controller, status = self._controller, self._watcher.status
+        seen, room = status.seen, controller.engine.room
         return {
-            "pool": gate.pool.name,
-            "draining": gate.is_draining,
+            "pool": controller.pool.name,
+            "draining": controller.is_draining,
             "capacity": self._watcher.capacity.amount().as_dict(),
             "engine": {
-                "up": gate.engine.is_up,
+                "up": controller.engine.is_up,
                 "restarts": status.restarts,
                 **self._watcher.shown(),
                 "context_window": status.context_window,
-                "block_size": gate.engine.shape.block_size,
+                "block_size": controller.engine.shape.block_size,
                 "running": seen.running if seen else None,
                 "waiting": seen.waiting if seen else None,
                 "kv_usage": seen.kv_usage if seen else None,
                 "slots": room.slots,
-                "kept_back": room.kept_back,
+                "reserved_slots": room.reserved_slots,
                 "foreign_sequences": room.foreign_sequences,
             },
             "in_flight": self._exchanges(),
-            "queued": len(gate.door) + (gate.grants.waiting if gate.grants is not None else 0),
+            "queued": len(controller.queue)
+            + (controller.leases.waiting if controller.leases is not None else 0),
             "config_is_current": self._telemetry.config_is_current,
-            "books": self._books(),
+            "lease_store": self._lease_store(),
         }
 
-    def _books(self) -> dict[str, Any] | None:
-        """How this sidecar stands with the books; ``None`` for a lone one."""
-        grants = self._gate.grants
-        if grants is None:
+    def _lease_store(self) -> dict[str, Any] | None:
+        """How this sidecar stands with the lease store; ``None`` for a lone one."""
+        leases = self._controller.leases
+        if leases is None:
             return None
         return {
-            "holder": grants.holder,
-            "mode": grants.mode.value,
-            "sidecars": grants.sidecars,
-            "failures": grants.failures,
-            "round_trip_s": grants.round_trip_s,
-            "borrows": grants.borrows,
-            "borrowed_s": grants.borrowed_s,
+            "holder": leases.holder,
+            "mode": leases.mode.value,
+            "sidecars": leases.sidecars,
+            "failures": leases.failures,
+            "round_trip_s": leases.round_trip_s,
+            "lease_waits": leases.lease_waits,
+            "lease_waited_s": leases.lease_waited_s,
             "config_differs": self._telemetry.config_differs,
             "degraded": self._limits.degraded(),
         }
 
     def _account(self, name: str, account: Account) -> dict[str, Any]:
         entitlement, now = account.entitlement, self._telemetry.clock()
-        self._gate.refresh(account, now)
+        self._controller.refresh(account, now)
         return {
             "tier": entitlement.tier.value,
             "weight": entitlement.weight,
@@ -224,19 +225,19 @@ class Admin:
             },
             "level": account.bucket.refill(now),
             "debt": account.debt,
-            "learned": _learned(account.pricer),
+            "learned": _learned_costs(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
         }
 
-    def look(self, wanted: Wanted = EVERYTHING) -> Look:
+    def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
         """What the live page shows, now: this sidecar alone, whatever others the pool has."""
-        grants = self._gate.grants
-        return Look(
+        leases = self._controller.leases
+        return Snapshot(
             process="sidecar",
-            name=grants.holder if grants is not None else "",
+            name=leases.holder if leases is not None else "",
             pools=(self._pool(wanted),),
             notices=tuple(self._notices()),
-            about=_ONE_OF_SEVERAL if grants is not None else "",
+            about=_ONE_OF_SEVERAL if leases is not None else "",
         )
 
     def _notices(self) -> list[str]:
@@ -246,18 +247,18 @@ class Admin:
         return notices
 
     def _pool(self, wanted: Wanted) -> PoolLook:
-        gate, telemetry = self._gate, self._telemetry
-        accounts, now = gate.accounts, telemetry.clock()
-        active = [account.entitlement.name for account in gate.ledger.active]
+        controller, telemetry = self._controller, self._telemetry
+        accounts, now = controller.accounts, telemetry.clock()
+        active = [account.entitlement.name for account in controller.ledger.active]
         names = wanted.choose(accounts, [*self._changes.take(), *active])
         for name in names:
-            gate.refresh(accounts[name], now)
-        is_up, pool = gate.engine.is_up, gate.pool
+            controller.refresh(accounts[name], now)
+        is_up, pool = controller.engine.is_up, controller.pool
         return PoolLook(
             name=pool.name,
-            leader=_leader(gate.grants),
+            leader=_leader(controller.leases),
             capacity=vector(*(self._watcher.capacity.amount() if is_up else NOTHING).values()),
-            in_use=(None, gate.ledger.kv_in_use, gate.ledger.concurrency_in_use),
+            in_use=(None, controller.ledger.kv_in_use, controller.ledger.concurrency_in_use),
             replicas=Replicas(
                 sidecars=1,
                 engines_up=int(is_up),
@@ -298,32 +299,32 @@ _ONE_OF_SEVERAL = (
 )
 
 
-def _learned(pricer: Pricer) -> dict[str, Any]:
+def _learned_costs(pricer: Pricer) -> dict[str, Any]:
     """What an entitlement's requests are priced by: overall, and for each route and model."""
     return {
-        "overall": _experience(pricer.overall),
+        "overall": _learned(pricer.overall),
         "targets": [
-            {"route": route, "model": model, **_experience(experience)}
-            for (route, model), experience in pricer.experiences
+            {"route": route, "model": model, **_learned(learned)}
+            for (route, model), learned in pricer.learned_by_prefix
         ],
         "prefixes": pricer.known_prefixes,
     }
 
 
-def _experience(experience: Experience) -> dict[str, float]:
+def _learned(learned: LearnedCosts) -> dict[str, float]:
     return {
-        "tokens_per_byte": experience.input.per_byte,
-        "tokens_per_prompt": experience.input.offset,
-        "expected_output": experience.output.value,
+        "tokens_per_byte": learned.input.per_byte,
+        "tokens_per_prompt": learned.input.offset,
+        "expected_output": learned.output.value,
     }
 
 
-def _leader(grants: Grants | None) -> str:
-    if grants is None:
+def _leader(leases: Leases | None) -> str:
+    if leases is None:
         return "nobody: a lone sidecar plans for itself"
-    if not grants.has_limits:
+    if not leases.has_limits:
         return "no coordinator yet"
-    return "a coordinator" if grants.unled_s <= UNLED_S else "no coordinator now: the last limits stand"
+    return "a coordinator" if leases.unled_s <= UNLED_S else "no coordinator now: the last limits stand"
 
 
 def _entitlement(account: Account) -> EntitlementLook:

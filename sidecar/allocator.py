@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 
-from sidecar.gate import Gate
+from sidecar.controller.controller import Controller
 from sidecar.telemetry import Telemetry
-from tokenpool.capacity import CapacityModel
-from tokenpool.planner import Plan, PlannerSettings, Profile, plan_steps, rested
+from tokenpool.capacity.model import CapacityModel
+from tokenpool.planning.planner import Plan, PlannerSettings, Profile, plan_steps, rested
 
 
 class Allocator:
     """Recomputes every entitlement's limits."""
 
     def __init__(
-        self, gate: Gate, telemetry: Telemetry, capacity: CapacityModel, settings: PlannerSettings
+        self, controller: Controller, telemetry: Telemetry, capacity: CapacityModel, settings: PlannerSettings
     ) -> None:
-        self._gate = gate
+        self._controller = controller
         self._telemetry = telemetry
         self._capacity = capacity
         self._settings = settings
@@ -58,7 +58,7 @@ class Allocator:
 
         All new limits take effect together, in the last step.
         """
-        active, reported_at = self._gate.ledger.active, clock()
+        active, reported_at = self._controller.ledger.active, clock()
         accounts = {account.entitlement.name: account for account in active}
         before, self._ticked_at = self._ticked_at, reported_at
         made = yield from plan_steps(
@@ -78,10 +78,10 @@ class Allocator:
             self._profiles[name] = made.profiles[name], reported_at
             if active.can_rest(account, now):
                 active.retire(account)
-        if len(self._profiles) > 2 * len(self._gate.accounts):
-            self._profiles = {n: each for n, each in self._profiles.items() if n in self._gate.accounts}
+        if len(self._profiles) > 2 * len(self._controller.accounts):
+            self._profiles = {n: each for n, each in self._profiles.items() if n in self._controller.accounts}
         self._telemetry.limits_computed += 1
-        self._gate.serve_door()
+        self._controller.serve_queue()
 
     def _known_profiles(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
         return [(name, self._profiles[name]) for name in names if name in self._profiles]

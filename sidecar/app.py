@@ -14,29 +14,29 @@ from typing import Any
 
 from aiohttp import web
 
-from service import collecting
-from service.listening import BACKLOG, bound, listening
-from service.loopdelay import LoopDelay
-from service.tls import Certificate, client_context
+from runtime import collecting
+from runtime.listening import BACKLOG, bound, listening
+from runtime.loopdelay import LoopDelay
+from runtime.tls import Certificate, client_context
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.configuration import Configuration, load
-from sidecar.corswatch import CorsWatch
-from sidecar.engine import EngineWatcher
-from sidecar.gate import EnginePriority, Gate, Levers
-from sidecar.http.doorman import Doorman
-from sidecar.http.downstream import Downstream
-from sidecar.http.heads import RequestFramer
-from sidecar.http.tls import TlsServer
-from sidecar.http.upstream import EngineAddress
-from sidecar.http.upstream import Pool as UpstreamPool
-from sidecar.poolwatch import PoolWatch
+from sidecar.controller.controller import Controller, EnginePriority, Policies
+from sidecar.engine.cors_watcher import CorsWatch
+from sidecar.engine.watcher import EngineWatcher
+from sidecar.pool_file_watcher import PoolWatch
+from sidecar.proxy.connection import ClientConnection
+from sidecar.proxy.connection_manager import ConnectionManager
+from sidecar.proxy.heads import RequestFramer
+from sidecar.proxy.tls import TlsServer
+from sidecar.proxy.upstream import EngineAddress
+from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Addresses, Settings
 from sidecar.telemetry import Telemetry
-from tokenpool.capacity import CapacityModel
-from tokenpool.door import DoorSettings
-from tokenpool.planner import PlannerSettings
+from tokenpool.admission.queue import QueueSettings
+from tokenpool.capacity.model import CapacityModel
+from tokenpool.planning.planner import PlannerSettings
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ class Sidecar:
         configuration = load(settings)
         self.settings = settings
         self.telemetry = Telemetry(settings.metrics_entitlements)
-        self.gate = Gate(
+        self.controller = Controller(
             configuration.file,
             configuration.pool,
             configuration.keys,
             self.telemetry,
             identity_header=settings.identity_header,
-            levers=Levers(
-                DoorSettings(
+            policies=Policies(
+                QueueSettings(
                     settings.queue_timeout_guaranteed,
                     settings.queue_timeout_elastic,
                     settings.queue_timeout_spot,
@@ -69,38 +69,38 @@ class Sidecar:
             ),
             random=random.random,
         )
-        self._door_timer: asyncio.TimerHandle | None = None
-        self.gate.on_door_changed = self._look_at_door_in_time
+        self._queue_timer: asyncio.TimerHandle | None = None
+        self.controller.on_queue_changed = self._serve_queue_in_time
         self.loop_delay = LoopDelay(self.telemetry.clock)
-        self.telemetry.more += [self.gate.metrics, self.loop_delay.metrics]
+        self.telemetry.more += [self.controller.metrics, self.loop_delay.metrics]
         if settings.log_requests:
-            self.gate.journal = lambda entry: log.info("request", extra=entry)
+            self.controller.journal = lambda entry: log.info("request", extra=entry)
         self.capacity = CapacityModel(configuration.pool.replica)
         engine = _engine(settings)
-        self.watcher = EngineWatcher(settings, engine, self.gate, self.telemetry, self.capacity)
-        self._cors = CorsWatch(engine, self.gate, self.watcher, settings.poll_timeout)
+        self.watcher = EngineWatcher(settings, engine, self.controller, self.telemetry, self.capacity)
+        self._cors = CorsWatch(engine, self.controller, self.watcher, settings.poll_timeout)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
             planner = PlannerSettings(debt_gain=settings.debt_gain)
-            self._limits = self.allocator = Allocator(self.gate, self.telemetry, self.capacity, planner)
+            self._limits = self.allocator = Allocator(self.controller, self.telemetry, self.capacity, planner)
         else:
             self._limits = self.replication = self._replicate(configuration)
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
-        self.door = Doorman(settings, self.gate, self.telemetry, self._upstream, framer)
-        self.telemetry.refresh = self.gate.refresh
-        self.telemetry.bounds = lambda: self.door.bounds.pieces(self.telemetry.label)
+        self.manager = ConnectionManager(settings, self.controller, self.telemetry, self._upstream, framer)
+        self.telemetry.refresh = self.controller.refresh
+        self.telemetry.bounds = lambda: self.manager.bounds.pieces(self.telemetry.label)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
         self.admin = Admin(
-            self.gate,
+            self.controller,
             self.watcher,
             self._limits,
             self.telemetry,
-            lambda: self.door.exchanges,
+            lambda: self.manager.exchanges,
             self.certificate,
         )
         changed = self.replication.own_file if self.replication is not None else self._configure
@@ -108,25 +108,25 @@ class Sidecar:
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
 
-    def _look_at_door_in_time(self) -> None:
+    def _serve_queue_in_time(self) -> None:
         """Serve the admission queue when its earliest deadline is over."""
-        if self._door_timer is not None:
-            self._door_timer.cancel()
-            self._door_timer = None
-        at = self.gate.door.looks_at()
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+            self._queue_timer = None
+        at = self.controller.queue.looks_at()
         if at < math.inf:
             delay = max(at - self.telemetry.clock(), 0.0)
-            self._door_timer = asyncio.get_running_loop().call_later(delay, self.gate.serve_door)
+            self._queue_timer = asyncio.get_running_loop().call_later(delay, self.controller.serve_queue)
 
     def _prepare(self, configuration: Configuration) -> Iterator[None]:
         """Make what a changed pool file needs, in steps that each take a moment."""
-        return self.gate.prepare(configuration.file, configuration.pool)
+        return self.controller.prepare(configuration.file, configuration.pool)
 
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
         if self.allocator is not None:
             self.allocator.finish()
-        self.gate.configure(configuration.file, configuration.pool, configuration.keys)
+        self.controller.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
@@ -138,11 +138,11 @@ class Sidecar:
 
         settings = self.settings
         store = open_store(
-            settings.store, configuration.pool.name, settings.grant_lifetime, settings.store_timeout
+            settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
         )
         return Replication(
             settings,
-            self.gate,
+            self.controller,
             self.telemetry,
             self.watcher,
             store,
@@ -181,7 +181,7 @@ class Sidecar:
                 "admin": str(bound(sockets)),
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
-                "pool": self.gate.pool.name,
+                "pool": self.controller.pool.name,
             },
         )
 
@@ -189,7 +189,7 @@ class Sidecar:
         sockets = listening(self.settings.listen)
         addresses = bound(sockets)
         if self.certificate is not None:
-            server = TlsServer(self.door, self.certificate, self.settings)
+            server = TlsServer(self.manager, self.certificate, self.settings)
             self._servers.append(server)
             self.telemetry.more.append(server.metrics)
             server.accept(sockets)
@@ -197,7 +197,9 @@ class Sidecar:
             return addresses
         loop = asyncio.get_running_loop()
         for each in sockets:
-            plain = await loop.create_server(lambda: Downstream(self.door), sock=each, backlog=BACKLOG)
+            plain = await loop.create_server(
+                lambda: ClientConnection(self.manager), sock=each, backlog=BACKLOG
+            )
             self._servers.append(plain)
         return addresses
 
@@ -215,23 +217,23 @@ class Sidecar:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            for _ in self.door.sweep(self.telemetry.clock()):
+            for _ in self.manager.sweep(self.telemetry.clock()):
                 await asyncio.sleep(0)
 
     async def stop(self) -> None:
         """Drain: refuse new requests, let running ones finish in bounded time, then end."""
-        self.gate.is_draining = True
-        running = self.door.exchanges
+        self.controller.is_draining = True
+        running = self.manager.exchanges
         log.info("draining", extra={"running": running})
-        self.door.close_idle()
-        self.door.end_waits()
+        self.manager.close_idle()
+        self.manager.end_waits()
         deadline = self.telemetry.clock() + self.settings.drain_timeout
-        while self.door.exchanges and self.telemetry.clock() < deadline:
+        while self.manager.exchanges and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
         for server in self._servers:
             server.close()
-        cut = self.door.exchanges
-        self.door.drain()
+        cut = self.manager.exchanges
+        self.manager.drain()
         await self._last_writes()
         for task in self._tasks:
             task.cancel()
@@ -245,9 +247,9 @@ class Sidecar:
     async def _last_writes(self) -> None:
         """Let answers leave the buffers; whoever does not read is left."""
         deadline = self.telemetry.clock() + FINAL_WRITE_S
-        while self.door.connections and self.telemetry.clock() < deadline:
+        while self.manager.connections and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.01)
-        for connection in list(self.door.connections):
+        for connection in list(self.manager.connections):
             connection.abort()
 
 
@@ -303,5 +305,5 @@ async def serve(settings: Settings) -> None:
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sidecar.door.drain)
+        loop.add_signal_handler(number, sidecar.manager.drain)
     await drained

@@ -1,7 +1,7 @@
 """A pool file with its keys, as one sidecar enforces it: read at the start, or in a child process later.
 
 The child makes everything that takes long (YAML, checks, keys); its parent only takes the records over, a few
-at a time. What is done with a configuration is the gate's business.
+at a time. What is done with a configuration is the controller's business.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from service import child
-from sidecar.identity import KeyRing, KeyUnreadable, digests, resolver
+from runtime import child
+from sidecar.controller.identity import KeyRing, KeyUnreadable, digests, resolver
 from sidecar.settings import Settings, SettingsError
 from tokenpool.entitlements import Entitlement, KeySource, Pool, PoolFile
+from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile import PoolFileError, parse
-from tokenpool.wire import WireError, decode_file, encode_file
 
 log = logging.getLogger(__name__)
 

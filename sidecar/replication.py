@@ -1,7 +1,8 @@
-"""Replication: carries a sidecar's messages to the books in a store, and what the books say back.
+"""Replication: carries a sidecar's messages to the lease store, and its answers back.
 
-What is said and what it means is ``tokenpool.grants``'s; here are the clock, the loops and the failures. No
-request waits here for anything but the answer to a message, and never longer than its own patience.
+What is said and what it means is ``tokenpool.leases.leases``'s; here are the clock, the loops and the
+failures. No request waits here for anything but the answer to a message, and never longer than its own
+patience.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.configuration import Configuration, ConfigurationInvalid, published
-from sidecar.engine import EngineWatcher
-from sidecar.gate import Gate
+from sidecar.controller.controller import Controller
+from sidecar.engine.watcher import EngineWatcher
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
-from tokenpool.books import RECALL, Answer, Message, Push
-from tokenpool.grants import MOST_UNDER_WAY, Grants, GrantSettings, Mode
-from tokenpool.store import Store, StoreDown
-from tokenpool.wire import (
+from tokenpool.leases.leases import MOST_UNDER_WAY, Leases, LeaseSettings, Mode
+from tokenpool.leases.reference_store import RECLAIM, Answer, Message, Push
+from tokenpool.leases.wire import (
     MOST_REPORTED,
     REPORTED_OUTCOMES,
     SidecarReport,
     encode_report,
 )
+from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ UNLED_S = 5.0
 FAREWELL_S = 1.0
 """How long the last message may take."""
 READ_EVERY_S = 2.0
-"""How often all limits are read: what shares are made of, should the books fail."""
+"""How often all limits are read: what shares are made of, should the lease store fails."""
 LONGEST_RETRY_S = 60.0
 """A published pool file that cannot be enforced here is read again after 2 s, then ever later."""
 COUNT_EVERY_S = 0.5
@@ -103,12 +104,12 @@ class FirstTokenTotals:
 
 
 class Replication:
-    """One sidecar's line to the books."""
+    """One sidecar's line to the lease store."""
 
     def __init__(
         self,
         settings: Settings,
-        gate: Gate,
+        controller: Controller,
         telemetry: Telemetry,
         watcher: EngineWatcher,
         store: Store,
@@ -117,7 +118,7 @@ class Replication:
         enforce: Callable[[Configuration], None],
     ) -> None:
         self._settings = settings
-        self._gate = gate
+        self._controller = controller
         self._telemetry = telemetry
         self._watcher = watcher
         self._store = store
@@ -137,18 +138,18 @@ class Replication:
         name = settings.name or socket.gethostname()
         # A process that starts again is another holder: what its predecessor held has to expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
-        self.grants = Grants(
+        self.leases = Leases(
             holder,
-            GrantSettings(settings.grant_lifetime, settings.tick),
-            gate.pool.max_replicas,
+            LeaseSettings(settings.lease_lifetime, settings.tick),
+            controller.pool.max_replicas,
         )
-        self.grants.follow(gate.accounts, telemetry.clock())
-        gate.grants = self.grants
-        gate.on_books_wanted = self.speak_soon
+        self.leases.follow(controller.accounts, telemetry.clock())
+        controller.leases = self.leases
+        controller.on_message_due = self.speak_soon
         telemetry.more.append(self.metrics)
-        telemetry.shows_grants = lambda: self.grants.mode is Mode.JOINED
+        telemetry.shows_leases = lambda: self.leases.mode is Mode.JOINED
         self.calls: Counter[str] = Counter()
-        """Messages to the books, by how they ended."""
+        """Messages to the lease store, by how they ended."""
         self.last_error = ""
         self._is_down = False
         self._look_timer: asyncio.TimerHandle | None = None
@@ -167,20 +168,20 @@ class Replication:
 
     def problems(self) -> list[str]:
         """Why limits are not to be relied on yet."""
-        if self.grants.answered_at is None and not self.grants.failures:
-            return ["the books have not answered yet"]
+        if self.leases.answered_at is None and not self.leases.failures:
+            return ["the lease store has not answered yet"]
         return []
 
     def degraded(self) -> list[str]:
         """What is not as it should be, though requests are served."""
         found = []
-        if self.grants.failures:
-            found.append(f"the books do not answer: {self.last_error}")
-        if self.grants.mode is not Mode.JOINED:
-            found.append(f"limits are decided from shares, not from the books ({self.grants.mode})")
-        if not self.grants.has_limits:
+        if self.leases.failures:
+            found.append(f"the lease store does not answer: {self.last_error}")
+        if self.leases.mode is not Mode.JOINED:
+            found.append(f"limits are decided from shares, not from the lease store ({self.leases.mode})")
+        if not self.leases.has_limits:
             found.append("no coordinator has published limits yet")
-        if self.grants.unled_s > UNLED_S and not self.grants.failures:
+        if self.leases.unled_s > UNLED_S and not self.leases.failures:
             found.append("no coordinator leads: the last limits stand, and nobody recomputes them")
         if self._refused_version:
             found.append("the published pool file cannot be enforced here; the old one is in force")
@@ -189,26 +190,28 @@ class Replication:
         return found
 
     def metrics(self) -> Iterator[Metric]:
-        """How this sidecar stands with the books, for Prometheus."""
-        grants = self.grants
-        mode = GaugeMetricFamily("tokenpool_books_mode", "1 for how limits are decided.", labels=("mode",))
+        """How this sidecar stands with the lease store, for Prometheus."""
+        leases = self.leases
+        mode = GaugeMetricFamily("tokenpool_store_mode", "1 for how limits are decided.", labels=("mode",))
         for each in Mode:
-            mode.add_metric((each.value,), float(each is grants.mode))
-        calls = CounterMetricFamily("tokenpool_books_calls", "Messages to the books.", labels=("result",))
+            mode.add_metric((each.value,), float(each is leases.mode))
+        calls = CounterMetricFamily(
+            "tokenpool_store_calls", "Messages to the lease store.", labels=("result",)
+        )
         for result in ("answered", "failed"):
             calls.add_metric((result,), self.calls[result])
         yield from (mode, calls)
         yield CounterMetricFamily(
-            "tokenpool_borrows", "Requests that waited for a larger grant.", value=grants.borrows
+            "tokenpool_lease_waits", "Requests that waited for a larger lease.", value=leases.lease_waits
         )
         yield CounterMetricFamily(
-            "tokenpool_borrow_seconds", "... and for how long, all together.", value=grants.borrowed_s
+            "tokenpool_lease_wait_seconds", "... and for how long, all together.", value=leases.lease_waited_s
         )
         for name, text, value in (
-            ("tokenpool_books_up", "Whether the books answer.", not grants.failures),
-            ("tokenpool_books_round_trip_seconds", "Of the last message.", grants.round_trip_s),
-            ("tokenpool_books_sidecars", "Sidecars that the books know.", grants.sidecars),
-            ("tokenpool_books_unled_seconds", "Since a coordinator published limits.", grants.unled_s),
+            ("tokenpool_store_up", "Whether the lease store answers.", not leases.failures),
+            ("tokenpool_store_round_trip_seconds", "Of the last message.", leases.round_trip_s),
+            ("tokenpool_store_sidecars", "Sidecars that the lease store knows.", leases.sidecars),
+            ("tokenpool_store_unled_seconds", "Since a coordinator published limits.", leases.unled_s),
             (
                 "tokenpool_config_refused",
                 "Whether a pool file is published that cannot be enforced here.",
@@ -261,7 +264,7 @@ class Replication:
             configuration = (
                 self._own
                 if version == self._own_version
-                else await published(content, self._settings, self._gate.pool.name)
+                else await published(content, self._settings, self._controller.pool.name)
             )
         except ConfigurationInvalid as error:
             if version != self._refused_version:
@@ -298,10 +301,10 @@ class Replication:
         while True:
             started = clock()
             try:
-                for _ in self.grants.tick_steps(started):
+                for _ in self.leases.tick_steps(started):
                     await asyncio.sleep(0)
-                active = self._gate.ledger.active
-                for account in [each for each in active if each.entitlement.name not in self.grants.active]:
+                active = self._controller.ledger.active
+                for account in [each for each in active if each.entitlement.name not in self.leases.active]:
                     active.retire(account)
             except Exception:
                 # A defect must not silence this sidecar for good: the next interval tries again.
@@ -317,23 +320,23 @@ class Replication:
     def _send_all(self) -> None:
         """Send every message that is due, each in a task of its own: none waits for another's answer."""
         try:
-            while (message := self.grants.next_message(self._telemetry.clock(), self._report)) is not None:
+            while (message := self.leases.next_message(self._telemetry.clock(), self._report)) is not None:
                 task = asyncio.get_running_loop().create_task(self._carry(message))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
         except Exception:
             # A defect must not silence this sidecar for good: the next interval tries again.
-            log.critical("a message to the books could not be made", exc_info=True)
+            log.critical("a message to the lease store could not be made", exc_info=True)
 
     async def _carry(self, message: Message) -> None:
-        """Bring one message to the books, and their answer back."""
+        """Bring one message to the lease store, and their answer back."""
         try:
             answer = await self._store.exchange(message)
         except StoreDown as error:
             self._failed(message, error)
         except BaseException:
             # Cancelled, or a defect: requests that wait are decided with what is held.
-            self.grants.failed(message, self._telemetry.clock())
+            self.leases.failed(message, self._telemetry.clock())
             raise
         else:
             self._answered(message, answer)
@@ -341,7 +344,7 @@ class Replication:
         self._send_all()
 
     def _answered(self, message: Message, answer: Answer) -> None:
-        self.grants.answered(message, answer, self._telemetry.clock())
+        self.leases.answered(message, answer, self._telemetry.clock())
         self.calls["answered"] += 1
         self._recovered()
         self._heard_version = answer.file_version or self._heard_version
@@ -351,21 +354,23 @@ class Replication:
     def _failed(self, message: Message, error: StoreDown) -> None:
         self.calls["failed"] += 1
         self.last_error = str(error)
-        self.grants.failed(message, self._telemetry.clock())
+        self.leases.failed(message, self._telemetry.clock())
         if not self._is_down:
             self._is_down = True
-            log.warning("the books do not answer; going on with what is held", extra={"error": str(error)})
+            log.warning(
+                "the lease store does not answer; going on with what is held", extra={"error": str(error)}
+            )
 
     def _recovered(self) -> None:
         if self._is_down:
             self._is_down = False
-            log.info("the books answer again")
+            log.info("the lease store answers again")
 
     def _report(self) -> bytes:
         """What the coordinator should know of this sidecar."""
-        engine, seen, gate = self._gate.engine, self._watcher.status.seen, self._gate
+        engine, seen, controller = self._controller.engine, self._watcher.status.seen, self._controller
         amount = self._watcher.capacity.amount() if self._watcher.capacity.is_known else NOTHING
-        serves = engine.is_up and not gate.is_draining
+        serves = engine.is_up and not controller.is_draining
         return encode_report(
             SidecarReport(
                 capacity=amount if serves else NOTHING,
@@ -374,9 +379,9 @@ class Replication:
                 running=seen.running if seen else 0.0,
                 waiting=seen.waiting if seen else 0.0,
                 kv_usage=seen.kv_usage if seen else 0.0,
-                mode=self.grants.mode.value,
+                mode=self.leases.mode.value,
                 file_version=self.file_version or self._own_version,
-                draining=gate.is_draining,
+                draining=controller.is_draining,
                 outcomes=self._outcomes(),
                 first_tokens=self._first_tokens,
             )
@@ -387,29 +392,29 @@ class Replication:
         telemetry, now = self._telemetry, self._telemetry.clock()
         if now - self._counted_at >= COUNT_EVERY_S:
             self._counted_at = now
-            accounts = self._gate.accounts
+            accounts = self._controller.accounts
             changed = [name for name in self._changes.take() if name in accounts]
             self._counted = self._totals.follow({n: telemetry.outcomes(n) for n in changed}, accounts)
             self._first_tokens = self._firsts.follow({n: telemetry.first_tokens(n) for n in changed}, now)
         return self._counted
 
     async def _listen_forever(self) -> None:
-        """Act on what the books push. Without pushes everything works, a little later."""
+        """Act on what the lease store pushes. Without pushes everything works, a little later."""
         while True:
             try:
-                async for push in self._store.listen(self.grants.holder):
+                async for push in self._store.listen(self.leases.holder):
                     self._pushed(push)
             except StoreDown:
                 pass  # said by whoever speaks
             except Exception:
-                log.critical("listening to the books failed", exc_info=True)
+                log.critical("listening to the lease store failed", exc_info=True)
             await asyncio.sleep(self._settings.tick)
 
     def _pushed(self, push: Push) -> None:
-        if push.kind == RECALL:
-            wanted = self.grants.recalled(push.entitlement, self._telemetry.clock())
+        if push.kind == RECLAIM:
+            wanted = self.leases.reclaimed(push.entitlement, self._telemetry.clock())
         else:
-            wanted = self.grants.freed(push.entitlement)
+            wanted = self.leases.freed(push.entitlement)
         if wanted:
             self.speak_soon()
 
@@ -423,7 +428,7 @@ class Replication:
                 pass  # said by whoever speaks
             except Exception:
                 log.critical("reading the published pool file failed", exc_info=True)
-            wait = READ_EVERY_S if self.grants.has_limits else self._settings.tick
+            wait = READ_EVERY_S if self.leases.has_limits else self._settings.tick
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._read_now.wait(), wait)
             self._read_now.clear()
@@ -431,7 +436,7 @@ class Replication:
     async def _read_limits(self) -> None:
         try:
             await self._store.connect(MOST_UNDER_WAY)
-            self.grants.learn(*await self._store.limits(), self._telemetry.clock())
+            self.leases.learn(*await self._store.limits(), self._telemetry.clock())
         except StoreDown:
             pass  # said by whoever speaks
         except Exception:
@@ -441,7 +446,7 @@ class Replication:
 
     def _look_in_time(self) -> None:
         """Have the requests that wait looked at when the first one's time is up."""
-        at = self.grants.looks_at()
+        at = self.leases.looks_at()
         if at >= self._looks_at:
             return
         if self._look_timer is not None:
@@ -452,17 +457,17 @@ class Replication:
 
     def _look(self) -> None:
         self._look_timer, self._looks_at = None, math.inf
-        self.grants.look(self._telemetry.clock())
-        if self.grants.has_something_to_say:
+        self.leases.look(self._telemetry.clock())
+        if self.leases.has_something_to_say:
             self.speak_soon()
         self._look_in_time()
 
     async def stop(self) -> None:
-        """Return everything that is held, as far as the books answer; then let go of the store."""
+        """Return everything that is held, as far as the lease store answers; then let go of the store."""
         if self._look_timer is not None:
             self._look_timer.cancel()
         with contextlib.suppress(StoreDown, TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
                 await asyncio.gather(*self._calls, return_exceptions=True)
-                await self._store.exchange(self.grants.farewell(self._report()))
+                await self._store.exchange(self.leases.farewell(self._report()))
         await self._store.close()

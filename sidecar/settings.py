@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from service import options
-from service.options import Address, Addresses, Form, Origin, SettingsError
-from tokenpool.planner import PlannerSettings
+from runtime import options
+from runtime.options import Address, Addresses, Form, Origin, SettingsError
+from tokenpool.planning.planner import PlannerSettings
 
 __all__ = ["Address", "Addresses", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
@@ -30,7 +30,7 @@ class Settings:
     pool: str | None = None
     store: str = MEMORY
     store_timeout: float = 0.5
-    grant_lifetime: float = 1.5
+    lease_lifetime: float = 1.5
     name: str | None = None
     engine_priority: str = "auto"
     slo_feedback: bool = True
@@ -66,7 +66,7 @@ class Settings:
     max_buffered_bytes: int = 256 * 1024 * 1024
     entitlement_share: float = 0.5
     unidentified_share: float = 0.25
-    unpaid_rate: float = 500.0
+    unmetered_rate: float = 500.0
     large_body_rate: int = 4 * 1024 * 1024
 
 
@@ -91,10 +91,10 @@ _FORM = Form(
         "listen": "where tenants connect, HOST:PORT; several with commas; [::] serves IPv4, too",
         "admin": "metrics, health and state, HOST:PORT; keep it away from tenants",
         "pool": "the pool that this engine belongs to; needed where the file has several",
-        "store": "where the books are kept: memory (a lone sidecar plans for itself) or redis://...",
+        "store": "where the lease store is kept: memory (a lone sidecar plans for itself) or redis://...",
         "store_timeout": "how long the store may take to answer, s",
-        "grant_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
-        "name": "what this sidecar is called in the books; the host's name otherwise",
+        "lease_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
+        "name": "what this sidecar is called in the lease store; the host's name otherwise",
         "engine_priority": "send each request's priority to the engine: auto (unless it refuses), on or off",
         "slo_feedback": "reserve slots from spot and bursts while guaranteed requests miss their ttft_ms",
         "queue_timeout_guaranteed": "how long a guaranteed tenant's request may wait for room, s; 0 = not",
@@ -112,7 +112,7 @@ _FORM = Form(
         "log_level": "debug, info, warning or error",
         "log_requests": "log one line for each request (never prompts or keys)",
         "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
-        "tick": "how often limits are recomputed, and the books are spoken to, s",
+        "tick": "how often limits are recomputed, and the lease store is spoken to, s",
         "debt_gain": "how strongly service that is owed counts (a lone sidecar); 0 turns debt off",
         "poll_interval": "how often the engine's metrics are read, s",
         "poll_timeout": "how long the engine may take to answer a poll, s",
@@ -129,7 +129,7 @@ _FORM = Form(
         "max_buffered_bytes": "requests and unread answers in memory, all together",
         "entitlement_share": "the part of these two that one entitlement may have of what others leave",
         "unidentified_share": "the same for all connections that no accepted request has identified",
-        "unpaid_rate": "refusals and answers without a price per second and entitlement; more are held back",
+        "unmetered_rate": "refusals and answers without a price per second and entitlement; more are delayed",
         "large_body_rate": "bytes per second and entitlement of bodies from 16 KiB on",
     },
     example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
@@ -168,10 +168,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
     made = _FORM.read(arguments, environment)
-    if made.grant_lifetime < 3 * made.tick:
+    if made.lease_lifetime < 3 * made.tick:
         raise SettingsError(
-            f"--grant-lifetime: {made.grant_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
-            " grant would expire between two messages. Make it longer, or --tick shorter"
+            f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
+            " lease would expire between two messages. Make it longer, or --tick shorter"
         )
     _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)

@@ -19,14 +19,14 @@ from itertools import islice
 
 from prometheus_client import Metric
 
-from service.exposition import Family, bound_labels, number, rendered
-from sidecar.reported import NoUsage
+from runtime.exposition import Family, bound_labels, number, rendered
+from sidecar.dialects.reported_usage import NoUsage
+from tokenpool.accounting.ledger import Account, Ledger, Ticket
 from tokenpool.amounts import Dimension
-from tokenpool.cost import Usage
 from tokenpool.entitlements import Tier
-from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.wire import FIRST_TOKEN_BOUNDS_S
+from tokenpool.pricing.cost import Usage
 
 NOBODY = "none"
 """The label of requests that belong to no entitlement: no or unknown key, probes."""
@@ -69,8 +69,8 @@ _RESERVED = Family("tokenpool_reserved", "gauge", "Held by requests under way.",
 _LIMIT = Family("tokenpool_limit", "gauge", "What the entitlement may use now.", ("entitlement", "dimension"))
 _LEVEL = Family("tokenpool_bucket_level_tokens", "gauge", "Level of the token bucket.", ("entitlement",))
 _DEBT = Family("tokenpool_debt", "gauge", "Service owed, in seconds.", ("entitlement",))
-_GRANT = Family(
-    "tokenpool_grant", "gauge", "What this sidecar holds of a limit.", ("entitlement", "dimension")
+_LEASE = Family(
+    "tokenpool_lease", "gauge", "What this sidecar holds of a limit.", ("entitlement", "dimension")
 )
 _ENGINE_UP = Family("tokenpool_engine_up", "gauge", "Whether the engine answers.")
 _ENGINE_PAGE = Family(
@@ -106,7 +106,7 @@ FAMILIES = (
     _LIMIT,
     _LEVEL,
     _DEBT,
-    _GRANT,
+    _LEASE,
     _ENGINE_UP,
     _ENGINE_PAGE,
     _CONFIG_CURRENT,
@@ -239,7 +239,7 @@ class Telemetry:
         self.engine_page_is_usable = False
         self.refresh: Callable[[Account, float], None] = _is_current
         """Brings the limits of an idle account up to date."""
-        self.shows_grants: Callable[[], bool] | None = None
+        self.shows_leases: Callable[[], bool] | None = None
         """Whether what is held of limits is true, where it is shared."""
         self.more: list[Callable[[], Iterable[Metric]]] = []
         """Metrics of other parts: few series each, none of an entitlement."""
@@ -433,8 +433,8 @@ class Telemetry:
     def _gauges(self, names: list[str]) -> Iterator[str]:
         accounts = self._accounts
         # In one pass, so that what is in use adds up; a limit of an idle account is worked out first.
-        shows_grants = self.shows_grants is not None and self.shows_grants()
-        families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_GRANT] if self.shows_grants is not None else ())]
+        shows_leases = self.shows_leases is not None and self.shows_leases()
+        families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_LEASE] if self.shows_leases is not None else ())]
         parts: list[list[str]] = [[family.head()] for family in families]
         kv_tokens = concurrency = 0
         for first in range(0, len(names), PER_PIECE):
@@ -446,7 +446,7 @@ class Telemetry:
                 self.refresh(account, now)
                 kv_tokens += account.kv_in_use
                 concurrency += account.concurrency_in_use
-                for part, text in zip(parts, _gauges_of(name, account, shows_grants), strict=False):
+                for part, text in zip(parts, _gauges_of(name, account, shows_leases), strict=False):
                     part.append(text)
             yield ""
         if self._other is not None:
@@ -488,7 +488,7 @@ def _of_each(
         yield "".join([write(name, series) for name, series in every[first : first + PER_PIECE]])
 
 
-def _gauges_of(name: str, account: Account, shows_grants: bool) -> list[str]:
+def _gauges_of(name: str, account: Account, shows_leases: bool) -> list[str]:
     """An account's lines in each family of gauges."""
     limit, held = account.pool_limit, account.limit
     before = f'tokenpool_limit{{dimension="%s",entitlement="{name}"}} %s\n'
@@ -498,10 +498,10 @@ def _gauges_of(name: str, account: Account, shows_grants: bool) -> list[str]:
         f'tokenpool_bucket_level_tokens{{entitlement="{name}"}} {number(account.bucket.level)}\n',
         f'tokenpool_debt{{entitlement="{name}"}} {number(account.debt)}\n',
     ]
-    if shows_grants:
+    if shows_leases:
         lines.append(
-            f'tokenpool_grant{{dimension="kv_tokens",entitlement="{name}"}} {number(held.kv_tokens)}\n'
-            f'tokenpool_grant{{dimension="concurrency",entitlement="{name}"}} {number(held.concurrency)}\n'
+            f'tokenpool_lease{{dimension="kv_tokens",entitlement="{name}"}} {number(held.kv_tokens)}\n'
+            f'tokenpool_lease{{dimension="concurrency",entitlement="{name}"}} {number(held.concurrency)}\n'
         )
     return lines
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
 from tokenpool.amounts import UNBOUNDED, Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
-from tokenpool.planner import PlannerSettings
+from tokenpool.planning.planner import PlannerSettings
 
 SLOTS = 8
 NO_TROUBLE = Faults()
@@ -97,7 +97,7 @@ def distant(
 ) -> Setup:
     """Elastic tenants without ceilings, one in ten guaranteed a little, on a pool that is 8 % busy.
 
-    ``distance_ms`` is the round trip to the books.
+    ``distance_ms`` is the round trip to the lease store.
     """
     slots = math.ceil(rate * 8 / TOKENS_PER_SEQUENCE_S / 0.08 / sidecars)
     promised = max(tenants // 10, 1)
@@ -131,8 +131,8 @@ def contended(
 ) -> Setup:
     """Twice as many requests as the pool can serve; the guaranteed tenants ask for a tenth of it.
 
-    ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the books.
-    Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
+    ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the lease
+    store. Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
     """
     elastic, light = 0.95, tenants - GUARANTEED - GREEDY
     made = [
@@ -233,7 +233,7 @@ def scarcity(*, seed: int, debt_gain: float = PlannerSettings().debt_gain, secon
 
 
 def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
-    """The same pool, with the books gone for a while."""
+    """The same pool, with the lease store gone for a while."""
     faults = Faults(outages=[(start, end, is_empty)])
     return Setup(
         setup.tenants, setup.sidecars, setup.slots, setup.seconds, faults, setup.seed, setup.settings
@@ -243,7 +243,7 @@ def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
 def all_of(
     sidecars: int, entitlements: int, *, seed: int, seconds: float, load: float = 1.5
 ) -> Sequence[tuple[str, Setup]]:
-    """The mixed pool, without and with trouble, and with the books lost and back empty."""
+    """The mixed pool, without and with trouble, and with the lease store lost and back empty."""
     quiet = mixed(sidecars, entitlements, seed=seed, seconds=seconds, load=load)
     return [
         ("quiet", quiet),

@@ -14,17 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tokenpool.admission import Admit, EngineRoom, Shed, admit, hopeless
+from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
-from tokenpool.books import RECALL, Answer, Books, Census, Message
-from tokenpool.cost import Ask, Cost, EngineShape, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.grants import Grants, GrantSettings, Mode
-from tokenpool.ledger import Account, Ledger, Ticket
+from tokenpool.leases.leases import Leases, LeaseSettings, Mode
+from tokenpool.leases.reference_store import RECLAIM, Answer, Census, Message, ReferenceLeaseStore
+from tokenpool.leases.tick import NO_MEMORY, tick
+from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planner import PlannerSettings
-from tokenpool.tick import NO_MEMORY, tick
-from tokenpool.wire import SidecarReport, encode_report
+from tokenpool.planning.planner import PlannerSettings
+from tokenpool.pricing.cost import Ask, Cost, EngineShape, Usage
 
 TICK_S = 0.25
 TIMEOUT_S = 0.5
@@ -65,7 +65,7 @@ class Faults:
     pauses: float = 0.0
     partitions: float = 0.0
     outages: Sequence[tuple[float, float, bool]] = ()
-    """Of the books: from, to, and whether they come back empty."""
+    """Of the lease store: from, to, and whether they come back empty."""
     drift: float = 0.0
     """Clocks run fast or slow by up to this share."""
     quiet_after: float = math.inf
@@ -83,14 +83,14 @@ class Setup:
     seconds: float = 20.0
     faults: Faults = Faults()
     seed: int = 1
-    settings: GrantSettings = GrantSettings()
+    settings: LeaseSettings = LeaseSettings()
     planner: PlannerSettings = PlannerSettings()
     warm_up_s: float = 4.0
     """Not counted, but for over-admission."""
     distance_s: float = 0.00035
-    """Between a sidecar and the books, one way."""
+    """Between a sidecar and the lease store, one way."""
     message_s: float = 0.0001
-    """How long the books work at a message ..."""
+    """How long the lease store work at a message ..."""
     row_s: float = 0.000024
     """... and at each entitlement that it names: measured on Redis 6.2. They do one message at a time."""
     open_loop: float = 0.0
@@ -112,8 +112,8 @@ class Figures:
     """Sheds by a limit at a sidecar that was joined, while the entitlement used less than its limit."""
     guaranteed_sheds: int = 0
     """Sheds of requests inside a guarantee."""
-    borrows: int = 0
-    borrowed_s: float = 0.0
+    lease_waits: int = 0
+    lease_waited_s: float = 0.0
     taken_ahead: int = 0
     """Requests that were admitted before they were reported."""
     offered: Counter[str] = field(default_factory=Counter)
@@ -181,8 +181,8 @@ class _Sidecar:
         self.accounts = {
             t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in world.setup.tenants
         }
-        self.grants = Grants(self.name, world.setup.settings, world.setup.sidecars)
-        self.grants.follow(self.accounts, now)
+        self.leases = Leases(self.name, world.setup.settings, world.setup.sidecars)
+        self.leases.follow(self.accounts, now)
         self.backlog: deque[_Request] = deque()
         self.running = 0
         self._looks_at = math.inf
@@ -194,8 +194,8 @@ class _Sidecar:
 
     @property
     def is_apart(self) -> bool:
-        """Whether it lives on shares: the books do not answer it."""
-        return self.grants.mode is not Mode.JOINED or self.grants.failures > 0
+        """Whether it lives on shares: the lease store does not answer it."""
+        return self.leases.mode is not Mode.JOINED or self.leases.failures > 0
 
     def clock(self) -> float:
         """This sidecar's own monotonic clock."""
@@ -222,20 +222,20 @@ class _Sidecar:
         ask = Ask(token_ids=request.size // 4, output_bound=request.size - request.size // 4)
         cost = account.pricer.price(ask, SHAPE)
         now = self.clock()
-        if not self.grants.covers(account, cost, now):
+        if not self.leases.covers(account, cost, now):
             shed = hopeless(self.ledger, account, cost, self.room)
             if shed is not None:
                 self.world.refused(self, request, shed, account, cost)
                 return
             patience_s = PATIENCE_S[account.entitlement.tier]
-            waiter = self.grants.wait(
+            waiter = self.leases.wait(
                 account, cost, now, patience_s, lambda: self._decide(request, account, ask, cost)
             )
             if waiter is not None:
                 self._more()
                 return
         self._decide(request, account, ask, cost)
-        if self.grants.has_something_to_say:
+        if self.leases.has_something_to_say:
             self.send()
 
     def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
@@ -268,18 +268,18 @@ class _Sidecar:
         self.ledger.settle(ticket, spent, Ending.FINISHED, now)
         self.world.ended(self, request)
         self._start()
-        if self.grants.ended(ticket.account, now):
+        if self.leases.ended(ticket.account, now):
             self.send()
 
-    # --- the books ---
+    # --- the lease store ---
 
     def interval(self) -> None:
-        self.grants.tick(self.clock())
+        self.leases.tick(self.clock())
         self.send()
         self.later(self.world.setup.settings.interval_s, self.interval)
 
     def send(self) -> None:
-        while (message := self.grants.next_message(self.clock(), self._report)) is not None:
+        while (message := self.leases.next_message(self.clock(), self._report)) is not None:
             self._carry(message)
 
     def _report(self) -> bytes:
@@ -288,12 +288,12 @@ class _Sidecar:
     def _carry(self, message: Message) -> None:
         def heard(answer: Answer) -> None:
             if not self.is_over(message):
-                self.grants.answered(message, answer, self.clock())
+                self.leases.answered(message, answer, self.clock())
                 self._more()
 
         def missed() -> None:
             if not self.is_over(message):
-                self.grants.failed(message, self.clock())
+                self.leases.failed(message, self.clock())
                 self._more()
 
         self._awaited.add(message.number)
@@ -312,12 +312,12 @@ class _Sidecar:
 
     def pushed(self, kind: str, name: str) -> None:
         now = self.clock()
-        if self.grants.recalled(name, now) if kind == RECALL else self.grants.freed(name):
+        if self.leases.reclaimed(name, now) if kind == RECLAIM else self.leases.freed(name):
             self.send()
 
     def _look_later(self) -> None:
         """At most one look is scheduled. An earlier look replaces a later one."""
-        at = self.grants.looks_at()
+        at = self.leases.looks_at()
         if at < self._looks_at:
             self._looks_at = at
             self.later(max(at - self.clock(), 0.0) + 1e-6, lambda: self._look(at))
@@ -325,7 +325,7 @@ class _Sidecar:
     def _look(self, planned_at: float) -> None:
         if planned_at == self._looks_at:
             self._looks_at = math.inf
-            self.grants.look(self.clock())
+            self.leases.look(self.clock())
             self._more()
 
 
@@ -339,8 +339,8 @@ class World:
         self.figures = Figures()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
-        self.books: Books | None = Books(0.0, setup.settings.lifetime_s)
-        self._books_free_at = 0.0
+        self.lease_store: ReferenceLeaseStore | None = ReferenceLeaseStore(0.0, setup.settings.lifetime_s)
+        self._store_free_at = 0.0
         self._epoch = 1
         self._before: Census | None = None
         self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
@@ -375,8 +375,8 @@ class World:
                 wait = tenant.starts_at + 0.5 + self.chance.random() * max(tenant.think_s, 0.2)
                 self.after(wait, lambda tenant=tenant: self._arrive(tenant))  # type: ignore[misc]
         for start, end, is_empty in setup.faults.outages:
-            self.after(start, self._lose_books)
-            self.after(end, lambda is_empty=is_empty: self._bring_books(is_empty))  # type: ignore[misc]
+            self.after(start, self._lose_store)
+            self.after(end, lambda is_empty=is_empty: self._bring_store(is_empty))  # type: ignore[misc]
         if setup.cut_at < math.inf:
             self.after(setup.cut_at, self._cut)
         while self._events and self._events[0][0] <= setup.seconds:
@@ -389,9 +389,9 @@ class World:
         return self.figures
 
     def _retire(self, sidecar: _Sidecar) -> None:
-        self.figures.borrows += sidecar.grants.borrows
-        self.figures.borrowed_s += sidecar.grants.borrowed_s
-        self.figures.taken_ahead += sidecar.grants.taken_ahead
+        self.figures.lease_waits += sidecar.leases.lease_waits
+        self.figures.lease_waited_s += sidecar.leases.lease_waited_s
+        self.figures.taken_ahead += sidecar.leases.taken_ahead
 
     def _begin(self, sidecar: _Sidecar) -> None:
         sidecar.later(self.chance.uniform(0, self.setup.settings.interval_s), sidecar.interval)
@@ -500,7 +500,7 @@ class World:
         if self.now >= self.setup.warm_up_s:
             self.figures.sheds[shed.reason.value] += 1
             self.figures.shed[name] += 1
-            page = self.books.page(name, self.now) if self.books is not None else None
+            page = self.lease_store.page(name, self.now) if self.lease_store is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]
             if page is not None and limited and not sidecar.is_apart:
@@ -530,7 +530,7 @@ class World:
         return self.now <= faults.quiet_after and self.chance.random() < faults.loss
 
     def carry(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
-        """Bring a message to the books, perhaps twice or never, and the answer back."""
+        """Bring a message to the lease store, perhaps twice or never, and the answer back."""
         self.figures.messages += 1
         self.figures.rows += len(message.holdings)
         copies = 1 + (
@@ -543,14 +543,14 @@ class World:
     def _deliver(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         setup = self.setup
         took = setup.message_s + setup.row_s * (len(message.holdings) + 0.04 * len(message.kept))
-        self._books_free_at = max(self._books_free_at, self.now) + took
-        self.after(self._books_free_at - self.now, lambda: self._book(sidecar, message, answered))
+        self._store_free_at = max(self._store_free_at, self.now) + took
+        self.after(self._store_free_at - self.now, lambda: self._book(sidecar, message, answered))
 
     def _book(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
-        if self.books is None:
+        if self.lease_store is None:
             return
-        answer = self.books.exchange(message, self.now)
-        pushes, self.books.pushes = self.books.pushes, []
+        answer = self.lease_store.exchange(message, self.now)
+        pushes, self.lease_store.pushes = self.lease_store.pushes, []
         for push in pushes:
             number, _, _ = push.holder[1:].partition(".")
             other = self.sidecars[int(number)] if int(number) < len(self.sidecars) else None
@@ -567,13 +567,13 @@ class World:
     # --- the coordinator ---
 
     def _tick(self) -> None:
-        if self.books is not None:
-            census = self.books.read(self.now)
+        if self.lease_store is not None:
+            census = self.lease_store.read(self.now)
             made = tick(census, self._entitlements, self._before, self.setup.planner, self._memory)
             self._memory = made.memory
             self._before = census
             if census.is_open or not self._limits:
-                self.books.publish(made.limits, made.plan.idle, self._epoch, self.now)
+                self.lease_store.publish(made.limits, made.plan.idle, self._epoch, self.now)
                 for name, limit in made.limits.items():
                     self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))
         if self._order % 7 == 0 or self.now < 2:
@@ -583,14 +583,14 @@ class World:
 
     def _learn(self) -> None:
         """Sidecars read all limits now and then."""
-        if self.books is not None:
-            limits, terms = self.books.limits()
+        if self.lease_store is not None:
+            limits, terms = self.lease_store.limits()
             for sidecar in self.sidecars:
                 if not sidecar.is_cut and self.now >= sidecar.paused_until:
-                    sidecar.grants.learn(limits, terms, sidecar.clock())
+                    sidecar.leases.learn(limits, terms, sidecar.clock())
 
     def _see_whether_all_joined(self) -> None:
-        joined = all(s.grants.mode is Mode.JOINED for s in self.sidecars)
+        joined = all(s.leases.mode is Mode.JOINED for s in self.sidecars)
         if joined and not self._all_joined and self.now >= self._fault_until:
             took = self.now - max(self._fault_until, self._broken_at)
             self.figures.reconverged_s = max(self.figures.reconverged_s, took)
@@ -626,8 +626,8 @@ class World:
         self._lose(sidecar)
         life = int(sidecar.name.rpartition(".")[2]) + 1
         again = _Sidecar(self, sidecar.number, life)
-        if self.books is not None:
-            again.grants.learn(*self.books.limits(), again.clock())
+        if self.lease_store is not None:
+            again.leases.learn(*self.lease_store.limits(), again.clock())
         self.sidecars[sidecar.number] = again
         self._fault(0.0)
         self._begin(again)
@@ -653,12 +653,12 @@ class World:
 
         self.after(seconds, mend)
 
-    def _lose_books(self) -> None:
-        self._kept, self.books = self.books, None
+    def _lose_store(self) -> None:
+        self._kept, self.lease_store = self.lease_store, None
 
-    def _bring_books(self, is_empty: bool) -> None:
+    def _bring_store(self, is_empty: bool) -> None:
         kept = self._kept
-        self.books = Books(self.now, self.setup.settings.lifetime_s) if is_empty else kept
+        self.lease_store = ReferenceLeaseStore(self.now, self.setup.settings.lifetime_s) if is_empty else kept
         self._fault(0.0)
 
 

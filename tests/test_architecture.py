@@ -10,15 +10,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 COMPILED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
 OURS = (
-    "tokenpool", "service", "sidecar", "coordinator", "loadgen", "simulation", "demo", "experiments", "bench"
+    "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
+    "demo", "experiments", "bench",
 )  # fmt: skip
 MAY_IMPORT = {
     "tokenpool": {"tokenpool"},
-    "service": {"service"},
-    "sidecar": {"sidecar", "service", "tokenpool"},
-    "coordinator": {"coordinator", "service", "tokenpool"},
+    "runtime": {"runtime"},
+    "dashboard": {"dashboard", "runtime"},
+    "sidecar": {"sidecar", "dashboard", "runtime", "tokenpool"},
+    "coordinator": {"coordinator", "dashboard", "runtime", "tokenpool"},
+    "injector": {"injector", "runtime"},
     "simulation": {"simulation", "tokenpool"},
-    "loadgen": {"loadgen", "service"},
+    "loadgen": {"loadgen", "runtime"},
     "demo": {"demo"},
     "experiments": {"experiments", "loadgen", "demo"},
 }
@@ -74,7 +77,9 @@ def test_every_module_says_what_lives_there(path: Path) -> None:
 
 def test_the_rules_notice_a_forbidden_import(tmp_path: Path) -> None:
     module = tmp_path / "module.py"
-    module.write_text("def f():\n    import socket\n    from sidecar.gate import Gate\n")
+    module.write_text(
+        "def f():\n    import socket\n    from sidecar.controller.controller import Controller\n"
+    )
 
     assert imports(module) == {"socket", "sidecar"}
 

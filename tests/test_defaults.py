@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import coordinator.injector.settings
 import coordinator.settings
+import injector.settings
 import sidecar.settings
-from service import options
+from runtime import options
 
 DECISIONS = Path(__file__).parent.parent / "docs" / "decisions.md"
 SECTION = "## Defaults of options\n"
@@ -23,8 +23,8 @@ PROGRAMS: dict[str, list[tuple[AddArguments, type[Any]]]] = {
     "tokenpool-sidecar run": [(sidecar.settings.add_arguments, sidecar.settings.Settings)],
     "tokenpool-coordinator run": [(coordinator.settings.add_arguments, coordinator.settings.Settings)],
     "The injector": [
-        (coordinator.injector.settings.add_serving_arguments, coordinator.injector.settings.Settings),
-        (coordinator.injector.settings.add_template_arguments, coordinator.injector.settings.Template),
+        (injector.settings.add_serving_arguments, injector.settings.Settings),
+        (injector.settings.add_template_arguments, injector.settings.Template),
     ],
 }
 CELLS = 3

@@ -15,7 +15,7 @@ from experiments.service import sequence_seconds
 from loadgen.reading import parse
 from tests.loadgen.builders import attempt, run
 from tests.sidecar.harness import settings_of
-from tokenpool.door import DoorSettings
+from tokenpool.admission.queue import QueueSettings
 from tokenpool.poolfile import parse as parse_pool
 
 
@@ -76,7 +76,7 @@ def test_the_headline_has_default_options() -> None:
         settings.queue_timeout_spot,
     )
     assert timeouts == (2.0, 1.0, 0.0)
-    assert DoorSettings() == DoorSettings(*timeouts)
+    assert QueueSettings() == QueueSettings(*timeouts)
 
 
 def test_the_headline_is_one_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_source_install_is_pure_python(sources: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as files:
         names = set(files.namelist())
     assert not [name for name in names if name.endswith((".so", ".c", ".h"))]
-    assert {*DATA_PATH, "service/live/page.html", "sidecar/py.typed"} <= names
+    assert {*DATA_PATH, "dashboard/page.html", "sidecar/py.typed"} <= names
     assert {path.name for path in (ROOT / "tokenpool" / "store").glob("*.lua")} <= {
         Path(name).name for name in names
     }
@@ -61,7 +61,7 @@ def test_an_sdist_has_what_a_compiled_build_needs(sources: Path, tmp_path: Path)
     with tarfile.open(built(sources, tmp_path, "sdist")) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
 
-    assert {*DATA_PATH, "setup.py", "pyproject.toml", "LICENSE", "service/live/page.html"} <= names
+    assert {*DATA_PATH, "setup.py", "pyproject.toml", "LICENSE", "dashboard/page.html"} <= names
 
 
 def test_the_python_versions_that_are_claimed_begin_with_the_oldest_required() -> None:

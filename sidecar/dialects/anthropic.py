@@ -23,9 +23,9 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.dialect import Dialect, limits
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.cost import Ask
-from tokenpool.ledger import Account
+from tokenpool.accounting.ledger import Account
 from tokenpool.outcomes import Reason
+from tokenpool.pricing.cost import Ask
 
 ROUTE = "/v1/messages"
 """Where prices are learned."""

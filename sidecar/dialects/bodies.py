@@ -34,7 +34,7 @@ from sidecar.dialects.items import (
     decode_short_list,
     decode_transfer,
 )
-from tokenpool.cost import WINDOW, Ask
+from tokenpool.pricing.cost import WINDOW, Ask
 
 MESSAGE_BYTES = 16
 """What the chat template adds around one message, in bytes of text: about four tokens."""

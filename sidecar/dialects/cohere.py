@@ -22,7 +22,7 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.pooling import ROUTE
-from tokenpool.cost import WINDOW, Ask
+from tokenpool.pricing.cost import WINDOW, Ask
 
 
 class _Request(msgspec.Struct):

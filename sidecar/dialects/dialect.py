@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from tokenpool.ledger import Account
+from tokenpool.accounting.ledger import Account
 from tokenpool.outcomes import Reason
 
 

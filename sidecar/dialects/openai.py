@@ -44,9 +44,9 @@ from sidecar.dialects.openai_bodies import (
     decode_messages,
 )
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.cost import Ask
-from tokenpool.ledger import Account
+from tokenpool.accounting.ledger import Account
 from tokenpool.outcomes import Reason
+from tokenpool.pricing.cost import Ask
 
 CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
 """Where prices are learned: batches are chats."""

@@ -34,7 +34,7 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING
 from sidecar.dialects.openai import conversation_of
-from tokenpool.cost import Ask
+from tokenpool.pricing.cost import Ask
 
 ROUTE = "pooling"
 """Where prices are learned: a model of this kind reads a text alike on all of these routes."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from msgspec import Raw
 
-from tokenpool.experience import PREFIX_BYTES
+from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 _SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
 _KEY = secrets.token_bytes(16)

@@ -1,6 +1,7 @@
 """OpenAI's Responses, as vLLM speaks them. Errors are those of the OpenAI dialect, save within a stream.
 
-A stored response belongs to the entitlement that made it; ``sidecar/stored.py`` sees to that.
+A stored response belongs to the entitlement that made it; ``sidecar/controller/stored_responses.py`` sees to
+that.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from sidecar.dialects.fields import is_given
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.openai import error_body, error_kind, limit_headers
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.cost import WINDOW, Ask
 from tokenpool.outcomes import Reason
+from tokenpool.pricing.cost import WINDOW, Ask
 
 ROUTE = "/v1/responses"
 """Where prices are learned."""

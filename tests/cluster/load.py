@@ -48,7 +48,7 @@ class Load:
     outcomes: list[Outcome] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     most_held: float = 0.0
-    """Of the tenant with a ceiling, as whoever watches the books has seen."""
+    """Of the tenant with a ceiling, as whoever watches the lease store has seen."""
 
     def of(self, tenant: str, start: float = 0.0, end: float = float("inf")) -> list[Outcome]:
         return [o for o in self.outcomes if o.tenant == tenant and start <= o.began < end]

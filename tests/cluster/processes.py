@@ -205,8 +205,8 @@ class Cluster:
         return list(await asyncio.gather(*(self.get(f"{admin}/debug/state") for admin in self.admins)))
 
     async def modes(self) -> list[str]:
-        """How every sidecar stands with the books."""
-        return [state.get("books", {}).get("mode", "gone") for state in await self.states()]
+        """How every sidecar stands with the lease store."""
+        return [state.get("lease_store", {}).get("mode", "gone") for state in await self.states()]
 
     async def leaders(self) -> list[int]:
         """Which coordinators lead."""
@@ -235,10 +235,10 @@ class Cluster:
         return (
             all(
                 state
-                and state["books"]["mode"] == "joined"
-                and not state["books"]["failures"]
+                and state["lease_store"]["mode"] == "joined"
+                and not state["lease_store"]["failures"]
                 and state["engine"]["up"]
-                and state["books"]["sidecars"] == len(self.sidecars)
+                and state["lease_store"]["sidecars"] == len(self.sidecars)
                 for state in states
             )
             and len(await self.leaders()) == 1

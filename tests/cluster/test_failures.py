@@ -3,8 +3,8 @@
 Four sidecars with simulated engines, two coordinators, a real Redis; requests go to any of the sidecars.
 A guaranteed tenant uses seven of its eight sequences, another is kept to a ceiling of four, spot takes the
 rest. In each case: no failed answer that the control plane caused, no guaranteed request shed, the ceiling
-kept while the books answer, and everyone joined again within two lifetimes of a grant. What a sidecar that is
-gone or cut off had in use counts until its grants expire. The figures go to out/failures.txt.
+kept while the lease store answers, and everyone joined again within two lifetimes of a lease. What a sidecar
+that is gone or cut off had in use counts until its leases expire. The figures go to out/failures.txt.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def loaded(pool: Cluster) -> AsyncIterator[Load]:
 
 
 async def _watch(pool: Cluster, load: Load) -> None:
-    """What the books say is held of the ceiling of four, as the coordinators read it."""
+    """What the lease store says is held of the ceiling of four, as the coordinators read it."""
     while True:
         for page in pool.pages:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError):
@@ -185,7 +185,7 @@ async def test_redis_refuses_the_password(pool: Cluster) -> None:
         await own.config_set("requirepass", "")
         took = await pool.until_joined(RECONVERGED_S + 1)
     write_down("Redis refused the password for 4 s", load, reconverged_s=round(took, 2))
-    assert any("auth" in said.lower() for said in state["books"]["degraded"]), state["books"]
+    assert any("auth" in said.lower() for said in state["lease_store"]["degraded"]), state["lease_store"]
     all_is_well(load)
     assert load.most_at_once("c") <= SHARES
     assert took <= RECONVERGED_S
@@ -228,7 +228,7 @@ async def test_a_sidecar_is_killed_in_mid_stream(pool: Cluster) -> None:
         pool.sidecars[1].kill()
         killed = time.monotonic()
         await asyncio.sleep(2 * LIFETIME_S)
-        holders = (await pool.states())[0]["books"]["sidecars"]
+        holders = (await pool.states())[0]["lease_store"]["sidecars"]
         pool.sidecars[1].start()
         took = await pool.until_joined(RECONVERGED_S + 2)
     lost = load.failures()

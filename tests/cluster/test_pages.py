@@ -57,20 +57,20 @@ async def test_a_coordinators_pages(small: Cluster) -> None:
     assert (status, "chat" in body) == (404, True)
 
 
-async def test_a_sidecar_says_how_it_stands_with_the_books(small: Cluster) -> None:
+async def test_a_sidecar_says_how_it_stands_with_the_lease_store(small: Cluster) -> None:
     admin = small.admins[0]
     assert json.loads((await text(small, f"{admin}/readyz"))[1])["status"] == "ready"
     metrics = (await text(small, f"{admin}/metrics"))[1]
-    assert 'tokenpool_books_mode{mode="joined"} 1.0' in metrics
-    assert "tokenpool_books_up 1.0" in metrics
+    assert 'tokenpool_store_mode{mode="joined"} 1.0' in metrics
+    assert "tokenpool_store_up 1.0" in metrics
     small.redis.kill()
     await small.until(lambda: _is_degraded(small, admin), 5)
     status, body = await text(small, f"{admin}/readyz")
     assert status == 200  # requests are served
-    assert any("do not answer" in said for said in json.loads(body)["degraded"])
+    assert any("does not answer" in said for said in json.loads(body)["degraded"])
     metrics = (await text(small, f"{admin}/metrics"))[1]
-    assert 'tokenpool_books_mode{mode="cut_off"} 1.0' in metrics
-    assert "tokenpool_books_up 0.0" in metrics
+    assert 'tokenpool_store_mode{mode="cut_off"} 1.0' in metrics
+    assert "tokenpool_store_up 0.0" in metrics
     page = small.pages[0]
     await asyncio.sleep(5.5)
     status, body = await text(small, f"{page}/readyz")
@@ -98,7 +98,7 @@ async def test_a_sidecar_whose_own_file_differs_enforces_the_published_one(small
 
     async def differs() -> bool:
         state = (await small.states())[1]
-        return bool(state["books"]["config_differs"]) and (
+        return bool(state["lease_store"]["config_differs"]) and (
             state["entitlements"]["c"]["ceiling"]["concurrency"] == 4
         )
 
@@ -138,7 +138,10 @@ async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluste
         (["--config", "{pool}", "--store", "memory"], "--store: memory is for a lone sidecar"),
         (["--config", "/nowhere", "--store", "redis://h"], "/nowhere"),
         (["--config", "{broken}", "--store", "redis://h"], "broken.yaml:1: not YAML"),
-        (["--config", "{pool}", "--store", "redis://h", "--lease", "0.5"], "--lease: 0.5 s is less than"),
+        (
+            ["--config", "{pool}", "--store", "redis://h", "--leadership-timeout", "0.5"],
+            "--leadership-timeout: 0.5 s is less than",
+        ),
         (["--config", "{pool}", "--store", "redis://h", "--listen", "x"], "--listen: 'x' is not HOST:PORT"),
         (["--config", "{pool}", "--store", "redis://h", "--name", "a b"], "is not a name of letters"),
     ],
@@ -158,21 +161,23 @@ def test_wrong_options_are_named(tmp_path: Path, arguments: list[str], words: st
     assert words in done.stderr
 
 
-def test_a_sidecars_grants_must_outlive_its_ticks(tmp_path: Path) -> None:
+def test_a_sidecars_leases_must_outlive_its_ticks(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text(POOL)
     command = ["run", "--config", str(tmp_path / "pool.yaml"), "--upstream", "http://127.0.0.1:1"]
     done = subprocess.run(
-        [sys.executable, "-m", "sidecar", *command, "--tick", "1", "--grant-lifetime", "2"],
+        [sys.executable, "-m", "sidecar", *command, "--tick", "1", "--lease-lifetime", "2"],
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
     assert done.returncode == 2
-    assert "--grant-lifetime: 2 s is less than three ticks" in done.stderr
+    assert "--lease-lifetime: 2 s is less than three ticks" in done.stderr
 
 
-async def test_a_sidecar_without_its_books_at_the_start_serves_from_its_own_file(tmp_path: Path) -> None:
+async def test_a_sidecar_without_its_lease_store_at_the_start_serves_from_its_own_file(
+    tmp_path: Path,
+) -> None:
     cluster = Cluster(
         tmp_path, sidecars=1, coordinators=0, store=lambda *_: f"redis://127.0.0.1:{free_port()}"
     )

@@ -55,11 +55,12 @@ async def test_forty_tenants_with_two_sequences_each_on_eight_sidecars(tmp_path:
         tenants = [Tenant(name, 2, tokens=15, pause=0.5) for name in names]
         async with under_load(cluster.session, cluster.urls, tenants) as load:
             await asyncio.sleep(10)
-        books = [state["books"] for state in await cluster.states()]
-    borrows, waited = sum(b["borrows"] for b in books), sum(b["borrowed_s"] for b in books)
+        stores = [state["lease_store"] for state in await cluster.states()]
+    waits = sum(each["lease_waits"] for each in stores)
+    waited = sum(each["lease_waited_s"] for each in stores)
     print(
         f"small tenants: {len(load.outcomes)} requests, {load.statuses()[429]} shed;"
-        f" {borrows / len(load.outcomes):.0%} borrowed, {1000 * waited / max(borrows, 1):.1f} ms each"
+        f" {waits / len(load.outcomes):.0%} waited for a lease, {1000 * waited / max(waits, 1):.1f} ms each"
     )
     assert load.failures() == []
     assert len(load.outcomes) > 300

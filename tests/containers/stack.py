@@ -124,7 +124,7 @@ class Stack:
                 lines.append(str(checks[-1].get("Output")))
         return "\n".join(lines)
 
-    def address(self, service: str, network: str = "books") -> str:
+    def address(self, service: str, network: str = "lease_store") -> str:
         """Where a service is on one of the networks; this machine can reach it there."""
         networks = self.container(service).attrs["NetworkSettings"]["Networks"]
         return str(networks[f"{PROJECT}_{network}"]["IPAddress"])

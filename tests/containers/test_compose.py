@@ -29,7 +29,7 @@ for module in ("pip", "ensurepip"):
     assert importlib.util.find_spec(module) is None, module
 for program in ("pip", "pip3", "cc", "gcc"):
     assert shutil.which(program) is None, program
-from service.build import this_build
+from runtime.build import this_build
 assert this_build().compiled
 """
 

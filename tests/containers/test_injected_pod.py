@@ -88,7 +88,7 @@ class Pod:
 def injected(manifest: str) -> str:
     """What ``tokenpool-inject`` makes of it: podman knows no native sidecars, and the pod is alone."""
     options = ["--native", "false", "--store-secret", "", "--image", f"localhost/{NAME}"]
-    command = [sys.executable, "-m", "coordinator.injector.dry_run", *options]
+    command = [sys.executable, "-m", "injector.dry_run", *options]
     done = subprocess.run(command, cwd=ROOT, input=manifest, capture_output=True, text=True, check=True)
     return done.stdout
 

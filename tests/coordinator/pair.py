@@ -14,11 +14,11 @@ from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from tokenpool.amounts import Amount
-from tokenpool.books import Holding, Message
+from tokenpool.leases.reference_store import Holding, Message
+from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.poolfile import parse
 from tokenpool.store import StoreDown
 from tokenpool.store.memory import MemoryStore
-from tokenpool.wire import SidecarReport, encode_report
 
 POOL = """
 pools:
@@ -31,7 +31,7 @@ entitlements:
 """
 FILE = parse(POOL, name="pool.yaml").file
 UP = SidecarReport(Amount(1000, 10_000, 4), Amount(1000, 10_000, 4), engine_up=True)
-TICK_S, LEASE_S, TIMEOUT_S = 0.25, 2.0, 0.5
+TICK_S, LEADERSHIP_S, TIMEOUT_S = 0.25, 2.0, 0.5
 
 
 class Clock:

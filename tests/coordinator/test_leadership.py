@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.coordinator.pair import LEASE_S, TICK_S, Coordinator, Pair
+from tests.coordinator.pair import LEADERSHIP_S, TICK_S, Coordinator, Pair
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -33,7 +33,7 @@ async def test_a_lead_ends_with_its_lease_though_the_store_is_silent() -> None:
     asked_at = pair.clock.now
     assert (leads(a), leads(b)) == (True, False)
     a.line.is_silent = True
-    while pair.clock.now < asked_at + LEASE_S:
+    while pair.clock.now < asked_at + LEADERSHIP_S:
         assert leads(a)
         pair.clock.now += TICK_S
     assert not leads(a)
@@ -47,7 +47,7 @@ async def test_a_lead_ends_without_a_turn() -> None:
     pair = Pair()
     a, b = pair.all
     await a.leader.turn()
-    pair.clock.now += LEASE_S
+    pair.clock.now += LEADERSHIP_S
     await b.leader.turn()
     assert (leads(a), leads(b)) == (False, True)
     await a.leader.turn()
@@ -60,16 +60,16 @@ async def test_a_lease_counts_from_before_it_was_asked_for() -> None:
     a.line.back_s = 0.4
     asked_at = pair.clock.now
     await a.leader.turn()
-    pair.clock.now = asked_at + LEASE_S - 0.01
+    pair.clock.now = asked_at + LEADERSHIP_S - 0.01
     assert leads(a)
-    pair.clock.now = asked_at + LEASE_S
+    pair.clock.now = asked_at + LEADERSHIP_S
     assert not leads(a)
 
 
 async def test_an_answer_that_takes_as_long_as_the_lease_gives_no_lead() -> None:
     pair = Pair()
     a, b = pair.all
-    a.line.back_s = LEASE_S
+    a.line.back_s = LEADERSHIP_S
     await a.leader.turn()
     assert not leads(a)
     await b.leader.turn()
@@ -84,7 +84,7 @@ async def test_nothing_is_published_once_the_lease_may_be_over() -> None:
     await a.leader.turn()
     assert [call for call in a.line.calls if call.startswith("publish")] == ["publish", "publish_scale"]
     a.line.calls.clear()
-    a.line.back_s = LEASE_S / 3 + 0.01  # three calls: the lease, the hint, the books
+    a.line.back_s = LEADERSHIP_S / 3 + 0.01  # three calls: the lease, the hint, the lease store
     await a.leader.turn()
     assert a.line.calls == ["lead", "scale", "read"]
     assert a.leader.rounds["fenced"] == 1
@@ -111,7 +111,7 @@ async def test_each_part_is_published_only_within_the_lease(back_s: float, calls
 async def test_no_pool_file_is_published_after_the_lease() -> None:
     pair = Pair()
     a, _ = pair.all
-    a.line.back_s = LEASE_S / 2
+    a.line.back_s = LEADERSHIP_S / 2
     await a.leader.turn()
     assert a.line.calls == ["lead", "scale", "read"]
     assert await pair.shared.file() is None
@@ -138,7 +138,7 @@ async def test_a_lead_goes_on_where_the_store_answers_again_in_time() -> None:
     a.line.is_silent = True
     await a.leader.turn()
     a.line.is_silent = False
-    pair.clock.now += LEASE_S - 1.0
+    pair.clock.now += LEADERSHIP_S - 1.0
     await a.leader.turn()
     assert a.leader.epoch == epoch
 
@@ -148,7 +148,7 @@ async def test_a_lease_that_is_over_is_given_back_all_the_same() -> None:
     pair = Pair()
     a, b = pair.all
     await a.leader.turn()
-    pair.clock.now += LEASE_S - 0.1
+    pair.clock.now += LEADERSHIP_S - 0.1
     await a.leader.turn()
     await a.leader.resign()
     assert not leads(a)

@@ -1,4 +1,4 @@
-"""What a coordinator's live page shows: the pool as the books and the sidecars' reports have it."""
+"""What a coordinator's live page shows: the pool as the lease store and the sidecars' reports have it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
-from service.live.look import PoolLook
-from service.live.view import Watch
+from dashboard.snapshot import PoolLook
+from dashboard.view import Watch
 from tokenpool.amounts import Amount
-from tokenpool.books import Holding, Message
 from tokenpool.entitlements import PoolFile
+from tokenpool.leases.reference_store import Holding, Message
+from tokenpool.leases.wire import MOST_REPORTED, SidecarReport, encode_report
 from tokenpool.poolfile import parse
 from tokenpool.store import StoreDown
 from tokenpool.store.memory import MemoryStore
-from tokenpool.wire import MOST_REPORTED, SidecarReport, encode_report
 
 POOL = """
 pools:
@@ -55,10 +55,10 @@ class Fading(MemoryStore):
 
     is_down = False
 
-    async def lead(self, candidate: str, lease_s: float) -> int:
+    async def lead(self, candidate: str, leadership_s: float) -> int:
         if self.is_down:
-            raise StoreDown("no route to the books")
-        return await super().lead(candidate, lease_s)
+            raise StoreDown("no route to the lease store")
+        return await super().lead(candidate, leadership_s)
 
 
 class Pool:
@@ -101,7 +101,7 @@ class Pool:
 UP = SidecarReport(REPLICA, REPLICA, engine_up=True, running=2)
 
 
-async def test_the_pool_is_shown_as_the_books_have_it() -> None:
+async def test_the_pool_is_shown_as_the_lease_store_have_it() -> None:
     pool = Pool()
     await pool.opened()
     shown = pool.look()
@@ -172,7 +172,7 @@ async def test_first_tokens_come_from_all_sidecars_and_only_those_since_the_page
     assert watch.follow(pool.admin.look(), pool.clock.now).rows[0].first_token_ms == (70, 70)
 
 
-async def test_throughput_in_use_comes_from_the_books() -> None:
+async def test_throughput_in_use_comes_from_the_lease_store() -> None:
     pool, watch = Pool(), Watch()
     await pool.opened()
     watch.follow(pool.admin.look(), pool.clock.now)
@@ -242,10 +242,10 @@ async def test_guarantees_beyond_what_may_be_provisioned_are_said() -> None:
 
 async def test_before_the_first_tick_there_is_little_to_show() -> None:
     shown = Pool().look()
-    assert (shown.entitlements, shown.notices) == ((), ("the books were not read yet",))
+    assert (shown.entitlements, shown.notices) == ((), ("the lease store was not read yet",))
 
 
-async def test_books_that_do_not_answer_are_said_with_the_age_of_what_is_shown(
+async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
@@ -254,7 +254,9 @@ async def test_books_that_do_not_answer_are_said_with_the_age_of_what_is_shown(
     pool.store.is_down = True
     await pool.tick(7.0)
     shown = pool.look()
-    assert shown.notices == ("the books do not answer: no route to the books; what is shown is 7 s old",)
+    assert shown.notices == (
+        "the lease store does not answer: no route to the lease store; what is shown is 7 s old",
+    )
     assert shown.capacity == (2000, 20_000, 8)
 
 
@@ -266,7 +268,7 @@ async def test_who_looks_on_says_so() -> None:
     assert pool.look().leader == "another coordinator; this one looks on"
     pool.store.is_down = True
     await pool.tick()
-    assert pool.look().leader == "nobody knows: the books do not answer"
+    assert pool.look().leader == "nobody knows: the lease store does not answer"
 
 
 async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:

@@ -10,9 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.coordinator.pair import LEASE_S, TICK_S, UP, Pair
+from tests.coordinator.pair import LEADERSHIP_S, TICK_S, UP, Pair
+from tokenpool.leases.wire import SidecarReport
 from tokenpool.store.memory import MemoryStore
-from tokenpool.wire import SidecarReport
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ async def test_a_failover_does_not_begin_the_down_window_again() -> None:
     _, b = pair.all
     await pair.run(5, 4)
     await pair.run(200, 1)
-    await pair.run(LEASE_S + 1, 1, b)  # a is gone
+    await pair.run(LEADERSHIP_S + 1, 1, b)  # a is gone
     assert b.leader.epoch
     assert await b.desired() == 4
     await pair.run(90, 1, b)
@@ -95,7 +95,7 @@ async def test_a_spike_during_a_failover_is_no_reason_to_grow() -> None:
     while not b.leader.epoch:
         await pair.run(TICK_S, 2, b)
     pair.all[1] = c = pair.made("c")  # ... and its successor's, which has seen nothing
-    pair.clock.now += LEASE_S
+    pair.clock.now += LEADERSHIP_S
     await pair.run(0.5, 6, c)
     assert c.leader.epoch
     assert await c.desired() == 2
@@ -155,7 +155,7 @@ async def test_a_coordinator_that_does_not_reach_the_store_says_so_within_a_seco
         await pair.run(TICK_S, 5)
     status, body = await b.scale()
     assert status == 503
-    assert "have not answered this coordinator for" in body["error"]
+    assert "has not answered this coordinator for" in body["error"]
     assert "no answer" in body["error"]
     assert await a.desired() is not None
 
@@ -185,7 +185,7 @@ async def test_without_a_hint_a_pool_that_has_just_begun_keeps_what_runs() -> No
         "pool 'chat' has no scale hint: no engine has shown yet what it sustains",
     )
     status, body = await b.scale()
-    assert (status, body["error"]) == (503, "pool 'chat' has no scale hint: the books were not read yet")
+    assert (status, body["error"]) == (503, "pool 'chat' has no scale hint: the lease store was not read yet")
 
 
 async def test_engines_that_show_nothing_leave_no_number() -> None:
@@ -195,7 +195,7 @@ async def test_engines_that_show_nothing_leave_no_number() -> None:
     a.leader.pool = a.leader.pool.__class__("chat", models=("tiny",), max_replicas=8)
     await text_pool.run(5, 3, a)
     assert await a.desired() == 3
-    await text_pool.run(LEASE_S + 1.5, 3, a, report=SidecarReport())
+    await text_pool.run(LEADERSHIP_S + 1.5, 3, a, report=SidecarReport())
     assert await a.desired() is None
     await text_pool.run(0.5, 3, a)
     assert await a.desired() == 3

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from coordinator.injector.container import NAME
-from coordinator.injector.inject import Denial, Injection, inject
-from coordinator.injector.patch import apply
-from coordinator.injector.settings import Template
+from injector.container import NAME
+from injector.inject import Denial, Injection, inject
+from injector.patch import apply
+from injector.settings import Template
 
 Json = dict[str, Any]
 

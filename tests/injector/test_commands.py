@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from coordinator.injector.container import NAME
+from injector.container import NAME
 from tests.injector.pods import container, pod
 
 DEPLOYMENT = """\
@@ -46,7 +46,7 @@ CRON = {
 def inject(text: str, *options: str, **environment: str) -> tuple[int, list[Any], str]:
     """The exit status of a dry run, the documents that it printed, and what it said of them."""
     done = subprocess.run(
-        [sys.executable, "-m", "coordinator.injector.dry_run", *options],
+        [sys.executable, "-m", "injector.dry_run", *options],
         input=text,
         capture_output=True,
         text=True,
@@ -145,7 +145,7 @@ def test_what_is_wrong_is_named(text: str, options: tuple[str, ...], status: int
 )
 def test_wrong_options_of_the_webhook_are_named(options: list[str], words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "coordinator.injector", *options],
+        [sys.executable, "-m", "injector", *options],
         capture_output=True,
         text=True,
         timeout=60,

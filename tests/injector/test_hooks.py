@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from coordinator.injector.probes import Places, turned, waits_for_sidecar
 from demo.engine import free_port
+from injector.probes import Places, turned, waits_for_sidecar
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import ask, request, sidecar_for, until
@@ -76,7 +76,7 @@ async def test_an_engine_is_told_to_end_when_its_sidecar_has_drained(
     running = asyncio.ensure_future(ask(sidecar, request(), seconds=20))
     await until(lambda: bool(engine.received))
     stopping = asyncio.ensure_future(context.__aexit__(None, None, None))
-    await until(lambda: sidecar.gate.is_draining)
+    await until(lambda: sidecar.controller.is_draining)
     process = await run(waits_for_sidecar(places(admin=sidecar.admin_on.port), drains_within=1, longest=25))
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(process.wait(), 2)  # twice as long as it waits for a drain to begin

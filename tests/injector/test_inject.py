@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.injector.container import NAME
-from coordinator.injector.inject import Injection, inject
-from coordinator.injector.patch import apply
-from coordinator.injector.settings import Template
-from coordinator.injector.shape import PodMalformed
+from injector.container import NAME
+from injector.inject import Injection, inject
+from injector.patch import apply
+from injector.settings import Template
+from injector.shape import PodMalformed
 from tests.injector.pods import (
     EXPORTER,
     LOADER,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.injector.patch import PatchInvalid, apply, difference
+from injector.patch import PatchInvalid, apply, difference
 
 KEYS = st.text(st.sampled_from("ab/~"), max_size=3)
 DOCUMENTS = st.recursive(

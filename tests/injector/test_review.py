@@ -18,13 +18,13 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.injector.app import Injector
-from coordinator.injector.container import NAME
-from coordinator.injector.patch import apply
-from coordinator.injector.review import ReviewMalformed, answer
-from coordinator.injector.settings import Settings, Template
 from demo.engine import free_port
-from service.options import Addresses, SettingsError
+from injector.app import Injector
+from injector.container import NAME
+from injector.patch import apply
+from injector.review import ReviewMalformed, answer
+from injector.settings import Settings, Template
+from runtime.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod
 
@@ -299,7 +299,7 @@ async def test_the_process_serves_reads_its_certificate_anew_and_ends(tmp_path: 
     port = free_port()
     options = ["--tls-cert", str(cert), "--tls-key", str(key), "--listen", f"127.0.0.1:{port}"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "coordinator.injector", *options, stderr=asyncio.subprocess.PIPE
+        sys.executable, "-m", "injector", *options, stderr=asyncio.subprocess.PIPE
     )
     assert process.stderr is not None
     heard: list[str] = []

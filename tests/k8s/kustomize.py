@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from coordinator.injector.patch import apply
+from injector.patch import apply
 
 Json = dict[str, Any]
 

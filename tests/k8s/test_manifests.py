@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 from coordinator import settings as coordinator_settings
-from coordinator.injector import settings as injector_settings
-from coordinator.injector.container import NAME
-from coordinator.injector.inject import Injection, inject
-from coordinator.injector.patch import apply
-from coordinator.injector.settings import Template
 from coordinator.telemetry import Telemetry
+from injector import settings as injector_settings
+from injector.container import NAME
+from injector.inject import Injection, inject
+from injector.patch import apply
+from injector.settings import Template
 from sidecar import settings as sidecar_settings
 from tests.k8s.kustomize import Json, build
 from tokenpool.entitlements import KeySource, PoolFile
@@ -168,7 +168,7 @@ def parsed(container: Json) -> Any:
     if words[:2] == ["tokenpool-coordinator", "run"]:
         coordinator_settings.add_arguments(parser)
         return coordinator_settings.read(parser.parse_args(words[2:]), environment)
-    assert words[:3] == ["python3", "-m", "coordinator.injector"]
+    assert words[:3] == ["python3", "-m", "injector"]
     injector_settings.add_serving_arguments(parser)
     injector_settings.add_template_arguments(parser)
     arguments = parser.parse_args(words[3:])
@@ -373,7 +373,7 @@ def test_admin_ports_are_for_prometheus_and_the_autoscaler_alone() -> None:
     ]
 
 
-def test_the_books_are_for_coordinators_and_sidecars_alone() -> None:
+def test_the_lease_store_are_for_coordinators_and_sidecars_alone() -> None:
     found = objects("overlays/try-out")
     (peer,) = reaches(found, "tokenpool-redis", 6379)
     assert peer is not None
@@ -458,9 +458,9 @@ def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> 
     (rule,) = yaml.safe_load((K8S / "overlays/hpa/adapter-values.yaml").read_text())["rules"]["external"]
     assert rule["name"]["as"] == metric["external"]["metric"]["name"]
     exported = {each.name for each in Telemetry(dict).collect()}
-    assert {"tokenpool_desired_replicas", "tokenpool_books_up"} <= exported
+    assert {"tokenpool_desired_replicas", "tokenpool_store_up"} <= exported
     assert rule["seriesQuery"].startswith("tokenpool_desired_replicas{")
-    assert rule["metricsQuery"].endswith("tokenpool_books_up == 1)")
+    assert rule["metricsQuery"].endswith("tokenpool_store_up == 1)")
     assert {each["metadata"]["name"] for each in of_kind(found, "PodMonitor")} == {
         "tokenpool-coordinator",
         "tokenpool-sidecar",

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from service.live.look import Look, Looks, Wanted
-from service.live.server import LivePage
-from service.options import Addresses
+from dashboard.server import LivePage
+from dashboard.snapshot import Looks, Snapshot, Wanted
+from runtime.options import Addresses
 from sidecar.app import Sidecar
+from tests.dashboard.snapshots import entitlement, pool
 from tests.fakes.engine import FakeEngine, Held
 from tests.live.browser import Page, page_at
-from tests.service.looks import entitlement, pool
 from tests.sidecar.harness import POOL, ask, request, sidecar_for, until
 
 HOSTILE = "<script>alert(1)</script>&<b>bold</b>"
@@ -86,11 +86,11 @@ QUIET_S = 5
 
 @asynccontextmanager
 async def page_of(
-    look: Look | Looks, folder: Path, *, clock: Callable[[], float] = time.monotonic, **options: float
+    look: Snapshot | Looks, folder: Path, *, clock: Callable[[], float] = time.monotonic, **options: float
 ) -> AsyncIterator[tuple[Page, LivePage]]:
     """The page of looks that no sidecar would have."""
     application = web.Application()
-    server = LivePage((lambda wanted: look) if isinstance(look, Look) else look, clock, **options)
+    server = LivePage((lambda wanted: look) if isinstance(look, Snapshot) else look, clock, **options)
     server.add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
@@ -106,7 +106,7 @@ async def page_of(
 async def test_names_and_notices_are_text(tmp_path: Path) -> None:
     # The pool file allows no such name; the page does not rely on that.
     hostile = pool(entitlement(HOSTILE, tier=HOSTILE), name=HOSTILE, leader=HOSTILE, notices=(HOSTILE,))
-    async with page_of(Look(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as (page, _):
+    async with page_of(Snapshot(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as (page, _):
         await page.until(row(HOSTILE))
         for selector in (".pool h2", ".pool .notices li", "#notices li", ".tier"):
             assert await page.value(text(selector)) == HOSTILE
@@ -117,7 +117,7 @@ async def test_names_and_notices_are_text(tmp_path: Path) -> None:
 
 async def test_thousands_of_entitlements_stay_usable(tmp_path: Path) -> None:
     many = [entitlement(f"tenant-{n:03}", in_use=(None, 0.0, float(n > 300))) for n in range(500)]
-    async with page_of(Look("coordinator", "c0", (pool(*many, total=10_000),)), tmp_path) as (page, _):
+    async with page_of(Snapshot("coordinator", "c0", (pool(*many, total=10_000),)), tmp_path) as (page, _):
         await page.until("document.querySelectorAll('tbody tr').length === 200")
         said = "… and 9,800 more, all idle; the filter looks through the rows above only"
         assert await page.value(text("#hidden")) == said
@@ -192,12 +192,12 @@ async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
 ) -> None:
     looks = 0
 
-    def look(wanted: Wanted) -> Look:
+    def look(wanted: Wanted) -> Snapshot:
         nonlocal looks
         looks += 1
         # Many notices of a kind fill the connection that nobody reads.
         notices = tuple(f"{looks}-{n}" + "x" * 500 for n in range(400 * is_dropped))
-        return Look("sidecar", "s0", (pool(entitlement(debt=float(looks)), notices=notices),))
+        return Snapshot("sidecar", "s0", (pool(entitlement(debt=float(looks)), notices=notices),))
 
     async with page_of(look, tmp_path, slow_s=0.5) as (page, server):
         await page.value(
@@ -220,8 +220,8 @@ async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
         assert server.listeners == 1
 
 
-async def test_a_page_that_was_held_back_and_has_no_server_any_more_says_so(tmp_path: Path) -> None:
-    async with page_of(Look("sidecar", "s0", (pool(),)), tmp_path) as (page, server):
+async def test_a_page_that_was_delayed_and_has_no_server_any_more_says_so(tmp_path: Path) -> None:
+    async with page_of(Snapshot("sidecar", "s0", (pool(),)), tmp_path) as (page, server):
         await page.call("Page.setWebLifecycleState", state="frozen")
         await server._close(web.Application())
         await page.call("Page.setWebLifecycleState", state="active")
@@ -237,11 +237,11 @@ async def test_a_page_that_was_held_back_and_has_no_server_any_more_says_so(tmp_
 async def test_a_page_that_is_opened_late_shows_the_last_minutes(tmp_path: Path) -> None:
     spent = 0.0
 
-    def look(wanted: Wanted) -> Look:
+    def look(wanted: Wanted) -> Snapshot:
         nonlocal spent
         spent += 1000.0
         busy = entitlement("busy", spent=spent)
-        return Look("sidecar", "s0", (pool(busy, entitlement("idle"), spent_from_zero=True),))
+        return Snapshot("sidecar", "s0", (pool(busy, entitlement("idle"), spent_from_zero=True),))
 
     began = time.monotonic()
     clock = lambda: began + 100 * (time.monotonic() - began)  # noqa: E731

@@ -11,12 +11,12 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
-from service.build import BuildInfo
-from service.tls import Certificate
+from runtime.build import BuildInfo
+from runtime.tls import Certificate
 from sidecar import telemetry
 from sidecar.app import Sidecar
-from sidecar.http import bounds
-from sidecar.http.tls import TlsServer
+from sidecar.proxy import bounds
+from sidecar.proxy.tls import TlsServer
 from sidecar.settings import Origin, Settings
 from tests.certificates import certify
 
@@ -35,7 +35,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
     process = ProcessCollector(registry=CollectorRegistry())
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "exposed"))
-    tls = TlsServer(sidecar.door, certificate, sidecar.settings)
+    tls = TlsServer(sidecar.manager, certificate, sidecar.settings)
     for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
         labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
         for suffix in _SUFFIXES.get(family.kind, ("",)):

@@ -134,7 +134,7 @@ async def test_the_bound_that_the_engine_obeys_is_priced(
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", chat)))
         await until(lambda: bool(engine.received))
-        account = sidecar.gate.accounts["g"]
+        account = sidecar.controller.accounts["g"]
         blocks = -(-(5 + priced) // 16)  # a prompt of two letters and its template are five tokens
         assert account.kv_in_use == blocks * 16
         keeper.open.set()
@@ -231,7 +231,7 @@ async def test_refused_requests_use_up_nothing(engine: FakeEngine, tmp_path: Pat
     async with sidecar_for(engine.port, tmp_path, pool=ONE_EACH, queue_timeout_elastic=0.0) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key="small-key"))) for _ in range(2)]
         await until(lambda: len(engine.received) == 2)
-        account = sidecar.gate.accounts["small"]
+        account = sidecar.controller.accounts["small"]
         spent = account.meter.spent, account.kv_in_use, account.concurrency_in_use
         for _ in range(20):
             assert (await ask(sidecar, request(key="small-key"))).status == 429
@@ -257,7 +257,7 @@ async def test_a_stream_that_outgrows_its_estimate_extends_its_reservation(
     chat = {k: v for k, v in CHAT.items() if k != "max_tokens"} | {"stream": True}
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", chat)))
-        account = sidecar.gate.accounts["g"]
+        account = sidecar.controller.accounts["g"]
         await until(lambda: account.kv_in_use >= 600)  # 256 were reserved
         go_on.set()
         assert (await waiting).status == 200

@@ -6,28 +6,28 @@ import asyncio
 import contextlib
 
 from sidecar.allocator import Allocator
-from sidecar.gate import Gate
-from sidecar.identity import KeyRing
+from sidecar.controller.controller import Controller
+from sidecar.controller.identity import KeyRing
 from sidecar.telemetry import Telemetry
 from tests.sidecar.harness import POOL
 from tokenpool.amounts import Amount
-from tokenpool.capacity import CapacityModel
+from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import ReplicaCapacity
-from tokenpool.planner import PlannerSettings
+from tokenpool.planning.planner import PlannerSettings
 from tokenpool.poolfile import parse
 
 
-def allocator() -> tuple[Gate, Allocator]:
+def allocator() -> tuple[Controller, Allocator]:
     file, telemetry = parse(POOL).file, Telemetry(10)
-    gate = Gate(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
-    for account in gate.accounts.values():
-        gate.ledger.active.touch(account, 0.0)
+    controller = Controller(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
+    for account in controller.accounts.values():
+        controller.ledger.active.touch(account, 0.0)
     capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
-    return gate, Allocator(gate, telemetry, capacity, PlannerSettings())
+    return controller, Allocator(controller, telemetry, capacity, PlannerSettings())
 
 
-def limits(gate: Gate) -> dict[str, Amount]:
-    return {name: account.limit for name, account in gate.accounts.items()}
+def limits(controller: Controller) -> dict[str, Amount]:
+    return {name: account.limit for name, account in controller.accounts.items()}
 
 
 def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
@@ -43,14 +43,14 @@ def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
 
 
 async def test_a_round_under_way_is_finished_before_another_begins() -> None:
-    gate, made = allocator()
+    controller, made = allocator()
     running = asyncio.ensure_future(made.run(60.0))
     await asyncio.sleep(0)  # the first step
     assert made.plan is None
     made.finish()
     first = made.plan
     assert first is not None
-    assert gate.accounts["g"].limit != Amount(0.0, 0.0, 0.0)
+    assert controller.accounts["g"].limit != Amount(0.0, 0.0, 0.0)
     await asyncio.sleep(0)
     assert made.plan is first
     running.cancel()

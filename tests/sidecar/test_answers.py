@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.app import Sidecar
-from sidecar.reported import NoUsage
-from sidecar.usage import BodyReader, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.reported_usage import NoUsage
+from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
 from tests.fakes import engine as fake
 from tests.fakes.engine import DONE, FINISH_EVENT, FakeEngine, Received, chunk, token_event, usage_event
 from tests.sidecar.harness import (
@@ -38,7 +38,7 @@ from tests.sidecar.harness import (
     until,
 )
 from tests.sidecar.test_levers import TWO_SLOTS
-from tokenpool.cost import Usage
+from tokenpool.pricing.cost import Usage
 
 CHATS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 MESSAGE = CHAT | {"stream": True}
@@ -325,7 +325,7 @@ def settled(sidecar: Sidecar, name: str = "g") -> Settled:
 
 
 def is_uncharged(sidecar: Sidecar, name: str = "g") -> bool:
-    return sidecar.gate.accounts[name].meter.spent == 0
+    return sidecar.controller.accounts[name].meter.spent == 0
 
 
 def streams(*events: bytes, head: bytes = fake.STREAM_HEAD) -> fake.Answer:
@@ -451,7 +451,7 @@ async def test_u2_a_messages_stream_that_is_cut_has_its_input_reported_and_its_o
         await until(lambda: is_whole(sidecar))
         counted = settled(sidecar)
         assert counted == Settled(800, 21, {"client_gone": 1}, {}, 1)
-        assert sidecar.gate.tokens_per_event.value == 1.0
+        assert sidecar.controller.tokens_per_event.value == 1.0
 
 
 async def test_u2_a_whole_messages_stream_without_its_last_usage_is_estimated_and_counted(
@@ -460,7 +460,7 @@ async def test_u2_a_whole_messages_stream_without_its_last_usage_is_estimated_an
     engine.answer = streams(named(START), *[named(TEXT)] * 10, named(END))
     _, counted, sidecar = await serve(engine, tmp_path, MESSAGES, MESSAGE)
     assert counted == Settled(800, 12, {"finished": 1}, {"missing": 1}, 1)
-    assert not list(sidecar.gate.accounts["g"].pricer.experiences)
+    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_prefix)
 
 
 async def test_u2_what_follows_the_usage_of_a_whole_stream_is_no_output(
@@ -514,8 +514,8 @@ async def test_u3_a_stream_that_holds_an_error_failed_and_costs_nothing(
     assert answered.body == data
     assert counted == Settled(0, 0, {"upstream_error": 1}, {}, 0)
     assert is_uncharged(sidecar)
-    assert sidecar.gate.feedback._seen == 0
-    assert not list(sidecar.gate.accounts["g"].pricer.experiences)
+    assert sidecar.controller.slo_controller._seen == 0
+    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_prefix)
 
 
 async def test_u3_what_was_streamed_before_an_error_is_charged(engine: FakeEngine, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ async def test_u3_what_was_streamed_before_an_error_is_charged(engine: FakeEngin
     assert counted.outcomes == {"upstream_error": 1}
     assert counted.input > 0
     assert (counted.output, counted.first_tokens) == (5, 1)
-    assert sidecar.gate.tokens_per_event.value == 1.0
+    assert sidecar.controller.tokens_per_event.value == 1.0
     assert not is_uncharged(sidecar)
 
 

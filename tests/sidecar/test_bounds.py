@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from sidecar.app import Sidecar
+from sidecar.controller.controller import AdmittedRequest
+from sidecar.controller.identity import KeyRing
 from sidecar.dialects.bodies import MOST_UNPRICED
-from sidecar.gate import Passage
-from sidecar.http.bounds import LARGE_BODY, LONGEST_HOLD_S, UNPAID_S, Bounds
-from sidecar.http.doorman import REFUSED_AT_ONCE
-from sidecar.http.downstream import Downstream, _has_left
-from sidecar.http.exchange import Exchange
-from sidecar.http.heads import RequestHead
-from sidecar.http.reading import RequestReader
-from sidecar.identity import KeyRing
+from sidecar.proxy.bounds import LARGE_BODY, LONGEST_HOLD_S, UNMETERED_S, Bounds
+from sidecar.proxy.connection import ClientConnection, _has_left
+from sidecar.proxy.connection_manager import REFUSED_AT_ONCE
+from sidecar.proxy.exchange import Exchange
+from sidecar.proxy.heads import RequestHead
+from sidecar.proxy.request_parser import RequestReader
 from sidecar.settings import SettingsError
 from tests.certificates import certify
 from tests.fakes import engine as fake
@@ -65,12 +65,12 @@ def head_with(framing: bytes, key: str | None = "g-key") -> bytes:
 
 def holds(sidecar: Sidecar, name: str) -> int:
     """How many connections an entitlement has."""
-    bounds = sidecar.door.bounds
-    return (bounds.nobody if name == "none" else bounds.of(sidecar.gate.accounts[name])).connections
+    bounds = sidecar.manager.bounds
+    return (bounds.nobody if name == "none" else bounds.of(sidecar.controller.accounts[name])).connections
 
 
 def nothing_is_held(sidecar: Sidecar) -> bool:
-    bounds = sidecar.door.bounds
+    bounds = sidecar.manager.bounds
     return bounds.buffered == 0 and not any(h.buffered for h in (bounds.nobody, *bounds._holders.values()))
 
 
@@ -168,8 +168,8 @@ async def test_connections_that_say_nothing_make_way_and_never_take_all(
                 # Neither who was there before nor who comes now is kept out.
                 assert (await served(known, "g-key")).status == 200
                 assert (await ask(sidecar, request(key="e-key"))).status == 200
-        await until(lambda: not sidecar.door.connections)
-        assert sidecar.door.bounds.connections == 0
+        await until(lambda: not sidecar.manager.connections)
+        assert sidecar.manager.bounds.connections == 0
 
 
 async def test_a_full_sidecar_takes_idle_connections_from_who_has_most(
@@ -245,13 +245,15 @@ async def test_a_body_counts_before_it_has_come(engine: FakeEngine, tmp_path: Pa
     async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar:
         async with many(sidecar, 1) as [(_, writer)]:
             writer.write(padded(30_000)[:1000])
-            await until(lambda: sidecar.door.bounds.buffered > 30_000)
+            await until(lambda: sidecar.manager.bounds.buffered > 30_000)
             assert (await ask(sidecar, padded(30_000))).status == 429
         await until(lambda: nothing_is_held(sidecar))
         assert (await ask(sidecar, padded(30_000))).status == 200
 
 
-async def test_a_known_head_is_counted_and_bounded_like_any_other(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_cached_head_is_counted_and_bounded_like_any_other(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     engine.answer = held = Held()
     async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 2) as (one, two):
         held.go.set()
@@ -274,18 +276,18 @@ async def test_a_body_without_a_length_counts_as_it_grows(engine: FakeEngine, tm
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar:
         async with many(sidecar, 2) as (slow, other):
             slow[1].write(raw + fake.chunk(b" " * 60_000))
-            await until(lambda: 60_000 < sidecar.door.bounds.buffered < 70_000)
+            await until(lambda: 60_000 < sidecar.manager.bounds.buffered < 70_000)
             other[1].write(padded(100_000, key="g-key"))
             assert (await read_response(other[0])).status == 200
             slow[1].write(fake.chunk(b" " * 60_000))
-            await until(lambda: 130_000 < sidecar.door.bounds.buffered < 140_000)
+            await until(lambda: 130_000 < sidecar.manager.bounds.buffered < 140_000)
             slow[1].write(fake.chunk(b" " * 60_000) + fake.chunk(b" " * 20_000))
             assert (await read_response(slow[0])).status == 413
         await until(lambda: nothing_is_held(sidecar))
         tight = raw + fake.chunk(b" " * 60_000) * 3
         async with many(sidecar, 1) as [stream]:
             stream[1].write(padded(150_000)[:500])
-            await until(lambda: sidecar.door.bounds.buffered > 150_000)
+            await until(lambda: sidecar.manager.bounds.buffered > 150_000)
             assert (await ask(sidecar, tight.replace(b"g-key", b"e-key"))).status == 429
         await until(lambda: nothing_is_held(sidecar))
 
@@ -306,7 +308,7 @@ async def test_answers_that_are_left_unread_count_and_the_one_too_many_is_cut(
         for _, writer in streams:
             writer.transport.pause_reading()
             writer.write(request("/v1/chat/completions", STREAM, key="e-key"))
-        holder = sidecar.door.bounds.of(sidecar.gate.accounts["e"])
+        holder = sidecar.manager.bounds.of(sidecar.controller.accounts["e"])
         await until(lambda: holder.cut > 0)
         assert 0 < holder.buffered <= 250_000
         for _, writer in streams:
@@ -325,7 +327,7 @@ async def test_requests_wait_while_answers_are_unread_and_go_on_when_they_are_re
         writer.transport.pause_reading()
         for _ in range(40):
             writer.write(request("/v1/models", key="e-key", method="GET", headers={"x-test": "1"}))
-        await until(lambda: any(guest.buffered > 64_000 for guest in sidecar.door.connections))
+        await until(lambda: any(guest.buffered > 64_000 for guest in sidecar.manager.connections))
         seen = -1
         while seen != len(engine.received):  # until nothing moves any more
             seen = len(engine.received)
@@ -346,7 +348,7 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
     async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 1) as [(reader, writer)]:
         writer.write(one * 200)
         await until(lambda: bool(engine.received))
-        assert sidecar.door.bounds.buffered <= 50_000
+        assert sidecar.manager.bounds.buffered <= 50_000
         held.go.set()
         assert {(await read_response(reader)).status for _ in range(200)} == {200}
         writer.write(one * 1000)
@@ -360,18 +362,18 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
 # --- time ---
 
 
-def test_answers_that_nobody_pays_for_are_held_back() -> None:
-    holder = Bounds(1000, 1000, 0.5, 0.25, unpaid_rate=10).nobody
+def test_answers_that_nobody_pays_for_are_delayed() -> None:
+    holder = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).nobody
     for _ in range(4):
         holder.join()
-    assert [holder.unpaid_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
-    assert holder.unpaid_s(0.0, 0.3) == 0.0
-    assert holder.unpaid_s(2 * UNPAID_S, 0.3) == pytest.approx(1.2)
-    assert holder.unpaid_s(UNPAID_S, 0.3) == pytest.approx(0.8)
+    assert [holder.unmetered_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
+    assert holder.unmetered_s(0.0, 0.3) == 0.0
+    assert holder.unmetered_s(2 * UNMETERED_S, 0.3) == pytest.approx(1.2)
+    assert holder.unmetered_s(UNMETERED_S, 0.3) == pytest.approx(0.8)
     for _ in range(200):
         holder.join()
-    assert holder.unpaid_s(0.0, 0.3) == LONGEST_HOLD_S
-    assert holder.unpaid_s(0.0, 60.0) == 0.0
+    assert holder.unmetered_s(0.0, 0.3) == LONGEST_HOLD_S
+    assert holder.unmetered_s(0.0, 60.0) == 0.0
 
 
 def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
@@ -383,19 +385,19 @@ def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
     assert holder.large_body_wait_s(3.5) == 0
 
 
-async def test_a_connection_that_is_cut_while_an_answer_is_held_back_gives_what_it_kept_once(
+async def test_a_connection_that_is_cut_while_an_answer_is_delayed_gives_what_it_kept_once(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with (
-        sidecar_for(engine.port, tmp_path, unpaid_rate=5.0) as sidecar,
+        sidecar_for(engine.port, tmp_path, unmetered_rate=5.0) as sidecar,
         many(sidecar, 1) as [(_, writer)],
     ):
         writer.write(request("/v1/models", key="nobody", method="GET") * 40)
-        await until(lambda: sidecar.door.bounds.nobody.held_back > 0)
-        [connection] = sidecar.door.connections
+        await until(lambda: sidecar.manager.bounds.nobody.delayed > 0)
+        [connection] = sidecar.manager.connections
         assert connection.buffered > 0
         connection.abort()
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         connection._reader._read_kept()
         assert nothing_is_held(sidecar)
 
@@ -405,67 +407,73 @@ async def test_a_connection_that_makes_way_gives_what_it_kept_once(
 ) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1):
         await until(lambda: holds(sidecar, "none") == 1)
-        [connection] = sidecar.door.connections
+        [connection] = sidecar.manager.connections
         connection.data_received(request("/v1/models", key="nobody", method="GET") * 40)
         assert connection.buffered > 0
-        assert sidecar.door._make_way(sidecar.door.bounds.nobody)
+        assert sidecar.manager._make_way(sidecar.manager.bounds.nobody)
         connection._reader._read_kept()
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         assert nothing_is_held(sidecar)
 
 
 @pytest.mark.parametrize("key", ["e-key", "nobody"])
-async def test_too_many_unpaid_answers_are_held_back_and_none_is_lost(
+async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
     engine: FakeEngine, tmp_path: Path, key: str
 ) -> None:
     """What was pipelined is answered, every piece of it; others go on meanwhile."""
-    async with sidecar_for(engine.port, tmp_path, unpaid_rate=20.0) as sidecar, many(sidecar, 2) as streams:
+    async with (
+        sidecar_for(engine.port, tmp_path, unmetered_rate=20.0) as sidecar,
+        many(sidecar, 2) as streams,
+    ):
         assert (await served(streams[0], "g-key")).status == 200
         reader, writer = streams[1]
         writer.write(request("/v1/models", key=key, method="GET") * 40)
         for _ in range(40):
             assert (await read_response(reader)).status in (200, 401)
             assert (await served(streams[0], "g-key")).status == 200
-        bounds = sidecar.door.bounds
-        assert sum(h.held_back for h in (bounds.nobody, *bounds._holders.values())) >= 5
+        bounds = sidecar.manager.bounds
+        assert sum(h.delayed for h in (bounds.nobody, *bounds._holders.values())) >= 5
 
 
-async def test_answers_to_strangers_that_are_held_back_keep_nobody_out(
+async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
-    limits = {"max_connections": 40, "unpaid_rate": 0.5}
+    limits = {"max_connections": 40, "unmetered_rate": 0.5}
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 10) as strangers:
         for _, writer in strangers:
             writer.write(request("/nothing", method="GET", key=None) * 2)
-        await until(lambda: sidecar.door.bounds.nobody.held_back == 10)
+        await until(lambda: sidecar.manager.bounds.nobody.delayed == 10)
         assert (await ask(sidecar, request())).status == 200
 
 
 async def test_where_strangers_are_many_each_has_little_kept(engine: FakeEngine, tmp_path: Path) -> None:
-    limits = BYTES | {"max_buffered_bytes": 400_000, "unpaid_rate": 0.1}
+    limits = BYTES | {"max_buffered_bytes": 400_000, "unmetered_rate": 0.1}
     nothing = request("/nothing", method="GET", key=None)
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 2) as (one, other):
         one[1].write(nothing * 1100)
-        await until(lambda: sidecar.door.bounds.nobody.buffered > 50_000)
+        await until(lambda: sidecar.manager.bounds.nobody.buffered > 50_000)
         other[1].write(nothing * 500)
         while (await read_response(other[0])).status == 404:
             pass
         assert await other[0].read() == b""
-        assert sidecar.door.bounds.nobody.buffered < 70_000
+        assert sidecar.manager.bounds.nobody.buffered < 70_000
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/models"])
-async def test_what_is_held_back_is_answered_when_the_sidecar_stops(
+async def test_what_is_delayed_is_answered_when_the_sidecar_stops(
     engine: FakeEngine, tmp_path: Path, path: str
 ) -> None:
-    async with sidecar_for(engine.port, tmp_path, unpaid_rate=0.01) as sidecar, many(sidecar, 1) as [stream]:
+    async with (
+        sidecar_for(engine.port, tmp_path, unmetered_rate=0.01) as sidecar,
+        many(sidecar, 1) as [stream],
+    ):
         reader, writer = stream
         assert (await served(stream, "e-key")).status == 200
         writer.write(request(path, method="GET", key="e-key") * 2)
         first = await read_response(reader)
-        await until(lambda: sidecar.door.exchanges == 1)
-        sidecar.gate.is_draining = True
-        sidecar.door.drain()
+        await until(lambda: sidecar.manager.exchanges == 1)
+        sidecar.controller.is_draining = True
+        sidecar.manager.drain()
         second = await read_response(reader)
         assert await reader.read() == b""
     assert first.status in (200, 404)
@@ -496,13 +504,13 @@ async def test_one_broken_connection_does_not_end_the_time_limits_of_others(
             self.is_gone = True
 
     async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1):
-        await until(lambda: len(sidecar.door.connections) == 1)
+        await until(lambda: len(sidecar.manager.connections) == 1)
         broken = Broken()
-        sidecar.door.connections.add(broken)  # type: ignore[arg-type]
-        list(sidecar.door.sweep(1e12))
-        sidecar.door.connections.discard(broken)  # type: ignore[arg-type]
+        sidecar.manager.connections.add(broken)  # type: ignore[arg-type]
+        list(sidecar.manager.sweep(1e12))
+        sidecar.manager.connections.discard(broken)  # type: ignore[arg-type]
         assert broken.is_gone
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
 
 
 async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
@@ -554,7 +562,7 @@ async def test_tiny_chunks_take_what_they_count(engine: FakeEngine, tmp_path: Pa
             del body
             writer.write(head_with(b"transfer-encoding: chunked") + chunks)
             del chunks
-            await until(lambda: sidecar.door.bounds.buffered > size)
+            await until(lambda: sidecar.manager.bounds.buffered > size)
             await until(lambda: tracemalloc.get_traced_memory()[0] - before < 4 * size)
             writer.write(b"0\r\n\r\n")
             assert (await read_response(reader)).status in (200, 400)
@@ -571,10 +579,10 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_is_read(
         async with connected(sidecar) as (_, writer):
             writer.write(request() + request("/v1/models", method="GET") * 100)
             await until(lambda: bool(engine.received))
-            [connection] = sidecar.door.connections
+            [connection] = sidecar.manager.connections
             await until(lambda: connection._reader.is_paused)
             writer.transport.abort()
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         await until(lambda: is_whole(sidecar))
         held.go.set()
         assert nothing_is_held(sidecar)
@@ -597,11 +605,11 @@ async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine
                     writer.write(sent)
                     if sent:
                         await reader.read(100)
-            await until(lambda: not sidecar.door.connections)
+            await until(lambda: not sidecar.manager.connections)
             left = [
                 o
                 for o in gc.get_objects()
-                if isinstance(o, Downstream | RequestReader | Exchange | Passage | RequestHead)
+                if isinstance(o, ClientConnection | RequestReader | Exchange | AdmittedRequest | RequestHead)
             ]
         finally:
             gc.enable()

@@ -17,15 +17,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from coordinator.injector.app import Injector
-from coordinator.injector.settings import Settings as InjectorSettings
-from coordinator.injector.settings import Template
-from service.listening import CannotListen, bound, listening
-from service.options import Address, Addresses, SettingsError, address, addresses, upstream
+from injector.app import Injector
+from injector.settings import Settings as InjectorSettings
+from injector.settings import Template
+from runtime.listening import CannotListen, bound, listening
+from runtime.options import Address, Addresses, SettingsError, address, addresses, upstream
 from sidecar.app import Sidecar
-from sidecar.http.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
-from sidecar.http.heads import RequestHead, canonical
-from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.controller.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.proxy.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
+from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify
 from tests.fakes.engine import FakeEngine, Held, Received, unary
 from tests.sidecar.harness import CHAT, POOL, Response, ask, request, settings_of, sidecar_for, until
@@ -101,7 +101,7 @@ async def test_an_open_engines_word_is_on_our_answers_before_any_browser_has_com
 ) -> None:
     says_all(engine)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: bool(sidecar.gate.engine.cors.lines(PAGE.encode())))
+        await until(lambda: bool(sidecar.controller.engine.cors.lines(PAGE.encode())))
         for raw, status in (
             (browser(key="wrong"), 401),
             (browser(key=None), 401),
@@ -144,7 +144,7 @@ async def test_preflights_and_errors_are_answered_while_the_engine_is_down(
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         assert (await ask(sidecar, preflight())).status == 200
         await engine.stop()
-        await until(lambda: not sidecar.gate.engine.is_up)
+        await until(lambda: not sidecar.controller.engine.is_up)
         answer = await ask(sidecar, preflight())
         assert (answer.status, answer.body) == (204, b"")
         assert answer.headers["access-control-allow-origin"] == PAGE
@@ -166,7 +166,7 @@ async def test_preflights_are_answered_while_draining_and_for_routes_that_are_no
         assert (await ask(sidecar, preflight())).status == 200
         answer = await ask(sidecar, preflight("/nowhere"))
         assert (answer.status, answer.headers["access-control-allow-methods"]) == (204, "GET, POST, OPTIONS")
-        sidecar.gate.is_draining = True
+        sidecar.controller.is_draining = True
         assert (await ask(sidecar, preflight())).status == 204
         plain = request(method="OPTIONS", key=None, headers={"origin": PAGE})
         assert (await ask(sidecar, plain)).status == 503
@@ -186,7 +186,7 @@ async def test_an_origin_that_the_engine_does_not_allow_gets_nothing(
             refused = await ask(sidecar, browser(key="wrong", origin=origin))
             assert not any(name.startswith("access-control") for name in refused.headers)
         await engine.stop()
-        await until(lambda: not sidecar.gate.engine.is_up)
+        await until(lambda: not sidecar.controller.engine.is_up)
         assert (await ask(sidecar, preflight(origin="https://other.example"))).status == 503
 
 
@@ -213,7 +213,7 @@ async def test_what_we_add_to_the_engines_answers_can_be_read(engine: FakeEngine
 async def test_no_origin_no_headers(engine: FakeEngine, tmp_path: Path) -> None:
     says_all(engine)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: bool(sidecar.gate.engine.cors.lines(PAGE.encode())))
+        await until(lambda: bool(sidecar.controller.engine.cors.lines(PAGE.encode())))
         refused = await ask(sidecar, request(key="wrong"))
         assert not any(name.startswith("access-control") or name == "vary" for name in refused.headers)
 
@@ -325,10 +325,10 @@ async def test_whose_a_request_is(
 
 async def served_for(sidecar: Sidecar, raw: bytes) -> str | None:
     """The entitlement that a request was charged to; ``None`` if it was refused with 401."""
-    before = {name: account.meter.spent for name, account in sidecar.gate.accounts.items()}
+    before = {name: account.meter.spent for name, account in sidecar.controller.accounts.items()}
     response = await ask(sidecar, raw)
     assert response.status in (200, 401)
-    charged = [name for name, was in before.items() if sidecar.gate.accounts[name].meter.spent != was]
+    charged = [name for name, was in before.items() if sidecar.controller.accounts[name].meter.spent != was]
     assert len(charged) == (response.status == 200)
     return charged[0] if charged else None
 
@@ -597,10 +597,10 @@ async def test_what_reads_as_the_identity_header_goes_no_further(
             received = engine.received[-1].headers
             assert {"x-other", "x_other"} <= set(received)
             assert not any("tenant" in each for each in received)
-        spent = sidecar.gate.accounts["g"].meter.spent
+        spent = sidecar.controller.accounts["g"].meter.spent
         named = request(key="e-key", headers={configured: "g"})
         assert (await ask(sidecar, named)).status == 200
-        assert sidecar.gate.accounts["g"].meter.spent > spent
+        assert sidecar.controller.accounts["g"].meter.spent > spent
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-import sidecar.gate
-import sidecar.http.downstream
-import tokenpool.ledger
+import sidecar.controller.controller
+import sidecar.proxy.connection
+import tokenpool.accounting.ledger
 
 COMPILED = Path(__file__).parent.parent.parent / ".compiled"
 
@@ -14,5 +14,5 @@ def test_the_data_path_under_test_is_the_one_that_was_asked_for() -> None:
     first = Path(os.environ.get("PYTHONPATH", "").partition(":")[0])
     is_compiled = first == COMPILED and (COMPILED / ".made").exists()
 
-    for module in (sidecar.gate, sidecar.http.downstream, tokenpool.ledger):
+    for module in (sidecar.controller, sidecar.proxy.connection, tokenpool.accounting.ledger):
         assert str(module.__file__).endswith(".so") == is_compiled

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.child import SMALL_FILE
-from service.live.look import Wanted
+from dashboard.snapshot import Wanted
+from runtime.child import SMALL_FILE
 from sidecar.configuration import (
     MOST_WARNINGS,
     ConfigurationInvalid,
@@ -17,16 +17,16 @@ from sidecar.configuration import (
     of_published,
     published,
 )
-from sidecar.gate import PER_STEP, Gate
-from sidecar.http.doorman import PER_SWEEP
-from sidecar.identity import KeyRing
+from sidecar.controller.controller import PER_STEP, Controller
+from sidecar.controller.identity import KeyRing
+from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Origin, Settings
 from sidecar.telemetry import Telemetry
 from tests.fakes.engine import FakeEngine
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.entitlements import PoolFile, Tier
+from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile import parse
-from tokenpool.wire import decode_file, encode_file
 
 
 def settings(folder: Path, text: str = POOL, **options: object) -> Settings:
@@ -86,7 +86,7 @@ async def test_what_is_wrong_is_told_in_the_same_words(tmp_path: Path, text: str
 
 async def test_a_small_file_is_read_without_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = settings(tmp_path)
-    monkeypatch.setattr("service.child.sys.executable", "/no/such/program")
+    monkeypatch.setattr("runtime.child.sys.executable", "/no/such/program")
     assert (await load_apart(ours)).file == load(ours).file
     ours.config.unlink()
     with pytest.raises(ConfigurationInvalid, match=r"pool\.yaml"):
@@ -132,13 +132,13 @@ def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCapt
     assert "there are more warnings" in caplog.text
 
 
-def gate(text: str) -> Gate:
+def controller(text: str) -> Controller:
     file = parsed(text)
-    return Gate(file, file.pools[0], KeyRing({}), Telemetry(10))
+    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10))
 
 
 def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:
-    made, file = gate(POOL), parsed(many(500))
+    made, file = controller(POOL), parsed(many(500))
     kept = dict(made.accounts)
 
     steps = sum(1 for _ in made.prepare(file, file.pools[0]))
@@ -152,7 +152,7 @@ def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:
 
 @pytest.mark.parametrize("is_prepared", [True, False])
 def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
-    made = gate(many(20))
+    made = controller(many(20))
     before = dict(made.accounts)
     records = {name: account.entitlement for name, account in before.items()}
     held = made.accounts["t3"]
@@ -172,7 +172,7 @@ def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
 
 
 def test_what_was_prepared_before_another_change_is_not_used() -> None:
-    made = gate(POOL)
+    made = controller(POOL)
     first, second = parsed(many(2)), parsed(many(1))
     list(made.prepare(first, first.pools[0]))
     made.configure(second, second.pools[0], KeyRing({}))
@@ -185,7 +185,7 @@ def test_what_was_prepared_before_another_change_is_not_used() -> None:
 
 
 def test_changed_prices_reach_everybody() -> None:
-    made = gate(POOL)
+    made = controller(POOL)
     changed = parsed(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
 
     made.configure(changed, changed.pools[0], KeyRing({}))
@@ -202,7 +202,7 @@ async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_pat
         status, unknown = await admin(sidecar, "/debug/state?entitlement=nobody")
         look = sidecar.admin.look().pools[0]
 
-    assert list(every["entitlements"]) == list(sidecar.gate.accounts)
+    assert list(every["entitlements"]) == list(sidecar.controller.accounts)
     assert list(some["entitlements"]) == ["t7", "g"]
     assert list(active["entitlements"]) == ["e"]
     assert (status, json.loads(unknown)["error"]) == (404, "there is no entitlement 'nobody' in pool 'chat'")
@@ -216,7 +216,7 @@ async def test_the_live_page_of_many_lists_those_that_were_used(engine: FakeEngi
     async with sidecar_for(engine.port, tmp_path, pool=many(200)) as sidecar:
         for key in ("e-key", "key-150"):
             assert (await ask(sidecar, request(key=key))).status == 200
-        await until(lambda: len(sidecar.gate.ledger.active) > 0)
+        await until(lambda: len(sidecar.controller.ledger.active) > 0)
         look = sidecar.admin.look(Wanted()).pools[0]
 
     assert {each.name for each in look.entitlements} == {"e", "t150"}
@@ -234,9 +234,9 @@ async def test_idle_connections_are_looked_at_in_steps(engine: FakeEngine, tmp_p
 
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         idle = [Idle() for _ in range(3 * PER_SWEEP)]
-        sidecar.door.connections.update(idle)  # type: ignore[arg-type]
-        steps = sum(1 for _ in sidecar.door.sweep(0.0))
-        sidecar.door.connections.difference_update(idle)  # type: ignore[arg-type]
+        sidecar.manager.connections.update(idle)  # type: ignore[arg-type]
+        steps = sum(1 for _ in sidecar.manager.sweep(0.0))
+        sidecar.manager.connections.difference_update(idle)  # type: ignore[arg-type]
 
     assert steps == 3
     assert {each.looked for each in idle} == {1}

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.controller.stored_responses import MOST_STORED, Stored
 from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_VALUES, Malformed, Parsed
 from sidecar.dialects.fields import with_priority
 from sidecar.dialects.items import MOST_ITEMS
-from sidecar.routes import ROUTES, find, stored_id
-from sidecar.stored import MOST_STORED, Stored
+from sidecar.dialects.routes import ROUTES, find, stored_id
 from tests.sidecar.test_openai import json_values
+from tokenpool.accounting.ledger import Account
 from tokenpool.amounts import Amount
-from tokenpool.cost import WINDOW, Ask
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.ledger import Account
 from tokenpool.outcomes import Reason
+from tokenpool.pricing.cost import WINDOW, Ask
 
 PARSERS = {route.parse for route in ROUTES.values() if route.parse is not None}
 DIALECTS = {id(route.dialect): route.dialect for route in ROUTES.values()}.values()

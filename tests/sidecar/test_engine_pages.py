@@ -153,10 +153,10 @@ async def test_e1_an_engine_without_a_usable_metrics_page_is_served_from_the_sta
 async def test_e1_a_page_that_breaks_later_takes_nothing_away(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
-    caplog.set_level("INFO", logger="sidecar.engine")
+    caplog.set_level("INFO", logger="sidecar.engine.watcher")
     engine.running = 9  # one more than the slots: one request of spot may wait in the engine
     async with sidecar_for(engine.port, tmp_path, **QUICK) as sidecar:
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 9)
+        await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
         assert await readiness(sidecar) == (200, "ready", "")
         assert (await ask(sidecar, request(key="s-key"))).status == 429  # others fill the engine
         engine.pages[METRICS] = UNUSABLE[case][0]
@@ -169,7 +169,7 @@ async def test_e1_a_page_that_breaks_later_takes_nothing_away(
         assert sidecar.capacity.amount().kv_tokens == 65536  # what was said of the cache stays
         assert (await readiness(sidecar))[:2] == (200, "degraded")
         del engine.pages[METRICS]
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 9)
+        await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
         assert await readiness(sidecar) == (200, "ready", "")
         assert await metric(sidecar, "tokenpool_engine_page_usable") == 1
     said = [record.getMessage() for record in caplog.records if "page" in record.getMessage()]
@@ -289,7 +289,7 @@ async def test_an_engine_whose_models_page_is_broken_is_served(
         assert shown["page_usable"]
         del engine.pages[MODELS]
         await until(lambda: sidecar.watcher.status.context_window == 2048)
-        assert sidecar.gate.engine.shape.context_window == 2048
+        assert sidecar.controller.engine.shape.context_window == 2048
         assert (await of_the_engine(sidecar))["models_error"] is None
 
 
@@ -313,7 +313,7 @@ async def test_a_models_page_without_a_context_window_bounds_nothing(
     engine.pages[MODELS] = says(body)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await serves(sidecar)
-        assert sidecar.gate.engine.shape.context_window is None
+        assert sidecar.controller.engine.shape.context_window is None
 
 
 # --- E5: health ---
@@ -384,9 +384,9 @@ async def test_a_busy_engine_may_answer_its_health_late(engine: FakeEngine, tmp_
         while len(seen) < 30:
             await until(lambda: engine.polls.count(HEALTH) > seen[-1])
             seen.append(engine.polls.count(HEALTH))
-            assert sidecar.gate.engine.is_up
+            assert sidecar.controller.engine.is_up
         engine.running = 8
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 8, 0.5)
+        await until(lambda: sidecar.controller.engine.room.foreign_sequences == 8, 0.5)
 
 
 async def test_a_health_check_whose_connection_breaks_is_made_again_at_once(
@@ -404,7 +404,7 @@ async def test_a_health_check_whose_connection_breaks_is_made_again_at_once(
         for number in range(1, 20):
             while checks < number:
                 await asyncio.sleep(0.002)
-            assert sidecar.gate.engine.is_up
+            assert sidecar.controller.engine.is_up
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,7 @@ async def test_a_slow_page_does_not_delay_the_health_verdict(
         polls = engine.polls.count(METRICS)
         await until(lambda: engine.polls.count(METRICS) > polls)
         engine.pages[HEALTH] = says(b"", "503 Service Unavailable")
-        await until(lambda: not sidecar.gate.engine.is_up, 0.5)
+        await until(lambda: not sidecar.controller.engine.is_up, 0.5)
 
 
 async def test_an_engine_that_comes_back_without_a_page_is_another_one(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ async def test_an_engine_that_comes_back_without_a_page_is_another_one(tmp_path:
         returned.pages[MODELS] = says(b'{"data":[{"max_model_len":512}]}')
         await returned.start()
         await until(lambda: sidecar.watcher.status.restarts == 1)
-        await until(lambda: sidecar.gate.engine.shape.context_window == 512)
+        await until(lambda: sidecar.controller.engine.shape.context_window == 512)
         assert sidecar.capacity.lacks_kv_bound  # the old engine's cache says nothing of this one's
         await until(lambda: not sidecar.admin.problems())
         await serves(sidecar)
@@ -493,7 +493,7 @@ async def test_e4_a_hybrid_engines_cache_is_not_taken_for_another(engine: FakeEn
     engine.pages[METRICS] = page('block_size="528",mamba_block_size="262144",num_gpu_blocks="1000"')
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         assert sidecar.capacity.amount().kv_tokens == 528_000
-        assert sidecar.gate.engine.shape.block_size == 528
+        assert sidecar.controller.engine.shape.block_size == 528
         await serves(sidecar)
 
 

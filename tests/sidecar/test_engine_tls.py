@@ -143,10 +143,10 @@ async def test_an_engine_that_cannot_be_trusted_is_down_and_the_log_says_why(
     ):
         await until(lambda: sidecar.watcher.status.error is not None)
         _, state = await admin(sidecar, "/debug/state")
-        sidecar.gate.engine.is_up = True
+        sidecar.controller.engine.is_up = True
         response = await ask(sidecar, request("/v1/models", method="GET"))
         assert is_whole(sidecar)
-        assert not sidecar.gate.engine.is_up
+        assert not sidecar.controller.engine.is_up
     said = [vars(record)["error"] for record in caplog.records if "error" in vars(record)]
     assert (response.status, response.headers["x-tokenpool-reason"]) == (503, "engine_down")
     assert len(said) == 2

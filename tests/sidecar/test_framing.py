@@ -45,7 +45,7 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gua
     folder = tmp_path_factory.mktemp("framing")
     limits = {"max_head_bytes": MOST_HEAD, "poll_interval": 60.0}
     # A quarter of it may be sent where nothing is charged.
-    limits |= {"max_body_bytes": 4 * MOST_BODY, "large_body_rate": 1 << 40, "unpaid_rate": 1e6}
+    limits |= {"max_body_bytes": 4 * MOST_BODY, "large_body_rate": 1 << 40, "unmetered_rate": 1e6}
     async with sidecar_for(engine.port, folder, **limits) as sidecar:
         yield sidecar, engine
     await engine.stop()

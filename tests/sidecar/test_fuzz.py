@@ -142,7 +142,7 @@ async def play_repeats(arena: Arena, batch: list[bytes]) -> None:
     async with sidecar_for(engine.port, arena.folder, pool=ROOMY, **LIMITS) as sidecar:
         port = sidecar.listens_on.port
         await send(port, [known])
-        (known_read,) = asked(engine)
+        (cached_read,) = asked(engine)
         start = len(engine.heard)
         fresh = await asyncio.gather(*(send(port, [data]) for data in batch))
         await until(lambda: is_whole(sidecar))
@@ -159,7 +159,7 @@ async def play_repeats(arena: Arena, batch: list[bytes]) -> None:
         else:
             assert told[0] == told[1], data
     more = twice - once
-    assert more.pop(known_read) == len(batch)
+    assert more.pop(cached_read) == len(batch)
     assert more.total() <= given_up
 
 
@@ -175,6 +175,8 @@ def test_mutated_requests_do_no_harm(arena: Arena, capsys: pytest.CaptureFixture
     )
 
 
-def test_a_known_head_is_answered_as_a_new_one(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cached_head_is_answered_as_a_new_one(arena: Arena, capsys: pytest.CaptureFixture[str]) -> None:
     batches = st.lists(repeats(), min_size=BATCH, max_size=BATCH)
-    fuzz("known heads", 0.1, batches, lambda batch: arena.run(play_repeats(arena, batch)), capsys, size=BATCH)
+    fuzz(
+        "cached heads", 0.1, batches, lambda batch: arena.run(play_repeats(arena, batch)), capsys, size=BATCH
+    )

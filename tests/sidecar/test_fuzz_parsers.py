@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from sidecar.dialects import anthropic, openai, pooling, responses
 from sidecar.dialects.bodies import Malformed, Parsed
 from sidecar.dialects.fields import with_priority
-from sidecar.http.heads import RequestFramer, RequestHead, ResponseHead
-from sidecar.http.known import KnownHead, only_chunk
-from sidecar.usage import BodyReader, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.proxy.head_cache import CachedHead, only_chunk
+from sidecar.proxy.heads import RequestFramer, RequestHead, ResponseHead
 from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
 from tests.sidecar.fuzzing import fuzz, mutated, pieces
 from tests.sidecar.strict import answers, requests
-from tokenpool.cost import EngineShape, Pricer, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.pricing.cost import EngineShape, Pricer, Usage
 
 # --- JSON as it should not be ---
 
@@ -699,7 +699,7 @@ def check_heads(example: Heads) -> None:
     assert (one.method, one.target, one.body) == (b"POST", b"/v1/completions", example.body)
     assert [value for name, value in one.headers if name == b"authorization"] == [b"Bearer engine-key"]
     check_answer_head(example)
-    check_known(sent, example.again)
+    check_cached(sent, example.again)
     inside = only_chunk(example.chunk)
     if inside is not None:
         (answer,), left = answers(
@@ -723,8 +723,8 @@ def check_answer_head(example: Heads) -> None:
     assert (answer.status, answer.body, left) == (example.status, example.body, b"")
 
 
-def check_known(seen: bytes, again: bytes) -> None:
-    known = KnownHead.of(seen)
+def check_cached(seen: bytes, again: bytes) -> None:
+    known = CachedHead.of(seen)
     assert known is not None
     body = known.body_of(again)
     if body is None:

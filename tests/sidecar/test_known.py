@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.http.known import KnownHead, only_chunk
+from sidecar.proxy.head_cache import CachedHead, only_chunk
 from tests.fakes.engine import FakeEngine
 from tests.sidecar.harness import POOL, connected, is_whole, read_response, request, sidecar_for
 
@@ -16,8 +16,8 @@ HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX: y\r\n\r\n"
 MESSAGE = HEAD + b"hello"
 
 
-def known() -> KnownHead:
-    head = KnownHead.of(MESSAGE)
+def known() -> CachedHead:
+    head = CachedHead.of(MESSAGE)
     assert head is not None
     return head
 
@@ -64,7 +64,7 @@ def test_anything_else_is_left_to_the_parser(data: bytes) -> None:
     ],
 )
 def test_what_is_not_one_whole_message_is_not_remembered(message: bytes) -> None:
-    assert KnownHead.of(message) is None
+    assert CachedHead.of(message) is None
 
 
 @given(st.binary(max_size=60), st.integers(0, len(MESSAGE)), st.integers(0, 6))
@@ -117,7 +117,7 @@ async def test_a_head_that_is_known_is_forgotten_with_its_key(engine: FakeEngine
     assert len(engine.received) == 3
 
 
-async def test_a_known_head_is_priced_by_each_body_and_framed_anew(
+async def test_a_cached_head_is_priced_by_each_body_and_framed_anew(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
@@ -134,7 +134,9 @@ async def test_a_known_head_is_priced_by_each_body_and_framed_anew(
     assert all(int(r.headers["content-length"]) == len(r.body) for r in engine.received)
 
 
-async def test_a_known_head_does_not_get_around_limits_or_a_drain(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_cached_head_does_not_get_around_limits_or_a_drain(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     options = {"max_body_bytes": 200}
     async with sidecar_for(engine.port, tmp_path, **options) as sidecar:
         async with connected(sidecar) as (reader, writer):
@@ -145,12 +147,14 @@ async def test_a_known_head_does_not_get_around_limits_or_a_drain(engine: FakeEn
         async with connected(sidecar) as (reader, writer):
             writer.write(request())
             assert (await read_response(reader)).status == 200
-            sidecar.gate.is_draining = True
+            sidecar.controller.is_draining = True
             writer.write(request())
             assert (await read_response(reader)).status == 503
 
 
-async def test_a_known_head_keeps_the_order_of_pipelined_requests(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_cached_head_keeps_the_order_of_pipelined_requests(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
         writer.write(request())
         assert (await read_response(reader)).status == 200

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.gate import ENTERS_S
+from sidecar.controller.controller import ENTERS_S
 from sidecar.settings import SettingsError
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
@@ -71,7 +71,7 @@ async def test_the_youngest_spot_stream_ends_with_an_error_of_its_own(
             assert "guarantee" in error["message"]
             assert events[-1] == b"data: [DONE]"
             await asyncio.wait_for(engine.aborted.wait(), 2)
-            assert sidecar.gate.accounts["s"].concurrency_in_use == 1  # the older one goes on
+            assert sidecar.controller.accounts["s"].concurrency_in_use == 1  # the older one goes on
             wrote_younger.write(request("/v1/models", method="GET", key="s-key"))
             assert b"200 OK" in await younger.readuntil(b"\r\n")  # the connection is still of use
         await until(lambda: is_whole(sidecar))
@@ -117,7 +117,7 @@ async def test_spot_that_is_not_preemptible_is_never_ended(engine: FakeEngine, t
             writer.write(request("/v1/chat/completions", STREAM, key="s-key"))
             await reader.readuntil(b"\n\n")
         assert (await ask(sidecar, request(key="g-key"))).status == 200
-        assert sidecar.gate.accounts["s"].concurrency_in_use == 2
+        assert sidecar.controller.accounts["s"].concurrency_in_use == 2
 
 
 async def test_a_changed_file_decides_about_what_runs_already(engine: FakeEngine, tmp_path: Path) -> None:
@@ -132,9 +132,9 @@ async def test_a_changed_file_decides_about_what_runs_already(engine: FakeEngine
             await reader.readuntil(b"\n\n")
         (tmp_path / "pool.yaml").write_text(TWO_SLOTS)
         sidecar.reload()
-        await until(lambda: sidecar.gate.accounts["s"].is_preemptible)
+        await until(lambda: sidecar.controller.accounts["s"].is_preemptible)
         assert (await ask(sidecar, request(key="g-key"))).status == 200
-        assert sidecar.gate.accounts["s"].concurrency_in_use == 1
+        assert sidecar.controller.accounts["s"].concurrency_in_use == 1
 
 
 async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
             await reader.readuntil(b"\n\n")
         shed = await ask(sidecar, request(key="g-key"))
         assert (shed.status, shed.headers["x-tokenpool-reason"]) == (429, "engine_full")
-        assert sidecar.gate.accounts["s"].concurrency_in_use == 2
+        assert sidecar.controller.accounts["s"].concurrency_in_use == 2
 
 
 UNKNOWN_SLOTS = TWO_SLOTS.replace("kv_tokens: auto, concurrency: 2", "kv_tokens: auto, concurrency: auto")
@@ -180,9 +180,9 @@ async def test_spot_ends_where_the_engine_runs_less_than_was_believed_while_a_gu
             sent.append(asyncio.ensure_future(ask(sidecar, data)))
             await until(lambda number=number: len(engine.received) > number)  # type: ignore[misc]
         engine.running, engine.waiting = 2, 7
-        await until(lambda: sidecar.gate.engine.room.slots == 2)
-        await until(lambda: sidecar.gate.accounts["s"].concurrency_in_use == 0)
-        assert sidecar.gate.accounts["g"].concurrency_in_use == 3
+        await until(lambda: sidecar.controller.engine.room.slots == 2)
+        await until(lambda: sidecar.controller.accounts["s"].concurrency_in_use == 0)
+        assert sidecar.controller.accounts["g"].concurrency_in_use == 3
         ended = [(await task).headers["x-tokenpool-reason"] for task in sent[:6]]
         assert ended == ["preempted"] * 6
         for task in sent[6:]:
@@ -205,12 +205,12 @@ async def test_a_request_without_room_waits_in_the_queue(
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         waiting = asyncio.ensure_future(ask(sidecar, request(key=key)))
-        await until(lambda: waiting.done() or len(sidecar.gate.door) == 1)
+        await until(lambda: waiting.done() or len(sidecar.controller.queue) == 1)
         held.go.set()
         assert (await waiting).status == status
         await asyncio.gather(*running)
         assert is_whole(sidecar)
-        assert len(sidecar.gate.door) == 0
+        assert len(sidecar.controller.queue) == 0
 
 
 async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEngine, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEn
         await until(lambda: len(engine.received) == 2)
         assert (await ask(sidecar, request(key="s-key"))).status == 429
         waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", STREAM, key="e-key")))
-        await until(lambda: len(sidecar.gate.door) == 1)
+        await until(lambda: len(sidecar.controller.queue) == 1)
         assert json.loads((await admin(sidecar, "/debug/state"))[1])["queued"] == 1
         engine.answer = fake.answer_stream
         await asyncio.sleep(0.15)
@@ -247,8 +247,8 @@ async def test_a_wait_in_the_queue_ends_in_time_and_a_client_may_leave(
         assert shed.status == 429
         async with connected(sidecar) as (_, writer):
             writer.write(request(key="e-key"))
-            await until(lambda: len(sidecar.gate.door) == 1)
-        await until(lambda: len(sidecar.gate.door) == 0)
+            await until(lambda: len(sidecar.controller.queue) == 1)
+        await until(lambda: len(sidecar.controller.queue) == 0)
         page = (await admin(sidecar, "/metrics"))[1]
         assert "tokenpool_queue_waits_total 2.0" in page
         assert "tokenpool_queue_wait_seconds_total 0.6" in page
@@ -281,15 +281,17 @@ async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEng
 
     engine.answer = hold
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
-        gate = sidecar.gate
-        await until(lambda: gate.engine.room.preemptible_queue == 1.0)
+        controller = sidecar.controller
+        await until(lambda: controller.engine.room.preemptible_queue == 1.0)
         tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
         await until(lambda: len(engine.received) == 2)
-        await until(lambda: not gate._queue_is_closed(gate._clock()))
-        waits = gate.door.enter(gate.accounts["e"], gate._clock(), lambda is_last: is_last, needs_engine=True)
+        await until(lambda: not controller._queue_is_closed(controller._clock()))
+        waits = controller.queue.enter(
+            controller.accounts["e"], controller._clock(), lambda is_last: is_last, needs_engine=True
+        )
         refused = await ask(sidecar, request(key="s-key"))
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
-        gate.door.leave(waits, gate._clock())
+        controller.queue.leave(waits, controller._clock())
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: len(engine.received) == 3)  # it waits in the engine, ready for the next slot
         for task in tasks:
@@ -314,25 +316,25 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar,
         connected(sidecar) as (reader, writer),
     ):
-        await until(lambda: sidecar.gate.engine.room.preemptible_queue == 1.0)
+        await until(lambda: sidecar.controller.engine.room.preemptible_queue == 1.0)
         tasks = [asyncio.ensure_future(ask(sidecar, request(key="s-key")))]
         await until(lambda: len(engine.received) == 1)
         writer.write(request("/v1/chat/completions", STREAM, key="g-key"))
         await until(lambda: len(engine.received) == 2)
-        gate, spot = sidecar.gate, sidecar.gate.accounts["s"]
-        at = gate._enters.ticket.admitted_at
-        assert gate._queue_is_closed(at + 0.9 * ENTERS_S)
+        controller, spot = sidecar.controller, sidecar.controller.accounts["s"]
+        at = controller._enters.ticket.admitted_at
+        assert controller._queue_is_closed(at + 0.9 * ENTERS_S)
         go.set()
         await reader.readuntil(b"data: ")
-        assert not gate._queue_is_closed(at + 0.9 * ENTERS_S)
+        assert not controller._queue_is_closed(at + 0.9 * ENTERS_S)
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: spot.concurrency_in_use == 2)
         # What does not stream tells nothing of its beginning.
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="g-key"))))
-        await until(lambda: gate._enters is not None)
-        at = gate._enters.ticket.admitted_at
-        assert gate._queue_is_closed(at + 0.9 * ENTERS_S)
-        assert not gate._queue_is_closed(at + 1.1 * ENTERS_S)
+        await until(lambda: controller._enters is not None)
+        at = controller._enters.ticket.admitted_at
+        assert controller._queue_is_closed(at + 0.9 * ENTERS_S)
+        assert not controller._queue_is_closed(at + 1.1 * ENTERS_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -342,17 +344,17 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
-        feedback = sidecar.gate.feedback
+        slo_controller = sidecar.controller.slo_controller
         for _ in range(3):
-            feedback.observe(1.0, 0.05)
-        await until(lambda: sidecar.gate.engine.room.kept_back == 0.5)
+            slo_controller.observe(1.0, 0.05)
+        await until(lambda: sidecar.controller.engine.room.reserved_slots == 0.5)
         state = json.loads((await admin(sidecar, "/debug/state"))[1])
-        assert state["engine"]["kept_back"] == 0.5
+        assert state["engine"]["reserved_slots"] == 0.5
     engine.answer = fake.answer_stream
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, slo_feedback=False) as sidecar:
         for _ in range(3):
             await ask(sidecar, request("/v1/chat/completions", STREAM))
-        assert sidecar.gate.feedback.judge(2, sidecar.telemetry.clock() + 60) == 0
+        assert sidecar.controller.slo_controller.judge(2, sidecar.telemetry.clock() + 60) == 0
 
 
 @pytest.mark.parametrize(

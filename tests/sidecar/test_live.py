@@ -18,11 +18,11 @@ from sidecar.configuration import load
 from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
-from tokenpool.allocation import IdleTerms
-from tokenpool.books import Limit
+from tokenpool.leases.reference_store import Limit
+from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store.memory import MemoryStore
-from tokenpool.wire import SidecarReport, decode_report, encode_report
 
 
 @asynccontextmanager
@@ -90,7 +90,7 @@ async def test_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) 
     engine.answer = held = Held()
     async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar, events(sidecar) as news:
         running = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
-        await until(lambda: sidecar.gate.ledger.concurrency_in_use == 1)
+        await until(lambda: sidecar.controller.ledger.concurrency_in_use == 1)
         shed = await ask(sidecar, request(key="e-key"))
         row = await first(news, "e", "sheds")
         held.go.set()
@@ -139,11 +139,11 @@ async def test_a_sidecar_stops_though_pages_are_open(engine: FakeEngine, tmp_pat
 
 
 def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
-    """The line to the books that this sidecar would have, were it one of several."""
+    """The line to the lease store that this sidecar would have, were it one of several."""
     own = load(sidecar.settings)
     return Replication(
         sidecar.settings,
-        sidecar.gate,
+        sidecar.controller,
         sidecar.telemetry,
         sidecar.watcher,
         store,
@@ -158,7 +158,7 @@ TERMS = IdleTerms((100.0, 1000.0, 4.0), (100.0, 1000.0, 4.0))
 
 async def interval(replication: Replication) -> None:
     """One interval's messages, and the answers to them."""
-    replication.grants.tick(time.monotonic())
+    replication.leases.tick(time.monotonic())
     replication.speak_soon()
     await asyncio.gather(*replication._calls)
 
@@ -169,12 +169,12 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
         replication = joined(sidecar, store)
         before = sidecar.admin.look()
         await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
-        replication.grants.learn(*await store.limits(), sidecar.telemetry.clock())
+        replication.leases.learn(*await store.limits(), sidecar.telemetry.clock())
         await interval(replication)
         led = sidecar.admin.look()
-        replication.grants.unled_s = 60.0
+        replication.leases.unled_s = 60.0
         unled = sidecar.admin.look()
-    assert before.name == replication.grants.holder
+    assert before.name == replication.leases.holder
     assert before.about.startswith("one sidecar of several")
     assert [look.pools[0].leader for look in (before, led, unled)] == [
         "no coordinator yet",
@@ -188,12 +188,12 @@ async def test_reports_carry_what_was_served_and_shed(engine: FakeEngine, tmp_pa
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await ask(sidecar, request())
         await ask(sidecar, request(body=b"{"))
-        sidecar.telemetry.refused(sidecar.gate.accounts["s"], Reason.CONCURRENCY)
+        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
         replication = joined(sidecar, store)
         await interval(replication)
-        sidecar.telemetry.refused(sidecar.gate.accounts["s"], Reason.CONCURRENCY)
+        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
         await interval(replication)
-        packed = (await store.read()).reports[replication.grants.holder]
+        packed = (await store.read()).reports[replication.leases.holder]
     # What came since is counted half a second later: everyone is looked at for it.
     assert decode_report(packed).outcomes == {"g": {"finished": 1}, "s": {"concurrency": 1}}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
 from sidecar.dialects.openai import error_body, parse_chat, parse_completion
-from tokenpool.cost import Ask
 from tokenpool.outcomes import Reason
+from tokenpool.pricing.cost import Ask
 
 USER = [{"role": "user", "content": "12345"}]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from demo.engine import free_port
-from service.logs import JsonFormatter
+from runtime.logs import JsonFormatter
 from sidecar.app import raise_open_files
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
@@ -99,7 +99,7 @@ async def test_a_prefix_in_the_engines_cache_is_not_charged_until_the_engine_res
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         for _ in range(2):
             await ask(sidecar, request(body={"model": "tiny", "prompt": "x" * 1200, "max_tokens": 5}))
-        pricers = {name: account.pricer for name, account in sidecar.gate.accounts.items()}
+        pricers = {name: account.pricer for name, account in sidecar.controller.accounts.items()}
         assert {name: pricer.known_prefixes for name, pricer in pricers.items()} == {"g": 1, "e": 0, "s": 0}
         engine.started_at = 2.0
         await until(lambda: pricers["g"].known_prefixes == 0)
@@ -138,24 +138,24 @@ async def test_a_mute_engine_is_stale_then_down(engine: FakeEngine, tmp_path: Pa
         engine.is_mute = True
         await until(lambda: not sidecar.watcher.status.page_is_usable)
         assert (await ask(sidecar, request())).status == 200  # busy with metrics is not dead
-        await until(lambda: not sidecar.gate.engine.is_up)
+        await until(lambda: not sidecar.controller.engine.is_up)
         assert (await ask(sidecar, request())).status == 503
         engine.is_mute = False
-        await until(lambda: sidecar.gate.engine.is_up)
+        await until(lambda: sidecar.controller.engine.is_up)
         assert (await ask(sidecar, request())).status == 200
 
 
 async def test_load_of_others_and_a_queue_take_room_from_spot(engine: FakeEngine, tmp_path: Path) -> None:
     engine.running, engine.waiting = 8, 1
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 9)
+        await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
         spot = await ask(sidecar, request(key="s-key"))
         guaranteed = await ask(sidecar, request())
         engine.running, engine.waiting = 3, 2  # it queues: three is all that it runs
-        await until(lambda: sidecar.gate.engine.room.slots == 3)
+        await until(lambda: sidecar.controller.engine.room.slots == 3)
         queued = await ask(sidecar, request(key="s-key"))
         engine.running = engine.waiting = 0
-        await until(lambda: sidecar.gate.engine.room.foreign_sequences == 0)
+        await until(lambda: sidecar.controller.engine.room.foreign_sequences == 0)
         free = await ask(sidecar, request(key="s-key"))
     assert (spot.status, spot.headers["x-tokenpool-reason"]) == (429, "engine_full")
     assert "limit of the engine 9, in use 9" in spot.error()["message"]
@@ -252,7 +252,7 @@ async def test_too_many_connections_are_told_so(engine: FakeEngine, tmp_path: Pa
         writer.close()
         held.go.set()
         assert [(await each).status for each in busy] == [200] * 3
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         assert (await ask(sidecar, request())).status == 200
     assert (refused.status, refused.headers["x-tokenpool-reason"]) == (503, "too_many_connections")
 

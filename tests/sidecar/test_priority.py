@@ -16,7 +16,7 @@ from sidecar.app import Sidecar
 from sidecar.dialects import openai
 from sidecar.dialects.fields import with_priority, without_priority
 from sidecar.dialects.refusals import concerns_priority
-from sidecar.http.exchange import MOST_JUDGED
+from sidecar.proxy.exchange import MOST_JUDGED
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -81,12 +81,12 @@ async def test_a_refused_priority_is_left_out_and_remembered(
 ) -> None:
     engine.answer = Refuses(*refusal)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        level = sidecar.gate.accounts["s"].meter.spent
+        level = sidecar.controller.accounts["s"].meter.spent
         first = await spot(sidecar, body)
         assert (first.status, b"priority" in first.body) == (200, False)
         assert [received.json().get("priority") for received in engine.received] == [20, None]
-        assert sidecar.gate.engine.takes_priority is False
-        assert sidecar.gate.accounts["s"].meter.spent - level == 15  # as usage says, and once
+        assert sidecar.controller.engine.takes_priority is False
+        assert sidecar.controller.accounts["s"].meter.spent - level == 15  # as usage says, and once
         assert (await spot(sidecar, body)).status == 200
         assert (await ask(sidecar, request(PATH, body, key="g-key"))).status == 200
         assert len(engine.received) == 4
@@ -119,7 +119,7 @@ async def test_a_stream_that_begins_with_the_refusal_is_sent_again(
         first = await spot(sidecar, STREAM)
         assert (first.status, first.body.count(b"data: ")) == (200, 7)
         assert b"riority" not in first.body
-        assert sidecar.gate.engine.takes_priority is False
+        assert sidecar.controller.engine.takes_priority is False
         await until(lambda: is_whole(sidecar))
 
 
@@ -149,8 +149,8 @@ async def test_requests_in_flight_before_the_refusal_is_known_are_each_sent_agai
         answers = await asyncio.gather(*(spot(sidecar) for _ in range(4)))
         assert [answer.status for answer in answers] == [200] * 4
         assert len(engine.received) == 8
-        assert sidecar.gate.priorities_refused == 4
-        assert sidecar.gate.accounts["s"].meter.spent == 4 * 15
+        assert sidecar.controller.priorities_refused == 4
+        assert sidecar.controller.accounts["s"].meter.spent == 4 * 15
         assert is_whole(sidecar)
 
 
@@ -163,7 +163,7 @@ async def test_an_engine_that_restarted_is_asked_anew(engine: FakeEngine, tmp_pa
         await until(lambda: sidecar.watcher.status.restarts == 1)
         await spot(sidecar)
         assert engine.received[-1].json()["priority"] == 20
-        assert sidecar.gate.engine.takes_priority is True
+        assert sidecar.controller.engine.takes_priority is True
 
 
 async def test_an_accepted_priority_is_known_by_one_that_is_not_zero(
@@ -172,9 +172,9 @@ async def test_an_accepted_priority_is_known_by_one_that_is_not_zero(
     """vLLM accepts 0 whatever its scheduling."""
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await ask(sidecar, request(PATH, CHAT, key="g-key"))
-        assert sidecar.gate.engine.takes_priority is None
+        assert sidecar.controller.engine.takes_priority is None
         await spot(sidecar)
-        assert sidecar.gate.engine.takes_priority is True
+        assert sidecar.controller.engine.takes_priority is True
 
 
 QUOTES = {"error": {"message": "prompt 'priority mail is not supported' is too long", "code": 400}}
@@ -205,8 +205,8 @@ async def test_other_refusals_are_the_clients_and_teach_nothing(
         seen = await spot(sidecar)
         assert (seen.status, json.loads(seen.body)) == (int(status[:3]), body)
         assert len(engine.received) == tries
-        assert sidecar.gate.engine.takes_priority is None
-        assert sidecar.gate.accounts["s"].meter.spent == 0
+        assert sidecar.controller.engine.takes_priority is None
+        assert sidecar.controller.accounts["s"].meter.spent == 0
         await spot(sidecar)
         assert engine.received[tries].json()["priority"] == 20
 
@@ -241,7 +241,7 @@ async def test_an_engine_that_goes_while_it_refuses_is_an_upstream_error(
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         seen = await spot(sidecar)
         assert (seen.status, seen.headers["x-tokenpool-reason"]) == (502, "upstream_error")
-        assert sidecar.gate.accounts["s"].meter.spent == 0
+        assert sidecar.controller.accounts["s"].meter.spent == 0
         assert is_whole(sidecar)
 
 
@@ -317,7 +317,7 @@ async def test_only_vllm_is_sent_priorities_unasked(
         await until(lambda: sidecar.watcher.status.last is not None or not page)
         await spot(sidecar)
         assert engine.received[-1].json() == CHAT
-        assert not sidecar.gate.engine.is_vllm
+        assert not sidecar.controller.engine.is_vllm
 
 
 @pytest.mark.parametrize("option", ["auto", "on"])
@@ -326,8 +326,8 @@ async def test_only_a_known_priority_scheduler_queues_requests_of_any_tier(
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, engine_priority=option) as sidecar:
         await spot(sidecar)
-        await until(lambda: sidecar.gate.engine.room.preemptible_queue == 1.0)
-        assert sidecar.gate.engine.room.queue == (1.0 if option == "on" else 0.0)
+        await until(lambda: sidecar.controller.engine.room.preemptible_queue == 1.0)
+        assert sidecar.controller.engine.room.queue == (1.0 if option == "on" else 0.0)
 
 
 @pytest.mark.parametrize("write", [json.dumps, lambda body: json.dumps(body, indent=1)])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.gate import Passage, Refusal
-from sidecar.http.exchange import Exchange
-from sidecar.http.heads import RequestHead
+from sidecar.controller.controller import AdmittedRequest, Refusal
+from sidecar.proxy.exchange import Exchange
+from sidecar.proxy.heads import RequestHead
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -244,7 +244,7 @@ async def test_an_engine_error_passes_unchanged_and_costs_nothing(engine: FakeEn
     engine.answer = answer
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         response = await ask(sidecar, request())
-        account = sidecar.gate.accounts["g"]
+        account = sidecar.controller.accounts["g"]
         assert account.bucket.refill(sidecar.telemetry.clock()) == account.bucket.depth
     assert (response.status, json.loads(response.body)) == (400, error)
 
@@ -352,11 +352,11 @@ async def test_what_we_ourselves_lack_says_nothing_of_the_engine(
             self.refusal = refusal
 
     async with sidecar_for(engine.port, tmp_path, poll_interval=60.0) as sidecar:
-        gate, door, client = sidecar.gate, sidecar.door, Client()
-        passage = Passage(b"", 0.0)
-        exchange = Exchange(client, gate, door.telemetry, door.pool, RequestHead(), passage, b"")  # type: ignore[arg-type]
+        controller, manager, client = sidecar.controller, sidecar.manager, Client()
+        admitted = AdmittedRequest(b"", 0.0)
+        exchange = Exchange(client, controller, manager.telemetry, manager.pool, RequestHead(), admitted, b"")  # type: ignore[arg-type]
         exchange.on_refused(OSError(number, "no"))
-        assert gate.engine.is_up is is_up
+        assert controller.engine.is_up is is_up
     assert client.refusal.reason.value == "engine_down"
 
 
@@ -504,7 +504,7 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(
         late_writer.write(request()[:20])  # a request that is being sent when draining begins
         writer.write(request())
         await until(lambda: bool(engine.received))
-        await until(lambda: any(d._reader.phase.name == "HEAD" for d in sidecar.door.connections))
+        await until(lambda: any(d._reader.phase.name == "HEAD" for d in sidecar.manager.connections))
         stopping = asyncio.ensure_future(sidecar.stop())
         await asyncio.sleep(0)
         assert sidecar.admin.problems() == ["draining"]

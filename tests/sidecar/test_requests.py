@@ -15,11 +15,11 @@ import pytest
 from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
 from sidecar.dialects.items import MOST_ITEMS, MOST_SEQUENCES
-from sidecar.routes import ROUTES
+from sidecar.dialects.routes import ROUTES
 from tests.fakes.engine import FakeEngine, Received, unary
 from tests.sidecar.harness import CHAT, ask, is_whole, request, sidecar_for
-from tokenpool.cost import WINDOW, Ask, Cost, EngineShape, Pricer, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.pricing.cost import WINDOW, Ask, Cost, EngineShape, Pricer, Usage
 
 SHAPE = EngineShape(16, 8192)
 BOUNDED = """
@@ -191,7 +191,7 @@ async def test_cut_requests_leave_the_price_of_others_alone(engine: FakeEngine, 
 
     engine.answer = answer
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        price = sidecar.gate.accounts["g"].pricer
+        price = sidecar.controller.accounts["g"].pricer
         before = price.price(Ask(text_bytes=1200), SHAPE).input_tokens
         for _ in range(12):
             fields = {"model": "tiny", "prompt": "x" * 1200, "truncate_prompt_tokens": 100, "max_tokens": 5}

@@ -40,7 +40,7 @@ def saying(body: object) -> fake.Answer:
 
 def spent(sidecar: Sidecar) -> float:
     """Tokens that the guaranteed entitlement was charged, less what it was given back."""
-    return sidecar.gate.accounts["g"].meter.spent
+    return sidecar.controller.accounts["g"].meter.spent
 
 
 async def test_a_shed_message_is_told_so_in_anthropics_words(engine: FakeEngine, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ async def test_the_key_may_come_as_anthropics_clients_send_it(engine: FakeEngine
 async def test_no_capacity_is_529_for_anthropics_clients_alone(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await engine.stop()
-        await until(lambda: not sidecar.gate.engine.is_up)
+        await until(lambda: not sidecar.controller.engine.is_up)
         message = await ask(sidecar, request("/v1/messages", MESSAGES))
         completion = await ask(sidecar, request())
 
@@ -154,7 +154,7 @@ async def test_a_stored_response_is_for_its_maker_alone(engine: FakeEngine, tmp_
         async with connected(sidecar) as (reader, writer):
             told = []
             for owner in ("e", "e", "s"):
-                sidecar.gate.stored.remember("resp_1", owner, 17)
+                sidecar.controller.stored.remember("resp_1", owner, 17)
                 writer.write(get)
                 told.append((await read_response(reader)).status)
 

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from sidecar.http.bounds import PER_PIECE as HOLDERS_PER_PIECE
-from sidecar.http.bounds import Bounds
+from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
+from sidecar.proxy.bounds import Bounds
 from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
 from tests.tokenpool.builders import ASK, PLENTY, cost, entitlement
-from tokenpool.cost import Usage
+from tokenpool.accounting.ledger import Account, Ledger
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.ledger import Account, Ledger
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Usage
 
 MOST_LINES = 3 + PER_PIECE * 2 * 18
 """Of one piece: a family's head, and both histograms of estimates of so many entitlements."""
@@ -101,7 +101,7 @@ def test_every_family_has_its_head_though_nothing_was_used() -> None:
     page = "".join(Pool(entitlement("a")).telemetry.pieces())
 
     heads = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
-    assert set(heads) == {family.series for family in FAMILIES if family.name != "tokenpool_grant"}
+    assert set(heads) == {family.series for family in FAMILIES if family.name != "tokenpool_lease"}
 
 
 def test_beyond_the_bound_entitlements_are_added_up_by_tier() -> None:

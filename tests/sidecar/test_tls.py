@@ -65,7 +65,7 @@ async def test_requests_and_streams_pass_over_tls(
                 assert (await read_response(reader)).status == 200
         engine.answer = fake.answer_stream
         streamed = await ask(sidecar, request("/v1/chat/completions", STREAM), tls=tls)
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         assert is_whole(sidecar)
     assert streamed.body.endswith(fake.DONE)
     assert len(engine.received[0].body) > 250_000
@@ -82,7 +82,7 @@ async def test_a_refused_request_is_answered_and_the_connection_ends(
         assert (await read_response(reader)).status == 400
         async with asyncio.timeout(1):
             assert await reader.read() == b""
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
 
 
 async def test_a_client_that_says_no_goodbye_is_not_waited_for(
@@ -96,7 +96,7 @@ async def test_a_client_that_says_no_goodbye_is_not_waited_for(
         writer.write(request())
         assert (await read_response(reader)).status == 200
         writer.transport.pause_reading()
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
 
 
 async def test_a_renewed_certificate_is_for_new_connections_and_cuts_none(
@@ -169,9 +169,9 @@ async def test_a_handshake_without_end_counts_and_is_bounded(
         connected(sidecar) as (reader, writer),
     ):
         writer.write(said)
-        await until(lambda: len(sidecar.door.connections) == 1)
+        await until(lambda: len(sidecar.manager.connections) == 1)
         assert await reader.read() == b""
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         _, metrics = await admin(sidecar, "/metrics")
     assert "tokenpool_handshakes_failed_total 1.0" in metrics
     assert failures == []
@@ -188,7 +188,7 @@ async def test_what_is_not_tls_is_closed_without_a_word(
         writer.write(said)
         with contextlib.suppress(ConnectionResetError):
             assert b"HTTP" not in await reader.read()
-        await until(lambda: not sidecar.door.connections)
+        await until(lambda: not sidecar.manager.connections)
         assert await shown_name(sidecar, trusting(files["tls_cert"])) == "first"
     assert failures == []
     assert engine.received == []
@@ -201,9 +201,9 @@ async def test_a_client_that_goes_in_the_handshake_is_forgotten(
         for ends in ("close", "abort"):
             async with connected(sidecar) as (_, writer):
                 writer.write(b"\x16\x03\x01\x02\x00\x01")
-                await until(lambda: len(sidecar.door.connections) == 1)
+                await until(lambda: len(sidecar.manager.connections) == 1)
                 getattr(writer.transport, ends)()
-                await until(lambda: not sidecar.door.connections)
+                await until(lambda: not sidecar.manager.connections)
     assert failures == []
 
 
@@ -211,7 +211,7 @@ async def test_draining_does_not_wait_for_handshakes(
     engine: FakeEngine, tmp_path: Path, files: dict[str, Path], failures: list[dict[str, Any]]
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, **files) as sidecar, connected(sidecar) as (reader, _):
-        await until(lambda: len(sidecar.door.connections) == 1)
+        await until(lambda: len(sidecar.manager.connections) == 1)
         async with asyncio.timeout(1):
             await sidecar.stop()
             assert await reader.read() == b""
@@ -228,7 +228,7 @@ async def test_beyond_the_most_connections_there_is_no_handshake(
         await until(lambda: bool(engine.received))
         with pytest.raises(ConnectionError):
             await shown_name(sidecar, tls)
-        assert len(sidecar.door.connections) == 1
+        assert len(sidecar.manager.connections) == 1
         held.go.set()
         assert (await busy).status == 200
 

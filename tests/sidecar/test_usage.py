@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.usage import BodyReader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.usage_readers import BodyReader, ResponseReader, Stamp, StreamReader
 from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
-from tokenpool.cost import Usage
+from tokenpool.pricing.cost import Usage
 
 NESTED = (
     b'{"choices":[{"text":"a } { b"}],"usage":{"prompt_tokens":7,"total_tokens":9,"completion_tokens":2,'
@@ -128,7 +128,7 @@ def test_usage_in_every_event_is_read_and_the_events_kept() -> None:
     assert reader.usage == Usage(5, 2)
 
 
-def test_what_is_held_back_is_bounded() -> None:
+def test_what_is_delayed_is_bounded() -> None:
     reader = StreamReader(Stamp())
     sent = sum(len(reader.feed(b"x" * 65536)) for _ in range(64))
     assert sent >= 2 << 20

@@ -16,8 +16,8 @@ import redis
 from demo.engine import free_port
 from demo.redis import executable
 from tests.store.servers import redis_server
-from tokenpool.allocation import IdleTerms
-from tokenpool.books import Holding, Limit, Message
+from tokenpool.leases.reference_store import Holding, Limit, Message
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown
 
@@ -26,13 +26,13 @@ LIMIT = Limit(100, 1000, 4, 200)
 
 
 async def works(url: str) -> None:
-    """Limits go in, a grant comes out, and pushes arrive."""
+    """Limits go in, a lease comes out, and pushes arrive."""
     store = open_store(url, "p", 0.01, 5.0)
     await store.publish({"a": LIMIT}, TERMS, 1)
     said = Holding(concurrency_wanted=2, kv_wanted=10, tokens_wanted=5)
     await store.exchange(Message("s1", 0, {"a": said}))
     answer = await store.exchange(Message("s1", 1, {"a": said}))
-    assert answer.grants["a"].limit == LIMIT
+    assert answer.leases["a"].limit == LIMIT
     assert (await store.read()).pages["a"].limit == LIMIT
     await store.close()
 

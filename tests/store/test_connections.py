@@ -11,7 +11,7 @@ import pytest_asyncio
 import redis.asyncio
 
 from tests.store.servers import redis_server
-from tokenpool.books import Holding, Message
+from tokenpool.leases.reference_store import Holding, Message
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore
 

@@ -20,9 +20,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.store.servers import redis_server
-from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.books import FREED, NO_LIMIT, RECALL, Answer, Census, Holding, Limit, Message, Push
+from tokenpool.leases.reference_store import (
+    FREED,
+    NO_LIMIT,
+    RECLAIM,
+    Answer,
+    Census,
+    Holding,
+    Limit,
+    Message,
+    Push,
+)
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store import Store, StoreDown, StoredScale
 from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore
@@ -69,7 +79,7 @@ async def tell(
 ) -> dict[str, tuple[float, float, float]]:
     """One message, and what its sender holds then."""
     answer = await store.exchange(Message(holder, number, holdings, whole, b"\xffreport"))
-    return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.grants.items()}
+    return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
 async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[Store, Clock]) -> None:
@@ -86,15 +96,15 @@ async def test_an_answer_says_where_the_pool_stands(kept: tuple[Store, Clock]) -
     assert await store.publish_file("v1", b"\xff\x00pool", 1)
     await tell(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
     answer = await store.exchange(Message("s2", 0, {"a": WANT}))
-    grant = answer.grants["a"]
-    assert (grant.limit, grant.level) == (LIMIT, 100)
-    assert (grant.kv_elsewhere, grant.concurrency_elsewhere) == (32, 1)
+    lease = answer.leases["a"]
+    assert (lease.limit, lease.level) == (LIMIT, 100)
+    assert (lease.kv_elsewhere, lease.concurrency_elsewhere) == (32, 1)
     assert (answer.is_open, answer.sidecars, answer.file_version) == (True, 2, "v1")
     assert await store.file() == ("v1", b"\xff\x00pool")
     assert await store.limits() == ({"a": LIMIT}, TERMS)
 
 
-async def test_grants_expire_and_spending_is_remembered(kept: tuple[Store, Clock]) -> None:
+async def test_leases_expire_and_spending_is_remembered(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
     await tell(store, "s1", 0, {"a": WANT})
     clock.now += LIFETIME
@@ -184,7 +194,7 @@ async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
     await tell(store, "s2", 0, {})
     short = WANT._replace(is_urgent=True)
     assert (await tell(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
-    assert await asyncio.wait_for(asked, 2) == Push("s1", RECALL, "a")
+    assert await asyncio.wait_for(asked, 2) == Push("s1", RECLAIM, "a")
     await tell(store, "s1", 1, {"a": Holding()}, whole=False)
     assert await asyncio.wait_for(told, 2) == Push("s2", FREED, "a")
     assert (await tell(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
@@ -202,13 +212,13 @@ async def test_messages_may_overtake_each_other(kept: tuple[Store, Clock]) -> No
     await tell(store, "s1", 0, {"a": WANT})
     await part(store, 3, {"a": WANT._replace(concurrency_wanted=1)})
     other = await part(store, 2, {"b": WANT._replace(idle_limit=LIMIT)})
-    assert other.grants["b"].concurrency == 2  # of another entitlement, so not too late
+    assert other.leases["b"].concurrency == 2  # of another entitlement, so not too late
     late = await part(store, 1, {"a": WANT._replace(concurrency_wanted=4)})
-    assert late.grants["a"].concurrency == 1
+    assert late.leases["a"].concurrency == 1
     # A complete message fences off all that were sent before it.
     await tell(store, "s1", 9, {"a": WANT})
     late = await part(store, 8, {"b": WANT._replace(idle_limit=LIMIT)})
-    assert late.grants["b"].concurrency == 0
+    assert late.leases["b"].concurrency == 0
     assert (await store.read()).pages["a"].held.concurrency == 2
 
 
@@ -231,7 +241,7 @@ async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Stor
     assert (await store.read()).pages["a"].held.concurrency == 2
     clock.now += LIFETIME
     answer = await part(store, 4, {"a": WANT}, renews=True)
-    assert (answer.is_known, answer.grants["a"].concurrency) == (False, 0)
+    assert (answer.is_known, answer.leases["a"].concurrency) == (False, 0)
     assert (await tell(store, "s1", 5, {"a": WANT}))["a"][1] == 2
 
 
@@ -259,11 +269,11 @@ async def test_an_entitlement_without_a_published_limit_has_the_one_that_follows
     store, _ = kept
     answer = await store.exchange(Message("s1", 0, {"b": WANT._replace(idle_limit=LIMIT)}))
     assert answer.terms == TERMS
-    assert answer.grants["b"].limit == LIMIT
-    assert answer.grants["b"].concurrency == 2
+    assert answer.leases["b"].limit == LIMIT
+    assert answer.leases["b"].concurrency == 2
     assert await store.publish({"a": LIMIT, "b": Limit(100, 1000, 1, 200)}, TERMS, 1)
     answer = await part(store, 1, {"b": WANT._replace(idle_limit=LIMIT)})
-    assert answer.grants["b"].limit.concurrency == 1
+    assert answer.leases["b"].limit.concurrency == 1
 
 
 async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
@@ -382,8 +392,8 @@ def numbers(answer: object) -> dict[str, float]:
     if isinstance(answer, Answer):
         flat |= {"open": answer.is_open, "sidecars": answer.sidecars, "rows": answer.rows}
         flat |= {"known": answer.is_known, "pool": sum(answer.terms.headroom)}
-        for name, grant in answer.grants.items():
-            values = msgspec.to_builtins(grant)
+        for name, lease in answer.leases.items():
+            values = msgspec.to_builtins(lease)
             flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
     elif isinstance(answer, Census):
         flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}

@@ -22,8 +22,8 @@ import redis.asyncio
 from demo.engine import free_port
 from experiments.relay import Relay
 from tests.store.servers import redis_server
-from tokenpool.allocation import IdleTerms
-from tokenpool.books import FREED, Holding, Limit, Message, Push
+from tokenpool.leases.reference_store import FREED, Holding, Limit, Message, Push
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tokenpool.admission import EngineRoom
+from tokenpool.accounting.ledger import Account
+from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import UNBOUNDED, Amount
-from tokenpool.cost import Ask, Cost, EngineShape
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.ledger import Account
+from tokenpool.pricing.cost import Ask, Cost, EngineShape
 
 SHAPE = EngineShape(block_size=16, context_window=2048)
 ROOM = EngineRoom(slots=8, kv_tokens=10_000)

@@ -12,13 +12,13 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenpool.admission import Admit, EngineRoom, admit
+from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.admission.rules import Admit, EngineRoom, admit
 from tokenpool.amounts import Amount
-from tokenpool.cost import Ask, EngineShape, Usage
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
-from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending
-from tokenpool.planner import PlannerSettings, Profile, plan
+from tokenpool.planning.planner import PlannerSettings, Profile, plan
+from tokenpool.pricing.cost import Ask, EngineShape, Usage
 
 TICK_S = 0.25
 TOKENS_PER_SEQUENCE_S = 100.0

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, account, cost, entitlement
-from tokenpool.admission import Admit, EngineRoom, admit
-from tokenpool.allocation import IdleTerms
+from tokenpool.accounting.ledger import Account, ActiveAccounts, Ledger, Ticket
+from tokenpool.admission.rules import Admit, EngineRoom, admit
 from tokenpool.amounts import Amount
-from tokenpool.cost import Usage
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.ledger import Account, ActiveAccounts, Ledger, Ticket
 from tokenpool.outcomes import Ending
-from tokenpool.planner import Plan, PlannerSettings, Profile, plan, rested
+from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.planner import Plan, PlannerSettings, Profile, plan, rested
+from tokenpool.pricing.cost import Usage
 
 CAPACITY = Amount(1000.0, 4000.0, 8.0)
 ROOM = EngineRoom(slots=8, kv_tokens=4000)

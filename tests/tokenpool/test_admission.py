@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, ROOM, account, cost
-from tokenpool.admission import (
+from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.admission.rules import (
     LONGEST_WAIT_S,
     PREEMPTIBLE_QUEUE,
     SHORTEST_WAIT_S,
@@ -19,10 +20,9 @@ from tokenpool.admission import (
     admit,
 )
 from tokenpool.amounts import UNBOUNDED, Amount, Dimension
-from tokenpool.cost import Cost, Usage
 from tokenpool.entitlements import Tier
-from tokenpool.ledger import Account, Ledger, Ticket
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Cost, Usage
 
 VAST = EngineRoom(1e6, 1e9)
 
@@ -173,7 +173,7 @@ def test_gauges_never_pass_their_limits_and_waits_are_bounded(
         assert ledger.concurrency_in_use <= ROOM.slots
 
 
-def test_a_shed_is_demand_but_books_nothing() -> None:
+def test_a_shed_is_demand_but_lease_store_nothing() -> None:
     ledger, owner = Ledger(), account(Amount(1e6, 1e6, 0))
     shed(admit(ledger, owner, ASK, cost(), VAST, 0.0))
     assert (owner.concurrency_in_use, owner.meter.spent) == (0, 0)

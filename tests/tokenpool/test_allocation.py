@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tokenpool.allocation import Claim, Division, Share, allocate, fair_shares
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import Tier
+from tokenpool.planning.allocation import Claim, Division, Share, allocate, fair_shares
 
 CAPACITY = Amount(1000.0, 10000.0, 16.0)
 SLACK = 1e-6

@@ -1,4 +1,4 @@
-"""The books: what is held never adds up to more than the limit, whatever messages come."""
+"""The lease store: what is held never adds up to more than the limit, whatever messages come."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
-from tokenpool.books import FREED, RECALL, REMEMBER_S, Books, Holding, Limit, Message, Push
+from tokenpool.leases.reference_store import (
+    FREED,
+    RECLAIM,
+    REMEMBER_S,
+    Holding,
+    Limit,
+    Message,
+    Push,
+    ReferenceLeaseStore,
+)
+from tokenpool.planning.allocation import IdleTerms
 
 LIFETIME = 1.5
 LIMIT = Limit(100, 1000, 4, 200)
 TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 OPEN = LIFETIME
-"""When new books begin to give."""
+"""When new lease store begin to give."""
 
 
 class Got(NamedTuple):
@@ -33,29 +42,35 @@ NOTHING = Got()
 
 
 def tell(
-    made: Books, holder: str, number: int, holdings: Mapping[str, Holding], now: float, *, whole: bool = True
+    made: ReferenceLeaseStore,
+    holder: str,
+    number: int,
+    holdings: Mapping[str, Holding],
+    now: float,
+    *,
+    whole: bool = True,
 ) -> dict[str, Got]:
     """One message, and what its sender holds then."""
     answer = made.exchange(Message(holder, number, holdings, whole), now)
-    return {name: Got(g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.grants.items()}
+    return {name: Got(g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
-def meanwhile(made: Books, start: float, end: float) -> None:
-    """Somebody else keeps writing, so that the books stay open."""
+def meanwhile(made: ReferenceLeaseStore, start: float, end: float) -> None:
+    """Somebody else keeps writing, so that the lease store stay open."""
     while start < end:
         tell(made, "other", int(start * 1000), {}, start)
         start += LIFETIME / 2
     tell(made, "other", int(end * 1000), {}, end)
 
 
-def held(made: Books, now: float) -> Got:
+def held(made: ReferenceLeaseStore, now: float) -> Got:
     """What all hold of entitlement a."""
     amount = made.read(now).pages["a"].held
     return Got(amount.kv_tokens, amount.concurrency, amount.tokens_per_second)
 
 
-def books(limit: Limit = LIMIT) -> Books:
-    made = Books(0.0, LIFETIME)
+def lease_store(limit: Limit = LIMIT) -> ReferenceLeaseStore:
+    made = ReferenceLeaseStore(0.0, LIFETIME)
     made.publish({"a": limit}, TERMS, 1, 0.0)
     return made
 
@@ -83,28 +98,28 @@ def want(
 
 
 def test_what_is_wanted_is_given_while_it_is_free() -> None:
-    made = books()
+    made = lease_store()
     assert tell(made, "s1", 0, {"a": want(3)}, OPEN)["a"].concurrency == 3
     assert tell(made, "s2", 0, {"a": want(3)}, OPEN)["a"].concurrency == 1
     assert held(made, OPEN) == Got(600, 4, 0)
 
 
 def test_what_is_returned_is_free_at_once() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     tell(made, "s1", 1, {}, OPEN)
     assert tell(made, "s2", 0, {"a": want(4)}, OPEN)["a"].concurrency == 4
 
 
-def test_a_silent_holder_loses_its_grant_one_lifetime_later() -> None:
-    made = books()
+def test_a_silent_holder_loses_its_lease_one_lifetime_later() -> None:
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     assert tell(made, "s2", 0, {"a": want(4)}, OPEN + LIFETIME - 0.01)["a"].concurrency == 0
     assert tell(made, "s2", 1, {"a": want(4)}, OPEN + LIFETIME)["a"].concurrency == 4
 
 
 def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_no_more() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     meanwhile(made, OPEN, OPEN + 2)
     tell(made, "s2", 0, {"a": want(4)}, OPEN + 2)
@@ -114,7 +129,7 @@ def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_n
 
 
 def test_a_limit_that_shrinks_takes_nothing_from_what_runs() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4, in_use=3)}, OPEN)
     made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
     # It holds what runs, and may begin nothing until that is less than the limit.
@@ -124,8 +139,8 @@ def test_a_limit_that_shrinks_takes_nothing_from_what_runs() -> None:
     assert held(made, OPEN).concurrency == 2
 
 
-def test_tokens_are_drawn_from_a_bucket_that_refills_by_the_books_clock() -> None:
-    made = books()
+def test_tokens_are_drawn_from_a_bucket_that_refills_by_the_lease_store_clock() -> None:
+    made = lease_store()
     assert tell(made, "s1", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 150
     assert tell(made, "s2", 0, {"a": want(tokens=150)}, OPEN)["a"].tokens == 50
     spent = tell(made, "s1", 1, {"a": want(tokens=150, spent=150)}, OPEN)["a"]
@@ -134,7 +149,7 @@ def test_tokens_are_drawn_from_a_bucket_that_refills_by_the_books_clock() -> Non
 
 
 def test_a_settlement_may_bring_the_level_below_zero_and_is_paid_off_by_all() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(tokens=10)}, OPEN)
     tell(made, "s1", 1, {"a": want(spent=500)}, OPEN)  # one large request: level 200 - 500
     meanwhile(made, OPEN, OPEN + 2.9)
@@ -143,7 +158,7 @@ def test_a_settlement_may_bring_the_level_below_zero_and_is_paid_off_by_all() ->
 
 
 def test_a_refund_comes_back_to_the_bucket() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(tokens=200)}, OPEN)
     tell(made, "s1", 1, {"a": want(spent=200)}, OPEN)
     tell(made, "s1", 2, {"a": want(spent=50)}, OPEN)
@@ -151,7 +166,7 @@ def test_a_refund_comes_back_to_the_bucket() -> None:
 
 
 def test_doubled_and_late_messages_book_nothing() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 5, {"a": want(2, tokens=100, spent=30)}, OPEN)
     tell(made, "s1", 6, {"a": want(1, tokens=50, spent=80)}, OPEN)
     for number in (6, 5, 0):
@@ -161,7 +176,7 @@ def test_doubled_and_late_messages_book_nothing() -> None:
 
 
 def test_a_holder_that_was_forgotten_begins_anew() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 9, {"a": want(2)}, OPEN)
     later = OPEN + REMEMBER_S
     assert tell(made, "s1", 0, {"a": want(2)}, OPEN + LIFETIME)["a"] == NOTHING
@@ -170,7 +185,7 @@ def test_a_holder_that_was_forgotten_begins_anew() -> None:
 
 
 def test_what_was_spent_while_cut_off_is_charged_on_coming_back() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(tokens=150)}, OPEN)
     meanwhile(made, OPEN, OPEN + 3)
     assert tell(made, "s2", 0, {"a": want(tokens=300)}, OPEN + 3)["a"].tokens == 200
@@ -181,15 +196,15 @@ def test_what_was_spent_while_cut_off_is_charged_on_coming_back() -> None:
     assert tell(made, "s2", 3, {"a": want(tokens=1, spent=200)}, OPEN + 4.6)["a"].tokens == 1
 
 
-def test_new_books_book_what_runs_and_give_nothing_for_a_lifetime() -> None:
-    made = books()
+def test_new_lease_store_book_what_runs_and_give_nothing_for_a_lifetime() -> None:
+    made = lease_store()
     assert tell(made, "s1", 0, {"a": want(4, in_use=1, tokens=10)}, 0.1)["a"] == NOTHING
     assert held(made, 0.1) == Got(100, 1, 0)
     assert tell(made, "s1", 1, {"a": want(4, in_use=1, tokens=10)}, OPEN)["a"] == Got(400, 4, 10)
 
 
 def test_only_the_latest_coordinator_writes_limits() -> None:
-    made = books()
+    made = lease_store()
     assert made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 3, OPEN)
     assert not made.publish({"a": LIMIT}, TERMS, 2, OPEN)
     assert made.publish({"a": Limit(100, 1000, 3, 200)}, TERMS, 3, OPEN)
@@ -197,7 +212,7 @@ def test_only_the_latest_coordinator_writes_limits() -> None:
 
 
 def test_an_entitlement_that_is_gone_gives_no_more() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(2, in_use=1)}, OPEN)
     made.publish({}, TERMS, 1, OPEN)
     assert tell(made, "s1", 1, {"a": want(2, in_use=1)}, OPEN)["a"] == NOTHING
@@ -208,11 +223,11 @@ def test_an_entitlement_that_is_gone_gives_no_more() -> None:
 
 
 def test_an_entitlement_without_a_limit_gets_nothing() -> None:
-    assert tell(books(), "s1", 0, {"b": want(1, tokens=1)}, OPEN)["b"] == NOTHING
+    assert tell(lease_store(), "s1", 0, {"b": want(1, tokens=1)}, OPEN)["b"] == NOTHING
 
 
 def test_what_may_still_be_used_stays_booked_until_the_next_message() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
     # The answer may be lost: s1 may go on with 4 until it speaks again.
@@ -223,7 +238,7 @@ def test_what_may_still_be_used_stays_booked_until_the_next_message() -> None:
 
 
 def test_a_part_message_moves_only_what_it_names_and_renews_nothing() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(3)}, OPEN)
     assert tell(made, "s1", 1, {"b": want(1)}, OPEN + 1, whole=False)["b"] == NOTHING
     assert held(made, OPEN + 1).concurrency == 3
@@ -231,25 +246,25 @@ def test_a_part_message_moves_only_what_it_names_and_renews_nothing() -> None:
 
 
 def test_a_sidecar_that_is_not_known_to_live_cannot_begin_with_a_part() -> None:
-    made = books()
+    made = lease_store()
     assert tell(made, "s1", 0, {"a": want(3)}, OPEN, whole=False)["a"] == NOTHING
     assert tell(made, "s1", 1, {"a": want(3)}, OPEN)["a"].concurrency == 3
 
 
 def test_who_is_short_has_the_others_asked_and_is_told_when_something_is_free() -> None:
-    made = books()
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4, in_use=2, tokens=9)}, OPEN)
     tell(made, "s2", 0, {}, OPEN)
     short = {"a": want(1, tokens=1, urgent=True)}
     assert tell(made, "s2", 1, short, OPEN, whole=False)["a"].concurrency == 0
-    assert made.pushes == [Push("s1", RECALL, "a")]
+    assert made.pushes == [Push("s1", RECLAIM, "a")]
     tell(made, "s1", 1, {"a": want(2, in_use=2)}, OPEN, whole=False)
     assert made.pushes[1:] == [Push("s2", FREED, "a")]
     assert tell(made, "s2", 2, short, OPEN, whole=False)["a"].concurrency == 1
 
 
-def test_books_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
-    made = books()
+def test_lease_store_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
+    made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     cut = OPEN + 2 * LIFETIME
     assert tell(made, "s2", 0, {"a": want(4)}, cut)["a"].concurrency == 0
@@ -259,7 +274,7 @@ def test_books_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
 
 
 def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_meanwhile() -> None:
-    made = books()
+    made = lease_store()
     spent = want(1)._replace(tokens_spent=0.0)
     for holder in ("s1", "s2"):
         tell(made, holder, 0, {"a": spent}, OPEN)
@@ -272,24 +287,24 @@ def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_mea
     assert made.read(back + LIFETIME).pages["a"].level == 200  # full, and no more
 
 
-def test_books_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
-    made = books()
+def test_lease_store_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
+    made = lease_store()
     tell(made, "s1", 0, {}, OPEN)
     assert made.read(OPEN + LIFETIME).is_open
     assert not made.read(OPEN + LIFETIME + 0.1).is_open
 
 
 def test_an_answer_says_how_long_nobody_has_led() -> None:
-    made = books()
+    made = lease_store()
     answer = made.exchange(Message("s1", 0, {}), OPEN)
     made.publish({"a": LIMIT}, TERMS, 2, OPEN + 1)
     later = made.exchange(Message("s1", 1, {}), OPEN + 3)
     assert (answer.unled_s, later.unled_s) == (OPEN, 2)
-    assert Books(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).unled_s == math.inf
+    assert ReferenceLeaseStore(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).unled_s == math.inf
 
 
 def test_the_coordinator_reads_sums_over_all_that_live() -> None:
-    made = books()
+    made = lease_store()
     said = want(2, in_use=1)._replace(demand=(10, 20, 3), fresh=(4, 2, 1), floor=(7, 100, 1))
     tell(made, "s1", 0, {"a": said}, OPEN)
     tell(made, "s2", 0, {"a": said._replace(floor=(9, 50, 2))}, OPEN + 1)
@@ -303,7 +318,7 @@ def test_the_coordinator_reads_sums_over_all_that_live() -> None:
 
 
 def test_what_was_served_is_summed_from_totals_whoever_tells_them_and_when() -> None:
-    made = books()
+    made = lease_store()
 
     def said(tokens: float, kv_seconds: float, seconds: float) -> Holding:
         return want(1)._replace(tokens_spent=tokens, kv_seconds=kv_seconds, concurrency_seconds=seconds)
@@ -319,7 +334,7 @@ def test_what_was_served_is_summed_from_totals_whoever_tells_them_and_when() -> 
 
 
 def test_an_older_coordinator_cannot_replace_the_pool_file() -> None:
-    made = books()
+    made = lease_store()
     assert made.publish_file("v7", b"seven", 7)
     assert not made.publish_file("v6", b"six", 6)
     assert made.exchange(Message("s1", 0, {}), OPEN).file_version == "v7"
@@ -340,12 +355,12 @@ steps = st.lists(
 
 
 @given(steps)
-def test_the_books_never_give_more_than_the_limit_and_tokens_are_conserved(
+def test_the_lease_store_never_give_more_than_the_limit_and_tokens_are_conserved(
     script: list[tuple[str, str, int, int, float, float]],
 ) -> None:
     """Each holder runs no more than it holds: then all together never pass the largest limit."""
     now, limit = OPEN, 4.0
-    made = books()
+    made = lease_store()
     granted = dict.fromkeys(HOLDERS, NOTHING)
     spent = dict.fromkeys(HOLDERS, 0.0)
     numbers = dict.fromkeys(HOLDERS, 0)

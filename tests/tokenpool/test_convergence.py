@@ -7,7 +7,7 @@ from statistics import median
 import pytest
 
 from tests.tokenpool.scarcity import Convergence, simulate
-from tokenpool.planner import PlannerSettings
+from tokenpool.planning.planner import PlannerSettings
 
 SEEDS = range(12)
 

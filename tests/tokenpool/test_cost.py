@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.tokenpool.builders import SHAPE, entitlement
-from tokenpool.cost import Ask, EngineShape, Pricer, Usage
 from tokenpool.entitlements import OutputEstimate, Pricing
+from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
 
 
 def pricer(estimate: float | None = 0.9, **prices: float) -> Pricer:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpool.estimators import Average, InputTokens, OutputQuantile
+from tokenpool.pricing.estimators import Average, InputTokens, OutputQuantile
 
 numbers = st.integers(-5, 10**9)
 

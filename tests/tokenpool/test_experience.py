@@ -1,27 +1,33 @@
-"""Experience is kept by route and model, and by prefix: bounded, whatever a tenant sends."""
+"""LearnedCosts is kept by route and model, and by prefix: bounded, whatever a tenant sends."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenpool.experience import IDLE_LESSONS, MOST_PREFIXES, MOST_TARGETS, Experiences, Prefixes
+from tokenpool.pricing.learned_costs import (
+    IDLE_LESSONS,
+    MOST_PREFIXES,
+    MOST_TARGETS,
+    LearnedByPrefix,
+    Prefixes,
+)
 
 SHORT, LONG, OTHER = 1001, 1002, 1003
 
 
-def teach(experiences: Experiences, model: str, output: int, times: int = 1) -> None:
+def teach(learned_by_prefix: LearnedByPrefix, model: str, output: int, times: int = 1) -> None:
     for _ in range(times):
-        for experience in experiences.to_teach(("chat", model)):
-            experience.output.observe(output)
+        for learned in learned_by_prefix.to_teach(("chat", model)):
+            learned.output.observe(output)
 
 
-def output_of(experiences: Experiences, model: str) -> int:
-    return experiences.of(("chat", model)).output.value
+def output_of(learned_by_prefix: LearnedByPrefix, model: str) -> int:
+    return learned_by_prefix.of(("chat", model)).output.value
 
 
 def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole() -> None:
-    known = Experiences(0.9)
+    known = LearnedByPrefix(0.9)
     teach(known, "a", 10, times=200)
     assert output_of(known, "b") == 10
     teach(known, "b", 500)
@@ -32,17 +38,17 @@ def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole()
 
 
 def test_while_there_is_one_target_it_is_the_whole() -> None:
-    known = Experiences(0.9)
+    known = LearnedByPrefix(0.9)
     assert list(known) == []
     teach(known, "a", 10)
     assert known.of(("chat", "a")) is known.overall
     teach(known, "b", 10)
     assert {target for target, _ in known} == {("chat", "a"), ("chat", "b")}
-    assert all(experience is not known.overall for _, experience in known)
+    assert all(learned is not known.overall for _, learned in known)
 
 
 def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
-    known = Experiences(0.9)
+    known = LearnedByPrefix(0.9)
     for model in range(MOST_TARGETS):
         teach(known, str(model), 10)
     teach(known, "late", 50, times=200)
@@ -59,14 +65,14 @@ def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 500)), max_size=300))
 def test_no_choice_of_models_takes_more_than_its_room(seen: list[tuple[int, int]]) -> None:
-    known = Experiences(0.9)
+    known = LearnedByPrefix(0.9)
     for model, output in seen:
         teach(known, str(model), output)
         assert len(list(known)) <= MOST_TARGETS
 
 
 def test_another_quantile_counts_for_every_target() -> None:
-    known = Experiences(0.9)
+    known = LearnedByPrefix(0.9)
     for model in "ab":
         teach(known, model, 10, times=60)
         teach(known, model, 90, times=20)

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, account, cost, entitlement
+from tokenpool.accounting.ledger import Account, Ledger, Ticket, TicketEnded, TokenBucket
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.cost import Cost, Usage
 from tokenpool.entitlements import Pricing, Tier
-from tokenpool.ledger import Account, Ledger, Ticket, TicketEnded, TokenBucket
 from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Cost, Usage
 
 
 def bucket(rate: float, depth: float) -> TokenBucket:

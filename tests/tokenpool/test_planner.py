@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount
-from tokenpool.debt import moved, weight_factor
 from tokenpool.entitlements import Entitlement, Slo, Tier
-from tokenpool.planner import PROFILE_S, PlannerSettings, Profile, Report, plan, slo_factor
+from tokenpool.planning.debt import moved, weight_factor
+from tokenpool.planning.planner import PROFILE_S, PlannerSettings, Profile, Report, plan, slo_factor
 
 CAPACITY = Amount(1000, 10_000, 16)
 FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)

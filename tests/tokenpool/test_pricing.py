@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
-from tokenpool.cost import Ask, EngineShape, Pricer, Usage
 from tokenpool.entitlements import Pricing
-from tokenpool.estimators import InputTokens, OutputQuantile
-from tokenpool.experience import MOST_TARGETS
+from tokenpool.pricing.cost import Ask, EngineShape, Pricer, Usage
+from tokenpool.pricing.estimators import InputTokens, OutputQuantile
+from tokenpool.pricing.learned_costs import MOST_TARGETS
 
 SHAPE = EngineShape(block_size=16)
 MESSAGE_BYTES = 16
@@ -216,4 +216,4 @@ def test_prices_stay_in_their_bounds_whatever_is_observed(seen: list[tuple[Drawn
         assert 0 <= cost.cached_tokens <= max(cost.input_tokens - 1, 0)
         assert cost.throughput == cost.input_tokens - cost.cached_tokens + cost.output_tokens
         assert cost.kv_tokens >= cost.input_tokens
-        assert len(list(pricer.experiences)) <= MOST_TARGETS
+        assert len(list(pricer.learned_by_prefix)) <= MOST_TARGETS

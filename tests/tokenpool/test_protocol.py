@@ -39,7 +39,7 @@ def test_in_a_quiet_pool_limits_are_exact_and_nothing_free_is_refused(seed: int)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_in_all_trouble_limits_hold_wherever_the_books_answer(seed: int) -> None:
+def test_in_all_trouble_limits_hold_wherever_the_lease_store_answer(seed: int) -> None:
     figures = simulate(mixed(10, 20, seed=seed, seconds=15, faults=TROUBLE))
     assert figures.over_admitted < 1
     assert figures.admitted > 100
@@ -47,7 +47,7 @@ def test_in_all_trouble_limits_hold_wherever_the_books_answer(seed: int) -> None
 
 @pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("seed", SEEDS[1:4])
-def test_books_that_are_lost_cost_little_and_are_joined_again_within_two_lifetimes(
+def test_lease_store_that_are_lost_cost_little_and_are_joined_again_within_two_lifetimes(
     seed: int, is_empty: bool
 ) -> None:
     quiet = mixed(10, 20, seed=seed, seconds=15)
@@ -64,7 +64,7 @@ def test_no_small_tenant_is_shed_while_it_has_fewer_than_two_running(seed: int) 
     assert figures.requests > 900
     assert sum(figures.sheds.values()) == 0
     assert max(figures.most_running.values()) == 2
-    assert figures.borrowed_s / figures.borrows < 0.005
+    assert figures.lease_waited_s / figures.lease_waits < 0.005
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -122,12 +122,12 @@ def test_on_an_idle_pool_nobody_is_refused_or_waits_for_more_than_two_round_trip
     figures = simulate(distant(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=7.0))
     assert figures.requests > 500
     assert sum(figures.sheds.values()) == 0
-    # The books work at one message at a time: beside two trips, that work shows.
+    # The lease store work at one message at a time: beside two trips, that work shows.
     assert sorted(figures.waits)[int(len(figures.waits) * 0.99)] <= 2 * distance_ms / 1000 + 0.005
 
 
 @pytest.mark.parametrize("seed", SEEDS[2:4])
-def test_far_books_keep_limits_guarantees_and_utilisation_under_contention(seed: int) -> None:
+def test_far_lease_store_keep_limits_guarantees_and_utilisation_under_contention(seed: int) -> None:
     setup = mixed(8, 100, seed=seed, seconds=12)
     near, far = simulate(setup), simulate(replace(setup, distance_s=0.02))
     assert far.over_admitted < 1
@@ -137,7 +137,7 @@ def test_far_books_keep_limits_guarantees_and_utilisation_under_contention(seed:
 
 @pytest.mark.parametrize("tenants", [50, 1500])
 @pytest.mark.parametrize("sidecars", [1, 8])
-def test_far_books_share_a_contended_pool_as_near_ones_do(tenants: int, sidecars: int) -> None:
+def test_far_lease_store_share_a_contended_pool_as_near_ones_do(tenants: int, sidecars: int) -> None:
     near, far = (
         simulate(contended(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=14.0))
         for distance_ms in (0.0, 40.0)

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Pool, ReplicaCapacity, Tier
-from tokenpool.scaling import Need, ScalingSettings, Stabiliser, needed_replicas, promised, replica_capacity
+from tokenpool.planning.scaling import (
+    Need,
+    ScalingSettings,
+    Stabiliser,
+    needed_replicas,
+    promised,
+    replica_capacity,
+)
 
 POOL = Pool("pool", min_replicas=1, max_replicas=10)
 REPLICA = Amount(1000, 10_000, 8)

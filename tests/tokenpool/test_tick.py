@@ -10,14 +10,13 @@ import msgspec
 import pytest
 
 from tests.tokenpool.builders import entitlement
+from tokenpool.accounting.retries import MOST_REMEMBERED, Retries
 from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
-from tokenpool.books import Census, Limit, Page
-from tokenpool.capacity import UNLEARNED_TOKENS_PER_SECOND
+from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
-from tokenpool.planner import Profile, idle_share
-from tokenpool.retries import MOST_REMEMBERED, Retries
-from tokenpool.tick import RETIRE_S, Memory, tick
-from tokenpool.wire import (
+from tokenpool.leases.reference_store import Census, Limit, Page
+from tokenpool.leases.tick import RETIRE_S, Memory, tick
+from tokenpool.leases.wire import (
     SidecarReport,
     WireError,
     decode_file,
@@ -25,6 +24,7 @@ from tokenpool.wire import (
     encode_file,
     encode_report,
 )
+from tokenpool.planning.planner import Profile, idle_share
 
 REPLICA = Amount(1000, 10_000, 8)
 
@@ -54,17 +54,17 @@ def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -
     packed = [encode_report(SidecarReport(a, a, True)) for a in (REPLICA, unbounded, unbounded)]
     demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
     pages = {"a": demand, "b": demand}
-    books = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
-    made = tick(books, BOTH, None)
+    lease_store = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
+    made = tick(lease_store, BOTH, None)
     assert made.replica == Amount(1000, 10_000, (8 + 16 + 16) / 3)
     assert [made.limits[name].amount.concurrency for name in "ab"] == [20, 20]
     assert all(math.isfinite(number) for limit in made.limits.values() for number in limit.amount.values())
     assert made.limits["a"].amount.as_dict()["kv_tokens"] is None
-    alone = tick(replace(books, reports={"s1": packed[1]}), [entitlement()], None)
+    alone = tick(replace(lease_store, reports={"s1": packed[1]}), [entitlement()], None)
     assert alone.replica == Amount(0, 0, 16)
 
 
-def test_debt_is_carried_in_the_books() -> None:
+def test_debt_is_carried_in_the_lease_store() -> None:
     busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
     served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25)
     before = replace(census(1, a=busy, b=msgspec.structs.replace(served, served=busy.served)), at=10.0)
@@ -81,7 +81,7 @@ def test_the_first_tick_leaves_debts_as_they_are() -> None:
     assert made.limits["a"].debt == 2.0
 
 
-def test_books_that_began_anew_say_nothing_of_before() -> None:
+def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
     """Totals of hours, then of seconds: the difference is not what anybody got."""
     old = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
     new = msgspec.structs.replace(old, served=Amount(500, 5000, 4))

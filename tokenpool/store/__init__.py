@@ -1,7 +1,7 @@
-"""Stores: where the books are kept, behind one small protocol. The domain's only impure neighbour.
+"""Stores: where the lease store is kept, behind one small protocol. The domain's only impure neighbour.
 
-The rules are ``tokenpool.books``'s; ``memory`` keeps them as they are, ``redis`` runs the same rules as
-scripts, and one contract suite holds both to them. ``address`` reads a store's URL.
+The rules are ``tokenpool.leases.reference_store``'s; ``memory`` keeps them as they are, ``redis`` runs the
+same rules as scripts, and one contract suite holds both to them. ``address`` reads a store's URL.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from tokenpool.allocation import IdleTerms
-from tokenpool.books import Answer, Census, Limit, Message, Push
+from tokenpool.leases.reference_store import Answer, Census, Limit, Message, Push
+from tokenpool.planning.allocation import IdleTerms
 
 
 class StoreDown(ConnectionError):
@@ -30,7 +30,7 @@ class StoredScale:
 
 
 class Store(Protocol):
-    """The books of one pool, somewhere. Every call may raise ``StoreDown``."""
+    """The lease store of one pool, somewhere. Every call may raise ``StoreDown``."""
 
     async def connect(self, count: int) -> None:
         """Open ``count`` connections in advance, so that no message waits for a handshake."""
@@ -39,7 +39,10 @@ class Store(Protocol):
         """Book what a sidecar says, and answer with what it holds."""
 
     def listen(self, holder: str) -> AsyncIterator[Push]:
-        """What the books say to a sidecar between its messages, until ``StoreDown``. Some may be lost."""
+        """What the lease store says to a sidecar between its messages, until ``StoreDown``.
+
+        Some may be lost.
+        """
 
     async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """All published limits, and the terms for every other entitlement."""
@@ -47,7 +50,7 @@ class Store(Protocol):
     async def file(self) -> tuple[str, bytes] | None:
         """The version and the content of the pool file that all enforce; ``None`` before the first."""
 
-    async def lead(self, candidate: str, lease_s: float) -> int:
+    async def lead(self, candidate: str, leadership_s: float) -> int:
         """Take or keep the coordinator's lease; its epoch, or 0 where another one leads."""
 
     async def resign(self, candidate: str) -> None:

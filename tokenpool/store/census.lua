@@ -1,4 +1,4 @@
--- The names of all pages and limits, and the state of the books; the silent are taken off first.
+-- The names of all pages and limits, and the state of the lease store; the silent are taken off first.
 expire()
 opening()
 local names, seen = redis.call('HKEYS', LIMITS), {}

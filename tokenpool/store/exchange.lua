@@ -18,7 +18,7 @@ if not is_late then
   keep(KNOWN)
 end
 
-local grants, said_of, stated = {}, {}, {}
+local leases, said_of, stated = {}, {}, {}
 for i, said in ipairs(message.holdings) do
   said_of[i] = said[1]
   stated[said[1]] = true
@@ -59,9 +59,9 @@ if books and (message.complete or message.renews) then
   keep(ALIVE, REPORTS, HOLDER, NAMES)
 end
 
-local function grant(i, page, values, kv, conc, tokens)
+local function lease(i, page, values, kv, conc, tokens)
   local limit, sums = page.limit, page.sums
-  grants[i] = {
+  leases[i] = {
     kv, conc, tokens, limit, page.level - sums[TOKENS],
     sums[KV_USED] - values[KV_USED], sums[CONC_USED] - values[CONC_USED],
     now < page.contended_until, limit[2] - sums[KV], limit[3] - sums[CONC], sums[TOKENS] - values[TOKENS],
@@ -69,7 +69,7 @@ local function grant(i, page, values, kv, conc, tokens)
 end
 
 -- Ask everyone else who holds something of a page to return what is not in use.
-local function recall(page)
+local function reclaim(page)
   for other, till in pairs(page.waiters) do
     if till <= now then page.waiters[other] = nil end
   end
@@ -81,7 +81,7 @@ local function recall(page)
     local other = fields[i]
     if other ~= me then
       local values = cmsgpack.unpack(fields[i + 1]).values
-      if values[KV] > 0 or values[CONC] > 0 or values[TOKENS] > 0 then push(other, 'recall', page.name) end
+      if values[KV] > 0 or values[CONC] > 0 or values[TOKENS] > 0 then push(other, 'reclaim', page.name) end
     end
   end
 end
@@ -113,11 +113,11 @@ local function book(i, page, said)
     demand[1], demand[2], demand[3], fresh[1], fresh[2], fresh[3],
   })
   if is_urgent and (kv < kv_wanted or conc < conc_wanted or tokens < tokens_wanted) then
-    recall(page)
+    reclaim(page)
   else
     tell_waiters(page, me)
   end
-  grant(i, page, page.row.values, kv, conc, tokens)
+  lease(i, page, page.row.values, kv, conc, tokens)
   if is_last then drop(page, me) end
 end
 
@@ -131,7 +131,7 @@ for i, said in ipairs(message.holdings) do
   else
     refill(page)
     local values = page.row and page.row.values or nobody()
-    grant(i, page, values, values[KV], values[CONC], values[TOKENS])
+    lease(i, page, values, values[KV], values[CONC], values[TOKENS])
   end
 end
 save(booked, me)
@@ -140,6 +140,6 @@ if next(booked) then keep(NAMES) end
 
 local meta = redis.call('HMGET', META, 'file_version', 'led_at', 'terms')
 return cmsgpack.pack({
-  grants, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', meta[2] and now - tonumber(meta[2]) or math.huge,
+  leases, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', meta[2] and now - tonumber(meta[2]) or math.huge,
   meta[3] and cmsgpack.unpack(meta[3]) or {}, is_alive and true or false, redis.call('SCARD', NAMES),
 })

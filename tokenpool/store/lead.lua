@@ -1,11 +1,11 @@
--- Take or keep the lease of the one coordinator that leads; answers its epoch, 0 where another leads.
--- Epochs only rise, even where the books were lost: they begin at Redis' own milliseconds.
-local LEASE = prefix .. ':lease'
-local lease = redis.call('GET', LEASE)
+-- Take or keep the lead of the pool's coordinators. Answers the leader's epoch, or 0 where another one leads.
+-- Epochs only rise, even after the lease store was lost: they start at Redis' own milliseconds.
+local LEADER = prefix .. ':leader'
+local leader = redis.call('GET', LEADER)
 local owner, epoch
-if lease then owner, epoch = unpack(cmsgpack.unpack(lease)) end
+if leader then owner, epoch = unpack(cmsgpack.unpack(leader)) end
 if message.resigns then
-  if owner == message.candidate then redis.call('DEL', LEASE) end
+  if owner == message.candidate then redis.call('DEL', LEADER) end
   return '0'
 end
 if owner and owner ~= message.candidate then
@@ -19,5 +19,5 @@ if not owner or epoch < known then
   opening()
   redis.call('HSET', META, 'epoch', exact(epoch))
 end
-redis.call('SET', LEASE, cmsgpack.pack({message.candidate, epoch}), 'PX', message.lease_ms)
+redis.call('SET', LEADER, cmsgpack.pack({message.candidate, epoch}), 'PX', message.leadership_ms)
 return exact(epoch)

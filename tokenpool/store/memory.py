@@ -1,4 +1,4 @@
-"""The books in this process: the measure of every other store, and the store of simulations."""
+"""The lease store in this process: the measure of every other store, and the store of simulations."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from tokenpool.allocation import IdleTerms
-from tokenpool.books import Answer, Books, Census, Limit, Message, Push
+from tokenpool.leases.reference_store import Answer, Census, Limit, Message, Push, ReferenceLeaseStore
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store import StoredScale
 
 
@@ -16,7 +16,7 @@ class MemoryStore:
 
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._books = Books(clock(), lifetime_s)
+        self._lease_store = ReferenceLeaseStore(clock(), lifetime_s)
         self._lease: tuple[str, int, float] = ("", 0, 0.0)
         self._scale: tuple[bytes, float] | None = None
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
@@ -26,8 +26,8 @@ class MemoryStore:
 
     async def exchange(self, message: Message) -> Answer:
         """See ``Store``."""
-        answer = self._books.exchange(message, self._clock())
-        pushes, self._books.pushes = self._books.pushes, []
+        answer = self._lease_store.exchange(message, self._clock())
+        pushes, self._lease_store.pushes = self._lease_store.pushes, []
         for push in pushes:
             if push.holder in self._listeners:
                 self._listeners[push.holder].put_nowait(push)
@@ -44,21 +44,21 @@ class MemoryStore:
 
     async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""
-        return self._books.limits()
+        return self._lease_store.limits()
 
     async def file(self) -> tuple[str, bytes] | None:
         """See ``Store``."""
-        books = self._books
-        return (books.file_version, books.file) if books.file_version else None
+        lease_store = self._lease_store
+        return (lease_store.file_version, lease_store.file) if lease_store.file_version else None
 
-    async def lead(self, candidate: str, lease_s: float) -> int:
+    async def lead(self, candidate: str, leadership_s: float) -> int:
         """See ``Store``."""
         now, (owner, epoch, until) = self._clock(), self._lease
         if owner and owner != candidate and until > now:
             return 0
-        if owner != candidate or until <= now or epoch < self._books.epoch:
-            epoch = self._books.epoch = max(self._books.epoch + 1, int(now * 1000))
-        self._lease = (candidate, epoch, now + lease_s)
+        if owner != candidate or until <= now or epoch < self._lease_store.epoch:
+            epoch = self._lease_store.epoch = max(self._lease_store.epoch + 1, int(now * 1000))
+        self._lease = (candidate, epoch, now + leadership_s)
         return epoch
 
     async def resign(self, candidate: str) -> None:
@@ -68,15 +68,15 @@ class MemoryStore:
 
     async def read(self) -> Census:
         """See ``Store``."""
-        return self._books.read(self._clock())
+        return self._lease_store.read(self._clock())
 
     async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
         """See ``Store``."""
-        return self._books.publish(limits, terms, epoch, self._clock())
+        return self._lease_store.publish(limits, terms, epoch, self._clock())
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
         """See ``Store``."""
-        return self._books.publish_file(version, content, epoch)
+        return self._lease_store.publish_file(version, content, epoch)
 
     async def scale(self) -> StoredScale | None:
         """See ``Store``."""
@@ -87,10 +87,10 @@ class MemoryStore:
 
     async def publish_scale(self, content: bytes, epoch: int) -> float | None:
         """See ``Store``."""
-        if epoch < self._books.epoch:
+        if epoch < self._lease_store.epoch:
             return None
         now = self._clock()
-        self._books.epoch, self._scale = epoch, (content, now)
+        self._lease_store.epoch, self._scale = epoch, (content, now)
         return now
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The books in Redis: the rules of ``tokenpool.books`` as scripts, by Redis' own clock.
+"""The lease store in Redis: ``tokenpool.leases.reference_store``'s rules as scripts, by Redis' own clock.
 
 All keys of a pool share a hash tag, so they lie in one slot of a cluster, and every key expires. What a
 page costs does not depend on the number of its holders: sums are kept beside them. Rows grow at their end
@@ -22,9 +22,8 @@ import redis.asyncio
 import redis.exceptions
 from msgspec import msgpack
 
-from tokenpool.allocation import IdleTerms
 from tokenpool.amounts import Amount
-from tokenpool.books import (
+from tokenpool.leases.reference_store import (
     CONTENDED_S,
     FLOOR_MEMORY_S,
     NO_LIMIT,
@@ -32,13 +31,14 @@ from tokenpool.books import (
     WAIT_S,
     Answer,
     Census,
-    Grant,
+    Lease,
     Limit,
     Message,
     Page,
     Push,
     level_of,
 )
+from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store import StoreDown, StoredScale
 
 SCHEMA = 1
@@ -73,7 +73,7 @@ class _Page(msgspec.Struct):
 
 
 _pages = msgpack.Decoder(_Page)
-_answers = msgpack.Decoder(tuple[list[Grant], bool, int, str, float, IdleTerms, bool, int])
+_answers = msgpack.Decoder(tuple[list[Lease], bool, int, str, float, IdleTerms, bool, int])
 _terms = msgpack.Decoder(IdleTerms)
 _censuses = msgpack.Decoder(tuple[list[str], float, bool, float, str])
 _limit = msgpack.Decoder(Limit)
@@ -84,7 +84,7 @@ class _Script:
 
     def __init__(self, name: str) -> None:
         folder = resources.files("tokenpool.store")
-        self.text = folder.joinpath("books.lua").read_text() + folder.joinpath(name).read_text()
+        self.text = folder.joinpath("lease_store.lua").read_text() + folder.joinpath(name).read_text()
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -165,8 +165,8 @@ class RedisStore:
         )
         with _down():
             rows, is_open, sidecars, version, unled_s, terms, is_known, count = _answers.decode(packed)
-            grants = dict(zip(message.holdings, rows, strict=True))
-        return Answer(grants, is_open, sidecars, version, unled_s, terms, is_known, count)
+            leases = dict(zip(message.holdings, rows, strict=True))
+        return Answer(leases, is_open, sidecars, version, unled_s, terms, is_known, count)
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``. A cluster's client has no subscriptions: there, polling has to do."""
@@ -227,9 +227,9 @@ class RedisStore:
             )
         return (version.decode(), content) if version is not None and content is not None else None
 
-    async def lead(self, candidate: str, lease_s: float) -> int:
+    async def lead(self, candidate: str, leadership_s: float) -> int:
         """See ``Store``."""
-        epoch = await self._run(_LEAD, candidate=candidate, lease_ms=round(lease_s * 1000))
+        epoch = await self._run(_LEAD, candidate=candidate, leadership_ms=round(leadership_s * 1000))
         with _down():
             return int(float(epoch))
 

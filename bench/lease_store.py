@@ -1,0 +1,166 @@
+"""What shared limits cost: one tick of a coordinator, and what a sidecar says to Redis in a second."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import redis.asyncio
+import uvloop
+
+from bench import peers
+from bench.load import wrk
+from bench.machine import LOAD_CORE, PROXY_CORE, Process, answers, free_port
+from bench.upstream import unary_upstream
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.leases.reference_store import Census, Holding, Message
+from tokenpool.leases.tick import NO_MEMORY, tick
+from tokenpool.leases.wire import SidecarReport, encode_report
+from tokenpool.store.redis import RedisStore
+
+LIFETIME_S = 600.0
+ACTIVE = 0.2
+"""The share of all entitlements that each sidecar has requests of."""
+SIZES = ((250, 100), (1000, 10), (1000, 100), (1000, 200), (2000, 100), (4000, 100))
+"""Entitlements and sidecars."""
+RATE = 500
+"""Requests a second under which a sidecar is measured."""
+REPLICA = Amount(5000, 200_000, 64)
+
+
+@dataclass(frozen=True)
+class TickCost:
+    """Seconds of one tick, by what is done."""
+
+    read: float
+    plan: float
+    publish: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.read + self.plan + self.publish
+
+
+@dataclass(frozen=True)
+class SidecarCost:
+    """What one sidecar costs Redis in a second."""
+
+    requests: float
+    calls: float
+    bytes_to: float
+    bytes_from: float
+
+
+def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
+    """One tick for each size: medians."""
+    costs = {}
+    for entitlements, sidecars in SIZES:
+        process, url = peers.redis(folder, PROXY_CORE)
+        with process:
+            costs[entitlements, sidecars] = uvloop.run(_tick(url, entitlements, sidecars, rounds * 3))
+    return costs
+
+
+async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
+    client = redis.asyncio.Redis.from_url(url)
+    store = RedisStore(client, "bench", LIFETIME_S)
+    entitlements = [
+        Entitlement(
+            f"tenant-{n:04}",
+            "bench",
+            (Tier.GUARANTEED, Tier.ELASTIC, Tier.SPOT)[n % 3],
+            weight=1.0 + n % 4,
+            guarantee=Amount(50, 2000, 1) if n % 3 == 0 else Amount(),
+        )
+        for n in range(count)
+    ]
+    report = encode_report(SidecarReport(REPLICA, REPLICA, True))
+    await store.read()  # books begin
+    await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
+    spread = max(round(count * ACTIVE), 1)
+    for number in range(sidecars):
+        holdings = {
+            entitlements[(number * 7 + n * 3) % count].name: Holding(
+                32.0,
+                1.0,
+                64.0,
+                2.0,
+                64.0,
+                2.0,
+                100.0,
+                50.0,
+                demand=(37.0 + n % 11, 640.0, 1.5),
+                kv_seconds=320.0,
+                concurrency_seconds=0.7,
+                fresh=(30.0, 600.0, 1.2),
+                floor=(100.0, 64.0, 1.0),
+            )
+            for n in range(spread)
+        }
+        await store.exchange(Message(f"s{number}", 1, holdings, True, report))
+    reads, plans, publishes = [], [], []
+    before: Census | None = None
+    known, memory = {each.name: each for each in entitlements}, NO_MEMORY
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        census = await store.read()
+        read = time.perf_counter()
+        made = tick(census, known, before, memory=memory)
+        before, memory = census, made.memory
+        planned = time.perf_counter()
+        assert await store.publish(made.limits, made.plan.idle, 1)
+        published = time.perf_counter()
+        reads.append(read - began)
+        plans.append(planned - read)
+        publishes.append(published - planned)
+    await store.close()
+    # The first one finds no limits yet.
+    return TickCost(median(reads[1:]), median(plans[1:]), median(publishes[1:]))
+
+
+def talk(folder: Path, seconds: float) -> dict[str, SidecarCost]:
+    """What a sidecar says to Redis at rest, and with 500 requests a second."""
+    upstream, port = unary_upstream(folder)
+    process, url = peers.redis(folder, LOAD_CORE)
+    with upstream, process:
+        return asyncio.run(_talk(folder, port, url, seconds))
+
+
+async def _talk(folder: Path, upstream: int, url: str, seconds: float) -> dict[str, SidecarCost]:
+    listen, admin = free_port(), free_port()
+    command = [*peers.sidecar_command(upstream, listen, admin, folder), "--store", url]
+    with Process(command, PROXY_CORE, log=folder / "sidecar.log") as sidecar:
+        with peers.coordinator(url, folder):
+            sidecar.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+            await asyncio.sleep(peers.LEARN_S)
+        # The coordinator is gone, and its limits stand: whatever Redis hears now is the sidecar's.
+        async with redis.asyncio.Redis.from_url(url) as client:
+            rest = await _said(client, asyncio.to_thread(time.sleep, seconds))
+            busy = await _said(client, asyncio.to_thread(_load, listen, folder, seconds))
+    return {"at rest": rest, f"at {busy.requests:.0f} requests/s": busy}
+
+
+def _load(port: int, folder: Path, seconds: float) -> float:
+    seen = wrk(port, folder, connections=16, seconds=seconds, delay_ms=16 / RATE * 1000)
+    return seen.requests / seen.seconds
+
+
+async def _said(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> SidecarCost:
+    """What Redis heard and said while something was done."""
+    before, began = await _numbers(client), time.monotonic()
+    requests = await work
+    after, elapsed = await _numbers(client), time.monotonic() - began
+    return SidecarCost(requests or 0.0, *((b - a) / elapsed for a, b in zip(before, after, strict=True)))
+
+
+async def _numbers(client: redis.asyncio.Redis) -> tuple[float, float, float]:
+    """Scripts called, bytes heard, bytes told."""
+    stats, commands = await client.info("stats"), await client.info("commandstats")
+    calls = commands.get("cmdstat_evalsha", {"calls": 0})["calls"]
+    return calls, stats["total_net_input_bytes"], stats["total_net_output_bytes"]

@@ -1,0 +1,149 @@
+"""The sidecar's own container, its volumes, and what the pod needs for it. Pure: a wish becomes objects."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from injector.engine import LOOPBACK
+from injector.settings import Template
+from injector.shape import Json
+
+NAME = "tokenpool-sidecar"
+ADMIN_PORT_NAME = "tokenpool-admin"
+PROXY_PORT_NAME = "tokenpool"
+_ROOT = "/etc/tokenpool"
+_POOL_VOLUME, _KEYS_VOLUME, _KEY_VOLUME = "tokenpool-pool", "tokenpool-keys", "tokenpool-upstream-key"
+STOP_S = 15
+"""What is left of a pod's time when the sidecar has drained: for the engine to end."""
+_HOOK_S = 2
+"""What the hooks themselves may take."""
+_START_S = 5
+"""... and how long after one another they may begin, on a busy node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The ports of one pod, once they are settled."""
+
+    engine: int
+    listen: int
+    admin: int
+    taken_over: tuple[Json, ...]
+    """Declared ports of the engine that become the sidecar's, names included."""
+
+
+def sidecar(template: Template, ports: Settled) -> Json:
+    """The container."""
+    made: Json = {
+        "name": NAME,
+        "image": template.image,
+        "imagePullPolicy": template.pull_policy,
+        "command": ["tokenpool-sidecar", "run"],
+        "args": _arguments(template, ports),
+        "ports": [*_proxied(ports), {"name": ADMIN_PORT_NAME, "containerPort": ports.admin}],
+        "startupProbe": _asks("/healthz", ports.admin, periodSeconds=1, failureThreshold=60),
+        "readinessProbe": _asks("/readyz", ports.admin, periodSeconds=2, failureThreshold=2),
+        "livenessProbe": _asks("/healthz", ports.admin, periodSeconds=10, failureThreshold=3),
+        "lifecycle": {"preStop": {"exec": {"command": ["python3", "-c", _ends(template)]}}},
+        "resources": _resources(template),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsGroup": template.run_as_user,
+            "runAsNonRoot": True,
+            "runAsUser": template.run_as_user,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": name, "mountPath": path, "readOnly": True} for name, path, _ in _mounts(template)
+        ],
+    }
+    if template.store_secret is not None:
+        made["env"] = [_store(template.store_secret)]
+    return {**made, "restartPolicy": "Always"} if template.native else made
+
+
+def _arguments(template: Template, ports: Settled) -> list[str]:
+    given = {
+        "--config": f"{_ROOT}/pool/pool.yaml",
+        "--upstream": f"http://{LOOPBACK}:{ports.engine}",
+        "--listen": f"{template.bind}:{ports.listen}",
+        "--admin": f"{template.bind}:{ports.admin}",
+        "--drain-timeout": f"{template.drain_timeout:g}",
+    }
+    if template.pool is not None:
+        given["--pool"] = template.pool
+    if template.upstream_key_secret is not None:
+        given["--upstream-key-file"] = f"{_ROOT}/upstream/api-key"
+    words = [word for pair in given.items() for word in pair]
+    return [*words, *(template.sidecar_args or ())]
+
+
+def _store(secret: str) -> Json:
+    """From a Secret into the environment: a URL with a password is not for whoever may read pods."""
+    return {"name": "TOKENPOOL_STORE", "valueFrom": {"secretKeyRef": {"name": secret, "key": "url"}}}
+
+
+def _proxied(ports: Settled) -> list[Json]:
+    if not ports.taken_over:
+        return [{"name": PROXY_PORT_NAME, "containerPort": ports.listen}]
+    return [{**each, "containerPort": ports.listen} for each in ports.taken_over]
+
+
+def _asks(path: str, port: int, **timing: int) -> Json:
+    return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 2, **timing}
+
+
+def _ends(template: Template) -> str:
+    """The hook before the sidecar's end. For so long new requests are taken: others learn late of the end.
+
+    A native sidecar is told to stop only when the engine is gone, which is too late to drain: it is told
+    here. A plain one is told by the kubelet, and a second signal would end its requests at once.
+    """
+    waits = f"import os, signal, time; time.sleep({template.drain_delay:g})"
+    return f"{waits}; os.kill(1, signal.SIGTERM)" if template.native else waits
+
+
+def _resources(template: Template) -> Json:
+    asked = {"cpu": template.cpu_request, "memory": template.memory_request}
+    most = {"cpu": template.cpu_limit, "memory": template.memory_limit}
+    both = {
+        name: {kind: amount for kind, amount in amounts.items() if amount is not None}
+        for name, amounts in (("requests", asked), ("limits", most))
+    }
+    return {name: amounts for name, amounts in both.items() if amounts}
+
+
+def volumes(template: Template) -> list[Json]:
+    """What the sidecar mounts."""
+    return [{"name": name, **source} for name, _, source in _mounts(template)]
+
+
+def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, path and source. Whole folders: what is mounted as a single file is never renewed."""
+    found = [(_POOL_VOLUME, f"{_ROOT}/pool", {"configMap": {"name": template.pool_config}})]
+    for name, folder, secret in (
+        (_KEYS_VOLUME, "keys", template.keys_secret),
+        (_KEY_VOLUME, "upstream", template.upstream_key_secret),
+    ):
+        if secret is not None:
+            found.append((name, f"{_ROOT}/{folder}", {"secret": {"secretName": secret}}))
+    return found
+
+
+def drains_within(template: Template) -> int:
+    """Seconds from a pod's deletion until its sidecar begins to drain, at most."""
+    return math.ceil(template.drain_delay) + _START_S
+
+
+def longest_drain(template: Template) -> int:
+    """Seconds from a pod's deletion until its sidecar has drained, at most."""
+    return math.ceil(template.drain_delay + template.drain_timeout) + _HOOK_S
+
+
+def grace(template: Template) -> int:
+    """Seconds that a pod with a sidecar needs to end."""
+    return longest_drain(template) + STOP_S

@@ -1,0 +1,108 @@
+"""The dry run: ``tokenpool-inject < pod.yaml`` prints what the webhook would make of a manifest.
+
+Pods, and whatever has a pod template (Deployments, StatefulSets, Jobs, ...); all other documents pass. What
+comes in a List goes out as documents of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import yaml
+
+from injector import settings
+from injector.inject import Denial, inject
+from injector.patch import apply
+from injector.shape import Json, PodMalformed, title
+from runtime.build import add_version
+from runtime.options import SettingsError
+
+REFUSED = 1
+USAGE_ERROR = 2
+
+
+class Refused(ValueError):
+    """The webhook would deny it; the text says why."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read manifests from standard input, print them patched; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="tokenpool-inject",
+        description="Prints what the injector would make of the manifests on standard input.",
+    )
+    add_version(parser)
+    parser.add_argument("--every-pod", action="store_true", help="inject pods without the label, too")
+    settings.add_template_arguments(parser)
+    arguments = parser.parse_args(argv)
+    try:
+        template = settings.read_template(arguments, os.environ)
+        documents = [*_flat(yaml.safe_load_all(sys.stdin))]
+        made = [*injected(documents, template, every=arguments.every_pod)]
+    except (SettingsError, PodMalformed, UnicodeError, yaml.YAMLError) as error:
+        print(f"tokenpool-inject: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except Refused as error:
+        print(f"tokenpool-inject: denied: {error}", file=sys.stderr)
+        return REFUSED
+    for warning in (warning for _, warnings in made for warning in warnings):
+        print(f"tokenpool-inject: warning: {warning}", file=sys.stderr)
+    if [document for document, _ in made] == documents:
+        print(f"tokenpool-inject: nothing to do: {_nothing(template)}", file=sys.stderr)
+    print(yaml.safe_dump_all((document for document, _ in made), sort_keys=False), end="")
+    return 0
+
+
+def _nothing(template: settings.Template) -> str:
+    return f'no pod without a sidecar has the label {template.label}: "true"'
+
+
+def _flat(documents: Iterable[Any]) -> Iterator[Any]:
+    for document in documents:
+        if isinstance(document, dict) and document.get("kind") == "List":
+            yield from _flat(document.get("items") or [])
+        else:
+            yield document
+
+
+def injected(
+    documents: Sequence[Any], template: settings.Template, *, every: bool
+) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """Each document as it would be, with its warnings. Raises ``Refused`` or ``PodMalformed``."""
+    for document in documents:
+        if (found := _pod(document)) is None:
+            yield document, ()
+            continue
+        pod, place = found
+        decision = inject(pod, template, every=every)
+        if isinstance(decision, Denial):
+            raise Refused(f"{title(document)}: {decision.message}")
+        patch = [{**each, "path": place + each["path"]} for each in decision.patch]
+        yield apply(document, patch), decision.warnings
+
+
+def _pod(document: Any) -> tuple[Json, str] | None:
+    """The pod or pod template in a document, and the path to it."""
+    if not isinstance(document, dict):
+        return None
+    if document.get("kind") == "Pod":
+        return document, ""
+    above = ("spec", "jobTemplate", "spec") if document.get("kind") == "CronJob" else ("spec",)
+    inner: Any = document
+    for key in (*above, "template"):
+        inner = inner.get(key) if isinstance(inner, dict) else None
+    return (inner, "/".join(("", *above, "template"))) if _has_containers(inner) else None
+
+
+def _has_containers(template: Any) -> bool:
+    """Whether it is a template of pods, not of whatever else is made from templates."""
+    spec = template.get("spec") if isinstance(template, dict) else None
+    return isinstance(spec, dict) and "containers" in spec
+
+
+if __name__ == "__main__":
+    sys.exit(main())

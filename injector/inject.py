@@ -1,0 +1,221 @@
+"""The decision: a pod and a template go in, a patch or a refusal comes out. Pure.
+
+What is decided, and why:
+
+- The sidecar takes over the port that Services target, number and name, and the engine moves to a free
+  port of the loopback: so no Service, no client and no gateway has to change, and nobody gets past the
+  sidecar. With another ``listen-port`` the engine stays where it is, on the loopback, and the Service has to
+  follow.
+- What cannot be done is refused where the pod would be open to everyone or not work; it is a warning where
+  it would work, though not as safely.
+- A pod with a container of the sidecar's name has one already: injecting twice is injecting once.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from injector import container, engine, probes, shape
+from injector.container import Settled
+from injector.engine import Engine
+from injector.patch import Operation, difference
+from injector.settings import STATUS, Template, Wish, annotation, wish
+from injector.shape import Json
+from runtime.options import SettingsError
+
+_FIRST_ENGINE_PORT = 18000
+"""Below the range that systems take ports of outgoing connections from."""
+_DEFAULT_GRACE_S = 30
+"""Kubernetes' own, where a pod gives none."""
+_MIRROR = "kubernetes.io/config.mirror"
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """The pod may be created, with this patch; an empty one leaves it as it is."""
+
+    patch: tuple[Operation, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """For whoever creates the pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """The pod must not be created as it is."""
+
+    message: str
+    """What is wrong, and the fix."""
+
+
+def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -> Injection | Denial:
+    """What to do with a new pod. ``every``: whether it has the label does not matter.
+
+    Raises ``PodMalformed`` where it is none.
+    """
+    shape.check(pod)
+    before = dict(pod)
+    if not every and shape.metadata(before, "labels").get(template.label) != "true":
+        return Injection()
+    if (why := _left_alone(before)) is not None:
+        return Injection(warnings=why)
+    try:
+        after, warnings = _injected(before, wish(template, shape.metadata(before, "annotations")))
+    except SettingsError as error:
+        return Denial(f"tokenpool: {error}")
+    return Injection(tuple(difference(before, after)), tuple(f"tokenpool: {each}" for each in warnings))
+
+
+def _left_alone(pod: Json) -> tuple[str, ...] | None:
+    """The warnings for a pod that gets no sidecar though it asks for one; ``None`` where it gets one."""
+    if any(each["name"] == container.NAME for each in shape.containers(pod)):
+        if shape.metadata(pod, "annotations").get(STATUS) == "injected":
+            return ()
+        return (f"tokenpool: not injected: there is a container {container.NAME} already",)
+    if pod["spec"].get("hostNetwork"):
+        return (
+            "tokenpool: not injected: a pod with hostNetwork shares its ports with the node, and its loopback"
+            " with everyone there",
+        )
+    if _MIRROR in shape.metadata(pod, "annotations"):
+        return ("tokenpool: not injected: the pod is a static one, which only its node can change",)
+    return None
+
+
+def _injected(before: Json, wished: Wish) -> tuple[Json, list[str]]:
+    found = engine.find(before, wished)
+    template, warnings = _as_native_as_possible(before, wished.template)
+    settled = _ports(before, found, wished)
+    moved = engine.move(found, settled.engine, is_said="engine_port" in wished.said)
+    places = _places(found, template, settled)
+    turned, doubts = probes.turned(found.container, places)
+    warnings += [*moved.doubts, *doubts, *_about_keys(found, template)]
+    fields = {**moved.fields, **turned}
+    warnings += _wait_for_sidecar(found.container, fields, places, template)
+
+    pod = copy.deepcopy(before)
+    _put(pod, found, fields, settled)
+    _add(pod, template, settled)
+    return pod, warnings
+
+
+def _as_native_as_possible(pod: Json, template: Template) -> tuple[Template, list[str]]:
+    if not template.native or not pod["spec"].get("shareProcessNamespace"):
+        return template, []
+    # The hook that has a native sidecar drain signals process 1, which would be the whole pod's here.
+    return replace(template, native=False), [
+        "injected as a plain container: with shareProcessNamespace a native sidecar could not drain"
+    ]
+
+
+def _ports(pod: Json, found: Engine, wished: Wish) -> Settled:
+    """Where everyone listens. Raises ``SettingsError`` where two would on one port."""
+    template = wished.template
+    taken_over = [each for each in shape.ports(found.container) if _is_engines(each, found)]
+    declared = {
+        int(port["containerPort"]): str(each["name"])
+        for each in shape.containers(pod)
+        for port in shape.ports(each)
+        if shape.is_tcp(port) and not (each is found.container and _is_engines(port, found))
+    }
+    listen = template.listen_port or found.port
+    _must_be_free("listen_port", listen, declared)
+    used = {*declared, listen, found.port}
+    admin = template.admin_port
+    if "admin_port" in wished.said:
+        _must_be_free("admin_port", admin, {**declared, listen: container.NAME, found.port: found.name})
+    else:
+        admin = _free(admin, used)
+    stays = found.port if listen != found.port else None
+    local = template.engine_port or stays or _free(_FIRST_ENGINE_PORT, {*used, admin})
+    others = {port: name for port, name in declared.items() if name != found.name}
+    _must_be_free("engine_port", local, {**others, listen: container.NAME, admin: container.NAME})
+    return Settled(local, listen, admin, tuple(taken_over))
+
+
+def _is_engines(port: Json, found: Engine) -> bool:
+    return bool(port["containerPort"] == found.port and shape.is_tcp(port))
+
+
+def _must_be_free(field: str, port: int, declared: Mapping[int, str]) -> None:
+    if port in declared:
+        raise SettingsError(
+            f"annotation {annotation(field)}: container {declared[port]} has port {port}; give another"
+        )
+
+
+def _free(first: int, used: Iterable[int]) -> int:
+    return next(port for port in itertools.count(first) if port not in used)
+
+
+def _places(found: Engine, template: Template, settled: Settled) -> probes.Places:
+    names = {str(port["name"]) for port in settled.taken_over if port.get("name")}
+    asked: frozenset[int | str] = frozenset({found.port, *names})
+    inside = {"exec": found.interpreter() or "python3", "sidecar": None, "auto": found.interpreter()}
+    return probes.Places(asked, settled.engine, settled.listen, settled.admin, inside[template.engine_probes])
+
+
+def _about_keys(found: Engine, template: Template) -> list[str]:
+    if not found.asks_for_a_key() or template.upstream_key_secret is not None:
+        return []
+    return [
+        f"container {found.name} asks for an API key of its own: name its Secret in annotation"
+        f" {annotation('upstream_key_secret')}, or leave the key out"
+    ]
+
+
+def _wait_for_sidecar(
+    before: Json, fields: dict[str, Any], places: probes.Places, template: Template
+) -> list[str]:
+    """Have the engine end after the sidecar, unless it has a hook of its own."""
+    hooks = fields.get("lifecycle") or before.get("lifecycle") or {}
+    if hooks.get("preStop"):
+        return [
+            f"container {before['name']} has a preStop hook, which must last until the sidecar has drained"
+            f" ({container.longest_drain(template)} s at most), or streams are cut"
+        ]
+    waits = probes.waits_for_sidecar(
+        places,
+        drains_within=container.drains_within(template),
+        longest=container.longest_drain(template),
+    )
+    fields["lifecycle"] = {**hooks, "preStop": waits}
+    return []
+
+
+def _put(pod: Json, found: Engine, fields: dict[str, Any], settled: Settled) -> None:
+    """The engine's container as it is to be."""
+    every = pod["spec"]["containers"]
+    own = next(each for each in every if each["name"] == found.name)
+    own.update(fields)
+    if settled.taken_over:
+        own["ports"] = [each for each in own["ports"] if each not in settled.taken_over]
+        if not own["ports"]:
+            del own["ports"]
+
+
+def _add(pod: Json, template: Template, settled: Settled) -> None:
+    """The sidecar, and what the pod needs for it."""
+    spec = pod["spec"]
+    place = "initContainers" if template.native else "containers"
+    # After the init containers of the pod: those that load a model need no sidecar.
+    spec[place] = [*(spec.get(place) or []), container.sidecar(template, settled)]
+    spec["volumes"] = [*(spec.get("volumes") or []), *_new_volumes(spec, template)]
+    given = spec.get("terminationGracePeriodSeconds")
+    if (_DEFAULT_GRACE_S if given is None else given) < container.grace(template):
+        spec["terminationGracePeriodSeconds"] = container.grace(template)
+    if not isinstance(pod.get("metadata"), dict):
+        pod["metadata"] = {}
+    pod["metadata"]["annotations"] = {**shape.metadata(pod, "annotations"), STATUS: "injected"}
+
+
+def _new_volumes(spec: Json, template: Template) -> list[Json]:
+    named = {each["name"] for each in spec.get("volumes") or []}
+    made = container.volumes(template)
+    for each in made:
+        if each["name"] in named:
+            raise SettingsError(f"volume {each['name']} is the sidecar's; call the pod's own something else")
+    return made

@@ -1,0 +1,140 @@
+"""Probes and hooks of the engine, once it listens for the pod alone.
+
+The kubelet asks over the pod's address, where the engine no longer answers. Readiness is then the
+sidecar's to tell. Liveness and startup are asked inside the engine's container (``exec``) where its image
+has Python, as vLLM's does: a sidecar that is restarted, or has too many connections, is no reason to kill
+an engine that loads for minutes. Else they go through the sidecar's ``/health``. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from injector.engine import LOOPBACK
+from injector.shape import Json
+
+_EXEC_EXTRA_S = 4
+"""What starting an interpreter may take on a busy node, beyond the engine's own answer."""
+_PROBES = ("readinessProbe", "livenessProbe", "startupProbe")
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where to ask."""
+
+    asked: frozenset[int | str]
+    """The engine's port as the manifest names it: its number, and the names that it has had."""
+    engine_port: int
+    listen_port: int
+    admin_port: int
+    interpreter: str | None
+    """Asks the engine in its own container; ``None``: the sidecar's ``/health`` does."""
+
+
+def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[str]]:
+    """The container's probes and hooks that change, and what could not be changed."""
+    fields: dict[str, Any] = {}
+    doubts: list[str] = []
+    for name in _PROBES:
+        probe = container.get(name) or {}
+        if (changed := _probe(name, probe, places)) is not None:
+            fields[name] = changed
+        elif _asks(probe, "grpc", places):
+            doubts.append(f"{name} of container {container['name']} asks by gRPC, which the sidecar is not")
+    hooks: Json = container.get("lifecycle") or {}
+    for name in ("postStart", "preStop"):
+        if (kind := _kind(hooks.get(name) or {}, places)) is None:
+            continue
+        if places.interpreter is None:
+            doubts.append(
+                f"{name} of container {container['name']} asks its own port over the network, where it no"
+                " longer listens"
+            )
+            continue
+        hooks = {**hooks, name: _asked_inside(kind, hooks[name][kind], places, timeout=_EXEC_EXTRA_S)}
+        fields["lifecycle"] = hooks
+    return fields, doubts
+
+
+def _probe(name: str, probe: Json, places: Places) -> Json | None:
+    kind = _kind(probe, places)
+    if kind is None:
+        return None
+    timing = {key: value for key, value in probe.items() if key != kind}
+    if name == "readinessProbe":
+        return {**timing, "httpGet": {"path": "/readyz", "port": places.admin_port}}
+    if places.interpreter is None:
+        return {**timing, "httpGet": {"path": "/health", "port": places.listen_port}}
+    timeout = max(int(probe.get("timeoutSeconds") or 1), 1)
+    return {
+        **timing,
+        "timeoutSeconds": timeout + _EXEC_EXTRA_S,
+        **_asked_inside(kind, probe[kind], places, timeout=timeout),
+    }
+
+
+def _kind(handler: Json, places: Places) -> str | None:
+    """How a probe or hook asks the engine's port over the network, where it does."""
+    return next((kind for kind in ("httpGet", "tcpSocket") if _asks(handler, kind, places)), None)
+
+
+def _asks(handler: Json, kind: str, places: Places) -> bool:
+    asked = handler.get(kind)
+    if not isinstance(asked, dict):
+        return False
+    port = asked.get("port")
+    # The API takes numbers as text as well.
+    number = int(port) if isinstance(port, str) and port.isascii() and port.isdigit() else port
+    return number in places.asked and asked.get("host") in (None, "", LOOPBACK, "localhost")
+
+
+def _asked_inside(kind: str, asked: Json, places: Places, *, timeout: int) -> Json:
+    code = _HTTP if kind == "httpGet" else _TCP
+    headers = {each["name"]: each["value"] for each in asked.get("httpHeaders") or []}
+    filled = code.format(
+        host=LOOPBACK,
+        port=places.engine_port,
+        timeout=timeout,
+        path=asked.get("path") or "/",
+        headers=headers,
+    )
+    return {"exec": {"command": [str(places.interpreter), "-c", filled]}}
+
+
+_HTTP = (
+    "import http.client, sys; "
+    "c = http.client.HTTPConnection({host!r}, {port}, timeout={timeout}); "
+    "c.request('GET', {path!r}, headers={headers!r}); "
+    "sys.exit(c.getresponse().status >= 400)"
+)
+_TCP = "import socket; socket.create_connection(({host!r}, {port}), {timeout}).close()"
+
+
+def waits_for_sidecar(places: Places, *, drains_within: int, longest: int) -> Json:
+    """A hook before the engine's end that lasts until the sidecar has drained, at most ``longest`` seconds.
+
+    Kubernetes stops containers without regard to who needs whom (a native sidecar even last), and vLLM ends
+    its streams when it is told to stop. The sidecar closes its admin port when it has drained. Where it does
+    not even begin to drain ``drains_within`` so many seconds, only the engine is restarted: no waiting then.
+    """
+    if places.interpreter is None:
+        return {"exec": {"command": ["sleep", str(longest)]}}
+    code = _WAIT.format(host=LOOPBACK, port=places.admin_port, within=drains_within, longest=longest)
+    return {"exec": {"command": [places.interpreter, "-c", code]}}
+
+
+_WAIT = """\
+import http.client, time
+start, drains = time.monotonic(), False
+while time.monotonic() < start + ({longest} if drains else {within}):
+    try:
+        c = http.client.HTTPConnection({host!r}, {port}, timeout=2)
+        c.request('GET', '/readyz')
+        drains = b'draining' in c.getresponse().read()
+    except TimeoutError:
+        pass
+    except (OSError, http.client.HTTPException):
+        break
+    time.sleep(0.2)
+"""

@@ -1,0 +1,126 @@
+"""This process's build, for ``--version`` and ``/metrics``: version, compiled or not, Python, platform."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import ExtensionFileLoader
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+DATA_PATH = (
+    *(
+        "tokenpool.admission.rules",
+        "tokenpool.pricing.cost",
+        "tokenpool.admission.queue",
+        "tokenpool.pricing.estimators",
+    ),
+    *(
+        "tokenpool.pricing.learned_costs",
+        "tokenpool.capacity.slo_controller",
+        "tokenpool.leases.leases",
+        "tokenpool.accounting.ledger",
+    ),
+    *("tokenpool.admission.preemption", "tokenpool.accounting.retries"),
+    *("sidecar.dialects.bodies", "sidecar.dialects.dialect", "sidecar.dialects.openai"),
+    *(
+        "sidecar.dialects.prefixes",
+        "sidecar.controller.controller",
+        "sidecar.proxy.answers",
+        "sidecar.proxy.bounds",
+    ),
+    *(
+        "sidecar.proxy.connection_manager",
+        "sidecar.proxy.connection",
+        "sidecar.proxy.exchange",
+        "sidecar.proxy.framing",
+    ),
+    *("sidecar.proxy.heads", "sidecar.proxy.head_cache", "sidecar.proxy.request_parser", "sidecar.proxy.tls"),
+    *(
+        "sidecar.proxy.upstream",
+        "sidecar.proxy.waiting",
+        "sidecar.controller.stored_responses",
+        "sidecar.telemetry",
+    ),
+    "sidecar.dialects.usage_readers",
+)
+"""The modules that a compiled build compiles. ``pyproject.toml`` lists their files; a test compares both."""
+UNKNOWN_VERSION = "unknown"
+"""Where the package is not installed, as in a checkout on ``PYTHONPATH``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build."""
+
+    version: str
+    compiled: bool
+    """Whether every module of the data path is machine code."""
+    python: str
+    platform: str
+
+    def line(self, program: str) -> str:
+        """What ``--version`` prints."""
+        how = "compiled" if self.compiled else "not compiled"
+        return f"{program} {self.version}, {how}, Python {self.python}, {self.platform}"
+
+
+@cache
+def this_build() -> Build:
+    """The build of this process. Imports no module of the data path, only their packages."""
+    try:
+        number = version("tokenpool")
+    except PackageNotFoundError:
+        number = UNKNOWN_VERSION
+    where = f"{platform.system()} {platform.machine()}"
+    return Build(number, are_compiled(DATA_PATH), platform.python_version(), where)
+
+
+def are_compiled(modules: Sequence[str]) -> bool:
+    """Whether Python imports each of these modules from machine code."""
+    return all(map(_is_compiled, modules))
+
+
+def _is_compiled(module: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return False
+    return spec is not None and isinstance(spec.loader, ExtensionFileLoader)
+
+
+class BuildInfo(Collector):
+    """The metric ``tokenpool_build_info``: always 1; the labels are the information."""
+
+    def collect(self) -> Iterator[Metric]:
+        """prometheus-client: the metric."""
+        build = this_build()
+        info = GaugeMetricFamily(
+            "tokenpool_build_info",
+            "1, with the version of tokenpool, whether its data path is compiled, and the Python version.",
+            labels=("version", "compiled", "python"),
+        )
+        info.add_metric((build.version, str(build.compiled).lower(), build.python), 1.0)
+        yield info
+
+
+class _Version(argparse.Action):
+    """Prints the build, and exits. It looks for the build only when asked: that takes milliseconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(this_build().line(parser.prog))
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Give a command line the option ``--version``."""
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print version, build, Python and platform, and exit"
+    )

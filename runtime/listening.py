@@ -1,0 +1,109 @@
+"""Listening: sockets for the addresses that an option names, in one or both families of IP.
+
+asyncio makes every IPv6 socket for IPv6 alone, so ``[::]`` would serve no IPv4. All servers of this project
+listen on sockets that are made here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from runtime.options import ANY, ANY_IPV4, ANY_IPV6, Address, Addresses
+
+BACKLOG = 1024
+MOST_PORTS_TRIED = 16
+"""Where the system chooses the port: one that is free in one family may be taken in the other."""
+_FIXES = {
+    errno.EADDRINUSE: "another server listens there; stop it, or choose another port",
+    errno.EACCES: "ports below 1024 need the capability NET_BIND_SERVICE; choose a higher one",
+    errno.EADDRNOTAVAIL: "this host has no such address",
+    errno.EAFNOSUPPORT: f"this host has no IPv6; listen on {ANY_IPV4}",
+}
+
+
+class CannotListen(OSError):
+    """An address cannot be listened on; the text names it and the fix."""
+
+
+def listening(addresses: Sequence[Address], option: str = "--listen") -> list[socket.socket]:
+    """Sockets that listen, in the order of the addresses. Raises ``CannotListen``.
+
+    Where the system is to choose the port (0), it is the same one for all of these addresses.
+    """
+    tries = MOST_PORTS_TRIED if any(address.port == 0 for address in addresses) else 1
+    while True:
+        tries -= 1
+        try:
+            return _open(addresses, option)
+        except CannotListen as error:
+            if error.errno != errno.EADDRINUSE or tries == 0:
+                raise
+
+
+def _open(addresses: Sequence[Address], option: str) -> list[socket.socket]:
+    chosen = 0
+    opened: list[socket.socket] = []
+    with ExitStack() as undo:
+        for address in addresses:
+            for family, where, is_for_ipv6_alone in _places(address, addresses, option):
+                port = where[1] or chosen
+                try:
+                    sock = _listen(family, (where[0], port, *where[2:]), is_for_ipv6_alone)
+                except OSError as error:
+                    raise _told(Address(address.host, port), error, option) from error
+                undo.callback(sock.close)
+                opened.append(sock)
+                chosen = chosen or (sock.getsockname()[1] if address.port == 0 else 0)
+        undo.pop_all()
+    return opened
+
+
+def _places(
+    address: Address, addresses: Sequence[Address], option: str
+) -> Iterator[tuple[socket.AddressFamily, tuple[Any, ...], bool]]:
+    """Family, socket address, and whether it is for IPv6 alone, of everything that an address stands for."""
+    host = address.host
+    if host == ANY:
+        host = ANY_IPV6 if socket.has_dualstack_ipv6() else ANY_IPV4
+    try:
+        found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise _told(address, error, option) from error
+    # Who asks for IPv4 separately gets it separately: the port would be taken otherwise.
+    is_for_ipv6_alone = Address(ANY_IPV4, address.port) in addresses
+    for family, where in dict.fromkeys((family, where) for family, _, _, _, where in found):
+        yield family, where, is_for_ipv6_alone
+
+
+def _listen(family: socket.AddressFamily, where: tuple[Any, ...], is_for_ipv6_alone: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_for_ipv6_alone)
+        sock.bind(where)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _told(address: Address, error: OSError, option: str) -> CannotListen:
+    is_unknown = isinstance(error, socket.gaierror)
+    what = "no such host is known" if is_unknown else os.strerror(error.errno or 0).lower()
+    fix = _FIXES.get(error.errno or 0)
+    told = CannotListen(f"{option}: cannot listen on {address}: {what}{f'; {fix}' if fix else ''}")
+    told.errno = error.errno
+    return told
+
+
+def bound(sockets: Iterable[socket.socket]) -> Addresses:
+    """Where sockets listen."""
+    return Addresses(Address(*sock.getsockname()[:2]) for sock in sockets)

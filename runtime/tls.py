@@ -1,0 +1,90 @@
+"""TLS for any process: a server's certificate that may change while it runs, and what a client trusts.
+
+Which files those are is the owner's business. Messages name the options, so that one knows what to mend: a
+server's are ``--tls-cert`` and ``--tls-key`` everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+from runtime.filewatch import FileWatch
+from runtime.options import SettingsError
+
+log = logging.getLogger(__name__)
+
+
+class Certificate:
+    """A server's certificate in force; new connections get the newest that could be loaded."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.paths = (cert, key)
+        self.watch = FileWatch(self.paths, self.reload)
+        self.context = _server_context()
+        self.problem: str | None = None
+        """Why what is on disk is not in force."""
+        try:
+            _load(self.context, cert, key)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(self._unfit(error)) from error
+
+    async def reload(self) -> None:
+        """Read the files again. Where they do not fit (yet), what is in force stays."""
+        try:
+            # Tried apart first: a key that does not belong to it must not be left in the live context. In a
+            # thread, where a slow file system holds up nobody; the live context is changed in one step.
+            await asyncio.to_thread(_try, *self.paths)
+            _load(self.context, *self.paths)
+        except (OSError, ssl.SSLError) as error:
+            self.problem = self._unfit(error)
+            log.error("the certificate cannot be read; the old one stays in force: %s", error)
+            return
+        self.problem = None
+        log.info("the certificate is in force", extra={"cert": str(self.paths[0])})
+
+    def _unfit(self, error: Exception) -> str:
+        cert, key = self.paths
+        return f"--tls-cert {cert} and --tls-key {key} cannot be loaded: {error}"
+
+
+def _server_context() -> ssl.SSLContext:
+    return _modern(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH))
+
+
+def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def client_context(
+    ca: Path | None, pair: tuple[Path, Path] | None, *, ca_option: str, pair_options: str
+) -> ssl.SSLContext:
+    """What a client trusts (the system's authorities, or only those in ``ca``), and what it shows of itself.
+
+    The two options' names are for messages. Raises ``SettingsError``.
+    """
+    try:
+        context = _modern(ssl.create_default_context(cafile=ca))
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(
+            f"{ca_option} {ca} cannot be loaded: {error}; give a PEM file of the authorities to trust"
+        ) from error
+    if pair is not None:
+        try:
+            _load(context, *pair)
+        except (OSError, ssl.SSLError) as error:
+            raise SettingsError(f"{pair_options} {pair[0]}, {pair[1]} cannot be loaded: {error}") from error
+    return context
+
+
+def _try(cert: Path, key: Path) -> None:
+    _load(_server_context(), cert, key)
+
+
+def _load(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    # With a password, though a useless one, an encrypted key is an error; without, OpenSSL asks the terminal.
+    context.load_cert_chain(cert, key, password="-")

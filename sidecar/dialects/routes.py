@@ -1,0 +1,87 @@
+"""The routes that pass, and what each needs: the one table to read before exposing a path.
+
+Anything that is not here is answered 404 by the sidecar itself; the engine's control routes above all. A new
+route is a line here and, where it spends tokens, a function in its dialect that reads its body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sidecar.dialects import anthropic as messages
+from sidecar.dialects import cohere, openai, pooling, responses
+from sidecar.dialects.anthropic import ANTHROPIC
+from sidecar.dialects.bodies import Parsed
+from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.openai import OPENAI
+from sidecar.dialects.responses import RESPONSES
+from sidecar.dialects.usage_readers import BodyReader, ResponseReader
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one path is treated."""
+
+    method: bytes
+    parse: Callable[[bytes], Parsed] | None = None
+    """Reads and prices the body; ``None`` where a request spends no tokens."""
+    is_public: bool = False
+    """Whether it answers callers without a key: probes and load balancers."""
+    dialect: Dialect = OPENAI
+    reader: Callable[[], BodyReader] = BodyReader
+    """Finds the usage in an answer that is not streamed."""
+    names_stored: bool = False
+    """Whether the path names a stored response, which belongs to somebody."""
+
+    @property
+    def methods(self) -> tuple[bytes, ...]:
+        """The methods that are relayed: browsers' preflights, and HEAD where there is GET, included."""
+        head = (b"HEAD",) if self.method == b"GET" else ()
+        return (self.method, *head, b"OPTIONS")
+
+
+_EMBEDDINGS = Route(b"POST", pooling.parse_input)
+_SCORES = Route(b"POST", pooling.parse_scores)
+_RERANKING = Route(b"POST", pooling.parse_reranking)
+
+ROUTES: dict[bytes, Route] = {
+    b"/v1/chat/completions": Route(b"POST", openai.parse_chat),
+    b"/v1/chat/completions/batch": Route(b"POST", openai.parse_chat_batch),
+    b"/v1/completions": Route(b"POST", openai.parse_completion),
+    b"/v1/responses": Route(b"POST", responses.parse, dialect=RESPONSES, reader=ResponseReader),
+    b"/v1/messages": Route(b"POST", messages.parse, dialect=ANTHROPIC),
+    b"/v1/messages/count_tokens": Route(b"POST", dialect=ANTHROPIC),
+    b"/v1/embeddings": _EMBEDDINGS,
+    b"/v2/embed": Route(b"POST", cohere.parse),
+    b"/pooling": _EMBEDDINGS,
+    b"/classify": _EMBEDDINGS,
+    b"/score": _SCORES,
+    b"/v1/score": _SCORES,
+    b"/rerank": _RERANKING,
+    b"/v1/rerank": _RERANKING,
+    b"/v2/rerank": _RERANKING,
+    b"/v1/models": Route(b"GET"),
+    b"/tokenize": Route(b"POST"),
+    b"/detokenize": Route(b"POST"),
+    b"/health": Route(b"GET", is_public=True),
+    b"/version": Route(b"GET", is_public=True),
+}
+_STORED = re.compile(rb"/v1/responses/([A-Za-z0-9_-]{1,128})(/cancel)?")
+_RETRIEVE = Route(b"GET", dialect=RESPONSES, names_stored=True)
+_CANCEL = Route(b"POST", dialect=RESPONSES, names_stored=True)
+
+
+def find(path: bytes) -> Route | None:
+    """The route of a path, which is compared as it was sent: nothing is decoded, so nothing is ambiguous."""
+    route = ROUTES.get(path)
+    if route is None and (stored := _STORED.fullmatch(path)) is not None:
+        return _CANCEL if stored[2] else _RETRIEVE
+    return route
+
+
+def stored_id(path: bytes) -> str | None:
+    """The stored response that a path names."""
+    stored = _STORED.fullmatch(path)
+    return stored[1].decode() if stored is not None else None

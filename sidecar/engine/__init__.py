@@ -1,0 +1,1 @@
+"""What a sidecar knows of its engine."""

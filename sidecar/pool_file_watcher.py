@@ -1,0 +1,73 @@
+"""The pool file on disk: watched for change, and put in force without a restart.
+
+An invalid file leaves the old one in force, and says so in the log and in a metric. Reading, and making what
+the new file adds, holds up no request: only the swap happens at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from runtime import collecting
+from runtime.filewatch import FileWatch
+from sidecar.configuration import Configuration, ConfigurationInvalid, load_apart
+from sidecar.settings import Settings
+from sidecar.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+
+class PoolWatch:
+    """Looks for changes of the pool file and of key files.
+
+    ``prepare`` makes what a configuration needs in small steps, before ``apply`` puts it in force.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        current: Configuration,
+        prepare: Callable[[Configuration], Iterator[None]],
+        apply: Callable[[Configuration], None],
+    ) -> None:
+        self._settings = settings
+        self._telemetry = telemetry
+        self._prepare = prepare
+        self._apply = apply
+        self._watch = FileWatch(current.watched, self.reload)
+
+    async def reload(self) -> None:
+        """Read the file and put it in force, or say why not."""
+        with collecting.postponed():
+            await self._reload()
+
+    async def _reload(self) -> None:
+        try:
+            configuration = await load_apart(self._settings)
+        except ConfigurationInvalid as error:
+            log.error("the pool file is invalid; the old one stays in force: %s", error)
+            self._telemetry.reloads["invalid"] += 1
+            self._telemetry.config_is_current = False
+            return
+        for _ in self._prepare(configuration):
+            await asyncio.sleep(0)
+        self._watch.follow(configuration.watched)
+        self._apply(configuration)
+        self._telemetry.reloads["ok"] += 1
+        self._telemetry.config_is_current = True
+        log.info("the pool file was read", extra={"pool": configuration.pool.name})
+
+    def ask(self) -> None:
+        """Have the file read again, changed or not."""
+        self._watch.ask()
+
+    async def look(self) -> None:
+        """Read the file again if it or a key file changed."""
+        await self._watch.look()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        await self._watch.run()

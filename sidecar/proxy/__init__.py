@@ -1,0 +1,1 @@
+"""HTTP: from a client's bytes to the engine's and back."""

@@ -1,0 +1,53 @@
+"""Answers of the sidecar's own: a refusal as bytes, with the headers that clients act on."""
+
+from __future__ import annotations
+
+import math
+import time
+from email.utils import formatdate
+from functools import lru_cache
+
+from sidecar.controller.controller import LONGEST_SDK_WAIT_S, Refusal
+from sidecar.proxy.cors import Cors
+from sidecar.proxy.heads import RequestHead, frame_answer
+from tokenpool.outcomes import Reason
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
+
+
+def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bool) -> bytes:
+    """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD.
+
+    A browser's preflight is answered in the engine's place: its page gets to read why the request is refused.
+    """
+    reason, dialect = refusal.reason, head.dialect
+    if head.origin is not None and reason is not Reason.MALFORMED:
+        preflight = cors.preflight(head)
+        if preflight:
+            connection = b"connection: close\r\n" if closes else b""
+            return _NO_CONTENT + _date(int(time.time())) + preflight + connection + b"\r\n"
+    lines = [_date(int(time.time())), b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
+    if head.origin is not None:
+        lines.append(cors.lines(head.origin))
+    if refusal.account is not None:
+        lines.append(dialect.limit_headers(refusal.account))
+    wait = refusal.retry_after_s
+    if wait is not None:
+        lines.append(
+            b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (max(math.ceil(wait), 1), math.ceil(wait * 1000))
+        )
+    if not (reason.is_shed or reason.status >= 500) or (wait or 0.0) > LONGEST_SDK_WAIT_S:
+        lines.append(b"x-should-retry: false\r\n")
+    if reason.status == 401:
+        lines.append(b'www-authenticate: Bearer realm="tokenpool"\r\n')
+    if reason is Reason.METHOD_NOT_ALLOWED and head.route is not None:
+        lines.append(b"allow: " + b", ".join(head.route.methods) + b"\r\n")
+    body = dialect.error_body(reason, refusal.message, refusal.param)
+    answer = frame_answer(dialect.status(reason), b"".join(lines), body, closes=closes)
+    return answer[: -len(body)] if head.method == b"HEAD" else answer
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()

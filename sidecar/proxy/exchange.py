@@ -1,0 +1,417 @@
+"""One exchange: a request that passed the controller, its response on the way back, and its settlement.
+
+It stands between a client's connection and one of the engine's, each of which knows only the exchange.
+Whatever happens first (the end of the response, a client that goes, an engine that fails, a timeout, the
+end of draining) ends it; ``_end`` is the only way out, so the admitted request is closed exactly once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Protocol
+
+from sidecar.controller.controller import ENGINE_RETRY_S, AdmittedRequest, Controller, Refusal
+from sidecar.dialects.refusals import REFUSALS, concerns_priority
+from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader, StreamReader
+from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
+from sidecar.proxy.upstream import Connection, Pool
+from sidecar.telemetry import Telemetry
+from tokenpool.outcomes import Ending, Reason
+
+log = logging.getLogger(__name__)
+
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_LAST_CHUNK = b"0\r\n\r\n"
+_MOST_ATTEMPTS = 2
+OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+"""Why a connection cannot be made, though the engine may be well."""
+MOST_JUDGED = 64 * 1024
+"""Bytes of a refusal that are looked into for what it is about; a longer one is relayed as it is."""
+PREEMPTED_RETRY_S = 1.0
+"""When a client whose request was ended for a guarantee may come back."""
+
+
+class Client(Protocol):
+    """What an exchange asks of the client's connection."""
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of the response."""
+
+    def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
+        """The response is complete."""
+
+    def on_cut(self) -> None:
+        """The response cannot be completed: close, so that the client does not take it for whole."""
+
+    def refuse(self, refusal: Refusal, head: RequestHead) -> None:
+        """Nothing of a response was sent: answer with a refusal."""
+
+
+class Exchange:
+    """Relays one request and its response."""
+
+    __slots__ = (
+        "_admitted",
+        "_attempts",
+        "_client",
+        "_connection",
+        "_controller",
+        "_frames_chunks",
+        "_has_ended",
+        "_head",
+        "_head_bytes",
+        "_is_judging",
+        "_judged",
+        "_keeps_alive",
+        "_looks_at",
+        "_pool",
+        "_reader",
+        "_refused_priority",
+        "_request",
+        "_status",
+        "_telemetry",
+        "last_progress",
+    )
+
+    def __init__(
+        self,
+        client: Client,
+        controller: Controller,
+        telemetry: Telemetry,
+        pool: Pool,
+        request: RequestHead,
+        admitted: AdmittedRequest,
+        head_bytes: bytes,
+    ) -> None:
+        self._client = client
+        self._controller = controller
+        self._telemetry = telemetry
+        self._pool = pool
+        self._request = request
+        self._admitted = admitted
+        self._head_bytes = head_bytes
+        self._connection: Connection | None = None
+        self._reader: Reader | None = None
+        self._head: bytes | None = None
+        self._status = 0
+        self._attempts = 0
+        self._keeps_alive = request.keeps_alive
+        self._frames_chunks = False
+        self._has_ended = False
+        self._is_judging = False
+        """Whether nothing of the answer is relayed yet: it may refuse the request for its priority."""
+        self._judged = b""
+        self._refused_priority: int | None = None
+        """The priority of the first try, where the engine refused it."""
+        self._looks_at = 1
+        """Events at which the reservation may be outgrown."""
+        admitted.on_preempted = self.preempt
+        self.last_progress = admitted.started_at
+        """When the engine last gave a sign of life, by the monotonic clock."""
+
+    def start(self) -> None:
+        """Send the request to the engine, on a pooled connection if there is one."""
+        self._attempts += 1
+        connection = self._pool.take()
+        if connection is None:
+            self._pool.connect(self)
+        else:
+            self.on_connected(connection)
+
+    # --- the engine's side ---
+
+    def on_connected(self, connection: Connection) -> None:
+        """A connection is ours."""
+        if self._has_ended:
+            self._pool.release(connection)
+            return
+        self._connection = connection
+        connection.send(self, self._head_bytes, self._admitted.body)
+
+    def on_refused(self, error: OSError) -> None:
+        """No connection could be made."""
+        if not self._has_ended:
+            if self._controller.engine.is_up:
+                log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
+            if error.errno not in OUR_OWN:
+                self._controller.engine.is_up = False
+            self._end(Ending.UPSTREAM_ERROR, spent=False)
+            self._refuse(
+                Reason.ENGINE_DOWN,
+                "the engine behind this proxy does not accept connections",
+                ENGINE_RETRY_S,
+            )
+
+    def on_head(self, head: ResponseHead) -> None:
+        """The response's head is complete; it leaves with the first of the body."""
+        admitted = self._admitted
+        self._status = head.status
+        if admitted.ticket is not None and head.status == 200:
+            self._reader = self._reader_of(head)
+        extra = (
+            self._request.dialect.limit_headers(admitted.account)
+            if admitted.ticket and admitted.account
+            else b""
+        )
+        origin = self._request.origin
+        if origin is not None:
+            extra += self._controller.engine.cors.relayed(origin, head)
+        framing = self._framing(head)
+        self._head = head.frame(extra, framing, self._connection_header())
+        self._judge_head(head)
+        if self._request.method == b"HEAD":
+            # The parser cannot know that no body follows, so this connection ends here.
+            self._drop_connection()
+            self.on_read(b"", True)
+        elif head.is_event_stream and not self._is_judging:
+            self._send_head()
+
+    def _reader_of(self, head: ResponseHead) -> Reader:
+        if head.is_compressed:
+            return OpaqueReader()
+        if head.is_event_stream:
+            return StreamReader(self._controller.engine.stamp if self._admitted.hides_usage else None)
+        route = self._request.route
+        return route.reader() if route is not None else BodyReader()
+
+    def _framing(self, head: ResponseHead) -> bytes:
+        """How the client is told where the response ends."""
+        if head.status in (204, 304) or self._request.method == b"HEAD":
+            length = head.content_length
+            return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
+        # A stream from which an event may be hidden has another length than the engine says.
+        if head.content_length is not None and not head.is_event_stream:
+            return b"content-length: %d\r\n" % head.content_length
+        if self._request.is_http10:
+            self._keeps_alive = False
+            return b""
+        self._frames_chunks = True
+        return _CHUNKED
+
+    def _connection_header(self) -> bytes:
+        if not self._keeps_alive:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self._request.is_http10 else b""
+
+    def _send_head(self) -> None:
+        head, self._head = self._head, None
+        if head is not None:
+            self._client.write(head)
+
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
+        """One read of the engine's bytes: relayed in one write."""
+        if self._has_ended:
+            return
+        if is_complete:
+            # It may serve others already: a client that is slow to read the rest must not hold it back.
+            self._connection = None
+        if self._is_judging:
+            judged = self._judge(body, is_complete)
+            if judged is None:
+                return
+            body, chunk = judged, None
+        admitted, reader = self._admitted, self._reader
+        now = self._telemetry.clock()
+        if reader is not None:
+            seen = reader.feed(body)
+            if is_complete:
+                seen += reader.end()
+            elif reader.events >= self._looks_at:
+                self._looks_at = self._controller.relayed(admitted, reader.events)
+            if reader.has_begun and not admitted.has_begun:
+                self._controller.first_token(admitted, now - admitted.started_at)
+            if seen is not body:
+                body, chunk = seen, None
+        self.last_progress = now
+        passes = self._frames_chunks and self._head is None
+        data = chunk if chunk is not None and passes else self._wire(body, is_complete)
+        if data:
+            self._client.write(data)
+        if is_complete:
+            self._end(Ending.FINISHED if self._status < 500 else Ending.UPSTREAM_ERROR)
+            self._client.on_relayed(keeps_alive=self._keeps_alive, is_refusal=400 <= self._status < 500)
+
+    def _wire(self, body: bytes, is_complete: bool) -> bytes:
+        """The bytes of one write: head, chunk frame, body, end.
+
+        One copy costs less than a vectored write: a read is 256 kB at most, and mostly one event.
+        """
+        if body and self._frames_chunks:
+            body = b"%x\r\n%b\r\n" % (len(body), body)
+        if is_complete and self._frames_chunks:
+            body += _LAST_CHUNK
+        head = self._head
+        if head is None:
+            return body
+        self._head = None
+        return head + body
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        """The engine's connection ended too early."""
+        self._connection = None
+        if self._has_ended:
+            return
+        if before_response and was_reused and self._attempts < _MOST_ATTEMPTS:
+            self._attempts += 1
+            self._pool.connect(self)
+            return
+        self._fail(
+            Ending.UPSTREAM_ERROR,
+            Reason.UPSTREAM_ERROR,
+            "the engine closed the connection before its answer was complete",
+        )
+
+    # --- a refusal of the request's priority ---
+
+    def _judge_head(self, head: ResponseHead) -> None:
+        """Whether the answer must be looked into: a client sees only that to a request without its priority.
+
+        Old releases of vLLM begin a stream with 200 before they refuse the request in its first event, unless
+        its priority is 0: until another is known to be accepted, the head of a stream waits for that event.
+        """
+        admitted, status, controller = self._admitted, head.status, self._controller
+        priority = admitted.priority
+        if priority is None:
+            if self._refused_priority is not None and status < 400:
+                controller.priority_answered(self._refused_priority, is_accepted=False)
+            return
+        is_unknown = priority != 0 and not controller.engine.takes_priority
+        self._is_judging = status in REFUSALS or (is_unknown and head.is_event_stream and status == 200)
+        if status == 200 and not self._is_judging:
+            controller.priority_answered(priority, is_accepted=True)
+
+    def _judge(self, body: bytes, is_complete: bool) -> bytes | None:
+        """Look into one more read of the answer; returns all of it once it is known to be the client's."""
+        self._judged = answer = self._judged + body
+        is_stream = self._status == 200
+        has_event = is_stream and b"\n\n" in answer.replace(b"\r", b"")
+        if not is_complete and not has_event and len(answer) <= MOST_JUDGED:
+            return None
+        self._is_judging, self._judged = False, b""
+        priority = self._admitted.priority
+        assert priority is not None
+        if concerns_priority(answer, is_event=is_stream):
+            self._send_again(priority)
+            return None
+        if is_stream:
+            self._controller.priority_answered(priority, is_accepted=True)
+        return answer
+
+    def _send_again(self, priority: int) -> None:
+        """The engine refused the priority: send the request without. Nothing of the answer was relayed."""
+        admitted = self._admitted
+        self._drop_connection()
+        self._controller.priority_refused(admitted)
+        self._refused_priority = priority
+        self._reader = self._head = None
+        self._status = self._attempts = 0
+        self._keeps_alive, self._frames_chunks = self._request.keeps_alive, False
+        framed = self._request.framed
+        assert framed is not None
+        self._head_bytes = with_length(framed, len(admitted.body))
+        self.start()
+
+    # --- the client's side and the clock's ---
+
+    def client_gone(self) -> None:
+        """The client closed: the engine must stop at once."""
+        self._drop_connection()
+        self._end(Ending.CLIENT_GONE)
+
+    def time_out(self) -> None:
+        """The engine was silent for too long."""
+        self._drop_connection()
+        self._fail(
+            Ending.UPSTREAM_TIMEOUT,
+            Reason.UPSTREAM_TIMEOUT,
+            "the engine was silent for too long; the request was given up",
+        )
+
+    def drain(self) -> None:
+        """The sidecar must stop now."""
+        self._drop_connection()
+        self._fail(
+            Ending.DRAINED,
+            Reason.DRAINING,
+            "this replica shut down before the answer was complete",
+            retry_after_s=ENGINE_RETRY_S,
+        )
+
+    def preempt(self) -> None:
+        """The engine's slot is needed for a guarantee: end here, and say so in the stream's own words."""
+        if self._has_ended:
+            return
+        message = "this spot request was ended to make room for a guarantee; send it again"
+        reader, whole = (
+            self._reader,
+            isinstance(self._reader, StreamReader) and self._reader.is_between_events,
+        )
+        self._drop_connection()
+        if not (self._has_sent() and reader is not None and whole):
+            self._fail(Ending.PREEMPTED, Reason.PREEMPTED, message, retry_after_s=PREEMPTED_RETRY_S)
+            return
+        self._end(Ending.PREEMPTED)
+        event = self._request.dialect.error_event(Reason.PREEMPTED, message, reader.events)
+        if self._frames_chunks:
+            event = b"%x\r\n%b\r\n" % (len(event), event) + _LAST_CHUNK
+        self._client.write(event)
+        self._client.on_relayed(keeps_alive=self._keeps_alive and self._frames_chunks, is_refusal=False)
+
+    def pause(self) -> None:
+        """The client does not keep up with the response."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """The client keeps up again."""
+        if self._connection is not None:
+            self._connection.resume()
+
+    # --- endings ---
+
+    def _fail(self, ending: Ending, reason: Reason, message: str, retry_after_s: float | None = None) -> None:
+        if self._has_ended:
+            return
+        self._end(ending)
+        if self._has_sent():
+            self._client.on_cut()
+        else:
+            self._refuse(reason, message, retry_after_s)
+
+    def _refuse(self, reason: Reason, message: str, retry_after_s: float | None) -> None:
+        refusal = Refusal(reason, message, retry_after_s=retry_after_s, account=self._admitted.account)
+        self._client.refuse(refusal, self._request)
+
+    def _has_sent(self) -> bool:
+        return self._status != 0 and self._head is None
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _end(self, ending: Ending, *, spent: bool = True) -> None:
+        """Close the admitted request: the only way out."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        reader = self._reader
+        computes = spent and self._status in (0, 200)
+        if reader is None:
+            self._controller.close(self._admitted, ending, None, 0, spent=computes)
+            return
+        if reader.has_failed:
+            # The engine gave the request up, whoever ended the connection after that.
+            ending = Ending.UPSTREAM_ERROR
+            computes = reader.has_begun
+        self._controller.close(
+            self._admitted,
+            ending,
+            reader.usage,
+            reader.output_events,
+            spent=computes,
+            unreported=reader.unreported(ending is Ending.FINISHED),
+            no_usage=reader.no_usage,
+            stored=reader.response,
+        )

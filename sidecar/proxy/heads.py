@@ -1,0 +1,234 @@
+"""Heads of requests and responses: which headers cross the proxy, and how they are framed.
+
+Every relayed request is framed anew (one ``content-length``, no ``transfer-encoding``, no hop-by-hop
+header), so the engine cannot read it differently from us. RFC 9110 section 7.6.1 and RFC 9112 section 6.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from sidecar.controller.identity import KEY_HEADERS
+from sidecar.dialects.dialect import Dialect
+from sidecar.dialects.openai import OPENAI
+from sidecar.dialects.routes import Route
+
+Headers = list[tuple[bytes, bytes]]
+"""In the order of the message; a request's names are in lower case."""
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+_NOT_FORWARDED = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    # Who the tenant is concerns the sidecar alone.
+    b"authorization",
+    *KEY_HEADERS,
+    # A compressed answer would hide the usage; the engine is on the same machine, so nothing is lost.
+    b"accept-encoding",
+}
+_NO_COMPRESSION = b"accept-encoding: identity\r\n"
+"""Without the header a server may compress as it likes (RFC 9110 section 12.5.3), and some proxies do."""
+_OWN_PREFIX = b"x-tokenpool-"
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+} | {529: b"HTTP/1.1 529 Overloaded\r\n"}
+
+
+_DELIMITERS = re.compile(rb"[-_]+")
+
+
+def canonical(name: bytes) -> bytes:
+    """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
+    return _DELIMITERS.sub(b"-", name).strip(b"-")
+
+
+def oddly_named(headers: Headers) -> Headers:
+    """The headers whose names are not canonical. As a rule there are none: all names are searched at once."""
+    names = b"-\n-".join([name for name, _ in headers])
+    # One more delimiter at either end of a name makes two of one that is there.
+    if b"_" not in names and b"--" not in names and not names.startswith(b"-") and not names.endswith(b"-"):
+        return []
+    return [header for header in headers if canonical(header[0]) != header[0]]
+
+
+class RequestHead:
+    """The head of one request, as parsed."""
+
+    __slots__ = (
+        "framed",
+        "headers",
+        "is_http10",
+        "keeps_alive",
+        "method",
+        "origin",
+        "path",
+        "route",
+        "target",
+    )
+
+    def __init__(self) -> None:
+        self.framed: bytes | None = None
+        """This head as the engine gets it, up to the framing of the body, once it was written."""
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
+        self.origin: bytes | None = None
+        """The web page that a browser asks for, once the head is complete."""
+        self.route: Route | None = None
+        """Where the path leads; ``None`` while that is not known, or nowhere."""
+        self.headers: Headers = []
+        self.is_http10 = False
+        self.keeps_alive = True
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the client is to be answered."""
+        return self.route.dialect if self.route is not None else OPENAI
+
+    def all(self, name: bytes) -> list[bytes]:
+        """Every value of a header."""
+        return [value for key, value in self.headers if key == name]
+
+
+def nominated(headers: Headers) -> frozenset[bytes]:
+    """Header names that ``Connection`` makes hop-by-hop."""
+    for name, _ in headers:
+        if name == b"connection":
+            break
+    else:
+        return frozenset()
+    return frozenset(
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    )
+
+
+def with_length(framed: bytes, body_length: int) -> bytes:
+    """A request's head, completed for a body of this length."""
+    return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+
+
+class RequestFramer:
+    """Writes the heads of relayed requests to one engine."""
+
+    __slots__ = ("_dropped", "_fixed")
+
+    def __init__(self, host: str, engine_key: str | None, identity_header: str | None) -> None:
+        self._fixed = b"host: " + host.encode() + b"\r\n" + _NO_COMPRESSION
+        if engine_key:
+            self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
+        self._dropped = _NOT_FORWARDED
+        if identity_header:
+            name = identity_header.lower().encode()
+            self._dropped = self._dropped | {name, canonical(name)}
+
+    def frame(self, head: RequestHead, body_length: int) -> bytes:
+        """The head of the request to the engine."""
+        framed = head.framed
+        if framed is None:
+            framed = head.framed = self._without_framing(head)
+        if body_length or head.method == b"POST":
+            return with_length(framed, body_length)
+        return framed + b"\r\n"
+
+    def _without_framing(self, head: RequestHead) -> bytes:
+        dropped = self._dropped
+        hop_by_hop = nominated(head.headers)
+        if hop_by_hop:
+            dropped = dropped | hop_by_hop
+        read_as = {name: canonical(name) for name, _ in oddly_named(head.headers)}
+        if read_as:
+            dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
+        lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
+        for name, value in head.headers:
+            if name not in dropped and not name.startswith(_OWN_PREFIX):
+                lines += (name, b": ", value, b"\r\n")
+        return b"".join(lines)
+
+
+def _stays(name: bytes, dropped: frozenset[bytes]) -> bool:
+    return name in dropped or name.startswith(_OWN_PREFIX)
+
+
+class ResponseHead:
+    """The head of the engine's response: what of it goes on to the client, and what frames its body."""
+
+    __slots__ = (
+        "_lines",
+        "codings",
+        "content_length",
+        "ends_at_close",
+        "is_compressed",
+        "is_event_stream",
+        "status",
+    )
+
+    def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
+        self.status = status
+        self.content_length: int | None = None
+        self.codings: list[bytes] = []
+        """The values of ``Transfer-Encoding``."""
+        self.is_event_stream = self.is_compressed = False
+        line = _STATUS_LINES.get(status)
+        if line is None or reason not in line:
+            line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
+        lines = [line]
+        lowered = [(name.lower(), value) for name, value in headers]
+        dropped = HOP_BY_HOP | nominated(lowered)
+        for (name, value), (original, _) in zip(lowered, headers, strict=True):
+            if name == b"content-type":
+                self.is_event_stream = value[:17].lower() == b"text/event-stream"
+            elif name == b"content-encoding" and value.lower() not in (b"", b"identity"):
+                self.is_compressed = True
+            if name == b"content-length":
+                self.content_length = int(value.lstrip(b"0") or b"0")
+            elif name == b"transfer-encoding":
+                self.codings.append(value.lower())
+            elif name not in dropped:
+                lines += (original, b": ", value, b"\r\n")
+        self._lines = b"".join(lines)
+        self.ends_at_close = self.content_length is None and not self.codings
+        """Whether nothing but the end of the connection says where the body ends."""
+
+    def find(self, name: bytes) -> bytes | None:
+        """The value of a header that goes on to the client (name in lower case), or ``None``."""
+        start = self._lines.lower().find(b"\r\n" + name + b":")
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return self._lines[start : self._lines.index(b"\r\n", start)].strip()
+
+    def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
+        """The head for the client: the engine's own, with our headers and this hop's framing."""
+        return b"%b%b%b%b\r\n" % (self._lines, extra, framing, connection)
+
+
+def frame_answer(status: int, headers: bytes, body: bytes, *, closes: bool) -> bytes:
+    """A whole answer of the sidecar's own. ``headers`` are lines, each with its line end."""
+    connection = b"connection: close\r\n" if closes else b""
+    return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
+        _STATUS_LINES[status],
+        len(body),
+        headers,
+        connection,
+        body,
+    )

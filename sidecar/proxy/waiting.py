@@ -1,0 +1,109 @@
+"""What stands in the place of an exchange while nothing is exchanged: a request that waits to be decided, and
+an answer that is delayed.
+
+Nothing was sent for either yet, so whatever ends it early costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from sidecar.controller.controller import AdmittedRequest, Controller, PendingRequest, Refusal
+from sidecar.proxy.heads import RequestHead
+from tokenpool.outcomes import Reason
+
+
+class Client(Protocol):
+    """What a connection does for a request that waits."""
+
+    def on_decided(self, head: RequestHead, decided: AdmittedRequest | Refusal) -> None:
+        """The wait is over."""
+
+
+class Waiting:
+    """One request between its pricing and its admission."""
+
+    __slots__ = ("_client", "_controller", "_head", "_pending_request", "last_progress")
+
+    def __init__(
+        self, client: Client, controller: Controller, pending: PendingRequest, head: RequestHead
+    ) -> None:
+        self._client = client
+        self._controller = controller
+        self._pending_request = pending
+        self._head = head
+        self.last_progress = pending.started_at
+        pending.on_decided = self._decided
+
+    def _decided(self, decided: AdmittedRequest | Refusal) -> None:
+        self._client.on_decided(self._head, decided)
+
+    def client_gone(self) -> None:
+        """The client went away before anything was decided."""
+        self._controller.give_up(self._pending_request)
+
+    def drain(self) -> None:
+        """The sidecar stops: what has not begun does not begin."""
+        self._controller.withdraw(self._pending_request)
+        self._decided(
+            Refusal(
+                Reason.DRAINING,
+                "this replica is shutting down; another one will answer",
+                retry_after_s=1.0,
+                account=self._pending_request.account,
+            )
+        )
+
+    def time_out(self) -> None:
+        """Waits are bounded far below any limit on an exchange."""
+
+    def pause(self) -> None:
+        """Nothing flows yet."""
+
+    def resume(self) -> None:
+        """Nothing flows yet."""
+
+
+class DelayedAnswer:
+    """An answer that nobody pays for, or a request for one, that is not hurried.
+
+    The answer waits, and not the request that comes after it: whoever shares a connection among tenants sees
+    that this one is busy.
+    """
+
+    __slots__ = ("_go_on", "_timer", "last_progress")
+
+    def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._go_on = go_on
+        self._timer: asyncio.TimerHandle | None = loop.call_later(seconds, self._end)
+        self.last_progress = loop.time()
+
+    def _end(self) -> None:
+        self._timer = None  # a circle
+        self._go_on()
+
+    def client_gone(self) -> None:
+        """The client went away meanwhile."""
+        self._stop()
+
+    def drain(self) -> None:
+        """The sidecar stops: it is answered now."""
+        self._stop()
+        self._go_on()
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def time_out(self) -> None:
+        """It takes a second at most."""
+
+    def pause(self) -> None:
+        """Nothing flows yet."""
+
+    def resume(self) -> None:
+        """Nothing flows yet."""

@@ -1,0 +1,28 @@
+"""Short ways to build looks for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dashboard.snapshot import EntitlementLook, PoolLook, Replicas, Snapshot, Tally
+
+CAPACITY = (1000.0, 10_000.0, 8.0)
+
+
+def entitlement(name: str = "a", **values: Any) -> EntitlementLook:
+    return EntitlementLook(name, **{"tier": "elastic", "limit": (500.0, 5000.0, 4.0), **values})
+
+
+def pool(*entitlements: EntitlementLook, name: str = "chat", **values: Any) -> PoolLook:
+    defaults = {"capacity": CAPACITY, "replicas": Replicas(1, 1)}
+    return PoolLook(name, entitlements=entitlements or (entitlement(),), **{**defaults, **values})
+
+
+def look(*pools: PoolLook) -> Snapshot:
+    return Snapshot("coordinator", "c0", pools)
+
+
+def counted(**outcomes: Mapping[str, int]) -> dict[str, Tally]:
+    """What one sidecar counted, by entitlement."""
+    return {"s0": Tally(outcomes)}

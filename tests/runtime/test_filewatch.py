@@ -1,0 +1,58 @@
+"""Watched files: a change is told once, also one that comes while the owner reads."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from runtime.filewatch import FileWatch
+
+
+class Owner:
+    def __init__(self, *paths: Path) -> None:
+        self.told = 0
+        self.was_told = asyncio.Event()
+        self.watch = FileWatch(paths, self.changed)
+
+    async def changed(self) -> None:
+        self.told += 1
+        self.was_told.set()
+
+
+async def test_a_change_is_told_once(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    owner = Owner(file)
+    for content, told in (("a", 1), ("ab", 2), (None, 3), ("a", 4)):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+        await owner.watch.look()
+        await owner.watch.look()
+        assert owner.told == told
+
+
+async def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    file, other = tmp_path / "file", tmp_path / "other"
+    file.write_text("a")
+    owner = Owner(file)
+    file.write_text("ab")
+    await owner.watch.look()
+
+    file.write_text("abc")  # the owner has read "ab", and names what it watches from now
+    other.write_text("x")
+    owner.watch.follow((file, other))
+    await owner.watch.look()
+
+    assert owner.told == 2
+
+
+async def test_what_is_asked_for_is_read_at_once(tmp_path: Path) -> None:
+    owner = Owner(tmp_path / "file")
+    running = asyncio.create_task(owner.watch.run())
+    owner.watch.ask()
+    async with asyncio.timeout(5):
+        await owner.was_told.wait()
+    running.cancel()
+
+    assert owner.told == 1

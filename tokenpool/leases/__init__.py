@@ -1,0 +1,1 @@
+"""The lease protocol: what each sidecar holds of every limit."""

@@ -1,0 +1,175 @@
+"""One tick: what the lease store knows goes in, every entitlement's limit comes out. Pure.
+
+What a coordinator does besides (leading, publishing, showing) is not here; the planner, which divides
+capacity, knows nothing of books.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tokenpool.accounting.ledger import bucket_depth
+from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
+from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
+from tokenpool.entitlements import Entitlement
+from tokenpool.leases.reference_store import Census, Limit, Page
+from tokenpool.leases.wire import SidecarReport, WireError, decode_report
+from tokenpool.planning.planner import Plan, PlannerSettings, Profile, Report, plan
+
+RETIRE_S = 60.0
+"""The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
+request is remembered (``books.FLOOR_MEMORY_S``)."""
+NO_DEBT = 0.01
+"""A smaller debt, in seconds, counts as zero."""
+MOST_ELAPSED_S = 1.0
+"""A coordinator that was asleep moves debts by so much time at most."""
+_NO_PAGE = Page()
+_DEFAULTS = PlannerSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The state that one tick passes to the next. A new coordinator begins without it."""
+
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
+    idle_since: Mapping[str, float] = field(default_factory=dict)
+    """Idle entitlements, with the start of the idle time by the clock of the lease store."""
+
+
+NO_MEMORY = Memory()
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """One tick, as it is published and shown."""
+
+    plan: Plan
+    limits: Mapping[str, Limit]
+    """The limits of active entitlements; ``plan.idle`` gives the others."""
+    memory: Memory
+    sidecars: Mapping[str, SidecarReport]
+    pages: Mapping[str, Page]
+    service: Mapping[str, Amount]
+    """Of every page since the tick before; nothing at the first."""
+    replica: Amount
+    """What one engine sustains: the mean of those that say so; nothing where none does."""
+    unreadable: Sequence[str] = ()
+    """Sidecars whose report could not be read: their engines do not count."""
+
+
+def tick(
+    census: Census,
+    entitlements: Mapping[str, Entitlement],
+    before: Census | None,
+    settings: PlannerSettings = _DEFAULTS,
+    memory: Memory = NO_MEMORY,
+) -> Tick:
+    """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
+
+    ``memory`` is that of the tick before. At a coordinator's first tick there is neither; then, and where
+    the lease store began anew since, debts stay. The work follows the entitlements that are active, not all.
+    """
+    sidecars, unreadable = _reports(census.reports)
+    capacity = NOTHING
+    for report in sidecars.values():
+        capacity = capacity + report.capacity
+    idle_since = _idle_since(census, memory.idle_since)
+    pages = {
+        name: page
+        for name, page in census.pages.items()
+        if name in entitlements and census.at - idle_since.get(name, census.at) < RETIRE_S
+    }
+    if before is not None and not (before.is_open and census.is_open):
+        before = None  # closed books have begun anew: what they count says nothing of before, nor of after
+    elapsed = max(census.at - before.at, 0.0) if before is not None else 0.0
+    service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
+    made = plan(
+        capacity,
+        [entitlements[name] for name in pages],
+        {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
+        {name: page.limit.debt for name, page in pages.items()},
+        min(elapsed, MOST_ELAPSED_S),
+        settings,
+        memory.profiles,
+    )
+    limits = {}
+    for name, part in made.entitlements.items():
+        limit, assured = part.limit, part.assured
+        typical = pages.get(name, _NO_PAGE).floor.tokens_per_second
+        limits[name] = Limit(
+            limit.tokens_per_second,
+            limit.kv_tokens,
+            limit.concurrency,
+            bucket_depth(limit.tokens_per_second, typical),
+            assured.kv_tokens,
+            assured.concurrency,
+            part.debt,
+        )
+    memory = Memory(made.profiles, idle_since)
+    return Tick(made, limits, memory, sidecars, census.pages, service, _replica(sidecars), unreadable)
+
+
+def _idle_since(census: Census, before: Mapping[str, float]) -> dict[str, float]:
+    """Entitlements without demand, leases and debt, with a full bucket; and the start of their idle time."""
+    return {
+        name: before.get(name, census.at)
+        for name, page in census.pages.items()
+        if page.demand == page.in_use == NOTHING
+        and page.held.concurrency == 0
+        and page.level >= page.limit.depth
+        and abs(page.limit.debt) < NO_DEBT
+    }
+
+
+def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
+    """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count.
+
+    Sequence-seconds never fall while a page lives: where they did, another one stands in its place.
+    """
+    per_second = 1 / elapsed_s
+    return {
+        name: (page.served - before[name].served) * per_second
+        for name, page in pages.items()
+        if name in before and page.served.concurrency >= before[name].served.concurrency
+    }
+
+
+def _report(page: Page, service: Amount) -> Report:
+    floor = page.floor
+    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
+
+
+def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:
+    sidecars, unreadable = {}, []
+    for name, content in sorted(packed.items()):
+        try:
+            sidecars[name] = decode_report(content)
+        except WireError:
+            unreadable.append(name)
+    return sidecars, unreadable
+
+
+def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
+    """The mean over the sidecars with a known engine, in each dimension over those that know its number.
+
+    The mean leaves out numbers that represent an absent bound: they are not measurements of a replica.
+    """
+    known = [report.replica.values() for report in sidecars.values() if report.replica.kv_tokens > 0]
+    if not known:
+        return NOTHING
+    return Amount(
+        *(
+            _mean([number for number in numbers if number < absent])
+            for numbers, absent in zip(zip(*known, strict=True), _ABSENT, strict=True)
+        )
+    )
+
+
+_ABSENT = (UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND_FROM, math.inf)
+"""In each dimension, the smallest number that represents an absent or not yet learned bound."""
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.fsum(numbers) / len(numbers) if numbers else 0.0
