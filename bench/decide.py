@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from bench.peers import KEY, POOL
 from sidecar.controller.controller import AdmittedRequest, Controller, EngineState, Refusal
-from sidecar.controller.identity import KeyRing, digests
+from sidecar.identity import KeyRing, digests
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
 from tokenpool.admission.rules import EngineRoom

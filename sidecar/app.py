@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import random
 import resource
 import signal
@@ -17,25 +16,32 @@ from aiohttp import web
 from runtime import collecting
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.tls import Certificate, client_context
+from runtime.tls import Certificate
 from sidecar.admin import Admin
-from sidecar.allocator import Allocator
 from sidecar.configuration import Configuration, load
-from sidecar.controller.controller import Controller, EnginePriority, Policies
-from sidecar.engine.cors_watcher import CorsWatch
+from sidecar.controller.access_log import AccessLog
+from sidecar.controller.controller import Controller, Policies
+from sidecar.controller.driver import Driver
+from sidecar.controller.engine_priority import PriorityPolicy
+from sidecar.engine.address import engine_address
+from sidecar.engine.cors_watcher import CorsWatcher
+from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import EngineWatcher
-from sidecar.pool_file_watcher import PoolWatch
+from sidecar.lifecycle import Lifecycle
+from sidecar.local_planner import LocalPlanner
+from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
-from sidecar.proxy.upstream import EngineAddress
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Addresses, Settings
+from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
-from tokenpool.admission.queue import QueueSettings
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
+from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.planning.planner import PlannerSettings
 
 log = logging.getLogger(__name__)
@@ -51,105 +57,107 @@ class Sidecar:
     def __init__(self, settings: Settings) -> None:
         configuration = load(settings)
         self.settings = settings
-        self.telemetry = Telemetry(settings.metrics_entitlements)
-        self.controller = Controller(
-            configuration.file,
-            configuration.pool,
-            configuration.keys,
-            self.telemetry,
-            identity_header=settings.identity_header,
-            policies=Policies(
-                QueueSettings(
-                    settings.queue_timeout_guaranteed,
-                    settings.queue_timeout_elastic,
-                    settings.queue_timeout_spot,
-                ),
-                EnginePriority(settings.engine_priority),
-                slo_feedback=settings.slo_feedback,
-            ),
-            random=random.random,
+        self.lifecycle = Lifecycle()
+        self.telemetry = telemetry = Telemetry(settings.metrics_entitlements)
+        address = engine_address(settings)
+        priority = PriorityPolicy(settings.engine_priority)
+        self.engine = EngineState(
+            CapacityModel(configuration.pool.replica),
+            settings.upstream.url,
+            schedules_by_priority=priority is PriorityPolicy.ON,
         )
-        self._queue_timer: asyncio.TimerHandle | None = None
-        self.controller.on_queue_changed = self._serve_queue_in_time
-        self.loop_delay = LoopDelay(self.telemetry.clock)
-        self.telemetry.more += [self.controller.metrics, self.loop_delay.metrics]
-        if settings.log_requests:
-            self.controller.journal = lambda entry: log.info("request", extra=entry)
-        self.capacity = CapacityModel(configuration.pool.replica)
-        engine = _engine(settings)
-        self.watcher = EngineWatcher(settings, engine, self.controller, self.telemetry, self.capacity)
-        self._cors = CorsWatch(engine, self.controller, self.watcher, settings.poll_timeout)
-        self.allocator: Allocator | None = None
+        queue = AdmissionQueue(
+            QueueSettings(
+                settings.queue_timeout_guaranteed,
+                settings.queue_timeout_elastic,
+                settings.queue_timeout_spot,
+            )
+        )
+        self._shared: SharedLimits | None = None
+        if settings.store != MEMORY:
+            self._shared = SharedLimits(settings, configuration, queue, self.engine, telemetry, self.lifecycle)
+        self.control = AdmissionControl(
+            telemetry.clock(),
+            queue,
+            leases=self._shared.leases if self._shared is not None else None,
+            has_slo_feedback=settings.slo_feedback,
+        )
+        messenger = self._shared.messenger if self._shared is not None else None
+        self.driver = Driver(self.control, telemetry.clock, messenger)
+        self.controller = Controller(
+            self.driver,
+            self.engine,
+            telemetry,
+            self.lifecycle,
+            configuration,
+            policies=Policies(settings.identity_header, priority),
+            access_log=AccessLog(is_on=settings.log_requests),
+            random=random.Random(),
+        )
+        self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
-        self._limits: Allocator | Replication
-        if settings.store == MEMORY:
+        if self._shared is None:
             planner = PlannerSettings(debt_gain=settings.debt_gain)
-            self._limits = self.allocator = Allocator(self.controller, self.telemetry, self.capacity, planner)
+            self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
-            self._limits = self.replication = self._replicate(configuration)
-        self._upstream = UpstreamPool(engine, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
-        self.manager = ConnectionManager(settings, self.controller, self.telemetry, self._upstream, framer)
-        self.telemetry.refresh = self.controller.refresh
-        self.telemetry.bounds = lambda: self.manager.bounds.pieces(self.telemetry.label)
+            self._shared.follow(self.controller.accounts, telemetry.clock())
+            self.replication = self._shared.replication(self.driver, self)
+        self.watcher = EngineWatcher(
+            address,
+            self.engine,
+            self.control.ledger,
+            poll_interval=settings.poll_interval,
+            poll_timeout=settings.poll_timeout,
+        )
+        self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
+        self._upstream = UpstreamPool(address, settings.connect_timeout)
+        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        self.manager = ConnectionManager(settings, self.controller, telemetry, self._upstream, framer)
+        self.loop_delay = LoopDelay(telemetry.clock)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
+        limits = self.local_planner or self.replication
+        assert limits is not None
         self.admin = Admin(
             self.controller,
-            self.watcher,
-            self._limits,
-            self.telemetry,
-            lambda: self.manager.exchanges,
+            limits,
+            telemetry,
+            self.manager,
+            self.replication,
+            [self.engine, self.controller, self.loop_delay],
             self.certificate,
         )
-        changed = self.replication.own_file if self.replication is not None else self._configure
-        self.poolwatch = PoolWatch(settings, self.telemetry, configuration, self._prepare, changed)
+        self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
 
-    def _serve_queue_in_time(self) -> None:
-        """Serve the admission queue when its earliest deadline is over."""
-        if self._queue_timer is not None:
-            self._queue_timer.cancel()
-            self._queue_timer = None
-        at = self.controller.queue.looks_at()
-        if at < math.inf:
-            delay = max(at - self.telemetry.clock(), 0.0)
-            self._queue_timer = asyncio.get_running_loop().call_later(delay, self.controller.serve_queue)
+    # --- configuration: the one path by which a pool file reaches all parts ---
 
-    def _prepare(self, configuration: Configuration) -> Iterator[None]:
+    def prepare(self, configuration: Configuration) -> Iterator[None]:
         """Make what a changed pool file needs, in steps that each take a moment."""
-        return self.controller.prepare(configuration.file, configuration.pool)
+        return self.controller.prepare(configuration)
 
-    def _configure(self, configuration: Configuration) -> None:
+    def apply(self, configuration: Configuration) -> None:
+        """The sidecar's own pool file changed: put it in force, unless a published one is."""
+        if self.replication is not None:
+            self.replication.published.own_file_changed(configuration)
+        else:
+            self.enforce(configuration)
+
+    def enforce(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
-        if self.allocator is not None:
-            self.allocator.finish()
-        self.controller.configure(configuration.file, configuration.pool, configuration.keys)
-        self.capacity.reconfigure(configuration.pool.replica)
-        if self.allocator is not None:
-            self.allocator.tick(self.telemetry.clock())
+        if self.local_planner is not None:
+            self.local_planner.finish()
+        self.controller.configure(configuration)
+        self.engine.reconfigure(configuration.pool.replica)
+        now = self.telemetry.clock()
+        if self._shared is not None:
+            self._shared.follow(self.controller.accounts, now)
+        if self.local_planner is not None:
+            self.local_planner.tick(now)
+        self.controller.serve()
         collecting.keep()
-
-    def _replicate(self, configuration: Configuration) -> Replication:
-        # Imported here: a lone sidecar needs no client of Redis.
-        from tokenpool.store.address import open_store  # noqa: PLC0415
-
-        settings = self.settings
-        store = open_store(
-            settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
-        )
-        return Replication(
-            settings,
-            self.controller,
-            self.telemetry,
-            self.watcher,
-            store,
-            configuration,
-            self._prepare,
-            self._configure,
-        )
 
     async def start(self) -> None:
         """Listen for tenants and operators, and begin to watch, plan and sweep. Raises ``OSError``."""
@@ -161,15 +169,16 @@ class Sidecar:
         self.admin_on = bound(sockets)[0]
         for each in sockets:
             await web.SockSite(self._admin_runner, each).start()
-        if self.allocator is not None:
-            self.allocator.tick(self.telemetry.clock())
-            self._spawn(self.allocator.run(self.settings.tick))
+        if self.local_planner is not None:
+            self.local_planner.tick(self.telemetry.clock())
+            self._spawn(self.local_planner.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
         for work in (
             self.watcher.run(),
+            self._follow_engine(),
             self._cors.run(),
-            self.poolwatch.run(),
+            self.pool_file_watcher.run(),
             self._sweep(),
             self.loop_delay.run(),
         ):
@@ -191,7 +200,7 @@ class Sidecar:
         if self.certificate is not None:
             server = TlsServer(self.manager, self.certificate, self.settings)
             self._servers.append(server)
-            self.telemetry.more.append(server.metrics)
+            self.admin.sources.append(server)
             server.accept(sockets)
             self._spawn(self.certificate.watch.run())
             return addresses
@@ -205,7 +214,7 @@ class Sidecar:
 
     def reload(self) -> None:
         """Have the pool file and the certificate read anew."""
-        self.poolwatch.ask()
+        self.pool_file_watcher.ask()
         if self.certificate is not None:
             self.certificate.watch.ask()
 
@@ -213,6 +222,11 @@ class Sidecar:
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(_log_failure)
         self._tasks.append(task)
+
+    async def _follow_engine(self) -> None:
+        """Let the controller act after each poll of the engine."""
+        async for _ in self.watcher.polls():
+            self.controller.engine_changed()
 
     async def _sweep(self) -> None:
         while True:
@@ -222,7 +236,7 @@ class Sidecar:
 
     async def stop(self) -> None:
         """Drain: refuse new requests, let running ones finish in bounded time, then end."""
-        self.controller.is_draining = True
+        self.lifecycle.is_draining = True
         running = self.manager.exchanges
         log.info("draining", extra={"running": running})
         self.manager.close_idle()
@@ -238,6 +252,7 @@ class Sidecar:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.driver.stop()
         if self.replication is not None:
             await self.replication.stop()
         await self._admin_runner.cleanup()
@@ -251,21 +266,6 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.manager.connections):
             connection.abort()
-
-
-def _engine(settings: Settings) -> EngineAddress:
-    """How the engine is reached: by requests and by polls alike. Raises ``SettingsError``."""
-    origin = settings.upstream
-    if not origin.tls:
-        return EngineAddress(origin)
-    cert, key = settings.upstream_tls_cert, settings.upstream_tls_key
-    context = client_context(
-        settings.upstream_tls_ca,
-        (cert, key) if cert is not None and key is not None else None,
-        ca_option="--upstream-tls-ca",
-        pair_options="--upstream-tls-cert and --upstream-tls-key",
-    )
-    return EngineAddress(origin, context, settings.upstream_tls_name or origin.host)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

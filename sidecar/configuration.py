@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from runtime import child
-from sidecar.controller.identity import KeyRing, KeyUnreadable, digests, resolver
+from sidecar.identity import KeyRing, KeyUnreadable, digests, resolver
 from sidecar.settings import Settings, SettingsError
 from tokenpool.entitlements import Entitlement, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file

@@ -12,7 +12,7 @@ LONGEST_NAME = 128
 """What is called by more cannot be asked for."""
 
 
-class Stored:
+class StoredResponses:
     """Who made which stored response, and how long the conversation is that it ends."""
 
     def __init__(self) -> None:

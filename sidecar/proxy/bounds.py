@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from runtime.exposition import Family
-from sidecar.controller.controller import Refusal
+from sidecar.decisions import Refusal
 from sidecar.telemetry import NOBODY
 from tokenpool.accounting.ledger import Account, TokenBucket
 from tokenpool.outcomes import Reason

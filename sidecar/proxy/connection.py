@@ -14,7 +14,7 @@ from functools import partial
 from time import thread_time
 from typing import NamedTuple, cast
 
-from sidecar.controller.controller import AdmittedRequest, PendingRequest, Refusal
+from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.routes import Route
 from sidecar.proxy.answers import CONTINUE, refusal_bytes
 from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Holder
@@ -25,6 +25,7 @@ from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.request_parser import Phase, Request, RequestReader
 from sidecar.proxy.waiting import DelayedAnswer, Waiting
 from tokenpool.accounting.ledger import Account
+from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
 
 MOST_PIPELINED = 8
@@ -283,17 +284,21 @@ class ClientConnection(asyncio.Protocol):
                 self._delay_answer(seconds, partial(self._pass_held, head, route, account, body))
                 return None
         if not is_expensive:
-            admitted = manager.controller.open(route, account, body)
+            admitted = manager.controller.admit(route, account, body)
         else:
             began_at = thread_time()
-            admitted = manager.controller.open(route, account, body)
+            admitted = manager.controller.admit(route, account, body)
             self._spent_s = spent_s = thread_time() - began_at
             if len(body) > LARGE_BODY:
                 self.holder.read_expensive(body, spent_s)
+        controller = manager.controller
         if isinstance(admitted, Refusal):
+            controller.act()
             return admitted
         if isinstance(admitted, PendingRequest):
-            self._exchange = Waiting(self, manager.controller, admitted, head)
+            self._exchange = waiting = Waiting(self, controller, admitted, head)
+            controller.wait(admitted, waiting)
+            controller.act()
             return None
         self._send(head, admitted)
         return None
@@ -301,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
     def _pass_held(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
         """A request without a price was delayed long enough."""
         self._exchange = None
-        refusal = self._manager.controller.draining(account)
+        refusal = draining(account) if self._manager.controller.is_draining else None
         if refusal is None:
             refusal = self._pass(head, route, account, body, was_held=True)
         if refusal is not None:
@@ -327,6 +332,10 @@ class ClientConnection(asyncio.Protocol):
         )
         self._exchange = exchange
         is_paid = admitted.ticket is not None
+        controller, ticket = manager.controller, admitted.ticket
+        if ticket is not None and ticket.account.is_spot:
+            controller.driver.run(ticket, exchange)
+        controller.act()  # a spot request that makes room ends before this one is sent
         exchange.start()
         if is_paid:
             manager.telemetry.overhead(manager.telemetry.clock() - admitted.started_at)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
-from sidecar.controller.controller import Controller
+from sidecar.proxy.interface import RequestController
 from sidecar.proxy.bounds import Bounds, Holder
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.upstream import Pool
@@ -64,7 +64,7 @@ class ConnectionManager:
     def __init__(
         self,
         settings: Settings,
-        controller: Controller,
+        controller: RequestController,
         telemetry: Telemetry,
         pool: Pool,
         framer: RequestFramer,

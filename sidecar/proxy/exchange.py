@@ -11,10 +11,11 @@ import errno
 import logging
 from typing import Protocol
 
-from sidecar.controller.controller import ENGINE_RETRY_S, AdmittedRequest, Controller, Refusal
+from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader, StreamReader
 from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
+from sidecar.proxy.interface import RequestController
 from sidecar.proxy.upstream import Connection, Pool
 from sidecar.telemetry import Telemetry
 from tokenpool.outcomes import Ending, Reason
@@ -77,7 +78,7 @@ class Exchange:
     def __init__(
         self,
         client: Client,
-        controller: Controller,
+        controller: RequestController,
         telemetry: Telemetry,
         pool: Pool,
         request: RequestHead,
@@ -106,12 +107,13 @@ class Exchange:
         """The priority of the first try, where the engine refused it."""
         self._looks_at = 1
         """Events at which the reservation may be outgrown."""
-        admitted.on_preempted = self.preempt
         self.last_progress = admitted.started_at
         """When the engine last gave a sign of life, by the monotonic clock."""
 
     def start(self) -> None:
         """Send the request to the engine, on a pooled connection if there is one."""
+        if self._has_ended:
+            return  # preempted before it was sent
         self._attempts += 1
         connection = self._pool.take()
         if connection is None:
@@ -212,14 +214,15 @@ class Exchange:
                 return
             body, chunk = judged, None
         admitted, reader = self._admitted, self._reader
+        ticket = admitted.ticket
         now = self._telemetry.clock()
         if reader is not None:
             seen = reader.feed(body)
             if is_complete:
                 seen += reader.end()
             elif reader.events >= self._looks_at:
-                self._looks_at = self._controller.relayed(admitted, reader.events)
-            if reader.has_begun and not admitted.has_begun:
+                self._looks_at = self._controller.settlement.relayed(admitted, reader.events)
+            if reader.has_begun and ticket is not None and not ticket.has_begun:
                 self._controller.first_token(admitted, now - admitted.started_at)
             if seen is not body:
                 body, chunk = seen, None
@@ -399,13 +402,13 @@ class Exchange:
         reader = self._reader
         computes = spent and self._status in (0, 200)
         if reader is None:
-            self._controller.close(self._admitted, ending, None, 0, spent=computes)
+            self._controller.settlement.settle(self._admitted, ending, None, 0, spent=computes)
             return
         if reader.has_failed:
             # The engine gave the request up, whoever ended the connection after that.
             ending = Ending.UPSTREAM_ERROR
             computes = reader.has_begun
-        self._controller.close(
+        self._controller.settlement.settle(
             self._admitted,
             ending,
             reader.usage,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from sidecar.controller.identity import KEY_HEADERS
+from sidecar.identity import KEY_HEADERS
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import httptools
 
-from sidecar.controller.controller import Refusal
+from sidecar.decisions import Refusal
 from sidecar.dialects.routes import Route
 from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager, Guest

@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from sidecar.controller.controller import AdmittedRequest, Controller, PendingRequest, Refusal
+from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.proxy.heads import RequestHead
-from tokenpool.outcomes import Reason
+from sidecar.proxy.interface import RequestController
+from tokenpool.admission.pending import PendingRequest
 
 
 class Client(Protocol):
-    """What a connection does for a request that waits."""
+    """The connection of a request that waits."""
 
     def on_decided(self, head: RequestHead, decided: AdmittedRequest | Refusal) -> None:
         """The wait is over."""
@@ -25,36 +26,29 @@ class Client(Protocol):
 class Waiting:
     """One request between its pricing and its admission."""
 
-    __slots__ = ("_client", "_controller", "_head", "_pending_request", "last_progress")
+    __slots__ = ("_client", "_controller", "_head", "_pending", "last_progress")
 
     def __init__(
-        self, client: Client, controller: Controller, pending: PendingRequest, head: RequestHead
+        self, client: Client, controller: RequestController, pending: PendingRequest, head: RequestHead
     ) -> None:
         self._client = client
         self._controller = controller
-        self._pending_request = pending
+        self._pending = pending
         self._head = head
-        self.last_progress = pending.started_at
-        pending.on_decided = self._decided
+        self.last_progress = pending.arrived_at
 
-    def _decided(self, decided: AdmittedRequest | Refusal) -> None:
+    def on_decided(self, decided: AdmittedRequest | Refusal) -> None:
+        """The controller: the wait is over."""
         self._client.on_decided(self._head, decided)
 
     def client_gone(self) -> None:
-        """The client went away before anything was decided."""
-        self._controller.give_up(self._pending_request)
+        """The client left before the decision."""
+        self._controller.give_up(self._pending)
 
     def drain(self) -> None:
-        """The sidecar stops: what has not begun does not begin."""
-        self._controller.withdraw(self._pending_request)
-        self._decided(
-            Refusal(
-                Reason.DRAINING,
-                "this replica is shutting down; another one will answer",
-                retry_after_s=1.0,
-                account=self._pending_request.account,
-            )
-        )
+        """The sidecar stops: the request does not begin."""
+        self._controller.withdraw(self._pending)
+        self.on_decided(draining(self._pending.account))
 
     def time_out(self) -> None:
         """Waits are bounded far below any limit on an exchange."""

@@ -7,7 +7,7 @@ import contextlib
 
 from sidecar.allocator import Allocator
 from sidecar.controller.controller import Controller
-from sidecar.controller.identity import KeyRing
+from sidecar.identity import KeyRing
 from sidecar.telemetry import Telemetry
 from tests.sidecar.harness import POOL
 from tokenpool.amounts import Amount

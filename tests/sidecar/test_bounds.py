@@ -15,7 +15,7 @@ import pytest
 
 from sidecar.app import Sidecar
 from sidecar.controller.controller import AdmittedRequest
-from sidecar.controller.identity import KeyRing
+from sidecar.identity import KeyRing
 from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.proxy.bounds import LARGE_BODY, LONGEST_HOLD_S, UNMETERED_S, Bounds
 from sidecar.proxy.connection import ClientConnection, _has_left

@@ -23,7 +23,7 @@ from injector.settings import Template
 from runtime.listening import CannotListen, bound, listening
 from runtime.options import Address, Addresses, SettingsError, address, addresses, upstream
 from sidecar.app import Sidecar
-from sidecar.controller.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
 from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify

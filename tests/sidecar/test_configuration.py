@@ -18,7 +18,7 @@ from sidecar.configuration import (
     published,
 )
 from sidecar.controller.controller import PER_STEP, Controller
-from sidecar.controller.identity import KeyRing
+from sidecar.identity import KeyRing
 from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Origin, Settings
 from sidecar.telemetry import Telemetry

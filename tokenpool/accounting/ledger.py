@@ -341,7 +341,19 @@ class Account:
 class Ticket:
     """A reservation: what one admitted request holds until it is settled."""
 
-    __slots__ = ("account", "admitted_at", "ask", "charged", "cost", "ending", "kv_held", "output_held")
+    __slots__ = (
+        "account",
+        "admitted_at",
+        "ask",
+        "charged",
+        "cost",
+        "ending",
+        "has_begun",
+        "is_guaranteed",
+        "kv_held",
+        "output_held",
+        "streams",
+    )
 
     def __init__(self, account: Account, ask: Ask, cost: Cost, now: float) -> None:
         self.account = account
@@ -353,6 +365,12 @@ class Ticket:
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
         self.ending: Ending | None = None
+        self.streams = True
+        """Whether the answer is a stream, so that its first token is seen."""
+        self.has_begun = False
+        """Whether the first token has come."""
+        self.is_guaranteed = False
+        """Whether the request was inside its entitlement's guarantee when it was admitted."""
 
 
 class ActiveAccounts:

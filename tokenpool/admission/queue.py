@@ -1,30 +1,31 @@
-"""The admission queue of one sidecar: requests wait for room until a deadline, and then they are shed. Pure.
+"""The admission queue of one sidecar: all requests that wait, each with a deadline and a reason. Pure.
 
-The order is by tier, then by deadline; within an entitlement it is the order of arrival. Each wait is
-bounded, and so is the number of waiting requests. Whether a request fits is ``admission``'s decision; the
-queue decides which request is tried next, and until when.
+Requests that wait for room are ordered by tier, then by deadline; within an entitlement by arrival. Requests
+that wait for a larger lease are kept here too, by entitlement and arrival; the leases decide when one is due.
+Each wait is bounded, and so is the number of waiting requests.
 
-However many wait, the end of a request costs only the tries of those that may fit now: the first that need
-the engine, and the first of the same entitlement.
+The queue decides which request is tried next, and until when. ``due`` yields the requests to try: the caller
+tries each one, and calls ``leave`` for a request whose wait has ended. Whether a request fits is decided in
+``rules``. However many wait, the end of a request costs only the tries of those that may fit now.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from tokenpool.accounting.ledger import Account
+from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
-"""Requests of one entitlement that wait at the same time; further ones are shed."""
+"""Requests of one entitlement that wait for room at the same time; further ones are shed."""
 SHORTEST_RETRY_S = 0.002
 """A request whose tokens are expected sooner is tried again after this time."""
-
-_RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
+_NOBODY: Sequence[PendingRequest] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class QueueSettings:
     spot_s: float = 0.0
 
     def patience(self, account: Account) -> float:
-        """How long a request of this account may wait, in seconds.
+        """The longest wait of a request of this account, in seconds.
 
         A promised time to first token shortens it: a longer wait would break the promise before the engine
         has begun.
@@ -51,86 +52,61 @@ class QueueSettings:
         return longest if promised_ms is None else min(longest, promised_ms / 1000)
 
 
-class Place:
-    """One request's place in the queue."""
-
-    __slots__ = (
-        "account",
-        "deadline",
-        "is_listed",
-        "is_timed",
-        "is_waiting",
-        "needs_engine",
-        "number",
-        "rank",
-        "retry_in_s",
-        "since",
-        "try_now",
-    )
-
-    def __init__(
-        self,
-        account: Account,
-        number: int,
-        since: float,
-        deadline: float,
-        try_now: Callable[[bool], bool],
-    ) -> None:
-        self.number = number
-        """In the order of arrival."""
-        self.account = account
-        self.since = since
-        self.deadline = deadline
-        self.rank = _RANKS[account.entitlement.tier]
-        self.is_waiting = self.is_listed = self.is_timed = False
-        """The queue's own: whether it waits, and has an entry in the heaps."""
-        self.needs_engine = False
-        """Whether the engine's room is what it lacks. Changed by the caller, while it is tried."""
-        self.retry_in_s = math.inf
-        """When time alone may make it fit, as a bucket fills. Changed by the caller, while it is tried."""
-        self.try_now = try_now
-        """Decide now; returns whether that was the end of the wait. ``True`` says that it is the last try."""
-
-
 class AdmissionQueue:
     """All requests that wait at one sidecar."""
 
     __slots__ = (
         "_engine",
-        "_is_serving",
+        "_for_lease",
         "_lines",
         "_need_engine",
         "_pushed",
         "_size",
         "_timers",
+        "_tried",
+        "lease_waited_s",
+        "lease_waits",
         "settings",
-        "waited",
         "waited_s",
+        "waits",
     )
 
     def __init__(self, settings: QueueSettings) -> None:
         self.settings = settings
-        self._lines: dict[str, deque[Place]] = {}
-        """By entitlement; none of them is empty."""
-        self._timers: list[tuple[float, int, Place]] = []
+        self._lines: dict[str, deque[PendingRequest]] = {}
+        """Requests that wait for room, by entitlement; no line is empty."""
+        self._for_lease: dict[str, deque[PendingRequest]] = {}
+        """Requests that wait for a lease, by entitlement; no line is empty."""
+        self._timers: list[tuple[float, int, PendingRequest]] = []
         """A heap of deadlines and retries. Entries of requests that left are skipped."""
-        self._engine: list[tuple[int, float, int, Place]] = []
-        """A heap of the first of each entitlement, where they need the engine. Some entries are skipped."""
-        self._need_engine = [0] * len(_RANKS)
+        self._engine: list[tuple[int, float, int, PendingRequest]] = []
+        """A heap of the first request of each entitlement that needs the engine. Some entries are skipped."""
+        self._need_engine = [0] * len(RANKS)
         """Requests that need the engine, by rank."""
+        self._tried: PendingRequest | None = None
+        """The request that the caller tries now. It does not count as one that waits."""
         self._pushed = 0
         self._size = 0
-        self._is_serving = False
-        self.waited = 0
-        """Requests that waited so far."""
+        self.waits = 0
+        """Requests that waited for room so far."""
         self.waited_s = 0.0
-        """The sum of their waits."""
+        """The sum of those waits."""
+        self.lease_waits = 0
+        """Requests that waited for a lease so far."""
+        self.lease_waited_s = 0.0
+        """The sum of those waits."""
 
     def __len__(self) -> int:
+        """Requests that wait, for room or for a lease."""
+        return self._size + sum(len(line) for line in self._for_lease.values())
+
+    @property
+    def waiting_for_room(self) -> int:
+        """Requests that wait for room."""
         return self._size
 
     def has_waiting(self, account: Account) -> bool:
-        """Whether requests of this entitlement wait: a new one goes behind them."""
+        """Whether requests of this entitlement wait for room: a new one goes behind them."""
         return account.entitlement.name in self._lines
 
     @property
@@ -138,7 +114,9 @@ class AdmissionQueue:
         """Whether a request waits for the engine's room."""
         return any(self._need_engine)
 
-    def waits(self, account: Account, expected_s: float, *, needs_engine: bool = False) -> bool:
+    # --- waits for room ---
+
+    def may_wait(self, account: Account, expected_s: float, *, needs_engine: bool = False) -> bool:
         """Whether a request that does not fit now may wait.
 
         ``expected_s`` is the expected time until the next request fits. Those that are tried before this one
@@ -150,153 +128,195 @@ class AdmissionQueue:
         if patience <= 0 or ahead >= MOST_WAITING:
             return False
         if needs_engine:
-            ahead = sum(self._need_engine[: _RANKS[account.entitlement.tier] + 1])
+            ahead = sum(self._need_engine[: RANKS[account.entitlement.tier] + 1])
         return expected_s * (ahead + 1) <= patience
 
     def enter(
         self,
-        account: Account,
+        pending: PendingRequest,
         now: float,
-        try_now: Callable[[bool], bool],
-        *,
-        came_at: float | None = None,
-        needs_engine: bool = False,
+        waits_for: WaitsFor = WaitsFor.LIMIT,
         retry_in_s: float = math.inf,
-    ) -> Place:
-        """Wait from ``now`` on; the deadline counts from ``came_at``, where the request has waited before."""
-        came_at = now if came_at is None else came_at
+    ) -> None:
+        """Wait for room from ``now`` on. The deadline counts from the request's arrival."""
         self._pushed += 1
-        place = Place(account, self._pushed, now, came_at + self.settings.patience(account), try_now)
-        place.needs_engine, place.retry_in_s = needs_engine, retry_in_s
-        line = self._lines.setdefault(account.entitlement.name, deque())
-        line.append(place)
-        heappush(self._timers, (place.deadline, self._pushed, place))
-        self._count(place, 1)
-        self._schedule(place, now)
-        self.waited += 1
-        return place
+        pending.number, pending.entered_at = self._pushed, now
+        pending.deadline = pending.arrived_at + self.settings.patience(pending.account)
+        pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
+        pending.has_left = pending.is_listed = pending.is_retimed = False
+        self._lines.setdefault(pending.account.entitlement.name, deque()).append(pending)
+        heappush(self._timers, (pending.deadline, self._pushed, pending))
+        self._count(pending, 1)
+        self._schedule(pending, now)
+        self.waits += 1
 
-    def leave(self, place: Place, now: float) -> None:
-        """A request waits no longer."""
-        if place.is_waiting:
-            self._count(place, -1)
-            self._remove(place, now)
-
-    def serve(self, now: float, account: Account | None = None) -> None:
-        """Try the requests that may fit now, in order, and for the last time those whose deadline is over.
-
-        ``account`` says whose request has ended, if that is all that changed. Where one request of an
-        entitlement does not fit, its later ones are not tried: they keep their order.
-        """
-        if self._is_serving or not self._size:
+    def leave(self, pending: PendingRequest, now: float) -> None:
+        """A request waits no longer, for whatever it waited."""
+        if pending.has_left:
             return
-        self._is_serving = True
-        try:
-            self._serve_engine(now)
-            if account is None:
-                self._serve_lines(now)
-            else:
-                self._serve_line(self._lines.get(account.entitlement.name), now)
-            self._serve_timers(now)
-        finally:
-            self._is_serving = False
+        if pending.waits_for is WaitsFor.LEASE:
+            self.leave_lease_wait(pending, now)
+            return
+        pending.has_left = True
+        if pending is not self._tried:
+            self._count(pending, -1)
+        self.waited_s += now - pending.entered_at
+        name = pending.account.entitlement.name
+        line = self._lines[name]
+        was_first = line[0] is pending
+        line.remove(pending)
+        if not line:
+            del self._lines[name]
+        elif was_first:
+            # The next one is tried soon, whatever it waits for.
+            if line[0].waits_for is not WaitsFor.ENGINE:
+                line[0].retry_in_s = 0.0
+            self._schedule(line[0], now)
 
-    def looks_at(self) -> float:
-        """When to serve at the latest; infinite while the queue is empty."""
+    def change(self, pending: PendingRequest, waits_for: WaitsFor, retry_in_s: float) -> None:
+        """The request that is tried now waits on for room, perhaps for another reason."""
+        pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
+
+    def due(self, now: float, ended: Account | None = None) -> Iterator[PendingRequest]:
+        """The requests to try now, in order; at their deadline for the last time (``deadline <= now``).
+
+        The caller tries each one before it asks for the next, and calls ``leave`` or ``change``. ``ended`` is
+        the account whose request has ended, if nothing else changed. If one request of an entitlement does
+        not fit, its later ones are not tried: they keep their order.
+        """
+        if self._size:
+            yield from self._due_for_engine(now)
+            if ended is None:
+                yield from self._due_of_all(now)
+            else:
+                yield from self._due_of(self._lines.get(ended.entitlement.name), now)
+            yield from self._due_by_time(now)
+
+    def wakes_at(self) -> float:
+        """The latest time for the next ``due``; infinite while no request waits for room."""
         timers = self._timers
-        while timers and not timers[0][2].is_waiting:
+        while timers and timers[0][2].has_left:
             heappop(timers)
         return timers[0][0] if timers else math.inf
 
+    # --- waits for a lease ---
+
+    def enter_for_lease(self, pending: PendingRequest, now: float, deadline: float) -> None:
+        """Wait for a larger lease, until the leases call ``leave``."""
+        pending.waits_for, pending.entered_at, pending.deadline = WaitsFor.LEASE, now, deadline
+        pending.has_left, pending.first_answer_at = False, math.inf
+        self._for_lease.setdefault(pending.account.entitlement.name, deque()).append(pending)
+        self.lease_waits += 1
+
+    def leave_lease_wait(self, pending: PendingRequest, now: float) -> None:
+        """A request waits for a lease no longer."""
+        name = pending.account.entitlement.name
+        line = self._for_lease.get(name)
+        if pending.has_left or line is None:
+            return
+        pending.has_left = True
+        self.lease_waited_s += now - pending.entered_at
+        if line[0] is pending:
+            line.popleft()
+        else:
+            line.remove(pending)
+        if not line:
+            del self._for_lease[name]
+
+    def waiting_for_lease(self, name: str) -> Sequence[PendingRequest]:
+        """An entitlement's requests that wait for a lease, in order of arrival. Not to be changed."""
+        return self._for_lease.get(name, _NOBODY)
+
+    def entitlements_waiting_for_lease(self) -> list[str]:
+        """The entitlements with requests that wait for a lease."""
+        return list(self._for_lease)
+
     # --- the order ---
 
-    def _serve_engine(self, now: float) -> None:
-        """What the engine has room for goes to the first that need it, until one finds none."""
+    def _due_for_engine(self, now: float) -> Iterator[PendingRequest]:
+        """The first requests that need the engine, until one finds no room."""
         heap = self._engine
         while heap:
-            place = heappop(heap)[3]
-            place.is_listed = False
-            is_tried = place.is_waiting and place.needs_engine and self._is_first(place)
-            if is_tried and not self._try(place, now) and place.needs_engine:
+            pending = heappop(heap)[3]
+            pending.is_listed = False
+            if pending.has_left or pending.waits_for is not WaitsFor.ENGINE or not self._is_first(pending):
+                continue
+            self._set_aside(pending)
+            yield pending
+            if not self._put_back(pending, now) and pending.waits_for is WaitsFor.ENGINE:
                 break
 
-    def _serve_lines(self, now: float) -> None:
+    def _due_of_all(self, now: float) -> Iterator[PendingRequest]:
         heap = [_turn(line) for line in self._lines.values()]
         heapify(heap)
         while heap:
             line = heappop(heap)[3]
-            if line and self._try(line[0], now) and line:
+            if not line:
+                continue
+            first = line[0]
+            self._set_aside(first)
+            yield first
+            if self._put_back(first, now) and line:
                 heappush(heap, _turn(line))
 
-    def _serve_line(self, line: deque[Place] | None, now: float) -> None:
+    def _due_of(self, line: deque[PendingRequest] | None, now: float) -> Iterator[PendingRequest]:
         while line:
-            if not self._try(line[0], now):
+            first = line[0]
+            self._set_aside(first)
+            yield first
+            if not self._put_back(first, now):
                 break
 
-    def _serve_timers(self, now: float) -> None:
+    def _due_by_time(self, now: float) -> Iterator[PendingRequest]:
         timers = self._timers
         while timers and timers[0][0] <= now:
-            place = heappop(timers)[2]
-            if not place.is_waiting:
+            pending = heappop(timers)[2]
+            if pending.has_left or pending.waits_for is WaitsFor.LEASE:
                 continue
-            if now < place.deadline:
-                place.is_timed = False
-            if now >= place.deadline or self._is_first(place):
-                self._try(place, now)
+            if now < pending.deadline:
+                pending.is_retimed = False
+            if now >= pending.deadline or self._is_first(pending):
+                self._set_aside(pending)
+                yield pending
+                self._put_back(pending, now)
 
-    def _is_first(self, place: Place) -> bool:
-        return self._lines[place.account.entitlement.name][0] is place
+    def _is_first(self, pending: PendingRequest) -> bool:
+        return self._lines[pending.account.entitlement.name][0] is pending
 
-    def _try(self, place: Place, now: float) -> bool:
-        """Try one request; returns whether that was the end of its wait. It keeps its place meanwhile."""
-        self._count(place, -1)
-        if place.try_now(now >= place.deadline):
-            self._remove(place, now)
+    def _set_aside(self, pending: PendingRequest) -> None:
+        self._tried = pending
+        self._count(pending, -1)
+
+    def _put_back(self, pending: PendingRequest, now: float) -> bool:
+        """A request was tried; returns whether that was the end of its wait for room."""
+        self._tried = None
+        if pending.has_left or pending.waits_for is WaitsFor.LEASE:
             return True
-        self._count(place, 1)
-        self._schedule(place, now)
+        self._count(pending, 1)
+        self._schedule(pending, now)
         return False
 
-    def _count(self, place: Place, change: int) -> None:
-        place.is_waiting = change > 0
+    def _count(self, pending: PendingRequest, change: int) -> None:
         self._size += change
-        if place.needs_engine:
-            self._need_engine[place.rank] += change
+        if pending.waits_for is WaitsFor.ENGINE:
+            self._need_engine[pending.rank] += change
 
-    def _remove(self, place: Place, now: float) -> None:
-        """Take a request out of its line. The next one is tried soon, whatever it waits for."""
-        self.waited_s += now - place.since
-        place.try_now = _has_left
-        name = place.account.entitlement.name
-        line = self._lines[name]
-        was_first = line[0] is place
-        line.remove(place)
-        if not line:
-            del self._lines[name]
-        elif was_first:
-            if not line[0].needs_engine:
-                line[0].retry_in_s = 0.0
-            self._schedule(line[0], now)
-
-    def _schedule(self, place: Place, now: float) -> None:
-        """See to it that the first of a line is tried once it may fit."""
-        if not self._is_first(place):
+    def _schedule(self, pending: PendingRequest, now: float) -> None:
+        """Let the first request of a line be tried once it may fit."""
+        if not self._is_first(pending):
             return
-        if place.needs_engine and not place.is_listed:
-            place.is_listed = True
-            heappush(self._engine, (place.rank, place.deadline, place.number, place))
-        elif place.retry_in_s < math.inf and not place.is_timed:
-            place.is_timed = True
+        if pending.waits_for is WaitsFor.ENGINE:
+            if not pending.is_listed:
+                pending.is_listed = True
+                heappush(self._engine, (pending.rank, pending.deadline, pending.number, pending))
+        elif pending.retry_in_s < math.inf and not pending.is_retimed:
+            pending.is_retimed = True
             self._pushed += 1
-            heappush(self._timers, (now + max(place.retry_in_s, SHORTEST_RETRY_S), self._pushed, place))
+            at = now + max(pending.retry_in_s, SHORTEST_RETRY_S)
+            heappush(self._timers, (at, self._pushed, pending))
 
 
-def _has_left(is_last: bool) -> bool:
-    """In the place of what would keep a request's body in memory until its deadline."""
-    raise AssertionError("a request that waits no longer was tried")
-
-
-def _turn(line: deque[Place]) -> tuple[int, float, int, deque[Place]]:
-    """A line by when its first request is to be tried."""
+def _turn(line: deque[PendingRequest]) -> tuple[int, float, int, deque[PendingRequest]]:
+    """A line by the turn of its first request."""
     first = line[0]
     return first.rank, first.deadline, first.number, line

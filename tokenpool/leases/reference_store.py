@@ -155,6 +155,11 @@ class Message:
     renews: bool = False
     """Whether the lifetime starts again, for a holder that is known to be alive."""
 
+    @property
+    def carries_report(self) -> bool:
+        """Whether the sender adds the sidecar's report."""
+        return self.is_complete or self.renews
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:

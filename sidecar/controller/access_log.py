@@ -1,0 +1,33 @@
+"""The access log: one line for each request, if the operator wants it. Never prompts or keys."""
+
+from __future__ import annotations
+
+import logging
+
+from tokenpool.accounting.ledger import Account
+from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Usage
+
+log = logging.getLogger("sidecar.access")
+
+
+class AccessLog:
+    """Writes a line for each request that ends, or nothing where it is off."""
+
+    def __init__(self, *, is_on: bool) -> None:
+        self.is_on = is_on
+
+    def write(
+        self, account: Account | None, outcome: Ending | Reason, seconds: float, usage: Usage | None = None
+    ) -> None:
+        """Log one request: its entitlement, outcome, duration and usage."""
+        if not self.is_on:
+            return
+        entry: dict[str, object] = {
+            "entitlement": account.entitlement.name if account is not None else None,
+            "outcome": outcome.value,
+            "seconds": round(seconds, 6),
+        }
+        if usage is not None:
+            entry |= usage._asdict()
+        log.info("request", extra=entry)

@@ -1,0 +1,84 @@
+"""The accounts of the pool file in force. A changed file keeps the account of each entitlement by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tokenpool.accounting.ledger import Account
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.entitlements import Entitlement, Pool, PoolFile
+
+PER_STEP = 50
+"""Accounts that are made in one step while a pool file is prepared: 12 us each."""
+
+
+class _Prepared:
+    """The accounts of a pool file that is not in force yet."""
+
+    __slots__ = ("accounts", "changed", "epoch", "file")
+
+    def __init__(self, file: PoolFile, epoch: int) -> None:
+        self.file = file
+        self.epoch = epoch
+        """The epoch in which they were gathered: after another change they are out of date."""
+        self.accounts: dict[str, Account] = {}
+        self.changed: list[tuple[Account, Entitlement]] = []
+
+
+class Accounts:
+    """All accounts by entitlement, replaced as a whole when the pool file changes."""
+
+    def __init__(self, control: AdmissionControl, file: PoolFile, pool: Pool, now: float) -> None:
+        self._control = control
+        self.by_name: dict[str, Account] = {}
+        self.epoch = 0
+        """Rises with each pool file: a cached head is valid within one epoch."""
+        self.anonymous: Account | None = None
+        """The account of callers without a key, if the pool file names one."""
+        self._pricing = pool.pricing
+        self._prepared: _Prepared | None = None
+        self.configure(file, pool, now)
+
+    def prepare(self, file: PoolFile, pool: Pool, now: float) -> Iterator[None]:
+        """Make the accounts of a pool file that is put in force next, in steps of ``PER_STEP``.
+
+        Nothing changes for requests meanwhile.
+        """
+        entitlements = file.entitlements_of(pool.name)
+        prepared = _Prepared(file, self.epoch)
+        for first in range(0, len(entitlements), PER_STEP):
+            self._gather(entitlements[first : first + PER_STEP], pool, now, prepared)
+            yield
+        self._prepared = prepared
+
+    def configure(self, file: PoolFile, pool: Pool, now: float) -> None:
+        """Put a pool file in force. Requests in flight settle on the account on which they began."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or prepared.file is not file or prepared.epoch != self.epoch:
+            prepared = _Prepared(file, self.epoch)
+            self._gather(file.entitlements_of(pool.name), pool, now, prepared)
+        self.epoch += 1
+        control = self._control
+        for account, entitlement in prepared.changed:
+            account.entitlement = entitlement
+            control.ledger.retier(account)
+            account.pricer.reprice(entitlement, pool.pricing)
+        for name in self.by_name.keys() - prepared.accounts.keys():
+            control.active.expel(self.by_name[name])
+        self.by_name = prepared.accounts
+        self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
+        self._pricing = pool.pricing
+
+    def _gather(
+        self, entitlements: Sequence[Entitlement], pool: Pool, now: float, prepared: _Prepared
+    ) -> None:
+        """Find or make the account of each entitlement, and note which of those found must change."""
+        known, is_repriced = self.by_name, pool.pricing != self._pricing
+        for entitlement in entitlements:
+            name = entitlement.name
+            account = known.get(name)
+            if account is None:
+                account = Account(entitlement, pool.pricing, now)
+            elif is_repriced or account.entitlement != entitlement:
+                prepared.changed.append((account, entitlement))
+            prepared.accounts[name] = account

@@ -1,0 +1,94 @@
+"""Authentication: the route and the entitlement of a request, from its head alone."""
+
+from __future__ import annotations
+
+from sidecar.controller import refusals
+from sidecar.controller.accounts import Accounts
+from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.controller.stored_responses import StoredResponses
+from sidecar.decisions import Refusal
+from sidecar.dialects.routes import Route, find, stored_id
+from sidecar.proxy.heads import RequestHead
+from tokenpool.accounting.ledger import Account
+from tokenpool.outcomes import Reason
+
+
+class Authenticator:
+    """Finds the route and the account of a request. A caller can never choose its entitlement."""
+
+    def __init__(
+        self, accounts: Accounts, keys: KeyRing, stored: StoredResponses, identity_header: str | None
+    ) -> None:
+        self._accounts = accounts
+        self.keys = keys
+        """The keys of the pool file in force; replaced when the file changes."""
+        self._stored = stored
+        self._identity_header = identity_header.lower().encode() if identity_header else None
+
+    def route(self, head: RequestHead) -> Route | Refusal:
+        """The route of a request; it is noted in the head."""
+        route = head.route = find(head.path)
+        if route is None:
+            return Refusal(
+                Reason.UNKNOWN_ROUTE,
+                f"{_printable(head.method)} {_printable(head.path)} is not served here",
+            )
+        if head.method not in route.methods:
+            allowed = ", ".join(method.decode() for method in route.methods)
+            return Refusal(
+                Reason.METHOD_NOT_ALLOWED,
+                f"{_printable(head.method)} is not allowed on {_printable(head.path)}; allowed: {allowed}",
+            )
+        return route
+
+    def account(self, head: RequestHead, route: Route) -> Account | None | Refusal:
+        """The account of a request; ``None`` on a route that needs no key."""
+        if route.is_public or head.method == b"OPTIONS":
+            return None
+        account = self._identify(head)
+        if isinstance(account, Refusal):
+            return account
+        if route.names_stored:
+            name = stored_id(head.path)
+            if name is not None and self._stored.tokens(name, account.entitlement.name) is None:
+                return refusals.no_response(name, account)
+        return account
+
+    def _identify(self, head: RequestHead) -> Account | Refusal:
+        if self._identity_header is not None:
+            names = head.all(self._identity_header)
+            if names:
+                return self._named(names)
+        accounts = self._accounts
+        keys, has_other = sent_keys(head.headers)
+        if not keys:
+            if accounts.anonymous is not None:
+                return accounts.anonymous
+            sent = "the Authorization header holds" if has_other else "the request has"
+            return Refusal(Reason.UNKNOWN_KEY, f"{sent} no API key; send it as 'Authorization: Bearer KEY'")
+        if len(keys) > MOST_KEYS:
+            return Refusal(
+                Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
+            )
+        found = [self.keys.find(key) for key in keys]
+        owners = {name for name in found if name is not None and name in accounts.by_name}
+        if not owners:
+            return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+        if len(owners) > 1:
+            return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
+        return accounts.by_name[owners.pop()]
+
+    def _named(self, names: list[bytes]) -> Account | Refusal:
+        account = self._accounts.by_name.get(names[0].decode("latin-1"))
+        if len(names) > 1 or account is None:
+            return Refusal(
+                Reason.UNKNOWN_KEY,
+                "the gateway's identity header names no entitlement of this pool",
+            )
+        return account
+
+
+def _printable(text: bytes) -> str:
+    """Client bytes for a message: short, and nothing but printable ASCII."""
+    shown = text[:100].decode("ascii", "replace")
+    return "".join(c if c.isprintable() else "?" for c in shown)

@@ -1,0 +1,80 @@
+"""Engine priority: the field by which an engine may schedule guaranteed requests first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from sidecar.decisions import AdmittedRequest
+from sidecar.dialects.bodies import Parsed
+from sidecar.dialects.fields import with_priority, without_priority
+from sidecar.engine.state import EngineState
+
+PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
+"""The priorities of requests inside a guarantee, of elastic requests and bursts, and of spot. Lower is
+sooner, as with vLLM."""
+
+
+class PriorityPolicy(StrEnum):
+    """Whether requests carry a priority for the engine."""
+
+    AUTO = "auto"
+    """Unless the engine refuses it. It may ignore the field: requests are admitted as if it did."""
+    ON = "on"
+    """Always: the engine is known to schedule by priority."""
+    OFF = "off"
+    """Never."""
+
+
+class EnginePriority:
+    """Writes priorities into requests, and counts them."""
+
+    def __init__(self, policy: PriorityPolicy, engine: EngineState) -> None:
+        self._policy = policy
+        self._engine = engine
+        self._sent: Counter[int] = Counter()
+        self._refused = 0
+
+    def write(self, admitted: AdmittedRequest, parsed: Parsed) -> None:
+        """Write the request's priority into its body.
+
+        The field is the sidecar's: a client's own is replaced, and removed if the engine takes none, so that
+        a request means the same on every engine.
+        """
+        ticket = admitted.ticket
+        if not parsed.takes_priority or ticket is None or self._policy is PriorityPolicy.OFF:
+            return
+        engine, is_auto = self._engine, self._policy is PriorityPolicy.AUTO
+        if is_auto and (engine.takes_priority is False or not engine.is_vllm):
+            if parsed.has_priority:
+                admitted.body = without_priority(parsed.body, is_ours=False)
+            return
+        priority = PRIORITY_SPOT
+        if not ticket.account.is_spot:
+            priority = PRIORITY_GUARANTEED if ticket.is_guaranteed else PRIORITY_SHARED
+        self._sent[priority] += 1
+        admitted.body = with_priority(parsed, priority)
+        if is_auto:
+            admitted.priority = priority
+
+    def refused(self, admitted: AdmittedRequest) -> None:
+        """The engine refused the request for its priority: it is sent again without."""
+        admitted.body, admitted.priority = without_priority(admitted.body, is_ours=True), None
+        self._refused += 1
+
+    def metrics(self) -> Iterator[Metric]:
+        """The counts, for Prometheus."""
+        sent = CounterMetricFamily(
+            "tokenpool_engine_priority", "Requests sent with a priority.", labels=("priority",)
+        )
+        for priority in (PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT):
+            sent.add_metric((str(priority),), self._sent[priority])
+        yield sent
+        yield CounterMetricFamily(
+            "tokenpool_engine_priority_refused",
+            "Requests that the engine refused for their priority and that were sent again without.",
+            value=self._refused,
+        )

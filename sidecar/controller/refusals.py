@@ -1,0 +1,64 @@
+"""The refusals that the controller gives, in words that name the thing, the number and the next step."""
+
+from __future__ import annotations
+
+from sidecar.decisions import ENGINE_RETRY_S, Refusal
+from tokenpool.accounting.ledger import Account
+from tokenpool.admission.rules import Shed
+from tokenpool.amounts import Dimension
+from tokenpool.outcomes import Reason
+
+JITTER = 0.25
+"""A shed's wait is lengthened by up to this share, so that requests shed together do not return together."""
+
+
+def of_shed(account: Account, shed: Shed, random: float) -> Refusal:
+    """The refusal of a request that was shed. ``random`` (0 to 1) spreads the retries."""
+    name = account.entitlement.name
+    if shed.reason is Reason.NEVER_FITS:
+        message = (
+            f"entitlement {name!r}: this request needs {shed.cost:.0f} {shed.dimension}, but"
+            f" can never have more than {shed.limit:.0f}; make it smaller (fewer sequences, a"
+            " shorter prompt or output bound) or ask for a higher ceiling"
+        )
+        return Refusal(shed.reason, message, account=account)
+    wait = shed.retry_after_s * (1 + JITTER * random)
+    whose = "the engine" if shed.reason is Reason.ENGINE_FULL else f"entitlement {name!r}"
+    use = (
+        f"{shed.in_use:.0f} tokens spent ahead"
+        if shed.dimension is Dimension.TOKENS_PER_SECOND
+        else f"in use {shed.in_use:.0f}"
+    )
+    message = (
+        f"entitlement {name!r} shed on {shed.dimension}: limit of {whose} {shed.limit:.0f},"
+        f" {use}, cost {shed.cost:.0f}; come back in {wait:.2f} s"
+    )
+    return Refusal(shed.reason, message, retry_after_s=wait, account=account)
+
+
+def engine_down(account: Account | None) -> Refusal:
+    """The engine is not available."""
+    return Refusal(
+        Reason.ENGINE_DOWN,
+        "the engine behind this proxy is not available; retry later",
+        retry_after_s=ENGINE_RETRY_S,
+        account=account,
+    )
+
+
+def no_response(name: str, account: Account) -> Refusal:
+    """There is no stored response of this name for this entitlement. The words are the engine's."""
+    return Refusal(
+        Reason.UNKNOWN_RESPONSE, f"Response with id '{name}' not found.", "response_id", account=account
+    )
+
+
+def response_taken(name: str, account: Account) -> Refusal:
+    """A stored response of this name belongs to another entitlement."""
+    message = f"there is a response with the id '{name}'; choose another request_id, or none"
+    return Refusal(Reason.MALFORMED, message, "request_id", account=account)
+
+
+def unknown_model(name: str, account: Account) -> Refusal:
+    """The pool does not serve this model. The words are the engine's."""
+    return Refusal(Reason.UNKNOWN_MODEL, f"The model `{name}` does not exist.", "model", account=account)

@@ -1,0 +1,106 @@
+"""Settlement: the usage of each admitted request, from what its reader saw, exactly once."""
+
+from __future__ import annotations
+
+from sidecar.controller.access_log import AccessLog
+from sidecar.controller.driver import Driver
+from sidecar.controller.stored_responses import StoredResponses
+from sidecar.decisions import AdmittedRequest
+from sidecar.dialects.reported_usage import NoUsage
+from sidecar.engine.state import EngineState
+from sidecar.telemetry import Telemetry
+from tokenpool.accounting.ledger import Ticket
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Usage
+from tokenpool.pricing.estimators import Average
+
+
+class Settlement:
+    """Grows the reservations of running requests, and settles them at their end."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        engine: EngineState,
+        stored: StoredResponses,
+        telemetry: Telemetry,
+        access_log: AccessLog,
+    ) -> None:
+        self._driver = driver
+        self._engine = engine
+        self._stored = stored
+        self._telemetry = telemetry
+        self._access_log = access_log
+        self.tokens_per_event = Average(1.0, share=0.05)
+        """Output tokens per streamed event, to settle streams that end before their usage comes."""
+
+    def relayed(self, admitted: AdmittedRequest, events: int) -> int:
+        """A stream has relayed ``events`` events: extend the reservation if the stream outgrows it.
+
+        Returns the number of events at which to ask again.
+        """
+        ticket = admitted.ticket
+        if ticket is None:
+            return events + 1
+        per_event = max(self.tokens_per_event.value, 0.01)
+        tokens = round(events * per_event)
+        if tokens >= ticket.output_held:
+            block, driver = self._engine.shape.block_size, self._driver
+            driver.control.ledger.extend(ticket, tokens + block, block, driver.clock())
+        return max(int(ticket.output_held / per_event), events + 1)
+
+    def settle(
+        self,
+        admitted: AdmittedRequest,
+        ending: Ending,
+        usage: Usage | None,
+        events: int | None,
+        *,
+        spent: bool,
+        unreported: int = 0,
+        no_usage: NoUsage = NoUsage.MISSING,
+        stored: str | None = None,
+    ) -> None:
+        """Settle an admitted request. ``usage`` is the engine's report, ``spent`` whether it may have computed.
+
+        ``events`` were relayed, ``None`` if they were not counted; ``unreported`` of them came after the
+        report. ``no_usage`` is the reason for a missing report, ``stored`` the name by which the engine may
+        have stored the answer.
+        """
+        ticket = admitted.ticket
+        if ticket is None:
+            self._telemetry.ended(admitted.account, ending)
+            self._log(admitted, ending, None)
+            return
+        admitted.ticket = None
+        reported = usage is not None
+        if stored is not None and usage is not None:
+            tokens = usage.input_tokens + usage.output_tokens
+            self._stored.remember(stored, ticket.account.entitlement.name, tokens)
+        if usage is None:
+            usage = self._guess(ticket, events, ending) if spent else Usage(0, 0)
+        elif unreported:
+            # The report is of the stream's beginning: a Messages stream that was cut, or lost its end.
+            output = usage.output_tokens + round(unreported * self.tokens_per_event.value)
+            usage = usage._replace(output_tokens=output)
+            reported = ending is not Ending.FINISHED
+        elif ending is Ending.FINISHED and events is not None and events > 2:
+            self.tokens_per_event.observe(usage.output_tokens / events)
+        if ending is Ending.FINISHED and spent and not reported:
+            self._telemetry.answered_without_usage(ticket.account, no_usage)
+        self._telemetry.settled(ticket, ending, usage, reported=reported)
+        self._log(admitted, ending, usage)
+        self._driver.settle(ticket, usage, ending, reported=reported)
+
+    def _guess(self, ticket: Ticket, events: int | None, ending: Ending) -> Usage:
+        """The usage that the engine did not report: the prompt, and the output that was relayed."""
+        if events is not None:
+            output = round(events * self.tokens_per_event.value)
+        else:
+            output = ticket.cost.output_tokens if ending is Ending.FINISHED else 0
+        return ticket.account.pricer.spent_so_far(ticket.cost, output)
+
+    def _log(self, admitted: AdmittedRequest, ending: Ending, usage: Usage | None) -> None:
+        if self._access_log.is_on:
+            seconds = self._driver.clock() - admitted.started_at
+            self._access_log.write(admitted.account, ending, seconds, usage)

@@ -1,0 +1,59 @@
+"""The decisions about a request, as values: admitted or refused. The proxy acts on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenpool.accounting.ledger import Account, Ticket
+from tokenpool.outcomes import Reason
+
+ENGINE_RETRY_S = 1.0
+"""The time after which a client retries an engine that is down: about the interval of health checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer of the sidecar itself."""
+
+    reason: Reason
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    account: Account | None = None
+
+
+class AdmittedRequest:
+    """A request that may go to the engine. It is settled exactly once."""
+
+    __slots__ = ("account", "body", "hides_usage", "priority", "started_at", "ticket")
+
+    def __init__(
+        self,
+        body: bytes,
+        started_at: float,
+        account: Account | None = None,
+        ticket: Ticket | None = None,
+        *,
+        hides_usage: bool = False,
+    ) -> None:
+        self.body = body
+        """The body for the engine."""
+        self.started_at = started_at
+        """The time of its pricing, in seconds by the monotonic clock."""
+        self.account = account
+        self.ticket = ticket
+        """Its reservation; ``None`` for a request without a price."""
+        self.hides_usage = hides_usage
+        """Whether the client did not ask for the usage that the stream carries."""
+        self.priority: int | None = None
+        """The priority that the body carries, if the engine may refuse it."""
+
+
+def draining(account: Account | None) -> Refusal:
+    """The refusal of a request while the sidecar drains."""
+    return Refusal(
+        Reason.DRAINING,
+        "this replica is shutting down; another one will answer",
+        retry_after_s=ENGINE_RETRY_S,
+        account=account,
+    )

@@ -1,0 +1,13 @@
+"""Whether the sidecar is draining: set once, at its stop."""
+
+from __future__ import annotations
+
+
+class Lifecycle:
+    """The state of this process that requests and reports depend on."""
+
+    __slots__ = ("is_draining",)
+
+    def __init__(self) -> None:
+        self.is_draining = False
+        """Whether the sidecar stops: running requests finish, and no new one begins."""

@@ -1,0 +1,110 @@
+"""The controller as the proxy sees it, and the clients of the proxy as the controller sees them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from sidecar.decisions import AdmittedRequest, Refusal
+from sidecar.dialects.reported_usage import NoUsage
+from sidecar.dialects.routes import Route
+from sidecar.engine.state import EngineState
+from sidecar.proxy.heads import RequestHead
+from tokenpool.accounting.ledger import Account, Ticket
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Usage
+
+
+class WaitingClient(Protocol):
+    """The owner of a pending request."""
+
+    def on_decided(self, decided: AdmittedRequest | Refusal) -> None:
+        """The wait is over."""
+
+
+class RunningRequest(Protocol):
+    """The owner of a running spot request."""
+
+    def preempt(self) -> None:
+        """End the request now, and settle it."""
+
+
+class RunningRequests(Protocol):
+    """Where the owners of running spot requests are known."""
+
+    def run(self, ticket: Ticket, runner: RunningRequest) -> None:
+        """A spot request runs: its owner is asked to end it where a guarantee needs its capacity."""
+
+
+class RequestSettlement(Protocol):
+    """The settlement of admitted requests."""
+
+    def relayed(self, admitted: AdmittedRequest, events: int) -> int:
+        """A stream has relayed so many events. Returns the number of events at which to ask again."""
+
+    def settle(
+        self,
+        admitted: AdmittedRequest,
+        ending: Ending,
+        usage: Usage | None,
+        events: int | None,
+        *,
+        spent: bool,
+        unreported: int = 0,
+        no_usage: NoUsage = NoUsage.MISSING,
+        stored: str | None = None,
+    ) -> None:
+        """Settle an admitted request, exactly once."""
+
+
+class RequestController(Protocol):
+    """Decides the requests that the proxy reads."""
+
+    @property
+    def engine(self) -> EngineState:
+        """The state of the engine."""
+
+    @property
+    def settlement(self) -> RequestSettlement:
+        """The settlement of admitted requests."""
+
+    @property
+    def driver(self) -> RunningRequests:
+        """The owners of running spot requests."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the sidecar stops: no new request begins."""
+
+    @property
+    def epoch(self) -> int:
+        """Rises with each pool file: a cached head is valid within one epoch."""
+
+    def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
+        """The route and the account of a request, or its refusal."""
+
+    def admit(
+        self, route: Route, account: Account | None, body: bytes
+    ) -> AdmittedRequest | PendingRequest | Refusal:
+        """Price a request and decide, or make it wait. ``act`` follows."""
+
+    def wait(self, pending: PendingRequest, client: WaitingClient) -> None:
+        """Tell this client the decision about its pending request."""
+
+    def withdraw(self, pending: PendingRequest) -> None:
+        """The sidecar stops: a pending request is not decided."""
+
+    def give_up(self, pending: PendingRequest) -> None:
+        """The client of a pending request left."""
+
+    def act(self) -> None:
+        """Perform the effects of the last calls."""
+
+    def priority_refused(self, admitted: AdmittedRequest) -> None:
+        """The engine refused the request for its priority: it is sent again without."""
+
+    def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
+        """The first output of an answer came ``seconds`` after the request."""
+
+    def refused(self, refusal: Refusal) -> None:
+        """Count an answer of the sidecar itself."""

@@ -1,0 +1,139 @@
+"""The published pool file: the coordinator's file is in force at all sidecars once one is published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from collections.abc import Iterator
+
+from sidecar.configuration import Configuration, ConfigurationInvalid, published
+from sidecar.report import Reporter
+from sidecar.settings import Settings
+from sidecar.telemetry import Telemetry
+from tokenpool.store import Store, StoreDown
+
+log = logging.getLogger(__name__)
+
+READ_EVERY_S = 2.0
+"""How often a new version is looked for without an answer that names one."""
+LONGEST_RETRY_S = 60.0
+"""A published pool file that cannot be enforced here is read again after 2 s, then at doubled intervals."""
+
+
+class Enforcer(Protocol):
+    """Puts configurations in force."""
+
+    def prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make what a configuration needs, in steps of a moment each."""
+
+    def enforce(self, configuration: Configuration) -> None:
+        """Put a configuration in force."""
+
+
+class PublishedFile:
+    """The pool file in force at a sidecar that shares its pool."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        telemetry: Telemetry,
+        reporter: Reporter,
+        own: Configuration,
+        enforcer: Enforcer,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._telemetry = telemetry
+        self._reporter = reporter
+        self._enforcer = enforcer
+        self._own = own
+        self._in_force = reporter.file_version = own.version
+        self._pool = own.pool.name
+        self._announced = ""
+        """The version that the last answer named."""
+        self.version = ""
+        """The version of the published file in force; empty while the sidecar's own file is."""
+        self.refused_version = ""
+        """A published file that cannot be enforced here; it is tried again and again."""
+        self._retry_at = self._retry_in_s = 0.0
+        self.news = asyncio.Event()
+        """Whether another version should be read now."""
+
+    def announced(self, version: str) -> None:
+        """An answer named the published version."""
+        self._announced = version or self._announced
+        if version not in ("", self.version, self.refused_version):
+            self.news.set()
+
+    def own_file_changed(self, configuration: Configuration) -> None:
+        """The sidecar's own file was read again: it is in force only until one is published."""
+        self._own = configuration
+        if not self.version:
+            self._enforcer.enforce(configuration)
+            self._in_force = self._reporter.file_version = configuration.version
+        else:
+            # A key file may have changed, and the published file may name it.
+            self._in_force, self._retry_at = "", 0.0
+            self.news.set()
+        self._compare()
+
+    def _compare(self) -> None:
+        differs = bool(self.version) and self.version != self._own.version
+        if differs and not self._telemetry.config_differs:
+            log.warning(
+                "this sidecar's own pool file differs from the published one, which is in force",
+                extra={"own": self._own.version, "published": self.version},
+            )
+        self._telemetry.config_differs = differs
+
+    async def read(self) -> None:
+        """Read the published pool file if it changed, and put it in force. Failures are logged."""
+        try:
+            await self._read()
+        except StoreDown:
+            pass  # reported by the messages
+        except Exception:
+            log.critical("reading the published pool file failed", exc_info=True)
+
+    async def _read(self) -> None:
+        if self._announced == self.version == self._in_force:
+            return  # the content is long: it is read only if the version is another one
+        now = self._telemetry.clock()
+        if self.refused_version and self._announced == self.refused_version and now < self._retry_at:
+            return
+        found = await self._store.file()
+        if found is None or found[0] == self.version == self._in_force:
+            return
+        version, content = found
+        try:
+            # Most often it is the same file as this sidecar's own.
+            configuration = (
+                self._own
+                if version == self._own.version
+                else await published(content, self._settings, self._pool)
+            )
+        except ConfigurationInvalid as error:
+            self._refuse(version, error, now)
+            return
+        self.version, self.refused_version = version, ""
+        self._reporter.file_version = version
+        if version != self._in_force:
+            for _ in self._enforcer.prepare(configuration):
+                await asyncio.sleep(0)
+            self._enforcer.enforce(configuration)
+            self._in_force = version
+            self._telemetry.reloads["ok"] += 1
+        log.info("the published pool file is in force", extra={"version": version})
+        self._compare()
+
+    def _refuse(self, version: str, error: ConfigurationInvalid, now: float) -> None:
+        if version != self.refused_version:
+            log.error("the published pool file cannot be enforced here; the old one stays: %s", error)
+            self._telemetry.reloads["invalid"] += 1
+            self._retry_in_s = READ_EVERY_S
+        self.refused_version = version
+        self._retry_at = now + self._retry_in_s
+        self._retry_in_s = min(self._retry_in_s * 2, LONGEST_RETRY_S)

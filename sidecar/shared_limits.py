@@ -1,0 +1,74 @@
+"""The parts of a sidecar that shares its pool's limits with others: leases, messages, replication."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+
+from sidecar.configuration import Configuration
+from sidecar.controller.driver import Driver
+from sidecar.engine.state import EngineState
+from sidecar.lifecycle import Lifecycle
+from sidecar.messenger import Messenger
+from sidecar.published_file import Enforcer, PublishedFile
+from sidecar.replication import Replication
+from sidecar.report import Reporter
+from sidecar.settings import Settings
+from sidecar.telemetry import Telemetry
+from tokenpool.accounting.ledger import Account
+from tokenpool.admission.queue import AdmissionQueue
+from tokenpool.leases.leases import Leases
+from tokenpool.leases.settings import LeaseSettings
+from tokenpool.leases.sync import LeaseSync
+
+
+class SharedLimits:
+    """Assembles those parts, in the order in which they depend on each other."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        configuration: Configuration,
+        queue: AdmissionQueue,
+        engine: EngineState,
+        telemetry: Telemetry,
+        lifecycle: Lifecycle,
+    ) -> None:
+        # Imported here: a lone sidecar needs no client of Redis.
+        from tokenpool.store.address import open_store  # noqa: PLC0415
+
+        self._settings = settings
+        self._configuration = configuration
+        self._telemetry = telemetry
+        lease_settings = LeaseSettings(settings.lease_lifetime, settings.tick)
+        self.leases = Leases(lease_settings, configuration.pool.max_replicas, queue)
+        name = settings.name or socket.gethostname()
+        # A process that starts again is another holder: the leases of its predecessor must expire.
+        holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._sync = LeaseSync(holder, self.leases)
+        self._store = open_store(
+            settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
+        )
+        self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
+        self.messenger = Messenger(self._sync, self._store, self._reporter)
+
+    def follow(self, accounts: Mapping[str, Account], now: float) -> None:
+        """Use these accounts from now on."""
+        self._sync.follow(accounts, now)
+
+    def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:
+        """The loops of the exchange. ``enforcer`` puts a published pool file in force."""
+        published = PublishedFile(
+            self._settings, self._store, self._telemetry, self._reporter, self._configuration, enforcer
+        )
+        return Replication(
+            self._settings.tick,
+            driver,
+            self._sync,
+            self._store,
+            self.messenger,
+            published,
+            self._telemetry,
+        )

@@ -1,0 +1,86 @@
+"""Fallback shares: what one sidecar may use of a limit while the lease store does not answer. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from tokenpool.accounting.ledger import Account, bucket_depth
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.leases.reference_store import Limit
+
+UNEVEN = 3.0
+"""Standard deviations of requests at random places for which a share of a guarantee leaves room."""
+MOST_RATE = 1e12
+"""Tokens/s that stand for no bound: an infinite rate would make a bucket's level undefined."""
+
+
+class FallbackShare(NamedTuple):
+    """One sidecar's part of a limit, and the assured part of it. The rate is in tokens/s."""
+
+    limit: Amount
+    assured: Amount
+    rate: float
+
+
+def share_of_guarantee(account: Account, sidecars: int) -> Amount:
+    """The part of a guarantee that one sidecar may use by itself, with room for uneven spread.
+
+    With ``m`` sequences for each sidecar on average, ``m + 3 sqrt(m)``: at random places, more than those
+    meet at one sidecar once in hundreds of times. Tokens and cache are in proportion.
+    """
+    if account.is_spot:
+        return NOTHING
+    guarantee, part = account.entitlement.guarantee, 1.0 / sidecars
+    sequences = 0
+    if guarantee.concurrency:
+        mean = guarantee.concurrency * part
+        sequences = math.ceil(min(mean + UNEVEN * math.sqrt(mean), guarantee.concurrency))
+        part = sequences / guarantee.concurrency
+    return Amount(guarantee.tokens_per_second * part, guarantee.kv_tokens * part, sequences)
+
+
+def fallback_share(account: Account, known: Limit | None, sidecars: int) -> FallbackShare:
+    """This sidecar's share. ``known`` is the last known limit, ``None`` before the first.
+
+    The limit divided by the number of sidecars, but at least one request; of a guarantee more. Spot has its
+    ceiling: the engine's free room bounds it.
+    """
+    entitlement, part = account.entitlement, 1.0 / sidecars
+    is_spot, share = account.is_spot, share_of_guarantee(account, sidecars)
+    whole = entitlement.ceiling if known is None or is_spot else known.amount
+    rate = min(max(whole.tokens_per_second * part, share.tokens_per_second), MOST_RATE)
+    sequences = max(math.ceil(min(whole.concurrency * part, MOST_RATE)), 1)
+    floor = account.meter.floor
+    limit = Amount(
+        rate,
+        max(whole.kv_tokens * part, share.kv_tokens, floor.kv_tokens),
+        max(sequences, share.concurrency, floor.concurrency),
+    )
+    if is_spot:
+        return FallbackShare(limit, NOTHING, rate)
+    assured = known.assured if known is not None else NOTHING
+    return FallbackShare(
+        limit,
+        Amount(
+            0.0,
+            max(share.kv_tokens, assured.kv_tokens * part, floor.kv_tokens),
+            max(share.concurrency, math.ceil(assured.concurrency * part)),
+        ),
+        rate,
+    )
+
+
+def use_share(account: Account, known: Limit | None, sidecars: int, now: float) -> None:
+    """Set an account to this sidecar's share; ``known`` is as in ``fallback_share``."""
+    share = fallback_share(account, known, sidecars)
+    account.limit, account.assured = share.limit, share.assured
+    bucket = account.bucket
+    if known is None:
+        account.pool_limit, account.depth = share.limit, bucket_depth(share.rate, 0.0)
+        bucket.forget()
+    elif bucket.depth == math.inf:
+        # The bucket was a lease: add this sidecar's part of the tokens that no sidecar held.
+        bucket.level = max(bucket.level, account.level_elsewhere / sidecars)
+    account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
+    bucket.resize(share.rate, bucket_depth(share.rate, account.meter.typical_tokens.value), now)
