@@ -19,11 +19,11 @@ from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
 from runtime.tls import Certificate, client_context
 from sidecar.admin import Admin
-from sidecar.allocator import Allocator
 from sidecar.configuration import Configuration, load
 from sidecar.controller.controller import Controller, EnginePriority, Policies
 from sidecar.engine.cors_watcher import CorsWatch
 from sidecar.engine.watcher import EngineWatcher
+from sidecar.local_planner import LocalPlanner
 from sidecar.pool_file_watcher import PoolWatch
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
@@ -79,12 +79,14 @@ class Sidecar:
         engine = _engine(settings)
         self.watcher = EngineWatcher(settings, engine, self.controller, self.telemetry, self.capacity)
         self._cors = CorsWatch(engine, self.controller, self.watcher, settings.poll_timeout)
-        self.allocator: Allocator | None = None
+        self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
-        self._limits: Allocator | Replication
+        self._limits: LocalPlanner | Replication
         if settings.store == MEMORY:
             planner = PlannerSettings(debt_gain=settings.debt_gain)
-            self._limits = self.allocator = Allocator(self.controller, self.telemetry, self.capacity, planner)
+            self._limits = self.local_planner = LocalPlanner(
+                self.controller, self.telemetry, self.capacity, planner
+            )
         else:
             self._limits = self.replication = self._replicate(configuration)
         self._upstream = UpstreamPool(engine, settings.connect_timeout)
@@ -124,12 +126,12 @@ class Sidecar:
 
     def _configure(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
-        if self.allocator is not None:
-            self.allocator.finish()
+        if self.local_planner is not None:
+            self.local_planner.finish()
         self.controller.configure(configuration.file, configuration.pool, configuration.keys)
         self.capacity.reconfigure(configuration.pool.replica)
-        if self.allocator is not None:
-            self.allocator.tick(self.telemetry.clock())
+        if self.local_planner is not None:
+            self.local_planner.tick(self.telemetry.clock())
         collecting.keep()
 
     def _replicate(self, configuration: Configuration) -> Replication:
@@ -161,9 +163,9 @@ class Sidecar:
         self.admin_on = bound(sockets)[0]
         for each in sockets:
             await web.SockSite(self._admin_runner, each).start()
-        if self.allocator is not None:
-            self.allocator.tick(self.telemetry.clock())
-            self._spawn(self.allocator.run(self.settings.tick))
+        if self.local_planner is not None:
+            self.local_planner.tick(self.telemetry.clock())
+            self._spawn(self.local_planner.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
         for work in (

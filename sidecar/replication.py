@@ -303,7 +303,7 @@ class Replication:
             try:
                 for _ in self.leases.tick_steps(started):
                     await asyncio.sleep(0)
-                active = self._controller.ledger.active
+                active = self._controller.active
                 for account in [each for each in active if each.entitlement.name not in self.leases.active]:
                     active.retire(account)
             except Exception:

@@ -26,7 +26,9 @@ from sidecar.dialects.usage_readers import Stamp
 from sidecar.proxy.cors import Cors
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue, Place, QueueSettings
 from tokenpool.admission.rules import PREEMPTIBLE_QUEUE, EngineRoom, Shed, admit, hopeless
@@ -35,6 +37,7 @@ from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 from tokenpool.leases.leases import Leases, Waiter
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Cost, EngineShape, Usage
 from tokenpool.pricing.estimators import Average
 
@@ -241,6 +244,7 @@ class Controller:
         random: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.ledger = Ledger()
+        self.active = ActiveAccounts()
         self.engine = EngineState()
         self.accounts: dict[str, Account] = {}
         self.is_draining = False
@@ -324,23 +328,21 @@ class Controller:
         self._prepared = None
         self.epoch += 1
         for account, entitlement in prepared.changed:
-            account.entitlement = entitlement
-            self.ledger.retier(account)
-            account.pricer.reprice(entitlement, pool.pricing)
+            self.ledger.reconfigure(account, entitlement, pool.pricing)
         for name in self.accounts.keys() - prepared.accounts.keys():
-            self.ledger.active.expel(self.accounts[name])
+            self.active.expel(self.accounts[name])
         self.accounts = prepared.accounts
         self._pricing = pool.pricing
         self.pool = pool
         self._keys = keys
         self._anonymous = self.accounts.get(file.anonymous) if file.anonymous else None
-        self._telemetry.follow(self.accounts, self.ledger)
+        self._telemetry.follow(self.accounts, self.ledger, self.active)
         if self.leases is not None:
             self.leases.follow(self.accounts, now)
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
-        self.ledger.active.refresh(account, now)
+        self.active.refresh(account, now)
         if self.leases is not None:
             self.leases.refresh(account)
 
@@ -466,7 +468,7 @@ class Controller:
     ) -> AdmittedRequest | Refusal | PendingRequest:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         if not account.is_active:
-            self.ledger.active.touch(account, now)
+            self.active.touch(account, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
             is_retry = account.retries.is_retry(parsed.body, now)
@@ -584,6 +586,8 @@ class Controller:
         if room.preemptible_queue and account.is_preemptible and self._queue_is_closed(now):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
+        if not account.is_active:
+            self.active.touch(account, now)  # it may have become idle while the request waited
         decision = admit(
             self.ledger, account, parsed.ask, cost, room, now, is_retry=is_retry, is_counted=is_counted
         )

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64

@@ -25,12 +25,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tokenpool.accounting.ledger import Account, bucket_depth
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.bucket import bucket_depth
+from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 from tokenpool.leases.reference_store import CONTENDED_S, NO_LIMIT, Answer, Holding, Lease, Limit, Message
-from tokenpool.planning.allocation import IdleTerms
-from tokenpool.planning.planner import Report, idle_share
+from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
 MARGIN = 0.2
@@ -746,8 +747,7 @@ class Leases:
         """Close an interval of one entitlement; queue a message if its report changed."""
         account = self._accounts[name]
         meter = account.meter
-        line.peaks.append((meter.peak_kv, meter.peak_concurrency))
-        meter.peak_kv, meter.peak_concurrency = account.kv_in_use, account.concurrency_in_use
+        line.peaks.append(account.take_peaks())
         line.report = account.report(now)
         line.fresh = meter.fresh
         line.is_idle = meter.is_idle and not account.concurrency_in_use and not line.waiters
