@@ -71,7 +71,7 @@ def _controller() -> Controller:
     )
     controller.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
     for account in controller.accounts.values():
-        account.apply(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
+        account.set_limits(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
     return controller
 
 

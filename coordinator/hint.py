@@ -7,7 +7,7 @@ read. Pure: readings go in, with the time before they were asked for.
 from __future__ import annotations
 
 from tokenpool.leases.wire import WireError, decode_hint
-from tokenpool.planning.scaling import PublishedHint
+from tokenpool.planning.stabiliser import PublishedHint
 from tokenpool.store import StoredScale
 
 STALE_TICKS = 4

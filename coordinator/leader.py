@@ -22,7 +22,8 @@ from tokenpool.leases.reference_store import Census
 from tokenpool.leases.tick import NO_MEMORY, Tick, tick
 from tokenpool.leases.wire import encode_file, encode_hint
 from tokenpool.planning.planner import PlannerSettings
-from tokenpool.planning.scaling import PublishedHint, ScalingSettings, Stabiliser, needed_replicas, promised
+from tokenpool.planning.scaling import ScalingSettings, needed_replicas, promised
+from tokenpool.planning.stabiliser import PublishedHint, Stabiliser
 from tokenpool.store import Store, StoreDown, StoredScale
 
 log = logging.getLogger(__name__)

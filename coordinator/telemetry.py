@@ -16,7 +16,8 @@ from runtime.loopdelay import LoopDelay
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.entitlements import Entitlement, Tier
 from tokenpool.leases.tick import Tick
-from tokenpool.planning.planner import EntitlementPlan, idle_share
+from tokenpool.planning.idle import idle_share
+from tokenpool.planning.planner import EntitlementPlan
 
 _BY_DIMENSION = ("pool", "entitlement", "dimension")
 _LIMIT, _DEMAND, _SERVICE, _HELD = (

@@ -29,7 +29,7 @@ from sidecar.controller.controller import Controller
 from sidecar.engine.watcher import EngineWatcher
 from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.amounts import NOTHING
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
@@ -144,7 +144,7 @@ class Admin:
         if names:
             shown = [accounts[name] for name in names]
         elif request.query.get("active") == "1":
-            shown = list(self._controller.ledger.active)
+            shown = list(self._controller.active)
         else:
             shown = list(accounts.values())
         chunks = await pages.made(self.state_pieces(shown))
@@ -249,7 +249,7 @@ class Admin:
     def _pool(self, wanted: Wanted) -> PoolLook:
         controller, telemetry = self._controller, self._telemetry
         accounts, now = controller.accounts, telemetry.clock()
-        active = [account.entitlement.name for account in controller.ledger.active]
+        active = [account.entitlement.name for account in controller.active]
         names = wanted.choose(accounts, [*self._changes.take(), *active])
         for name in names:
             controller.refresh(accounts[name], now)

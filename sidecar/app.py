@@ -75,7 +75,9 @@ class Sidecar:
         )
         self._shared: SharedLimits | None = None
         if settings.store != MEMORY:
-            self._shared = SharedLimits(settings, configuration, queue, self.engine, telemetry, self.lifecycle)
+            self._shared = SharedLimits(
+                settings, configuration, queue, self.engine, telemetry, self.lifecycle
+            )
         self.control = AdmissionControl(
             telemetry.clock(),
             queue,

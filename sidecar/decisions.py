@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenpool.accounting.ledger import Account, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.outcomes import Reason
 
 ENGINE_RETRY_S = 1.0

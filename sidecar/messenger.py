@@ -47,19 +47,19 @@ class Messenger:
             return
         try:
             for message in self._sync.messages(now):
-                if message.carries_report:
-                    message = replace(message, report=self._reporter.report(now))
-                task = asyncio.get_running_loop().create_task(self._carry(message))
+                report = self._reporter.report(now) if message.carries_report else b""
+                task = asyncio.get_running_loop().create_task(self._carry(message, report))
                 self._calls.add(task)
                 task.add_done_callback(self._calls.discard)
         except Exception:
             # A defect must not silence this sidecar for good: the next interval tries again.
             log.critical("a message to the lease store could not be made", exc_info=True)
 
-    async def _carry(self, message: Message) -> None:
-        """Bring one message to the lease store, and its answer back."""
+    async def _carry(self, message: Message, report: bytes) -> None:
+        """Bring one message with its report to the lease store, and its answer back."""
         try:
-            self.results.put_nowait((message, await self._store.exchange(message)))
+            sent = replace(message, report=report) if report else message
+            self.results.put_nowait((message, await self._store.exchange(sent)))
         except StoreDown as error:
             self.results.put_nowait((message, error))
         except BaseException as error:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
-
 from collections.abc import Iterator
+from typing import Protocol
 
 from sidecar.configuration import Configuration, ConfigurationInvalid, published
 from sidecar.report import Reporter

@@ -177,7 +177,9 @@ class Replication:
         """The exchange with the lease store, for Prometheus."""
         leases = self.sync.leases
         queue = leases.queue
-        mode = GaugeMetricFamily("tokenpool_store_mode", "1 for the way limits are decided.", labels=("mode",))
+        mode = GaugeMetricFamily(
+            "tokenpool_store_mode", "1 for the way limits are decided.", labels=("mode",)
+        )
         for each in Mode:
             mode.add_metric((each.value,), float(each is leases.mode))
         calls = CounterMetricFamily(

@@ -17,7 +17,7 @@ from sidecar.replication import Replication
 from sidecar.report import Reporter
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.settings import LeaseSettings

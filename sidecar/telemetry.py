@@ -21,11 +21,14 @@ from prometheus_client import Metric
 
 from runtime.exposition import Family, bound_labels, number, rendered
 from sidecar.dialects.reported_usage import NoUsage
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
 
 NOBODY = "none"
@@ -248,6 +251,7 @@ class Telemetry:
         self._most_series = most_series
         self._accounts: Mapping[str, Account] = {}
         self._ledger = Ledger()
+        self._active = ActiveAccounts()
         self._nobody = Series(NOBODY)
         self._other: Series | None = None
         self._own: dict[str, Series] = {}
@@ -258,10 +262,11 @@ class Telemetry:
         self._overhead = Histogram(_OVERHEAD_BUCKETS, _OVERHEAD_LABELS)
         self._changes: list[Changes] = []
 
-    def follow(self, accounts: Mapping[str, Account], ledger: Ledger) -> None:
+    def follow(self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts) -> None:
         """The accounts in force now. Counts of an entitlement that is gone stay until the restart."""
         self._accounts = accounts
         self._ledger = ledger
+        self._active = active
         tallies = self._tallies
         for name, tally in tallies.items():
             account = accounts.get(name)
@@ -381,7 +386,7 @@ class Telemetry:
     def pieces(self) -> Iterator[str]:
         """The page, in pieces that each take well below a millisecond to make."""
         # What holds something is shown before anything of it has ended.
-        active = iter(list(self._ledger.active))
+        active = iter(list(self._active))
         while some := list(islice(active, 64)):
             for account in some:
                 self._tally(account)

@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier

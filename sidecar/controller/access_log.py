@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.pricing.cost import Usage
 

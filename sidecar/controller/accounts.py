@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Pool, PoolFile
 
@@ -60,9 +60,7 @@ class Accounts:
         self.epoch += 1
         control = self._control
         for account, entitlement in prepared.changed:
-            account.entitlement = entitlement
-            control.ledger.retier(account)
-            account.pricer.reprice(entitlement, pool.pricing)
+            control.ledger.reconfigure(account, entitlement, pool.pricing)
         for name in self.by_name.keys() - prepared.accounts.keys():
             control.active.expel(self.by_name[name])
         self.by_name = prepared.accounts

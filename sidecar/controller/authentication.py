@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
-from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import Refusal
 from sidecar.dialects.routes import Route, find, stored_id
+from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.heads import RequestHead
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
 
@@ -41,7 +41,7 @@ class Authenticator:
             )
         return route
 
-    def account(self, head: RequestHead, route: Route) -> Account | None | Refusal:
+    def account(self, head: RequestHead, route: Route) -> Account | Refusal | None:
         """The account of a request; ``None`` on a route that needs no key."""
         if route.is_public or head.method == b"OPTIONS":
             return None

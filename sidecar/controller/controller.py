@@ -14,6 +14,7 @@ from typing import cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.configuration import Configuration
 from sidecar.controller import refusals
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
@@ -22,22 +23,20 @@ from sidecar.controller.driver import Driver
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
-from sidecar.configuration import Configuration
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
-from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import WaitingClient
 from sidecar.telemetry import Telemetry
-from tokenpool.accounting.ledger import Account, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.pricing.cost import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ class Controller:
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
         self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
-        telemetry.follow(self.accounts, control.ledger)
+        telemetry.follow(self.accounts, control.ledger, control.active)
 
     @property
     def is_draining(self) -> bool:
@@ -106,7 +105,7 @@ class Controller:
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
-        self._telemetry.follow(self.accounts, self.control.ledger)
+        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active)
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -258,7 +257,9 @@ class Controller:
         """The queue, the reserved slots and the priorities, for Prometheus."""
         queue = self.control.queue
         yield CounterMetricFamily(
-            "tokenpool_queue_waits", "Requests that waited in the admission queue for room.", value=queue.waits
+            "tokenpool_queue_waits",
+            "Requests that waited in the admission queue for room.",
+            value=queue.waits,
         )
         yield CounterMetricFamily(
             "tokenpool_queue_wait_seconds", "The sum of those waits.", value=queue.waited_s

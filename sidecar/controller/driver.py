@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from typing import Protocol
 
-from tokenpool.accounting.ledger import Ticket
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
@@ -87,9 +87,7 @@ class Driver:
         else:
             self._runners[ticket] = runner
 
-    def settle(
-        self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True
-    ) -> None:
+    def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
         """Settle a ticket, and act on the room that this frees."""
         if ticket.account.is_spot:
             self._runners.pop(ticket, None)

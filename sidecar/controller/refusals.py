@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sidecar.decisions import ENGINE_RETRY_S, Refusal
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.outcomes import Reason

@@ -9,7 +9,7 @@ from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.engine.state import EngineState
 from sidecar.telemetry import Telemetry
-from tokenpool.accounting.ledger import Ticket
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
 from tokenpool.pricing.estimators import Average
@@ -61,7 +61,7 @@ class Settlement:
         no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
     ) -> None:
-        """Settle an admitted request. ``usage`` is the engine's report, ``spent`` whether it may have computed.
+        """Settle an admitted request. ``usage`` is the engine's report; ``spent``: it may have computed.
 
         ``events`` were relayed, ``None`` if they were not counted; ``unreported`` of them came after the
         report. ``no_usage`` is the reason for a missing report, ``stored`` the name by which the engine may

@@ -23,7 +23,7 @@ from sidecar.dialects.bodies import (
 from sidecar.dialects.dialect import Dialect, limits
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask
 

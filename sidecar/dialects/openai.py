@@ -44,7 +44,7 @@ from sidecar.dialects.openai_bodies import (
     decode_messages,
 )
 from sidecar.dialects.prefixes import prefixes
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask
 

@@ -19,7 +19,8 @@ from itertools import islice
 from runtime.exposition import Family
 from sidecar.decisions import Refusal
 from sidecar.telemetry import NOBODY
-from tokenpool.accounting.ledger import Account, TokenBucket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.outcomes import Reason
 
 REQUEST_BYTES = 2048

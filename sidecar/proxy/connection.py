@@ -24,7 +24,7 @@ from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.request_parser import Phase, Request, RequestReader
 from sidecar.proxy.waiting import DelayedAnswer, Waiting
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
 

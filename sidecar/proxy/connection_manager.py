@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
-from sidecar.proxy.interface import RequestController
 from sidecar.proxy.bounds import Bounds, Holder
 from sidecar.proxy.heads import RequestFramer
+from sidecar.proxy.interface import RequestController
 from sidecar.proxy.upstream import Pool
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry

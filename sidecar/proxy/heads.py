@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from sidecar.identity import KEY_HEADERS
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
+from sidecar.identity import KEY_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
 """In the order of the message; a request's names are in lower case."""

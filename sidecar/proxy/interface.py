@@ -9,7 +9,8 @@ from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
 from sidecar.proxy.heads import RequestHead
-from tokenpool.accounting.ledger import Account, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage

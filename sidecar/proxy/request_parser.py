@@ -19,7 +19,7 @@ from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager, Guest
 from sidecar.proxy.framing import content_length, framing_flaw, keeps_alive_10, without_offer
 from sidecar.proxy.heads import RequestHead
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
 PIECE_BYTES = 512

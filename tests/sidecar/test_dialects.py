@@ -16,7 +16,7 @@ from sidecar.dialects.fields import with_priority
 from sidecar.dialects.items import MOST_ITEMS
 from sidecar.dialects.routes import ROUTES, find, stored_id
 from tests.sidecar.test_openai import json_values
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Reason

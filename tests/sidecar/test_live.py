@@ -21,7 +21,7 @@ from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.reference_store import Limit
 from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store.memory import MemoryStore
 
 

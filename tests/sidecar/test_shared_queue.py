@@ -17,7 +17,7 @@ from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import ask, request, sidecar_for, until
 from tokenpool.leases.leases import Mode
 from tokenpool.leases.reference_store import Limit
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Ask
 from tokenpool.store.memory import MemoryStore
 

@@ -13,9 +13,11 @@ from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
 from sidecar.proxy.bounds import Bounds
 from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
 from tests.tokenpool.builders import ASK, PLENTY, cost, entitlement
-from tokenpool.accounting.ledger import Account, Ledger
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
 
 MOST_LINES = 3 + PER_PIECE * 2 * 18
@@ -27,6 +29,7 @@ class Pool:
 
     def __init__(self, *tenants: Entitlement, most_series: int = 3) -> None:
         self.ledger = Ledger()
+        self.active = ActiveAccounts()
         self.telemetry = Telemetry(most_series)
         self.accounts: dict[str, Account] = {}
         self.follow(*tenants)
@@ -36,12 +39,12 @@ class Pool:
         for tenant in tenants:
             account = self.accounts[tenant.name]
             account.entitlement = tenant
-            account.apply(PLENTY, PLENTY, 0.0, 0.0)
-        self.telemetry.follow(self.accounts, self.ledger)
+            account.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+        self.telemetry.follow(self.accounts, self.ledger, self.active)
 
     def use(self, name: str, tokens: int = 10) -> None:
         account = self.accounts[name]
-        self.ledger.active.touch(account, 0.0)
+        self.active.touch(account, 0.0)
         ticket = self.ledger.reserve(account, ASK, cost(), 0.0)
         self.telemetry.first_token(account, 0.02)
         self.ledger.settle(ticket, Usage(tokens, tokens), Ending.FINISHED, 1.0)
@@ -91,7 +94,7 @@ def test_only_what_was_used_has_series() -> None:
 def test_what_holds_something_is_shown_before_anything_of_it_has_ended() -> None:
     pool = Pool(entitlement("a"))
     account = pool.accounts["a"]
-    pool.ledger.active.touch(account, 0.0)
+    pool.active.touch(account, 0.0)
     pool.ledger.reserve(account, ASK, cost(kv_tokens=112), 0.0)
 
     assert pool.page()["tokenpool_reserved{dimension=kv_tokens,entitlement=a}"] == 112

@@ -17,7 +17,7 @@ from demo.engine import free_port
 from demo.redis import executable
 from tests.store.servers import redis_server
 from tokenpool.leases.reference_store import Holding, Limit, Message
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown
 

@@ -32,7 +32,7 @@ from tokenpool.leases.reference_store import (
     Message,
     Push,
 )
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import Store, StoreDown, StoredScale
 from tokenpool.store.memory import MemoryStore
 from tokenpool.store.redis import RedisStore

@@ -23,7 +23,7 @@ from demo.engine import free_port
 from experiments.relay import Relay
 from tests.store.servers import redis_server
 from tokenpool.leases.reference_store import FREED, Holding, Limit, Message, Push
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import UNBOUNDED, Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
@@ -28,7 +28,7 @@ def account(
 ) -> Account:
     """An account at time 0 whose bucket is full."""
     made = Account(entitlement(name, tier, ceiling=ceiling, **values), Pricing(), 0.0)
-    made.apply(limit, Amount() if assured is None else assured, 0.0, 0.0)
+    made.set_limits(limit, Amount() if assured is None else assured, 0.0, 0.0)
     return made
 
 

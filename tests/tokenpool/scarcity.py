@@ -12,12 +12,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.rules import Admit, EngineRoom, admit
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.outcomes import Ending
-from tokenpool.planning.planner import PlannerSettings, Profile, plan
+from tokenpool.planning.planner import PlanInput, PlannerSettings, plan
+from tokenpool.planning.profiles import Profile
 from tokenpool.pricing.cost import Ask, EngineShape, Usage
 
 TICK_S = 0.25
@@ -106,18 +109,20 @@ class _Run:
 
     def _plan(self, now: float) -> None:
         made = plan(
-            self.capacity(now),
-            [a.entitlement for a in self.accounts],
-            {a.entitlement.name: a.report(now) for a in self.accounts},
-            {a.entitlement.name: a.debt for a in self.accounts},
-            TICK_S,
-            self.settings,
-            self.profiles,
+            PlanInput(
+                self.capacity(now),
+                [a.entitlement for a in self.accounts],
+                {a.entitlement.name: a.report(now) for a in self.accounts},
+                {a.entitlement.name: a.debt for a in self.accounts},
+                TICK_S,
+                self.settings,
+                self.profiles,
+            )
         )
         self.profiles = made.profiles
         for account in self.accounts:
             share = made.entitlements[account.entitlement.name]
-            account.apply(share.limit, share.assured, share.debt, now)
+            account.set_limits(share.limit, share.assured, share.debt, now)
 
     def _offer(self, worker: _Worker, now: float) -> None:
         account = self.accounts[worker.tenant]

@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, account, cost, entitlement
-from tokenpool.accounting.ledger import Account, ActiveAccounts, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.rules import Admit, EngineRoom, admit
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
-from tokenpool.planning.allocation import IdleTerms
-from tokenpool.planning.planner import Plan, PlannerSettings, Profile, plan, rested
+from tokenpool.planning.active_accounts import ActiveAccounts
+from tokenpool.planning.idle import IdleTerms
+from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
+from tokenpool.planning.profiles import Profile, rested
 from tokenpool.pricing.cost import Usage
 
 CAPACITY = Amount(1000.0, 4000.0, 8.0)
@@ -35,6 +39,7 @@ class Sidecar:
     def __init__(self, *, plans_all: bool, tenants: Sequence[Entitlement] = TENANTS) -> None:
         self.plans_all = plans_all
         self.ledger = Ledger()
+        self.active = ActiveAccounts()
         self.accounts = [Account(t, Pricing(), 0.0) for t in tenants]
         self.tickets: list[Ticket] = []
         self.profiles: dict[str, tuple[Profile, float]] = {}
@@ -43,30 +48,33 @@ class Sidecar:
         self.tick(0.0)
 
     def tick(self, now: float) -> None:
-        active = self.ledger.active
+        active = self.active
         accounts = self.accounts if self.plans_all else list(active)
         names = [a.entitlement.name for a in accounts]
         before, self.ticked_at = self.ticked_at, now
         made = self.made = plan(
-            CAPACITY,
-            [a.entitlement for a in accounts],
-            {a.entitlement.name: a.report(now) for a in accounts},
-            {a.entitlement.name: a.debt for a in accounts},
-            now - before,
-            SETTINGS,
-            {n: rested(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
+            PlanInput(
+                CAPACITY,
+                [a.entitlement for a in accounts],
+                {a.entitlement.name: a.report(now) for a in accounts},
+                {a.entitlement.name: a.debt for a in accounts},
+                now - before,
+                SETTINGS,
+                {n: rested(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
+            )
         )
         if not self.plans_all:
             active.planned(made.idle, now, SETTINGS.debt_decay_s)
         for each in accounts:
             share = made.entitlements[each.entitlement.name]
-            each.apply(share.limit, share.assured, share.debt, now)
+            each.set_limits(share.limit, share.assured, share.debt, now)
             self.profiles[each.entitlement.name] = made.profiles[each.entitlement.name], now
             if not self.plans_all and active.can_rest(each, now):
                 active.retire(each)
 
     def offer(self, place: int, tokens: int, kv_tokens: int, sequences: int, now: float) -> object:
         price = cost(tokens=tokens, kv_tokens=kv_tokens, sequences=sequences)
+        self.active.touch(self.accounts[place], now)
         answer = admit(self.ledger, self.accounts[place], ASK, price, ROOM, now)
         if isinstance(answer, Admit):
             self.tickets.append(answer.ticket)
@@ -79,7 +87,7 @@ class Sidecar:
 
     def seen(self, now: float) -> list[tuple[Amount, Amount, float]]:
         for each in self.accounts:
-            self.ledger.active.refresh(each, now)
+            self.active.refresh(each, now)
         return [(a.limit, a.assured, a.debt) for a in self.accounts]
 
 
@@ -129,18 +137,18 @@ def test_retiring_idle_accounts_changes_nobodys_limits(steps: list[tuple[object,
 
 def test_an_idle_account_costs_a_tick_nothing_and_comes_back_with_a_full_bucket() -> None:
     sidecar = Sidecar(plans_all=False)
-    assert len(sidecar.ledger.active) == 0
+    assert len(sidecar.active) == 0
 
     assert sidecar.offer(1, 900, 112, 1, 0.1) is None
     sidecar.end(0.2)
     sidecar.tick(0.25)
-    assert [a.entitlement.name for a in sidecar.ledger.active] == ["e"]
+    assert [a.entitlement.name for a in sidecar.active] == ["e"]
     for tick in range(2, 60):
         sidecar.tick(tick * 0.25)
 
-    assert len(sidecar.ledger.active) == 0
+    assert len(sidecar.active) == 0
     owner = sidecar.accounts[1]
-    sidecar.ledger.active.touch(owner, 15.0)
+    sidecar.active.touch(owner, 15.0)
     assert owner.bucket.level == owner.bucket.depth == owner.depth > 0
     assert owner.limit.values() == CAPACITY.values()
 
@@ -153,8 +161,8 @@ def test_the_first_request_in_a_busy_pool_meets_the_limits_of_the_last_plan() ->
         sidecar.tick(tick * 0.25)
     spot, owner = sidecar.accounts[3], sidecar.accounts[0]
 
-    sidecar.ledger.active.touch(spot, 2.1)
-    sidecar.ledger.active.touch(owner, 2.1)
+    sidecar.active.touch(spot, 2.1)
+    sidecar.active.touch(owner, 2.1)
 
     assert spot.limit.tokens_per_second == 0
     assert owner.limit.tokens_per_second == 200
@@ -210,7 +218,7 @@ def test_a_profile_rests_as_plans_without_service_would_have_it(gaps: list[float
     begun = Profile(Amount(10.0, 2000.0, 1.0), 1, age_s)
     stepped = begun
     for gap in gaps:
-        stepped = plan(CAPACITY, [owner], {}, {}, gap, SETTINGS, {"a": stepped}).profiles["a"]
+        stepped = plan(PlanInput(CAPACITY, [owner], {}, {}, gap, SETTINGS, {"a": stepped})).profiles["a"]
 
     at_once = rested(begun, sum(gaps))
 

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, ROOM, account, cost
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.rules import (
     LONGEST_WAIT_S,
     PREEMPTIBLE_QUEUE,
@@ -20,7 +22,7 @@ from tokenpool.admission.rules import (
     admit,
 )
 from tokenpool.amounts import UNBOUNDED, Amount, Dimension
-from tokenpool.entitlements import Tier
+from tokenpool.entitlements import Pricing, Tier
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.pricing.cost import Cost, Usage
 
@@ -224,16 +226,12 @@ def test_the_expected_wait_for_the_engine_is_that_of_whoever_runs_there() -> Non
 def test_a_changed_tier_is_counted_anew() -> None:
     ledger, owner = Ledger(), account(tier=Tier.SPOT)
     ticket = ledger.reserve(owner, ASK, cost(sequences=3), 0.0)
-    owner.entitlement = replace(owner.entitlement, tier=Tier.ELASTIC)
-    ledger.retier(owner)
+    ledger.reconfigure(owner, replace(owner.entitlement, tier=Tier.ELASTIC), Pricing())
     assert ledger.preemptible_in_use == 0
-    owner.entitlement = replace(owner.entitlement, tier=Tier.SPOT)
-    ledger.retier(owner)
+    ledger.reconfigure(owner, replace(owner.entitlement, tier=Tier.SPOT), Pricing())
     assert ledger.preemptible_in_use == 3
-    owner.entitlement = replace(owner.entitlement, preemptible=False)
-    ledger.retier(owner)
+    ledger.reconfigure(owner, replace(owner.entitlement, preemptible=False), Pricing())
     assert (owner.is_spot, ledger.preemptible_in_use) == (True, 0)
-    owner.entitlement = replace(owner.entitlement, preemptible=True)
-    ledger.retier(owner)
+    ledger.reconfigure(owner, replace(owner.entitlement, preemptible=True), Pricing())
     ledger.settle(ticket, Usage(1, 1), Ending.FINISHED, 0.0)
     assert ledger.preemptible_in_use == 0

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import Tier
-from tokenpool.planning.allocation import Claim, Division, Share, allocate, fair_shares
+from tokenpool.planning.allocation import Division
+from tokenpool.planning.claims import Claim, FairShare, Share
 
 CAPACITY = Amount(1000.0, 10000.0, 16.0)
 SLACK = 1e-6
@@ -59,6 +60,14 @@ def claims(draw: st.DrawFn, *, most: int = 8) -> list[Claim]:
 
 
 capacities = st.one_of(st.just(CAPACITY), st.just(NOTHING), amounts(CAPACITY * 2))
+
+
+def allocate(capacity: Amount, made: list[Claim]) -> dict[str, Share]:
+    return Division(capacity, made).shares()
+
+
+def fair_shares(capacity: Amount, made: list[Claim]) -> dict[str, FairShare]:
+    return Division(capacity, made).fair_shares()
 
 
 def used(shares: dict[str, Share], dimension: Dimension) -> float:

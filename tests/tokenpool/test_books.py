@@ -21,7 +21,7 @@ from tokenpool.leases.reference_store import (
     Push,
     ReferenceLeaseStore,
 )
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 
 LIFETIME = 1.5
 LIMIT = Limit(100, 1000, 4, 200)

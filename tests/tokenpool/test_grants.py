@@ -8,14 +8,16 @@ from collections.abc import Callable
 import pytest
 
 from tests.tokenpool.builders import ASK, ROOM, cost, entitlement
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import ANSWER_S, Leases, LeaseSettings, Mode, Waiter
 from tokenpool.leases.reference_store import Answer, Limit, Message, ReferenceLeaseStore
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Cost, Usage
 
 SETTINGS = LeaseSettings()

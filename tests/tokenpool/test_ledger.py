@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, account, cost, entitlement
-from tokenpool.accounting.ledger import Account, Ledger, Ticket, TicketEnded, TokenBucket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.bucket import TokenBucket
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket, TicketEnded
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Pricing, Tier
 from tokenpool.outcomes import Ending

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import account
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import MOST_WAITING, AdmissionQueue, QueueSettings
 from tokenpool.capacity.slo_controller import CALM, FEWEST, MOST, WINDOW_S, SloController

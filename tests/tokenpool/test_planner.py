@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tokenpool.builders import entitlement
+from tokenpool.accounting.report import Report
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
 from tokenpool.planning.debt import moved, weight_factor
-from tokenpool.planning.planner import PROFILE_S, PlannerSettings, Profile, Report, plan, slo_factor
+from tokenpool.planning.planner import PlanInput, PlannerSettings, plan, slo_factor
+from tokenpool.planning.profiles import PROFILE_S, Profile
 
 CAPACITY = Amount(1000, 10_000, 16)
 FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)
@@ -72,30 +74,30 @@ def test_a_tight_slo_gives_bounded_precedence(slo: Slo, factor: float) -> None:
 def test_service_that_is_owed_comes_first() -> None:
     pair = [entitlement("a"), entitlement("b")]
     reports = {"a": WANTING, "b": WANTING}
-    made = plan(CAPACITY, pair, reports, {"a": 2.0, "b": 0.0}, 0.25)
+    made = plan(PlanInput(CAPACITY, pair, reports, {"a": 2.0, "b": 0.0}, 0.25))
     assert made.entitlements["a"].allocation.kv_tokens > made.entitlements["b"].allocation.kv_tokens
-    even = plan(CAPACITY, pair, reports, {"a": 2.0}, 0.25, PlannerSettings(debt_gain=0.0))
+    even = plan(PlanInput(CAPACITY, pair, reports, {"a": 2.0}, 0.25, PlannerSettings(debt_gain=0.0)))
     assert even.entitlements["a"].allocation.kv_tokens == pytest.approx(
         even.entitlements["b"].allocation.kv_tokens
     )
 
 
 def test_debts_are_carried_and_those_of_the_gone_forgotten() -> None:
-    made = plan(CAPACITY, [entitlement("a")], {}, {"a": 2.0, "gone": 3.0}, 0.25)
+    made = plan(PlanInput(CAPACITY, [entitlement("a")], {}, {"a": 2.0, "gone": 3.0}, 0.25))
     assert set(made.entitlements) == {"a"}
     assert 1.5 < made.entitlements["a"].debt < 2.0
 
 
 def test_fair_share_is_by_weight_alone() -> None:
     pair = [entitlement("a", weight=3.0), entitlement("b", slo=Slo(ttft_ms=100))]
-    made = plan(CAPACITY, pair, {"a": WANTING, "b": WANTING}, {"b": 4.0}, 0.25)
+    made = plan(PlanInput(CAPACITY, pair, {"a": WANTING, "b": WANTING}, {"b": 4.0}, 0.25))
     assert made.entitlements["a"].fair_share == pytest.approx(3 * made.entitlements["b"].fair_share)
 
 
 def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
     guarantee = Amount(500, 5000, 8)
     owner = entitlement("owner", Tier.GUARANTEED, guarantee=guarantee)
-    made = plan(CAPACITY, [owner, entitlement("spot", Tier.SPOT)], {"spot": WANTING}, {}, 0.25)
+    made = plan(PlanInput(CAPACITY, [owner, entitlement("spot", Tier.SPOT)], {"spot": WANTING}, {}, 0.25))
     assert guarantee.fits(made.entitlements["owner"].limit)
     assert guarantee.fits(made.entitlements["owner"].assured)
     assert made.entitlements["spot"].allocation == CAPACITY
@@ -103,8 +105,10 @@ def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
 
 
 def test_nothing_to_plan_for_is_no_error() -> None:
-    assert plan(Amount(), [entitlement()], {"a": FULL}, {}, 0.0).entitlements["a"].limit == Amount()
-    assert plan(CAPACITY, [], {}, {}, 1.0).entitlements == {}
+    assert (
+        plan(PlanInput(Amount(), [entitlement()], {"a": FULL}, {}, 0.0)).entitlements["a"].limit == Amount()
+    )
+    assert plan(PlanInput(CAPACITY, [], {}, {}, 1.0)).entitlements == {}
 
 
 tenants = st.lists(
@@ -133,9 +137,9 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
         reports[name] = Report(demand=CAPACITY * demand)
         debts[name] = debt
-    first = plan(CAPACITY, made, reports, debts, 0.25)
+    first = plan(PlanInput(CAPACITY, made, reports, debts, 0.25))
     shuffler.shuffle(made)
-    assert plan(CAPACITY, made, reports, debts, 0.25) == first
+    assert plan(PlanInput(CAPACITY, made, reports, debts, 0.25)) == first
     for one in made:
         share = first.entitlements[one.name]
         assert one.guarantee.fits(share.limit)
@@ -155,8 +159,8 @@ def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
         "s": Report(demand=CAPACITY * 2),
         "t": Report(demand=CAPACITY * 2),
     }
-    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
-    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
+    kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements
+    lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
     assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
     assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # as much in all as there is
     assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
@@ -164,7 +168,7 @@ def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
     assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
     reports["g"] = Report(demand=CAPACITY)
     tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
-    full = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
+    full = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
     assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
 
 
@@ -182,8 +186,8 @@ def test_of_two_spot_tenants_only_the_preemptible_one_is_lent_anything() -> None
     reports = {"g": Report(demand=Amount(400, 4000, 6))} | {
         name: Report(demand=CAPACITY * 2) for name in ("s", "keeps")
     }
-    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
-    made = plan(CAPACITY, not_preemptible(tenants, "keeps"), reports, {}, 0.25).entitlements
+    kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements
+    made = plan(PlanInput(CAPACITY, not_preemptible(tenants, "keeps"), reports, {}, 0.25)).entitlements
     assert made["keeps"].limit == kept["keeps"].limit
     assert made["s"].limit.concurrency == kept["s"].limit.concurrency + 6
     assert made["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 400)
@@ -201,8 +205,10 @@ def test_without_preemptible_spot_no_limit_passes_what_is_there(
         made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
         reports[name] = Report(demand=CAPACITY * demand)
     keeps = data.draw(st.sets(st.sampled_from([e.name for e in made])))
-    before = plan(CAPACITY, not_preemptible(made), reports, {}, 0.25).entitlements
-    after = plan(CAPACITY, not_preemptible(made, *(keeps or {"none"})), reports, {}, 0.25).entitlements
+    before = plan(PlanInput(CAPACITY, not_preemptible(made), reports, {}, 0.25)).entitlements
+    after = plan(
+        PlanInput(CAPACITY, not_preemptible(made, *(keeps or {"none"})), reports, {}, 0.25)
+    ).entitlements
     for one in made:
         if one.tier is not Tier.SPOT or one.name in keeps:
             assert after[one.name] == before[one.name]
@@ -217,13 +223,13 @@ def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
         entitlement("s", Tier.SPOT),
     ]
     reports = {name: Report(demand=Amount(250, 2500, 4)) for name in "ge"} | {"s": Report(demand=CAPACITY)}
-    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements["s"]
-    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"]
+    kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements["s"]
+    lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"]
     assert (
         lent.limit.concurrency == kept.limit.concurrency + 4
     )  # not elastic's four: nothing is ended for those
     reports["e"] = Report(demand=CAPACITY)
-    assert plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"].limit == Amount()
+    assert plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"].limit == Amount()
 
 
 def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
@@ -239,7 +245,7 @@ def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None
                 Amount(4000 if is_burst else 0, 20_000, 40), Amount(1600 if is_burst else 0, 5000, 8)
             ),
         }
-        made = plan(CAPACITY, pair, reports, debts, 0.25, profiles=profiles)
+        made = plan(PlanInput(CAPACITY, pair, reports, debts, 0.25, profiles=profiles))
         debts = {name: part.debt for name, part in made.entitlements.items()}
         profiles = dict(made.profiles)
     assert abs(debts["bursty"] - debts["even"]) < 0.5
@@ -250,7 +256,9 @@ def follow(*services: Amount, elapsed_s: float = 0.25) -> Profile:
     profiles: Mapping[str, Profile] = {}
     for service in services:
         report = {"a": Report(CAPACITY, service)}
-        profiles = plan(CAPACITY, [entitlement()], report, {}, elapsed_s, profiles=profiles).profiles
+        profiles = plan(
+            PlanInput(CAPACITY, [entitlement()], report, {}, elapsed_s, profiles=profiles)
+        ).profiles
     return profiles["a"]
 
 
@@ -260,7 +268,7 @@ def test_a_young_profile_counts_all_alike() -> None:
 
 def test_an_old_profile_forgets() -> None:
     old = {"a": Profile(CAPACITY, age_s=1000)}
-    later = plan(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=old).profiles["a"]
+    later = plan(PlanInput(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=old)).profiles["a"]
     assert later.service.kv_tokens == pytest.approx(CAPACITY.kv_tokens / math.e)
 
 

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from tests.tokenpool.builders import entitlement
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Pool, ReplicaCapacity, Tier
-from tokenpool.planning.scaling import (
-    Need,
-    ScalingSettings,
-    Stabiliser,
-    needed_replicas,
-    promised,
-    replica_capacity,
-)
+from tokenpool.planning.scaling import Need, ScalingSettings, needed_replicas, promised, replica_capacity
+from tokenpool.planning.stabiliser import Stabiliser
 
 POOL = Pool("pool", min_replicas=1, max_replicas=10)
 REPLICA = Amount(1000, 10_000, 8)
@@ -90,7 +84,7 @@ def test_what_is_not_measured_is_taken_from_the_pool_file() -> None:
 def test_a_coordinator_that_has_just_begun_keeps_what_runs() -> None:
     stabiliser = Stabiliser(ScalingSettings(down_window_s=60))
     first = stabiliser.follow(of(2), 0, running=5)
-    assert (first.replicas, first.reason) == (5, "2 would do; 5 run")
+    assert (first.replicas, first.reason) == (5, "2 would be enough; 5 run")
     assert stabiliser.follow(of(2), 59, running=5).replicas == 5
     assert stabiliser.follow(of(2), 61, running=5).replicas == 2
 
@@ -105,7 +99,7 @@ def test_a_hint_rises_at_once_and_falls_after_its_window() -> None:
     assert stabiliser.follow(of(5), 1).replicas == 5
     stabiliser.follow(of(2), 2)
     held = stabiliser.follow(of(2), 30)
-    assert (held.replicas, held.reason) == (5, "2 would do; held for 60 s of less need")
+    assert (held.replicas, held.reason) == (5, "2 would be enough; held for 60 s of less need")
     assert stabiliser.follow(of(2), 62).replicas == 2
 
 

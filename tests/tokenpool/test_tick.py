@@ -24,7 +24,8 @@ from tokenpool.leases.wire import (
     encode_file,
     encode_report,
 )
-from tokenpool.planning.planner import Profile, idle_share
+from tokenpool.planning.idle import idle_share
+from tokenpool.planning.profiles import Profile
 
 REPLICA = Amount(1000, 10_000, 8)
 

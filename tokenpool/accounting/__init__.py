@@ -1,1 +1,1 @@
-"""What each entitlement holds and has spent on one sidecar."""
+"""Accounting: what each entitlement holds and has spent on one sidecar."""

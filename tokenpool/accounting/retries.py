@@ -1,20 +1,22 @@
-"""Retries: telling a request that was shed a moment ago from a new one. Pure; bounded in memory.
+"""Retries: recognition of a request that was shed a moment ago. Bounded in memory.
 
-A client that is shed comes back with the same bytes. Counted anew each time it would ask for replicas that
-nobody needs (section 8 of the design). A client that changes its body between attempts is not recognised,
-nor one that comes back to another sidecar.
+A client that was shed sends the same bytes again. If each attempt counted as new demand, the scale hint would
+ask for replicas that nobody needs. A client that changes its body between attempts is not recognised. A
+client that retries at another sidecar is not recognised either.
 """
 
 from __future__ import annotations
 
 MOST_REMEMBERED = 1024
-"""Sheds that are remembered of one entitlement; the oldest goes first."""
+"""Sheds that are remembered of one entitlement; the oldest is forgotten first."""
 REMEMBER_S = 60.0
+"""The time for which a shed is remembered, in seconds."""
 _SAMPLE = 2048
+"""Bytes at each end of a body that its fingerprint covers."""
 
 
 class Retries:
-    """What was shed of one entitlement's requests."""
+    """The recently shed requests of one entitlement."""
 
     __slots__ = ("_shed",)
 
@@ -22,7 +24,7 @@ class Retries:
         self._shed: dict[int, float] = {}
 
     def is_retry(self, body: bytes, now: float) -> bool:
-        """Whether this body was shed of late. Costs nothing while nothing was."""
+        """Whether this body was shed recently. Costs nothing while no request was shed."""
         if not self._shed:
             return False
         shed_at = self._shed.get(_fingerprint(body))
@@ -37,11 +39,11 @@ class Retries:
             del self._shed[next(iter(self._shed))]
 
     def admitted(self, body: bytes) -> None:
-        """The request has got in: the same bytes again are a new request."""
+        """The request was admitted: the same bytes again are a new request."""
         if self._shed:
             self._shed.pop(_fingerprint(body), None)
 
 
 def _fingerprint(body: bytes) -> int:
-    """Length, beginning and end: conversations share beginnings, and grow at the end."""
+    """A hash of length, beginning and end: conversations share beginnings, and grow at the end."""
     return hash((len(body), body[:_SAMPLE], body[-_SAMPLE:]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from enum import Enum
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 

@@ -14,7 +14,9 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
@@ -84,14 +86,13 @@ def admit(
 ) -> Admit | Shed:
     """Decide, and book the ticket where the answer is yes. The offer counts as demand either way.
 
+    The account must be active: its limits are those of the last plan.
     ``is_retry`` says that the same request was shed a moment ago: it does not ask for more replicas.
     ``is_counted`` says that the offer was counted already, when this request was decided before.
     """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
-    if not account.is_active:
-        ledger.active.touch(account, now)
     if not is_counted:
         account.meter.offer(cost, is_retry=is_retry)
     limit = account.limit

@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tokenpool.accounting.ledger import Account, ActiveAccounts, Ledger, Ticket
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.ledger import Ledger
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
@@ -20,6 +22,7 @@ from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 
 GUARANTEED_START_S = 0.25
@@ -55,7 +58,7 @@ class AdmissionControl:
         has_slo_feedback: bool = True,
     ) -> None:
         self.ledger = Ledger()
-        self.active: ActiveAccounts = self.ledger.active
+        self.active = ActiveAccounts()
         self.queue = queue
         self.leases = leases
         self.room = EngineRoom(0.0, 0.0)
@@ -166,6 +169,8 @@ class AdmissionControl:
         streams: bool,
     ) -> Ticket | Shed:
         """Decide a priced request now."""
+        if not account.is_active:
+            self.active.touch(account, now)  # it may have become idle while the request waited
         room, retries = self.room, account.retries
         if room.preemptible_queue and account.is_preemptible and self._is_engine_queue_closed(now):
             room = replace(room, preemptible_queue=0.0)

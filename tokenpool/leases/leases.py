@@ -20,7 +20,8 @@ import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 
-from tokenpool.accounting.ledger import Account, bucket_depth
+from tokenpool.accounting.account import Account, PoolView
+from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
@@ -28,8 +29,7 @@ from tokenpool.leases.line import Line
 from tokenpool.leases.reference_store import CONTENDED_S, NO_LIMIT, Holding, Lease, Limit
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.shares import MOST_RATE, fallback_share, share_of_guarantee, use_share
-from tokenpool.planning.allocation import IdleTerms
-from tokenpool.planning.planner import idle_share
+from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
 MARGIN = 0.2
@@ -121,7 +121,7 @@ class Leases:
     def refresh(self, account: Account) -> None:
         """Update the known limit of an idle entitlement. Does nothing to an active one."""
         if account.entitlement.name not in self.lines and self.is_led:
-            know_limit(account, self.limit_of(account))
+            account.set_pool(known_limit(self.limit_of(account), has_peers=self.sidecars > 1))
 
     def idle_limit(self, account: Account) -> Limit:
         """The limit that follows from the pool's terms if none is published."""
@@ -184,28 +184,19 @@ class Leases:
             or now < line.contended_until
         ):
             return False
-        limit = account.limit
-        missing = (
-            max(cost.throughput - account.bucket.level, 0.0),
-            max(account.kv_in_use + cost.kv_tokens - limit.kv_tokens, 0.0),
-            max(account.concurrency_in_use + cost.sequences - limit.concurrency, 0.0),
-        )
+        missing = account.missing(cost)
         own, pool = line.ahead, self._pool_ahead
         if (
-            missing[0] > own[0]
-            or missing[1] > own[1]
-            or missing[2] > own[2]
-            or missing[1] > pool[1]
-            or missing[2] > pool[2]
+            missing.tokens > own[0]
+            or missing.kv_tokens > own[1]
+            or missing.sequences > own[2]
+            or missing.kv_tokens > pool[1]
+            or missing.sequences > pool[2]
         ):
             return False
-        line.ahead = (own[0] - missing[0], own[1] - missing[1], own[2] - missing[2])
-        self._pool_ahead = (pool[0], pool[1] - missing[1], pool[2] - missing[2])
-        account.limit = Amount(
-            limit.tokens_per_second, limit.kv_tokens + missing[1], limit.concurrency + missing[2]
-        )
-        account.bucket.level += missing[0]
-        account.level_elsewhere -= missing[0]
+        line.ahead = (own[0] - missing.tokens, own[1] - missing.kv_tokens, own[2] - missing.sequences)
+        self._pool_ahead = (pool[0], pool[1] - missing.kv_tokens, pool[2] - missing.sequences)
+        account.take_ahead(missing)
         self.taken_ahead += 1
         self.urgent.add(account.entitlement.name)
         return True
@@ -258,7 +249,8 @@ class Leases:
         if line is None:
             return
         known = self.limit_of(account) if self.is_led else None
-        limit, _, rate = fallback_share(account, known, self.sidecars)
+        limit = fallback_share(account, known, self.sidecars).limit
+        rate = limit.tokens_per_second
         if line.share_tokens is None:
             # Until the leases expire: a full bucket of the share, and its refill in that time.
             depth = bucket_depth(rate, account.meter.typical_tokens.value)
@@ -266,11 +258,7 @@ class Leases:
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
         if sequences > limit.concurrency or kv_tokens > limit.kv_tokens or line.share_tokens <= 0:
             return
-        account.limit = account.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
-        missing = cost.throughput - account.bucket.level
-        if missing > 0:
-            account.bucket.level += missing
-            line.share_tokens -= missing
+        line.share_tokens -= account.stretch(cost)
 
     def ended(self, account: Account, now: float) -> None:
         """A request has ended. Waiting requests may fit; a contended lease is returned."""
@@ -427,12 +415,11 @@ class Leases:
     def open_line(self, name: str, account: Account, now: float) -> Line:
         """An entitlement becomes active: set its account up for the mode."""
         line = self.lines[name] = Line()
-        account.has_peers = self.sidecars > 1
-        know_limit(account, self.limit_of(account))
+        account.set_pool(known_limit(self.limit_of(account), has_peers=self.sidecars > 1))
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
             self._share(account, now)
         else:
-            hold_nothing(account)
+            account.hold_nothing()
         return line
 
     def reserve_lines(self, now: float) -> None:
@@ -459,14 +446,13 @@ class Leases:
     def take(self, name: str, said: Holding, lease: Lease, now: float) -> None:
         """Hold what an answer to ``said`` gives."""
         account, limit = self.accounts[name], lease.limit
-        account.limit = Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency)
-        account.assured = NOTHING
+        assured = NOTHING
         if not account.is_spot:
             # What others have in use may have ended since; but of all that is held no more lies beyond what
             # is assured than the limit does. And a share of a guarantee is assured in any case.
             beyond = limit.amount - limit.assured
             least = share_of_guarantee(account, self.sidecars)
-            account.assured = Amount(
+            assured = Amount(
                 0.0,
                 max(
                     limit.assured_kv_tokens - lease.kv_elsewhere,
@@ -479,7 +465,11 @@ class Leases:
                     least.concurrency,
                 ),
             )
-        account.bucket.hold(lease.tokens - (account.meter.spent - said.tokens_spent))
+        account.set_lease(
+            Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency),
+            assured,
+            lease.tokens - (account.meter.spent - said.tokens_spent),
+        )
         line = self.lines[name]
         line.answered_at, line.tokens_elsewhere = now, lease.tokens_elsewhere
         part = AHEAD_SHARE / self.sidecars
@@ -533,7 +523,7 @@ class Leases:
         elif self.mode is Mode.JOINED:
             self.mode = Mode.EXPIRED
             for name in self.lines:
-                hold_nothing(self.accounts[name])
+                self.accounts[name].hold_nothing()
                 for pending in self.queue.waiting_for_lease(name):
                     # This process was paused; the lease store was not slow. The wait begins again.
                     pending.first_answer_at = math.inf
@@ -548,21 +538,13 @@ class Leases:
     def _share(self, account: Account, now: float) -> None:
         known = self.limit_of(account) if self.is_led else None
         if known is not None:
-            know_limit(account, known)
+            account.set_pool(known_limit(known, has_peers=self.sidecars > 1))
         use_share(account, known, self.sidecars, now)
 
 
-def hold_nothing(account: Account) -> None:
-    """Take every lease from an account."""
-    account.limit = Amount(account.pool_limit.tokens_per_second, 0.0, 0.0)
-    account.assured = NOTHING
-    account.bucket.hold(min(account.bucket.level, 0.0))
-
-
-def know_limit(account: Account, limit: Limit) -> None:
-    """Note the pool-wide limit of an account, as if no other sidecar used it."""
-    account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
-    account.level_elsewhere, account.kv_elsewhere, account.concurrency_elsewhere = limit.depth, 0.0, 0.0
+def known_limit(limit: Limit, *, has_peers: bool) -> PoolView:
+    """The pool-wide state with this limit, as if no other sidecar used any of it."""
+    return PoolView(limit.amount, limit.depth, limit.debt, limit.depth, has_peers=has_peers)
 
 
 def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from tokenpool.accounting.ledger import Account
+from tokenpool.accounting.account import Account
+from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING
 from tokenpool.leases.reference_store import Holding
-from tokenpool.planning.planner import Report
 
 PEAKS = 4
 """Intervals over which the most in use is remembered."""

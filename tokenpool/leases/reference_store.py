@@ -30,7 +30,7 @@ from typing import NamedTuple
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 
 Vector = tuple[float, float, float]
 """An amount on the wire: tokens per second, KV tokens, sequences."""

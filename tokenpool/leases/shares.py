@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from tokenpool.accounting.ledger import Account, bucket_depth
+from tokenpool.accounting.account import Account, PoolView
+from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.reference_store import Limit
 
@@ -16,11 +17,10 @@ MOST_RATE = 1e12
 
 
 class FallbackShare(NamedTuple):
-    """One sidecar's part of a limit, and the assured part of it. The rate is in tokens/s."""
+    """One sidecar's part of a limit, and the assured part of it."""
 
     limit: Amount
     assured: Amount
-    rate: float
 
 
 def share_of_guarantee(account: Account, sidecars: int) -> Amount:
@@ -58,7 +58,7 @@ def fallback_share(account: Account, known: Limit | None, sidecars: int) -> Fall
         max(sequences, share.concurrency, floor.concurrency),
     )
     if is_spot:
-        return FallbackShare(limit, NOTHING, rate)
+        return FallbackShare(limit, NOTHING)
     assured = known.assured if known is not None else NOTHING
     return FallbackShare(
         limit,
@@ -67,20 +67,22 @@ def fallback_share(account: Account, known: Limit | None, sidecars: int) -> Fall
             max(share.kv_tokens, assured.kv_tokens * part, floor.kv_tokens),
             max(share.concurrency, math.ceil(assured.concurrency * part)),
         ),
-        rate,
     )
 
 
 def use_share(account: Account, known: Limit | None, sidecars: int, now: float) -> None:
-    """Set an account to this sidecar's share; ``known`` is as in ``fallback_share``."""
+    """Set an account to this sidecar's share; ``known`` is as in ``fallback_share``.
+
+    No other sidecar's use is known now. A bucket that was a lease gets this sidecar's part of the tokens that
+    no sidecar held.
+    """
     share = fallback_share(account, known, sidecars)
-    account.limit, account.assured = share.limit, share.assured
-    bucket = account.bucket
+    has_peers, unheld = sidecars > 1, 0.0
     if known is None:
-        account.pool_limit, account.depth = share.limit, bucket_depth(share.rate, 0.0)
-        bucket.forget()
-    elif bucket.depth == math.inf:
-        # The bucket was a lease: add this sidecar's part of the tokens that no sidecar held.
-        bucket.level = max(bucket.level, account.level_elsewhere / sidecars)
-    account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
-    bucket.resize(share.rate, bucket_depth(share.rate, account.meter.typical_tokens.value), now)
+        account.forget_bucket()
+        depth = bucket_depth(share.limit.tokens_per_second, 0.0)
+        account.set_pool(PoolView(share.limit, depth, account.debt, has_peers=has_peers))
+    else:
+        unheld = known.depth / sidecars
+        account.set_pool(PoolView(known.amount, known.depth, known.debt, has_peers=has_peers))
+    account.set_share(share.limit, share.assured, unheld, now)

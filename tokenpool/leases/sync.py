@@ -15,9 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from tokenpool.accounting.ledger import Account
-from tokenpool.amounts import Amount
-from tokenpool.leases.leases import HORIZON, Leases, hold_nothing, tokens_are_short
+from tokenpool.accounting.account import Account, PoolView
+from tokenpool.leases.leases import HORIZON, Leases, tokens_are_short
 from tokenpool.leases.line import Line
 from tokenpool.leases.reference_store import RECLAIM, Answer, Holding, Lease, Message, Push
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
@@ -268,7 +267,7 @@ class LeaseSync:
             leases.mode = Mode.JOINED
             for name in leases.lines:
                 if name not in message.holdings:
-                    hold_nothing(leases.accounts[name])
+                    leases.accounts[name].hold_nothing()
 
     def _has_strayed(self, message: Message, answer: Answer) -> bool:
         """Whether the lease store has another number of rows than this sidecar has lines."""
@@ -283,8 +282,7 @@ class LeaseSync:
         leases = self.leases
         account = leases.accounts[name]
         meter = account.meter
-        line.peaks.append((meter.peak_kv, meter.peak_concurrency))
-        meter.peak_kv, meter.peak_concurrency = account.kv_in_use, account.concurrency_in_use
+        line.peaks.append(account.take_peaks())
         line.report = account.report(now)
         line.fresh = meter.fresh
         line.is_idle = (
@@ -326,13 +324,9 @@ class LeaseSync:
         tokens_wanted = max(tokens_wanted, math.fsum(cost.throughput for cost in needed))
         kv_bound, bound = float(kv_in_use), float(in_use)
         if leases.mode is Mode.JOINED:
-            limit = account.limit
-            limit = Amount(
-                limit.tokens_per_second, min(limit.kv_tokens, kv_wanted), min(limit.concurrency, wanted)
-            )
-            account.limit = limit
-            kv_bound, bound = max(kv_bound, limit.kv_tokens), max(bound, limit.concurrency)
-            account.bucket.level = min(account.bucket.level, tokens_wanted)
+            account.give_up_beyond(kv_wanted, wanted, tokens_wanted)
+            kv_bound = max(kv_bound, account.limit.kv_tokens)
+            bound = max(bound, account.limit.concurrency)
         said, floor = line.report, line.report.floor
         is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
         return Holding(
@@ -394,8 +388,8 @@ class LeaseSync:
                 and not (leases.queue.waiting_for_lease(name) or account.concurrency_in_use)
             ):
                 del leases.lines[name]
-                hold_nothing(account)
-                account.bucket.forget()
+                account.hold_nothing()
+                account.forget_bucket()
             else:
                 line.said = None
 
@@ -403,12 +397,16 @@ class LeaseSync:
         """Where the pool stands, whatever this sidecar holds of it."""
         leases = self.leases
         limit = lease.limit
-        account.has_peers = leases.sidecars > 1
-        account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
-        account.level_elsewhere = lease.level
-        account.kv_elsewhere, account.concurrency_elsewhere = (
-            lease.kv_elsewhere,
-            lease.concurrency_elsewhere,
+        account.set_pool(
+            PoolView(
+                limit.amount,
+                limit.depth,
+                limit.debt,
+                lease.level,
+                lease.kv_elsewhere,
+                lease.concurrency_elsewhere,
+                leases.sidecars > 1,
+            )
         )
 
 

@@ -10,17 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tokenpool.accounting.ledger import bucket_depth
+from tokenpool.accounting.bucket import bucket_depth
+from tokenpool.accounting.report import Report
 from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement
 from tokenpool.leases.reference_store import Census, Limit, Page
 from tokenpool.leases.wire import SidecarReport, WireError, decode_report
-from tokenpool.planning.planner import Plan, PlannerSettings, Profile, Report, plan
+from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
+from tokenpool.planning.profiles import Profile
 
 RETIRE_S = 60.0
 """The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
-request is remembered (``books.FLOOR_MEMORY_S``)."""
+request is remembered (``reference_store.FLOOR_MEMORY_S``)."""
 NO_DEBT = 0.01
 """A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
@@ -86,13 +88,15 @@ def tick(
     elapsed = max(census.at - before.at, 0.0) if before is not None else 0.0
     service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
-        capacity,
-        [entitlements[name] for name in pages],
-        {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
-        {name: page.limit.debt for name, page in pages.items()},
-        min(elapsed, MOST_ELAPSED_S),
-        settings,
-        memory.profiles,
+        PlanInput(
+            capacity,
+            [entitlements[name] for name in pages],
+            {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
+            {name: page.limit.debt for name, page in pages.items()},
+            min(elapsed, MOST_ELAPSED_S),
+            settings,
+            memory.profiles,
+        )
     )
     limits = {}
     for name, part in made.entitlements.items():

@@ -15,7 +15,7 @@ import msgspec
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planning.scaling import PublishedHint
+from tokenpool.planning.stabiliser import PublishedHint
 
 SCHEMA = 1
 REPORTED_OUTCOMES = frozenset(

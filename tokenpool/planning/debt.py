@@ -1,6 +1,6 @@
-"""Debt: how far service has fallen behind the fair share, signed, in seconds of service owed.
+"""Debt: the service that an entitlement is owed, relative to its fair share. Signed, in seconds of service.
 
-Only its movement over one interval lives here, and the weight that it lends. Section 6 of the design.
+This module has its change over one interval, and its effect on a weight.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 NO_SHARE = 1e-9
-"""A fair share below this is what sums of floats leave over: nothing is owed of it."""
+"""A fair share below this is a rounding error of sums of floats: no service is owed for it."""
 
 
 def moved(
@@ -23,9 +23,9 @@ def moved(
 ) -> float:
     """The debt after ``elapsed_s`` seconds.
 
-    While demand is unmet it moves by ``(fair share - service) / fair share`` per second, both as dominant
-    shares, within ``cap_s`` either way; while demand is met it decays with time constant ``decay_s``, so
-    that nobody banks credit by idling.
+    While demand is unmet, it moves by ``(fair share - service) / fair share`` per second, both as dominant
+    shares, and stays within ``cap_s`` of zero. While demand is met, it decays with time constant ``decay_s``:
+    an idle entitlement collects no credit.
     """
     if not has_unmet_demand or fair_share < NO_SHARE:
         return decayed(debt, elapsed_s, decay_s)
@@ -39,5 +39,5 @@ def decayed(debt: float, elapsed_s: float, decay_s: float) -> float:
 
 
 def weight_factor(debt: float, gain: float) -> float:
-    """What debt multiplies a weight by: ``exp(gain * debt)``."""
+    """The factor by which debt multiplies a weight: ``exp(gain * debt)``."""
     return math.exp(gain * debt)

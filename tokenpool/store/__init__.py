@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tokenpool.leases.reference_store import Answer, Census, Limit, Message, Push
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 
 
 class StoreDown(ConnectionError):

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from tokenpool.leases.reference_store import Answer, Census, Limit, Message, Push, ReferenceLeaseStore
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoredScale
 
 

@@ -38,7 +38,7 @@ from tokenpool.leases.reference_store import (
     Push,
     level_of,
 )
-from tokenpool.planning.allocation import IdleTerms
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown, StoredScale
 
 SCHEMA = 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from sidecar.allocator import Allocator
 from sidecar.controller.controller import Controller
 from sidecar.identity import KeyRing
+from sidecar.local_planner import LocalPlanner
 from sidecar.telemetry import Telemetry
 from tests.sidecar.harness import POOL
 from tokenpool.amounts import Amount
@@ -17,13 +17,13 @@ from tokenpool.planning.planner import PlannerSettings
 from tokenpool.poolfile import parse
 
 
-def allocator() -> tuple[Controller, Allocator]:
+def planner() -> tuple[Controller, LocalPlanner]:
     file, telemetry = parse(POOL).file, Telemetry(10)
     controller = Controller(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
     for account in controller.accounts.values():
-        controller.ledger.active.touch(account, 0.0)
+        controller.active.touch(account, 0.0)
     capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
-    return controller, Allocator(controller, telemetry, capacity, PlannerSettings())
+    return controller, LocalPlanner(controller, telemetry, capacity, PlannerSettings())
 
 
 def limits(controller: Controller) -> dict[str, Amount]:
@@ -31,7 +31,7 @@ def limits(controller: Controller) -> dict[str, Amount]:
 
 
 def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
-    (whole, at_once), (stepped, slowly) = allocator(), allocator()
+    (whole, at_once), (stepped, slowly) = planner(), planner()
     before = limits(stepped)
     at_once.tick(1e6)
     steps = 0
@@ -43,7 +43,7 @@ def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
 
 
 async def test_a_round_under_way_is_finished_before_another_begins() -> None:
-    controller, made = allocator()
+    controller, made = planner()
     running = asyncio.ensure_future(made.run(60.0))
     await asyncio.sleep(0)  # the first step
     assert made.plan is None

@@ -1,0 +1,245 @@
+"""The account: the limits, the bucket, the gauges and the learned costs of one entitlement on one sidecar.
+
+Reading an account is free for all. Its state changes by the methods of this module alone: the ledger moves
+the gauges, and the part of the sidecar that knows the limits sets them. ``now`` is seconds on any monotonic
+clock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tokenpool.accounting.bucket import TokenBucket, bucket_depth
+from tokenpool.accounting.meter import Meter
+from tokenpool.accounting.report import Report
+from tokenpool.accounting.retries import Retries
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.pricing.cost import Cost, Pricer
+
+
+class PoolView(NamedTuple):
+    """The state of one entitlement in the whole pool, as far as this sidecar knows it."""
+
+    limit: Amount
+    """What may be used at all sidecars together."""
+    depth: float
+    """Tokens that the whole bucket holds."""
+    debt: float = 0.0
+    """In seconds of service owed."""
+    level_elsewhere: float = 0.0
+    """Tokens of the bucket beyond this sidecar's part."""
+    kv_elsewhere: float = 0.0
+    """KV tokens in use at other sidecars."""
+    concurrency_elsewhere: float = 0.0
+    """Sequences in use at other sidecars."""
+    has_peers: bool = False
+    """Whether the pool has other engines, where a request may run that finds this one full."""
+
+
+class Missing(NamedTuple):
+    """The part of a cost that a sidecar does not hold; 0 in each dimension that it holds."""
+
+    tokens: float
+    kv_tokens: float
+    sequences: float
+
+
+class Account:
+    """One entitlement on this sidecar.
+
+    Limits come from one of three sources, with one method for each:
+
+    - ``set_limits``: the planner of a lone sidecar. The whole limit is used here.
+    - ``set_lease``: the lease store. The sidecar uses exactly what it holds.
+    - ``set_share``: this sidecar's part of a limit, while the lease store does not answer.
+    """
+
+    __slots__ = (
+        "assured",
+        "bucket",
+        "concurrency_elsewhere",
+        "concurrency_in_use",
+        "debt",
+        "depth",
+        "entitlement",
+        "has_peers",
+        "is_active",
+        "is_preemptible",
+        "is_spot",
+        "kv_elsewhere",
+        "kv_in_use",
+        "level_elsewhere",
+        "limit",
+        "meter",
+        "plan",
+        "planned_at",
+        "pool_limit",
+        "pricer",
+        "retries",
+    )
+
+    def __init__(self, entitlement: Entitlement, pricing: Pricing, now: float) -> None:
+        self.entitlement = entitlement
+        self.is_spot = entitlement.tier is Tier.SPOT
+        self.is_preemptible = entitlement.is_preemptible
+        """As the ledger counts it; see ``Ledger.reconfigure``."""
+        self.is_active = False
+        """Whether it is one of the ``ActiveAccounts``, which alone changes this."""
+        self.plan = 0
+        """The number of the plan with its limits, as ``ActiveAccounts`` counts plans."""
+        self.planned_at = now
+        """The time of that plan. The debt of an idle account is up to date until then."""
+        self.has_peers = False
+        """As in ``PoolView``, like the next fields with a name of its fields."""
+        self.pricer = Pricer(entitlement, pricing)
+        self.bucket = TokenBucket(now)
+        self.meter = Meter(now)
+        self.retries = Retries()
+        self.limit = NOTHING
+        """What may be used here. The rate is the pool's: the bucket holds this sidecar's part of it."""
+        self.assured = NOTHING
+        """The part of ``limit`` that may queue at a full engine."""
+        self.pool_limit = NOTHING
+        """What may be used at all sidecars together; equal to ``limit`` for a lone one."""
+        self.depth = 0.0
+        self.level_elsewhere = self.kv_elsewhere = self.concurrency_elsewhere = 0.0
+        self.debt = 0.0
+        self.kv_in_use = 0
+        self.concurrency_in_use = 0
+
+    # --- limits ---
+
+    def set_limits(
+        self, limit: Amount, assured: Amount, debt: float, now: float, *, is_full: bool = False
+    ) -> None:
+        """Set what the planner of a lone sidecar decided; with ``is_full``, the bucket is full."""
+        self.set_pool(PoolView(limit, self._depth(limit), debt, has_peers=self.has_peers))
+        self.limit, self.assured = limit, assured
+        self.bucket.resize(limit.tokens_per_second, self.depth, now)
+        if is_full:
+            self.bucket.fill()
+
+    def set_pool(self, view: PoolView) -> None:
+        """Set the pool-wide state. It changes nothing that this sidecar may use."""
+        self.pool_limit = view.limit
+        self.depth = view.depth
+        self.debt = view.debt
+        self.level_elsewhere = view.level_elsewhere
+        self.kv_elsewhere = view.kv_elsewhere
+        self.concurrency_elsewhere = view.concurrency_elsewhere
+        self.has_peers = view.has_peers
+
+    def set_lease(self, limit: Amount, assured: Amount, tokens: float) -> None:
+        """Use exactly what the lease store granted: the KV tokens and sequences of ``limit``, and ``tokens``.
+
+        ``tokens`` may be negative: more was spent than the lease held.
+        """
+        self.limit, self.assured = limit, assured
+        self.bucket.hold(tokens)
+
+    def set_share(self, limit: Amount, assured: Amount, tokens: float, now: float) -> None:
+        """Use a part of a limit without the lease store: from now on the bucket refills at the limit's rate.
+
+        If the bucket held a lease, it holds at least ``tokens`` from now on. A new bucket starts full.
+        """
+        self.limit, self.assured = limit, assured
+        if self.bucket.holds_lease:
+            self.bucket.level = max(self.bucket.level, tokens)
+        self.bucket.resize(limit.tokens_per_second, self._depth(limit), now)
+
+    def hold_nothing(self) -> None:
+        """Give up all that is held of the limit. A bucket below zero stays there."""
+        self.limit = Amount(self.pool_limit.tokens_per_second, 0.0, 0.0)
+        self.assured = NOTHING
+        self.bucket.hold(min(self.bucket.level, 0.0))
+
+    def forget_bucket(self) -> None:
+        """Forget what was spent: the next limits fill the bucket."""
+        self.bucket.forget()
+
+    def give_up_beyond(self, kv_tokens: float, sequences: float, tokens: float) -> None:
+        """Give up what is held beyond these KV tokens, sequences and throughput tokens."""
+        limit = self.limit
+        self.limit = Amount(
+            limit.tokens_per_second, min(limit.kv_tokens, kv_tokens), min(limit.concurrency, sequences)
+        )
+        self.bucket.level = min(self.bucket.level, tokens)
+
+    def missing(self, cost: Cost) -> Missing:
+        """The part of a cost that this sidecar does not hold now."""
+        return Missing(
+            max(cost.throughput - self.bucket.level, 0.0),
+            max(self.kv_in_use + cost.kv_tokens - self.limit.kv_tokens, 0.0),
+            max(self.concurrency_in_use + cost.sequences - self.limit.concurrency, 0.0),
+        )
+
+    def take_ahead(self, missing: Missing) -> None:
+        """Hold more before the lease store knows of it; the tokens come from the bucket's part elsewhere."""
+        limit = self.limit
+        self.limit = Amount(
+            limit.tokens_per_second,
+            limit.kv_tokens + missing.kv_tokens,
+            limit.concurrency + missing.sequences,
+        )
+        self.bucket.level += missing.tokens
+        self.level_elsewhere -= missing.tokens
+
+    def stretch(self, cost: Cost) -> float:
+        """Hold enough for one request of this cost; returns the tokens that were added for it."""
+        kv_tokens, sequences = self.kv_in_use + cost.kv_tokens, self.concurrency_in_use + cost.sequences
+        self.limit = self.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
+        tokens = max(cost.throughput - self.bucket.level, 0.0)
+        self.bucket.level += tokens
+        return tokens
+
+    def _depth(self, limit: Amount) -> float:
+        return bucket_depth(limit.tokens_per_second, self.meter.typical_tokens.value)
+
+    # --- use ---
+
+    @property
+    def level(self) -> float:
+        """The level of the whole bucket, in tokens, as far as it is known here."""
+        return self.bucket.level + self.level_elsewhere
+
+    def is_inside_guarantee(
+        self, sequences: int = 0, kv_tokens: int = 0, *, counts_elsewhere: bool = True
+    ) -> bool:
+        """Whether the current use, and so much more, lies inside the entitlement's guarantee.
+
+        The use at other sidecars counts as far as it is known here. Without ``counts_elsewhere`` the answer
+        assumes that they use nothing. A guarantee without KV tokens does not bound them.
+        """
+        guarantee = self.entitlement.guarantee
+        sequences += self.concurrency_in_use
+        kv_tokens += self.kv_in_use
+        others = (self.concurrency_elsewhere, self.kv_elsewhere) if counts_elsewhere else (0.0, 0.0)
+        return (
+            sequences + others[0] <= guarantee.concurrency
+            and (kv_tokens + others[1] <= guarantee.kv_tokens or not guarantee.kv_tokens)
+            and self.entitlement.tier is not Tier.SPOT
+        )
+
+    def report(self, now: float) -> Report:
+        """What the planner needs to know of the time since the last report."""
+        return self.meter.report(self.kv_in_use, self.concurrency_in_use, now)
+
+    def take_peaks(self) -> tuple[int, int]:
+        """The most KV tokens and sequences in use at once since the last call."""
+        return self.meter.take_peaks(self.kv_in_use, self.concurrency_in_use)
+
+    # --- for the ledger ---
+
+    def hold(self, kv_tokens: int, sequences: int, now: float) -> None:
+        """Move both gauges, by negative amounts to release. Only the ledger calls this."""
+        meter = self.meter
+        meter.hold(self.kv_in_use, self.concurrency_in_use, now)
+        self.kv_in_use += kv_tokens
+        self.concurrency_in_use += sequences
+        meter.note_peaks(self.kv_in_use, self.concurrency_in_use)
+
+    def charge(self, tokens: float) -> None:
+        """Charge throughput tokens, or refund negative ones. Only the ledger calls this."""
+        self.bucket.add(-tokens)
+        self.meter.spent += tokens

@@ -1,0 +1,53 @@
+"""The ticket: what one admitted request holds. Only the ledger makes and ends tickets."""
+
+from __future__ import annotations
+
+from tokenpool.accounting.account import Account
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Ask, Cost
+
+
+class TicketEnded(Exception):
+    """A ticket was used after its end: a defect in the caller, never in the request."""
+
+
+class Ticket:
+    """A reservation: what one admitted request holds until it is settled. It ends exactly once."""
+
+    __slots__ = (
+        "account",
+        "admitted_at",
+        "ask",
+        "charged",
+        "cost",
+        "ending",
+        "has_begun",
+        "is_guaranteed",
+        "kv_held",
+        "output_held",
+        "streams",
+    )
+
+    def __init__(self, account: Account, ask: Ask, cost: Cost, now: float) -> None:
+        self.account = account
+        self.ask = ask
+        self.cost = cost
+        self.admitted_at = now
+        self.charged = cost.throughput
+        """Throughput tokens taken from the bucket so far."""
+        self.kv_held = cost.kv_tokens
+        self.output_held = cost.output_tokens
+        """Output tokens that the reservation covers, over all sequences."""
+        self.ending: Ending | None = None
+        """How it ended; ``None`` while the request runs."""
+        self.streams = True
+        """Whether the answer is a stream, so that its first token is seen."""
+        self.has_begun = False
+        """Whether the first token has come."""
+        self.is_guaranteed = False
+        """Whether the request was inside its entitlement's guarantee when it was admitted."""
+
+    def require_running(self) -> None:
+        """Raise ``TicketEnded`` if the ticket has ended."""
+        if self.ending is not None:
+            raise TicketEnded(f"the ticket ended already: {self.ending}")

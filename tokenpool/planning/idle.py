@@ -1,0 +1,49 @@
+"""Idle entitlements: their share follows from a few terms of a plan, so a plan can leave them out."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.planning.claims import Share
+from tokenpool.planning.vectors import Vector, larger, smaller
+
+ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)
+"""The smallest request."""
+
+
+class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The terms for the share of every claim without demand. Positional on the wire: append new fields.
+
+    Such a claim changes no other claim's share. So a division needs only the claims with demand, and the cost
+    of a tick depends on the number of active tenants, not on all that exist.
+    """
+
+    headroom: Vector = (0.0, 0.0, 0.0)
+    """Capacity that was granted to no claim: tokens per second, KV tokens, sequences."""
+    capacity: Vector = (0.0, 0.0, 0.0)
+    """Live capacity, in whole sequences."""
+    others_want: bool = False
+    """Whether a claim other than spot wants more than it was granted."""
+
+    def share(self, tier: Tier, guarantee: Amount, ceiling: Amount, floor: Amount) -> Share:
+        """The share of one claim that has no demand; ``floor`` as in ``Claim``."""
+        limit, bound = smaller(self.headroom, self.capacity), ceiling.values()
+        whole: Vector = (0.0, 0.0, 0.0)
+        if tier is Tier.SPOT:
+            if not self.others_want:
+                whole = smaller(floor.values(), bound)
+            return Share(NOTHING, NOTHING, Amount(*smaller(larger(limit, whole), bound)))
+        at_least = larger(smaller(floor.values(), bound), guarantee.values())
+        limit = smaller(larger(limit, at_least), bound)
+        return Share(NOTHING, Amount(*smaller(at_least, limit)), Amount(*limit))
+
+
+def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Share:
+    """The share of an entitlement without demand: exactly the share that a plan with it would give.
+
+    ``floor`` is its largest single request, at least one sequence.
+    """
+    guarantee = NOTHING if entitlement.tier is Tier.SPOT else entitlement.guarantee
+    return terms.share(entitlement.tier, guarantee, entitlement.ceiling, floor)
