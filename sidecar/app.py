@@ -21,7 +21,6 @@ from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.controller import Controller, Policies
-from sidecar.controller.driver import Driver
 from sidecar.controller.engine_priority import PriorityPolicy
 from sidecar.engine.address import engine_address
 from sidecar.engine.cors_watcher import CorsWatcher
@@ -30,6 +29,7 @@ from sidecar.engine.watcher import EngineWatcher
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
 from sidecar.pool_file_watcher import PoolFileWatcher
+from sidecar.ports import LoopPorts
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
@@ -42,6 +42,7 @@ from sidecar.telemetry import Telemetry
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.control.driver import Driver
 from tokenpool.planning.planner import PlannerSettings
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,9 @@ class Sidecar:
             leases=self._shared.leases if self._shared is not None else None,
             has_slo_feedback=settings.slo_feedback,
         )
-        messenger = self._shared.messenger if self._shared is not None else None
-        self.driver = Driver(self.control, telemetry.clock, messenger)
+        self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
+        sync = self._shared.sync if self._shared is not None else None
+        self.driver = Driver(self.control, self._ports, sync)
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -158,7 +160,7 @@ class Sidecar:
             self._shared.follow(self.controller.accounts, now)
         if self.local_planner is not None:
             self.local_planner.tick(now)
-        self.controller.serve()
+        self.driver.serve()
         collecting.keep()
 
     async def start(self) -> None:
@@ -179,6 +181,7 @@ class Sidecar:
         for work in (
             self.watcher.run(),
             self._follow_engine(),
+            self._follow_alarms(),
             self._cors.run(),
             self.pool_file_watcher.run(),
             self._sweep(),
@@ -229,6 +232,11 @@ class Sidecar:
         """Let the controller act after each poll of the engine."""
         async for _ in self.watcher.polls():
             self.controller.engine_changed()
+
+    async def _follow_alarms(self) -> None:
+        """Decide the waiting requests whose deadline has passed."""
+        async for _ in self._ports.alarms():
+            self.driver.wake()
 
     async def _sweep(self) -> None:
         while True:

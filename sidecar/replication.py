@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from sidecar.controller.driver import Driver
-from sidecar.messenger import Messenger
+from sidecar.ports import LoopPorts
 from sidecar.published_file import READ_EVERY_S, PublishedFile
 from sidecar.telemetry import Telemetry
+from tokenpool.control.driver import Driver
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.store import Store, StoreDown
@@ -36,7 +36,7 @@ class Replication:
         driver: Driver,
         sync: LeaseSync,
         store: Store,
-        messenger: Messenger,
+        ports: LoopPorts,
         published: PublishedFile,
         telemetry: Telemetry,
     ) -> None:
@@ -44,7 +44,7 @@ class Replication:
         self._driver = driver
         self.sync = sync
         self._store = store
-        self._messenger = messenger
+        self._ports = ports
         self.published = published
         self._telemetry = telemetry
         self.calls: Counter[str] = Counter()
@@ -63,36 +63,32 @@ class Replication:
             group.create_task(self._read_forever())
 
     async def _tick_forever(self) -> None:
-        clock = self._driver.clock
         # Limits that are known before the first answer spare a new sidecar the use of shares.
         await self._read_limits()
         while True:
-            started = clock()
+            started = self._ports.now()
             try:
-                for _ in self.sync.tick_steps(started):
+                for _ in self._driver.tick_steps():
                     await asyncio.sleep(0)
-                self._driver.control.retire_idle()
             except Exception:
                 # A defect must not silence this sidecar for good: the next interval tries again.
-                log.critical("examining the active entitlements failed", exc_info=True)
-            self._messenger.send_all(clock())
-            await asyncio.sleep(max(self._interval_s - (clock() - started), 0.001))
+                log.critical("the tick of the leases failed", exc_info=True)
+            await asyncio.sleep(max(self._interval_s - (self._ports.now() - started), 0.001))
 
     async def _hear_forever(self) -> None:
         """Act on each answer."""
         while True:
-            message, result = await self._messenger.results.get()
-            now = self._driver.clock()
-            if isinstance(result, StoreDown):
-                self._failed(result)
-                self.sync.failed(message, now)
-            else:
-                self._recovered()
-                self.sync.answered(message, result, now)
-                self.published.announced(result.file_version)
-            self._driver.control.serve(now)
-            self._driver.act()
-            self._messenger.send_all(now)
+            message, result = await self._ports.results.get()
+            try:
+                if isinstance(result, StoreDown):
+                    self._failed(result)
+                    self._driver.failed(message)
+                else:
+                    self._recovered()
+                    self._driver.answered(message, result)
+                    self.published.announced(result.file_version)
+            except Exception:
+                log.critical("an answer of the lease store could not be used", exc_info=True)
 
     def _failed(self, error: StoreDown) -> None:
         self.calls["failed"] += 1
@@ -114,8 +110,7 @@ class Replication:
         while True:
             try:
                 async for push in self._store.listen(self.sync.holder):
-                    self.sync.pushed(push, self._driver.clock())
-                    self._driver.act()
+                    self._driver.pushed(push)
             except StoreDown:
                 pass  # reported by the messages
             except Exception:
@@ -136,7 +131,7 @@ class Replication:
     async def _read_limits(self) -> None:
         try:
             await self._store.connect(MOST_UNDER_WAY)
-            self.sync.leases.learn(*await self._store.limits(), self._driver.clock())
+            self.sync.leases.learn(*await self._store.limits(), self._ports.now())
         except StoreDown:
             pass  # reported by the messages
         except Exception:
@@ -144,8 +139,10 @@ class Replication:
 
     async def stop(self) -> None:
         """Return every lease, if the lease store answers; then close the connections."""
-        with contextlib.suppress(StoreDown, TimeoutError):
-            await self._messenger.farewell(self._driver.clock())
+        farewell = self._driver.stop()
+        if farewell is not None:
+            with contextlib.suppress(StoreDown, TimeoutError):
+                await self._ports.farewell(farewell)
         await self._store.close()
 
     # --- status ---

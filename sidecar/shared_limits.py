@@ -8,10 +8,9 @@ import socket
 from collections.abc import Mapping
 
 from sidecar.configuration import Configuration
-from sidecar.controller.driver import Driver
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
-from sidecar.messenger import Messenger
+from sidecar.ports import LoopPorts
 from sidecar.published_file import Enforcer, PublishedFile
 from sidecar.replication import Replication
 from sidecar.report import Reporter
@@ -19,6 +18,7 @@ from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.admission.queue import AdmissionQueue
+from tokenpool.control.driver import Driver
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
@@ -47,16 +47,16 @@ class SharedLimits:
         name = settings.name or socket.gethostname()
         # A process that starts again is another holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._sync = LeaseSync(holder, self.leases)
+        self.sync = LeaseSync(holder, self.leases)
         self._store = open_store(
             settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
         )
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
-        self.messenger = Messenger(self._sync, self._store, self._reporter)
+        self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:
         """Use these accounts from now on."""
-        self._sync.follow(accounts, now)
+        self.sync.follow(accounts, now)
 
     def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:
         """The loops of the exchange. ``enforcer`` puts a published pool file in force."""
@@ -66,9 +66,9 @@ class SharedLimits:
         return Replication(
             self._settings.tick,
             driver,
-            self._sync,
+            self.sync,
             self._store,
-            self.messenger,
+            self.ports,
             published,
             self._telemetry,
         )

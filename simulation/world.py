@@ -166,7 +166,7 @@ class _Request:
 
 
 class _Sidecar:
-    """One sidecar with its engine."""
+    """One sidecar with its engine. It drives the shipped admission control and exchange with the store."""
 
     def __init__(self, world: World, number: int, life: int) -> None:
         self.world = world
@@ -175,24 +175,21 @@ class _Sidecar:
         self.is_gone = False
         self.is_cut = False
         self.paused_until = 0.0
-        chance = world.chance
+        setup, chance = world.setup, world.chance
         self._offset = chance.uniform(0, 1000)
-        self._speed = 1 + chance.uniform(-1, 1) * world.setup.faults.drift
-        self.ledger = Ledger()
+        self._speed = 1 + chance.uniform(-1, 1) * setup.faults.drift
         now = self.clock()
-        self.accounts = {
-            t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in world.setup.tenants
-        }
-        self.leases = Leases(self.name, world.setup.settings, world.setup.sidecars)
-        self.leases.follow(self.accounts, now)
+        self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
+        queue = AdmissionQueue(setup.queue)
+        self.leases = Leases(setup.settings, setup.sidecars, queue)
+        self.control = AdmissionControl(now, queue, leases=self.leases)
+        self.sync = LeaseSync(self.name, self.leases)
+        self.sync.follow(self.accounts, now)
+        self.capacity = Amount(setup.slots * TOKENS_PER_SEQUENCE_S, setup.slots * KV_PER_SLOT, setup.slots)
+        self.control.engine_changed(EngineRoom(float(setup.slots), setup.slots * KV_PER_SLOT), now)
         self.backlog: deque[_Request] = deque()
         self.running = 0
-        self._looks_at = math.inf
-        self._awaited: set[int] = set()
-        """Numbers of messages that are neither answered nor given up."""
-        slots = world.setup.slots
-        self.room = EngineRoom(float(slots), slots * KV_PER_SLOT)
-        self.capacity = Amount(slots * TOKENS_PER_SEQUENCE_S, slots * KV_PER_SLOT, float(slots))
+        self._wakes_at = math.inf
 
     @property
     def is_apart(self) -> bool:
@@ -205,14 +202,14 @@ class _Sidecar:
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Call by this sidecar's clock, if it still lives then; not before a pause has ended."""
-        self.world.after(seconds / self._speed, lambda: self.wake(call))
+        self.world.after(seconds / self._speed, lambda: self.when_awake(call))
 
-    def wake(self, call: Callable[[], None]) -> None:
+    def when_awake(self, call: Callable[[], None]) -> None:
         """Call when this sidecar runs; never, if it is gone."""
         if self.is_gone:
             return
         if self.world.now < self.paused_until:
-            self.world.after(self.paused_until - self.world.now, lambda: self.wake(call))
+            self.world.after(self.paused_until - self.world.now, lambda: self.when_awake(call))
             return
         call()
 
@@ -223,33 +220,20 @@ class _Sidecar:
         account = self.accounts[request.tenant.entitlement.name]
         ask = Ask(token_ids=request.size // 4, output_bound=request.size - request.size // 4)
         cost = account.pricer.price(ask, SHAPE)
-        now = self.clock()
-        if not self.leases.covers(account, cost, now):
-            shed = hopeless(self.ledger, account, cost, self.room)
-            if shed is not None:
-                self.world.refused(self, request, shed, account, cost)
-                return
-            patience_s = PATIENCE_S[account.entitlement.tier]
-            waiter = self.leases.wait(
-                account, cost, now, patience_s, lambda: self._decide(request, account, ask, cost)
-            )
-            if waiter is not None:
-                self._more()
-                return
-        self._decide(request, account, ask, cost)
-        if self.leases.has_something_to_say:
-            self.send()
+        outcome = self.control.offer(account, ask, cost, self.clock(), request=request)
+        if not isinstance(outcome, PendingRequest):
+            self._decided(request, account, cost, outcome)
+        self.act()
 
-    def _decide(self, request: _Request, account: Account, ask: Ask, cost: Cost) -> None:
-        decision = admit(self.ledger, account, ask, cost, self.room, self.clock())
-        if isinstance(decision, Admit):
-            request.ticket = decision.ticket
-            self.world.waited(self.world.now - request.came)
-            self.world.admitted(self, account)
-            self.backlog.append(request)
-            self._start()
-        else:
-            self.world.refused(self, request, decision, account, cost)
+    def _decided(self, request: _Request, account: Account, cost: Cost, outcome: Ticket | Shed) -> None:
+        if isinstance(outcome, Shed):
+            self.world.refused(self, request, outcome, account, cost)
+            return
+        request.ticket = outcome
+        self.world.waited(self.world.now - request.came)
+        self.world.admitted(self, account)
+        self.backlog.append(request)
+        self._start()
 
     def _start(self) -> None:
         while self.backlog and self.running < self.world.setup.slots:
@@ -258,77 +242,93 @@ class _Sidecar:
             request.began = self.world.now
             self.world.began()
             seconds = request.size / TOKENS_PER_SEQUENCE_S
+            request.is_running = True
             # The engine goes on while the sidecar is paused; settling waits.
             self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
 
     def _end(self, request: _Request) -> None:
-        self.running -= 1
         ticket = request.ticket
-        assert ticket is not None
-        now = self.clock()
+        if ticket is None:
+            return  # it was preempted
+        self.running -= 1
         spent = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
-        self.ledger.settle(ticket, spent, Ending.FINISHED, now)
-        self.world.ended(self, request)
+        self.control.settle(ticket, spent, Ending.FINISHED, self.clock())
+        request.ticket = None
+        self.world.ended(self, request, ticket.account)
         self._start()
-        if self.leases.ended(ticket.account, now):
-            self.send()
+        self.act()
 
-    # --- the lease store ---
+    def _preempt(self, ticket: Ticket) -> None:
+        """End a spot request for a guarantee; its client comes again."""
+        request = self.world.request_of(self, ticket)
+        request.ticket = None
+        if request.is_running:
+            self.running -= 1
+        else:
+            self.backlog.remove(request)
+        self.control.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED, self.clock())
+        self.world.preempted(self, request, ticket.account, was_running=request.is_running)
+
+    # --- the driver's part: effects, messages, time ---
+
+    def act(self) -> None:
+        """Perform the effects, send the messages that are due, and set the next wake."""
+        control = self.control
+        while control.has_effects:
+            effects = control.take_effects()
+            for ticket in effects.to_end:
+                self._preempt(ticket)
+            for pending, outcome in effects.decided:
+                self._decided(cast(_Request, pending.request), pending.account, pending.cost, outcome)
+            self._start()
+        if self.sync.is_message_due:
+            self._send()
+        at = control.wakes_at()
+        if at < self._wakes_at:
+            self._wakes_at = at
+            self.later(max(at - self.clock(), 0.0) + 1e-6, lambda: self._wake(at))
+
+    def _wake(self, planned_at: float) -> None:
+        if planned_at == self._wakes_at:
+            self._wakes_at = math.inf
+            self.control.wake(self.clock())
+            self.act()
 
     def interval(self) -> None:
-        self.leases.tick(self.clock())
-        self.send()
+        """Once an interval: renew the leases."""
+        for _ in self.sync.tick_steps(self.clock()):
+            pass
+        self.control.retire_idle()
+        self._send()
         self.later(self.world.setup.settings.interval_s, self.interval)
 
-    def send(self) -> None:
-        while (message := self.leases.next_message(self.clock(), self._report)) is not None:
-            self._carry(message)
+    def _send(self) -> None:
+        report = encode_report(SidecarReport(self.capacity, self.capacity, True))
+        for message in self.sync.messages(self.clock()):
+            sent = replace(message, report=report) if message.carries_report else message
+            self.world.carry(self, sent, lambda answer, m=message: self.when_awake(lambda: self._heard(m, answer)))  # type: ignore[misc]
+            self.later(TIMEOUT_S, lambda m=message: self._missed(m))  # type: ignore[misc]
 
-    def _report(self) -> bytes:
-        return encode_report(SidecarReport(self.capacity, self.capacity, True))
-
-    def _carry(self, message: Message) -> None:
-        def heard(answer: Answer) -> None:
-            if not self.is_over(message):
-                self.leases.answered(message, answer, self.clock())
-                self._more()
-
-        def missed() -> None:
-            if not self.is_over(message):
-                self.leases.failed(message, self.clock())
-                self._more()
-
-        self._awaited.add(message.number)
-        self.world.carry(self, message, lambda answer: self.wake(lambda: heard(answer)))
-        self.later(TIMEOUT_S, missed)
-
-    def is_over(self, message: Message) -> bool:
-        """Whether a message was answered before, or given up; notes that it is now."""
-        is_over = message.number not in self._awaited
-        self._awaited.discard(message.number)
-        return is_over
-
-    def _more(self) -> None:
-        self.send()
-        self._look_later()
-
-    def pushed(self, kind: str, name: str) -> None:
+    def _heard(self, message: Message, answer: Answer) -> None:
         now = self.clock()
-        if self.leases.reclaimed(name, now) if kind == RECLAIM else self.leases.freed(name):
-            self.send()
+        self.sync.answered(message, answer, now)
+        self._served(now)
 
-    def _look_later(self) -> None:
-        """At most one look is scheduled. An earlier look replaces a later one."""
-        at = self.leases.looks_at()
-        if at < self._looks_at:
-            self._looks_at = at
-            self.later(max(at - self.clock(), 0.0) + 1e-6, lambda: self._look(at))
+    def _missed(self, message: Message) -> None:
+        now = self.clock()
+        if self.sync.is_under_way(message):
+            self.sync.failed(message, now)
+            self._served(now)
 
-    def _look(self, planned_at: float) -> None:
-        if planned_at == self._looks_at:
-            self._looks_at = math.inf
-            self.leases.look(self.clock())
-            self._more()
+    def _served(self, now: float) -> None:
+        self.control.serve(now)
+        self.act()
+        self._send()
+
+    def pushed(self, push: Push) -> None:
+        """The lease store said something between messages."""
+        self.sync.pushed(push, self.clock())
+        self.act()
 
 
 class World:

@@ -19,7 +19,6 @@ from sidecar.controller import refusals
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
-from sidecar.controller.driver import Driver
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
@@ -36,6 +35,7 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
+from tokenpool.control.driver import Driver
 from tokenpool.outcomes import Ending, Reason
 
 
@@ -68,7 +68,7 @@ class Controller:
         self.engine = engine
         self.pool = configuration.pool
         self._lifecycle = lifecycle
-        now = driver.clock()
+        now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file: a cached head is valid within one epoch."""
@@ -97,11 +97,11 @@ class Controller:
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
         """Make what a changed pool file needs before it is put in force, in steps of a moment each."""
-        return self.pool_accounts.prepare(configuration.file, configuration.pool, self.driver.clock())
+        return self.pool_accounts.prepare(configuration.file, configuration.pool, self._telemetry.clock())
 
     def configure(self, configuration: Configuration) -> None:
         """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
-        self.pool_accounts.configure(configuration.file, configuration.pool, self.driver.clock())
+        self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
@@ -137,7 +137,7 @@ class Controller:
         The caller registers a pending request with ``wait``, then calls ``act``, and settles an admitted
         request exactly once.
         """
-        now = self.driver.clock()
+        now = self._telemetry.clock()
         if not self.engine.is_up:
             return refusals.engine_down(account)
         if route.parse is None or account is None:
@@ -230,7 +230,7 @@ class Controller:
 
     def engine_changed(self) -> None:
         """The engine was observed: reserve slots, end surplus spot requests, decide waiting ones."""
-        now = self.driver.clock()
+        now = self._telemetry.clock()
         self.engine.reserve(self.control.slots_to_reserve(self.engine.room.slots, now))
         self.control.engine_changed(self.engine.room, now)
         self.driver.act()
@@ -239,11 +239,6 @@ class Controller:
         """Another process took the engine's place: its prefix cache is empty."""
         for account in self.accounts.values():
             account.pricer.forget_cache()
-
-    def serve(self) -> None:
-        """Limits have changed: decide the requests that wait."""
-        self.control.serve(self.driver.clock())
-        self.driver.act()
 
     # --- answers of the sidecar itself ---
 

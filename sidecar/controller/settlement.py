@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from sidecar.controller.access_log import AccessLog
-from sidecar.controller.driver import Driver
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.engine.state import EngineState
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.control.driver import Driver
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
 from tokenpool.pricing.estimators import Average
@@ -45,8 +45,8 @@ class Settlement:
         per_event = max(self.tokens_per_event.value, 0.01)
         tokens = round(events * per_event)
         if tokens >= ticket.output_held:
-            block, driver = self._engine.shape.block_size, self._driver
-            driver.control.ledger.extend(ticket, tokens + block, block, driver.clock())
+            block, ledger = self._engine.shape.block_size, self._driver.control.ledger
+            ledger.extend(ticket, tokens + block, block, self._telemetry.clock())
         return max(int(ticket.output_held / per_event), events + 1)
 
     def settle(
@@ -102,5 +102,5 @@ class Settlement:
 
     def _log(self, admitted: AdmittedRequest, ending: Ending, usage: Usage | None) -> None:
         if self._access_log.is_on:
-            seconds = self._driver.clock() - admitted.started_at
+            seconds = self._telemetry.clock() - admitted.started_at
             self._access_log.write(admitted.account, ending, seconds, usage)

@@ -105,6 +105,11 @@ class AdmissionQueue:
         """Requests that wait for room."""
         return self._size
 
+    @property
+    def is_any_waiting_for_lease(self) -> bool:
+        """Whether a request waits for a lease."""
+        return bool(self._for_lease)
+
     def has_waiting(self, account: Account) -> bool:
         """Whether requests of this entitlement wait for room: a new one goes behind them."""
         return account.entitlement.name in self._lines

@@ -77,6 +77,11 @@ class AdmissionControl:
         self._last_guaranteed: Ticket | None = None
         """The last guaranteed request, while the engine may not have begun it."""
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a request waits."""
+        return self.queue.waiting_for_room > 0 or self.queue.is_any_waiting_for_lease
+
     def take_effects(self) -> Effects:
         """The effects since the last call. The caller performs all of them."""
         effects, self._effects, self.has_effects = self._effects, Effects(), False

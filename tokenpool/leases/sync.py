@@ -164,7 +164,7 @@ class LeaseSync:
             line.number, line.under_way, line.said = message.number, True, holdings[name]
         return message
 
-    def farewell(self, report: bytes = b"") -> Message:
+    def farewell(self) -> Message:
         """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
         leases = self.leases
         self._number += 1
@@ -178,7 +178,7 @@ class LeaseSync:
                 kv_seconds=meter.kv_seconds,
                 concurrency_seconds=meter.concurrency_seconds,
             )
-        return Message(self.holder, self._number, holdings, report=report)
+        return Message(self.holder, self._number, holdings)
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
         """A message was answered. Requests that waited for it are in ``Leases.due``."""

@@ -1,0 +1,101 @@
+"""The ports of a sidecar's driver: the event loop's clock and alarm, and the line to the lease store.
+
+Messages are sent in tasks of their own: none waits for another's answer. ``Replication`` reads ``results``
+and tells the driver; the app does so for ``alarms``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+from sidecar.report import Reporter
+from tokenpool.leases.reference_store import Answer, Message
+from tokenpool.store import Store, StoreDown
+
+log = logging.getLogger(__name__)
+
+FAREWELL_S = 1.0
+"""The longest duration of the last message."""
+
+Result = tuple[Message, Answer | StoreDown]
+
+
+class LoopPorts:
+    """See ``tokenpool.control.driver.Ports``. A lone sidecar has no store."""
+
+    def __init__(
+        self, clock: Callable[[], float], store: Store | None = None, reporter: Reporter | None = None
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self._reporter = reporter
+        self.results: asyncio.Queue[Result] = asyncio.Queue()
+        """The answers, and the messages without one, in the order in which they came."""
+        self._calls: set[asyncio.Task[None]] = set()
+        """Messages in flight."""
+        self._alarm = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def now(self) -> float:
+        """See ``Ports``."""
+        return self._clock()
+
+    def failed(self, what: str, error: Exception) -> None:
+        """See ``Ports``."""
+        log.critical(what, exc_info=error)
+
+    # --- the alarm ---
+
+    def wake_at(self, at: float) -> None:
+        """See ``Ports``."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at < math.inf:
+            delay = max(at - self._clock(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._alarm.set)
+
+    async def alarms(self) -> AsyncIterator[None]:
+        """Yield each time the alarm goes off, until cancelled."""
+        while True:
+            await self._alarm.wait()
+            self._alarm.clear()
+            yield
+
+    # --- the lease store ---
+
+    def send(self, message: Message) -> None:
+        """See ``Ports``."""
+        assert self._reporter is not None
+        if message.carries_report:
+            report = self._reporter.report(self._clock())
+        else:
+            report = b""
+        task = asyncio.get_running_loop().create_task(self._carry(message, report))
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _carry(self, message: Message, report: bytes) -> None:
+        """Bring one message with its report to the lease store, and its answer back."""
+        assert self._store is not None
+        try:
+            sent = replace(message, report=report) if report else message
+            self.results.put_nowait((message, await self._store.exchange(sent)))
+        except StoreDown as error:
+            self.results.put_nowait((message, error))
+        except BaseException as error:
+            # Cancelled, or a defect: waiting requests are decided from what is held.
+            self.results.put_nowait((message, StoreDown(f"the message was not sent: {error!r}")))
+            raise
+
+    async def farewell(self, message: Message) -> None:
+        """Send the last message, after those in flight. Raises ``StoreDown`` or ``TimeoutError``."""
+        assert self._store is not None
+        assert self._reporter is not None
+        async with asyncio.timeout(FAREWELL_S):
+            await asyncio.gather(*self._calls, return_exceptions=True)
+            await self._store.exchange(replace(message, report=self._reporter.report(self._clock())))

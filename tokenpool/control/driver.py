@@ -1,0 +1,212 @@
+"""The driver: performs the decisions of the admission control, and moves messages and deadlines.
+
+Each process has one. All other parts change the control (offer, withdraw, observe the engine, set limits) and
+then call ``act``. ``act`` ends the requests to end, delivers the decisions to the requests that waited, sends
+the due messages to the lease store, and sets the alarm for the next deadline. Deliveries may cause further
+effects; the outermost ``act`` performs those too, so no decision runs within another.
+
+Time, messages and the alarm are reached through ``Ports``: a sidecar has those of its event loop, and the
+simulation has virtual ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.rules import Shed
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.leases.reference_store import Answer, Message, Push
+from tokenpool.leases.sync import LeaseSync
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Usage
+
+NOTHING_SPENT = Usage(0, 0)
+
+
+class Waiter(Protocol):
+    """The owner of a request that waits."""
+
+    def decided(self, outcome: Ticket | Shed) -> None:
+        """The wait is over."""
+
+
+class Runner(Protocol):
+    """The owner of a running request."""
+
+    def preempt(self) -> None:
+        """End the request now, and settle its ticket."""
+
+
+class Ports(Protocol):
+    """The driver's access to time and to the lease store."""
+
+    def now(self) -> float:
+        """Seconds by the sidecar's monotonic clock."""
+
+    def wake_at(self, at: float) -> None:
+        """Call ``Driver.wake`` at this time, and no longer at the time of the last call; never if infinite."""
+
+    def send(self, message: Message) -> None:
+        """Send a message without waiting. ``answered`` or ``failed`` follows."""
+
+    def failed(self, what: str, error: Exception) -> None:
+        """A delivery failed by a defect: log it. The others go on."""
+
+
+class Driver:
+    """Performs the effects of one ``AdmissionControl``. ``sync`` is ``None`` for a lone sidecar."""
+
+    def __init__(self, control: AdmissionControl, ports: Ports, sync: LeaseSync | None = None) -> None:
+        self.control = control
+        self.sync = sync
+        self._ports = ports
+        self._waiters: dict[PendingRequest, Waiter] = {}
+        self._runners: dict[Ticket, Runner] = {}
+        """The owners of running spot requests."""
+        self._ended_early: set[Ticket] = set()
+        """Requests to end that have no owner yet: their admission is still being delivered."""
+        self._is_acting = False
+        self._is_stopped = False
+        self._wakes_at = math.inf
+
+    # --- owners ---
+
+    def wait(self, pending: PendingRequest, waiter: Waiter) -> None:
+        """Deliver the decision about a pending request to its owner."""
+        self._waiters[pending] = waiter
+
+    def withdraw(self, pending: PendingRequest) -> None:
+        """A pending request waits no longer; no decision is delivered."""
+        self._waiters.pop(pending, None)
+        self.control.withdraw(pending, self._ports.now())
+
+    def run(self, ticket: Ticket, runner: Runner) -> None:
+        """A spot request runs: its owner is asked to end it if a guarantee needs its capacity."""
+        if ticket in self._ended_early:
+            self._ended_early.discard(ticket)
+            runner.preempt()
+        else:
+            self._runners[ticket] = runner
+
+    def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
+        """Settle a ticket, and act on the room that this frees."""
+        if ticket.account.is_spot:
+            self._runners.pop(ticket, None)
+            self._ended_early.discard(ticket)
+        self.control.settle(ticket, spent, ending, self._ports.now(), reported=reported)
+        self.act()
+
+    # --- effects ---
+
+    def act(self) -> None:
+        """Perform all effects of the calls before."""
+        if self._is_acting:
+            return
+        control, sync = self.control, self.sync
+        if control.has_effects:
+            self._perform()
+        if sync is not None and sync.is_message_due:
+            self._send(self._ports.now())
+        if control.has_waiting or self._wakes_at < math.inf:
+            self._set_alarm()
+
+    def _perform(self) -> None:
+        control = self.control
+        self._is_acting = True
+        try:
+            while control.has_effects:
+                effects = control.take_effects()
+                for ticket in effects.to_end:
+                    self._end(ticket)
+                for pending, outcome in effects.decided:
+                    self._deliver(pending, outcome)
+        finally:
+            self._is_acting = False
+
+    def _end(self, ticket: Ticket) -> None:
+        runner = self._runners.pop(ticket, None)
+        if runner is None:
+            self._ended_early.add(ticket)
+            return
+        try:
+            runner.preempt()
+        except Exception as error:
+            self._ports.failed("a request could not be ended for a guarantee", error)
+
+    def _deliver(self, pending: PendingRequest, outcome: Ticket | Shed) -> None:
+        waiter = self._waiters.pop(pending, None)
+        if waiter is None:
+            if isinstance(outcome, Ticket):
+                # Its client left while it was being decided.
+                self.settle(outcome, NOTHING_SPENT, Ending.CLIENT_GONE)
+            return
+        try:
+            waiter.decided(outcome)
+        except Exception as error:
+            self._ports.failed("a decision could not be delivered", error)
+
+    # --- time ---
+
+    def _set_alarm(self) -> None:
+        at = self.control.wakes_at()
+        if at != self._wakes_at:
+            self._wakes_at = at
+            self._ports.wake_at(at)
+
+    def wake(self) -> None:
+        """The alarm: the deadline of a waiting request has passed."""
+        self._wakes_at = math.inf
+        self.control.wake(self._ports.now())
+        self.act()
+
+    def serve(self) -> None:
+        """Limits or room have changed: decide the requests that wait."""
+        self.control.serve(self._ports.now())
+        self.act()
+
+    # --- the lease store ---
+
+    def tick_steps(self) -> Iterator[None]:
+        """Once an interval, for a sidecar with a lease store: renew the leases, in steps of a moment each."""
+        sync = self.sync
+        if sync is not None:
+            yield from sync.tick_steps(self._ports.now())
+            self.control.retire_idle()
+            self._send(self._ports.now())
+
+    def answered(self, message: Message, answer: Answer) -> None:
+        """The lease store answered a message."""
+        if self.sync is not None:
+            self.sync.answered(message, answer, self._ports.now())
+            self._act_on_answer()
+
+    def failed(self, message: Message) -> None:
+        """A message was not answered in time."""
+        if self.sync is not None:
+            self.sync.failed(message, self._ports.now())
+            self._act_on_answer()
+
+    def _act_on_answer(self) -> None:
+        self.serve()
+        self._send(self._ports.now())
+
+    def pushed(self, push: Push) -> None:
+        """The lease store said something between messages."""
+        if self.sync is not None:
+            self.sync.pushed(push, self._ports.now())
+            self.act()
+
+    def stop(self) -> Message | None:
+        """Send nothing more; returns the last message, which returns every lease."""
+        self._is_stopped = True
+        self._ports.wake_at(math.inf)
+        return self.sync.farewell() if self.sync is not None else None
+
+    def _send(self, now: float) -> None:
+        if self.sync is not None and not self._is_stopped:
+            for message in self.sync.messages(now):
+                self._ports.send(message)
