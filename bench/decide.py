@@ -11,8 +11,8 @@ from sidecar.controller.controller import AdmittedRequest, Controller, EngineSta
 from sidecar.controller.identity import KeyRing, digests
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
-from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Ending
 from tokenpool.poolfile import parse
 from tokenpool.pricing.cost import EngineShape, Usage

@@ -24,6 +24,7 @@ DATA_PATH = (
     ),
     *(
         "tokenpool.pricing.learned_costs",
+        "tokenpool.capacity.room",
         "tokenpool.capacity.slo_controller",
         "tokenpool.leases.leases",
         "tokenpool.accounting.ledger",

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from tokenpool.accounting.ledger import Account, Ledger, Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit, hopeless
+from tokenpool.admission.rules import Admit, Shed, admit, hopeless
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import Leases, LeaseSettings, Mode
 from tokenpool.leases.reference_store import RECLAIM, Answer, Census, Message, ReferenceLeaseStore

@@ -29,8 +29,9 @@ from sidecar.telemetry import Telemetry
 from tokenpool.accounting.ledger import Account, Ledger, Ticket
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue, Place, QueueSettings
-from tokenpool.admission.rules import PREEMPTIBLE_QUEUE, EngineRoom, Shed, admit, hopeless
+from tokenpool.admission.rules import Shed, admit, hopeless
 from tokenpool.amounts import Dimension
+from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 from tokenpool.leases.leases import Leases, Waiter

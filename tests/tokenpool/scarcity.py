@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenpool.accounting.ledger import Account, Ledger, Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, admit
+from tokenpool.admission.rules import Admit, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.planning.planner import PlannerSettings, Profile, plan

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.tokenpool.builders import ASK, PLENTY, account, cost, entitlement
 from tokenpool.accounting.ledger import Account, ActiveAccounts, Ledger, Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, admit
+from tokenpool.admission.rules import Admit, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.planning.allocation import IdleTerms

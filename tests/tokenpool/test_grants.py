@@ -9,8 +9,9 @@ import pytest
 
 from tests.tokenpool.builders import ASK, ROOM, cost, entitlement
 from tokenpool.accounting.ledger import Account, Ledger, Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit
+from tokenpool.admission.rules import Admit, Shed, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import ANSWER_S, Leases, LeaseSettings, Mode, Waiter
 from tokenpool.leases.reference_store import Answer, Limit, Message, ReferenceLeaseStore

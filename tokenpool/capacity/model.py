@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import NO_KV_BOUND, NO_KV_BOUND_FROM, Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import ReplicaCapacity
 
 UNLEARNED_TOKENS_PER_SECOND = 1e9
