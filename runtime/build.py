@@ -34,6 +34,7 @@ DATA_PATH = (
     *(
         "sidecar.dialects.prefixes",
         "sidecar.controller.controller",
+        "sidecar.engine.state",
         "sidecar.proxy.answers",
         "sidecar.proxy.bounds",
     ),

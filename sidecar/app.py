@@ -17,19 +17,20 @@ from aiohttp import web
 from runtime import collecting
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.tls import Certificate, client_context
+from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.allocator import Allocator
 from sidecar.configuration import Configuration, load
 from sidecar.controller.controller import Controller, EnginePriority, Policies
-from sidecar.engine.cors_watcher import CorsWatch
+from sidecar.engine.address import engine_address
+from sidecar.engine.cors_watcher import CorsWatcher
+from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import EngineWatcher
 from sidecar.pool_file_watcher import PoolWatch
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
-from sidecar.proxy.upstream import EngineAddress
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
 from sidecar.settings import MEMORY, Addresses, Settings
@@ -52,11 +53,19 @@ class Sidecar:
         configuration = load(settings)
         self.settings = settings
         self.telemetry = Telemetry(settings.metrics_entitlements)
+        address = engine_address(settings)
+        engine_priority = EnginePriority(settings.engine_priority)
+        self.engine = EngineState(
+            CapacityModel(configuration.pool.replica),
+            settings.upstream.url,
+            schedules_by_priority=engine_priority is EnginePriority.ON,
+        )
         self.controller = Controller(
             configuration.file,
             configuration.pool,
             configuration.keys,
             self.telemetry,
+            self.engine,
             identity_header=settings.identity_header,
             policies=Policies(
                 QueueSettings(
@@ -64,7 +73,7 @@ class Sidecar:
                     settings.queue_timeout_elastic,
                     settings.queue_timeout_spot,
                 ),
-                EnginePriority(settings.engine_priority),
+                engine_priority,
                 slo_feedback=settings.slo_feedback,
             ),
             random=random.random,
@@ -72,23 +81,29 @@ class Sidecar:
         self._queue_timer: asyncio.TimerHandle | None = None
         self.controller.on_queue_changed = self._serve_queue_in_time
         self.loop_delay = LoopDelay(self.telemetry.clock)
-        self.telemetry.more += [self.controller.metrics, self.loop_delay.metrics]
+        self.telemetry.more += [self.engine.metrics, self.controller.metrics, self.loop_delay.metrics]
         if settings.log_requests:
             self.controller.journal = lambda entry: log.info("request", extra=entry)
-        self.capacity = CapacityModel(configuration.pool.replica)
-        engine = _engine(settings)
-        self.watcher = EngineWatcher(settings, engine, self.controller, self.telemetry, self.capacity)
-        self._cors = CorsWatch(engine, self.controller, self.watcher, settings.poll_timeout)
+        self.watcher = EngineWatcher(
+            address,
+            self.engine,
+            self.controller.ledger,
+            poll_interval=settings.poll_interval,
+            poll_timeout=settings.poll_timeout,
+        )
+        self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self.allocator: Allocator | None = None
         self.replication: Replication | None = None
         self._limits: Allocator | Replication
         if settings.store == MEMORY:
             planner = PlannerSettings(debt_gain=settings.debt_gain)
-            self._limits = self.allocator = Allocator(self.controller, self.telemetry, self.capacity, planner)
+            self._limits = self.allocator = Allocator(
+                self.controller, self.telemetry, self.engine.capacity, planner
+            )
         else:
             self._limits = self.replication = self._replicate(configuration)
-        self._upstream = UpstreamPool(engine, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), self.watcher.engine_key, settings.identity_header)
+        self._upstream = UpstreamPool(address, settings.connect_timeout)
+        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
         self.manager = ConnectionManager(settings, self.controller, self.telemetry, self._upstream, framer)
         self.telemetry.refresh = self.controller.refresh
         self.telemetry.bounds = lambda: self.manager.bounds.pieces(self.telemetry.label)
@@ -97,7 +112,6 @@ class Sidecar:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
         self.admin = Admin(
             self.controller,
-            self.watcher,
             self._limits,
             self.telemetry,
             lambda: self.manager.exchanges,
@@ -127,7 +141,7 @@ class Sidecar:
         if self.allocator is not None:
             self.allocator.finish()
         self.controller.configure(configuration.file, configuration.pool, configuration.keys)
-        self.capacity.reconfigure(configuration.pool.replica)
+        self.engine.reconfigure(configuration.pool.replica)
         if self.allocator is not None:
             self.allocator.tick(self.telemetry.clock())
         collecting.keep()
@@ -144,7 +158,6 @@ class Sidecar:
             settings,
             self.controller,
             self.telemetry,
-            self.watcher,
             store,
             configuration,
             self._prepare,
@@ -168,6 +181,7 @@ class Sidecar:
             self._spawn(self.replication.run())
         for work in (
             self.watcher.run(),
+            self._follow_engine(),
             self._cors.run(),
             self.poolwatch.run(),
             self._sweep(),
@@ -214,6 +228,11 @@ class Sidecar:
         task.add_done_callback(_log_failure)
         self._tasks.append(task)
 
+    async def _follow_engine(self) -> None:
+        """Let the controller act after each poll of the engine."""
+        async for _ in self.watcher.polls():
+            self.controller.engine_changed(self.telemetry.clock())
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
@@ -251,21 +270,6 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.manager.connections):
             connection.abort()
-
-
-def _engine(settings: Settings) -> EngineAddress:
-    """How the engine is reached: by requests and by polls alike. Raises ``SettingsError``."""
-    origin = settings.upstream
-    if not origin.tls:
-        return EngineAddress(origin)
-    cert, key = settings.upstream_tls_cert, settings.upstream_tls_key
-    context = client_context(
-        settings.upstream_tls_ca,
-        (cert, key) if cert is not None and key is not None else None,
-        ca_option="--upstream-tls-ca",
-        pair_options="--upstream-tls-cert and --upstream-tls-key",
-    )
-    return EngineAddress(origin, context, settings.upstream_tls_name or origin.host)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -21,7 +21,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from sidecar.configuration import Configuration, ConfigurationInvalid, published
 from sidecar.controller.controller import Controller
-from sidecar.engine.watcher import EngineWatcher
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
@@ -111,7 +110,6 @@ class Replication:
         settings: Settings,
         controller: Controller,
         telemetry: Telemetry,
-        watcher: EngineWatcher,
         store: Store,
         own: Configuration,
         prepare: Callable[[Configuration], Iterator[None]],
@@ -120,7 +118,6 @@ class Replication:
         self._settings = settings
         self._controller = controller
         self._telemetry = telemetry
-        self._watcher = watcher
         self._store = store
         self._prepare = prepare
         """Makes what a pool file needs before it is enforced, in steps that each take a moment."""
@@ -368,8 +365,9 @@ class Replication:
 
     def _report(self) -> bytes:
         """What the coordinator should know of this sidecar."""
-        engine, seen, controller = self._controller.engine, self._watcher.status.seen, self._controller
-        amount = self._watcher.capacity.amount() if self._watcher.capacity.is_known else NOTHING
+        controller, engine = self._controller, self._controller.engine
+        seen = engine.observation
+        amount = engine.capacity.amount() if engine.capacity.is_known else NOTHING
         serves = engine.is_up and not controller.is_draining
         return encode_report(
             SidecarReport(

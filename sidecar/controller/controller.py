@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,8 +22,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import with_priority, without_priority
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route, find, stored_id
-from sidecar.dialects.usage_readers import Stamp
-from sidecar.proxy.cors import Cors
+from sidecar.engine.state import EngineState
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.ledger import Account, Ledger, Ticket
@@ -31,12 +30,12 @@ from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue, Place, QueueSettings
 from tokenpool.admission.rules import Shed, admit, hopeless
 from tokenpool.amounts import Dimension
-from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
+from tokenpool.capacity.room import PREEMPTIBLE_QUEUE
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
 from tokenpool.leases.leases import Leases, Waiter
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.pricing.cost import Cost, EngineShape, Usage
+from tokenpool.pricing.cost import Cost, Usage
 from tokenpool.pricing.estimators import Average
 
 log = logging.getLogger(__name__)
@@ -55,10 +54,6 @@ JITTER = 0.25
 """A shed's wait is lengthened by up to this share, so that those shed together do not return together."""
 
 
-QUEUE = 1.0
-"""Requests of any tier that may wait in an engine that is known to schedule by priority, ready for the next
-free slot (``--engine-priority on``). An engine that accepts the field proves nothing: vLLM 0.32 ignores it
-under first come, first served."""
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
 """What is sent to the engine: inside a guarantee, elastic and bursts, spot. Lower is sooner, as with vLLM."""
 
@@ -211,21 +206,6 @@ class Prepared:
         self.changed = changed
 
 
-@dataclass(slots=True)
-class EngineState:
-    """What the controller knows of the engine; the engine watcher keeps it current."""
-
-    is_up: bool = False
-    room: EngineRoom = EngineRoom(0.0, 0.0)
-    shape: EngineShape = EngineShape()
-    stamp: Stamp = field(default_factory=Stamp)
-    cors: Cors = field(default_factory=Cors)
-    is_vllm: bool = False
-    """Whether its metrics page is vLLM's, for which lower priorities are scheduled sooner."""
-    takes_priority: bool | None = None
-    """Whether it accepts requests with a priority; ``None`` until it has answered one."""
-
-
 class Controller:
     """Admission for one sidecar."""
 
@@ -235,6 +215,7 @@ class Controller:
         pool: Pool,
         keys: KeyRing,
         telemetry: Telemetry,
+        engine: EngineState,
         *,
         identity_header: str | None = None,
         policies: Policies = Policies(),
@@ -242,15 +223,11 @@ class Controller:
         random: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.ledger = Ledger()
-        self.engine = EngineState()
+        self.engine = engine
         self.accounts: dict[str, Account] = {}
         self.is_draining = False
         self.epoch = 0
         """Rises with each pool file: what was found out about a head holds for one epoch."""
-        self.throughput_sheds = 0
-        """Requests shed by a throughput limit so far: tells a learned capacity that it holds back."""
-        self.slot_sheds = 0
-        """The same for want of slots."""
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
         self.leases: Leases | None = None
@@ -275,6 +252,7 @@ class Controller:
         """Requests inside their guarantee without a first token yet: the engine may still queue them."""
         self._enters: AdmittedRequest | None = None
         """The last request inside its guarantee, while the engine may not have begun with it."""
+        self._restarts_seen = engine.restarts
         self._clock = clock
         self._random = random
         self._telemetry = telemetry
@@ -642,20 +620,6 @@ class Controller:
         admitted.body, admitted.priority = without_priority(admitted.body, is_ours=True), None
         self.priorities_refused += 1
 
-    def priority_answered(self, priority: int, *, is_accepted: bool) -> None:
-        """The engine answered a request with this priority, or (not accepted) the same request without.
-
-        vLLM accepts 0 whatever its scheduling: only another value says something.
-        """
-        if is_accepted and priority != PRIORITY_GUARANTEED:
-            self.engine.takes_priority = True
-        elif not is_accepted and self.engine.takes_priority is not False:
-            self.engine.takes_priority = False
-            log.warning(
-                "the engine refuses priorities; requests are sent without until it restarts",
-                extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
-            )
-
     def _make_room(self) -> None:
         """End as many spot requests as the engine has too many for a request that was just admitted."""
         ledger, room = self.ledger, self.engine.room
@@ -699,9 +663,9 @@ class Controller:
         if shed.reason is not Reason.NEVER_FITS:
             account.retries.shed(body, now)
         if shed.reason is Reason.TOKENS_PER_SECOND:
-            self.throughput_sheds += 1
+            self.engine.lacked_throughput()
         elif shed.dimension is Dimension.CONCURRENCY:
-            self.slot_sheds += 1
+            self.engine.lacked_slots()
         return self._refusal(account, shed)
 
     def _refusal(self, account: Account, shed: Shed) -> Refusal:
@@ -739,27 +703,21 @@ class Controller:
             if promised is not None and account.entitlement.tier is Tier.GUARANTEED:
                 self.slo_controller.observe(seconds, promised / 1000)
 
-    def look_at_engine(self, room: EngineRoom) -> None:
-        """The engine was looked at: it has this room."""
-        reserved_slots = (
-            self.slo_controller.judge(room.slots, self._clock()) if self.policies.slo_feedback else 0.0
-        )
-        self.engine.room = replace(
-            room,
-            reserved_slots=reserved_slots,
-            queue=QUEUE if self.policies.engine_priority is EnginePriority.ON else 0.0,
-            preemptible_queue=PREEMPTIBLE_QUEUE,
-        )
+    def engine_changed(self, now: float) -> None:
+        """The engine was polled: reserve slots by its SLO, end surplus spot requests, serve the queue.
+
+        ``now`` is seconds by the controller's clock.
+        """
+        engine = self.engine
+        if engine.restarts != self._restarts_seen:
+            self._restarts_seen = engine.restarts
+            for account in self.accounts.values():  # its prefix cache is empty
+                account.pricer.forget_cache()
+        if self.policies.slo_feedback:
+            engine.reserve(self.slo_controller.judge(engine.room.slots, now))
         if self._spot and self._not_begun:
             self._end_surplus()
         self.serve_queue()
-
-    def engine_restarted(self) -> None:
-        """Another process: it may have another fingerprint and scheduling, and its prefix cache is empty."""
-        self.engine.stamp = Stamp()
-        self.engine.takes_priority, self.engine.is_vllm = None, False
-        for account in self.accounts.values():
-            account.pricer.forget_cache()
 
     def relayed(self, admitted: AdmittedRequest, events: int) -> int:
         """A stream has relayed so many events: grow the reservation where it outgrows it.

@@ -8,6 +8,7 @@ import contextlib
 from sidecar.allocator import Allocator
 from sidecar.controller.controller import Controller
 from sidecar.controller.identity import KeyRing
+from sidecar.engine.state import EngineState
 from sidecar.telemetry import Telemetry
 from tests.sidecar.harness import POOL
 from tokenpool.amounts import Amount
@@ -19,10 +20,12 @@ from tokenpool.poolfile import parse
 
 def allocator() -> tuple[Controller, Allocator]:
     file, telemetry = parse(POOL).file, Telemetry(10)
-    controller = Controller(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
+    capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
+    controller = Controller(
+        file, file.pools[0], KeyRing({}), telemetry, EngineState(capacity), clock=lambda: 0.0
+    )
     for account in controller.accounts.values():
         controller.ledger.active.touch(account, 0.0)
-    capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
     return controller, Allocator(controller, telemetry, capacity, PlannerSettings())
 
 

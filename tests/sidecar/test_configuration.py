@@ -19,11 +19,13 @@ from sidecar.configuration import (
 )
 from sidecar.controller.controller import PER_STEP, Controller
 from sidecar.controller.identity import KeyRing
+from sidecar.engine.state import EngineState
 from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Origin, Settings
 from sidecar.telemetry import Telemetry
 from tests.fakes.engine import FakeEngine
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
+from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import PoolFile, Tier
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile import parse
@@ -134,7 +136,8 @@ def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCapt
 
 def controller(text: str) -> Controller:
     file = parsed(text)
-    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10))
+    engine = EngineState(CapacityModel(file.pools[0].replica))
+    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10), engine)
 
 
 def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:

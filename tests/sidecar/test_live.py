@@ -145,7 +145,6 @@ def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
         sidecar.settings,
         sidecar.controller,
         sidecar.telemetry,
-        sidecar.watcher,
         store,
         own,
         lambda file: iter(()),

@@ -37,7 +37,6 @@ async def sharing(port: int, folder: Path, **options: Any) -> AsyncIterator[tupl
             sidecar.settings,
             sidecar.controller,
             sidecar.telemetry,
-            sidecar.watcher,
             store,
             load(sidecar.settings),
             lambda file: iter(()),
