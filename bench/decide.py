@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 
 from bench.peers import KEY, POOL
-from sidecar.controller.controller import AdmittedRequest, Controller, EngineState, Refusal
+from sidecar.controller.controller import Controller
+from sidecar.decisions import AdmittedRequest, Refusal
+from sidecar.engine.state import EngineState
 from sidecar.identity import KeyRing, digests
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
-from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import Amount
+from tokenpool.capacity.model import CapacityModel, EngineObservation
+from tokenpool.entitlements import ReplicaCapacity
 from tokenpool.outcomes import Ending
-from tokenpool.poolfile import parse
-from tokenpool.pricing.cost import EngineShape, Usage
+from tokenpool.poolfile.reading import parse
+from tokenpool.pricing.cost import Usage
 
 
 def chat(prompt_bytes: int) -> bytes:
@@ -67,12 +70,20 @@ def _controller() -> Controller:
     file = parse(POOL, name="bench").file
     pool = file.pools[0]
     controller = Controller(
-        file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400)
+        file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400), _engine()
     )
-    controller.engine = EngineState(is_up=True, room=EngineRoom(10_000, 1e9), shape=EngineShape(16, 262_144))
     for account in controller.accounts.values():
         account.set_limits(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
     return controller
+
+
+def _engine() -> EngineState:
+    """An engine that has room for every request."""
+    engine = EngineState(CapacityModel(ReplicaCapacity(1e9, 1e9, 10_000)))
+    engine.health_answered()
+    engine.page_read(EngineObservation(at=0.0, running=0, waiting=0, kv_usage=0.0, kv_tokens=1e9), 0, 0)
+    engine.context_window_read(262_144)
+    return engine
 
 
 def _head() -> RequestHead:

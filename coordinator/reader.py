@@ -13,7 +13,8 @@ import msgspec
 from runtime import child
 from tokenpool.entitlements import Entitlement, Pool, PoolFile
 from tokenpool.leases.wire import encode_file
-from tokenpool.poolfile import PoolFileError, parse
+from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.poolfile.reading import parse
 
 log = logging.getLogger(__name__)
 

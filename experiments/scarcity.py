@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.processes import backends, finished, load, lose, sidecars
-from experiments.service import (
-    by_weight,
-    deviation,
-    jain_by_weight,
-    sequence_seconds,
-    service,
-    spans,
-    tokens,
-)
+from experiments.service import by_weight, deviation, jain_by_weight, sequence_seconds, service, spans, tokens
 from loadgen.records import Run
 from loadgen.records import load as read_run
 

@@ -15,18 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loadgen.lengths import draw
-from loadgen.scenario import (
-    Bursty,
-    Closed,
-    Constant,
-    OnOff,
-    Poisson,
-    Process,
-    Ramp,
-    Replay,
-    Scenario,
-    Tenant,
-)
+from loadgen.scenario import Bursty, Closed, Constant, OnOff, Poisson, Process, Ramp, Replay, Scenario, Tenant
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ DATA_PATH = (
     ),
     *(
         "tokenpool.pricing.learned_costs",
+        "tokenpool.capacity.room",
         "tokenpool.capacity.slo_controller",
         "tokenpool.leases.leases",
         "tokenpool.accounting.account",
@@ -40,6 +41,7 @@ DATA_PATH = (
     *(
         "sidecar.dialects.prefixes",
         "sidecar.controller.controller",
+        "sidecar.engine.state",
         "sidecar.proxy.answers",
         "sidecar.proxy.bounds",
     ),

@@ -11,7 +11,9 @@ from pathlib import Path
 from runtime.build import add_version
 from sidecar import settings
 from sidecar.configuration import ConfigurationInvalid
-from tokenpool.poolfile import PoolFileError, explain, parse
+from tokenpool.poolfile import explain
+from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.poolfile.reading import parse
 
 USAGE_ERROR = 2
 

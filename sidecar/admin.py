@@ -26,7 +26,6 @@ from runtime.build import BuildInfo
 from runtime.exposition import CONTENT_TYPE, rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
-from sidecar.engine.watcher import EngineWatcher
 from sidecar.replication import UNLED_S
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
@@ -56,14 +55,12 @@ class Admin:
     def __init__(
         self,
         controller: Controller,
-        watcher: EngineWatcher,
         limits: Limits,
         telemetry: Telemetry,
         exchanges: Callable[[], int],
         certificate: Certificate | None = None,
     ) -> None:
         self._controller = controller
-        self._watcher = watcher
         self._limits = limits
         self._telemetry = telemetry
         self._exchanges = exchanges
@@ -108,7 +105,7 @@ class Admin:
         away from its readiness.
         """
         problems = self.problems()
-        degraded = [*self._limits.degraded(), *self._watcher.degraded()]
+        degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
         if self._certificate is not None and self._certificate.problem is not None:
             degraded = [*degraded, self._certificate.problem]
         status = "unready" if problems else "degraded" if degraded else "ready"
@@ -117,18 +114,9 @@ class Admin:
 
     def problems(self) -> list[str]:
         """Why requests should not come here. Of the engine only its health counts, not its pages."""
-        problems, status = [], self._watcher.status
-        if self._controller.is_draining:
-            problems.append("draining")
-        if self._controller.engine.is_up:
-            problems += self._limits.problems()
-        elif status.is_healthy:
-            problems.append("the engine's pages are being read for the first time")
-        else:
-            problems.append("the engine does not answer")
-            if status.error is not None:
-                problems.append(f"its last health check: {status.error}")
-        return problems
+        engine = self._controller.engine
+        problems = ["draining"] if self._controller.is_draining else []
+        return problems + (self._limits.problems() if engine.is_up else engine.problems())
 
     async def state(self, request: web.Request) -> web.StreamResponse:
         """Everything that decides about requests, now.
@@ -164,25 +152,12 @@ class Admin:
         return msgspec.json.encode(self._account(account.entitlement.name, account)).decode()
 
     def _summary(self) -> dict[str, Any]:
-        controller, status = self._controller, self._watcher.status
-        seen, room = status.seen, controller.engine.room
+        controller = self._controller
         return {
             "pool": controller.pool.name,
             "draining": controller.is_draining,
-            "capacity": self._watcher.capacity.amount().as_dict(),
-            "engine": {
-                "up": controller.engine.is_up,
-                "restarts": status.restarts,
-                **self._watcher.shown(),
-                "context_window": status.context_window,
-                "block_size": controller.engine.shape.block_size,
-                "running": seen.running if seen else None,
-                "waiting": seen.waiting if seen else None,
-                "kv_usage": seen.kv_usage if seen else None,
-                "slots": room.slots,
-                "reserved_slots": room.reserved_slots,
-                "foreign_sequences": room.foreign_sequences,
-            },
+            "capacity": self._controller.engine.capacity.amount().as_dict(),
+            "engine": controller.engine.shown(),
             "in_flight": self._exchanges(),
             "queued": len(controller.queue)
             + (controller.leases.waiting if controller.leases is not None else 0),
@@ -241,7 +216,7 @@ class Admin:
         )
 
     def _notices(self) -> list[str]:
-        notices = self.problems() + self._limits.degraded() + self._watcher.degraded()
+        notices = self.problems() + self._limits.degraded() + self._controller.engine.degraded()
         if not self._telemetry.config_is_current:
             notices.append("the pool file on disk is invalid: the old one is in force")
         return notices
@@ -257,7 +232,7 @@ class Admin:
         return PoolLook(
             name=pool.name,
             leader=_leader(controller.leases),
-            capacity=vector(*(self._watcher.capacity.amount() if is_up else NOTHING).values()),
+            capacity=vector(*(self._controller.engine.capacity.amount() if is_up else NOTHING).values()),
             in_use=(None, controller.ledger.kv_in_use, controller.ledger.concurrency_in_use),
             replicas=Replicas(
                 sidecars=1,

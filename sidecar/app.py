@@ -16,6 +16,7 @@ from aiohttp import web
 from runtime import collecting
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
+from runtime.options import Addresses
 from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
@@ -36,7 +37,7 @@ from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Addresses, Settings
+from sidecar.settings import MEMORY, Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings

@@ -16,11 +16,13 @@ from pathlib import Path
 import msgspec
 
 from runtime import child
+from runtime.options import SettingsError
 from sidecar.identity import KeyRing, KeyUnreadable, digests, resolver
-from sidecar.settings import Settings, SettingsError
+from sidecar.settings import Settings
 from tokenpool.entitlements import Entitlement, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
-from tokenpool.poolfile import PoolFileError, parse
+from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.poolfile.reading import parse
 
 log = logging.getLogger(__name__)
 

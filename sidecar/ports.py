@@ -71,10 +71,7 @@ class LoopPorts:
     def send(self, message: Message) -> None:
         """See ``Ports``."""
         assert self._reporter is not None
-        if message.carries_report:
-            report = self._reporter.report(self._clock())
-        else:
-            report = b""
+        report = self._reporter.report(self._clock()) if message.carries_report else b""
         task = asyncio.get_running_loop().create_task(self._carry(message, report))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)

@@ -75,12 +75,6 @@ _DEBT = Family("tokenpool_debt", "gauge", "Service owed, in seconds.", ("entitle
 _LEASE = Family(
     "tokenpool_lease", "gauge", "What this sidecar holds of a limit.", ("entitlement", "dimension")
 )
-_ENGINE_UP = Family("tokenpool_engine_up", "gauge", "Whether the engine answers.")
-_ENGINE_PAGE = Family(
-    "tokenpool_engine_page_usable",
-    "gauge",
-    "Whether the engine's metrics page is used; requests are served without it, too.",
-)
 _CONFIG_CURRENT = Family(
     "tokenpool_config_current", "gauge", "Whether the pool file on disk is the one in force."
 )
@@ -110,8 +104,6 @@ FAMILIES = (
     _LEVEL,
     _DEBT,
     _LEASE,
-    _ENGINE_UP,
-    _ENGINE_PAGE,
     _CONFIG_CURRENT,
     _FIRST_TOKEN,
     _RATIO,
@@ -238,8 +230,6 @@ class Telemetry:
         self.config_is_current = True
         self.config_differs = False
         """Whether this sidecar's own pool file is another than the published one in force."""
-        self.engine_is_up = False
-        self.engine_page_is_usable = False
         self.refresh: Callable[[Account, float], None] = _is_current
         """Brings the limits of an idle account up to date."""
         self.shows_leases: Callable[[], bool] | None = None
@@ -459,11 +449,7 @@ class Telemetry:
             parts[0].append(_reserved(OTHER, max(held[0], 0), max(held[1], 0)))
         for part in parts:
             yield "".join(part)
-        yield (
-            f"{_ENGINE_UP.head()}{_ENGINE_UP.series} {number(self.engine_is_up)}\n"
-            f"{_ENGINE_PAGE.head()}{_ENGINE_PAGE.series} {number(self.engine_page_is_usable)}\n"
-            f"{_CONFIG_CURRENT.head()}{_CONFIG_CURRENT.series} {number(self.config_is_current)}\n"
-        )
+        yield (f"{_CONFIG_CURRENT.head()}{_CONFIG_CURRENT.series} {number(self.config_is_current)}\n")
 
     def _histograms(self, every: list[tuple[str, Series]]) -> Iterator[str]:
         def first_token(name: str, series: Series) -> str:

@@ -11,17 +11,23 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from tokenpool.accounting.account import Account
-from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit, hopeless
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
+from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
-from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.leases.leases import Leases, LeaseSettings, Mode
-from tokenpool.leases.reference_store import RECLAIM, Answer, Census, Message, ReferenceLeaseStore
+from tokenpool.capacity.room import EngineRoom
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.control.driver import Driver
+from tokenpool.entitlements import Entitlement, Pricing
+from tokenpool.leases.leases import Leases
+from tokenpool.leases.reference_store import Answer, Census, Message, Push, ReferenceLeaseStore
+from tokenpool.leases.settings import LeaseSettings, Mode
+from tokenpool.leases.sync import LeaseSync
 from tokenpool.leases.tick import NO_MEMORY, tick
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending, Reason
@@ -31,8 +37,6 @@ from tokenpool.pricing.cost import Ask, Cost, EngineShape, Usage
 TICK_S = 0.25
 TIMEOUT_S = 0.5
 """After which a sidecar takes a message for lost."""
-PATIENCE_S = {Tier.GUARANTEED: 2.0, Tier.ELASTIC: 1.0, Tier.SPOT: 0.0}
-"""How long a request waits for capacity: the sidecar's defaults."""
 SHAPE = EngineShape(16, None)
 TOKENS_PER_SEQUENCE_S = 50.0
 """How fast an engine's sequence produces."""
@@ -86,6 +90,7 @@ class Setup:
     faults: Faults = Faults()
     seed: int = 1
     settings: LeaseSettings = LeaseSettings()
+    queue: QueueSettings = QueueSettings()
     planner: PlannerSettings = PlannerSettings()
     warm_up_s: float = 4.0
     """Not counted, but for over-admission."""
@@ -116,6 +121,8 @@ class Figures:
     """Sheds of requests inside a guarantee."""
     lease_waits: int = 0
     lease_waited_s: float = 0.0
+    preempted: int = 0
+    """Spot requests that were ended for a guarantee."""
     taken_ahead: int = 0
     """Requests that were admitted before they were reported."""
     offered: Counter[str] = field(default_factory=Counter)
@@ -155,7 +162,9 @@ class Figures:
 
 
 class _Request:
-    __slots__ = ("began", "came", "size", "tenant", "ticket")
+    """One request. It owns its wait and its run: see ``Waiter`` and ``Runner``."""
+
+    __slots__ = ("account", "began", "came", "cost", "is_running", "sidecar", "size", "tenant", "ticket")
 
     def __init__(self, tenant: Tenant, size: int) -> None:
         self.tenant = tenant
@@ -163,6 +172,31 @@ class _Request:
         self.ticket: Ticket | None = None
         self.came = 0.0
         self.began = 0.0
+        self.is_running = False
+
+    def came_to(self, sidecar: _Sidecar, account: Account, cost: Cost) -> None:
+        """The request has come to this sidecar, which prices it."""
+        self.sidecar, self.account, self.cost = sidecar, account, cost
+
+    def decided(self, outcome: Ticket | Shed) -> None:
+        """See ``Waiter``."""
+        sidecar, world = self.sidecar, self.sidecar.world
+        if isinstance(outcome, Shed):
+            world.refused(sidecar, self, outcome, self.account, self.cost)
+            return
+        self.ticket = outcome
+        world.waited(world.now - self.came)
+        world.admitted(sidecar, self.account)
+        if self.account.is_spot:
+            sidecar.driver.run(outcome, self)
+        if self.ticket is not None:
+            sidecar.queue_in_engine(self)
+
+    def preempt(self) -> None:
+        """See ``Runner``."""
+        ticket, self.ticket = self.ticket, None
+        if ticket is not None:
+            self.sidecar.preempt(self, ticket)
 
 
 class _Sidecar:
@@ -183,8 +217,9 @@ class _Sidecar:
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
         self.control = AdmissionControl(now, queue, leases=self.leases)
-        self.sync = LeaseSync(self.name, self.leases)
-        self.sync.follow(self.accounts, now)
+        sync = LeaseSync(self.name, self.leases)
+        sync.follow(self.accounts, now)
+        self.driver = Driver(self.control, self, sync)
         self.capacity = Amount(setup.slots * TOKENS_PER_SEQUENCE_S, setup.slots * KV_PER_SLOT, setup.slots)
         self.control.engine_changed(EngineRoom(float(setup.slots), setup.slots * KV_PER_SLOT), now)
         self.backlog: deque[_Request] = deque()
@@ -220,18 +255,16 @@ class _Sidecar:
         account = self.accounts[request.tenant.entitlement.name]
         ask = Ask(token_ids=request.size // 4, output_bound=request.size - request.size // 4)
         cost = account.pricer.price(ask, SHAPE)
+        request.came_to(self, account, cost)
         outcome = self.control.offer(account, ask, cost, self.clock(), request=request)
-        if not isinstance(outcome, PendingRequest):
-            self._decided(request, account, cost, outcome)
-        self.act()
+        if isinstance(outcome, PendingRequest):
+            self.driver.wait(outcome, request)
+        else:
+            request.decided(outcome)
+        self.driver.act()
 
-    def _decided(self, request: _Request, account: Account, cost: Cost, outcome: Ticket | Shed) -> None:
-        if isinstance(outcome, Shed):
-            self.world.refused(self, request, outcome, account, cost)
-            return
-        request.ticket = outcome
-        self.world.waited(self.world.now - request.came)
-        self.world.admitted(self, account)
+    def queue_in_engine(self, request: _Request) -> None:
+        """An admitted request reaches the engine."""
         self.backlog.append(request)
         self._start()
 
@@ -239,10 +272,10 @@ class _Sidecar:
         while self.backlog and self.running < self.world.setup.slots:
             request = self.backlog.popleft()
             self.running += 1
+            request.is_running = True
             request.began = self.world.now
             self.world.began()
             seconds = request.size / TOKENS_PER_SEQUENCE_S
-            request.is_running = True
             # The engine goes on while the sidecar is paused; settling waits.
             self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
 
@@ -251,84 +284,61 @@ class _Sidecar:
         if ticket is None:
             return  # it was preempted
         self.running -= 1
+        request.ticket = None
+        self.world.ended(self, request)
         spent = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
-        self.control.settle(ticket, spent, Ending.FINISHED, self.clock())
-        request.ticket = None
-        self.world.ended(self, request, ticket.account)
+        self.driver.settle(ticket, spent, Ending.FINISHED)
         self._start()
-        self.act()
 
-    def _preempt(self, ticket: Ticket) -> None:
-        """End a spot request for a guarantee; its client comes again."""
-        request = self.world.request_of(self, ticket)
-        request.ticket = None
+    def preempt(self, request: _Request, ticket: Ticket) -> None:
+        """End a spot request for a guarantee."""
         if request.is_running:
             self.running -= 1
         else:
             self.backlog.remove(request)
-        self.control.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED, self.clock())
-        self.world.preempted(self, request, ticket.account, was_running=request.is_running)
+        self.world.preempted(request)
+        self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
+        self._start()
 
-    # --- the driver's part: effects, messages, time ---
+    # --- the driver's ports ---
 
-    def act(self) -> None:
-        """Perform the effects, send the messages that are due, and set the next wake."""
-        control = self.control
-        while control.has_effects:
-            effects = control.take_effects()
-            for ticket in effects.to_end:
-                self._preempt(ticket)
-            for pending, outcome in effects.decided:
-                self._decided(cast(_Request, pending.request), pending.account, pending.cost, outcome)
-            self._start()
-        if self.sync.is_message_due:
-            self._send()
-        at = control.wakes_at()
-        if at < self._wakes_at:
-            self._wakes_at = at
+    def now(self) -> float:
+        """See ``Ports``."""
+        return self.clock()
+
+    def wake_at(self, at: float) -> None:
+        """See ``Ports``."""
+        self._wakes_at = at
+        if at < math.inf:
             self.later(max(at - self.clock(), 0.0) + 1e-6, lambda: self._wake(at))
 
     def _wake(self, planned_at: float) -> None:
         if planned_at == self._wakes_at:
             self._wakes_at = math.inf
-            self.control.wake(self.clock())
-            self.act()
+            self.driver.wake()
+
+    def failed(self, what: str, error: Exception) -> None:
+        """See ``Ports``. In a simulation a defect ends the run."""
+        raise error
+
+    def send(self, message: Message) -> None:
+        """See ``Ports``."""
+        report = encode_report(SidecarReport(self.capacity, self.capacity, True))
+        sent = replace(message, report=report) if message.carries_report else message
+        self.world.carry(
+            self, sent, lambda answer: self.when_awake(lambda: self.driver.answered(message, answer))
+        )
+        self.later(TIMEOUT_S, lambda: self.driver.failed(message))
 
     def interval(self) -> None:
         """Once an interval: renew the leases."""
-        for _ in self.sync.tick_steps(self.clock()):
+        for _ in self.driver.tick_steps():
             pass
-        self.control.retire_idle()
-        self._send()
         self.later(self.world.setup.settings.interval_s, self.interval)
-
-    def _send(self) -> None:
-        report = encode_report(SidecarReport(self.capacity, self.capacity, True))
-        for message in self.sync.messages(self.clock()):
-            sent = replace(message, report=report) if message.carries_report else message
-            self.world.carry(self, sent, lambda answer, m=message: self.when_awake(lambda: self._heard(m, answer)))  # type: ignore[misc]
-            self.later(TIMEOUT_S, lambda m=message: self._missed(m))  # type: ignore[misc]
-
-    def _heard(self, message: Message, answer: Answer) -> None:
-        now = self.clock()
-        self.sync.answered(message, answer, now)
-        self._served(now)
-
-    def _missed(self, message: Message) -> None:
-        now = self.clock()
-        if self.sync.is_under_way(message):
-            self.sync.failed(message, now)
-            self._served(now)
-
-    def _served(self, now: float) -> None:
-        self.control.serve(now)
-        self.act()
-        self._send()
 
     def pushed(self, push: Push) -> None:
         """The lease store said something between messages."""
-        self.sync.pushed(push, self.clock())
-        self.act()
+        self.driver.pushed(push)
 
 
 class World:
@@ -391,8 +401,8 @@ class World:
         return self.figures
 
     def _retire(self, sidecar: _Sidecar) -> None:
-        self.figures.lease_waits += sidecar.leases.lease_waits
-        self.figures.lease_waited_s += sidecar.leases.lease_waited_s
+        self.figures.lease_waits += sidecar.control.queue.lease_waits
+        self.figures.lease_waited_s += sidecar.control.queue.lease_waited_s
         self.figures.taken_ahead += sidecar.leases.taken_ahead
 
     def _begin(self, sidecar: _Sidecar) -> None:
@@ -428,7 +438,7 @@ class World:
             self.figures.requests += 1
             self.figures.offered[request.tenant.entitlement.name] += 1
         request.came = self.now
-        sidecar.wake(lambda: sidecar.offer(request))
+        sidecar.when_awake(lambda: sidecar.offer(request))
 
     def _arrive_at_random(self) -> None:
         """Poisson arrivals, each of a random tenant."""
@@ -496,6 +506,17 @@ class World:
         self.figures.served.append((request.began, self.now, name, request.size))
         self._again(request.tenant, request.tenant.think_s)
 
+    def preempted(self, request: _Request) -> None:
+        """A spot request was ended for a guarantee; its worker comes again."""
+        name = request.tenant.entitlement.name
+        self._running[name] -= 1
+        if request.is_running:
+            self._count_busy()
+            self._busy -= 1
+        if self.now >= self.setup.warm_up_s:
+            self.figures.preempted += 1
+        self._again(request.tenant, 1.0)
+
     def refused(self, sidecar: _Sidecar, request: _Request, shed: Shed, account: Account, cost: Cost) -> None:
         """A request was shed: was there reason to? Its worker comes again."""
         name = account.entitlement.name
@@ -559,8 +580,8 @@ class World:
             if other is not None and other.name == push.holder and not self._is_lost(other):
                 self.after(
                     self._delay(),
-                    lambda other=other, push=push: other.wake(  # type: ignore[misc]
-                        lambda: other.pushed(push.kind, push.entitlement)
+                    lambda other=other, push=push: other.when_awake(  # type: ignore[misc]
+                        lambda: other.pushed(push)
                     ),
                 )
         if not self._is_lost(sidecar):

@@ -16,7 +16,7 @@ from loadgen.reading import parse
 from tests.loadgen.builders import attempt, run
 from tests.sidecar.harness import settings_of
 from tokenpool.admission.queue import QueueSettings
-from tokenpool.poolfile import parse as parse_pool
+from tokenpool.poolfile.reading import parse as parse_pool
 
 
 def test_a_fixed_limit_refuses_what_is_over_and_says_when_it_is_not() -> None:

@@ -1,4 +1,4 @@
-"""Asks the engine once after each of its starts whether it lets every origin read its answers."""
+"""Asks the engine after each of its starts whether pages of every origin may read its answers."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import asyncio
 
 import aiohttp
 
-from sidecar.controller.controller import Controller
-from sidecar.engine.watcher import EngineWatcher
-from sidecar.proxy.cors import STRANGER
-from sidecar.proxy.upstream import EngineAddress
+from sidecar.engine.address import HEALTH, EngineAddress
+from sidecar.engine.cors import STRANGER
+from sidecar.engine.state import EngineState
 
-LOOK_EVERY_S = 0.25
-"""How often it is looked whether the engine has started."""
+CHECK_EVERY_S = 0.25
+"""How often the watcher checks whether the engine has started."""
 
 
-class CorsWatch:
-    """Asks one engine. What tenants' requests teach comes in the exchange."""
+class CorsWatcher:
+    """Asks one engine. Answers to tenants' requests teach ``Cors`` the rest."""
 
-    def __init__(
-        self, engine: EngineAddress, controller: Controller, watcher: EngineWatcher, timeout_s: float
-    ) -> None:
-        self._engine = engine
-        self._controller = controller
-        self._watcher = watcher
+    def __init__(self, address: EngineAddress, state: EngineState, timeout_s: float) -> None:
+        self._address = address
+        self._state = state
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
 
     async def run(self) -> None:
@@ -32,21 +28,21 @@ class CorsWatch:
         headers = {"origin": STRANGER.decode()}
         async with aiohttp.ClientSession(timeout=self._timeout, headers=headers) as session:
             while True:
-                start = self._watcher.status.restarts
-                if start != asked_at and self._controller.engine.is_up and await self._ask(session):
+                start = self._state.restarts
+                if start != asked_at and self._state.is_up and await self._ask(session):
                     asked_at = start
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(CHECK_EVERY_S)
 
     async def _ask(self, session: aiohttp.ClientSession) -> bool:
         """Whether the engine answered."""
-        engine = self._engine
+        address = self._address
         try:
             async with session.get(
-                engine.origin.url + "/health", ssl=engine.context or True, server_hostname=engine.name
+                address.origin.url + HEALTH, ssl=address.context or True, server_hostname=address.name
             ) as response:
                 allowed = response.headers.get("access-control-allow-origin")
                 credentials = response.headers.get("access-control-allow-credentials") == "true"
-                self._controller.engine.cors.learn(
+                self._state.cors.learn(
                     STRANGER,
                     None if allowed is None else allowed.encode("latin-1", "replace"),
                     credentials=credentials,

@@ -7,8 +7,9 @@ import time
 from email.utils import formatdate
 from functools import lru_cache
 
-from sidecar.controller.controller import LONGEST_SDK_WAIT_S, Refusal
-from sidecar.proxy.cors import Cors
+from sidecar.controller.controller import LONGEST_SDK_WAIT_S
+from sidecar.decisions import Refusal
+from sidecar.engine.cors import METHODS, Cors
 from sidecar.proxy.heads import RequestHead, frame_answer
 from tokenpool.outcomes import Reason
 
@@ -23,7 +24,7 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bo
     """
     reason, dialect = refusal.reason, head.dialect
     if head.origin is not None and reason is not Reason.MALFORMED:
-        preflight = cors.preflight(head)
+        preflight = _preflight(head, head.origin, cors)
         if preflight:
             connection = b"connection: close\r\n" if closes else b""
             return _NO_CONTENT + _date(int(time.time())) + preflight + connection + b"\r\n"
@@ -46,6 +47,14 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bo
     body = dialect.error_body(reason, refusal.message, refusal.param)
     answer = frame_answer(dialect.status(reason), b"".join(lines), body, closes=closes)
     return answer[: -len(body)] if head.method == b"HEAD" else answer
+
+
+def _preflight(head: RequestHead, origin: bytes, cors: Cors) -> bytes:
+    """Header lines that answer a preflight; none for another request, or an origin that is not allowed."""
+    if head.method != b"OPTIONS" or not head.all(b"access-control-request-method"):
+        return b""
+    methods = head.route.methods if head.route is not None else METHODS
+    return cors.preflight(origin, methods, head.all(b"access-control-request-headers"))
 
 
 @lru_cache(maxsize=1)

@@ -137,7 +137,7 @@ class Exchange:
             if self._controller.engine.is_up:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
             if error.errno not in OUR_OWN:
-                self._controller.engine.is_up = False
+                self._controller.engine.connection_refused()
             self._end(Ending.UPSTREAM_ERROR, spent=False)
             self._refuse(
                 Reason.ENGINE_DOWN,
@@ -158,7 +158,12 @@ class Exchange:
         )
         origin = self._request.origin
         if origin is not None:
-            extra += self._controller.engine.cors.relayed(origin, head)
+            extra += self._controller.engine.cors.relayed(
+                origin,
+                head.status,
+                head.find(b"access-control-allow-origin"),
+                head.find(b"access-control-allow-credentials"),
+            )
         framing = self._framing(head)
         self._head = head.frame(extra, framing, self._connection_header())
         self._judge_head(head)
@@ -277,12 +282,12 @@ class Exchange:
         priority = admitted.priority
         if priority is None:
             if self._refused_priority is not None and status < 400:
-                controller.priority_answered(self._refused_priority, is_accepted=False)
+                controller.engine.priority_answered(self._refused_priority, is_accepted=False)
             return
         is_unknown = priority != 0 and not controller.engine.takes_priority
         self._is_judging = status in REFUSALS or (is_unknown and head.is_event_stream and status == 200)
         if status == 200 and not self._is_judging:
-            controller.priority_answered(priority, is_accepted=True)
+            controller.engine.priority_answered(priority, is_accepted=True)
 
     def _judge(self, body: bytes, is_complete: bool) -> bytes | None:
         """Look into one more read of the answer; returns all of it once it is known to be the client's."""
@@ -298,7 +303,7 @@ class Exchange:
             self._send_again(priority)
             return None
         if is_stream:
-            self._controller.priority_answered(priority, is_accepted=True)
+            self._controller.engine.priority_answered(priority, is_accepted=True)
         return answer
 
     def _send_again(self, priority: int) -> None:

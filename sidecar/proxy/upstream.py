@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 import time
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 import httptools
 
-from runtime.options import Origin
+from sidecar.engine.address import EngineAddress
 from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import Headers, ResponseHead
 
@@ -46,17 +44,6 @@ class Exchange(Protocol):
 
     def on_refused(self, error: OSError) -> None:
         """No connection could be made, and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineAddress:
-    """Where the engine is, and how to be sure that it is the engine."""
-
-    origin: Origin
-    context: ssl.SSLContext | None = None
-    """What to trust, and to show; ``None`` without TLS."""
-    name: str | None = None
-    """The name that its certificate must have."""
 
 
 class Connection(asyncio.Protocol):

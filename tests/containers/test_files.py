@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from loadgen import reading
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

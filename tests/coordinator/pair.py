@@ -16,7 +16,7 @@ from coordinator.telemetry import Telemetry
 from tokenpool.amounts import Amount
 from tokenpool.leases.reference_store import Holding, Message
 from tokenpool.leases.wire import SidecarReport, encode_report
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
 from tokenpool.store.memory import MemoryStore
 

@@ -17,7 +17,7 @@ from tokenpool.amounts import Amount
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.reference_store import Holding, Message
 from tokenpool.leases.wire import MOST_REPORTED, SidecarReport, encode_report
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
 from tokenpool.store.memory import MemoryStore
 

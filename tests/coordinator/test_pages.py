@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from coordinator.reader import PoolFileInvalid, read, read_apart
 from coordinator.telemetry import OTHER, Telemetry
 from tests.coordinator.test_live import BUSY, POOL, UP, Pool
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 
 MANY = POOL + "".join(
     f"  - {{name: t{i}, pool: chat, tier: elastic, api_keys: [key-{i}]}}\n" for i in range(300)

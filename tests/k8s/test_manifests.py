@@ -26,7 +26,7 @@ from injector.settings import Template
 from sidecar import settings as sidecar_settings
 from tests.k8s.kustomize import Json, build
 from tokenpool.entitlements import KeySource, PoolFile
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 
 K8S = Path(__file__).parent.parent.parent / "k8s"
 OVERLAYS = sorted(path.parent.relative_to(K8S) for path in (K8S / "overlays").glob("*/kustomization.yaml"))

@@ -12,12 +12,13 @@ from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
 from runtime.build import BuildInfo
+from runtime.options import Origin
 from runtime.tls import Certificate
 from sidecar import telemetry
 from sidecar.app import Sidecar
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
-from sidecar.settings import Origin, Settings
+from sidecar.settings import Settings
 from tests.certificates import certify
 
 ROOT = Path(__file__).parents[2]

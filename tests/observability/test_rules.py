@@ -18,7 +18,7 @@ from tests.observability.exposed import ROOT, exposed
 from tests.observability.promql import Matcher, Selector, grouped_by, selectors
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
-from tokenpool.leases.leases import Mode
+from tokenpool.leases.settings import Mode
 from tokenpool.outcomes import Ending, Reason
 
 PROMETHEUS = ROOT / "docker" / "prometheus"

@@ -13,9 +13,10 @@ from typing import Any
 
 import aiohttp
 
+from runtime.options import Addresses, Origin
 from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
-from sidecar.settings import Addresses, Origin, Settings, read
+from sidecar.settings import Settings, read
 
 POOL = """
 pools:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from runtime.options import SettingsError
 from sidecar.app import Sidecar
-from sidecar.controller.controller import AdmittedRequest
-from sidecar.identity import KeyRing
+from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.bodies import MOST_UNPRICED
+from sidecar.identity import KeyRing
 from sidecar.proxy.bounds import LARGE_BODY, LONGEST_HOLD_S, UNMETERED_S, Bounds
 from sidecar.proxy.connection import ClientConnection, _has_left
 from sidecar.proxy.connection_manager import REFUSED_AT_ONCE
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.request_parser import RequestReader
-from sidecar.settings import SettingsError
 from tests.certificates import certify
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Held, Received

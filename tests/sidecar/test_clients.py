@@ -23,12 +23,15 @@ from injector.settings import Template
 from runtime.listening import CannotListen, bound, listening
 from runtime.options import Address, Addresses, SettingsError, address, addresses, upstream
 from sidecar.app import Sidecar
+from sidecar.decisions import Refusal
+from sidecar.engine.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
-from sidecar.proxy.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
+from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify
 from tests.fakes.engine import FakeEngine, Held, Received, unary
 from tests.sidecar.harness import CHAT, POOL, Response, ask, request, settings_of, sidecar_for, until
+from tokenpool.outcomes import Reason
 
 PAGE = "https://page.example"
 OPEN = b"access-control-allow-origin: *\r\n"
@@ -266,7 +269,9 @@ def test_origins_are_remembered_within_bounds() -> None:
 def test_two_origins_are_no_origin() -> None:
     head = RequestHead()
     assert head.origin is None
-    assert not learned((A, b"*", True)).preflight(head)
+    head.method, head.headers = b"OPTIONS", [(b"access-control-request-method", b"POST")]
+    refusal = Refusal(Reason.ENGINE_DOWN, "the engine does not answer")
+    assert b"access-control" not in refusal_bytes(refusal, head, learned((A, b"*", True)), closes=True)
 
 
 # --- C2, C3: credentials ---

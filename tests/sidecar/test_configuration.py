@@ -9,6 +9,7 @@ import pytest
 
 from dashboard.snapshot import Wanted
 from runtime.child import SMALL_FILE
+from runtime.options import Origin
 from sidecar.configuration import (
     MOST_WARNINGS,
     ConfigurationInvalid,
@@ -17,16 +18,19 @@ from sidecar.configuration import (
     of_published,
     published,
 )
-from sidecar.controller.controller import PER_STEP, Controller
+from sidecar.controller.accounts import PER_STEP
+from sidecar.controller.controller import Controller
+from sidecar.engine.state import EngineState
 from sidecar.identity import KeyRing
 from sidecar.proxy.connection_manager import PER_SWEEP
-from sidecar.settings import Origin, Settings
+from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tests.fakes.engine import FakeEngine
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
+from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import PoolFile, Tier
 from tokenpool.leases.wire import decode_file, encode_file
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 
 
 def settings(folder: Path, text: str = POOL, **options: object) -> Settings:
@@ -134,7 +138,8 @@ def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCapt
 
 def controller(text: str) -> Controller:
     file = parsed(text)
-    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10))
+    engine = EngineState(CapacityModel(file.pools[0].replica))
+    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10), engine)
 
 
 def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:

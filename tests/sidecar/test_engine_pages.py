@@ -153,20 +153,20 @@ async def test_e1_an_engine_without_a_usable_metrics_page_is_served_from_the_sta
 async def test_e1_a_page_that_breaks_later_takes_nothing_away(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
-    caplog.set_level("INFO", logger="sidecar.engine.watcher")
+    caplog.set_level("INFO", logger="sidecar.engine.state")
     engine.running = 9  # one more than the slots: one request of spot may wait in the engine
     async with sidecar_for(engine.port, tmp_path, **QUICK) as sidecar:
         await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
         assert await readiness(sidecar) == (200, "ready", "")
         assert (await ask(sidecar, request(key="s-key"))).status == 429  # others fill the engine
         engine.pages[METRICS] = UNUSABLE[case][0]
-        await until(lambda: not sidecar.watcher.status.page_is_usable)
+        await until(lambda: not sidecar.engine.page.is_usable)
         await asyncio.sleep(0.1)
         await serves(sidecar)  # what others run is not known any more
         shown = await of_the_engine(sidecar)
         assert (shown["foreign_sequences"], shown["kv_bound"]) == (0, True)
         assert shown["running"] is shown["kv_usage"] is None  # not what they were
-        assert sidecar.capacity.amount().kv_tokens == 65536  # what was said of the cache stays
+        assert sidecar.engine.capacity.amount().kv_tokens == 65536  # what was said of the cache stays
         assert (await readiness(sidecar))[:2] == (200, "degraded")
         del engine.pages[METRICS]
         await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
@@ -187,8 +187,8 @@ async def test_e1_two_bad_pages_in_a_row_change_nothing(engine: FakeEngine, tmp_
 
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         engine.pages[METRICS] = answer
-        await until(lambda: pages > 12 or not sidecar.watcher.status.page_is_usable)
-        assert sidecar.watcher.status.page_is_usable
+        await until(lambda: pages > 12 or not sidecar.engine.page.is_usable)
+        assert sidecar.engine.page.is_usable
 
 
 async def test_e1_of_a_late_page_only_what_does_not_change_is_used(
@@ -197,7 +197,7 @@ async def test_e1_of_a_late_page_only_what_does_not_change_is_used(
     page = PAGE.replace(b'num_requests_running{engine="0",model_name="tiny"} 0', b"num_requests_running 8")
     engine.pages[METRICS] = after(0.16, says(page))
     async with sidecar_for(engine.port, tmp_path, poll_timeout=0.1) as sidecar:
-        await until(lambda: sidecar.capacity.amount().kv_tokens == 65536)
+        await until(lambda: sidecar.engine.capacity.amount().kv_tokens == 65536)
         await serves(sidecar)
         shown = await of_the_engine(sidecar)
         assert (shown["kv_bound"], shown["page_usable"], shown["foreign_sequences"]) == (True, False, 0)
@@ -230,9 +230,9 @@ async def test_a_page_is_used_by_what_it_says_and_not_by_how(
 ) -> None:
     engine.pages[METRICS] = answer
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: sidecar.watcher.status.page_is_usable)
+        await until(lambda: sidecar.engine.page.is_usable)
         assert await readiness(sidecar) == (200, "ready", "")
-        assert sidecar.capacity.amount().kv_tokens == 65536
+        assert sidecar.engine.capacity.amount().kv_tokens == 65536
 
 
 async def test_numbers_of_the_pool_file_bind_where_no_page_says_any(
@@ -288,7 +288,7 @@ async def test_an_engine_whose_models_page_is_broken_is_served(
         assert MODELS in shown["models_error"]
         assert shown["page_usable"]
         del engine.pages[MODELS]
-        await until(lambda: sidecar.watcher.status.context_window == 2048)
+        await until(lambda: sidecar.engine.shape.context_window == 2048)
         assert sidecar.controller.engine.shape.context_window == 2048
         assert (await of_the_engine(sidecar))["models_error"] is None
 
@@ -348,7 +348,7 @@ async def test_e5_an_engine_that_is_not_well_is_down_whatever_its_pages_say(
         del engine.pages[HEALTH]
         await until(lambda: not sidecar.admin.problems())
         await serves(sidecar)
-        assert sidecar.watcher.status.restarts == 0
+        assert sidecar.engine.restarts == 0
 
 
 async def test_e5_an_engine_that_was_never_well_is_never_ready(engine: FakeEngine, tmp_path: Path) -> None:
@@ -425,19 +425,19 @@ async def test_an_engine_that_comes_back_without_a_page_is_another_one(tmp_path:
     engine = FakeEngine()
     await engine.start()
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        assert sidecar.capacity.amount().kv_tokens == 65536
+        assert sidecar.engine.capacity.amount().kv_tokens == 65536
         await engine.stop()
         await until(lambda: bool(sidecar.admin.problems()))
         returned = FakeEngine(port=engine.port)
         returned.pages[METRICS] = UNUSABLE["404"][0]
         returned.pages[MODELS] = says(b'{"data":[{"max_model_len":512}]}')
         await returned.start()
-        await until(lambda: sidecar.watcher.status.restarts == 1)
+        await until(lambda: sidecar.engine.restarts == 1)
         await until(lambda: sidecar.controller.engine.shape.context_window == 512)
-        assert sidecar.capacity.lacks_kv_bound  # the old engine's cache says nothing of this one's
+        assert sidecar.engine.capacity.lacks_kv_bound  # the old engine's cache says nothing of this one's
         await until(lambda: not sidecar.admin.problems())
         await serves(sidecar)
-        assert sidecar.watcher.status.restarts == 1
+        assert sidecar.engine.restarts == 1
         await returned.stop()
 
 
@@ -484,7 +484,7 @@ async def test_e3_a_guarantee_may_use_the_caches_of_all_engines(
     engine.pages[MODELS] = says(b'{"data":[{"max_model_len":65536}]}')
     pool = POOL.replace("kv_tokens: 10000", "kv_tokens: 40000")
     async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar:
-        assert sidecar.capacity.amount().kv_tokens == 64_000
+        assert sidecar.engine.capacity.amount().kv_tokens == 64_000
         large = {"model": "tiny", "prompt": [7] * 39_000, "max_tokens": 5}
         assert (await ask(sidecar, request(body=large))).status == 200
 
@@ -492,7 +492,7 @@ async def test_e3_a_guarantee_may_use_the_caches_of_all_engines(
 async def test_e4_a_hybrid_engines_cache_is_not_taken_for_another(engine: FakeEngine, tmp_path: Path) -> None:
     engine.pages[METRICS] = page('block_size="528",mamba_block_size="262144",num_gpu_blocks="1000"')
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        assert sidecar.capacity.amount().kv_tokens == 528_000
+        assert sidecar.engine.capacity.amount().kv_tokens == 528_000
         assert sidecar.controller.engine.shape.block_size == 528
         await serves(sidecar)
 
@@ -505,6 +505,6 @@ async def test_e6_cached_tokens_are_not_counted_as_computed(
         'block_size="16",num_gpu_blocks="4096"', more=f"vllm:prompt_tokens_total 100\n{name} 90"
     )
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        last = sidecar.watcher.status.last
+        last = sidecar.engine.last_page
         assert last is not None
         assert (last.prompt_tokens, last.cached_tokens) == (100, 90)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from runtime.options import Origin, SettingsError
 from sidecar.app import Sidecar
-from sidecar.settings import Origin, SettingsError
 from tests.certificates import certify, serving
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
@@ -63,7 +63,7 @@ async def test_requests_and_polls_go_over_tls(tmp_path: Path) -> None:
         assert len(sidecar._upstream._open) == 1
         engine.answer = fake.answer_stream
         streamed = await ask(sidecar, request("/v1/chat/completions", STREAM))
-        assert sidecar.watcher.status.context_window == 2048
+        assert sidecar.engine.shape.context_window == 2048
         assert is_whole(sidecar)
     assert streamed.body.endswith(fake.DONE)
     assert engine.received[0].headers["host"] == f"127.0.0.1:{engine.port}"
@@ -116,7 +116,7 @@ async def test_an_engine_that_wants_to_know_us_is_shown_our_certificate(tmp_path
         async with sidecar_to(engine, tmp_path, upstream_tls_ca=cert, **shown) as sidecar:
             assert (await ask(sidecar, request())).status == 200
         async with sidecar_to(engine, tmp_path, upstream_tls_ca=cert, ready=False) as sidecar:
-            await until(lambda: sidecar.watcher.status.error is not None)
+            await until(lambda: sidecar.engine.health.error is not None)
             assert (await ask(sidecar, request())).status == 503
 
 
@@ -141,7 +141,7 @@ async def test_an_engine_that_cannot_be_trusted_is_down_and_the_log_says_why(
         # One poll and no more, so that a request tries by itself.
         sidecar_to(engine, tmp_path, ready=False, poll_interval=60.0, **options) as sidecar,
     ):
-        await until(lambda: sidecar.watcher.status.error is not None)
+        await until(lambda: sidecar.engine.health.error is not None)
         _, state = await admin(sidecar, "/debug/state")
         sidecar.controller.engine.is_up = True
         response = await ask(sidecar, request("/v1/models", method="GET"))

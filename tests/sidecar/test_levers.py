@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.options import SettingsError
 from sidecar.controller.controller import ENTERS_S
-from sidecar.settings import SettingsError
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (

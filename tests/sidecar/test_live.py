@@ -15,7 +15,8 @@ import aiohttp
 from demo.engine import free_port
 from sidecar.app import Sidecar
 from sidecar.configuration import load
-from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
+from sidecar.replication import Replication
+from sidecar.report import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.reference_store import Limit
@@ -145,7 +146,6 @@ def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
         sidecar.settings,
         sidecar.controller,
         sidecar.telemetry,
-        sidecar.watcher,
         store,
         own,
         lambda file: iter(()),

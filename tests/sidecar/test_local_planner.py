@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from sidecar.controller.controller import Controller
+from sidecar.engine.state import EngineState
 from sidecar.identity import KeyRing
 from sidecar.local_planner import LocalPlanner
 from sidecar.telemetry import Telemetry
@@ -14,12 +15,15 @@ from tokenpool.amounts import Amount
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import ReplicaCapacity
 from tokenpool.planning.planner import PlannerSettings
-from tokenpool.poolfile import parse
+from tokenpool.poolfile.reading import parse
 
 
 def planner() -> tuple[Controller, LocalPlanner]:
     file, telemetry = parse(POOL).file, Telemetry(10)
-    controller = Controller(file, file.pools[0], KeyRing({}), telemetry, clock=lambda: 0.0)
+    capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
+    controller = Controller(
+        file, file.pools[0], KeyRing({}), telemetry, EngineState(capacity), clock=lambda: 0.0
+    )
     for account in controller.accounts.values():
         controller.active.touch(account, 0.0)
     capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))

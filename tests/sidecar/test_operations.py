@@ -128,7 +128,7 @@ async def test_an_engine_that_goes_and_comes_back_is_noticed(tmp_path: Path) -> 
         await returned.start()
         await until(lambda: not sidecar.admin.problems())
         assert (await ask(sidecar, request())).status == 200
-        await until(lambda: sidecar.watcher.status.restarts == 1)  # its metrics page tells, a little later
+        await until(lambda: sidecar.engine.restarts == 1)  # its metrics page tells, a little later
         assert is_whole(sidecar)
         await returned.stop()
 
@@ -136,7 +136,7 @@ async def test_an_engine_that_goes_and_comes_back_is_noticed(tmp_path: Path) -> 
 async def test_a_mute_engine_is_stale_then_down(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path, poll_timeout=0.02) as sidecar:
         engine.is_mute = True
-        await until(lambda: not sidecar.watcher.status.page_is_usable)
+        await until(lambda: not sidecar.engine.page.is_usable)
         assert (await ask(sidecar, request())).status == 200  # busy with metrics is not dead
         await until(lambda: not sidecar.controller.engine.is_up)
         assert (await ask(sidecar, request())).status == 503

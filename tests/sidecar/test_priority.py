@@ -160,7 +160,7 @@ async def test_an_engine_that_restarted_is_asked_anew(engine: FakeEngine, tmp_pa
         await spot(sidecar)
         engine.answer = fake.answer_unary
         engine.started_at += 100
-        await until(lambda: sidecar.watcher.status.restarts == 1)
+        await until(lambda: sidecar.engine.restarts == 1)
         await spot(sidecar)
         assert engine.received[-1].json()["priority"] == 20
         assert sidecar.controller.engine.takes_priority is True
@@ -314,7 +314,7 @@ async def test_only_vllm_is_sent_priorities_unasked(
     """With SGLang, higher values are scheduled sooner: spot would come first."""
     monkeypatch.setattr(engine, "metrics", lambda: page)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
-        await until(lambda: sidecar.watcher.status.last is not None or not page)
+        await until(lambda: sidecar.engine.last_page is not None or not page)
         await spot(sidecar)
         assert engine.received[-1].json() == CHAT
         assert not sidecar.controller.engine.is_vllm

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.controller.controller import AdmittedRequest, Refusal
+from sidecar.decisions import AdmittedRequest, Refusal
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
 from tests.fakes import engine as fake

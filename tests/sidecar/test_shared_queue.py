@@ -15,8 +15,8 @@ from sidecar.configuration import load
 from sidecar.replication import Replication
 from tests.fakes.engine import FakeEngine, Held
 from tests.sidecar.harness import ask, request, sidecar_for, until
-from tokenpool.leases.leases import Mode
 from tokenpool.leases.reference_store import Limit
+from tokenpool.leases.settings import Mode
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Ask
 from tokenpool.store.memory import MemoryStore
@@ -37,7 +37,6 @@ async def sharing(port: int, folder: Path, **options: Any) -> AsyncIterator[tupl
             sidecar.settings,
             sidecar.controller,
             sidecar.telemetry,
-            sidecar.watcher,
             store,
             load(sidecar.settings),
             lambda file: iter(()),

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from runtime.options import SettingsError
 from sidecar.app import Sidecar
-from sidecar.settings import SettingsError
 from tests.certificates import certify, trusting
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tokenpool.accounting.account import Account
-from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import UNBOUNDED, Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Ask, Cost, EngineShape
 

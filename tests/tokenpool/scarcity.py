@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, admit
+from tokenpool.admission.rules import Admit, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.planning.planner import PlanInput, PlannerSettings, plan

@@ -12,8 +12,9 @@ from tests.tokenpool.builders import ASK, PLENTY, account, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, admit
+from tokenpool.admission.rules import Admit, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.planning.active_accounts import ActiveAccounts

@@ -12,16 +12,9 @@ from tests.tokenpool.builders import ASK, PLENTY, ROOM, account, cost
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import (
-    LONGEST_WAIT_S,
-    PREEMPTIBLE_QUEUE,
-    SHORTEST_WAIT_S,
-    Admit,
-    EngineRoom,
-    Shed,
-    admit,
-)
+from tokenpool.admission.rules import LONGEST_WAIT_S, SHORTEST_WAIT_S, Admit, Shed, admit
 from tokenpool.amounts import UNBOUNDED, Amount, Dimension
+from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.entitlements import Pricing, Tier
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.pricing.cost import Cost, Usage

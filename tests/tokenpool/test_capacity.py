@@ -30,7 +30,7 @@ def test_numbers_of_the_pool_file_hold() -> None:
 
 def test_more_cache_than_the_engine_has_is_not_believed() -> None:
     model = CapacityModel(ReplicaCapacity(1000, 50_000, 8))
-    model.observe(IDLE, delayed=False)
+    model.observe(IDLE, lacked_throughput=False)
     assert model.amount().kv_tokens == 10_000
 
 
@@ -38,7 +38,7 @@ def test_auto_reads_the_cache_and_starts_with_no_bound_on_throughput() -> None:
     model = CapacityModel(AUTO)
     assert not model.is_known
     assert model.amount() == Amount(UNLEARNED_TOKENS_PER_SECOND, 0, DEFAULT_SLOTS)
-    model.observe(IDLE, delayed=False)
+    model.observe(IDLE, lacked_throughput=False)
     assert model.is_known
     assert model.amount().kv_tokens == 10_000
 
@@ -48,13 +48,13 @@ def test_where_nothing_says_a_kv_capacity_there_is_no_kv_bound() -> None:
     model.distrust()  # the engine was asked in vain
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
     assert model.amount().kv_tokens == model.room(0, 0).kv_tokens == NO_KV_BOUND
-    model.observe(IDLE, delayed=False)
+    model.observe(IDLE, lacked_throughput=False)
     assert (model.is_known, model.lacks_kv_bound, model.amount().kv_tokens) == (True, False, 10_000)
 
 
 def test_a_usable_look_that_does_not_say_the_capacity_leaves_it_without_a_bound() -> None:
     model = CapacityModel(AUTO)
-    model.observe(replace(IDLE, kv_tokens=None, kv_usage=0.9), delayed=False)
+    model.observe(replace(IDLE, kv_tokens=None, kv_usage=0.9), lacked_throughput=False)
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
     room = model.room(0, 0)
     assert (room.kv_tokens, room.foreign_kv_tokens) == (NO_KV_BOUND, 0)  # a share of nothing known is nothing
@@ -62,8 +62,8 @@ def test_a_usable_look_that_does_not_say_the_capacity_leaves_it_without_a_bound(
 
 def test_what_the_engine_said_of_its_cache_outlives_its_page_until_it_restarts() -> None:
     model = CapacityModel(AUTO)
-    model.observe(IDLE, delayed=False)
-    model.observe(replace(IDLE, at=1.0, kv_tokens=None), delayed=False)
+    model.observe(IDLE, lacked_throughput=False)
+    model.observe(replace(IDLE, at=1.0, kv_tokens=None), lacked_throughput=False)
     model.distrust()
     assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 10_000)
     model.forget()
@@ -81,7 +81,7 @@ def test_e2_an_engine_without_a_kv_cache_has_no_bound_but_the_pool_files() -> No
     seen = replace(IDLE, kv_tokens=math.inf, kv_usage=1.0)
     for spec, kv_tokens in ((AUTO, NO_KV_BOUND), (ReplicaCapacity(kv_tokens=5000), 5000)):
         model = CapacityModel(spec)
-        model.observe(seen, delayed=False)
+        model.observe(seen, lacked_throughput=False)
         assert (model.is_known, model.lacks_kv_bound) == (True, False)
         assert model.amount().kv_tokens == kv_tokens
         assert model.room(0, 0).foreign_kv_tokens == 0
@@ -89,7 +89,7 @@ def test_e2_an_engine_without_a_kv_cache_has_no_bound_but_the_pool_files() -> No
 
 def test_a_capacity_that_no_engine_has_is_no_bound() -> None:
     model = CapacityModel(AUTO)
-    model.observe(replace(IDLE, kv_tokens=1e300), delayed=False)
+    model.observe(replace(IDLE, kv_tokens=1e300), lacked_throughput=False)
     assert model.amount().kv_tokens == NO_KV_BOUND
 
 
@@ -100,7 +100,7 @@ def saturated(seconds: int, rate: float, model: CapacityModel, start: float = 0.
         tokens = rate * at
         model.observe(
             replace(IDLE, at=at, running=8, waiting=3, prompt_tokens=tokens, generation_tokens=tokens),
-            delayed=False,
+            lacked_throughput=False,
         )
 
 
@@ -113,7 +113,7 @@ def test_a_queue_shows_how_many_sequences_the_engine_runs() -> None:
 def test_a_growing_engine_is_noticed_without_a_queue() -> None:
     model = CapacityModel(AUTO)
     saturated(3, 100, model)
-    model.observe(replace(IDLE, at=10.0, running=12), delayed=False)
+    model.observe(replace(IDLE, at=10.0, running=12), lacked_throughput=False)
     assert model.amount().concurrency == 12
 
 
@@ -123,7 +123,7 @@ def test_throughput_is_learned_while_saturated_and_not_while_idle() -> None:
     assert model.amount().tokens_per_second == pytest.approx(200 * LEARNED_SLACK, rel=0.01)
     for second in range(31, 60):
         seen = replace(IDLE, at=second, running=1, prompt_tokens=3000, generation_tokens=3000)
-        model.observe(seen, delayed=False)
+        model.observe(seen, lacked_throughput=False)
     assert model.amount().tokens_per_second == pytest.approx(200 * LEARNED_SLACK, rel=0.01)
 
 
@@ -134,7 +134,7 @@ def test_arrivals_at_an_engine_with_room_teach_neither_slots_nor_throughput() ->
         tokens = 10.0 * look
         waiting = 0 if look % LOOKS_QUEUED == 0 else 1
         seen = replace(IDLE, at=0.25 * look, running=2, waiting=waiting, generation_tokens=tokens)
-        model.observe(seen, delayed=False)
+        model.observe(seen, lacked_throughput=False)
     assert model.amount().concurrency == DEFAULT_SLOTS
     assert model.amount().tokens_per_second == UNLEARNED_TOKENS_PER_SECOND
 
@@ -142,7 +142,7 @@ def test_arrivals_at_an_engine_with_room_teach_neither_slots_nor_throughput() ->
 def test_a_queue_of_several_is_one_at_the_second_look() -> None:
     model = CapacityModel(AUTO)
     for look in range(2):
-        model.observe(replace(IDLE, at=0.25 * look, running=8, waiting=2 + look), delayed=False)
+        model.observe(replace(IDLE, at=0.25 * look, running=8, waiting=2 + look), lacked_throughput=False)
     assert model.amount().concurrency == 8
 
 
@@ -152,7 +152,7 @@ def test_cached_prompt_tokens_are_no_throughput() -> None:
         seen = replace(
             IDLE, at=second, running=8, waiting=1, prompt_tokens=100.0 * second, cached_tokens=90.0 * second
         )
-        model.observe(seen, delayed=False)
+        model.observe(seen, lacked_throughput=False)
     assert model.amount().tokens_per_second == pytest.approx(10 * LEARNED_SLACK)
 
 
@@ -161,7 +161,7 @@ def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
     saturated(30, 100, model)
     before = model.amount().tokens_per_second
     seen = replace(IDLE, at=31.0, running=2, prompt_tokens=3000, generation_tokens=3000)
-    model.observe(seen, delayed=True)
+    model.observe(seen, lacked_throughput=True)
     assert model.amount().tokens_per_second == pytest.approx(before * 1.1)
 
 
@@ -174,7 +174,7 @@ def test_a_restarted_engine_is_learned_anew() -> None:
 
 def test_room_tells_foreign_load_apart() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
-    model.observe(replace(IDLE, running=5, waiting=0, kv_usage=0.5), delayed=False)
+    model.observe(replace(IDLE, running=5, waiting=0, kv_usage=0.5), lacked_throughput=False)
     room = model.room(own_sequences=2, own_kv_tokens=1000)
     assert (room.slots, room.kv_tokens) == (8, 10_000)
     assert (room.foreign_sequences, room.foreign_kv_tokens) == (3, 4000)
@@ -182,19 +182,19 @@ def test_room_tells_foreign_load_apart() -> None:
 
 def test_an_engine_with_a_queue_has_no_more_slots_than_it_runs() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
-    model.observe(replace(IDLE, running=4, waiting=2), delayed=False)
-    model.observe(replace(IDLE, at=IDLE.at + 1, running=3, waiting=1), delayed=False)
+    model.observe(replace(IDLE, running=4, waiting=2), lacked_throughput=False)
+    model.observe(replace(IDLE, at=IDLE.at + 1, running=3, waiting=1), lacked_throughput=False)
     assert model.room(4, 0).slots == 8  # two looks may have caught arrivals between two steps
     for later in (2, 3):
-        model.observe(replace(IDLE, at=IDLE.at + later, running=4, waiting=1), delayed=False)
+        model.observe(replace(IDLE, at=IDLE.at + later, running=4, waiting=1), lacked_throughput=False)
     assert model.room(4, 0).slots == model.room(4, 0).proven_slots == 4
-    model.observe(replace(IDLE, at=IDLE.at + 4, running=3), delayed=False)
+    model.observe(replace(IDLE, at=IDLE.at + 4, running=3), lacked_throughput=False)
     assert model.room(3, 0).slots == 8
 
 
 def test_a_stale_look_is_not_used() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
-    model.observe(replace(IDLE, running=8, waiting=5, kv_usage=0.9), delayed=False)
+    model.observe(replace(IDLE, running=8, waiting=5, kv_usage=0.9), lacked_throughput=False)
     model.distrust()
     room = model.room(0, 0)
     assert (room.slots, room.foreign_sequences, room.foreign_kv_tokens) == (8, 0, 0)
@@ -208,7 +208,9 @@ def test_a_changed_pool_file_takes_effect() -> None:
 
 def full(model: CapacityModel, at: float, slots: float, *, waiting: float = 0) -> float:
     """One look at an engine that runs ``slots`` while requests are shed for want of them."""
-    model.observe(replace(IDLE, at=at, running=slots, waiting=waiting), delayed=False, lacked_slots=True)
+    model.observe(
+        replace(IDLE, at=at, running=slots, waiting=waiting), lacked_throughput=False, lacked_slots=True
+    )
     return model.amount().concurrency
 
 
@@ -252,7 +254,7 @@ def test_throughput_may_begin_with_a_number_and_is_probed_from_there() -> None:
     assert (model.amount().kv_tokens, model.amount().concurrency) == (5000, DEFAULT_SLOTS)
     assert model.is_known
     for step in range(13):
-        model.observe(replace(IDLE, at=float(step), running=3), delayed=True)
+        model.observe(replace(IDLE, at=float(step), running=3), lacked_throughput=True)
     assert model.amount().tokens_per_second > 3000
     model.forget()
     assert model.amount().tokens_per_second == pytest.approx(1000 * LEARNED_SLACK)

@@ -11,11 +11,14 @@ from tests.tokenpool.builders import ASK, ROOM, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit
+from tokenpool.admission.rules import Admit, Shed, admit
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
+from tokenpool.control.driver import Waiter
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.leases.leases import ANSWER_S, Leases, LeaseSettings, Mode, Waiter
+from tokenpool.leases.leases import ANSWER_S, Leases
 from tokenpool.leases.reference_store import Answer, Limit, Message, ReferenceLeaseStore
+from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Cost, Usage

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from tokenpool.amounts import UNBOUNDED, Amount
 from tokenpool.entitlements import KeyRef, KeySource, ReplicaCapacity, Tier
-from tokenpool.poolfile import PoolFileError, explain, parse
+from tokenpool.poolfile import explain
+from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.poolfile.reading import parse
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\

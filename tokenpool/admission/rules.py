@@ -18,37 +18,13 @@ from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
 
 SHORTEST_WAIT_S = 0.05
 """No shed asks its client back sooner: less than a decode step or two changes nothing."""
 LONGEST_WAIT_S = 600.0
-PREEMPTIBLE_QUEUE = 1.0
-"""Preemptible requests that may wait in an engine beyond its slots, ready for the next free one. They are
-ended first, before anything was computed for them, so on an engine of any scheduling they delay no guarantee.
-Without one, a slot is idle until the next request comes: 3 to 5 % of the throughput at 45 requests/s on 8
-slots."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRoom:
-    """What one engine can hold, and what runs on it that this sidecar did not send."""
-
-    slots: float
-    """Sequences that the engine runs at once."""
-    kv_tokens: float
-    """KV-cache tokens that it holds."""
-    foreign_sequences: float = 0.0
-    foreign_kv_tokens: float = 0.0
-    reserved_slots: float = 0.0
-    """Slots that only what is assured may use."""
-    proven_slots: float = 0.0
-    """Of the slots, those that the engine is known to run: fewer while it is probed whether it runs more."""
-    queue: float = 0.0
-    """Requests of any tier beyond the slots that may wait in the engine: it schedules by priority."""
-    preemptible_queue: float = 0.0
-    """The same for preemptible requests alone: ``PREEMPTIBLE_QUEUE``, unless others wait for the engine."""
 
 
 class Admit(NamedTuple):

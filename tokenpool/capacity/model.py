@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tokenpool.admission.rules import EngineRoom
 from tokenpool.amounts import NO_KV_BOUND, NO_KV_BOUND_FROM, Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import ReplicaCapacity
 
 UNLEARNED_TOKENS_PER_SECOND = 1e9
@@ -139,7 +139,9 @@ class CapacityModel:
     def _has_kv_number(self) -> bool:
         return self._cache is not None or self._spec.kv_tokens is not None or self._spec.start.kv_tokens > 0
 
-    def observe(self, seen: EngineObservation, delayed: bool, *, lacked_slots: bool = False) -> None:
+    def observe(
+        self, seen: EngineObservation, *, lacked_throughput: bool = False, lacked_slots: bool = False
+    ) -> None:
         """Learn from one look: since the last, throughput limits ``held_back`` requests, or slots lacked."""
         last, self._last = self._last, seen
         self._looks_queued = self._looks_queued + 1 if seen.waiting > 0 else 0
@@ -152,7 +154,7 @@ class CapacityModel:
         # One look at a waiting request may catch an arrival: at 3 requests/s a simulated engine of 700
         # tokens/s was taken for one of 100 to 320, and spot was delayed for 15 s until that was unlearned.
         saturated = queues or seen.running >= SATURATED * self.amount().concurrency
-        self._learn_throughput(seen, last, saturated=saturated, delayed=delayed)
+        self._learn_throughput(seen, last, saturated=saturated, lacked=lacked_throughput)
 
     def _learn_slots(self, seen: EngineObservation, last: EngineObservation, *, lacked_slots: bool) -> None:
         """An engine that keeps requests waiting shows how many sequences it runs; one that does not, and is
@@ -180,7 +182,7 @@ class CapacityModel:
             self._slots = math.floor(self._slots) + max(math.floor(self._slots * PROBE_SLOTS), 1.0)
 
     def _learn_throughput(
-        self, seen: EngineObservation, last: EngineObservation, *, saturated: bool, delayed: bool
+        self, seen: EngineObservation, last: EngineObservation, *, saturated: bool, lacked: bool
     ) -> None:
         elapsed = seen.at - last.at
         computed = (seen.prompt_tokens - seen.cached_tokens) - (last.prompt_tokens - last.cached_tokens)
@@ -191,7 +193,7 @@ class CapacityModel:
             else:
                 kept = math.exp(-elapsed / SATURATION_MEMORY_S)
                 self._throughput = self._throughput * kept + rate * (1 - kept)
-        elif delayed and self._throughput is not None:
+        elif lacked and self._throughput is not None:
             self._throughput *= 1 + PROBE_PER_SECOND * elapsed
 
     def amount(self) -> Amount:

@@ -17,7 +17,8 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import PREEMPTIBLE_QUEUE, EngineRoom, Shed, admit, hopeless
+from tokenpool.admission.rules import Shed, admit, hopeless
+from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases

@@ -48,7 +48,7 @@ class Ports(Protocol):
         """Seconds by the sidecar's monotonic clock."""
 
     def wake_at(self, at: float) -> None:
-        """Call ``Driver.wake`` at this time, and no longer at the time of the last call; never if infinite."""
+        """Call ``Driver.wake`` at this time instead of the one before; never if it is infinite."""
 
     def send(self, message: Message) -> None:
         """Send a message without waiting. ``answered`` or ``failed`` follows."""

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from tests.sidecar.framing.cases import (
-    HELLO,
-    HIDDEN,
-    HOST,
-    REFUSED,
-    Case,
-    Relayed,
-    post,
-    posted,
-)
+from tests.sidecar.framing.cases import HELLO, HIDDEN, HOST, REFUSED, Case, Relayed, post, posted
 
 CHUNKS = b"5\r\nhello\r\n0\r\n\r\n"
 

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.sidecar.framing.cases import (
-    HELLO,
-    HIDDEN,
-    HOST,
-    KEY,
-    REFUSED,
-    Case,
-    get,
-    got,
-    post,
-    posted,
-    sized,
-)
+from tests.sidecar.framing.cases import HELLO, HIDDEN, HOST, KEY, REFUSED, Case, get, got, post, posted, sized
 
 _CLOSES = (
     ("close", "9112 9.6", "after 'close' nothing is read", b"Connection: close"),
