@@ -7,14 +7,20 @@ import time
 from collections.abc import Callable
 
 from bench.peers import KEY, POOL
+from sidecar.configuration import Configuration
 from sidecar.controller.controller import Controller
 from sidecar.decisions import AdmittedRequest, Refusal
 from sidecar.engine.state import EngineState
 from sidecar.identity import KeyRing, digests
+from sidecar.lifecycle import Lifecycle
+from sidecar.ports import LoopPorts
 from sidecar.proxy.heads import RequestHead
 from sidecar.telemetry import Telemetry
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.amounts import Amount
 from tokenpool.capacity.model import CapacityModel, EngineObservation
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.control.driver import Driver
 from tokenpool.entitlements import ReplicaCapacity
 from tokenpool.outcomes import Ending
 from tokenpool.poolfile.reading import parse
@@ -42,10 +48,12 @@ def decision_seconds(prompt_bytes: int) -> float:
             began = time.perf_counter()
             authorized = controller.authorize(head)
             assert not isinstance(authorized, Refusal)
-            admitted = controller.open(*authorized, body)
+            admitted = controller.admit(*authorized, body)
             spent += time.perf_counter() - began
             assert isinstance(admitted, AdmittedRequest)
-            controller.close(admitted, Ending.FINISHED, Usage(prompt_bytes // 4, 60), 0, spent=True)
+            controller.settlement.settle(
+                admitted, Ending.FINISHED, Usage(prompt_bytes // 4, 60), 0, spent=True
+            )
         best = min(best, spent / rounds)
     return best
 
@@ -68,12 +76,19 @@ def _timed(work: Callable[[], object], rounds: int) -> float:
 
 def _controller() -> Controller:
     file = parse(POOL, name="bench").file
-    pool = file.pools[0]
+    keys = KeyRing(digests(file.entitlements, lambda ref: ref.value))
+    telemetry, engine = Telemetry(400), _engine()
+    control = AdmissionControl(telemetry.clock(), AdmissionQueue(QueueSettings()))
     controller = Controller(
-        file, pool, KeyRing(digests(file.entitlements, lambda ref: ref.value)), Telemetry(400), _engine()
+        Driver(control, LoopPorts(telemetry.clock)),
+        engine,
+        telemetry,
+        Lifecycle(),
+        Configuration(file, file.pools[0], keys, (), ""),
     )
     for account in controller.accounts.values():
         account.set_limits(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())
+    controller.engine_changed()
     return controller
 
 

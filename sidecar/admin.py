@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import Metric
 
 from dashboard.server import LivePage
 from dashboard.snapshot import (
@@ -26,11 +27,12 @@ from runtime.build import BuildInfo
 from runtime.exposition import CONTENT_TYPE, rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
-from sidecar.replication import UNLED_S
+from sidecar.proxy.connection_manager import ConnectionManager
+from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.amounts import NOTHING
-from tokenpool.leases.leases import Leases
+from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 from tokenpool.pricing.cost import Pricer
 from tokenpool.pricing.learned_costs import LearnedCosts
@@ -49,6 +51,13 @@ class Limits(Protocol):
         """What is not as it should be, though requests are served."""
 
 
+class MetricSource(Protocol):
+    """A part of the sidecar with metrics of its own."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """Its metrics, for Prometheus."""
+
+
 class Admin:
     """The pages of one sidecar."""
 
@@ -57,13 +66,19 @@ class Admin:
         controller: Controller,
         limits: Limits,
         telemetry: Telemetry,
-        exchanges: Callable[[], int],
+        manager: ConnectionManager,
+        sources: list[MetricSource],
+        replication: Replication | None = None,
         certificate: Certificate | None = None,
     ) -> None:
         self._controller = controller
         self._limits = limits
         self._telemetry = telemetry
-        self._exchanges = exchanges
+        self._manager = manager
+        self.sources = sources
+        """The parts whose metrics are on the page, after those of requests and connections."""
+        self._replication = replication
+        """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
@@ -91,7 +106,13 @@ class Admin:
         return await self._metrics.answer(request)
 
     def _metrics_pieces(self) -> Iterator[str]:
-        yield from self._telemetry.pieces()
+        replication = self._replication
+        is_joined = replication is not None and replication.sync.leases.mode is Mode.JOINED
+        leases = None if replication is None else is_joined
+        yield from self._telemetry.pieces(self._controller, shows_leases=leases)
+        yield from self._manager.bounds.pieces(self._telemetry.label)
+        for source in self.sources:
+            yield rendered(source.metrics())
         yield rendered([*BuildInfo().collect(), *self._process.collect()])
 
     async def healthz(self, request: web.Request) -> web.Response:
@@ -132,7 +153,7 @@ class Admin:
         if names:
             shown = [accounts[name] for name in names]
         elif request.query.get("active") == "1":
-            shown = list(self._controller.active)
+            shown = list(self._controller.control.active)
         else:
             shown = list(accounts.values())
         chunks = await pages.made(self.state_pieces(shown))
@@ -158,26 +179,26 @@ class Admin:
             "draining": controller.is_draining,
             "capacity": self._controller.engine.capacity.amount().as_dict(),
             "engine": controller.engine.shown(),
-            "in_flight": self._exchanges(),
-            "queued": len(controller.queue)
-            + (controller.leases.waiting if controller.leases is not None else 0),
+            "in_flight": self._manager.exchanges,
+            "queued": len(controller.control.queue),
             "config_is_current": self._telemetry.config_is_current,
             "lease_store": self._lease_store(),
         }
 
     def _lease_store(self) -> dict[str, Any] | None:
         """How this sidecar stands with the lease store; ``None`` for a lone one."""
-        leases = self._controller.leases
-        if leases is None:
+        if self._replication is None:
             return None
+        sync = self._replication.sync
+        leases = sync.leases
         return {
-            "holder": leases.holder,
+            "holder": sync.holder,
             "mode": leases.mode.value,
             "sidecars": leases.sidecars,
             "failures": leases.failures,
             "round_trip_s": leases.round_trip_s,
-            "lease_waits": leases.lease_waits,
-            "lease_waited_s": leases.lease_waited_s,
+            "lease_waits": leases.queue.lease_waits,
+            "lease_waited_s": leases.queue.lease_waited_s,
             "config_differs": self._telemetry.config_differs,
             "degraded": self._limits.degraded(),
         }
@@ -206,13 +227,13 @@ class Admin:
 
     def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
         """What the live page shows, now: this sidecar alone, whatever others the pool has."""
-        leases = self._controller.leases
+        replication = self._replication
         return Snapshot(
             process="sidecar",
-            name=leases.holder if leases is not None else "",
+            name=replication.sync.holder if replication is not None else "",
             pools=(self._pool(wanted),),
             notices=tuple(self._notices()),
-            about=_ONE_OF_SEVERAL if leases is not None else "",
+            about=_ONE_OF_SEVERAL if replication is not None else "",
         )
 
     def _notices(self) -> list[str]:
@@ -224,16 +245,16 @@ class Admin:
     def _pool(self, wanted: Wanted) -> PoolLook:
         controller, telemetry = self._controller, self._telemetry
         accounts, now = controller.accounts, telemetry.clock()
-        active = [account.entitlement.name for account in controller.active]
+        active = [account.entitlement.name for account in controller.control.active]
         names = wanted.choose(accounts, [*self._changes.take(), *active])
         for name in names:
             controller.refresh(accounts[name], now)
-        is_up, pool = controller.engine.is_up, controller.pool
+        is_up, pool, ledger = controller.engine.is_up, controller.pool, controller.control.ledger
         return PoolLook(
             name=pool.name,
-            leader=_leader(controller.leases),
+            leader=_leader(self._replication),
             capacity=vector(*(self._controller.engine.capacity.amount() if is_up else NOTHING).values()),
-            in_use=(None, controller.ledger.kv_in_use, controller.ledger.concurrency_in_use),
+            in_use=(None, ledger.kv_in_use, ledger.concurrency_in_use),
             replicas=Replicas(
                 sidecars=1,
                 engines_up=int(is_up),
@@ -294,12 +315,16 @@ def _learned(learned: LearnedCosts) -> dict[str, float]:
     }
 
 
-def _leader(leases: Leases | None) -> str:
-    if leases is None:
+def _leader(replication: Replication | None) -> str:
+    if replication is None:
         return "nobody: a lone sidecar plans for itself"
-    if not leases.has_limits:
+    if not replication.sync.leases.is_led:
         return "no coordinator yet"
-    return "a coordinator" if leases.unled_s <= UNLED_S else "no coordinator now: the last limits stand"
+    return (
+        "a coordinator"
+        if replication.sync.unled_s <= UNLED_S
+        else "no coordinator now: the last limits stand"
+    )
 
 
 def _entitlement(account: Account) -> EntitlementLook:

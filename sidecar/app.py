@@ -129,10 +129,12 @@ class Sidecar:
             limits,
             telemetry,
             self.manager,
-            self.replication,
             [self.engine, self.controller, self.loop_delay],
+            self.replication,
             self.certificate,
         )
+        if self.replication is not None:
+            self.admin.sources.append(self.replication)
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []

@@ -59,7 +59,7 @@ class LocalPlanner:
 
         All new limits take effect together, in the last step.
         """
-        active, reported_at = self._controller.active, clock()
+        active, reported_at = self._controller.control.active, clock()
         accounts = {account.entitlement.name: account for account in active}
         before, self._ticked_at = self._ticked_at, reported_at
         made = yield from plan_steps(
@@ -84,7 +84,7 @@ class LocalPlanner:
         if len(self._profiles) > 2 * len(self._controller.accounts):
             self._profiles = {n: each for n, each in self._profiles.items() if n in self._controller.accounts}
         self._telemetry.limits_computed += 1
-        self._controller.serve_queue()
+        self._controller.driver.serve()
 
     def _known_profiles(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
         return [(name, self._profiles[name]) for name in names if name in self._profiles]

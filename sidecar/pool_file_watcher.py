@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from runtime import collecting
 from runtime.filewatch import FileWatch
@@ -19,24 +20,25 @@ from sidecar.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 
-class PoolWatch:
-    """Looks for changes of the pool file and of key files.
+class Enforcer(Protocol):
+    """Puts changed configurations in force."""
 
-    ``prepare`` makes what a configuration needs in small steps, before ``apply`` puts it in force.
-    """
+    def prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make what a configuration needs, in steps of a moment each."""
+
+    def apply(self, configuration: Configuration) -> None:
+        """The sidecar's own pool file changed: put it in force, unless a published one is."""
+
+
+class PoolFileWatcher:
+    """Watches the pool file and the key files."""
 
     def __init__(
-        self,
-        settings: Settings,
-        telemetry: Telemetry,
-        current: Configuration,
-        prepare: Callable[[Configuration], Iterator[None]],
-        apply: Callable[[Configuration], None],
+        self, settings: Settings, telemetry: Telemetry, current: Configuration, enforcer: Enforcer
     ) -> None:
         self._settings = settings
         self._telemetry = telemetry
-        self._prepare = prepare
-        self._apply = apply
+        self._enforcer = enforcer
         self._watch = FileWatch(current.watched, self.reload)
 
     async def reload(self) -> None:
@@ -52,10 +54,10 @@ class PoolWatch:
             self._telemetry.reloads["invalid"] += 1
             self._telemetry.config_is_current = False
             return
-        for _ in self._prepare(configuration):
+        for _ in self._enforcer.prepare(configuration):
             await asyncio.sleep(0)
         self._watch.follow(configuration.watched)
-        self._apply(configuration)
+        self._enforcer.apply(configuration)
         self._telemetry.reloads["ok"] += 1
         self._telemetry.config_is_current = True
         log.info("the pool file was read", extra={"pool": configuration.pool.name})

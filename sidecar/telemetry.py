@@ -14,12 +14,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Protocol
 
-from prometheus_client import Metric
-
-from runtime.exposition import Family, bound_labels, number, rendered
+from runtime.exposition import Family, bound_labels, number
 from sidecar.dialects.reported_usage import NoUsage
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -220,6 +219,13 @@ class Changes:
         return names
 
 
+class AccountRefresher(Protocol):
+    """The part that knows the limits of idle accounts."""
+
+    def refresh(self, account: Account, now: float) -> None:
+        """Bring the limits of an idle account up to date, before they are shown."""
+
+
 class Telemetry:
     """All counts of one sidecar."""
 
@@ -230,14 +236,6 @@ class Telemetry:
         self.config_is_current = True
         self.config_differs = False
         """Whether this sidecar's own pool file is another than the published one in force."""
-        self.refresh: Callable[[Account, float], None] = _is_current
-        """Brings the limits of an idle account up to date."""
-        self.shows_leases: Callable[[], bool] | None = None
-        """Whether what is held of limits is true, where it is shared."""
-        self.more: list[Callable[[], Iterable[Metric]]] = []
-        """Metrics of other parts: few series each, none of an entitlement."""
-        self.bounds: Callable[[], Iterator[str]] | None = None
-        """What callers occupy of the sidecar itself, in pieces of the page."""
         self._most_series = most_series
         self._accounts: Mapping[str, Account] = {}
         self._ledger = Ledger()
@@ -373,7 +371,7 @@ class Telemetry:
 
     # --- Prometheus ---
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self, limits: AccountRefresher, *, shows_leases: bool | None = None) -> Iterator[str]:
         """The page, in pieces that each take well below a millisecond to make."""
         # What holds something is shown before anything of it has ended.
         active = iter(list(self._active))
@@ -384,12 +382,8 @@ class Telemetry:
         own = list(self._own.items())
         every = [*own, (OTHER, self._other)] if self._other is not None else own
         yield from self._counters(every)
-        yield from self._gauges([name for name, _ in own])
+        yield from self._gauges([name for name, _ in own], limits, shows_leases)
         yield from self._histograms(every)
-        if self.bounds is not None:
-            yield from self.bounds()
-        for more in self.more:
-            yield rendered(more())
 
     def _counters(self, every: list[tuple[str, Series]]) -> Iterator[str]:
         def requests(name: str, series: Series) -> str:
@@ -425,11 +419,10 @@ class Telemetry:
         )
         yield f"{_RELOADS.head()}{results}{_PLANS.head()}{_PLANS.series} {self.limits_computed}.0\n"
 
-    def _gauges(self, names: list[str]) -> Iterator[str]:
+    def _gauges(self, names: list[str], limits: AccountRefresher, shows_leases: bool | None) -> Iterator[str]:
         accounts = self._accounts
         # In one pass, so that what is in use adds up; a limit of an idle account is worked out first.
-        shows_leases = self.shows_leases is not None and self.shows_leases()
-        families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_LEASE] if self.shows_leases is not None else ())]
+        families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_LEASE] if shows_leases is not None else ())]
         parts: list[list[str]] = [[family.head()] for family in families]
         kv_tokens = concurrency = 0
         for first in range(0, len(names), PER_PIECE):
@@ -438,10 +431,10 @@ class Telemetry:
                 account = accounts.get(name)
                 if account is None:
                     continue
-                self.refresh(account, now)
+                limits.refresh(account, now)
                 kv_tokens += account.kv_in_use
                 concurrency += account.concurrency_in_use
-                for part, text in zip(parts, _gauges_of(name, account, shows_leases), strict=False):
+                for part, text in zip(parts, _gauges_of(name, account, shows_leases is True), strict=False):
                     part.append(text)
             yield ""
         if self._other is not None:
@@ -464,10 +457,6 @@ class Telemetry:
         yield from _of_each(_FIRST_TOKEN, every, first_token)
         yield from _of_each(_RATIO, every, ratio)
         yield _OVERHEAD.head() + self._overhead.lines(_OVERHEAD.name)
-
-
-def _is_current(account: Account, now: float) -> None:
-    """For counts without accounts: there is nothing to bring up to date."""
 
 
 def _of_each(

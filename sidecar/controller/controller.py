@@ -68,6 +68,8 @@ class Controller:
         self.engine = engine
         self.pool = configuration.pool
         self._lifecycle = lifecycle
+        self._restarts_seen = engine.restarts
+        control.room = engine.room
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self.epoch = self.pool_accounts.epoch
@@ -230,15 +232,14 @@ class Controller:
 
     def engine_changed(self) -> None:
         """The engine was observed: reserve slots, end surplus spot requests, decide waiting ones."""
-        now = self._telemetry.clock()
-        self.engine.reserve(self.control.slots_to_reserve(self.engine.room.slots, now))
-        self.control.engine_changed(self.engine.room, now)
+        engine, control, now = self.engine, self.control, self._telemetry.clock()
+        if engine.restarts != self._restarts_seen:
+            self._restarts_seen = engine.restarts
+            for account in self.accounts.values():
+                account.pricer.forget_cache()  # the new process has an empty prefix cache
+        engine.reserve(control.slots_to_reserve(engine.room.slots, now))
+        control.engine_changed(engine.room, now)
         self.driver.act()
-
-    def engine_restarted(self) -> None:
-        """Another process took the engine's place: its prefix cache is empty."""
-        for account in self.accounts.values():
-            account.pricer.forget_cache()
 
     # --- answers of the sidecar itself ---
 

@@ -7,12 +7,13 @@ import time
 from email.utils import formatdate
 from functools import lru_cache
 
-from sidecar.controller.controller import LONGEST_SDK_WAIT_S
 from sidecar.decisions import Refusal
 from sidecar.engine.cors import METHODS, Cors
 from sidecar.proxy.heads import RequestHead, frame_answer
 from tokenpool.outcomes import Reason
 
+LONGEST_SDK_WAIT_S = 60.0
+"""Official clients ignore a longer wait and retry by their own clock: they are told not to retry."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
 

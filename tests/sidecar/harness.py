@@ -173,7 +173,7 @@ async def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
 
 def is_whole(sidecar: Sidecar) -> bool:
     """Whether the ledger holds nothing, in all its parts."""
-    ledger = sidecar.controller.ledger
+    ledger = sidecar.controller.control.ledger
     accounts = sidecar.controller.accounts.values()
     return (ledger.kv_in_use, ledger.concurrency_in_use) == (0, 0) and all(
         (a.kv_in_use, a.concurrency_in_use) == (0, 0) for a in accounts

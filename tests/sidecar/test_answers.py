@@ -451,7 +451,7 @@ async def test_u2_a_messages_stream_that_is_cut_has_its_input_reported_and_its_o
         await until(lambda: is_whole(sidecar))
         counted = settled(sidecar)
         assert counted == Settled(800, 21, {"client_gone": 1}, {}, 1)
-        assert sidecar.controller.tokens_per_event.value == 1.0
+        assert sidecar.controller.settlement.tokens_per_event.value == 1.0
 
 
 async def test_u2_a_whole_messages_stream_without_its_last_usage_is_estimated_and_counted(
@@ -514,7 +514,7 @@ async def test_u3_a_stream_that_holds_an_error_failed_and_costs_nothing(
     assert answered.body == data
     assert counted == Settled(0, 0, {"upstream_error": 1}, {}, 0)
     assert is_uncharged(sidecar)
-    assert sidecar.controller.slo_controller._seen == 0
+    assert sidecar.controller.control.slo._seen == 0
     assert not list(sidecar.controller.accounts["g"].pricer.learned_by_prefix)
 
 
@@ -526,7 +526,7 @@ async def test_u3_what_was_streamed_before_an_error_is_charged(engine: FakeEngin
     assert counted.outcomes == {"upstream_error": 1}
     assert counted.input > 0
     assert (counted.output, counted.first_tokens) == (5, 1)
-    assert sidecar.controller.tokens_per_event.value == 1.0
+    assert sidecar.controller.settlement.tokens_per_event.value == 1.0
     assert not is_uncharged(sidecar)
 
 

@@ -472,7 +472,7 @@ async def test_what_is_delayed_is_answered_when_the_sidecar_stops(
         writer.write(request(path, method="GET", key="e-key") * 2)
         first = await read_response(reader)
         await until(lambda: sidecar.manager.exchanges == 1)
-        sidecar.controller.is_draining = True
+        sidecar.lifecycle.is_draining = True
         sidecar.manager.drain()
         second = await read_response(reader)
         assert await reader.read() == b""

@@ -169,7 +169,7 @@ async def test_preflights_are_answered_while_draining_and_for_routes_that_are_no
         assert (await ask(sidecar, preflight())).status == 200
         answer = await ask(sidecar, preflight("/nowhere"))
         assert (answer.status, answer.headers["access-control-allow-methods"]) == (204, "GET, POST, OPTIONS")
-        sidecar.controller.is_draining = True
+        sidecar.lifecycle.is_draining = True
         assert (await ask(sidecar, preflight())).status == 204
         plain = request(method="OPTIONS", key=None, headers={"origin": PAGE})
         assert (await ask(sidecar, plain)).status == 503

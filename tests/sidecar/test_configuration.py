@@ -221,7 +221,7 @@ async def test_the_live_page_of_many_lists_those_that_were_used(engine: FakeEngi
     async with sidecar_for(engine.port, tmp_path, pool=many(200)) as sidecar:
         for key in ("e-key", "key-150"):
             assert (await ask(sidecar, request(key=key))).status == 200
-        await until(lambda: len(sidecar.controller.active) > 0)
+        await until(lambda: len(sidecar.controller.control.active) > 0)
         look = sidecar.admin.look(Wanted()).pools[0]
 
     assert {each.name for each in look.entitlements} == {"e", "t150"}

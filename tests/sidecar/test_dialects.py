@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.controller.stored_responses import MOST_STORED, Stored
+from sidecar.controller.stored_responses import MOST_STORED, StoredResponses
 from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_VALUES, Malformed, Parsed
 from sidecar.dialects.fields import with_priority
@@ -445,7 +445,7 @@ def test_stored_responses_have_paths_of_their_own() -> None:
 
 
 def test_a_stored_response_is_its_makers_alone() -> None:
-    stored = Stored()
+    stored = StoredResponses()
     stored.remember("resp_1", "a", 30)
     assert stored.tokens("resp_1", "a") == 30
     assert stored.tokens("resp_1", "b") is None
@@ -455,7 +455,7 @@ def test_a_stored_response_is_its_makers_alone() -> None:
 
 
 def test_the_oldest_stored_responses_are_forgotten() -> None:
-    stored = Stored()
+    stored = StoredResponses()
     stored.remember("resp_b", "b", 7)
     stored.remember("x" * 129, "a", 1)
     for number in range(MOST_STORED + 1):

@@ -147,7 +147,7 @@ async def test_a_cached_head_does_not_get_around_limits_or_a_drain(
         async with connected(sidecar) as (reader, writer):
             writer.write(request())
             assert (await read_response(reader)).status == 200
-            sidecar.controller.is_draining = True
+            sidecar.lifecycle.is_draining = True
             writer.write(request())
             assert (await read_response(reader)).status == 503
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.options import SettingsError
-from sidecar.controller.controller import ENTERS_S
+from tokenpool.control.admission_control import GUARANTEED_START_S
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -205,12 +205,12 @@ async def test_a_request_without_room_waits_in_the_queue(
         running = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("s-key", "e-key")]
         await until(lambda: len(engine.received) == 2)
         waiting = asyncio.ensure_future(ask(sidecar, request(key=key)))
-        await until(lambda: waiting.done() or len(sidecar.controller.queue) == 1)
+        await until(lambda: waiting.done() or len(sidecar.controller.control.queue) == 1)
         held.go.set()
         assert (await waiting).status == status
         await asyncio.gather(*running)
         assert is_whole(sidecar)
-        assert len(sidecar.controller.queue) == 0
+        assert len(sidecar.controller.control.queue) == 0
 
 
 async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEngine, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ async def test_by_default_elastic_requests_wait_and_spot_does_not(engine: FakeEn
         await until(lambda: len(engine.received) == 2)
         assert (await ask(sidecar, request(key="s-key"))).status == 429
         waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", STREAM, key="e-key")))
-        await until(lambda: len(sidecar.controller.queue) == 1)
+        await until(lambda: len(sidecar.controller.control.queue) == 1)
         assert json.loads((await admin(sidecar, "/debug/state"))[1])["queued"] == 1
         engine.answer = fake.answer_stream
         await asyncio.sleep(0.15)
@@ -247,8 +247,8 @@ async def test_a_wait_in_the_queue_ends_in_time_and_a_client_may_leave(
         assert shed.status == 429
         async with connected(sidecar) as (_, writer):
             writer.write(request(key="e-key"))
-            await until(lambda: len(sidecar.controller.queue) == 1)
-        await until(lambda: len(sidecar.controller.queue) == 0)
+            await until(lambda: len(sidecar.controller.control.queue) == 1)
+        await until(lambda: len(sidecar.controller.control.queue) == 0)
         page = (await admin(sidecar, "/metrics"))[1]
         assert "tokenpool_queue_waits_total 2.0" in page
         assert "tokenpool_queue_wait_seconds_total 0.6" in page
@@ -286,12 +286,12 @@ async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEng
         tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
         await until(lambda: len(engine.received) == 2)
         await until(lambda: not controller._queue_is_closed(controller._clock()))
-        waits = controller.queue.enter(
+        waits = controller.control.queue.enter(
             controller.accounts["e"], controller._clock(), lambda is_last: is_last, needs_engine=True
         )
         refused = await ask(sidecar, request(key="s-key"))
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
-        controller.queue.leave(waits, controller._clock())
+        controller.control.queue.leave(waits, controller._clock())
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: len(engine.received) == 3)  # it waits in the engine, ready for the next slot
         for task in tasks:
@@ -323,18 +323,18 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         await until(lambda: len(engine.received) == 2)
         controller, spot = sidecar.controller, sidecar.controller.accounts["s"]
         at = controller._enters.ticket.admitted_at
-        assert controller._queue_is_closed(at + 0.9 * ENTERS_S)
+        assert controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
         go.set()
         await reader.readuntil(b"data: ")
-        assert not controller._queue_is_closed(at + 0.9 * ENTERS_S)
+        assert not controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: spot.concurrency_in_use == 2)
         # What does not stream tells nothing of its beginning.
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="g-key"))))
         await until(lambda: controller._enters is not None)
         at = controller._enters.ticket.admitted_at
-        assert controller._queue_is_closed(at + 0.9 * ENTERS_S)
-        assert not controller._queue_is_closed(at + 1.1 * ENTERS_S)
+        assert controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
+        assert not controller._queue_is_closed(at + 1.1 * GUARANTEED_START_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -344,7 +344,7 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS) as sidecar:
-        slo_controller = sidecar.controller.slo_controller
+        slo_controller = sidecar.controller.control.slo
         for _ in range(3):
             slo_controller.observe(1.0, 0.05)
         await until(lambda: sidecar.controller.engine.room.reserved_slots == 0.5)
@@ -354,7 +354,7 @@ async def test_late_first_tokens_of_a_guarantee_keep_room_back_from_spot(
     async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, slo_feedback=False) as sidecar:
         for _ in range(3):
             await ask(sidecar, request("/v1/chat/completions", STREAM))
-        assert sidecar.controller.slo_controller.judge(2, sidecar.telemetry.clock() + 60) == 0
+        assert sidecar.controller.control.slo.judge(2, sidecar.telemetry.clock() + 60) == 0
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ async def test_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) 
     engine.answer = held = Held()
     async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar, events(sidecar) as news:
         running = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
-        await until(lambda: sidecar.controller.ledger.concurrency_in_use == 1)
+        await until(lambda: sidecar.controller.control.ledger.concurrency_in_use == 1)
         shed = await ask(sidecar, request(key="e-key"))
         row = await first(news, "e", "sheds")
         held.go.set()

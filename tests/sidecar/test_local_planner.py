@@ -25,7 +25,7 @@ def planner() -> tuple[Controller, LocalPlanner]:
         file, file.pools[0], KeyRing({}), telemetry, EngineState(capacity), clock=lambda: 0.0
     )
     for account in controller.accounts.values():
-        controller.active.touch(account, 0.0)
+        controller.control.active.touch(account, 0.0)
     capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
     return controller, LocalPlanner(controller, telemetry, capacity, PlannerSettings())
 

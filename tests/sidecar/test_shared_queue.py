@@ -50,7 +50,7 @@ async def sharing(port: int, folder: Path, **options: Any) -> AsyncIterator[tupl
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            sidecar.controller.leases = None
+            sidecar.controller.control.leases = None
 
 
 async def test_a_request_that_waits_for_the_engine_asks_for_its_lease_when_its_turn_comes(
@@ -61,7 +61,7 @@ async def test_a_request_that_waits_for_the_engine_asks_for_its_lease_when_its_t
         running = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(8)]
         await until(lambda: len(engine.received) == 8)
         waiting = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(3)]
-        await until(lambda: len(sidecar.controller.queue) == 3)
+        await until(lambda: len(sidecar.controller.control.queue) == 3)
         await asyncio.sleep(4 * sidecar.settings.tick)  # answers of the lease store come, and change nothing
         assert not any(each.done() for each in waiting)
         held.go.set()
@@ -76,7 +76,7 @@ async def test_a_request_that_waits_is_told_at_once_that_the_sidecar_stops(
         running = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(8)]
         await until(lambda: len(engine.received) == 8)
         waiting = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
-        await until(lambda: len(sidecar.controller.queue) == 1)
+        await until(lambda: len(sidecar.controller.control.queue) == 1)
         stopping = asyncio.ensure_future(sidecar.stop())
         answer = await asyncio.wait_for(waiting, 0.9)  # draining may take a second
         assert (answer.status, answer.headers["x-tokenpool-reason"]) == (503, "draining")
@@ -103,10 +103,10 @@ async def test_an_entitlement_that_is_removed_does_not_end_the_exchange_with_the
         )
         other = load(sidecar.settings)
         controller.configure(other.file, other.pool, other.keys)
-        assert controller.leases is not None
-        controller.leases.covers(
+        assert controller.control.leases is not None
+        controller.control.leases.covers(
             removed, removed.pricer.price(_ASK, controller.engine.shape), controller._clock()
         )
-        answered = controller.leases.answered_at
-        await until(lambda: (controller.leases.answered_at or 0) > (answered or 0) + LIFETIME_S)  # type: ignore[union-attr]
-        assert controller.leases.mode is Mode.JOINED
+        answered = controller.control.leases.answered_at
+        await until(lambda: (controller.control.leases.answered_at or 0) > (answered or 0) + LIFETIME_S)  # type: ignore[union-attr]
+        assert controller.control.leases.mode is Mode.JOINED
