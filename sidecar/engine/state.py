@@ -243,7 +243,7 @@ class EngineState:
                 extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
             )
 
-    # --- what the operator and the SLO controller set ---
+    # --- settings of the operator and the SLO controller ---
 
     def reserve(self, slots: float) -> None:
         """Reserve so many slots for requests within their assured share."""
