@@ -131,7 +131,7 @@ class EngineState:
             log.warning("the engine does not answer", extra={"error": error})
         if was_well:
             self.page.forget()
-            self.capacity.distrust()
+            self.capacity.forget_load()
             self._update_room()
         self._update_is_up()
 
@@ -163,7 +163,7 @@ class EngineState:
         """The metrics page came late: only the numbers that do not change are used, as its load is over."""
         if not self.health.is_well:
             return
-        self.capacity.learn_cache(seen.kv_tokens)
+        self.capacity.learn_kv_tokens(seen.kv_tokens)
         self._set_block_size(seen.block_size)
         self._update_room()
 
@@ -181,7 +181,7 @@ class EngineState:
             self._restarted()
         self.health.identified()
         # No page tells what else runs on the engine: the ledger's counts are all that is known.
-        self.capacity.distrust()
+        self.capacity.forget_load()
         self._update_room()
         self._metrics_came()
 
@@ -190,7 +190,7 @@ class EngineState:
         self.restarts += 1
         log.warning("the engine restarted", extra={"restarts": self.restarts})
         self.last_page = None
-        self.capacity.forget()
+        self.capacity.engine_restarted()
         self.shape = self.shape._replace(context_window=None)
         # It may have another fingerprint, and another scheduling.
         self.stamp = Stamp()
@@ -243,7 +243,7 @@ class EngineState:
                 extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
             )
 
-    # --- what the operator and the SLO controller set ---
+    # --- settings of the operator and the SLO controller ---
 
     def reserve(self, slots: float) -> None:
         """Reserve so many slots for requests within their assured share."""

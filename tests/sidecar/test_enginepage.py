@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.engine.metrics_page import MOST_LINE_BYTES, PageReader, PageUnusable, read_sample
+from sidecar.engine.metrics_page import MOST_LINE_BYTES, PageReader, PageUnusable
+from sidecar.engine.prometheus_text import read_sample
 from tokenpool.capacity.model import EngineObservation
 
 RUNNING = b'vllm:num_requests_running{engine="0",model_name="tiny"} 2.0\n'

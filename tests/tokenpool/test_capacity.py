@@ -11,7 +11,7 @@ from tokenpool.amounts import NO_KV_BOUND, Amount
 from tokenpool.capacity.model import (
     DEFAULT_SLOTS,
     LEARNED_SLACK,
-    LOOKS_QUEUED,
+    OBSERVATIONS_UNTIL_QUEUED,
     UNLEARNED_TOKENS_PER_SECOND,
     CapacityModel,
     EngineObservation,
@@ -45,14 +45,14 @@ def test_auto_reads_the_cache_and_starts_with_no_bound_on_throughput() -> None:
 
 def test_where_nothing_says_a_kv_capacity_there_is_no_kv_bound() -> None:
     model = CapacityModel(AUTO)
-    model.distrust()  # the engine was asked in vain
+    model.forget_load()  # the engine was asked in vain
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
     assert model.amount().kv_tokens == model.room(0, 0).kv_tokens == NO_KV_BOUND
     model.observe(IDLE, lacked_throughput=False)
     assert (model.is_known, model.lacks_kv_bound, model.amount().kv_tokens) == (True, False, 10_000)
 
 
-def test_a_usable_look_that_does_not_say_the_capacity_leaves_it_without_a_bound() -> None:
+def test_a_page_that_does_not_state_the_capacity_leaves_it_without_a_bound() -> None:
     model = CapacityModel(AUTO)
     model.observe(replace(IDLE, kv_tokens=None, kv_usage=0.9), lacked_throughput=False)
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
@@ -64,16 +64,16 @@ def test_what_the_engine_said_of_its_cache_outlives_its_page_until_it_restarts()
     model = CapacityModel(AUTO)
     model.observe(IDLE, lacked_throughput=False)
     model.observe(replace(IDLE, at=1.0, kv_tokens=None), lacked_throughput=False)
-    model.distrust()
+    model.forget_load()
     assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 10_000)
-    model.forget()
+    model.engine_restarted()
     assert (model.is_known, model.amount().kv_tokens) == (False, 0)
 
 
 def test_numbers_of_the_pool_file_bind_where_the_engine_says_none() -> None:
     for spec in (ReplicaCapacity(kv_tokens=5000), ReplicaCapacity(start=Amount(0, 5000, 0))):
         model = CapacityModel(spec)
-        model.distrust()
+        model.forget_load()
         assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 5000)
 
 
@@ -128,21 +128,21 @@ def test_throughput_is_learned_while_saturated_and_not_while_idle() -> None:
 
 
 def test_arrivals_at_an_engine_with_room_teach_neither_slots_nor_throughput() -> None:
-    """A look between two of the engine's steps sees a request that waits for the next one."""
+    """An observation between two of the engine's steps shows a request that waits for the next step."""
     model = CapacityModel(AUTO)
-    for look in range(100):
-        tokens = 10.0 * look
-        waiting = 0 if look % LOOKS_QUEUED == 0 else 1
-        seen = replace(IDLE, at=0.25 * look, running=2, waiting=waiting, generation_tokens=tokens)
+    for number in range(100):
+        tokens = 10.0 * number
+        waiting = 0 if number % OBSERVATIONS_UNTIL_QUEUED == 0 else 1
+        seen = replace(IDLE, at=0.25 * number, running=2, waiting=waiting, generation_tokens=tokens)
         model.observe(seen, lacked_throughput=False)
     assert model.amount().concurrency == DEFAULT_SLOTS
     assert model.amount().tokens_per_second == UNLEARNED_TOKENS_PER_SECOND
 
 
-def test_a_queue_of_several_is_one_at_the_second_look() -> None:
+def test_several_waiting_requests_are_a_queue_at_the_second_observation() -> None:
     model = CapacityModel(AUTO)
-    for look in range(2):
-        model.observe(replace(IDLE, at=0.25 * look, running=8, waiting=2 + look), lacked_throughput=False)
+    for number in range(2):
+        model.observe(replace(IDLE, at=0.25 * number, running=8, waiting=2 + number), lacked_throughput=False)
     assert model.amount().concurrency == 8
 
 
@@ -168,7 +168,7 @@ def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
 def test_a_restarted_engine_is_learned_anew() -> None:
     model = CapacityModel(AUTO)
     saturated(10, 100, model)
-    model.forget()
+    model.engine_restarted()
     assert model.amount() == Amount(UNLEARNED_TOKENS_PER_SECOND, 0, DEFAULT_SLOTS)
 
 
@@ -184,7 +184,7 @@ def test_an_engine_with_a_queue_has_no_more_slots_than_it_runs() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
     model.observe(replace(IDLE, running=4, waiting=2), lacked_throughput=False)
     model.observe(replace(IDLE, at=IDLE.at + 1, running=3, waiting=1), lacked_throughput=False)
-    assert model.room(4, 0).slots == 8  # two looks may have caught arrivals between two steps
+    assert model.room(4, 0).slots == 8  # two observations may have fallen on arrivals between two steps
     for later in (2, 3):
         model.observe(replace(IDLE, at=IDLE.at + later, running=4, waiting=1), lacked_throughput=False)
     assert model.room(4, 0).slots == model.room(4, 0).proven_slots == 4
@@ -192,10 +192,10 @@ def test_an_engine_with_a_queue_has_no_more_slots_than_it_runs() -> None:
     assert model.room(3, 0).slots == 8
 
 
-def test_a_stale_look_is_not_used() -> None:
+def test_an_old_observation_is_not_used() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
     model.observe(replace(IDLE, running=8, waiting=5, kv_usage=0.9), lacked_throughput=False)
-    model.distrust()
+    model.forget_load()
     room = model.room(0, 0)
     assert (room.slots, room.foreign_sequences, room.foreign_kv_tokens) == (8, 0, 0)
 
@@ -207,7 +207,7 @@ def test_a_changed_pool_file_takes_effect() -> None:
 
 
 def full(model: CapacityModel, at: float, slots: float, *, waiting: float = 0) -> float:
-    """One look at an engine that runs ``slots`` while requests are shed for want of them."""
+    """One observation of an engine that runs ``slots`` while requests are shed for want of them."""
     model.observe(
         replace(IDLE, at=at, running=slots, waiting=waiting), lacked_throughput=False, lacked_slots=True
     )
@@ -235,7 +235,7 @@ def test_slots_that_are_too_few_are_probed_until_a_queue_shows() -> None:
 
 def test_a_slot_that_is_only_tried_is_not_proven_until_it_is_seen_in_use() -> None:
     model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 8)))
-    assert full(model, 6, 8) == 8  # the first look compares with nothing
+    assert full(model, 6, 8) == 8  # the first observation compares with nothing
     assert full(model, 7, 8) == 9
     assert model.room(8, 0).proven_slots == 8
     full(model, 7.25, 9)
@@ -256,7 +256,7 @@ def test_throughput_may_begin_with_a_number_and_is_probed_from_there() -> None:
     for step in range(13):
         model.observe(replace(IDLE, at=float(step), running=3), lacked_throughput=True)
     assert model.amount().tokens_per_second > 3000
-    model.forget()
+    model.engine_restarted()
     assert model.amount().tokens_per_second == pytest.approx(1000 * LEARNED_SLACK)
 
 

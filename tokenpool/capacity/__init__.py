@@ -1,1 +1,1 @@
-"""What an engine can hold and sustain."""
+"""The capacity of an engine: observations in; capacity, room and reserved slots out."""

@@ -1,35 +1,36 @@
 """The SLO controller: how many slots are reserved while guaranteed tenants miss their SLO.
 
-Where a guaranteed tenant's time to first token exceeds its SLO, the room for everything that is not assured
-shrinks; where it keeps well below, the room grows back. What is reserved rises by whole slots and falls by
-parts of one: late answers are worse than an idle slot.
+Where guaranteed tenants' times to first token exceed their SLO, slots are reserved for requests within their
+assured share. Where the times stay well below it, the slots are returned. Reservations grow by whole slots
+and shrink by parts of one, because late answers are worse than an idle slot.
 
-Pure; one per engine. What is reserved is enforced by ``admission``.
+Pure: one controller per engine. ``tokenpool.admission`` enforces the reservation.
 """
 
 from __future__ import annotations
 
 WINDOW_S = 2.0
-"""Measurements are judged so often ..."""
+"""The shortest window that is judged, in seconds."""
 FEWEST = 3
-"""... or later, when there are so many."""
+"""A window with answers lasts until it has so many."""
 TOLERATED = 0.05
-"""The share of answers that may be late, beside one: a single late answer in a window says nothing. With that
-one counted, a busy engine stood an eighth idle for outliers that an idle slot would not have spared."""
+"""The share of answers in a window that may be late, besides one: a single late answer proves nothing. When
+that one counted, an eighth of a busy engine stood idle for outliers that an idle slot would not have
+spared."""
 CALM = 0.7
-"""Below this part of the SLO an answer is calm."""
+"""An answer within this part of its SLO is calm."""
 CALM_SHARE = 0.75
-"""A window with none late and so many calm gives room back."""
+"""A window without a late answer and with this share of calm ones returns slots."""
 STEP = 1.0
-"""Slots that one window of late answers takes."""
+"""Slots that one late window reserves."""
 RETURNED = 0.25
-"""Slots that one calm window gives back."""
+"""Slots that one calm window returns."""
 MOST = 0.25
-"""Never more than this part of the engine's slots is reserved."""
+"""The largest part of the engine's slots that is reserved."""
 
 
 class SloController:
-    """Slots reserved on one engine."""
+    """Decides how many slots of one engine are reserved."""
 
     __slots__ = ("_calm", "_judged_at", "_late", "_seen", "reserved_slots")
 
@@ -37,16 +38,19 @@ class SloController:
         self._judged_at = now
         self._seen = self._late = self._calm = 0
         self.reserved_slots = 0.0
-        """Slots that only what is assured may use."""
+        """Slots that only requests within their assured share may use."""
 
     def observe(self, ttft_s: float, slo_s: float) -> None:
-        """A guaranteed request had its first token after ``ttft_s`` seconds; ``slo_s`` was promised."""
+        """A guaranteed request had its first token after ``ttft_s`` seconds; its SLO is ``slo_s`` seconds."""
         self._seen += 1
         self._late += ttft_s > slo_s
         self._calm += ttft_s <= slo_s * CALM
 
     def judge(self, slots: float, now: float) -> float:
-        """Move what is reserved, if it is time to; returns it. ``slots`` is what the engine runs at once."""
+        """End the window if it is due, and return the slots to reserve.
+
+        ``slots`` is the number of sequences that the engine runs at once; ``now`` is in seconds.
+        """
         if now - self._judged_at < WINDOW_S or (0 < self._seen < FEWEST):
             return self.reserved_slots
         if self._late > 1 + TOLERATED * self._seen or (self._seen and self._late == self._seen):
