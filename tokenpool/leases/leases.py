@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tokenpool.accounting.account import Account
+from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING, Amount
@@ -333,28 +333,17 @@ class Leases:
             or now < line.contended_until
         ):
             return False
-        limit = account.limit
-        missing = (
-            max(cost.throughput - account.bucket.level, 0.0),
-            max(account.kv_in_use + cost.kv_tokens - limit.kv_tokens, 0.0),
-            max(account.concurrency_in_use + cost.sequences - limit.concurrency, 0.0),
-        )
+        missing = account.missing(cost)
         own, pool = line.ahead, self._pool_ahead
         if (
-            missing[0] > own[0]
-            or missing[1] > own[1]
-            or missing[2] > own[2]
-            or missing[1] > pool[1]
-            or missing[2] > pool[2]
+            missing.tokens > own[0]
+            or missing.kv_tokens > min(own[1], pool[1])
+            or missing.sequences > min(own[2], pool[2])
         ):
             return False
-        line.ahead = (own[0] - missing[0], own[1] - missing[1], own[2] - missing[2])
-        self._pool_ahead = (pool[0], pool[1] - missing[1], pool[2] - missing[2])
-        account.limit = Amount(
-            limit.tokens_per_second, limit.kv_tokens + missing[1], limit.concurrency + missing[2]
-        )
-        account.bucket.level += missing[0]
-        account.level_elsewhere -= missing[0]
+        line.ahead = (own[0] - missing.tokens, own[1] - missing.kv_tokens, own[2] - missing.sequences)
+        self._pool_ahead = (pool[0], pool[1] - missing.kv_tokens, pool[2] - missing.sequences)
+        account.take_ahead(missing)
         self.taken_ahead += 1
         self._urgent.add(account.entitlement.name)
         return True
@@ -429,11 +418,7 @@ class Leases:
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
         if sequences > limit.concurrency or kv_tokens > limit.kv_tokens or line.share_tokens <= 0:
             return
-        account.limit = account.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
-        missing = cost.throughput - account.bucket.level
-        if missing > 0:
-            account.bucket.level += missing
-            line.share_tokens -= missing
+        line.share_tokens -= account.stretch(cost)
 
     def give_up(self, waiter: Waiter) -> None:
         """The request is gone, and waits no longer."""
@@ -726,12 +711,11 @@ class Leases:
     def _open(self, name: str, account: Account, now: float) -> _Line:
         """An entitlement becomes active: set its account up for the mode."""
         line = self._lines[name] = _Line()
-        account.has_peers = self.sidecars > 1
         self._know_limit(account, self.limit_of(account))
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
             self._share(account, now)
         else:
-            self._hold_nothing(account)
+            account.hold_nothing()
         return line
 
     def _reserve_lines(self, now: float) -> None:
@@ -792,13 +776,9 @@ class Leases:
         tokens_wanted = max(tokens_wanted, math.fsum(cost.throughput for cost in needed))
         kv_bound, bound = float(kv_in_use), float(in_use)
         if self.mode is Mode.JOINED:
+            account.give_up_beyond(kv_wanted, wanted, tokens_wanted)
             limit = account.limit
-            limit = Amount(
-                limit.tokens_per_second, min(limit.kv_tokens, kv_wanted), min(limit.concurrency, wanted)
-            )
-            account.limit = limit
             kv_bound, bound = max(kv_bound, limit.kv_tokens), max(bound, limit.concurrency)
-            account.bucket.level = min(account.bucket.level, tokens_wanted)
         said, floor = line.report, line.report.floor
         is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
         return Holding(
@@ -865,8 +845,8 @@ class Leases:
                 and not (line.waiters or account.concurrency_in_use)
             ):
                 del self._lines[name]
-                self._hold_nothing(account)
-                account.bucket.forget()
+                account.hold_nothing()
+                account.forget_bucket()
             else:
                 line.said = None
 
@@ -877,34 +857,38 @@ class Leases:
             self.mode = Mode.JOINED
             for name in self._lines:
                 if name not in message.holdings:
-                    self._hold_nothing(self._accounts[name])
+                    self._accounts[name].hold_nothing()
 
-    @staticmethod
-    def _know_limit(account: Account, limit: Limit) -> None:
-        account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
-        account.level_elsewhere, account.kv_elsewhere, account.concurrency_elsewhere = limit.depth, 0.0, 0.0
+    def _know_limit(self, account: Account, limit: Limit) -> None:
+        """Set the pool-wide state of an entitlement that no sidecar is known to use."""
+        account.set_pool(
+            PoolView(limit.amount, limit.depth, limit.debt, limit.depth, has_peers=self.sidecars > 1)
+        )
 
     def _see(self, account: Account, lease: Lease) -> None:
-        """Where the pool stands, whatever this sidecar holds of it."""
+        """Set the pool-wide state from an answer, in every mode."""
         limit = lease.limit
-        account.has_peers = self.sidecars > 1
-        account.pool_limit, account.depth, account.debt = limit.amount, limit.depth, limit.debt
-        account.level_elsewhere = lease.level
-        account.kv_elsewhere, account.concurrency_elsewhere = (
-            lease.kv_elsewhere,
-            lease.concurrency_elsewhere,
+        account.set_pool(
+            PoolView(
+                limit.amount,
+                limit.depth,
+                limit.debt,
+                lease.level,
+                lease.kv_elsewhere,
+                lease.concurrency_elsewhere,
+                self.sidecars > 1,
+            )
         )
 
     def _take(self, name: str, said: Holding, lease: Lease, now: float) -> None:
         account, limit = self._accounts[name], lease.limit
-        account.limit = Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency)
-        account.assured = NOTHING
+        assured = NOTHING
         if account.entitlement.tier is not Tier.SPOT:
             # What others have in use may have ended since; but of all that is held no more lies beyond what
             # is assured than the limit does. And a share of a guarantee is assured in any case.
             beyond = limit.amount - limit.assured
             least = self._share_of_guarantee(account)
-            account.assured = Amount(
+            assured = Amount(
                 0.0,
                 max(
                     limit.assured_kv_tokens - lease.kv_elsewhere,
@@ -917,7 +901,11 @@ class Leases:
                     least.concurrency,
                 ),
             )
-        account.bucket.hold(lease.tokens - (account.meter.spent - said.tokens_spent))
+        account.set_lease(
+            Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency),
+            assured,
+            lease.tokens - (account.meter.spent - said.tokens_spent),
+        )
         line = self._lines[name]
         line.heard_at, line.tokens_elsewhere = now, lease.tokens_elsewhere
         part = AHEAD_SHARE / self.sidecars
@@ -931,12 +919,6 @@ class Leases:
         if said.is_urgent:
             waited = now - line.waiters[0].since if line.waiters else 0.0
             line.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
-
-    @staticmethod
-    def _hold_nothing(account: Account) -> None:
-        account.limit = Amount(account.pool_limit.tokens_per_second, 0.0, 0.0)
-        account.assured = NOTHING
-        account.bucket.hold(min(account.bucket.level, 0.0))
 
     # --- those who wait ---
 
@@ -1006,7 +988,7 @@ class Leases:
         elif self.mode is Mode.JOINED:
             self.mode = Mode.EXPIRED
             for name, line in self._lines.items():
-                self._hold_nothing(self._accounts[name])
+                self._accounts[name].hold_nothing()
                 for waiter in line.waiters:
                     # It was this process that slept, not the lease store that were slow: the wait begins
                     # anew.
@@ -1036,19 +1018,17 @@ class Leases:
 
     def _share(self, account: Account, now: float) -> None:
         """Use this sidecar's part of a limit while the lease store does not answer."""
+        limit, assured, rate = self._shares(account)
+        has_peers, tokens = self.sidecars > 1, 0.0
         if self._is_led:
-            self._know_limit(account, self.limit_of(account))
-        account.limit, account.assured, rate = self._shares(account)
-        if not self._is_led:
-            account.pool_limit, account.depth = account.limit, bucket_depth(rate, 0.0)
-        bucket = account.bucket
-        if not self._is_led:
-            bucket.forget()
-        elif bucket.depth == math.inf:
-            # The bucket was a lease: add this sidecar's part of the tokens that no sidecar held.
-            bucket.level = max(bucket.level, account.level_elsewhere / self.sidecars)
-        account.level_elsewhere = account.kv_elsewhere = account.concurrency_elsewhere = 0.0
-        bucket.resize(rate, bucket_depth(rate, account.meter.typical_tokens.value), now)
+            known = self.limit_of(account)
+            account.set_pool(PoolView(known.amount, known.depth, known.debt, has_peers=has_peers))
+            # A bucket that held a lease gets this sidecar's part of the tokens that no sidecar held.
+            tokens = known.depth / self.sidecars
+        else:
+            account.set_pool(PoolView(limit, bucket_depth(rate, 0.0), account.debt, has_peers=has_peers))
+            account.forget_bucket()
+        account.set_share(limit, assured, tokens, now)
 
     def _shares(self, account: Account) -> tuple[Amount, Amount, float]:
         """This sidecar's part of a limit, the assured part of it, and its rate in tokens/s.
