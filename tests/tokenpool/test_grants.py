@@ -645,8 +645,7 @@ def test_a_removed_entitlement_with_a_request_on_its_way_silences_nobody(
 
 def test_any_number_of_requests_may_wait_for_the_first_answer(lease_store: ReferenceLeaseStore) -> None:
     made, _ = roomy(lease_store)
-    made.account.limit = Amount()  # nothing is held
-    made.account.bucket.hold(0.0)
+    made.account.set_lease(Amount(), Amount(), 0.0)  # nothing is held
     made.room = EngineRoom(slots=1000, kv_tokens=1e9)
     lease_store.publish({"a": Limit(1e9, 1e9, 1000, 1e9)}, ROOMY, 1, OPEN + 0.3)
     decided: list[Ticket | Shed] = []
