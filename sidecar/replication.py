@@ -26,7 +26,7 @@ from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.amounts import NOTHING
 from tokenpool.leases.leases import MOST_UNDER_WAY, Leases, LeaseSettings, Mode
-from tokenpool.leases.reference_store import RECLAIM, Answer, Message, Push
+from tokenpool.leases.messages import RECLAIM, Answer, Message, Push
 from tokenpool.leases.wire import (
     MOST_REPORTED,
     REPORTED_OUTCOMES,

@@ -19,7 +19,8 @@ from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit, hopeless
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import Leases, LeaseSettings, Mode
-from tokenpool.leases.reference_store import RECLAIM, Answer, Census, Message, ReferenceLeaseStore
+from tokenpool.leases.messages import RECLAIM, Answer, Message, PoolSnapshot
+from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.tick import NO_MEMORY, tick
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending, Reason
@@ -342,7 +343,7 @@ class World:
         self.lease_store: ReferenceLeaseStore | None = ReferenceLeaseStore(0.0, setup.settings.lifetime_s)
         self._store_free_at = 0.0
         self._epoch = 1
-        self._before: Census | None = None
+        self._before: PoolSnapshot | None = None
         self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
         self._memory = NO_MEMORY
         self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
@@ -500,7 +501,7 @@ class World:
         if self.now >= self.setup.warm_up_s:
             self.figures.sheds[shed.reason.value] += 1
             self.figures.shed[name] += 1
-            page = self.lease_store.page(name, self.now) if self.lease_store is not None else None
+            page = self.lease_store.record(name, self.now) if self.lease_store is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]
             if page is not None and limited and not sidecar.is_apart:
@@ -532,7 +533,7 @@ class World:
     def carry(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         """Bring a message to the lease store, perhaps twice or never, and the answer back."""
         self.figures.messages += 1
-        self.figures.rows += len(message.holdings)
+        self.figures.rows += len(message.lease_requests)
         copies = 1 + (
             self.now <= self.setup.faults.quiet_after and self.chance.random() < self.setup.faults.duplicates
         )
@@ -542,15 +543,14 @@ class World:
 
     def _deliver(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         setup = self.setup
-        took = setup.message_s + setup.row_s * (len(message.holdings) + 0.04 * len(message.kept))
+        took = setup.message_s + setup.row_s * (len(message.lease_requests) + 0.04 * len(message.kept))
         self._store_free_at = max(self._store_free_at, self.now) + took
         self.after(self._store_free_at - self.now, lambda: self._book(sidecar, message, answered))
 
     def _book(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         if self.lease_store is None:
             return
-        answer = self.lease_store.exchange(message, self.now)
-        pushes, self.lease_store.pushes = self.lease_store.pushes, []
+        answer, pushes = self.lease_store.exchange(message, self.now)
         for push in pushes:
             number, _, _ = push.holder[1:].partition(".")
             other = self.sidecars[int(number)] if int(number) < len(self.sidecars) else None
@@ -568,11 +568,11 @@ class World:
 
     def _tick(self) -> None:
         if self.lease_store is not None:
-            census = self.lease_store.read(self.now)
-            made = tick(census, self._entitlements, self._before, self.setup.planner, self._memory)
+            snapshot = self.lease_store.read(self.now)
+            made = tick(snapshot, self._entitlements, self._before, self.setup.planner, self._memory)
             self._memory = made.memory
-            self._before = census
-            if census.is_open or not self._limits:
+            self._before = snapshot
+            if snapshot.is_open or not self._limits:
                 self.lease_store.publish(made.limits, made.plan.idle, self._epoch, self.now)
                 for name, limit in made.limits.items():
                     self._limits.setdefault(name, deque()).append((self.now, limit.concurrency))

@@ -28,7 +28,7 @@ from enum import StrEnum
 from tokenpool.accounting.ledger import Account, bucket_depth
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
-from tokenpool.leases.reference_store import CONTENDED_S, NO_LIMIT, Answer, Holding, Lease, Limit, Message
+from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Answer, Lease, LeaseRequest, Limit, Message
 from tokenpool.planning.allocation import IdleTerms
 from tokenpool.planning.planner import Report, idle_share
 from tokenpool.pricing.cost import Cost
@@ -153,7 +153,7 @@ class _Line:
         self.short_until = -math.inf
         """The lease store had nothing left: until this time the sidecar does not ask for each new request."""
         self.pause_s = FIRST_PAUSE_S
-        self.said: Holding | None = None
+        self.said: LeaseRequest | None = None
         """The last holding that was sent; ``None`` if it must be sent again."""
         self.number = -1
         """The number of the message with that holding."""
@@ -527,8 +527,8 @@ class Leases:
         if not (names or is_renewal):
             return None
         self._is_renewal_due = self._is_renewal_due and not is_renewal
-        holdings = {name: self._holding(name, now) for name in names}
-        return self._send(holdings, now, renews=is_renewal, report=report() if is_renewal else b"")
+        lease_requests = {name: self._lease_request(name, now) for name in names}
+        return self._send(lease_requests, now, renews=is_renewal, report=report() if is_renewal else b"")
 
     def _due(self, *, is_renewal: bool) -> list[str]:
         """The names in the next message, urgent ones first."""
@@ -563,13 +563,13 @@ class Leases:
         self._urgent.clear()
         self._returns.clear()
         self._changed = dict.fromkeys(first[MOST_ROWS:])
-        holdings = {name: self._holding(name, now) for name in first[:MOST_ROWS]}
+        lease_requests = {name: self._lease_request(name, now) for name in first[:MOST_ROWS]}
         kept = tuple(first[MOST_ROWS:])
-        return self._send(holdings, now, is_complete=True, kept=kept, report=report())
+        return self._send(lease_requests, now, is_complete=True, kept=kept, report=report())
 
     def _send(
         self,
-        holdings: Mapping[str, Holding],
+        lease_requests: Mapping[str, LeaseRequest],
         now: float,
         *,
         is_complete: bool = False,
@@ -578,27 +578,27 @@ class Leases:
         report: bytes = b"",
     ) -> Message:
         self._number += 1
-        message = Message(self.holder, self._number, holdings, is_complete, report, kept, renews)
+        message = Message(self.holder, self._number, lease_requests, is_complete, report, kept, renews)
         self._under_way[message.number] = (message, now)
-        for name in holdings:
+        for name in lease_requests:
             line = self._lines[name]
-            line.number, line.under_way, line.said = message.number, True, holdings[name]
+            line.number, line.under_way, line.said = message.number, True, lease_requests[name]
         return message
 
     def farewell(self, report: bytes = b"") -> Message:
         """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
         self._number += 1
-        holdings = {}
+        lease_requests = {}
         for name, line in self._lines.items():
             meter, said = self._accounts[name].meter, line.said
             if said is not None and not said.concurrency_in_use and said.tokens_spent == meter.spent:
                 continue  # nothing was spent since then: its row is returned without being named
-            holdings[name] = Holding(
+            lease_requests[name] = LeaseRequest(
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
                 concurrency_seconds=meter.concurrency_seconds,
             )
-        return Message(self.holder, self._number, holdings, report=report)
+        return Message(self.holder, self._number, lease_requests, report=report)
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
         """A message was answered. Waiting requests are decided before this returns."""
@@ -618,7 +618,7 @@ class Leases:
         self._change_mode(message, answer, now)
         if self.mode is Mode.JOINED:
             for name, lease in heard.items():
-                self._take(name, message.holdings[name], lease, now)
+                self._take(name, message.lease_requests[name], lease, now)
         self._retire(heard, message)
         if self.mode is not Mode.JOINED:
             for line in list(self._lines.values()):
@@ -641,7 +641,7 @@ class Leases:
             for line in self._lines.values():
                 line.share_tokens = None
         self.round_trip_s = max(now - sent_at, self.round_trip_s * ROUND_TRIP_KEPT)
-        self.answered_at, self.unled_s = now, answer.unled_s
+        self.answered_at, self.unled_s = now, answer.limits_age_s
         if answer.terms.capacity != (0.0, 0.0, 0.0):
             self.terms, self._is_led = answer.terms, True
         if answer.is_known and (message.is_complete or message.renews):
@@ -678,7 +678,7 @@ class Leases:
         """A message was not answered in time. No request waits for books that do not answer."""
         if self._under_way.pop(message.number, None) is None:
             return
-        for name in message.holdings:
+        for name in message.lease_requests:
             line = self._lines.get(name)
             if line is not None and line.number == message.number:
                 line.under_way, line.said = False, None
@@ -777,7 +777,7 @@ class Leases:
             return 0
         return int(account.entitlement.guarantee.concurrency // self.sidecars)
 
-    def _holding(self, name: str, now: float) -> Holding:
+    def _lease_request(self, name: str, now: float) -> LeaseRequest:
         """What to say of one entitlement; gives up here what is no longer asked for."""
         account, line = self._accounts[name], self._lines[name]
         meter, kv_in_use, in_use = account.meter, account.kv_in_use, account.concurrency_in_use
@@ -801,7 +801,7 @@ class Leases:
             account.bucket.level = min(account.bucket.level, tokens_wanted)
         said, floor = line.report, line.report.floor
         is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
-        return Holding(
+        return LeaseRequest(
             float(kv_in_use),
             float(in_use),
             kv_bound,
@@ -854,7 +854,7 @@ class Leases:
     def _retire(self, heard: Mapping[str, Lease], message: Message) -> None:
         """Close the lines of entitlements whose last holding the lease store has booked."""
         for name in heard:
-            line, said = self._lines[name], message.holdings[name]
+            line, said = self._lines[name], message.lease_requests[name]
             account = self._accounts[name]
             if not said.is_last:
                 continue
@@ -876,7 +876,7 @@ class Leases:
         if self.mode is not Mode.JOINED:
             self.mode = Mode.JOINED
             for name in self._lines:
-                if name not in message.holdings:
+                if name not in message.lease_requests:
                     self._hold_nothing(self._accounts[name])
 
     @staticmethod
@@ -895,7 +895,7 @@ class Leases:
             lease.concurrency_elsewhere,
         )
 
-    def _take(self, name: str, said: Holding, lease: Lease, now: float) -> None:
+    def _take(self, name: str, said: LeaseRequest, lease: Lease, now: float) -> None:
         account, limit = self._accounts[name], lease.limit
         account.limit = Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency)
         account.assured = NOTHING
@@ -923,8 +923,8 @@ class Leases:
         part = AHEAD_SHARE / self.sidecars
         line.ahead = (
             max(lease.level, 0.0) * part,
-            max(lease.kv_unheld, 0.0) * part,
-            max(lease.concurrency_unheld, 0.0) * part,
+            max(lease.kv_free, 0.0) * part,
+            max(lease.concurrency_free, 0.0) * part,
         )
         if lease.is_contended:
             line.contended_until = now + CONTENDED_S / 2
