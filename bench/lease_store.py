@@ -18,7 +18,7 @@ from bench.machine import LOAD_CORE, PROXY_CORE, Process, answers, free_port
 from bench.upstream import unary_upstream
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Tier
-from tokenpool.leases.reference_store import Census, Holding, Message
+from tokenpool.leases.messages import LeaseRequest, Message, PoolSnapshot
 from tokenpool.leases.tick import NO_MEMORY, tick
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.store.redis import RedisStore
@@ -85,8 +85,8 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
     spread = max(round(count * ACTIVE), 1)
     for number in range(sidecars):
-        holdings = {
-            entitlements[(number * 7 + n * 3) % count].name: Holding(
+        lease_requests = {
+            entitlements[(number * 7 + n * 3) % count].name: LeaseRequest(
                 32.0,
                 1.0,
                 64.0,
@@ -103,16 +103,16 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
             )
             for n in range(spread)
         }
-        await store.exchange(Message(f"s{number}", 1, holdings, True, report))
+        await store.exchange(Message(f"s{number}", 1, lease_requests, True, report))
     reads, plans, publishes = [], [], []
-    before: Census | None = None
+    before: PoolSnapshot | None = None
     known, memory = {each.name: each for each in entitlements}, NO_MEMORY
     for _ in range(rounds + 1):
         began = time.perf_counter()
-        census = await store.read()
+        snapshot = await store.read()
         read = time.perf_counter()
-        made = tick(census, known, before, memory=memory)
-        before, memory = census, made.memory
+        made = tick(snapshot, known, before, memory=memory)
+        before, memory = snapshot, made.memory
         planned = time.perf_counter()
         assert await store.publish(made.limits, made.plan.idle, 1)
         published = time.perf_counter()

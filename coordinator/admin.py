@@ -209,8 +209,8 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
     made = state.tick
     _, known, guarantees = promised
     in_use = NOTHING
-    for page in made.pages.values():
-        in_use = in_use + page.in_use
+    for record in made.records.values():
+        in_use = in_use + record.in_use
     return PoolLook(
         name=name,
         leader=who,
@@ -220,7 +220,7 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
         notices=notices,
         entitlements=tuple(
             _entitlement(entitlement, of_entitlement(entitlement, made), made)
-            for entitlement in map(known.__getitem__, wanted.choose(known, made.pages))
+            for entitlement in map(known.__getitem__, wanted.choose(known, made.records))
         ),
         tallies={
             holder: Tally(
@@ -265,7 +265,7 @@ def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
 
 
 def _entitlement(entitlement: Entitlement, shown: Shown, made: Tick) -> EntitlementLook:
-    page = made.pages.get(entitlement.name)
+    record = made.records.get(entitlement.name)
     return EntitlementLook(
         name=entitlement.name,
         tier=entitlement.tier.value,
@@ -275,7 +275,7 @@ def _entitlement(entitlement: Entitlement, shown: Shown, made: Tick) -> Entitlem
         in_use=vector(*shown.in_use.values()),
         demand=vector(*shown.demand.values()),
         debt=shown.debt,
-        spent=page.served.tokens_per_second if page is not None else 0.0,
+        spent=record.served.tokens_per_second if record is not None else 0.0,
     )
 
 

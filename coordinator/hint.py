@@ -6,9 +6,9 @@ read. Pure: readings go in, with the time before they were asked for.
 
 from __future__ import annotations
 
+from tokenpool.leases.messages import StoredScaleHint
 from tokenpool.leases.wire import WireError, decode_hint
 from tokenpool.planning.stabiliser import PublishedHint
-from tokenpool.store import StoredScale
 
 STALE_TICKS = 4
 """A hint is served for a lease and so many ticks after it was computed, 3 s by default. A lost leader is
@@ -26,7 +26,7 @@ class HintView:
     def __init__(self, tick_s: float, leadership_s: float) -> None:
         self._stale_s = leadership_s + STALE_TICKS * tick_s
         self._unseen_s = max(UNSEEN_TICKS * tick_s, LEAST_UNSEEN_S)
-        self._stored: StoredScale | None = None
+        self._stored: StoredScaleHint | None = None
         self._asked_at: float | None = None
         self._changed_at = 0.0
         self.last: PublishedHint | None = None
@@ -38,7 +38,7 @@ class HintView:
         """When the last hint was stored, by the store's clock."""
         return self._stored.at if self._stored is not None else 0.0
 
-    def follow(self, stored: StoredScale | None, asked_at: float) -> None:
+    def follow(self, stored: StoredScaleHint | None, asked_at: float) -> None:
         """Take over what the store answered to a question that was sent at ``asked_at``.
 
         A store that lost its hint makes the last one no different, only older.

@@ -18,13 +18,13 @@ from coordinator.hint import HintView
 from coordinator.settings import Settings
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Pool, PoolFile
-from tokenpool.leases.reference_store import Census
+from tokenpool.leases.messages import PoolSnapshot, StoredScaleHint
 from tokenpool.leases.tick import NO_MEMORY, Tick, tick
 from tokenpool.leases.wire import encode_file, encode_hint
 from tokenpool.planning.planner import PlannerSettings
 from tokenpool.planning.scaling import ScalingSettings, needed_replicas, promised
 from tokenpool.planning.stabiliser import PublishedHint, Stabiliser
-from tokenpool.store import Store, StoreDown, StoredScale
+from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class PoolLeader:
         self.candidate = candidate
         """Who this coordinator is to the others."""
         self.clock = clock
-        self._before: Census | None = None
+        self._before: PoolSnapshot | None = None
         """What the last tick saw."""
         self._memory = NO_MEMORY
         self._filed_at: float | None = None
@@ -144,20 +144,20 @@ class PoolLeader:
                 self._lost()
                 return
             self._filed_at = started
-        census = await self._store.read()
-        self._compare(census.file_version)
-        made = tick(census, self._by_name, self._before, self._planner, self._memory)
+        snapshot = await self._store.read()
+        self._compare(snapshot.file_version)
+        made = tick(snapshot, self._by_name, self._before, self._planner, self._memory)
         self._memory = made.memory
-        self._before = census
+        self._before = snapshot
         if epoch and not self.epoch:
             self._lapsed()
             self.rounds["fenced"] += 1
             return
         # Closed books do not know yet who is there: until they do, the last limits stand.
-        if epoch and census.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
+        if epoch and snapshot.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
             self._lost()
             return
-        if epoch and census.is_open and not await self._publish_hint(made, started, epoch):
+        if epoch and snapshot.is_open and not await self._publish_hint(made, started, epoch):
             self._lost()
             return
         self._show(made, started)
@@ -198,11 +198,11 @@ class PoolLeader:
 
     async def _read_hint(self) -> None:
         asked_at = self.clock()
-        self.hints.follow(await self._store.scale(), asked_at)
+        self.hints.follow(await self._store.scale_hint(), asked_at)
 
     async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
         """Compute the scale hint and store it, if a capacity is known; False where a later epoch stands."""
-        fresh = {name: page.fresh for name, page in made.pages.items()}
+        fresh = {name: record.fresh for name, record in made.records.items()}
         need = needed_replicas(self.pool, self._by_name, self._promised, fresh, made.replica, self._scaling)
         if need is None or not self.epoch:
             return True
@@ -211,10 +211,10 @@ class PoolLeader:
         state = self._stabiliser.state(now)
         content = encode_hint(PublishedHint(hint, self.pool.min_replicas, self.pool.max_replicas, state))
         asked_at = self.clock()
-        at = await self._store.publish_scale(content, epoch)
+        at = await self._store.publish_scale_hint(content, epoch)
         if at is None:
             return False
-        self.hints.follow(StoredScale(content, at, 0.0), asked_at)
+        self.hints.follow(StoredScaleHint(content, at, 0.0), asked_at)
         return True
 
     def _show(self, made: Tick, started: float) -> None:

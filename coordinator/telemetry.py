@@ -139,7 +139,7 @@ class Telemetry(Collector):
         by_name = {entitlement.name: entitlement for entitlement in leader.entitlements}
         for gone in [key for key in self._own if key[0] == pool and key[1] not in by_name]:
             del self._own[gone]
-        names = {**made.plan.entitlements, **made.pages}
+        names = {**made.plan.entitlements, **made.records}
         kept = sum(
             each.tier is Tier.GUARANTEED and (pool, each.name) not in self._own
             for each in leader.entitlements
@@ -210,7 +210,7 @@ class Shown(NamedTuple):
 def of_entitlement(entitlement: Entitlement, made: Tick) -> Shown:
     """What a tick says of an entitlement. An idle one may have what is left over."""
     name = entitlement.name
-    plan, page = made.plan.entitlements.get(name), made.pages.get(name)
+    plan, record = made.plan.entitlements.get(name), made.records.get(name)
     if plan is None:
         share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE)
         plan = EntitlementPlan(share.limit, share.assured, share.allocation, NOTHING, 0.0, 0.0)
@@ -222,9 +222,9 @@ def of_entitlement(entitlement: Entitlement, made: Tick) -> Shown:
         plan.fair_share,
         plan.debt,
         made.service.get(name, NOTHING),
-        page.held if page is not None else NOTHING,
-        page.in_use if page is not None else NOTHING,
-        page.level if page is not None else None,
+        record.held if record is not None else NOTHING,
+        record.in_use if record is not None else NOTHING,
+        record.level if record is not None else None,
     )
 
 

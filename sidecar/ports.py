@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from sidecar.report import Reporter
-from tokenpool.leases.reference_store import Answer, Message
+from tokenpool.leases.messages import Answer, Message
 from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,8 @@ from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.leases.leases import Leases
-from tokenpool.leases.reference_store import Answer, Census, Message, Push, ReferenceLeaseStore
+from tokenpool.leases.messages import Answer, Message, PoolSnapshot, Push
+from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.leases.tick import NO_MEMORY, tick
@@ -354,7 +355,7 @@ class World:
         self.lease_store: ReferenceLeaseStore | None = ReferenceLeaseStore(0.0, setup.settings.lifetime_s)
         self._store_free_at = 0.0
         self._epoch = 1
-        self._before: Census | None = None
+        self._before: PoolSnapshot | None = None
         self._entitlements = {t.entitlement.name: t.entitlement for t in setup.tenants}
         self._memory = NO_MEMORY
         self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
@@ -523,7 +524,7 @@ class World:
         if self.now >= self.setup.warm_up_s:
             self.figures.sheds[shed.reason.value] += 1
             self.figures.shed[name] += 1
-            page = self.lease_store.page(name, self.now) if self.lease_store is not None else None
+            page = self.lease_store.record(name, self.now) if self.lease_store is not None else None
             limited = shed.reason in (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
             in_use = self._running[name]
             if page is not None and limited and not sidecar.is_apart:
@@ -555,7 +556,7 @@ class World:
     def carry(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         """Bring a message to the lease store, perhaps twice or never, and the answer back."""
         self.figures.messages += 1
-        self.figures.rows += len(message.holdings)
+        self.figures.rows += len(message.lease_requests)
         copies = 1 + (
             self.now <= self.setup.faults.quiet_after and self.chance.random() < self.setup.faults.duplicates
         )
@@ -565,15 +566,14 @@ class World:
 
     def _deliver(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         setup = self.setup
-        took = setup.message_s + setup.row_s * (len(message.holdings) + 0.04 * len(message.kept))
+        took = setup.message_s + setup.row_s * (len(message.lease_requests) + 0.04 * len(message.kept))
         self._store_free_at = max(self._store_free_at, self.now) + took
         self.after(self._store_free_at - self.now, lambda: self._book(sidecar, message, answered))
 
     def _book(self, sidecar: _Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         if self.lease_store is None:
             return
-        answer = self.lease_store.exchange(message, self.now)
-        pushes, self.lease_store.pushes = self.lease_store.pushes, []
+        answer, pushes = self.lease_store.exchange(message, self.now)
         for push in pushes:
             number, _, _ = push.holder[1:].partition(".")
             other = self.sidecars[int(number)] if int(number) < len(self.sidecars) else None

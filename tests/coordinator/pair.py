@@ -13,12 +13,12 @@ from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
+from tests.fakes.memory_store import MemoryStore
 from tokenpool.amounts import Amount
-from tokenpool.leases.reference_store import Holding, Message
+from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
-from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:
@@ -120,7 +120,7 @@ class Pair:
         """Have the sidecar say a demand that needs about so many replicas."""
         self._number += 1
         demand = (0.0, 0.0, replicas * 4 / 1.1)
-        said = Holding(demand=demand, fresh=demand)
+        said = LeaseRequest(demand=demand, fresh=demand)
         await self.shared.exchange(Message("s0", self._number, {"e": said}, True, encode_report(report)))
 
     async def run(

@@ -82,11 +82,11 @@ async def test_nothing_is_published_once_the_lease_may_be_over() -> None:
     await pair.run(3.0, 2, a)
     a.line.calls.clear()
     await a.leader.turn()
-    assert [call for call in a.line.calls if call.startswith("publish")] == ["publish", "publish_scale"]
+    assert [call for call in a.line.calls if call.startswith("publish")] == ["publish", "publish_scale_hint"]
     a.line.calls.clear()
     a.line.back_s = LEADERSHIP_S / 3 + 0.01  # three calls: the lease, the hint, the lease store
     await a.leader.turn()
-    assert a.line.calls == ["lead", "scale", "read"]
+    assert a.line.calls == ["lead", "scale_hint", "read"]
     assert a.leader.rounds["fenced"] == 1
     assert not leads(a)
 
@@ -94,8 +94,8 @@ async def test_nothing_is_published_once_the_lease_may_be_over() -> None:
 @pytest.mark.parametrize(
     ("back_s", "calls"),
     [
-        (0.45, ["lead", "scale", "read", "publish", "publish_scale"]),
-        (0.51, ["lead", "scale", "read", "publish"]),
+        (0.45, ["lead", "scale_hint", "read", "publish", "publish_scale_hint"]),
+        (0.51, ["lead", "scale_hint", "read", "publish"]),
     ],
 )
 async def test_each_part_is_published_only_within_the_lease(back_s: float, calls: list[str]) -> None:
@@ -113,7 +113,7 @@ async def test_no_pool_file_is_published_after_the_lease() -> None:
     a, _ = pair.all
     a.line.back_s = LEADERSHIP_S / 2
     await a.leader.turn()
-    assert a.line.calls == ["lead", "scale", "read"]
+    assert a.line.calls == ["lead", "scale_hint", "read"]
     assert await pair.shared.file() is None
 
 

@@ -13,13 +13,13 @@ from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from dashboard.snapshot import PoolLook
 from dashboard.view import Watch
+from tests.fakes.memory_store import MemoryStore
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import PoolFile
-from tokenpool.leases.reference_store import Holding, Message
+from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.leases.wire import MOST_REPORTED, SidecarReport, encode_report
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
-from tokenpool.store.memory import MemoryStore
 
 POOL = """
 pools:
@@ -37,7 +37,7 @@ entitlements:
   - {name: s, pool: chat, tier: spot, api_keys: [s-key]}
 """
 REPLICA = Amount(1000, 10_000, 4)
-BUSY = Holding(
+BUSY = LeaseRequest(
     kv_in_use=300, concurrency_in_use=2, kv_wanted=300, concurrency_wanted=3, demand=(700.0, 900.0, 5.0)
 )
 
@@ -81,10 +81,10 @@ class Pool:
         self.clock.now += seconds
         await self.leader.turn()
 
-    async def say(self, sidecar: str, report: SidecarReport | bytes, **holdings: Holding) -> None:
+    async def say(self, sidecar: str, report: SidecarReport | bytes, **lease_requests: LeaseRequest) -> None:
         self._numbers += 1
         packed = report if isinstance(report, bytes) else encode_report(report)
-        await self.store.exchange(Message(sidecar, self._numbers, holdings, True, packed))
+        await self.store.exchange(Message(sidecar, self._numbers, lease_requests, True, packed))
 
     async def opened(self) -> None:
         """Led, with books that give out."""

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.coordinator.pair import LEADERSHIP_S, TICK_S, UP, Pair
+from tests.fakes.memory_store import MemoryStore
 from tokenpool.leases.wire import SidecarReport
-from tokenpool.store.memory import MemoryStore
 
 
 @pytest.fixture(autouse=True)
@@ -119,10 +119,10 @@ async def test_a_hint_that_nobody_renews_is_503_after_a_lease_and_four_ticks() -
     b.line.calls.clear()
     for _ in range(11):  # a's lease is over before: make b unable to lead
         pair.clock.now += TICK_S
-        b.leader.hints.follow(await pair.shared.scale(), pair.clock.now)
+        b.leader.hints.follow(await pair.shared.scale_hint(), pair.clock.now)
     assert await b.desired() == 3
     pair.clock.now += 2 * TICK_S
-    b.leader.hints.follow(await pair.shared.scale(), pair.clock.now)
+    b.leader.hints.follow(await pair.shared.scale_hint(), pair.clock.now)
     status, body = await b.scale()
     assert status == 503
     assert body["error"] == (
@@ -206,7 +206,7 @@ async def test_a_hint_of_another_version_is_no_answer(content: bytes) -> None:
     pair = Pair()
     a, b = pair.all
     await pair.run(5, 3, a)
-    await pair.shared.publish_scale(content, a.leader.epoch)
+    await pair.shared.publish_scale_hint(content, a.leader.epoch)
     await b.leader.turn()
     status, body = await b.scale()
     assert status == 503
@@ -220,12 +220,12 @@ async def test_a_store_whose_clock_steps_makes_no_old_hint_young(step_s: float) 
     pair = Pair()
     _, b = pair.all
     await pair.run(5, 3)
-    kept = pair.shared._scale
-    assert kept is not None
-    pair.shared._scale = (kept[0], kept[1] - step_s)
+    stored = pair.shared.rules._scale_hint
+    assert stored is not None
+    pair.shared.rules._scale_hint = (stored[0], stored[1] - step_s)
     for _ in range(16):
         pair.clock.now += TICK_S
-        b.leader.hints.follow(await pair.shared.scale(), pair.clock.now)
+        b.leader.hints.follow(await pair.shared.scale_hint(), pair.clock.now)
     assert await b.desired() is None
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from runtime.options import SettingsError
-from tokenpool.control.admission_control import GUARANTEED_START_S
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -24,6 +23,7 @@ from tests.sidecar.harness import (
     sidecar_for,
     until,
 )
+from tokenpool.control.admission_control import GUARANTEED_START_S
 
 TWO_SLOTS = """
 pools:

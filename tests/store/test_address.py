@@ -16,7 +16,7 @@ import redis
 from demo.engine import free_port
 from demo.redis import executable
 from tests.store.servers import redis_server
-from tokenpool.leases.reference_store import Holding, Limit, Message
+from tokenpool.leases.messages import LeaseRequest, Limit, Message
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown
@@ -29,11 +29,11 @@ async def works(url: str) -> None:
     """Limits go in, a lease comes out, and pushes arrive."""
     store = open_store(url, "p", 0.01, 5.0)
     await store.publish({"a": LIMIT}, TERMS, 1)
-    said = Holding(concurrency_wanted=2, kv_wanted=10, tokens_wanted=5)
+    said = LeaseRequest(concurrency_wanted=2, kv_wanted=10, tokens_wanted=5)
     await store.exchange(Message("s1", 0, {"a": said}))
     answer = await store.exchange(Message("s1", 1, {"a": said}))
     assert answer.leases["a"].limit == LIMIT
-    assert (await store.read()).pages["a"].limit == LIMIT
+    assert (await store.read()).records["a"].limit == LIMIT
     await store.close()
 
 
@@ -199,7 +199,7 @@ async def test_what_answers_nonsense_is_a_store_that_is_down(nonsense: bytes) ->
     port = server.sockets[0].getsockname()[1]
     store = open_store(f"redis://127.0.0.1:{port}", "p", 1, 0.3)
     for call in (
-        lambda: store.exchange(Message("s1", 0, {"a": Holding()})),
+        lambda: store.exchange(Message("s1", 0, {"a": LeaseRequest()})),
         store.read,
         store.limits,
         store.file,

@@ -11,7 +11,7 @@ import pytest_asyncio
 import redis.asyncio
 
 from tests.store.servers import redis_server
-from tokenpool.leases.reference_store import Holding, Message
+from tokenpool.leases.messages import LeaseRequest, Message
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore
 
@@ -41,7 +41,7 @@ async def ids(port: int) -> set[str]:
 async def test_messages_find_their_connections_open(store: RedisStore, port: int) -> None:
     await asyncio.gather(store.connect(COUNT), store.connect(COUNT))  # nothing is opened twice
     opened = await ids(port)
-    messages = [Message("s", n, {f"t{n}": Holding(concurrency_wanted=1)}) for n in range(1, COUNT + 1)]
+    messages = [Message("s", n, {f"t{n}": LeaseRequest(concurrency_wanted=1)}) for n in range(1, COUNT + 1)]
     await asyncio.gather(*(store.exchange(message) for message in messages))
     await store.connect(COUNT)
     assert len(opened) == COUNT
@@ -54,11 +54,11 @@ async def test_after_a_failure_they_are_opened_anew(store: RedisStore, port: int
     async with redis.asyncio.Redis(port=port) as client:
         await client.config_set("maxmemory", 1)
         with pytest.raises(ConnectionError):
-            await store.exchange(Message("s", 1, {"t": Holding(concurrency_wanted=1)}))
+            await store.exchange(Message("s", 1, {"t": LeaseRequest(concurrency_wanted=1)}))
         await store.connect(COUNT)  # a full server would answer a ping, but is not used
         assert len(await ids(port)) == 1  # the test's own
         await client.config_set("maxmemory", 0)
-    await store.exchange(Message("s", 2, {"t": Holding(concurrency_wanted=1)}))
+    await store.exchange(Message("s", 2, {"t": LeaseRequest(concurrency_wanted=1)}))
     await store.connect(COUNT)
     again = await ids(port)
     assert len(again) == COUNT
@@ -71,4 +71,4 @@ async def test_a_server_that_allows_few_connections_is_used_all_the_same(
     async with redis.asyncio.Redis(port=port) as client:
         await client.config_set("maxclients", 4)
         await store.connect(COUNT)
-        await store.exchange(Message("s", 1, {"t": Holding(concurrency_wanted=1)}))
+        await store.exchange(Message("s", 1, {"t": LeaseRequest(concurrency_wanted=1)}))

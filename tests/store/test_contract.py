@@ -19,28 +19,29 @@ import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.memory_store import MemoryStore
 from tests.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.leases.reference_store import (
+from tokenpool.leases.messages import (
     FREED,
     NO_LIMIT,
     RECLAIM,
     Answer,
-    Census,
-    Holding,
+    LeaseRequest,
     Limit,
     Message,
+    PoolSnapshot,
     Push,
+    StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
-from tokenpool.store import Store, StoreDown, StoredScale
-from tokenpool.store.memory import MemoryStore
+from tokenpool.store import Store, StoreDown
 from tokenpool.store.redis import RedisStore
 
 LIFETIME = 1.5
 LIMIT = Limit(100, 1000, 4, depth=200, assured_concurrency=2, debt=-0.5)
 TERMS = IdleTerms((50.0, 500.0, 2.5), (100.0, 1000.0, 4.0), True)
-WANT = Holding(kv_wanted=200, concurrency_wanted=2, tokens_wanted=50)
+WANT = LeaseRequest(kv_wanted=200, concurrency_wanted=2, tokens_wanted=50)
 
 
 class Clock:
@@ -75,17 +76,17 @@ async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tup
 
 
 async def tell(
-    store: Store, holder: str, number: int, holdings: dict[str, Holding], *, whole: bool = True
+    store: Store, holder: str, number: int, lease_requests: dict[str, LeaseRequest], *, whole: bool = True
 ) -> dict[str, tuple[float, float, float]]:
     """One message, and what its sender holds then."""
-    answer = await store.exchange(Message(holder, number, holdings, whole, b"\xffreport"))
+    answer = await store.exchange(Message(holder, number, lease_requests, whole, b"\xffreport"))
     return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
 async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await tell(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
-    more = Holding(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
+    more = LeaseRequest(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
     assert await tell(store, "s2", 0, {"a": more}) == {"a": (800, 2, 150)}
     await tell(store, "s1", 1, {})
     assert await tell(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
@@ -108,9 +109,9 @@ async def test_leases_expire_and_spending_is_remembered(kept: tuple[Store, Clock
     store, clock = kept
     await tell(store, "s1", 0, {"a": WANT})
     clock.now += LIFETIME
-    everything = Holding(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
+    everything = LeaseRequest(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
     assert await tell(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
-    back = Holding(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
+    back = LeaseRequest(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
     assert await tell(store, "s1", 1, {"a": back}) == {"a": (0, 0, 0)}
     assert await tell(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
 
@@ -126,7 +127,7 @@ async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> Non
 async def test_doubled_and_late_messages_book_nothing(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     await tell(store, "s1", 3, {"a": WANT})
-    assert await tell(store, "s1", 3, {"a": Holding(kv_wanted=900)}) == {"a": (200, 2, 50)}
+    assert await tell(store, "s1", 3, {"a": LeaseRequest(kv_wanted=900)}) == {"a": (200, 2, 50)}
     assert await tell(store, "s1", 2, {"b": WANT}) == {"b": (0, 0, 0)}
 
 
@@ -147,15 +148,15 @@ async def test_one_leads_until_its_lease_is_given_back(kept: tuple[Store, Clock]
 
 async def test_a_scale_hint_is_kept_with_its_time_by_the_stores_clock(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
-    assert await store.scale() is None
-    assert await store.publish_scale(b"\xff\x00hint", 1) == clock.now
+    assert await store.scale_hint() is None
+    assert await store.publish_scale_hint(b"\xff\x00hint", 1) == clock.now
     stored_at = clock.now
     clock.now += 2.5
-    assert await store.scale() == StoredScale(b"\xff\x00hint", stored_at, 2.5)
-    assert await store.publish_scale(b"next", 1) == clock.now
-    assert await store.scale() == StoredScale(b"next", clock.now, 0.0)
+    assert await store.scale_hint() == StoredScaleHint(b"\xff\x00hint", stored_at, 2.5)
+    assert await store.publish_scale_hint(b"next", 1) == clock.now
+    assert await store.scale_hint() == StoredScaleHint(b"next", clock.now, 0.0)
     clock.now -= 10  # a clock may step back
-    found = await store.scale()
+    found = await store.scale_hint()
     assert found is not None
     assert found.age_s == 0.0
 
@@ -163,21 +164,21 @@ async def test_a_scale_hint_is_kept_with_its_time_by_the_stores_clock(kept: tupl
 async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     epoch = await store.lead("one", 10)
-    assert await store.publish_scale(b"one", epoch)
+    assert await store.publish_scale_hint(b"one", epoch)
     await store.resign("one")
-    assert await store.publish_scale(b"one, late", epoch)  # nobody leads yet
+    assert await store.publish_scale_hint(b"one, late", epoch)  # nobody leads yet
     later = await store.lead("two", 10)
-    assert await store.publish_scale(b"one, too late", epoch) is None
-    found = await store.scale()
+    assert await store.publish_scale_hint(b"one, too late", epoch) is None
+    found = await store.scale_hint()
     assert found is not None
     assert found.content == b"one, late"
-    assert await store.publish_scale(b"two", later)
+    assert await store.publish_scale_hint(b"two", later)
     assert not await store.publish({"a": LIMIT}, TERMS, epoch)
 
 
 async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    assert await store.publish_scale(b"hint", 5)
+    assert await store.publish_scale_hint(b"hint", 5)
     assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts as every other
     assert (await store.read()).epoch == 5
     assert await store.limits() == ({"a": LIMIT}, TERMS)
@@ -195,16 +196,18 @@ async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
     short = WANT._replace(is_urgent=True)
     assert (await tell(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
     assert await asyncio.wait_for(asked, 2) == Push("s1", RECLAIM, "a")
-    await tell(store, "s1", 1, {"a": Holding()}, whole=False)
+    await tell(store, "s1", 1, {"a": LeaseRequest()}, whole=False)
     assert await asyncio.wait_for(told, 2) == Push("s2", FREED, "a")
     assert (await tell(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
     for listening in (first, second):
         await listening.aclose()  # type: ignore[attr-defined]
 
 
-async def part(store: Store, number: int, holdings: dict[str, Holding], *, renews: bool = False) -> Answer:
+async def part(
+    store: Store, number: int, lease_requests: dict[str, LeaseRequest], *, renews: bool = False
+) -> Answer:
     """A message of s1 that names what changed."""
-    return await store.exchange(Message("s1", number, holdings, False, b"", (), renews))
+    return await store.exchange(Message("s1", number, lease_requests, False, b"", (), renews))
 
 
 async def test_messages_may_overtake_each_other(kept: tuple[Store, Clock]) -> None:
@@ -219,7 +222,7 @@ async def test_messages_may_overtake_each_other(kept: tuple[Store, Clock]) -> No
     await tell(store, "s1", 9, {"a": WANT})
     late = await part(store, 8, {"b": WANT._replace(idle_limit=LIMIT)})
     assert late.leases["b"].concurrency == 0
-    assert (await store.read()).pages["a"].held.concurrency == 2
+    assert (await store.read()).records["a"].held.concurrency == 2
 
 
 async def test_a_part_overtakes_the_complete_message_before_it(kept: tuple[Store, Clock]) -> None:
@@ -238,7 +241,7 @@ async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Stor
         clock.now += LIFETIME * 0.6
         answer = await part(store, number, {}, renews=True)
         assert (answer.is_known, answer.rows) == (True, 1)
-    assert (await store.read()).pages["a"].held.concurrency == 2
+    assert (await store.read()).records["a"].held.concurrency == 2
     clock.now += LIFETIME
     answer = await part(store, 4, {"a": WANT}, renews=True)
     assert (answer.is_known, answer.leases["a"].concurrency) == (False, 0)
@@ -250,17 +253,17 @@ async def test_a_complete_message_keeps_what_it_says_that_it_keeps(kept: tuple[S
     await tell(store, "s1", 0, {"a": WANT, "b": WANT._replace(idle_limit=LIMIT)})
     answer = await store.exchange(Message("s1", 1, {}, True, b"", ("b",)))
     assert answer.rows == 1
-    pages = (await store.read()).pages
-    assert (pages["a"].held.concurrency, pages["b"].held.concurrency) == (0, 2)
+    records = (await store.read()).records
+    assert (records["a"].held.concurrency, records["b"].held.concurrency) == (0, 2)
 
 
 async def test_the_last_word_on_an_entitlement_drops_its_row(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     await tell(store, "s1", 0, {"a": WANT})
-    answer = await part(store, 1, {"a": Holding(tokens_spent=30, is_last=True)})
+    answer = await part(store, 1, {"a": LeaseRequest(tokens_spent=30, is_last=True)})
     assert answer.rows == 0
-    page = (await store.read()).pages["a"]
-    assert (page.held, page.level) == (Amount(), 170)
+    record = (await store.read()).records["a"]
+    assert (record.held, record.level) == (Amount(), 170)
 
 
 async def test_an_entitlement_without_a_published_limit_has_the_one_that_follows_from_the_terms(
@@ -282,27 +285,27 @@ async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
     await tell(store, "s1", 0, {"a": said})
     await tell(store, "s2", 0, {"a": said})
     await tell(store, "s2", 1, {"a": said._replace(tokens_spent=5, kv_seconds=6, concurrency_seconds=7)})
-    census = await store.read()
-    assert census.is_open
-    assert census.pages["a"].served == Amount(5, 6, 7)
-    assert census.epoch == 1
-    assert census.reports == {"s1": b"\xffreport", "s2": b"\xffreport"}
-    page = census.pages["a"]
-    assert page.limit == LIMIT
-    assert page.demand == Amount(2, 4, 6)
-    assert page.fresh == Amount(14, 16, 18)
-    assert page.floor == Amount(10, 11, 12)
-    assert page.held == Amount(100, 400, 4)
+    snapshot = await store.read()
+    assert snapshot.is_open
+    assert snapshot.records["a"].served == Amount(5, 6, 7)
+    assert snapshot.epoch == 1
+    assert snapshot.reports == {"s1": b"\xffreport", "s2": b"\xffreport"}
+    record = snapshot.records["a"]
+    assert record.limit == LIMIT
+    assert record.demand == Amount(2, 4, 6)
+    assert record.fresh == Amount(14, 16, 18)
+    assert record.floor == Amount(10, 11, 12)
+    assert record.held == Amount(100, 400, 4)
 
 
 async def test_a_long_list_of_limits_is_replaced_as_a_whole(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     many = {f"e{number}": LIMIT for number in range(250)}
     assert await store.publish(many, TERMS, 2)
-    assert set((await store.read()).pages) == set(many)
+    assert set((await store.read()).records) == set(many)
     assert await store.limits() == (many, TERMS)
     assert await store.publish({"a": LIMIT}, TERMS, 2)
-    assert set((await store.read()).pages) == {"a"}
+    assert set((await store.read()).records) == {"a"}
 
 
 amounts = st.integers(0, 6)
@@ -310,7 +313,7 @@ messages = st.fixed_dictionaries(
     {},
     optional={
         name: st.builds(
-            lambda runs, bound, wanted, spent, tokens, urgent, is_last, limit: Holding(
+            lambda runs, bound, wanted, spent, tokens, urgent, is_last, limit: LeaseRequest(
                 *(runs * 50.0, runs, bound * 50.0, bound, wanted * 50.0, wanted),
                 *(float(spent), float(tokens), urgent),
                 demand=(float(spent), wanted * 50.0, wanted),
@@ -341,12 +344,12 @@ limits = st.dictionaries(
 calls = st.one_of(
     st.tuples(st.just("publish"), limits, st.just(TERMS), st.integers(1, 3)),
     st.tuples(st.just("read")),
-    st.tuples(st.just("publish_scale"), st.binary(max_size=3), st.integers(1, 3)),
-    st.tuples(st.just("scale")),
+    st.tuples(st.just("publish_scale_hint"), st.binary(max_size=3), st.integers(1, 3)),
+    st.tuples(st.just("scale_hint")),
     st.builds(
-        lambda holder, number, holdings, kind, kept: (
+        lambda holder, number, lease_requests, kind, kept: (
             "exchange",
-            Message(holder, number, holdings, kind == "whole", b"", kept, kind == "renewal"),
+            Message(holder, number, lease_requests, kind == "whole", b"", kept, kind == "renewal"),
         ),
         st.sampled_from(["s1", "s2", "s3"]),
         st.integers(0, 30),
@@ -395,15 +398,15 @@ def numbers(answer: object) -> dict[str, float]:
         for name, lease in answer.leases.items():
             values = msgspec.to_builtins(lease)
             flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
-    elif isinstance(answer, Census):
+    elif isinstance(answer, PoolSnapshot):
         flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}
-        for name, page in answer.pages.items():
-            flat[f"{name} level"] = page.level
+        for name, record in answer.records.items():
+            flat[f"{name} level"] = record.level
             for what in ("held", "in_use", "demand", "served", "fresh", "floor"):
-                amount = getattr(page, what)
+                amount = getattr(record, what)
                 for dimension in Dimension:
                     flat[f"{name} {what} {dimension}"] = amount.get(dimension)
-    elif isinstance(answer, StoredScale):
+    elif isinstance(answer, StoredScaleHint):
         flat |= {"at": answer.at, "age": answer.age_s, "content": int.from_bytes(b"\1" + answer.content)}
     else:
         flat["answer"] = bool(answer)
@@ -418,15 +421,15 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.publish_file("v", b"x", 1)
     await store.lead("one", 10)
     await store.lead("two", 10)
-    await store.publish_scale(b"hint", await store.lead("one", 10))
+    await store.publish_scale_hint(b"hint", await store.lead("one", 10))
     await tell(store, "s1", 0, {"a": WANT, "b": WANT})
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5
     assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)
     left = {key: await client.pttl(key) for key in keys}
     assert all(0 < ms <= 720_000 for ms in left.values())
-    pages, rows = left[b"tokenpool:{mine}:pages"], left[b"tokenpool:{mine}:rows:a"]
-    assert rows - pages > 60_000  # pages are renewed each minute, and never later than rows
+    records, rows = left[b"tokenpool:{mine}:records"], left[b"tokenpool:{mine}:rows:a"]
+    assert rows - records > 60_000  # records are renewed each minute, and never later than rows
     await store.close()
 
 
@@ -435,11 +438,11 @@ async def test_a_page_that_is_gone_takes_its_rows_with_it(server: int) -> None:
     await client.flushdb()
     store = RedisStore(client, "gone", 0.01)
     await store.publish({"a": LIMIT}, TERMS, 1)
-    await tell(store, "s1", 0, {"a": Holding(100, 1, 100, 1, 200, 2)})
-    await client.hdel("tokenpool:{gone}:pages", "a")
-    await tell(store, "s2", 0, {"a": Holding(100, 1, 100, 1, 200, 2)})
+    await tell(store, "s1", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
+    await client.hdel("tokenpool:{gone}:records", "a")
+    await tell(store, "s2", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
     await tell(store, "s1", 1, {})
-    assert (await store.read()).pages["a"].held.values()[1:] == (100, 1)
+    assert (await store.read()).records["a"].held.values()[1:] == (100, 1)
     await store.close()
 
 
@@ -449,7 +452,7 @@ async def test_limits_are_told_once_all_of_them_stand(server: int) -> None:
     store = RedisStore(client, "part", LIFETIME)
     await store.publish({f"e{n}": LIMIT for n in range(250)}, TERMS, 1)
     assert len((await store.limits())[0]) == 250
-    await client.hdel("tokenpool:{part}:meta", "limited")  # as after a coordinator's end between two parts
+    await client.hdel("tokenpool:{part}:meta", "complete")  # as after a coordinator's end between two parts
     assert await store.limits() == ({}, IdleTerms())
     await store.close()
 
@@ -477,8 +480,8 @@ async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) ->
         store = RedisStore(redis.asyncio.Redis(port=port), "p", 0.01)
         await store.publish({"a": LIMIT}, TERMS, 1)
     with redis_server(tmp_path, port=port):
-        assert (await tell(store, "s1", 1, {"a": Holding(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
-        assert (await store.read()).pages["a"].held == Amount(0, 100, 1)
+        assert (await tell(store, "s1", 1, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
+        assert (await store.read()).records["a"].held == Amount(0, 100, 1)
         assert await store.publish({"a": LIMIT}, TERMS, 1)
     await store.close()
 
@@ -490,7 +493,7 @@ async def test_what_cannot_be_read_is_said(server: int) -> None:
     await client.hset("tokenpool:{odd}:limits", "a", b"\xc1")
     with pytest.raises(StoreDown, match="another version"):
         await store.limits()
-    await client.hset("tokenpool:{odd}:pages", "a", b"\xc1")
+    await client.hset("tokenpool:{odd}:records", "a", b"\xc1")
     with pytest.raises(StoreDown):
         await tell(store, "s1", 0, {"a": WANT})
     with pytest.raises(StoreDown, match="another version"):

@@ -22,7 +22,7 @@ import redis.asyncio
 from demo.engine import free_port
 from experiments.relay import Relay
 from tests.store.servers import redis_server
-from tokenpool.leases.reference_store import FREED, Holding, Limit, Message, Push
+from tokenpool.leases.messages import FREED, LeaseRequest, Limit, Message, Push
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
@@ -66,7 +66,7 @@ numbers = iter(range(1, 1_000_000))
 
 
 async def say(store: RedisStore) -> None:
-    await store.exchange(Message("s1", next(numbers), {"a": Holding(concurrency_wanted=1)}))
+    await store.exchange(Message("s1", next(numbers), {"a": LeaseRequest(concurrency_wanted=1)}))
 
 
 async def replica(client: redis.asyncio.Redis, old: Server, new: int) -> None:
@@ -314,7 +314,7 @@ async def test_a_subscription_that_a_network_dropped_in_silence_is_noticed(
     servers: list[Server], relay: Relay
 ) -> None:
     store = stored(relay.port)
-    store.quiet_s, store.patience_s = 0.05, 0.2
+    store.client.quiet_s, store.client.patience_s = 0.05, 0.2
     pushes = store.listen("s1")
     listening = asyncio.ensure_future(anext(pushes))
     await until(lambda: _subscribers(servers[0][0], 1))

@@ -17,7 +17,8 @@ from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.driver import Waiter
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import ANSWER_S, Leases
-from tokenpool.leases.reference_store import Answer, Limit, Message, ReferenceLeaseStore
+from tokenpool.leases.messages import Answer, Limit, Message, Push
+from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.idle import IdleTerms
@@ -44,6 +45,8 @@ class Sidecar:
         self.leases.follow({"a": self.account}, 0.0)
         self.leases.learn(LIMITS, TERMS, 0.0)
         self.sent: Message | None = None
+        self.pushes: list[Push] = []
+        """The notifications that its messages caused."""
         self.room = ROOM
 
     def send(self, now: float, *, whole: bool = True) -> Message:
@@ -63,7 +66,8 @@ class Sidecar:
         """Exchange messages until there is nothing more to say; the last answer."""
         message: Message | None = self.send(now, whole=whole)
         while message is not None:
-            answer = self.lease_store.exchange(message, now)
+            answer, pushes = self.lease_store.exchange(message, now)
+            self.pushes += pushes
             self.leases.answered(message, answer, now)
             message = self.leases.next_message(now)
         return answer
@@ -197,8 +201,8 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
         if not made.leases.covers(made.account, small, now):
             assert made.wait(now, price=small)
             said = made.send(now, whole=False)
-            asked.append(said.holdings["a"].tokens_wanted)
-            answer = lease_store.exchange(said, now)
+            asked.append(said.lease_requests["a"].tokens_wanted)
+            answer = lease_store.exchange(said, now).answer
             assert not answer.leases["a"].is_contended
             made.leases.answered(said, answer, now)
         ticket = made.admit(now, small)
@@ -233,11 +237,10 @@ def test_a_reclaim_returns_what_is_not_in_use_and_frees_the_asker(lease_store: R
     other.speak(OPEN, whole=False)
     other.speak(OPEN + 0.1)
     assert other.account.limit.concurrency == 4
-    lease_store.pushes.clear()
     decided: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.1)))
     made.speak(OPEN + 0.1, whole=False)
-    (reclaim,) = lease_store.pushes
+    (reclaim,) = made.pushes
     assert other.leases.reclaimed(reclaim.entitlement, OPEN + 0.1)
     other.speak(OPEN + 0.1, whole=False)
     assert other.account.limit.concurrency == 3
@@ -268,7 +271,7 @@ def test_leases_expire_earlier_here_than_in_the_lease_store(lease_store: Referen
     assert not made.leases.covers(made.account, ONE, late)
     assert made.leases.mode is Mode.EXPIRED
     assert made.account.limit.concurrency == 0
-    page = lease_store.page("a", late)
+    page = lease_store.record("a", late)
     assert page is not None
     assert page.held.concurrency >= 1
 
@@ -331,7 +334,7 @@ def test_spending_is_stated_in_total_and_a_refund_can_be_spent_again(
     made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, OPEN)
     assert made.account.bucket.level == pytest.approx(80)
     made.speak(OPEN)
-    page = lease_store.page("a", OPEN)
+    page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.level == pytest.approx(980)
 
@@ -377,7 +380,7 @@ def test_an_entitlement_that_has_said_its_last_is_not_named_again(lease_store: R
     for _ in range(40):
         made.speak(now)
         now += 0.25
-    assert made.send(now).holdings == {}
+    assert made.send(now).lease_requests == {}
 
 
 def test_spot_lives_on_free_room_when_it_is_cut_off(lease_store: ReferenceLeaseStore) -> None:
@@ -401,7 +404,7 @@ def test_a_farewell_tells_what_was_spent_and_returns_everything(lease_store: Ref
     assert isinstance(tickets[0], Ticket)
     made.settle(tickets[0], OPEN)
     lease_store.exchange(made.leases.farewell(), OPEN)
-    page = lease_store.page("a", OPEN)
+    page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.held == Amount()
     assert page.level == pytest.approx(900)
@@ -482,7 +485,7 @@ def test_a_sidecar_that_slept_does_not_take_the_lease_store_for_slow(
     made = joined(lease_store)
     message = made.send(OPEN)
     late = OPEN + 4
-    made.leases.answered(message, lease_store.exchange(message, OPEN), late)
+    made.leases.answered(message, lease_store.exchange(message, OPEN).answer, late)
     assert made.leases.mode is Mode.EXPIRED
     assert made.wait(late, lambda: None) is not None
 
@@ -496,7 +499,7 @@ def test_a_request_is_not_refused_before_the_lease_store_have_answered_for_it(
     message = made.send(OPEN, whole=False)
     made.leases.look(OPEN + 0.4)
     assert decided == []
-    made.leases.answered(message, lease_store.exchange(message, OPEN + 0.2), OPEN + 0.4)
+    made.leases.answered(message, lease_store.exchange(message, OPEN + 0.2).answer, OPEN + 0.4)
     assert isinstance(decided[0], Ticket)
 
 
@@ -510,12 +513,12 @@ def test_requests_do_not_wait_for_the_answers_to_others(lease_store: ReferenceLe
     made.wait(OPEN)
     other = made.leases.next_message(OPEN)
     assert other is not None
-    assert (set(first.holdings), set(other.holdings)) == ({"a"}, {"b"})
+    assert (set(first.lease_requests), set(other.lease_requests)) == ({"a"}, {"b"})
     assert made.leases.next_message(OPEN) is None  # a is named again once the first is answered
-    made.leases.answered(first, lease_store.exchange(first, OPEN), OPEN)
+    made.leases.answered(first, lease_store.exchange(first, OPEN).answer, OPEN)
     again = made.leases.next_message(OPEN)
     assert again is not None
-    assert set(again.holdings) == {"a"}
+    assert set(again.lease_requests) == {"a"}
 
 
 AMPLE = Limit(100_000, 1_000_000, 40, 100_000)
@@ -548,8 +551,8 @@ def test_where_there_is_ample_room_a_request_is_admitted_first_and_reported_then
     assert 8 <= count <= 12
     said = made.leases.next_message(now)
     assert said is not None
-    assert said.holdings["a"].concurrency_in_use == count
-    made.leases.answered(said, lease_store.exchange(said, now), now)
+    assert said.lease_requests["a"].concurrency_in_use == count
+    made.leases.answered(said, lease_store.exchange(said, now).answer, now)
     assert made.leases.covers(made.account, ONE, now)
 
 
@@ -595,7 +598,7 @@ def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseS
     made.leases.follow({"a": made.account, **many}, OPEN)
     made.speak(OPEN + 0.1)
     message = made.send(OPEN + 0.2)
-    assert message.holdings == {}
+    assert message.lease_requests == {}
     assert message.renews
 
 
@@ -604,12 +607,12 @@ def test_rows_that_the_lease_store_lost_are_stated_again(lease_store: ReferenceL
     made.wait(OPEN, lambda: made.admit(OPEN))
     made.speak(OPEN, whole=False)
     made.speak(OPEN + 0.1)
-    page = lease_store._pages.pop("a")
-    lease_store._holders["s1"].names.clear()
-    assert page.rows
+    lost = lease_store._records.pop("a")
+    lease_store._holders["s1"].entitlements.clear()
+    assert lost.rows
     made.speak(OPEN + 0.3)
     made.speak(OPEN + 0.4)
-    again = lease_store.page("a", OPEN + 0.4)
+    again = lease_store.record("a", OPEN + 0.4)
     assert again is not None
     assert again.held.concurrency >= 1
 
@@ -624,8 +627,8 @@ def test_a_long_list_is_stated_in_several_messages(lease_store: ReferenceLeaseSt
     sizes = []
     made.leases.tick(OPEN)
     while (message := made.leases.next_message(OPEN)) is not None:
-        sizes.append(len(message.holdings))
-        made.leases.answered(message, lease_store.exchange(message, OPEN), OPEN)
+        sizes.append(len(message.lease_requests))
+        made.leases.answered(message, lease_store.exchange(message, OPEN).answer, OPEN)
     assert max(sizes) <= 50
     assert len(tickets) == 120
 

@@ -14,7 +14,7 @@ from tokenpool.accounting.retries import MOST_REMEMBERED, Retries
 from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
-from tokenpool.leases.reference_store import Census, Limit, Page
+from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
 from tokenpool.leases.tick import RETIRE_S, Memory, tick
 from tokenpool.leases.wire import (
     SidecarReport,
@@ -34,14 +34,14 @@ ONLY = {"a": entitlement()}
 BOTH = {**ONLY, "b": entitlement("b")}
 
 
-def census(reports: int, **pages: Page) -> Census:
+def snapshot(reports: int, **records: EntitlementRecord) -> PoolSnapshot:
     packed = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    return Census(pages, {f"s{n}": packed for n in range(reports)}, 1, True)
+    return PoolSnapshot(records, {f"s{n}": packed for n in range(reports)}, 1, True)
 
 
 def test_capacity_is_what_the_engines_have_together() -> None:
-    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
-    made = tick(census(3, a=demand), ONLY, None)
+    demand = EntitlementRecord(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    made = tick(snapshot(3, a=demand), ONLY, None)
     assert made.plan.capacity == REPLICA * 3
     assert made.replica == REPLICA
     assert made.limits["a"].amount == REPLICA * 3
@@ -53,9 +53,9 @@ def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -
     """Its stand-in number reaches neither the mean that scale hints use nor JSON."""
     unbounded = Amount(UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND, 16)
     packed = [encode_report(SidecarReport(a, a, True)) for a in (REPLICA, unbounded, unbounded)]
-    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
-    pages = {"a": demand, "b": demand}
-    lease_store = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
+    demand = EntitlementRecord(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    records = {"a": demand, "b": demand}
+    lease_store = PoolSnapshot(records, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
     made = tick(lease_store, BOTH, None)
     assert made.replica == Amount(1000, 10_000, (8 + 16 + 16) / 3)
     assert [made.limits[name].amount.concurrency for name in "ab"] == [20, 20]
@@ -66,30 +66,32 @@ def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -
 
 
 def test_debt_is_carried_in_the_lease_store() -> None:
-    busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
-    served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25)
-    before = replace(census(1, a=busy, b=msgspec.structs.replace(served, served=busy.served)), at=10.0)
-    made = tick(replace(census(1, a=busy, b=served), at=10.25), BOTH, before)
+    busy = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    served = EntitlementRecord(
+        Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25
+    )
+    before = replace(snapshot(1, a=busy, b=msgspec.structs.replace(served, served=busy.served)), at=10.0)
+    made = tick(replace(snapshot(1, a=busy, b=served), at=10.25), BOTH, before)
     assert made.service == {"a": NOTHING, "b": REPLICA}
     assert made.limits["a"].debt == pytest.approx(2.25)
     assert made.limits["b"].debt == pytest.approx(-1.25)
 
 
 def test_the_first_tick_leaves_debts_as_they_are() -> None:
-    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e6))
-    made = tick(census(1, a=page), ONLY, None)
+    record = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e6))
+    made = tick(snapshot(1, a=record), ONLY, None)
     assert made.service == {}
     assert made.limits["a"].debt == 2.0
 
 
 def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
     """Totals of hours, then of seconds: the difference is not what anybody got."""
-    old = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
+    old = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
     new = msgspec.structs.replace(old, served=Amount(500, 5000, 4))
-    before = replace(census(1, a=old), at=10.0)
+    before = replace(snapshot(1, a=old), at=10.0)
     profiles = {"a": Profile(Amount(500, 5000, 4), age_s=100)}
     for is_open in (False, True):
-        empty = replace(census(1, a=new), at=14.0, is_open=is_open)
+        empty = replace(snapshot(1, a=new), at=14.0, is_open=is_open)
         made = tick(empty, ONLY, before, memory=Memory(profiles))
         assert made.service == {}
         assert made.plan.profiles["a"].place == 2
@@ -97,30 +99,30 @@ def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
 
 
 def test_a_clock_that_is_set_back_moves_nothing() -> None:
-    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
-    before = replace(census(1, a=page), at=5000.0)
+    record = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    before = replace(snapshot(1, a=record), at=5000.0)
     profiles = {"a": Profile(Amount(100, 2000, 4), age_s=0.5)}
-    made = tick(replace(census(1, a=page), at=10.0), ONLY, before, memory=Memory(profiles))
+    made = tick(replace(snapshot(1, a=record), at=10.0), ONLY, before, memory=Memory(profiles))
     assert made.limits["a"].debt == 2.0
     assert made.plan.profiles["a"] == profiles["a"]
 
 
 def test_a_coordinator_that_slept_moves_debts_by_a_second_at_most() -> None:
-    page = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100))
-    other = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100), served=REPLICA * 60)
-    before = replace(census(1, a=page, b=page), at=0.0)
-    made = tick(replace(census(1, a=page, b=other), at=60.0), BOTH, before)
+    record = EntitlementRecord(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100))
+    other = EntitlementRecord(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100), served=REPLICA * 60)
+    before = replace(snapshot(1, a=record, b=record), at=0.0)
+    made = tick(replace(snapshot(1, a=record, b=other), at=60.0), BOTH, before)
     assert made.limits["a"].debt == pytest.approx(1.0)
 
 
 def test_a_bucket_holds_two_typical_requests() -> None:
-    page = Page(demand=Amount(10, 100, 1), floor=Amount(5000, 100, 1))
-    assert tick(census(1, a=page), ONLY, None).limits["a"].depth == 10_000
+    record = EntitlementRecord(demand=Amount(10, 100, 1), floor=Amount(5000, 100, 1))
+    assert tick(snapshot(1, a=record), ONLY, None).limits["a"].depth == 10_000
 
 
 def test_a_report_that_cannot_be_read_is_named_and_does_not_count() -> None:
-    seen = census(1)
-    made = tick(Census({}, {**seen.reports, "bad": b"\xff"}, 1, True), ONLY, None)
+    seen = snapshot(1)
+    made = tick(PoolSnapshot({}, {**seen.reports, "bad": b"\xff"}, 1, True), ONLY, None)
     assert made.unreadable == ["bad"]
     assert made.plan.capacity == REPLICA
 
@@ -177,36 +179,36 @@ def test_retries_are_bounded() -> None:
 
 
 def test_an_entitlement_without_a_page_costs_a_tick_nothing_and_follows_from_the_terms() -> None:
-    page = Page(demand=Amount(10, 100, 1))
+    record = EntitlementRecord(demand=Amount(10, 100, 1))
     many = {f"e{number}": entitlement(f"e{number}") for number in range(1000)}
-    made = tick(census(3, a=page), {**ONLY, **many}, None)
+    made = tick(snapshot(3, a=record), {**ONLY, **many}, None)
     assert set(made.limits) == {"a"}
-    whole = tick(census(3, a=page, e7=Page()), {**ONLY, **many}, None)
+    whole = tick(snapshot(3, a=record, e7=EntitlementRecord()), {**ONLY, **many}, None)
     idle = idle_share(many["e7"], made.plan.idle, Amount(0, 0, 1))
     assert whole.limits["e7"].amount == idle.limit
 
 
 def test_an_entitlement_that_was_idle_for_long_has_no_limit_of_its_own() -> None:
-    full = Page(Limit(100, 1000, 4, depth=200), level=200.0)
-    seen, memory = census(1, a=full), Memory()
+    full = EntitlementRecord(Limit(100, 1000, 4, depth=200), level=200.0)
+    seen, memory = snapshot(1, a=full), Memory()
     for at, has_limit in ((10.0, True), (10.0 + RETIRE_S - 1, True), (10.0 + RETIRE_S, False)):
         made = tick(replace(seen, at=at), ONLY, None, memory=memory)
         memory = made.memory
         assert ("a" in made.limits) is has_limit
-    busy = census(1, a=msgspec.structs.replace(full, demand=Amount(1, 1, 1)))
+    busy = snapshot(1, a=msgspec.structs.replace(full, demand=Amount(1, 1, 1)))
     assert "a" in tick(replace(busy, at=99.0), ONLY, None, memory=memory).limits
 
 
 @pytest.mark.parametrize(
-    "page",
+    "record",
     [
-        Page(Limit(100, 1000, 4, 200, debt=-0.5), level=200.0),
-        Page(Limit(100, 1000, 4, 200), level=150.0),
-        Page(Limit(100, 1000, 4, 200), level=200.0, held=Amount(0, 0, 1)),
-        Page(Limit(100, 1000, 4, 200), level=200.0, in_use=Amount(0, 16, 1)),
+        EntitlementRecord(Limit(100, 1000, 4, 200, debt=-0.5), level=200.0),
+        EntitlementRecord(Limit(100, 1000, 4, 200), level=150.0),
+        EntitlementRecord(Limit(100, 1000, 4, 200), level=200.0, held=Amount(0, 0, 1)),
+        EntitlementRecord(Limit(100, 1000, 4, 200), level=200.0, in_use=Amount(0, 16, 1)),
     ],
 )
-def test_debt_an_empty_bucket_and_what_is_held_keep_a_limit(page: Page) -> None:
+def test_debt_an_empty_bucket_and_what_is_held_keep_a_limit(record: EntitlementRecord) -> None:
     memory = Memory(idle_since={"a": 0.0})
-    made = tick(replace(census(1, a=page), at=1000.0), ONLY, None, memory=memory)
+    made = tick(replace(snapshot(1, a=record), at=1000.0), ONLY, None, memory=memory)
     assert "a" in made.limits

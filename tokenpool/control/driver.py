@@ -19,7 +19,7 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.leases.reference_store import Answer, Message, Push
+from tokenpool.leases.messages import Answer, Message, Push
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage

@@ -26,7 +26,7 @@ from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.line import Line
-from tokenpool.leases.reference_store import CONTENDED_S, NO_LIMIT, Holding, Lease, Limit
+from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Lease, LeaseRequest, Limit
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.shares import MOST_RATE, fallback_share, share_of_guarantee, use_share
 from tokenpool.planning.idle import IdleTerms, idle_share
@@ -443,7 +443,7 @@ class Leases:
         self.expires_at = sent_at + self.settings.lifetime_s * (1 - MARGIN)
         self._pool_ahead = self._may_take_ahead()
 
-    def take(self, name: str, said: Holding, lease: Lease, now: float) -> None:
+    def take(self, name: str, said: LeaseRequest, lease: Lease, now: float) -> None:
         """Hold what an answer to ``said`` gives."""
         account, limit = self.accounts[name], lease.limit
         assured = NOTHING
@@ -475,8 +475,8 @@ class Leases:
         part = AHEAD_SHARE / self.sidecars
         line.ahead = (
             max(lease.level, 0.0) * part,
-            max(lease.kv_unheld, 0.0) * part,
-            max(lease.concurrency_unheld, 0.0) * part,
+            max(lease.kv_free, 0.0) * part,
+            max(lease.concurrency_free, 0.0) * part,
         )
         if lease.is_contended:
             line.contended_until = now + CONTENDED_S / 2

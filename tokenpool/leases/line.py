@@ -8,7 +8,7 @@ from collections import deque
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.report import Report
 from tokenpool.amounts import NOTHING
-from tokenpool.leases.reference_store import Holding
+from tokenpool.leases.messages import LeaseRequest
 
 PEAKS = 4
 """Intervals over which the most in use is remembered."""
@@ -47,7 +47,7 @@ class Line:
         self.short_until = -math.inf
         """The lease store had nothing left: until then the sidecar does not ask for each new request."""
         self.pause_s = FIRST_PAUSE_S
-        self.said: Holding | None = None
+        self.said: LeaseRequest | None = None
         """The last holding that was sent; ``None`` if it must be sent again."""
         self.number = -1
         """The number of the message with that holding."""

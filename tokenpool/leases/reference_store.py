@@ -1,253 +1,66 @@
-"""The lease store: the exact account of one pool's limits, and of what every sidecar holds of them.
+"""The rules of the lease store in Python, for tests and the simulation only.
 
-Pure, with ``now`` from the clock of whoever keeps the lease store. A store keeps them (in memory as they are;
-in Redis the same rules as scripts), and one contract suite holds both to what is written here:
+Production runs the same rules as scripts in Redis (``tokenpool/store``). One contract suite sends the same
+calls to both and requires the same answers. Pure, with ``now`` from the clock of the store's owner.
 
-- What is held never adds up to more than the limit by a decision of the lease store. Only what runs already
-  is booked beyond it: after a limit shrank, or when books start anew.
-- A message names only changed entitlements. It states totals (current use, wanted leases, all use and service
-  since the holder began), never differences, and has a number. Each row keeps the number of the message that
-  wrote it. So several messages may be in flight, and a lost, duplicated or late message does no harm.
-- What a sidecar may come to hold before it hears the answer (its *bound*) stays booked until its next
-  message: an answer that is lost frees nothing that is still in use.
-- Every lease expires. A holder that renews nothing for a lifetime holds nothing, and must begin again with a
-  complete message.
-- Limits are published for active entitlements. For any other the holder states the limit that
-  follows from the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
-- Limits carry the epoch of the coordinator that wrote them; an older one is refused.
-- New lease store, and books that nobody wrote in for a lifetime, are closed for one: first everyone has
-  booked what runs, then more is given out.
+- The leases of an entitlement never add up to more than its limit by a decision of the store. More is booked
+  only for requests that already run: after a limit shrank, or after the store lost its content.
+- A message names only changed entitlements. It states totals (current use, wanted leases, usage since the
+  holder began), never differences, and has a number. Each row keeps the number of the message that wrote it.
+  So several messages may be in flight, and a lost, duplicated or late message does no harm.
+- A holder may use some capacity before it receives the answer (its *bound*). That amount stays booked until
+  the next message, so a lost answer frees nothing that is in use.
+- Every lease expires. A holder that renews nothing for a lifetime loses its leases, and must begin a new
+  lifetime with a complete message.
+- Limits are published for active entitlements. For any other, the holder states the limit that follows from
+  the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
+- Limits carry the epoch of the coordinator that wrote them. Those of an older epoch are refused.
+- A store that is new, or had no message for a lifetime, is closed for one lifetime. In that time all holders
+  book their use, and the store grants nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.leases.messages import (
+    CONTENDED_S,
+    FREED,
+    NO_LIMIT,
+    RECLAIM,
+    REMEMBER_S,
+    REQUEST_SIZE_MEMORY_S,
+    WAIT_S,
+    Answer,
+    EntitlementRecord,
+    Lease,
+    LeaseRequest,
+    Limit,
+    Message,
+    PoolSnapshot,
+    Push,
+    StoredScaleHint,
+    Vector,
+)
+from tokenpool.leases.records import StoredRecord, bucket_level
+from tokenpool.leases.row_layout import NO_ROW, HolderRow
 from tokenpool.planning.idle import IdleTerms
 
-Vector = tuple[float, float, float]
-"""An amount on the wire: tokens per second, KV tokens, sequences."""
-
 _EPSILON = 1e-6
-"""Slack of sums of fractions before they are rounded down."""
-_ZERO: Vector = (0.0, 0.0, 0.0)
-
-REMEMBER_S = 60.0
-"""How long the lease store knows what a silent sidecar had spent."""
-CONTENDED_S = 0.5
-"""How long sidecars hold nothing beyond use after one of them was short; asked anew after half of it."""
-WAIT_S = 0.25
-"""How long a sidecar that was refused is told when something comes free."""
-FLOOR_MEMORY_S = 60.0
-"""Time constant with which the largest request of a page fades when nobody repeats it.
-
-With 5 s, who sent one in three seconds had a limit of half a request when the next one came."""
+"""Tolerance of sums of fractions before they are rounded down."""
 
 
-class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one entitlement may use pool-wide. Positional on the wire: new fields go to the end."""
+class Exchange(NamedTuple):
+    """The effects of one message."""
 
-    tokens_per_second: float = 0.0
-    kv_tokens: float = 0.0
-    concurrency: float = 0.0
-    depth: float = 0.0
-    """Tokens that its bucket holds."""
-    assured_kv_tokens: float = 0.0
-    assured_concurrency: float = 0.0
-    debt: float = 0.0
-    """In seconds of service; kept here, so that a new coordinator has nothing to learn by heart."""
-
-    @property
-    def amount(self) -> Amount:
-        """The limit in each dimension."""
-        return Amount(self.tokens_per_second, self.kv_tokens, self.concurrency)
-
-    @property
-    def assured(self) -> Amount:
-        """What never needs physical room on an engine."""
-        return Amount(0.0, self.assured_kv_tokens, self.assured_concurrency)
-
-
-NO_LIMIT = Limit()
-
-
-class Holding(NamedTuple):
-    """What one sidecar says of one entitlement. Positional on the wire: new fields go to the end."""
-
-    kv_in_use: float = 0.0
-    concurrency_in_use: float = 0.0
-    kv_bound: float = 0.0
-    """The most it may come to hold before it hears the answer."""
-    concurrency_bound: float = 0.0
-    kv_wanted: float = 0.0
-    """To hold in all, what runs included."""
-    concurrency_wanted: float = 0.0
-    tokens_spent: float = 0.0
-    """Throughput tokens charged less refunds, since this holder began. It may fall."""
-    tokens_wanted: float = 0.0
-    """To be able to spend before the next message."""
-    is_urgent: bool = False
-    """A request waits: where the answer falls short, others are asked to return what they do not use."""
-    demand: Vector = _ZERO
-    """Offered of late, shed requests included."""
-    kv_seconds: float = 0.0
-    """KV-token-seconds held, since this holder began."""
-    concurrency_seconds: float = 0.0
-    """Sequence-seconds held, since this holder began."""
-    fresh: Vector = _ZERO
-    """Demand without the retries of what was shed."""
-    floor: Vector = _ZERO
-    """A typical request's tokens, the largest one's KV tokens and sequences."""
-    is_last: bool = False
-    """The holder holds nothing and sends nothing until it does: the lease store drop its row."""
-    idle_limit: Limit = NO_LIMIT
-    """The limit that counts if none is published for this entitlement."""
-
-
-class Lease(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one sidecar holds of a limit, and where the pool stands. Positional on the wire."""
-
-    kv_tokens: float = 0.0
-    concurrency: float = 0.0
-    tokens: float = 0.0
-    limit: Limit = Limit()
-    level: float = 0.0
-    """Of the bucket, less what all sidecars hold of it."""
-    kv_elsewhere: float = 0.0
-    """In use at other sidecars, as they last said."""
-    concurrency_elsewhere: float = 0.0
-    is_contended: bool = False
-    """A sidecar lacked capacity a moment ago: holders should return unused leases."""
-    kv_unheld: float = 0.0
-    """The part of the limit that no sidecar holds."""
-    concurrency_unheld: float = 0.0
-    tokens_elsewhere: float = 0.0
-    """The part of the bucket that other sidecars hold."""
-
-
-NO_LEASE = Lease()
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One sidecar's word to the lease store."""
-
-    holder: str
-    number: int
-    """Rises with every message of this holder."""
-    holdings: Mapping[str, Holding]
-    is_complete: bool = True
-    """Whether a lifetime begins. Leases neither in ``holdings`` nor in ``kept`` are returned."""
-    report: bytes = b""
-    """For the coordinator.
-
-    The lease store does not decode it. Only in messages that begin or renew a lifetime.
-    """
-    kept: Sequence[str] = ()
-    """In a complete message: other held entitlements. Messages that follow at once state them."""
-    renews: bool = False
-    """Whether the lifetime starts again, for a holder that is known to be alive."""
-
-    @property
-    def carries_report(self) -> bool:
-        """Whether the sender adds the sidecar's report."""
-        return self.is_complete or self.renews
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the lease store answers a sidecar."""
-
-    leases: Mapping[str, Lease] = field(default_factory=dict)
-    is_open: bool = False
-    """Whether the lease store gives out anything yet."""
-    sidecars: int = 0
-    """How many sidecars the lease store knows to live."""
-    file_version: str = ""
-    """Of the pool file that the coordinator leads with."""
-    unled_s: float = math.inf
-    """How long ago a coordinator published limits."""
-    terms: IdleTerms = IdleTerms()
-    """The state of the pool in the last plan."""
-    is_known: bool = False
-    """Whether the holder is known to be alive. If not, the lease store accept only a complete message."""
-    rows: int = 0
-    """The number of entitlements with a row of the holder. If it differs from the holder's own count, the
-    holder sends a complete message."""
-
-
-class Push(NamedTuple):
-    """A word from the lease store to one sidecar, between its messages. It may be lost."""
-
-    holder: str
-    kind: str
-    """``reclaim``: return what is not in use. ``freed``: ask again."""
-    entitlement: str
-
-
-def level_of(level: float, depth: float, limit: Limit, elapsed_s: float, is_open: bool) -> float:
-    """What a bucket holds ``elapsed_s`` after it held ``level``, by the limit that stands now.
-
-    ``depth`` is that of the limit before: a bucket that is new starts full. While the lease store is closed
-    it runs over: against what came in while nobody spoke, everyone has yet to book what was spent.
-    """
-    if depth == 0 or limit.depth == 0:
-        return limit.depth
-    level += limit.tokens_per_second * elapsed_s
-    return min(level, limit.depth) if is_open else level
-
-
-RECLAIM, FREED = "reclaim", "freed"
-
-
-class Page(msgspec.Struct, frozen=True, gc=False):
-    """One entitlement as the coordinator reads it: sums over all sidecars."""
-
-    limit: Limit = Limit()
-    level: float = 0.0
-    held: Amount = NOTHING
-    """KV tokens and sequences held; for throughput the tokens granted."""
-    in_use: Amount = NOTHING
-    demand: Amount = NOTHING
-    served: Amount = NOTHING
-    """Tokens spent, KV-token-seconds and sequence-seconds, since the page began: service is its rate.
-
-    A sum of rates that were true at other times would not do: whoever is busy reports late and is sampled
-    less, and large requests would look a quarter smaller than they are.
-    """
-    fresh: Amount = NOTHING
-    floor: Amount = NOTHING
-    """A typical request's tokens, the largest one's KV tokens and sequences."""
-
-
-@dataclass(frozen=True, slots=True)
-class Census:
-    """All that the lease store knows, at one moment."""
-
-    pages: Mapping[str, Page]
-    reports: Mapping[str, bytes]
-    """Of every sidecar that lives."""
-    epoch: int
-    is_open: bool
-    """Whether the lease store gives: not while they are new, nor when nobody has spoken for a lifetime."""
-    at: float = 0.0
-    """Seconds by the clock of the lease store."""
-    file_version: str = ""
-    """Of the pool file that is published."""
-
-
-# The part of a page that is summed over its holders.
-_KV, _CONCURRENCY, _TOKENS, _KV_USED, _CONCURRENCY_USED = range(5)
-_DEMAND, _FRESH = 5, 8
-_WIDTH = 11
-_NOBODY = (0.0,) * _WIDTH
+    answer: Answer
+    pushes: list[Push]
+    """To send to other sidecars."""
 
 
 class _Row:
@@ -259,349 +72,338 @@ class _Row:
         self.number = -1
         """The number of the message that wrote it."""
         self.served = served
-        """Totals of its holder, as last said."""
-        self.values: tuple[float, ...] = _NOBODY
+        """The holder's usage totals in its last message."""
+        self.values = NO_ROW
 
 
-class _Page:
-    """One entitlement's page: its limit, its bucket, its holders."""
+class _Record(StoredRecord):
+    """One entitlement: its limit, its bucket and its rows."""
 
-    __slots__ = (
-        "at",
-        "contended_until",
-        "depth",
-        "floor",
-        "level",
-        "limit",
-        "rows",
-        "served",
-        "sums",
-        "waiters",
-    )
-
-    def __init__(self, now: float) -> None:
-        self.limit = NO_LIMIT
-        """The published limit, or else the last one that a holder stated."""
-        self.level = 0.0
-        self.depth = 0.0
-        """Of the limit by which the bucket was filled last; 0 where it had none."""
-        self.at = now
-        self.contended_until = -math.inf
-        self.floor: list[float] = [0.0, 0.0, 0.0]
-        self.sums = list(_NOBODY)
-        self.served = [0.0, 0.0, 0.0]
-        self.rows: dict[str, _Row] = {}
-        self.waiters: dict[str, float] = {}
+    limit: Limit = NO_LIMIT
+    """The published limit, or else the last one that a holder stated."""
+    contended_until: float = -math.inf
+    rows: dict[str, _Row] = msgspec.field(default_factory=dict)
+    """By holder."""
+    waiters: dict[str, float] = msgspec.field(default_factory=dict)
+    """Holders that lack capacity, with the time until which each is notified."""
 
     def refill(self, now: float, is_open: bool) -> None:
-        """Bring bucket and floor up to date; a clock that stands still adds nothing."""
+        """Bring the bucket and the request sizes up to date. A clock that stands still adds nothing."""
         elapsed = max(now - self.at, 0.0)
-        self.level = level_of(self.level, self.depth, self.limit, elapsed, is_open)
+        self.level = bucket_level(self.level, self.depth, self.limit, elapsed, is_open)
         self.depth = self.limit.depth
         if elapsed > 0:
-            kept = math.exp(-elapsed / FLOOR_MEMORY_S)
-            self.floor = [value * kept for value in self.floor]
+            kept = math.exp(-elapsed / REQUEST_SIZE_MEMORY_S)
+            tokens, kv_tokens, sequences = self.floor
+            self.floor = (tokens * kept, kv_tokens * kept, sequences * kept)
             self.at = now
 
-    def write(self, row: _Row, values: tuple[float, ...]) -> None:
-        """Replace a row, and keep the sums."""
-        sums, old = self.sums, row.values
-        for i in range(_WIDTH):
-            sums[i] += values[i] - old[i]
+    def write(self, row: _Row, values: HolderRow) -> None:
+        """Replace the values of a row, and update the sums."""
+        self.sums = self.sums.replaced(row.values, values)
         row.values = values
 
     def charge(self, row: _Row, served: Vector, is_open: bool) -> None:
-        """Book what a holder spent and held since it last said so."""
-        tokens, cache, sequences = row.served
-        self.level -= served[0] - tokens
+        """Book a holder's usage since its last message."""
+        tokens, kv_seconds, sequence_seconds = (
+            after - before for after, before in zip(served, row.served, strict=True)
+        )
+        self.level -= tokens
         if is_open:
             self.level = min(self.level, self.limit.depth)
-        self.served[0] += served[0] - tokens
-        self.served[1] += served[1] - cache
-        self.served[2] += served[2] - sequences
+        own = self.served
+        self.served = (own[0] + tokens, own[1] + kv_seconds, own[2] + sequence_seconds)
         row.served = served
 
     def drop(self, holder: str) -> None:
-        """Forget a row; with nobody left the sums are nothing, exactly."""
+        """Remove a row. Without rows the sums are exactly zero: rounding errors end here."""
         row = self.rows.pop(holder, None)
         if row is not None:
-            self.write(row, _NOBODY)
+            self.write(row, NO_ROW)
             if not self.rows:
-                self.sums = list(_NOBODY)
+                self.sums = NO_ROW
 
-    def view(self, limit: Limit, now: float, is_open: bool) -> Page:
-        """The page as of now, with the published limit. This call changes no state."""
-        s, elapsed = self.sums, max(now - self.at, 0.0)
-        kept = math.exp(-elapsed / FLOOR_MEMORY_S)
-        return Page(
+    def lease(self, own: HolderRow, kv_tokens: float, concurrency: float, tokens: float, now: float) -> Lease:
+        """The answer to a holder with the row ``own``."""
+        limit, sums = self.limit, self.sums
+        return Lease(
+            kv_tokens,
+            concurrency,
+            tokens,
             limit,
-            level_of(self.level, self.depth, limit, elapsed, is_open),
-            Amount(s[_TOKENS], s[_KV], s[_CONCURRENCY]),
-            Amount(0.0, s[_KV_USED], s[_CONCURRENCY_USED]),
-            Amount(*s[_DEMAND : _DEMAND + 3]),
-            Amount(*self.served),
-            Amount(*s[_FRESH : _FRESH + 3]),
-            Amount(*(value * kept for value in self.floor)),
+            level=self.level - sums.tokens,
+            kv_elsewhere=sums.kv_in_use - own.kv_in_use,
+            concurrency_elsewhere=sums.concurrency_in_use - own.concurrency_in_use,
+            is_contended=now < self.contended_until,
+            kv_free=limit.kv_tokens - sums.kv_tokens,
+            concurrency_free=limit.concurrency - sums.concurrency,
+            tokens_elsewhere=sums.tokens - own.tokens,
         )
 
 
 class _Holder:
     """One sidecar."""
 
-    __slots__ = ("at", "expires_at", "is_alive", "names", "number", "report")
+    __slots__ = ("entitlements", "expires_at", "heard_at", "is_alive", "number", "report")
 
     def __init__(self) -> None:
         self.number = -1
         """The number of its last complete message."""
-        self.at = -math.inf
+        self.heard_at = -math.inf
         self.expires_at = -math.inf
         self.is_alive = False
-        self.names: set[str] = set()
+        """Whether it has a lifetime."""
+        self.entitlements: set[str] = set()
+        """Those with a row of it."""
         self.report = b""
 
 
 class ReferenceLeaseStore:
-    """The lease store of one pool."""
+    """The lease store of one pool. Used by tests, their memory store and the simulation only."""
 
     def __init__(self, now: float, lifetime_s: float) -> None:
         self._lifetime_s = lifetime_s
         self._opens_at = now + lifetime_s
         self._heard_at = now
-        self._led_at = -math.inf
+        self._published_at = -math.inf
         self._limits: dict[str, Limit] = {}
         self._terms = IdleTerms()
-        self._pages: dict[str, _Page] = {}
+        self._records: dict[str, _Record] = {}
         self._holders: dict[str, _Holder] = {}
         self._alive = 0
         self._expire_at = math.inf
-        """Nobody expires, and nobody is forgotten, before."""
-        self.epoch = 0
-        """Of the coordinator whose limits stand; 0 before the first."""
-        self.file_version = ""
-        self.file = b""
-        self.pushes: list[Push] = []
-        """What is to be said to sidecars; whoever keeps the lease store takes it away."""
+        """The earliest time at which a holder expires or is forgotten."""
+        self._leader, self._leader_epoch, self._leads_until = "", 0, -math.inf
+        self._scale_hint: tuple[bytes, float] | None = None
+        self._epoch = 0
+        self._file: tuple[str, bytes] | None = None
 
     # --- the coordinator's side ---
 
-    def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, now: float) -> bool:
-        """Replace all limits, unless a later coordinator has written already; whether they stand now.
+    def lead(self, candidate: str, leadership_s: float, now: float) -> int:
+        """Take or keep the leadership. The leader's epoch, or 0 if another coordinator leads.
 
-        No page is brought up to date for it: its next reader or writer does that, by the limit that stands
-        then. An entitlement without a limit loses its page when no holder has a row of it.
+        Epochs only rise. They start at the milliseconds of the clock, so they rise after a lost store too.
         """
-        if epoch < self.epoch:
+        is_over = self._leads_until <= now
+        if self._leader not in ("", candidate) and not is_over:
+            return 0
+        if self._leader != candidate or is_over or self._leader_epoch < self._epoch:
+            self._epoch = self._leader_epoch = max(self._epoch + 1, int(now * 1000))
+        self._leader, self._leads_until = candidate, now + leadership_s
+        return self._leader_epoch
+
+    def resign(self, candidate: str) -> None:
+        """End the leadership of this candidate. Does nothing if another one leads."""
+        if self._leader == candidate:
+            self._leader = ""
+
+    def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, now: float) -> bool:
+        """Replace all limits. Returns False, without a change, if a later coordinator wrote already.
+
+        This updates no record: the next reader or writer of a record applies the new limit. The record of an
+        entitlement without a limit and without rows is removed.
+        """
+        if epoch < self._epoch:
             return False
-        self.epoch, self._led_at = epoch, now
+        self._epoch, self._published_at = epoch, now
         self._limits, self._terms = dict(limits), terms
-        for name in [name for name, page in self._pages.items() if not page.rows and name not in limits]:
-            del self._pages[name]
+        for name in [
+            name for name, record in self._records.items() if not record.rows and name not in limits
+        ]:
+            del self._records[name]
         return True
 
     def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
-        """Replace the pool file that all sidecars enforce, unless a later coordinator has written already."""
-        if epoch < self.epoch:
+        """Replace the pool file of all sidecars. Returns False if a later coordinator wrote already."""
+        if epoch < self._epoch:
             return False
-        self.epoch, self.file_version, self.file = epoch, version, content
+        self._epoch, self._file = epoch, (version, content)
         return True
 
-    def read(self, now: float) -> Census:
-        """Everything, for one tick of the coordinator."""
+    def publish_scale_hint(self, content: bytes, epoch: int, now: float) -> bool:
+        """Replace the scale hint. Returns False if a later coordinator wrote already."""
+        if epoch < self._epoch:
+            return False
+        self._epoch, self._scale_hint = epoch, (content, now)
+        return True
+
+    def scale_hint(self, now: float) -> StoredScaleHint | None:
+        """The stored scale hint; ``None`` if there is none."""
+        if self._scale_hint is None:
+            return None
+        content, at = self._scale_hint
+        return StoredScaleHint(content, at, max(now - at, 0.0))
+
+    def read(self, now: float) -> PoolSnapshot:
+        """The whole content, for one tick of the coordinator."""
         self._expire(now)
         is_open = self._is_open(now) and now - self._heard_at <= self._lifetime_s
-        pages = {name: self._view(name, now, is_open) for name in {**self._limits, **self._pages}}
-        return Census(
-            pages,
+        return PoolSnapshot(
+            {name: self._view(name, now, is_open) for name in {**self._limits, **self._records}},
             {name: holder.report for name, holder in self._holders.items() if holder.is_alive},
-            self.epoch,
+            self._epoch,
             is_open,
             now,
             self.file_version,
         )
 
-    def _view(self, name: str, now: float, is_open: bool) -> Page:
-        page, limit = self._pages.get(name), self._limits.get(name, NO_LIMIT)
-        return page.view(limit, now, is_open) if page is not None else Page(limit, limit.depth)
-
-    def page(self, name: str, now: float) -> Page | None:
-        """One entitlement."""
-        if name not in self._pages and name not in self._limits:
+    def record(self, entitlement: str, now: float) -> EntitlementRecord | None:
+        """One entitlement; ``None`` if it has neither a limit nor a lease."""
+        if entitlement not in self._records and entitlement not in self._limits:
             return None
-        return self._view(name, now, self._is_open(now))
+        return self._view(entitlement, now, self._is_open(now))
+
+    def _view(self, name: str, now: float, is_open: bool) -> EntitlementRecord:
+        record, limit = self._records.get(name), self._limits.get(name, NO_LIMIT)
+        return EntitlementRecord(limit, limit.depth) if record is None else record.as_of(now, limit, is_open)
+
+    # --- the sidecars' side ---
 
     def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """All published limits, and the terms for every other entitlement."""
         return dict(self._limits), self._terms
 
-    # --- the sidecars' side ---
+    def file(self) -> tuple[str, bytes] | None:
+        """The version and the content of the published pool file; ``None`` before the first."""
+        return self._file
 
-    def exchange(self, message: Message, now: float) -> Answer:
-        """Book what a sidecar says, and answer with what it holds.
+    @property
+    def file_version(self) -> str:
+        """The version of the published pool file; empty before the first."""
+        return self._file[0] if self._file is not None else ""
 
-        A complete message begins a lifetime, and returns whatever it does not name (a sidecar names it once
-        more with all that it spent, and waits for the answer, before it stops). A message that is not later
-        than the holder's last complete one books nothing and is answered with what stands; so does each row
-        that a later message wrote already.
+    def exchange(self, message: Message, now: float) -> Exchange:
+        """Apply a sidecar's message, and answer with its leases.
+
+        A complete message begins a lifetime, and returns every lease that it does not name. Before a sidecar
+        stops, it sends one more with its usage totals and waits for the answer.
+
+        A message changes nothing if its number is not above that of the holder's last complete one. A lease
+        request changes nothing if its row has a later number. Both are answered with the current leases.
         """
         self._expire(now)
         if now - self._heard_at > self._lifetime_s:
             self._opens_at = now + self._lifetime_s
         self._heard_at = now
-        is_open = self._is_open(now)
         me = message.holder
+        pushes: list[Push] = []
         holder = self._holders.get(me)
         if holder is None:
             holder = self._holders[me] = _Holder()
         is_late = message.number <= holder.number
         if not is_late:
-            holder.at = now
+            holder.heard_at = now
             self._expire_at = min(self._expire_at, now + REMEMBER_S)
         if message.is_complete and not is_late:
-            self._begin(holder, message, now)
-        lease_store = not is_late and holder.is_alive
-        if lease_store and (message.is_complete or message.renews):
+            pushes += self._begin_lifetime(holder, message, now)
+        is_accepted = not is_late and holder.is_alive
+        if is_accepted and (message.is_complete or message.renews):
             holder.expires_at = now + self._lifetime_s
             self._expire_at = min(self._expire_at, holder.expires_at)
             holder.report = message.report
         leases = {}
-        for name, said in message.holdings.items():
-            page = self._pages.get(name)
-            row = page.rows.get(me) if page is not None else None
-            if not lease_store or (row is not None and row.number >= message.number):
-                leases[name] = self._standing(me, name, said, now)
+        for name, request in message.lease_requests.items():
+            record = self._records.get(name)
+            row = record.rows.get(me) if record is not None else None
+            if not is_accepted or (row is not None and row.number >= message.number):
+                leases[name] = self._current_lease(me, name, request, now)
             else:
-                leases[name] = self._book(me, holder, name, said, message.number, now, is_open)
-        return Answer(
+                leases[name] = self._grant(holder, message, name, now, pushes)
+        answer = Answer(
             leases,
             self._is_open(now),
             self._alive,
             self.file_version,
-            now - self._led_at,
+            now - self._published_at,
             self._terms,
             holder.is_alive,
-            len(holder.names),
+            len(holder.entitlements),
         )
+        return Exchange(answer, pushes)
 
-    def _begin(self, holder: _Holder, message: Message, now: float) -> None:
-        """Apply a complete message: its holder is alive, and holds only the named entitlements."""
+    def _begin_lifetime(self, holder: _Holder, message: Message, now: float) -> list[Push]:
+        """Apply a complete message: its holder is alive, and keeps only the leases that it names."""
         if not holder.is_alive:
             holder.is_alive = True
             self._alive += 1
         holder.number = message.number
-        for name in sorted(holder.names.difference(message.holdings, message.kept)):
-            page = self._pages[name]
-            if page.rows[message.holder].number < message.number:
-                page.drop(message.holder)
-                holder.names.discard(name)
+        pushes: list[Push] = []
+        for name in sorted(holder.entitlements.difference(message.lease_requests, message.kept)):
+            record = self._records[name]
+            if record.rows[message.holder].number < message.number:
+                record.drop(message.holder)
+                holder.entitlements.discard(name)
                 if name in self._limits:
-                    page.limit = self._limits[name]
-                    page.refill(now, self._is_open(now))
-                    self._tell_waiters(name, page, message.holder, now)
+                    record.limit = self._limits[name]
+                    record.refill(now, self._is_open(now))
+                    pushes += _notify_waiters(name, record, message.holder, now)
+        return pushes
 
     def _is_open(self, now: float) -> bool:
         return now >= self._opens_at
 
-    def _page(self, name: str, said: Holding, now: float) -> _Page:
-        """The page with the limit in force."""
-        page = self._pages.get(name)
-        if page is None:
-            page = self._pages[name] = _Page(now)
-        page.limit = self._limits.get(name, said.idle_limit)
-        return page
+    def _current_lease(self, holder: str, name: str, request: LeaseRequest, now: float) -> Lease:
+        """The lease of a holder whose request is not applied."""
+        record = copy(self._records.get(name)) or _Record(now)
+        record.limit = self._limits.get(name, request.idle_limit)
+        record.refill(now, self._is_open(now))
+        row = record.rows.get(holder)
+        own = row.values if row is not None else NO_ROW
+        return record.lease(own, own.kv_tokens, own.concurrency, own.tokens, now)
 
-    def _standing(self, holder: str, name: str, said: Holding, now: float) -> Lease:
-        page = copy(self._pages.get(name)) or _Page(now)
-        page.limit = self._limits.get(name, said.idle_limit)
-        page.refill(now, self._is_open(now))
-        row = page.rows.get(holder)
-        values = row.values if row is not None else _NOBODY
-        return _lease(page, values, values[_KV], values[_CONCURRENCY], values[_TOKENS], now)
-
-    def _book(
-        self,
-        me: str,
-        holder: _Holder,
-        name: str,
-        said: Holding,
-        number: int,
-        now: float,
-        is_open: bool,
-    ) -> Lease:
-        page = self._page(name, said, now)
-        page.refill(now, is_open)
-        row, served = page.rows.get(me), (said.tokens_spent, said.kv_seconds, said.concurrency_seconds)
+    def _grant(self, holder: _Holder, message: Message, name: str, now: float, pushes: list[Push]) -> Lease:
+        """Apply one lease request. Adds the notifications to ``pushes``."""
+        me, request, is_open = message.holder, message.lease_requests[name], self._is_open(now)
+        record = self._records.get(name)
+        if record is None:
+            record = self._records[name] = _Record(now)
+        record.limit = self._limits.get(name, request.idle_limit)
+        record.refill(now, is_open)
+        row = record.rows.get(me)
+        served = (request.tokens_spent, request.kv_seconds, request.concurrency_seconds)
         if row is None:
-            row = page.rows[me] = _Row(served)
-            holder.names.add(name)
-        row.number = number
-        page.charge(row, served, is_open)
-        limit, sums, old = page.limit, page.sums, row.values
-        page.floor = [max(a, b) for a, b in zip(page.floor, said.floor, strict=True)]
-        kv_tokens = concurrency = tokens = 0.0
-        if is_open:
-            kv_tokens = min(said.kv_wanted, limit.kv_tokens - (sums[_KV] - old[_KV]))
-            free = limit.concurrency - (sums[_CONCURRENCY] - old[_CONCURRENCY])
-            # Whole sequences: parts of one at several sidecars are of no use to any of them.
-            concurrency = float(math.floor(min(said.concurrency_wanted, free) + _EPSILON))
-            tokens = max(min(said.tokens_wanted, page.level - (sums[_TOKENS] - old[_TOKENS])), 0.0)
-        # May be less than what runs: then nothing new begins until enough of it has ended.
-        kv_tokens, concurrency = max(kv_tokens, 0.0), max(concurrency, 0.0)
-        page.write(
-            row,
-            (
-                max(kv_tokens, said.kv_in_use, said.kv_bound),
-                max(concurrency, said.concurrency_in_use, said.concurrency_bound),
-                tokens,
-                said.kv_in_use,
-                said.concurrency_in_use,
-                *said.demand,
-                *said.fresh,
-            ),
+            row = record.rows[me] = _Row(served)
+            holder.entitlements.add(name)
+        row.number = message.number
+        record.charge(row, served, is_open)
+        old_floor, floor = record.floor, request.floor
+        record.floor = (
+            max(old_floor[0], floor[0]),
+            max(old_floor[1], floor[1]),
+            max(old_floor[2], floor[2]),
         )
+        kv_tokens, concurrency, tokens = _granted(record, row.values, request) if is_open else (0.0, 0.0, 0.0)
+        values = HolderRow(
+            max(kv_tokens, request.kv_in_use, request.kv_bound),
+            max(concurrency, request.concurrency_in_use, request.concurrency_bound),
+            tokens,
+            request.kv_in_use,
+            request.concurrency_in_use,
+            *request.demand,
+            *request.fresh,
+        )
+        record.write(row, values)
         is_short = (
-            kv_tokens < said.kv_wanted or concurrency < said.concurrency_wanted or tokens < said.tokens_wanted
+            kv_tokens < request.kv_wanted
+            or concurrency < request.concurrency_wanted
+            or tokens < request.tokens_wanted
         )
-        if said.is_urgent and is_short:
-            page.waiters = {other: until for other, until in page.waiters.items() if until > now}
-            page.waiters[me] = now + WAIT_S
-            if page.contended_until < now + CONTENDED_S / 2:
-                page.contended_until = now + CONTENDED_S
-                self._reclaim(name, page, me)
+        if request.is_urgent and is_short:
+            pushes += _reclaim(name, record, me, now)
         else:
-            self._tell_waiters(name, page, me, now)
-        lease = _lease(page, row.values, kv_tokens, concurrency, tokens, now)
-        if said.is_last:
-            page.drop(me)
-            holder.names.discard(name)
+            pushes += _notify_waiters(name, record, me, now)
+        lease = record.lease(values, kv_tokens, concurrency, tokens, now)
+        if request.is_last:
+            record.drop(me)
+            holder.entitlements.discard(name)
         return lease
 
-    def _reclaim(self, name: str, page: _Page, asker: str) -> None:
-        """Ask everyone else who holds something to return what is not in use."""
-        for other in sorted(page.rows):
-            values = page.rows[other].values
-            if other != asker and (values[_KV] > 0 or values[_CONCURRENCY] > 0 or values[_TOKENS] > 0):
-                self.pushes.append(Push(other, RECLAIM, name))
-
-    def _tell_waiters(self, name: str, page: _Page, teller: str, now: float) -> None:
-        """Where there is something to be had now, say so to those who were refused."""
-        if not page.waiters:
-            return
-        limit, sums = page.limit, page.sums
-        if (
-            limit.kv_tokens > sums[_KV]
-            and limit.concurrency > sums[_CONCURRENCY]
-            and page.level > sums[_TOKENS]
-        ):
-            for other, until in sorted(page.waiters.items()):
-                if other != teller and until > now:
-                    self.pushes.append(Push(other, FREED, name))
-            page.waiters = {}
-
     def _expire(self, now: float) -> None:
-        """Take back the leases of sidecars that have said nothing complete for a lifetime.
+        """Take back the leases of sidecars without a renewal for a lifetime.
 
-        What they had spent is remembered for a while: one that was cut off and comes back is charged for
-        what it spent unheard.
+        Their usage totals are remembered for ``REMEMBER_S``. So a sidecar that was cut off is charged for its
+        usage of that time when it comes back.
         """
         if now < self._expire_at:
             return
@@ -609,36 +411,59 @@ class ReferenceLeaseStore:
             if holder.is_alive and holder.expires_at <= now:
                 holder.is_alive = False
                 self._alive -= 1
-                for entitlement in sorted(holder.names):
-                    page = self._pages[entitlement]
-                    page.write(page.rows[name], _NOBODY)
-            if not holder.is_alive and holder.at + REMEMBER_S <= now:
-                for entitlement in sorted(holder.names):
-                    self._pages[entitlement].drop(name)
+                for entitlement in sorted(holder.entitlements):
+                    record = self._records[entitlement]
+                    record.write(record.rows[name], NO_ROW)
+            if not holder.is_alive and holder.heard_at + REMEMBER_S <= now:
+                for entitlement in sorted(holder.entitlements):
+                    self._records[entitlement].drop(name)
                 del self._holders[name]
-        ends = [h.expires_at if h.is_alive else h.at + REMEMBER_S for h in self._holders.values()]
+        ends = [h.expires_at if h.is_alive else h.heard_at + REMEMBER_S for h in self._holders.values()]
         self._expire_at = min(ends, default=math.inf)
 
 
-def _lease(
-    page: _Page,
-    mine: Iterable[float],
-    kv_tokens: float,
-    concurrency: float,
-    tokens: float,
-    now: float,
-) -> Lease:
-    values, sums = tuple(mine), page.sums
-    return Lease(
-        kv_tokens,
-        concurrency,
-        tokens,
-        page.limit,
-        page.level - sums[_TOKENS],
-        sums[_KV_USED] - values[_KV_USED],
-        sums[_CONCURRENCY_USED] - values[_CONCURRENCY_USED],
-        now < page.contended_until,
-        page.limit.kv_tokens - sums[_KV],
-        page.limit.concurrency - sums[_CONCURRENCY],
-        sums[_TOKENS] - values[_TOKENS],
-    )
+def _granted(record: _Record, own: HolderRow, request: LeaseRequest) -> Vector:
+    """The wanted lease as far as the other holders leave room for it: KV tokens, sequences, tokens.
+
+    The result may be less than the holder has in use. Then the holder admits nothing until enough has ended.
+    """
+    limit, sums = record.limit, record.sums
+    kv_tokens = min(request.kv_wanted, limit.kv_tokens - (sums.kv_tokens - own.kv_tokens))
+    free = limit.concurrency - (sums.concurrency - own.concurrency)
+    # Whole sequences: no sidecar can use a part of one.
+    concurrency = float(math.floor(min(request.concurrency_wanted, free) + _EPSILON))
+    tokens = min(request.tokens_wanted, record.level - (sums.tokens - own.tokens))
+    return max(kv_tokens, 0.0), max(concurrency, 0.0), max(tokens, 0.0)
+
+
+def _reclaim(name: str, record: _Record, asker: str, now: float) -> list[Push]:
+    """Note a holder that lacks capacity. The pushes ask every other one to return unused leases."""
+    record.waiters = {other: until for other, until in record.waiters.items() if until > now}
+    record.waiters[asker] = now + WAIT_S
+    if record.contended_until >= now + CONTENDED_S / 2:
+        return []
+    record.contended_until = now + CONTENDED_S
+    return [
+        Push(other, RECLAIM, name)
+        for other, row in sorted(record.rows.items())
+        if other != asker
+        and (row.values.kv_tokens > 0 or row.values.concurrency > 0 or row.values.tokens > 0)
+    ]
+
+
+def _notify_waiters(name: str, record: _Record, sender: str, now: float) -> list[Push]:
+    """If capacity is free in every dimension, notify the holders that lacked it."""
+    limit, sums = record.limit, record.sums
+    if not (
+        record.waiters
+        and limit.kv_tokens > sums.kv_tokens
+        and limit.concurrency > sums.concurrency
+        and record.level > sums.tokens
+    ):
+        return []
+    waiters, record.waiters = record.waiters, {}
+    return [
+        Push(other, FREED, name)
+        for other, until in sorted(waiters.items())
+        if other != sender and until > now
+    ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.leases.reference_store import Limit
+from tokenpool.leases.messages import Limit
 
 UNEVEN = 3.0
 """Standard deviations of requests at random places for which a share of a guarantee leaves room."""

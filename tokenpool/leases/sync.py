@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.leases.leases import HORIZON, Leases, tokens_are_short
 from tokenpool.leases.line import Line
-from tokenpool.leases.reference_store import RECLAIM, Answer, Holding, Lease, Message, Push
+from tokenpool.leases.messages import RECLAIM, Answer, Lease, LeaseRequest, Message, Push
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
 
 SPARE = 0.25
@@ -103,8 +103,8 @@ class LeaseSync:
         if not (names or is_renewal):
             return None
         self._is_renewal_due = self._is_renewal_due and not is_renewal
-        holdings = {name: self._holding(name, now) for name in names}
-        return self._send(holdings, now, renews=is_renewal)
+        lease_requests = {name: self._lease_request(name, now) for name in names}
+        return self._send(lease_requests, now, renews=is_renewal)
 
     def _names_due(self) -> list[str]:
         """The names in the next message, urgent ones first."""
@@ -142,13 +142,13 @@ class LeaseSync:
         leases.urgent.clear()
         leases.returns.clear()
         self._changed = dict.fromkeys(first[MOST_ROWS:])
-        holdings = {name: self._holding(name, now) for name in first[:MOST_ROWS]}
+        lease_requests = {name: self._lease_request(name, now) for name in first[:MOST_ROWS]}
         kept = tuple(first[MOST_ROWS:])
-        return self._send(holdings, now, is_complete=True, kept=kept)
+        return self._send(lease_requests, now, is_complete=True, kept=kept)
 
     def _send(
         self,
-        holdings: Mapping[str, Holding],
+        lease_requests: Mapping[str, LeaseRequest],
         now: float,
         *,
         is_complete: bool = False,
@@ -157,28 +157,28 @@ class LeaseSync:
     ) -> Message:
         leases = self.leases
         self._number += 1
-        message = Message(self.holder, self._number, holdings, is_complete, kept=kept, renews=renews)
+        message = Message(self.holder, self._number, lease_requests, is_complete, kept=kept, renews=renews)
         self._under_way[message.number] = (message, now)
-        for name in holdings:
+        for name in lease_requests:
             line = leases.lines[name]
-            line.number, line.under_way, line.said = message.number, True, holdings[name]
+            line.number, line.under_way, line.said = message.number, True, lease_requests[name]
         return message
 
     def farewell(self) -> Message:
         """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
         leases = self.leases
         self._number += 1
-        holdings = {}
+        lease_requests = {}
         for name, line in leases.lines.items():
             meter, said = leases.accounts[name].meter, line.said
             if said is not None and not said.concurrency_in_use and said.tokens_spent == meter.spent:
                 continue  # nothing was spent since then: its row is returned without being named
-            holdings[name] = Holding(
+            lease_requests[name] = LeaseRequest(
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
                 concurrency_seconds=meter.concurrency_seconds,
             )
-        return Message(self.holder, self._number, holdings)
+        return Message(self.holder, self._number, lease_requests)
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
         """A message was answered. Requests that waited for it are in ``Leases.due``."""
@@ -199,7 +199,7 @@ class LeaseSync:
         self._change_mode(message, answer, now)
         if leases.mode is Mode.JOINED:
             for name, lease in heard.items():
-                leases.take(name, message.holdings[name], lease, now)
+                leases.take(name, message.lease_requests[name], lease, now)
         self._retire(heard, message)
         if leases.mode is not Mode.JOINED:
             leases.serve_all()
@@ -213,7 +213,7 @@ class LeaseSync:
         leases = self.leases
         if self._under_way.pop(message.number, None) is None:
             return
-        for name in message.holdings:
+        for name in message.lease_requests:
             line = leases.lines.get(name)
             if line is not None and line.number == message.number:
                 line.under_way, line.said = False, None
@@ -238,7 +238,7 @@ class LeaseSync:
             for line in leases.lines.values():
                 line.share_tokens = None
         leases.round_trip_s = max(now - sent_at, leases.round_trip_s * ROUND_TRIP_KEPT)
-        self.answered_at, self.unled_s = now, answer.unled_s
+        self.answered_at, self.unled_s = now, answer.limits_age_s
         if answer.terms.capacity != (0.0, 0.0, 0.0):
             leases.terms, leases.is_led = answer.terms, True
         if answer.is_known and (message.is_complete or message.renews):
@@ -266,7 +266,7 @@ class LeaseSync:
         if leases.mode is not Mode.JOINED:
             leases.mode = Mode.JOINED
             for name in leases.lines:
-                if name not in message.holdings:
+                if name not in message.lease_requests:
                     leases.accounts[name].hold_nothing()
 
     def _has_strayed(self, message: Message, answer: Answer) -> bool:
@@ -308,7 +308,7 @@ class LeaseSync:
             or _differ(said.demand[0], line.report.demand.tokens_per_second)
         )
 
-    def _holding(self, name: str, now: float) -> Holding:
+    def _lease_request(self, name: str, now: float) -> LeaseRequest:
         """What to say of one entitlement; gives up here what is no longer asked for."""
         leases = self.leases
         account, line = leases.accounts[name], leases.lines[name]
@@ -329,7 +329,7 @@ class LeaseSync:
             bound = max(bound, account.limit.concurrency)
         said, floor = line.report, line.report.floor
         is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
-        return Holding(
+        return LeaseRequest(
             float(kv_in_use),
             float(in_use),
             kv_bound,
@@ -377,7 +377,7 @@ class LeaseSync:
         """Close the lines of entitlements whose last holding the lease store has booked."""
         leases = self.leases
         for name in heard:
-            line, said = leases.lines[name], message.holdings[name]
+            line, said = leases.lines[name], message.lease_requests[name]
             account = leases.accounts[name]
             if not said.is_last:
                 continue

@@ -15,19 +15,19 @@ from tokenpool.accounting.report import Report
 from tokenpool.amounts import NO_KV_BOUND_FROM, NOTHING, Amount
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.entitlements import Entitlement
-from tokenpool.leases.reference_store import Census, Limit, Page
+from tokenpool.leases.messages import EntitlementRecord, Limit, PoolSnapshot
 from tokenpool.leases.wire import SidecarReport, WireError, decode_report
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
 from tokenpool.planning.profiles import Profile
 
 RETIRE_S = 60.0
 """The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
-request is remembered (``reference_store.FLOOR_MEMORY_S``)."""
+request is remembered (``reference_store.REQUEST_SIZE_MEMORY_S``)."""
 NO_DEBT = 0.01
 """A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
 """A coordinator that was asleep moves debts by so much time at most."""
-_NO_PAGE = Page()
+_NO_RECORD = EntitlementRecord()
 _DEFAULTS = PlannerSettings()
 
 
@@ -52,9 +52,9 @@ class Tick:
     """The limits of active entitlements; ``plan.idle`` gives the others."""
     memory: Memory
     sidecars: Mapping[str, SidecarReport]
-    pages: Mapping[str, Page]
+    records: Mapping[str, EntitlementRecord]
     service: Mapping[str, Amount]
-    """Of every page since the tick before; nothing at the first."""
+    """Of every record since the tick before; nothing at the first."""
     replica: Amount
     """What one engine sustains: the mean of those that say so; nothing where none does."""
     unreadable: Sequence[str] = ()
@@ -62,37 +62,37 @@ class Tick:
 
 
 def tick(
-    census: Census,
+    snapshot: PoolSnapshot,
     entitlements: Mapping[str, Entitlement],
-    before: Census | None,
+    before: PoolSnapshot | None,
     settings: PlannerSettings = _DEFAULTS,
     memory: Memory = NO_MEMORY,
 ) -> Tick:
-    """Recompute all limits from what the sidecars said, and what changed since the census ``before``.
+    """Recompute all limits from what the sidecars said, and what changed since the snapshot ``before``.
 
     ``memory`` is that of the tick before. At a coordinator's first tick there is neither; then, and where
     the lease store began anew since, debts stay. The work follows the entitlements that are active, not all.
     """
-    sidecars, unreadable = _reports(census.reports)
+    sidecars, unreadable = _reports(snapshot.reports)
     capacity = NOTHING
     for report in sidecars.values():
         capacity = capacity + report.capacity
-    idle_since = _idle_since(census, memory.idle_since)
-    pages = {
-        name: page
-        for name, page in census.pages.items()
-        if name in entitlements and census.at - idle_since.get(name, census.at) < RETIRE_S
+    idle_since = _idle_since(snapshot, memory.idle_since)
+    records = {
+        name: record
+        for name, record in snapshot.records.items()
+        if name in entitlements and snapshot.at - idle_since.get(name, snapshot.at) < RETIRE_S
     }
-    if before is not None and not (before.is_open and census.is_open):
+    if before is not None and not (before.is_open and snapshot.is_open):
         before = None  # closed books have begun anew: what they count says nothing of before, nor of after
-    elapsed = max(census.at - before.at, 0.0) if before is not None else 0.0
-    service = _service(pages, before.pages, elapsed) if before is not None and elapsed > 0 else {}
+    elapsed = max(snapshot.at - before.at, 0.0) if before is not None else 0.0
+    service = _service(records, before.records, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
         PlanInput(
             capacity,
-            [entitlements[name] for name in pages],
-            {name: _report(page, service.get(name, NOTHING)) for name, page in pages.items()},
-            {name: page.limit.debt for name, page in pages.items()},
+            [entitlements[name] for name in records],
+            {name: _report(record, service.get(name, NOTHING)) for name, record in records.items()},
+            {name: record.limit.debt for name, record in records.items()},
             min(elapsed, MOST_ELAPSED_S),
             settings,
             memory.profiles,
@@ -101,7 +101,7 @@ def tick(
     limits = {}
     for name, part in made.entitlements.items():
         limit, assured = part.limit, part.assured
-        typical = pages.get(name, _NO_PAGE).floor.tokens_per_second
+        typical = records.get(name, _NO_RECORD).floor.tokens_per_second
         limits[name] = Limit(
             limit.tokens_per_second,
             limit.kv_tokens,
@@ -112,37 +112,39 @@ def tick(
             part.debt,
         )
     memory = Memory(made.profiles, idle_since)
-    return Tick(made, limits, memory, sidecars, census.pages, service, _replica(sidecars), unreadable)
+    return Tick(made, limits, memory, sidecars, snapshot.records, service, _replica(sidecars), unreadable)
 
 
-def _idle_since(census: Census, before: Mapping[str, float]) -> dict[str, float]:
+def _idle_since(snapshot: PoolSnapshot, before: Mapping[str, float]) -> dict[str, float]:
     """Entitlements without demand, leases and debt, with a full bucket; and the start of their idle time."""
     return {
-        name: before.get(name, census.at)
-        for name, page in census.pages.items()
-        if page.demand == page.in_use == NOTHING
-        and page.held.concurrency == 0
-        and page.level >= page.limit.depth
-        and abs(page.limit.debt) < NO_DEBT
+        name: before.get(name, snapshot.at)
+        for name, record in snapshot.records.items()
+        if record.demand == record.in_use == NOTHING
+        and record.held.concurrency == 0
+        and record.level >= record.limit.depth
+        and abs(record.limit.debt) < NO_DEBT
     }
 
 
-def _service(pages: Mapping[str, Page], before: Mapping[str, Page], elapsed_s: float) -> dict[str, Amount]:
+def _service(
+    records: Mapping[str, EntitlementRecord], before: Mapping[str, EntitlementRecord], elapsed_s: float
+) -> dict[str, Amount]:
     """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count.
 
-    Sequence-seconds never fall while a page lives: where they did, another one stands in its place.
+    Sequence-seconds never fall while a record lives: where they did, another one stands in its place.
     """
     per_second = 1 / elapsed_s
     return {
-        name: (page.served - before[name].served) * per_second
-        for name, page in pages.items()
-        if name in before and page.served.concurrency >= before[name].served.concurrency
+        name: (record.served - before[name].served) * per_second
+        for name, record in records.items()
+        if name in before and record.served.concurrency >= before[name].served.concurrency
     }
 
 
-def _report(page: Page, service: Amount) -> Report:
-    floor = page.floor
-    return Report(page.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
+def _report(record: EntitlementRecord, service: Amount) -> Report:
+    floor = record.floor
+    return Report(record.demand, service, Amount(0.0, floor.kv_tokens, max(floor.concurrency, 1.0)))
 
 
 def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], list[str]]:

@@ -1,145 +1,216 @@
--- Book what one sidecar says, and answer with what it holds.
-opening()
+-- Apply a sidecar's message, and answer with its leases.
+-- Arguments: message.holder, number, complete, renews; kept, a list of entitlements; names and requests, two lists of
+-- the same length: entitlements and their lease requests (REQUEST_...). ARGV[2]: the sidecar's report.
+-- Result: the packed answer (ANSWER_...) with a lease (LEASE_...) for each request, in their order.
+-- Atomic: two sidecars that read the same free capacity would both get it.
+check_open()
 if now - tonumber(redis.call('HGET', META, 'heard_at')) > LIFETIME then
   redis.call('HSET', META, 'opens_at', exact(now + LIFETIME))
   is_open = false
 end
--- The first write is one that a full server refuses. After any other one it lets the whole script pass.
+-- A full server refuses this command, so it is the first write. After another first write, a full server would let the
+-- whole script pass.
 redis.call('HSET', META, 'heard_at', exact(now))
 expire()
-renew()
+renew_keys()
 
 local me = message.holder
 local HOLDER, NAMES = holder_key(me), names_key(me)
--- A message that is not later than the last complete one comes too late.
+-- The last complete message makes all earlier messages void.
 local is_late = message.number <= tonumber(redis.call('GET', HOLDER) or -1)
 if not is_late then
   redis.call('ZADD', KNOWN, exact(now), me)
   keep(KNOWN)
 end
 
-local leases, said_of, stated = {}, {}, {}
-for i, said in ipairs(message.holdings) do
-  said_of[i] = said[1]
-  stated[said[1]] = true
+local function push(holder, kind, name)
+  redis.call('PUBLISH', prefix .. ':push:' .. holder, cmsgpack.pack({kind, name}))
 end
 
--- A complete message begins a lifetime, and returns what it does not name.
-if message.complete and not is_late then
+-- If capacity is free in every dimension, notify the holders that lacked it.
+local function notify_waiters(record)
+  if not next(record.waiters) then return end
+  local limit, sums = record.limit, record.sums
+  if limit[LIMIT_KV_TOKENS] > sums[ROW_KV_TOKENS] and limit[LIMIT_CONCURRENCY] > sums[ROW_CONCURRENCY]
+    and record.level > sums[ROW_TOKENS] then
+    for other, until_time in pairs(record.waiters) do
+      if other ~= me and until_time > now then push(other, 'freed', record.name) end
+    end
+    record.waiters = {}
+  end
+end
+
+-- A complete message begins a lifetime, and returns the leases that it does not name.
+local function begin_lifetime()
   redis.call('SET', HOLDER, message.number)
   redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
-  local kept, returned = {}, {}
-  for _, name in ipairs(message.kept) do kept[name] = true end
+  local named, returned = {}, {}
+  for _, name in ipairs(message.names) do named[name] = true end
+  for _, name in ipairs(message.kept) do named[name] = true end
   for _, name in ipairs(redis.call('SMEMBERS', NAMES)) do
-    if not stated[name] and not kept[name] then returned[#returned + 1] = name end
+    if not named[name] then returned[#returned + 1] = name end
   end
-  local given_up = load(returned, me)
-  for name, page in pairs(given_up) do
-    if page.row and page.row.number < message.number then
-      drop(page, me)
-      if page.published then
-        refill(page)
-        tell_waiters(page, me)
+  local records = load(returned, me)
+  for name, record in pairs(records) do
+    if record.row and record.row.number < message.number then
+      drop(record, me)
+      if record.published then
+        refill(record)
+        notify_waiters(record)
       end
     else
       -- If the row was lost, remove its name too.
-      if not page.row then redis.call('SREM', NAMES, name) end
-      given_up[name] = nil
+      if not record.row then redis.call('SREM', NAMES, name) end
+      records[name] = nil
     end
   end
-  save(given_up, me)
+  save(records, me)
 end
+if message.complete and not is_late then begin_lifetime() end
 
--- Only a complete message begins a lifetime: a holder that is not known to live cannot hold.
+-- Only a complete message begins a lifetime. Without one, a holder gets no lease.
 local is_alive = redis.call('ZSCORE', ALIVE, me)
-local books = is_alive and not is_late
-if books and (message.complete or message.renews) then
+local is_accepted = is_alive and not is_late
+if is_accepted and (message.complete or message.renews) then
   redis.call('ZADD', ALIVE, exact(now + LIFETIME), me)
   redis.call('HSET', REPORTS, me, ARGV[2])
   keep(ALIVE, REPORTS, HOLDER, NAMES)
 end
 
-local function lease(i, page, values, kv, conc, tokens)
-  local limit, sums = page.limit, page.sums
-  leases[i] = {
-    kv, conc, tokens, limit, page.level - sums[TOKENS],
-    sums[KV_USED] - values[KV_USED], sums[CONC_USED] - values[CONC_USED],
-    now < page.contended_until, limit[2] - sums[KV], limit[3] - sums[CONC], sums[TOKENS] - values[TOKENS],
-  }
+local function lease_of(record, own, kv_tokens, concurrency, tokens)
+  local limit, sums, lease = record.limit, record.sums, new_lease()
+  lease[LEASE_KV_TOKENS] = kv_tokens
+  lease[LEASE_CONCURRENCY] = concurrency
+  lease[LEASE_TOKENS] = tokens
+  lease[LEASE_LIMIT] = limit
+  lease[LEASE_LEVEL] = record.level - sums[ROW_TOKENS]
+  lease[LEASE_KV_ELSEWHERE] = sums[ROW_KV_IN_USE] - own[ROW_KV_IN_USE]
+  lease[LEASE_CONCURRENCY_ELSEWHERE] = sums[ROW_CONCURRENCY_IN_USE] - own[ROW_CONCURRENCY_IN_USE]
+  lease[LEASE_IS_CONTENDED] = now < record.contended_until
+  lease[LEASE_KV_FREE] = limit[LIMIT_KV_TOKENS] - sums[ROW_KV_TOKENS]
+  lease[LEASE_CONCURRENCY_FREE] = limit[LIMIT_CONCURRENCY] - sums[ROW_CONCURRENCY]
+  lease[LEASE_TOKENS_ELSEWHERE] = sums[ROW_TOKENS] - own[ROW_TOKENS]
+  return lease
 end
 
--- Ask everyone else who holds something of a page to return what is not in use.
-local function reclaim(page)
-  for other, till in pairs(page.waiters) do
-    if till <= now then page.waiters[other] = nil end
+-- Note that this holder lacks capacity, and ask every other one to return unused leases.
+local function reclaim(record)
+  for other, until_time in pairs(record.waiters) do
+    if until_time <= now then record.waiters[other] = nil end
   end
-  page.waiters[me] = now + message.wait
-  if page.contended_until >= now + message.contended / 2 then return end
-  page.contended_until = now + message.contended
-  local fields = redis.call('HGETALL', rows_key(page.name))
+  record.waiters[me] = now + message.wait
+  if record.contended_until >= now + message.contended / 2 then return end
+  record.contended_until = now + message.contended
+  local fields = redis.call('HGETALL', rows_key(record.name))
   for i = 1, #fields, 2 do
     local other = fields[i]
     if other ~= me then
       local values = cmsgpack.unpack(fields[i + 1]).values
-      if values[KV] > 0 or values[CONC] > 0 or values[TOKENS] > 0 then push(other, 'reclaim', page.name) end
+      if values[ROW_KV_TOKENS] > 0 or values[ROW_CONCURRENCY] > 0 or values[ROW_TOKENS] > 0 then
+        push(other, 'reclaim', record.name)
+      end
     end
   end
 end
 
-local function book(i, page, said)
-  local name, kv_in_use, conc_in_use, kv_bound, conc_bound, kv_wanted, conc_wanted, spent, tokens_wanted,
-    is_urgent, demand, kv_seconds, conc_seconds, fresh, floor, is_last = unpack(said, 1, 16)
-  refill(page)
-  if not page.row then
-    page.row = {served = {spent, kv_seconds, conc_seconds}, values = nobody()}
-    page.rows = page.rows + 1
-    redis.call('SADD', NAMES, name)
+-- Book the holder's usage since its last message, and remember the sizes of its requests.
+local function charge(record, request)
+  local served, floor = new_dim(), request[REQUEST_FLOOR]
+  served[DIM_TOKENS_PER_SECOND] = request[REQUEST_TOKENS_SPENT]
+  served[DIM_KV_TOKENS] = request[REQUEST_KV_SECONDS]
+  served[DIM_CONCURRENCY] = request[REQUEST_CONCURRENCY_SECONDS]
+  if not record.row then
+    record.row = {served = served, values = new_row()}
+    record.rows = record.rows + 1
+    redis.call('SADD', NAMES, record.name)
   end
-  page.row.number = message.number
-  charge(page, {spent, kv_seconds, conc_seconds})
-  local limit, sums, old = page.limit, page.sums, page.row.values
-  for k = 1, 3 do page.floor[k] = math.max(page.floor[k], floor[k]) end
-  local kv, conc, tokens = 0, 0, 0
-  if is_open then
-    kv = math.min(kv_wanted, limit[2] - (sums[KV] - old[KV]))
-    -- Whole sequences: parts of one at several sidecars are of no use to any of them.
-    conc = math.floor(math.min(conc_wanted, limit[3] - (sums[CONC] - old[CONC])) + 1e-6)
-    tokens = math.max(math.min(tokens_wanted, page.level - (sums[TOKENS] - old[TOKENS])), 0)
+  local before = record.row.served
+  record.level = record.level - (served[DIM_TOKENS_PER_SECOND] - before[DIM_TOKENS_PER_SECOND])
+  if is_open then record.level = math.min(record.level, record.limit[LIMIT_DEPTH]) end
+  for i = 1, #served do
+    record.served[i] = record.served[i] + served[i] - before[i]
+    record.floor[i] = math.max(record.floor[i], floor[i])
   end
-  -- May be less than what runs: then nothing new begins until enough of it has ended.
-  kv, conc = math.max(kv, 0), math.max(conc, 0)
-  write(page, {
-    math.max(kv, kv_in_use, kv_bound), math.max(conc, conc_in_use, conc_bound), tokens, kv_in_use, conc_in_use,
-    demand[1], demand[2], demand[3], fresh[1], fresh[2], fresh[3],
-  })
-  if is_urgent and (kv < kv_wanted or conc < conc_wanted or tokens < tokens_wanted) then
-    reclaim(page)
-  else
-    tell_waiters(page, me)
-  end
-  lease(i, page, page.row.values, kv, conc, tokens)
-  if is_last then drop(page, me) end
+  record.row.served = served
 end
 
-local pages, booked = load(said_of, me), {}
-for i, said in ipairs(message.holdings) do
-  local page = pages[said[1]]
-  if not page.published then page.limit = said[17] end
-  if books and not (page.row and page.row.number >= message.number) then
-    book(i, page, said)
-    booked[said[1]] = page
+-- The wanted lease as far as the other holders leave room for it: KV tokens, sequences, tokens. It may be less than
+-- the holder has in use. Then the holder admits nothing until enough has ended.
+local function granted(record, request)
+  if not is_open then return 0, 0, 0 end
+  local limit, sums, own = record.limit, record.sums, record.row.values
+  local free_kv = limit[LIMIT_KV_TOKENS] - (sums[ROW_KV_TOKENS] - own[ROW_KV_TOKENS])
+  local free_sequences = limit[LIMIT_CONCURRENCY] - (sums[ROW_CONCURRENCY] - own[ROW_CONCURRENCY])
+  local free_tokens = record.level - (sums[ROW_TOKENS] - own[ROW_TOKENS])
+  -- Whole sequences: no sidecar can use a part of one. The sums are of fractions, hence the tolerance.
+  local sequences = math.floor(math.min(request[REQUEST_CONCURRENCY_WANTED], free_sequences) + 1e-6)
+  return math.max(math.min(request[REQUEST_KV_WANTED], free_kv), 0), math.max(sequences, 0),
+    math.max(math.min(request[REQUEST_TOKENS_WANTED], free_tokens), 0)
+end
+
+local function row_of(request, kv_tokens, concurrency, tokens)
+  local values, demand, fresh = new_row(), request[REQUEST_DEMAND], request[REQUEST_FRESH]
+  local kv_in_use, concurrency_in_use = request[REQUEST_KV_IN_USE], request[REQUEST_CONCURRENCY_IN_USE]
+  values[ROW_KV_TOKENS] = math.max(kv_tokens, kv_in_use, request[REQUEST_KV_BOUND])
+  values[ROW_CONCURRENCY] = math.max(concurrency, concurrency_in_use, request[REQUEST_CONCURRENCY_BOUND])
+  values[ROW_TOKENS] = tokens
+  values[ROW_KV_IN_USE] = kv_in_use
+  values[ROW_CONCURRENCY_IN_USE] = concurrency_in_use
+  values[ROW_DEMAND_TOKENS_PER_SECOND] = demand[DIM_TOKENS_PER_SECOND]
+  values[ROW_DEMAND_KV_TOKENS] = demand[DIM_KV_TOKENS]
+  values[ROW_DEMAND_CONCURRENCY] = demand[DIM_CONCURRENCY]
+  values[ROW_FRESH_TOKENS_PER_SECOND] = fresh[DIM_TOKENS_PER_SECOND]
+  values[ROW_FRESH_KV_TOKENS] = fresh[DIM_KV_TOKENS]
+  values[ROW_FRESH_CONCURRENCY] = fresh[DIM_CONCURRENCY]
+  return values
+end
+
+-- Apply one lease request; returns the lease.
+local function grant(record, request)
+  refill(record)
+  charge(record, request)
+  record.row.number = message.number
+  local kv_tokens, concurrency, tokens = granted(record, request)
+  write(record, row_of(request, kv_tokens, concurrency, tokens))
+  local is_short = kv_tokens < request[REQUEST_KV_WANTED] or concurrency < request[REQUEST_CONCURRENCY_WANTED]
+    or tokens < request[REQUEST_TOKENS_WANTED]
+  if request[REQUEST_IS_URGENT] and is_short then reclaim(record) else notify_waiters(record) end
+  local lease = lease_of(record, record.row.values, kv_tokens, concurrency, tokens)
+  if request[REQUEST_IS_LAST] then drop(record, me) end
+  return lease
+end
+
+-- The lease of a holder whose request is not applied.
+local function current_lease(record)
+  refill(record)
+  local own = record.row and record.row.values or new_row()
+  return lease_of(record, own, own[ROW_KV_TOKENS], own[ROW_CONCURRENCY], own[ROW_TOKENS])
+end
+
+local leases, changed, records = {}, {}, load(message.names, me)
+for i, name in ipairs(message.names) do
+  local record, request = records[name], message.requests[i]
+  if not record.published then record.limit = request[REQUEST_IDLE_LIMIT] end
+  if is_accepted and not (record.row and record.row.number >= message.number) then
+    leases[i] = grant(record, request)
+    changed[name] = record
   else
-    refill(page)
-    local values = page.row and page.row.values or nobody()
-    lease(i, page, values, values[KV], values[CONC], values[TOKENS])
+    leases[i] = current_lease(record)
   end
 end
-save(booked, me)
--- The first row creates the set.
-if next(booked) then keep(NAMES) end
+save(changed, me)
+-- The first row creates the set, which has no expiry yet.
+if next(changed) then keep(NAMES) end
 
-local meta = redis.call('HMGET', META, 'file_version', 'led_at', 'terms')
-return cmsgpack.pack({
-  leases, is_open, redis.call('ZCARD', ALIVE), meta[1] or '', meta[2] and now - tonumber(meta[2]) or math.huge,
-  meta[3] and cmsgpack.unpack(meta[3]) or {}, is_alive and true or false, redis.call('SCARD', NAMES),
-})
+local meta = redis.call('HMGET', META, 'file_version', 'published_at', 'terms')
+local file_version, published_at, terms = unpack(meta)
+local answer = new_answer()
+answer[ANSWER_LEASES] = leases
+answer[ANSWER_IS_OPEN] = is_open
+answer[ANSWER_SIDECARS] = redis.call('ZCARD', ALIVE)
+answer[ANSWER_FILE_VERSION] = file_version or ''
+answer[ANSWER_LIMITS_AGE_S] = published_at and now - tonumber(published_at) or math.huge
+answer[ANSWER_TERMS] = terms and cmsgpack.unpack(terms) or {}
+answer[ANSWER_IS_KNOWN] = is_alive and true or false
+answer[ANSWER_ROWS] = redis.call('SCARD', NAMES)
+return cmsgpack.pack(answer)

@@ -1,28 +1,32 @@
--- Replace limits, unless a later coordinator has written already; answers whether they stand now. A long
--- list comes in parts, so that no call holds Redis up; the last one (message.all) says who is left.
--- The limits follow each other in the second argument, packed as they are kept: each is cut out unread.
-if message.epoch < tonumber(redis.call('HGET', META, 'epoch') or 0) then return 0 end
-opening()
-redis.call('HSET', META, 'epoch', exact(message.epoch), 'led_at', exact(now), 'terms', ARGV[3])
+-- Replace limits, unless a later coordinator wrote already. A long list comes in parts, so that no call occupies Redis
+-- for long.
+-- Arguments: message.epoch; message.names and message.sizes, two lists of the same length: entitlements and the lengths
+-- of their packed limits in bytes; in the last part message.all, all names. ARGV[2]: the packed limits one after the
+-- other, stored without decoding. ARGV[3]: the packed terms.
+-- Result: 1, or 0 if a later coordinator wrote already.
+-- Atomic: a coordinator that lost its leadership must not write after its successor.
+if message.epoch < stored_epoch() then return 0 end
+check_open()
+redis.call('HSET', META, 'epoch', exact(message.epoch), 'published_at', exact(now), 'terms', ARGV[3])
 
 local fields, at = {}, 1
 for i, name in ipairs(message.names) do
-  fields[2 * i - 1], fields[2 * i] = name, string.sub(ARGV[2], at, at + message.sizes[i] - 1)
+  fields[#fields + 1], fields[#fields + 2] = name, string.sub(ARGV[2], at, at + message.sizes[i] - 1)
   at = at + message.sizes[i]
 end
 if #fields > 0 and redis.call('HSET', LIMITS, unpack(fields)) > 0 then keep(LIMITS) end
 
 if message.all then
-  redis.call('HSET', META, 'limited', 1)
+  redis.call('HSET', META, 'complete', 1)
   local named = {}
   for _, name in ipairs(message.all) do named[name] = true end
   for _, name in ipairs(redis.call('HKEYS', LIMITS)) do
     if not named[name] then redis.call('HDEL', LIMITS, name) end
   end
-  for _, name in ipairs(redis.call('HKEYS', PAGES)) do
-    -- Who still holds something keeps its page until the last of it is returned.
-    if not named[name] and redis.call('HLEN', rows_key(name)) == 0 then redis.call('HDEL', PAGES, name) end
+  for _, name in ipairs(redis.call('HKEYS', RECORDS)) do
+    -- A record with rows stays until its last lease is returned.
+    if not named[name] and redis.call('HLEN', rows_key(name)) == 0 then redis.call('HDEL', RECORDS, name) end
   end
 end
-renew()
+renew_keys()
 return 1

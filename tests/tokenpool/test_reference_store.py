@@ -11,16 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpool.amounts import Amount
-from tokenpool.leases.reference_store import (
-    FREED,
-    RECLAIM,
-    REMEMBER_S,
-    Holding,
-    Limit,
-    Message,
-    Push,
-    ReferenceLeaseStore,
-)
+from tokenpool.leases.messages import FREED, RECLAIM, REMEMBER_S, LeaseRequest, Limit, Message, Push
+from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.planning.idle import IdleTerms
 
 LIFETIME = 1.5
@@ -45,13 +37,13 @@ def tell(
     made: ReferenceLeaseStore,
     holder: str,
     number: int,
-    holdings: Mapping[str, Holding],
+    lease_requests: Mapping[str, LeaseRequest],
     now: float,
     *,
     whole: bool = True,
 ) -> dict[str, Got]:
     """One message, and what its sender holds then."""
-    answer = made.exchange(Message(holder, number, holdings, whole), now)
+    answer = made.exchange(Message(holder, number, lease_requests, whole), now).answer
     return {name: Got(g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
@@ -65,7 +57,7 @@ def meanwhile(made: ReferenceLeaseStore, start: float, end: float) -> None:
 
 def held(made: ReferenceLeaseStore, now: float) -> Got:
     """What all hold of entitlement a."""
-    amount = made.read(now).pages["a"].held
+    amount = made.read(now).records["a"].held
     return Got(amount.kv_tokens, amount.concurrency, amount.tokens_per_second)
 
 
@@ -83,8 +75,8 @@ def want(
     spent: float = 0,
     bound: float = 0,
     urgent: bool = False,
-) -> Holding:
-    return Holding(
+) -> LeaseRequest:
+    return LeaseRequest(
         is_urgent=urgent,
         kv_bound=bound * 100,
         concurrency_bound=bound,
@@ -219,7 +211,7 @@ def test_an_entitlement_that_is_gone_gives_no_more() -> None:
     assert held(made, OPEN) == Got(100, 1, 0)
     tell(made, "s1", 2, {}, OPEN)
     made.publish({}, TERMS, 1, OPEN)
-    assert made.read(OPEN).pages == {}
+    assert made.read(OPEN).records == {}
 
 
 def test_an_entitlement_without_a_limit_gets_nothing() -> None:
@@ -251,15 +243,16 @@ def test_a_sidecar_that_is_not_known_to_live_cannot_begin_with_a_part() -> None:
     assert tell(made, "s1", 1, {"a": want(3)}, OPEN)["a"].concurrency == 3
 
 
-def test_who_is_short_has_the_others_asked_and_is_told_when_something_is_free() -> None:
+def test_a_short_holder_has_the_others_asked_and_is_notified_when_capacity_is_free() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4, in_use=2, tokens=9)}, OPEN)
     tell(made, "s2", 0, {}, OPEN)
     short = {"a": want(1, tokens=1, urgent=True)}
-    assert tell(made, "s2", 1, short, OPEN, whole=False)["a"].concurrency == 0
-    assert made.pushes == [Push("s1", RECLAIM, "a")]
-    tell(made, "s1", 1, {"a": want(2, in_use=2)}, OPEN, whole=False)
-    assert made.pushes[1:] == [Push("s2", FREED, "a")]
+    asked = made.exchange(Message("s2", 1, short, False), OPEN)
+    assert asked.answer.leases["a"].concurrency == 0
+    assert asked.pushes == [Push("s1", RECLAIM, "a")]
+    returned = made.exchange(Message("s1", 1, {"a": want(2, in_use=2)}, False), OPEN)
+    assert returned.pushes == [Push("s2", FREED, "a")]
     assert tell(made, "s2", 2, short, OPEN, whole=False)["a"].concurrency == 1
 
 
@@ -281,10 +274,10 @@ def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_mea
     back = OPEN + 10  # 1,000 tokens came in, the bucket holds 200
     for holder in ("s1", "s2"):
         tell(made, holder, 1, {"a": spent._replace(tokens_spent=450.0)}, back)
-    page = made.read(back + 1).pages["a"]
-    assert page.level == 200 + 1000 - 900 + 100
+    record = made.read(back + 1).records["a"]
+    assert record.level == 200 + 1000 - 900 + 100
     tell(made, "s1", 2, {"a": spent._replace(tokens_spent=450.0)}, back + LIFETIME)
-    assert made.read(back + LIFETIME).pages["a"].level == 200  # full, and no more
+    assert made.read(back + LIFETIME).records["a"].level == 200  # full, and no more
 
 
 def test_lease_store_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
@@ -296,11 +289,12 @@ def test_lease_store_in_which_nobody_speaks_are_closed_to_the_coordinator() -> N
 
 def test_an_answer_says_how_long_nobody_has_led() -> None:
     made = lease_store()
-    answer = made.exchange(Message("s1", 0, {}), OPEN)
+    answer = made.exchange(Message("s1", 0, {}), OPEN).answer
     made.publish({"a": LIMIT}, TERMS, 2, OPEN + 1)
-    later = made.exchange(Message("s1", 1, {}), OPEN + 3)
-    assert (answer.unled_s, later.unled_s) == (OPEN, 2)
-    assert ReferenceLeaseStore(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).unled_s == math.inf
+    later = made.exchange(Message("s1", 1, {}), OPEN + 3).answer
+    assert (answer.limits_age_s, later.limits_age_s) == (OPEN, 2)
+    new = ReferenceLeaseStore(0.0, LIFETIME).exchange(Message("s1", 0, {}), 1.0).answer
+    assert new.limits_age_s == math.inf
 
 
 def test_the_coordinator_reads_sums_over_all_that_live() -> None:
@@ -308,36 +302,36 @@ def test_the_coordinator_reads_sums_over_all_that_live() -> None:
     said = want(2, in_use=1)._replace(demand=(10, 20, 3), fresh=(4, 2, 1), floor=(7, 100, 1))
     tell(made, "s1", 0, {"a": said}, OPEN)
     tell(made, "s2", 0, {"a": said._replace(floor=(9, 50, 2))}, OPEN + 1)
-    page = made.read(OPEN + 1).pages["a"]
-    assert page.demand.as_dict() == {"tokens_per_second": 20, "kv_tokens": 40, "concurrency": 6}
-    assert (page.fresh.concurrency, page.in_use.concurrency) == (2, 2)
-    assert 50 < page.floor.kv_tokens <= 100
-    assert (page.floor.tokens_per_second, page.floor.concurrency) == (9, 2)
+    record = made.read(OPEN + 1).records["a"]
+    assert record.demand.as_dict() == {"tokens_per_second": 20, "kv_tokens": 40, "concurrency": 6}
+    assert (record.fresh.concurrency, record.in_use.concurrency) == (2, 2)
+    assert 50 < record.floor.kv_tokens <= 100
+    assert (record.floor.tokens_per_second, record.floor.concurrency) == (9, 2)
     assert set(made.read(OPEN + 1).reports) == {"s1", "s2"}
-    assert made.read(OPEN + LIFETIME).pages["a"].demand.concurrency == 3
+    assert made.read(OPEN + LIFETIME).records["a"].demand.concurrency == 3
 
 
 def test_what_was_served_is_summed_from_totals_whoever_tells_them_and_when() -> None:
     made = lease_store()
 
-    def said(tokens: float, kv_seconds: float, seconds: float) -> Holding:
+    def said(tokens: float, kv_seconds: float, seconds: float) -> LeaseRequest:
         return want(1)._replace(tokens_spent=tokens, kv_seconds=kv_seconds, concurrency_seconds=seconds)
 
     tell(made, "s1", 0, {"a": said(1000, 2000, 30)}, OPEN)
     tell(made, "s2", 0, {"a": said(5, 5, 5)}, OPEN)
-    assert made.read(OPEN).pages["a"].served == Amount()  # what was before is not known
+    assert made.read(OPEN).records["a"].served == Amount()  # what was before is not known
     tell(made, "s1", 1, {"a": said(1100, 2200, 31)}, OPEN + 0.2)
     tell(made, "s2", 1, {"a": said(0, 10, 6)}, OPEN + 0.3)
-    assert made.read(OPEN + 0.3).pages["a"].served == Amount(95, 205, 2)
+    assert made.read(OPEN + 0.3).records["a"].served == Amount(95, 205, 2)
     tell(made, "s1", 2, {}, OPEN + 0.4)
-    assert made.read(OPEN + 0.4).pages["a"].served == Amount(95, 205, 2)
+    assert made.read(OPEN + 0.4).records["a"].served == Amount(95, 205, 2)
 
 
 def test_an_older_coordinator_cannot_replace_the_pool_file() -> None:
     made = lease_store()
     assert made.publish_file("v7", b"seven", 7)
     assert not made.publish_file("v6", b"six", 6)
-    assert made.exchange(Message("s1", 0, {}), OPEN).file_version == "v7"
+    assert made.exchange(Message("s1", 0, {}), OPEN).answer.file_version == "v7"
 
 
 HOLDERS = ["s1", "s2", "s3"]

@@ -1,0 +1,80 @@
+"""``ReferenceLeaseStore`` behind the ``Store`` protocol: the lease store of tests, in their own process."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+
+from tokenpool.leases.messages import Answer, Limit, Message, PoolSnapshot, Push, StoredScaleHint
+from tokenpool.leases.reference_store import ReferenceLeaseStore
+from tokenpool.planning.idle import IdleTerms
+
+
+class MemoryStore:
+    """A store that ends with its process. It adds a clock and the delivery of pushes to the rules."""
+
+    def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self._listeners: dict[str, asyncio.Queue[Push]] = {}
+
+    async def connect(self, count: int) -> None:
+        """See ``Store``."""
+
+    async def exchange(self, message: Message) -> Answer:
+        """See ``Store``."""
+        answer, pushes = self.rules.exchange(message, self._clock())
+        for push in pushes:
+            if push.holder in self._listeners:
+                self._listeners[push.holder].put_nowait(push)
+        return answer
+
+    async def listen(self, holder: str) -> AsyncIterator[Push]:
+        """See ``Store``."""
+        queue = self._listeners.setdefault(holder, asyncio.Queue())
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.pop(holder, None)
+
+    async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
+        """See ``Store``."""
+        return self.rules.limits()
+
+    async def file(self) -> tuple[str, bytes] | None:
+        """See ``Store``."""
+        return self.rules.file()
+
+    async def lead(self, candidate: str, leadership_s: float) -> int:
+        """See ``Store``."""
+        return self.rules.lead(candidate, leadership_s, self._clock())
+
+    async def resign(self, candidate: str) -> None:
+        """See ``Store``."""
+        self.rules.resign(candidate)
+
+    async def read(self) -> PoolSnapshot:
+        """See ``Store``."""
+        return self.rules.read(self._clock())
+
+    async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
+        """See ``Store``."""
+        return self.rules.publish(limits, terms, epoch, self._clock())
+
+    async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
+        """See ``Store``."""
+        return self.rules.publish_file(version, content, epoch)
+
+    async def scale_hint(self) -> StoredScaleHint | None:
+        """See ``Store``."""
+        return self.rules.scale_hint(self._clock())
+
+    async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
+        """See ``Store``."""
+        now = self._clock()
+        return now if self.rules.publish_scale_hint(content, epoch, now) else None
+
+    async def close(self) -> None:
+        """See ``Store``."""

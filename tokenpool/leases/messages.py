@@ -1,0 +1,230 @@
+"""The records of the lease protocol: what sidecars, the lease store and the coordinator send each other.
+
+The records that Redis scripts read or write are positional on the wire. ``row_layout`` derives the positions
+from the types here, so a new field goes to the end of its type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.planning.idle import IdleTerms
+
+Vector = tuple[float, float, float]
+"""An amount on the wire, in the order of ``Amount``: tokens per second, KV tokens, sequences."""
+
+REMEMBER_S = 60.0
+"""The time for which the lease store remembers the usage totals of a sidecar whose leases expired."""
+CONTENDED_S = 0.5
+"""The time for which sidecars return unused leases after one of them lacked capacity.
+
+The lease store asks again after half of it."""
+WAIT_S = 0.25
+"""The time for which the lease store notifies a waiting sidecar of free capacity."""
+REQUEST_SIZE_MEMORY_S = 60.0
+"""Time constant with which the largest request of an entitlement fades if none of its size follows.
+
+With 5 s, a tenant with one request in three seconds had a limit of half a request at the next one."""
+
+RECLAIM, FREED = "reclaim", "freed"
+"""The kinds of a ``Push``."""
+
+_ZERO: Vector = (0.0, 0.0, 0.0)
+
+
+class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The amount that one entitlement may use pool-wide."""
+
+    tokens_per_second: float = 0.0
+    kv_tokens: float = 0.0
+    concurrency: float = 0.0
+    depth: float = 0.0
+    """The most tokens that its bucket holds."""
+    assured_kv_tokens: float = 0.0
+    assured_concurrency: float = 0.0
+    debt: float = 0.0
+    """In seconds of service. It is stored here, so a new coordinator continues from it."""
+
+    @property
+    def amount(self) -> Amount:
+        """The limit in each dimension."""
+        return Amount(self.tokens_per_second, self.kv_tokens, self.concurrency)
+
+    @property
+    def assured(self) -> Amount:
+        """The part that never needs physical room on an engine."""
+        return Amount(0.0, self.assured_kv_tokens, self.assured_concurrency)
+
+
+NO_LIMIT = Limit()
+
+
+class LeaseRequest(NamedTuple):
+    """What one sidecar uses, used and wants of one entitlement. It states totals, never differences."""
+
+    kv_in_use: float = 0.0
+    concurrency_in_use: float = 0.0
+    kv_bound: float = 0.0
+    """The most KV tokens that the sidecar may use before it receives the answer."""
+    concurrency_bound: float = 0.0
+    kv_wanted: float = 0.0
+    """The wanted lease, including the current use."""
+    concurrency_wanted: float = 0.0
+    tokens_spent: float = 0.0
+    """Throughput tokens charged less refunds, since this holder began. It may fall."""
+    tokens_wanted: float = 0.0
+    """Throughput tokens that the sidecar may spend before the next message."""
+    is_urgent: bool = False
+    """Whether a request waits. If the lease is too small, the store asks others to return unused leases."""
+    demand: Vector = _ZERO
+    """The recent demand, shed requests included."""
+    kv_seconds: float = 0.0
+    """KV-token-seconds held, since this holder began."""
+    concurrency_seconds: float = 0.0
+    """Sequence-seconds held, since this holder began."""
+    fresh: Vector = _ZERO
+    """The recent demand without retries of shed requests."""
+    floor: Vector = _ZERO
+    """A typical request's tokens, the largest request's KV tokens and sequences."""
+    is_last: bool = False
+    """Whether the holder returns everything and stops naming this entitlement. The store drops its row."""
+    idle_limit: Limit = NO_LIMIT
+    """The limit in force if none is published for this entitlement."""
+
+
+class Lease(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The part of a limit that one sidecar holds, and the state of the rest."""
+
+    kv_tokens: float = 0.0
+    concurrency: float = 0.0
+    tokens: float = 0.0
+    limit: Limit = Limit()
+    level: float = 0.0
+    """The level of the bucket, less the tokens that all sidecars hold."""
+    kv_elsewhere: float = 0.0
+    """KV tokens in use at other sidecars, by their last messages."""
+    concurrency_elsewhere: float = 0.0
+    is_contended: bool = False
+    """Whether a sidecar lacked capacity in the last ``CONTENDED_S``: holders should return unused leases."""
+    kv_free: float = 0.0
+    """The part of the limit that no sidecar holds. It may be negative."""
+    concurrency_free: float = 0.0
+    tokens_elsewhere: float = 0.0
+    """The tokens that other sidecars hold."""
+
+
+NO_LEASE = Lease()
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a sidecar to the lease store."""
+
+    holder: str
+    number: int
+    """Rises with every message of this holder."""
+    lease_requests: Mapping[str, LeaseRequest]
+    """By entitlement."""
+    is_complete: bool = True
+    """Whether a lifetime begins. Leases neither in ``lease_requests`` nor in ``kept`` are returned."""
+    report: bytes = b""
+    """The report to the coordinator, which the store does not decode (``wire.SidecarReport``).
+
+    Only in messages that begin or renew a lifetime.
+    """
+    kept: Sequence[str] = ()
+    """In a complete message: other held entitlements. The messages that follow at once state them."""
+    renews: bool = False
+    """Whether the lifetime starts again. This has no effect for a holder without a lifetime."""
+
+    @property
+    def carries_report(self) -> bool:
+        """Whether the sender adds the sidecar's report."""
+        return self.is_complete or self.renews
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The lease store's answer to a ``Message``."""
+
+    leases: Mapping[str, Lease] = field(default_factory=dict)
+    is_open: bool = False
+    """Whether the lease store grants leases: not in the first lifetime after a start or an outage."""
+    sidecars: int = 0
+    """The number of sidecars with a lifetime."""
+    file_version: str = ""
+    """The version of the published pool file."""
+    limits_age_s: float = math.inf
+    """The time since a coordinator last published limits."""
+    terms: IdleTerms = IdleTerms()
+    """The state of the pool in the last plan."""
+    is_known: bool = False
+    """Whether the holder has a lifetime. If not, the lease store accepts only a complete message."""
+    rows: int = 0
+    """The number of entitlements with a row of the holder. If it differs from the holder's own count, the
+    holder sends a complete message."""
+
+
+class Push(NamedTuple):
+    """A notification from the lease store to one sidecar, between its messages. It may be lost."""
+
+    holder: str
+    kind: str
+    """``reclaim``: return unused leases. ``freed``: capacity is free, send the lease request again."""
+    entitlement: str
+
+
+class EntitlementRecord(msgspec.Struct, frozen=True, gc=False):
+    """One entitlement as the coordinator reads it: its limit, its bucket, and sums over all sidecars."""
+
+    limit: Limit = Limit()
+    level: float = 0.0
+    """The level of the bucket, in tokens; negative after overuse."""
+    held: Amount = NOTHING
+    """KV tokens and sequences held; for throughput, the tokens granted."""
+    in_use: Amount = NOTHING
+    demand: Amount = NOTHING
+    served: Amount = NOTHING
+    """Tokens spent, KV-token-seconds and sequence-seconds, since the record began. Service is its rate.
+
+    A sum of the sidecars' own rates is wrong: their rates are of different times. Busy sidecars report late
+    and are sampled less, so large requests seemed a quarter smaller than they were.
+    """
+    fresh: Amount = NOTHING
+    """The demand without retries of shed requests."""
+    floor: Amount = NOTHING
+    """A typical request's tokens, the largest request's KV tokens and sequences."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSnapshot:
+    """The whole content of the lease store at one moment."""
+
+    records: Mapping[str, EntitlementRecord]
+    """By entitlement."""
+    reports: Mapping[str, bytes]
+    """The last report of every sidecar with a lifetime."""
+    epoch: int
+    is_open: bool
+    """Whether the lease store grants leases: not while it is new, nor after a lifetime without a message."""
+    at: float = 0.0
+    """Seconds by the clock of the lease store."""
+    file_version: str = ""
+    """The version of the published pool file."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredScaleHint:
+    """The scale hint as the leader stored it. The store does not decode it (``wire.decode_hint``)."""
+
+    content: bytes
+    at: float
+    """The time of storing, in seconds by the store's clock."""
+    age_s: float
+    """The age at the time of reading, by the same clock."""

@@ -1,0 +1,180 @@
+"""The connections of one process to Redis: opening them, dropping them after a failure, running scripts.
+
+This module knows nothing of leases. It turns every failure into ``StoreDown``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, cast
+
+import msgspec
+import redis.asyncio
+import redis.exceptions
+
+from tokenpool.store import StoreDown
+from tokenpool.store.scripts import Script
+
+QUIET_S = 5.0
+"""The silence on a subscription after which the client sends a ping."""
+PATIENCE_S = 2.0
+"""The longest wait for the answer to the ping."""
+OPEN_AGAIN_S = 60.0
+"""The time for which connections that were opened in advance count as open."""
+
+Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+
+class RedisClient:
+    """The connections to one Redis, with the rules for failures.
+
+    After a failed call all connections are dropped. The next call opens new ones and resolves the name again.
+    The kind of the failure does not matter. A replica answers READONLY, a full server OOM, a server without
+    its disk MISCONF, a starting server LOADING. Older servers wrap these words in the error of a script. A
+    server that hangs answers nothing.
+
+    Reads and subscriptions fail until a script that writes has succeeded, because a replica answers reads.
+
+    ``helpers`` are clients that the client itself uses (sentinels). They are closed with it.
+    """
+
+    def __init__(self, client: Client, helpers: Sequence[Client] = ()) -> None:
+        self._client = client
+        self._helpers = helpers
+        self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
+        self._generation = 0
+        """The number of the current set of connections."""
+        self._connected, self._connected_at = -1, 0.0
+        """The generation whose connections were opened in advance (-1: none), and the time."""
+        self._is_down = False
+        """Whether the last call failed."""
+
+    async def connect(self, count: int) -> None:
+        """Open ``count`` connections in advance. A handshake takes three round trips, and more with TLS.
+
+        Repeated calls open them again after ``OPEN_AGAIN_S``. A server closes idle connections, and the
+        client prefers those that it used last. Failures are ignored, because the next call reports them.
+
+        This does nothing with the client of a cluster.
+        """
+        now, generation = asyncio.get_running_loop().time(), self._generation
+        is_open = generation == self._connected and now - self._connected_at < OPEN_AGAIN_S
+        if is_open or self._is_down or not isinstance(self._client, redis.asyncio.Redis):
+            return
+        self._connected, self._connected_at = generation, now
+        # The client gives each concurrent ping its own connection.
+        await asyncio.gather(*(self._client.ping() for _ in range(count)), return_exceptions=True)
+
+    async def run(self, script: Script, key: str, *arguments: bytes) -> Any:
+        """Run a script. Its text is sent only if the server does not know it."""
+        async with self._call():
+            call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
+            try:
+                answer = await call(script.digest, 1, key, *arguments)
+            except redis.exceptions.NoScriptError:
+                call = cast(Callable[..., Awaitable[Any]], self._client.eval)
+                answer = await call(script.text, 1, key, *arguments)
+        if not script.only_reads:
+            self._is_down = False
+        return answer
+
+    async def fields(self, key: str, *names: str) -> list[bytes | None]:
+        """Some fields of a hash."""
+        async with self._call():
+            values = await cast(Awaitable[list[bytes | None]], self._client.hmget(key, *names))
+            # An answer that is not of Redis may have any type and length.
+            return [value for _, value in zip(names, values, strict=True)]
+
+    async def all_fields(self, key: str) -> dict[bytes, bytes]:
+        """All fields of a hash."""
+        async with self._call():
+            return {**await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(key))}
+
+    async def subscribe(self, channel: str) -> AsyncIterator[bytes]:
+        """The messages of a channel, until ``StoreDown``.
+
+        The client of a cluster has no subscriptions. Then nothing arrives, and polling replaces it.
+        """
+        if not isinstance(self._client, redis.asyncio.Redis):
+            await asyncio.Event().wait()
+            return
+        self.check_up()
+        subscription = self._client.pubsub()
+        generation, is_asked = self._generation, False
+        try:
+            with failures():
+                await subscription.subscribe(channel)
+            while True:
+                with failures():
+                    message = await subscription.get_message(
+                        timeout=self.patience_s if is_asked else self.quiet_s
+                    )
+                if generation != self._generation:
+                    raise StoreDown("Redis: the connections were dropped after a failure")
+                if message is not None:
+                    is_asked = False
+                    if message["type"] == "message":
+                        yield message["data"]
+                elif is_asked:
+                    raise StoreDown("Redis: the subscription is dead")
+                else:
+                    # A network may drop an idle connection without telling either end.
+                    is_asked = True
+                    with failures():
+                        await subscription.ping()
+        finally:
+            with suppress(redis.exceptions.RedisError, OSError):
+                await subscription.aclose()  # type: ignore[no-untyped-call]
+
+    def check_up(self) -> None:
+        """Raise ``StoreDown`` if no script that writes has succeeded since the last failure."""
+        if self._is_down:
+            raise StoreDown("Redis does not answer")
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        """One call. If it fails, all connections are dropped."""
+        generation = self._generation
+        try:
+            with failures():
+                yield
+        except StoreDown:
+            self._is_down = True
+            # Other calls that fail for the same reason do not close the connections of later calls.
+            if generation == self._generation:
+                self._generation += 1
+                await self._disconnect()
+            raise
+
+    async def _disconnect(self) -> None:
+        """Close every connection. The clients open new ones at their next use."""
+        for client in (self._client, *self._helpers):
+            with suppress(redis.exceptions.RedisError, OSError):
+                if isinstance(client, redis.asyncio.Redis):
+                    await client.connection_pool.disconnect()
+                else:
+                    await client.aclose()
+
+    async def close(self) -> None:
+        """Close all connections for good."""
+        for client in (self._client, *self._helpers):
+            with suppress(redis.exceptions.RedisError, OSError):
+                await cast(Awaitable[None], client.aclose())
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Raise ``StoreDown`` for every failure of the block."""
+    try:
+        yield
+    except (redis.exceptions.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        raise StoreDown(f"Redis: {error or type(error).__name__}") from error
+    except msgspec.MsgspecError as error:
+        raise StoreDown(
+            f"the content of Redis cannot be decoded; it may be of another version: {error}"
+        ) from error
+    except Exception as error:
+        # The client library raises anything when it reads an answer that is not of Redis.
+        raise StoreDown(f"Redis: the answer is not of a Redis server: {error!r}") from error

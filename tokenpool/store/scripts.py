@@ -1,0 +1,71 @@
+"""The Redis scripts: their text, and the types of their results.
+
+A script is the constants of ``row_layout``, then ``common.lua``, then its own file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+
+import msgspec
+
+from tokenpool.leases.messages import Lease
+from tokenpool.leases.row_layout import LAYOUTS, Layout, lua_prelude
+from tokenpool.planning.idle import IdleTerms
+
+
+class ExchangeResult(msgspec.Struct, array_like=True):
+    """The result of ``exchange``: an ``Answer`` with leases in the order of the requests."""
+
+    leases: list[Lease]
+    is_open: bool
+    sidecars: int
+    file_version: str
+    limits_age_s: float
+    terms: IdleTerms
+    is_known: bool
+    rows: int
+
+
+class SnapshotResult(msgspec.Struct, array_like=True):
+    """The result of ``snapshot``: a ``PoolSnapshot`` with names only."""
+
+    names: list[str]
+    epoch: float
+    is_open: bool
+    at: float
+    file_version: str
+
+
+SCRIPT_LAYOUTS = (
+    *LAYOUTS,
+    Layout("ANSWER", ExchangeResult.__struct_fields__),
+    Layout("SNAPSHOT", SnapshotResult.__struct_fields__),
+)
+"""The positional records of the scripts."""
+
+
+class Script:
+    """One script. The server knows it by the digest of its text, once it was sent in full."""
+
+    def __init__(
+        self, name: str, *, only_reads: bool = False, layouts: Sequence[Layout] = SCRIPT_LAYOUTS
+    ) -> None:
+        folder = resources.files("tokenpool.store")
+        parts = (folder.joinpath(f"{part}.lua").read_text() for part in ("common", name))
+        self.text = lua_prelude(layouts) + "\n".join(parts)
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.only_reads = only_reads
+        """Whether a replica may answer it: then its success does not show that the server is the primary."""
+
+
+EXCHANGE = Script("exchange")
+LEAD = Script("lead")
+PUBLISH = Script("publish")
+PUBLISH_FILE = Script("publish_file")
+PUBLISH_SCALE_HINT = Script("publish_scale_hint")
+RECORDS = Script("records", only_reads=True)
+SCALE_HINT = Script("scale_hint", only_reads=True)
+SNAPSHOT = Script("snapshot", only_reads=True)
