@@ -81,7 +81,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         for n in range(count)
     ]
     report = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    await store.read()  # books begin
+    await store.read()  # the lease store starts
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
     spread = max(round(count * ACTIVE), 1)
     for number in range(sidecars):

@@ -153,7 +153,7 @@ class PoolLeader:
             self._lapsed()
             self.rounds["fenced"] += 1
             return
-        # Closed books do not know yet who is there: until they do, the last limits stand.
+        # A closed lease store does not know all sidecars yet. Until it does, the last limits stay in force.
         if epoch and snapshot.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
             self._lost()
             return

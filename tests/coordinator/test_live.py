@@ -51,7 +51,7 @@ class Clock:
 
 
 class Fading(MemoryStore):
-    """Books that may stop to answer."""
+    """A store that may stop answering."""
 
     is_down = False
 
@@ -87,7 +87,7 @@ class Pool:
         await self.store.exchange(Message(sidecar, self._numbers, lease_requests, True, packed))
 
     async def opened(self) -> None:
-        """Led, with books that give out."""
+        """A lease store with a leader, which grants leases."""
         await self.tick()
         for _ in range(10):
             for sidecar in ("s0", "s1"):

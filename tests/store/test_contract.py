@@ -1,6 +1,7 @@
-"""One contract over both stores: the same messages at the same times get the same answers.
+"""One contract for both stores: the same messages at the same times get the same answers.
 
-What the answers must be is tests/tokenpool/test_books.py's; here memory and a real Redis are held to it.
+tests/tokenpool/test_reference_store.py tests the answers of the rules in Python. Here a real Redis must give
+the same ones.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ async def tell(
     return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
-async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[Store, Clock]) -> None:
+async def test_free_capacity_is_granted_and_a_returned_lease_is_free(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await tell(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
     more = LeaseRequest(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
@@ -92,7 +93,7 @@ async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[St
     assert await tell(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
 
 
-async def test_an_answer_says_where_the_pool_stands(kept: tuple[Store, Clock]) -> None:
+async def test_an_answer_has_the_state_of_the_pool(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await store.publish_file("v1", b"\xff\x00pool", 1)
     await tell(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
@@ -124,7 +125,7 @@ async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> Non
     assert (await tell(store, "s1", 0, {"a": WANT}))["a"][1] == 2
 
 
-async def test_doubled_and_late_messages_book_nothing(kept: tuple[Store, Clock]) -> None:
+async def test_duplicated_and_late_messages_change_nothing(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     await tell(store, "s1", 3, {"a": WANT})
     assert await tell(store, "s1", 3, {"a": LeaseRequest(kv_wanted=900)}) == {"a": (200, 2, 50)}
@@ -184,7 +185,7 @@ async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clo
     assert await store.limits() == ({"a": LIMIT}, TERMS)
 
 
-async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
+async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
     kept: tuple[Store, Clock],
 ) -> None:
     store, _ = kept
@@ -248,7 +249,7 @@ async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Stor
     assert (await tell(store, "s1", 5, {"a": WANT}))["a"][1] == 2
 
 
-async def test_a_complete_message_keeps_what_it_says_that_it_keeps(kept: tuple[Store, Clock]) -> None:
+async def test_a_complete_message_keeps_the_leases_that_it_names_as_kept(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     await tell(store, "s1", 0, {"a": WANT, "b": WANT._replace(idle_limit=LIMIT)})
     answer = await store.exchange(Message("s1", 1, {}, True, b"", ("b",)))
@@ -257,7 +258,7 @@ async def test_a_complete_message_keeps_what_it_says_that_it_keeps(kept: tuple[S
     assert (records["a"].held.concurrency, records["b"].held.concurrency) == (0, 2)
 
 
-async def test_the_last_word_on_an_entitlement_drops_its_row(kept: tuple[Store, Clock]) -> None:
+async def test_the_last_request_of_an_entitlement_drops_its_row(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     await tell(store, "s1", 0, {"a": WANT})
     answer = await part(store, 1, {"a": LeaseRequest(tokens_spent=30, is_last=True)})
@@ -279,7 +280,7 @@ async def test_an_entitlement_without_a_published_limit_has_the_one_that_follows
     assert answer.leases["b"].limit.concurrency == 1
 
 
-async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
+async def test_a_snapshot_has_the_sums_over_all_holders(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     said = WANT._replace(demand=(1, 2, 3), fresh=(7, 8, 9), floor=(10, 11, 12))
     await tell(store, "s1", 0, {"a": said})
@@ -433,7 +434,7 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.close()
 
 
-async def test_a_page_that_is_gone_takes_its_rows_with_it(server: int) -> None:
+async def test_a_record_that_is_gone_takes_its_rows_with_it(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     await client.flushdb()
     store = RedisStore(client, "gone", 0.01)
@@ -446,7 +447,7 @@ async def test_a_page_that_is_gone_takes_its_rows_with_it(server: int) -> None:
     await store.close()
 
 
-async def test_limits_are_told_once_all_of_them_stand(server: int) -> None:
+async def test_limits_are_readable_once_all_of_them_are_written(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     await client.flushdb()
     store = RedisStore(client, "part", LIFETIME)
@@ -486,7 +487,7 @@ async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) ->
     await store.close()
 
 
-async def test_what_cannot_be_read_is_said(server: int) -> None:
+async def test_content_that_cannot_be_decoded_is_reported(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     store = RedisStore(client, "odd", LIFETIME)
     await store.publish({"a": LIMIT}, TERMS, 1)

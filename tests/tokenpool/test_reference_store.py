@@ -1,4 +1,4 @@
-"""The lease store: what is held never adds up to more than the limit, whatever messages come."""
+"""The rules of the lease store: leases never add up to more than the limit, for any messages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LIFETIME = 1.5
 LIMIT = Limit(100, 1000, 4, 200)
 TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 OPEN = LIFETIME
-"""When new lease store begin to give."""
+"""The time at which a new lease store begins to grant leases."""
 
 
 class Got(NamedTuple):
-    """What a holder was given."""
+    """The lease of a holder."""
 
     kv_tokens: float = 0.0
     concurrency: float = 0.0
@@ -48,7 +48,7 @@ def tell(
 
 
 def meanwhile(made: ReferenceLeaseStore, start: float, end: float) -> None:
-    """Somebody else keeps writing, so that the lease store stay open."""
+    """Another holder sends messages, so that the lease store stays open."""
     while start < end:
         tell(made, "other", int(start * 1000), {}, start)
         start += LIFETIME / 2
@@ -89,28 +89,30 @@ def want(
     )
 
 
-def test_what_is_wanted_is_given_while_it_is_free() -> None:
+def test_a_wanted_lease_is_granted_while_capacity_is_free() -> None:
     made = lease_store()
     assert tell(made, "s1", 0, {"a": want(3)}, OPEN)["a"].concurrency == 3
     assert tell(made, "s2", 0, {"a": want(3)}, OPEN)["a"].concurrency == 1
     assert held(made, OPEN) == Got(600, 4, 0)
 
 
-def test_what_is_returned_is_free_at_once() -> None:
+def test_a_returned_lease_is_free_at_once() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     tell(made, "s1", 1, {}, OPEN)
     assert tell(made, "s2", 0, {"a": want(4)}, OPEN)["a"].concurrency == 4
 
 
-def test_a_silent_holder_loses_its_lease_one_lifetime_later() -> None:
+def test_a_holder_without_a_renewal_loses_its_lease_one_lifetime_later() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     assert tell(made, "s2", 0, {"a": want(4)}, OPEN + LIFETIME - 0.01)["a"].concurrency == 0
     assert tell(made, "s2", 1, {"a": want(4)}, OPEN + LIFETIME)["a"].concurrency == 4
 
 
-def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_no_more() -> None:
+def test_a_holder_that_comes_back_counts_beyond_the_limit_with_its_running_requests_but_gets_no_more() -> (
+    None
+):
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     meanwhile(made, OPEN, OPEN + 2)
@@ -120,7 +122,7 @@ def test_a_holder_that_wakes_up_has_what_runs_booked_beyond_the_limit_but_gets_n
     assert tell(made, "s2", 1, {"a": want(4, in_use=1)}, OPEN + 2)["a"].concurrency == 2
 
 
-def test_a_limit_that_shrinks_takes_nothing_from_what_runs() -> None:
+def test_a_smaller_limit_takes_nothing_from_running_requests() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4, in_use=3)}, OPEN)
     made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
@@ -157,7 +159,7 @@ def test_a_refund_comes_back_to_the_bucket() -> None:
     assert tell(made, "s2", 0, {"a": want(tokens=500)}, OPEN)["a"].tokens == 150
 
 
-def test_doubled_and_late_messages_book_nothing() -> None:
+def test_duplicated_and_late_messages_change_nothing() -> None:
     made = lease_store()
     tell(made, "s1", 5, {"a": want(2, tokens=100, spent=30)}, OPEN)
     tell(made, "s1", 6, {"a": want(1, tokens=50, spent=80)}, OPEN)
@@ -176,7 +178,7 @@ def test_a_holder_that_was_forgotten_begins_anew() -> None:
     assert tell(made, "s1", 0, {"a": want(2)}, later)["a"].concurrency == 2
 
 
-def test_what_was_spent_while_cut_off_is_charged_on_coming_back() -> None:
+def test_usage_while_cut_off_is_charged_on_coming_back() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(tokens=150)}, OPEN)
     meanwhile(made, OPEN, OPEN + 3)
@@ -188,7 +190,7 @@ def test_what_was_spent_while_cut_off_is_charged_on_coming_back() -> None:
     assert tell(made, "s2", 3, {"a": want(tokens=1, spent=200)}, OPEN + 4.6)["a"].tokens == 1
 
 
-def test_new_lease_store_book_what_runs_and_give_nothing_for_a_lifetime() -> None:
+def test_a_new_lease_store_counts_running_requests_and_grants_nothing_for_a_lifetime() -> None:
     made = lease_store()
     assert tell(made, "s1", 0, {"a": want(4, in_use=1, tokens=10)}, 0.1)["a"] == NOTHING
     assert held(made, 0.1) == Got(100, 1, 0)
@@ -203,7 +205,7 @@ def test_only_the_latest_coordinator_writes_limits() -> None:
     assert tell(made, "s1", 0, {"a": want(9)}, OPEN)["a"].concurrency == 3
 
 
-def test_an_entitlement_that_is_gone_gives_no_more() -> None:
+def test_a_removed_entitlement_grants_no_more() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(2, in_use=1)}, OPEN)
     made.publish({}, TERMS, 1, OPEN)
@@ -218,7 +220,7 @@ def test_an_entitlement_without_a_limit_gets_nothing() -> None:
     assert tell(lease_store(), "s1", 0, {"b": want(1, tokens=1)}, OPEN)["b"] == NOTHING
 
 
-def test_what_may_still_be_used_stays_booked_until_the_next_message() -> None:
+def test_the_bound_counts_as_held_until_the_next_message() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     made.publish({"a": Limit(100, 1000, 2, 200)}, TERMS, 1, OPEN)
@@ -237,7 +239,7 @@ def test_a_part_message_moves_only_what_it_names_and_renews_nothing() -> None:
     assert held(made, OPEN + LIFETIME).concurrency == 0
 
 
-def test_a_sidecar_that_is_not_known_to_live_cannot_begin_with_a_part() -> None:
+def test_a_holder_without_a_lifetime_cannot_begin_with_a_part() -> None:
     made = lease_store()
     assert tell(made, "s1", 0, {"a": want(3)}, OPEN, whole=False)["a"] == NOTHING
     assert tell(made, "s1", 1, {"a": want(3)}, OPEN)["a"].concurrency == 3
@@ -256,7 +258,7 @@ def test_a_short_holder_has_the_others_asked_and_is_notified_when_capacity_is_fr
     assert tell(made, "s2", 2, short, OPEN, whole=False)["a"].concurrency == 1
 
 
-def test_lease_store_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() -> None:
+def test_a_lease_store_without_a_message_for_a_lifetime_is_closed_for_one() -> None:
     made = lease_store()
     tell(made, "s1", 0, {"a": want(4)}, OPEN)
     cut = OPEN + 2 * LIFETIME
@@ -266,7 +268,7 @@ def test_lease_store_that_nobody_wrote_in_for_a_lifetime_are_closed_for_one() ->
     assert tell(made, "s2", 1, {"a": want(4)}, cut + LIFETIME)["a"].concurrency == 1
 
 
-def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_meanwhile() -> None:
+def test_usage_during_an_outage_is_paid_by_the_refill_of_that_time() -> None:
     made = lease_store()
     spent = want(1)._replace(tokens_spent=0.0)
     for holder in ("s1", "s2"):
@@ -280,14 +282,14 @@ def test_what_was_spent_while_nobody_could_speak_is_set_against_what_came_in_mea
     assert made.read(back + LIFETIME).records["a"].level == 200  # full, and no more
 
 
-def test_lease_store_in_which_nobody_speaks_are_closed_to_the_coordinator() -> None:
+def test_a_lease_store_without_messages_is_closed_to_the_coordinator() -> None:
     made = lease_store()
     tell(made, "s1", 0, {}, OPEN)
     assert made.read(OPEN + LIFETIME).is_open
     assert not made.read(OPEN + LIFETIME + 0.1).is_open
 
 
-def test_an_answer_says_how_long_nobody_has_led() -> None:
+def test_an_answer_has_the_age_of_the_limits() -> None:
     made = lease_store()
     answer = made.exchange(Message("s1", 0, {}), OPEN).answer
     made.publish({"a": LIMIT}, TERMS, 2, OPEN + 1)
@@ -297,7 +299,7 @@ def test_an_answer_says_how_long_nobody_has_led() -> None:
     assert new.limits_age_s == math.inf
 
 
-def test_the_coordinator_reads_sums_over_all_that_live() -> None:
+def test_the_coordinator_reads_sums_over_all_holders_with_a_lifetime() -> None:
     made = lease_store()
     said = want(2, in_use=1)._replace(demand=(10, 20, 3), fresh=(4, 2, 1), floor=(7, 100, 1))
     tell(made, "s1", 0, {"a": said}, OPEN)
@@ -311,7 +313,7 @@ def test_the_coordinator_reads_sums_over_all_that_live() -> None:
     assert made.read(OPEN + LIFETIME).records["a"].demand.concurrency == 3
 
 
-def test_what_was_served_is_summed_from_totals_whoever_tells_them_and_when() -> None:
+def test_service_is_summed_from_totals_of_all_holders_at_any_time() -> None:
     made = lease_store()
 
     def said(tokens: float, kv_seconds: float, seconds: float) -> LeaseRequest:
@@ -349,7 +351,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_the_lease_store_never_give_more_than_the_limit_and_tokens_are_conserved(
+def test_the_lease_store_never_grants_more_than_the_limit_and_tokens_are_conserved(
     script: list[tuple[str, str, int, int, float, float]],
 ) -> None:
     """Each holder runs no more than it holds: then all together never pass the largest limit."""

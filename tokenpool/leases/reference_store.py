@@ -3,20 +3,20 @@
 Production runs the same rules as scripts in Redis (``tokenpool/store``). One contract suite sends the same
 calls to both and requires the same answers. Pure, with ``now`` from the clock of the store's owner.
 
-- The leases of an entitlement never add up to more than its limit by a decision of the store. More is booked
-  only for requests that already run: after a limit shrank, or after the store lost its content.
+- The leases of an entitlement never add up to more than its limit by a decision of the store. The sum is
+  larger only if requests already run: after a limit shrank, or after the store lost its content.
 - A message names only changed entitlements. It states totals (current use, wanted leases, usage since the
   holder began), never differences, and has a number. Each row keeps the number of the message that wrote it.
   So several messages may be in flight, and a lost, duplicated or late message does no harm.
-- A holder may use some capacity before it receives the answer (its *bound*). That amount stays booked until
-  the next message, so a lost answer frees nothing that is in use.
+- A holder may use some capacity before it receives the answer (its *bound*). That amount counts as held
+  until the next message, so a lost answer frees nothing that is in use.
 - Every lease expires. A holder that renews nothing for a lifetime loses its leases, and must begin a new
   lifetime with a complete message.
 - Limits are published for active entitlements. For any other, the holder states the limit that follows from
   the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
 - Limits carry the epoch of the coordinator that wrote them. Those of an older epoch are refused.
 - A store that is new, or had no message for a lifetime, is closed for one lifetime. In that time all holders
-  book their use, and the store grants nothing.
+  report their use, and the store grants nothing.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class _Record(StoredRecord):
         row.values = values
 
     def charge(self, row: _Row, served: Vector, is_open: bool) -> None:
-        """Book a holder's usage since its last message."""
+        """Charge a holder's usage since its last message."""
         tokens, kv_seconds, sequence_seconds = (
             after - before for after, before in zip(served, row.served, strict=True)
         )

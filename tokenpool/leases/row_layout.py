@@ -21,7 +21,7 @@ class HolderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One sidecar's part of an entitlement, as far as it is summed over the sidecars."""
 
     kv_tokens: float = 0.0
-    """KV tokens booked for the holder: its lease, or more if more is in use."""
+    """KV tokens that count as held: the lease, or more if the holder uses or may use more."""
     concurrency: float = 0.0
     """Sequences, in the same way."""
     tokens: float = 0.0

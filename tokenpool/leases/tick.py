@@ -1,7 +1,7 @@
-"""One tick: what the lease store knows goes in, every entitlement's limit comes out. Pure.
+"""One tick: a snapshot of the lease store goes in, the limit of every active entitlement comes out. Pure.
 
-What a coordinator does besides (leading, publishing, showing) is not here; the planner, which divides
-capacity, knows nothing of books.
+The coordinator leads, reads and publishes. The planner divides capacity, and knows nothing of the lease
+store. This module connects the two.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from tokenpool.planning.profiles import Profile
 
 RETIRE_S = 60.0
 """The idle time after which an entitlement loses its own limit: see ``IdleTerms``. Until then its largest
-request is remembered (``reference_store.REQUEST_SIZE_MEMORY_S``)."""
+request is remembered (``messages.REQUEST_SIZE_MEMORY_S``)."""
 NO_DEBT = 0.01
 """A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
-"""A coordinator that was asleep moves debts by so much time at most."""
+"""The most time by which one tick moves debts, after a pause of the coordinator."""
 _NO_RECORD = EntitlementRecord()
 _DEFAULTS = PlannerSettings()
 
@@ -45,7 +45,7 @@ NO_MEMORY = Memory()
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """One tick, as it is published and shown."""
+    """The result of one tick, as it is published and shown."""
 
     plan: Plan
     limits: Mapping[str, Limit]
@@ -54,11 +54,11 @@ class Tick:
     sidecars: Mapping[str, SidecarReport]
     records: Mapping[str, EntitlementRecord]
     service: Mapping[str, Amount]
-    """Of every record since the tick before; nothing at the first."""
+    """The service rate of every record since the last tick; empty at the first."""
     replica: Amount
-    """What one engine sustains: the mean of those that say so; nothing where none does."""
+    """The capacity of one engine: the mean over the sidecars that report one; zero if none does."""
     unreadable: Sequence[str] = ()
-    """Sidecars whose report could not be read: their engines do not count."""
+    """Sidecars with a report that could not be decoded. Their engines do not count."""
 
 
 def tick(
@@ -68,10 +68,10 @@ def tick(
     settings: PlannerSettings = _DEFAULTS,
     memory: Memory = NO_MEMORY,
 ) -> Tick:
-    """Recompute all limits from what the sidecars said, and what changed since the snapshot ``before``.
+    """Recompute all limits from the records and reports, and the change since the snapshot ``before``.
 
-    ``memory`` is that of the tick before. At a coordinator's first tick there is neither; then, and where
-    the lease store began anew since, debts stay. The work follows the entitlements that are active, not all.
+    ``memory`` is the memory of the last tick. A coordinator's first tick has neither, and moves no debts. The
+    same applies after the lease store lost its content. The work is proportional to the active entitlements.
     """
     sidecars, unreadable = _reports(snapshot.reports)
     capacity = NOTHING
@@ -84,7 +84,7 @@ def tick(
         if name in entitlements and snapshot.at - idle_since.get(name, snapshot.at) < RETIRE_S
     }
     if before is not None and not (before.is_open and snapshot.is_open):
-        before = None  # closed books have begun anew: what they count says nothing of before, nor of after
+        before = None  # a closed store has lost totals or misses some: their change is no service
     elapsed = max(snapshot.at - before.at, 0.0) if before is not None else 0.0
     service = _service(records, before.records, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
@@ -130,9 +130,9 @@ def _idle_since(snapshot: PoolSnapshot, before: Mapping[str, float]) -> dict[str
 def _service(
     records: Mapping[str, EntitlementRecord], before: Mapping[str, EntitlementRecord], elapsed_s: float
 ) -> dict[str, Amount]:
-    """What everyone got between two looks, as a rate. Of tokens it may be negative: refunds count.
+    """The service of every entitlement between two snapshots, as a rate. Refunds may make tokens negative.
 
-    Sequence-seconds never fall while a record lives: where they did, another one stands in its place.
+    Sequence-seconds never fall while a record lives. If they fell, the record is a new one.
     """
     per_second = 1 / elapsed_s
     return {

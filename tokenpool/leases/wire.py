@@ -1,7 +1,7 @@
-"""Wire messages that the lease store carries without decoding them: reports, the pool file, the scale hint.
+"""The encoded records that the lease store carries without decoding: reports, pool file and scale hint.
 
-msgpack with a schema version. A reader ignores fields that it does not know, and takes the default of those
-that it misses, so that versions can roll one by one.
+They are msgpack with a schema version. A reader ignores unknown fields and uses the defaults of missing ones,
+so versions can be rolled out one process at a time.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ SCHEMA = 1
 REPORTED_OUTCOMES = frozenset(
     {Ending.FINISHED.value, *(reason.value for reason in Reason if reason.status in (429, 503))}
 )
-"""What a report counts: requests served, and requests refused for want of capacity."""
+"""The outcomes that a report counts: requests served, and requests refused for a lack of capacity."""
 MOST_REPORTED = 256
-"""Entitlements that a report counts: some 10 kB, with every message."""
+"""The most entitlements that a report counts: about 10 kB with every report."""
 FIRST_TOKEN_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the counts of times to first token; one more count is for longer times."""
 
 
 class WireError(ValueError):
-    """A message cannot be read; the text says why."""
+    """A record cannot be decoded. The text names the record and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarReport:
-    """What one sidecar says of itself and of its engine, with every complete message."""
+    """The state of one sidecar and its engine, with every message that begins or renews a lifetime."""
 
     capacity: Amount = NOTHING
-    """What its engine sustains now; nothing while the engine is down."""
+    """The capacity of its engine now; zero while the engine is down."""
     replica: Amount = NOTHING
-    """What its engine sustains when it is up."""
+    """The capacity of its engine while it is up."""
     engine_up: bool = False
     running: float = 0.0
     waiting: float = 0.0
     kv_usage: float = 0.0
     mode: str = ""
     file_version: str = ""
-    """Of the pool file that it enforces."""
+    """The version of the pool file that it enforces."""
     draining: bool = False
     schema: int = SCHEMA
     outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How requests ended since this sidecar began, by entitlement and outcome, without zeros. At most
-    ``MOST_REPORTED`` entitlements: those whose numbers changed last. For pages, not for planning."""
+    """Ended requests since this sidecar began, by entitlement and outcome, without zeros. At most
+    ``MOST_REPORTED`` entitlements, those with the latest changes. For metrics and pages, not for planning."""
     first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
     """Times to first token since this sidecar began: their sum in seconds, and counts by
-    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` whose times changed a few seconds ago."""
+    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` with changes in the last few seconds."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)
@@ -63,12 +63,12 @@ _hints = msgspec.msgpack.Decoder(PublishedHint)
 
 
 def encode_report(report: SidecarReport) -> bytes:
-    """A report as it travels."""
+    """Encode a report."""
     return msgspec.msgpack.encode(report)
 
 
 def decode_report(content: bytes) -> SidecarReport:
-    """A report that has come. Raises ``WireError``."""
+    """Decode a report. Raises ``WireError``."""
     try:
         return _reports.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -76,16 +76,16 @@ def decode_report(content: bytes) -> SidecarReport:
 
 
 def encode_file(file: PoolFile) -> tuple[str, bytes]:
-    """The version and the content of a pool file as it travels. No key leaves in plain text.
+    """Encode a pool file: its version and its content. Plain API keys are replaced by their SHA-256.
 
-    Line numbers stay behind: a comment more does not make another file.
+    Line numbers are left out, so another comment in the file does not change its version.
     """
     content = msgspec.msgpack.encode(_for_the_wire(file))
     return hashlib.sha256(content).hexdigest()[:16], content
 
 
 def decode_file(content: bytes) -> PoolFile:
-    """A pool file that has come; it was valid where it was read. Raises ``WireError``."""
+    """Decode a pool file, which was validated where it was read. Raises ``WireError``."""
     try:
         return _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -93,12 +93,12 @@ def decode_file(content: bytes) -> PoolFile:
 
 
 def encode_hint(hint: PublishedHint) -> bytes:
-    """A scale hint as it is stored."""
+    """Encode a scale hint."""
     return msgspec.msgpack.encode(hint)
 
 
 def decode_hint(content: bytes) -> PublishedHint:
-    """A scale hint that was stored. Raises ``WireError``."""
+    """Decode a scale hint. Raises ``WireError``."""
     try:
         return _hints.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

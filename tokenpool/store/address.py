@@ -1,4 +1,4 @@
-"""A store's address: which Redis, and how to reach it. The only place that builds Redis clients.
+"""The URL of a store. The only module that builds Redis client objects.
 
 ========================= ==================================================================
 ``redis://``              one server: ``redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]``
@@ -6,12 +6,12 @@
 ``unix://``               one server on this machine: ``unix://PATH[?db=DB]``
 ``redis+sentinel://``     the master of a group: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/GROUP[/DB]``
 ``redis+cluster://``      a cluster: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]``; give several nodes, or a
-                          name of all of them, because only these are asked again after a failure
+                          name of all of them, because after a failure only these are asked
 ========================= ==================================================================
 
-``rediss+sentinel`` and ``rediss+cluster`` are the same over TLS. TLS options are given as a query:
+``rediss+sentinel`` and ``rediss+cluster`` are the same over TLS. TLS options are query parameters:
 ``ssl_ca_certs``, ``ssl_certfile``, ``ssl_keyfile`` (paths), ``ssl_cert_reqs`` (required, none),
-``ssl_check_hostname`` (true, false); sentinels' own password as ``sentinel_password``.
+``ssl_check_hostname`` (true, false). ``sentinel_password`` is the password of the sentinels.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _DEFAULT_PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
 class AddressInvalid(ValueError):
-    """A store's URL makes no sense; the text says why, without the password."""
+    """A store's URL is invalid. The text gives the reason, without the password."""
 
 
 def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> RedisStore:
-    """The store at ``url``; nothing is connected yet. Raises ``AddressInvalid``.
+    """The store at ``url``, without connecting. Raises ``AddressInvalid``.
 
-    A call that takes longer than ``timeout_s`` fails. Nothing is retried here: whoever calls says the same
-    again at its next turn.
+    ``lifetime_s`` is the lifetime of leases. A call that takes longer than ``timeout_s`` seconds fails. The
+    store retries nothing: its callers repeat their messages at their next interval.
     """
     client, *helpers = _clients(url, timeout_s)
     return RedisStore(client, pool, lifetime_s, helpers=helpers)
 
 
 def check(url: str) -> None:
-    """Whether a URL names a store, without connecting. Raises ``AddressInvalid``."""
+    """Raise ``AddressInvalid`` if a URL names no store. Does not connect."""
     _clients(url, 1.0)
 
 
@@ -62,7 +62,7 @@ def shown(url: str) -> str:
 
 
 def _clients(url: str, timeout_s: float) -> list[Client]:
-    """The client to use, and those that it uses itself."""
+    """The client of the store, and then the clients that it uses itself."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
         raise AddressInvalid(
@@ -79,7 +79,7 @@ def _clients(url: str, timeout_s: float) -> list[Client]:
     except AddressInvalid as error:
         raise AddressInvalid(f"{shown(url)!r} is not a store: {error}") from None
     except (ValueError, TypeError):
-        # Not the library's words: they may quote a part of the password.
+        # The text of the library's error may contain a part of the password.
         raise AddressInvalid(
             f"{shown(url)!r} is not a store: it cannot be read; in a password write / # ? @ : and % as"
             " %2F %23 %3F %40 %3A and %25"
@@ -87,7 +87,7 @@ def _clients(url: str, timeout_s: float) -> list[Client]:
 
 
 def _of_one(url: str, options: dict[str, Any]) -> redis.asyncio.Redis:
-    """One server."""
+    """The client of one server."""
     parts = urlsplit(url)
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if parts.scheme == "unix":
@@ -107,7 +107,7 @@ def _of_one(url: str, options: dict[str, Any]) -> redis.asyncio.Redis:
 
 
 def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
-    """Sentinels or a cluster."""
+    """The clients of a sentinel group or a cluster."""
     security, _, kind = url.partition("://")[0].partition("+")
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
@@ -124,7 +124,7 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
     options |= _tls(query)
     nodes = [_node(text, _DEFAULT_PORTS[kind]) for text in hosts.split(",")]
     if kind == "cluster":
-        # After a failure the nodes of the URL are asked again: those found may be of an old cluster.
+        # After a failure, ask the nodes of the URL: the nodes found before may be of an old cluster.
         options["dynamic_startup_nodes"] = False
         return [redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)]
     group, _, database = parts.path.strip("/").partition("/")
@@ -136,7 +136,7 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
 
 
 def _tls(query: dict[str, str]) -> dict[str, Any]:
-    """TLS options from a query, as the client takes them."""
+    """The TLS options of a query, as arguments of the client."""
     options: dict[str, Any] = {}
     for name, value in query.items():
         if name == "ssl_check_hostname":

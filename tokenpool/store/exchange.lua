@@ -113,7 +113,7 @@ local function reclaim(record)
   end
 end
 
--- Book the holder's usage since its last message, and remember the sizes of its requests.
+-- Charge the holder's usage since its last message, and remember the sizes of its requests.
 local function charge(record, request)
   local served, floor = new_dim(), request[REQUEST_FLOOR]
   served[DIM_TOKENS_PER_SECOND] = request[REQUEST_TOKENS_SPENT]
