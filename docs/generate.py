@@ -1,8 +1,8 @@
 """Writes ``docs/reference/``: the pages that follow from the code, so that they cannot differ from it.
 
 ``python -m docs.generate`` writes the pages; ``--check`` compares them only. ``make docs`` writes, and
-``tests/test_reference.py`` compares. Nothing is started: the objects of the programs are constructed, and asked
-for their metrics and routes. To change a sentence, change it beside the code that each page names.
+``tests/test_reference.py`` compares. Nothing is started: the programs are constructed and asked for their
+metrics and routes. To change a sentence, change it beside the code that each page names.
 """
 
 from __future__ import annotations
