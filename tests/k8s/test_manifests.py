@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -504,11 +503,3 @@ def test_only_new_pods_that_ask_depend_on_the_injector() -> None:
     ]
     assert [pod["spec"]["containers"][0]["name"] for pod in asking] == ["vllm"]
     assert [each["name"] for each in containers(asking[0])] == ["vllm"]
-
-
-def test_the_readme_lists_every_annotation_that_there_is() -> None:
-    text = (K8S / "README.md").read_text()
-    told = set(re.findall(r"`(tokenpool\.io/[a-z-]+)`", text.partition("| annotation |")[2]))
-    known = {injector_settings.annotation(each) for each in Template.__slots__}
-    cluster_only = {"tokenpool.io/label", "tokenpool.io/run-as-user"}
-    assert told == (known - cluster_only) | {"tokenpool.io/container"}
