@@ -1,7 +1,7 @@
 """Draws ``docs/images/overload.svg`` from ``docs/images/overload.csv``: ``python -m docs.plots``.
 
-One bar for each way to protect a guarantee, on a logarithmic axis: tokenpool in a strong colour, the others in
-grey. The script needs no library.
+One bar for each way to protect a guarantee, on a logarithmic axis: tokenpool in a strong colour, the others
+in grey. The script needs no library.
 """
 
 from __future__ import annotations
