@@ -159,7 +159,7 @@ def test_the_base_belongs_to_no_namespace() -> None:
 def parsed(container: Json) -> Any:
     """A container's arguments as its program reads them, with the variables that it is given."""
     words = [*container.get("command", []), *container.get("args", [])]
-    environment = {each["name"]: "redis://books:6379" for each in container.get("env", [])}
+    environment = {each["name"]: "redis://store:6379" for each in container.get("env", [])}
     parser = argparse.ArgumentParser(exit_on_error=False)
     if words[:2] == ["tokenpool-sidecar", "run"]:
         sidecar_settings.add_arguments(parser)
@@ -184,7 +184,7 @@ def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
         listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
         assert listens == {port["containerPort"] for port in container["ports"]}
         if hasattr(read, "store"):
-            assert read.store == "redis://books:6379"
+            assert read.store == "redis://store:6379"
             assert str(read.config) == "/etc/tokenpool/pool/pool.yaml"
 
 
