@@ -86,14 +86,12 @@ class Option(NamedTuple):
     meaning: str
 
 
-def described(form: Any) -> Iterator[Option]:
-    """The options of a program, in the order of its ``--help``.
+def described(record: type[Any]) -> Iterator[Option]:
+    """The options of a class of settings, in the order of its ``--help``.
 
     The only place that knows how settings describe themselves.
     """
-    defaults = {each.name: each.default for each in fields(form.record)}
-    for name, text in form.helps.items():
-        default, meaning = defaults[name], text
+    for name, meaning, default in _fields(record):
         unit = ""
         if meaning.endswith(", s"):
             meaning, unit = meaning.removesuffix(", s"), "seconds"
@@ -101,7 +99,23 @@ def described(form: Any) -> Iterator[Option]:
             meaning, unit = meaning.replace(", s;", ";"), "seconds"
         elif name.endswith("_bytes"):
             unit = "bytes"
-        yield Option(options.option(name), options.variable(name), _default(default), unit, sentence(meaning))
+        flag, variable = "--" + name.replace("_", "-"), "TOKENPOOL_" + name.upper()
+        yield Option(flag, variable, _default(default), unit, sentence(meaning))
+
+
+def _fields(record: type[Any]) -> Iterator[tuple[str, str, Any]]:
+    """The name, help and default of each option."""
+    describe = getattr(options, "describe", None)
+    if describe is not None:
+        for each in describe(record):
+            yield each.name, each.help, each.default
+        return
+    # Until the help stands beside the fields, it is in the private forms of the settings' modules.
+    module = sys.modules[record.__module__]
+    form = next(form for form in vars(module).values() if getattr(form, "record", None) is record)
+    defaults = {each.name: each.default for each in fields(record)}
+    for name, text in form.helps.items():
+        yield name, text, defaults[name]
 
 
 def _default(value: object) -> str:
@@ -114,12 +128,12 @@ def _default(value: object) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-PROGRAMS = {
-    "tokenpool-sidecar run": (sidecar.settings._FORM,),
-    "tokenpool-coordinator run": (coordinator.settings._FORM,),
-    "python -m injector": (injector.settings._SERVING, injector.settings._INJECTED),
+PROGRAMS: dict[str, tuple[type[Any], ...]] = {
+    "tokenpool-sidecar run": (sidecar.settings.Settings,),
+    "tokenpool-coordinator run": (coordinator.settings.Settings,),
+    "python -m injector": (injector.settings.Settings, injector.settings.Template),
 }
-"""The forms of each program's settings. ``tokenpool-inject`` has the last of these, too."""
+"""The settings of each program. ``tokenpool-inject`` has the last of these, too."""
 
 
 def options_page() -> str:
@@ -129,11 +143,11 @@ def options_page() -> str:
         " it off: `--slo-feedback false`. [Defaults](../defaults.md) has the reason and the measurement for"
         " each default. `loadgen` has its options in `loadgen COMMAND --help`."
     ]
-    for program, forms in PROGRAMS.items():
+    for program, records in PROGRAMS.items():
         rows = [
             (f"`{each.name}`", f"`{each.variable}`", each.default, each.unit, each.meaning)
-            for form in forms
-            for each in described(form)
+            for record in records
+            for each in described(record)
         ]
         parts += [f"## {program}", table(("option", "variable", "default", "unit", "meaning"), rows)]
     source = "`sidecar/settings.py`, `coordinator/settings.py` and `injector/settings.py`"
@@ -354,7 +368,7 @@ def errors_page() -> str:
 def annotations_page() -> str:
     """The label and the annotations of a pod."""
     template = injector.settings.Template()
-    settings = {each.name.removeprefix("--"): each for each in described(PROGRAMS["python -m injector"][1])}
+    settings = {each.name.removeprefix("--"): each for each in described(injector.settings.Template)}
     rows = [("`tokenpool.io/container`", "the container with the port", "The engine's container.")]
     for name, each in settings.items():
         if name in ("label", "run-as-user"):
