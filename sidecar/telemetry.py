@@ -80,7 +80,7 @@ _ENGINE_UP = Family("tokenpool_engine_up", "gauge", "Whether the engine answers.
 _ENGINE_PAGE = Family(
     "tokenpool_engine_page_usable",
     "gauge",
-    "1 while the sidecar uses the engine's metrics page; it serves requests without the page, too.",
+    "Whether the engine's metrics page is used; requests are served without it, too.",
 )
 _CONFIG_CURRENT = Family(
     "tokenpool_config_current", "gauge", "Whether the pool file on disk is the one in force."

@@ -47,7 +47,7 @@ FAMILIES = (
     Family(
         "tokenpool_answers_delayed",
         "counter",
-        "Unmetered answers that were delayed because they exceeded --unmetered-rate.",
+        "Answers that nobody pays for, and that were too many to be given at once.",
         ("entitlement",),
     ),
 )
