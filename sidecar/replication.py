@@ -192,9 +192,7 @@ class Replication:
     def metrics(self) -> Iterator[Metric]:
         """How this sidecar stands with the lease store, for Prometheus."""
         leases = self.leases
-        mode = GaugeMetricFamily(
-            "tokenpool_store_mode", "1 for the current source of limits.", labels=("mode",)
-        )
+        mode = GaugeMetricFamily("tokenpool_store_mode", "1 for how limits are decided.", labels=("mode",))
         for each in Mode:
             mode.add_metric((each.value,), float(each is leases.mode))
         calls = CounterMetricFamily(
@@ -207,22 +205,16 @@ class Replication:
             "tokenpool_lease_waits", "Requests that waited for a larger lease.", value=leases.lease_waits
         )
         yield CounterMetricFamily(
-            "tokenpool_lease_wait_seconds",
-            "Total time of all lease waits, in seconds.",
-            value=leases.lease_waited_s,
+            "tokenpool_lease_wait_seconds", "... and for how long, all together.", value=leases.lease_waited_s
         )
         for name, text, value in (
             ("tokenpool_store_up", "Whether the lease store answers.", not leases.failures),
-            ("tokenpool_store_round_trip_seconds", "Round trip of the last message.", leases.round_trip_s),
+            ("tokenpool_store_round_trip_seconds", "Of the last message.", leases.round_trip_s),
             ("tokenpool_store_sidecars", "Sidecars that the lease store knows.", leases.sidecars),
-            (
-                "tokenpool_store_unled_seconds",
-                "Seconds since a coordinator published limits.",
-                leases.unled_s,
-            ),
+            ("tokenpool_store_unled_seconds", "Since a coordinator published limits.", leases.unled_s),
             (
                 "tokenpool_config_refused",
-                "1 if this sidecar cannot enforce the published pool file.",
+                "Whether a pool file is published that cannot be enforced here.",
                 bool(self._refused_version),
             ),
             (
