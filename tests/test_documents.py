@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate
+from docs import generate, plots
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
@@ -20,8 +20,8 @@ DOCUMENTS = sorted(
 )
 CURRENT = [each for each in DOCUMENTS if each.name != "CHANGELOG.md"]
 """Documents that describe the present: a change log names what is gone."""
-RUN_LENGTH = 200
-"""Lines of the README, which is to be read in one sitting."""
+MOST_LINES = 200
+"""Of the README."""
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -70,7 +70,7 @@ def test_every_make_target_that_is_named_exists(path: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= RUN_LENGTH
+    assert len((ROOT / "README.md").read_text().splitlines()) <= MOST_LINES
 
 
 def test_every_decision_is_in_the_index_and_has_a_date() -> None:
@@ -81,3 +81,7 @@ def test_every_decision_is_in_the_index_and_has_a_date() -> None:
         date = re.match(r"(\d{4}-\d\d-\d\d), commit [0-9a-f]{7,}$", dated)
         assert date is not None, path.name
         assert f"| {date[1]} | [{title.removeprefix('# ')}]({path.name}) |" in index
+
+
+def test_the_plot_of_the_readme_shows_the_figures_of_its_file() -> None:
+    assert (plots.FOLDER / "overload.svg").read_text() == plots.drawing(plots.ways())
