@@ -92,6 +92,10 @@ wheel: ## a wheel with a compiled data path, into dist/; PYTHON=python3.12 build
 	@echo "  docker build -f docker/Dockerfile .   the image, compiled in it"
 	@echo "  pip install .                         pure Python, on any platform"
 
+.PHONY: docs
+docs: .venv/.installed ## write docs/reference/ from the code
+	$(BIN)/python -m docs.generate
+
 clean: ## remove what these commands made
 	rm -rf .venv .venv-engine .cache .compiled dist out
 

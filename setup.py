@@ -1,7 +1,7 @@
 """The build: pure Python by default; with ``TOKENPOOL_COMPILE=1`` the wheel's data path is machine code.
 
 mypyc compiles the modules that pyproject.toml lists under ``tool.tokenpool``. Their behaviour stays the same;
-a request takes half of the CPU time (docs/decisions.md). Compiling needs a C compiler and Python's headers.
+a request takes half of the CPU time (docs/decisions/). Compiling needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations

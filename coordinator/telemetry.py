@@ -86,17 +86,23 @@ class Telemetry(Collector):
             "tokenpool_desired_replicas", "Replicas that the pool needs.", labels=pool
         )
         reason = GaugeMetricFamily(
-            "tokenpool_desired_replicas_reason", "1 for the dimension that says so.", labels=by_dimension
+            "tokenpool_desired_replicas_reason",
+            "1 for the dimension that decides the number of replicas.",
+            labels=by_dimension,
         )
         age = GaugeMetricFamily(
-            "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
+            "tokenpool_scale_hint_age_seconds",
+            "Seconds since the leader computed the scale hint.",
+            labels=pool,
         )
         sidecars = GaugeMetricFamily("tokenpool_sidecars", "Sidecars that report.", labels=pool)
         engines = GaugeMetricFamily("tokenpool_engines_up", "Engines that answer.", labels=pool)
-        capacity = GaugeMetricFamily("tokenpool_pool_capacity", "Live capacity.", labels=by_dimension)
+        capacity = GaugeMetricFamily(
+            "tokenpool_pool_capacity", "Capacity of all engines that answer.", labels=by_dimension
+        )
         over = GaugeMetricFamily(
             "tokenpool_overpromised",
-            "1 where guarantees are more than the most replicas could carry.",
+            "1 if guarantees exceed what the largest number of replicas can carry.",
             labels=by_dimension,
         )
         seconds = GaugeMetricFamily("tokenpool_tick_seconds", "How long the last tick took.", labels=pool)

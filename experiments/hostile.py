@@ -4,7 +4,7 @@ One engine, one sidecar. A guaranteed tenant sends at a steady rate; another has
 since how the engine itself is shared is not what is measured here. In turn that one uses them as it may, and
 attacks as ``attacks`` has it. Wanted: the first one's P99 time to first token rises by less than a fifth,
 every one of its requests is served, also on new connections, and the sidecar's memory stays under the bound
-that README states.
+that docs/security.md states.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_RISE = 1.2
 """What a P99 may be of that beside ordinary use."""
 CONNECTIONS, BUFFERED = 4000, 128 << 20
 MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
-"""What README says that a sidecar of these two settings takes at most."""
+"""The bound of docs/security.md for these two settings."""
 FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
 KNOCK_EVERY_S = 0.2
 MOST_UNANSWERED = 0.02

@@ -50,29 +50,33 @@ _REQUESTS = Family(
 _TOKENS = Family(
     "tokenpool_tokens",
     "counter",
-    "Tokens settled: input computed, input from the prefix cache, output.",
+    "Tokens settled, by kind: computed input, input from the prefix cache, output.",
     ("entitlement", "kind"),
 )
 _OUTGROWN = Family(
     "tokenpool_outgrown_reservations",
     "counter",
-    "Requests whose output was more than was reserved for it.",
+    "Requests whose output exceeded its reservation.",
     ("entitlement",),
 )
 _WITHOUT_USAGE = Family(
     "tokenpool_answers_without_usage",
     "counter",
-    "Finished answers that were settled by estimate: compressed, usage missing or unreadable.",
+    "Finished answers that were settled by estimate, because usage was compressed, missing or unreadable.",
     ("entitlement", "reason"),
 )
 _RELOADS = Family("tokenpool_config_reloads", "counter", "Pool files read, by result.", ("result",))
 _PLANS = Family("tokenpool_plans", "counter", "How often limits were recomputed.")
-_RESERVED = Family("tokenpool_reserved", "gauge", "Held by requests under way.", ("entitlement", "dimension"))
-_LIMIT = Family("tokenpool_limit", "gauge", "What the entitlement may use now.", ("entitlement", "dimension"))
+_RESERVED = Family(
+    "tokenpool_reserved", "gauge", "Reserved by requests under way.", ("entitlement", "dimension")
+)
+_LIMIT = Family(
+    "tokenpool_limit", "gauge", "The most that the entitlement may use now.", ("entitlement", "dimension")
+)
 _LEVEL = Family("tokenpool_bucket_level_tokens", "gauge", "Level of the token bucket.", ("entitlement",))
-_DEBT = Family("tokenpool_debt", "gauge", "Service owed, in seconds.", ("entitlement",))
+_DEBT = Family("tokenpool_debt", "gauge", "Service owed to the entitlement, in seconds.", ("entitlement",))
 _LEASE = Family(
-    "tokenpool_lease", "gauge", "What this sidecar holds of a limit.", ("entitlement", "dimension")
+    "tokenpool_lease", "gauge", "The part of the limit that this sidecar holds.", ("entitlement", "dimension")
 )
 _CONFIG_CURRENT = Family(
     "tokenpool_config_current", "gauge", "Whether the pool file on disk is the one in force."
@@ -80,16 +84,19 @@ _CONFIG_CURRENT = Family(
 _FIRST_TOKEN = Family(
     "tokenpool_time_to_first_token_seconds",
     "histogram",
-    "From the whole request read to the first output in the engine's answer.",
+    "Time from the end of reading the request to the first output, including waits.",
     ("entitlement",),
 )
 _RATIO = Family(
-    "tokenpool_estimate_ratio", "histogram", "Estimated over reported tokens.", ("entitlement", "kind")
+    "tokenpool_estimate_ratio",
+    "histogram",
+    "Estimated tokens divided by reported tokens.",
+    ("entitlement", "kind"),
 )
 _OVERHEAD = Family(
     "tokenpool_overhead_seconds",
     "histogram",
-    "From the whole request read to its being sent to the engine.",
+    "Time from the end of reading the request until it is sent to the engine.",
 )
 FAMILIES = (
     _REQUESTS,
@@ -167,7 +174,7 @@ class Series:
         self.without_usage: Counter[str] = Counter()
         """Finished answers without usage, by what was the matter."""
         self.outgrown = 0
-        """Requests whose output was more than was reserved for it."""
+        """Requests whose output exceeded its reservation."""
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S, _TTFT_LABELS)
         self.input_ratio = Histogram(_RATIO_BUCKETS, _RATIO_LABELS)
         self.output_ratio = Histogram(_RATIO_BUCKETS, _RATIO_LABELS)

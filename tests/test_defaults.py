@@ -1,4 +1,4 @@
-"""Every option's default is justified in docs/decisions.md: the tables there name what the programs have."""
+"""Every default of an option has its reason in docs/defaults.md; the tables there match the programs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ import injector.settings
 import sidecar.settings
 from runtime import options
 
-DECISIONS = Path(__file__).parent.parent / "docs" / "decisions.md"
-SECTION = "## Defaults of options\n"
+DEFAULTS = Path(__file__).parent.parent / "docs" / "defaults.md"
 AddArguments = Callable[[argparse.ArgumentParser], None]
 PROGRAMS: dict[str, list[tuple[AddArguments, type[Any]]]] = {
     "tokenpool-sidecar run": [(sidecar.settings.add_arguments, sidecar.settings.Settings)],
@@ -33,8 +32,8 @@ CELLS = 3
 
 def tables() -> dict[str, list[list[str]]]:
     """By program, the cells of each row."""
-    section = DECISIONS.read_text().partition(SECTION)[2]
-    parts = re.split(r"^### (.+)\n", section, flags=re.MULTILINE)
+    section = DEFAULTS.read_text()
+    parts = re.split(r"^## (.+)\n", section, flags=re.MULTILINE)
     return {
         title: [
             [cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines() if "`--" in line
@@ -82,5 +81,5 @@ def test_every_row_has_a_reason_and_what_another_default_would_change(program: s
 
 
 def test_no_default_waits_for_its_measurement() -> None:
-    section = DECISIONS.read_text().partition("Defaults of options")[2]
+    section = DEFAULTS.read_text()
     assert "MEASURED" not in section

@@ -1,7 +1,7 @@
 """Outcomes: every way in which a request can end, as closed sets.
 
-The only place that picks a status code. The sidecar turns these values into bytes, metrics and log
-lines; the README explains each ``Reason`` to tenants.
+The only place that picks a status code and explains a reason. The sidecar turns these values into bytes,
+metrics and log lines; ``docs/reference/errors.md`` is generated from them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ class Ending(StrEnum):
     UPSTREAM_TIMEOUT = "upstream_timeout"
     DRAINED = "drained"
     PREEMPTED = "preempted"
+
+    @property
+    def meaning(self) -> str:
+        """One plain sentence for operators."""
+        return _ENDING_MEANING[self]
 
 
 class Reason(StrEnum):
@@ -58,8 +63,18 @@ class Reason(StrEnum):
 
     @property
     def is_shed(self) -> bool:
-        """Whether the request was refused for want of capacity, and may come back."""
+        """Whether the request was refused for lack of capacity; the client may send it again later."""
         return self.status == 429
+
+    @property
+    def states_a_wait(self) -> bool:
+        """Whether answers with this reason carry ``Retry-After`` and ``retry-after-ms``."""
+        return self.status in (429, 503)
+
+    @property
+    def meaning(self) -> str:
+        """One or two plain sentences for tenants and operators."""
+        return _MEANING[self]
 
 
 _STATUS = {
@@ -86,4 +101,48 @@ _STATUS = {
     Reason.UNSUPPORTED_EXPECTATION: 417,
     Reason.UPSTREAM_ERROR: 502,
     Reason.UPSTREAM_TIMEOUT: 504,
+}
+
+_MEANING = {
+    Reason.TOKENS_PER_SECOND: "The entitlement's token bucket is empty. Wait for the refill.",
+    Reason.KV_TOKENS: "The entitlement's limit of KV-cache tokens is in use.",
+    Reason.CONCURRENCY: "The entitlement's limit of concurrent sequences is in use.",
+    Reason.ENGINE_FULL: "The request is beyond the assured share, and the engine has no room.",
+    Reason.PREEMPTED: "A spot request was ended to make room for a guarantee. Send it again.",
+    Reason.SIDECAR_FULL: (
+        "The entitlement's requests and unread answers fill its part of the sidecar's memory, or its large"
+        " bodies come too fast."
+    ),
+    Reason.ENGINE_DOWN: "The engine does not answer.",
+    Reason.DRAINING: "This replica is shutting down.",
+    Reason.TOO_MANY_CONNECTIONS: "The sidecar, or this caller's part of it, has no room for a connection.",
+    Reason.NEVER_FITS: (
+        "The request is larger than the entitlement's ceiling or the engine. Waiting does not help."
+    ),
+    Reason.MALFORMED: (
+        "The request is not valid HTTP or JSON, or a field has a wrong type. The message names the field by"
+        " its full path, such as `messages[0].content[1]`."
+    ),
+    Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
+    Reason.UNKNOWN_ROUTE: "The sidecar does not serve this path. It never serves vLLM's control routes.",
+    Reason.UNKNOWN_MODEL: "The pool does not serve this model.",
+    Reason.UNKNOWN_RESPONSE: (
+        "There is no stored response with this id, or it belongs to another entitlement."
+    ),
+    Reason.METHOD_NOT_ALLOWED: "The path does not take this method. `Allow` lists the methods.",
+    Reason.TARGET_TOO_LONG: "The request target is too long.",
+    Reason.HEAD_TOO_LARGE: "The request head exceeds `--max-head-bytes` or 128 headers.",
+    Reason.BODY_TOO_LARGE: "The request body exceeds the largest size for this path.",
+    Reason.REQUEST_TIMEOUT: "The request head or body took too long to arrive.",
+    Reason.UNSUPPORTED_EXPECTATION: "The sidecar knows no expectation but `100-continue`.",
+    Reason.UPSTREAM_ERROR: "The engine failed during the request.",
+    Reason.UPSTREAM_TIMEOUT: "The engine was silent for longer than `--upstream-timeout`.",
+}
+_ENDING_MEANING = {
+    Ending.FINISHED: "The engine's answer was complete.",
+    Ending.CLIENT_GONE: "The client closed its connection before the answer was complete.",
+    Ending.UPSTREAM_ERROR: "The engine failed, also by an error event inside a stream with status 200.",
+    Ending.UPSTREAM_TIMEOUT: "The engine was silent for longer than `--upstream-timeout`.",
+    Ending.DRAINED: "The sidecar shut down before the answer was complete.",
+    Ending.PREEMPTED: "A spot request was ended to make room for a guarantee.",
 }

@@ -52,7 +52,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse(body: bytes) -> Parsed:
-    """Read a ``/v1/messages`` body. Raises ``Malformed``."""
+    """Read a message request: messages, system prompt and tools as input; the expected output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")

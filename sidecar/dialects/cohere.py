@@ -44,7 +44,10 @@ _decode_inputs = msgspec.json.Decoder(list[_Input]).decode
 
 
 def parse(body: bytes) -> Parsed:
-    """Read a ``/v2/embed`` body: texts, images, or both in parts. Raises ``Malformed``."""
+    """Read an embedding request: texts and images, or both in parts, as input. There is no output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode, body)
     given = [each for each in (request.texts, request.images, request.inputs) if not is_null(each)]
     if len(given) != 1:

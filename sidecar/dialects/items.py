@@ -1,7 +1,7 @@
 """What of a body becomes an object of Python's: structs for the decoder, counted while they are read.
 
 Nothing is computed of them here. They stand apart from the functions that read bodies, since those are
-compiled (docs/decisions.md) and structs cannot be: the decoder asks for their annotations.
+compiled (docs/decisions/) and structs cannot be: the decoder asks for their annotations.
 """
 
 from __future__ import annotations

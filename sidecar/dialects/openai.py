@@ -58,7 +58,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse_chat(body: bytes) -> Parsed:
-    """Read a ``/v1/chat/completions`` body. Raises ``Malformed``."""
+    """Read a chat: messages, documents and tools as input; the expected output of each of ``n`` sequences.
+
+    Raises ``Malformed``.
+    """
     request = read(decode_chat, body)
     if not request.messages:
         raise Malformed("messages must be a list of at least one message", "messages")
@@ -90,7 +93,7 @@ def parse_chat(body: bytes) -> Parsed:
 
 
 def parse_chat_batch(body: bytes) -> Parsed:
-    """Read a ``/v1/chat/completions/batch`` body: conversations that are answered each by itself."""
+    """Read a batch of chats: each conversation is a sequence with its own input and expected output."""
     request = read(decode_chat_batch, body)
     chats = items(request.messages, "messages")
     if not chats:
@@ -149,7 +152,10 @@ def _index(messages: list[Message], message: Message) -> int:
 
 
 def parse_completion(body: bytes) -> Parsed:
-    """Read a ``/v1/completions`` body. Raises ``Malformed``."""
+    """Read a completion: prompts (text or token ids); the expected output of ``n`` sequences per prompt.
+
+    Raises ``Malformed``.
+    """
     request = read(decode_completion, body)
     check_no_embeds(request.prompt_embeds)
     count, text_bytes, token_ids = prompts(request.prompt, "prompt")

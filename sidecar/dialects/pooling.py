@@ -93,7 +93,10 @@ _decode_rich = msgspec.json.Decoder(_Rich).decode
 
 
 def parse_input(body: bytes) -> Parsed:
-    """Read a body of ``/v1/embeddings``, ``/pooling`` or ``/classify``. Raises ``Malformed``."""
+    """Read texts to embed, pool or classify: each text is a sequence of input. There is no output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode_embedding, body)
     fields = {"input": request.input, "messages": request.messages, "data": request.data}
     _only_one([name for name, value in fields.items() if not is_null(value)], "input")
@@ -113,7 +116,10 @@ def parse_input(body: bytes) -> Parsed:
 
 
 def parse_scores(body: bytes) -> Parsed:
-    """Read a body of ``/score``: pairs of texts. Raises ``Malformed``."""
+    """Read pairs of texts to score: each pair is a sequence of input. There is no output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode_scoring, body)
     given = {
         (first, second): (one, other)
@@ -135,7 +141,10 @@ def parse_scores(body: bytes) -> Parsed:
 
 
 def parse_reranking(body: bytes) -> Parsed:
-    """Read a body of ``/rerank``: one query, many documents. Raises ``Malformed``."""
+    """Read a query and documents to rank: each document is a sequence with the query. There is no output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode_reranking, body)
     queries = [at("query", _text, request.query)]
     return _parsed(_pairs(queries, _texts(request.documents, "documents"), request), request, body)

@@ -70,7 +70,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse(body: bytes) -> Parsed:
-    """Read a ``/v1/responses`` body. Raises ``Malformed``."""
+    """Read a response request: input, instructions, tools, the continued conversation; the expected output.
+
+    Raises ``Malformed``.
+    """
     request = read(_decode, body)
     if request.background:
         # It would be answered at once, and run on for nobody's account.

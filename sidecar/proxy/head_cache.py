@@ -3,7 +3,7 @@
 Clients send the same request head again and again, and the engine nearly the same response head; only the
 number in ``Content-Length`` differs. What the strict parser found out about a head holds for the same
 bytes, so comparing them is enough: it saves a third of the sidecar's own time of a small request
-(docs/decisions.md). Only a message that is exactly one head and one whole body is ever known, and only a
+(docs/decisions/). Only a message that is exactly one head and one whole body is ever known, and only a
 read that is exactly one chunk, as servers write them; anything else goes through the parser.
 """
 

@@ -140,7 +140,7 @@ def test_the_image_is_compiled_unless_that_is_turned_off() -> None:
 
 def test_all_of_our_packages_are_sent_to_the_builder() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    packages = {"coordinator", "loadgen", "service", "sidecar", "tokenpool"}
+    packages = {"coordinator", "dashboard", "injector", "loadgen", "runtime", "sidecar", "tokenpool"}
 
     assert ignored[1] == "*"
     assert {f"!{package}" for package in packages} | {"!setup.py"} <= set(ignored)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -160,7 +159,7 @@ def test_the_base_belongs_to_no_namespace() -> None:
 def parsed(container: Json) -> Any:
     """A container's arguments as its program reads them, with the variables that it is given."""
     words = [*container.get("command", []), *container.get("args", [])]
-    environment = {each["name"]: "redis://books:6379" for each in container.get("env", [])}
+    environment = {each["name"]: "redis://store:6379" for each in container.get("env", [])}
     parser = argparse.ArgumentParser(exit_on_error=False)
     if words[:2] == ["tokenpool-sidecar", "run"]:
         sidecar_settings.add_arguments(parser)
@@ -185,7 +184,7 @@ def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
         listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
         assert listens == {port["containerPort"] for port in container["ports"]}
         if hasattr(read, "store"):
-            assert read.store == "redis://books:6379"
+            assert read.store == "redis://store:6379"
             assert str(read.config) == "/etc/tokenpool/pool/pool.yaml"
 
 
@@ -504,11 +503,3 @@ def test_only_new_pods_that_ask_depend_on_the_injector() -> None:
     ]
     assert [pod["spec"]["containers"][0]["name"] for pod in asking] == ["vllm"]
     assert [each["name"] for each in containers(asking[0])] == ["vllm"]
-
-
-def test_the_readme_lists_every_annotation_that_there_is() -> None:
-    text = (K8S / "README.md").read_text()
-    told = set(re.findall(r"`(tokenpool\.io/[a-z-]+)`", text.partition("| annotation |")[2]))
-    known = {injector_settings.annotation(each) for each in Template.__slots__}
-    cluster_only = {"tokenpool.io/label", "tokenpool.io/run-as-user"}
-    assert told == (known - cluster_only) | {"tokenpool.io/container"}

@@ -1,0 +1,212 @@
+"""Described: every field of the pool file, its type, its default and its meaning, for the reference page.
+
+``docs/generate.py`` makes ``docs/reference/pool-file.md`` of this. A test compares the fields with those that
+``reading`` accepts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tokenpool.entitlements import Entitlement, OutputEstimate, Pool, Pricing, Tier
+
+REQUIRED = "required"
+"""In place of a default."""
+
+
+class Described(NamedTuple):
+    """One field. ``path`` has ``[]`` for the items of a list."""
+
+    path: str
+    kind: str
+    """The type or the words that may be written, with the unit."""
+    default: str
+    """As it is written in the file; ``REQUIRED`` where there is none, empty where nothing applies."""
+    meaning: str
+
+
+_NAME = "up to 63 of `a-z`, `0-9`, `.`, `_`, `-`; a letter or digit first and last"
+_PRICES = Pricing()
+_QUANTILE = OutputEstimate().quantile
+_TIERS = ", ".join(f"`{tier.value}`" for tier in Tier)
+_CAPACITY = "number above 0, `auto`, or `{auto: NUMBER}`"
+
+
+FIELDS = (
+    Described("pools", "list, at least one", REQUIRED, "The pools that this file describes."),
+    Described("pools[].name", _NAME, REQUIRED, "The name of the pool. Names are unique."),
+    Described(
+        "pools[].models",
+        "list of names, at least one",
+        REQUIRED,
+        'The models that the engine serves. `["*"]` accepts any name.',
+    ),
+    Described(
+        "pools[].replica",
+        "mapping",
+        "all `auto`",
+        "The capacity of one engine. `auto` is learned or read from the engine; `{auto: NUMBER}` begins with"
+        " that number and learns from there.",
+    ),
+    Described(
+        "pools[].replica.tokens_per_second",
+        f"{_CAPACITY}; tokens per second",
+        "`auto`",
+        "Throughput in priced tokens. `auto` learns it while the engine is saturated.",
+    ),
+    Described(
+        "pools[].replica.kv_tokens",
+        f"{_CAPACITY}; KV-cache tokens",
+        "`auto`",
+        "KV-cache tokens that fit. `auto` reads them from the engine's metrics; several engines behind"
+        " one server add up. An encoder-only model has no KV bound.",
+    ),
+    Described(
+        "pools[].replica.concurrency",
+        f"{_CAPACITY}; sequences",
+        "`auto`",
+        "Sequences that run at once. `auto` learns them from the engine's queue.",
+    ),
+    Described(
+        "pools[].replicas",
+        "mapping",
+        f"`{{min: {Pool('').min_replicas}, max: {Pool('').max_replicas}}}`",
+        "The replicas that an autoscaler may provision. Guarantees are checked against them.",
+    ),
+    Described("pools[].replicas.min", "whole number, at least 1", "`1`", "The fewest replicas."),
+    Described("pools[].replicas.max", "whole number, at least `min`", "`min`", "The most replicas."),
+    Described("pools[].pricing", "mapping", "", "The prices of input and output."),
+    Described(
+        "pools[].pricing.input_weight",
+        "number, at least 0",
+        f"`{_PRICES.input_weight:g}`",
+        "The throughput cost of one uncached input token.",
+    ),
+    Described(
+        "pools[].pricing.output_weight",
+        "number, at least 0",
+        f"`{_PRICES.output_weight:g}`",
+        "The throughput cost of one output token.",
+    ),
+    Described(
+        "pools[].pricing.image_tokens",
+        "whole number, at least 0; tokens",
+        f"`{_PRICES.image_tokens}`",
+        "The input tokens of one image.",
+    ),
+    Described(
+        "pools[].pricing.audio_tokens",
+        "whole number, at least 0; tokens",
+        f"`{_PRICES.audio_tokens}`",
+        "The input tokens of one audio part.",
+    ),
+    Described(
+        "pools[].pricing.tool_tokens",
+        "whole number, at least 0; tokens",
+        f"`{_PRICES.tool_tokens}`",
+        "Extra input tokens of one tool.",
+    ),
+    Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
+    Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
+    Described("entitlements[].pool", "name of a pool", REQUIRED, "The pool that the entitlement uses."),
+    Described("entitlements[].tier", _TIERS, REQUIRED, "The class of service."),
+    Described(
+        "entitlements[].weight",
+        "number above 0",
+        f"`{Entitlement('', '', Tier.SPOT).weight:g}`",
+        "The share within the tier, relative to other weights.",
+    ),
+    Described(
+        "entitlements[].guarantee",
+        "mapping",
+        "none",
+        "Capacity that the tenant can claim at any time. Required for `guaranteed`, refused for `spot`.",
+    ),
+    Described(
+        "entitlements[].guarantee.tokens_per_second",
+        "number, at least 0; tokens per second",
+        "`0`",
+        "Guaranteed throughput.",
+    ),
+    Described(
+        "entitlements[].guarantee.kv_tokens",
+        "number, at least 0; KV-cache tokens",
+        "`0`",
+        "Guaranteed KV-cache tokens.",
+    ),
+    Described(
+        "entitlements[].guarantee.concurrency",
+        "number, at least 0; sequences",
+        "`0`",
+        "Guaranteed concurrent sequences.",
+    ),
+    Described(
+        "entitlements[].ceiling",
+        "mapping",
+        "the whole pool",
+        "The most that the tenant may use. It is at least the guarantee.",
+    ),
+    Described(
+        "entitlements[].ceiling.tokens_per_second",
+        "number, at least 0; tokens per second",
+        "no bound",
+        "The highest throughput.",
+    ),
+    Described(
+        "entitlements[].ceiling.kv_tokens",
+        "number, at least 0; KV-cache tokens",
+        "no bound",
+        "The most KV-cache tokens.",
+    ),
+    Described(
+        "entitlements[].ceiling.concurrency",
+        "number, at least 0; sequences",
+        "no bound",
+        "The most concurrent sequences.",
+    ),
+    Described(
+        "entitlements[].slo",
+        "mapping",
+        "none",
+        "Latency targets. A tight SLO gives precedence in the short run.",
+    ),
+    Described(
+        "entitlements[].slo.ttft_ms",
+        "number above 0; milliseconds",
+        "none",
+        "Time to first token. It also limits the wait in the admission queue.",
+    ),
+    Described(
+        "entitlements[].slo.tpot_ms", "number above 0; milliseconds", "none", "Time per further output token."
+    ),
+    Described(
+        "entitlements[].output_estimate",
+        "number between 0 and 1, or `max`",
+        f"`{_QUANTILE:g}`",
+        "The quantile of produced outputs to reserve. `max` reserves the request's whole bound.",
+    ),
+    Described(
+        "entitlements[].api_keys",
+        "list of keys",
+        "none",
+        'The keys of the tenant: `"sha256:HEX"`, `{env: VARIABLE}`, `{file: PATH}`, or the key itself, with a'
+        " warning. Each key belongs to one entitlement.",
+    ),
+    Described(
+        "entitlements[].api_keys[].env", "text", "", "The environment variable of the sidecar with the key."
+    ),
+    Described("entitlements[].api_keys[].file", "text", "", "The file with the key, read by the sidecar."),
+    Described(
+        "entitlements[].preemptible",
+        "`true` or `false`",
+        "`true` for spot",
+        "Whether a guarantee may end running requests of this spot entitlement.",
+    ),
+    Described(
+        "anonymous",
+        "`reject`, or the name of an entitlement",
+        "`reject`",
+        "The entitlement of callers without a key.",
+    ),
+)
+"""In the order of the page."""
