@@ -39,10 +39,12 @@ DATA_PATH = (
     *(
         "sidecar.proxy.connection_manager",
         "sidecar.proxy.connection",
+        "sidecar.proxy.events",
         "sidecar.proxy.exchange",
         "sidecar.proxy.framing",
     ),
-    *("sidecar.proxy.heads", "sidecar.proxy.head_cache", "sidecar.proxy.request_parser", "sidecar.proxy.tls"),
+    *("sidecar.proxy.head_policy", "sidecar.proxy.heads", "sidecar.proxy.head_cache"),
+    *("sidecar.proxy.receiving", "sidecar.proxy.request_parser", "sidecar.proxy.tls"),
     *(
         "sidecar.proxy.upstream",
         "sidecar.proxy.waiting",
