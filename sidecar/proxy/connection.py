@@ -1,30 +1,29 @@
 """One connection of a client: its requests are served one at a time, and answered in their order.
 
 ``ReceivingConnection`` reads the requests; a head that was seen before skips the parser (``head_cache``).
-This file decides which request is served when, which answer is delayed, and how the connection ends.
+This file decides which request is served when, which answer is delayed, and when the connection ends.
 ``connection_state`` has the states and their transitions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
-from typing import NamedTuple, cast
+from typing import cast
 
 from sidecar.controller.controller import AdmittedRequest, PendingRequest, Refusal
 from sidecar.dialects.routes import Route
 from sidecar.proxy.answers import refusal_bytes
-from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Holder
+from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.connection_state import IllegalTransition, Life, Phase, Serving
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.head_cache import CachedHead
-from sidecar.proxy.head_policy import Request
+from sidecar.proxy.head_policy import CachedRequest, Request
 from sidecar.proxy.heads import RequestHead
-from sidecar.proxy.receiving import ReceivingConnection
+from sidecar.proxy.receiving import LINGER_S, ReceivingConnection, has_left
 from sidecar.proxy.request_parser import NEVER
 from sidecar.proxy.waiting import DelayedAnswer, Waiting
 from tokenpool.accounting.ledger import Account
@@ -32,36 +31,17 @@ from tokenpool.outcomes import Reason
 
 MEASURED_BYTES = 4096
 """The CPU time of parsing is measured for bodies from this size on."""
-LINGER_S = 2.0
-"""How long a refused client's remaining bytes are read and dropped, so that it receives the answer."""
-LINGER_BYTES = 4 << 20
-"""How many of them, at most."""
-_LEAVES = getattr(select, "POLLRDHUP", 0)
-"""The event of a peer that has closed; errors are reported in any case."""
 _READING = (Phase.HEAD, Phase.BODY)
-
-
-class _CachedRequest(NamedTuple):
-    """A request head and what it was decided to be, in one epoch of the controller."""
-
-    wire: CachedHead
-    head: RequestHead
-    route: Route
-    account: Account | None
-    holder: Holder
-    epoch: int
 
 
 class ClientConnection(ReceivingConnection):
     """One client connection."""
 
     __slots__ = (
-        "_closes_at",
         "_exchange",
         "_held",
         "_idle_since",
         "_known",
-        "_lingered",
         "_spent_s",
         "_unread",
         "_write_deadline",
@@ -71,10 +51,9 @@ class ClientConnection(ReceivingConnection):
         super().__init__(manager)
         self._exchange: Exchange | Waiting | DelayedAnswer | None = None
         """What is served; ``_serving`` names it."""
-        self._known: _CachedRequest | None = None
+        self._known: CachedRequest | None = None
         self._spent_s = 0.0
         """CPU seconds of parsing the body of the request that is being served, where measured."""
-        self._lingered = 0
         self._write_deadline = NEVER
         self._held = 0
         """Of ``buffered``: the request that is being served."""
@@ -89,7 +68,6 @@ class ClientConnection(ReceivingConnection):
         manager = self._manager
         self._idle_since = now = manager.telemetry.clock()
         self._closes_at = now + manager.settings.head_timeout
-        """When it is closed, unless it has begun to send a request, or is being served."""
         if manager.enter(self):
             return
         if manager.is_flooded:
@@ -130,9 +108,9 @@ class ClientConnection(ReceivingConnection):
         wire = CachedHead.of(data) if self._write_deadline == NEVER else None
         if wire is not None:
             epoch = self._manager.controller.epoch
-            self._known = _CachedRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
+            self._known = CachedRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
 
-    def _serve_cached(self, known: _CachedRequest, data: bytes) -> bool:
+    def _serve_cached(self, known: CachedRequest, data: bytes) -> bool:
         """Serve ``data`` without parsing its head, if that was seen before; whether it was."""
         manager = self._manager
         wire, head, route, account, holder, epoch = known
@@ -386,39 +364,6 @@ class ClientConnection(ReceivingConnection):
 
     # --- closing ---
 
-    def _close(self, within: float | None = None) -> None:
-        """Close in good order: written bytes leave first, and over TLS both sides send a close_notify."""
-        if self._life is not Life.CLOSING:
-            self._become(Life.CLOSING)
-        self._read_nothing_for(within or self._manager.settings.write_timeout)
-        if self._transport is not None:
-            self._transport.close()
-
-    def _linger(self) -> None:
-        """Close for writing, and read on for a while: a reset would destroy the answer on its way."""
-        self._become(Life.LINGERING)
-        self._read_nothing_for(LINGER_S)
-        transport = self._transport
-        if transport is None:
-            return
-        self._resume()
-        if not transport.can_write_eof():
-            transport.close()  # TLS has no half-closed state: it says goodbye, and reads on by itself
-        elif not transport.is_closing():
-            transport.write_eof()
-
-    def _read_nothing_for(self, seconds: float) -> None:
-        """Drop what the client still sends, and end the connection by then."""
-        self._pending.clear()
-        self._parser.end()
-        self._give_kept()
-        self._closes_at = self._manager.telemetry.clock() + seconds
-
-    def _drop(self, count: int) -> None:
-        self._lingered += count
-        if self._lingered > LINGER_BYTES and self._transport is not None:
-            self._transport.abort()
-
     @property
     def idle_since(self) -> float | None:
         """Since when it could be closed for another; ``None`` if it could not.
@@ -473,7 +418,7 @@ class ClientConnection(ReceivingConnection):
         elif exchange is not None:
             if now - exchange.last_progress > self._manager.settings.upstream_timeout:
                 exchange.time_out()
-            elif self._is_paused and _has_left(transport):
+            elif self._is_paused and has_left(transport):
                 transport.abort()
         elif self._parser.phase in _READING:
             if now > self._parser.deadline:
@@ -483,13 +428,3 @@ class ClientConnection(ReceivingConnection):
                 self._close(within=LINGER_S)
             else:
                 transport.abort()
-
-
-def _has_left(transport: asyncio.Transport) -> bool:
-    """Whether the client is gone: asyncio does not report it while reading is paused."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return False  # it is being closed: over TLS the socket goes a moment before connection_lost
-    poll = select.poll()
-    poll.register(sock.fileno(), _LEAVES)
-    return bool(poll.poll(0))

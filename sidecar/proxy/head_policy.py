@@ -8,11 +8,14 @@ Each decision is a value: ``None`` to go on, or the refusal. Sockets and the par
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sidecar.controller.controller import Refusal
 from sidecar.dialects.routes import Route
-from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
+from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Holder
 from sidecar.proxy.connection_manager import ConnectionManager, Counted
 from sidecar.proxy.events import HeadReceived
+from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.ledger import Account
 from tokenpool.outcomes import Reason
@@ -41,6 +44,17 @@ class Request:
         self.refusal: Refusal | None = None
         self.closes = False
         """Whether nothing that follows it on the connection is read."""
+
+
+class CachedRequest(NamedTuple):
+    """A request head and what it was decided to be, in one epoch of the controller."""
+
+    wire: CachedHead
+    head: RequestHead
+    route: Route
+    account: Account | None
+    holder: Holder
+    epoch: int
 
 
 def decide_head(

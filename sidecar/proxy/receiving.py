@@ -1,13 +1,14 @@
 """The receiving half of a client connection: bytes from the transport through the parser, and backpressure.
 
-It drives the parser, acts on its events, and stops reading from the transport where requests arrive faster
-than they are served. Bytes that wait count against the caller. ``connection.ClientConnection`` is the
-other half: it serves the requests in their order.
+It owns the transport and its end. It drives the parser, acts on its events, and stops reading from the
+transport where requests arrive faster than they are served. Bytes that wait count against the caller.
+``connection.ClientConnection`` is the other half: it serves the requests in their order.
 """
 
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 
 from sidecar.controller.controller import Refusal
@@ -25,8 +26,14 @@ from sidecar.proxy.events import (
     RequestReceived,
 )
 from sidecar.proxy.head_policy import Request, decide_head, extend_body, take
-from sidecar.proxy.request_parser import TURN_BYTES, RequestParser
+from sidecar.proxy.request_parser import NEVER, TURN_BYTES, RequestParser
 
+LINGER_S = 2.0
+"""How long a refused client's remaining bytes are read and dropped, so that it receives the answer."""
+LINGER_BYTES = 4 << 20
+"""How many of them, at most."""
+_LEAVES = getattr(select, "POLLRDHUP", 0)
+"""The event of a peer that has closed; errors are reported in any case."""
 MAX_PIPELINED = 8
 """Requests that are parsed ahead on one connection; reading pauses beyond."""
 
@@ -35,9 +42,11 @@ class ReceivingConnection(asyncio.Protocol):
     """What a client connection does with what it receives."""
 
     __slots__ = (
+        "_closes_at",
         "_is_paused",
         "_kept",
         "_life",
+        "_lingered",
         "_manager",
         "_owes_continue",
         "_parser",
@@ -71,6 +80,10 @@ class ReceivingConnection(asyncio.Protocol):
         """The bytes that the connection counts for."""
         self._kept = 0
         """Of ``buffered``: received bytes that wait to be parsed."""
+        self._closes_at = NEVER
+        """When it is closed, unless a request is being read or served; later, when it must be closed."""
+        self._lingered = 0
+        """Bytes that were dropped so far."""
 
     # --- what the serving half does ---
 
@@ -269,12 +282,56 @@ class ReceivingConnection(asyncio.Protocol):
 
     # --- the end ---
 
+    def _become(self, life: Life) -> None:
+        if life not in self._life.following:
+            raise IllegalTransition(f"the connection: {self._life} to {life}")
+        self._life = life
+
     def _forget(self) -> None:
         """Read nothing more. No bytes are given here: the manager gives all bytes of a lost connection."""
         self._parser.end()
         self._kept = 0
 
-    def _become(self, life: Life) -> None:
-        if life not in self._life.following:
-            raise IllegalTransition(f"the connection: {self._life} to {life}")
-        self._life = life
+    def _close(self, within: float | None = None) -> None:
+        """Close in good order: written bytes leave first, and over TLS both sides send a close_notify."""
+        if self._life is not Life.CLOSING:
+            self._become(Life.CLOSING)
+        self._read_nothing_for(within or self._manager.settings.write_timeout)
+        if self._transport is not None:
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Close for writing, and read on for a while: a reset would destroy the answer on its way."""
+        self._become(Life.LINGERING)
+        self._read_nothing_for(LINGER_S)
+        transport = self._transport
+        if transport is None:
+            return
+        self._resume()
+        if not transport.can_write_eof():
+            transport.close()  # TLS has no half-closed state: this sends a close_notify, and reads on
+        elif not transport.is_closing():
+            transport.write_eof()
+
+    def _read_nothing_for(self, seconds: float) -> None:
+        """Drop what the client still sends, and end the connection by then."""
+        self._pending.clear()
+        self._parser.end()
+        self._give_kept()
+        self._closes_at = self._manager.telemetry.clock() + seconds
+
+    def _drop(self, count: int) -> None:
+        """Bytes arrived that are not read."""
+        self._lingered += count
+        if self._lingered > LINGER_BYTES and self._transport is not None:
+            self._transport.abort()
+
+
+def has_left(transport: asyncio.Transport) -> bool:
+    """Whether the client is gone: asyncio does not report it while reading is paused."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False  # it is being closed: over TLS the socket goes a moment before connection_lost
+    poll = select.poll()
+    poll.register(sock.fileno(), _LEAVES)
+    return bool(poll.poll(0))

@@ -36,7 +36,7 @@ class TlsServer:
         self._manager = manager
         self._certificate = certificate
         self._handshake_timeout = settings.tls_handshake_timeout
-        self._goodbye_timeout = settings.write_timeout
+        self._shutdown_timeout = settings.write_timeout
         self._accepting: list[asyncio.Task[None]] = []
         self._failed = 0
         self.sockets: tuple[socket.socket, ...] = ()
@@ -79,11 +79,11 @@ class TlsServer:
     async def _shake(self, handshake: Handshake, sock: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: SecuredDownstream(self._manager, handshake),
+                lambda: SecuredConnection(self._manager, handshake),
                 sock,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=self._handshake_timeout,
-                ssl_shutdown_timeout=self._goodbye_timeout,
+                ssl_shutdown_timeout=self._shutdown_timeout,
             )
         except OSError as error:  # SSLError and TimeoutError are subclasses
             self._failed += 1
@@ -136,7 +136,7 @@ class Handshake:
             self.task.cancel()
 
 
-class SecuredDownstream(ClientConnection):
+class SecuredConnection(ClientConnection):
     """A client connection that replaces its handshake."""
 
     __slots__ = ("_handshake",)
@@ -146,7 +146,7 @@ class SecuredDownstream(ClientConnection):
         self._handshake = handshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: the handshake is over."""
+        """asyncio: the handshake succeeded."""
         self._manager.leave(self._handshake)
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         super().connection_made(transport)

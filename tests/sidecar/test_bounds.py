@@ -18,10 +18,11 @@ from sidecar.controller.controller import AdmittedRequest
 from sidecar.controller.identity import KeyRing
 from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.proxy.bounds import LARGE_BODY, MAX_DELAY_S, UNMETERED_S, Bounds
-from sidecar.proxy.connection import ClientConnection, _has_left
+from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import REFUSED_AT_ONCE
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
+from sidecar.proxy.receiving import has_left
 from sidecar.proxy.request_parser import RequestParser
 from sidecar.settings import SettingsError
 from tests.certificates import certify
@@ -491,7 +492,7 @@ def test_a_connection_that_is_being_closed_has_not_left() -> None:
         def get_extra_info(self, name: str) -> None:
             return None
 
-    assert not _has_left(Closing())  # type: ignore[arg-type]
+    assert not has_left(Closing())  # type: ignore[arg-type]
 
 
 async def test_one_broken_connection_does_not_end_the_time_limits_of_others(
