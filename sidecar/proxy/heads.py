@@ -219,7 +219,7 @@ class ResponseHead:
         return self._lines[start : self._lines.index(b"\r\n", start)].strip()
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
-        """The head for the client: the headers of the engine and of the sidecar (``extra``), and the framing."""
+        """The head for the client: headers of the engine and of the sidecar (``extra``), and the framing."""
         return b"%b%b%b%b\r\n" % (self._lines, extra, framing, connection)
 
 
