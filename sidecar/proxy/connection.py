@@ -221,7 +221,11 @@ class ClientConnection(ReceivingConnection):
             self._answer(request.refusal, request)
             return
         assert request.route is not None
-        refusal = self._pass(request.head, request.route, request.account, request.body)
+        body, request.body = (
+            request.body,
+            b"",
+        )  # the connection may remember the request: its head, for the cache
+        refusal = self._pass(request.head, request.route, request.account, body)
         if refusal is not None:
             self._answer(refusal, request)
         else:
