@@ -46,7 +46,7 @@ from sidecar.proxy.tls import TlsServer
 from tests.certificates import certify
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
-from tokenpool.leases.leases import Mode
+from tokenpool.leases.settings import Mode
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.poolfile.described import FIELDS, REQUIRED
 
@@ -207,8 +207,8 @@ def sidecar_metrics() -> list[Exposed]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "docs"))
     found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
-    for more in made.telemetry.more:
-        found += _of_metrics(more())
+    for source in made.admin.sources:
+        found += _of_metrics(source.metrics())
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
     return [*found, *_of_metrics(BuildInfo().collect())]
 

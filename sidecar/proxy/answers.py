@@ -1,4 +1,4 @@
-"""Answers of the sidecar's own: a refusal as bytes, with the headers that clients act on."""
+"""The sidecar's own answers: a refusal as bytes, with the headers that clients act on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
 
 
 def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bool) -> bytes:
-    """The whole answer to a refused request, in its dialect; without the body, if that was a HEAD.
+    """The whole answer to a refused request, in its dialect; without a body, if the request was a HEAD.
 
-    A browser's preflight is answered in the engine's place: its page gets to read why the request is refused.
+    A browser's preflight is answered in place of the engine, so that the page can read the refusal.
     """
     reason, dialect = refusal.reason, head.dialect
     if head.origin is not None and reason is not Reason.MALFORMED:

@@ -1,89 +1,62 @@
-"""The client's side: one connection of a tenant, whose requests are answered in order.
+"""One connection of a client: its requests are served one at a time, and answered in their order.
 
-What comes on it is read by a ``RequestReader`` (``reading``), but for a head that is known (``known``).
-What is served when, what has to wait, and how the connection ends is decided here.
+``ReceivingConnection`` reads the requests; a head that was seen before skips the parser (``head_cache``).
+This file decides which request is served when, which answer is delayed, and when the connection ends.
+``connection_state`` has the states and their transitions.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import thread_time
-from typing import NamedTuple, cast
+from typing import cast
 
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.routes import Route
-from sidecar.proxy.answers import CONTINUE, refusal_bytes
-from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Holder
+from sidecar.proxy.answers import refusal_bytes
+from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES
 from sidecar.proxy.connection_manager import ConnectionManager
+from sidecar.proxy.connection_state import IllegalTransition, Life, Phase, Serving
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.head_cache import CachedHead
+from sidecar.proxy.head_policy import CachedRequest, Request
 from sidecar.proxy.heads import RequestHead
-from sidecar.proxy.request_parser import Phase, Request, RequestReader
+from sidecar.proxy.receiving import LINGER_S, ReceivingConnection, has_left
+from sidecar.proxy.request_parser import NEVER
 from sidecar.proxy.waiting import DelayedAnswer, Waiting
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
 
-MOST_PIPELINED = 8
-"""Requests parsed ahead on one connection; reading pauses beyond."""
 MEASURED_BYTES = 4096
-"""From here on it is measured what reading a body takes."""
-NEVER = float("inf")
-LINGER_S = 2.0
-"""How long a refused client's remaining bytes are read and dropped, so that it gets to see the answer."""
-LINGER_BYTES = 4 << 20
-_LEAVES = getattr(select, "POLLRDHUP", 0)
-"""That the other side has closed; errors are told in any case."""
+"""The CPU time of parsing is measured for bodies from this size on."""
+_READING = (Phase.HEAD, Phase.BODY)
 
 
-class _CachedRequest(NamedTuple):
-    """What was found out about a request head, in one epoch of the controller."""
-
-    wire: CachedHead
-    head: RequestHead
-    route: Route
-    account: Account | None
-    holder: Holder
-    epoch: int
-
-
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(ReceivingConnection):
     """One client connection."""
 
     __slots__ = (
         "_exchange",
+        "_held",
         "_idle_since",
         "_known",
-        "_lingered",
-        "_manager",
-        "_pending",
-        "_reader",
-        "_serving",
         "_spent_s",
-        "_transport",
         "_unread",
         "_write_deadline",
-        "buffered",
-        "holder",
     )
 
     def __init__(self, manager: ConnectionManager) -> None:
-        self._manager = manager
-        self._transport: asyncio.Transport | None = None
-        self._pending: deque[Request] = deque()
+        super().__init__(manager)
         self._exchange: Exchange | Waiting | DelayedAnswer | None = None
-        self._known: _CachedRequest | None = None
+        """What is served; ``_serving`` names it."""
+        self._known: CachedRequest | None = None
         self._spent_s = 0.0
-        """On reading the body of the request that is being served, where that was measured."""
-        self._lingered = 0
+        """CPU seconds of parsing the body of the request that is being served, where measured."""
         self._write_deadline = NEVER
-        self.holder = manager.bounds.nobody
-        self.buffered = 0
-        self._serving = 0
+        self._held = 0
         """Of ``buffered``: the request that is being served."""
         self._unread = 0
         """Of ``buffered``: answers that the client leaves unread."""
@@ -94,8 +67,8 @@ class ClientConnection(asyncio.Protocol):
         """asyncio: a client connected."""
         self._transport = transport = cast(asyncio.Transport, transport)
         manager = self._manager
-        self._idle_since = manager.telemetry.clock()
-        self._reader = RequestReader(self, manager, transport)
+        self._idle_since = now = manager.telemetry.clock()
+        self._closes_at = now + manager.settings.head_timeout
         if manager.enter(self):
             return
         if manager.is_flooded:
@@ -111,32 +84,35 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """asyncio: the client sent something."""
-        reader = self._reader
-        if not reader.reads:
+        parser = self._parser
+        if parser.has_ended:
             self._drop(len(data))
-        elif reader.phase is Phase.IDLE and not reader.kept and self._exchange is None and not self._pending:
+        elif parser.phase is Phase.IDLE and not self._kept and self._exchange is None and not self._pending:
             known = self._known
             if known is None or not self._serve_cached(known, data):
-                reader.read(data)
+                self._passed = None
+                self._receive(data)
                 self._learn(data)
         else:
-            reader.read(data)
+            self._receive(data)
 
     def _learn(self, data: bytes) -> None:
-        """Remember the head of the request that ``data`` is, if it is exactly one that passed."""
-        passed = self._reader.passed
+        """Remember the head of the request that ``data`` is, if it is exactly one whose head was accepted."""
+        passed = self._passed
         if passed is None or passed.route is None or not passed.head.keeps_alive:
             return
+        if passed.head is not self._parser.head:
+            return  # another request has begun since
         if passed.route.names_stored:
-            return  # whose the response is that the path names may change
-        # While answers are unread, requests wait, which the short way does not know.
+            return  # the owner of the stored response that the path names may change
+        # While answers are unread, requests wait, and the cached path would not.
         wire = CachedHead.of(data) if self._write_deadline == NEVER else None
         if wire is not None:
             epoch = self._manager.controller.epoch
-            self._known = _CachedRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
+            self._known = CachedRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
 
-    def _serve_cached(self, known: _CachedRequest, data: bytes) -> bool:
-        """Serve ``data`` without parsing its head, if it is one that is known; whether it was."""
+    def _serve_cached(self, known: CachedRequest, data: bytes) -> bool:
+        """Serve ``data`` without parsing its head, if that was seen before; whether it was."""
         manager = self._manager
         wire, head, route, account, holder, epoch = known
         if epoch != manager.controller.epoch or manager.controller.is_draining or holder is not self.holder:
@@ -146,9 +122,9 @@ class ClientConnection(asyncio.Protocol):
             return False
         size = len(body) + REQUEST_BYTES
         if not holder.take(size):
-            return False  # to be refused in the long way
+            return False  # the parser's path refuses it
         self.buffered += size
-        self._serving = size
+        self._held = size
         refusal = self._pass(head, route, account, body)
         if refusal is not None:
             self._release()
@@ -162,20 +138,23 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
-        self._reader.close()
+        self._become(Life.CLOSED)
+        self._forget()
+        self._parser.close()
         self._manager.leave(self)
-        self._serving = self._unread = 0
+        self._held = self._unread = 0
         self._end()
 
     def _end(self) -> None:
         """Nothing is served any more."""
         self._pending.clear()
-        exchange, self._exchange = self._exchange, None
+        exchange = self._exchange
         if exchange is not None:
+            self._serve_nothing()
             exchange.client_gone()
 
     def pause_writing(self) -> None:
-        """asyncio: the client does not keep up. What it leaves unread counts, and may be too much."""
+        """asyncio: the client reads too slowly. Its unread bytes count, and may be too many."""
         self._write_deadline = self._manager.telemetry.clock() + self._manager.settings.write_timeout
         self._known = None
         if self._exchange is not None:
@@ -200,45 +179,29 @@ class ClientConnection(asyncio.Protocol):
         elif self._pending:
             self._next()
 
-    # --- what reading asks for ---
+    def _release(self) -> None:
+        """The request that was served counts no longer."""
+        size, self._held = self._held, 0
+        self.give(size)
 
-    @property
-    def has_enough(self) -> bool:
-        """Whether no further request is to be read for now."""
-        return len(self._pending) >= MOST_PIPELINED
+    # --- serving, in order ---
 
     def on_request(self, request: Request) -> None:
         """A request is complete, or refused: answer it in its turn."""
+        self._closes_at = self._parser.deadline
         self._pending.append(request)
         if self._exchange is None:
             self._next()
 
-    def on_expectation(self) -> None:
-        """The client sends a body once it is told to go on: now, or after the answers that come first."""
-        if self._exchange is None and not self._pending:
-            reader, manager = self._reader, self._manager
-            reader.expects = False
-            reader.deadline = manager.telemetry.clock() + manager.settings.body_timeout
-            self.write(CONTINUE)
+    def _serve_by(self, serving: Serving, exchange: Exchange | Waiting | DelayedAnswer | None) -> None:
+        """What is served from now on: the one place where ``_serving`` and ``_exchange`` change."""
+        if serving not in self._serving.following:
+            raise IllegalTransition(f"the connection: {self._serving} to {serving}")
+        self._serving = serving
+        self._exchange = exchange
 
-    def take(self, size: int) -> bool:
-        """Count for so many bytes more, if that is within the bound; whether it was."""
-        if not self.holder.take(size):
-            return False
-        self.buffered += size
-        return True
-
-    def give(self, size: int) -> None:
-        """Count for so many bytes less."""
-        self.buffered -= size
-        self.holder.give(size)
-
-    def _release(self) -> None:
-        """The request that was served counts no longer."""
-        size, self._serving = self._serving, 0
-        self.give(size)
-
-    # --- answering, in order ---
+    def _serve_nothing(self) -> None:
+        self._serve_by(Serving.NOTHING, None)
 
     def _next(self) -> None:
         """Answer requests until one has to wait for the engine, or for the client to read its answers."""
@@ -250,20 +213,22 @@ class ClientConnection(asyncio.Protocol):
         ):
             self._serve(self._pending.popleft())
         if not self.has_enough:
-            self._reader.resume()
-        if self._reader.expects:
-            self.on_expectation()
+            self._resume()
+        if self._owes_continue:
+            self._continue()
 
     def _serve(self, request: Request) -> None:
         if request.refusal is not None:
             self._answer(request.refusal, request)
             return
         assert request.route is not None
-        refusal = self._pass(request.head, request.route, request.account, request.body)
+        # The connection may keep the request for its head: the body is released.
+        body, request.body = request.body, b""
+        refusal = self._pass(request.head, request.route, request.account, body)
         if refusal is not None:
             self._answer(refusal, request)
         else:
-            self._serving = request.held
+            self._held = request.held
 
     def _pass(
         self,
@@ -296,7 +261,8 @@ class ClientConnection(asyncio.Protocol):
             controller.act()
             return admitted
         if isinstance(admitted, PendingRequest):
-            self._exchange = waiting = Waiting(self, controller, admitted, head)
+            waiting = Waiting(self, controller, admitted, head)
+            self._serve_by(Serving.WAITING, waiting)
             controller.wait(admitted, waiting)
             controller.act()
             return None
@@ -305,7 +271,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _pass_held(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
         """A request without a price was delayed long enough."""
-        self._exchange = None
+        self._serve_nothing()
         refusal = draining(account) if self._manager.controller.is_draining else None
         if refusal is None:
             refusal = self._pass(head, route, account, body, was_held=True)
@@ -316,7 +282,7 @@ class ClientConnection(asyncio.Protocol):
 
     def on_decided(self, head: RequestHead, decided: AdmittedRequest | Refusal) -> None:
         """A request that waited is decided."""
-        self._exchange = None
+        self._serve_nothing()
         if isinstance(decided, AdmittedRequest):
             self._send(head, decided)
             return
@@ -330,14 +296,13 @@ class ClientConnection(asyncio.Protocol):
         exchange = Exchange(
             self, manager.controller, manager.telemetry, manager.pool, head, admitted, head_bytes
         )
-        self._exchange = exchange
-        is_paid = admitted.ticket is not None
+        self._serve_by(Serving.EXCHANGING, exchange)
         controller, ticket = manager.controller, admitted.ticket
         if ticket is not None and ticket.account.is_spot:
             controller.driver.run(ticket, exchange)
         controller.act()  # a spot request that makes room ends before this one is sent
         exchange.start()
-        if is_paid:
+        if ticket is not None:
             manager.telemetry.overhead(manager.telemetry.clock() - admitted.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
@@ -358,11 +323,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _delay_answer(self, seconds: float, go_on: Callable[[], None]) -> None:
         self.holder.delayed += 1
-        self._exchange = DelayedAnswer(seconds, go_on)
+        self._serve_by(Serving.DELAYED, DelayedAnswer(seconds, go_on))
 
     def _answer_held(self, answer: bytes) -> None:
         """An answer was delayed long enough."""
-        self._exchange = None
+        self._serve_nothing()
         self.write(answer)
         if self._manager.controller.is_draining:
             self._close()
@@ -371,10 +336,9 @@ class ClientConnection(asyncio.Protocol):
         self._next()
 
     def _wait_for_request(self) -> None:
-        reader = self._reader
-        if reader.phase is Phase.IDLE:
+        if self._parser.phase is Phase.IDLE:
             self._idle_since = now = self._manager.telemetry.clock()
-            reader.deadline = now + self._manager.settings.idle_timeout
+            self._closes_at = now + self._manager.settings.idle_timeout
 
     def _answer_and_linger(self, refusal: Refusal) -> None:
         self._manager.controller.refused(refusal)
@@ -383,73 +347,46 @@ class ClientConnection(asyncio.Protocol):
 
     # --- what the exchange asks for ---
 
-    def write(self, data: bytes) -> None:
-        """Send bytes of the response."""
-        if self._transport is not None:
-            self._transport.write(data)
-
     def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
         """The response is complete: serve the next request, or close."""
-        self._exchange = None
+        self._serve_nothing()
         self._release()
         spent_s, self._spent_s = self._spent_s, 0.0
         if is_refusal:
             self.holder.unmetered_s(spent_s, self._manager.telemetry.clock())
         if keeps_alive and not self._manager.controller.is_draining:
             self._wait_for_request()
-            if self._pending or self._reader.expects:
+            if self._pending or self._owes_continue:
                 self._next()
         else:
             self._close()
 
     def on_cut(self) -> None:
         """The response cannot be completed."""
-        self._exchange = None
+        self._serve_nothing()
         if self._transport is not None:
             self._transport.abort()
 
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """Nothing of a response was sent: answer with a refusal, and close."""
-        self._exchange = None
+        self._serve_nothing()
         self.write(refusal_bytes(refusal, head, self._manager.controller.engine.cors, closes=True))
         self._close()
 
     # --- closing ---
 
-    def _close(self, within: float | None = None) -> None:
-        """Close in good order: what is written leaves first, and over TLS both sides say goodbye."""
-        self._pending.clear()
-        self._reader.linger(within or self._manager.settings.write_timeout)
-        if self._transport is not None:
-            self._transport.close()
-
-    def _linger(self) -> None:
-        """Close for writing, and read on for a while, lest a reset destroy the answer on its way."""
-        self._pending.clear()
-        self._reader.linger(LINGER_S)
-        transport = self._transport
-        if transport is None:
-            return
-        self._reader.resume()
-        if not transport.can_write_eof():
-            transport.close()  # TLS has no half-closed state: it says goodbye, and reads on by itself
-        elif not transport.is_closing():
-            transport.write_eof()
-
-    def _drop(self, count: int) -> None:
-        self._lingered += count
-        if self._lingered > LINGER_BYTES and self._transport is not None:
-            self._transport.abort()
-
     @property
     def idle_since(self) -> float | None:
-        """Since when it could make way. Until a request was accepted, a part of one protects nobody."""
-        exchange, reader = self._exchange, self._reader
-        if self.holder is self._manager.bounds.nobody:
+        """Since when it could be closed for another; ``None`` if it could not.
+
+        A connection on which no request was ever accepted is not protected by a part of a request.
+        """
+        exchange = self._exchange
+        if self.holder is self._manager.bounds.unidentified:
             is_idle = exchange is None or isinstance(exchange, DelayedAnswer)
         else:
             is_idle = (
-                exchange is None and not self._pending and reader.phase is Phase.IDLE and not reader.kept
+                exchange is None and not self._pending and self._parser.phase is Phase.IDLE and not self._kept
             )
         return self._idle_since if is_idle else None
 
@@ -460,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""
-        if self._exchange is None and self._reader.phase is Phase.IDLE and not self._pending:
+        if self._exchange is None and self._parser.phase is Phase.IDLE and not self._pending:
             self._close(within=LINGER_S)
 
     def end_wait(self) -> None:
@@ -471,7 +408,7 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close without waiting for anything."""
         if self._transport is not None:
-            self._reader.forget()
+            self._forget()
             self._end()
             self._transport.abort()
 
@@ -492,26 +429,13 @@ class ClientConnection(asyncio.Protocol):
         elif exchange is not None:
             if now - exchange.last_progress > self._manager.settings.upstream_timeout:
                 exchange.time_out()
-            elif self._reader.is_paused and _has_left(transport):
+            elif self._is_paused and has_left(transport):
                 transport.abort()
-        elif now > self._reader.deadline:
-            self._expire(transport)
-
-    def _expire(self, transport: asyncio.Transport) -> None:
-        reader = self._reader
-        if reader.phase is Phase.LINGERING:
-            transport.abort()
-        elif reader.phase is Phase.IDLE or not reader.reads:
-            self._close(within=LINGER_S)
-        else:
-            reader.time_out()
-
-
-def _has_left(transport: asyncio.Transport) -> bool:
-    """Whether the client is gone: where nothing is read, nobody tells."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return False  # it is being closed: over TLS this is known a moment before we are told
-    poll = select.poll()
-    poll.register(sock.fileno(), _LEAVES)
-    return bool(poll.poll(0))
+        elif self._parser.phase in _READING:
+            if now > self._parser.deadline:
+                self._on_bad_request(self._parser.time_out())
+        elif now > self._closes_at:
+            if self._life is Life.OPEN:
+                self._close(within=LINGER_S)
+            else:
+                transport.abort()

@@ -1,6 +1,8 @@
-"""The manager: which connections there are, who each counts for, and who makes way where there are too many.
+"""The connection manager: all connections of one listening socket, their holders, and the order of closing.
 
-What is said on a connection is not known here; ``bounds`` has the arithmetic.
+A connection counts for a holder: the entitlement of its last request, or the unidentified callers. Where a
+holder has too many connections, its longest idle one is closed for a new one. ``bounds`` has the
+arithmetic. The bytes on a connection are not known here.
 """
 
 from __future__ import annotations
@@ -13,26 +15,31 @@ from typing import Protocol
 from sidecar.proxy.bounds import Bounds, Holder
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
+from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Pool
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-LOOK_EVERY_S = 0.1
-"""How often, at most, all connections are looked through for idle ones that can make way."""
+SEARCH_EVERY_S = 0.1
+"""How often, at most, all connections are searched for idle ones that can be closed."""
 PER_SWEEP = 200
-"""Connections that are looked at in one step of a sweep: some 0.1 ms."""
+"""Connections that are examined in one step of a sweep: about 0.1 ms."""
 REFUSED_AT_ONCE = 100
-"""Connections beyond the bound that get an answer; more are closed without one."""
+"""Connections beyond the bound that get an answer; further ones are closed without one."""
 
 
-class Guest(Protocol):
-    """A connection as the manager sees it."""
+class Counted(Protocol):
+    """A connection, as it is counted."""
 
     holder: Holder
-    """Who it counts for."""
+    """The caller for whom it counts."""
     buffered: int
-    """Bytes that it counts for."""
+    """The bytes that it counts for."""
+
+
+class Guest(Counted, Protocol):
+    """A connection, as the manager uses it."""
 
     @property
     def idle_since(self) -> float | None:
@@ -59,7 +66,7 @@ class Guest(Protocol):
 
 
 class ConnectionManager:
-    """What all connections of one listening socket share."""
+    """The objects that all connections of one listening socket share, and the connections themselves."""
 
     def __init__(
         self,
@@ -74,6 +81,11 @@ class ConnectionManager:
         self.telemetry = telemetry
         self.pool = pool
         self.framer = framer
+        self.parser_limits = ParserLimits(
+            max_head_bytes=settings.max_head_bytes,
+            head_timeout=settings.head_timeout,
+            body_timeout=settings.body_timeout,
+        )
         self.connections: set[Guest] = set()
         self.bounds = Bounds(
             settings.max_connections,
@@ -84,29 +96,29 @@ class ConnectionManager:
             large_body_rate=settings.large_body_rate,
         )
         self._idle: dict[Holder, list[tuple[float, Guest]]] = {}
-        self._looks_at = 0.0
+        self._searches_at = 0.0
 
     def enter(self, guest: Guest) -> bool:
-        """A connection begins, and counts for nobody yet; whether there is room for it."""
+        """A connection begins, of an unidentified caller; whether there is room for it."""
         bounds = self.bounds
-        nobody = bounds.nobody
-        crowded = bounds.largest() if bounds.connections >= bounds.max_connections else nobody
-        fits = nobody.connections < nobody.most_connections or self._make_way(crowded)
+        unidentified = bounds.unidentified
+        largest = bounds.largest() if bounds.connections >= bounds.max_connections else unidentified
+        fits = unidentified.connections < unidentified.max_connections or self._make_room(largest)
         self.connections.add(guest)
-        guest.holder = nobody
-        nobody.join()
+        guest.holder = unidentified
+        unidentified.join()
         return fits
 
-    def hand_over(self, guest: Guest, holder: Holder) -> bool:
-        """A connection is its last request's entitlement's; whether there is room for it there."""
+    def assign(self, guest: Counted, holder: Holder) -> bool:
+        """Count a connection for the entitlement of its last request; whether there is room for it there."""
         guest.holder.leave(guest.buffered)
-        fits = holder.connections < holder.most_connections or self._make_way(holder)
+        fits = holder.connections < holder.max_connections or self._make_room(holder)
         guest.holder = holder
         holder.join(guest.buffered)
         return fits
 
     def leave(self, guest: Guest) -> None:
-        """A connection counts no longer."""
+        """A connection ends: neither it nor its bytes count any longer."""
         if guest in self.connections:
             self.connections.remove(guest)
             guest.holder.leave(guest.buffered)
@@ -114,16 +126,16 @@ class ConnectionManager:
 
     @property
     def is_flooded(self) -> bool:
-        """Whether so many connections are being refused that no more get an answer."""
-        nobody = self.bounds.nobody
-        return nobody.connections - nobody.most_connections > REFUSED_AT_ONCE
+        """Whether so many connections are being refused that further ones get no answer."""
+        unidentified = self.bounds.unidentified
+        return unidentified.connections - unidentified.max_connections > REFUSED_AT_ONCE
 
-    def _make_way(self, holder: Holder) -> bool:
-        """Close the connection of a holder that has been idle longest; whether there was one."""
+    def _make_room(self, holder: Holder) -> bool:
+        """Close the longest idle connection of a holder; whether there was one."""
         now = self.telemetry.clock()
-        if not self._idle.get(holder) and now >= self._looks_at:
-            self._looks_at = now + LOOK_EVERY_S
-            self._idle = self._look_for_idle()
+        if not self._idle.get(holder) and now >= self._searches_at:
+            self._searches_at = now + SEARCH_EVERY_S
+            self._idle = self._find_idle()
         idle = self._idle.get(holder, [])
         while idle:
             since, guest = idle.pop()
@@ -134,7 +146,7 @@ class ConnectionManager:
                 return True
         return False
 
-    def _look_for_idle(self) -> dict[Holder, list[tuple[float, Guest]]]:
+    def _find_idle(self) -> dict[Holder, list[tuple[float, Guest]]]:
         """The idle connections of each holder, the longest idle last."""
         found: dict[Holder, list[tuple[float, Guest]]] = {}
         for guest in self.connections:
@@ -146,16 +158,16 @@ class ConnectionManager:
         return found
 
     def sweep(self, now: float) -> Iterator[None]:
-        """End what has taken too long. Run about once a second: no request pays for a timer of its own.
+        """End what has taken too long, in steps of ``PER_SWEEP`` connections.
 
-        In steps of ``PER_SWEEP`` connections.
+        It runs about once per second, so that no request needs a timer of its own.
         """
         for number, connection in enumerate(list(self.connections), 1):
             try:
                 connection.sweep(now)
             except Exception:
-                # Whatever is wrong with one, the others' time limits go on.
-                log.exception("a connection could not be swept")
+                # An error in one connection must not suspend the time limits of the others.
+                log.exception("the time limits of a connection could not be applied; it is closed")
                 connection.abort()
             if number % PER_SWEEP == 0:
                 yield
@@ -163,7 +175,7 @@ class ConnectionManager:
 
     @property
     def exchanges(self) -> int:
-        """Requests under way."""
+        """The number of connections that serve a request."""
         return sum(connection.is_busy for connection in self.connections)
 
     def close_idle(self) -> None:

@@ -1,14 +1,14 @@
-"""What makes a request head ambiguous or invalid, and what it says of its body and its connection.
+"""Flaws of a request head, and what the head says of its body and its connection.
 
-A head that could be read in two ways must not reach the engine. Functions of a head only: what is received,
-and from whom, is not known here. ``tests/sidecar/framing`` has what is refused, case by case.
+A head that could be read in two ways must not reach the engine. Everything here is a function of a head. The
+tables in ``tests/sidecar/framing`` list the refused heads, case by case.
 """
 
 from __future__ import annotations
 
 import re
 
-from sidecar.proxy.heads import HOP_BY_HOP, RequestHead, canonical, nominated, oddly_named
+from sidecar.proxy.heads import HOP_BY_HOP, Headers, RequestHead, canonical, nominated, oddly_named
 
 _AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
 _HOST = re.compile(_AUTHORITY % b"*")
@@ -17,16 +17,45 @@ _ABSOLUTE = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re
 
 
 _FRAMING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
-"""What says where a message ends or what becomes of its connection, and what this hop takes out."""
+"""Headers that decide where a message ends or how its connection goes on, and those that this hop removes."""
 
 
-def framing_flaw(head: RequestHead) -> str | None:
-    """What makes the framing of a request ambiguous, or ``None``. RFC 9112 sections 3 and 6."""
-    lengths, codings, hosts = (
-        head.all(b"content-length"),
-        head.all(b"transfer-encoding"),
-        head.all(b"host"),
-    )
+class Framing:
+    """The values of the headers that the parser acts on, collected in one pass over the head."""
+
+    __slots__ = ("codings", "expectations", "hosts", "lengths", "origins")
+
+    def __init__(self, headers: Headers) -> None:
+        self.lengths: list[bytes] = []
+        self.codings: list[bytes] = []
+        self.hosts: list[bytes] = []
+        self.expectations: list[bytes] = []
+        self.origins: list[bytes] = []
+        for name, value in headers:
+            if name in _COLLECTED:
+                if name == b"host":
+                    self.hosts.append(value)
+                elif name == b"content-length":
+                    self.lengths.append(value)
+                elif name == b"transfer-encoding":
+                    self.codings.append(value)
+                elif name == b"expect":
+                    self.expectations.append(value)
+                else:
+                    self.origins.append(value)
+
+    @property
+    def content_length(self) -> int:
+        """The length of the body, of a head without a flaw; 0 if it is not stated."""
+        return int(self.lengths[0].lstrip(b"0") or b"0") if self.lengths else 0
+
+
+_COLLECTED = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"origin"})
+
+
+def framing_flaw(head: RequestHead, framing: Framing) -> str | None:
+    """The reason why the framing of a request is ambiguous, or ``None``. RFC 9112 sections 3 and 6."""
+    lengths, codings, hosts = framing.lengths, framing.codings, framing.hosts
     for name, _ in oddly_named(head.headers):
         read_as = canonical(name)
         if read_as in _FRAMING:
@@ -48,7 +77,7 @@ def framing_flaw(head: RequestHead) -> str | None:
 
 
 def _target_flaw(head: RequestHead) -> str | None:
-    """What makes a request target invalid, or ``None`` and the path. RFC 9112 section 3.2."""
+    """The reason why a target is invalid; ``None`` after setting the path. RFC 9112 section 3.2."""
     if b"#" in head.target:
         return "the request target must have no fragment: leave out '#' and what follows"
     if not head.target.startswith(b"/") and head.target != b"*":
@@ -66,17 +95,11 @@ def keeps_alive_10(head: RequestHead) -> bool:
     return b"keep-alive" in options and b"close" not in options
 
 
-def content_length(head: RequestHead) -> int:
-    """How long the body is, of a head without a flaw; 0 if it does not say."""
-    lengths = head.all(b"content-length")
-    return int(lengths[0].lstrip(b"0") or b"0") if lengths else 0
-
-
 def without_offer(head: RequestHead) -> bytes:
-    """A head as if it offered no upgrade: RFC 9110 section 7.8 allows it.
+    """The same head without its offer of an upgrade: RFC 9110 section 7.8 allows a server to ignore it.
 
-    The parser would have no body follow, so the request is parsed anew. Other connection options stay:
-    they say which headers go no further.
+    httptools expects no body after an offer, so the request is parsed again. Other connection options stay:
+    they name headers that go no further.
     """
     options = nominated(head.headers) - {b"upgrade", b"http2-settings"}
     lines = [b"%b %b HTTP/1.%d\r\n" % (head.method, head.target, not head.is_http10)]

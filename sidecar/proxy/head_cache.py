@@ -1,10 +1,10 @@
-"""Shortcuts past the parser for bytes whose meaning is certain: heads seen before, and single chunks.
+"""The head cache: messages whose head was parsed before, and single chunks, are read without a parser.
 
-Clients send the same request head again and again, and the engine nearly the same response head; only the
-number in ``Content-Length`` differs. What the strict parser found out about a head holds for the same
-bytes, so comparing them is enough: it saves a third of the sidecar's own time of a small request
-(docs/decisions/). Only a message that is exactly one head and one whole body is ever known, and only a
-read that is exactly one chunk, as servers write them; anything else goes through the parser.
+A client repeats its request head, and the engine repeats its response head; only the number in ``Content-
+Length`` differs. The result of the strict parser holds for the same bytes, so a comparison is enough. It
+saves a third of the sidecar's own time of a small request (docs/decisions.md). Only a message that is
+exactly one head and one whole body is cached. Only a read that is exactly one chunk, as servers write
+them, is taken as one. Anything else goes through the parser.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CachedHead:
 
     @classmethod
     def of(cls, message: bytes) -> Self | None:
-        """The head of a message that the parser took for exactly one, with its body; ``None`` if unfit."""
+        """The head of a message that the parser read as exactly one; ``None`` if it cannot be cached."""
         end = message.find(b"\r\n\r\n", 0, _LONGEST_HEAD)
         match = _LENGTH.search(message, 0, end + 2) if end > 0 else None
         if match is None or len(message) - (end + 4) != int(match[1]):
@@ -42,7 +42,7 @@ class CachedHead:
             return None
         start = len(before)
         end = data.find(b"\r", start, start + _LONGEST_NUMBER + 1)
-        if end < 0:  # first of all: compiled, a slice that ends before it begins is an error
+        if end < 0:  # checked first: compiled, a slice that ends before it begins is an error
             return None
         number = data[start:end]
         if not number.isdigit() or not data.startswith(after, end):
@@ -52,7 +52,7 @@ class CachedHead:
 
 
 def only_chunk(data: bytes) -> bytes | None:
-    """What is in the chunk, if ``data`` is one whole chunk (not the last) in its plainest form."""
+    """The content, if ``data`` is one whole chunk (not the last) without extension; else ``None``."""
     header = data.find(b"\r\n", 0, 8) + 2
     size = len(data) - header - 2
     if size > 0 and data.endswith(b"\r\n") and data.startswith(b"%x\r\n" % size):

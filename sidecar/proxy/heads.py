@@ -1,7 +1,8 @@
 """Heads of requests and responses: which headers cross the proxy, and how they are framed.
 
-Every relayed request is framed anew (one ``content-length``, no ``transfer-encoding``, no hop-by-hop
-header), so the engine cannot read it differently from us. RFC 9110 section 7.6.1 and RFC 9112 section 6.
+Every relayed request gets a new framing: one ``content-length``, no ``transfer-encoding``, no hop-by-hop
+header. So the engine cannot read it differently from the sidecar. RFC 9110 section 7.6.1 and RFC 9112
+section 6.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"host",
     b"content-length",
     b"expect",
-    # Who the tenant is concerns the sidecar alone.
+    # Credentials are for the sidecar, not for the engine.
     b"authorization",
     *KEY_HEADERS,
-    # A compressed answer would hide the usage; the engine is on the same machine, so nothing is lost.
+    # A compressed answer would hide the usage. The engine is on the same machine: compression saves nothing.
     b"accept-encoding",
 }
 _NO_COMPRESSION = b"accept-encoding: identity\r\n"
@@ -54,12 +55,12 @@ _DELIMITERS = re.compile(rb"[-_]+")
 
 
 def canonical(name: bytes) -> bytes:
-    """A header name as servers read it that take ``_`` for ``-``, as CGI does, or merge delimiters."""
+    """A header name as servers read it that take ``_`` for ``-`` (CGI does) or merge delimiters."""
     return _DELIMITERS.sub(b"-", name).strip(b"-")
 
 
 def oddly_named(headers: Headers) -> Headers:
-    """The headers whose names are not canonical. As a rule there are none: all names are searched at once."""
+    """The headers whose names are not canonical. Usually there are none: all names are searched at once."""
     names = b"-\n-".join([name for name, _ in headers])
     # One more delimiter at either end of a name makes two of one that is there.
     if b"_" not in names and b"--" not in names and not names.startswith(b"-") and not names.endswith(b"-"):
@@ -84,22 +85,22 @@ class RequestHead:
 
     def __init__(self) -> None:
         self.framed: bytes | None = None
-        """This head as the engine gets it, up to the framing of the body, once it was written."""
+        """This head as the engine receives it, without the framing of the body; ``None`` until needed."""
         self.method = b""
         self.target = b""
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
         self.origin: bytes | None = None
-        """The web page that a browser asks for, once the head is complete."""
+        """The origin of the web page on whose behalf a browser asks; set when the head is complete."""
         self.route: Route | None = None
-        """Where the path leads; ``None`` while that is not known, or nowhere."""
+        """The route of the path; ``None`` until it was looked up, or if there is none."""
         self.headers: Headers = []
         self.is_http10 = False
         self.keeps_alive = True
 
     @property
     def dialect(self) -> Dialect:
-        """How the client is to be answered."""
+        """The API whose errors the client understands."""
         return self.route.dialect if self.route is not None else OPENAI
 
     def all(self, name: bytes) -> list[bytes]:
@@ -123,7 +124,7 @@ def nominated(headers: Headers) -> frozenset[bytes]:
 
 
 def with_length(framed: bytes, body_length: int) -> bytes:
-    """A request's head, completed for a body of this length."""
+    """A framed head with the length of its body."""
     return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
 
 
@@ -170,7 +171,7 @@ def _stays(name: bytes, dropped: frozenset[bytes]) -> bool:
 
 
 class ResponseHead:
-    """The head of the engine's response: what of it goes on to the client, and what frames its body."""
+    """The head of the engine's response: the headers for the client, and the framing of the body."""
 
     __slots__ = (
         "_lines",
@@ -207,7 +208,7 @@ class ResponseHead:
                 lines += (original, b": ", value, b"\r\n")
         self._lines = b"".join(lines)
         self.ends_at_close = self.content_length is None and not self.codings
-        """Whether nothing but the end of the connection says where the body ends."""
+        """Whether the body ends with the connection."""
 
     def find(self, name: bytes) -> bytes | None:
         """The value of a header that goes on to the client (name in lower case), or ``None``."""
@@ -218,12 +219,12 @@ class ResponseHead:
         return self._lines[start : self._lines.index(b"\r\n", start)].strip()
 
     def frame(self, extra: bytes, framing: bytes, connection: bytes) -> bytes:
-        """The head for the client: the engine's own, with our headers and this hop's framing."""
+        """The head for the client: headers of the engine and of the sidecar (``extra``), and the framing."""
         return b"%b%b%b%b\r\n" % (self._lines, extra, framing, connection)
 
 
 def frame_answer(status: int, headers: bytes, body: bytes, *, closes: bool) -> bytes:
-    """A whole answer of the sidecar's own. ``headers`` are lines, each with its line end."""
+    """A whole answer of the sidecar itself. ``headers`` are lines, each with its line end."""
     connection = b"connection: close\r\n" if closes else b""
     return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
         _STATUS_LINES[status],

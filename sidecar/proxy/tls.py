@@ -1,7 +1,8 @@
-"""TLS on the proxied port: connections are accepted here, and become HTTP when they have shaken hands.
+"""TLS on the proxied port: connections are accepted here, and become HTTP after their handshake.
 
-A connection counts from the moment it is accepted, so handshakes without end are bounded like any other
-connection. asyncio's own TLS server tells nobody of a handshake that fails: so accepting is done here.
+A connection counts from the moment it is accepted, so unfinished handshakes are bounded like any other
+connection. asyncio's own TLS server does not report a handshake that fails, so this module accepts
+connections itself.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from sidecar.settings import Settings
 log = logging.getLogger(__name__)
 
 WRITE_BUFFER_BYTES = 64 * 1024
-"""What an unread answer may fill before the engine is delayed: as much as without TLS."""
+"""The bytes of an unread answer before the engine's answer is paused: as many as without TLS."""
 ACCEPT_AGAIN_S = 1.0
-"""When to look again for new connections if the system has no file left for one."""
+"""Seconds until the next try to accept, after the system had no file descriptor left."""
 
 
 class TlsServer:
@@ -35,7 +36,7 @@ class TlsServer:
         self._manager = manager
         self._certificate = certificate
         self._handshake_timeout = settings.tls_handshake_timeout
-        self._goodbye_timeout = settings.write_timeout
+        self._shutdown_timeout = settings.write_timeout
         self._accepting: list[asyncio.Task[None]] = []
         self._failed = 0
         self.sockets: tuple[socket.socket, ...] = ()
@@ -47,7 +48,7 @@ class TlsServer:
         self._accepting = [loop.create_task(self._accept(listening)) for listening in self.sockets]
 
     def close(self) -> None:
-        """Accept nobody any more; connections that stand go on."""
+        """Accept no more connections; open ones go on."""
         for task in self._accepting:
             task.cancel()
         for listening in self.sockets:
@@ -67,24 +68,24 @@ class TlsServer:
                 self._take(sock)
 
     def _take(self, sock: socket.socket) -> None:
-        handshake = Handshake(self._manager.bounds.nobody, self._manager.telemetry.clock())
+        handshake = Handshake(self._manager.bounds.unidentified, self._manager.telemetry.clock())
         if self._manager.enter(handshake):
             handshake.task = asyncio.get_running_loop().create_task(self._shake(handshake, sock))
         else:
-            # An answer would cost a handshake, which is what whoever floods us wants.
+            # An answer would cost a handshake, so a flood of connections would cost more.
             self._manager.leave(handshake)
             sock.close()
 
     async def _shake(self, handshake: Handshake, sock: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: SecuredDownstream(self._manager, handshake),
+                lambda: SecuredConnection(self._manager, handshake),
                 sock,
                 ssl=self._certificate.context,
                 ssl_handshake_timeout=self._handshake_timeout,
-                ssl_shutdown_timeout=self._goodbye_timeout,
+                ssl_shutdown_timeout=self._shutdown_timeout,
             )
-        except OSError as error:  # SSLError and TimeoutError are, too
+        except OSError as error:  # SSLError and TimeoutError are subclasses
             self._failed += 1
             log.debug("a handshake failed", extra={"error": str(error) or repr(error)})
         finally:
@@ -103,7 +104,7 @@ class TlsServer:
 
 
 class Handshake:
-    """A connection that shakes hands: in the place of a ``ClientConnection`` until then."""
+    """A connection during its handshake: it counts in place of the ``ClientConnection`` that follows."""
 
     __slots__ = ("buffered", "holder", "idle_since", "task")
 
@@ -116,27 +117,27 @@ class Handshake:
         self.task: asyncio.Task[None] | None = None
 
     def sweep(self, now: float) -> None:
-        """A handshake has a time limit of its own."""
+        """asyncio limits the time of a handshake."""
 
     def close_if_idle(self) -> None:
-        """Nothing was asked yet."""
+        """No request was received yet."""
         self.abort()
 
     def end_wait(self) -> None:
-        """Nothing was asked yet."""
+        """No request was received yet."""
 
     def drain(self) -> None:
-        """Nothing was asked yet."""
+        """No request was received yet."""
         self.abort()
 
     def abort(self) -> None:
-        """Give it up."""
+        """End the handshake."""
         if self.task is not None:
             self.task.cancel()
 
 
-class SecuredDownstream(ClientConnection):
-    """A client connection that takes the place of its handshake."""
+class SecuredConnection(ClientConnection):
+    """A client connection that replaces its handshake."""
 
     __slots__ = ("_handshake",)
 
@@ -145,7 +146,7 @@ class SecuredDownstream(ClientConnection):
         self._handshake = handshake
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: the handshake is over."""
+        """asyncio: the handshake succeeded."""
         self._manager.leave(self._handshake)
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         super().connection_made(transport)

@@ -18,12 +18,13 @@ from sidecar.app import Sidecar
 from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.bodies import MOST_UNPRICED
 from sidecar.identity import KeyRing
-from sidecar.proxy.bounds import LARGE_BODY, LONGEST_HOLD_S, UNMETERED_S, Bounds
-from sidecar.proxy.connection import ClientConnection, _has_left
+from sidecar.proxy.bounds import LARGE_BODY, MAX_DELAY_S, UNMETERED_S, Bounds
+from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import REFUSED_AT_ONCE
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
-from sidecar.proxy.request_parser import RequestReader
+from sidecar.proxy.receiving import has_left
+from sidecar.proxy.request_parser import RequestParser
 from tests.certificates import certify
 from tests.fakes import engine as fake
 from tests.fakes.engine import FakeEngine, Held, Received
@@ -66,12 +67,16 @@ def head_with(framing: bytes, key: str | None = "g-key") -> bytes:
 def holds(sidecar: Sidecar, name: str) -> int:
     """How many connections an entitlement has."""
     bounds = sidecar.manager.bounds
-    return (bounds.nobody if name == "none" else bounds.of(sidecar.controller.accounts[name])).connections
+    return (
+        bounds.unidentified if name == "none" else bounds.of(sidecar.controller.accounts[name])
+    ).connections
 
 
 def nothing_is_held(sidecar: Sidecar) -> bool:
     bounds = sidecar.manager.bounds
-    return bounds.buffered == 0 and not any(h.buffered for h in (bounds.nobody, *bounds._holders.values()))
+    return bounds.buffered == 0 and not any(
+        h.buffered for h in (bounds.unidentified, *bounds._holders.values())
+    )
 
 
 # --- the rule ---
@@ -79,26 +84,26 @@ def nothing_is_held(sidecar: Sidecar) -> bool:
 
 def test_one_alone_has_its_share_and_several_divide_what_there_is() -> None:
     bounds = Bounds(1000, 1000, 0.5, 0.25)
-    alone = bounds.nobody
-    assert (alone.most_connections, alone.most_bytes) == (250, 250)
+    alone = bounds.unidentified
+    assert (alone.max_connections, alone.max_bytes) == (250, 250)
     for _ in range(250):
         alone.join()
-    assert alone.most_connections == 250
+    assert alone.max_connections == 250
     bounds.connections += 600
-    assert alone.most_connections == 100
+    assert alone.max_connections == 100
 
 
 def test_whoever_comes_next_finds_room_however_greedy_the_others_are() -> None:
     bounds = Bounds(1000, 1000, 0.5, 0.25)
-    nobody = bounds.nobody
+    unidentified = bounds.unidentified
     bounds.connections = bounds.buffered = 990
-    assert nobody.most_connections == 2
-    assert nobody.take(2)
-    assert not nobody.take(1)
+    assert unidentified.max_connections == 2
+    assert unidentified.take(2)
+    assert not unidentified.take(1)
     bounds.connections = 999
-    assert nobody.most_connections == 1
+    assert unidentified.max_connections == 1
     bounds.connections = 1000
-    assert nobody.most_connections == 0
+    assert unidentified.max_connections == 0
 
 
 # --- connections ---
@@ -363,7 +368,7 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
 
 
 def test_answers_that_nobody_pays_for_are_delayed() -> None:
-    holder = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).nobody
+    holder = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).unidentified
     for _ in range(4):
         holder.join()
     assert [holder.unmetered_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
@@ -372,12 +377,12 @@ def test_answers_that_nobody_pays_for_are_delayed() -> None:
     assert holder.unmetered_s(UNMETERED_S, 0.3) == pytest.approx(0.8)
     for _ in range(200):
         holder.join()
-    assert holder.unmetered_s(0.0, 0.3) == LONGEST_HOLD_S
+    assert holder.unmetered_s(0.0, 0.3) == MAX_DELAY_S
     assert holder.unmetered_s(0.0, 60.0) == 0.0
 
 
 def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
-    holder = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).nobody
+    holder = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).unidentified
     assert holder.large_body_wait_s(0.0) == 0
     holder.read_large(400)
     assert holder.large_body_wait_s(0.0) == pytest.approx(3.0, abs=0.01)
@@ -393,12 +398,12 @@ async def test_a_connection_that_is_cut_while_an_answer_is_delayed_gives_what_it
         many(sidecar, 1) as [(_, writer)],
     ):
         writer.write(request("/v1/models", key="nobody", method="GET") * 40)
-        await until(lambda: sidecar.manager.bounds.nobody.delayed > 0)
+        await until(lambda: sidecar.manager.bounds.unidentified.delayed > 0)
         [connection] = sidecar.manager.connections
         assert connection.buffered > 0
         connection.abort()
         await until(lambda: not sidecar.manager.connections)
-        connection._reader._read_kept()
+        connection._read_on()
         assert nothing_is_held(sidecar)
 
 
@@ -410,8 +415,8 @@ async def test_a_connection_that_makes_way_gives_what_it_kept_once(
         [connection] = sidecar.manager.connections
         connection.data_received(request("/v1/models", key="nobody", method="GET") * 40)
         assert connection.buffered > 0
-        assert sidecar.manager._make_way(sidecar.manager.bounds.nobody)
-        connection._reader._read_kept()
+        assert sidecar.manager._make_room(sidecar.manager.bounds.unidentified)
+        connection._read_on()
         await until(lambda: not sidecar.manager.connections)
         assert nothing_is_held(sidecar)
 
@@ -432,7 +437,7 @@ async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
             assert (await read_response(reader)).status in (200, 401)
             assert (await served(streams[0], "g-key")).status == 200
         bounds = sidecar.manager.bounds
-        assert sum(h.delayed for h in (bounds.nobody, *bounds._holders.values())) >= 5
+        assert sum(h.delayed for h in (bounds.unidentified, *bounds._holders.values())) >= 5
 
 
 async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
@@ -442,7 +447,7 @@ async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 10) as strangers:
         for _, writer in strangers:
             writer.write(request("/nothing", method="GET", key=None) * 2)
-        await until(lambda: sidecar.manager.bounds.nobody.delayed == 10)
+        await until(lambda: sidecar.manager.bounds.unidentified.delayed == 10)
         assert (await ask(sidecar, request())).status == 200
 
 
@@ -451,12 +456,12 @@ async def test_where_strangers_are_many_each_has_little_kept(engine: FakeEngine,
     nothing = request("/nothing", method="GET", key=None)
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 2) as (one, other):
         one[1].write(nothing * 1100)
-        await until(lambda: sidecar.manager.bounds.nobody.buffered > 50_000)
+        await until(lambda: sidecar.manager.bounds.unidentified.buffered > 50_000)
         other[1].write(nothing * 500)
         while (await read_response(other[0])).status == 404:
             pass
         assert await other[0].read() == b""
-        assert sidecar.manager.bounds.nobody.buffered < 70_000
+        assert sidecar.manager.bounds.unidentified.buffered < 70_000
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/models"])
@@ -487,7 +492,7 @@ def test_a_connection_that_is_being_closed_has_not_left() -> None:
         def get_extra_info(self, name: str) -> None:
             return None
 
-    assert not _has_left(Closing())  # type: ignore[arg-type]
+    assert not has_left(Closing())  # type: ignore[arg-type]
 
 
 async def test_one_broken_connection_does_not_end_the_time_limits_of_others(
@@ -531,7 +536,7 @@ async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
         assert refused.status == 429
         assert refused.headers["x-tokenpool-reason"] == "sidecar_full"
         assert int(refused.headers["retry-after-ms"]) > 0
-        assert "come faster than" in refused.error()["message"]
+        assert "arrive faster than" in refused.error()["message"]
 
 
 async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine, tmp_path: Path) -> None:
@@ -580,7 +585,7 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_is_read(
             writer.write(request() + request("/v1/models", method="GET") * 100)
             await until(lambda: bool(engine.received))
             [connection] = sidecar.manager.connections
-            await until(lambda: connection._reader.is_paused)
+            await until(lambda: connection._is_paused)
             writer.transport.abort()
         await until(lambda: not sidecar.manager.connections)
         await until(lambda: is_whole(sidecar))
@@ -609,7 +614,7 @@ async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine
             left = [
                 o
                 for o in gc.get_objects()
-                if isinstance(o, ClientConnection | RequestReader | Exchange | AdmittedRequest | RequestHead)
+                if isinstance(o, ClientConnection | RequestParser | Exchange | AdmittedRequest | RequestHead)
             ]
         finally:
             gc.enable()

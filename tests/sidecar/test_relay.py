@@ -504,7 +504,7 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(
         late_writer.write(request()[:20])  # a request that is being sent when draining begins
         writer.write(request())
         await until(lambda: bool(engine.received))
-        await until(lambda: any(d._reader.phase.name == "HEAD" for d in sidecar.manager.connections))
+        await until(lambda: any(d._parser.phase.name == "HEAD" for d in sidecar.manager.connections))
         stopping = asyncio.ensure_future(sidecar.stop())
         await asyncio.sleep(0)
         assert sidecar.admin.problems() == ["draining"]

@@ -1,0 +1,89 @@
+"""The events of the request parser: what was found in the bytes of one client connection, in their order.
+
+Events are values. They say nothing of callers, limits per caller or connections. An event concerns the
+request whose ``HeadReceived`` came last, except a ``BadRequest`` that comes before the head of its request
+is complete.
+"""
+
+from __future__ import annotations
+
+from sidecar.proxy.heads import RequestHead
+from tokenpool.outcomes import Reason
+
+
+class HeadReceived:
+    """The head of a request is complete and sound.
+
+    The connection decides now whether the request goes on. If not, it calls ``RequestParser.end``. If so, and
+    the body is chunked, it states with ``RequestParser.allow_body`` how many bytes may be collected.
+    """
+
+    __slots__ = ("head", "is_as_sent", "is_chunked", "length", "size")
+
+    def __init__(self, head: RequestHead, length: int, is_chunked: bool, size: int, is_as_sent: bool) -> None:
+        self.head = head
+        self.length = length
+        """The bytes of the body; 0 if there is none, or if it is chunked."""
+        self.is_chunked = is_chunked
+        self.size = size
+        """The bytes of the head, about: its target and its headers."""
+        self.is_as_sent = is_as_sent
+        """Whether the same bytes always mean the same: no upgrade was declined, nothing is expected."""
+
+
+class ContinueExpected:
+    """The client sends the body after a ``100 Continue``, or after some time of its own."""
+
+    __slots__ = ()
+
+
+class BodyOutgrew:
+    """A chunked body is larger than ``allow_body`` said."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        """The bytes of the body so far."""
+
+
+class RequestReceived:
+    """The request is complete."""
+
+    __slots__ = ("body", "closes")
+
+    def __init__(self, body: bytes, closes: bool) -> None:
+        self.body = body
+        self.closes = closes
+        """Whether nothing after it is read."""
+
+
+class BadRequest:
+    """The bytes are no valid request, or exceed a limit of the parser. Nothing after them is read."""
+
+    __slots__ = ("head", "message", "reason")
+
+    def __init__(self, head: RequestHead, reason: Reason, message: str) -> None:
+        self.head = head
+        """What was read of the request's head."""
+        self.reason = reason
+        self.message = message
+
+
+class NeedData:
+    """All bytes are parsed."""
+
+    __slots__ = ()
+
+
+class Paused:
+    """Bytes are left, and other connections come first: go on with ``RequestParser.begin_turn``."""
+
+    __slots__ = ()
+
+
+Event = HeadReceived | ContinueExpected | BodyOutgrew | RequestReceived | BadRequest | NeedData | Paused
+
+CONTINUE_EXPECTED = ContinueExpected()
+NEED_DATA = NeedData()
+PAUSED = Paused()
