@@ -2,11 +2,10 @@
 
 The rules of this file:
 
-1. A connection has three states at any time, and they move independently of each other: what the parser
-   reads (``Phase``), what the connection serves (``Serving``), and how the connection ends (``Life``).
-2. Each table has one row per state: the states that may follow it. A state that is not in its row is an
-   error of the program, and ``IllegalTransition`` is raised. Nothing outside this file decides what may
-   follow what.
+1. A connection has three states at any time: what the parser reads (``Phase``), what the connection serves
+   (``Serving``), and how far it is from its end (``Life``). Each has a table of its own.
+2. A table has one row per state: the states that may follow. Any other transition is an error of the
+   program and raises ``IllegalTransition``. Only this file decides which transitions are legal.
 3. A state changes in one place: ``RequestParser._enter``, ``ClientConnection._serve_by`` and
    ``ReceivingConnection._become``.
 4. This file knows no parser, no transport and no request.

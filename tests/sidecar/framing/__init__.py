@@ -1,8 +1,10 @@
-"""The framing corpus: what may come over the proxied port, and from the engine, and what must become of it.
+"""The framing corpus: bytes of clients and of engines, and the outcome that each must have.
 
-One module for each topic, each a few tables with an RFC section and a reason per case (``cases.py`` says how
-to read them). ``tests/sidecar/test_framing.py`` runs all of them; a deviation that is found becomes a case.
-Bodies that are well framed but no valid requests are in ``tests/sidecar/corpus.py``.
+There is one module per topic. Its tables have an RFC section and a reason per case; ``cases.py`` explains
+them. ``tests/sidecar/test_framing.py`` runs all cases of clients through the parser.
+``test_framing_live.py`` sends a sample of them, and all replies of engines, through a running sidecar. A
+deviation that is found becomes a case. Bodies that are well framed but not valid requests are in
+``tests/sidecar/corpus.py``.
 """
 
 from __future__ import annotations

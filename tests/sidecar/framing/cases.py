@@ -1,8 +1,8 @@
-"""What a case of the framing corpus is, and the shorthand that its tables are written in.
+"""The cases of the framing corpus, and the shorthand of its tables.
 
-``Case`` is bytes of a client and how each request in them must end: the engine reads it, exactly so, or the
-sidecar refuses it. ``Reply`` is bytes of an engine and what the client must make of them. Sections are those
-of RFC 9112 (HTTP/1.1), 9110 (semantics) and 3986 (URIs), written "9112 6.3".
+A ``Case`` has the bytes of a client and the outcome of each request in them: the engine reads exactly this
+request, or the sidecar refuses it. A ``Reply`` has the bytes of an engine and the result for the client.
+Sections are those of RFC 9112 (HTTP/1.1), 9110 (semantics) and 3986 (URIs), written "9112 6.3".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ HOST = b"Host: t\r\n"
 KEY = b"Authorization: Bearer g-key\r\n"
 HELLO = b"hello"
 HIDDEN = b"GET /version?hidden HTTP/1.1\r\nHost: t\r\n\r\n"
-"""A request that somebody tries to get past the sidecar, in a place where none may be read."""
+"""A request that an attacker hides in a place where none may be read."""
 
 
 class Relayed(NamedTuple):

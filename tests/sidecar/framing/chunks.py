@@ -135,9 +135,7 @@ def cases() -> Iterator[Case]:
         raw = chunked(size + b"\r\nhello\r\n" + _LAST + HIDDEN)
         yield Case(f"chunk/size-{name}", "9112 7.1", why, raw, REFUSED)
     for name, line in _EXTENSIONS:
-        why = (
-            "an extension that is not well-formed hides a line end from somebody; white space is refused too"
-        )
+        why = "an extension that is not well-formed hides a line end from some readers; white space is refused too"
         raw = chunked(line + b"\r\nhello\r\n" + _LAST + HIDDEN)
         yield Case(f"chunk/extension-{name}", "9112 7.1.1", why, raw, REFUSED)
     for name, rfc, why, chunks in _BROKEN:

@@ -90,7 +90,7 @@ def cases() -> Iterator[Case]:
 
 def _versions() -> Iterator[Case]:
     for version in _VERSIONS:
-        why = "HTTP/1.1 and HTTP/1.0 are spoken, written exactly so; 505 is allowed, but clients retry 5xx"
+        why = "HTTP/1.1 and HTTP/1.0 are served, written exactly so; 505 is allowed, but clients retry 5xx"
         name = version.decode("latin-1").encode("unicode_escape").decode().replace(" ", "_").replace("/", "-")
         yield Case(f"version/{name}", "9112 2.3", why, get(version=version) + HIDDEN, REFUSED)
     for name, rfc, why, lines, closes in _OLD:

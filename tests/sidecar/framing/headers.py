@@ -147,5 +147,5 @@ def _several() -> Iterator[Case]:
     ):
         raw = b"POST /tokenize HTTP/1.1\r\n" + HOST + lines + b"Content-Length: 0\r\n\r\n"
         outcome = Refused(401, closes=False)
-        why = "nobody speaks for two"
+        why = "a request has one caller"
         yield Case(f"header/{name}", "9110 5.3", why, raw, (outcome,))

@@ -57,8 +57,8 @@ _REFUSED_WITH_BODY = (
 )
 
 _JUNK = (
-    ("text", "what is no request ends the connection", b"hello\r\n\r\n"),
-    ("tls", "TLS spoken into plain HTTP", b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\x00" * 40),
+    ("text", "bytes that are no request end the connection", b"hello\r\n\r\n"),
+    ("tls", "TLS on a port for plain HTTP", b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03" + b"\x00" * 40),
     ("http2", "HTTP/2 without having agreed on it", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00" * 9),
     ("nul", "NUL", b"\x00"),
     ("8-bit", "8-bit bytes", b"\xff\xfe\xfd\xfc"),

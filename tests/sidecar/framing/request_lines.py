@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tests.sidecar.framing.cases import HOST, KEY, REFUSED, Case, Refused, Relayed, get, got
 
 _INVALID = (
-    ("no-version", "9112 3", "HTTP/0.9 had no version; it is not spoken", b"GET /version"),
+    ("no-version", "9112 3", "HTTP/0.9 had no version; it is not served", b"GET /version"),
     ("method-only", "9112 3", "no target", b"GET"),
     ("target-only", "9112 3", "no method", b"/version HTTP/1.1"),
     ("empty-method", "9112 3.1", "a method has at least one character", b" /version HTTP/1.1"),

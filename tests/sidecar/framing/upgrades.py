@@ -74,7 +74,7 @@ def _expect() -> Iterator[Case]:
     why = "HTTP/1.0 knows no interim responses: the expectation is ignored"
     yield Case("expect/old", "9110 10.1.1", why, raw, (posted(closes=True),))
     for name, status, line in (("unknown", 404, b"POST /x"), ("no-key", 401, b"POST /tokenize")):
-        why = "a final answer instead of an invitation: whether the body still comes nobody knows"
+        why = "a final answer instead of an invitation: the body may still come or not"
         raw = (
             line
             + b" HTTP/1.1\r\n"
