@@ -15,7 +15,7 @@ from aiohttp import web
 
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
-from coordinator.reader import PoolFileInvalid, Reading, read, read_apart
+from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
@@ -43,7 +43,7 @@ class Coordinator:
         self.watch = FileWatch((settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _lead(self, made: Reading) -> None:
+    def _lead(self, made: EncodedPoolFile) -> None:
         """Lead the pools of this file, and no others."""
         settings, file, encoded = self.settings, made.file, (made.version, made.content)
         for pool in file.pools:
