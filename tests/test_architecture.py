@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "coordinator": {"coordinator", "dashboard", "runtime", "tokenpool"},
     "injector": {"injector", "runtime"},
     "simulation": {"simulation", "tokenpool"},
-    "loadgen": {"loadgen", "runtime"},
+    "loadgen": {"loadgen", "runtime", "tokenpool"},
     "demo": {"demo"},
     "experiments": {"experiments", "loadgen", "demo"},
 }
