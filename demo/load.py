@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
+
+from toolbox.percentiles import percentile
 
 
 @dataclass
@@ -36,8 +39,8 @@ class Tenant:
 
     def median_first_token(self) -> float | None:
         """Over the last hundred answers, in ms."""
-        recent = sorted(self.first_token_ms[-100:])
-        return recent[len(recent) // 2] if recent else None
+        recent = self.first_token_ms[-100:]
+        return statistics.median(recent) if recent else None
 
     def alone_and_crowded(self) -> tuple[Sequence[float], Sequence[float]]:
         """Times to first token before and after others began to send, in ms."""
@@ -46,12 +49,12 @@ class Tenant:
 
 
 LEAST = 5
-"""Fewer numbers have no percentile to speak of."""
+"""A 95th percentile of fewer numbers says nothing."""
 
 
 def p95(values: Sequence[float]) -> float | None:
     """The 95th percentile; ``None`` for too few values."""
-    return sorted(values)[min(len(values) * 95 // 100, len(values) - 1)] if len(values) >= LEAST else None
+    return percentile(values, 0.95) if len(values) >= LEAST else None
 
 
 TENANTS = (

@@ -12,7 +12,6 @@ from typing import Any
 
 import aiohttp
 
-from demo.engine import free_port
 from sidecar.app import Sidecar
 from sidecar.configuration import load
 from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
@@ -23,6 +22,7 @@ from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
 from tokenpool.planning.allocation import IdleTerms
 from tokenpool.store.memory import MemoryStore
+from toolbox.ports import free_port
 
 
 @asynccontextmanager
