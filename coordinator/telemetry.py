@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator.entitlement_view import view
 from coordinator.leader import PoolLeader
 from runtime.exposition import Family, number, rendered
 from runtime.loopdelay import LoopDelay
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.entitlements import Tier
 from tokenpool.leases.tick import Tick
-from tokenpool.planning.planner import EntitlementPlan, idle_share
 
 _BY_DIMENSION = ("pool", "entitlement", "dimension")
 _LIMIT, _DEMAND, _SERVICE, _HELD = (
@@ -151,7 +150,7 @@ class Telemetry(Collector):
                 entitlement = by_name.get(name)
                 if entitlement is None:
                     continue
-                shown = of_entitlement(entitlement, made)
+                shown = view(entitlement, made)
                 is_active = shown.demand != NOTHING or shown.in_use != NOTHING
                 is_guaranteed = entitlement.tier is Tier.GUARANTEED
                 room = self._most_series - len(self._own) - (0 if is_guaranteed else kept)
@@ -170,7 +169,7 @@ class Telemetry(Collector):
         own = iter([name for of, name in self._own if of == pool and name in by_name])
         while some := list(islice(own, PER_PIECE)):
             for name in some:
-                shown = of_entitlement(by_name[name], made)
+                shown = view(by_name[name], made)
                 amounts = (shown.limit, shown.demand, shown.service, shown.held)
                 for part, family, amount in zip(parts, FAMILIES, amounts, strict=False):
                     part.append(_lines(family, pool, name, amount))
@@ -189,42 +188,3 @@ def _lines(family: Family, pool: str, name: str, amount: Amount) -> str:
             for each in Dimension
         ]
     )
-
-
-class Shown(NamedTuple):
-    """What pages say of one entitlement after a tick, whether or not it was planned for."""
-
-    limit: Amount
-    assured: Amount
-    allocation: Amount
-    demand: Amount
-    fair_share: float
-    debt: float
-    service: Amount
-    held: Amount
-    in_use: Amount
-    level: float | None
-
-
-def of_entitlement(entitlement: Entitlement, made: Tick) -> Shown:
-    """What a tick says of an entitlement. An idle one may have what is left over."""
-    name = entitlement.name
-    plan, page = made.plan.entitlements.get(name), made.pages.get(name)
-    if plan is None:
-        share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE)
-        plan = EntitlementPlan(share.limit, share.assured, share.allocation, NOTHING, 0.0, 0.0)
-    return Shown(
-        plan.limit,
-        plan.assured,
-        plan.allocation,
-        plan.demand,
-        plan.fair_share,
-        plan.debt,
-        made.service.get(name, NOTHING),
-        page.held if page is not None else NOTHING,
-        page.in_use if page is not None else NOTHING,
-        page.level if page is not None else None,
-    )
-
-
-_ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)

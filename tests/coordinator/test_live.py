@@ -265,10 +265,10 @@ async def test_who_looks_on_says_so() -> None:
     await pool.tick()
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.look().leader == "another coordinator; this one looks on"
+    assert pool.look().leader == "another coordinator; this one follows"
     pool.store.is_down = True
     await pool.tick()
-    assert pool.look().leader == "nobody knows: the lease store does not answer"
+    assert pool.look().leader == "unknown: the lease store does not answer"
 
 
 async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:

@@ -1,23 +1,59 @@
-"""The stored scale hint as one coordinator sees it: the only thing that ``/scale/POOL`` and the metric show.
+"""The scale hint: how a leader computes it, and how every coordinator shows the stored one. Pure.
 
-The leader computes and stores the hint at each tick; every coordinator, the leader too, serves what it last
-read. Pure: readings go in, with the time before they were asked for.
+The leader computes and stores the hint at each tick. Every coordinator, the leader too, serves the stored one
+on ``/scale/POOL`` and as a metric.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import Entitlement, Pool
+from tokenpool.leases.tick import Tick
 from tokenpool.leases.wire import WireError, decode_hint
-from tokenpool.planning.scaling import PublishedHint
+from tokenpool.planning.scaling import (
+    PublishedHint,
+    ScalingSettings,
+    Stabiliser,
+    StabiliserState,
+    needed_replicas,
+)
 from tokenpool.store import StoredScale
 
 STALE_TICKS = 4
-"""A hint is served for a lease and so many ticks after it was computed, 3 s by default. A lost leader is
-replaced within a lease and a tick, so a failover does not show. Later nobody computes, and no answer is
-better than an old one: an autoscaler without a metric leaves the replicas as they are."""
+"""A hint is served for the leadership timeout and so many ticks after its computation, 3 s by default. A lost
+leader is replaced within the timeout and a tick, so a failover does not show. After that no leader computes.
+No answer is better than an old one: an autoscaler without a metric leaves the replicas as they are."""
 UNSEEN_TICKS = 3
 LEAST_UNSEEN_S = 0.75
-"""What was read is served for so long. So two coordinators differ for less than a second, though one of them
-does not reach the store."""
+"""A hint is served for so long after it was read. So two coordinators differ for less than a second, even if
+one of them does not reach the store."""
+
+
+class HintMaker:
+    """Computes the hints of one pool."""
+
+    def __init__(self, settings: ScalingSettings) -> None:
+        self._settings = settings
+        self._stabiliser = Stabiliser(settings)
+
+    def restore(self, state: StabiliserState, at: float) -> None:
+        """Continue from the history that the last leader stored, as of ``at``."""
+        self._stabiliser.restore(state, at)
+
+    def make(
+        self, pool: Pool, entitlements: Mapping[str, Entitlement], promised: Amount, made: Tick, now: float
+    ) -> PublishedHint | None:
+        """The hint after a tick; ``None`` while no replica's capacity is known."""
+        fresh = {name: page.fresh for name, page in made.pages.items()}
+        need = needed_replicas(pool, entitlements, promised, fresh, made.replica, self._settings)
+        if need is None:
+            return None
+        running = min(len(made.sidecars), pool.max_replicas)
+        hint = self._stabiliser.follow(need, now, running=running)
+        state = self._stabiliser.state(now)
+        return PublishedHint(hint, pool.min_replicas, pool.max_replicas, state)
 
 
 class HintView:
@@ -30,7 +66,7 @@ class HintView:
         self._asked_at: float | None = None
         self._changed_at = 0.0
         self.last: PublishedHint | None = None
-        """As last read, however old."""
+        """As last read, of any age."""
         self._error = ""
 
     @property
