@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine import LOOPBACK
+from injector.engine_container import LOOPBACK
 from injector.shape import Json
 
 _EXEC_EXTRA_S = 4

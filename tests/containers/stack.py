@@ -14,7 +14,7 @@ from typing import Any
 from docker.models.containers import Container
 
 from tests.containers import standins
-from tests.containers.engine import ContainerEngine
+from tests.containers.docker_daemon import ContainerEngine
 from toolbox.ports import free_port
 
 PROJECT = "tokenpooltest"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from injector.probes import Places, turned, waits_for_sidecar
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import ask, request, sidecar_for, until
 from toolbox.ports import free_port
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from injector.container import NAME
 from injector.inject import Injection, inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.shape import PodMalformed
+from injector.sidecar_container import NAME
 from tests.injector.pods import (
     EXPORTER,
     LOADER,

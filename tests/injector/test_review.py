@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from injector.app import Injector
-from injector.container import NAME
 from injector.patch import apply
 from injector.review import ReviewMalformed, answer
 from injector.settings import Settings, Template
+from injector.sidecar_container import NAME
 from runtime.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod

@@ -27,7 +27,7 @@ from sidecar.controller.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
 from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify
-from tests.fakes.engine import FakeEngine, Held, Received, unary
+from tests.fakes.scripted_engine import FakeEngine, Held, Received, unary
 from tests.sidecar.harness import CHAT, POOL, Response, ask, request, settings_of, sidecar_for, until
 
 PAGE = "https://page.example"

@@ -21,7 +21,7 @@ from sidecar.controller.identity import KeyRing
 from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Origin, Settings
 from sidecar.telemetry import Telemetry
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.entitlements import PoolFile, Tier
 from tokenpool.leases.wire import decode_file, encode_file

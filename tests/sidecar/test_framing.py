@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.framing import CASES, REPLIES
 from tests.sidecar.framing.cases import Broken, Case, Refused, Relayed, Reply, get, got, sized
 from tests.sidecar.framing.sizes import MOST_BODY, MOST_HEAD

@@ -10,8 +10,8 @@ import pytest
 
 from sidecar.controller.controller import ENTERS_S
 from sidecar.settings import SettingsError
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
     CHAT,
     STREAM,

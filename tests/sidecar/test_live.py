@@ -15,7 +15,7 @@ import aiohttp
 from sidecar.app import Sidecar
 from sidecar.configuration import load
 from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
-from tests.fakes.engine import FakeEngine, Held
+from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.reference_store import Limit
 from tokenpool.leases.wire import SidecarReport, decode_report, encode_report

@@ -13,7 +13,7 @@ from typing import Any
 from sidecar.app import Sidecar
 from sidecar.configuration import load
 from sidecar.replication import Replication
-from tests.fakes.engine import FakeEngine, Held
+from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import ask, request, sidecar_for, until
 from tokenpool.leases.leases import Mode
 from tokenpool.leases.reference_store import Limit

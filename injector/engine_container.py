@@ -26,7 +26,7 @@ _ELSEWHERE = ("--uds", "--ssl-keyfile", "--ssl-certfile")
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
+class EngineContainer:
     """What a manifest says about the engine."""
 
     container: Json
@@ -64,12 +64,12 @@ class Engine:
         return "python3" if self.is_vllm else None
 
 
-def find(pod: Json, wish: Wish) -> Engine:
+def find(pod: Json, wish: Wish) -> EngineContainer:
     """The engine of a pod. Raises ``SettingsError``, which says how to name it."""
     container = _container(pod, wish)
     words = (*(container.get("command") or ()), *(container.get("args") or ()))
     port = _port(container, words, wish)
-    return Engine(container, port, words, _is_vllm(container, words))
+    return EngineContainer(container, port, words, _is_vllm(container, words))
 
 
 def _container(pod: Json, wish: Wish) -> Json:
@@ -178,7 +178,7 @@ class Moved:
     """What could not be done, or not be checked."""
 
 
-def move(engine: Engine, port: int, *, is_said: bool) -> Moved:
+def move(engine: EngineContainer, port: int, *, is_said: bool) -> Moved:
     """Make the engine listen on the loopback, on this port. Raises ``SettingsError`` where it cannot move.
 
     ``is_said``: the pod itself says that it will be there; then it is believed.
@@ -204,18 +204,18 @@ def move(engine: Engine, port: int, *, is_said: bool) -> Moved:
     return Moved({}, (_open(engine),))
 
 
-def _unchecked(engine: Engine, port: int) -> str:
+def _unchecked(engine: EngineContainer, port: int) -> str:
     return f"container {engine.name} must listen on {LOOPBACK}:{port}; its command cannot be checked"
 
 
-def _open(engine: Engine) -> str:
+def _open(engine: EngineContainer) -> str:
     return (
         f"container {engine.name} may listen for others than the pod, who would pass the sidecar by: have"
         f" it listen on {LOOPBACK}"
     )
 
 
-def _with_options(engine: Engine, port: int) -> Moved:
+def _with_options(engine: EngineContainer, port: int) -> Moved:
     """Without the options that it has, and with ours at the end, where they win over any spelling."""
     ours = ["--host", LOOPBACK, "--port", str(port)]
     command, args = engine.container.get("command"), engine.container.get("args")
@@ -241,7 +241,7 @@ def _without(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _respelt(engine: Engine, port: int) -> Moved:
+def _respelt(engine: EngineContainer, port: int) -> Moved:
     """The values of the options that it has, changed in place: whatever server it is, it knows those."""
     values = {"--host": LOOPBACK, "--port": str(port)}
     fields = {

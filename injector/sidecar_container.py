@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine import LOOPBACK
+from injector.engine_container import LOOPBACK
 from injector.settings import Template
 from injector.shape import Json
 
