@@ -23,7 +23,7 @@ from tokenpool.leases.tick import Tick
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
 _Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
-"""A pool's entitlements as the leader has them, by name, and their guarantees together."""
+"""A pool's entitlements as the leader has them, the same by name, and the sum of their guarantees."""
 
 
 class PoolsView:
@@ -61,9 +61,9 @@ class PoolsView:
 
 def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised) -> PoolLook:
     state = leader.state
-    who, notices = _leading(leader), tuple(_notices(leader, now))
+    leads, notices = _leading(leader), tuple(_notices(leader, now))
     if state is None:
-        return PoolLook(name, who, notices=notices)
+        return PoolLook(name, leads, notices=notices)
     made = state.tick
     _, known, guarantees = promised
     in_use = NOTHING
@@ -71,7 +71,7 @@ def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised
         in_use = in_use + page.in_use
     return PoolLook(
         name=name,
-        leader=who,
+        leader=leads,
         capacity=vector(*made.plan.capacity.values()),
         in_use=vector(*in_use.values()),
         replicas=_replicas(leader, state, now),
@@ -141,7 +141,7 @@ def _notices(leader: PoolLeader, now: float) -> Iterator[str]:
     """Faults and doubts, in words for people."""
     state = leader.state
     if leader.error:
-        age = f"; what is shown is {now - state.at:.0f} s old" if state is not None else ""
+        age = f"; the page is {now - state.at:.0f} s old" if state is not None else ""
         yield f"the lease store does not answer: {leader.error}{age}"
     elif state is None:
         yield "the lease store was not read yet"

@@ -75,9 +75,9 @@ class HintView:
         return self._stored.at if self._stored is not None else 0.0
 
     def follow(self, stored: StoredScale | None, asked_at: float) -> None:
-        """Take over what the store answered to a question that was sent at ``asked_at``.
+        """Take over the store's answer to a request that was sent at ``asked_at``.
 
-        A store that lost its hint makes the last one no different, only older.
+        If the store lost its hint, the last one stays, and its age grows.
         """
         self._asked_at = asked_at
         if stored is None:
@@ -92,7 +92,7 @@ class HintView:
         self._stored = stored
 
     def age_s(self, now: float) -> float:
-        """How old the last hint is, at least. The store's clock may step back; this process's does not."""
+        """The least age of the last hint. The store's clock may step back; this process' clock does not."""
         return now - self._changed_at
 
     def current(self, now: float) -> PublishedHint | None:
@@ -100,7 +100,7 @@ class HintView:
         return None if self.problem(now) else self.last
 
     def problem(self, now: float) -> str:
-        """Why there is no hint to serve; empty where there is one."""
+        """The reason why there is no hint to serve; empty where there is one."""
         if self._asked_at is None:
             return "the lease store was not read yet"
         if now - self._asked_at > self._unseen_s:
@@ -108,10 +108,10 @@ class HintView:
         if self._error:
             return f"{self._error}; the coordinators may be of different versions"
         if self.last is None:
-            return "no engine has shown yet what it sustains"
+            return "the capacity of no engine is known yet"
         if self.age_s(now) > self._stale_s:
             return (
                 f"the last hint is {self.age_s(now):.1f} s old, and one older than {self._stale_s:g} s is not"
-                " served: no coordinator leads, or no engine shows what it sustains"
+                " served: no coordinator leads, or the capacity of no engine is known"
             )
         return ""

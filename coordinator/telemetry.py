@@ -1,4 +1,4 @@
-"""Telemetry of a coordinator: its pools as Prometheus metrics, rendered when they are asked for."""
+"""Telemetry of a coordinator: its pools as Prometheus metrics, rendered on request."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _BY_DIMENSION = ("pool", "entitlement", "dimension")
 _LIMIT, _DEMAND, _SERVICE, _HELD = (
     Family(name, "gauge", text, _BY_DIMENSION)
     for name, text in (
-        ("tokenpool_pool_limit", "What the entitlement may use pool-wide now."),
-        ("tokenpool_pool_demand", "What it asked for in the last seconds, shed requests included."),
-        ("tokenpool_pool_service", "What it got in the last seconds."),
-        ("tokenpool_pool_held", "What sidecars hold of its limit; for throughput the tokens granted."),
+        ("tokenpool_pool_limit", "Limit of the entitlement in the whole pool now."),
+        ("tokenpool_pool_demand", "Demand of the last seconds, shed requests included."),
+        ("tokenpool_pool_service", "Service of the last seconds."),
+        ("tokenpool_pool_held", "Leases of all sidecars; for throughput the tokens leased."),
     )
 )
 _DEBT = Family("tokenpool_pool_debt", "gauge", "Service owed, in seconds.", _BY_DIMENSION[:2])
@@ -37,7 +37,7 @@ PER_PIECE = 20
 
 
 class Telemetry(Collector):
-    """All numbers of one coordinator."""
+    """All metrics of one coordinator."""
 
     def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]], most_series: int = 2000) -> None:
         self.config_is_current = True
@@ -68,7 +68,7 @@ class Telemetry(Collector):
             "Whether another pool file than this coordinator's is in force.",
             labels=("pool",),
         )
-        rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by how they ended.", labels=("pool", "result"))
+        rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by result.", labels=("pool", "result"))
         for name, leader in leaders.items():
             leads.add_metric((name,), bool(leader.epoch))
             up.add_metric((name,), not leader.error)
@@ -84,7 +84,7 @@ class Telemetry(Collector):
             "tokenpool_desired_replicas", "Replicas that the pool needs.", labels=pool
         )
         reason = GaugeMetricFamily(
-            "tokenpool_desired_replicas_reason", "1 for the dimension that says so.", labels=by_dimension
+            "tokenpool_desired_replicas_reason", "1 for the dimension that decides.", labels=by_dimension
         )
         age = GaugeMetricFamily(
             "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
@@ -97,7 +97,7 @@ class Telemetry(Collector):
             "1 where guarantees are more than the most replicas could carry.",
             labels=by_dimension,
         )
-        seconds = GaugeMetricFamily("tokenpool_tick_seconds", "How long the last tick took.", labels=pool)
+        seconds = GaugeMetricFamily("tokenpool_tick_seconds", "Duration of the last tick.", labels=pool)
         for name, leader in leaders.items():
             # The stored hint, as on the scale page: the same at every coordinator, absent when too old.
             published = leader.hint()
@@ -122,8 +122,8 @@ class Telemetry(Collector):
         """The page, in pieces that each take well below a millisecond to make.
 
         Entitlements that were active since the start have series, at most ``most_series`` of them their own:
-        the first that come, with room kept for every guaranteed one. What all others ask for, got and hold is
-        added up as ``other``. One has 1.3 kB of the page.
+        the first ones, with room reserved for every guaranteed one. Demand, service and leases of all others
+        are added up as ``other``. Each takes 1.3 kB of the page.
         """
         yield rendered(self.collect())
         parts: list[list[str]] = [[family.head()] for family in FAMILIES]

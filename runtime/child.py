@@ -21,7 +21,7 @@ import msgspec
 log = logging.getLogger(__name__)
 
 NICE = 5
-"""A child has less weight than the processes that serve requests, where there are few cores."""
+"""The priority of a child: below that of the processes that serve requests."""
 LONGEST_S = 60.0
 SMALL_FILE = 16 * 1024
 """A pool file of at most so many bytes is read in a thread: 15 ms, in turns of 5. A child takes 0.3 s of

@@ -40,11 +40,11 @@ class Address(NamedTuple):
 
 
 ANY, ANY_IPV4, ANY_IPV6 = "", "0.0.0.0", "::"
-"""Hosts that stand for every interface: of both families as far as there are both, of one, of both."""
+"""Hosts that stand for every interface: of all families that there are, of IPv4, of both families."""
 
 
 class Addresses(tuple[Address, ...]):
-    """Where a server listens: one address or several."""
+    """The addresses of one server, one or several."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Addresses(tuple[Address, ...]):
 
 
 class Origin(NamedTuple):
-    """Where a server is, and whether it speaks TLS."""
+    """The address of a server, and whether it speaks TLS."""
 
     host: str
     port: int
@@ -69,7 +69,7 @@ class Origin(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Without a path."""
+        """The URL, without a path."""
         return f"{'https' if self.tls else 'http'}://{self}"
 
 
@@ -262,7 +262,7 @@ def addresses(text: str, source: str) -> Addresses:
 
 
 def _includes(one: Address, other: Address) -> bool:
-    """Whether a server on one address leaves no room for one on the other."""
+    """Whether a server on one address excludes a server on the other."""
     if one.port != other.port:
         return False
     if one.host == ANY_IPV6:

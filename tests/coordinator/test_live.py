@@ -227,7 +227,7 @@ async def test_a_pool_without_sidecars_says_so() -> None:
     assert shown.notices == ("no sidecar reports",)
     assert (shown.replicas.desired, shown.replicas.reason) == (
         None,
-        "no engine has shown yet what it sustains",
+        "the capacity of no engine is known yet",
     )
 
 
