@@ -1,4 +1,4 @@
-"""What shared limits cost: one tick of a coordinator, and what a sidecar says to Redis in a second."""
+"""The cost of shared limits: of a coordinator's tick, and of a sidecar's messages to Redis."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TickCost:
 
 @dataclass(frozen=True)
 class SidecarCost:
-    """What one sidecar costs Redis in a second."""
+    """The load of one sidecar on Redis, per second."""
 
     requests: float
     calls: float
@@ -83,7 +83,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         for n in range(count)
     ]
     report = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    await store.read()  # books begin
+    await store.read()  # the store begins
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
     spread = max(round(count * ACTIVE), 1)
     for number in range(sidecars):
@@ -127,7 +127,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
 
 
 def talk(folder: Path, seconds: float) -> dict[str, SidecarCost]:
-    """What a sidecar says to Redis at rest, and with 500 requests a second."""
+    """The messages of a sidecar to Redis, at rest and with 500 requests a second."""
     upstream, port = unary_upstream(folder)
     with upstream, RedisProcess(folder, core=LOAD_CORE) as server:
         return asyncio.run(_talk(folder, port, server.url, seconds))
@@ -153,7 +153,7 @@ def _load(port: int, folder: Path, seconds: float) -> float:
 
 
 async def _said(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> SidecarCost:
-    """What Redis heard and said while something was done."""
+    """The traffic of Redis during some work."""
     before, began = await _numbers(client), time.monotonic()
     requests = await work
     after, elapsed = await _numbers(client), time.monotonic() - began

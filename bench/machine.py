@@ -29,11 +29,11 @@ LOAD_CORE = _load_core()
 
 
 class BenchError(RuntimeError):
-    """Something that the benchmark needs is missing or failed; the text names it and the fix."""
+    """A part of the benchmark is missing or failed; the text names it and the fix."""
 
 
 def pace_ms() -> float:
-    """How fast this core is now: milliseconds that a million additions take in Python, the best of five.
+    """The speed of this core now: milliseconds for a million additions in Python, the best of five.
 
     Cores that share hardware with neighbours change by a factor of two from one hour to the next: figures in
     milliseconds say little without it.

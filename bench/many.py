@@ -36,7 +36,7 @@ CONNECTIONS = 16
 SIZES = (20, 200, 2000, 10_000)
 DISTURBANCES = ("nothing", "metrics", "state page", "live page", "pool file")
 EVERY_S = 1.0
-"""How often a page is asked for."""
+"""Interval between two requests for a page, s."""
 SETTLE_S = 15.0
 """Until what was active is idle again."""
 

@@ -1,4 +1,4 @@
-"""What is measured of proxies as processes: CPU per request and event, added latency, memory, start."""
+"""Measurements of proxies as processes: CPU per request and event, added latency, memory, start."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Running:
-    """Where the parts of the pool listen."""
+    """The addresses of the pool's parts."""
 
     proxies: Sequence[str]
     admins: Sequence[str]
@@ -111,7 +111,7 @@ def _given() -> list[str]:
 
 
 def _addresses(count: int) -> Running:
-    """Where everything will listen, before anything does."""
+    """The addresses of all parts, before they start."""
     proxies, admins = ([f"http://127.0.0.1:{free_port()}" for _ in range(count)] for _ in range(2))
     coordinators = [f"http://127.0.0.1:{free_port()}" for _ in range(2)] if count > 1 else []
     return Running(proxies, admins, coordinators)
@@ -146,7 +146,7 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
 
 @contextlib.contextmanager
 def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
-    """A sidecar in front of each engine; with several, the lease store and those who keep them."""
+    """A sidecar in front of each engine; with several, Redis and two coordinators."""
     OUT.mkdir(parents=True, exist_ok=True)
     digests = {t.name: hashlib.sha256(t.key.encode()).hexdigest() for t in TENANTS}
     file, count = OUT / "pool.yaml", len(upstreams)
@@ -252,7 +252,7 @@ def _hints(pool: Running, model: str) -> str:
 
 
 def _table(states: Sequence[Mapping[str, Any]], scale: Sequence[Mapping[str, Any]], elapsed: float) -> str:
-    """The live view: who may use what, uses what, and was refused."""
+    """The table of all tenants: limits, use and refusals."""
     engines, rows = [state["engine"] for state in states], []
     capacity = [state["capacity"] for state in states]
     running = " + ".join(f"{engine['running'] or 0:.0f}" for engine in engines)
@@ -306,7 +306,7 @@ def _summary() -> str:
 
 
 def sentence(tenants: Sequence[Tenant], seconds: float, engines: int) -> str:
-    """What was shown, in one sentence, with the numbers of this run. The guaranteed tenant comes first."""
+    """One sentence with the numbers of this run. The guaranteed tenant comes first."""
     first = tenants[0]
     alone, crowded = (p95(part) for part in first.alone_and_crowded())
     if alone is None or crowded is None:

@@ -17,7 +17,7 @@ from toolbox.percentiles import percentile
 
 @dataclass
 class Tenant:
-    """One tenant under load, and what it experienced."""
+    """One tenant under load, with its answers and latencies."""
 
     name: str
     tier: str
@@ -31,10 +31,10 @@ class Tenant:
     answers: Counter[int] = field(default_factory=Counter)
     first_token_ms: list[float] = field(default_factory=list)
     crowd_from: int | None = None
-    """How many first tokens it had when others began to send; ``None`` before."""
+    """The number of its first tokens when others began to send; ``None`` before."""
 
     def is_active(self, elapsed: float) -> bool:
-        """Whether it sends at this time: guaranteed and elastic tenants come and go."""
+        """Whether it sends at this time. Guaranteed and elastic tenants pause."""
         return elapsed % self.period < self.active
 
     def median_first_token(self) -> float | None:
@@ -113,7 +113,7 @@ async def _work(
 async def _ask(
     tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
 ) -> float:
-    """One streamed request. Returns how long the answer asks to wait before the next."""
+    """One streamed request. Returns the seconds to wait before the next one, as the answer asks."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Whose turn is it? " * chance.randint(1, 8)}],

@@ -1,14 +1,13 @@
 """The decision: a pod and a template go in, a patch or a refusal comes out. Pure.
 
-What is decided, and why:
+The decisions:
 
 - The sidecar takes over the port that Services target, number and name, and the engine moves to a free
-  port of the loopback: so no Service, no client and no gateway has to change, and nobody gets past the
-  sidecar. With another ``listen-port`` the engine stays where it is, on the loopback, and the Service has to
-  follow.
-- What cannot be done is refused where the pod would be open to everyone or not work; it is a warning where
-  it would work, though not as safely.
-- A pod with a container of the sidecar's name has one already: injecting twice is injecting once.
+  port of the loopback. So no Service, client or gateway has to change, and no client can bypass the sidecar.
+  With another ``listen-port`` the engine keeps its port, on the loopback, and the Service must be changed.
+- A pod that would not work, or would be open to everyone, is refused. A pod that would work less safely gets
+  a warning.
+- A pod with a container of the sidecar's name already has one: a second injection changes nothing.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from injector.sidecar_container import Settled
 from runtime.options import SettingsError
 
 _FIRST_ENGINE_PORT = 18000
-"""Below the range that systems take ports of outgoing connections from."""
+"""Below the range of ports for outgoing connections."""
 _DEFAULT_GRACE_S = 30
-"""Kubernetes' own, where a pod gives none."""
+"""Kubernetes' default."""
 _MIRROR = "kubernetes.io/config.mirror"
 
 
@@ -40,7 +39,7 @@ class Injection:
 
     patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
-    """For whoever creates the pod."""
+    """For the creator of the pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,13 @@ class Denial:
     """The pod must not be created as it is."""
 
     message: str
-    """What is wrong, and the fix."""
+    """The problem and the fix."""
 
 
 def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -> Injection | Denial:
-    """What to do with a new pod. ``every``: whether it has the label does not matter.
+    """The decision about a new pod. With ``every``, pods without the label are injected, too.
 
-    Raises ``PodMalformed`` where it is none.
+    Raises ``PodMalformed`` where the document is no pod.
     """
     shape.check(pod)
     before = dict(pod)
@@ -112,7 +111,7 @@ def _as_native_as_possible(pod: Json, template: Template) -> tuple[Template, lis
 
 
 def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
-    """Where everyone listens. Raises ``SettingsError`` where two would on one port."""
+    """The ports of all containers. Raises ``SettingsError`` where two would have the same."""
     template = wished.template
     taken_over = [each for each in shape.ports(found.container) if _is_engines(each, found)]
     declared = {

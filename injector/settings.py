@@ -1,4 +1,4 @@
-"""Settings of the injector: how it serves, and what it injects unless a pod's annotations say otherwise.
+"""Settings of the injector: of the service, and of the sidecars unless a pod's annotations change them.
 
 The same fields and readers serve the command line, the environment and the annotations.
 """
@@ -28,7 +28,7 @@ _SET_BY_US = frozenset(
     | {"--upstream-key-file"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
-"""Options that name files which no injected sidecar has."""
+"""Options that name files that no injected sidecar has."""
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _PORT_NAME = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 _LABEL = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
@@ -66,7 +66,7 @@ def _sidecar_args(text: str, source: str) -> tuple[str, ...]:
                 " speak TLS; end TLS in front of the pod, or write the sidecar into its manifest"
             )
         if option in _SET_BY_US:
-            raise SettingsError(f"{source}: {option} is the injector's to give; leave it out")
+            raise SettingsError(f"{source}: {option} is set by the injector; leave it out")
     return words
 
 
@@ -84,7 +84,7 @@ _probes = options.one_of("auto", "exec", "sidecar")
 
 @options.record
 class Settings:
-    """How one injector serves."""
+    """The service of one injector."""
 
     tls_cert: Path = option("PEM file with the certificate and its chain; read again when it changes")
     tls_key: Path = option("PEM file with the certificate's private key")
@@ -97,7 +97,7 @@ class Settings:
 
 @options.record
 class Template:
-    """What is injected. Times are in seconds."""
+    """The injected sidecar. Times are in seconds."""
 
     label: str = option(
         'pods with this label and the value "true" get a sidecar', default="tokenpool.io/inject", read=_label
@@ -186,17 +186,17 @@ def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that say what is injected."""
+    """Declare the options of the injected sidecar on a parser."""
     options.add_arguments(parser, Template)
 
 
 def read_serving(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
-    """How to serve. Raises ``SettingsError``."""
+    """The settings of the service. Raises ``SettingsError``."""
     return options.read(Settings, arguments, environment, example=EXAMPLE)
 
 
 def read_template(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Template:
-    """What to inject. Raises ``SettingsError``."""
+    """The settings of the injected sidecar. Raises ``SettingsError``."""
     return options.read(Template, arguments, environment, example="tokenpool-inject < pod.yaml")
 
 

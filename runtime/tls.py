@@ -33,8 +33,8 @@ class Certificate:
     async def reload(self) -> None:
         """Read the files again. If they do not fit together (yet), the certificate in force stays."""
         try:
-            # A separate context is tried first, because a wrong key must not stay in the live one. This is done
-            # in a thread, so that a slow file system blocks no request. The live context changes in one step.
+            # A separate context is tried first, because a wrong key must not stay in the live one. A thread
+            # does this, so that a slow file system blocks no request. The live context changes in one step.
             await asyncio.to_thread(_try, *self.paths)
             _load(self.context, *self.paths)
         except (OSError, ssl.SSLError) as error:

@@ -255,7 +255,7 @@ async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_s
     await pool.tick(7.0)
     shown = pool.look()
     assert shown.notices == (
-        "the lease store does not answer: no route to the lease store; what is shown is 7 s old",
+        "the lease store does not answer: no route to the lease store; the page is 7 s old",
     )
     assert shown.capacity == (2000, 20_000, 8)
 
