@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import decide, lease_store, machine, many, peers, relay
+from toolbox.processes import NotReady
 
 FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
 SMALL, LARGE = 1_000, 400_000
@@ -209,7 +210,7 @@ def main() -> int:
         for name in arguments.sections or SECTIONS:
             print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
             SECTIONS[name](bench)
-    except machine.BenchError as error:
+    except (machine.BenchError, NotReady) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     print(f"\n{bench.table()}\n\n{machine.describe()}\n{peers.versions()}")

@@ -1,4 +1,4 @@
-"""What a decision costs: identity, parse, price, admit and settle, in this process, without a socket."""
+"""The cost of a decision: identity, parse, price, admit and settle, in this process, without a socket."""
 
 from __future__ import annotations
 

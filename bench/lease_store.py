@@ -1,4 +1,4 @@
-"""What shared limits cost: one tick of a coordinator, and what a sidecar says to Redis in a second."""
+"""The cost of shared limits: of a coordinator's tick, and of a sidecar's messages to Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import uvloop
 
 from bench import peers
 from bench.load import wrk
-from bench.machine import LOAD_CORE, PROXY_CORE, Process, answers, free_port
+from bench.machine import LOAD_CORE, PROXY_CORE
 from bench.upstream import unary_upstream
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import Entitlement, Tier
@@ -22,6 +22,9 @@ from tokenpool.leases.messages import LeaseRequest, Message, PoolSnapshot
 from tokenpool.leases.tick import NO_MEMORY, tick
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.store.redis import RedisStore
+from toolbox.ports import free_port
+from toolbox.processes import Process
+from toolbox.redis import RedisProcess
 
 LIFETIME_S = 600.0
 ACTIVE = 0.2
@@ -49,7 +52,7 @@ class TickCost:
 
 @dataclass(frozen=True)
 class SidecarCost:
-    """What one sidecar costs Redis in a second."""
+    """The load of one sidecar on Redis, per second."""
 
     requests: float
     calls: float
@@ -61,9 +64,8 @@ def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
     """One tick for each size: medians."""
     costs = {}
     for entitlements, sidecars in SIZES:
-        process, url = peers.redis(folder, PROXY_CORE)
-        with process:
-            costs[entitlements, sidecars] = uvloop.run(_tick(url, entitlements, sidecars, rounds * 3))
+        with RedisProcess(folder, core=PROXY_CORE) as server:
+            costs[entitlements, sidecars] = uvloop.run(_tick(server.url, entitlements, sidecars, rounds * 3))
     return costs
 
 
@@ -81,7 +83,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         for n in range(count)
     ]
     report = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    await store.read()  # the lease store starts
+    await store.read()  # the store begins
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
     spread = max(round(count * ACTIVE), 1)
     for number in range(sidecars):
@@ -125,21 +127,20 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
 
 
 def talk(folder: Path, seconds: float) -> dict[str, SidecarCost]:
-    """What a sidecar says to Redis at rest, and with 500 requests a second."""
+    """The messages of a sidecar to Redis, at rest and with 500 requests a second."""
     upstream, port = unary_upstream(folder)
-    process, url = peers.redis(folder, LOAD_CORE)
-    with upstream, process:
-        return asyncio.run(_talk(folder, port, url, seconds))
+    with upstream, RedisProcess(folder, core=LOAD_CORE) as server:
+        return asyncio.run(_talk(folder, port, server.url, seconds))
 
 
 async def _talk(folder: Path, upstream: int, url: str, seconds: float) -> dict[str, SidecarCost]:
     listen, admin = free_port(), free_port()
     command = [*peers.sidecar_command(upstream, listen, admin, folder), "--store", url]
-    with Process(command, PROXY_CORE, log=folder / "sidecar.log") as sidecar:
-        with peers.coordinator(url, folder):
-            sidecar.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
-            await asyncio.sleep(peers.LEARN_S)
-        # The coordinator is gone, and its limits stand: whatever Redis hears now is the sidecar's.
+    sidecar = Process("sidecar", command, folder, core=PROXY_CORE, probe=f"http://127.0.0.1:{admin}/readyz")
+    with peers.coordinator(url, folder) as coordinator, sidecar:
+        await asyncio.sleep(peers.LEARN_S)
+        coordinator.stop()
+        # Without a coordinator its last limits stand, so that all messages to Redis are the sidecar's.
         async with redis.asyncio.Redis.from_url(url) as client:
             rest = await _said(client, asyncio.to_thread(time.sleep, seconds))
             busy = await _said(client, asyncio.to_thread(_load, listen, folder, seconds))
@@ -152,7 +153,7 @@ def _load(port: int, folder: Path, seconds: float) -> float:
 
 
 async def _said(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> SidecarCost:
-    """What Redis heard and said while something was done."""
+    """The traffic of Redis during some work."""
     before, began = await _numbers(client), time.monotonic()
     requests = await work
     after, elapsed = await _numbers(client), time.monotonic() - began

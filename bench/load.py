@@ -43,7 +43,7 @@ end
 
 @dataclass(frozen=True)
 class Unary:
-    """What wrk measured. Latencies in seconds."""
+    """The results of wrk. Latencies in seconds."""
 
     requests: int
     seconds: float
@@ -54,7 +54,7 @@ class Unary:
 def wrk(port: int, folder: Path, *, connections: int, seconds: float, delay_ms: float = 0.0) -> Unary:
     """POST chats for so long. With ``delay_ms`` each connection pauses between its requests."""
     script = folder / "load.lua"
-    # At random, lest all connections speak at once: it is latency that is asked for, not queueing.
+    # At random times: requests of all connections at once would measure queueing, not latency.
     delay = f"delay = function() return math.random(0, {round(2 * delay_ms)}) end" if delay_ms else ""
     script.write_text(_SCRIPT.format(body=CHAT_BODY, key=KEY, delay=delay))
     done = subprocess.run(

@@ -12,7 +12,6 @@ import asyncio
 import gc
 import os
 import re
-import subprocess
 import sys
 import time
 import urllib.request
@@ -25,8 +24,11 @@ import uvloop
 
 from bench import peers
 from bench.load import CHAT_BODY
-from bench.machine import LOAD_CORE, PROXY_CORE, BenchError, Process, answers, free_port
+from bench.machine import LOAD_CORE, PROXY_CORE, BenchError
 from bench.upstream import plain_upstream
+from toolbox.ports import free_port
+from toolbox.processes import Process
+from toolbox.redis import RedisProcess
 
 RATE = 50.0
 """Requests a second."""
@@ -34,7 +36,7 @@ CONNECTIONS = 16
 SIZES = (20, 200, 2000, 10_000)
 DISTURBANCES = ("nothing", "metrics", "state page", "live page", "pool file")
 EVERY_S = 1.0
-"""How often a page is asked for."""
+"""Interval between two requests for a page, s."""
 SETTLE_S = 15.0
 """Until what was active is idle again."""
 
@@ -63,13 +65,10 @@ def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = F
         listen, admin = free_port(), free_port()
         text = peers.pool_file(entitlements)
         command = peers.sidecar_command(port, listen, admin, folder, text)
+        url = f"http://127.0.0.1:{admin}"
+        sidecar = Process("many", [*command, *store], folder, probe=f"{url}/readyz", core=PROXY_CORE)
         began = time.perf_counter()
-        with (
-            Process([*command, *store], PROXY_CORE, log=folder / "many.log") as process,
-            peers.coordinator(store[1], folder) if store else nullcontext(),
-        ):
-            url = f"http://127.0.0.1:{admin}"
-            process.until(lambda: answers(f"{url}/readyz"), 60)
+        with peers.coordinator(store[1], folder) if store else nullcontext(), sidecar as process:
             ready = time.perf_counter() - began
             time.sleep(peers.LEARN_S)
             idle = _cpu(process, 5.0)
@@ -95,9 +94,8 @@ def _lease_store(folder: Path, *, shared: bool) -> Iterator[list[str]]:
     if not shared:
         yield []
         return
-    store, url = peers.redis(folder, LOAD_CORE)
-    with store:
-        yield ["--store", url]
+    with RedisProcess(folder, core=LOAD_CORE) as server:
+        yield ["--store", server.url]
 
 
 def _cpu(process: Process, seconds: float) -> float:
@@ -177,9 +175,9 @@ async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, se
     """The longest request, in ms, while the sidecar is asked for something else."""
     works: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "nothing": nullcontext,
-        "metrics": lambda: _reading(f"{url}/metrics"),
-        "state page": lambda: _reading(f"{url}/debug/state"),
-        "live page": lambda: _reading(f"{url}/live/events"),
+        "metrics": lambda: _reading(folder, f"{url}/metrics"),
+        "state page": lambda: _reading(folder, f"{url}/debug/state"),
+        "live page": lambda: _reading(folder, f"{url}/live/events"),
         "pool file": lambda: _changing(folder / "pool.yaml", text),
     }
     with works[name]():
@@ -187,7 +185,7 @@ async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, se
 
 
 @contextmanager
-def _reading(url: str) -> Iterator[None]:
+def _reading(folder: Path, url: str) -> Iterator[None]:
     """Another process, which makes way for the client, reads a page once a second."""
     script = (
         "import os, sys, time, urllib.request\n"
@@ -197,7 +195,8 @@ def _reading(url: str) -> Iterator[None]:
         "        while page.read1(65536): pass\n"
         f"    time.sleep({EVERY_S})\n"
     )
-    yield from _beside([sys.executable, "-c", script, url])
+    with _beside(folder, [sys.executable, "-c", script, url]):
+        yield
 
 
 @contextmanager
@@ -216,16 +215,12 @@ def _changing(file: Path, text: str) -> Iterator[None]:
     )
     original = file.with_suffix(".original")
     original.write_text(text)
-    yield from _beside([sys.executable, "-c", script, str(file), str(original)])
-
-
-def _beside(command: list[str]) -> Iterator[None]:
-    child = subprocess.Popen(["taskset", "-c", str(LOAD_CORE), *command], stderr=subprocess.DEVNULL)
-    try:
+    with _beside(file.parent, [sys.executable, "-c", script, str(file), str(original)]):
         yield
-    finally:
-        child.terminate()
-        child.wait()
+
+
+def _beside(folder: Path, command: list[str]) -> Process:
+    return Process("beside", command, folder, core=LOAD_CORE)
 
 
 def table(rows: list[ManyRow]) -> str:

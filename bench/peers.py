@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from bench.machine import LOAD_CORE, PROXY_CORE, BenchError, Process, accepts, answers, free_port
-from demo.redis import executable
+from bench.machine import LOAD_CORE, PROXY_CORE, BenchError
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
+from toolbox.redis import RedisProcess
 
 KEY = "bench-key"
 LEARN_S = 3.0
@@ -145,32 +147,20 @@ def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
     Redis and the coordinator have the load's core: a burst may have to wait for a lease until that is free.
     """
     port, admin = free_port(), free_port()
-    store, url = redis(folder, LOAD_CORE)
-    command = [*sidecar_command(upstream, port, admin, folder), "--store", url]
-    with (
-        store,
-        Process(command, PROXY_CORE, log=folder / "sidecar.log") as process,
-        coordinator(url, folder),
-    ):
-        process.until(lambda: answers(f"http://127.0.0.1:{admin}/readyz"))
+    store = RedisProcess(folder, core=LOAD_CORE)
+    command = [*sidecar_command(upstream, port, admin, folder), "--store", store.url]
+    ready = f"http://127.0.0.1:{admin}/readyz"
+    sidecar = Process("sidecar", command, folder, probe=ready, core=PROXY_CORE)
+    with store, coordinator(store.url, folder), sidecar:
         time.sleep(LEARN_S)
-        yield Proxy("tokenpool", port, process)
-
-
-def redis(folder: Path, core: int) -> tuple[Process, str]:
-    """A Redis that keeps nothing, and its URL."""
-    port = free_port()
-    command = [executable(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    process = Process([*command, "--dir", str(folder)], core, log=folder / "redis.log")
-    process.until(lambda: accepts(port))
-    return process, f"redis://127.0.0.1:{port}"
+        yield Proxy("tokenpool", port, sidecar)
 
 
 def coordinator(url: str, folder: Path) -> Process:
     """A coordinator of the pool that ``sidecar_command`` wrote down."""
-    command = [sys.executable, "-m", "coordinator", "run", "--config", str(folder / "pool.yaml")]
+    command = [*module("coordinator"), "run", "--config", str(folder / "pool.yaml")]
     command += ["--store", url, "--listen", f"127.0.0.1:{free_port()}", "--log-level", "error"]
-    return Process(command, LOAD_CORE, log=folder / "coordinator.log")
+    return Process("coordinator", command, folder, core=LOAD_CORE)
 
 
 def sidecar_command(upstream: int, port: int, admin: int, folder: Path, pool_text: str = POOL) -> list[str]:
@@ -179,7 +169,7 @@ def sidecar_command(upstream: int, port: int, admin: int, folder: Path, pool_tex
     pool.write_text(pool_text)
     addresses = ("--listen", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}")
     upstream_url = f"http://127.0.0.1:{upstream}"
-    run = [sys.executable, "-m", "sidecar", "run", "--config", str(pool), "--upstream", upstream_url]
+    run = [*module("sidecar"), "run", "--config", str(pool), "--upstream", upstream_url]
     return [*run, *addresses, "--log-level", "error"]
 
 
@@ -212,6 +202,5 @@ def _envoy_program() -> str:
 
 @contextmanager
 def _started(name: str, port: int, command: list[str], folder: Path) -> Iterator[Proxy]:
-    with Process(command, PROXY_CORE, log=folder / f"{name}.log") as process:
-        process.until(lambda: accepts(port))
+    with Process(name, command, folder, probe=port, core=PROXY_CORE) as process:
         yield Proxy(name, port, process)

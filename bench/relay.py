@@ -1,4 +1,4 @@
-"""What is measured of proxies as processes: CPU per request and event, added latency, memory, start."""
+"""Measurements of proxies as processes: CPU per request and event, added latency, memory, start."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from statistics import median
 
 from bench import peers
 from bench.load import Streams, wrk
-from bench.machine import PROXY_CORE, Process, answers, free_port
+from bench.machine import PROXY_CORE
 from bench.upstream import stream_upstream, unary_upstream
+from toolbox.ports import free_port
+from toolbox.processes import Process
 
 CONNECTIONS = 32
 STREAMS, INTERVAL_MS = 150, 10.0
@@ -132,9 +134,9 @@ def start(folder: Path, rounds: int) -> tuple[float, float]:
         for _ in range(rounds):
             listen, admin = free_port(), free_port()
             command = peers.sidecar_command(port, listen, admin, folder, peers.pool_file(20))
+            ready = f"http://127.0.0.1:{admin}/readyz"
             began = time.perf_counter()
-            with Process(command, PROXY_CORE, log=folder / "start.log") as process:
-                process.until(lambda page=f"http://127.0.0.1:{admin}/readyz": answers(page))  # type: ignore[misc]
+            with Process("start", command, folder, probe=ready, core=PROXY_CORE) as process:
                 times.append(time.perf_counter() - began)
                 time.sleep(1.0)
                 sizes.append(process.resident_mb())

@@ -13,17 +13,13 @@ from typing import cast
 
 import uvloop
 
-from bench.machine import LOAD_CORE, Process, accepts, free_port
+from bench.machine import LOAD_CORE
 from bench.peers import program
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
+from toolbox.stub_engine import metrics, models, pages, serve
 
-METRICS = (
-    "process_start_time_seconds 1.0\n"
-    'vllm:num_requests_running{model_name="bench"} 0.0\n'
-    'vllm:num_requests_waiting{model_name="bench"} 0.0\n'
-    'vllm:kv_cache_usage_perc{model_name="bench"} 0.0\n'
-    'vllm:cache_config_info{block_size="16",num_gpu_blocks="10000000"} 1.0\n'
-)
-MODELS = '{"object":"list","data":[{"id":"bench","max_model_len":262144}]}'
+MODEL = "bench"
 ANSWER = json.dumps(
     {
         "id": "chatcmpl-5b0e2d1c7d3a4f6e9a8b7c6d5e4f3a2b",
@@ -64,69 +60,37 @@ http {{
   uwsgi_temp_path {folder}/uu; scgi_temp_path {folder}/us;
   server {{
     listen 127.0.0.1:{port};
-    location = /metrics {{ return 200 '{METRICS}'; }}
+    location = /metrics {{ return 200 '{metrics(MODEL)}'; }}
     location = /health {{ return 200 ''; }}
-    location = /v1/models {{ return 200 '{MODELS}'; }}
+    location = /v1/models {{ return 200 '{models(MODEL)}'; }}
     location / {{ return 200 '{ANSWER}'; }}
   }}
 }}
 """
     )
     command = [program("nginx"), "-c", str(configuration), "-p", str(folder)]
-    process = Process(command, LOAD_CORE, log=folder / "upstream.out")
-    process.until(lambda: accepts(port))
-    return process, port
+    return Process("upstream", command, folder, probe=port, core=LOAD_CORE), port
 
 
 def stream_upstream(folder: Path, interval_ms: float) -> tuple[Process, int]:
     """A server that streams one event per interval to each stream, for as long as it is wanted."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.upstream", str(port), str(interval_ms)]
-    process = Process(command, LOAD_CORE, log=folder / "streams.out")
-    process.until(lambda: accepts(port))
-    return process, port
+    command = [*module("bench.upstream"), str(port), str(interval_ms)]
+    return Process("streams", command, folder, probe=port, core=LOAD_CORE), port
 
 
 def plain_upstream(folder: Path) -> tuple[Process, int]:
     """A server that answers every chat with the same answer; needs nothing that is not installed."""
     port = free_port()
-    command = [sys.executable, "-m", "bench.upstream", str(port), "0"]
-    process = Process(command, LOAD_CORE, log=folder / "answers.out")
-    process.until(lambda: accepts(port))
-    return process, port
+    command = [*module("bench.upstream"), str(port), "0"]
+    return Process("answers", command, folder, probe=port, core=LOAD_CORE), port
 
 
+_POLLS = pages(MODEL)
 _CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 )
-
-
-_ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (
-    len(ANSWER),
-    ANSWER.encode(),
-)
-
-
-class _Answerer(asyncio.Protocol):
-    """One connection: pages for the watcher, and the same answer to every chat."""
-
-    def __init__(self) -> None:
-        self._text = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._text += data
-        head, end, body = self._text.partition(b"\r\n\r\n")
-        if end and head.startswith(b"GET "):
-            page = {b"/metrics": METRICS, b"/v1/models": MODELS}.get(head.split(b" ", 2)[1], "").encode()
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(page), page))
-            self._text = b""
-        elif end and body.endswith(b"}"):
-            self.transport.write(_ANSWER)
-            self._text = b""
 
 
 class _Streamer(asyncio.Protocol):
@@ -146,9 +110,7 @@ class _Streamer(asyncio.Protocol):
         if not end:
             return
         if head.startswith(b"GET "):
-            path = head.split(b" ", 2)[1]
-            page = {b"/metrics": METRICS, b"/v1/models": MODELS}.get(path, "").encode()
-            self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(page), page))
+            self.transport.write(_POLLS.get(head.split(b" ", 2)[1], _POLLS[b"/health"]))
             self._text = b""
         elif body.endswith(b"}") and self._slot is None:
             self.transport.write(_STREAM_HEAD)
@@ -164,8 +126,7 @@ async def _serve(port: int, interval_ms: float) -> None:
     """Streams are spread evenly over the interval's milliseconds; without one, answers are whole."""
     loop = asyncio.get_running_loop()
     if not interval_ms:
-        await loop.create_server(_Answerer, "127.0.0.1", port, backlog=4096)
-        await asyncio.Event().wait()
+        await serve(port, 0.0, MODEL, ANSWER)
     slots: list[set[_Streamer]] = [set() for _ in range(max(round(interval_ms), 1))]
     await loop.create_server(lambda: _Streamer(slots), "127.0.0.1", port, backlog=4096)
     started, ticks = loop.time(), 0

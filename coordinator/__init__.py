@@ -1,5 +1,5 @@
 """The coordinator: recomputes every limit a few times a second, and says how many replicas to run.
 
-One tick reads what the sidecars said, plans (purely, in ``tokenpool``) and publishes. Two or more run; one
-leads.
+One tick reads the reports of the sidecars, plans (in ``tokenpool``) and publishes. Several coordinators may
+run. One of them leads each pool.
 """

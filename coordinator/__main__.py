@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from coordinator import settings
-from coordinator.reader import PoolFileInvalid
+from coordinator.pool_file import PoolFileInvalid
 from runtime.build import add_version
 from runtime.options import SettingsError
 

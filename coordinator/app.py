@@ -11,16 +11,14 @@ import signal
 import socket
 import time
 
-from aiohttp import web
-
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
-from coordinator.reader import PoolFileInvalid, Reading, read, read_apart
+from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
+from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
-from runtime.listening import bound, listening
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 
@@ -39,11 +37,12 @@ class Coordinator:
         self._gone: list[PoolLeader] = []
         self._lead(read(settings.config))
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
-        self._admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
+        self._server = PageServer(admin.application())
         self.watch = FileWatch((settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
 
-    def _lead(self, made: Reading) -> None:
+    def _lead(self, made: EncodedPoolFile) -> None:
         """Lead the pools of this file, and no others."""
         settings, file, encoded = self.settings, made.file, (made.version, made.content)
         for pool in file.pools:
@@ -60,7 +59,7 @@ class Coordinator:
             self._gone.append(self.leaders.pop(name))
 
     async def reload(self) -> None:
-        """Read the pool file and lead with it, or say why not."""
+        """Read the pool file and put it in force, or log the reason against it."""
         with collecting.postponed():
             await self._reload()
 
@@ -78,16 +77,12 @@ class Coordinator:
 
     async def start(self) -> None:
         """Listen, and begin to tick. Raises ``OSError``."""
-        self._runner = web.AppRunner(self._admin.application(), access_log=None)
-        await self._runner.setup()
-        sockets = listening(self.settings.listen)
-        self.listens_on = bound(sockets)[0]
-        extra = {"listen": str(bound(sockets)), "candidate": self._candidate, "pools": list(self.leaders)}
-        for each in sockets:
-            await web.SockSite(self._runner, each).start()
+        addresses = await self._server.start(self.settings.listen)
+        self.listens_on = addresses[0]
         loop = asyncio.get_running_loop()
         work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
         self._tasks = [loop.create_task(each) for each in work]
+        extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
     async def _tick_forever(self) -> None:
@@ -101,13 +96,13 @@ class Coordinator:
             await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
 
     async def stop(self) -> None:
-        """Give the lead away and end."""
+        """Resign the leadership and end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for leader in self.leaders.values():
             await _leave(leader)
-        await self._runner.cleanup()
+        await self._server.stop()
         log.info("stopped")
 
 
@@ -115,12 +110,12 @@ async def _leave(leader: PoolLeader) -> None:
     try:
         await leader.resign()
     except StoreDown as error:
-        log.warning("the lease could not be given back; it expires", extra={"error": str(error)})
+        log.warning("the leadership could not be resigned; it expires", extra={"error": str(error)})
     await leader.close()
 
 
 async def serve(settings: Settings) -> None:
-    """Run a coordinator until SIGTERM or SIGINT; SIGHUP reads the pool file anew."""
+    """Run a coordinator until SIGTERM or SIGINT; SIGHUP makes it read the pool file again."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     with collecting.postponed():

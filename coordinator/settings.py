@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import options
-from runtime.options import Addresses, Form, SettingsError
+from runtime.options import Addresses, SettingsError, option
 from tokenpool.planning.planner import PlannerSettings
 from tokenpool.store import address
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How one coordinator runs. Times are in seconds."""
-
-    config: Path
-    store: str
-    listen: Addresses = Addresses.of("127.0.0.1", 9091)
-    name: str | None = None
-    tick: float = 0.25
-    debt_gain: float = PlannerSettings().debt_gain
-    leadership_timeout: float = 2.0
-    lease_lifetime: float = 1.5
-    store_timeout: float = 0.5
-    scale_headroom: float = 0.1
-    scale_spot: bool = False
-    scale_up_window: float = 1.0
-    scale_down_window: float = 300.0
-    log_level: str = "info"
-    metrics_entitlements: int = 2000
+EXAMPLE = "tokenpool-coordinator run --config pool.yaml --store redis://127.0.0.1:6379"
 
 
 def _store(text: str, source: str) -> str:
@@ -46,45 +26,57 @@ def _store(text: str, source: str) -> str:
     return text
 
 
-_FORM = Form(
-    Settings,
-    {
-        "config": "the pool file; all its pools are led, and all sidecars enforce it",
-        "store": "where the lease store is kept: redis://...",
-        "listen": "metrics, health, state and scale hints, HOST:PORT; several with commas",
-        "name": "what this coordinator is called in the logs; the host's name otherwise",
-        "tick": "how often limits are recomputed, s",
-        "debt_gain": "how strongly service that is owed counts; 0 turns debt off",
-        "leadership_timeout": "how long a leader that does not renew stays leader, s",
-        "lease_lifetime": "how long what a sidecar holds outlives silence, s; the same as the sidecars'",
-        "store_timeout": "how long the store may take to answer, s",
-        "scale_headroom": "capacity wanted beyond what is needed, as a share of it",
-        "scale_spot": "have spot demand raise the scale hint as well",
-        "scale_up_window": "how long more must have been needed before the hint rises, s",
-        "scale_down_window": "how long less must have been needed before the hint falls, s",
-        "log_level": "debug, info, warning or error",
-        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
-    },
-    example="tokenpool-coordinator run --config pool.yaml --store redis://127.0.0.1:6379",
-    readers={
-        "config": options.path,
-        "store": _store,
-        "listen": options.addresses,
-        "debt_gain": options.not_negative,
-        "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
-        "log_level": options.one_of("debug", "info", "warning", "error"),
-    },
-)
+_name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
+
+
+@options.record
+class Settings:
+    """How one coordinator runs. Times are in seconds."""
+
+    config: Path = option("the pool file; the coordinator leads all its pools, and all sidecars enforce it")
+    store: str = option("the lease store: redis://...", read=_store)
+    listen: Addresses = option(
+        "addresses for metrics, health, state and scale hints, HOST:PORT; several with commas",
+        default=Addresses.of("127.0.0.1", 9091),
+    )
+    name: str | None = option(
+        "name of this coordinator in the logs; by default the name of the host", default=None, read=_name
+    )
+    tick: float = option("interval between two computations of the limits, s", default=0.25)
+    debt_gain: float = option(
+        "effect of debt on limits; 0 turns debt off",
+        default=PlannerSettings().debt_gain,
+        read=options.not_negative,
+    )
+    leadership_timeout: float = option(
+        "time until a leader that does not renew its leadership loses it, s", default=2.0
+    )
+    lease_lifetime: float = option(
+        "time until an unrenewed lease of a sidecar expires, s; the same as the sidecars'", default=1.5
+    )
+    store_timeout: float = option("time limit for an answer of the store, s", default=0.5)
+    scale_headroom: float = option("capacity to have beyond the needed one, as a part of it", default=0.1)
+    scale_spot: bool = option("let spot demand raise the scale hint, too", default=False)
+    scale_up_window: float = option(
+        "time for which more replicas must be needed before the hint rises, s", default=1.0
+    )
+    scale_down_window: float = option(
+        "time for which fewer replicas must be needed before the hint falls, s", default=300.0
+    )
+    log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
+    metrics_entitlements: int = option(
+        'number of entitlements with metrics of their own; the sum of the others is "other"', default=2000
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every option on a parser."""
-    _FORM.add_arguments(parser)
+    options.add_arguments(parser, Settings)
 
 
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
-    made = _FORM.read(arguments, environment)
+    made = options.read(Settings, arguments, environment, example=EXAMPLE)
     if made.leadership_timeout < 3 * made.tick:
         raise SettingsError(
             f"--leadership-timeout: {made.leadership_timeout:g} s is less than three ticks of {made.tick:g}"

@@ -1,32 +1,30 @@
-"""Telemetry of a coordinator: its pools as Prometheus metrics, rendered when they are asked for."""
+"""Telemetry of a coordinator: its pools as Prometheus metrics, rendered on request."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from coordinator.entitlement_view import view
 from coordinator.leader import PoolLeader
 from runtime.exposition import Family, number, rendered
 from runtime.loopdelay import LoopDelay
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, Tier
+from tokenpool.entitlements import Tier
 from tokenpool.leases.tick import Tick
-from tokenpool.planning.idle import idle_share
-from tokenpool.planning.planner import EntitlementPlan
 
 _BY_DIMENSION = ("pool", "entitlement", "dimension")
 _LIMIT, _DEMAND, _SERVICE, _HELD = (
     Family(name, "gauge", text, _BY_DIMENSION)
     for name, text in (
-        ("tokenpool_pool_limit", "What the entitlement may use pool-wide now."),
-        ("tokenpool_pool_demand", "What it asked for in the last seconds, shed requests included."),
-        ("tokenpool_pool_service", "What it got in the last seconds."),
-        ("tokenpool_pool_held", "What sidecars hold of its limit; for throughput the tokens granted."),
+        ("tokenpool_pool_limit", "Limit of the entitlement in the whole pool now."),
+        ("tokenpool_pool_demand", "Demand of the last seconds, shed requests included."),
+        ("tokenpool_pool_service", "Service of the last seconds."),
+        ("tokenpool_pool_held", "Leases of all sidecars; for throughput the tokens leased."),
     )
 )
 _DEBT = Family("tokenpool_pool_debt", "gauge", "Service owed, in seconds.", _BY_DIMENSION[:2])
@@ -39,7 +37,7 @@ PER_PIECE = 20
 
 
 class Telemetry(Collector):
-    """All numbers of one coordinator."""
+    """All metrics of one coordinator."""
 
     def __init__(self, leaders: Callable[[], Mapping[str, PoolLeader]], most_series: int = 2000) -> None:
         self.config_is_current = True
@@ -70,7 +68,7 @@ class Telemetry(Collector):
             "Whether another pool file than this coordinator's is in force.",
             labels=("pool",),
         )
-        rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by how they ended.", labels=("pool", "result"))
+        rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by result.", labels=("pool", "result"))
         for name, leader in leaders.items():
             leads.add_metric((name,), bool(leader.epoch))
             up.add_metric((name,), not leader.error)
@@ -86,26 +84,20 @@ class Telemetry(Collector):
             "tokenpool_desired_replicas", "Replicas that the pool needs.", labels=pool
         )
         reason = GaugeMetricFamily(
-            "tokenpool_desired_replicas_reason",
-            "1 for the dimension that decides the number of replicas.",
-            labels=by_dimension,
+            "tokenpool_desired_replicas_reason", "1 for the dimension that decides.", labels=by_dimension
         )
         age = GaugeMetricFamily(
-            "tokenpool_scale_hint_age_seconds",
-            "Seconds since the leader computed the scale hint.",
-            labels=pool,
+            "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
         )
         sidecars = GaugeMetricFamily("tokenpool_sidecars", "Sidecars that report.", labels=pool)
         engines = GaugeMetricFamily("tokenpool_engines_up", "Engines that answer.", labels=pool)
-        capacity = GaugeMetricFamily(
-            "tokenpool_pool_capacity", "Capacity of all engines that answer.", labels=by_dimension
-        )
+        capacity = GaugeMetricFamily("tokenpool_pool_capacity", "Live capacity.", labels=by_dimension)
         over = GaugeMetricFamily(
             "tokenpool_overpromised",
-            "1 if guarantees exceed what the largest number of replicas can carry.",
+            "1 where guarantees are more than the most replicas could carry.",
             labels=by_dimension,
         )
-        seconds = GaugeMetricFamily("tokenpool_tick_seconds", "How long the last tick took.", labels=pool)
+        seconds = GaugeMetricFamily("tokenpool_tick_seconds", "Duration of the last tick.", labels=pool)
         for name, leader in leaders.items():
             # The stored hint, as on the scale page: the same at every coordinator, absent when too old.
             published = leader.hint()
@@ -130,8 +122,8 @@ class Telemetry(Collector):
         """The page, in pieces that each take well below a millisecond to make.
 
         Entitlements that were active since the start have series, at most ``most_series`` of them their own:
-        the first that come, with room kept for every guaranteed one. What all others ask for, got and hold is
-        added up as ``other``. One has 1.3 kB of the page.
+        the first ones, with room reserved for every guaranteed one. Demand, service and leases of all others
+        are added up as ``other``. Each takes 1.3 kB of the page.
         """
         yield rendered(self.collect())
         parts: list[list[str]] = [[family.head()] for family in FAMILIES]
@@ -158,7 +150,7 @@ class Telemetry(Collector):
                 entitlement = by_name.get(name)
                 if entitlement is None:
                     continue
-                shown = of_entitlement(entitlement, made)
+                shown = view(entitlement, made)
                 is_active = shown.demand != NOTHING or shown.in_use != NOTHING
                 is_guaranteed = entitlement.tier is Tier.GUARANTEED
                 room = self._most_series - len(self._own) - (0 if is_guaranteed else kept)
@@ -177,7 +169,7 @@ class Telemetry(Collector):
         own = iter([name for of, name in self._own if of == pool and name in by_name])
         while some := list(islice(own, PER_PIECE)):
             for name in some:
-                shown = of_entitlement(by_name[name], made)
+                shown = view(by_name[name], made)
                 amounts = (shown.limit, shown.demand, shown.service, shown.held)
                 for part, family, amount in zip(parts, FAMILIES, amounts, strict=False):
                     part.append(_lines(family, pool, name, amount))
@@ -196,42 +188,3 @@ def _lines(family: Family, pool: str, name: str, amount: Amount) -> str:
             for each in Dimension
         ]
     )
-
-
-class Shown(NamedTuple):
-    """What pages say of one entitlement after a tick, whether or not it was planned for."""
-
-    limit: Amount
-    assured: Amount
-    allocation: Amount
-    demand: Amount
-    fair_share: float
-    debt: float
-    service: Amount
-    held: Amount
-    in_use: Amount
-    level: float | None
-
-
-def of_entitlement(entitlement: Entitlement, made: Tick) -> Shown:
-    """What a tick says of an entitlement. An idle one may have what is left over."""
-    name = entitlement.name
-    plan, record = made.plan.entitlements.get(name), made.records.get(name)
-    if plan is None:
-        share = idle_share(entitlement, made.plan.idle, _ONE_SEQUENCE)
-        plan = EntitlementPlan(share.limit, share.assured, share.allocation, NOTHING, 0.0, 0.0)
-    return Shown(
-        plan.limit,
-        plan.assured,
-        plan.allocation,
-        plan.demand,
-        plan.fair_share,
-        plan.debt,
-        made.service.get(name, NOTHING),
-        record.held if record is not None else NOTHING,
-        record.in_use if record is not None else NOTHING,
-        record.level if record is not None else None,
-    )
-
-
-_ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)

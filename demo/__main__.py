@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,12 @@ from typing import Any
 
 import aiohttp
 
-from demo import install_engine, redis
-from demo.engine import MODEL, Engine, EngineFailed, free_port
+from demo import install_engine
 from demo.load import TENANTS, Tenant, p95, run, warm_up
+from demo.vllm_process import MODEL, VllmFailed, VllmProcess
+from toolbox.ports import free_port
+from toolbox.processes import NotReady, Process, module
+from toolbox.redis import RedisProcess
 
 OUT = install_engine.ROOT / "out" / "demo"
 SLOTS = 8
@@ -81,7 +83,7 @@ def main() -> int:
     try:
         with _engines(int(count)) as (upstreams, model), _pool(upstreams, where) as pool:
             asyncio.run(_show(pool, model, limit))
-    except (DemoFailed, EngineFailed) as error:
+    except (DemoFailed, VllmFailed, NotReady) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -91,7 +93,7 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class Running:
-    """Where the parts of the pool listen."""
+    """The addresses of the pool's parts."""
 
     proxies: Sequence[str]
     admins: Sequence[str]
@@ -109,7 +111,7 @@ def _given() -> list[str]:
 
 
 def _addresses(count: int) -> Running:
-    """Where everything will listen, before anything does."""
+    """The addresses of all parts, before they start."""
     proxies, admins = ([f"http://127.0.0.1:{free_port()}" for _ in range(count)] for _ in range(2))
     coordinators = [f"http://127.0.0.1:{free_port()}" for _ in range(2)] if count > 1 else []
     return Running(proxies, admins, coordinators)
@@ -136,7 +138,7 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
     with contextlib.ExitStack() as stack:
         # One after the other: starting takes all the cores there are.
         engines = [
-            stack.enter_context(Engine(log=OUT / f"engine{number or ''}.log", max_num_seqs=SLOTS))
+            stack.enter_context(VllmProcess(OUT / f"engine{number or ''}.log", max_num_seqs=SLOTS))
             for number in range(count)
         ]
         yield [engine.url for engine in engines], MODEL
@@ -144,7 +146,7 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
 
 @contextlib.contextmanager
 def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
-    """A sidecar in front of each engine; with several, the lease store and those who keep them."""
+    """A sidecar in front of each engine; with several, Redis and two coordinators."""
     OUT.mkdir(parents=True, exist_ok=True)
     digests = {t.name: hashlib.sha256(t.key.encode()).hexdigest() for t in TENANTS}
     file, count = OUT / "pool.yaml", len(upstreams)
@@ -152,34 +154,24 @@ def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
         lease_store: list[str] = []
         if count > 1:
-            port = free_port()
-            lease_store = ["--store", f"redis://127.0.0.1:{port}"]
-            keeps = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(OUT)]
-            stack.enter_context(_process("redis", [redis.executable(), "--port", str(port), *keeps]))
+            redis = stack.enter_context(RedisProcess(OUT, is_group=True))
+            lease_store = ["--store", redis.url]
             for number, url in enumerate(where.coordinators):
-                command = [sys.executable, "-m", "coordinator", "run", "--config", str(file), *lease_store]
-                stack.enter_context(_process(f"coordinator{number}", [*command, "--listen", _listen(url)]))
+                command = [*module("coordinator"), "run", "--config", str(file), *lease_store]
+                command += ["--listen", _listen(url)]
+                stack.enter_context(_process(f"coordinator{number}", command))
         for number, (upstream, proxy, admin) in enumerate(
             zip(upstreams, where.proxies, where.admins, strict=True)
         ):
-            command = [sys.executable, "-m", "sidecar", "run", "--config", str(file), *lease_store]
+            command = [*module("sidecar"), "run", "--config", str(file), *lease_store]
             command += ["--upstream", upstream, "--listen", _listen(proxy), "--admin", _listen(admin)]
             stack.enter_context(_process(f"sidecar{number or ''}", [*command, "--drain-timeout", "3"]))
         yield where
 
 
-@contextlib.contextmanager
-def _process(name: str, command: Sequence[str]) -> Iterator[None]:
-    """One part; it ends with the demo."""
-    with (OUT / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
+def _process(name: str, command: Sequence[str]) -> Process:
+    """One part, in a session of its own: Ctrl-C ends the demo, and the demo ends its parts in order."""
+    return Process(name, command, OUT, is_group=True)
 
 
 async def _show(pool: Running, model: str, limit: float | None) -> None:
@@ -260,7 +252,7 @@ def _hints(pool: Running, model: str) -> str:
 
 
 def _table(states: Sequence[Mapping[str, Any]], scale: Sequence[Mapping[str, Any]], elapsed: float) -> str:
-    """The live view: who may use what, uses what, and was refused."""
+    """The table of all tenants: limits, use and refusals."""
     engines, rows = [state["engine"] for state in states], []
     capacity = [state["capacity"] for state in states]
     running = " + ".join(f"{engine['running'] or 0:.0f}" for engine in engines)
@@ -314,7 +306,7 @@ def _summary() -> str:
 
 
 def sentence(tenants: Sequence[Tenant], seconds: float, engines: int) -> str:
-    """What was shown, in one sentence, with the numbers of this run. The guaranteed tenant comes first."""
+    """One sentence with the numbers of this run. The guaranteed tenant comes first."""
     first = tenants[0]
     alone, crowded = (p95(part) for part in first.alone_and_crowded())
     if alone is None or crowded is None:

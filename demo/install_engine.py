@@ -25,7 +25,7 @@ HELP = "without it, the demo can use an engine of your own: DEMO_UPSTREAM=http:/
 
 
 class Uninstallable(Exception):
-    """The engine cannot be installed here; the text says why."""
+    """An engine that cannot be installed here; the text gives the reason."""
 
 
 def is_installed() -> bool:
@@ -34,7 +34,7 @@ def is_installed() -> bool:
 
 
 def requirements_of(distribution: str) -> list[str]:
-    """What an installed distribution requires, extras and the left-out ones aside."""
+    """The requirements of an installed distribution, without extras and without the left-out ones."""
     wanted = []
     for line in importlib.metadata.requires(distribution) or []:
         match = re.match(r"[A-Za-z0-9._-]+", line)

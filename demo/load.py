@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
 
+from toolbox.percentiles import percentile
+
 
 @dataclass
 class Tenant:
-    """One tenant under load, and what it experienced."""
+    """One tenant under load, with its answers and latencies."""
 
     name: str
     tier: str
@@ -28,16 +31,16 @@ class Tenant:
     answers: Counter[int] = field(default_factory=Counter)
     first_token_ms: list[float] = field(default_factory=list)
     crowd_from: int | None = None
-    """How many first tokens it had when others began to send; ``None`` before."""
+    """The number of its first tokens when others began to send; ``None`` before."""
 
     def is_active(self, elapsed: float) -> bool:
-        """Whether it sends at this time: guaranteed and elastic tenants come and go."""
+        """Whether it sends at this time. Guaranteed and elastic tenants pause."""
         return elapsed % self.period < self.active
 
     def median_first_token(self) -> float | None:
         """Over the last hundred answers, in ms."""
-        recent = sorted(self.first_token_ms[-100:])
-        return recent[len(recent) // 2] if recent else None
+        recent = self.first_token_ms[-100:]
+        return statistics.median(recent) if recent else None
 
     def alone_and_crowded(self) -> tuple[Sequence[float], Sequence[float]]:
         """Times to first token before and after others began to send, in ms."""
@@ -46,12 +49,12 @@ class Tenant:
 
 
 LEAST = 5
-"""Fewer numbers have no percentile to speak of."""
+"""A 95th percentile of fewer numbers says nothing."""
 
 
 def p95(values: Sequence[float]) -> float | None:
     """The 95th percentile; ``None`` for too few values."""
-    return sorted(values)[min(len(values) * 95 // 100, len(values) - 1)] if len(values) >= LEAST else None
+    return percentile(values, 0.95) if len(values) >= LEAST else None
 
 
 TENANTS = (
@@ -110,7 +113,7 @@ async def _work(
 async def _ask(
     tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
 ) -> float:
-    """One streamed request. Returns how long the answer asks to wait before the next."""
+    """One streamed request. Returns the seconds to wait before the next one, as the answer asks."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Whose turn is it? " * chance.randint(1, 8)}],

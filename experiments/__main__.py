@@ -23,8 +23,8 @@ import msgspec
 
 from experiments import fidelity, hostile, overload, pool, scarcity, soak
 from experiments.attacks import KINDS
-from experiments.processes import module
 from loadgen.records import machine, versions
+from toolbox.processes import module
 
 OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95

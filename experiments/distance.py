@@ -31,9 +31,11 @@ from typing import NamedTuple
 
 import uvloop
 
-from demo.engine import free_port
-from demo.redis import executable
-from experiments.processes import Part, module, running
+from toolbox import contended
+from toolbox.percentiles import percentile
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
+from toolbox.redis import RedisProcess
 
 OUT = Path(__file__).parent.parent / "out" / "distance"
 MOST_REFUSED = 0.001
@@ -91,9 +93,6 @@ IDLE = Load(0.05, 0)
 CONTENDED = Load(0.5, 48)
 """At 200 requests/s twice what the pool can serve."""
 IDLE_SLOTS = 64
-GUARANTEED, GREEDY = 10, 5
-"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
-GREEDY_PART = 0.75
 
 
 class Tenant(NamedTuple):
@@ -119,14 +118,12 @@ def idle_tenants(count: int, slots: int) -> list[Tenant]:
 
 def contending_tenants(count: int) -> list[Tenant]:
     """Ten guaranteed tenants with 5 % of the arrivals, five greedy and many light ones."""
-    elastic, light = 0.95, count - GUARANTEED - GREEDY
-    promised = "tier: guaranteed, guarantee: {concurrency: 3}"
-    classes = (
-        ("guaranteed", GUARANTEED, promised, (1 - elastic) / GUARANTEED),
-        ("greedy", GREEDY, "tier: elastic", elastic * GREEDY_PART / GREEDY),
-        ("light", light, "tier: elastic", elastic * (1 - GREEDY_PART) / light),
-    )
-    return [Tenant(f"{kind}{n}", kind, terms, part) for kind, of, terms, part in classes for n in range(of)]
+    made = []
+    for kind, number, sequences, arrivals in contended.classes(count):
+        guarantee = f"tier: guaranteed, guarantee: {{concurrency: {sequences}}}"
+        terms = guarantee if sequences else "tier: elastic"
+        made += [Tenant(f"{kind}{n}", kind, terms, arrivals) for n in range(number)]
+    return made
 
 
 def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:
@@ -153,26 +150,25 @@ def pool(
     with contextlib.ExitStack() as stack:
         store: list[str] = []
         if distance_ms != MEMORY:
-            own, far, page = free_port(), free_port(), free_port()
-            redis = [executable(), "--port", str(own), "--bind", "127.0.0.1", "--save", ""]
-            stack.enter_context(running(Part("redis", [*redis, "--dir", str(folder)], folder)))
-            relay = [*module("experiments.relay"), str(own), str(far), str(distance_ms / 2000)]
-            stack.enter_context(running(Part("relay", relay, folder)))
+            far, page = free_port(), free_port()
+            redis = stack.enter_context(RedisProcess(folder))
+            relay = [*module("experiments.relay"), str(redis.port), str(far), str(distance_ms / 2000)]
+            stack.enter_context(Process("relay", relay, folder, probe=far))
             store = ["--store", f"redis://127.0.0.1:{far}"]
             lead = [*module("coordinator"), "run", "--config", str(file), *store]
             lead += ["--listen", f"127.0.0.1:{page}", "--log-level", "warning"]
             probe = f"http://127.0.0.1:{page}/healthz"
-            stack.enter_context(running(Part("coordinator", lead, folder, probe)))
+            stack.enter_context(Process("coordinator", lead, folder, probe=probe))
         ports, parts = [], []
         for number in range(sidecars):
             listen, admin = free_port(), free_port()
             run = [*module("sidecar"), "run", "--config", str(file), "--log-level", "error", *store]
             run += ["--upstream", f"http://127.0.0.1:{engine}", "--name", f"s{number}"]
             run += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"]
-            parts.append(Part(f"sidecar{number}", run, folder, f"http://127.0.0.1:{admin}/readyz"))
+            parts.append(Process(f"sidecar{number}", run, folder, probe=f"http://127.0.0.1:{admin}/readyz"))
             ports.append(listen)
         for part in parts:
-            stack.enter_context(running(part))
+            stack.enter_context(part)
         time.sleep(JOINED_S)
         yield ports
 
@@ -263,12 +259,6 @@ async def drive(
     return outcome
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of ``values`` do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else float("nan")
-
-
 def measure(
     folder: Path, engine: int, case: tuple[int, int, float], rate: float, seconds: float, load: Load = IDLE
 ) -> Row:
@@ -337,8 +327,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     missed = 0
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        stub = [*module("experiments.stub_engine"), str(engine), str(load.service_s)]
-        with running(Part("engine", stub, Path(folder), f"http://127.0.0.1:{engine}/health")):
+        stub = [*module("toolbox.stub_engine"), str(engine), str(load.service_s)]
+        with Process("engine", stub, Path(folder), probe=f"http://127.0.0.1:{engine}/health"):
             for number, case in enumerate(cases):
                 if case[2] == MEMORY and case[1] > 1:
                     continue

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import MODEL, Backend, Front, backends, core_of_its_own, finished, load, module
+from experiments.processes import MODEL, Backend, Front, backends, core_of_its_own, finished, load
 from loadgen.records import load as read_run
 from loadgen.statistics import Estimate
 from loadgen.summary import Cell, summarise
+from toolbox.processes import module
 
 SLOTS = 8
 PHASES = ("light", "heavy", "too much")
@@ -91,7 +92,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> list[Row]:
 
 def _load(file: Path, engines: Sequence[Backend], out: Path, seed: int, label: str) -> None:
     process = load(file, Front([engines[0].url]), out, seed, label)
-    finished(process, out, 600)
+    finished(process, 600)
 
 
 def compared(real: Path, simulated: Path) -> list[Row]:

@@ -25,11 +25,12 @@ from datetime import datetime
 from pathlib import Path
 
 from experiments.attacks import KINDS, MOST_PER_S, ORDINARY
-from experiments.processes import Backend, Front, backends, load, module, parent, pin, resident_kb, sidecars
+from experiments.processes import Backend, Front, backends, load, parent, pin, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
-from loadgen.statistics import percentile
 from loadgen.summary import first_token, requests
+from toolbox.percentiles import percentile
+from toolbox.processes import module
 
 SLOTS = 16
 MOST_RISE = 1.2
@@ -211,7 +212,7 @@ def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ())
         process = load(file, front, out / "run", seed, "hostile")
         phases = [_phase(one, front, sizes) for attack in attacks for one in (ORDINARY, attack)]
         time.sleep(sizes.pause)
-        process.send_signal(signal.SIGINT)  # it has been long enough: keep what was seen
+        process.signal(signal.SIGINT)  # it has been long enough: keep what was seen
         process.wait(60)
     return _judged(read_run(out / "run"), phases)
 
@@ -221,11 +222,11 @@ def _cores(front: Front, engines: Sequence[Backend]) -> Iterator[None]:
     """Give the sidecar the last core; all others share the rest, so that none of them is what is measured."""
     cores = sorted(os.sched_getaffinity(0))
     sidecar = front.parts["sidecar0"].pid
-    if sidecar is None or len(cores) < 2:
+    if len(cores) < 2:
         yield
         return
     pin(sidecar, cores[-1:])
-    servers = {engine.pid for engine in engines}
+    servers = {engine.process.pid for engine in engines if engine.is_real}
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if int(process.name) in servers or parent(process) in servers:
@@ -283,17 +284,11 @@ def _attack(kind: str, url: str, sizes: Sizes) -> dict[str, int]:
 
 
 def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
-    sidecar = front.parts["sidecar0"].pid
-    before_s = _cpu_s(sidecar)
+    sidecar = front.parts["sidecar0"]
+    before_s = sidecar.cpu_seconds()
     while not over.wait(0.2):
-        phase.memory_mb = max(phase.memory_mb, resident_kb(sidecar) / 1000)
-    phase.cpu_s = _cpu_s(sidecar) - before_s
-
-
-def _cpu_s(process: int | None) -> float:
-    """What a process has computed so far."""
-    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        phase.memory_mb = max(phase.memory_mb, sidecar.resident_mb())
+    phase.cpu_s = sidecar.cpu_seconds() - before_s
 
 
 def _knock(front: Front, phase: _Phase, over: threading.Event) -> None:
@@ -339,22 +334,18 @@ def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
                 Suffered(
                     phase.what,
                     phase.did,
-                    _at(firsts, 0.5),
-                    _at(firsts, 0.99),
-                    _at(usual, 0.99),
+                    percentile(firsts, 0.5),
+                    percentile(firsts, 0.99),
+                    percentile(usual, 0.99),
                     len(firsts),
                     not_served,
                     len(phase.knocks_s) + phase.unanswered,
                     phase.unanswered,
-                    _at(sorted(phase.knocks_s), 0.5),
-                    _at(usual_knocks, 0.5),
+                    percentile(phase.knocks_s, 0.5),
+                    percentile(usual_knocks, 0.5),
                     phase.ended - phase.began,
                     phase.memory_mb,
                     phase.cpu_s / (phase.ended - phase.began),
                 )
             )
     return found
-
-
-def _at(values: Sequence[float], q: float) -> float:
-    return percentile(values, q) if values else float("nan")

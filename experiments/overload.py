@@ -26,8 +26,8 @@ from experiments.processes import (
 )
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
-from loadgen.statistics import percentile
 from loadgen.summary import Cell, first_token, requests, summarise
+from toolbox.percentiles import percentile
 
 SLOTS = 8
 WINDOW_S, WINDOWS = 2.0, 5
@@ -218,7 +218,7 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
         _front(system, sizes, folder, engines) as front,
     ):
         process = load(file, front, out / "run", seed, system.name)
-        finished(process, out / "run", sizes.duration + 120)
+        finished(process, sizes.duration + 120)
     return judge(system.name, out / "run", kind)
 
 
@@ -298,8 +298,7 @@ def _recovered(run_: Run) -> float:
     since = _spot_began_s(run_) + RECOVERED_S
     tries = requests(a for a in run_.attempts if a.tenant == GUARANTEED)
     firsts = [first_token(t[-1], run_.meta.drain_s) for t in tries if t[0].intended_s >= since]
-    waits = sorted(first[0] for first in firsts if first is not None)
-    return percentile(waits, 0.99) if waits else float("nan")
+    return percentile((first[0] for first in firsts if first is not None), 0.99)
 
 
 def _waits(run_: Run) -> tuple[float, ...]:

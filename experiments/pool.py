@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.processes import Backend, Front, backends, finished, load, lose, sidecars
-from experiments.service import deviation, jain_by_weight, service, spans, tokens
+from experiments.service import service, spans, tokens
 from loadgen.records import Attempt, Outcome, Run
 from loadgen.records import load as read_run
-from loadgen.statistics import percentile
 from loadgen.summary import first_token, requests
+from toolbox.fairness import deviation, jain_by_weight
+from toolbox.percentiles import percentile
 
 ENGINES, LOST, SLOTS = 8, 4, 8
 ENGINE = ("--step", "0.06", "--per-sequence", "0.001", "--scheduling-policy", "priority")
@@ -186,7 +187,7 @@ def run(system: System, sizes: Sizes, seed: int, out: Path) -> Result:
     ):
         process = load(file, front, out / "run", seed, system.name)
         lose(engines[-LOST:], sizes.cut, sizes.back)
-        finished(process, out / "run", sizes.after + 120)
+        finished(process, sizes.after + 120)
     return judge(system.name, read_run(out / "run"), sizes)
 
 
@@ -236,4 +237,4 @@ def _guaranteed(run_: Run, start: float, end: float) -> list[Attempt]:
 
 def _p99(run_: Run, start: float, end: float) -> float:
     firsts = [first_token(last, run_.meta.drain_s) for last in _guaranteed(run_, start, end)]
-    return percentile(sorted(first[0] for first in firsts if first is not None), 0.99)
+    return percentile((first[0] for first in firsts if first is not None), 0.99)

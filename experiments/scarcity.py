@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from experiments.processes import backends, finished, load, lose, sidecars
-from experiments.service import by_weight, deviation, jain_by_weight, sequence_seconds, service, spans, tokens
+from experiments.service import sequence_seconds, service, spans, tokens
 from loadgen.records import Run
 from loadgen.records import load as read_run
+from toolbox.fairness import by_weight, deviation, jain_by_weight
 
 SLOTS = 16
 WEIGHTS = {"small": 1.0, "large": 2.0, "middle": 1.0, "long": 2.0}
@@ -119,7 +121,7 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
     ):
         process = load(file, front, out / "run", seed, system.name)
         lose(engines[1:], cut, back)
-        finished(process, out / "run", sizes.after + 120)
+        finished(process, sizes.after + 120)
     return judge(system.name, read_run(out / "run"), cut, back)
 
 
@@ -146,7 +148,7 @@ def judge(name: str, run_: Run, cut: float, back: float) -> Result:
         max(deviation(window, WEIGHTS) for window in later),
         max(deviation(tokens(run_, WEIGHTS, *window), WEIGHTS) for window in windows),
         max(deviation(sequence_seconds(run_, WEIGHTS, *window), WEIGHTS) for window in windows),
-        {tenant: share / (sum(last) / len(last)) for tenant, share in zip(WEIGHTS, last, strict=True)},
+        {tenant: share / fmean(last.values()) for tenant, share in last.items()},
         sum(tokens(run_, WEIGHTS, cut + 5, back).values()) / (back - cut - 5),
         sum(tokens(run_, WEIGHTS, run_.meta.duration_s - 10, run_.meta.duration_s).values()) / 10,
     )

@@ -1,4 +1,4 @@
-"""Service of tenants within spans of a run, and how fair it was: what experiments about fairness judge by.
+"""Service of tenants within spans of a run. Experiments about fairness judge by it.
 
 As a client can see it: tokens, and the time that its sequences ran. Fair shares are dominant shares, so
 service is one too: a tenant's part of whichever of the two it has more of.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from loadgen.records import Run
-from loadgen.statistics import jain
 from loadgen.summary import token_pieces
 
 
@@ -63,19 +62,3 @@ def spans(start: float, end: float, length: float) -> list[tuple[float, float]]:
         found.append((at, at + length))
         at += 5.0
     return found or [(start, end)]
-
-
-def by_weight(served: Mapping[str, float], weights: Mapping[str, float]) -> list[float]:
-    """Service for each part of weight."""
-    return [served[tenant] / weight for tenant, weight in weights.items()]
-
-
-def jain_by_weight(served: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Jain's index of weighted service."""
-    return jain(by_weight(served, weights))
-
-
-def deviation(served: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The largest deviation from a fair share, as a part of it."""
-    total, whole = sum(served.values()), sum(weights.values())
-    return max(abs(served[tenant] / total * whole / weight - 1) for tenant, weight in weights.items())

@@ -20,13 +20,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from experiments.processes import Backend, Front, backends, finished, load, resident_kb, sidecars
+from experiments.processes import Backend, Front, backends, finished, load, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
+from toolbox.processes import Process
 
 ENGINES, SLOTS = 2, 16
 SAMPLE_S = 5.0
@@ -133,7 +135,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> Result:
         before = _engine_tokens(engines)
         process = load(file, front, out / "run", seed, "soak")
         with _meanwhile(front, sizes, seed) as seen:
-            finished(process, out / "run", sizes.duration + 120)
+            finished(process, sizes.duration + 120)
         held = _held_at_last(front)
         said = _sidecar_tokens(front)
         spent = [after - first for after, first in zip(_engine_tokens(engines), before, strict=True)]
@@ -144,7 +146,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> Result:
 class _Seen:
     """What was seen and done while the load ran."""
 
-    memory_kb: list[list[int]]
+    memory_mb: list[list[float]]
     """By sidecar, one number for each sample."""
     faults: int = 0
     left: int = 0
@@ -175,16 +177,28 @@ def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Seen]:
 
 def _sample(front: Front, seen: _Seen, over: threading.Event) -> None:
     while not over.wait(SAMPLE_S):
-        for number, samples in enumerate(seen.memory_kb):
-            samples.append(resident_kb(front.parts[f"sidecar{number}"].pid))
+        for number, samples in enumerate(seen.memory_mb):
+            samples.append(front.parts[f"sidecar{number}"].resident_mb())
 
 
 def _break(front: Front, seen: _Seen, every_s: float, over: threading.Event) -> None:
     redis, coordinator, sidecar = (front.parts[name] for name in ("redis", "coordinator", "sidecar1"))
-    ways = cycle((redis.stand_still, coordinator.kill_and_start, sidecar.stand_still, redis.kill_and_start))
+    faults = cycle(((_pause, redis), (_restart, coordinator), (_pause, sidecar), (_restart, redis)))
     while not over.wait(every_s):
-        next(ways)(STILL_S)
+        fault, process = next(faults)
+        fault(process)
         seen.faults += 1
+
+
+def _pause(process: Process) -> None:
+    with process.paused():
+        time.sleep(STILL_S)
+
+
+def _restart(process: Process) -> None:
+    process.kill()
+    time.sleep(STILL_S)
+    process.start().wait_ready()
 
 
 async def _leave(front: Front, seen: _Seen, seed: int, over: threading.Event) -> None:
@@ -257,7 +271,7 @@ def _judged(
 ) -> Result:
     ended = Counter(attempt.outcome for attempt in run_.attempts)
     served = ended.pop(Outcome.SERVED, 0)
-    quarters = [_quarters(samples) for samples in seen.memory_kb]
+    quarters = [_quarters(samples) for samples in seen.memory_mb]
     return Result(
         seed,
         served,
@@ -273,8 +287,8 @@ def _judged(
     )
 
 
-def _quarters(samples_kb: Sequence[int]) -> tuple[float, float]:
+def _quarters(samples_kb: Sequence[float]) -> tuple[float, float]:
     """The second and the last quarter's mean, in megabytes: the first is when a process fills its pools."""
     quarter = max(len(samples_kb) // 4, 1)
     second, last = samples_kb[quarter : 2 * quarter] or samples_kb, samples_kb[-quarter:]
-    return sum(second) / len(second) / 1000, sum(last) / len(last) / 1000
+    return fmean(second), fmean(last)

@@ -1,6 +1,6 @@
 """The injector as a service: HTTPS for the API server, pages for the kubelet, certificates that change.
 
-It keeps nothing and asks nobody, so any number of it may run side by side.
+It has no state and asks no other server, so any number of injectors may run side by side.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from aiohttp import web
 
 from injector.review import ReviewMalformed, answer
 from injector.settings import Settings, Template
-from runtime.listening import bound, listening
+from runtime.admin import AdminPages, PageServer, Readiness
 from runtime.tls import Certificate
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,7 @@ class Injector:
         application.add_routes(
             [
                 web.post("/mutate", self.mutate),
-                web.get("/healthz", self.healthz),
-                web.get("/readyz", self.readyz),
+                *AdminPages(self.readiness).routes(),
             ]
         )
         return application
@@ -53,41 +52,29 @@ class Injector:
         log.info("reviewed", extra=extra)
         return web.json_response(answered.document)
 
-    async def healthz(self, request: web.Request) -> web.Response:
-        """Whether this process lives."""
-        return web.json_response({"status": "ok"})
-
-    async def readyz(self, request: web.Request) -> web.Response:
-        """Whether reviews should come here. A certificate that cannot be renewed still serves: degraded."""
+    def readiness(self) -> Readiness:
+        """Whether reviews may be sent here. With a certificate that cannot be renewed they still may."""
         problem = self.certificate.problem
-        body = {
-            "status": "ready" if problem is None else "degraded",
-            "degraded": [problem] if problem else [],
-        }
-        return web.json_response(body)
+        return Readiness(degraded=[problem] if problem else [])
 
     async def start(self) -> None:
         """Listen, and watch the certificate. Raises ``OSError``."""
-        self._runner = web.AppRunner(self.application(), access_log=None)
-        await self._runner.setup()
-        sockets = listening(self._settings.listen)
-        addresses = bound(sockets)
+        self._server = PageServer(self.application())
+        addresses = await self._server.start(self._settings.listen, tls=self.certificate.context)
         self.listens_on = addresses[0]
-        for each in sockets:
-            await web.SockSite(self._runner, each, ssl_context=self.certificate.context).start()
         self._watching = asyncio.get_running_loop().create_task(self.certificate.watch.run())
         log.info("listening", extra={"listen": str(addresses), "label": self._template.label})
 
     async def stop(self) -> None:
-        """Answer what is under way, and end."""
+        """Answer the requests in progress, and end."""
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
-        await self._runner.cleanup()
+        await self._server.stop()
         log.info("stopped")
 
 
 async def serve(settings: Settings, template: Template) -> None:
-    """Run an injector until SIGTERM or SIGINT; SIGHUP reads the certificate anew."""
+    """Run an injector until SIGTERM or SIGINT; SIGHUP makes it read the certificate again."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     injector = Injector(settings, template)

@@ -1,7 +1,7 @@
-"""The dry run: ``tokenpool-inject < pod.yaml`` prints what the webhook would make of a manifest.
+"""The dry run: ``tokenpool-inject < pod.yaml`` prints a manifest as the webhook would change it.
 
-Pods, and whatever has a pod template (Deployments, StatefulSets, Jobs, ...); all other documents pass. What
-comes in a List goes out as documents of its own.
+It changes pods and all objects with a pod template (Deployments, StatefulSets, Jobs, ...). Other documents
+pass unchanged. The items of a List become separate documents.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ USAGE_ERROR = 2
 
 
 class Refused(ValueError):
-    """The webhook would deny it; the text says why."""
+    """The webhook would deny the pod; the text gives the reason."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Read manifests from standard input, print them patched; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tokenpool-inject",
-        description="Prints what the injector would make of the manifests on standard input.",
+        description="Prints the manifests on standard input as the injector would change them.",
     )
     add_version(parser)
     parser.add_argument("--every-pod", action="store_true", help="inject pods without the label, too")
@@ -99,7 +99,7 @@ def _pod(document: Any) -> tuple[Json, str] | None:
 
 
 def _has_containers(template: Any) -> bool:
-    """Whether it is a template of pods, not of whatever else is made from templates."""
+    """Whether this is a template of pods, and not of another kind."""
     spec = template.get("spec") if isinstance(template, dict) else None
     return isinstance(spec, dict) and "containers" in spec
 

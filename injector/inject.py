@@ -1,14 +1,13 @@
 """The decision: a pod and a template go in, a patch or a refusal comes out. Pure.
 
-What is decided, and why:
+The decisions:
 
 - The sidecar takes over the port that Services target, number and name, and the engine moves to a free
-  port of the loopback: so no Service, no client and no gateway has to change, and nobody gets past the
-  sidecar. With another ``listen-port`` the engine stays where it is, on the loopback, and the Service has to
-  follow.
-- What cannot be done is refused where the pod would be open to everyone or not work; it is a warning where
-  it would work, though not as safely.
-- A pod with a container of the sidecar's name has one already: injecting twice is injecting once.
+  port of the loopback. So no Service, client or gateway has to change, and no client can bypass the sidecar.
+  With another ``listen-port`` the engine keeps its port, on the loopback, and the Service must be changed.
+- A pod that would not work, or would be open to everyone, is refused. A pod that would work less safely gets
+  a warning.
+- A pod with a container of the sidecar's name already has one: a second injection changes nothing.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from injector import container, engine, probes, shape
-from injector.container import Settled
-from injector.engine import Engine
+from injector import engine_container, probes, shape, sidecar_container
+from injector.engine_container import EngineContainer
 from injector.patch import Operation, difference
 from injector.settings import STATUS, Template, Wish, annotation, wish
 from injector.shape import Json
+from injector.sidecar_container import Settled
 from runtime.options import SettingsError
 
 _FIRST_ENGINE_PORT = 18000
-"""Below the range that systems take ports of outgoing connections from."""
+"""Below the range of ports for outgoing connections."""
 _DEFAULT_GRACE_S = 30
-"""Kubernetes' own, where a pod gives none."""
+"""Kubernetes' default."""
 _MIRROR = "kubernetes.io/config.mirror"
 
 
@@ -40,7 +39,7 @@ class Injection:
 
     patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
-    """For whoever creates the pod."""
+    """For the creator of the pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,13 @@ class Denial:
     """The pod must not be created as it is."""
 
     message: str
-    """What is wrong, and the fix."""
+    """The problem and the fix."""
 
 
 def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -> Injection | Denial:
-    """What to do with a new pod. ``every``: whether it has the label does not matter.
+    """The decision about a new pod. With ``every``, pods without the label are injected, too.
 
-    Raises ``PodMalformed`` where it is none.
+    Raises ``PodMalformed`` where the document is no pod.
     """
     shape.check(pod)
     before = dict(pod)
@@ -71,10 +70,10 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
 
 def _left_alone(pod: Json) -> tuple[str, ...] | None:
     """The warnings for a pod that gets no sidecar though it asks for one; ``None`` where it gets one."""
-    if any(each["name"] == container.NAME for each in shape.containers(pod)):
+    if any(each["name"] == sidecar_container.NAME for each in shape.containers(pod)):
         if shape.metadata(pod, "annotations").get(STATUS) == "injected":
             return ()
-        return (f"tokenpool: not injected: there is a container {container.NAME} already",)
+        return (f"tokenpool: not injected: there is a container {sidecar_container.NAME} already",)
     if pod["spec"].get("hostNetwork"):
         return (
             "tokenpool: not injected: a pod with hostNetwork shares its ports with the node, and its loopback"
@@ -86,10 +85,10 @@ def _left_alone(pod: Json) -> tuple[str, ...] | None:
 
 
 def _injected(before: Json, wished: Wish) -> tuple[Json, list[str]]:
-    found = engine.find(before, wished)
+    found = engine_container.find(before, wished)
     template, warnings = _as_native_as_possible(before, wished.template)
     settled = _ports(before, found, wished)
-    moved = engine.move(found, settled.engine, is_said="engine_port" in wished.said)
+    moved = engine_container.move(found, settled.engine, is_said="engine_port" in wished.said)
     places = _places(found, template, settled)
     turned, doubts = probes.turned(found.container, places)
     warnings += [*moved.doubts, *doubts, *_about_keys(found, template)]
@@ -111,8 +110,8 @@ def _as_native_as_possible(pod: Json, template: Template) -> tuple[Template, lis
     ]
 
 
-def _ports(pod: Json, found: Engine, wished: Wish) -> Settled:
-    """Where everyone listens. Raises ``SettingsError`` where two would on one port."""
+def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
+    """The ports of all containers. Raises ``SettingsError`` where two would have the same."""
     template = wished.template
     taken_over = [each for each in shape.ports(found.container) if _is_engines(each, found)]
     declared = {
@@ -126,17 +125,21 @@ def _ports(pod: Json, found: Engine, wished: Wish) -> Settled:
     used = {*declared, listen, found.port}
     admin = template.admin_port
     if "admin_port" in wished.said:
-        _must_be_free("admin_port", admin, {**declared, listen: container.NAME, found.port: found.name})
+        _must_be_free(
+            "admin_port", admin, {**declared, listen: sidecar_container.NAME, found.port: found.name}
+        )
     else:
         admin = _free(admin, used)
     stays = found.port if listen != found.port else None
     local = template.engine_port or stays or _free(_FIRST_ENGINE_PORT, {*used, admin})
     others = {port: name for port, name in declared.items() if name != found.name}
-    _must_be_free("engine_port", local, {**others, listen: container.NAME, admin: container.NAME})
+    _must_be_free(
+        "engine_port", local, {**others, listen: sidecar_container.NAME, admin: sidecar_container.NAME}
+    )
     return Settled(local, listen, admin, tuple(taken_over))
 
 
-def _is_engines(port: Json, found: Engine) -> bool:
+def _is_engines(port: Json, found: EngineContainer) -> bool:
     return bool(port["containerPort"] == found.port and shape.is_tcp(port))
 
 
@@ -151,14 +154,14 @@ def _free(first: int, used: Iterable[int]) -> int:
     return next(port for port in itertools.count(first) if port not in used)
 
 
-def _places(found: Engine, template: Template, settled: Settled) -> probes.Places:
+def _places(found: EngineContainer, template: Template, settled: Settled) -> probes.Places:
     names = {str(port["name"]) for port in settled.taken_over if port.get("name")}
     asked: frozenset[int | str] = frozenset({found.port, *names})
     inside = {"exec": found.interpreter() or "python3", "sidecar": None, "auto": found.interpreter()}
     return probes.Places(asked, settled.engine, settled.listen, settled.admin, inside[template.engine_probes])
 
 
-def _about_keys(found: Engine, template: Template) -> list[str]:
+def _about_keys(found: EngineContainer, template: Template) -> list[str]:
     if not found.asks_for_a_key() or template.upstream_key_secret is not None:
         return []
     return [
@@ -175,18 +178,18 @@ def _wait_for_sidecar(
     if hooks.get("preStop"):
         return [
             f"container {before['name']} has a preStop hook, which must last until the sidecar has drained"
-            f" ({container.longest_drain(template)} s at most), or streams are cut"
+            f" ({sidecar_container.longest_drain(template)} s at most), or streams are cut"
         ]
     waits = probes.waits_for_sidecar(
         places,
-        drains_within=container.drains_within(template),
-        longest=container.longest_drain(template),
+        drains_within=sidecar_container.drains_within(template),
+        longest=sidecar_container.longest_drain(template),
     )
     fields["lifecycle"] = {**hooks, "preStop": waits}
     return []
 
 
-def _put(pod: Json, found: Engine, fields: dict[str, Any], settled: Settled) -> None:
+def _put(pod: Json, found: EngineContainer, fields: dict[str, Any], settled: Settled) -> None:
     """The engine's container as it is to be."""
     every = pod["spec"]["containers"]
     own = next(each for each in every if each["name"] == found.name)
@@ -202,11 +205,11 @@ def _add(pod: Json, template: Template, settled: Settled) -> None:
     spec = pod["spec"]
     place = "initContainers" if template.native else "containers"
     # After the init containers of the pod: those that load a model need no sidecar.
-    spec[place] = [*(spec.get(place) or []), container.sidecar(template, settled)]
+    spec[place] = [*(spec.get(place) or []), sidecar_container.sidecar(template, settled)]
     spec["volumes"] = [*(spec.get("volumes") or []), *_new_volumes(spec, template)]
     given = spec.get("terminationGracePeriodSeconds")
-    if (_DEFAULT_GRACE_S if given is None else given) < container.grace(template):
-        spec["terminationGracePeriodSeconds"] = container.grace(template)
+    if (_DEFAULT_GRACE_S if given is None else given) < sidecar_container.grace(template):
+        spec["terminationGracePeriodSeconds"] = sidecar_container.grace(template)
     if not isinstance(pod.get("metadata"), dict):
         pod["metadata"] = {}
     pod["metadata"]["annotations"] = {**shape.metadata(pod, "annotations"), STATUS: "injected"}
@@ -214,7 +217,7 @@ def _add(pod: Json, template: Template, settled: Settled) -> None:
 
 def _new_volumes(spec: Json, template: Template) -> list[Json]:
     named = {each["name"] for each in spec.get("volumes") or []}
-    made = container.volumes(template)
+    made = sidecar_container.volumes(template)
     for each in made:
         if each["name"] in named:
             raise SettingsError(f"volume {each['name']} is the sidecar's; call the pod's own something else")

@@ -78,7 +78,7 @@ def apply(document: Any, patch: Iterable[Operation]) -> Any:
 
 
 def _parent(root: dict[str, Any], path: str) -> tuple[Any, Any]:
-    """What holds the place that a path points to, and the key there."""
+    """The object that contains a path's target, and the target's key in it."""
     parent: Any = root
     key: Any = ""
     for text in path.split("/")[1:] if path else []:

@@ -1,9 +1,9 @@
-"""Probes and hooks of the engine, once it listens for the pod alone.
+"""Probes and hooks of the engine, after its move to the loopback. Pure.
 
-The kubelet asks over the pod's address, where the engine no longer answers. Readiness is then the
-sidecar's to tell. Liveness and startup are asked inside the engine's container (``exec``) where its image
-has Python, as vLLM's does: a sidecar that is restarted, or has too many connections, is no reason to kill
-an engine that loads for minutes. Else they go through the sidecar's ``/health``. Pure.
+The kubelet probes the pod's address, where the engine no longer answers. So the sidecar answers the readiness
+probe. Liveness and startup probes run inside the engine's container (``exec``) if its image has Python, as
+vLLM's does: a restarted or overloaded sidecar is no reason to kill an engine that loads for minutes.
+Otherwise they go through the sidecar's ``/health``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine import LOOPBACK
+from injector.engine_container import LOOPBACK
 from injector.shape import Json
 
 _EXEC_EXTRA_S = 4
-"""What starting an interpreter may take on a busy node, beyond the engine's own answer."""
+"""Time to start an interpreter on a busy node, in addition to the engine's own answer."""
 _PROBES = ("readinessProbe", "livenessProbe", "startupProbe")
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where to ask."""
+    """The targets of probes."""
 
     asked: frozenset[int | str]
     """The engine's port as the manifest names it: its number, and the names that it has had."""
@@ -75,7 +75,7 @@ def _probe(name: str, probe: Json, places: Places) -> Json | None:
 
 
 def _kind(handler: Json, places: Places) -> str | None:
-    """How a probe or hook asks the engine's port over the network, where it does."""
+    """The kind of a probe or hook that asks the engine's port over the network; ``None`` for others."""
     return next((kind for kind in ("httpGet", "tcpSocket") if _asks(handler, kind, places)), None)
 
 
@@ -114,9 +114,9 @@ _TCP = "import socket; socket.create_connection(({host!r}, {port}), {timeout}).c
 def waits_for_sidecar(places: Places, *, drains_within: int, longest: int) -> Json:
     """A hook before the engine's end that lasts until the sidecar has drained, at most ``longest`` seconds.
 
-    Kubernetes stops containers without regard to who needs whom (a native sidecar even last), and vLLM ends
-    its streams when it is told to stop. The sidecar closes its admin port when it has drained. Where it does
-    not even begin to drain ``drains_within`` so many seconds, only the engine is restarted: no waiting then.
+    Kubernetes stops the containers of a pod in no useful order (a native sidecar last), and vLLM ends its
+    streams on SIGTERM. The sidecar closes its admin port when it has drained. If it does not begin to drain
+    within ``drains_within`` seconds, only the engine is being restarted, and the hook ends.
     """
     if places.interpreter is None:
         return {"exec": {"command": ["sleep", str(longest)]}}

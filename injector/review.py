@@ -1,4 +1,4 @@
-"""AdmissionReview v1: the API server's question and the answer to it. Pure; HTTP is ``app``'s business."""
+"""AdmissionReview v1: the API server's question and the answer to it. Pure; ``app`` speaks HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION = "admission.k8s.io/v1"
 
 
 class ReviewMalformed(ValueError):
-    """Something is no AdmissionReview; the text says why, and what is expected."""
+    """A document that is no AdmissionReview; the text gives the reason."""
 
 
 class _Kind(msgspec.Struct):
@@ -43,7 +43,7 @@ class _Review(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer, and what the log says of it."""
+    """An answer, with its line in the log."""
 
     document: Json
     pod: str
@@ -55,8 +55,8 @@ class Answered:
 def answer(body: bytes, template: Template) -> Answered:
     """Answer one AdmissionReview. Raises ``ReviewMalformed``.
 
-    Only pods are changed, and only when they are created: the containers of a pod that exists are settled.
-    A dry run is answered like any other request, since answering has no effect.
+    Only pods are changed, and only when they are created: Kubernetes does not change the containers of a pod
+    later. A dry run is answered like any other request, since answering has no effect.
     """
     request = _request(body)
     is_new_pod = (request.kind.group, request.kind.kind, request.operation) == ("", "Pod", "CREATE")

@@ -1,6 +1,6 @@
-"""Settings of the injector: how it serves, and what it injects unless a pod's annotations say otherwise.
+"""Settings of the injector: of the service, and of the sidecars unless a pod's annotations change them.
 
-The same fields, readers and words serve the command line, the environment and the annotations.
+The same fields and readers serve the command line, the environment and the annotations.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime import options
-from runtime.options import Addresses, Form, SettingsError
+from runtime.options import Addresses, SettingsError, option
 
+EXAMPLE = "python -m injector --tls-cert tls.crt --tls-key tls.key"
 PREFIX = "tokenpool.io/"
 """Of every annotation that the injector reads or writes."""
 STATUS = PREFIX + "status"
@@ -27,49 +28,10 @@ _SET_BY_US = frozenset(
     | {"--upstream-key-file"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
-"""Options that name files which no injected sidecar has."""
+"""Options that name files that no injected sidecar has."""
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _PORT_NAME = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 _LABEL = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How one injector serves."""
-
-    tls_cert: Path
-    tls_key: Path
-    listen: Addresses = Addresses.of("127.0.0.1", 8443)
-    log_level: str = "info"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Template:
-    """What is injected. Times are in seconds."""
-
-    label: str = "tokenpool.io/inject"
-    image: str = "tokenpool:latest"
-    pull_policy: str = "IfNotPresent"
-    native: bool = True
-    pool: str | None = None
-    upstream_port: int | str = 8000
-    listen_port: int | None = None
-    engine_port: int | None = None
-    admin_port: int = 9090
-    bind: str = "0.0.0.0"
-    pool_config: str = "tokenpool-pool"
-    store_secret: str | None = "tokenpool-store"
-    keys_secret: str | None = None
-    upstream_key_secret: str | None = None
-    sidecar_args: tuple[str, ...] | None = None
-    engine_probes: str = "auto"
-    drain_delay: float = 5.0
-    drain_timeout: float = 30.0
-    cpu_request: str | None = "250m"
-    cpu_limit: str | None = None
-    memory_request: str | None = "128Mi"
-    memory_limit: str | None = "512Mi"
-    run_as_user: int = 65532
 
 
 def _maybe(read: Callable[[str, str], str]) -> Callable[[str, str], str | None]:
@@ -104,7 +66,7 @@ def _sidecar_args(text: str, source: str) -> tuple[str, ...]:
                 " speak TLS; end TLS in front of the pod, or write the sidecar into its manifest"
             )
         if option in _SET_BY_US:
-            raise SettingsError(f"{source}: {option} is the injector's to give; leave it out")
+            raise SettingsError(f"{source}: {option} is set by the injector; leave it out")
     return words
 
 
@@ -112,100 +74,130 @@ _quantity = options.matching(
     r"[0-9]+(\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?", "an amount of a resource, such as 250m or 128Mi"
 )
 _object_name = options.matching(_NAME, "the name of an object in the cluster")
-_READERS: dict[str, Callable[[str, str], Any]] = {
-    "label": options.matching(_LABEL, "a label's name, such as tokenpool.io/inject"),
-    "image": options.matching(r"[^\s]{1,512}", "the name of an image"),
-    "pull_policy": options.one_of("Always", "IfNotPresent", "Never"),
-    "native": options.boolean,
-    "pool": _maybe(options.matching(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", "the name of a pool")),
-    "upstream_port": _port_or_name,
-    "listen_port": _port,
-    "engine_port": _port,
-    "admin_port": _port,
-    "bind": options.one_of("0.0.0.0", "[::]"),
-    "pool_config": _object_name,
-    "store_secret": _maybe(_object_name),
-    "keys_secret": _maybe(_object_name),
-    "upstream_key_secret": _maybe(_object_name),
-    "sidecar_args": _sidecar_args,
-    "engine_probes": options.one_of("auto", "exec", "sidecar"),
-    "drain_delay": options.not_negative,
-    "drain_timeout": options.positive,
-    "cpu_request": _maybe(_quantity),
-    "cpu_limit": _maybe(_quantity),
-    "memory_request": _maybe(_quantity),
-    "memory_limit": _maybe(_quantity),
-    "run_as_user": lambda text, source: int(options.positive(text, source, whole=True)),
-}
-_CLUSTER_ONLY = frozenset({"label", "run_as_user"})
-"""What whoever runs the injector decides, and no pod."""
+_label = options.matching(_LABEL, "a label's name, such as tokenpool.io/inject")
+_image = options.matching(r"[^\s]{1,512}", "the name of an image")
+_pull_policy = options.one_of("Always", "IfNotPresent", "Never")
+_pool_name = options.matching(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", "the name of a pool")
+_bind = options.one_of("0.0.0.0", "[::]")
+_probes = options.one_of("auto", "exec", "sidecar")
 
-_SERVING = Form(
-    Settings,
-    {
-        "tls_cert": "the certificate and its chain, PEM; read again when it changes",
-        "tls_key": "its private key, PEM",
-        "listen": "where the API server connects, HOST:PORT; several with commas",
-        "log_level": "debug, info, warning or error",
-    },
-    example="python -m injector --tls-cert tls.crt --tls-key tls.key",
-    readers={
-        "tls_cert": options.path,
-        "tls_key": options.path,
-        "listen": options.addresses,
-        "log_level": options.one_of("debug", "info", "warning", "error"),
-    },
-)
-_INJECTED = Form(
-    Template,
-    {
-        "label": 'pods with this label and the value "true" get a sidecar',
-        "image": "the sidecar's image",
-        "pull_policy": "when the image is pulled: Always, IfNotPresent or Never",
-        "native": "an init container that restarts (Kubernetes 1.32 or later); false: a plain container",
-        "pool": "the pool that the engine belongs to; needed where the pool file has several",
-        "upstream_port": "the engine's port in the manifest, a number or a name",
-        "listen_port": "where tenants connect; the engine's port otherwise, and the engine moves",
-        "engine_port": "where the engine listens for the pod alone; a free port from 18000 otherwise",
-        "admin_port": "the sidecar's metrics, health and state",
-        "bind": "the address of the sidecar's two ports: 0.0.0.0, or [::] on IPv6 clusters",
-        "pool_config": "the ConfigMap with the pool file, under pool.yaml",
-        "store_secret": "the Secret with the store's URL, under url; empty: a lone sidecar",
-        "keys_secret": "a Secret with API keys, mounted on /etc/tokenpool/keys; empty: none",
-        "upstream_key_secret": "the Secret with the engine's own API key, under api-key; empty: none",
-        "sidecar_args": "more options of tokenpool-sidecar run, such as --log-requests",
-        "engine_probes": "how the kubelet asks the engine: exec in it, sidecar (its /health), or auto",
-        "drain_delay": "how long new requests are still taken after a pod's deletion, s",
-        "drain_timeout": "how long running requests may go on after that, s",
-        "cpu_request": "what the sidecar asks for; empty: nothing",
-        "cpu_limit": "what it may use at most; empty: no limit, and no throttling",
-        "memory_request": "what the sidecar asks for; empty: nothing",
-        "memory_limit": "what it may use at most; empty: no limit",
-        "run_as_user": "the sidecar's user",
-    },
-    example="tokenpool-inject < pod.yaml",
-    readers=_READERS,
-)
+
+@options.record
+class Settings:
+    """The service of one injector."""
+
+    tls_cert: Path = option("PEM file with the certificate and its chain; read again when it changes")
+    tls_key: Path = option("PEM file with the certificate's private key")
+    listen: Addresses = option(
+        "addresses for the API server, HOST:PORT; several with commas",
+        default=Addresses.of("127.0.0.1", 8443),
+    )
+    log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
+
+
+@options.record
+class Template:
+    """The injected sidecar. Times are in seconds."""
+
+    label: str = option(
+        'pods with this label and the value "true" get a sidecar', default="tokenpool.io/inject", read=_label
+    )
+    image: str = option("image of the sidecar", default="tokenpool:latest", read=_image)
+    pull_policy: str = option(
+        "when the kubelet pulls the image: Always, IfNotPresent or Never",
+        default="IfNotPresent",
+        read=_pull_policy,
+    )
+    native: bool = option(
+        "an init container that restarts (Kubernetes 1.32 or later); false: a plain container", default=True
+    )
+    pool: str | None = option(
+        "the engine's pool; required if the pool file has several", default=None, read=_maybe(_pool_name)
+    )
+    upstream_port: int | str = option(
+        "port of the engine in the manifest, a number or a name", default=8000, read=_port_or_name
+    )
+    listen_port: int | None = option(
+        "port for tenants; by default the engine's port, and the engine moves to another",
+        default=None,
+        read=_port,
+    )
+    engine_port: int | None = option(
+        "port of the engine inside the pod; by default a free port from 18000", default=None, read=_port
+    )
+    admin_port: int = option("port of the sidecar's metrics, health and state", default=9090, read=_port)
+    bind: str = option(
+        "address of the sidecar's two ports: 0.0.0.0, or [::] on IPv6 clusters", default="0.0.0.0", read=_bind
+    )
+    pool_config: str = option(
+        "ConfigMap with the pool file, under pool.yaml", default="tokenpool-pool", read=_object_name
+    )
+    store_secret: str | None = option(
+        "Secret with the store's URL, under url; empty: a lone sidecar",
+        default="tokenpool-store",
+        read=_maybe(_object_name),
+    )
+    keys_secret: str | None = option(
+        "Secret with API keys, mounted on /etc/tokenpool/keys; empty: none",
+        default=None,
+        read=_maybe(_object_name),
+    )
+    upstream_key_secret: str | None = option(
+        "Secret with the engine's own API key, under api-key; empty: none",
+        default=None,
+        read=_maybe(_object_name),
+    )
+    sidecar_args: tuple[str, ...] | None = option(
+        "more options of tokenpool-sidecar run, such as --log-requests", default=None, read=_sidecar_args
+    )
+    engine_probes: str = option(
+        "how the kubelet probes the engine: exec in it, sidecar (its /health), or auto",
+        default="auto",
+        read=_probes,
+    )
+    drain_delay: float = option(
+        "time after a pod's deletion in which new requests are still accepted, s",
+        default=5.0,
+        read=options.not_negative,
+    )
+    drain_timeout: float = option("time limit for running requests after that, s", default=30.0)
+    cpu_request: str | None = option(
+        "CPU request of the sidecar; empty: none", default="250m", read=_maybe(_quantity)
+    )
+    cpu_limit: str | None = option(
+        "CPU limit of the sidecar; empty: none, and no throttling", default=None, read=_maybe(_quantity)
+    )
+    memory_request: str | None = option(
+        "memory request of the sidecar; empty: none", default="128Mi", read=_maybe(_quantity)
+    )
+    memory_limit: str | None = option(
+        "memory limit of the sidecar; empty: none", default="512Mi", read=_maybe(_quantity)
+    )
+    run_as_user: int = option("user id of the sidecar", default=65532)
+
+
+_CLUSTER_ONLY = frozenset({"label", "run_as_user"})
+"""Fields that the operator of the injector sets, and no pod."""
 
 
 def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a serving injector on a parser."""
-    _SERVING.add_arguments(parser)
+    options.add_arguments(parser, Settings)
 
 
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that say what is injected."""
-    _INJECTED.add_arguments(parser)
+    """Declare the options of the injected sidecar on a parser."""
+    options.add_arguments(parser, Template)
 
 
 def read_serving(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
-    """How to serve. Raises ``SettingsError``."""
-    return _SERVING.read(arguments, environment)
+    """The settings of the service. Raises ``SettingsError``."""
+    return options.read(Settings, arguments, environment, example=EXAMPLE)
 
 
 def read_template(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Template:
-    """What to inject. Raises ``SettingsError``."""
-    return _INJECTED.read(arguments, environment)
+    """The settings of the injected sidecar. Raises ``SettingsError``."""
+    return options.read(Template, arguments, environment, example="tokenpool-inject < pod.yaml")
 
 
 def annotation(field: str) -> str:
@@ -213,32 +205,37 @@ def annotation(field: str) -> str:
     return PREFIX + field.replace("_", "-")
 
 
+_BY_ANNOTATION = {
+    annotation(each.name): each for each in options.describe(Template) if each.name not in _CLUSTER_ONLY
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What one pod is to get."""
+    """The sidecar that one pod asks for."""
 
     template: Template
     container: str | None
     """The engine's, where the pod names it."""
     said: frozenset[str]
-    """The fields that the pod itself gave, which are not to be settled otherwise."""
+    """The fields that the pod itself gave. The injector does not change them."""
 
 
 def wish(template: Template, annotations: Mapping[str, str]) -> Wish:
     """The template as a pod's annotations change it. Raises ``SettingsError``, which names the annotation."""
-    fields = {annotation(field): field for field in _READERS.keys() - _CLUSTER_ONLY}
     given: dict[str, Any] = {}
     for key, text in annotations.items():
         if not key.startswith(PREFIX) or key in (STATUS, PREFIX + _ENGINE_CONTAINER):
             continue
-        if key not in fields:
-            raise SettingsError(f"annotation {key} is not known{_meant(key, fields)}")
-        given[fields[key]] = _READERS[fields[key]](text, f"annotation {key}")
+        if key not in _BY_ANNOTATION:
+            raise SettingsError(f"annotation {key} is not known{_meant(key)}")
+        field = _BY_ANNOTATION[key]
+        given[field.name] = field.read(text, f"annotation {key}")
     container = annotations.get(PREFIX + _ENGINE_CONTAINER)
     return Wish(replace(template, **given), container, frozenset(given))
 
 
-def _meant(key: str, known: Mapping[str, str]) -> str:
-    names = [each.removeprefix(PREFIX) for each in (*known, PREFIX + _ENGINE_CONTAINER)]
+def _meant(key: str) -> str:
+    names = [each.removeprefix(PREFIX) for each in (*_BY_ANNOTATION, PREFIX + _ENGINE_CONTAINER)]
     near = difflib.get_close_matches(key.removeprefix(PREFIX), names, n=1)
     return f"; did you mean {PREFIX}{near[0]}?" if near else f"; there are {', '.join(sorted(names))}"

@@ -1,6 +1,6 @@
-"""The shape of a pod: checked once, so that what follows may rely on it. And a few ways to look at one.
+"""The shape of a pod: checked once, so that later steps may rely on it; and some accessors.
 
-Pods stay plain dicts as the API server sends them, since whatever is not understood must pass unchanged.
+Pods stay plain dicts as the API server sends them, because unknown fields must pass unchanged.
 The fields below have the API's names.
 """
 
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class PodMalformed(ValueError):
-    """Something is no pod; the text says where."""
+    """A document that is no pod; the text names the place."""
 
 
 class _Port(msgspec.Struct):
@@ -108,7 +108,7 @@ def containers(pod: Json) -> Iterator[Json]:
 
 
 def ports(container: Json) -> list[Json]:
-    """What a container declares."""
+    """The declared ports of a container."""
     return container.get("ports") or []
 
 
@@ -118,7 +118,7 @@ def is_tcp(port: Json) -> bool:
 
 
 def title(document: Json) -> str:
-    """What to call an object in a log: created ones may have no name yet."""
+    """The name of an object in a log. New objects may have no name yet."""
     named = document.get("metadata")
     if not isinstance(named, dict):
         return "*"

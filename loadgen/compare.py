@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from statistics import median
 
 import msgspec
 
@@ -16,7 +17,7 @@ from loadgen.page import page, plots, warning
 from loadgen.plots import Band, Bar, Frame, Series, curves, intervals
 from loadgen.records import Meta, Outcome, Run
 from loadgen.report import notes, percentile_points, waits_by_tenant
-from loadgen.statistics import Estimate, Windows, median, nice_width
+from loadgen.statistics import Estimate, Windows, nice_width
 from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
 
 SHOWN = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")

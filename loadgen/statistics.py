@@ -96,13 +96,6 @@ def jain(values: Iterable[float]) -> float:
     return sum(kept) ** 2 / (len(kept) * squares) if squares > 0 else 1.0
 
 
-def median(values: Iterable[float]) -> float:
-    """The middle of some runs: the mean of the two where their number is even."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 class Windows:
     """The run, cut into windows of one width."""
 

@@ -1,4 +1,4 @@
-"""What a process of tokenpool needs to be a good service: options, logs, files that change, admin pages.
+"""The parts that every process of tokenpool has: options, logs, TLS, file watching, child processes, pages.
 
-Nothing here knows what a sidecar or a coordinator does.
+Nothing here depends on sidecars or coordinators.
 """

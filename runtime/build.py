@@ -74,7 +74,7 @@ DATA_PATH = (
 )
 """The modules that a compiled build compiles. ``pyproject.toml`` lists their files; a test compares both."""
 UNKNOWN_VERSION = "unknown"
-"""Where the package is not installed, as in a checkout on ``PYTHONPATH``."""
+"""The version of a package that is not installed, as in a checkout on ``PYTHONPATH``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Build:
     platform: str
 
     def line(self, program: str) -> str:
-        """What ``--version`` prints."""
+        """The text of ``--version``."""
         how = "compiled" if self.compiled else "not compiled"
         return f"{program} {self.version}, {how}, Python {self.python}, {self.platform}"
 
@@ -133,7 +133,7 @@ class BuildInfo(Collector):
 
 
 class _Version(argparse.Action):
-    """Prints the build, and exits. It looks for the build only when asked: that takes milliseconds."""
+    """Prints the build, and exits. Finding the build takes milliseconds, so it is done only on request."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print(this_build().line(parser.prog))

@@ -1,7 +1,7 @@
-"""Work in a child process: what would hold up the event loop, or hold the interpreter lock in a thread.
+"""Work in a child process, so that it blocks neither the event loop nor the interpreter lock.
 
-A child is ``python -m MODULE``. It reads one request from its standard input and answers with frames, which
-its parent takes one by one.
+A child is ``python -m MODULE``. It reads one request from its standard input and answers with frames. Its
+parent takes the frames one by one. ``Work`` describes a piece of work once, for this process and for a child.
 """
 
 from __future__ import annotations
@@ -9,22 +9,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+log = logging.getLogger(__name__)
 
 NICE = 5
-"""A child has less weight than the processes that serve requests, where there are few cores."""
+"""The priority of a child: below that of the processes that serve requests."""
 LONGEST_S = 60.0
 SMALL_FILE = 16 * 1024
 """A pool file of at most so many bytes is read in a thread: 15 ms, in turns of 5. A child takes 0.3 s of
 CPU to start; six of them on a busy machine of two cores put a changed file in force after 4.8 s."""
 _LENGTH = 4
+"""Bytes of a frame's length, which precedes the frame."""
 
 
 def is_small(path: Path) -> bool:
-    """Whether a file is worth no child. What cannot be looked at is: its reader says why."""
+    """Whether a file is too small for a child. So is a file without a status: its reader reports why."""
     try:
         return path.stat().st_size <= SMALL_FILE
     except OSError:
@@ -38,7 +45,7 @@ class ChildFailed(Exception):
 async def frames(
     module: str, request: bytes, longest_s: float = LONGEST_S, *, program: str = sys.executable
 ) -> AsyncIterator[bytes]:
-    """What a child answers to a request. Raises ``ChildFailed``."""
+    """The frames of a child's answer to a request. Raises ``ChildFailed``."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     try:
         child = await asyncio.create_subprocess_exec(
@@ -86,3 +93,89 @@ def serve(answer: Callable[[bytes], Iterator[bytes]]) -> None:
     for frame in answer(sys.stdin.buffer.read()):
         out.write(len(frame).to_bytes(_LENGTH) + frame)
     out.flush()
+
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+Head = TypeVar("Head", bound=msgspec.Struct)
+Part = TypeVar("Part", bound=msgspec.Struct)
+Result = TypeVar("Result")
+
+
+class Work(Generic[Request, Head, Part, Result]):
+    """A piece of work that this process or a child can do. The result is the same.
+
+    ``do`` makes the head and the parts, and raises ``failure`` with a text for people. ``begin`` makes a
+    result of the head. ``take`` adds a part to it, in less than a millisecond, because the event loop waits.
+    The module of the child calls ``serve`` when it is run as a program.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        do: Callable[[Request], tuple[Head, Iterable[Part]]],
+        begin: Callable[[Head], Result],
+        take: Callable[[Result, Part], None],
+        *,
+        types: tuple[type[Request], type[Head], type[Part]],
+        failure: type[Exception],
+    ) -> None:
+        self._module = module
+        self._do = do
+        self._begin = begin
+        self._take = take
+        self._types = types
+        self._failure = failure
+
+    def here(self, request: Request) -> Result:
+        """Do it in this thread. Raises ``failure``."""
+        head, parts = self._do(request)
+        made = self._begin(head)
+        for part in parts:
+            self._take(made, part)
+        return made
+
+    async def apart(self, request: Request, *, is_small: bool) -> Result:
+        """Do it beside the event loop. Raises ``failure``.
+
+        A small request is done in a thread, and so is one for which no child can be started. The work in a
+        thread delays other requests by some milliseconds.
+        """
+        if not is_small:
+            try:
+                return await self._in_child(request)
+            except ChildFailed as error:
+                log.warning("the work is done in this process", extra={"reason": str(error)})
+        return await asyncio.to_thread(self.here, request)
+
+    async def _in_child(self, request: Request) -> Result:
+        """The first frame is the text of a failure, the second is the head, all others are parts."""
+        heads, parts = msgspec.msgpack.Decoder(self._types[1]), msgspec.msgpack.Decoder(self._types[2])
+        failed: bytes | None = None
+        made: Result | None = None
+        async for frame in frames(self._module, msgspec.msgpack.encode(request)):
+            if failed is None:
+                failed = frame
+            elif made is None:
+                made = self._begin(heads.decode(frame))
+            else:
+                self._take(made, parts.decode(frame))
+                await asyncio.sleep(0)
+        if failed:
+            raise self._failure(failed.decode())
+        if made is None:
+            raise ChildFailed(f"{self._module} ended without an answer")
+        return made
+
+    def serve(self) -> None:
+        """The child: answer one request, and end."""
+        serve(self._answer)
+
+    def _answer(self, request: bytes) -> Iterator[bytes]:
+        try:
+            head, parts = self._do(msgspec.msgpack.decode(request, type=self._types[0]))
+        except self._failure as error:
+            yield str(error).encode()
+            return
+        yield b""
+        yield msgspec.msgpack.encode(head)
+        yield from map(msgspec.msgpack.encode, parts)

@@ -1,4 +1,4 @@
-"""Prometheus' text format, made piece by piece: a page of many series must not hold up the event loop.
+"""Prometheus' text format, made piece by piece, so that a page of many series does not block the event loop.
 
 ``prometheus_client`` makes an object of each series first, 11 µs each. Written directly they take 0.5 µs, and
 a page may be cut between any two entitlements. Small groups of metrics still come from ``prometheus_client``.
@@ -30,7 +30,7 @@ class Family(NamedTuple):
         return f"{self.name}_total" if self.kind == "counter" else self.name
 
     def head(self) -> str:
-        """The two lines that a family begins with."""
+        """The first two lines of a family."""
         series = self.series
         return f"# HELP {series} {self.text}\n# TYPE {series} {self.kind}\n"
 
@@ -43,12 +43,12 @@ def number(value: float) -> str:
 
 
 def escaped(value: str) -> str:
-    """The value of a label; only names that the pool file's rules allow need not be escaped."""
+    """The value of a label. Names that the pool file's rules allow need no escape."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def bound_labels(bounds: Sequence[float]) -> tuple[str, ...]:
-    """How ``le`` names each bucket of a histogram, the infinite one included."""
+    """The ``le`` label of each bucket of a histogram, with the infinite one."""
     return (*(repr(float(bound)) for bound in bounds), "+Inf")
 
 

@@ -1,4 +1,4 @@
-"""Files that are read again when they change. What is read, and what it means, is the owner's business."""
+"""Files that are watched for changes. Their owner reads them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOK_EVERY_S = 1.0
 
 
 class FileWatch:
-    """Looks whether files have changed."""
+    """Compares files with their last known state, once a second."""
 
     def __init__(self, paths: tuple[Path, ...], changed: Callable[[], Awaitable[None]]) -> None:
         self._changed = changed
@@ -19,7 +19,7 @@ class FileWatch:
         self._seen = _fingerprints(paths)
 
     def follow(self, paths: tuple[Path, ...]) -> None:
-        """Watch these files from now. A file that was watched before is not taken as seen again.
+        """Watch these files from now on. The last known state of a file that was watched before stays.
 
         So a file that changes while its owner reads it is read once more.
         """
@@ -28,7 +28,7 @@ class FileWatch:
         self._seen = {path: seen[path] for path in paths}
 
     async def look(self) -> None:
-        """Tell the owner if a file is not as it was when last looked at."""
+        """Call the owner if a file has changed since the last comparison."""
         # Many files, or a slow file system, take time: in a thread, which waits without the interpreter lock.
         seen = await asyncio.to_thread(_fingerprints, tuple(self._seen))
         if seen != self._seen:
@@ -36,11 +36,11 @@ class FileWatch:
             await self._changed()
 
     def ask(self) -> None:
-        """Have the owner read the files again, changed or not, as soon as it has read what it reads now."""
+        """Make the owner read the files again, changed or not, after the read in progress."""
         self._asked.set()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Compare until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY_S):
@@ -53,7 +53,7 @@ class FileWatch:
 
 
 def _fingerprints(paths: tuple[Path, ...]) -> Mapping[Path, object]:
-    """What changes when a file does, even when a ConfigMap's symlink is swapped."""
+    """Values that change with a file, even when a ConfigMap's symlink is swapped."""
     marks: dict[Path, object] = {}
     for path in paths:
         try:

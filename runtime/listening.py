@@ -17,7 +17,7 @@ from runtime.options import ANY, ANY_IPV4, ANY_IPV6, Address, Addresses
 
 BACKLOG = 1024
 MOST_PORTS_TRIED = 16
-"""Where the system chooses the port: one that is free in one family may be taken in the other."""
+"""Tries where the system chooses the port: a port that is free in one family may be taken in the other."""
 _FIXES = {
     errno.EADDRINUSE: "another server listens there; stop it, or choose another port",
     errno.EACCES: "ports below 1024 need the capability NET_BIND_SERVICE; choose a higher one",
@@ -74,7 +74,7 @@ def _places(
         found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise _told(address, error, option) from error
-    # Who asks for IPv4 separately gets it separately: the port would be taken otherwise.
+    # An IPv4 address beside this one has its own socket, which needs the port.
     is_for_ipv6_alone = Address(ANY_IPV4, address.port) in addresses
     for family, where in dict.fromkeys((family, where) for family, _, _, _, where in found):
         yield family, where, is_for_ipv6_alone
@@ -105,5 +105,5 @@ def _told(address: Address, error: OSError, option: str) -> CannotListen:
 
 
 def bound(sockets: Iterable[socket.socket]) -> Addresses:
-    """Where sockets listen."""
+    """The addresses of listening sockets."""
     return Addresses(Address(*sock.getsockname()[:2]) for sock in sockets)

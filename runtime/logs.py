@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard error. Prompts and keys are never given to it."""
+"""Structured logs: one JSON object a line on standard error. Callers never pass prompts or keys."""
 
 from __future__ import annotations
 

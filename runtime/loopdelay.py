@@ -1,6 +1,6 @@
-"""How late the event loop is: a timer is due every 50 ms, and its delay is what any request waits, too.
+"""The delay of the event loop: of a timer that is due every 50 ms. Any request waits as long.
 
-A step of this process that takes long, and a machine without a core to spare, both show here.
+A long step of this process causes delays, and so does a machine without a free core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LoopDelay:
         self._counts = [0] * (len(BOUNDS) + 1)
         self._total = 0.0
         self._largest = self._largest_before = 0.0
-        """Of the window under way, and of the one before."""
+        """In the current window, and in the one before."""
         self._window_ends = clock() + WINDOW_S
 
     def observe(self, delay: float, now: float) -> None:

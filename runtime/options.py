@@ -1,7 +1,13 @@
-"""Options of a process: the command line and the environment into one frozen record, validated.
+"""Options of a process: the command line and the environment become one frozen record, validated.
 
-Every option ``--some-option`` may also be given as ``TOKENPOOL_SOME_OPTION``; the command line wins. The
-record's fields give names, types and defaults; a ``Form`` says the rest.
+Every option ``--some-option`` may also be given as ``TOKENPOOL_SOME_OPTION``; the command line wins. A field
+of the record describes an option completely::
+
+    @record
+    class Settings:
+        max_head_bytes: int = option("size limit of a request head, bytes", default=32 * 1024)
+
+``describe`` yields these descriptions, for the command line and for the reference in the documentation.
 """
 
 from __future__ import annotations
@@ -11,9 +17,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from types import NoneType
+from typing import Any, NamedTuple, TypeVar, dataclass_transform, get_args, get_type_hints
 
 Record = TypeVar("Record")
+_OPTION = "option"
 
 
 class SettingsError(ValueError):
@@ -32,11 +40,11 @@ class Address(NamedTuple):
 
 
 ANY, ANY_IPV4, ANY_IPV6 = "", "0.0.0.0", "::"
-"""Hosts that stand for every interface: of both families as far as there are both, of one, of both."""
+"""Hosts that stand for every interface: of all families that there are, of IPv4, of both families."""
 
 
 class Addresses(tuple[Address, ...]):
-    """Where a server listens: one address or several."""
+    """The addresses of one server, one or several."""
 
     __slots__ = ()
 
@@ -50,7 +58,7 @@ class Addresses(tuple[Address, ...]):
 
 
 class Origin(NamedTuple):
-    """Where a server is, and whether it speaks TLS."""
+    """The address of a server, and whether it speaks TLS."""
 
     host: str
     port: int
@@ -61,76 +69,144 @@ class Origin(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Without a path."""
+        """The URL, without a path."""
         return f"{'https' if self.tls else 'http'}://{self}"
 
 
-@dataclass(frozen=True)
-class Form(Generic[Record]):
-    """How a record is read."""
-
-    record: type[Record]
-    helps: Mapping[str, str]
-    """By field, in the order in which they are shown."""
-    example: str
-    """A whole command, for who left something out."""
-    readers: Mapping[str, Callable[[str, str], Any]] = field(default_factory=dict)
-    """By field: from text and where it came from. The others are read by their defaults' types."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare every option on a parser; defaults and the environment are applied by ``read``."""
-        defaults = self._defaults()
-        for name, text in self.helps.items():
-            shown = "" if defaults.get(name) is None else f" [{defaults[name]}]"
-            explained = f"{text}{shown} ({variable(name)})"
-            if defaults.get(name) is False:
-                parser.add_argument(option(name), action="store_const", const="true", help=explained)
-            else:
-                parser.add_argument(option(name), help=explained, metavar="X")
-
-    def read(self, arguments: argparse.Namespace, environment: Mapping[str, str]) -> Record:
-        """The record from parsed arguments and the environment. Raises ``SettingsError``."""
-        given: dict[str, Any] = {}
-        for name in self.helps:
-            text, source = getattr(arguments, name), option(name)
-            if text is None and environment.get(variable(name)):
-                text, source = environment[variable(name)], variable(name)
-            if text is not None:
-                given[name] = self._convert(name, text, source)
-        defaults = self._defaults()
-        missing = [option(name) for name in self.helps if name not in given and name not in defaults]
-        if missing:
-            raise SettingsError(f"{' and '.join(missing)} must be given, e.g. {self.example}")
-        return self.record(**given)
-
-    def _defaults(self) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for each in fields(self.record):  # type: ignore[arg-type]
-            if each.default is not MISSING:
-                made[each.name] = each.default
-        return made
-
-    def _convert(self, name: str, text: str, source: str) -> Any:
-        if name in self.readers:
-            return self.readers[name](text, source)
-        default = self._defaults().get(name)
-        if isinstance(default, bool):
-            return boolean(text, source)
-        if isinstance(default, int):
-            return int(positive(text, source, whole=True))
-        if isinstance(default, float):
-            return positive(text, source)
-        return text
+Reader = Callable[[str, str], Any]
+"""Makes a value of a text. The second argument names where the text came from. Raises ``SettingsError``."""
 
 
-def option(name: str) -> str:
-    """The command-line spelling of a field."""
+class _Said(NamedTuple):
+    """The description of an option, in the metadata of its field."""
+
+    help: str
+    read: Reader | None
+
+
+def option(help: str, *, default: Any = MISSING, read: Reader | None = None) -> Any:  # noqa: A002
+    """A field of a record, with its description.
+
+    ``help`` is plain English, with the unit. An option without a default is required. Without ``read``, the
+    field's type decides how text is read (``_READERS``).
+    """
+    return field(default=default, metadata={_OPTION: _Said(help, read)})
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
+def record(made: type[Record]) -> type[Record]:
+    """Make a class with options a frozen dataclass with keyword arguments."""
+    return dataclass(frozen=True, slots=True, kw_only=True)(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """One option with everything that a command line, an error message or a reference page needs."""
+
+    name: str
+    """Of the record's field."""
+    help: str
+    type: Any
+    """Of the value, such as ``float`` or ``Path | None``."""
+    default: Any
+    """``dataclasses.MISSING`` where the option is required."""
+    read: Reader
+
+    @property
+    def flag(self) -> str:
+        """The command line's spelling, such as ``--max-head-bytes``."""
+        return flag(self.name)
+
+    @property
+    def variable(self) -> str:
+        """The environment's spelling, such as ``TOKENPOOL_MAX_HEAD_BYTES``."""
+        return "TOKENPOOL_" + self.name.upper()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether the option has no default."""
+        return self.default is MISSING
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the flag takes no value: it turns on something that is off by default."""
+        return self.default is False
+
+    @property
+    def default_text(self) -> str:
+        """The default as a person writes it; empty where there is none."""
+        if self.is_required or self.default is None:
+            return ""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
+    def type_text(self) -> str:
+        """The type in a word or two, such as ``float`` or ``Path | None``."""
+        return self.type.__name__ if isinstance(self.type, type) else str(self.type).replace("pathlib.", "")
+
+
+def describe(made: type[Any]) -> tuple[Described, ...]:
+    """All options of a class that ``record`` made, in the order of its fields."""
+    hints = get_type_hints(made)
+    return tuple(
+        Described(
+            each.name, said.help, hints[each.name], each.default, said.read or _reader(hints[each.name])
+        )
+        for each in fields(made)
+        if (said := each.metadata[_OPTION])
+    )
+
+
+def _reader(kind: Any) -> Reader:
+    if kind in _READERS:
+        return _READERS[kind]
+    [present] = [part for part in get_args(kind) if part is not NoneType]
+    return _READERS[present]
+
+
+def add_arguments(parser: argparse.ArgumentParser, made: type[Any]) -> None:
+    """Declare every option of a class on a parser; ``read`` applies defaults and the environment."""
+    for each in describe(made):
+        default = f" [{each.default_text}]" if each.default_text else ""
+        explained = f"{each.help}{default} ({each.variable})"
+        if each.is_switch:
+            parser.add_argument(each.flag, action="store_const", const="true", help=explained)
+        else:
+            parser.add_argument(each.flag, help=explained, metavar="X")
+
+
+def read(
+    made: type[Record], arguments: argparse.Namespace, environment: Mapping[str, str], *, example: str
+) -> Record:
+    """The record from parsed arguments and the environment. The command line wins.
+
+    ``example`` is a whole command; the message about a missing option shows it. Raises ``SettingsError``.
+    """
+    given: dict[str, Any] = {}
+    missing = []
+    for each in describe(made):
+        text, source = getattr(arguments, each.name), each.flag
+        if text is None and environment.get(each.variable):
+            text, source = environment[each.variable], each.variable
+        if text is not None:
+            given[each.name] = each.read(text, source)
+        elif each.is_required:
+            missing.append(each.flag)
+    if missing:
+        raise SettingsError(f"{' and '.join(missing)} must be given, e.g. {example}")
+    return made(**given)
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of a field."""
     return "--" + name.replace("_", "-")
 
 
-def variable(name: str) -> str:
-    """The environment's spelling of a field."""
-    return "TOKENPOOL_" + name.upper()
+def text(text: str, source: str) -> str:
+    """Any text, as it is given."""
+    return text
 
 
 def path(text: str, source: str) -> Path:
@@ -147,6 +223,9 @@ def one_of(*choices: str) -> Callable[[str, str], str]:
         return text
 
     return read
+
+
+log_level = one_of("debug", "info", "warning", "error")
 
 
 def matching(pattern: str, what: str) -> Callable[[str, str], str]:
@@ -183,7 +262,7 @@ def addresses(text: str, source: str) -> Addresses:
 
 
 def _includes(one: Address, other: Address) -> bool:
-    """Whether a server on one address leaves no room for one on the other."""
+    """Whether a server on one address excludes a server on the other."""
     if one.port != other.port:
         return False
     if one.host == ANY_IPV6:
@@ -244,3 +323,20 @@ def positive(text: str, source: str, *, whole: bool = False) -> float:
         kind = "whole number" if whole else "number"
         raise SettingsError(f"{source}: {text!r} is not a {kind} above 0")
     return number
+
+
+def whole(text: str, source: str) -> int:
+    """A whole number above 0."""
+    return int(positive(text, source, whole=True))
+
+
+_READERS: dict[Any, Reader] = {
+    bool: boolean,
+    int: whole,
+    float: positive,
+    str: text,
+    Path: path,
+    Addresses: addresses,
+    Origin: upstream,
+}
+"""The reader of each type of field, for options that name no other."""

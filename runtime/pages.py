@@ -1,6 +1,6 @@
-"""Large pages: made and sent in slices, so that the event loop is never held up for longer than a moment.
+"""Large pages: made and sent in slices, so that they block the event loop for less than a millisecond.
 
-What a page says is its owner's business: an iterator of pieces, each of which takes little time to make.
+A page is an iterator of pieces, each of which takes little time to make.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from aiohttp import web
 
 SLICE_S = 0.0003
-"""How long a page is worked on before others have their turn. A piece that takes longer ends its slice."""
+"""Length of a slice. Other work runs between slices. A piece that takes longer ends its slice."""
 CHUNK = 64 * 1024
-"""Characters that are handed to the connection at once: a copy of some 10 µs."""
+"""Characters in one write to the connection: a copy of some 10 µs."""
 
 
 class _Turn:
-    """One page is made at a time: with 50 at once, each took a slice in turn, and streams waited 32 ms."""
+    """One page is made at a time. With 50 at once, streams waited 32 ms for the slices of all of them."""
 
     def __init__(self) -> None:
         self._lock: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def lock(self) -> asyncio.Lock:
-        """The lock of the loop that runs."""
+        """The lock of the running event loop."""
         loop = asyncio.get_running_loop()
         if self._lock is None or self._loop is not loop:
             self._lock, self._loop = asyncio.Lock(), loop
@@ -59,7 +59,7 @@ async def _made(pieces: Iterable[str], clock: Callable[[], float]) -> list[bytes
 
 
 async def send(request: web.Request, chunks: list[bytes], content_type: str) -> web.StreamResponse:
-    """Answer with a page that was made."""
+    """Answer with a finished page."""
     response = web.StreamResponse(headers={"content-type": content_type})
     response.content_length = sum(map(len, chunks))
     await response.prepare(request)
@@ -73,7 +73,7 @@ async def send(request: web.Request, chunks: list[bytes], content_type: str) -> 
 
 
 class SharedPage:
-    """A page that is made once for all requests that come while it is being made."""
+    """A page that is made once for all requests that arrive meanwhile."""
 
     def __init__(self, pieces: Callable[[], Iterator[str]], content_type: str) -> None:
         self._pieces = pieces
@@ -81,7 +81,7 @@ class SharedPage:
         self._making: asyncio.Task[list[bytes]] | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """The page as of now, or of a moment ago."""
+        """The page as of now, or as of the start of the work in progress."""
         if self._making is None or self._making.done():
             self._making = asyncio.get_running_loop().create_task(made(self._pieces()))
         # A client that leaves must not cancel the page for the others.

@@ -1,7 +1,6 @@
-"""TLS for any process: a server's certificate that may change while it runs, and what a client trusts.
+"""TLS for any process: a server's certificate that may change while it runs, and a client's trust.
 
-Which files those are is the owner's business. Messages name the options, so that one knows what to mend: a
-server's are ``--tls-cert`` and ``--tls-key`` everywhere.
+Messages name the options of the files. A server's are ``--tls-cert`` and ``--tls-key`` in every program.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ class Certificate:
         self.watch = FileWatch(self.paths, self.reload)
         self.context = _server_context()
         self.problem: str | None = None
-        """Why what is on disk is not in force."""
+        """The reason why the files on disk are not in force; ``None`` if they are."""
         try:
             _load(self.context, cert, key)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(self._unfit(error)) from error
 
     async def reload(self) -> None:
-        """Read the files again. Where they do not fit (yet), what is in force stays."""
+        """Read the files again. If they do not fit together (yet), the certificate in force stays."""
         try:
-            # Tried apart first: a key that does not belong to it must not be left in the live context. In a
-            # thread, where a slow file system holds up nobody; the live context is changed in one step.
+            # A separate context is tried first, because a wrong key must not stay in the live one. A thread
+            # does this, so that a slow file system blocks no request. The live context changes in one step.
             await asyncio.to_thread(_try, *self.paths)
             _load(self.context, *self.paths)
         except (OSError, ssl.SSLError) as error:
@@ -63,9 +62,10 @@ def _modern(context: ssl.SSLContext) -> ssl.SSLContext:
 def client_context(
     ca: Path | None, pair: tuple[Path, Path] | None, *, ca_option: str, pair_options: str
 ) -> ssl.SSLContext:
-    """What a client trusts (the system's authorities, or only those in ``ca``), and what it shows of itself.
+    """A client's context: the authorities that it trusts, and its own certificate.
 
-    The two options' names are for messages. Raises ``SettingsError``.
+    Without ``ca`` the system's authorities are trusted. The options' names are for messages. Raises
+    ``SettingsError``.
     """
     try:
         context = _modern(ssl.create_default_context(cafile=ca))

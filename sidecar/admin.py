@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 
 from dashboard.server import LivePage
@@ -23,8 +22,8 @@ from dashboard.snapshot import (
     vector,
 )
 from runtime import pages
-from runtime.build import BuildInfo
-from runtime.exposition import CONTENT_TYPE, rendered
+from runtime.admin import AdminPages, Readiness
+from runtime.exposition import rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.proxy.connection_manager import ConnectionManager
@@ -42,13 +41,13 @@ PER_PIECE = 8
 
 
 class Limits(Protocol):
-    """Whoever keeps the limits of this sidecar."""
+    """The keeper of this sidecar's limits: the allocator or the replication."""
 
     def problems(self) -> list[str]:
-        """Why they are not to be relied on yet."""
+        """Reasons why they cannot be used yet."""
 
     def degraded(self) -> list[str]:
-        """What is not as it should be, though requests are served."""
+        """Faults with which requests are served all the same."""
 
 
 class MetricSource(Protocol):
@@ -80,8 +79,7 @@ class Admin:
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
-        self._process = ProcessCollector(registry=CollectorRegistry())
-        self._metrics = pages.SharedPage(self._metrics_pieces, CONTENT_TYPE)
+        self._common = AdminPages(self.readiness, self._metrics_pieces)
         self._changes = telemetry.changes()
         self.live = LivePage(self.look, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
@@ -90,20 +88,9 @@ class Admin:
     def application(self) -> web.Application:
         """The aiohttp application."""
         application = web.Application()
-        application.add_routes(
-            [
-                web.get("/metrics", self.metrics),
-                web.get("/healthz", self.healthz),
-                web.get("/readyz", self.readyz),
-                web.get("/debug/state", self.state),
-            ]
-        )
+        application.add_routes([*self._common.routes(), web.get("/debug/state", self.state)])
         self.live.add_to(application)
         return application
-
-    async def metrics(self, request: web.Request) -> web.StreamResponse:
-        """Prometheus metrics."""
-        return await self._metrics.answer(request)
 
     def _metrics_pieces(self) -> Iterator[str]:
         replication = self._replication
@@ -113,25 +100,17 @@ class Admin:
         yield from self._manager.bounds.pieces(self._telemetry.label)
         for source in self.sources:
             yield rendered(source.metrics())
-        yield rendered([*BuildInfo().collect(), *self._process.collect()])
 
-    async def healthz(self, request: web.Request) -> web.Response:
-        """Whether this process lives: the loop runs, or nobody would answer."""
-        return web.json_response({"status": "ok"})
-
-    async def readyz(self, request: web.Request) -> web.Response:
+    def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
 
-        Books that do not answer, or a certificate that cannot be renewed, degrade a sidecar, and take nothing
-        away from its readiness.
+        A lease store that does not answer, or a certificate that cannot be renewed, degrades a sidecar. It
+        stays ready.
         """
-        problems = self.problems()
         degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
         if self._certificate is not None and self._certificate.problem is not None:
-            degraded = [*degraded, self._certificate.problem]
-        status = "unready" if problems else "degraded" if degraded else "ready"
-        body = {"status": status, "problems": problems, "degraded": degraded}
-        return web.json_response(body, status=503 if problems else 200)
+            degraded.append(self._certificate.problem)
+        return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:
         """Why requests should not come here. Of the engine only its health counts, not its pages."""

@@ -1,15 +1,14 @@
 """A pool file with its keys, as one sidecar enforces it: read at the start, or in a child process later.
 
-The child makes everything that takes long (YAML, checks, keys); its parent only takes the records over, a few
-at a time. What is done with a configuration is the controller's business.
+The child does everything that takes long (YAML, checks, keys). Its parent only takes the records over, a few
+at a time. The controller puts a configuration in force.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +25,14 @@ from tokenpool.poolfile.reading import parse
 
 log = logging.getLogger(__name__)
 
-PER_FRAME = 200
+PER_PART = 200
 """Entitlements that the parent takes over at once: some 0.4 ms."""
 MOST_WARNINGS = 20
 """So many warnings are logged: 2,000 lines held up requests for 30 ms."""
-MODULE = "sidecar.configuration"
 
 
 class ConfigurationInvalid(ValueError):
-    """A pool file cannot be put in force; the text says why, and what to do."""
+    """A pool file that cannot be in force; the text gives the reason and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Configuration:
     watched: tuple[Path, ...]
     """The pool file and every key file."""
     version: str
-    """Of the file, as it would be published."""
+    """Of the file in its published form."""
 
 
 class _Request(msgspec.Struct):
@@ -58,13 +56,12 @@ class _Request(msgspec.Struct):
 
 
 class _Head(msgspec.Struct):
-    error: str = ""
-    pool: str = ""
-    pools: tuple[Pool, ...] = ()
-    anonymous: str | None = None
-    watched: tuple[str, ...] = ()
-    version: str = ""
-    warnings: tuple[tuple[int, str, str], ...] = ()
+    pool: str
+    pools: tuple[Pool, ...]
+    anonymous: str | None
+    watched: tuple[str, ...]
+    version: str
+    warnings: tuple[tuple[int, str, str], ...]
 
 
 class _Part(msgspec.Struct):
@@ -72,85 +69,37 @@ class _Part(msgspec.Struct):
     keys: dict[bytes, str]
 
 
-_heads, _parts = msgspec.msgpack.Decoder(_Head), msgspec.msgpack.Decoder(_Part)
+class _Result:
+    """A configuration in the making."""
+
+    def __init__(self, head: _Head) -> None:
+        self._head = head
+        self._entitlements: list[Entitlement] = []
+        self._keys = KeyRing({})
+
+    def take(self, part: _Part) -> None:
+        self._entitlements += part.entitlements
+        self._keys.add(part.keys)
+
+    def made(self) -> Configuration:
+        head = self._head
+        _log_warnings(head.warnings)
+        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous)
+        watched = tuple(Path(path) for path in head.watched)
+        return Configuration(file, file.pool(head.pool), self._keys, watched, head.version)
 
 
-def load(settings: Settings) -> Configuration:
-    """Read the pool file here and now. Raises ``ConfigurationInvalid``."""
-    head, file, keys = _read(_Request(settings.pool, str(settings.config)))
-    return _configuration(head, file, KeyRing(keys))
-
-
-async def load_apart(settings: Settings) -> Configuration:
-    """Read the pool file beside the event loop. Raises ``ConfigurationInvalid``."""
-    return await _apart(
-        _Request(settings.pool, str(settings.config)), is_small=child.is_small(settings.config)
-    )
-
-
-async def published(content: bytes, settings: Settings, joined: str) -> Configuration:
-    """A pool file that a coordinator published, with the keys that this sidecar can read.
-
-    ``joined`` is the pool that this sidecar belongs to already: another pool in the file does not ask again.
-    Raises ``ConfigurationInvalid``.
-    """
-    request = _Request(settings.pool or joined, content=content)
-    return await _apart(request, is_small=len(content) <= child.SMALL_FILE)
-
-
-def of_published(file: PoolFile, settings: Settings, joined: str) -> Configuration:
-    """The same here and now. Raises ``SettingsError`` or ``KeyUnreadable``."""
-    pool = _pool(file, settings.pool or joined)
-    keys = digests(file.entitlements_of(pool.name), resolver(os.environ, _read_key))
-    return Configuration(file, pool, KeyRing(keys), (), encode_file(file)[0])
-
-
-async def _apart(request: _Request, *, is_small: bool) -> Configuration:
-    """In a thread where the file is small, or no child can be had; else in a child."""
-    if not is_small:
-        try:
-            return await _from_child(request)
-        except child.ChildFailed as error:
-            # It delays requests by some milliseconds, and tells what is wrong with the file all the same.
-            log.warning("the pool file is read in this process", extra={"reason": str(error)})
-    head, file, keys = await asyncio.to_thread(_read, request)
-    return _configuration(head, file, KeyRing(keys))
-
-
-async def _from_child(request: _Request) -> Configuration:
-    answer = child.frames(MODULE, msgspec.msgpack.encode(request))
-    head = _Head()
-    entitlements: list[Entitlement] = []
-    keys = KeyRing({})
-    is_first = True
-    async for frame in answer:
-        if is_first:
-            head, is_first = _heads.decode(frame), False
-            continue
-        part = _parts.decode(frame)
-        entitlements += part.entitlements
-        keys.add(part.keys)
-        await asyncio.sleep(0)
-    if head.error:
-        raise ConfigurationInvalid(head.error)
-    if is_first:
-        raise child.ChildFailed(f"{MODULE} said nothing")
-    return _configuration(head, PoolFile(head.pools, tuple(entitlements), head.anonymous), keys)
-
-
-def _configuration(head: _Head, file: PoolFile, keys: KeyRing) -> Configuration:
-    for line, message, fix in head.warnings[:MOST_WARNINGS]:
+def _log_warnings(warnings: Sequence[tuple[int, str, str]]) -> None:
+    for line, message, fix in warnings[:MOST_WARNINGS]:
         log.warning(message, extra={"line": line, "fix": fix})
-    if len(head.warnings) > MOST_WARNINGS:
+    if len(warnings) > MOST_WARNINGS:
         log.warning(
             "there are more warnings about the pool file",
-            extra={"more": len(head.warnings) - MOST_WARNINGS, "fix": "see tokenpool-sidecar check"},
+            extra={"more": len(warnings) - MOST_WARNINGS, "fix": "see tokenpool-sidecar check"},
         )
-    watched = tuple(Path(path) for path in head.watched)
-    return Configuration(file, file.pool(head.pool), keys, watched, head.version)
 
 
-def _read(request: _Request) -> tuple[_Head, PoolFile, dict[bytes, str]]:
+def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
     """Everything that takes long. Raises ``ConfigurationInvalid``."""
     warnings: tuple[tuple[int, str, str], ...] = ()
     watched: tuple[str, ...] = ()
@@ -174,8 +123,18 @@ def _read(request: _Request) -> tuple[_Head, PoolFile, dict[bytes, str]]:
             ref.value for each in entitlements for ref in each.api_keys if ref.source is KeySource.FILE
         }
         watched = (request.config, *sorted(key_files))
-    head = _Head("", pool.name, file.pools, file.anonymous, watched, encode_file(file)[0], warnings)
-    return head, file, keys
+    head = _Head(pool.name, file.pools, file.anonymous, watched, encode_file(file)[0], warnings)
+    return head, _parts(file, keys)
+
+
+def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
+    names: dict[str, list[bytes]] = {}
+    for digest, name in keys.items():
+        names.setdefault(name, []).append(digest)
+    for first in range(0, len(file.entitlements), PER_PART):
+        some = file.entitlements[first : first + PER_PART]
+        # A name is unique in the whole file, not only in one pool.
+        yield _Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())})
 
 
 def _read_key(path: str) -> str:
@@ -193,23 +152,36 @@ def _pool(file: PoolFile, name: str | None) -> Pool:
     return file.pool(name)
 
 
-def _answer(request: bytes) -> Iterator[bytes]:
-    """The child: what it has read, in frames."""
-    encode = msgspec.msgpack.encode
-    try:
-        head, file, keys = _read(msgspec.msgpack.decode(request, type=_Request))
-    except ConfigurationInvalid as error:
-        yield encode(_Head(str(error)))
-        return
-    yield encode(head)
-    names: dict[str, list[bytes]] = {}
-    for digest, name in keys.items():
-        names.setdefault(name, []).append(digest)
-    for first in range(0, len(file.entitlements), PER_FRAME):
-        some = file.entitlements[first : first + PER_FRAME]
-        # A name is one entitlement's, of whichever pool.
-        yield encode(_Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())}))
+_reading = child.Work(
+    "sidecar.configuration",
+    _read,
+    _Result,
+    _Result.take,
+    types=(_Request, _Head, _Part),
+    failure=ConfigurationInvalid,
+)
+
+
+def load(settings: Settings) -> Configuration:
+    """Read the pool file here and now. Raises ``ConfigurationInvalid``."""
+    return _reading.here(_Request(settings.pool, str(settings.config))).made()
+
+
+async def load_apart(settings: Settings) -> Configuration:
+    """Read the pool file beside the event loop. Raises ``ConfigurationInvalid``."""
+    request = _Request(settings.pool, str(settings.config))
+    return (await _reading.apart(request, is_small=child.is_small(settings.config))).made()
+
+
+async def published(content: bytes, settings: Settings, joined: str) -> Configuration:
+    """A pool file that a coordinator published, with the keys that this sidecar can read.
+
+    ``joined`` is the pool of this sidecar. It is needed where the published file has several pools, and the
+    file on disk had one. Raises ``ConfigurationInvalid``.
+    """
+    request = _Request(settings.pool or joined, content=content)
+    return (await _reading.apart(request, is_small=len(content) <= child.SMALL_FILE)).made()
 
 
 if __name__ == "__main__":
-    child.serve(_answer)
+    _reading.serve()

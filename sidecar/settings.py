@@ -7,67 +7,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import options
-from runtime.options import Address, Addresses, Form, Origin, SettingsError
+from runtime.options import Address, Addresses, Origin, SettingsError, option
 from tokenpool.planning.planner import PlannerSettings
 
 __all__ = ["Address", "Addresses", "Origin", "Settings", "SettingsError", "add_arguments", "read"]
 
 MEMORY = "memory"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """How one sidecar runs. Times are in seconds, sizes in bytes."""
-
-    config: Path
-    upstream: Origin
-    listen: Addresses = Addresses.of("127.0.0.1", 8080)
-    admin: Addresses = Addresses.of("127.0.0.1", 9090)
-    pool: str | None = None
-    store: str = MEMORY
-    store_timeout: float = 0.5
-    lease_lifetime: float = 1.5
-    name: str | None = None
-    engine_priority: str = "auto"
-    slo_feedback: bool = True
-    queue_timeout_guaranteed: float = 2.0
-    queue_timeout_elastic: float = 1.0
-    queue_timeout_spot: float = 0.0
-    identity_header: str | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_handshake_timeout: float = 10.0
-    upstream_key_file: Path | None = None
-    upstream_tls_ca: Path | None = None
-    upstream_tls_cert: Path | None = None
-    upstream_tls_key: Path | None = None
-    upstream_tls_name: str | None = None
-    log_level: str = "info"
-    log_requests: bool = False
-    metrics_entitlements: int = 400
-    tick: float = 0.25
-    debt_gain: float = PlannerSettings().debt_gain
-    poll_interval: float = 0.25
-    poll_timeout: float = 1.0
-    drain_timeout: float = 30.0
-    head_timeout: float = 10.0
-    body_timeout: float = 60.0
-    idle_timeout: float = 75.0
-    write_timeout: float = 60.0
-    connect_timeout: float = 2.0
-    upstream_timeout: float = 600.0
-    max_head_bytes: int = 32 * 1024
-    max_body_bytes: int = 16 * 1024 * 1024
-    max_connections: int = 10_000
-    max_buffered_bytes: int = 256 * 1024 * 1024
-    entitlement_share: float = 0.5
-    unidentified_share: float = 0.25
-    unmetered_rate: float = 500.0
-    large_body_rate: int = 4 * 1024 * 1024
+EXAMPLE = "tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000"
 
 
 def _store(text: str, source: str) -> str:
@@ -83,91 +32,135 @@ def _store(text: str, source: str) -> str:
     return text
 
 
-_FORM = Form(
-    Settings,
-    {
-        "config": "the pool file",
-        "upstream": "the engine, http://HOST:PORT or https://HOST:PORT",
-        "listen": "where tenants connect, HOST:PORT; several with commas; [::] serves IPv4, too",
-        "admin": "metrics, health and state, HOST:PORT; keep it away from tenants",
-        "pool": "the pool that this engine belongs to; needed where the file has several",
-        "store": "where the lease store is kept: memory (a lone sidecar plans for itself) or redis://...",
-        "store_timeout": "how long the store may take to answer, s",
-        "lease_lifetime": "how long what is held of a limit outlives silence, s; several times the tick",
-        "name": "what this sidecar is called in the lease store; the host's name otherwise",
-        "engine_priority": "send each request's priority to the engine: auto (unless it refuses), on or off",
-        "slo_feedback": "reserve slots from spot and bursts while guaranteed requests miss their ttft_ms",
-        "queue_timeout_guaranteed": "how long a guaranteed tenant's request may wait for room, s; 0 = not",
-        "queue_timeout_elastic": "the same for elastic tenants, s; slo.ttft_ms shortens each",
-        "queue_timeout_spot": "the same for spot tenants, s",
-        "identity_header": "trust this request header, set by a gateway in front, to name the entitlement",
-        "tls_cert": "speak TLS to tenants: the certificate and its chain, PEM; read again when it changes",
-        "tls_key": "its private key, PEM",
-        "tls_handshake_timeout": "how long a TLS handshake may take, s",
-        "upstream_key_file": "a file with the API key that the engine itself asks for",
-        "upstream_tls_ca": "the authorities that vouch for an https engine, PEM; the system's otherwise",
-        "upstream_tls_cert": "the certificate to show to an https engine, PEM",
-        "upstream_tls_key": "its private key, PEM",
-        "upstream_tls_name": "the name in an https engine's certificate, where --upstream has another",
-        "log_level": "debug, info, warning or error",
-        "log_requests": "log one line for each request (never prompts or keys)",
-        "metrics_entitlements": 'entitlements with metrics of their own; others are added up as "other"',
-        "tick": "how often limits are recomputed, and the lease store is spoken to, s",
-        "debt_gain": "how strongly service that is owed counts (a lone sidecar); 0 turns debt off",
-        "poll_interval": "how often the engine's metrics are read, s",
-        "poll_timeout": "how long the engine may take to answer a poll, s",
-        "drain_timeout": "how long running requests may go on after SIGTERM, s",
-        "head_timeout": "how long a client may take to send a request head, s",
-        "body_timeout": "how long a client may take to send a request body, s",
-        "idle_timeout": "how long a client connection may be idle, s",
-        "write_timeout": "how long a client may leave a response unread, s",
-        "connect_timeout": "how long a connection to the engine may take, s",
-        "upstream_timeout": "how long the engine may be silent during a request, s",
-        "max_head_bytes": "the largest request head",
-        "max_body_bytes": "the largest request body",
-        "max_connections": "client connections at once",
-        "max_buffered_bytes": "requests and unread answers in memory, all together",
-        "entitlement_share": "the part of these two that one entitlement may have of what others leave",
-        "unidentified_share": "the same for all connections that no accepted request has identified",
-        "unmetered_rate": "refusals and answers without a price per second and entitlement; more are delayed",
-        "large_body_rate": "bytes per second and entitlement of bodies from 16 KiB on",
-    },
-    example="tokenpool-sidecar run --config pool.yaml --upstream http://127.0.0.1:8000",
-    readers={
-        "config": options.path,
-        "tls_cert": options.path,
-        "tls_key": options.path,
-        "upstream_key_file": options.path,
-        "upstream_tls_ca": options.path,
-        "upstream_tls_cert": options.path,
-        "upstream_tls_key": options.path,
-        "upstream_tls_name": options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address"),
-        "upstream": options.upstream,
-        "listen": options.addresses,
-        "admin": options.addresses,
-        "store": _store,
-        "name": options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes"),
-        "debt_gain": options.not_negative,
-        "engine_priority": options.one_of("auto", "on", "off"),
-        "queue_timeout_guaranteed": options.not_negative,
-        "queue_timeout_elastic": options.not_negative,
-        "queue_timeout_spot": options.not_negative,
-        "entitlement_share": options.share,
-        "unidentified_share": options.share,
-        "identity_header": options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id"),
-        "log_level": options.one_of("debug", "info", "warning", "error"),
-    },
-)
+_name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
+_header = options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id")
+_host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
+
+
+@options.record
+class Settings:
+    """How one sidecar runs. Times are in seconds, sizes in bytes."""
+
+    config: Path = option("the pool file")
+    upstream: Origin = option("the engine, http://HOST:PORT or https://HOST:PORT")
+    listen: Addresses = option(
+        "addresses for tenants, HOST:PORT; several with commas; [::] serves IPv4, too",
+        default=Addresses.of("127.0.0.1", 8080),
+    )
+    admin: Addresses = option(
+        "addresses for metrics, health and state, HOST:PORT; keep them away from tenants",
+        default=Addresses.of("127.0.0.1", 9090),
+    )
+    pool: str | None = option("the engine's pool; required if the pool file has several", default=None)
+    store: str = option(
+        "the lease store: memory (a lone sidecar plans for itself) or redis://...",
+        default=MEMORY,
+        read=_store,
+    )
+    store_timeout: float = option("time limit for an answer of the store, s", default=0.5)
+    lease_lifetime: float = option(
+        "time until an unrenewed lease expires, s; at least three ticks", default=1.5
+    )
+    name: str | None = option(
+        "name of this sidecar in the lease store; by default the name of the host", default=None, read=_name
+    )
+    engine_priority: str = option(
+        "send each request's priority to the engine: auto (unless it refuses), on or off",
+        default="auto",
+        read=options.one_of("auto", "on", "off"),
+    )
+    slo_feedback: bool = option(
+        "reserve slots from spot and bursts while guaranteed requests miss their ttft_ms: true or false",
+        default=True,
+    )
+    queue_timeout_guaranteed: float = option(
+        "time limit in the admission queue for guaranteed tenants, s; 0: no queue",
+        default=2.0,
+        read=options.not_negative,
+    )
+    queue_timeout_elastic: float = option(
+        "the same for elastic tenants, s; a shorter slo.ttft_ms shortens each",
+        default=1.0,
+        read=options.not_negative,
+    )
+    queue_timeout_spot: float = option("the same for spot tenants, s", default=0.0, read=options.not_negative)
+    identity_header: str | None = option(
+        "request header that names the entitlement; only behind a gateway that sets it",
+        default=None,
+        read=_header,
+    )
+    tls_cert: Path | None = option(
+        "PEM file with the certificate and its chain, for TLS to tenants; read again when it changes",
+        default=None,
+    )
+    tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
+    tls_handshake_timeout: float = option("time limit for a TLS handshake, s", default=10.0)
+    upstream_key_file: Path | None = option("file with the engine's own API key", default=None)
+    upstream_tls_ca: Path | None = option(
+        "PEM file with the authorities to trust for an https engine; by default the system's", default=None
+    )
+    upstream_tls_cert: Path | None = option(
+        "PEM file with the sidecar's certificate for an https engine", default=None
+    )
+    upstream_tls_key: Path | None = option("PEM file with that certificate's private key", default=None)
+    upstream_tls_name: str | None = option(
+        "name in an https engine's certificate; by default the host of --upstream", default=None, read=_host
+    )
+    log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
+    log_requests: bool = option("log one line for each request (never prompts or keys)", default=False)
+    metrics_entitlements: int = option(
+        'number of entitlements with metrics of their own; the sum of the others is "other"', default=400
+    )
+    tick: float = option(
+        "interval between two computations of the limits, and between two messages to the store, s",
+        default=0.25,
+    )
+    debt_gain: float = option(
+        "effect of debt on limits (a lone sidecar); 0 turns debt off",
+        default=PlannerSettings().debt_gain,
+        read=options.not_negative,
+    )
+    poll_interval: float = option("interval between two reads of the engine's metrics, s", default=0.25)
+    poll_timeout: float = option("time limit for the engine's answer to a poll, s", default=1.0)
+    drain_timeout: float = option("time limit for running requests after SIGTERM, s", default=30.0)
+    head_timeout: float = option("time limit for receiving a request head, s", default=10.0)
+    body_timeout: float = option("time limit for receiving a request body, s", default=60.0)
+    idle_timeout: float = option("time until an idle client connection is closed, s", default=75.0)
+    write_timeout: float = option(
+        "time until a client that reads nothing of its response is disconnected, s", default=60.0
+    )
+    connect_timeout: float = option("time limit for a connection to the engine, s", default=2.0)
+    upstream_timeout: float = option("time limit for the engine's silence during a request, s", default=600.0)
+    max_head_bytes: int = option("size limit of a request head, bytes", default=32 * 1024)
+    max_body_bytes: int = option("size limit of a request body, bytes", default=16 * 1024 * 1024)
+    max_connections: int = option("number of client connections at once", default=10_000)
+    max_buffered_bytes: int = option(
+        "size limit of all requests and unread responses in memory, bytes", default=256 * 1024 * 1024
+    )
+    entitlement_share: float = option(
+        "one entitlement's part of the free connections and buffered bytes, 0 to 1",
+        default=0.5,
+        read=options.share,
+    )
+    unidentified_share: float = option(
+        "the same for all connections without an accepted request, 0 to 1", default=0.25, read=options.share
+    )
+    unmetered_rate: float = option(
+        "refusals and unpriced responses per second and entitlement; more are delayed", default=500.0
+    )
+    large_body_rate: int = option(
+        "bytes per second and entitlement of bodies of at least 16 KiB", default=4 * 1024 * 1024
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every option on a parser."""
-    _FORM.add_arguments(parser)
+    options.add_arguments(parser, Settings)
 
 
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
-    made = _FORM.read(arguments, environment)
+    made = options.read(Settings, arguments, environment, example=EXAMPLE)
     if made.lease_lifetime < 3 * made.tick:
         raise SettingsError(
             f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
@@ -182,7 +175,7 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         )
     for name in ("upstream_tls_ca", "upstream_tls_cert", "upstream_tls_name"):
         if getattr(made, name) is not None and not made.upstream.tls:
-            raise SettingsError(f"{options.option(name)} needs an https --upstream, not {made.upstream.url}")
+            raise SettingsError(f"{options.flag(name)} needs an https --upstream, not {made.upstream.url}")
     return made
 
 

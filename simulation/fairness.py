@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from simulation.world import Figures, Setup
+from toolbox.fairness import deviation, jain_by_weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,26 +54,18 @@ def judge(setup: Setup, figures: Figures) -> Fairness:
     first = _service(figures, weights, cut, cut + 20)
     starts = range(int(cut) + 20, int(setup.seconds) - 64, 5)
     windows = [_service(figures, weights, start, start + 60) for start in starts]
-    shares = [weight / sum(weights.values()) for weight in weights.values()]
-    deviations = [
-        abs(served / sum(window) / share - 1)
-        for window in windows
-        for served, share in zip(window, shares, strict=True)
-    ]
-    by_weight = list(weights.values())
-    return Fairness(_jain(first, by_weight), min(_jain(w, by_weight) for w in windows), max(deviations))
+    return Fairness(
+        jain_by_weight(first, weights),
+        min(jain_by_weight(window, weights) for window in windows),
+        max(deviation(window, weights) for window in windows),
+    )
 
 
-def _service(figures: Figures, names: dict[str, float], start: float, end: float) -> list[float]:
+def _service(figures: Figures, names: Iterable[str], start: float, end: float) -> dict[str, float]:
     """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
     totals = dict.fromkeys(names, 0.0)
     for began, ended, name, tokens in figures.served:
         inside = min(ended, end) - max(began, start)
         if inside > 0:
             totals[name] += tokens * inside / (ended - began)
-    return list(totals.values())
-
-
-def _jain(service: Sequence[float], weights: Sequence[float]) -> float:
-    normal = [s / w for s, w in zip(service, weights, strict=True)]
-    return sum(normal) ** 2 / (len(normal) * sum(x * x for x in normal))
+    return totals

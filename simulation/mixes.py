@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
-from tokenpool.amounts import UNBOUNDED, Amount
+from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
 from tokenpool.planning.planner import PlannerSettings
+from toolbox.contended import classes
 
 SLOTS = 8
 NO_TROUBLE = Faults()
@@ -114,11 +115,6 @@ def distant(
     )
 
 
-GUARANTEED, GREEDY = 10, 5
-"""Tenants of a contended pool: guaranteed (three sequences each), and greedy (most of all other requests)."""
-GREEDY_PART = 0.75
-
-
 def contended(
     tenants: int,
     sidecars: int,
@@ -134,18 +130,11 @@ def contended(
     ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the lease
     store. Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
     """
-    elastic, light = 0.95, tenants - GUARANTEED - GREEDY
-    made = [
-        Tenant(
-            Entitlement(f"guaranteed{n}", "pool", Tier.GUARANTEED, guarantee=_sequences(3)),
-            0,
-            arrivals=(1 - elastic) / GUARANTEED,
-        )
-        for n in range(GUARANTEED)
-    ]
-    for kind, count, part in (("greedy", GREEDY, GREEDY_PART), ("light", light, 1 - GREEDY_PART)):
+    made = []
+    for kind, count, sequences, arrivals in classes(tenants):
+        tier, guarantee = (Tier.GUARANTEED, _sequences(sequences)) if sequences else (Tier.ELASTIC, NOTHING)
         made += [
-            Tenant(Entitlement(f"{kind}{n}", "pool", Tier.ELASTIC), 0, arrivals=elastic * part / count)
+            Tenant(Entitlement(f"{kind}{n}", "pool", tier, guarantee=guarantee), 0, arrivals=arrivals)
             for n in range(count)
         ]
     made = [replace(tenant, tokens=25) for tenant in made]

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests import debian
-from tests.containers import engine, standins
+from tests.containers import docker_daemon, standins
 from tests.containers.stack import Stack
 
 
@@ -18,10 +18,10 @@ def main() -> int:
     """1, and why, where something is missing."""
     try:
         debian.provide(debian.CHROMIUM | debian.DOCKER | debian.PODMAN)
-        with tempfile.TemporaryDirectory() as folder, engine.running(Path(folder)) as daemon:
+        with tempfile.TemporaryDirectory() as folder, docker_daemon.running(Path(folder)) as daemon:
             standins.provide(daemon.client, Path(folder))
             Stack(daemon).build_ours()
-    except (debian.NotInstalled, engine.NoEngine) as error:
+    except (debian.NotInstalled, docker_daemon.NoEngine) as error:
         print(error)
         return 1
     return 0

@@ -10,7 +10,7 @@ import pytest_asyncio
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 
 # How long an example takes says nothing on a machine that is shared.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])

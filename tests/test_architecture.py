@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
-    "demo", "experiments", "bench",
+    "toolbox", "demo", "experiments", "bench",
 )  # fmt: skip
 MAY_IMPORT = {
     "tokenpool": {"tokenpool"},
@@ -20,10 +20,11 @@ MAY_IMPORT = {
     "sidecar": {"sidecar", "dashboard", "runtime", "tokenpool"},
     "coordinator": {"coordinator", "dashboard", "runtime", "tokenpool"},
     "injector": {"injector", "runtime"},
-    "simulation": {"simulation", "tokenpool"},
-    "loadgen": {"loadgen", "runtime"},
-    "demo": {"demo"},
-    "experiments": {"experiments", "loadgen", "demo"},
+    "toolbox": {"toolbox", "loadgen"},
+    "simulation": {"simulation", "tokenpool", "toolbox"},
+    "loadgen": {"loadgen", "runtime", "tokenpool"},
+    "demo": {"demo", "toolbox"},
+    "experiments": {"experiments", "loadgen", "demo", "toolbox"},
 }
 IMPURE = {
     "aiohttp", "asyncio", "datetime", "http", "httptools", "io", "logging", "multiprocessing", "os",

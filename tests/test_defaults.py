@@ -1,11 +1,8 @@
-"""Every default of an option has its reason in docs/defaults.md; the tables there match the programs."""
+"""Every option's default is justified in docs/decisions.md: the tables there name what the programs have."""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +14,10 @@ import sidecar.settings
 from runtime import options
 
 DEFAULTS = Path(__file__).parent.parent / "docs" / "defaults.md"
-AddArguments = Callable[[argparse.ArgumentParser], None]
-PROGRAMS: dict[str, list[tuple[AddArguments, type[Any]]]] = {
-    "tokenpool-sidecar run": [(sidecar.settings.add_arguments, sidecar.settings.Settings)],
-    "tokenpool-coordinator run": [(coordinator.settings.add_arguments, coordinator.settings.Settings)],
-    "The injector": [
-        (injector.settings.add_serving_arguments, injector.settings.Settings),
-        (injector.settings.add_template_arguments, injector.settings.Template),
-    ],
+PROGRAMS: dict[str, list[type[Any]]] = {
+    "tokenpool-sidecar run": [sidecar.settings.Settings],
+    "tokenpool-coordinator run": [coordinator.settings.Settings],
+    "The injector": [injector.settings.Settings, injector.settings.Template],
 }
 CELLS = 3
 """Options with their defaults; why, with what was measured; what a tenth and ten times of it change."""
@@ -49,21 +42,9 @@ def justified(program: str) -> list[tuple[str, str]]:
 
 def actual(program: str) -> list[tuple[str, str]]:
     """Each option that the program has, with its default; nothing where it has none."""
-    found = []
-    for add_arguments, record in PROGRAMS[program]:
-        parser = argparse.ArgumentParser(add_help=False)
-        add_arguments(parser)
-        defaults = {options.option(each.name): each.default for each in fields(record)}
-        for name in parser._option_string_actions:
-            default = defaults[name]
-            found.append((name, "" if default is None or default is MISSING else _text(default)))
-    return found
-
-
-def _text(default: object) -> str:
-    if isinstance(default, bool):
-        return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return [
+        (each.flag, each.default_text) for record in PROGRAMS[program] for each in options.describe(record)
+    ]
 
 
 def test_there_is_a_table_for_each_program() -> None:

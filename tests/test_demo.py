@@ -7,14 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from demo.__main__ import sentence
-from demo.engine import free_port
 from demo.load import Tenant, p95
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,30 +45,21 @@ def test_too_few_answers_are_not_compared() -> None:
 
 
 def test_a_percentile_is_a_value_that_was_seen() -> None:
-    assert p95([float(n) for n in range(100)]) == 95
+    assert p95([float(n) for n in range(1, 101)]) == 95
     assert p95([1.0] * 4) is None
 
 
 @contextlib.contextmanager
-def simulated() -> Iterator[str]:
+def simulated(folder: Path) -> Iterator[str]:
     """An engine simulator of eight slots."""
     port = free_port()
-    command = [sys.executable, "-m", "loadgen", "engine", "--port", str(port), "--slots", "8"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                break
-            time.sleep(0.05)
+    command = [*module("loadgen"), "engine", "--port", str(port), "--slots", "8"]
+    with Process("engine", command, folder, probe=f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
-def test_the_demo_begins_with_the_live_page_and_ends_with_what_was_shown() -> None:
-    with simulated() as engine:
+def test_the_demo_begins_with_the_live_page_and_ends_with_what_was_shown(tmp_path: Path) -> None:
+    with simulated(tmp_path) as engine:
         environment = os.environ | {"DEMO_UPSTREAM": engine, "DEMO_MODEL": "tiny", "DEMO_SECONDS": "8"}
         done = subprocess.run(
             [sys.executable, "-m", "demo"],

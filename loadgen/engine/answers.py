@@ -11,7 +11,7 @@ from collections.abc import Sequence as Sequential
 from typing import Any
 
 from loadgen.engine.requests import Request
-from loadgen.engine.scheduler import Sequence
+from loadgen.engine.sequence import Sequence
 from loadgen.engine.tokens import said
 
 FINGERPRINT = "simulated"

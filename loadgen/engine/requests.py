@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from loadgen.engine.metrics import REQUESTS
+from loadgen.engine.counters import REQUESTS
 from loadgen.engine.model import Model, Policy
 from loadgen.engine.tokens import chat_text, count_of, encode, utf8
 

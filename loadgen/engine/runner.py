@@ -11,7 +11,8 @@ import random
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Sequential
 
-from loadgen.engine.scheduler import Scheduler, Sequence
+from loadgen.engine.scheduler import Scheduler
+from loadgen.engine.sequence import Sequence
 
 CATCH_UP_S = 0.05
 """A step that ends late lets the next one begin early, but not by more: a paused process was not working."""

@@ -28,7 +28,8 @@ from loadgen.engine.requests import (
     read_tokenize,
 )
 from loadgen.engine.runner import Runner
-from loadgen.engine.scheduler import Scheduler, Sequence
+from loadgen.engine.scheduler import Scheduler
+from loadgen.engine.sequence import Sequence
 from loadgen.engine.tokens import decode
 
 KEEP_ALIVE_S = 5.0

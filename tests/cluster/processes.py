@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -15,8 +11,9 @@ from typing import Any
 
 import aiohttp
 
-from demo.engine import free_port
-from demo.redis import executable
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
+from toolbox.redis import RedisProcess
 
 LIFETIME_S = 1.5
 SLOTS = 4
@@ -35,56 +32,6 @@ entitlements:
   - {name: c, pool: chat, tier: elastic, ceiling: {concurrency: 4}, api_keys: [c-key]}
   - {name: s, pool: chat, tier: spot, api_keys: [s-key]}
 """
-
-
-class Process:
-    """One process, its log and its port."""
-
-    def __init__(self, name: str, command: Sequence[str], folder: Path, *, probe: int) -> None:
-        self.name = name
-        self.probe = probe
-        self.log = folder / f"{name}.log"
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, or start it again."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
-
-    def signal(self, number: int) -> None:
-        """Send it a signal."""
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        """End it without ceremony."""
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGCONT)
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def terminate(self) -> None:
-        """Ask it to end."""
-        assert self._process is not None
-        self._process.terminate()
-        assert self._process.wait(15) == 0, self.log.read_text()
-        self._process = None
-
-    def replace(self, old: str, new: str) -> None:
-        """Start with another argument from now on."""
-        self._command = [new if part == old else part for part in self._command]
-
-    @contextlib.contextmanager
-    def paused(self) -> Any:
-        """Stop it for a while."""
-        self.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.signal(signal.SIGCONT)
 
 
 class Cluster:
@@ -107,15 +54,7 @@ class Cluster:
         self.folder = folder
         self.file = folder / "pool.yaml"
         self.file.write_text(pool)
-        self.redis_port = free_port()
-        self.redis = self._process(
-            "redis",
-            [
-                *(executable(), "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", ""),
-                *("--appendonly", "no", "--dir", str(folder), *redis_options),
-            ],
-            self.redis_port,
-        )
+        self.redis = RedisProcess(folder, *redis_options)
         self.engines, self.sidecars, self.coordinators = [], [], []
         self.urls: list[str] = []
         self.admins: list[str] = []
@@ -127,7 +66,7 @@ class Cluster:
                 self._process(
                     f"engine{number}",
                     [
-                        *(sys.executable, "-m", "loadgen.engine", "--port", str(engine)),
+                        *(*module("loadgen.engine"), "--port", str(engine)),
                         *("--slots", str(slots), "--step", str(step)),
                     ],
                     engine,
@@ -137,10 +76,10 @@ class Cluster:
                 self._process(
                     f"sidecar{number}",
                     [
-                        *(sys.executable, "-m", "sidecar", "run", "--config", str(self.file)),
+                        *(*module("sidecar"), "run", "--config", str(self.file)),
                         *("--upstream", f"http://127.0.0.1:{engine}", "--name", f"s{number}"),
                         *("--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"),
-                        *("--store", where(number, self.redis_port), "--drain-timeout", "2", *options),
+                        *("--store", where(number, self.redis.port), "--drain-timeout", "2", *options),
                     ],
                     admin,
                 )
@@ -153,8 +92,8 @@ class Cluster:
                 self._process(
                     f"coordinator{number}",
                     [
-                        *(sys.executable, "-m", "coordinator", "run", "--config", str(self.file)),
-                        *("--store", where(-1, self.redis_port), "--listen", f"127.0.0.1:{port}"),
+                        *(*module("coordinator"), "run", "--config", str(self.file)),
+                        *("--store", where(-1, self.redis.port), "--listen", f"127.0.0.1:{port}"),
                         *("--name", f"c{number}", *coordinator_options),
                     ],
                     port,

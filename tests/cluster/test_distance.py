@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import free_port
 from experiments.distance import IDLE, measure
-from experiments.processes import Part, module, running
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[int]:
     port = free_port()
-    stub = [*module("experiments.stub_engine"), str(port), str(IDLE.service_s)]
-    with running(Part("engine", stub, tmp_path, f"http://127.0.0.1:{port}/health")):
+    stub = [*module("toolbox.stub_engine"), str(port), str(IDLE.service_s)]
+    with Process("engine", stub, tmp_path, probe=f"http://127.0.0.1:{port}/health"):
         yield port
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tests.cluster.processes import Cluster
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes.scripted_engine import FakeEngine, Received
 
 KEYS = ("g-key", "c-key", "s-key")
 

@@ -52,7 +52,7 @@ async def whole(relays: list[Relay], tmp_path_factory: pytest.TempPathFactory) -
         store=lambda number, _: f"redis://127.0.0.1:{relays[0 if number == 0 else 1].port}",
     )
     for relay in relays:
-        relay.target = cluster.redis_port
+        relay.target = cluster.redis.port
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text("")
     async with cluster.running():
@@ -174,7 +174,7 @@ async def test_redis_slow(pool: Cluster, relays: list[Relay]) -> None:
 
 async def test_redis_refuses_the_password(pool: Cluster) -> None:
     async with (
-        redis.asyncio.Redis(port=pool.redis_port, single_connection_client=True) as own,
+        redis.asyncio.Redis(port=pool.redis.port, single_connection_client=True) as own,
         loaded(pool) as load,
     ):
         await own.config_set("requirepass", "changed")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from demo.engine import free_port
 from tests.cluster.load import Tenant, under_load
 from tests.cluster.processes import LIFETIME_S, POOL, Cluster
+from toolbox.ports import free_port
 
 
 @pytest_asyncio.fixture
@@ -91,7 +91,7 @@ async def test_a_sidecar_whose_own_file_differs_enforces_the_published_one(small
     other = small.folder / "other.yaml"
     other.write_text(POOL.replace("ceiling: {concurrency: 4}", "ceiling: {concurrency: 2}"))
     sidecar = small.sidecars[1]
-    sidecar.terminate()
+    assert sidecar.stop() == 0
     sidecar.replace(str(small.file), str(other))
     sidecar.start()
     await small.until_joined(10)
@@ -114,7 +114,7 @@ async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluste
     async with under_load(small.session, small.urls[:1], [Tenant("c", 4)]):
         await asyncio.sleep(1)
         before = await small.get(page)
-        small.sidecars[0].terminate()
+        assert small.sidecars[0].stop() == 0
     stopped = time.monotonic()
 
     async def is_returned() -> bool:
@@ -127,7 +127,7 @@ async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluste
     await small.until(is_returned, 1)
     assert time.monotonic() - stopped < LIFETIME_S
     assert (await small.get(page))["pools"]["chat"]["unreadable_reports"] == []
-    small.coordinators[leader].terminate()
+    assert small.coordinators[leader].stop() == 0
     assert '"stopped"' in small.coordinators[leader].log.read_text()
 
 

@@ -45,7 +45,7 @@ async def whole(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Async
         sidecars=2,
         store=lambda *_: f"redis://127.0.0.1:{relay.port}",
     )
-    relay.target = cluster.redis_port
+    relay.target = cluster.redis.port
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text("")
     async with cluster.running():
@@ -114,9 +114,9 @@ async def test_everyone_joins_where_the_address_points(
         await whole.until(lambda: _has_everyone(client), 5)
         await asyncio.sleep(1)
         spoilt = time.monotonic()
-        await spoil(client, process, whole.redis_port)
+        await spoil(client, process, whole.redis.port)
         await asyncio.sleep(pause_s)
-        relay.target = whole.redis_port
+        relay.target = whole.redis.port
         moved = time.monotonic()
         joined_s = await whole.until(lambda: _is_joined_at(whole), JOINED_S)
         await asyncio.sleep(1)
@@ -134,7 +134,7 @@ async def test_everyone_joins_where_the_address_points(
 
 async def _is_joined_at(cluster: Cluster) -> bool:
     """Whether everyone is joined, and speaks to the new server, listening too."""
-    async with redis.asyncio.Redis(port=cluster.redis_port, single_connection_client=True) as client:
+    async with redis.asyncio.Redis(port=cluster.redis.port, single_connection_client=True) as client:
         sidecars = await client.zcard("tokenpool:{chat}:alive")
         subscribed = await client.pubsub_channels("tokenpool:*")
     return (

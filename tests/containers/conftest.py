@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.containers import lent_engine, standins
-from tests.containers.engine import ContainerEngine, NoEngine, running
+from tests.containers.docker_daemon import ContainerEngine, NoEngine, running
 from tests.containers.stack import Stack
 
 NOTES: dict[str, str] = {}

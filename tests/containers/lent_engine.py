@@ -14,7 +14,7 @@ import yaml
 
 from demo import install_engine
 from tests.containers import standins
-from tests.containers.engine import ROOT, ContainerEngine
+from tests.containers.docker_daemon import ROOT, ContainerEngine
 
 _WITHIN = "/opt/engine/site-packages"
 _ENVIRONMENT = {

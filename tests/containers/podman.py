@@ -13,7 +13,7 @@ from pathlib import Path
 
 import docker
 from tests import debian
-from tests.containers.engine import NoEngine, provide
+from tests.containers.docker_daemon import NoEngine, provide
 
 SETTINGS = """\
 [containers]

@@ -13,9 +13,9 @@ from typing import Any
 
 from docker.models.containers import Container
 
-from demo.engine import free_port
 from tests.containers import standins
-from tests.containers.engine import ContainerEngine
+from tests.containers.docker_daemon import ContainerEngine
+from toolbox.ports import free_port
 
 PROJECT = "tokenpooltest"
 IMAGE = "tokenpool:local"

@@ -14,7 +14,7 @@ from pathlib import Path
 from docker.errors import DockerException, ImageNotFound
 
 import docker
-from tests.containers.engine import CACHE, NoEngine
+from tests.containers.docker_daemon import CACHE, NoEngine
 
 PYTHON, PARTS = "stand-in/python:1", "stand-in/parts:1"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"

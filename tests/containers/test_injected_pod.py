@@ -13,7 +13,7 @@ import pytest
 
 from tests.containers import podman
 from tests.containers.conftest import timed
-from tests.containers.engine import ROOT, NoEngine
+from tests.containers.docker_daemon import ROOT, NoEngine
 from tests.containers.podman import Podman
 from tests.containers.stack import IMAGE, Stack, until
 

@@ -227,7 +227,7 @@ async def test_a_pool_without_sidecars_says_so() -> None:
     assert shown.notices == ("no sidecar reports",)
     assert (shown.replicas.desired, shown.replicas.reason) == (
         None,
-        "no engine has shown yet what it sustains",
+        "the capacity of no engine is known yet",
     )
 
 
@@ -255,7 +255,7 @@ async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_s
     await pool.tick(7.0)
     shown = pool.look()
     assert shown.notices == (
-        "the lease store does not answer: no route to the lease store; what is shown is 7 s old",
+        "the lease store does not answer: no route to the lease store; the page is 7 s old",
     )
     assert shown.capacity == (2000, 20_000, 8)
 
@@ -265,10 +265,10 @@ async def test_who_looks_on_says_so() -> None:
     await pool.tick()
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.look().leader == "another coordinator; this one looks on"
+    assert pool.look().leader == "another coordinator; this one follows"
     pool.store.is_down = True
     await pool.tick()
-    assert pool.look().leader == "nobody knows: the lease store does not answer"
+    assert pool.look().leader == "unknown: the lease store does not answer"
 
 
 async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from coordinator.reader import PoolFileInvalid, read, read_apart
+from coordinator.pool_file import PoolFileInvalid, read, read_apart
 from coordinator.telemetry import OTHER, Telemetry
 from tests.coordinator.test_live import BUSY, POOL, UP, Pool
 from tokenpool.poolfile.reading import parse
@@ -91,4 +91,4 @@ async def test_without_a_child_the_file_is_read_all_the_same(
     file = tmp_path / "pool.yaml"
     file.write_text(MANY)
     assert await read_apart(file) == read(file)
-    assert "the pool file is read in this process" in caplog.text
+    assert "the work is done in this process" in caplog.text

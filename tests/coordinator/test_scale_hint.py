@@ -127,7 +127,7 @@ async def test_a_hint_that_nobody_renews_is_503_after_a_lease_and_four_ticks() -
     assert status == 503
     assert body["error"] == (
         "pool 'chat' has no scale hint: the last hint is 3.2 s old, and one older than 3 s is not served: no"
-        " coordinator leads, or no engine shows what it sustains"
+        " coordinator leads, or the capacity of no engine is known"
     )
     assert b.metrics("tokenpool_desired_replicas") == b.metrics("tokenpool_desired_replicas_reason") == []
     assert await a.desired() is None
@@ -182,7 +182,7 @@ async def test_without_a_hint_a_pool_that_has_just_begun_keeps_what_runs() -> No
     status, body = await a.scale()
     assert (status, body["error"]) == (
         503,
-        "pool 'chat' has no scale hint: no engine has shown yet what it sustains",
+        "pool 'chat' has no scale hint: the capacity of no engine is known yet",
     )
     status, body = await b.scale()
     assert (status, body["error"]) == (503, "pool 'chat' has no scale hint: the lease store was not read yet")

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from loadgen.engine.model import Model
-from loadgen.engine.scheduler import Plan, Scheduler, Sequence
+from loadgen.engine.scheduler import Plan, Scheduler
+from loadgen.engine.sequence import Sequence
 
 STEP_S = 1.0
 

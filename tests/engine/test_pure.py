@@ -14,8 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadgen.engine.__main__ import main, make_parser, model_of
 from loadgen.engine.answers import Answer
 from loadgen.engine.calibrate import CalibrationError, Point, Shape, calibrated, step_seconds, text_of
+from loadgen.engine.counters import Histogram
 from loadgen.engine.fitting import fit
-from loadgen.engine.metrics import Histogram, page
+from loadgen.engine.metrics import page
 from loadgen.engine.model import Costs, Ending, LikeError, Model, Policy, read_like
 from loadgen.engine.requests import Body, Refused, read_body, read_chat, read_completion
 from loadgen.engine.tokens import encode, pieces

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.engine.metrics import REQUESTS, TOKENS
+from loadgen.engine.counters import REQUESTS, TOKENS
 from loadgen.engine.model import Costs, Ending, Model, Policy
-from loadgen.engine.scheduler import State
+from loadgen.engine.sequence import State
 from tests.engine.steps import Engine
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from injector.container import NAME
 from injector.inject import Denial, Injection, inject
 from injector.patch import apply
 from injector.settings import Template
+from injector.sidecar_container import NAME
 
 Json = dict[str, Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from injector.container import NAME
+from injector.sidecar_container import NAME
 from tests.injector.pods import container, pod
 
 DEPLOYMENT = """\

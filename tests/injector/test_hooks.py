@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from demo.engine import free_port
 from injector.probes import Places, turned, waits_for_sidecar
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import ask, request, sidecar_for, until
+from toolbox.ports import free_port
 
 
 def places(*, engine: int = 1, admin: int = 1) -> Places:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from injector.container import NAME
 from injector.inject import Injection, inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.shape import PodMalformed
+from injector.sidecar_container import NAME
 from tests.injector.pods import (
     EXPORTER,
     LOADER,
@@ -206,7 +206,7 @@ def test_the_engine_is_started_on_the_loopback(fields: Json, expected: Json) -> 
 
 def test_an_engine_without_a_host_option_is_warned_of() -> None:
     other = engine(image="server:1", command=["serve", "--port", "8000"], args=None)
-    assert "may listen for others than the pod" in warnings(pod(other))
+    assert "may listen on other addresses" in warnings(pod(other))
     assert container(injected(pod(other)), "vllm")["command"] == ["serve", "--port", "18000"]
 
 
@@ -233,7 +233,7 @@ def test_an_engine_that_listens_where_it_is_to_be_is_not_taken_for_the_services_
 def test_a_shell_may_stay_where_it_is_but_is_warned_of() -> None:
     shell = engine(command=["sh", "-c"], args=["vllm serve m"])
     said = pod(shell, annotations={"listen-port": "8080"})
-    assert "may listen for others than the pod" in warnings(said)
+    assert "may listen on other addresses" in warnings(said)
     assert container(injected(said), "vllm")["args"] == ["vllm serve m"]
 
 
@@ -460,9 +460,9 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"drain-timeout": "0"}, "annotation tokenpool.io/drain-timeout: '0' is not a number above 0"),
         ({"engine-probes": "http"}, "'http' is not one of auto, exec, sidecar"),
         ({"bind": "127.0.0.1"}, "annotation tokenpool.io/bind: '127.0.0.1' is not one of"),
-        ({"sidecar-args": "--listen :1"}, "--listen is the injector's to give; leave it out"),
+        ({"sidecar-args": "--listen :1"}, "--listen is set by the injector; leave it out"),
         ({"sidecar-args": "--tls-cert /x"}, "--tls-cert names a file that the injector does not mount"),
-        ({"sidecar-args": "--store=redis://x"}, "--store is the injector's to give; leave it out"),
+        ({"sidecar-args": "--store=redis://x"}, "--store is set by the injector; leave it out"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),
         ({"container": "engine"}, "'engine' is no container here; there is vllm, gpu-exporter"),

@@ -18,15 +18,15 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.engine import free_port
 from injector.app import Injector
-from injector.container import NAME
 from injector.patch import apply
 from injector.review import ReviewMalformed, answer
 from injector.settings import Settings, Template
+from injector.sidecar_container import NAME
 from runtime.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
 from tests.injector.pods import VLLM, Json, pod
+from toolbox.ports import free_port
 
 
 def review(object_: Json | None, **request: Any) -> Json:

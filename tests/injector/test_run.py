@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from demo.engine import free_port
 from tests.injector.pods import container, injected, option, pod, sidecar
+from toolbox.ports import free_port
 
 POOL = """
 pools:

@@ -18,10 +18,10 @@ import yaml
 from coordinator import settings as coordinator_settings
 from coordinator.telemetry import Telemetry
 from injector import settings as injector_settings
-from injector.container import NAME
 from injector.inject import Injection, inject
 from injector.patch import apply
 from injector.settings import Template
+from injector.sidecar_container import NAME
 from sidecar import settings as sidecar_settings
 from tests.k8s.kustomize import Json, build
 from tokenpool.entitlements import KeySource, PoolFile

@@ -37,7 +37,7 @@ async def test_a_coordinator_shows_what_all_sidecars_shed_and_ends_while_looked_
                     break
         assert shed["shed_per_s"] > 0
         assert all(each["why"] and each["per_s"] > 0 for each in shed["sheds"])
-        await asyncio.to_thread(cluster.coordinators[0].terminate)
+        assert await asyncio.to_thread(cluster.coordinators[0].stop) == 0
         async with asyncio.timeout(5):
             async for _ in looks(response):
                 pass

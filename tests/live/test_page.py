@@ -17,7 +17,7 @@ from dashboard.snapshot import Looks, Snapshot, Wanted
 from runtime.options import Addresses
 from sidecar.app import Sidecar
 from tests.dashboard.snapshots import entitlement, pool
-from tests.fakes.engine import FakeEngine, Held
+from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.live.browser import Page, page_at
 from tests.sidecar.harness import POOL, ask, request, sidecar_for, until
 

@@ -163,7 +163,7 @@ def changed(old: str, new: str) -> str:
     [
         ("", "s.yaml:1: the file is empty; add 'name:' and 'tenants:'"),
         ("name: [", "not YAML"),
-        ("- a", "s.yaml:1: the scenario is not a mapping but a list; write it as 'name: value' lines"),
+        ("- a", "s.yaml:1: the scenario is not a mapping but a list; give it fields: name, seed"),
         (HEAD, "s.yaml:1: the scenario has no tenants; add 'tenants:'"),
         (HEAD + "tenants: []\n", "s.yaml:4: tenants is empty; add at least one tenant"),
         (HEAD + "seed: 1\nseed: 2\n" + ONE, "s.yaml:5: seed is given twice; keep one of the two"),
@@ -222,7 +222,10 @@ def changed(old: str, new: str) -> str:
         (changed("to: 60}", "to: 61}"), "s.yaml:29: phases[0].to is 61; write at most 60 seconds"),
         (changed("{spot: 0}", "{spto: 0}"), "phases[1].rates.spto names no tenant; use one of gold, spot"),
         (changed("signal: KILL, ", ""), "s.yaml:33: faults[1] is no single thing to do; give either 'run:'"),
-        (changed("signal: KILL", "signal: HUP"), "s.yaml:33: faults[1].signal is 'HUP'; use one of STOP"),
+        (
+            changed("signal: KILL", "signal: HUP"),
+            "s.yaml:33: faults[1].signal is 'HUP', which is not one of STOP",
+        ),
         (changed(", pid_file: engine.pid", ""), "s.yaml:33: faults[1] has no pid_file; add 'pid_file:'"),
         (
             changed("[docker, stop, engine]", "[]"),
@@ -233,7 +236,7 @@ def changed(old: str, new: str) -> str:
             changed("route: completions", "route: chat"),
             "s.yaml:6: prompt is ids, which the chat route does not take",
         ),
-        (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is not true or false but 'maybe'"),
+        (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is neither true nor false but 'maybe'"),
         (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
         (
             HEAD + "tenants: [{name: a, arrivals: {replay: {file: '/dev/null'}}, input: 3}]",

@@ -16,7 +16,6 @@ from loadgen.statistics import (
     gap_histogram,
     histogram_percentile,
     jain,
-    median,
     merged,
     nice_width,
     percentile,
@@ -100,11 +99,6 @@ def test_jains_index_is_as_its_author_computed_it() -> None:
     assert jain([1, 0, 0, 0]) == 0.25
     assert jain([1, 2, 3]) == pytest.approx(36 / 42)
     assert jain([]) == jain([0, 0]) == 1.0
-
-
-def test_the_median_of_runs_is_in_their_middle() -> None:
-    assert median([3, 1, 2]) == 2
-    assert median([4, 1, 2, 3]) == 2.5
 
 
 def test_values_fall_into_the_window_of_their_moment() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +15,9 @@ from typing import Any
 import pytest
 
 from demo import install_engine
-from demo.engine import Engine, free_port
+from demo.vllm_process import VllmProcess
+from toolbox.ports import free_port
+from toolbox.processes import Process, module
 
 SLOTS = 8
 POOL = f"""
@@ -79,47 +79,24 @@ def running_sidecar(upstream: str, folder: Path, pool: str = POOL, *options: str
     file = folder / "pool.yaml"
     file.write_text(pool)
     listen, admin = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
-    with (folder / "sidecar.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "sidecar", "run", "--config", str(file), "--upstream", upstream),
-                *("--listen", listen, "--admin", admin, "--drain-timeout", "2", *options),
-            ],
-            stderr=log,
-        )
-    try:
-        sidecar = Sidecar(f"http://{listen}", f"http://{admin}")
-        deadline = time.monotonic() + 20
-        while not _is_ready(sidecar.admin):
-            assert process.poll() is None, (folder / "sidecar.log").read_text()
-            assert time.monotonic() < deadline, (folder / "sidecar.log").read_text()
-            time.sleep(0.05)
-        yield sidecar
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def _is_ready(admin: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{admin}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+    command = [*module("sidecar"), "run", "--config", str(file), "--upstream", upstream]
+    command += ["--listen", listen, "--admin", admin, "--drain-timeout", "2", *options]
+    with Process("sidecar", command, folder, probe=f"http://{admin}/readyz"):
+        yield Sidecar(f"http://{listen}", f"http://{admin}")
 
 
 @pytest.fixture(scope="session")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
     """A real vLLM with eight slots."""
     if not install_engine.is_installed():
         pytest.fail(f"the real engine is not installed: run 'make engine'; {install_engine.HELP}")
     log = tmp_path_factory.mktemp("vllm") / "engine.log"
-    with Engine(log=log, max_num_seqs=SLOTS) as engine:
+    with VllmProcess(log=log, max_num_seqs=SLOTS) as engine:
         yield engine
 
 
 @pytest.fixture(scope="session")
-def front(vllm: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
+def front(vllm: VllmProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     """A sidecar in front of it."""
     with running_sidecar(vllm.url, tmp_path_factory.mktemp("front")) as sidecar:
         yield sidecar

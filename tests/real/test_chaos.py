@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from demo.engine import Engine
+from demo.vllm_process import VllmProcess
 from tests.real.conftest import Sidecar, running_sidecar
 from tests.real.flaky import FlakyRelay
 
@@ -96,7 +96,7 @@ async def play(sidecar: Sidecar) -> Counter[str]:
     return sum((client.ways for client in clients), Counter())
 
 
-async def test_nothing_is_left_whatever_became_of_the_requests(vllm: Engine, tmp_path: Path) -> None:
+async def test_nothing_is_left_whatever_became_of_the_requests(vllm: VllmProcess, tmp_path: Path) -> None:
     relay = FlakyRelay(vllm.port, SEED, kills=0.08, stalls=0.03)
     async with relay.running():
         with contextlib.ExitStack() as stack:

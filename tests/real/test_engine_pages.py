@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from demo import install_engine
-from demo.engine import Engine
+from demo.vllm_process import VllmProcess
 from tests.real.conftest import POOL, Sidecar, running_sidecar
 
 
@@ -47,7 +47,7 @@ KEYS = ("guaranteed-key", "elastic-key", "spot-key")
 
 def test_e3_the_kv_capacity_of_two_data_parallel_engines_is_their_sum(tmp_path: Path) -> None:
     options = ("--data-parallel-size", "2")
-    with Engine(log=tmp_path / "engine.log", max_model_len=512, extra=options) as engine:
+    with VllmProcess(log=tmp_path / "engine.log", max_model_len=512, extra=options) as engine:
         told = {
             labels["engine"]: int(labels["kv_cache_size_tokens"])
             for line in get(f"{engine.url}/metrics").splitlines()
@@ -69,7 +69,7 @@ def test_e3_the_kv_capacity_of_two_data_parallel_engines_is_their_sum(tmp_path: 
 
 
 def test_e2_an_encoder_only_engine_has_no_kv_bound(tmp_path: Path) -> None:
-    with Engine(log=tmp_path / "engine.log", model="encoder", max_model_len=512) as engine:
+    with VllmProcess(log=tmp_path / "engine.log", model="encoder", max_model_len=512) as engine:
         assert 'num_gpu_blocks="1"' in get(f"{engine.url}/metrics")
         pool = POOL.replace("models: [tiny]", "models: [encoder]")
         with running_sidecar(engine.url, tmp_path, pool) as sidecar:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from demo.engine import Engine
+from demo.vllm_process import VllmProcess
 from tests.real.conftest import Sidecar
 
 LONG = "word " * 4000
@@ -49,7 +49,7 @@ def said(content: object) -> list[dict[str, object]]:
     ],
 )
 def test_a_text_that_is_cut_is_served_and_settled_as_what_is_left(
-    vllm: Engine, front: Sidecar, path: str, fields: dict[str, Any], tokens: int
+    vllm: VllmProcess, front: Sidecar, path: str, fields: dict[str, Any], tokens: int
 ) -> None:
     fields = fields | {"max_tokens": 1}
     whole = {name: value for name, value in fields.items() if name != "truncate_prompt_tokens"}
@@ -60,7 +60,7 @@ def test_a_text_that_is_cut_is_served_and_settled_as_what_is_left(
     front.until_whole()
 
 
-def test_a_bound_that_means_nothing_is_refused_by_both(vllm: Engine, front: Sidecar) -> None:
+def test_a_bound_that_means_nothing_is_refused_by_both(vllm: VllmProcess, front: Sidecar) -> None:
     for bound in (-2, 1.5, "x"):
         for url in (vllm.url, front.url):
             assert post(url + COMPLETIONS, {"prompt": "hi", "truncate_prompt_tokens": bound})[0] == 400
@@ -75,14 +75,14 @@ def test_a_bound_that_means_nothing_is_refused_by_both(vllm: Engine, front: Side
     ],
 )
 def test_embeddings_in_place_of_a_prompt_are_refused_by_name(
-    vllm: Engine, front: Sidecar, path: str, fields: dict[str, Any], param: str
+    vllm: VllmProcess, front: Sidecar, path: str, fields: dict[str, Any], param: str
 ) -> None:
     assert post(vllm.url + path, fields)[0] == 400  # without --enable-prompt-embeds
     status, answer = post(front.url + path, fields)
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-def test_token_ids_beside_messages_are_what_the_engine_reads(vllm: Engine, front: Sidecar) -> None:
+def test_token_ids_beside_messages_are_what_the_engine_reads(vllm: VllmProcess, front: Sidecar) -> None:
     fields = {"messages": said("hi"), "max_tokens": 1, "kv_transfer_params": {"prompt_token_ids": [7] * 321}}
     for url in (vllm.url, front.url):
         status, answer = post(url + CHAT, fields)
@@ -98,7 +98,7 @@ def test_token_ids_beside_messages_are_what_the_engine_reads(vllm: Engine, front
     ],
 )
 def test_texts_beside_parts_are_read_as_the_engine_reads_them(
-    vllm: Engine, front: Sidecar, content: object, status: int
+    vllm: VllmProcess, front: Sidecar, content: object, status: int
 ) -> None:
     fields = {"messages": said(content), "max_tokens": 1}
     (one, direct), (other, relayed) = (post(url + CHAT, fields) for url in (vllm.url, front.url))
@@ -107,7 +107,7 @@ def test_texts_beside_parts_are_read_as_the_engine_reads_them(
         assert direct["usage"]["prompt_tokens"] == relayed["usage"]["prompt_tokens"]
 
 
-def test_what_is_wrong_in_a_content_is_refused_by_both_and_named(vllm: Engine, front: Sidecar) -> None:
+def test_what_is_wrong_in_a_content_is_refused_by_both_and_named(vllm: VllmProcess, front: Sidecar) -> None:
     fields = {"messages": said([{"type": "text", "text": "x"}, 5])}
     assert post(vllm.url + CHAT, fields)[0] == 400
     status, answer = post(front.url + CHAT, fields)
@@ -128,7 +128,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize(("path", "field"), NUMBERS)
 def test_numbers_are_read_as_the_engine_reads_them(
-    vllm: Engine, front: Sidecar, path: str, field: str
+    vllm: VllmProcess, front: Sidecar, path: str, field: str
 ) -> None:
     prompt = {COMPLETIONS: '"prompt":"hi"', "/v1/responses": '"input":"hi"'}
     fields = prompt.get(path, '"messages":[{"role":"user","content":"hi"}]')
@@ -139,7 +139,7 @@ def test_numbers_are_read_as_the_engine_reads_them(
         assert [post(url + path, body)[0] for url in (vllm.url, front.url)] == [status] * 2, number
 
 
-def test_token_ids_may_be_integral_floats(vllm: Engine, front: Sidecar) -> None:
+def test_token_ids_may_be_integral_floats(vllm: VllmProcess, front: Sidecar) -> None:
     for url in (vllm.url, front.url):
         status, answer = post(url + COMPLETIONS, {"prompt": [7.0, 8, 9.0], "max_tokens": 1})
         assert (status, answer["usage"]["prompt_tokens"]) == (200, 3)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from demo.engine import Engine
+from demo.vllm_process import VllmProcess
 from tests.real.conftest import Sidecar
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 12}
@@ -171,7 +171,7 @@ def content_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[bytes, ...]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_client_gets_what_the_engine_says(name: str, vllm: Engine, front: Sidecar) -> None:
+def test_the_client_gets_what_the_engine_says(name: str, vllm: VllmProcess, front: Sidecar) -> None:
     path, body = CASES[name]
 
     direct, proxied = curl(vllm.url + path, body), curl(front.url + path, body)
@@ -197,7 +197,7 @@ def _length_of_ids(header: str, proxied: tuple[Any, ...], direct: tuple[Any, ...
     return header == "content-length" and len(proxied[2]) == len(direct[2])
 
 
-def test_streams_are_settled_from_the_engines_own_usage(vllm: Engine, front: Sidecar) -> None:
+def test_streams_are_settled_from_the_engines_own_usage(vllm: VllmProcess, front: Sidecar) -> None:
     before = front.state()["entitlements"]["guaranteed"]
     path, body = CASES["chat stream"]
     direct = json.loads(curl(vllm.url + path, body | {"stream": False})[2])["usage"]

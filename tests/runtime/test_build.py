@@ -20,7 +20,7 @@ from coordinator.admin import Admin
 from coordinator.telemetry import Telemetry
 from runtime import build
 from runtime.build import DATA_PATH, BuildInfo, are_compiled, this_build
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 from tests.sidecar.harness import sidecar_for
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import CHAT, POOL, ask, is_whole, request, sidecar_for, until
 
 ONE_EACH = """

@@ -22,8 +22,16 @@ from hypothesis import strategies as st
 from sidecar.app import Sidecar
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
-from tests.fakes import engine as fake
-from tests.fakes.engine import DONE, FINISH_EVENT, FakeEngine, Received, chunk, token_event, usage_event
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import (
+    DONE,
+    FINISH_EVENT,
+    FakeEngine,
+    Received,
+    chunk,
+    token_event,
+    usage_event,
+)
 from tests.sidecar.harness import (
     CHAT,
     STREAM,

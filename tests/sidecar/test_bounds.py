@@ -26,8 +26,8 @@ from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.receiving import has_left
 from sidecar.proxy.request_parser import RequestParser
 from tests.certificates import certify
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Held, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.sidecar.harness import (
     STREAM,
     Response,

@@ -29,7 +29,7 @@ from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify
-from tests.fakes.engine import FakeEngine, Held, Received, unary
+from tests.fakes.scripted_engine import FakeEngine, Held, Received, unary
 from tests.sidecar.harness import CHAT, POOL, Response, ask, request, settings_of, sidecar_for, until
 from tokenpool.outcomes import Reason
 

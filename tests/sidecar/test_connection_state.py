@@ -12,7 +12,7 @@ import pytest
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.connection_state import LIFE, PHASES, SERVING, IllegalTransition, Life, Phase, Serving
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import request, sidecar_for
 from tests.sidecar.memory import connect
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from sidecar.app import Sidecar
-from tests.fakes import engine as fake
-from tests.fakes.engine import Answer, FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import Answer, FakeEngine, Received
 from tests.sidecar.harness import POOL, admin, ask, is_whole, request, sidecar_for, until
 
 METRICS, MODELS, HEALTH = "/metrics", "/v1/models", "/health"

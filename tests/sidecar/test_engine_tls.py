@@ -15,8 +15,8 @@ import pytest
 from runtime.options import Origin, SettingsError
 from sidecar.app import Sidecar
 from tests.certificates import certify, serving
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
     STREAM,
     admin,

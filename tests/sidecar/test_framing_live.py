@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.framing import CASES, REPLIES
 from tests.sidecar.framing.cases import Broken, Case, Relayed, Reply, get
 from tests.sidecar.framing.judge import (

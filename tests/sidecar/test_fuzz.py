@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import strategies as st
 
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 from tests.sidecar.framing import CASES
 from tests.sidecar.fuzzing import BATCH, LIMITS, LONGEST_S, Arena, fuzz, mutated, pieces, send
 from tests.sidecar.harness import CHAT, POOL, STREAM, is_whole, request, sidecar_for, until

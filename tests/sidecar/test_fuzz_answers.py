@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import strategies as st
 
-from tests.fakes.engine import (
+from tests.fakes.scripted_engine import (
     DONE,
     FINISH_EVENT,
     STREAM_HEAD,

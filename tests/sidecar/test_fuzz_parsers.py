@@ -21,7 +21,7 @@ from sidecar.dialects.fields import with_priority
 from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
 from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import RequestFramer, RequestHead, ResponseHead
-from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
+from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tests.sidecar.fuzzing import fuzz, mutated, pieces
 from tests.sidecar.strict import answers, requests
 from tokenpool.entitlements import Entitlement, Pricing, Tier

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.proxy.head_cache import CachedHead, only_chunk
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 from tests.sidecar.harness import POOL, connected, is_whole, read_response, request, sidecar_for
 
 HEAD = b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nX: y\r\n\r\n"

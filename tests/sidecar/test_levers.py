@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runtime.options import SettingsError
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
     CHAT,
     STREAM,

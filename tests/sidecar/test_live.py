@@ -12,18 +12,18 @@ from typing import Any
 
 import aiohttp
 
-from demo.engine import free_port
 from sidecar.app import Sidecar
 from sidecar.configuration import load
 from sidecar.replication import Replication
 from sidecar.report import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals
-from tests.fakes.engine import FakeEngine, Held
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
 from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
 from tokenpool.planning.idle import IdleTerms
+from toolbox.ports import free_port
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
-from tests.fakes.engine import FakeEngine
+from tests.fakes.scripted_engine import FakeEngine
 from tests.sidecar.corpus import Case, cases
 from tests.sidecar.harness import POOL, ask, is_whole, request, sidecar_for
 

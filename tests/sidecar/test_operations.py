@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from demo.engine import free_port
 from runtime.logs import JsonFormatter
 from sidecar.app import raise_open_files
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import POOL, admin, ask, is_whole, read_response, request, sidecar_for, until
+from toolbox.ports import free_port
 
 
 async def test_state_shows_what_decides(engine: FakeEngine, tmp_path: Path) -> None:

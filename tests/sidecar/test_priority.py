@@ -17,8 +17,8 @@ from sidecar.dialects import openai
 from sidecar.dialects.fields import with_priority, without_priority
 from sidecar.dialects.refusals import concerns_priority
 from sidecar.proxy.exchange import MOST_JUDGED
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
     CHAT,
     STREAM,

@@ -12,8 +12,8 @@ import pytest
 from sidecar.decisions import AdmittedRequest, Refusal
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
     CHAT,
     STREAM,

@@ -16,7 +16,7 @@ from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, Malformed, Parsed
 from sidecar.dialects.items import MOST_ITEMS, MOST_SEQUENCES
 from sidecar.dialects.routes import ROUTES
-from tests.fakes.engine import FakeEngine, Received, unary
+from tests.fakes.scripted_engine import FakeEngine, Received, unary
 from tests.sidecar.harness import CHAT, ask, is_whole, request, sidecar_for
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import WINDOW, Ask, Cost, EngineShape, Pricer, Usage

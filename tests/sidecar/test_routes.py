@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sidecar.app import Sidecar
-from tests.fakes import engine as fake
-from tests.fakes.engine import FakeEngine, Held, Received
+from tests.fakes import scripted_engine as fake
+from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.sidecar.harness import POOL, ask, connected, is_whole, read_response, request, sidecar_for, until
 
 MESSAGES = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}

@@ -13,8 +13,8 @@ from typing import Any
 from sidecar.app import Sidecar
 from sidecar.configuration import load
 from sidecar.replication import Replication
-from tests.fakes.engine import FakeEngine, Held
 from tests.fakes.memory_store import MemoryStore
+from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
 from tokenpool.leases.settings import Mode

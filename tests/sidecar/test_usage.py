@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.dialects.usage_readers import BodyReader, ResponseReader, Stamp, StreamReader
-from tests.fakes.engine import DONE, FINISH_EVENT, token_event, usage_event
+from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tokenpool.pricing.cost import Usage
 
 NESTED = (

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from demo.engine import free_port
-from demo.redis import executable
 from tests.store.servers import redis_server
 from tokenpool.leases.messages import LeaseRequest, Limit, Message
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import AddressInvalid, open_store, shown
+from toolbox.ports import free_port
+from toolbox.processes import Process
+from toolbox.redis import executable
 
 TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 LIMIT = Limit(100, 1000, 4, 200)
@@ -109,27 +110,8 @@ async def test_the_master_that_sentinels_name(tmp_path: Path) -> None:
         config.write_text(
             f"port {watch}\nsentinel monitor group 127.0.0.1 {port} 1\nsentinel auth-pass group word\n"
         )
-        process = subprocess.Popen(
-            [executable(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            until_it_answers(watch)
+        with Process("sentinel", [executable(), str(config), "--sentinel"], folder, probe=watch):
             await works(f"redis+sentinel://:word@127.0.0.1:{free_port()},127.0.0.1:{watch}/group/0")
-        finally:
-            process.kill()
-            process.wait()
-
-
-def until_it_answers(port: int) -> None:
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            assert redis.Redis(port=port).ping()
-        except redis.ConnectionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        else:
-            return
 
 
 async def test_a_cluster(tmp_path: Path) -> None:

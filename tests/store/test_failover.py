@@ -19,7 +19,6 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from demo.engine import free_port
 from experiments.relay import Relay
 from tests.store.servers import redis_server
 from tokenpool.leases.messages import FREED, LeaseRequest, Limit, Message, Push
@@ -27,6 +26,7 @@ from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import StoreDown
 from tokenpool.store.address import open_store
 from tokenpool.store.redis import RedisStore
+from toolbox.ports import free_port
 
 TERMS = IdleTerms((50.0, 500.0, 2.0), (100.0, 1000.0, 4.0))
 LIMIT = Limit(100, 1000, 4, 200)

@@ -23,6 +23,7 @@ from tokenpool.outcomes import Ending
 from tokenpool.planning.planner import PlanInput, PlannerSettings, plan
 from tokenpool.planning.profiles import Profile
 from tokenpool.pricing.cost import Ask, EngineShape, Usage
+from toolbox.fairness import deviation, jain_by_weight
 
 TICK_S = 0.25
 TOKENS_PER_SEQUENCE_S = 100.0
@@ -147,9 +148,9 @@ class _Run:
         self.served.append((began, worker.tenant, (now - began) * TOKENS_PER_SEQUENCE_S))
         self._push(now, worker, None)
 
-    def _service(self, start: float, end: float) -> list[float]:
+    def _service(self, start: float, end: float) -> dict[int, float]:
         """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
-        totals = [0.0] * len(self.accounts)
+        totals = dict.fromkeys(range(len(self.accounts)), 0.0)
         for began, tenant, tokens in self.served:
             lasted = tokens / TOKENS_PER_SEQUENCE_S
             inside = min(began + lasted, end) - max(began, start)
@@ -158,26 +159,15 @@ class _Run:
         return totals
 
     def _judge(self) -> Convergence:
-        weights = [a.entitlement.weight for a in self.accounts]
+        weights = {number: a.entitlement.weight for number, a in enumerate(self.accounts)}
         windows = [
             self._service(CUT_AT_S + 20 + offset, CUT_AT_S + 80 + offset)
             for offset in range(0, int(END_S - CUT_AT_S - 85), 5)
         ]
-        deviations = [
-            abs(served / sum(window) / (weight / sum(weights)) - 1)
-            for window in windows
-            for served, weight in zip(window, weights, strict=True)
-        ]
         possible = 60 * self.capacity(END_S).tokens_per_second
         return Convergence(
-            jain(self._service(CUT_AT_S, CUT_AT_S + 20), weights),
-            min(jain(window, weights) for window in windows),
-            max(deviations),
-            sum(windows[-1]) / possible,
+            jain_by_weight(self._service(CUT_AT_S, CUT_AT_S + 20), weights),
+            min(jain_by_weight(window, weights) for window in windows),
+            max(deviation(window, weights) for window in windows),
+            sum(windows[-1].values()) / possible,
         )
-
-
-def jain(service: Sequence[float], weights: Sequence[float]) -> float:
-    """Jain's index of weighted service: 1 when everyone has its share, 1/n when one has it all."""
-    normal = [s / w for s, w in zip(service, weights, strict=True)]
-    return sum(normal) ** 2 / (len(normal) * sum(x * x for x in normal))

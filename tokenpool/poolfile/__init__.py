@@ -1,14 +1,14 @@
 """The pool file: text in, valid records or located problems out.
 
-``nodes`` reads YAML without losing lines, ``reading`` makes records of it, ``checks`` holds the records
-against each other, ``explain`` tells a human what they amount to. Pure: variables and key files are read
-by the sidecar.
+``reading`` makes records of YAML, ``checks`` compares the records with each other, ``explain`` describes them
+for people. Pure: the sidecar reads variables and key files.
 """
 
 from __future__ import annotations
 
 from tokenpool.poolfile.explain import explain
-from tokenpool.poolfile.problems import PoolFileError, Problem
+from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import Parsed, parse
+from tokenpool.yaml_nodes import Problem
 
 __all__ = ["Parsed", "PoolFileError", "Problem", "explain", "parse"]

@@ -10,7 +10,7 @@ import hashlib
 
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
-from tokenpool.poolfile.nodes import Problems
+from tokenpool.yaml_nodes import Problems
 
 
 class Located:

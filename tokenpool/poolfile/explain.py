@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
-
-if TYPE_CHECKING:
-    from tokenpool.poolfile.reading import Parsed
+from tokenpool.poolfile.reading import Parsed
 
 
 def explain(parsed: Parsed) -> str:

@@ -1,22 +1,10 @@
-"""Problems of a pool file: each names its line, the thing and the fix."""
+"""The error of an invalid pool file: it carries all problems, each with its line and fix."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True, order=True)
-class Problem:
-    """One thing that is wrong (or, as a warning, doubtful)."""
-
-    line: int
-    message: str
-    fix: str
-
-    def render(self, name: str) -> str:
-        """As ``pool.yaml:12: what is wrong; what to do``."""
-        return f"{name}:{self.line}: {self.message}; {self.fix}"
+from tokenpool.yaml_nodes import Problem
 
 
 class PoolFileError(ValueError):

@@ -23,8 +23,8 @@ from tokenpool.entitlements import (
     Tier,
 )
 from tokenpool.poolfile.checks import Located, check
-from tokenpool.poolfile.nodes import Node, Problems, root
-from tokenpool.poolfile.problems import PoolFileError, Problem
+from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
     Dimension.TOKENS_PER_SECOND: "tokens per second",
@@ -46,7 +46,7 @@ class Parsed:
 def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
     """Read a pool file. Raises ``PoolFileError`` with every problem found, not only the first."""
     problems = Problems()
-    top = root(text, problems)
+    top = root(text, problems, fields="'pools:' and 'entitlements:'")
     file = _file(top, problems) if top is not None else None
     if problems.errors or file is None:
         raise PoolFileError(name, problems.errors)

@@ -1,4 +1,4 @@
-"""The sidecar's own container, its volumes, and what the pod needs for it. Pure: a wish becomes objects."""
+"""The sidecar's container, its volumes, and the times that a pod with it needs. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine import LOOPBACK
+from injector.engine_container import LOOPBACK
 from injector.settings import Template
 from injector.shape import Json
 
@@ -16,16 +16,16 @@ PROXY_PORT_NAME = "tokenpool"
 _ROOT = "/etc/tokenpool"
 _POOL_VOLUME, _KEYS_VOLUME, _KEY_VOLUME = "tokenpool-pool", "tokenpool-keys", "tokenpool-upstream-key"
 STOP_S = 15
-"""What is left of a pod's time when the sidecar has drained: for the engine to end."""
+"""Time for the engine's end after the sidecar has drained."""
 _HOOK_S = 2
-"""What the hooks themselves may take."""
+"""Time for the hooks themselves."""
 _START_S = 5
-"""... and how long after one another they may begin, on a busy node."""
+"""The longest time between the starts of two hooks on a busy node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The ports of one pod, once they are settled."""
+    """The chosen ports of one pod."""
 
     engine: int
     listen: int
@@ -83,7 +83,7 @@ def _arguments(template: Template, ports: Settled) -> list[str]:
 
 
 def _store(secret: str) -> Json:
-    """From a Secret into the environment: a URL with a password is not for whoever may read pods."""
+    """From a Secret into the environment, because readers of pods must not see the password in the URL."""
     return {"name": "TOKENPOOL_STORE", "valueFrom": {"secretKeyRef": {"name": secret, "key": "url"}}}
 
 
@@ -98,10 +98,10 @@ def _asks(path: str, port: int, **timing: int) -> Json:
 
 
 def _ends(template: Template) -> str:
-    """The hook before the sidecar's end. For so long new requests are taken: others learn late of the end.
+    """The hook before the sidecar's end. Until then it accepts requests: clients learn late of the end.
 
-    A native sidecar is told to stop only when the engine is gone, which is too late to drain: it is told
-    here. A plain one is told by the kubelet, and a second signal would end its requests at once.
+    The kubelet stops a native sidecar only after the engine, which is too late to drain. So this hook sends
+    the signal. The kubelet itself stops a plain sidecar, and a second signal would end its requests at once.
     """
     waits = f"import os, signal, time; time.sleep({template.drain_delay:g})"
     return f"{waits}; os.kill(1, signal.SIGTERM)" if template.native else waits
@@ -118,12 +118,12 @@ def _resources(template: Template) -> Json:
 
 
 def volumes(template: Template) -> list[Json]:
-    """What the sidecar mounts."""
+    """The volumes that the sidecar mounts."""
     return [{"name": name, **source} for name, _, source in _mounts(template)]
 
 
 def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, path and source. Whole folders: what is mounted as a single file is never renewed."""
+    """Name, path and source. Whole folders, because Kubernetes never updates a file that is mounted alone."""
     found = [(_POOL_VOLUME, f"{_ROOT}/pool", {"configMap": {"name": template.pool_config}})]
     for name, folder, secret in (
         (_KEYS_VOLUME, "keys", template.keys_secret),

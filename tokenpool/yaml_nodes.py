@@ -1,6 +1,7 @@
-"""YAML with lines: typed access to a document's nodes that collects problems instead of stopping.
+"""YAML with line numbers: typed access to the values of a document. Pool files and load scenarios use it.
 
-Knows nothing of pools. Every accessor returns ``None`` (or the default) where it reported a problem.
+Problems go to a ``Problems`` object. The one here collects them, so that a reader can report all of them. The
+load generator's raises an error at the first. An accessor that reported a problem returns ``None``.
 """
 
 from __future__ import annotations
@@ -9,47 +10,63 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from tokenpool.poolfile.problems import Problem
-
 _MOST_BYTES = 16 << 20
 """Some 50,000 entitlements."""
 _MOST_DEPTH = 20
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser, where PyYAML was built with it: 2,000 entitlements are read in a fifth of the time."""
 _PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?")
 """Numbers that YAML and Python read alike. YAML has more: octal, sexagesimal, .inf."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One error (or, as a warning, one doubt)."""
+
+    line: int
+    """From 1."""
+    message: str
+    """What is wrong, with the name of the value."""
+    fix: str
+
+    def render(self, name: str) -> str:
+        """As ``pool.yaml:12: what is wrong; what to do``."""
+        return f"{name}:{self.line}: {self.message}; {self.fix}"
+
+
 class Problems:
-    """Collects what is wrong with a file."""
+    """Collects the problems of a file."""
 
     def __init__(self) -> None:
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
 
     def error(self, line: int, message: str, fix: str) -> None:
-        """Report something that keeps the file from being in force."""
+        """Report something that makes the file invalid."""
         self.errors.append(Problem(line, message, fix))
 
     def warn(self, line: int, message: str, fix: str) -> None:
-        """Report something doubtful."""
+        """Report something that is probably a mistake, though the file is valid."""
         self.warnings.append(Problem(line, message, fix))
 
 
 class Node:
-    """One value of the document, and where it stands."""
+    """One value of the document, with its place."""
 
-    __slots__ = ("_node", "_problems", "path")
+    __slots__ = ("_node", "_prefix", "_problems", "path")
 
-    def __init__(self, node: yaml.Node, path: str, problems: Problems) -> None:
+    def __init__(self, node: yaml.Node, path: str, problems: Problems, *, is_root: bool = False) -> None:
         self._node = node
         self._problems = problems
         self.path = path
-        """What the value is called in messages, such as ``pools[0].name``."""
+        """The value's name in messages, such as ``pools[0].name``."""
+        self._prefix = "" if is_root else f"{path}."
 
     @property
     def line(self) -> int:
@@ -69,25 +86,43 @@ class Node:
         """Whether the value has fields."""
         return isinstance(self._node, yaml.MappingNode)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list."""
+        return isinstance(self._node, yaml.SequenceNode)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the value is a plain number."""
+        return isinstance(self._node, yaml.ScalarNode) and self._node.tag in _NUMBERS
+
     def fields(self, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Node]:
         """The fields of a mapping; unknown, repeated and missing ones are problems."""
+        found = self._fields(known, f"give it fields: {', '.join(known)}")
+        for name in required if self.is_mapping else ():
+            if name not in found:
+                self.error(f"has no {name}", f"add '{name}:'")
+        return found
+
+    def named(self) -> dict[str, Node]:
+        """The fields of a mapping with any names; repeated ones are problems."""
+        return self._fields(None, "write it as 'name: value' lines")
+
+    def _fields(self, known: Sequence[str] | None, fix: str) -> dict[str, Node]:
         if not isinstance(self._node, yaml.MappingNode):
-            self.error(f"is not a mapping but {self._kind()}", f"give it fields: {', '.join(known)}")
+            self.error(f"is not a mapping but {self._kind()}", fix)
             return {}
         found: dict[str, Node] = {}
         for key, value in self._node.value:
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
             line = int(key.start_mark.line) + 1
-            where = f"{self.path}.{name}" if self.path != "file" else name
+            where = self._prefix + name
             if name in found:
                 self._problems.error(line, f"{where} is given twice", "keep one of the two")
-            elif name not in known:
+            elif known is not None and name not in known:
                 self._problems.error(line, f"{where} is not a known field", _suggestion(name, known))
             else:
                 found[name] = Node(value, where, self._problems)
-        for name in required:
-            if name not in found:
-                self.error(f"has no {name}", f"add '{name}:'")
         return found
 
     def items(self) -> Iterator[Node]:
@@ -120,22 +155,12 @@ class Node:
         """Whether the value is just this text."""
         return isinstance(self._node, yaml.ScalarNode) and self._node.value == word
 
-    def number(self, unit: str, *, least: float = 0.0, above: bool = False) -> float | None:
-        """A finite number, at least (or, ``above``, more than) ``least``."""
-        node = self._node
-        plain = isinstance(node, yaml.ScalarNode) and node.tag in (
-            "tag:yaml.org,2002:int",
-            "tag:yaml.org,2002:float",
-        )
-        try:
-            if plain:
-                text = node.value
-                value = float(text if _PLAIN_NUMBER.fullmatch(text) else yaml.safe_load(text))
-            else:
-                value = math.nan
-        except (TypeError, ValueError, yaml.YAMLError):
-            value = math.nan
-        if not math.isfinite(value):
+    def number(
+        self, unit: str, *, least: float = 0.0, most: float = math.inf, above: bool = False
+    ) -> float | None:
+        """A finite number from ``least`` (or, ``above``, more than it) to ``most``."""
+        value = self._number()
+        if value is None:
             self.error(
                 f"is not a number but {self._kind()}", f"write a plain number of {unit}, without a unit"
             )
@@ -143,11 +168,25 @@ class Node:
         if value < least or (above and value == least):
             self.error(f"is {value:g}", f"write {'more than' if above else 'at least'} {least:g} {unit}")
             return None
+        if value > most:
+            self.error(f"is {value:g}", f"write at most {most:g} {unit}")
+            return None
         return value
 
-    def whole(self, unit: str, *, least: int = 0) -> int | None:
-        """A whole number."""
-        value = self.number(unit, least=least)
+    def _number(self) -> float | None:
+        """The value as a finite number; ``None`` where it is none."""
+        if not self.is_number:
+            return None
+        text = self._node.value
+        try:
+            value = float(text if _PLAIN_NUMBER.fullmatch(text) else yaml.safe_load(text))
+        except (TypeError, ValueError, yaml.YAMLError):
+            return None
+        return value if math.isfinite(value) else None
+
+    def whole(self, unit: str, *, least: int = 0, most: float = math.inf) -> int | None:
+        """A whole number from ``least`` to ``most``."""
+        value = self.number(unit, least=least, most=most)
         if value is None:
             return None
         if value != int(value):
@@ -172,10 +211,13 @@ class Node:
         return "nothing" if node.tag == "tag:yaml.org,2002:null" else repr(str(node.value)[:40])
 
 
-def root(text: str, problems: Problems) -> Node | None:
-    """The top of the document, or ``None`` where it is no YAML document at all."""
+def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> Node | None:
+    """The top of a document, or ``None`` where the text is no YAML document.
+
+    ``name`` is the document's name in messages, ``fields`` the required ones: the fix of an empty document.
+    """
     if len(text) > _MOST_BYTES:
-        problems.error(1, f"the file has more than {_MOST_BYTES} characters", "split the pool")
+        problems.error(1, f"the file has more than {_MOST_BYTES} characters", "split the file")
         return None
     try:
         if not _is_flat(text, problems):
@@ -190,22 +232,22 @@ def root(text: str, problems: Problems) -> Node | None:
         problems.error(
             min(_line(error.problem_mark or error.context_mark), text.count("\n") + 1),
             f"not YAML: {what}",
-            "mend the syntax",
+            "correct the syntax",
         )
         return None
     except yaml.YAMLError as error:
-        problems.error(1, f"not YAML: {str(error).splitlines()[0]}", "remove what is no text")
+        problems.error(1, f"not YAML: {str(error).splitlines()[0]}", "remove all bytes that are no text")
         return None
     if node is None:
-        problems.error(1, "the file is empty", "add 'pools:' and 'entitlements:'")
+        problems.error(1, "the file is empty", f"add {fields}")
         return None
-    return Node(node, "file", problems)
+    return Node(node, name, problems, is_root=True)
 
 
 def _is_flat(text: str, problems: Problems) -> bool:
-    """Whether nothing stands for something elsewhere, and nothing is nested deeper than a pool file is.
+    """Whether the document has no aliases and no more than ``_MOST_DEPTH`` levels.
 
-    Looked at before nodes are made: nodes in nodes take stack, and an alias a copy of what it names.
+    This is checked before nodes are made: nested nodes take stack, and an alias is read again at each use.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):

@@ -1,7 +1,7 @@
-"""The engine's container: which one it is, where it listens, and how to make it listen for the pod alone.
+"""The engine's container: its place in the pod, its port, and its move to the loopback. Pure.
 
-Pure. Only what can be told from the manifest is rewritten: a command given as a list of words, of vLLM or
-with its port spelt out. A shell's text is left alone, and said so.
+Only a command that is a list of words is rewritten: vLLM's, or one with a ``--port``. A shell's text stays as
+it is, and the answer has a warning.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _ELSEWHERE = ("--uds", "--ssl-keyfile", "--ssl-certfile")
 
 
 @dataclass(frozen=True, slots=True)
-class Engine:
-    """What a manifest says about the engine."""
+class EngineContainer:
+    """The engine, as the manifest describes it."""
 
     container: Json
     port: int
-    """Where it listens as the manifest has it: what the Service targets."""
+    """The port in the manifest, which the Service targets."""
     words: tuple[str, ...]
     """Its command and arguments."""
     is_vllm: bool
-    """Whether they are vLLM's for certain, so that its options may be added."""
+    """Whether they certainly start vLLM, so that its options may be added."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Engine:
 
     @property
     def is_shell(self) -> bool:
-        """Whether a shell's text starts it, in which no option is looked for."""
+        """Whether a shell's text starts it. Options are not searched in that."""
         return _is_shell(self.words)
 
     def option(self, name: str) -> str | None:
@@ -57,19 +57,19 @@ class Engine:
         return "VLLM_API_KEY" in named or self.option("--api-key") is not None
 
     def interpreter(self) -> str | None:
-        """A Python that its image has for certain; ``None`` where none is known."""
+        """A Python that its image certainly has; ``None`` where none is known."""
         for word, following in itertools.pairwise(() if self.is_shell else self.words):
             if _PYTHON.fullmatch(_base(word)) and following == "-m":
                 return word
         return "python3" if self.is_vllm else None
 
 
-def find(pod: Json, wish: Wish) -> Engine:
-    """The engine of a pod. Raises ``SettingsError``, which says how to name it."""
+def find(pod: Json, wish: Wish) -> EngineContainer:
+    """The engine of a pod. Raises ``SettingsError``, with the way to name it."""
     container = _container(pod, wish)
     words = (*(container.get("command") or ()), *(container.get("args") or ()))
     port = _port(container, words, wish)
-    return Engine(container, port, words, _is_vllm(container, words))
+    return EngineContainer(container, port, words, _is_vllm(container, words))
 
 
 def _container(pod: Json, wish: Wish) -> Json:
@@ -102,11 +102,11 @@ def _means(port: Json, wanted: int | str) -> bool:
 
 
 def _port(container: Json, words: Sequence[str], wish: Wish) -> int:
-    """What the pod says, else what the command line says, else the port that is declared."""
+    """The port in the pod's annotation, else in the command line, else the declared one."""
     told = None if _is_shell(words) else _option(words, "--port")
     listens = int(told) if told is not None and told.isascii() and told.isdigit() else None
     is_said = "upstream_port" in wish.said
-    # An engine that listens already where it is to be found later is not there for Services.
+    # A port that already is the engine's port inside the pod is not the one that Services target.
     if listens is not None and listens == wish.template.engine_port:
         listens = told = None
     if listens is not None and not is_said:
@@ -170,18 +170,18 @@ def _option(words: Sequence[str], name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How the engine is to be started."""
+    """The start of the engine on another port."""
 
     fields: dict[str, Any]
     """Of its container: ``command`` and ``args``, where they change."""
     doubts: tuple[str, ...]
-    """What could not be done, or not be checked."""
+    """Changes that are impossible, or that cannot be checked."""
 
 
-def move(engine: Engine, port: int, *, is_said: bool) -> Moved:
+def move(engine: EngineContainer, port: int, *, is_said: bool) -> Moved:
     """Make the engine listen on the loopback, on this port. Raises ``SettingsError`` where it cannot move.
 
-    ``is_said``: the pod itself says that it will be there; then it is believed.
+    ``is_said``: the pod itself states the port, so an unknown command is accepted with a warning.
     """
     for option in _ELSEWHERE:
         if engine.option(option) is not None:
@@ -204,19 +204,19 @@ def move(engine: Engine, port: int, *, is_said: bool) -> Moved:
     return Moved({}, (_open(engine),))
 
 
-def _unchecked(engine: Engine, port: int) -> str:
+def _unchecked(engine: EngineContainer, port: int) -> str:
     return f"container {engine.name} must listen on {LOOPBACK}:{port}; its command cannot be checked"
 
 
-def _open(engine: Engine) -> str:
+def _open(engine: EngineContainer) -> str:
     return (
-        f"container {engine.name} may listen for others than the pod, who would pass the sidecar by: have"
+        f"container {engine.name} may listen on other addresses, so that clients can bypass the sidecar: have"
         f" it listen on {LOOPBACK}"
     )
 
 
-def _with_options(engine: Engine, port: int) -> Moved:
-    """Without the options that it has, and with ours at the end, where they win over any spelling."""
+def _with_options(engine: EngineContainer, port: int) -> Moved:
+    """The command without its own address options, and with ours at the end, where they win."""
     ours = ["--host", LOOPBACK, "--port", str(port)]
     command, args = engine.container.get("command"), engine.container.get("args")
     if args is None and command:
@@ -241,8 +241,8 @@ def _without(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def _respelt(engine: Engine, port: int) -> Moved:
-    """The values of the options that it has, changed in place: whatever server it is, it knows those."""
+def _respelt(engine: EngineContainer, port: int) -> Moved:
+    """The values of its own options, changed in place: any server knows the options that it has."""
     values = {"--host": LOOPBACK, "--port": str(port)}
     fields = {
         name: [*_replaced(words, values)]

@@ -1,4 +1,4 @@
-"""A container engine of the tests' own: its daemon, with all its images in a folder that may be removed."""
+"""A Docker daemon of the tests' own, with all its images in a folder that may be removed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import os
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
 from tests import debian
+from toolbox.processes import NotReady, Process
 
 ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ.get("CONTAINERS_CACHE") or ROOT / ".cache" / "containers").resolve()
@@ -70,29 +70,25 @@ def running(folder: Path) -> Iterator[ContainerEngine]:
         *("dockerd", "--host", host, "--data-root", str(CACHE / "docker")),
         *("--exec-root", str(folder / "exec"), "--pidfile", str(folder / "docker.pid")),
     ]
-    log_file = folder / "dockerd.log"
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    daemon = Process("dockerd", command, folder).start()
     try:
-        _wait(folder / "docker.sock", process, log_file)
+        _wait(daemon, folder / "docker.sock")
         client = docker.DockerClient(base_url=host, version="1.41", timeout=300)
         with contextlib.closing(client):
             yield ContainerEngine(host, client)
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        daemon.stop(30)
 
 
-def _wait(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while process.poll() is None and time.monotonic() < deadline:
+def _wait(daemon: Process, path: Path) -> None:
+    def accepts() -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
-            if probe.connect_ex(str(path)) == 0:
-                return
-        time.sleep(0.1)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if "level=info" not in line]
-    raise NoEngine("dockerd does not start: " + " | ".join(lines[-3:]))
+            return probe.connect_ex(str(path)) == 0
+
+    try:
+        daemon.until(accepts, START_S)
+    except NotReady as error:
+        lines = [
+            line for line in daemon.log.read_text(errors="replace").splitlines() if "level=info" not in line
+        ]
+        raise NoEngine("dockerd does not start: " + " | ".join(lines[-3:])) from error
