@@ -182,6 +182,7 @@ class _Request:
     def decided(self, outcome: Ticket | Shed) -> None:
         """See ``Waiter``."""
         sidecar, world = self.sidecar, self.sidecar.world
+        sidecar.waiting.pop(self, None)
         if isinstance(outcome, Shed):
             world.refused(sidecar, self, outcome, self.account, self.cost)
             return
@@ -222,9 +223,13 @@ class _Sidecar:
         sync.follow(self.accounts, now)
         self.driver = Driver(self.control, self, sync)
         self.capacity = Amount(setup.slots * TOKENS_PER_SEQUENCE_S, setup.slots * KV_PER_SLOT, setup.slots)
-        self.control.engine_changed(EngineRoom(float(setup.slots), setup.slots * KV_PER_SLOT), now)
+        self.control.engine_changed(_room(setup.slots), now)
+        self.waiting: dict[_Request, None] = {}
+        """Requests that wait for their decision."""
         self.backlog: deque[_Request] = deque()
         self.running = 0
+        self._awaited: set[int] = set()
+        """Numbers of messages that are neither answered nor failed."""
         self._wakes_at = math.inf
 
     @property
@@ -259,6 +264,7 @@ class _Sidecar:
         request.came_to(self, account, cost)
         outcome = self.control.offer(account, ask, cost, self.clock(), request=request)
         if isinstance(outcome, PendingRequest):
+            self.waiting[request] = None
             self.driver.wait(outcome, request)
         else:
             request.decided(outcome)
@@ -295,7 +301,7 @@ class _Sidecar:
         """End a spot request for a guarantee."""
         if request.is_running:
             self.running -= 1
-        else:
+        elif request in self.backlog:
             self.backlog.remove(request)
         self.world.preempted(request)
         self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
@@ -326,10 +332,23 @@ class _Sidecar:
         """See ``Ports``."""
         report = encode_report(SidecarReport(self.capacity, self.capacity, True))
         sent = replace(message, report=report) if message.carries_report else message
-        self.world.carry(
-            self, sent, lambda answer: self.when_awake(lambda: self.driver.answered(message, answer))
-        )
-        self.later(TIMEOUT_S, lambda: self.driver.failed(message))
+        self._awaited.add(message.number)
+        self.world.carry(self, sent, lambda answer: self.when_awake(lambda: self._answered(message, answer)))
+        self.later(TIMEOUT_S, lambda: self._missed(message))
+
+    def _answered(self, message: Message, answer: Answer) -> None:
+        if self._is_awaited(message):
+            self.driver.answered(message, answer)
+
+    def _missed(self, message: Message) -> None:
+        if self._is_awaited(message):
+            self.driver.failed(message)
+
+    def _is_awaited(self, message: Message) -> bool:
+        """Whether a message is neither answered nor failed. The driver hears of one end of each message."""
+        is_awaited = message.number in self._awaited
+        self._awaited.discard(message.number)
+        return is_awaited
 
     def interval(self) -> None:
         """Once an interval: renew the leases."""
@@ -340,6 +359,10 @@ class _Sidecar:
     def pushed(self, push: Push) -> None:
         """The lease store said something between messages."""
         self.driver.pushed(push)
+
+
+def _room(slots: int) -> EngineRoom:
+    return EngineRoom(float(slots), slots * KV_PER_SLOT, proven_slots=float(slots))
 
 
 class World:
@@ -644,6 +667,8 @@ class World:
         for tenant in self.setup.tenants:
             for _ in range(sidecar.accounts[tenant.entitlement.name].concurrency_in_use):
                 self._again(tenant, 0.5)
+        for request in sidecar.waiting:
+            self._again(request.tenant, 0.5)
 
     def _crash(self, sidecar: _Sidecar) -> None:
         self._lose(sidecar)

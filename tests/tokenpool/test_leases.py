@@ -1,4 +1,4 @@
-"""A sidecar's side of the lease store, with the lease store themselves at the other end."""
+"""Leases and the exchange of messages, with the reference lease store at the other end."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from tests.tokenpool.builders import ASK, ROOM, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Admit, Shed, admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
-from tokenpool.control.driver import Waiter
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.leases.leases import ANSWER_S, Leases
 from tokenpool.leases.messages import Answer, Limit, Message, Push
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings, Mode
+from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Cost, Usage
@@ -33,16 +35,20 @@ TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0))
 
 
 class Sidecar:
-    """Leases with what a sidecar has besides."""
+    """Leases, their exchange with the store, and the requests that wait for them."""
 
     def __init__(
         self, name: str, lease_store: ReferenceLeaseStore, tenant: Entitlement | None = None, count: int = 2
     ) -> None:
         self.lease_store = lease_store
-        self.leases = Leases(name, SETTINGS, count)
+        self.queue = AdmissionQueue(QueueSettings())
+        self.leases = Leases(SETTINGS, count, self.queue)
+        self.sync = LeaseSync(name, self.leases)
+        self.decisions: dict[PendingRequest, Callable[[], object]] = {}
+        """What to do once the wait of each pending request has ended."""
         self.ledger = Ledger()
         self.account = Account(tenant or entitlement(), Pricing(), 0.0)
-        self.leases.follow({"a": self.account}, 0.0)
+        self.sync.follow({"a": self.account}, 0.0)
         self.leases.learn(LIMITS, TERMS, 0.0)
         self.sent: Message | None = None
         self.pushes: list[Push] = []
@@ -52,15 +58,16 @@ class Sidecar:
     def send(self, now: float, *, whole: bool = True) -> Message:
         """The next message, after an interval has ended; or without (``whole=False``)."""
         if whole:
-            self.leases.tick(now)
-        self.sent = message = self.leases.next_message(now)
+            self.sync.tick(now)
+        self.sent = message = self.sync.next_message(now)
         assert message is not None
         return message
 
     def fail(self, now: float) -> None:
         """The message that was sent last is not answered."""
         assert self.sent is not None
-        self.leases.failed(self.sent, now)
+        self.sync.failed(self.sent, now)
+        self.decide_due(now)
 
     def speak(self, now: float, *, whole: bool = True) -> Answer:
         """Exchange messages until there is nothing more to say; the last answer."""
@@ -68,9 +75,24 @@ class Sidecar:
         while message is not None:
             answer, pushes = self.lease_store.exchange(message, now)
             self.pushes += pushes
-            self.leases.answered(message, answer, now)
-            message = self.leases.next_message(now)
+            self.answered(message, answer, now)
+            message = self.sync.next_message(now)
         return answer
+
+    def answered(self, message: Message, answer: Answer, now: float) -> None:
+        """The lease store answered; requests for which there is enough now are decided."""
+        self.sync.answered(message, answer, now)
+        self.decide_due(now)
+
+    def wake(self, now: float) -> None:
+        """Deadlines may have passed."""
+        self.leases.wake(now)
+        self.decide_due(now)
+
+    def decide_due(self, now: float) -> None:
+        """Decide the requests whose wait has ended, in order."""
+        for pending in self.leases.due(now):
+            self.decisions.pop(pending)()
 
     def wait(
         self,
@@ -78,8 +100,13 @@ class Sidecar:
         decide: Callable[[], object] = lambda: None,
         price: Cost = ONE,
         patience: float = PATIENCE,
-    ) -> Waiter | None:
-        return self.leases.wait(self.account, price, now, patience, decide)  # type: ignore[arg-type]
+        account: Account | None = None,
+    ) -> PendingRequest | None:
+        pending = PendingRequest(account or self.account, ASK, price, now, patience_s=patience)
+        if not self.leases.wait(pending, patience, now):
+            return None
+        self.decisions[pending] = decide
+        return pending
 
     def admit(self, now: float, price: Cost = ONE) -> Ticket | Shed:
         decision = admit(self.ledger, self.account, ASK, price, self.room, now)
@@ -104,7 +131,7 @@ def joined(lease_store: ReferenceLeaseStore, name: str = "s1", tenant: Entitleme
     return made
 
 
-def test_while_lease_store_are_closed_a_sidecar_lives_on_its_share(lease_store: ReferenceLeaseStore) -> None:
+def test_while_the_lease_store_is_closed_a_sidecar_uses_its_share(lease_store: ReferenceLeaseStore) -> None:
     made = Sidecar("s1", lease_store)
     made.speak(0.1)
     assert made.leases.mode is Mode.JOINING
@@ -117,7 +144,7 @@ def test_while_lease_store_are_closed_a_sidecar_lives_on_its_share(lease_store: 
     assert made.leases.covers(made.account, ONE, 0.2)
 
 
-def test_a_newcomer_holds_nothing_until_the_lease_store_answer_or_fail(
+def test_a_new_sidecar_holds_nothing_until_the_lease_store_answers_or_fails(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = Sidecar("s1", lease_store)
@@ -130,7 +157,7 @@ def test_a_newcomer_holds_nothing_until_the_lease_store_answer_or_fail(
     assert isinstance(decided[0], Ticket)
 
 
-def test_lease_store_that_are_back_empty_do_not_unteach_limits(lease_store: ReferenceLeaseStore) -> None:
+def test_an_empty_lease_store_does_not_replace_known_limits(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     made.leases.learn({}, IdleTerms(), OPEN)
     made.send(OPEN)
@@ -139,7 +166,7 @@ def test_lease_store_that_are_back_empty_do_not_unteach_limits(lease_store: Refe
     assert made.account.limit.concurrency == 4  # one sidecar: its share is all of it
 
 
-def test_while_lease_store_are_closed_again_shares_stay_those_of_all_sidecars(
+def test_while_the_lease_store_is_closed_again_shares_stay_those_of_all_sidecars(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -178,7 +205,7 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_waits_for_a_lease(
     assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.speak(OPEN + 0.001, whole=False)
     assert isinstance(decided[0], Ticket)
-    assert made.leases.lease_waits == 1
+    assert made.queue.lease_waits == 1
 
 
 def test_what_a_steady_demand_needs_is_held_ahead(lease_store: ReferenceLeaseStore) -> None:
@@ -204,7 +231,7 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
             asked.append(said.lease_requests["a"].tokens_wanted)
             answer = lease_store.exchange(said, now).answer
             assert not answer.leases["a"].is_contended
-            made.leases.answered(said, answer, now)
+            made.answered(said, answer, now)
         ticket = made.admit(now, small)
         assert isinstance(ticket, Ticket)
         made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, now)
@@ -212,7 +239,7 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
     assert asked == sorted(asked)
 
 
-def test_requests_that_wait_are_told_when_there_is_nothing_in_time(lease_store: ReferenceLeaseStore) -> None:
+def test_a_waiting_request_is_shed_if_nothing_is_free_in_time(lease_store: ReferenceLeaseStore) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
@@ -223,14 +250,16 @@ def test_requests_that_wait_are_told_when_there_is_nothing_in_time(lease_store: 
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.speak(OPEN + 0.001, whole=False)
     assert decided == []
-    assert made.leases.looks_at() <= OPEN + 0.01
-    made.leases.look(OPEN + 0.02)
+    assert made.leases.wakes_at() <= OPEN + 0.01
+    made.wake(OPEN + 0.02)
     shed = decided[0]
     assert isinstance(shed, Shed)
     assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # of the whole pool
 
 
-def test_a_reclaim_returns_what_is_not_in_use_and_frees_the_asker(lease_store: ReferenceLeaseStore) -> None:
+def test_a_reclaim_returns_unused_leases_and_the_asking_request_gets_them(
+    lease_store: ReferenceLeaseStore,
+) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
     for _ in range(3):
         other.wait(OPEN, lambda: other.admit(OPEN))
@@ -249,7 +278,7 @@ def test_a_reclaim_returns_what_is_not_in_use_and_frees_the_asker(lease_store: R
     assert isinstance(decided[0], Ticket)
 
 
-def test_what_is_no_longer_asked_for_is_given_up_before_the_message_leaves(
+def test_a_lease_is_given_up_before_the_message_that_does_not_ask_for_it_leaves(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -343,12 +372,12 @@ def test_a_gone_client_waits_no_longer(lease_store: ReferenceLeaseStore) -> None
     made = joined(lease_store)
     waiter = made.wait(OPEN, lambda: pytest.fail("nobody is there"))
     assert waiter is not None
-    made.leases.give_up(waiter)
+    made.queue.leave(waiter, OPEN)
     made.speak(OPEN)
-    made.leases.look(OPEN + 1)
+    made.wake(OPEN + 1)
 
 
-def test_while_the_pool_is_short_the_lease_store_are_not_asked_for_each_newcomer(
+def test_while_the_pool_is_short_the_lease_store_is_not_asked_for_each_new_request(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
@@ -363,12 +392,14 @@ def test_while_the_pool_is_short_the_lease_store_are_not_asked_for_each_newcomer
     now = OPEN + 0.001
     assert made.wait(now, patience=0.0) is None  # spot: decided at once
     assert made.wait(now, patience=1.0) is not None  # elastic: waits, and is asked for later
-    assert made.leases.next_message(now) is None
-    made.leases.look(made.leases.looks_at())
-    assert made.leases.next_message(now + 0.2) is not None
+    assert made.sync.next_message(now) is None
+    made.wake(made.leases.wakes_at())
+    assert made.sync.next_message(now + 0.2) is not None
 
 
-def test_an_entitlement_that_has_said_its_last_is_not_named_again(lease_store: ReferenceLeaseStore) -> None:
+def test_an_entitlement_whose_last_lease_was_returned_is_not_named_again(
+    lease_store: ReferenceLeaseStore,
+) -> None:
     made = joined(lease_store)
     tickets: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
@@ -403,14 +434,14 @@ def test_a_farewell_tells_what_was_spent_and_returns_everything(lease_store: Ref
     made.speak(OPEN, whole=False)
     assert isinstance(tickets[0], Ticket)
     made.settle(tickets[0], OPEN)
-    lease_store.exchange(made.leases.farewell(), OPEN)
+    lease_store.exchange(made.sync.farewell(), OPEN)
     page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.held == Amount()
     assert page.level == pytest.approx(900)
 
 
-def test_who_slept_while_a_request_waited_asks_again_before_it_decides(
+def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -423,11 +454,11 @@ def test_who_slept_while_a_request_waited_asks_again_before_it_decides(
     first = running[0]
     assert isinstance(first, Ticket)
     made.settle(first, OPEN + 2)
-    made.leases.look(OPEN + 2)
+    made.wake(OPEN + 2)
     assert made.leases.mode is Mode.EXPIRED
     assert decided == []
-    assert made.leases.looks_at() == pytest.approx(OPEN + 2 + ANSWER_S)
-    made.leases.look(OPEN + 2 + ANSWER_S)
+    assert made.leases.wakes_at() == pytest.approx(OPEN + 2 + ANSWER_S)
+    made.wake(OPEN + 2 + ANSWER_S)
     assert isinstance(decided[0], Shed)
 
 
@@ -444,7 +475,7 @@ def test_a_short_wait_behind_a_long_one_is_short(lease_store: ReferenceLeaseStor
     made.wait(OPEN, lambda: decided.append("inside"))
     made.wait(OPEN, lambda: decided.append("beyond"), cost(kv_tokens=6000))
     made.speak(OPEN, whole=False)
-    made.leases.look(OPEN + PATIENCE)
+    made.wake(OPEN + PATIENCE)
     assert decided == ["beyond"]
 
 
@@ -463,60 +494,57 @@ def test_a_request_inside_a_guarantee_waits_though_bursts_were_refused(
     assert made.wait(OPEN, patience=0.0) is not None
 
 
-def test_who_is_decided_may_bring_the_next_request_at_once(lease_store: ReferenceLeaseStore) -> None:
+def test_a_decision_may_bring_the_next_request_at_once(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     second = Account(entitlement("b"), Pricing(), 0.0)
-    made.leases.follow({"a": made.account, "b": second}, OPEN)
+    made.sync.follow({"a": made.account, "b": second}, OPEN)
     waits: list[object] = []
-    made.leases.wait(
-        made.account,
-        ONE,
+    made.wait(
         OPEN,
-        PATIENCE,
-        lambda: waits.append(made.leases.wait(second, ONE, OPEN + ANSWER_S, 0.0, lambda: None)),
+        lambda: waits.append(made.wait(OPEN + ANSWER_S, patience=0.0, account=second)),
     )
-    made.leases.look(OPEN + ANSWER_S)
+    made.wake(OPEN + ANSWER_S)
     assert waits[0] is not None
 
 
-def test_a_sidecar_that_slept_does_not_take_the_lease_store_for_slow(
+def test_a_paused_sidecar_does_not_take_the_lease_store_for_slow(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
     message = made.send(OPEN)
     late = OPEN + 4
-    made.leases.answered(message, lease_store.exchange(message, OPEN).answer, late)
+    made.answered(message, lease_store.exchange(message, OPEN).answer, late)
     assert made.leases.mode is Mode.EXPIRED
     assert made.wait(late, lambda: None) is not None
 
 
-def test_a_request_is_not_refused_before_the_lease_store_have_answered_for_it(
+def test_a_request_is_not_refused_before_the_lease_store_has_answered_for_it(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
     decided: list[Ticket | Shed] = []
     assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.4)), patience=0.0)
     message = made.send(OPEN, whole=False)
-    made.leases.look(OPEN + 0.4)
+    made.wake(OPEN + 0.4)
     assert decided == []
-    made.leases.answered(message, lease_store.exchange(message, OPEN + 0.2).answer, OPEN + 0.4)
+    made.answered(message, lease_store.exchange(message, OPEN + 0.2).answer, OPEN + 0.4)
     assert isinstance(decided[0], Ticket)
 
 
 def test_requests_do_not_wait_for_the_answers_to_others(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     second = Account(entitlement("b"), Pricing(), 0.0)
-    made.leases.follow({"a": made.account, "b": second}, OPEN)
+    made.sync.follow({"a": made.account, "b": second}, OPEN)
     made.wait(OPEN)
     first = made.send(OPEN, whole=False)
-    made.leases.wait(second, ONE, OPEN, 0.0, lambda: None)
+    made.wait(OPEN, patience=0.0, account=second)
     made.wait(OPEN)
-    other = made.leases.next_message(OPEN)
+    other = made.sync.next_message(OPEN)
     assert other is not None
     assert (set(first.lease_requests), set(other.lease_requests)) == ({"a"}, {"b"})
-    assert made.leases.next_message(OPEN) is None  # a is named again once the first is answered
-    made.leases.answered(first, lease_store.exchange(first, OPEN).answer, OPEN)
-    again = made.leases.next_message(OPEN)
+    assert made.sync.next_message(OPEN) is None  # a is named again once the first is answered
+    made.answered(first, lease_store.exchange(first, OPEN).answer, OPEN)
+    again = made.sync.next_message(OPEN)
     assert again is not None
     assert set(again.lease_requests) == {"a"}
 
@@ -538,7 +566,7 @@ def roomy(lease_store: ReferenceLeaseStore, count: int = 2) -> list[Sidecar]:
     return made
 
 
-def test_where_there_is_ample_room_a_request_is_admitted_first_and_reported_then(
+def test_with_ample_room_a_request_is_admitted_first_and_reported_afterwards(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made, _ = roomy(lease_store)
@@ -549,10 +577,10 @@ def test_where_there_is_ample_room_a_request_is_admitted_first_and_reported_then
     # A quarter of 40 each: half of what is free, for two.
     assert made.leases.taken_ahead >= 5
     assert 8 <= count <= 12
-    said = made.leases.next_message(now)
+    said = made.sync.next_message(now)
     assert said is not None
     assert said.lease_requests["a"].concurrency_in_use == count
-    made.leases.answered(said, lease_store.exchange(said, now).answer, now)
+    made.answered(said, lease_store.exchange(said, now).answer, now)
     assert made.leases.covers(made.account, ONE, now)
 
 
@@ -568,7 +596,7 @@ def test_what_is_taken_ahead_never_adds_up_to_more_than_half_of_what_was_free(
     assert sum(sidecar.account.concurrency_in_use for sidecar in sidecars) <= AMPLE.concurrency
 
 
-def test_nothing_is_taken_ahead_of_a_small_limit_or_in_a_busy_pool_or_on_old_news(
+def test_nothing_is_taken_ahead_with_a_small_limit_a_busy_pool_or_old_answers(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     small, _ = joined(lease_store), joined(lease_store, "s2")
@@ -595,7 +623,7 @@ def test_nothing_is_taken_ahead_of_a_small_limit_or_in_a_busy_pool_or_on_old_new
 def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(1000)}
-    made.leases.follow({"a": made.account, **many}, OPEN)
+    made.sync.follow({"a": made.account, **many}, OPEN)
     made.speak(OPEN + 0.1)
     message = made.send(OPEN + 0.2)
     assert message.lease_requests == {}
@@ -620,28 +648,28 @@ def test_rows_that_the_lease_store_lost_are_stated_again(lease_store: ReferenceL
 def test_a_long_list_is_stated_in_several_messages(lease_store: ReferenceLeaseStore) -> None:
     many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(120)}
     made = joined(lease_store)
-    made.leases.follow(many, OPEN)
+    made.sync.follow(many, OPEN)
     tickets = []
     for account in many.values():
-        made.leases.wait(account, ONE, OPEN, 0.0, lambda account=account: tickets.append(account))  # type: ignore[misc]
+        made.wait(OPEN, lambda account=account: tickets.append(account), patience=0.0, account=account)  # type: ignore[misc]
     sizes = []
-    made.leases.tick(OPEN)
-    while (message := made.leases.next_message(OPEN)) is not None:
+    made.sync.tick(OPEN)
+    while (message := made.sync.next_message(OPEN)) is not None:
         sizes.append(len(message.lease_requests))
-        made.leases.answered(message, lease_store.exchange(message, OPEN).answer, OPEN)
+        made.answered(message, lease_store.exchange(message, OPEN).answer, OPEN)
     assert max(sizes) <= 50
     assert len(tickets) == 120
 
 
-def test_a_removed_entitlement_with_a_request_on_its_way_silences_nobody(
+def test_a_request_of_a_removed_entitlement_does_not_stop_the_messages(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
     removed, kept = made.account, Account(entitlement("b"), Pricing(), 0.0)
-    made.leases.follow({"b": kept}, OPEN)
+    made.sync.follow({"b": kept}, OPEN)
     made.leases.covers(removed, ONE, OPEN)  # its body ends only now
-    assert made.leases.wait(removed, ONE, OPEN, 1.0, lambda: None) is None
-    made.leases.tick(OPEN + 0.1)
+    assert made.wait(OPEN, patience=1.0, account=removed) is None
+    made.sync.tick(OPEN + 0.1)
     made.speak(OPEN + 0.2)
     assert made.leases.mode is Mode.JOINED
 
@@ -660,7 +688,7 @@ def test_any_number_of_requests_may_wait_for_the_first_answer(lease_store: Refer
     assert all(isinstance(each, Ticket) for each in decided)
 
 
-def test_when_the_lease_store_fail_an_idle_tenant_has_its_share_and_not_more(
+def test_when_the_lease_store_fails_an_idle_tenant_has_its_share_and_not_more(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -681,13 +709,13 @@ def test_when_the_lease_store_fail_an_idle_tenant_has_its_share_and_not_more(
     assert 5 <= admitted <= 12
 
 
-def test_a_tick_goes_in_steps(lease_store: ReferenceLeaseStore) -> None:
+def test_a_tick_is_done_in_steps(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(100)}
-    made.leases.follow(many, OPEN)
+    made.sync.follow(many, OPEN)
     for account in many.values():
         made.leases.covers(account, ONE, OPEN)
-    steps = made.leases.tick_steps(OPEN)
+    steps = made.sync.tick_steps(OPEN)
     next(steps)
-    made.leases.follow(dict(list(many.items())[:50]), OPEN)  # a reload between two steps
+    made.sync.follow(dict(list(many.items())[:50]), OPEN)  # a reload between two steps
     assert sum(1 for _ in steps) <= 4

@@ -93,3 +93,7 @@ class PendingRequest:
         """Whether it waits no longer."""
         self.is_listed = self.is_retimed = False
         """Whether the queue has an entry of it for the engine's room, and for ``retry_in_s``."""
+
+    def let_go(self) -> None:
+        """Drop the body and the caller's record: the queue's heaps may keep the rest until the deadline."""
+        self.body, self.request = b"", None

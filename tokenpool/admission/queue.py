@@ -200,7 +200,7 @@ class AdmissionQueue:
     def wakes_at(self) -> float:
         """The latest time for the next ``due``; infinite while no request waits for room."""
         timers = self._timers
-        while timers and timers[0][2].has_left:
+        while timers and _is_stale(timers[0][2]):
             heappop(timers)
         return timers[0][0] if timers else math.inf
 
@@ -276,7 +276,7 @@ class AdmissionQueue:
         timers = self._timers
         while timers and timers[0][0] <= now:
             pending = heappop(timers)[2]
-            if pending.has_left or pending.waits_for is WaitsFor.LEASE:
+            if _is_stale(pending):
                 continue
             if now < pending.deadline:
                 pending.is_retimed = False
@@ -295,7 +295,7 @@ class AdmissionQueue:
     def _put_back(self, pending: PendingRequest, now: float) -> bool:
         """A request was tried; returns whether that was the end of its wait for room."""
         self._tried = None
-        if pending.has_left or pending.waits_for is WaitsFor.LEASE:
+        if _is_stale(pending):
             return True
         self._count(pending, 1)
         self._schedule(pending, now)
@@ -319,6 +319,11 @@ class AdmissionQueue:
             self._pushed += 1
             at = now + max(pending.retry_in_s, SHORTEST_RETRY_S)
             heappush(self._timers, (at, self._pushed, pending))
+
+
+def _is_stale(pending: PendingRequest) -> bool:
+    """Whether a request waits for room no longer. It may wait for a lease now, with another deadline."""
+    return pending.has_left or pending.waits_for is WaitsFor.LEASE
 
 
 def _turn(line: deque[PendingRequest]) -> tuple[int, float, int, deque[PendingRequest]]:

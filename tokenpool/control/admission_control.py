@@ -132,6 +132,8 @@ class AdmissionControl:
     def withdraw(self, pending: PendingRequest, now: float) -> None:
         """A request waits no longer and is not decided: its client left, or the sidecar stops."""
         self.queue.leave(pending, now)
+        if self.leases is not None:
+            self.leases.withdraw(pending)
 
     def _pending(
         self, account: Account, ask: Ask, cost: Cost, now: float, body: bytes, request: object, streams: bool

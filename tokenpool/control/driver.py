@@ -83,6 +83,8 @@ class Driver:
         """A pending request waits no longer; no decision is delivered."""
         self._waiters.pop(pending, None)
         self.control.withdraw(pending, self._ports.now())
+        pending.let_go()
+        self.act()
 
     def run(self, ticket: Ticket, runner: Runner) -> None:
         """A spot request runs: its owner is asked to end it if a guarantee needs its capacity."""
@@ -94,9 +96,8 @@ class Driver:
 
     def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
         """Settle a ticket, and act on the room that this frees."""
-        if ticket.account.is_spot:
-            self._runners.pop(ticket, None)
-            self._ended_early.discard(ticket)
+        self._runners.pop(ticket, None)  # its entitlement may be of another tier by now
+        self._ended_early.discard(ticket)
         self.control.settle(ticket, spent, ending, self._ports.now(), reported=reported)
         self.act()
 
@@ -128,6 +129,8 @@ class Driver:
             self._is_acting = False
 
     def _end(self, ticket: Ticket) -> None:
+        if ticket.ending is not None:
+            return  # its owner settled it after the choice
         runner = self._runners.pop(ticket, None)
         if runner is None:
             self._ended_early.add(ticket)
@@ -148,11 +151,13 @@ class Driver:
             waiter.decided(outcome)
         except Exception as error:
             self._ports.failed("a decision could not be delivered", error)
+        finally:
+            pending.let_go()
 
     # --- time ---
 
     def _set_alarm(self) -> None:
-        at = self.control.wakes_at()
+        at = math.inf if self._is_stopped else self.control.wakes_at()
         if at != self._wakes_at:
             self._wakes_at = at
             self._ports.wake_at(at)
@@ -201,8 +206,8 @@ class Driver:
             self.act()
 
     def stop(self) -> Message | None:
-        """Send nothing more; returns the last message, which returns every lease."""
-        self._is_stopped = True
+        """Send nothing and set no alarm any more; returns the last message, which returns every lease."""
+        self._is_stopped, self._wakes_at = True, math.inf
         self._ports.wake_at(math.inf)
         return self.sync.farewell() if self.sync is not None else None
 

@@ -294,6 +294,11 @@ class Leases:
                     if is_answered:
                         self._return_surplus(name, line, now)
 
+    def withdraw(self, pending: PendingRequest) -> None:
+        """Forget a request whose wait for a lease has ended, but that is not decided yet."""
+        if pending in self._ready:
+            self._ready.remove(pending)
+
     def serve_answered(self, name: str, sent_at: float, now: float) -> None:
         """An answer came for an entitlement, to a message of ``sent_at``: its waiting requests may fit."""
         for pending in self.queue.waiting_for_lease(name):
