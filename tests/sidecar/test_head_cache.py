@@ -1,4 +1,4 @@
-"""The shortcuts past the parser take only what the parser would have read the same way."""
+"""The cache of request heads takes only what the parser would have read the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies over the wire: preemption, the admission queue, reserved slots. Priorities: ``test_priority``."""
+"""Preemption, the admission queue and reserved slots over the wire. Priorities: ``test_engine_priority``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue of a sidecar that shares its limits: requests wait for the engine, and for larger leases."""
+"""A sidecar that shares its limits: its requests wait for the engine, and for larger leases."""
 
 from __future__ import annotations
 
