@@ -240,12 +240,19 @@ class Sidecar:
     async def _follow_engine(self) -> None:
         """Let the controller act after each poll of the engine."""
         async for _ in self.watcher.polls():
-            self.controller.engine_changed()
+            try:
+                self.controller.engine_changed()
+            except Exception:
+                # A defect must not stop this for good: the next poll tries again.
+                log.critical("an observation of the engine could not be used", exc_info=True)
 
     async def _follow_alarms(self) -> None:
         """Decide the waiting requests whose deadline has passed."""
         async for _ in self._ports.alarms():
-            self.driver.wake()
+            try:
+                self.driver.wake()
+            except Exception:
+                log.critical("the waiting requests could not be decided in time", exc_info=True)
 
     async def _sweep(self) -> None:
         while True:
