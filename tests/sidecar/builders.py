@@ -13,13 +13,16 @@ from sidecar.identity import KeyRing, digests
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
 from sidecar.proxy.heads import RequestHead
+from sidecar.report import Reporter
 from sidecar.telemetry import Telemetry
 from tests.sidecar.harness import POOL
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
-from tokenpool.entitlements import KeyRef, PoolFile
+from tokenpool.entitlements import KeyRef, PoolFile, ReplicaCapacity
+from tokenpool.leases.leases import Leases
+from tokenpool.leases.settings import LeaseSettings
 from tokenpool.poolfile.reading import parse
 
 
@@ -69,3 +72,10 @@ def head(
     made = RequestHead()
     made.method, made.path, made.target, made.headers = method, path, path, list(headers)
     return made
+
+
+def reporter(telemetry: Telemetry) -> Reporter:
+    """The reporter of a sidecar whose engine did not answer yet."""
+    engine = EngineState(CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0)))
+    leases = Leases(LeaseSettings(1.5, 0.25), 1, AdmissionQueue(QueueSettings()))
+    return Reporter(engine, leases, telemetry, Lifecycle())

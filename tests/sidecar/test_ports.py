@@ -8,18 +8,12 @@ import time
 
 import pytest
 
-from sidecar.engine.state import EngineState
-from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts, Result
 from sidecar.report import Reporter
 from sidecar.telemetry import Telemetry
 from tests.fakes.memory_store import MemoryStore
-from tokenpool.admission.queue import AdmissionQueue, QueueSettings
-from tokenpool.capacity.model import CapacityModel
-from tokenpool.entitlements import ReplicaCapacity
-from tokenpool.leases.leases import Leases
+from tests.sidecar.builders import reporter
 from tokenpool.leases.messages import Answer, LeaseRequest, Message
-from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.wire import decode_report
 from tokenpool.store import StoreDown
 
@@ -46,14 +40,8 @@ def message(number: int, *, is_complete: bool = False, renews: bool = False) -> 
     return Message("s1", number, {"e": LeaseRequest()}, is_complete, renews=renews)
 
 
-def reporter() -> Reporter:
-    engine = EngineState(CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0)))
-    leases = Leases(LeaseSettings(1.5, 0.25), 1, AdmissionQueue(QueueSettings()))
-    return Reporter(engine, leases, Telemetry(10), Lifecycle())
-
-
 def ports_to(store: Scripted) -> LoopPorts:
-    return LoopPorts(time.monotonic, store, reporter())
+    return LoopPorts(time.monotonic, store, reporter(Telemetry(10)))
 
 
 async def result_of(ports: LoopPorts) -> Result:
@@ -129,7 +117,7 @@ class Broken(Reporter):
 
 async def test_a_defect_in_the_report_is_a_failure_of_the_message_and_not_of_the_request() -> None:
     """Messages are sent while a request is decided: its decision goes on."""
-    whole = reporter()
+    whole = reporter(Telemetry(10))
     broken = Broken(whole._engine, whole._leases, whole._telemetry, whole._lifecycle)
     store = Scripted()
     ports = LoopPorts(time.monotonic, store, broken)
