@@ -45,6 +45,7 @@ from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.planning.planner import PlannerSettings
+from tokenpool.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ FINAL_WRITE_S = 1.0
 
 
 class Sidecar:
-    """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains."""
+    """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
-    def __init__(self, settings: Settings) -> None:
+    ``store`` is its lease store; without one, the settings name it.
+    """
+
+    def __init__(self, settings: Settings, store: Store | None = None) -> None:
         configuration = load(settings)
         self.settings = settings
         self.lifecycle = Lifecycle()
@@ -76,9 +80,11 @@ class Sidecar:
             )
         )
         self._shared: SharedLimits | None = None
-        if settings.store != MEMORY:
+        if store is None and settings.store != MEMORY:
+            store = _store_of(settings, configuration)
+        if store is not None:
             self._shared = SharedLimits(
-                settings, configuration, queue, self.engine, telemetry, self.lifecycle
+                settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
             )
         self.control = AdmissionControl(
             telemetry.clock(),
@@ -234,12 +240,19 @@ class Sidecar:
     async def _follow_engine(self) -> None:
         """Let the controller act after each poll of the engine."""
         async for _ in self.watcher.polls():
-            self.controller.engine_changed()
+            try:
+                self.controller.engine_changed()
+            except Exception:
+                # A defect must not stop this for good: the next poll tries again.
+                log.critical("an observation of the engine could not be used", exc_info=True)
 
     async def _follow_alarms(self) -> None:
         """Decide the waiting requests whose deadline has passed."""
         async for _ in self._ports.alarms():
-            self.driver.wake()
+            try:
+                self.driver.wake()
+            except Exception:
+                log.critical("the waiting requests could not be decided in time", exc_info=True)
 
     async def _sweep(self) -> None:
         while True:
@@ -279,6 +292,16 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.manager.connections):
             connection.abort()
+
+
+def _store_of(settings: Settings, configuration: Configuration) -> Store:
+    """The lease store that the settings name."""
+    # Imported here: a lone sidecar needs no client of Redis.
+    from tokenpool.store.address import open_store  # noqa: PLC0415
+
+    return open_store(
+        settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
+    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -18,9 +18,6 @@ from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
-FAREWELL_S = 1.0
-"""The longest duration of the last message."""
-
 Result = tuple[Message, Answer | StoreDown]
 
 
@@ -70,18 +67,14 @@ class LoopPorts:
 
     def send(self, message: Message) -> None:
         """See ``Ports``."""
-        assert self._reporter is not None
-        report = self._reporter.report(self._clock()) if message.carries_report else b""
-        task = asyncio.get_running_loop().create_task(self._carry(message, report))
+        task = asyncio.get_running_loop().create_task(self._carry(message))
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    async def _carry(self, message: Message, report: bytes) -> None:
+    async def _carry(self, message: Message) -> None:
         """Bring one message with its report to the lease store, and its answer back."""
-        assert self._store is not None
         try:
-            sent = replace(message, report=report) if report else message
-            self.results.put_nowait((message, await self._store.exchange(sent)))
+            self.results.put_nowait((message, await self._exchange(message)))
         except StoreDown as error:
             self.results.put_nowait((message, error))
         except BaseException as error:
@@ -89,10 +82,18 @@ class LoopPorts:
             self.results.put_nowait((message, StoreDown(f"the message was not sent: {error!r}")))
             raise
 
-    async def farewell(self, message: Message) -> None:
-        """Send the last message, after those in flight. Raises ``StoreDown`` or ``TimeoutError``."""
+    async def _exchange(self, message: Message) -> Answer:
+        """Send one message, with the report of this moment if it carries one."""
         assert self._store is not None
         assert self._reporter is not None
-        async with asyncio.timeout(FAREWELL_S):
-            await asyncio.gather(*self._calls, return_exceptions=True)
-            await self._store.exchange(replace(message, report=self._reporter.report(self._clock())))
+        if message.carries_report:
+            message = replace(message, report=self._reporter.report(self._clock()))
+        return await self._store.exchange(message)
+
+    async def landed(self) -> None:
+        """Wait until each message in flight has its result. Cancelled, it cancels them."""
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def farewell(self, message: Message) -> None:
+        """Send the last message. Raises ``StoreDown``."""
+        await self._exchange(message)

@@ -17,12 +17,15 @@ from sidecar.ports import LoopPorts
 from sidecar.published_file import READ_EVERY_S, PublishedFile
 from sidecar.telemetry import Telemetry
 from tokenpool.control.driver import Driver
+from tokenpool.leases.messages import Answer, Message
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
+FAREWELL_S = 1.0
+"""The longest duration of the last messages."""
 UNLED_S = 5.0
 """After so long without new limits an operator should check the coordinators."""
 
@@ -78,17 +81,19 @@ class Replication:
     async def _hear_forever(self) -> None:
         """Act on each answer."""
         while True:
-            message, result = await self._ports.results.get()
-            try:
-                if isinstance(result, StoreDown):
-                    self._failed(result)
-                    self._driver.failed(message)
-                else:
-                    self._recovered()
-                    self._driver.answered(message, result)
-                    self.published.announced(result.file_version)
-            except Exception:
-                log.critical("an answer of the lease store could not be used", exc_info=True)
+            self._hear(*await self._ports.results.get())
+
+    def _hear(self, message: Message, result: Answer | StoreDown) -> None:
+        try:
+            if isinstance(result, StoreDown):
+                self._failed(result)
+                self._driver.failed(message)
+            else:
+                self._recovered()
+                self._driver.answered(message, result)
+                self.published.announced(result.file_version)
+        except Exception:
+            log.critical("an answer of the lease store could not be used", exc_info=True)
 
     def _failed(self, error: StoreDown) -> None:
         self.calls["failed"] += 1
@@ -138,11 +143,23 @@ class Replication:
             log.critical("reading the limits failed", exc_info=True)
 
     async def stop(self) -> None:
-        """Return every lease, if the lease store answers; then close the connections."""
-        farewell = self._driver.stop()
-        if farewell is not None:
-            with contextlib.suppress(StoreDown, TimeoutError):
-                await self._ports.farewell(farewell)
+        """Return every lease, if the lease store answers in time; then close the connections.
+
+        The messages in flight come first. The last message states again the usage that a lost one stated.
+        """
+        self._driver.stop()
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._ports.landed()
+                while not self._ports.results.empty():
+                    self._hear(*self._ports.results.get_nowait())
+                farewell = self._driver.farewell()
+                if farewell is not None:
+                    await self._ports.farewell(farewell)
+        except (StoreDown, TimeoutError):
+            pass  # the leases expire
+        except Exception:
+            log.critical("the last message could not be sent", exc_info=True)
         await self._store.close()
 
     # --- status ---

@@ -22,6 +22,7 @@ from tokenpool.control.driver import Driver
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
+from tokenpool.store import Store
 
 
 class SharedLimits:
@@ -31,14 +32,12 @@ class SharedLimits:
         self,
         settings: Settings,
         configuration: Configuration,
+        store: Store,
         queue: AdmissionQueue,
         engine: EngineState,
         telemetry: Telemetry,
         lifecycle: Lifecycle,
     ) -> None:
-        # Imported here: a lone sidecar needs no client of Redis.
-        from tokenpool.store.address import open_store  # noqa: PLC0415
-
         self._settings = settings
         self._configuration = configuration
         self._telemetry = telemetry
@@ -48,9 +47,7 @@ class SharedLimits:
         # A process that starts again is another holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.sync = LeaseSync(holder, self.leases)
-        self._store = open_store(
-            settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
-        )
+        self._store = store
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
         self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
 

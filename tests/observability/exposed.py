@@ -42,7 +42,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
         for suffix in _SUFFIXES.get(family.kind, ("",)):
             found[family.name + suffix] = labels
     for families in (
-        *(more() for more in sidecar.telemetry.more),
+        *(source.metrics() for source in sidecar.admin.sources),
         *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
         tls.metrics(),
     ):

@@ -17,6 +17,7 @@ from runtime.options import Addresses, Origin
 from sidecar.__main__ import _parser
 from sidecar.app import Sidecar
 from sidecar.settings import Settings, read
+from tokenpool.store import Store
 
 POOL = """
 pools:
@@ -53,9 +54,15 @@ class Response:
 
 @contextlib.asynccontextmanager
 async def sidecar_for(
-    port: int, folder: Path, *, pool: str = POOL, ready: bool = True, **options: Any
+    port: int,
+    folder: Path,
+    *,
+    pool: str = POOL,
+    ready: bool = True,
+    store: Store | None = None,
+    **options: Any,
 ) -> AsyncIterator[Sidecar]:
-    """A started sidecar in front of the engine on ``port``."""
+    """A started sidecar in front of the engine on ``port``; with ``store``, one of several."""
     file = folder / "pool.yaml"
     file.write_text(pool)
     settings = Settings(
@@ -70,7 +77,7 @@ async def sidecar_for(
             **options,
         }
     )
-    sidecar = Sidecar(settings)
+    sidecar = Sidecar(settings, store)
     await sidecar.start()
     try:
         if ready:

@@ -45,7 +45,7 @@ from tests.sidecar.harness import (
     sidecar_for,
     until,
 )
-from tests.sidecar.test_levers import TWO_SLOTS
+from tests.sidecar.test_preemption_and_queue import TWO_SLOTS
 from tokenpool.pricing.cost import Usage
 
 CHATS, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"

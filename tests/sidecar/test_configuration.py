@@ -12,15 +12,11 @@ from runtime.child import SMALL_FILE
 from runtime.options import Origin
 from sidecar.configuration import MOST_WARNINGS, ConfigurationInvalid, load, load_apart, published
 from sidecar.controller.accounts import PER_STEP
-from sidecar.controller.controller import Controller
-from sidecar.engine.state import EngineState
-from sidecar.identity import KeyRing
 from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Settings
-from sidecar.telemetry import Telemetry
 from tests.fakes.scripted_engine import FakeEngine
+from tests.sidecar.builders import configuration, controller
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
-from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import PoolFile, Tier
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile.reading import parse
@@ -129,22 +125,16 @@ def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCapt
     assert "there are more warnings" in caplog.text
 
 
-def controller(text: str) -> Controller:
-    file = parsed(text)
-    engine = EngineState(CapacityModel(file.pools[0].replica))
-    return Controller(file, file.pools[0], KeyRing({}), Telemetry(10), engine)
-
-
 def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:
-    made, file = controller(POOL), parsed(many(500))
+    made, new = controller(POOL), configuration(many(500))
     kept = dict(made.accounts)
 
-    steps = sum(1 for _ in made.prepare(file, file.pools[0]))
+    steps = sum(1 for _ in made.prepare(new))
 
     assert steps == -(-503 // PER_STEP)
     assert made.accounts == kept  # nothing is in force yet
-    made.configure(file, file.pools[0], KeyRing({}))
-    assert list(made.accounts) == [e.name for e in file.entitlements]
+    made.configure(new)
+    assert list(made.accounts) == [e.name for e in new.file.entitlements]
     assert all(made.accounts[name] is account for name, account in kept.items())
 
 
@@ -154,29 +144,30 @@ def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
     before = dict(made.accounts)
     records = {name: account.entitlement for name, account in before.items()}
     held = made.accounts["t3"]
-    held.concurrency_in_use = made.ledger.preemptible_in_use = made.ledger.concurrency_in_use = 2
-    changed = parsed(many(19, t3="elastic"))
+    ledger = made.control.ledger
+    held.concurrency_in_use = ledger.preemptible_in_use = ledger.concurrency_in_use = 2
+    changed = configuration(many(19, t3="elastic"))
     if is_prepared:
-        list(made.prepare(changed, changed.pools[0]))
+        list(made.prepare(changed))
 
-    made.configure(changed, changed.pools[0], KeyRing({}))
+    made.configure(changed)
 
     assert "t19" not in made.accounts
     assert all(made.accounts[name] is before[name] for name in made.accounts)
     kept = [name for name in made.accounts if made.accounts[name].entitlement is records[name]]
     assert set(before) - set(kept) == {"t3", "t19"}
     assert held.entitlement.tier is Tier.ELASTIC
-    assert made.ledger.preemptible_in_use == 0
+    assert ledger.preemptible_in_use == 0
 
 
 def test_what_was_prepared_before_another_change_is_not_used() -> None:
     made = controller(POOL)
-    first, second = parsed(many(2)), parsed(many(1))
-    list(made.prepare(first, first.pools[0]))
-    made.configure(second, second.pools[0], KeyRing({}))
+    first, second = configuration(many(2)), configuration(many(1))
+    list(made.prepare(first))
+    made.configure(second)
     new = made.accounts["t0"]
 
-    made.configure(first, first.pools[0], KeyRing({}))
+    made.configure(first)
 
     assert made.accounts["t0"] is new
     assert "t1" in made.accounts
@@ -184,9 +175,9 @@ def test_what_was_prepared_before_another_change_is_not_used() -> None:
 
 def test_changed_prices_reach_everybody() -> None:
     made = controller(POOL)
-    changed = parsed(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
-
-    made.configure(changed, changed.pools[0], KeyRing({}))
+    made.configure(
+        configuration(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
+    )
 
     assert made.accounts["s"].pricer._pricing.output_weight == 4
 

@@ -6,28 +6,22 @@ import asyncio
 import contextlib
 
 from sidecar.controller.controller import Controller
-from sidecar.engine.state import EngineState
-from sidecar.identity import KeyRing
 from sidecar.local_planner import LocalPlanner
 from sidecar.telemetry import Telemetry
-from tests.sidecar.harness import POOL
+from tests.sidecar.builders import controller
 from tokenpool.amounts import Amount
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.entitlements import ReplicaCapacity
 from tokenpool.planning.planner import PlannerSettings
-from tokenpool.poolfile.reading import parse
 
 
 def planner() -> tuple[Controller, LocalPlanner]:
-    file, telemetry = parse(POOL).file, Telemetry(10)
+    telemetry = Telemetry(10)
+    made = controller(telemetry=telemetry)
+    for account in made.accounts.values():
+        made.control.active.touch(account, 0.0)
     capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
-    controller = Controller(
-        file, file.pools[0], KeyRing({}), telemetry, EngineState(capacity), clock=lambda: 0.0
-    )
-    for account in controller.accounts.values():
-        controller.control.active.touch(account, 0.0)
-    capacity = CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0))
-    return controller, LocalPlanner(controller, telemetry, capacity, PlannerSettings())
+    return made, LocalPlanner(made, telemetry, capacity, PlannerSettings())
 
 
 def limits(controller: Controller) -> dict[str, Amount]:
@@ -47,14 +41,14 @@ def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
 
 
 async def test_a_round_under_way_is_finished_before_another_begins() -> None:
-    controller, made = planner()
+    controlled, made = planner()
     running = asyncio.ensure_future(made.run(60.0))
     await asyncio.sleep(0)  # the first step
     assert made.plan is None
     made.finish()
     first = made.plan
     assert first is not None
-    assert controller.accounts["g"].limit != Amount(0.0, 0.0, 0.0)
+    assert controlled.accounts["g"].limit != Amount(0.0, 0.0, 0.0)
     await asyncio.sleep(0)
     assert made.plan is first
     running.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
 from sidecar.proxy.bounds import Bounds
 from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
+from tests.fakes.scripted_engine import FakeEngine
+from tests.sidecar.harness import admin, sidecar_for
 from tests.tokenpool.builders import ASK, PLENTY, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -51,7 +54,13 @@ class Pool:
         self.telemetry.settled(ticket, Ending.FINISHED, Usage(tokens, tokens), reported=True)
 
     def page(self) -> dict[str, float]:
-        return samples("".join(self.telemetry.pieces()))
+        return samples("".join(self.pieces()))
+
+    def pieces(self) -> Iterator[str]:
+        return self.telemetry.pieces(self)
+
+    def refresh(self, account: Account, now: float) -> None:
+        """Limits are set by hand: none is out of date."""
 
 
 def samples(page: str) -> dict[str, float]:
@@ -101,7 +110,7 @@ def test_what_holds_something_is_shown_before_anything_of_it_has_ended() -> None
 
 
 def test_every_family_has_its_head_though_nothing_was_used() -> None:
-    page = "".join(Pool(entitlement("a")).telemetry.pieces())
+    page = "".join(Pool(entitlement("a")).pieces())
 
     heads = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
     assert set(heads) == {family.series for family in FAMILIES if family.name != "tokenpool_lease"}
@@ -220,7 +229,7 @@ def test_no_piece_of_the_page_covers_more_than_a_few_entitlements() -> None:
     for tenant in tenants:
         pool.use(tenant.name)
 
-    pieces = list(pool.telemetry.pieces())
+    pieces = list(pool.pieces())
 
     gauges = 4  # written in slices, and joined once
     long = sorted(piece.count("\n") for piece in pieces)[-gauges - 1]
@@ -234,7 +243,7 @@ def test_a_page_of_ten_thousand_that_were_used_is_within_three_megabytes() -> No
     for tenant in tenants:
         pool.use(tenant.name, 12_345)
 
-    size = sum(map(len, pool.telemetry.pieces()))
+    size = sum(map(len, pool.pieces()))
 
     assert 1e6 < size < 3e6
 
@@ -255,13 +264,18 @@ def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
     assert len(pieces) >= 250 / HOLDERS_PER_PIECE
 
 
-def test_metrics_of_other_parts_are_on_the_page() -> None:
-    def more() -> Iterator[Metric]:
+class Extra:
+    """A part of the sidecar with a metric of its own."""
+
+    def metrics(self) -> Iterator[Metric]:
         metric = Metric("extra", "Something.", "gauge")
         metric.add_sample("extra", {"a": 'b"c'}, 2.0)
         yield metric
 
-    pool = Pool(entitlement("a"))
-    pool.telemetry.more.append(more)
 
-    assert pool.page()['extra{a=b"c}'] == 2
+async def test_metrics_of_other_parts_are_on_the_page(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        sidecar.admin.sources.append(Extra())
+        page = samples((await admin(sidecar, "/metrics"))[1])
+
+    assert page['extra{a=b"c}'] == 2

@@ -54,7 +54,7 @@ class Ports(Protocol):
         """Send a message without waiting. ``answered`` or ``failed`` follows."""
 
     def failed(self, what: str, error: Exception) -> None:
-        """A delivery failed by a defect: log it. The others go on."""
+        """One step failed by a defect: log it. The others go on."""
 
 
 class Driver:
@@ -80,7 +80,7 @@ class Driver:
         self._waiters[pending] = waiter
 
     def withdraw(self, pending: PendingRequest) -> None:
-        """A pending request waits no longer; no decision is delivered."""
+        """A pending request waits no longer; no decision is delivered. The next one may be due sooner."""
         self._waiters.pop(pending, None)
         self.control.withdraw(pending, self._ports.now())
         pending.let_go()
@@ -179,8 +179,12 @@ class Driver:
         """Once an interval, for a sidecar with a lease store: renew the leases, in steps of a moment each."""
         sync = self.sync
         if sync is not None:
-            yield from sync.tick_steps(self._ports.now())
-            self.control.retire_idle()
+            try:
+                yield from sync.tick_steps(self._ports.now())
+                self.control.retire_idle()
+            except Exception as error:
+                # The messages are sent all the same: without renewals, all leases would expire.
+                self._ports.failed("the tick of the leases failed", error)
             self._send(self._ports.now())
 
     def answered(self, message: Message, answer: Answer) -> None:
@@ -205,10 +209,13 @@ class Driver:
             self.sync.pushed(push, self._ports.now())
             self.act()
 
-    def stop(self) -> Message | None:
-        """Send nothing and set no alarm any more; returns the last message, which returns every lease."""
+    def stop(self) -> None:
+        """Send no more messages, and set no alarm any more."""
         self._is_stopped, self._wakes_at = True, math.inf
         self._ports.wake_at(math.inf)
+
+    def farewell(self) -> Message | None:
+        """The last message, which returns every lease. All messages before it have an answer or failed."""
         return self.sync.farewell() if self.sync is not None else None
 
     def _send(self, now: float) -> None:

@@ -1,9 +1,8 @@
-"""The queue of a sidecar that shares its limits: requests wait for the engine, and for larger leases."""
+"""A sidecar that shares its limits: its requests wait for the engine, and for larger leases."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +11,6 @@ from typing import Any
 
 from sidecar.app import Sidecar
 from sidecar.configuration import load
-from sidecar.replication import Replication
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import ask, request, sidecar_for, until
@@ -29,28 +27,14 @@ TERMS = IdleTerms((1e6, 1e6, 64.0), (1e6, 1e6, 64.0))
 
 @asynccontextmanager
 async def sharing(port: int, folder: Path, **options: Any) -> AsyncIterator[tuple[Sidecar, MemoryStore]]:
-    """A sidecar that is joined to books in memory, in which e may have a lot."""
+    """A sidecar that has joined a lease store in memory, in which e may have a lot."""
     store = MemoryStore(LIFETIME_S, time.monotonic)
     await store.publish({"e": PLENTY}, TERMS, 1)
-    async with sidecar_for(port, folder, lease_lifetime=LIFETIME_S, **options) as sidecar:
-        replication = Replication(
-            sidecar.settings,
-            sidecar.controller,
-            sidecar.telemetry,
-            store,
-            load(sidecar.settings),
-            lambda file: iter(()),
-            lambda file: None,
-        )
-        task = asyncio.create_task(replication.run())
-        try:
-            await until(lambda: replication.leases.mode is Mode.JOINED)
-            yield sidecar, store
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            sidecar.controller.control.leases = None
+    async with sidecar_for(port, folder, store=store, lease_lifetime=LIFETIME_S, **options) as sidecar:
+        leases = sidecar.control.leases
+        assert leases is not None
+        await until(lambda: leases.mode is Mode.JOINED)
+        yield sidecar, store
 
 
 async def test_a_request_that_waits_for_the_engine_asks_for_its_lease_when_its_turn_comes(
@@ -101,12 +85,12 @@ async def test_an_entitlement_that_is_removed_does_not_end_the_exchange_with_the
         sidecar.settings.config.write_text(
             "\n".join(row for row in text.splitlines() if "name: e," not in row)
         )
-        other = load(sidecar.settings)
-        controller.configure(other.file, other.pool, other.keys)
-        assert controller.control.leases is not None
-        controller.control.leases.covers(
-            removed, removed.pricer.price(_ASK, controller.engine.shape), controller._clock()
-        )
-        answered = controller.control.leases.answered_at
-        await until(lambda: (controller.control.leases.answered_at or 0) > (answered or 0) + LIFETIME_S)  # type: ignore[union-attr]
-        assert controller.control.leases.mode is Mode.JOINED
+        sidecar.enforce(load(sidecar.settings))
+        leases, sync = controller.control.leases, sidecar.driver.sync
+        assert leases is not None
+        assert sync is not None
+        cost = removed.pricer.price(_ASK, controller.engine.shape)
+        leases.covers(removed, cost, sidecar.telemetry.clock())
+        answered_at = sync.answered_at or 0.0
+        await until(lambda: (sync.answered_at or 0.0) > answered_at + LIFETIME_S)
+        assert leases.mode is Mode.JOINED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,12 @@ from typing import Any
 import aiohttp
 
 from sidecar.app import Sidecar
-from sidecar.configuration import load
-from sidecar.replication import Replication
-from sidecar.report import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals
+from sidecar.report import COUNT_EVERY_S, FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Reporter
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.sidecar.harness import POOL, admin, ask, request, sidecar_for, until
 from tokenpool.leases.messages import Limit
+from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
 from tokenpool.outcomes import Reason
 from tokenpool.planning.idle import IdleTerms
@@ -126,7 +125,7 @@ async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path:
 async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         (tmp_path / "pool.yaml").write_text("pools: nonsense")
-        await sidecar.poolwatch.reload()
+        await sidecar.pool_file_watcher.reload()
         assert sidecar.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
@@ -139,42 +138,22 @@ async def test_a_sidecar_stops_though_pages_are_open(engine: FakeEngine, tmp_pat
         assert [said async for said in news if said["rows"] is None] == []
 
 
-def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
-    """The line to the lease store that this sidecar would have, were it one of several."""
-    own = load(sidecar.settings)
-    return Replication(
-        sidecar.settings,
-        sidecar.controller,
-        sidecar.telemetry,
-        store,
-        own,
-        lambda file: iter(()),
-        lambda file: None,
-    )
-
-
 TERMS = IdleTerms((100.0, 1000.0, 4.0), (100.0, 1000.0, 4.0))
-
-
-async def interval(replication: Replication) -> None:
-    """One interval's messages, and the answers to them."""
-    replication.leases.tick(time.monotonic())
-    replication.speak_soon()
-    await asyncio.gather(*replication._calls)
 
 
 async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path: Path) -> None:
     store = MemoryStore(1.5, time.monotonic)
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
-        replication = joined(sidecar, store)
+    async with sidecar_for(engine.port, tmp_path, store=store) as sidecar:
+        sync = sidecar.driver.sync
+        assert sync is not None
+        await until(lambda: sync.answered_at is not None)
         before = sidecar.admin.look()
         await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
-        replication.leases.learn(*await store.limits(), sidecar.telemetry.clock())
-        await interval(replication)
+        await until(lambda: sync.leases.is_led and sync.unled_s < 1.0)
         led = sidecar.admin.look()
-        replication.leases.unled_s = 60.0
+        sync.unled_s = 60.0
         unled = sidecar.admin.look()
-    assert before.name == replication.leases.holder
+    assert before.name == sync.holder
     assert before.about.startswith("one sidecar of several")
     assert [look.pools[0].leader for look in (before, led, unled)] == [
         "no coordinator yet",
@@ -184,18 +163,32 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
 
 
 async def test_reports_carry_what_was_served_and_shed(engine: FakeEngine, tmp_path: Path) -> None:
-    store = MemoryStore(1.5, time.monotonic)
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
+    store = MemoryStore(0.3, time.monotonic)
+    await store.publish({"g": Limit(1e5, 1e5, 4, depth=1e5)}, TERMS, 1)
+    async with sidecar_for(engine.port, tmp_path, store=store, lease_lifetime=0.3) as sidecar:
+        leases, sync = sidecar.control.leases, sidecar.driver.sync
+        assert leases is not None
+        assert sync is not None
+        await until(lambda: leases.mode is Mode.JOINED)
         await ask(sidecar, request())
         await ask(sidecar, request(body=b"{"))
-        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
-        replication = joined(sidecar, store)
-        await interval(replication)
-        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
-        await interval(replication)
-        packed = (await store.read()).reports[replication.leases.holder]
+        spot = sidecar.controller.accounts["s"]
+        sidecar.telemetry.refused(spot, Reason.CONCURRENCY)
+        reporter = Reporter(sidecar.engine, leases, sidecar.telemetry, sidecar.lifecycle)
+        once = decode_report(reporter.report(100.0)).outcomes
+        sidecar.telemetry.refused(spot, Reason.CONCURRENCY)
+        soon = decode_report(reporter.report(100.0 + 0.9 * COUNT_EVERY_S)).outcomes
+        later = decode_report(reporter.report(100.0 + COUNT_EVERY_S)).outcomes
+        at_last = {"g": {"finished": 1}, "s": {"concurrency": 2}}
+        await until(lambda: _reported(store, sync.holder) == at_last)
     # What came since is counted half a second later: everyone is looked at for it.
-    assert decode_report(packed).outcomes == {"g": {"finished": 1}, "s": {"concurrency": 1}}
+    assert once == soon == {"g": {"finished": 1}, "s": {"concurrency": 1}}
+    assert later == at_last
+
+
+def _reported(store: MemoryStore, holder: str) -> Mapping[str, Mapping[str, int]]:
+    packed = store.rules.read(time.monotonic()).reports.get(holder)
+    return decode_report(packed).outcomes if packed else {}
 
 
 KNOWN = {"a", "b", "c"}

@@ -149,7 +149,8 @@ async def test_requests_in_flight_before_the_refusal_is_known_are_each_sent_agai
         answers = await asyncio.gather(*(spot(sidecar) for _ in range(4)))
         assert [answer.status for answer in answers] == [200] * 4
         assert len(engine.received) == 8
-        assert sidecar.controller.priorities_refused == 4
+        page = (await admin(sidecar, "/metrics"))[1]
+        assert "tokenpool_engine_priority_refused_total 4.0" in page
         assert sidecar.controller.accounts["s"].meter.spent == 4 * 15
         assert is_whole(sidecar)
 

@@ -1,4 +1,4 @@
-"""Policies over the wire: preemption, the admission queue, reserved slots. Priorities: ``test_priority``."""
+"""Preemption, the admission queue and reserved slots over the wire. Priorities: ``test_engine_priority``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.options import SettingsError
+from sidecar.app import Sidecar
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.sidecar.harness import (
@@ -23,7 +24,9 @@ from tests.sidecar.harness import (
     sidecar_for,
     until,
 )
+from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.control.admission_control import GUARANTEED_START_S
+from tokenpool.pricing.cost import Ask
 
 TWO_SLOTS = """
 pools:
@@ -275,6 +278,16 @@ async def test_a_request_waits_no_longer_than_its_promised_ttft(engine: FakeEngi
         await asyncio.gather(*running, return_exceptions=True)
 
 
+def waiting_for_engine(sidecar: Sidecar, name: str) -> PendingRequest:
+    """A request of an entitlement that waits for the engine's room."""
+    account, now = sidecar.controller.accounts[name], sidecar.telemetry.clock()
+    ask_, queue = Ask(text_bytes=20, output_bound=5), sidecar.control.queue
+    cost = account.pricer.price(ask_, sidecar.engine.shape)
+    pending = PendingRequest(account, ask_, cost, now, patience_s=queue.settings.patience(account))
+    queue.enter(pending, now, WaitsFor.ENGINE)
+    return pending
+
+
 async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEngine, tmp_path: Path) -> None:
     async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
@@ -285,13 +298,12 @@ async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEng
         await until(lambda: controller.engine.room.preemptible_queue == 1.0)
         tasks = [asyncio.ensure_future(ask(sidecar, request(key=key))) for key in ("g-key", "s-key")]
         await until(lambda: len(engine.received) == 2)
-        await until(lambda: not controller._queue_is_closed(controller._clock()))
-        waits = controller.control.queue.enter(
-            controller.accounts["e"], controller._clock(), lambda is_last: is_last, needs_engine=True
-        )
+        control, clock = sidecar.control, sidecar.telemetry.clock
+        await until(lambda: not control._is_engine_queue_closed(clock()))
+        waits = waiting_for_engine(sidecar, "e")
         refused = await ask(sidecar, request(key="s-key"))
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
-        controller.control.queue.leave(waits, controller._clock())
+        control.queue.leave(waits, clock())
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: len(engine.received) == 3)  # it waits in the engine, ready for the next slot
         for task in tasks:
@@ -321,20 +333,24 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         await until(lambda: len(engine.received) == 1)
         writer.write(request("/v1/chat/completions", STREAM, key="g-key"))
         await until(lambda: len(engine.received) == 2)
-        controller, spot = sidecar.controller, sidecar.controller.accounts["s"]
-        at = controller._enters.ticket.admitted_at
-        assert controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
+        control, spot = sidecar.control, sidecar.controller.accounts["s"]
+        guaranteed = control._last_guaranteed
+        assert guaranteed is not None
+        at = guaranteed.admitted_at
+        assert control._is_engine_queue_closed(at + 0.9 * GUARANTEED_START_S)
         go.set()
         await reader.readuntil(b"data: ")
-        assert not controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
+        assert not control._is_engine_queue_closed(at + 0.9 * GUARANTEED_START_S)
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="s-key"))))
         await until(lambda: spot.concurrency_in_use == 2)
         # What does not stream tells nothing of its beginning.
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="g-key"))))
-        await until(lambda: controller._enters is not None)
-        at = controller._enters.ticket.admitted_at
-        assert controller._queue_is_closed(at + 0.9 * GUARANTEED_START_S)
-        assert not controller._queue_is_closed(at + 1.1 * GUARANTEED_START_S)
+        await until(lambda: control._last_guaranteed not in (None, guaranteed))
+        guaranteed = control._last_guaranteed
+        assert guaranteed is not None
+        at = guaranteed.admitted_at
+        assert control._is_engine_queue_closed(at + 0.9 * GUARANTEED_START_S)
+        assert not control._is_engine_queue_closed(at + 1.1 * GUARANTEED_START_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""The shortcuts past the parser take only what the parser would have read the same way."""
+"""The cache of request heads takes only what the parser would have read the same way."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_head_that_is_known_is_forgotten_with_its_key(engine: FakeEngine
             writer.write(request())
             assert (await read_response(reader)).status == 200
         (tmp_path / "pool.yaml").write_text(POOL.replace("[g-key]", "[another-key]"))
-        await sidecar.poolwatch.reload()
+        await sidecar.pool_file_watcher.reload()
         writer.write(request())
         assert (await read_response(reader)).status == 401
     assert len(engine.received) == 3
