@@ -5,8 +5,8 @@ The admission queue and the leases change its fields; its request is the caller'
 
 from __future__ import annotations
 
+import enum
 import math
-from enum import Enum
 
 from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
@@ -16,7 +16,7 @@ RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
 """The order in which tiers are served."""
 
 
-class WaitsFor(Enum):
+class WaitsFor(enum.Enum):
     """What a request waits for."""
 
     LEASE = "lease"
