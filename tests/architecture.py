@@ -188,10 +188,14 @@ def _callables_of(node: ast.ClassDef, callables: set[str]) -> set[str]:
     for method in methods:
         arguments = [*method.args.posonlyargs, *method.args.args, *method.args.kwonlyargs]
         given = {each.arg for each in arguments if each.annotation and _mentions(each.annotation, callables)}
-        for each in ast.walk(method):
-            match each:
-                case ast.AnnAssign(target=ast.Attribute(value=ast.Name(id="self"), attr=name), value=value):
-                    if _mentions(each.annotation, callables) or _calls_back(value, given, names):
+        for inner in ast.walk(method):
+            match inner:
+                case ast.AnnAssign(
+                    target=ast.Attribute(value=ast.Name(id="self"), attr=name),
+                    annotation=annotation,
+                    value=value,
+                ):
+                    if _mentions(annotation, callables) or _calls_back(value, given, names):
                         found.add(name)
                 case ast.Assign(targets=targets, value=value) if _calls_back(value, given, names):
                     found |= {
