@@ -1,7 +1,7 @@
 """Runs the tests in tiers: ``python -m tests TIER ...``, as the Makefile does.
 
 One tier shows its output as it runs. Several tiers run beside each other, as far as the cores allow: a
-line says which job began or ended, and the output of a failed job is shown in full. All output is in ``out/``.
+line says which job began or ended, and the output of a failed job is shown in full. ``out/`` has all output.
 """
 
 from __future__ import annotations
