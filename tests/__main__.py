@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,15 @@ _AS_INSTALLED = "--import-mode=importlib"
 """Tests import the packages that the path names first, not those beside them."""
 
 
+def _compiled_folders() -> list[str]:
+    """The unit tests of packages with modules that are compiled."""
+    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
+    folders = {f"tests/unit/{Path(module).parent}" for module in modules}
+    return sorted(
+        folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)
+    )
+
+
 def _measured(name: str) -> dict[str, str]:
     return {"COVERAGE_FILE": str(ROOT / "out" / f".coverage.{name}")}
 
@@ -93,23 +103,34 @@ JOBS = [
     Job(
         "unit-compiled",
         _pytest(
-            _AS_INSTALLED, *_SHARED, "-m", "compiled or thorough", "tests/unit", "tests/integration/sidecar"
+            _AS_INSTALLED,
+            *_SHARED,
+            *_compiled_folders(),
+            "tests/unit/simulation",
+            "tests/integration/sidecar",
         ),
         frozenset({"compile"}),
         environment=_COMPILED,
     ),
     Job(
+        "browser",
+        _pytest(_AS_INSTALLED, "tests/e2e/browser"),
+        frozenset({"provide", "compile"}),
+        cores=0,
+        environment=_COMPILED,
+    ),
+    # Its tests mostly wait for processes, so there are more at once than cores.
+    Job(
         "integration",
-        _pytest(*_SHARED, *_COVERAGE, "-m", "not exclusive", "tests/integration"),
-        cores=2,
+        _pytest("-n", "4", "--dist", "worksteal", *_COVERAGE, "-m", "not exclusive", "tests/integration"),
         environment=_measured("integration"),
     ),
     Job("coverage", _make("coverage"), frozenset({"unit", "integration"})),
     Job("processes", _pytest("-m", "exclusive", "tests/integration"), cores=2),
     Job(
-        "e2e",
-        _pytest(_AS_INSTALLED, "--ignore=tests/e2e/containers", "tests/e2e"),
-        frozenset({"engine", "provide", "compile"}),
+        "vllm",
+        _pytest(_AS_INSTALLED, "tests/e2e/vllm"),
+        frozenset({"engine", "compile"}),
         cores=2,
         environment=_COMPILED,
     ),
@@ -117,7 +138,7 @@ JOBS = [
 TIERS = {
     "unit": ["unit"],
     "integration": ["integration", "processes"],
-    "e2e": ["containers", "e2e"],
+    "e2e": ["containers", "browser", "vllm"],
     "unit-compiled": ["unit-compiled"],
     "coverage": ["coverage"],
 }

@@ -15,6 +15,8 @@ from demo.engine import free_port
 from experiments.distance import IDLE, measure
 from experiments.processes import Part, module, running
 
+pytestmark = pytest.mark.exclusive
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[int]:

@@ -1,6 +1,7 @@
 """One contract over both stores: the same messages at the same times get the same answers.
 
-What the answers must be is tests/tokenpool/test_books.py's; here memory and a real Redis are held to it.
+tests/tokenpool/test_books.py says what the answers must be.
+Here the store in memory and a real Redis are held to it.
 """
 
 from __future__ import annotations

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.__main__ import JOBS, TIERS, Ended, Job, selected, startable
+
+UNIT = Path(__file__).parent
 
 
 def job(name: str, *needs: str, cores: int = 1) -> Job:
@@ -63,3 +67,19 @@ def test_every_tier_can_run_to_its_end(tier: str) -> None:
         assert started
         passed |= {each.name: True for each in started}
         waiting = [each for each in waiting if each not in started]
+
+
+def test_a_unit_test_cannot_connect() -> None:
+    with socket.socket() as one, pytest.raises(AssertionError, match="belongs in tests/integration"):
+        one.connect(("127.0.0.1", 9))
+
+
+def test_a_unit_test_cannot_start_a_program() -> None:
+    with pytest.raises(AssertionError, match="belongs in tests/integration"):
+        subprocess.run(["true"], check=True)
+
+
+def test_every_thorough_test_is_where_the_compiled_tier_runs_it() -> None:
+    """`make unit` leaves these tests out, so they would not run at all elsewhere."""
+    marked = {path for path in UNIT.rglob("test_*.py") if "mark.thorough" in path.read_text()}
+    assert {path.parent for path in marked - {Path(__file__)}} <= {UNIT / "simulation"}
