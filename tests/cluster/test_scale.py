@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-import pytest
 
 from tests.cluster.load import Tenant, under_load
 from tests.cluster.processes import POOL, Cluster
 
-pytestmark = pytest.mark.exclusive
 OUT = Path(__file__).parent.parent.parent / "out" / "scale.txt"
 DOWN_S = 6.0
 SMALL = POOL.replace("concurrency: 8}", "concurrency: 2}")

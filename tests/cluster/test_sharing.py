@@ -7,12 +7,9 @@ import statistics
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.load import Tenant, under_load
 from tests.cluster.processes import Cluster
 
-pytestmark = pytest.mark.exclusive
 ONE = """
 pools:
   - name: chat
