@@ -120,7 +120,7 @@ JOBS = [
         cores=0,
         environment=_COMPILED,
     ),
-    # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of one core. So three run at once.
+    # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So three run at once.
     Job(
         "integration",
         _pytest("-n", "3", "--dist", "worksteal", *_COVERAGE, "-m", "not exclusive", "tests/integration"),
