@@ -1,30 +1,258 @@
-"""Fetch what tests need of Debian, and images for container tests: `make test` does it beside the rest.
+"""Runs the tests in tiers: ``python -m tests TIER ...``, as the Makefile does.
 
-What cannot be had is said here, and again by the tests that are skipped for it.
+One tier shows its output as it runs. Several tiers run beside each other, as far as the cores allow: a
+line says which job began or ended, and the output of a failed job is shown in full. ``out/`` has all output.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import subprocess
 import sys
-import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests import debian
-from tests.containers import docker_daemon, standins
-from tests.containers.stack import Stack
+ROOT = Path(__file__).parent.parent
+CORES = 2
+"""Jobs run as if the machine had two cores, so that a run takes about as long everywhere."""
+POLL_S = 0.2
 
 
-def main() -> int:
-    """1, and why, where something is missing."""
-    try:
-        debian.provide(debian.CHROMIUM | debian.DOCKER | debian.PODMAN)
-        with tempfile.TemporaryDirectory() as folder, docker_daemon.running(Path(folder)) as daemon:
-            standins.provide(daemon.client, Path(folder))
-            Stack(daemon).build_ours()
-    except (debian.NotInstalled, docker_daemon.NoEngine) as error:
-        print(error)
-        return 1
+@dataclass(frozen=True)
+class Job:
+    """One command of a run."""
+
+    name: str
+    command: Sequence[str]
+    needs: frozenset[str] = frozenset()
+    """Jobs that must have passed before."""
+    cores: int = 1
+    """Cores that no other job may use meanwhile; 0 for a job that mostly waits."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended."""
+
+    job: Job
+    code: int | None
+    """The exit code; none if it did not run, since a job that it needs failed."""
+    seconds: float
+    output: Path
+
+    @property
+    def line(self) -> str:
+        """One line for a person."""
+        if self.code is None:
+            return f"{self.job.name}: not run, a job that it needs failed"
+        said = self.output.read_text(errors="replace").strip().splitlines()
+        outcome = "passed" if self.code == 0 else f"FAILED ({self.code})"
+        return f"{self.job.name}: {outcome} in {self.seconds:.0f} s: {said[-1].strip('= ') if said else ''}"
+
+
+def _pytest(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-q", *arguments]
+
+
+def _make(target: str) -> list[str]:
+    return ["make", "--no-print-directory", target]
+
+
+_SHARED = ("-n", str(CORES), "--dist", "worksteal")
+# The threshold holds for both tiers together, see `make coverage`.
+_COVERAGE = ("--cov", "--cov-report=", "--cov-fail-under=0")
+_COMPILED = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{ROOT / '.compiled'}:{ROOT}"}
+_AS_INSTALLED = "--import-mode=importlib"
+"""Tests import the packages that the path names first, not those beside them."""
+
+
+def _compiled_folders() -> list[str]:
+    """The unit tests of packages with modules that are compiled."""
+    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
+    folders = {f"tests/unit/{Path(module).parent}" for module in modules}
+    return sorted(
+        folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)
+    )
+
+
+def _measured(name: str) -> dict[str, str]:
+    return {"COVERAGE_FILE": str(ROOT / "out" / f".coverage.{name}")}
+
+
+# A job that takes long and mostly waits stands before the jobs that it can run beside.
+JOBS = [
+    Job("engine", _make("engine"), cores=0),
+    Job("provide", [sys.executable, "-m", "tests.provide"], cores=0),
+    Job("compile", _make("compiled")),
+    Job(
+        "unit",
+        _pytest(*_SHARED, *_COVERAGE, "-m", "not thorough", "tests/unit"),
+        environment=_measured("unit"),
+    ),
+    Job(
+        "containers",
+        _pytest(_AS_INSTALLED, "tests/e2e/containers"),
+        frozenset({"engine", "provide", "compile"}),
+        cores=0,
+        environment=_COMPILED,
+    ),
+    Job(
+        "unit-compiled",
+        _pytest(
+            _AS_INSTALLED,
+            *_SHARED,
+            *_compiled_folders(),
+            "tests/unit/simulation",
+            "tests/integration/sidecar",
+        ),
+        frozenset({"compile"}),
+        environment=_COMPILED,
+    ),
+    Job(
+        "browser",
+        _pytest(_AS_INSTALLED, "tests/e2e/browser"),
+        frozenset({"provide", "compile"}),
+        cores=0,
+        environment=_COMPILED,
+    ),
+    # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So three run at once.
+    Job(
+        "integration",
+        _pytest("-n", "3", "--dist", "worksteal", *_COVERAGE, "-m", "not exclusive", "tests/integration"),
+        cores=2,
+        environment=_measured("integration"),
+    ),
+    Job("coverage", _make("coverage"), frozenset({"unit", "integration"})),
+    Job("processes", _pytest("-m", "exclusive", "tests/integration"), cores=2),
+    Job(
+        "vllm",
+        _pytest(_AS_INSTALLED, "tests/e2e/vllm"),
+        frozenset({"engine", "compile"}),
+        cores=2,
+        environment=_COMPILED,
+    ),
+]
+TIERS = {
+    "unit": ["unit"],
+    "integration": ["integration", "processes"],
+    "e2e": ["containers", "browser", "vllm"],
+    "unit-compiled": ["unit-compiled"],
+    "coverage": ["coverage"],
+}
+
+
+def selected(jobs: Sequence[Job], names: Iterable[str]) -> list[Job]:
+    """The jobs of these names and all that they need, in order."""
+    by_name = {job.name: job for job in jobs}
+    wanted: set[str] = set()
+    open_ = list(names)
+    while open_:
+        name = open_.pop()
+        if name not in wanted:
+            wanted.add(name)
+            open_ += by_name[name].needs
+    return [job for job in jobs if job.name in wanted]
+
+
+def run(jobs: Sequence[Job], out: Path, say: Callable[[str], None], *, cores: int = CORES) -> list[Ended]:
+    """Run jobs beside each other, in order as far as what they need and the cores allow."""
+    out.mkdir(exist_ok=True)
+    began = time.monotonic()
+    waiting, running, ended = list(jobs), list[_Running](), dict[str, Ended]()
+
+    def tell(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        say(f"[{minutes:2d}:{seconds:02d}] {text}")
+
+    while waiting or running:
+        for each in [each for each in running if each.process.poll() is not None]:
+            running.remove(each)
+            ended[each.job.name] = end = each.end()
+            tell(end.line)
+            if end.code != 0:
+                say(end.output.read_text(errors="replace"))
+        for job in startable(waiting, {n: e.code == 0 for n, e in ended.items()}, cores - _used(running)):
+            waiting.remove(job)
+            tell(f"{job.name}: started")
+            running.append(_Running(job, out / f"{job.name}.txt"))
+        for job in [job for job in waiting if any(n in ended and ended[n].code != 0 for n in job.needs)]:
+            waiting.remove(job)
+            ended[job.name] = Ended(job, None, 0.0, out / f"{job.name}.txt")
+            tell(ended[job.name].line)
+        time.sleep(POLL_S)
+    return list(ended.values())
+
+
+def startable(waiting: Sequence[Job], passed: Mapping[str, bool], free: int) -> list[Job]:
+    """The jobs that can start now, given which others passed and how many cores are free.
+
+    Cores are given in order: a job that waits for two of them keeps later jobs from taking one.
+    """
+    found = []
+    for job in waiting:
+        if not all(passed.get(name, False) for name in job.needs):
+            continue
+        if job.cores <= free or job.cores == 0:
+            found.append(job)
+            free -= job.cores
+        else:
+            free = 0
+    return found
+
+
+class _Running:
+    def __init__(self, job: Job, output: Path) -> None:
+        self.job = job
+        self._output = output
+        self._began = time.monotonic()
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                job.command,
+                cwd=ROOT,
+                env=os.environ | job.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+
+    def end(self) -> Ended:
+        return Ended(self.job, self.process.returncode, time.monotonic() - self._began, self._output)
+
+
+def _used(running: Iterable[_Running]) -> int:
+    return sum(each.job.cores for each in running)
+
+
+def run_in_turn(jobs: Iterable[Job]) -> int:
+    """Run jobs one after the other, showing what they say, until one fails. Returns its exit code, or 0."""
+    (ROOT / "out").mkdir(exist_ok=True)
+    for job in jobs:
+        began = time.monotonic()
+        print(f"{job.name}: {' '.join(job.command)}", flush=True)
+        code = subprocess.run(job.command, cwd=ROOT, env=os.environ | job.environment, check=False).returncode
+        print(f"{job.name}: {time.monotonic() - began:.0f} s", flush=True)
+        if code != 0:
+            return code
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 if everything passed."""
+    parser = argparse.ArgumentParser("python -m tests", description=__doc__)
+    parser.add_argument("tiers", nargs="+", choices=TIERS)
+    tiers = parser.parse_args(arguments).tiers
+    jobs = selected(JOBS, [name for tier in tiers for name in TIERS[tier]])
+    if len(tiers) == 1:
+        return run_in_turn(jobs)
+    ended = run(jobs, ROOT / "out", lambda line: print(line, flush=True))
+    failed = [each.job.name for each in ended if each.code != 0]
+    print(f"FAILED: {', '.join(failed)}" if failed else "everything passed")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_attacks_go_to_loopback_alone(url: str) -> None:
         Target(url, "key", 1.0)
 
 
+@pytest.mark.exclusive
 def test_another_tenant_is_served_under_every_attack(tmp_path: Path) -> None:
     main(["hostile", "--engine", "simulator", "--short", "--out", str(tmp_path)])
     suffered = json.loads((tmp_path / "hostile" / "results.json").read_text())

@@ -15,6 +15,8 @@ from experiments.distance import IDLE, measure
 from toolbox.ports import free_port
 from toolbox.processes import Process, module
 
+pytestmark = pytest.mark.exclusive
+
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[int]:

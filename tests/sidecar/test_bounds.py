@@ -452,7 +452,7 @@ async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
 
 
 async def test_where_strangers_are_many_each_has_little_kept(engine: FakeEngine, tmp_path: Path) -> None:
-    limits = BYTES | {"max_buffered_bytes": 400_000, "unmetered_rate": 0.1}
+    limits = BYTES | {"max_buffered_bytes": 400_000, "unmetered_rate": 2.0}
     nothing = request("/nothing", method="GET", key=None)
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 2) as (one, other):
         one[1].write(nothing * 1100)

@@ -9,6 +9,7 @@ import pytest
 from tests.tokenpool.scarcity import Convergence, simulate
 from tokenpool.planning.planner import PlannerSettings
 
+pytestmark = pytest.mark.thorough
 SEEDS = range(12)
 
 

@@ -1,0 +1,50 @@
+"""The runner of the tiers with real processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.__main__ import Job, run
+
+
+def python(name: str, code: str, *needs: str, cores: int = 1, **environment: str) -> Job:
+    return Job(name, [sys.executable, "-c", code], frozenset(needs), cores, environment)
+
+
+def test_jobs_run_and_say_how_they_ended(tmp_path: Path) -> None:
+    said: list[str] = []
+    jobs = [
+        python("good", "import os; print('all', os.environ['HOW'])", HOW="well"),
+        python("bad", "print('what went wrong'); print('1 failed'); raise SystemExit(3)"),
+        python("later", "print('reached')", "good"),
+        python("never", "print('reached')", "bad"),
+        python("nor this", "print('reached')", "never"),
+    ]
+    ended = {each.job.name: each for each in run(jobs, tmp_path / "out", said.append)}
+
+    assert {name: each.code for name, each in ended.items()} == {
+        "good": 0, "bad": 3, "later": 0, "never": None, "nor this": None,
+    }  # fmt: skip
+    assert (tmp_path / "out" / "good.txt").read_text() == "all well\n"
+    lines = "\n".join(said)
+    assert "good: passed in 0 s: all well" in lines
+    assert "bad: FAILED (3) in 0 s: 1 failed" in lines
+    assert "what went wrong\n1 failed\n" in said
+    assert "never: not run, a job that it needs failed" in lines
+    assert lines.index("good: passed") < lines.index("later: started")
+
+
+def test_jobs_that_need_the_machine_to_themselves_get_it(tmp_path: Path) -> None:
+    """Each notes its start and end in one file."""
+    note = tmp_path / "note"
+    code = (
+        f"import sys; f = open({str(note)!r}, 'a', buffering=1); f.write(sys.argv[1] + ' ');"
+        "f.write('-' + sys.argv[1] + ' ')"
+    )
+    jobs = [
+        Job(name, [sys.executable, "-c", code, name], cores=cores)
+        for name, cores in [("a", 2), ("b", 1), ("c", 1)]
+    ]
+    assert all(each.code == 0 for each in run(jobs, tmp_path / "out", lambda _: None))
+    assert note.read_text().split()[:2] == ["a", "-a"]

@@ -1,0 +1,85 @@
+"""What the runner of the tiers may start, and what it says."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.__main__ import JOBS, TIERS, Ended, Job, selected, startable
+
+UNIT = Path(__file__).parent
+
+
+def job(name: str, *needs: str, cores: int = 1) -> Job:
+    return Job(name, ["true"], frozenset(needs), cores)
+
+
+def names(jobs: list[Job]) -> list[str]:
+    return [each.name for each in jobs]
+
+
+def test_a_tier_brings_all_that_it_needs_in_order() -> None:
+    jobs = [job("a"), job("b", "a"), job("c"), job("d", "b")]
+    assert names(selected(jobs, ["d"])) == ["a", "b", "d"]
+    assert names(selected(jobs, ["c", "b"])) == ["a", "b", "c"]
+
+
+def test_jobs_start_as_far_as_the_cores_allow() -> None:
+    assert names(startable([job("a"), job("b"), job("c")], {}, 2)) == ["a", "b"]
+    assert names(startable([job("a"), job("b")], {}, 0)) == []
+
+
+def test_a_job_that_waits_for_two_cores_is_not_overtaken() -> None:
+    assert names(startable([job("exclusive", cores=2), job("b")], {}, 1)) == []
+
+
+def test_a_job_that_mostly_waits_always_starts() -> None:
+    assert names(startable([job("exclusive", cores=2), job("fetch", cores=0)], {}, 1)) == ["fetch"]
+
+
+def test_a_job_starts_after_what_it_needs_has_passed() -> None:
+    waiting = [job("c", "a", "b"), job("d")]
+    assert names(startable(waiting, {"a": True}, 2)) == ["d"]
+    assert names(startable(waiting, {"a": True, "b": False}, 2)) == ["d"]
+    assert names(startable(waiting, {"a": True, "b": True}, 2)) == ["c", "d"]
+
+
+def test_how_a_job_ended_is_a_line(tmp_path: Path) -> None:
+    output = tmp_path / "a.txt"
+    output.write_text("...\n===== 3 passed in 2.00s =====\n")
+    assert Ended(job("a"), 0, 12.3, output).line == "a: passed in 12 s: 3 passed in 2.00s"
+    assert Ended(job("a"), 2, 0.6, output).line == "a: FAILED (2) in 1 s: 3 passed in 2.00s"
+    output.write_text("")
+    assert Ended(job("a"), 0, 1.0, output).line == "a: passed in 1 s: "
+    assert Ended(job("a"), None, 0.0, output).line == "a: not run, a job that it needs failed"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_every_tier_can_run_to_its_end(tier: str) -> None:
+    passed: dict[str, bool] = {}
+    waiting = selected(JOBS, TIERS[tier])
+    assert waiting
+    while waiting:
+        started = startable(waiting, passed, 2)
+        assert started
+        passed |= {each.name: True for each in started}
+        waiting = [each for each in waiting if each not in started]
+
+
+def test_a_unit_test_cannot_connect() -> None:
+    with socket.socket() as one, pytest.raises(AssertionError, match="belongs in tests/integration"):
+        one.connect(("127.0.0.1", 9))
+
+
+def test_a_unit_test_cannot_start_a_program() -> None:
+    with pytest.raises(AssertionError, match="belongs in tests/integration"):
+        subprocess.run(["true"], check=True)
+
+
+def test_every_thorough_test_is_where_the_compiled_tier_runs_it() -> None:
+    """`make unit` leaves these tests out, so they would not run at all elsewhere."""
+    marked = {path for path in UNIT.rglob("test_*.py") if "mark.thorough" in path.read_text()}
+    assert {path.parent for path in marked - {Path(__file__)}} <= {UNIT / "simulation"}
