@@ -25,7 +25,7 @@ CLEARLY = 1.1
 
 Tokens are charged at admission. In a tie, an entitlement that just had some would be counted by tokens, and
 by its sequences until its next request: always too much (18 % from the fair share;
-tests/tokenpool/test_convergence.py).
+tests/unit/simulation/test_convergence.py).
 """
 
 

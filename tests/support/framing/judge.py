@@ -1,0 +1,54 @@
+"""What a case of the corpus must lead to, judged from raw bytes by the strict reader (``tests/support/strict.py``)."""
+
+from __future__ import annotations
+
+from tests.support.framing.cases import Refused, Relayed, get, got, sized
+from tests.support.strict import Answer, Request
+
+FIRST, READ_FIRST = sized(b"first"), Relayed(body=b"first")
+"""A request before those of a case, and its outcome."""
+LAST, READ_LAST = get(b"/version?last", b"Connection: close\r\n"), got(b"/version?last", closes=True)
+"""A request behind those of a case: it shows whether all sides still agree where messages begin."""
+MAX_BYTEWISE = 1200
+"""Longer cases are split into pieces of a few thousand bytes."""
+
+Outcome = Relayed | Refused
+
+
+def split(raw: bytes) -> list[bytes]:
+    """The bytes of a case, byte by byte."""
+    size = 1 if len(raw) <= MAX_BYTEWISE else 4093
+    return [raw[at : at + size] for at in range(0, len(raw), size)]
+
+
+def method_of(outcome: Outcome) -> bytes:
+    """The method of a request, as far as it matters for reading the answer."""
+    if isinstance(outcome, Relayed):
+        return outcome.method
+    return b"HEAD" if outcome.is_head else b"GET"
+
+
+def with_last(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
+    """All outcomes on a connection on which ``LAST`` is sent behind these."""
+    return [*outcomes] if outcomes[-1].closes else [*outcomes, READ_LAST]
+
+
+def as_engine_reads(outcome: Relayed, host: bytes) -> Request:
+    """The request that the engine must read."""
+    ours = ((b"host", host), (b"accept-encoding", b"identity"))
+    headers = (*ours, *outcome.headers)
+    if outcome.body or outcome.method == b"POST":
+        headers += ((b"content-length", b"%d" % len(outcome.body)),)
+    return Request(outcome.method, outcome.target, headers, outcome.body)
+
+
+def check_answer(answer: Answer, outcome: Outcome) -> None:
+    """Whether the client's answer is the one that the outcome says."""
+    reason = answer.get(b"x-tokenpool-reason")
+    if isinstance(outcome, Relayed):
+        assert (answer.status, reason) == (200, None)
+        assert outcome.continues is None or answer.interims == outcome.continues
+    else:
+        assert (answer.status, answer.interims) == (outcome.status, 0)
+        assert reason is not None
+    assert (answer.get(b"connection") == b"close") == outcome.closes

@@ -1,0 +1,281 @@
+"""The admission queue: the order of the requests that wait, their deadlines, and the cost of a try."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.domain_builders import ASK, account, cost
+from tokenpool.accounting.account import Account
+from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.queue import MOST_WAITING, AdmissionQueue, QueueSettings
+from tokenpool.entitlements import Slo, Tier
+
+ENGINE, LIMIT = WaitsFor.ENGINE, WaitsFor.LIMIT
+
+
+class Caller:
+    """A request in the queue. A try succeeds once ``fits`` is set."""
+
+    def __init__(self, name: str, pending: PendingRequest) -> None:
+        self.name = name
+        self.pending = pending
+        self.fits = False
+        self.alternates = False
+        """Whether each try finds that it lacks something else than before."""
+        self.tries = 0
+
+
+class Tries:
+    """An admission queue, with the caller that tries its requests."""
+
+    def __init__(self, settings: QueueSettings | None = None) -> None:
+        self.queue = AdmissionQueue(settings or QueueSettings())
+        self.log: list[str] = []
+        self._callers: dict[PendingRequest, Caller] = {}
+
+    def enter(
+        self,
+        tenant: Account,
+        now: float,
+        name: str,
+        waits_for: WaitsFor = LIMIT,
+        retry_in_s: float = math.inf,
+        arrived_at: float | None = None,
+    ) -> Caller:
+        arrived_at = now if arrived_at is None else arrived_at
+        pending = PendingRequest(
+            tenant, ASK, cost(), arrived_at, patience_s=self.queue.settings.patience(tenant)
+        )
+        self.queue.enter(pending, now, waits_for, retry_in_s)
+        made = self._callers[pending] = Caller(name, pending)
+        return made
+
+    def serve(self, now: float, ended: Account | None = None) -> None:
+        """Try the requests that are due."""
+        for pending in self.queue.due(now, ended):
+            caller = self._callers[pending]
+            caller.tries += 1
+            if caller.fits or pending.deadline <= now:
+                self.log.append(f"{caller.name} {'in' if caller.fits else 'shed'}")
+                self.queue.leave(pending, now)
+            else:
+                was = pending.waits_for
+                turned = LIMIT if was is ENGINE else ENGINE
+                self.queue.change(pending, turned if caller.alternates else was, pending.retry_in_s)
+
+
+def test_tiers_come_first_then_deadlines() -> None:
+    made = Tries(QueueSettings(elastic_s=0.5, spot_s=3.0))
+    elastic, gold, spot = account(name="e"), account(name="g", tier=Tier.GUARANTEED), account(name="s")
+    spot.entitlement = replace(spot.entitlement, tier=Tier.SPOT)
+    callers = [
+        made.enter(spot, 0.0, "s1"),
+        made.enter(elastic, 0.0, "e1"),
+        made.enter(elastic, 0.1, "e2"),
+        made.enter(account(name="f"), 0.05, "f1"),
+        made.enter(gold, 0.2, "g1"),
+    ]
+    for caller in callers:
+        caller.fits = True
+    made.serve(0.3)
+    assert made.log == ["g1 in", "e1 in", "f1 in", "e2 in", "s1 in"]
+    assert len(made.queue) == 0
+    assert (made.queue.waits, round(made.queue.waited_s, 6)) == (5, 1.15)
+
+
+def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> None:
+    made = Tries(QueueSettings(elastic_s=0.5))
+    first, second = (made.enter(account(name="e"), at, f"e{at:g}") for at in (0.0, 0.1))
+    second.fits = True
+    made.serve(0.2)
+    assert made.log == []
+    assert made.queue.wakes_at() == 0.5
+    made.serve(0.5)
+    assert made.log == ["e0 shed", "e0.1 in"]
+    assert made.queue.wakes_at() == math.inf
+    assert first.pending.deadline == 0.5
+
+
+def test_the_ttft_that_was_promised_shortens_the_wait() -> None:
+    settings = QueueSettings()
+    gold, elastic, spot = (account(name=t.value, tier=t) for t in Tier)
+    assert [settings.patience(each) for each in (gold, elastic, spot)] == [2.0, 1.0, 0.0]
+    for promised_ms, patience in ((300.0, [0.3, 0.3, 0.0]), (1500.0, [1.5, 1.0, 0.0])):
+        for each in (gold, elastic, spot):
+            each.entitlement = replace(each.entitlement, slo=Slo(ttft_ms=promised_ms))
+        assert [settings.patience(each) for each in (gold, elastic, spot)] == patience
+
+
+def test_a_wait_for_a_lease_counts_against_the_deadline() -> None:
+    made = Tries(QueueSettings(elastic_s=0.5))
+    assert made.enter(account(name="e"), 0.2, "e", arrived_at=0.0).pending.deadline == 0.5
+
+
+def test_a_request_that_would_wait_in_vain_or_is_one_too_many_is_not_queued() -> None:
+    made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
+    queue, elastic = made.queue, account(name="e")
+    assert queue.may_wait(elastic, 0.5)
+    assert not queue.may_wait(elastic, 0.6)
+    assert not queue.may_wait(account(name="s", tier=Tier.SPOT), 0.0)
+    assert not AdmissionQueue(QueueSettings(elastic_s=0.0)).may_wait(elastic, 0.0)
+    for number in range(MOST_WAITING):
+        made.enter(elastic, 0.0, str(number))
+    assert not queue.may_wait(elastic, 0.0)
+    assert queue.may_wait(account(name="other"), 0.0)
+
+
+def test_a_place_far_back_in_the_queue_is_expected_to_take_longer() -> None:
+    made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
+    queue, elastic, gold = made.queue, account(name="e"), account(name="g", tier=Tier.GUARANTEED)
+    for number in range(4):
+        assert queue.may_wait(elastic, 0.1, needs_engine=True)
+        made.enter(elastic, 0.0, str(number), ENGINE)
+    assert queue.may_wait(elastic, 0.1, needs_engine=True)
+    assert not queue.may_wait(elastic, 0.11, needs_engine=True)
+    # Another tenant waits for the same slots, but not for the same limit.
+    assert not queue.may_wait(account(name="f"), 0.11, needs_engine=True)
+    assert queue.may_wait(account(name="f"), 0.11)
+    assert queue.may_wait(gold, 0.5, needs_engine=True)  # tried first
+
+
+def test_a_request_that_left_is_not_tried() -> None:
+    made, tenant = Tries(QueueSettings(elastic_s=0.5)), account(name="e")
+    queue, caller = made.queue, made.enter(tenant, 0.0, "e", ENGINE)
+    assert queue.has_waiting(tenant)
+    assert queue.needs_engine
+    queue.leave(caller.pending, 0.1)
+    queue.leave(caller.pending, 0.1)
+    made.serve(9.0)
+    assert (made.log, len(queue), queue.has_waiting(tenant), queue.needs_engine) == ([], 0, False, False)
+    assert caller.tries == 0
+
+
+def test_the_end_of_a_request_costs_few_tries_however_many_wait() -> None:
+    made = Tries()
+    tenants = [account(name=f"t{number}") for number in range(200)]
+    engine = [made.enter(tenant, 0.0, "engine", ENGINE) for tenant in tenants[:100] for _ in range(5)]
+    limits = [made.enter(tenant, 0.0, "limit") for tenant in tenants[100:] for _ in range(5)]
+    for ended in tenants[:3] + tenants[100:103]:
+        made.serve(0.1, ended)
+    assert sum(caller.tries for caller in engine) <= 6 * 2
+    assert sum(caller.tries for caller in limits) == 3
+    engine[0].fits = engine[1].fits = limits[0].fits = True
+    made.serve(0.2, tenants[150])
+    assert made.log == ["engine in", "engine in"]
+    made.serve(0.2, tenants[100])
+    assert made.log[2:] == ["limit in"]
+
+
+def test_the_next_in_line_is_tried_soon_after_one_has_left() -> None:
+    made = Tries(QueueSettings(elastic_s=0.5))
+    first, second = (made.enter(account(name="e"), 0.0, name) for name in ("first", "second"))
+    second.fits = True
+    made.queue.leave(first.pending, 0.1)
+    assert made.queue.wakes_at() < 0.11
+    made.serve(made.queue.wakes_at(), account(name="other"))
+    assert made.log == ["second in"]
+
+
+def test_a_request_that_lacks_tokens_is_tried_when_its_bucket_has_filled() -> None:
+    made = Tries()
+    caller = made.enter(account(name="e"), 0.0, "e", retry_in_s=0.3)
+    assert made.queue.wakes_at() == 0.3
+    made.serve(0.25, account(name="other"))
+    assert caller.tries == 0
+    caller.fits = True
+    made.serve(made.queue.wakes_at(), account(name="other"))
+    assert made.log == ["e in"]
+
+
+def test_the_reason_of_a_wait_may_change() -> None:
+    made, tenant, other = Tries(), account(name="e"), account(name="other")
+    caller = made.enter(tenant, 0.0, "e", ENGINE)
+    caller.alternates = True
+    made.serve(0.1, other)
+    assert (caller.tries, made.queue.needs_engine) == (1, False)
+    made.serve(0.1, other)
+    assert caller.tries == 1  # the engine's room does not concern it any more
+    made.serve(0.1, tenant)
+    assert (caller.tries, made.queue.needs_engine) == (2, True)
+    caller.fits = True
+    made.serve(0.1, other)
+    assert (made.log, len(made.queue), made.queue.needs_engine) == (["e in"], 0, False)
+
+
+def test_a_wait_for_a_lease_has_no_alarm_of_the_wait_for_room_before() -> None:
+    """The alarm of the earlier wait was due again and again, as nothing was left to try at it."""
+    made = Tries(QueueSettings(elastic_s=0.5))
+    queue, pending = made.queue, made.enter(account(name="e"), 0.0, "e", ENGINE, retry_in_s=0.1).pending
+    queue.leave(pending, 0.2)
+    queue.enter_for_lease(pending, 0.2, 1.2)
+    assert queue.wakes_at() == math.inf
+    assert (queue.waiting_for_room, len(queue), queue.needs_engine) == (0, 1, False)
+    made.serve(0.6)
+    assert made.log == []
+    queue.leave(pending, 0.7)
+    assert (len(queue), queue.lease_waits, round(queue.lease_waited_s, 6)) == (0, 1, 0.5)
+
+
+def test_a_request_that_waits_for_the_engine_a_second_time_is_tried_in_its_turn() -> None:
+    made = Tries()
+    queue, tenant = made.queue, account(name="e")
+    caller = made.enter(tenant, 0.0, "e", ENGINE)
+    queue.leave(caller.pending, 0.1)
+    queue.enter_for_lease(caller.pending, 0.1, 1.1)
+    queue.leave(caller.pending, 0.2)
+    queue.enter(caller.pending, 0.2, ENGINE)
+    for _ in range(3):
+        made.serve(0.3)
+    assert len(queue) == 1
+    assert queue.needs_engine
+    caller.fits = True
+    made.serve(0.4)
+    assert (made.log, len(queue), queue.needs_engine) == (["e in"], 0, False)
+    assert queue.wakes_at() == math.inf
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["enter", "leave", "serve", "ended"]),
+            st.integers(0, 5),
+            st.booleans(),
+            st.booleans(),
+            st.floats(0, 0.4),
+        ),
+        max_size=60,
+    )
+)
+def test_every_wait_ends_once_and_in_time(script: list[tuple[str, int, bool, bool, float]]) -> None:
+    made, now = Tries(), 0.0
+    queue, log = made.queue, made.log
+    tiers = [Tier.GUARANTEED, Tier.ELASTIC, Tier.ELASTIC]
+    tenants = [account(name=f"t{number}", tier=tier) for number, tier in enumerate(tiers)]
+    callers: list[Caller] = []
+    for number, (what, which, needs_engine, fits, wait) in enumerate(script):
+        now += wait
+        made.serve(min(queue.wakes_at(), now))
+        tenant = tenants[which % 3]
+        if what == "enter":
+            callers.append(made.enter(tenant, now, str(number), ENGINE if needs_engine else LIMIT))
+        elif callers:
+            callers[which % len(callers)].fits = fits
+            if what == "leave":
+                gone = callers[which % len(callers)]
+                if not gone.pending.has_left:
+                    log.append(f"{gone.name} left")
+                queue.leave(gone.pending, now)
+            else:
+                made.serve(now, tenant if what == "ended" else None)
+        waiting = [caller.pending for caller in callers if not caller.pending.has_left]
+        assert len(queue) == len(waiting)
+        assert queue.needs_engine == any(pending.waits_for is ENGINE for pending in waiting)
+    while queue.wakes_at() < math.inf:
+        now = max(now, queue.wakes_at())
+        made.serve(now)
+    assert sorted(line.split()[0] for line in log) == sorted(caller.name for caller in callers)
+    assert len(queue) == 0
