@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from tests import debian
-from tests.containers import engine, standins
-from tests.containers.stack import Stack
+from tests.e2e.containers import engine, standins
+from tests.e2e.containers.stack import Stack
 
 
 def main() -> int:

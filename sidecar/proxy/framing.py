@@ -1,7 +1,7 @@
 """What makes a request head ambiguous or invalid, and what it says of its body and its connection.
 
 A head that could be read in two ways must not reach the engine. Functions of a head only: what is received,
-and from whom, is not known here. ``tests/sidecar/framing`` has what is refused, case by case.
+and from whom, is not known here. ``tests/support/framing`` has what is refused, case by case.
 """
 
 from __future__ import annotations

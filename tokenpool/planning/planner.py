@@ -34,7 +34,8 @@ CLEARLY = 1.1
 """By what factor another dimension must exceed the one in which service counts, to take its place.
 
 Tokens are charged at admission. In a tie, whoever just had some would be counted by them, and by its
-sequences until the next: always too much (18 % from the fair share; tests/tokenpool/test_convergence.py).
+sequences until the next: always too much (18 % from the fair share;
+tests/unit/simulation/test_convergence.py).
 """
 
 
@@ -66,7 +67,7 @@ class PlannerSettings:
 
     debt_gain: float = 0.6
     """With 0.3, 0.6 and 1.0 the worst of 20 seeds is 1.1 to 1.4 % from the fair share and the median 0.7 to
-    0.8 %; 0.6 has the smallest of both (tests/tokenpool/test_convergence.py)."""
+    0.8 %; 0.6 has the smallest of both (tests/unit/simulation/test_convergence.py)."""
     debt_cap_s: float = 4.0
     debt_decay_s: float = 4.0
     slo_precedence: bool = True

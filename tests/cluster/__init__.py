@@ -1,1 +1,0 @@
-"""Real processes together: sidecars, coordinators, a real Redis, engines."""

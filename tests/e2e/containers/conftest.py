@@ -1,0 +1,69 @@
+"""One container engine and one compose project for all tests here; what was measured is said at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.containers import lent_engine, standins
+from tests.e2e.containers.engine import ContainerEngine, NoEngine, running
+from tests.e2e.containers.stack import Stack
+
+NOTES: dict[str, str] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """pytest: sizes and times, at the end."""
+    if NOTES:
+        terminalreporter.section("containers")
+        for what, value in NOTES.items():
+            terminalreporter.write_line(f"{what}: {value}")
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Note how long something took."""
+    started = time.monotonic()
+    yield
+    NOTES[what] = f"{time.monotonic() - started:.1f} s"
+
+
+@pytest.fixture(scope="session")
+def container_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerEngine]:
+    """A daemon with stand-in images. Skips, and says why, where there can be none."""
+    folder = tmp_path_factory.mktemp("containers")
+    with contextlib.ExitStack() as stack:
+        try:
+            with timed("container engine started"):
+                engine = stack.enter_context(running(folder))
+            engine.notes = NOTES
+            with timed("stand-in images made"):
+                standins.provide(engine.client, folder)
+        except NoEngine as error:
+            pytest.skip(f"no container engine: {error}")
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def built(container_engine: ContainerEngine, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """compose.yaml with its images built; nothing runs."""
+    lent = lent_engine.beside(container_engine, tmp_path_factory.mktemp("engine"))
+    NOTES["engine"] = "vLLM, lent by .venv-engine" if lent else "vLLM, the image of docker/engine.Dockerfile"
+    made = Stack(container_engine, lent)
+    with timed("images built"):
+        made.build()
+    return made
+
+
+@pytest.fixture(scope="session")
+def stack(built: Stack) -> Iterator[Stack]:
+    """compose.yaml, up and healthy."""
+    try:
+        with timed("docker-compose up until healthy"):
+            built.up()
+        yield built
+    finally:
+        built.down()

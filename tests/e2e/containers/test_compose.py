@@ -1,0 +1,189 @@
+"""The whole of compose.yaml, run: up, asked, overloaded, broken, down. The order of the tests is a story."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadgen import records
+from loadgen.records import Attempt, Outcome
+from tests.e2e.containers.stack import IMAGE, PARTS, PROJECT, READY_S, Stack, until
+
+LARGEST_ADDED_MB = 100
+"""What our image adds to the base image."""
+LARGEST_RESIDENT_MB = 60
+LOAD_S = 24
+GUARANTEED_SEQUENCES = 12
+"""Of checkout, in docker/pool.yaml."""
+LOOK_AROUND = """
+import importlib.util, os, shutil
+assert os.getuid() == 65532
+for module in ("pip", "ensurepip"):
+    assert importlib.util.find_spec(module) is None, module
+for program in ("pip", "pip3", "cc", "gcc"):
+    assert shutil.which(program) is None, program
+from runtime.build import this_build
+assert this_build().compiled
+"""
+
+
+def test_the_image_is_small_and_compiled_and_has_neither_pip_nor_a_compiler_nor_root(stack: Stack) -> None:
+    images = stack.engine.client.images
+    size, base = (images.get(name).attrs["Size"] / 1e6 for name in (IMAGE, stack.environment["PYTHON_IMAGE"]))
+    stack.engine.notes["image"] = f"{size:.0f} MB, {size - base:.0f} MB more than its base"
+    stack.engine.client.containers.run(
+        IMAGE, ["-c", LOOK_AROUND], entrypoint="python3", remove=True, network_mode="none", read_only=True
+    )
+
+    assert size - base < LARGEST_ADDED_MB
+    assert images.get(IMAGE).labels["org.opencontainers.image.title"] == "tokenpool"
+    assert images.get(IMAGE).attrs["Config"]["StopSignal"] == "SIGTERM"
+
+
+@pytest.mark.parametrize("service", PARTS)
+def test_no_part_may_do_more_than_it_must(stack: Stack, service: str) -> None:
+    container = stack.container(service).attrs
+    host = container["HostConfig"]
+
+    assert stack.health(service) == "healthy"
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert host["Memory"] > 0
+    assert container["Config"]["User"] not in ("", "0", "root")
+    published = {p["HostIp"] for bound in (host["PortBindings"] or {}).values() for p in bound}
+    assert published == ({"127.0.0.1"} if service in ("front", "prometheus") else set())
+
+
+def test_the_front_port_is_answered_by_a_real_engine(stack: Stack) -> None:
+    answer = stack.ask()
+    streamed = stack.ask(stream=True)
+
+    assert answer.status == 200, answer.body
+    assert answer.json()["usage"]["completion_tokens"] == 8
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    assert streamed.body.count(b"data: ") >= 2  # one event may carry all tokens, where the machine is busy
+    assert streamed.body.endswith(b"data: [DONE]\n\n")
+    assert (stack.ask(key=None).status, stack.ask(key="wrong").status) == (401, 401)
+
+
+def test_the_engine_itself_cannot_be_reached(stack: Stack) -> None:
+    with pytest.raises(OSError, match="refused"):
+        stack.page("pod-1", 8000, "/health")
+
+
+def test_prometheus_scrapes_every_part_and_evaluates_every_rule(stack: Stack) -> None:
+    def targets() -> dict[str, str]:
+        active = stack.prometheus("/api/v1/targets?state=active")["activeTargets"]
+        return {target["labels"]["instance"]: target["health"] for target in active}
+
+    wanted = {name: "up" for name in PARTS if name.startswith(("sidecar", "coordinator"))}
+    until(lambda: targets() == wanted, 30, targets)
+    until(lambda: all(rule["health"] == "ok" for rule in _rules(stack)), 60, lambda: _rules(stack))
+
+
+def _rules(stack: Stack) -> list[dict[str, Any]]:
+    groups = stack.prometheus("/api/v1/rules")["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def test_an_idle_sidecar_takes_little_memory(stack: Stack) -> None:
+    pid = stack.container("sidecar-1").attrs["State"]["Pid"]
+    with open(f"/proc/{pid}/status") as status:
+        resident = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+    stack.engine.notes["sidecar, resident when idle"] = f"{resident:.0f} MB"
+
+    assert resident < LARGEST_RESIDENT_MB
+
+
+def test_overload_sheds_nobody_inside_a_guarantee(stack: Stack, tmp_path: Path) -> None:
+    name = f"{PROJECT}_overload"
+    order = [
+        *("run", "/etc/tokenpool/overload.yaml", "--url=http://front:8080", "--out=/out/run", "--seed=1"),
+        f"--duration={LOAD_S}",
+    ]
+    print(stack.compose("run", "-T", "--name", name, "loadgen", *order, timeout=LOAD_S + 90))
+    run = records.load(_copied(stack, name, tmp_path))
+    checkout, batch = (
+        [attempt for attempt in run.attempts if attempt.tenant == tenant] for tenant in ("checkout", "batch")
+    )
+    for tenant, attempts in (("checkout", checkout), ("batch", batch)):
+        ended = Counter(attempt.outcome.value for attempt in attempts)
+        stack.engine.notes[f"overload, {tenant}"] = ", ".join(f"{n} {how}" for how, n in ended.items())
+
+    assert Counter(attempt.outcome for attempt in checkout)[Outcome.SERVED] > LOAD_S
+    assert Counter(attempt.outcome for attempt in batch)[Outcome.SHED] > 0
+    # Where the machine is so slow that more than the guarantee is in flight, what is beyond it may be shed.
+    refused = [a for a in checkout if a.outcome in (Outcome.SHED, Outcome.PREEMPTED, Outcome.UNAVAILABLE)]
+    assert [a for a in refused if _in_flight(checkout, a) < GUARANTEED_SEQUENCES] == []
+
+
+def _copied(stack: Stack, container: str, folder: Path) -> Path:
+    stream, _ = stack.engine.client.containers.get(container).get_archive("/out/run")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / "run"
+
+
+def _in_flight(attempts: Sequence[Attempt], moment: Attempt) -> int:
+    """How many others were under way while one was."""
+    return sum(a is not moment and a.sent_s < moment.end_s and a.end_s > moment.sent_s for a in attempts)
+
+
+def test_a_killed_sidecar_is_not_missed(stack: Stack) -> None:
+    stack.container("sidecar-1").kill()
+
+    assert [stack.ask().status for _ in range(20)] == [200] * 20
+
+    started = time.monotonic()
+    stack.container("sidecar-1").start()
+    until(lambda: stack.is_ready("pod-1", 9090), 30)
+    took = time.monotonic() - started
+    stack.engine.notes["sidecar, from docker start to ready"] = f"{took:.2f} s"
+    stack.until_healthy("sidecar-1")
+
+
+def test_a_killed_engine_is_not_missed_and_its_sidecar_finds_it_again(stack: Stack) -> None:
+    stack.container("engine-2").kill()
+
+    until(lambda: not stack.is_ready("pod-2", 9090), 10)
+    answers = [stack.ask() for _ in range(20)]
+    assert 200 in [answer.status for answer in answers]
+    # A sidecar without its engine says so, and the client's next try may find the other one.
+    refused = [answer for answer in answers if answer.status != 200]
+    assert {answer.headers.get("x-tokenpool-reason") for answer in refused} <= {"engine_down"}
+
+    stack.container("engine-2").start()
+    until(lambda: stack.is_ready("pod-2", 9090), READY_S, stack.state)
+    stack.until_healthy("engine-2", "sidecar-2")
+
+
+def test_a_killed_coordinator_is_not_missed(stack: Stack) -> None:
+    coordinators = ["coordinator-1", "coordinator-2"]
+    (leader,) = stack.leaders(*coordinators)
+    coordinators.remove(leader)
+    stack.container(leader).kill()
+
+    assert [stack.ask().status for _ in range(20)] == [200] * 20
+    until(lambda: stack.leaders(*coordinators) == coordinators, 10)
+
+    stack.container(leader).start()
+    stack.until_healthy(leader)
+
+
+def test_down_leaves_no_container_network_or_volume(stack: Stack) -> None:
+    client = stack.engine.client
+    ours = {"label": f"com.docker.compose.project={PROJECT}"}
+
+    stack.down()
+
+    assert client.containers.list(all=True, filters=ours) == []
+    assert client.networks.list(filters=ours) == []
+    assert client.volumes.list(filters=ours) == []

@@ -1,0 +1,155 @@
+"""What compose.yaml and the files beside it promise, read without a container engine."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from loadgen import reading
+from tokenpool.poolfile import parse
+
+ROOT = Path(__file__).parents[3]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+IMAGES = ("VLLM_IMAGE", "TOKENPOOL_IMAGE", "REDIS_IMAGE", "FRONT_IMAGE", "PROMETHEUS_IMAGE", "GRAFANA_IMAGE")
+DOCKERFILES = [ROOT / "docker" / "Dockerfile", ROOT / "docker" / "engine.Dockerfile"]
+
+
+def seconds(span: str) -> float:
+    return float(span.removesuffix("s"))
+
+
+def test_compose_old_and_new_find_nothing_to_complain_about() -> None:
+    text = (ROOT / "compose.yaml").read_text()
+
+    assert "version" not in COMPOSE
+    # Compose 1 knows no default within a default.
+    assert not re.search(r"\$\{[^}]*\$\{", text)
+
+
+def test_every_image_is_a_variable_with_a_default() -> None:
+    named = [re.fullmatch(r"\$\{(\w+):-([\w./:-]+)\}", service["image"]) for service in SERVICES.values()]
+
+    assert {match[1] for match in named if match} == set(IMAGES)
+    assert all(named)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_as_few_rights_as_it_needs_and_bounds(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["mem_limit"]
+    assert service["cpus"]
+    assert service["pids_limit"]
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "loadgen"])
+def test_every_service_that_stays_is_watched_and_started_again(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"]["test"][0] in ("CMD", "CMD-SHELL")
+    assert seconds(service["stop_grace_period"]) >= 10
+
+
+def test_a_sidecar_is_given_time_to_drain() -> None:
+    for name in ("sidecar-1", "sidecar-2"):
+        drain = float(SERVICES[name]["environment"]["TOKENPOOL_DRAIN_TIMEOUT"])
+        assert seconds(SERVICES[name]["stop_grace_period"]) > drain
+        assert seconds(SERVICES["front"]["stop_grace_period"]) > drain
+
+
+def test_a_sidecar_and_its_engine_share_a_pods_network_where_the_engine_is_on_loopback() -> None:
+    for number in (1, 2):
+        assert SERVICES[f"sidecar-{number}"]["network_mode"] == f"service:pod-{number}"
+        assert SERVICES[f"engine-{number}"]["network_mode"] == f"service:pod-{number}"
+        assert "--host=127.0.0.1" in SERVICES[f"engine-{number}"]["entrypoint"]
+
+
+def test_only_the_front_and_the_pages_for_operators_are_published_and_on_loopback() -> None:
+    published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
+
+    assert published == {
+        "front": "${FRONT_ADDRESS:-127.0.0.1}:${FRONT_PORT:-8080}:8080",
+        "prometheus": "127.0.0.1:${PROMETHEUS_PORT:-9092}:9090",
+        "grafana": "127.0.0.1:${GRAFANA_PORT:-3000}:3000",
+    }
+
+
+def mounted() -> Iterator[Path]:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source, _, _ = volume.partition(":")
+            if source.startswith("."):
+                assert volume.endswith(":ro"), volume
+                yield ROOT / source
+
+
+def test_every_file_that_is_mounted_is_there_and_read_only() -> None:
+    assert [path for path in mounted() if not path.exists()] == []
+
+
+def test_gpu_engines_are_those_of_the_compose_file() -> None:
+    beside = yaml.safe_load((ROOT / "docker" / "gpu.yaml").read_text())["services"]
+
+    assert {name for name in SERVICES if name.startswith("engine")} == set(beside)
+
+
+def test_the_pool_file_knows_the_keys_that_the_overload_scenario_uses() -> None:
+    file = parse((ROOT / "docker" / "pool.yaml").read_text(), name="pool.yaml").file
+    scenario = reading.read(ROOT / "docker" / "loadgen" / "overload.yaml", {})
+    tiers = {entitlement.name: entitlement.tier.value for entitlement in file.entitlements_of("chat")}
+
+    assert {tenant.name: tenant.tier for tenant in scenario.tenants} == tiers
+    text = (ROOT / "docker" / "pool.yaml").read_text()
+    for tenant in scenario.tenants:
+        assert hashlib.sha256(str(tenant.key).encode()).hexdigest() in text
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_an_image_needs_no_new_builder_runs_as_nobody_and_says_how_it_is(path: Path) -> None:
+    text = path.read_text()
+    final = text.rpartition("\nFROM ")[2]
+
+    assert "RUN --" not in text
+    assert "<<" not in text
+    assert re.search(r"^USER 65532:65532$", final, re.MULTILINE)
+    assert re.search(r"^STOPSIGNAL SIGTERM$", final, re.MULTILINE)
+    assert re.search(r"^HEALTHCHECK ", final, re.MULTILINE)
+    assert re.search(r"^ENTRYPOINT \[", final, re.MULTILINE)
+    assert "org.opencontainers.image.title" in final
+
+
+def test_the_image_is_compiled_unless_that_is_turned_off() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    build, _, final = text.rpartition("\nFROM ")
+
+    assert SERVICES["sidecar-1"]["build"]["args"]["COMPILE"] == "${COMPILE:-1}"
+    assert re.search(r"^ARG COMPILE=1$", build, re.MULTILINE)
+    assert "apt-get" not in final
+
+
+def test_all_of_our_packages_are_sent_to_the_builder() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    packages = {"coordinator", "loadgen", "service", "sidecar", "tokenpool"}
+
+    assert ignored[1] == "*"
+    assert {f"!{package}" for package in packages} | {"!setup.py"} <= set(ignored)
+
+
+def test_nginx_repeats_only_what_was_not_sent_and_keeps_nothing_back() -> None:
+    text = (ROOT / "docker" / "front" / "nginx.conf").read_text()
+
+    assert "proxy_buffering off;" in text
+    assert "proxy_request_buffering off;" in text
+    assert "proxy_next_upstream error timeout;" in text
+    assert "non_idempotent" not in text

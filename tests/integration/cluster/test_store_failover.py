@@ -1,0 +1,157 @@
+"""The address of Redis is re-pointed, and the old server stays alive: everyone joins the new one within 5 s.
+
+A relay stands for the address. What is connected stays where it is, as behind a DNS name or a load balancer.
+Figures go to out/store_failover.txt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+import redis.asyncio
+
+from experiments.relay import Relay
+from tests.integration.cluster.load import Tenant, under_load
+from tests.integration.cluster.processes import Cluster
+from tests.integration.tokenpool.store.servers import redis_server
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+JOINED_S = 5.0
+OUT = Path(__file__).parents[3] / "out" / "store_failover.txt"
+Spoil = Callable[[redis.asyncio.Redis, int, int], Awaitable[object]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def relay() -> AsyncIterator[Relay]:
+    made = Relay(0)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def whole(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    cluster = Cluster(
+        tmp_path_factory.mktemp("failover"),
+        sidecars=2,
+        store=lambda *_: f"redis://127.0.0.1:{relay.port}",
+    )
+    relay.target = cluster.redis_port
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text("")
+    async with cluster.running():
+        yield cluster
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """The server that will turn bad: its port and its process."""
+    with redis_server(tmp_path) as (port, process):
+        try:
+            yield port, process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
+async def replica(client: redis.asyncio.Redis, process: int, new: int) -> None:
+    await client.replicaof("127.0.0.1", new)
+
+
+async def full(client: redis.asyncio.Redis, process: int, new: int) -> None:
+    await client.config_set("maxmemory", 1)
+
+
+async def without_its_replicas(client: redis.asyncio.Redis, process: int, new: int) -> None:
+    await client.config_set("min-replicas-to-write", 1)
+
+
+async def with_another_password(client: redis.asyncio.Redis, process: int, new: int) -> None:
+    await client.config_set("requirepass", "rotated")
+    for kind in ("normal", "pubsub"):
+        await client.client_kill_filter(_type=kind, skipme=True)
+
+
+async def hanging(client: redis.asyncio.Redis, process: int, new: int) -> None:
+    os.kill(process, signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "pause_s"),
+    [
+        (replica, 0.0),
+        (replica, 2.0),
+        (full, 0.0),
+        (full, 2.0),
+        (without_its_replicas, 0.0),
+        (with_another_password, 0.0),
+        (hanging, 0.0),
+        (hanging, 2.0),
+    ],
+    ids=lambda each: getattr(each, "__name__", f"moved_after_{each}_s"),
+)
+async def test_everyone_joins_where_the_address_points(
+    whole: Cluster, relay: Relay, old: tuple[int, int], spoil: Spoil, pause_s: float
+) -> None:
+    port, process = old
+    relay.target = port
+    whole.redis.kill()  # as a plain way to move everyone to the server that will turn bad
+    whole.redis.start()
+    await whole.until_joined(20)
+    async with (
+        redis.asyncio.Redis(port=port, single_connection_client=True) as client,
+        under_load(whole.session, whole.urls, [Tenant("g", 4)]) as load,
+    ):
+        await whole.until(lambda: _has_everyone(client), 5)
+        await asyncio.sleep(1)
+        spoilt = time.monotonic()
+        await spoil(client, process, whole.redis_port)
+        await asyncio.sleep(pause_s)
+        relay.target = whole.redis_port
+        moved = time.monotonic()
+        joined_s = await whole.until(lambda: _is_joined_at(whole), JOINED_S)
+        await asyncio.sleep(1)
+        os.kill(process, signal.SIGCONT)
+        await whole.until(lambda: _is_left(client), 2)
+    with OUT.open("a") as file:
+        file.write(
+            f"{spoil.__name__}, address moved after {pause_s:g} s: joined after {joined_s:.2f} s;"
+            f" {len(load.outcomes)} requests, {dict(load.statuses())}\n"
+        )
+    assert load.failures() == []
+    # A lease that is too small cannot grow while nobody answers: at most until everyone has joined.
+    assert [o for o in load.outcomes if o.status != 200 and not spoilt <= o.began <= moved + joined_s] == []
+
+
+async def _is_joined_at(cluster: Cluster) -> bool:
+    """Whether everyone is joined, and speaks to the new server, listening too."""
+    async with redis.asyncio.Redis(port=cluster.redis_port, single_connection_client=True) as client:
+        sidecars = await client.zcard("tokenpool:{chat}:alive")
+        subscribed = await client.pubsub_channels("tokenpool:*")
+    return (
+        sidecars == len(cluster.sidecars) == len(subscribed)
+        and await cluster.is_joined()
+        and all([(await cluster.get(f"{page}/readyz")).get("status") == "ready" for page in cluster.pages])
+    )
+
+
+async def _others(client: redis.asyncio.Redis) -> int:
+    return len([each for each in await client.client_list() if "M" not in each["flags"]]) - 1
+
+
+async def _has_everyone(client: redis.asyncio.Redis) -> bool:
+    """Each of four processes speaks, and two of them listen."""
+    return await _others(client) >= 6
+
+
+async def _is_left(client: redis.asyncio.Redis) -> bool:
+    return await _others(client) == 0

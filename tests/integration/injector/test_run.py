@@ -1,0 +1,88 @@
+"""An injected pod, run: its containers' own commands as processes, which share a loopback as a pod's do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from demo.engine import free_port
+from tests.support.pods import container, injected, option, pod, sidecar
+
+POOL = """
+pools:
+  - {name: chat, models: ["*"], replica: {tokens_per_second: 10000, kv_tokens: auto, concurrency: 8}}
+entitlements:
+  - {name: a, pool: chat, tier: elastic, api_keys: [{file: KEYS/a}]}
+"""
+COMPLETION = {"model": "tiny", "prompt": "hello", "max_tokens": 3}
+
+
+@contextlib.asynccontextmanager
+async def running(*commands: list[str]) -> AsyncIterator[None]:
+    """The processes of all containers, until they are told to stop."""
+    processes = [await asyncio.create_subprocess_exec(*command) for command in commands]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+        codes = [await asyncio.wait_for(process.wait(), 20) for process in processes]
+        assert codes == [0 for _ in codes]
+
+
+async def status(session: aiohttp.ClientSession, url: str) -> int:
+    try:
+        async with session.get(url) as response:
+            return response.status
+    except aiohttp.ClientError:
+        return 0
+
+
+@pytest.mark.parametrize("native", ["true", "false"])
+async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
+    tmp_path: Path, native: str
+) -> None:
+    service, engine_port, admin = free_port(), free_port(), free_port()
+    engine = {
+        "name": "engine",
+        "image": "tokenpool:latest",
+        "command": [sys.executable, "-m", "loadgen.engine", "--host", "0.0.0.0", "--port", str(service)],
+        "ports": [{"name": "http", "containerPort": service}],
+    }
+    wanted = {"engine-port": str(engine_port), "admin-port": str(admin), "store-secret": "", "native": native}
+    after = injected(pod(engine, annotations={**wanted, "upstream-port": "http", "keys-secret": "keys"}))
+    (tmp_path / "a").write_text("a-key")
+    (tmp_path / "pool.yaml").write_text(POOL.replace("KEYS", str(tmp_path)))
+    arguments = list(sidecar(after)["args"])
+    arguments[arguments.index("--config") + 1] = str(tmp_path / "pool.yaml")
+    assert option(arguments, "--upstream") == f"http://127.0.0.1:{engine_port}"
+
+    async with (
+        running(
+            container(after, "engine")["command"],
+            [sys.executable, "-m", "sidecar", "run", *arguments],
+        ),
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(30),
+    ):
+        while await status(session, f"http://127.0.0.1:{admin}/readyz") != 200:
+            await asyncio.sleep(0.05)
+        for key, expected in (("a-key", 200), ("wrong", 401)):
+            async with session.post(
+                f"http://127.0.0.1:{service}/v1/completions",
+                json=COMPLETION,
+                headers={"authorization": f"Bearer {key}"},
+            ) as response:
+                assert response.status == expected
+        # The probe that a kubelet may send through the sidecar, without a key.
+        assert await status(session, f"http://127.0.0.1:{service}/health") == 200
+        # Another address of this machine stands for the pod's: the sidecar is there, the engine is not.
+        assert await status(session, f"http://127.0.0.2:{service}/health") == 200
+        assert await status(session, f"http://127.0.0.2:{engine_port}/health") == 0
+        assert await status(session, f"http://127.0.0.1:{engine_port}/health") == 200

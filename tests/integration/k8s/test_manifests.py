@@ -1,0 +1,514 @@
+"""The manifests: valid for the API, complete in themselves, and told to our processes in words they know."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from coordinator import settings as coordinator_settings
+from coordinator.telemetry import Telemetry
+from injector import settings as injector_settings
+from injector.container import NAME
+from injector.inject import Injection, inject
+from injector.patch import apply
+from injector.settings import Template
+from sidecar import settings as sidecar_settings
+from tests.integration.k8s.kustomize import Json, build
+from tokenpool.entitlements import KeySource, PoolFile
+from tokenpool.poolfile import parse
+
+K8S = Path(__file__).parents[3] / "k8s"
+OVERLAYS = sorted(path.parent.relative_to(K8S) for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+EVERY = [Path("base"), *OVERLAYS]
+CUSTOM = {"Issuer", "Certificate", "PodMonitor", "ScaledObject"}
+"""Kinds whose schemas are their operators'; asserted on below."""
+MAJOR, MINOR = map(int, kubernetes_validate.latest_version().split(".")[:2])
+NEWEST = [f"{MAJOR}.{MINOR - 1}", f"{MAJOR}.{MINOR}"]
+
+
+@functools.cache
+def objects(overlay: Path | str) -> list[Json]:
+    return build(K8S / overlay)
+
+
+def of_kind(found: list[Json], *kinds: str) -> list[Json]:
+    return [each for each in found if each["kind"] in kinds]
+
+
+def one(found: list[Json], kind: str, name: str) -> Json:
+    (only,) = [each for each in found if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return only
+
+
+def pod_of(deployment: Json) -> Json:
+    made: Json = deployment["spec"]["template"]
+    return made
+
+
+def pods(found: list[Json]) -> list[Json]:
+    """The pods of an overlay as they run: injected, where they ask for it."""
+    made = []
+    for each in of_kind(found, "Deployment"):
+        decision = inject(pod_of(each), Template())
+        assert isinstance(decision, Injection)
+        assert decision.warnings == ()
+        made.append(apply(pod_of(each), decision.patch))
+    return made
+
+
+def containers(pod: Json) -> list[Json]:
+    return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
+
+
+def every_container(overlay: Path | str) -> Iterator[tuple[Json, Json]]:
+    for pod in pods(objects(overlay)):
+        for container in containers(pod):
+            yield pod, container
+
+
+def secrets() -> dict[str, set[str]]:
+    """The Secrets of the example, with their keys; in production they come from elsewhere."""
+    documents = yaml.safe_load_all((K8S / "components/try-out/secrets.yaml").read_text())
+    return {each["metadata"]["name"]: set(each["stringData"]) for each in documents}
+
+
+def selected(found: list[Json], selector: Json) -> list[Json]:
+    """The pods that a selector means."""
+    assert selector.keys() <= {"matchLabels", "matchExpressions"}
+    wanted = {key: {value} for key, value in selector.get("matchLabels", {}).items()}
+    for each in selector.get("matchExpressions", []):
+        assert each["operator"] == "In"
+        wanted[each["key"]] = set(each["values"])
+    return [
+        pod
+        for pod in pods(found)
+        if all(pod["metadata"]["labels"].get(key) in values for key, values in wanted.items())
+    ]
+
+
+def ports(pod: Json) -> dict[int | str, int]:
+    """What a pod listens on, by number and by name."""
+    declared = [port for each in containers(pod) for port in each.get("ports", [])]
+    by_number: dict[int | str, int] = {port["containerPort"]: port["containerPort"] for port in declared}
+    return by_number | {port["name"]: port["containerPort"] for port in declared if "name" in port}
+
+
+def pool_file() -> PoolFile:
+    data = one(objects("base"), "ConfigMap", "tokenpool-pool")["data"]
+    parsed = parse(data["pool.yaml"])
+    assert parsed.warnings == ()
+    return parsed.file
+
+
+# As kustomize and the API see them.
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_kustomize_makes_the_same_of_them(overlay: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; what the other tests see is our own reading of kustomize")
+    done = subprocess.run(
+        ["kubectl", "kustomize", str(K8S / overlay)], capture_output=True, text=True, timeout=120, check=True
+    )
+
+    def by_name(found: list[Json]) -> dict[tuple[str, str], Json]:
+        return {(each["kind"], each["metadata"]["name"]): each for each in found}
+
+    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(objects(overlay))
+
+
+@pytest.mark.parametrize(("overlay", "release"), list(itertools.product(EVERY, NEWEST)), ids=str)
+def test_every_object_is_valid_in_the_two_newest_releases(overlay: Path, release: str) -> None:
+    found = objects(overlay)
+    known = [each for each in found if each["kind"] not in CUSTOM]
+    for each in known:
+        assert kubernetes_validate.validate(each, release, strict=True)
+    assert len(known) > len(found) / 2
+
+
+@pytest.mark.parametrize("release", NEWEST)
+def test_injected_pods_are_valid_in_the_two_newest_releases(release: str) -> None:
+    for native, pod in itertools.product((True, False), pods(objects("overlays/injected"))):
+        bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
+        decision = inject(bare, Template(native=native))
+        assert isinstance(decision, Injection)
+        for each in (pod, apply(bare, decision.patch)):
+            document = {"apiVersion": "v1", "kind": "Pod", **each}
+            assert kubernetes_validate.validate(document, release, strict=True)
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_every_name_is_given_once(overlay: Path) -> None:
+    names = [(each["kind"], each["metadata"]["name"]) for each in objects(overlay)]
+    assert len(names) == len(set(names))
+
+
+def test_the_base_belongs_to_no_namespace() -> None:
+    assert not any("namespace" in each["metadata"] for each in objects("base"))
+
+
+# What our own processes are told.
+def parsed(container: Json) -> Any:
+    """A container's arguments as its program reads them, with the variables that it is given."""
+    words = [*container.get("command", []), *container.get("args", [])]
+    environment = {each["name"]: "redis://books:6379" for each in container.get("env", [])}
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    if words[:2] == ["tokenpool-sidecar", "run"]:
+        sidecar_settings.add_arguments(parser)
+        return sidecar_settings.read(parser.parse_args(words[2:]), environment)
+    if words[:2] == ["tokenpool-coordinator", "run"]:
+        coordinator_settings.add_arguments(parser)
+        return coordinator_settings.read(parser.parse_args(words[2:]), environment)
+    assert words[:3] == ["python3", "-m", "injector"]
+    injector_settings.add_serving_arguments(parser)
+    injector_settings.add_template_arguments(parser)
+    arguments = parser.parse_args(words[3:])
+    assert injector_settings.read_template(arguments, environment).image == container["image"]
+    return injector_settings.read_serving(arguments, environment)
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
+    ours = [each for _, each in every_container(overlay) if each["image"].startswith("tokenpool:")]
+    assert len(ours) >= 2
+    for container in ours:
+        read = parsed(container)
+        listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
+        assert listens == {port["containerPort"] for port in container["ports"]}
+        if hasattr(read, "store"):
+            assert read.store == "redis://books:6379"
+            assert str(read.config) == "/etc/tokenpool/pool/pool.yaml"
+
+
+def test_the_pool_file_is_valid_and_its_keys_are_in_the_secret() -> None:
+    keys = {ref for each in pool_file().entitlements for ref in each.api_keys}
+    assert {ref.source for ref in keys} == {KeySource.FILE}
+    assert {ref.value for ref in keys} == {
+        f"/etc/tokenpool/keys/{name}" for name in secrets()["tokenpool-keys"]
+    }
+
+
+def test_the_sidecars_pool_is_in_the_file() -> None:
+    for pod in selected(objects("base"), {"matchLabels": {"app.kubernetes.io/name": "vllm"}}):
+        (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
+        assert parsed(sidecar).pool in {pool.name for pool in pool_file().pools}
+
+
+# The sidecar, three times the same.
+def test_the_injector_makes_of_the_plain_deployment_what_the_base_has_written_out() -> None:
+    bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
+    decision = inject(bare, Template())
+    assert isinstance(decision, Injection)
+    injected, written = apply(bare, decision.patch), pod_of(one(objects("base"), "Deployment", "vllm"))
+    assert injected["spec"] == written["spec"]
+
+
+def test_the_plain_sidecar_is_what_the_injector_makes_for_older_clusters() -> None:
+    bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
+    decision = inject(bare, Template(native=False))
+    assert isinstance(decision, Injection)
+    plain = pod_of(one(objects("overlays/plain-sidecar"), "Deployment", "vllm"))
+    assert apply(bare, decision.patch)["spec"] == plain["spec"]
+
+
+# Whatever is referred to is there.
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_config_maps_secrets_accounts_and_volumes_exist(overlay: Path) -> None:
+    found = objects(overlay)
+    configs = {each["metadata"]["name"]: set(each["data"]) for each in of_kind(found, "ConfigMap")}
+    made = {each["spec"]["secretName"] for each in of_kind(found, "Certificate")}
+    accounts = {each["metadata"]["name"] for each in of_kind(found, "ServiceAccount")}
+    for pod in pods(found):
+        spec = pod["spec"]
+        assert spec["serviceAccountName"] in accounts
+        volumes = {each["name"]: each for each in spec.get("volumes", [])}
+        for each in volumes.values():
+            if "configMap" in each:
+                assert "pool.yaml" in configs[each["configMap"]["name"]]
+            if "secret" in each:
+                assert each["secret"]["secretName"] in secrets().keys() | made
+        mounted = [mount["name"] for each in containers(pod) for mount in each.get("volumeMounts", [])]
+        assert set(mounted) == set(volumes)
+        for variable in (each for container in containers(pod) for each in container.get("env", [])):
+            if "valueFrom" in variable:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                assert reference["key"] in secrets()[reference["name"]]
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_services_lead_to_ports_that_somebody_has(overlay: Path) -> None:
+    found = objects(overlay)
+    services = of_kind(found, "Service")
+    assert {each["metadata"]["name"] for each in services} >= {"chat", "tokenpool-coordinator"}
+    for service in services:
+        chosen = selected(found, {"matchLabels": service["spec"]["selector"]})
+        assert len(chosen) == 1
+        for port in service["spec"]["ports"]:
+            assert port["targetPort"] in ports(chosen[0])
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: Path) -> None:
+    found = objects(overlay)
+    (port,) = one(found, "Service", "chat")["spec"]["ports"]
+    (pod,) = selected(found, {"matchLabels": one(found, "Service", "chat")["spec"]["selector"]})
+    (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
+    (engine,) = [each for each in containers(pod) if each["name"] == "vllm"]
+    assert parsed(sidecar).listen[0].port == port["targetPort"]
+    assert engine["args"][-4:] == ["--host", "127.0.0.1", "--port", str(parsed(sidecar).upstream.port)]
+    assert "ports" not in engine
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_selectors_mean_pods_that_are_there(overlay: Path) -> None:
+    found = objects(overlay)
+    for each in of_kind(found, "Deployment", "PodDisruptionBudget"):
+        assert len(selected(found, each["spec"]["selector"])) == 1
+    for each in of_kind(found, "Deployment"):
+        for constraint in each["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
+            assert selected(found, constraint["labelSelector"])
+    for each in of_kind(found, "PodMonitor"):
+        (pod,) = selected(found, each["spec"]["selector"])
+        for endpoint in each["spec"]["podMetricsEndpoints"]:
+            assert endpoint["port"] in ports(pod)
+            assert endpoint["path"] == "/metrics"
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_two_of_everything_that_must_not_be_lost(overlay: Path) -> None:
+    found = objects(overlay)
+    guarded = of_kind(found, "PodDisruptionBudget")
+    for each in of_kind(found, "Deployment"):
+        name = each["metadata"]["name"]
+        if name in ("tokenpool-coordinator", "tokenpool-injector"):
+            assert each["spec"]["replicas"] == 2
+            assert pod_of(each)["spec"]["topologySpreadConstraints"]
+            assert any(guard["metadata"]["name"] == name for guard in guarded)
+
+
+# Who may do what.
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_nobody_has_a_right_in_the_cluster_or_a_token(overlay: Path) -> None:
+    found = objects(overlay)
+    assert not of_kind(found, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    assert all(each["automountServiceAccountToken"] is False for each in of_kind(found, "ServiceAccount"))
+    for pod in pods(found):
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_containers_can_do_no_more_than_they_must(overlay: Path) -> None:
+    for pod, container in every_container(overlay):
+        context = pod["spec"]["securityContext"] | container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["resources"]["requests"].keys() == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+        if container["name"] != "vllm":  # whose image runs as root, and compiles into its home
+            assert context["runAsNonRoot"] is True
+            assert context["runAsUser"] > 0
+            assert context["readOnlyRootFilesystem"] is True
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_what_no_policy_allows_is_denied_for_every_pod(overlay: Path) -> None:
+    found = objects(overlay)
+    denying = one(found, "NetworkPolicy", "tokenpool-default-deny")["spec"]
+    assert denying["policyTypes"] == ["Ingress", "Egress"]
+    assert denying.keys() == {"podSelector", "policyTypes"}
+    assert selected(found, denying["podSelector"]) == pods(found)
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_policies_open_ports_that_somebody_has_and_no_others(overlay: Path) -> None:
+    found = objects(overlay)
+    for policy in of_kind(found, "NetworkPolicy"):
+        spec = policy["spec"]
+        chosen = selected(found, spec["podSelector"])
+        assert chosen, policy["metadata"]["name"]
+        assert ("ingress" in spec) <= ("Ingress" in spec["policyTypes"])
+        assert ("egress" in spec) <= ("Egress" in spec["policyTypes"])
+        for rule in spec.get("ingress", []):
+            for port in rule["ports"]:
+                assert all(port["port"] in ports(pod) for pod in chosen)
+            for peer in rule.get("from", []):
+                if "podSelector" in peer:
+                    assert selected(found, peer["podSelector"])
+
+
+def reaches(found: list[Json], pod_name: str, port: int) -> list[Json | None]:
+    """Who may connect to a port of a pod; ``None`` stands for everyone."""
+    allowed: list[Json | None] = []
+    (pod,) = selected(found, {"matchLabels": {"app.kubernetes.io/name": pod_name}})
+    for policy in of_kind(found, "NetworkPolicy"):
+        if pod not in selected(found, policy["spec"]["podSelector"]):
+            continue
+        for rule in policy["spec"].get("ingress", []):
+            if port in {each["port"] for each in rule["ports"]}:
+                allowed += rule.get("from", [None])
+    return allowed
+
+
+def in_namespace(name: str) -> Json:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def test_admin_ports_are_for_prometheus_and_the_autoscaler_alone() -> None:
+    found = objects("overlays/keda")
+    assert reaches(found, "vllm", 9090) == [in_namespace("monitoring")]
+    assert reaches(found, "tokenpool-coordinator", 9091) == [
+        in_namespace("monitoring"),
+        in_namespace("keda"),
+    ]
+
+
+def test_the_lease_store_are_for_coordinators_and_sidecars_alone() -> None:
+    found = objects("overlays/try-out")
+    (peer,) = reaches(found, "tokenpool-redis", 6379)
+    assert peer is not None
+    assert peer.keys() == {"podSelector"}
+    names = {
+        pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in selected(found, peer["podSelector"])
+    }
+    assert names == {"tokenpool-coordinator", "vllm"}
+
+
+def test_the_proxied_port_is_for_the_cluster_and_the_engines_for_nobody() -> None:
+    found = objects("base")
+    assert reaches(found, "vllm", 8000) == [{"namespaceSelector": {}}]
+    assert reaches(found, "vllm", 18000) == []
+
+
+# The autoscalers.
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_nothing_sets_the_replicas_that_the_autoscaler_sets(overlay: Path) -> None:
+    assert "replicas" not in one(objects(overlay), "Deployment", "vllm")["spec"]
+
+
+def test_keda_reads_the_page_and_wants_what_it_says() -> None:
+    found = objects("overlays/keda")
+    scaled = one(found, "ScaledObject", "vllm")
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    spec = scaled["spec"]
+    (pool,) = pool_file().pools
+    assert one(found, "Deployment", spec["scaleTargetRef"]["name"])
+    assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (pool.min_replicas, pool.max_replicas)
+    (trigger,) = spec["triggers"]
+    service = one(found, "Service", "tokenpool-coordinator")
+    host = f"tokenpool-coordinator.{service['metadata']['namespace']}.svc"
+    assert trigger == {
+        "type": "metrics-api",
+        "metricType": "AverageValue",
+        "metadata": {
+            "url": f"http://{host}:{service['spec']['ports'][0]['port']}/scale/{pool.name}",
+            "valueLocation": "desired_replicas",
+            "targetValue": "1",
+        },
+    }
+    assert "fallback" not in spec
+    behavior = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+    assert_safe(behavior, every_s=spec["pollingInterval"])
+
+
+def assert_safe(behavior: dict[str, Any], every_s: float) -> None:
+    """Coordinators that differed would not have replicas taken away, nor started at one wrong answer."""
+    settings = coordinator_settings.Settings(config=K8S, store="")
+    assert behavior["scaleUp"]["stabilizationWindowSeconds"] >= 2 * every_s
+    down = behavior["scaleDown"]
+    assert down["stabilizationWindowSeconds"] >= settings.scale_down_window
+    assert {each["type"]: each["value"] for each in down["policies"]} == {"Pods": 1, "Percent": 10}
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5, 19])
+def test_answers_that_differ_for_minutes_take_no_replica_away(period: int) -> None:
+    """The autoscaler's rule, on polls that meet a right coordinator and one that says 1, in any order."""
+    behavior = one(objects("overlays/hpa"), "HorizontalPodAutoscaler", "vllm")["spec"]["behavior"]
+    up, down = (behavior[each]["stabilizationWindowSeconds"] for each in ("scaleUp", "scaleDown"))
+    replicas, answers = 4, list[tuple[int, int]]()
+    for poll in range(400):
+        now = poll * 15
+        answers.append((now, 4 if poll % (period + 1) == 0 else 1))
+        lowest = min(n for at, n in answers if at > now - up)
+        highest = max(n for at, n in answers if at > now - down)
+        replicas = min(max(replicas, lowest), highest)
+        assert replicas == 4
+
+
+def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> None:
+    found = objects("overlays/hpa")
+    spec = one(found, "HorizontalPodAutoscaler", "vllm")["spec"]
+    (pool,) = pool_file().pools
+    assert one(found, spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+    assert (spec["minReplicas"], spec["maxReplicas"]) == (pool.min_replicas, pool.max_replicas)
+    (metric,) = spec["metrics"]
+    assert metric["external"]["metric"]["selector"] == {"matchLabels": {"pool": pool.name}}
+    assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "1"}
+    assert_safe(spec["behavior"], every_s=15)
+    (rule,) = yaml.safe_load((K8S / "overlays/hpa/adapter-values.yaml").read_text())["rules"]["external"]
+    assert rule["name"]["as"] == metric["external"]["metric"]["name"]
+    exported = {each.name for each in Telemetry(dict).collect()}
+    assert {"tokenpool_desired_replicas", "tokenpool_store_up"} <= exported
+    assert rule["seriesQuery"].startswith("tokenpool_desired_replicas{")
+    assert rule["metricsQuery"].endswith("tokenpool_store_up == 1)")
+    assert {each["metadata"]["name"] for each in of_kind(found, "PodMonitor")} == {
+        "tokenpool-coordinator",
+        "tokenpool-sidecar",
+    }
+
+
+# The webhook.
+def test_the_webhook_leads_to_the_injector_and_trusts_its_certificate() -> None:
+    found = objects("overlays/injected")
+    webhook = one(found, "MutatingWebhookConfiguration", "tokenpool-injector")
+    service = one(found, "Service", "tokenpool-injector")
+    namespace = service["metadata"]["namespace"]
+    (hook,) = webhook["webhooks"]
+    client = hook["clientConfig"]["service"]
+    assert (client["name"], client["namespace"]) == (service["metadata"]["name"], namespace)
+    assert (client["path"], client["port"]) == ("/mutate", service["spec"]["ports"][0]["port"])
+    certificate = one(found, "Certificate", "tokenpool-injector")
+    assert f"tokenpool-injector.{namespace}.svc" in certificate["spec"]["dnsNames"]
+    source = webhook["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
+    assert source == f"{namespace}/{certificate['metadata']['name']}"
+    issuer = one(found, "Issuer", certificate["spec"]["issuerRef"]["name"])
+    authority = one(found, "Certificate", "tokenpool-injector-ca")
+    assert issuer["spec"]["ca"]["secretName"] == authority["spec"]["secretName"]
+    assert authority["spec"]["isCA"] is True
+    assert one(found, "Issuer", authority["spec"]["issuerRef"]["name"])["spec"] == {"selfSigned": {}}
+    assert {each["apiVersion"] for each in of_kind(found, "Certificate", "Issuer")} == {"cert-manager.io/v1"}
+
+
+def test_only_new_pods_that_ask_depend_on_the_injector() -> None:
+    found = objects("overlays/injected")
+    (hook,) = one(found, "MutatingWebhookConfiguration", "tokenpool-injector")["webhooks"]
+    assert hook["failurePolicy"] == "Fail"
+    assert hook["objectSelector"] == {"matchLabels": {Template().label: "true"}}
+    assert [rule["operations"] for rule in hook["rules"]] == [["CREATE"]]
+    assert hook["admissionReviewVersions"] == ["v1"]
+    assert hook["sideEffects"] == "None"
+    asking = [
+        pod
+        for pod in map(pod_of, of_kind(found, "Deployment"))
+        if Template().label in pod["metadata"]["labels"]
+    ]
+    assert [pod["spec"]["containers"][0]["name"] for pod in asking] == ["vllm"]
+    assert [each["name"] for each in containers(asking[0])] == ["vllm"]
+
+
+def test_the_readme_lists_every_annotation_that_there_is() -> None:
+    text = (K8S / "README.md").read_text()
+    told = set(re.findall(r"`(tokenpool\.io/[a-z-]+)`", text.partition("| annotation |")[2]))
+    known = {injector_settings.annotation(each) for each in Template.__slots__}
+    cluster_only = {"tokenpool.io/label", "tokenpool.io/run-as-user"}
+    assert told == (known - cluster_only) | {"tokenpool.io/container"}

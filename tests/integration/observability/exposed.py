@@ -1,0 +1,57 @@
+"""What a sidecar and a coordinator expose: their telemetry is asked as by `/metrics`; nothing is started."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+
+from coordinator import telemetry as coordinator_telemetry
+from coordinator.app import Coordinator
+from coordinator.settings import Settings as CoordinatorSettings
+from runtime.build import BuildInfo
+from runtime.tls import Certificate
+from sidecar import telemetry
+from sidecar.app import Sidecar
+from sidecar.proxy import bounds
+from sidecar.proxy.tls import TlsServer
+from sidecar.settings import Origin, Settings
+from tests.certificates import certify
+
+ROOT = Path(__file__).parents[3]
+POOL = ROOT / "docker" / "pool.yaml"
+STORE = "redis://127.0.0.1:1"
+"""Never connected to: nothing is started."""
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+
+
+def exposed() -> Mapping[str, frozenset[str]]:
+    """Labels of every series that either process may expose, by the series' name."""
+    sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
+    coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
+    found: dict[str, frozenset[str]] = {}
+    process = ProcessCollector(registry=CollectorRegistry())
+    with tempfile.TemporaryDirectory() as folder:
+        certificate = Certificate(*certify(Path(folder), "exposed"))
+    tls = TlsServer(sidecar.manager, certificate, sidecar.settings)
+    for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
+        labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
+        for suffix in _SUFFIXES.get(family.kind, ("",)):
+            found[family.name + suffix] = labels
+    for families in (
+        *(more() for more in sidecar.telemetry.more),
+        *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
+        tls.metrics(),
+    ):
+        for name, labels in _series(families):
+            found[name] = found.get(name, frozenset()) | labels
+    return found
+
+
+def _series(families: Iterable[Metric]) -> Iterator[tuple[str, frozenset[str]]]:
+    for family in families:
+        labels = frozenset(family._labelnames) | ({"le"} if family.type == "histogram" else set())
+        for suffix in _SUFFIXES.get(family.type, ("",)):
+            yield family.name + suffix, labels

@@ -1,0 +1,244 @@
+"""A sidecar's live page: the lone one whole, one of several for its part, and what its reports count."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from demo.engine import free_port
+from sidecar.app import Sidecar
+from sidecar.configuration import load
+from sidecar.replication import FIRST_TOKENS_STAY_S, FirstTokenTotals, OutcomeTotals, Replication
+from tests.fakes.engine import FakeEngine, Held
+from tests.support.harness import POOL, admin, ask, request, sidecar_for, until
+from tokenpool.leases.reference_store import Limit
+from tokenpool.leases.wire import SidecarReport, decode_report, encode_report
+from tokenpool.outcomes import Reason
+from tokenpool.planning.allocation import IdleTerms
+from tokenpool.store.memory import MemoryStore
+
+
+@asynccontextmanager
+async def events(sidecar: Sidecar) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """What the live page is told, from now on."""
+    url = f"http://{sidecar.admin_on}/live/events"
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert response.status == 200
+        yield _data(response)
+
+
+async def _data(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    async for line in response.content:
+        if line.startswith(b"data: "):
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+async def first(news: AsyncIterator[dict[str, Any]], name: str, key: str) -> dict[str, Any]:
+    """The first row of an entitlement in which ``key`` holds something."""
+    async with asyncio.timeout(10):
+        async for said in news:
+            for row in said["rows"]:
+                if row["name"] == name and row[key]:
+                    return row
+    raise AssertionError("the events ended")
+
+
+async def test_a_lone_sidecar_shows_itself(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        status, text = await admin(sidecar, "/live")
+        look = sidecar.admin.look()
+    pool = look.pools[0]
+    assert (status, "<title>tokenpool live</title>" in text) == (200, True)
+    assert (look.process, look.notices) == ("sidecar", ())
+    assert pool.leader == "nobody: a lone sidecar plans for itself"
+    assert pool.capacity == (100_000, 65_536, 8)
+    assert (pool.replicas.engines_up, pool.replicas.desired) == (1, None)
+    assert [e.name for e in pool.entitlements] == ["g", "e", "s"]
+    assert pool.entitlements[0].guarantee == (10_000, 10_000, 4)
+    assert pool.entitlements[0].limit[2] == 8
+
+
+async def test_use_shows_while_requests_run(engine: FakeEngine, tmp_path: Path) -> None:
+    engine.answer = held = Held()
+    async with sidecar_for(engine.port, tmp_path) as sidecar, events(sidecar) as news:
+        asking = [asyncio.ensure_future(ask(sidecar, request())) for _ in range(2)]
+        async with asyncio.timeout(10):
+            async for said in news:
+                rows = {row["name"]: row for row in said["rows"]}
+                if "g" in rows and rows["g"]["in_use"][2] == 2:
+                    break
+        assert said["pools"][0]["in_use"][2] == 2
+        held.go.set()
+        await asyncio.gather(*asking)
+        row = await first(news, "g", "served_per_s")
+        first_token = await first(news, "g", "first_token_ms")
+    assert row["served_per_s"] > 0
+    assert row["sheds"] == []
+    mean, high = first_token["first_token_ms"]
+    assert 0 < mean <= high
+
+
+async def test_a_shed_shows_with_its_reason(engine: FakeEngine, tmp_path: Path) -> None:
+    pool = POOL.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 1},")
+    engine.answer = held = Held()
+    async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar, events(sidecar) as news:
+        running = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
+        await until(lambda: sidecar.controller.ledger.concurrency_in_use == 1)
+        shed = await ask(sidecar, request(key="e-key"))
+        row = await first(news, "e", "sheds")
+        held.go.set()
+        await running
+    assert shed.headers["x-tokenpool-reason"] == row["sheds"][0]["reason"] == "concurrency"
+    assert row["sheds"][0]["why"].startswith("sequences: limit 1, in use ")
+    assert row["dimension"] == 2
+
+
+async def test_an_engine_that_is_down_shows_as_the_reason(tmp_path: Path) -> None:
+    async with sidecar_for(free_port(), tmp_path, ready=False) as sidecar, events(sidecar) as news:
+        said = await anext(news)
+        await ask(sidecar, request())
+        row = await first(news, "g", "sheds")
+    assert "the engine does not answer" in said["notices"]
+    assert said["pools"][0]["capacity"] == [0, 0, 0]
+    assert (row["sheds"][0]["reason"], row["sheds"][0]["why"]) == (
+        "engine_down",
+        "engine down: 0 of 1 answer",
+    )
+
+
+async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        await ask(sidecar, request(body=b"{"))
+        await ask(sidecar, request(body={"model": "other", "prompt": "x"}))
+        counted = sidecar.admin.look().pools[0].tallies[""].outcomes
+        assert sidecar.telemetry.outcomes("g") == {"malformed": 1, "unknown_model": 1}
+    assert counted["g"] == {}
+
+
+async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        (tmp_path / "pool.yaml").write_text("pools: nonsense")
+        await sidecar.poolwatch.reload()
+        assert sidecar.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
+
+
+async def test_a_sidecar_stops_though_pages_are_open(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, events(sidecar) as news:
+        await anext(news)
+        started = time.monotonic()
+        await sidecar.stop()
+        assert time.monotonic() - started < 3
+        assert [said async for said in news if said["rows"] is None] == []
+
+
+def joined(sidecar: Sidecar, store: MemoryStore) -> Replication:
+    """The line to the lease store that this sidecar would have, were it one of several."""
+    own = load(sidecar.settings)
+    return Replication(
+        sidecar.settings,
+        sidecar.controller,
+        sidecar.telemetry,
+        sidecar.watcher,
+        store,
+        own,
+        lambda file: iter(()),
+        lambda file: None,
+    )
+
+
+TERMS = IdleTerms((100.0, 1000.0, 4.0), (100.0, 1000.0, 4.0))
+
+
+async def interval(replication: Replication) -> None:
+    """One interval's messages, and the answers to them."""
+    replication.leases.tick(time.monotonic())
+    replication.speak_soon()
+    await asyncio.gather(*replication._calls)
+
+
+async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path: Path) -> None:
+    store = MemoryStore(1.5, time.monotonic)
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        replication = joined(sidecar, store)
+        before = sidecar.admin.look()
+        await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
+        replication.leases.learn(*await store.limits(), sidecar.telemetry.clock())
+        await interval(replication)
+        led = sidecar.admin.look()
+        replication.leases.unled_s = 60.0
+        unled = sidecar.admin.look()
+    assert before.name == replication.leases.holder
+    assert before.about.startswith("one sidecar of several")
+    assert [look.pools[0].leader for look in (before, led, unled)] == [
+        "no coordinator yet",
+        "a coordinator",
+        "no coordinator now: the last limits stand",
+    ]
+
+
+async def test_reports_carry_what_was_served_and_shed(engine: FakeEngine, tmp_path: Path) -> None:
+    store = MemoryStore(1.5, time.monotonic)
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        await ask(sidecar, request())
+        await ask(sidecar, request(body=b"{"))
+        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
+        replication = joined(sidecar, store)
+        await interval(replication)
+        sidecar.telemetry.refused(sidecar.controller.accounts["s"], Reason.CONCURRENCY)
+        await interval(replication)
+        packed = (await store.read()).reports[replication.leases.holder]
+    # What came since is counted half a second later: everyone is looked at for it.
+    assert decode_report(packed).outcomes == {"g": {"finished": 1}, "s": {"concurrency": 1}}
+
+
+KNOWN = {"a", "b", "c"}
+
+
+def test_reports_count_what_is_not_zero_and_known_to_the_page() -> None:
+    totals = OutcomeTotals()
+    counts = {"a": {"finished": 2, "malformed": 9, "kv_tokens": 0}, "b": {"unknown_key": 1}}
+    said = totals.follow(counts, KNOWN)
+    assert said == {"a": {"finished": 2}}
+
+
+def test_of_too_many_entitlements_those_are_reported_that_changed_last() -> None:
+    totals = OutcomeTotals(most=2)
+    one = {"finished": 1}
+    assert list(totals.follow({"a": one, "b": one, "c": one}, KNOWN)) == ["b", "c"]
+    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one}, KNOWN)) == ["c", "a"]
+    assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one}, KNOWN)) == ["c", "a"]
+
+
+def test_an_entitlement_that_is_gone_is_reported_no_more() -> None:
+    totals = OutcomeTotals()
+    totals.follow({"a": {"finished": 1}, "b": {"finished": 1}}, KNOWN)
+    assert totals.follow({}, {"b"}) == {"b": {"finished": 1}}
+
+
+def test_first_tokens_are_reported_while_they_change_and_shortly_after() -> None:
+    totals = FirstTokenTotals()
+    some, more, none = (1.0, (0, 3)), (2.0, (0, 5)), (0.0, (0, 0))
+    assert totals.follow({"a": some, "b": none}, 0.0) == {"a": some}
+    assert totals.follow({"a": some, "b": none}, FIRST_TOKENS_STAY_S) == {}
+    assert totals.follow({"a": more, "b": none}, 4.0) == {"a": more}
+    assert totals.follow({"a": more}, 6.0) == {"a": more}
+
+
+def test_a_report_keeps_its_counts_on_the_wire() -> None:
+    outcomes = {"a": {"finished": 3, "engine_full": 1}}
+    report = SidecarReport(outcomes=outcomes, first_tokens={"a": (0.5, (1, 2))})
+    assert decode_report(encode_report(report)) == report
+
+
+def test_a_large_report_stays_small() -> None:
+    counts = {"finished": 1_000_000, "tokens_per_second": 100_000, "engine_full": 100_000}
+    many = {f"tenant-number-{n}": counts for n in range(5000)}
+    every = OutcomeTotals().follow(many, many)
+    assert len(encode_report(SidecarReport(outcomes=every))) < 25_000

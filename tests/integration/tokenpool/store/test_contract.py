@@ -1,0 +1,499 @@
+"""One contract over both stores: the same messages at the same times get the same answers.
+
+tests/unit/tokenpool/leases/test_reference_store.py says what the answers must be.
+Here the store in memory and a real Redis are held to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+import redis.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.integration.tokenpool.store.servers import redis_server
+from tokenpool.amounts import Amount, Dimension
+from tokenpool.leases.reference_store import (
+    FREED,
+    NO_LIMIT,
+    RECLAIM,
+    Answer,
+    Census,
+    Holding,
+    Limit,
+    Message,
+    Push,
+)
+from tokenpool.planning.allocation import IdleTerms
+from tokenpool.store import Store, StoreDown, StoredScale
+from tokenpool.store.memory import MemoryStore
+from tokenpool.store.redis import RedisStore
+
+LIFETIME = 1.5
+LIMIT = Limit(100, 1000, 4, depth=200, assured_concurrency=2, debt=-0.5)
+TERMS = IdleTerms((50.0, 500.0, 2.5), (100.0, 1000.0, 4.0), True)
+WANT = Holding(kv_wanted=200, concurrency_wanted=2, tokens_wanted=50)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as (port, _):
+        yield port
+
+
+pools = (f"pool-{number}" for number in itertools.count())
+
+
+@pytest_asyncio.fixture(params=["memory", "redis"])
+async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tuple[Store, Clock]]:
+    clock = Clock()
+    store: Store
+    if request.param == "memory":
+        store = MemoryStore(LIFETIME, clock)
+    else:
+        store = RedisStore(redis.asyncio.Redis(port=server), next(pools), LIFETIME, clock)
+    await store.publish({"a": LIMIT}, TERMS, 1)
+    clock.now += LIFETIME
+    yield store, clock
+    await store.close()
+
+
+async def tell(
+    store: Store, holder: str, number: int, holdings: dict[str, Holding], *, whole: bool = True
+) -> dict[str, tuple[float, float, float]]:
+    """One message, and what its sender holds then."""
+    answer = await store.exchange(Message(holder, number, holdings, whole, b"\xffreport"))
+    return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
+
+
+async def test_what_is_free_is_given_and_what_is_returned_is_free(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await tell(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
+    more = Holding(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
+    assert await tell(store, "s2", 0, {"a": more}) == {"a": (800, 2, 150)}
+    await tell(store, "s1", 1, {})
+    assert await tell(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
+
+
+async def test_an_answer_says_where_the_pool_stands(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.publish_file("v1", b"\xff\x00pool", 1)
+    await tell(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
+    answer = await store.exchange(Message("s2", 0, {"a": WANT}))
+    lease = answer.leases["a"]
+    assert (lease.limit, lease.level) == (LIMIT, 100)
+    assert (lease.kv_elsewhere, lease.concurrency_elsewhere) == (32, 1)
+    assert (answer.is_open, answer.sidecars, answer.file_version) == (True, 2, "v1")
+    assert await store.file() == ("v1", b"\xff\x00pool")
+    assert await store.limits() == ({"a": LIMIT}, TERMS)
+
+
+async def test_leases_expire_and_spending_is_remembered(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    await tell(store, "s1", 0, {"a": WANT})
+    clock.now += LIFETIME
+    everything = Holding(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
+    assert await tell(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
+    back = Holding(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
+    assert await tell(store, "s1", 1, {"a": back}) == {"a": (0, 0, 0)}
+    assert await tell(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
+
+
+async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.publish({"a": LIMIT}, TERMS, 7)
+    assert not await store.publish({}, TERMS, 6)
+    assert not await store.publish_file("old", b"", 6)
+    assert (await tell(store, "s1", 0, {"a": WANT}))["a"][1] == 2
+
+
+async def test_doubled_and_late_messages_book_nothing(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await tell(store, "s1", 3, {"a": WANT})
+    assert await tell(store, "s1", 3, {"a": Holding(kv_wanted=900)}) == {"a": (200, 2, 50)}
+    assert await tell(store, "s1", 2, {"b": WANT}) == {"b": (0, 0, 0)}
+
+
+async def test_one_leads_until_its_lease_is_given_back(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    epoch = await store.lead("one", 10)
+    assert epoch > 1
+    assert await store.lead("two", 10) == 0
+    assert await store.lead("one", 10) == epoch
+    await store.resign("two")
+    assert await store.lead("two", 10) == 0
+    await store.resign("one")
+    later = await store.lead("two", 10)
+    assert later > epoch
+    assert not await store.publish({"a": LIMIT}, TERMS, epoch)
+    assert await store.publish({"a": LIMIT}, TERMS, later)
+
+
+async def test_a_scale_hint_is_kept_with_its_time_by_the_stores_clock(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    assert await store.scale() is None
+    assert await store.publish_scale(b"\xff\x00hint", 1) == clock.now
+    stored_at = clock.now
+    clock.now += 2.5
+    assert await store.scale() == StoredScale(b"\xff\x00hint", stored_at, 2.5)
+    assert await store.publish_scale(b"next", 1) == clock.now
+    assert await store.scale() == StoredScale(b"next", clock.now, 0.0)
+    clock.now -= 10  # a clock may step back
+    found = await store.scale()
+    assert found is not None
+    assert found.age_s == 0.0
+
+
+async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    epoch = await store.lead("one", 10)
+    assert await store.publish_scale(b"one", epoch)
+    await store.resign("one")
+    assert await store.publish_scale(b"one, late", epoch)  # nobody leads yet
+    later = await store.lead("two", 10)
+    assert await store.publish_scale(b"one, too late", epoch) is None
+    found = await store.scale()
+    assert found is not None
+    assert found.content == b"one, late"
+    assert await store.publish_scale(b"two", later)
+    assert not await store.publish({"a": LIMIT}, TERMS, epoch)
+
+
+async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.publish_scale(b"hint", 5)
+    assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts as every other
+    assert (await store.read()).epoch == 5
+    assert await store.limits() == ({"a": LIMIT}, TERMS)
+
+
+async def test_what_others_hold_unused_is_asked_for_and_its_return_is_told(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    first, second = store.listen("s1"), store.listen("s2")
+    asked, told = asyncio.ensure_future(anext(first)), asyncio.ensure_future(anext(second))
+    await asyncio.sleep(0.05)  # until both are subscribed
+    await tell(store, "s1", 0, {"a": WANT._replace(concurrency_wanted=4)})
+    await tell(store, "s2", 0, {})
+    short = WANT._replace(is_urgent=True)
+    assert (await tell(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
+    assert await asyncio.wait_for(asked, 2) == Push("s1", RECLAIM, "a")
+    await tell(store, "s1", 1, {"a": Holding()}, whole=False)
+    assert await asyncio.wait_for(told, 2) == Push("s2", FREED, "a")
+    assert (await tell(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
+    for listening in (first, second):
+        await listening.aclose()  # type: ignore[attr-defined]
+
+
+async def part(store: Store, number: int, holdings: dict[str, Holding], *, renews: bool = False) -> Answer:
+    """A message of s1 that names what changed."""
+    return await store.exchange(Message("s1", number, holdings, False, b"", (), renews))
+
+
+async def test_messages_may_overtake_each_other(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await tell(store, "s1", 0, {"a": WANT})
+    await part(store, 3, {"a": WANT._replace(concurrency_wanted=1)})
+    other = await part(store, 2, {"b": WANT._replace(idle_limit=LIMIT)})
+    assert other.leases["b"].concurrency == 2  # of another entitlement, so not too late
+    late = await part(store, 1, {"a": WANT._replace(concurrency_wanted=4)})
+    assert late.leases["a"].concurrency == 1
+    # A complete message fences off all that were sent before it.
+    await tell(store, "s1", 9, {"a": WANT})
+    late = await part(store, 8, {"b": WANT._replace(idle_limit=LIMIT)})
+    assert late.leases["b"].concurrency == 0
+    assert (await store.read()).pages["a"].held.concurrency == 2
+
+
+async def test_a_part_overtakes_the_complete_message_before_it(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await tell(store, "s1", 0, {"a": WANT})
+    await part(store, 2, {"b": WANT._replace(idle_limit=LIMIT)})
+    await tell(store, "s1", 1, {"a": WANT})
+    answer = await part(store, 3, {})
+    assert answer.rows == 2
+
+
+async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    await tell(store, "s1", 0, {"a": WANT})
+    for number in range(1, 4):
+        clock.now += LIFETIME * 0.6
+        answer = await part(store, number, {}, renews=True)
+        assert (answer.is_known, answer.rows) == (True, 1)
+    assert (await store.read()).pages["a"].held.concurrency == 2
+    clock.now += LIFETIME
+    answer = await part(store, 4, {"a": WANT}, renews=True)
+    assert (answer.is_known, answer.leases["a"].concurrency) == (False, 0)
+    assert (await tell(store, "s1", 5, {"a": WANT}))["a"][1] == 2
+
+
+async def test_a_complete_message_keeps_what_it_says_that_it_keeps(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await tell(store, "s1", 0, {"a": WANT, "b": WANT._replace(idle_limit=LIMIT)})
+    answer = await store.exchange(Message("s1", 1, {}, True, b"", ("b",)))
+    assert answer.rows == 1
+    pages = (await store.read()).pages
+    assert (pages["a"].held.concurrency, pages["b"].held.concurrency) == (0, 2)
+
+
+async def test_the_last_word_on_an_entitlement_drops_its_row(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    await tell(store, "s1", 0, {"a": WANT})
+    answer = await part(store, 1, {"a": Holding(tokens_spent=30, is_last=True)})
+    assert answer.rows == 0
+    page = (await store.read()).pages["a"]
+    assert (page.held, page.level) == (Amount(), 170)
+
+
+async def test_an_entitlement_without_a_published_limit_has_the_one_that_follows_from_the_terms(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    answer = await store.exchange(Message("s1", 0, {"b": WANT._replace(idle_limit=LIMIT)}))
+    assert answer.terms == TERMS
+    assert answer.leases["b"].limit == LIMIT
+    assert answer.leases["b"].concurrency == 2
+    assert await store.publish({"a": LIMIT, "b": Limit(100, 1000, 1, 200)}, TERMS, 1)
+    answer = await part(store, 1, {"b": WANT._replace(idle_limit=LIMIT)})
+    assert answer.leases["b"].limit.concurrency == 1
+
+
+async def test_a_census_reads_what_all_said(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    said = WANT._replace(demand=(1, 2, 3), fresh=(7, 8, 9), floor=(10, 11, 12))
+    await tell(store, "s1", 0, {"a": said})
+    await tell(store, "s2", 0, {"a": said})
+    await tell(store, "s2", 1, {"a": said._replace(tokens_spent=5, kv_seconds=6, concurrency_seconds=7)})
+    census = await store.read()
+    assert census.is_open
+    assert census.pages["a"].served == Amount(5, 6, 7)
+    assert census.epoch == 1
+    assert census.reports == {"s1": b"\xffreport", "s2": b"\xffreport"}
+    page = census.pages["a"]
+    assert page.limit == LIMIT
+    assert page.demand == Amount(2, 4, 6)
+    assert page.fresh == Amount(14, 16, 18)
+    assert page.floor == Amount(10, 11, 12)
+    assert page.held == Amount(100, 400, 4)
+
+
+async def test_a_long_list_of_limits_is_replaced_as_a_whole(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    many = {f"e{number}": LIMIT for number in range(250)}
+    assert await store.publish(many, TERMS, 2)
+    assert set((await store.read()).pages) == set(many)
+    assert await store.limits() == (many, TERMS)
+    assert await store.publish({"a": LIMIT}, TERMS, 2)
+    assert set((await store.read()).pages) == {"a"}
+
+
+amounts = st.integers(0, 6)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        name: st.builds(
+            lambda runs, bound, wanted, spent, tokens, urgent, is_last, limit: Holding(
+                *(runs * 50.0, runs, bound * 50.0, bound, wanted * 50.0, wanted),
+                *(float(spent), float(tokens), urgent),
+                demand=(float(spent), wanted * 50.0, wanted),
+                floor=(float(tokens), 50.0, runs),
+                is_last=is_last,
+                idle_limit=limit,
+            ),
+            amounts,
+            amounts,
+            amounts,
+            st.integers(0, 300),
+            st.integers(0, 300),
+            st.booleans(),
+            st.booleans(),
+            st.sampled_from([NO_LIMIT, LIMIT]),
+        )
+        for name in ("a", "b", "c")
+    },
+)
+limits = st.dictionaries(
+    st.sampled_from(["a", "b"]),
+    st.builds(
+        lambda rate, units: Limit(float(rate), units * 50.0, float(units), rate + 50.0),
+        st.integers(0, 200),
+        st.integers(0, 8),
+    ),
+)
+calls = st.one_of(
+    st.tuples(st.just("publish"), limits, st.just(TERMS), st.integers(1, 3)),
+    st.tuples(st.just("read")),
+    st.tuples(st.just("publish_scale"), st.binary(max_size=3), st.integers(1, 3)),
+    st.tuples(st.just("scale")),
+    st.builds(
+        lambda holder, number, holdings, kind, kept: (
+            "exchange",
+            Message(holder, number, holdings, kind == "whole", b"", kept, kind == "renewal"),
+        ),
+        st.sampled_from(["s1", "s2", "s3"]),
+        st.integers(0, 30),
+        messages,
+        st.sampled_from(["whole", "renewal", "part"]),
+        st.sampled_from([(), ("a",), ("b", "c")]),
+    ),
+)
+scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.125, 0.5, 2.0, 61.0]), calls), max_size=25)
+
+
+@pytest.fixture(scope="module")
+def runner(server: int) -> Iterator[tuple[asyncio.Runner, redis.asyncio.Redis]]:
+    """A loop and a client for all examples."""
+    with asyncio.Runner() as made:
+        client = redis.asyncio.Redis(port=server)
+        yield made, client
+        made.run(client.aclose())
+
+
+@given(script=scripts)
+def test_both_stores_answer_alike(
+    runner: tuple[asyncio.Runner, redis.asyncio.Redis],
+    script: list[tuple[float, tuple[object, ...]]],
+) -> None:
+    async def play() -> None:
+        clock = Clock()
+        memory = MemoryStore(LIFETIME, clock)
+        stored = RedisStore(runner[1], next(pools), LIFETIME, clock)
+        for store in (memory, stored):
+            await store.publish({"a": LIMIT}, TERMS, 1)
+        for wait, (method, *arguments) in script:
+            clock.now += wait
+            one, other = [await getattr(store, str(method))(*arguments) for store in (memory, stored)]
+            assert numbers(other) == pytest.approx(numbers(one), abs=1e-6)
+
+    runner[0].run(play())
+
+
+def numbers(answer: object) -> dict[str, float]:
+    """All that an answer says, flat."""
+    flat: dict[str, float] = {}
+    if isinstance(answer, Answer):
+        flat |= {"open": answer.is_open, "sidecars": answer.sidecars, "rows": answer.rows}
+        flat |= {"known": answer.is_known, "pool": sum(answer.terms.headroom)}
+        for name, lease in answer.leases.items():
+            values = msgspec.to_builtins(lease)
+            flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
+    elif isinstance(answer, Census):
+        flat |= {"epoch": answer.epoch, "open": answer.is_open, "reports": len(answer.reports)}
+        for name, page in answer.pages.items():
+            flat[f"{name} level"] = page.level
+            for what in ("held", "in_use", "demand", "served", "fresh", "floor"):
+                amount = getattr(page, what)
+                for dimension in Dimension:
+                    flat[f"{name} {what} {dimension}"] = amount.get(dimension)
+    elif isinstance(answer, StoredScale):
+        flat |= {"at": answer.at, "age": answer.age_s, "content": int.from_bytes(b"\1" + answer.content)}
+    else:
+        flat["answer"] = bool(answer)
+    return flat
+
+
+async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    store = RedisStore(client, "mine", LIFETIME)
+    await store.publish({"a": LIMIT}, TERMS, 1)
+    await store.publish_file("v", b"x", 1)
+    await store.lead("one", 10)
+    await store.lead("two", 10)
+    await store.publish_scale(b"hint", await store.lead("one", 10))
+    await tell(store, "s1", 0, {"a": WANT, "b": WANT})
+    keys = [key async for key in client.scan_iter()]
+    assert len(keys) >= 5
+    assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)
+    left = {key: await client.pttl(key) for key in keys}
+    assert all(0 < ms <= 720_000 for ms in left.values())
+    pages, rows = left[b"tokenpool:{mine}:pages"], left[b"tokenpool:{mine}:rows:a"]
+    assert rows - pages > 60_000  # pages are renewed each minute, and never later than rows
+    await store.close()
+
+
+async def test_a_page_that_is_gone_takes_its_rows_with_it(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    store = RedisStore(client, "gone", 0.01)
+    await store.publish({"a": LIMIT}, TERMS, 1)
+    await tell(store, "s1", 0, {"a": Holding(100, 1, 100, 1, 200, 2)})
+    await client.hdel("tokenpool:{gone}:pages", "a")
+    await tell(store, "s2", 0, {"a": Holding(100, 1, 100, 1, 200, 2)})
+    await tell(store, "s1", 1, {})
+    assert (await store.read()).pages["a"].held.values()[1:] == (100, 1)
+    await store.close()
+
+
+async def test_limits_are_told_once_all_of_them_stand(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    store = RedisStore(client, "part", LIFETIME)
+    await store.publish({f"e{n}": LIMIT for n in range(250)}, TERMS, 1)
+    assert len((await store.limits())[0]) == 250
+    await client.hdel("tokenpool:{part}:meta", "limited")  # as after a coordinator's end between two parts
+    assert await store.limits() == ({}, IdleTerms())
+    await store.close()
+
+
+async def test_a_store_that_does_not_answer_says_so(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--requirepass", "secret") as (port, process):
+        refused = RedisStore(redis.asyncio.Redis(port=port), "p", LIFETIME)
+        with pytest.raises(StoreDown, match=r"(?i)authenticat"):
+            await refused.publish({}, TERMS, 1)
+        client = redis.asyncio.Redis(port=port, password="secret", socket_timeout=0.2, retry=None)
+        store = RedisStore(client, "p", LIFETIME)
+        assert await store.publish({"a": LIMIT}, TERMS, 1)
+        os.kill(process, signal.SIGSTOP)
+        with pytest.raises(StoreDown):
+            await tell(store, "s1", 0, {"a": WANT})
+        os.kill(process, signal.SIGCONT)
+    with pytest.raises(StoreDown):
+        await tell(store, "s1", 1, {"a": WANT})
+    await store.close()
+    await refused.close()
+
+
+async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as (port, _):
+        store = RedisStore(redis.asyncio.Redis(port=port), "p", 0.01)
+        await store.publish({"a": LIMIT}, TERMS, 1)
+    with redis_server(tmp_path, port=port):
+        assert (await tell(store, "s1", 1, {"a": Holding(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
+        assert (await store.read()).pages["a"].held == Amount(0, 100, 1)
+        assert await store.publish({"a": LIMIT}, TERMS, 1)
+    await store.close()
+
+
+async def test_what_cannot_be_read_is_said(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    store = RedisStore(client, "odd", LIFETIME)
+    await store.publish({"a": LIMIT}, TERMS, 1)
+    await client.hset("tokenpool:{odd}:limits", "a", b"\xc1")
+    with pytest.raises(StoreDown, match="another version"):
+        await store.limits()
+    await client.hset("tokenpool:{odd}:pages", "a", b"\xc1")
+    with pytest.raises(StoreDown):
+        await tell(store, "s1", 0, {"a": WANT})
+    with pytest.raises(StoreDown, match="another version"):
+        await store.read()
+    await store.close()

@@ -1,1 +1,0 @@
-"""Tests of the sidecar, against a scripted engine."""

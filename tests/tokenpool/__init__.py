@@ -1,1 +1,0 @@
-"""Tests of the domain: synchronous, without fakes, time as an argument."""

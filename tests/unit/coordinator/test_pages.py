@@ -1,0 +1,94 @@
+"""A coordinator's pages with many entitlements: valid, bounded, and made in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from coordinator.reader import PoolFileInvalid, read, read_apart
+from coordinator.telemetry import OTHER, Telemetry
+from tests.unit.coordinator.test_live import BUSY, POOL, UP, Pool
+from tokenpool.poolfile import parse
+
+MANY = POOL + "".join(
+    f"  - {{name: t{i}, pool: chat, tier: elastic, api_keys: [key-{i}]}}\n" for i in range(300)
+)
+
+
+async def busy(*names: str) -> Pool:
+    pool = Pool(parse(MANY).file)
+    await pool.tick()
+    for _ in range(10):
+        await pool.say("s0", UP, **dict.fromkeys(names, BUSY))
+        await pool.tick()
+    return pool
+
+
+def values(telemetry: Telemetry) -> dict[tuple[str, str, str], float]:
+    """By metric, entitlement and dimension."""
+    families = list(text_string_to_metric_families("".join(telemetry.pieces())))
+    assert len({family.name for family in families}) == len(families)
+    found: dict[tuple[str, str, str], float] = {}
+    for family in families:
+        for sample in family.samples:
+            if "entitlement" in sample.labels:
+                key = (sample.name, sample.labels["entitlement"], sample.labels.get("dimension", ""))
+                assert key not in found
+                found[key] = sample.value
+    return found
+
+
+async def test_only_entitlements_that_were_active_have_series() -> None:
+    pool = await busy("g", "t7")
+
+    shown = values(pool.telemetry)
+
+    assert {name for _, name, _ in shown} == {"g", "t7"}
+    assert shown["tokenpool_pool_demand", "t7", "concurrency"] > 0
+    assert shown["tokenpool_pool_limit", "g", "concurrency"] >= 2
+    assert ("tokenpool_pool_debt", "g", "") in shown
+
+
+async def test_others_are_added_up() -> None:
+    pool = await busy("g", "t7", "t8", "t9")
+    telemetry = Telemetry(lambda: {"chat": pool.leader}, most_series=2)
+
+    shown = values(telemetry)
+
+    names = {name for _, name, _ in shown}
+    assert len(names) == 3
+    assert {"g", OTHER} < names  # for a guaranteed one room is kept
+    everything = values(pool.telemetry)
+    for metric in ("tokenpool_pool_demand", "tokenpool_pool_held"):
+        assert sum(v for (m, _, d), v in shown.items() if (m, d) == (metric, "concurrency")) == pytest.approx(
+            sum(v for (m, _, d), v in everything.items() if (m, d) == (metric, "concurrency"))
+        )
+    assert ("tokenpool_pool_limit", OTHER, "concurrency") not in shown
+    assert values(telemetry) == shown  # the same ones, the next time
+
+
+async def test_pieces_cover_a_few_entitlements_each() -> None:
+    pool = await busy(*(f"t{number}" for number in range(200)))
+    assert len(list(pool.telemetry.pieces())) > 200 / 20
+
+
+async def test_a_child_reads_what_this_process_would(tmp_path: Path) -> None:
+    file = tmp_path / "pool.yaml"
+    file.write_text(MANY)
+    assert await read_apart(file) == read(file)
+
+    file.write_text("{")
+    with pytest.raises(PoolFileInvalid, match="not YAML"):
+        await read_apart(file)
+
+
+async def test_without_a_child_the_file_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
+    file = tmp_path / "pool.yaml"
+    file.write_text(MANY)
+    assert await read_apart(file) == read(file)
+    assert "the pool file is read in this process" in caplog.text

@@ -1,0 +1,264 @@
+"""The metrics' page: valid, bounded, steady, and made in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
+from sidecar.proxy.bounds import Bounds
+from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
+from tests.support.domain_builders import ASK, PLENTY, cost, entitlement
+from tokenpool.accounting.ledger import Account, Ledger
+from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Usage
+
+MOST_LINES = 3 + PER_PIECE * 2 * 18
+"""Of one piece: a family's head, and both histograms of estimates of so many entitlements."""
+
+
+class Pool:
+    """Telemetry with accounts whose requests are settled by hand."""
+
+    def __init__(self, *tenants: Entitlement, most_series: int = 3) -> None:
+        self.ledger = Ledger()
+        self.telemetry = Telemetry(most_series)
+        self.accounts: dict[str, Account] = {}
+        self.follow(*tenants)
+
+    def follow(self, *tenants: Entitlement) -> None:
+        self.accounts = {t.name: self.accounts.get(t.name) or Account(t, Pricing(), 0.0) for t in tenants}
+        for tenant in tenants:
+            account = self.accounts[tenant.name]
+            account.entitlement = tenant
+            account.apply(PLENTY, PLENTY, 0.0, 0.0)
+        self.telemetry.follow(self.accounts, self.ledger)
+
+    def use(self, name: str, tokens: int = 10) -> None:
+        account = self.accounts[name]
+        self.ledger.active.touch(account, 0.0)
+        ticket = self.ledger.reserve(account, ASK, cost(), 0.0)
+        self.telemetry.first_token(account, 0.02)
+        self.ledger.settle(ticket, Usage(tokens, tokens), Ending.FINISHED, 1.0)
+        self.telemetry.settled(ticket, Ending.FINISHED, Usage(tokens, tokens), reported=True)
+
+    def page(self) -> dict[str, float]:
+        return samples("".join(self.telemetry.pieces()))
+
+
+def samples(page: str) -> dict[str, float]:
+    """Every series and its value; the parser of Prometheus' own client reads them."""
+    found: dict[str, float] = {}
+    families = list(text_string_to_metric_families(page))
+    assert len({family.name for family in families}) == len(families)  # contiguous
+    for family in families:
+        for sample in family.samples:
+            labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
+            name = f"{sample.name}{{{labels}}}"
+            assert name not in found, f"{name} is there twice"
+            found[name] = sample.value
+    return found
+
+
+def shown(page: dict[str, float]) -> set[str]:
+    return {part.removeprefix("entitlement=") for name in page for part in _labels(name) if "ent" in part}
+
+
+def _labels(name: str) -> Iterator[str]:
+    return (part for part in name[name.index("{") + 1 : -1].split(",") if part.startswith("entitlement="))
+
+
+def test_only_what_was_used_has_series() -> None:
+    pool = Pool(entitlement("a"), entitlement("b"))
+    assert shown(pool.page()) == set()
+
+    pool.use("a")
+    page = pool.page()
+
+    assert shown(page) == {"a"}
+    assert page["tokenpool_requests_total{entitlement=a,outcome=finished,tier=elastic}"] == 1
+    assert page["tokenpool_tokens_total{entitlement=a,kind=output}"] == 10
+    assert page["tokenpool_time_to_first_token_seconds_bucket{entitlement=a,le=0.025}"] == 1
+    assert page["tokenpool_time_to_first_token_seconds_count{entitlement=a}"] == 1
+    assert page["tokenpool_limit{dimension=concurrency,entitlement=a}"] == 1e6
+
+
+def test_what_holds_something_is_shown_before_anything_of_it_has_ended() -> None:
+    pool = Pool(entitlement("a"))
+    account = pool.accounts["a"]
+    pool.ledger.active.touch(account, 0.0)
+    pool.ledger.reserve(account, ASK, cost(kv_tokens=112), 0.0)
+
+    assert pool.page()["tokenpool_reserved{dimension=kv_tokens,entitlement=a}"] == 112
+
+
+def test_every_family_has_its_head_though_nothing_was_used() -> None:
+    page = "".join(Pool(entitlement("a")).telemetry.pieces())
+
+    heads = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    assert set(heads) == {family.series for family in FAMILIES if family.name != "tokenpool_lease"}
+
+
+def test_beyond_the_bound_entitlements_are_added_up_by_tier() -> None:
+    pool = Pool(
+        entitlement("a"),
+        entitlement("b"),
+        entitlement("c"),
+        entitlement("d", Tier.SPOT),
+        most_series=2,
+    )
+    for name in ("a", "b", "c", "d", "d"):
+        pool.use(name)
+    pool.telemetry.refused(pool.accounts["c"], Reason.CONCURRENCY)
+
+    page = pool.page()
+
+    assert shown(page) == {"a", "b", OTHER}
+    assert page[f"tokenpool_requests_total{{entitlement={OTHER},outcome=finished,tier=elastic}}"] == 1
+    assert page[f"tokenpool_requests_total{{entitlement={OTHER},outcome=concurrency,tier=elastic}}"] == 1
+    assert page[f"tokenpool_requests_total{{entitlement={OTHER},outcome=finished,tier=spot}}"] == 2
+    assert page[f"tokenpool_tokens_total{{entitlement={OTHER},kind=input}}"] == 30
+    assert pool.telemetry.outcomes("d") == {"finished": 2}  # each one's own are still known
+
+
+def test_what_others_hold_is_the_whole_less_what_is_shown() -> None:
+    pool = Pool(entitlement("a"), entitlement("b"), entitlement("c"), most_series=1)
+    for name in ("a", "b", "c"):
+        pool.use(name)
+        pool.ledger.reserve(pool.accounts[name], ASK, cost(kv_tokens=112), 0.0)
+
+    page = pool.page()
+
+    assert page["tokenpool_reserved{dimension=concurrency,entitlement=a}"] == 1
+    assert page[f"tokenpool_reserved{{dimension=concurrency,entitlement={OTHER}}}"] == 2
+    assert page[f"tokenpool_reserved{{dimension=kv_tokens,entitlement={OTHER}}}"] == 224
+
+
+def test_a_guaranteed_entitlement_finds_a_place_though_others_came_first() -> None:
+    late = entitlement("g", Tier.GUARANTEED)
+    pool = Pool(late, *(entitlement(name) for name in "abcd"), most_series=3)
+
+    for name in "abcd":
+        pool.use(name)
+    pool.use("g")
+
+    assert shown(pool.page()) == {"a", "b", "g", OTHER}
+
+
+def test_an_entitlement_that_is_called_like_the_rest_is_part_of_it() -> None:
+    pool = Pool(entitlement(OTHER), entitlement("a"), most_series=1)
+    for name in (OTHER, "a"):
+        pool.use(name)
+    pool.telemetry.ended(None, Ending.FINISHED)
+
+    page = pool.page()
+
+    assert shown(page) == {"a", OTHER, NOBODY}
+
+
+USES = st.lists(
+    st.tuples(
+        st.sampled_from("abcdefgh"),
+        st.sampled_from(["use", "refuse", "guarantee", "elastic", "gone", "back"]),
+    ),
+    max_size=40,
+)
+
+
+@given(USES, st.integers(0, 5))
+def test_no_counter_ever_goes_backwards(steps: list[tuple[str, str]], most: int) -> None:
+    """Save where the tier is a label: a request counts for the tier that its entitlement is in."""
+    tenants = {name: entitlement(name) for name in "abcdefgh"}
+    pool = Pool(*tenants.values(), most_series=most)
+    before = pool.page()
+    for name, what in steps:
+        if what in ("guarantee", "elastic"):
+            tenants[name] = entitlement(name, Tier.GUARANTEED if what == "guarantee" else Tier.ELASTIC)
+            pool.follow(*(t for t in tenants.values() if t.name in pool.accounts))
+        elif what == "gone" and len(pool.accounts) > 1:
+            pool.follow(*(t for t in tenants.values() if t.name in pool.accounts and t.name != name))
+        elif what == "back":
+            pool.follow(*(t for t in tenants.values() if t.name in pool.accounts or t.name == name))
+        elif name in pool.accounts and what == "use":
+            pool.use(name)
+        elif name in pool.accounts:
+            pool.telemetry.refused(pool.accounts[name], Reason.CONCURRENCY)
+        after = pool.page()
+        for series, value in before.items():
+            is_counter = series.partition("{")[0].endswith(("_total", "_count", "_bucket"))
+            if is_counter and "tier=" not in series:
+                assert after.get(series, -1.0) >= value, series
+        before = after
+    requests = sum(value for series, value in before.items() if series.startswith("tokenpool_requests"))
+    assert requests == sum(what in ("use", "refuse") for _, what in steps) - _missed(steps)
+
+
+def _missed(steps: list[tuple[str, str]]) -> int:
+    """Requests of entitlements that were gone, which were not made."""
+    there, missed = set("abcdefgh"), 0
+    for name, what in steps:
+        if what == "gone" and len(there) > 1:
+            there.discard(name)
+        elif what == "back":
+            there.add(name)
+        elif what in ("use", "refuse") and name not in there:
+            missed += 1
+    return missed
+
+
+def test_no_piece_of_the_page_covers_more_than_a_few_entitlements() -> None:
+    tenants = [entitlement(f"t{number}") for number in range(300)]
+    pool = Pool(*tenants, most_series=250)
+    for tenant in tenants:
+        pool.use(tenant.name)
+
+    pieces = list(pool.telemetry.pieces())
+
+    gauges = 4  # written in slices, and joined once
+    long = sorted(piece.count("\n") for piece in pieces)[-gauges - 1]
+    assert long <= MOST_LINES
+    samples("".join(pieces))
+
+
+def test_a_page_of_ten_thousand_that_were_used_is_within_three_megabytes() -> None:
+    tenants = [entitlement(f"tenant-{number:05}") for number in range(10_000)]
+    pool = Pool(*tenants, most_series=400)
+    for tenant in tenants:
+        pool.use(tenant.name, 12_345)
+
+    size = sum(map(len, pool.telemetry.pieces()))
+
+    assert 1e6 < size < 3e6
+
+
+def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
+    pool = Pool(*(entitlement(f"t{number}") for number in range(250)), most_series=1)
+    bounds = Bounds(1000, 1 << 20, 0.5, 0.25)
+    for account in pool.accounts.values():
+        bounds.of(account).join(10)
+
+    pieces = list(bounds.pieces(pool.telemetry.label))
+
+    page = samples("".join(pieces))
+    assert page["tokenpool_connections{entitlement=t0}"] == 1
+    assert page[f"tokenpool_connections{{entitlement={OTHER}}}"] == 249
+    assert page[f"tokenpool_buffered_bytes{{entitlement={OTHER}}}"] == 2490
+    assert page[f"tokenpool_connections{{entitlement={NOBODY}}}"] == 0
+    assert len(pieces) >= 250 / HOLDERS_PER_PIECE
+
+
+def test_metrics_of_other_parts_are_on_the_page() -> None:
+    def more() -> Iterator[Metric]:
+        metric = Metric("extra", "Something.", "gauge")
+        metric.add_sample("extra", {"a": 'b"c'}, 2.0)
+        yield metric
+
+    pool = Pool(entitlement("a"))
+    pool.telemetry.more.append(more)
+
+    assert pool.page()['extra{a=b"c}'] == 2

@@ -1,0 +1,686 @@
+"""A sidecar's side of the lease store, with the lease store themselves at the other end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.domain_builders import ASK, ROOM, cost, entitlement
+from tokenpool.accounting.ledger import Account, Ledger, Ticket
+from tokenpool.admission.rules import Admit, EngineRoom, Shed, admit
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.leases.leases import ANSWER_S, Leases, LeaseSettings, Mode, Waiter
+from tokenpool.leases.reference_store import Answer, Limit, Message, ReferenceLeaseStore
+from tokenpool.outcomes import Ending, Reason
+from tokenpool.planning.allocation import IdleTerms
+from tokenpool.pricing.cost import Cost, Usage
+
+SETTINGS = LeaseSettings()
+OPEN = SETTINGS.lifetime_s
+LIMITS = {"a": Limit(1000, 10_000, 4, 1000, assured_kv_tokens=5000, assured_concurrency=2)}
+ONE = cost(tokens=100, kv_tokens=112)
+PATIENCE = 0.01
+TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0))
+
+
+class Sidecar:
+    """Leases with what a sidecar has besides."""
+
+    def __init__(
+        self, name: str, lease_store: ReferenceLeaseStore, tenant: Entitlement | None = None, count: int = 2
+    ) -> None:
+        self.lease_store = lease_store
+        self.leases = Leases(name, SETTINGS, count)
+        self.ledger = Ledger()
+        self.account = Account(tenant or entitlement(), Pricing(), 0.0)
+        self.leases.follow({"a": self.account}, 0.0)
+        self.leases.learn(LIMITS, TERMS, 0.0)
+        self.sent: Message | None = None
+        self.room = ROOM
+
+    def send(self, now: float, *, whole: bool = True) -> Message:
+        """The next message, after an interval has ended; or without (``whole=False``)."""
+        if whole:
+            self.leases.tick(now)
+        self.sent = message = self.leases.next_message(now)
+        assert message is not None
+        return message
+
+    def fail(self, now: float) -> None:
+        """The message that was sent last is not answered."""
+        assert self.sent is not None
+        self.leases.failed(self.sent, now)
+
+    def speak(self, now: float, *, whole: bool = True) -> Answer:
+        """Exchange messages until there is nothing more to say; the last answer."""
+        message: Message | None = self.send(now, whole=whole)
+        while message is not None:
+            answer = self.lease_store.exchange(message, now)
+            self.leases.answered(message, answer, now)
+            message = self.leases.next_message(now)
+        return answer
+
+    def wait(
+        self,
+        now: float,
+        decide: Callable[[], object] = lambda: None,
+        price: Cost = ONE,
+        patience: float = PATIENCE,
+    ) -> Waiter | None:
+        return self.leases.wait(self.account, price, now, patience, decide)  # type: ignore[arg-type]
+
+    def admit(self, now: float, price: Cost = ONE) -> Ticket | Shed:
+        decision = admit(self.ledger, self.account, ASK, price, self.room, now)
+        return decision.ticket if isinstance(decision, Admit) else decision
+
+    def settle(self, ticket: Ticket, now: float) -> None:
+        self.ledger.settle(ticket, Usage(50, 50), Ending.FINISHED, now)
+
+
+@pytest.fixture
+def lease_store() -> ReferenceLeaseStore:
+    made = ReferenceLeaseStore(0.0, SETTINGS.lifetime_s)
+    made.publish(LIMITS, TERMS, 1, 0.0)
+    return made
+
+
+def joined(lease_store: ReferenceLeaseStore, name: str = "s1", tenant: Entitlement | None = None) -> Sidecar:
+    made = Sidecar(name, lease_store, tenant)
+    made.speak(0.1)
+    made.speak(OPEN)
+    assert made.leases.mode is Mode.JOINED
+    return made
+
+
+def test_while_lease_store_are_closed_a_sidecar_lives_on_its_share(lease_store: ReferenceLeaseStore) -> None:
+    made = Sidecar("s1", lease_store)
+    made.speak(0.1)
+    assert made.leases.mode is Mode.JOINING
+    # The lease store has heard nobody else yet, but there may be two.
+    assert made.leases.covers(made.account, ONE, 0.1)
+    assert made.account.limit.concurrency == 2
+    made.leases.sidecars = 3
+    made.leases.learn(LIMITS, TERMS, 0.2)
+    assert made.account.limit.concurrency == 2  # ceil(4 / 3)
+    assert made.leases.covers(made.account, ONE, 0.2)
+
+
+def test_a_newcomer_holds_nothing_until_the_lease_store_answer_or_fail(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = Sidecar("s1", lease_store)
+    assert not made.leases.covers(made.account, ONE, 0.0)
+    decided: list[Ticket | Shed] = []
+    assert made.wait(0.0, lambda: decided.append(made.admit(0.1)))
+    made.send(0.0)
+    made.fail(0.1)
+    assert made.leases.mode is Mode.CUT_OFF
+    assert isinstance(decided[0], Ticket)
+
+
+def test_lease_store_that_are_back_empty_do_not_unteach_limits(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    made.leases.learn({}, IdleTerms(), OPEN)
+    made.send(OPEN)
+    made.fail(OPEN + 2)
+    assert made.leases.covers(made.account, ONE, OPEN + 2)
+    assert made.account.limit.concurrency == 4  # one sidecar: its share is all of it
+
+
+def test_while_lease_store_are_closed_again_shares_stay_those_of_all_sidecars(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    made.leases.sidecars = 20
+    empty = ReferenceLeaseStore(OPEN, SETTINGS.lifetime_s)
+    made.lease_store = empty
+    made.speak(OPEN)
+    assert made.leases.mode is Mode.JOINING
+    assert made.leases.sidecars == 20
+    assert made.leases.covers(made.account, ONE, OPEN)
+    assert made.account.limit.concurrency == 1
+
+
+def test_a_share_of_a_guarantee_leaves_room_for_uneven_spread_and_no_more(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    guarantee = Amount(1000, 5000, 4)
+    made = joined(lease_store, tenant=entitlement(tier=Tier.GUARANTEED, guarantee=guarantee))
+    made.leases.sidecars = 20
+    made.send(OPEN)
+    made.fail(OPEN + 2)
+    assert made.leases.covers(made.account, ONE, OPEN + 2)
+    # 4 / 20 on average, and three standard deviations: not the whole guarantee twenty times.
+    assert made.account.limit.concurrency == made.account.assured.concurrency == 2
+    assert made.account.limit.tokens_per_second == 500
+    assert made.account.limit.kv_tokens == 2500
+
+
+def test_once_joined_an_idle_entitlement_holds_nothing_and_waits_for_a_lease(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    assert made.account.limit.concurrency == 0
+    assert not made.leases.covers(made.account, ONE, OPEN)
+    decided: list[Ticket | Shed] = []
+    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
+    made.speak(OPEN + 0.001, whole=False)
+    assert isinstance(decided[0], Ticket)
+    assert made.leases.lease_waits == 1
+
+
+def test_what_a_steady_demand_needs_is_held_ahead(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN, lambda: made.admit(OPEN))
+    made.speak(OPEN, whole=False)
+    made.speak(OPEN + 0.25)
+    assert made.account.limit.concurrency >= 2
+    assert made.leases.covers(made.account, ONE, OPEN + 0.25)
+
+
+def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than_there_is(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    small = cost(tokens=20, kv_tokens=16)
+    asked = []
+    for number in range(40):
+        now = OPEN + 0.001 * number
+        if not made.leases.covers(made.account, small, now):
+            assert made.wait(now, price=small)
+            said = made.send(now, whole=False)
+            asked.append(said.holdings["a"].tokens_wanted)
+            answer = lease_store.exchange(said, now)
+            assert not answer.leases["a"].is_contended
+            made.leases.answered(said, answer, now)
+        ticket = made.admit(now, small)
+        assert isinstance(ticket, Ticket)
+        made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, now)
+    assert len(asked) < 12  # forty, one by one
+    assert asked == sorted(asked)
+
+
+def test_requests_that_wait_are_told_when_there_is_nothing_in_time(lease_store: ReferenceLeaseStore) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    assert other.account.concurrency_in_use == 4
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
+    made.speak(OPEN + 0.001, whole=False)
+    assert decided == []
+    assert made.leases.looks_at() <= OPEN + 0.01
+    made.leases.look(OPEN + 0.02)
+    shed = decided[0]
+    assert isinstance(shed, Shed)
+    assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # of the whole pool
+
+
+def test_a_reclaim_returns_what_is_not_in_use_and_frees_the_asker(lease_store: ReferenceLeaseStore) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store)
+    for _ in range(3):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN + 0.1)
+    assert other.account.limit.concurrency == 4
+    lease_store.pushes.clear()
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.1)))
+    made.speak(OPEN + 0.1, whole=False)
+    (reclaim,) = lease_store.pushes
+    assert other.leases.reclaimed(reclaim.entitlement, OPEN + 0.1)
+    other.speak(OPEN + 0.1, whole=False)
+    assert other.account.limit.concurrency == 3
+    assert made.leases.freed("a")
+    made.speak(OPEN + 0.1, whole=False)
+    assert isinstance(decided[0], Ticket)
+
+
+def test_what_is_no_longer_asked_for_is_given_up_before_the_message_leaves(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN, lambda: made.admit(OPEN))
+    made.speak(OPEN, whole=False)
+    made.speak(OPEN + 0.1)
+    held = made.account.limit.concurrency
+    made.leases.reclaimed("a", OPEN + 0.2)
+    made.send(OPEN + 0.2, whole=False)
+    assert made.account.limit.concurrency == 1 < held
+    made.fail(OPEN + 0.3)  # whether it was heard or not
+
+
+def test_leases_expire_earlier_here_than_in_the_lease_store(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN, lambda: made.admit(OPEN))
+    made.speak(OPEN, whole=False)
+    late = OPEN + SETTINGS.lifetime_s * 0.85
+    assert not made.leases.covers(made.account, ONE, late)
+    assert made.leases.mode is Mode.EXPIRED
+    assert made.account.limit.concurrency == 0
+    page = lease_store.page("a", late)
+    assert page is not None
+    assert page.held.concurrency >= 1
+
+
+def test_without_answers_a_sidecar_goes_on_with_what_it_holds_then_with_its_share(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made, _ = joined(lease_store), joined(lease_store, "s2")
+    made.speak(OPEN)
+    made.send(OPEN + 0.1)
+    made.fail(OPEN + 0.6)
+    assert made.leases.mode is Mode.JOINED
+    assert made.wait(OPEN + 0.6, lambda: None) is None  # the circuit is open
+    assert made.leases.covers(made.account, ONE, OPEN + 5)
+    assert made.leases.mode is Mode.CUT_OFF
+    assert made.account.limit.concurrency == 2  # 4 / 2 sidecars
+    made.speak(OPEN + 5)
+    assert made.leases.mode is Mode.JOINING  # nobody had written for a lifetime
+    made.speak(OPEN + 5.8)
+    made.speak(OPEN + 5 + SETTINGS.lifetime_s)
+    assert made.leases.mode is Mode.JOINED
+
+
+def test_those_who_wait_are_decided_when_the_lease_store_fail(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
+    made.send(OPEN, whole=False)
+    made.fail(OPEN + 0.5)
+    assert len(decided) == 1
+
+
+def test_a_request_inside_a_guarantee_is_let_in_when_the_lease_store_have_just_failed(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    tenant = entitlement(
+        tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 3), ceiling=Amount(math.inf, math.inf, 4)
+    )
+    made = joined(lease_store, tenant=tenant)
+    made.send(OPEN)
+    made.fail(OPEN + 0.1)
+    for _ in range(4):
+        if not made.leases.covers(made.account, ONE, OPEN + 0.1):
+            assert made.wait(OPEN + 0.1, lambda: None) is None
+        assert isinstance(made.admit(OPEN + 0.1), Ticket)
+    made.wait(OPEN + 0.1, lambda: None)
+    assert isinstance(made.admit(OPEN + 0.1), Shed)  # beyond it
+
+
+def test_spending_is_stated_in_total_and_a_refund_can_be_spent_again(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    tickets: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.speak(OPEN, whole=False)
+    assert made.account.bucket.level == pytest.approx(0)
+    ticket = tickets[0]
+    assert isinstance(ticket, Ticket)
+    made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, OPEN)
+    assert made.account.bucket.level == pytest.approx(80)
+    made.speak(OPEN)
+    page = lease_store.page("a", OPEN)
+    assert page is not None
+    assert page.level == pytest.approx(980)
+
+
+def test_a_gone_client_waits_no_longer(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    waiter = made.wait(OPEN, lambda: pytest.fail("nobody is there"))
+    assert waiter is not None
+    made.leases.give_up(waiter)
+    made.speak(OPEN)
+    made.leases.look(OPEN + 1)
+
+
+def test_while_the_pool_is_short_the_lease_store_are_not_asked_for_each_newcomer(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)), patience=0.0)
+    made.speak(OPEN, whole=False)
+    assert isinstance(decided[0], Shed)
+    now = OPEN + 0.001
+    assert made.wait(now, patience=0.0) is None  # spot: decided at once
+    assert made.wait(now, patience=1.0) is not None  # elastic: waits, and is asked for later
+    assert made.leases.next_message(now) is None
+    made.leases.look(made.leases.looks_at())
+    assert made.leases.next_message(now + 0.2) is not None
+
+
+def test_an_entitlement_that_has_said_its_last_is_not_named_again(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    tickets: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.speak(OPEN, whole=False)
+    ticket = tickets[0]
+    assert isinstance(ticket, Ticket)
+    made.settle(ticket, OPEN + 0.1)
+    now = OPEN + 0.2
+    for _ in range(40):
+        made.speak(now)
+        now += 0.25
+    assert made.send(now).holdings == {}
+
+
+def test_spot_lives_on_free_room_when_it_is_cut_off(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store, tenant=entitlement(tier=Tier.SPOT))
+    made.send(OPEN)
+    made.fail(OPEN + 2)
+    assert made.leases.covers(made.account, ONE, OPEN + 2)
+    assert made.account.assured == Amount()
+    for _ in range(8):
+        assert isinstance(made.admit(OPEN + 2.01), Ticket)
+    shed = made.admit(OPEN + 2.01)
+    assert isinstance(shed, Shed)
+    assert shed.reason is Reason.ENGINE_FULL
+
+
+def test_a_farewell_tells_what_was_spent_and_returns_everything(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    tickets: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
+    made.speak(OPEN, whole=False)
+    assert isinstance(tickets[0], Ticket)
+    made.settle(tickets[0], OPEN)
+    lease_store.exchange(made.leases.farewell(), OPEN)
+    page = lease_store.page("a", OPEN)
+    assert page is not None
+    assert page.held == Amount()
+    assert page.level == pytest.approx(900)
+
+
+def test_who_slept_while_a_request_waited_asks_again_before_it_decides(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    running: list[Ticket | Shed] = []
+    for _ in range(4):
+        made.wait(OPEN, lambda: running.append(made.admit(OPEN)))
+    made.speak(OPEN, whole=False)
+    decided: list[Ticket | Shed] = []
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 2)))
+    first = running[0]
+    assert isinstance(first, Ticket)
+    made.settle(first, OPEN + 2)
+    made.leases.look(OPEN + 2)
+    assert made.leases.mode is Mode.EXPIRED
+    assert decided == []
+    assert made.leases.looks_at() == pytest.approx(OPEN + 2 + ANSWER_S)
+    made.leases.look(OPEN + 2 + ANSWER_S)
+    assert isinstance(decided[0], Shed)
+
+
+GUARANTEED = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
+
+
+def test_a_short_wait_behind_a_long_one_is_short(lease_store: ReferenceLeaseStore) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store, tenant=GUARANTEED)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    decided: list[str] = []
+    made.wait(OPEN, lambda: decided.append("inside"))
+    made.wait(OPEN, lambda: decided.append("beyond"), cost(kv_tokens=6000))
+    made.speak(OPEN, whole=False)
+    made.leases.look(OPEN + PATIENCE)
+    assert decided == ["beyond"]
+
+
+def test_a_request_inside_a_guarantee_waits_though_bursts_were_refused(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store, tenant=GUARANTEED)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    burst = cost(kv_tokens=6000)
+    made.wait(OPEN, price=burst, patience=0.0)
+    made.speak(OPEN, whole=False)
+    assert made.wait(OPEN, price=burst, patience=0.0) is None
+    assert made.wait(OPEN, patience=0.0) is not None
+
+
+def test_who_is_decided_may_bring_the_next_request_at_once(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    second = Account(entitlement("b"), Pricing(), 0.0)
+    made.leases.follow({"a": made.account, "b": second}, OPEN)
+    waits: list[object] = []
+    made.leases.wait(
+        made.account,
+        ONE,
+        OPEN,
+        PATIENCE,
+        lambda: waits.append(made.leases.wait(second, ONE, OPEN + ANSWER_S, 0.0, lambda: None)),
+    )
+    made.leases.look(OPEN + ANSWER_S)
+    assert waits[0] is not None
+
+
+def test_a_sidecar_that_slept_does_not_take_the_lease_store_for_slow(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    message = made.send(OPEN)
+    late = OPEN + 4
+    made.leases.answered(message, lease_store.exchange(message, OPEN), late)
+    assert made.leases.mode is Mode.EXPIRED
+    assert made.wait(late, lambda: None) is not None
+
+
+def test_a_request_is_not_refused_before_the_lease_store_have_answered_for_it(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    decided: list[Ticket | Shed] = []
+    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.4)), patience=0.0)
+    message = made.send(OPEN, whole=False)
+    made.leases.look(OPEN + 0.4)
+    assert decided == []
+    made.leases.answered(message, lease_store.exchange(message, OPEN + 0.2), OPEN + 0.4)
+    assert isinstance(decided[0], Ticket)
+
+
+def test_requests_do_not_wait_for_the_answers_to_others(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    second = Account(entitlement("b"), Pricing(), 0.0)
+    made.leases.follow({"a": made.account, "b": second}, OPEN)
+    made.wait(OPEN)
+    first = made.send(OPEN, whole=False)
+    made.leases.wait(second, ONE, OPEN, 0.0, lambda: None)
+    made.wait(OPEN)
+    other = made.leases.next_message(OPEN)
+    assert other is not None
+    assert (set(first.holdings), set(other.holdings)) == ({"a"}, {"b"})
+    assert made.leases.next_message(OPEN) is None  # a is named again once the first is answered
+    made.leases.answered(first, lease_store.exchange(first, OPEN), OPEN)
+    again = made.leases.next_message(OPEN)
+    assert again is not None
+    assert set(again.holdings) == {"a"}
+
+
+AMPLE = Limit(100_000, 1_000_000, 40, 100_000)
+ROOMY = IdleTerms((100_000.0, 1_000_000.0, 40.0), (100_000.0, 1_000_000.0, 40.0))
+
+
+def roomy(lease_store: ReferenceLeaseStore, count: int = 2) -> list[Sidecar]:
+    """Joined sidecars that have each had one request, in a pool with ample room."""
+    lease_store.publish({"a": AMPLE}, ROOMY, 1, OPEN)
+    made = [joined(lease_store, f"s{number}") for number in range(count)]
+    for sidecar in made:
+        sidecar.room = EngineRoom(slots=64, kv_tokens=1e6)
+        sidecar.wait(OPEN, lambda sidecar=sidecar: sidecar.settle(sidecar.admit(OPEN), OPEN))  # type: ignore[misc]
+        sidecar.speak(OPEN, whole=False)
+    for sidecar in made:
+        sidecar.speak(OPEN + 0.25)
+    return made
+
+
+def test_where_there_is_ample_room_a_request_is_admitted_first_and_reported_then(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made, _ = roomy(lease_store)
+    now, count = OPEN + 0.3, 0
+    while made.leases.covers(made.account, ONE, now):
+        assert isinstance(made.admit(now), Ticket)
+        count += 1
+    # A quarter of 40 each: half of what is free, for two.
+    assert made.leases.taken_ahead >= 5
+    assert 8 <= count <= 12
+    said = made.leases.next_message(now)
+    assert said is not None
+    assert said.holdings["a"].concurrency_in_use == count
+    made.leases.answered(said, lease_store.exchange(said, now), now)
+    assert made.leases.covers(made.account, ONE, now)
+
+
+def test_what_is_taken_ahead_never_adds_up_to_more_than_half_of_what_was_free(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    sidecars = roomy(lease_store, 4)
+    now = OPEN + 0.3
+    for sidecar in sidecars:
+        while sidecar.leases.covers(sidecar.account, ONE, now):
+            sidecar.admit(now)
+    assert sum(sidecar.leases.taken_ahead for sidecar in sidecars) <= AMPLE.concurrency / 2
+    assert sum(sidecar.account.concurrency_in_use for sidecar in sidecars) <= AMPLE.concurrency
+
+
+def test_nothing_is_taken_ahead_of_a_small_limit_or_in_a_busy_pool_or_on_old_news(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    small, _ = joined(lease_store), joined(lease_store, "s2")
+    small.speak(OPEN)
+    small.wait(OPEN, lambda: small.admit(OPEN))
+    small.speak(OPEN, whole=False)
+    small.speak(OPEN + 0.1)
+    while small.leases.covers(small.account, ONE, OPEN + 0.2):
+        small.admit(OPEN + 0.2)
+    assert small.leases.taken_ahead == 0  # a limit of four
+    late, _ = roomy(lease_store)
+    held = int(late.account.limit.concurrency)
+    for _ in range(held):
+        late.admit(OPEN + 0.3)
+    assert not late.leases.covers(late.account, ONE, OPEN + 0.25 + 0.6)
+    lease_store.publish({"a": AMPLE}, IdleTerms((100.0, 1e6, 40.0), (100_000.0, 1e6, 40.0)), 1, OPEN + 0.8)
+    late.speak(OPEN + 0.9)
+    before = late.leases.taken_ahead
+    while late.leases.covers(late.account, ONE, OPEN + 0.9):
+        late.admit(OPEN + 0.9)
+    assert late.leases.taken_ahead == before
+
+
+def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(1000)}
+    made.leases.follow({"a": made.account, **many}, OPEN)
+    made.speak(OPEN + 0.1)
+    message = made.send(OPEN + 0.2)
+    assert message.holdings == {}
+    assert message.renews
+
+
+def test_rows_that_the_lease_store_lost_are_stated_again(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN, lambda: made.admit(OPEN))
+    made.speak(OPEN, whole=False)
+    made.speak(OPEN + 0.1)
+    page = lease_store._pages.pop("a")
+    lease_store._holders["s1"].names.clear()
+    assert page.rows
+    made.speak(OPEN + 0.3)
+    made.speak(OPEN + 0.4)
+    again = lease_store.page("a", OPEN + 0.4)
+    assert again is not None
+    assert again.held.concurrency >= 1
+
+
+def test_a_long_list_is_stated_in_several_messages(lease_store: ReferenceLeaseStore) -> None:
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(120)}
+    made = joined(lease_store)
+    made.leases.follow(many, OPEN)
+    tickets = []
+    for account in many.values():
+        made.leases.wait(account, ONE, OPEN, 0.0, lambda account=account: tickets.append(account))  # type: ignore[misc]
+    sizes = []
+    made.leases.tick(OPEN)
+    while (message := made.leases.next_message(OPEN)) is not None:
+        sizes.append(len(message.holdings))
+        made.leases.answered(message, lease_store.exchange(message, OPEN), OPEN)
+    assert max(sizes) <= 50
+    assert len(tickets) == 120
+
+
+def test_a_removed_entitlement_with_a_request_on_its_way_silences_nobody(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    removed, kept = made.account, Account(entitlement("b"), Pricing(), 0.0)
+    made.leases.follow({"b": kept}, OPEN)
+    made.leases.covers(removed, ONE, OPEN)  # its body ends only now
+    assert made.leases.wait(removed, ONE, OPEN, 1.0, lambda: None) is None
+    made.leases.tick(OPEN + 0.1)
+    made.speak(OPEN + 0.2)
+    assert made.leases.mode is Mode.JOINED
+
+
+def test_any_number_of_requests_may_wait_for_the_first_answer(lease_store: ReferenceLeaseStore) -> None:
+    made, _ = roomy(lease_store)
+    made.account.limit = Amount()  # nothing is held
+    made.account.bucket.hold(0.0)
+    made.room = EngineRoom(slots=1000, kv_tokens=1e9)
+    lease_store.publish({"a": Limit(1e9, 1e9, 1000, 1e9)}, ROOMY, 1, OPEN + 0.3)
+    decided: list[Ticket | Shed] = []
+    now = OPEN + 1.0
+    for _ in range(150):
+        assert made.wait(now, lambda: decided.append(made.admit(now))) is not None
+    made.speak(now, whole=False)
+    assert len(decided) == 150
+    assert all(isinstance(each, Ticket) for each in decided)
+
+
+def test_when_the_lease_store_fail_an_idle_tenant_has_its_share_and_not_more(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    made.leases.sidecars = 2
+    made.send(OPEN)
+    made.fail(OPEN + 0.1)
+    admitted = 0
+    now = OPEN + 0.1
+    while now < OPEN + 1.1:
+        if not made.leases.covers(made.account, ONE, now):
+            made.wait(now)
+        ticket = made.admit(now)
+        if isinstance(ticket, Ticket):
+            admitted += 1
+            made.settle(ticket, now)
+        now += 0.01
+    # Half of a rate of 1,000 tokens/s: a bucket of a second, and what flows in until the leases expire.
+    assert 5 <= admitted <= 12
+
+
+def test_a_tick_goes_in_steps(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(100)}
+    made.leases.follow(many, OPEN)
+    for account in many.values():
+        made.leases.covers(account, ONE, OPEN)
+    steps = made.leases.tick_steps(OPEN)
+    next(steps)
+    made.leases.follow(dict(list(many.items())[:50]), OPEN)  # a reload between two steps
+    assert sum(1 for _ in steps) <= 4

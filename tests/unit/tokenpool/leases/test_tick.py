@@ -1,0 +1,211 @@
+"""One tick: reports in, limits out; and what travels between processes of different versions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from tests.support.domain_builders import entitlement
+from tokenpool.accounting.retries import MOST_REMEMBERED, Retries
+from tokenpool.amounts import NO_KV_BOUND, NOTHING, Amount
+from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
+from tokenpool.entitlements import KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.leases.reference_store import Census, Limit, Page
+from tokenpool.leases.tick import RETIRE_S, Memory, tick
+from tokenpool.leases.wire import (
+    SidecarReport,
+    WireError,
+    decode_file,
+    decode_report,
+    encode_file,
+    encode_report,
+)
+from tokenpool.planning.planner import Profile, idle_share
+
+REPLICA = Amount(1000, 10_000, 8)
+
+
+ONLY = {"a": entitlement()}
+BOTH = {**ONLY, "b": entitlement("b")}
+
+
+def census(reports: int, **pages: Page) -> Census:
+    packed = encode_report(SidecarReport(REPLICA, REPLICA, True))
+    return Census(pages, {f"s{n}": packed for n in range(reports)}, 1, True)
+
+
+def test_capacity_is_what_the_engines_have_together() -> None:
+    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    made = tick(census(3, a=demand), ONLY, None)
+    assert made.plan.capacity == REPLICA * 3
+    assert made.replica == REPLICA
+    assert made.limits["a"].amount == REPLICA * 3
+    assert made.limits["a"].depth == 3000
+    assert made.limits["a"].assured_concurrency == 24
+
+
+def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -> None:
+    """Its stand-in number reaches neither the mean that scale hints use nor JSON."""
+    unbounded = Amount(UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND, 16)
+    packed = [encode_report(SidecarReport(a, a, True)) for a in (REPLICA, unbounded, unbounded)]
+    demand = Page(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
+    pages = {"a": demand, "b": demand}
+    lease_store = Census(pages, {f"s{n}": report for n, report in enumerate(packed)}, 1, True)
+    made = tick(lease_store, BOTH, None)
+    assert made.replica == Amount(1000, 10_000, (8 + 16 + 16) / 3)
+    assert [made.limits[name].amount.concurrency for name in "ab"] == [20, 20]
+    assert all(math.isfinite(number) for limit in made.limits.values() for number in limit.amount.values())
+    assert made.limits["a"].amount.as_dict()["kv_tokens"] is None
+    alone = tick(replace(lease_store, reports={"s1": packed[1]}), [entitlement()], None)
+    assert alone.replica == Amount(0, 0, 16)
+
+
+def test_debt_is_carried_in_the_lease_store() -> None:
+    busy = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    served = Page(Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25)
+    before = replace(census(1, a=busy, b=msgspec.structs.replace(served, served=busy.served)), at=10.0)
+    made = tick(replace(census(1, a=busy, b=served), at=10.25), BOTH, before)
+    assert made.service == {"a": NOTHING, "b": REPLICA}
+    assert made.limits["a"].debt == pytest.approx(2.25)
+    assert made.limits["b"].debt == pytest.approx(-1.25)
+
+
+def test_the_first_tick_leaves_debts_as_they_are() -> None:
+    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e6))
+    made = tick(census(1, a=page), ONLY, None)
+    assert made.service == {}
+    assert made.limits["a"].debt == 2.0
+
+
+def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
+    """Totals of hours, then of seconds: the difference is not what anybody got."""
+    old = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
+    new = msgspec.structs.replace(old, served=Amount(500, 5000, 4))
+    before = replace(census(1, a=old), at=10.0)
+    profiles = {"a": Profile(Amount(500, 5000, 4), age_s=100)}
+    for is_open in (False, True):
+        empty = replace(census(1, a=new), at=14.0, is_open=is_open)
+        made = tick(empty, ONLY, before, memory=Memory(profiles))
+        assert made.service == {}
+        assert made.plan.profiles["a"].place == 2
+        assert min(made.plan.profiles["a"].service.values()) >= 0
+
+
+def test_a_clock_that_is_set_back_moves_nothing() -> None:
+    page = Page(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
+    before = replace(census(1, a=page), at=5000.0)
+    profiles = {"a": Profile(Amount(100, 2000, 4), age_s=0.5)}
+    made = tick(replace(census(1, a=page), at=10.0), ONLY, before, memory=Memory(profiles))
+    assert made.limits["a"].debt == 2.0
+    assert made.plan.profiles["a"] == profiles["a"]
+
+
+def test_a_coordinator_that_slept_moves_debts_by_a_second_at_most() -> None:
+    page = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100))
+    other = Page(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100), served=REPLICA * 60)
+    before = replace(census(1, a=page, b=page), at=0.0)
+    made = tick(replace(census(1, a=page, b=other), at=60.0), BOTH, before)
+    assert made.limits["a"].debt == pytest.approx(1.0)
+
+
+def test_a_bucket_holds_two_typical_requests() -> None:
+    page = Page(demand=Amount(10, 100, 1), floor=Amount(5000, 100, 1))
+    assert tick(census(1, a=page), ONLY, None).limits["a"].depth == 10_000
+
+
+def test_a_report_that_cannot_be_read_is_named_and_does_not_count() -> None:
+    seen = census(1)
+    made = tick(Census({}, {**seen.reports, "bad": b"\xff"}, 1, True), ONLY, None)
+    assert made.unreadable == ["bad"]
+    assert made.plan.capacity == REPLICA
+
+
+def test_reports_of_other_versions_are_read() -> None:
+    newer = msgspec.msgpack.encode({"engine_up": True, "colour": "red", "schema": 9})
+    assert decode_report(newer) == SidecarReport(engine_up=True, schema=9)
+    with pytest.raises(WireError, match="report"):
+        decode_report(b"\xc1")
+
+
+def test_a_pool_file_travels_without_plain_keys() -> None:
+    keys = (KeyRef(KeySource.PLAIN, "secret", 3), KeyRef(KeySource.ENV, "KEY", 4))
+    file = PoolFile((Pool("pool"),), (entitlement(tier=Tier.SPOT, api_keys=keys),), "a")
+    version, content = encode_file(file)
+    assert b"secret" not in content
+    back = decode_file(content)
+    assert back.entitlements[0].ceiling == file.entitlements[0].ceiling
+    digest = hashlib.sha256(b"secret").hexdigest()
+    assert back.entitlements[0].api_keys == (KeyRef(KeySource.SHA256, digest), KeyRef(KeySource.ENV, "KEY"))
+    assert encode_file(back)[0] == version
+    with pytest.raises(WireError, match="pool file"):
+        decode_file(b"[]")
+
+
+def test_all_sidecars_are_told_what_may_be_preempted() -> None:
+    made = [entitlement(tier=Tier.SPOT), entitlement("b", Tier.SPOT, preemptible=False), entitlement("c")]
+    _, content = encode_file(PoolFile((Pool("pool"),), tuple(made), None))
+    assert [e.is_preemptible for e in decode_file(content).entitlements] == [True, False, False]
+    plain = msgspec.msgpack.decode(content)
+    for each in plain["entitlements"]:
+        del each["preemptible"]
+    older = decode_file(msgspec.msgpack.encode(plain))
+    assert [e.is_preemptible for e in older.entitlements] == [True, True, False]
+
+
+def test_what_was_shed_a_moment_ago_is_a_retry_once() -> None:
+    retries = Retries()
+    assert not retries.is_retry(b"x", 0)
+    retries.shed(b"x", 0)
+    assert retries.is_retry(b"x", 59)
+    assert not retries.is_retry(b"y", 1)
+    assert not retries.is_retry(b"x", 61)
+    retries.admitted(b"x")
+    assert not retries.is_retry(b"x", 2)
+
+
+def test_retries_are_bounded() -> None:
+    retries = Retries()
+    for number in range(MOST_REMEMBERED + 1):
+        retries.shed(b"%d" % number, 0)
+    assert not retries.is_retry(b"0", 1)
+    assert retries.is_retry(b"1", 1)
+
+
+def test_an_entitlement_without_a_page_costs_a_tick_nothing_and_follows_from_the_terms() -> None:
+    page = Page(demand=Amount(10, 100, 1))
+    many = {f"e{number}": entitlement(f"e{number}") for number in range(1000)}
+    made = tick(census(3, a=page), {**ONLY, **many}, None)
+    assert set(made.limits) == {"a"}
+    whole = tick(census(3, a=page, e7=Page()), {**ONLY, **many}, None)
+    idle = idle_share(many["e7"], made.plan.idle, Amount(0, 0, 1))
+    assert whole.limits["e7"].amount == idle.limit
+
+
+def test_an_entitlement_that_was_idle_for_long_has_no_limit_of_its_own() -> None:
+    full = Page(Limit(100, 1000, 4, depth=200), level=200.0)
+    seen, memory = census(1, a=full), Memory()
+    for at, has_limit in ((10.0, True), (10.0 + RETIRE_S - 1, True), (10.0 + RETIRE_S, False)):
+        made = tick(replace(seen, at=at), ONLY, None, memory=memory)
+        memory = made.memory
+        assert ("a" in made.limits) is has_limit
+    busy = census(1, a=msgspec.structs.replace(full, demand=Amount(1, 1, 1)))
+    assert "a" in tick(replace(busy, at=99.0), ONLY, None, memory=memory).limits
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        Page(Limit(100, 1000, 4, 200, debt=-0.5), level=200.0),
+        Page(Limit(100, 1000, 4, 200), level=150.0),
+        Page(Limit(100, 1000, 4, 200), level=200.0, held=Amount(0, 0, 1)),
+        Page(Limit(100, 1000, 4, 200), level=200.0, in_use=Amount(0, 16, 1)),
+    ],
+)
+def test_debt_an_empty_bucket_and_what_is_held_keep_a_limit(page: Page) -> None:
+    memory = Memory(idle_since={"a": 0.0})
+    made = tick(replace(census(1, a=page), at=1000.0), ONLY, None, memory=memory)
+    assert "a" in made.limits

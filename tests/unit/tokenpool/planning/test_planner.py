@@ -1,0 +1,282 @@
+"""The planner and debt: limits over time."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.domain_builders import entitlement
+from tokenpool.amounts import Amount
+from tokenpool.entitlements import Entitlement, Slo, Tier
+from tokenpool.planning.debt import moved, weight_factor
+from tokenpool.planning.planner import PROFILE_S, PlannerSettings, Profile, Report, plan, slo_factor
+
+CAPACITY = Amount(1000, 10_000, 16)
+FULL = Report(demand=CAPACITY, service=CAPACITY * 0.5)
+WANTING = Report(demand=CAPACITY * 3, service=CAPACITY * 0.1)
+
+
+def move(debt: float, **values: object) -> float:
+    fields: dict[str, object] = {
+        "fair_share": 0.5,
+        "service": 0.25,
+        "has_unmet_demand": True,
+        "elapsed_s": 1.0,
+        "cap_s": 4.0,
+        "decay_s": 4.0,
+    }
+    return moved(debt, **(fields | values))  # type: ignore[arg-type]
+
+
+def test_debt_moves_by_what_is_missing_of_the_fair_share() -> None:
+    assert move(0.0) == 0.5
+    assert move(0.0, service=0.75) == -0.5
+    assert move(0.0, service=0.5) == 0.0
+
+
+def test_debt_is_capped_either_way() -> None:
+    assert move(3.9, elapsed_s=10.0) == 4.0
+    assert move(-3.9, service=5.0) == -4.0
+
+
+def test_debt_decays_when_demand_is_met() -> None:
+    assert move(2.0, has_unmet_demand=False, elapsed_s=4.0) == pytest.approx(2 / math.e)
+    assert move(-2.0, fair_share=0.0, elapsed_s=4.0) == pytest.approx(-2 / math.e)
+
+
+def test_debt_raises_a_weight_and_credit_lowers_it() -> None:
+    assert weight_factor(0.0, 0.6) == 1.0
+    assert weight_factor(2.0, 0.6) == pytest.approx(1 / weight_factor(-2.0, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("slo", "factor"),
+    [
+        (Slo(), 1),
+        (Slo(ttft_ms=5000), 1),
+        (Slo(ttft_ms=500), 2),
+        (Slo(ttft_ms=500, tpot_ms=50), 4),
+        (Slo(ttft_ms=1), 4),
+    ],
+)
+def test_a_tight_slo_gives_bounded_precedence(slo: Slo, factor: float) -> None:
+    assert slo_factor(slo) == factor
+
+
+def test_service_that_is_owed_comes_first() -> None:
+    pair = [entitlement("a"), entitlement("b")]
+    reports = {"a": WANTING, "b": WANTING}
+    made = plan(CAPACITY, pair, reports, {"a": 2.0, "b": 0.0}, 0.25)
+    assert made.entitlements["a"].allocation.kv_tokens > made.entitlements["b"].allocation.kv_tokens
+    even = plan(CAPACITY, pair, reports, {"a": 2.0}, 0.25, PlannerSettings(debt_gain=0.0))
+    assert even.entitlements["a"].allocation.kv_tokens == pytest.approx(
+        even.entitlements["b"].allocation.kv_tokens
+    )
+
+
+def test_debts_are_carried_and_those_of_the_gone_forgotten() -> None:
+    made = plan(CAPACITY, [entitlement("a")], {}, {"a": 2.0, "gone": 3.0}, 0.25)
+    assert set(made.entitlements) == {"a"}
+    assert 1.5 < made.entitlements["a"].debt < 2.0
+
+
+def test_fair_share_is_by_weight_alone() -> None:
+    pair = [entitlement("a", weight=3.0), entitlement("b", slo=Slo(ttft_ms=100))]
+    made = plan(CAPACITY, pair, {"a": WANTING, "b": WANTING}, {"b": 4.0}, 0.25)
+    assert made.entitlements["a"].fair_share == pytest.approx(3 * made.entitlements["b"].fair_share)
+
+
+def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
+    guarantee = Amount(500, 5000, 8)
+    owner = entitlement("owner", Tier.GUARANTEED, guarantee=guarantee)
+    made = plan(CAPACITY, [owner, entitlement("spot", Tier.SPOT)], {"spot": WANTING}, {}, 0.25)
+    assert guarantee.fits(made.entitlements["owner"].limit)
+    assert guarantee.fits(made.entitlements["owner"].assured)
+    assert made.entitlements["spot"].allocation == CAPACITY
+    assert made.entitlements["spot"].assured == Amount()
+
+
+def test_nothing_to_plan_for_is_no_error() -> None:
+    assert plan(Amount(), [entitlement()], {"a": FULL}, {}, 0.0).entitlements["a"].limit == Amount()
+    assert plan(CAPACITY, [], {}, {}, 1.0).entitlements == {}
+
+
+tenants = st.lists(
+    st.builds(
+        lambda tier, weight, demand, debt: (tier, weight, demand, debt),
+        st.sampled_from(list(Tier)),
+        st.floats(0.1, 5),
+        st.floats(0, 3),
+        st.floats(-4, 4),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(tenants, st.randoms(use_true_random=False))
+def test_a_plan_is_a_function_of_its_input_in_any_order(
+    drawn: list[tuple[Tier, float, float, float]], shuffler: random.Random
+) -> None:
+    made: list[Entitlement] = []
+    reports: dict[str, Report] = {}
+    debts: dict[str, float] = {}
+    for index, (tier, weight, demand, debt) in enumerate(drawn):
+        name = f"e{index}"
+        guarantee = Amount(100, 1000, 2) if tier is Tier.GUARANTEED else Amount()
+        made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
+        reports[name] = Report(demand=CAPACITY * demand)
+        debts[name] = debt
+    first = plan(CAPACITY, made, reports, debts, 0.25)
+    shuffler.shuffle(made)
+    assert plan(CAPACITY, made, reports, debts, 0.25) == first
+    for one in made:
+        share = first.entitlements[one.name]
+        assert one.guarantee.fits(share.limit)
+        assert -4 <= share.debt <= 4
+
+
+def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
+    unbounded = math.inf
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
+        entitlement("s", Tier.SPOT, ceiling=Amount(unbounded, unbounded, 14)),
+        entitlement("t", Tier.SPOT),
+        entitlement("idle", Tier.SPOT),
+    ]
+    reports = {
+        "g": Report(demand=Amount(400, 4000, 6)),
+        "s": Report(demand=CAPACITY * 2),
+        "t": Report(demand=CAPACITY * 2),
+    }
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
+    assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
+    assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # as much in all as there is
+    assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
+    assert lent["s"].allocation == kept["s"].allocation
+    assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
+    reports["g"] = Report(demand=CAPACITY)
+    tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
+    full = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements
+    assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
+
+
+def not_preemptible(tenants: Sequence[Entitlement], *names: str) -> list[Entitlement]:
+    """The tenants with no spot that may be ended, or with none of these names."""
+    return [replace(t, preemptible=bool(names) and t.name not in names) for t in tenants]
+
+
+def test_of_two_spot_tenants_only_the_preemptible_one_is_lent_anything() -> None:
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
+        entitlement("s", Tier.SPOT),
+        entitlement("keeps", Tier.SPOT),
+    ]
+    reports = {"g": Report(demand=Amount(400, 4000, 6))} | {
+        name: Report(demand=CAPACITY * 2) for name in ("s", "keeps")
+    }
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements
+    made = plan(CAPACITY, not_preemptible(tenants, "keeps"), reports, {}, 0.25).entitlements
+    assert made["keeps"].limit == kept["keeps"].limit
+    assert made["s"].limit.concurrency == kept["s"].limit.concurrency + 6
+    assert made["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 400)
+
+
+@given(tenants, st.data())
+def test_without_preemptible_spot_no_limit_passes_what_is_there(
+    drawn: list[tuple[Tier, float, float, float]], data: st.DataObject
+) -> None:
+    """What is lent twice is lent to preemptible spot alone: nobody else's limit depends on the flag."""
+    made, reports = [], {}
+    for index, (tier, weight, demand, _) in enumerate(drawn):
+        name = f"e{index}"
+        guarantee = Amount(100, 1000, 2) if tier is Tier.GUARANTEED else Amount()
+        made.append(entitlement(name, tier, weight=weight, guarantee=guarantee))
+        reports[name] = Report(demand=CAPACITY * demand)
+    keeps = data.draw(st.sets(st.sampled_from([e.name for e in made])))
+    before = plan(CAPACITY, not_preemptible(made), reports, {}, 0.25).entitlements
+    after = plan(CAPACITY, not_preemptible(made, *(keeps or {"none"})), reports, {}, 0.25).entitlements
+    for one in made:
+        if one.tier is not Tier.SPOT or one.name in keeps:
+            assert after[one.name] == before[one.name]
+        else:
+            assert before[one.name].limit.fits(after[one.name].limit)
+
+
+def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
+    tenants = [
+        entitlement("g", Tier.GUARANTEED, guarantee=Amount(250, 2500, 4)),
+        entitlement("e", Tier.ELASTIC),
+        entitlement("s", Tier.SPOT),
+    ]
+    reports = {name: Report(demand=Amount(250, 2500, 4)) for name in "ge"} | {"s": Report(demand=CAPACITY)}
+    kept = plan(CAPACITY, not_preemptible(tenants), reports, {}, 0.25).entitlements["s"]
+    lent = plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"]
+    assert (
+        lent.limit.concurrency == kept.limit.concurrency + 4
+    )  # not elastic's four: nothing is ended for those
+    reports["e"] = Report(demand=CAPACITY)
+    assert plan(CAPACITY, tenants, reports, {}, 0.25).entitlements["s"].limit == Amount()
+
+
+def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
+    """By the demand of the moment, "bursty" would be taken to get twice what it gets."""
+    pair = [entitlement("even"), entitlement("bursty")]
+    debts: dict[str, float] = {}
+    profiles: dict[str, Profile] = {}
+    for tick in range(400):
+        is_burst = tick % 4 == 3
+        reports = {
+            "even": Report(CAPACITY * 2, CAPACITY * 0.5),
+            "bursty": Report(
+                Amount(4000 if is_burst else 0, 20_000, 40), Amount(1600 if is_burst else 0, 5000, 8)
+            ),
+        }
+        made = plan(CAPACITY, pair, reports, debts, 0.25, profiles=profiles)
+        debts = {name: part.debt for name, part in made.entitlements.items()}
+        profiles = dict(made.profiles)
+    assert abs(debts["bursty"] - debts["even"]) < 0.5
+
+
+def follow(*services: Amount, elapsed_s: float = 0.25) -> Profile:
+    """The profile of somebody who got that, from plan to plan."""
+    profiles: Mapping[str, Profile] = {}
+    for service in services:
+        report = {"a": Report(CAPACITY, service)}
+        profiles = plan(CAPACITY, [entitlement()], report, {}, elapsed_s, profiles=profiles).profiles
+    return profiles["a"]
+
+
+def test_a_young_profile_counts_all_alike() -> None:
+    assert follow(Amount(8, 0, 4), Amount(16, 0, 8), Amount(24, 0, 12)).service.values() == (16, 0, 8)
+
+
+def test_an_old_profile_forgets() -> None:
+    old = {"a": Profile(CAPACITY, age_s=1000)}
+    later = plan(CAPACITY, [entitlement()], {}, {}, PROFILE_S, profiles=old).profiles["a"]
+    assert later.service.kv_tokens == pytest.approx(CAPACITY.kv_tokens / math.e)
+
+
+def test_no_time_that_passed_teaches_nothing_and_fails_nothing() -> None:
+    assert follow(Amount(8, 0, 4), Amount(16, 0, 8), elapsed_s=0).age_s == 0
+
+
+@pytest.mark.parametrize(
+    ("service", "place"), [(Amount(100, 100, 1.4), 0), (Amount(0, 5000, 6), 1), (Amount(100, 100, 1.6), 2)]
+)
+def test_service_counts_where_most_of_capacity_is_used(service: Amount, place: int) -> None:
+    assert follow(service).place == place
+
+
+def test_a_tie_does_not_change_where_service_counts() -> None:
+    """With lumps of tokens in one dimension, whichever is a little ahead would count: always too much."""
+    tokens, sequences = Amount(500, 0, 7.5), Amount(500, 0, 8.5)
+    assert follow(tokens).place == 2
+    assert follow(Amount(500, 0, 4), *([sequences] * 40)).place == 0
