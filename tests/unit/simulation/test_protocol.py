@@ -29,11 +29,12 @@ from simulation.world import simulate
 _drawn = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
 FRESH = [_drawn.randrange(10**6) for _ in range(2)]
 """Seeds of this run alone; pytest prints the seed of a failed test as its parameter."""
-SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (2, 3, *FRESH))]
+SEEDS = [pytest.param(seed, marks=pytest.mark.thorough) for seed in (1, 2, 3, *FRESH)]
+WITH_A_QUICK_ONE = [1, *SEEDS[1:]]
 LIFETIME_S = 1.5
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", WITH_A_QUICK_ONE)
 def test_in_a_quiet_pool_limits_are_exact_and_nothing_free_is_refused(seed: int) -> None:
     figures = simulate(mixed(10, 20, seed=seed, seconds=12))
     assert figures.over_admitted < 1
@@ -41,7 +42,7 @@ def test_in_a_quiet_pool_limits_are_exact_and_nothing_free_is_refused(seed: int)
     assert figures.idle_refusals <= 0.015 * figures.requests
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", WITH_A_QUICK_ONE)
 def test_in_all_trouble_limits_hold_wherever_the_lease_store_answer(seed: int) -> None:
     figures = simulate(mixed(10, 20, seed=seed, seconds=15, faults=TROUBLE))
     assert figures.over_admitted < 1
@@ -77,7 +78,7 @@ def test_small_tenants_that_want_three_get_two(seed: int) -> None:
     assert figures.idle_refusals <= 0.005 * figures.requests
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", WITH_A_QUICK_ONE)
 def test_a_lone_tenant_has_the_whole_pool(seed: int) -> None:
     assert simulate(lone_tenant(seed=seed)).utilisation >= 0.985
 
@@ -123,7 +124,7 @@ def test_without_debt_precedence_would_last_across_sidecars() -> None:
     ("tenants", "sidecars"),
     [
         (50, 1),
-        (50, 8),
+        pytest.param(50, 8, marks=pytest.mark.thorough),
         pytest.param(200, 2, marks=pytest.mark.thorough),
         pytest.param(500, 1, marks=pytest.mark.thorough),
         pytest.param(1500, 8, marks=pytest.mark.thorough),
