@@ -1,7 +1,7 @@
 """Flaws of a request head, and what the head says of its body and its connection.
 
 A head that could be read in two ways must not reach the engine. Everything here is a function of a head. The
-tables in ``tests/sidecar/framing`` list the refused heads, case by case.
+tables in ``tests/support/framing`` list the refused heads, case by case.
 """
 
 from __future__ import annotations

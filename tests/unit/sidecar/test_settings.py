@@ -1,0 +1,28 @@
+"""Options that contradict each other are refused with the option, the reason and the fix."""
+
+from __future__ import annotations
+
+import pytest
+
+from sidecar.settings import SettingsError
+from tests.support.harness import settings_of
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--tick 1 --lease-lifetime 2", r"--lease-lifetime: 2 s is less than three ticks of 1 s"),
+        ("--tls-cert c.pem", r"--tls-cert is given without --tls-key"),
+        ("--tls-key k.pem", r"--tls-key is given without --tls-cert"),
+        ("--max-body-bytes 1000 --max-buffered-bytes 2000", r"--max-buffered-bytes: 0.5 of 2000 bytes"),
+        ("--store http://redis", r"--store"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        settings_of(f"--upstream http://engine {options}")
+
+
+@pytest.mark.parametrize("store", ["memory", "redis://redis:6379"])
+def test_a_store_is_memory_or_an_address(store: str) -> None:
+    assert settings_of(f"--upstream http://engine --store {store}").store == store
