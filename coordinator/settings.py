@@ -31,7 +31,7 @@ _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, d
 
 @options.record
 class Settings:
-    """How one coordinator runs. Times are in seconds."""
+    """The settings of one coordinator. Times are in seconds."""
 
     config: Path = option("the pool file; the coordinator leads all its pools, and all sidecars enforce it")
     store: str = option("the lease store: redis://...", read=_store)

@@ -210,7 +210,7 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
 
 
 def _kept_promises(ours: Sequence[overload.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
-    """What a guarantee is held to."""
+    """The goals of a guarantee."""
     ratio, shed = median(r.ratio for r in ours), sum(r.guaranteed_shed for r in ours)
     return [
         (f"guaranteed P99 is {ratio:.2f} x alone, at most {MOST_RATIO}", ratio <= MOST_RATIO),
@@ -219,7 +219,7 @@ def _kept_promises(ours: Sequence[overload.Result] | Sequence[pool.Result]) -> l
 
 
 def _fairness(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
-    """What fairness in scarcity is held to."""
+    """The goals of fairness in scarcity."""
     first, later = median(r.first_jain for r in ours), median(r.later_jain for r in ours)
     typical, worst = median(r.deviation for r in ours), max(r.deviation for r in ours)
     return [
@@ -396,7 +396,7 @@ def _keep(out: Path, results: Sequence[Result]) -> None:
 
 
 def _kept(out: Path, kind: type[_R]) -> list[_R]:
-    """What earlier runs left in the folder: they count on, until somebody deletes it."""
+    """The runs that are already in the folder. They count until the folder is deleted."""
     file = out / "results.json"
     if not file.exists():
         return []

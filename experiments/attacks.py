@@ -1,4 +1,4 @@
-"""What one hostile caller does to a proxy: each attack a process of its own that says what it did.
+"""The attacks of one hostile caller on a proxy. Each is a process that reports its actions.
 
 ``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. All is as fast as one core
 allows, up to ``MOST_PER_S``, and goes to loopback alone. How the proxy fares is judged by others.
@@ -35,7 +35,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Target:
-    """Whom to attack, and until when."""
+    """The target of an attack, and its end."""
 
     def __init__(self, url: str, key: str, seconds: float, most_per_s: float = MOST_PER_S) -> None:
         parts = urlsplit(url)
@@ -128,7 +128,7 @@ def use(target: Target) -> None:
 
 
 def shed(target: Target) -> None:
-    """Ask on many connections, again and again, whatever the answer."""
+    """Send requests on many connections without end, and ignore the answers."""
     asyncio.run(_all(target, lambda: _ask_on(target, target.request(_USUAL)), OPEN))
 
 
@@ -194,7 +194,7 @@ async def _leave_unread(target: Target) -> None:
 
 
 def giant_bodies(target: Target) -> None:
-    """Send the largest bodies that are allowed, of shapes that are dear to read."""
+    """Send the largest bodies that are allowed, of shapes that are expensive to parse."""
     filled = BODY_BYTES - 100
     shapes = (
         b'{"model":"small","max_tokens":1,"prompt":"%b"}' % (b"hello wor " * (filled // 10)),
@@ -237,7 +237,7 @@ async def _send_whole(target: Target, shapes: Sequence[tuple[str, bytes]]) -> No
 
 
 async def _all(target: Target, one: Callable[[], Coroutine[None, None, None]], count: int) -> None:
-    """So many callers at once; whoever is thrown out comes again, after a moment."""
+    """So many callers at once; one whose connection is closed comes again after a moment."""
 
     async def again_and_again() -> None:
         while not target.is_over:
@@ -264,7 +264,7 @@ class Attack(NamedTuple):
 
     run: Callable[[Target], None]
     least_per_s: float
-    """What it must have done, lest nobody was attacked."""
+    """The least number of actions; fewer mean that nothing was attacked."""
 
 
 KINDS = {

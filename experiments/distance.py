@@ -1,4 +1,4 @@
-"""What the distance of the lease store costs, by tenants and sidecars, on an idle pool and under contention.
+"""The cost of the lease store's distance, by tenants and sidecars, on an idle pool and under contention.
 
 Each row starts real processes: Redis behind a relay that adds a delay each way, a coordinator, sidecars, one
 stub of an engine.
@@ -70,7 +70,7 @@ class Row:
 
     @property
     def has_no_cost(self) -> bool:
-        """Whether hardly anybody was refused, and the added P99 is within two round trips and ``NOISE_S``."""
+        """Whether nearly all were served, and the added P99 is within two round trips and ``NOISE_S``."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
@@ -81,10 +81,10 @@ class Row:
 
 
 class Load(NamedTuple):
-    """What is asked of the pool, and what it has."""
+    """The load of a pool, and its size."""
 
     service_s: float
-    """How long the engine works at a request."""
+    """The engine's time for a request, s."""
     slots: int
     """Sequences that the whole pool runs; 0: as many as ``IDLE_SLOTS`` for each sidecar."""
 
@@ -214,7 +214,7 @@ class Connections:
 
 @dataclass
 class Outcome:
-    """What became of the requests of a run."""
+    """The outcomes of the requests of a run."""
 
     latencies: list[float]
     """Seconds, of those that were served."""

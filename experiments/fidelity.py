@@ -39,7 +39,7 @@ phases:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long each phase is, in seconds, and requests per second in each.
+    """The duration of each phase, in seconds, and its requests per second.
 
     An engine of the small model does about 500 tokens/s with eight streams: 7 requests of 72 tokens.
     """

@@ -26,7 +26,7 @@ class Window:
         self._total = 0.0
 
     def wait_s(self, now: float) -> float:
-        """How long until there is room again; 0 where there is some."""
+        """Seconds until there is room again; 0 where there is some."""
         while self._spent and self._spent[0][0] <= now - WINDOW_S:
             self._total -= self._spent.popleft()[1]
         return self._spent[0][0] + WINDOW_S - now if self._total >= self.limit and self._spent else 0.0

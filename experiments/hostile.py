@@ -34,7 +34,7 @@ from toolbox.processes import module
 
 SLOTS = 16
 MOST_RISE = 1.2
-"""What a P99 may be of that beside ordinary use."""
+"""The largest P99, as a multiple of the P99 beside ordinary use."""
 CONNECTIONS, BUFFERED = 4000, 128 << 20
 MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
 """The bound of docs/security.md for these two settings."""
@@ -43,7 +43,7 @@ KNOCK_EVERY_S = 0.2
 MOST_UNANSWERED = 0.02
 """Of requests on new connections: in a flood a stranger has a tenth of a second to send its head."""
 MOST_KNOCK_S = 0.25
-"""What a request on a new connection may take: it stands in one line with those of a flood."""
+"""The time limit of a request on a new connection, which waits behind those of a flood, s."""
 SCENARIO = """\
 name: hostile
 model: small
@@ -93,11 +93,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Suffered:
-    """What one attack did."""
+    """The results of one attack."""
 
     attack: str
     did: dict[str, int]
-    """What the attacker says."""
+    """The attacker's own counts."""
     p50_s: float
     p99_s: float
     usual_p99_s: float
@@ -109,9 +109,9 @@ class Suffered:
     """Requests on new connections; those without an answer within some seconds, or with a refusal."""
     knock_p50_s: float
     usual_knock_p50_s: float
-    """How long those took that were answered, and in phases without an attack."""
+    """Durations of the answered ones, and in phases without an attack, s."""
     seconds: float
-    """How long the phase took."""
+    """The duration of the phase, s."""
     memory_mb: float
     """The sidecar's largest."""
     cpu: float
@@ -129,17 +129,17 @@ class Suffered:
 
     @property
     def did_per_s(self) -> float:
-        """What the attacker did in a second."""
+        """The attacker's actions per second."""
         return sum(self.did.values()) / self.seconds
 
     @property
     def least_per_s(self) -> float:
-        """What it must have done."""
+        """The least number of its actions."""
         return KINDS[self.attack].least_per_s
 
 
 def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
-    """What is wanted, in words, and whether it is so."""
+    """The goals in words, and whether they are reached."""
     found: list[tuple[str, bool]] = []
     for one in all_suffered:
         found += [

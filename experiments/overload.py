@@ -86,7 +86,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class System:
-    """What is tried."""
+    """One system under test."""
 
     name: str
     front: str = "none"
@@ -121,7 +121,7 @@ HEADLINE = tuple(
     for setting in SETTINGS
     for name, front in ((ALONE, "none"), (OURS, "sidecar"))
 )
-"""What the goals are judged by: default options everywhere."""
+"""The system that the goals are for: default options everywhere."""
 BASELINES = (
     System("engine's queue limit", engine=("--max-num-queued-reqs", "8")),
     System("engine's priority", engine=PRIORITY, sends_priority=True),
@@ -149,7 +149,7 @@ ABLATIONS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long, and how much. Seconds and requests per second."""
+    """The sizes of a run. Seconds and requests per second."""
 
     alone: float = 20.0
     settle: float = 10.0
@@ -157,7 +157,7 @@ class Sizes:
     guaranteed: float = 3.0
     spot: float = 40.0
     slo_ms: float = 100.0
-    """What the guaranteed tenant was promised: 1.5 times its P99 alone, once that was measured."""
+    """The guaranteed tenant's SLO: 1.5 times its P99 alone, once that was measured."""
 
     @property
     def duration(self) -> float:

@@ -1,6 +1,6 @@
 """A larger pool: eight simulated engines, thirty tenants of three tiers; overload, then engines are lost.
 
-What one engine cannot show: guarantees, fair shares and spot over many sidecars with one set of books.
+Guarantees, fair shares and spot over many sidecars with one lease store: one engine cannot show them.
 Guaranteed tenants are alone at first; then spot comes at several times capacity, then elastic ones with
 persistent demand as well, and then four engines are killed, which come back at the end. Guarantees are judged
 against spot alone, as on one engine: an elastic request within its share is never ended for one.
@@ -25,8 +25,8 @@ ENGINES, LOST, SLOTS = 8, 4, 8
 ENGINE = ("--step", "0.06", "--per-sequence", "0.001", "--scheduling-policy", "priority")
 GUARANTEED = tuple(f"guaranteed-{n}" for n in range(6))
 ELASTIC = {f"elastic-{n}": 1.0 + n % 2 for n in range(10)}
-"""Weights. With half of the engines a unit is worth a slot and a half: nobody is kept below one slot, so that
-shares of less than one would be what whole numbers make of them."""
+"""Weights. With half of the engines a unit is worth a slot and a half. So each tenant keeps a slot or more:
+shares below one slot would depend on rounding."""
 SPOT = tuple(f"spot-{n:02}" for n in range(14))
 TENANT = """\
   - {{name: {name}, key: {name}-key, tier: {tier}, arrivals: {arrivals}, input: {input}, output: {output},
@@ -59,7 +59,7 @@ ENTITLEMENT = "  - {{name: {name}, pool: chat, tier: {tier}, api_keys: [{name}-k
 
 @dataclass(frozen=True)
 class System:
-    """What is tried."""
+    """One system under test."""
 
     name: str
     has_sidecars: bool = True
@@ -75,7 +75,7 @@ SYSTEMS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long each part is, in seconds."""
+    """The duration of each part, in seconds."""
 
     alone: float = 20.0
     overload: float = 60.0
@@ -161,7 +161,7 @@ def _tenant(name: str, tier: str, arrivals: str, size: tuple[int, int], starts: 
 
 
 def pool_file() -> str:
-    """What everyone is entitled to."""
+    """The entitlements of all tenants."""
     promise = ", guarantee: {tokens_per_second: 120, kv_tokens: 1200, concurrency: 6}, slo: {ttft_ms: 500}"
     entitlements = [_entitlement(name, "guaranteed", promise) for name in GUARANTEED]
     for number, (name, weight) in enumerate(ELASTIC.items()):

@@ -27,7 +27,7 @@ _SLOS = {"small": 250, "large": 500, "middle": 1000, "long": 330}
 
 
 class System(NamedTuple):
-    """What is tried."""
+    """One system under test."""
 
     name: str
     debt_gain: float | None
@@ -76,7 +76,7 @@ ENTITLEMENT = """\
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long, seconds, and how many workers each tenant has."""
+    """Durations in seconds, and each tenant's number of workers."""
 
     whole: float = 15.0
     one: float = 90.0

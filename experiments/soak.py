@@ -1,6 +1,6 @@
 """Soak: half of what the engines can do, for long, with faults; what must be as in the beginning is.
 
-Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients who leave in
+Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients that leave in
 the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still
 and the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs,
 and the sidecars' token counters say what the engines' do.
@@ -33,9 +33,9 @@ from toolbox.processes import Process
 ENGINES, SLOTS = 2, 16
 SAMPLE_S = 5.0
 IDLE_S = 30.0
-"""How long everything may take to be given back at the end."""
+"""Time limit for the release of everything at the end, s."""
 STILL_S = 2.0
-"""How long a process stands still."""
+"""The duration of a pause, s."""
 SCENARIO = """\
 name: soak
 model: small
@@ -73,7 +73,7 @@ REFUSALS = (Outcome.SHED, Outcome.UNAVAILABLE)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How long, and how often something goes wrong, in seconds."""
+    """The duration of the run and the interval between faults, in seconds."""
 
     duration: float = 1800.0
     fault_every: float = 20.0
@@ -81,7 +81,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found."""
+    """The results."""
 
     seed: int
     served: int
@@ -99,11 +99,11 @@ class Result:
     output_ratio: float
     """Tokens by the sidecars' counters over those by the engines'."""
     tokens_per_s: float
-    """What the engines produced."""
+    """The engines' output."""
 
 
 def goals(result: Result) -> list[tuple[str, bool]]:
-    """What is wanted of it, in words, and whether it is so."""
+    """The goals in words, and whether they are reached."""
     ratios = (result.input_ratio, result.output_ratio)
     failed = {how: count for how, count in result.ended_otherwise.items() if how not in REFUSALS}
     return [
@@ -144,7 +144,7 @@ def run(sizes: Sizes, seed: int, out: Path) -> Result:
 
 @dataclass
 class _Seen:
-    """What was seen and done while the load ran."""
+    """Samples and actions during the load."""
 
     memory_mb: list[list[float]]
     """By sidecar, one number for each sample."""
@@ -217,7 +217,7 @@ async def _leave(front: Front, seen: _Seen, seed: int, over: threading.Event) ->
 
 
 def _held_at_last(front: Front) -> float:
-    """What is held once nothing runs: nothing, after a moment."""
+    """The use that is held after the end of all requests: nothing, after a moment."""
     deadline = time.monotonic() + IDLE_S
     while held := sum(map(_held, front.states)):
         if time.monotonic() > deadline:

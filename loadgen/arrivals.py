@@ -20,7 +20,7 @@ from loadgen.scenario import Bursty, Closed, Constant, OnOff, Poisson, Process, 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for. ``number`` counts one tenant's (or one worker's) requests from 0."""
+    """One request. ``number`` counts one tenant's (or one worker's) requests from 0."""
 
     number: int
     input_tokens: int
@@ -47,7 +47,7 @@ class Segment:
 
     @property
     def area(self) -> float:
-        """How many requests are expected."""
+        """The expected number of requests."""
         return (self.to_s - self.from_s) * (self.start + self.end) / 2
 
     def when(self, area: float) -> float:
@@ -74,7 +74,7 @@ def arrivals(scenario: Scenario, tenant: Tenant, seed: int) -> Iterator[Arrival]
 
 
 def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
-    """What a tenant (or one worker of a closed loop) asks for, one after the other, without end."""
+    """The endless sequence of requests of a tenant, or of one worker of a closed loop."""
     inputs, outputs, prefixes = (
         stream(seed, tenant.name, worker, what) for what in ("input", "output", "prefix")
     )
@@ -86,7 +86,7 @@ def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
 
 
 def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
-    """How many workers of a closed loop ask at a moment."""
+    """The number of active workers of a closed loop at a moment."""
     starts, ends = scenario.span(tenant)
     if not isinstance(tenant.process, Closed) or not starts <= at_s < ends:
         return 0
@@ -94,7 +94,7 @@ def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
 
 
 def most_workers(scenario: Scenario, tenant: Tenant) -> int:
-    """How many workers a closed loop has at its largest."""
+    """The largest number of workers of a closed loop."""
     starts, ends = scenario.span(tenant)
     moments = [starts, *(edge for edge in scenario.edges() if starts <= edge < ends)]
     return max(workers_at(scenario, tenant, at) for at in moments)
@@ -117,7 +117,7 @@ def _segment(scenario: Scenario, tenant: Tenant, from_s: float, to_s: float, sta
 
 
 def _edges(process: Process, starts: float, ends: float) -> Iterator[float]:
-    """Where a process's own rate bends or jumps."""
+    """The moments at which a process changes its own rate."""
     if isinstance(process, Ramp):
         yield starts + process.over_s
     elif isinstance(process, OnOff):

@@ -107,7 +107,7 @@ def _count(attempt: Attempt, usage: sse.Usage | None) -> None:
 
 
 class _Stream:
-    """What is seen of a stream while it comes."""
+    """The observations of a stream in progress."""
 
     __slots__ = (
         "_attempt",
@@ -158,7 +158,7 @@ class _Stream:
             self.is_finished = True
 
     def ending(self, broken: str) -> tuple[Outcome, str]:
-        """How a stream that has ended did so; ``broken`` says why, where the server did not."""
+        """The outcome of a stream that has ended. ``broken`` is the reason if the server gave none."""
         if self.failure is not None:
             return Outcome.PREEMPTED, self.failure.name
         return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)

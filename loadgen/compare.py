@@ -22,7 +22,7 @@ from loadgen.summary import EVERYONE, MEASURES, WHOLE, Cell, Summary, is_rate
 
 SHOWN = ("TTFT p50", "TTFT p99", "gap p99", "e2e p99", "out tok/s", "tok/s")
 SHORT = ("TTFT p50", "TTFT p99", "tok/s")
-"""What a terminal has room for."""
+"""Columns of a terminal."""
 _HEAD = ("tenant", "phase", "label", "runs", "requests", "served", "shed")
 
 

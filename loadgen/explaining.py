@@ -1,4 +1,4 @@
-"""A scenario in words and numbers, before it is run: who will ask how much, in which phase. Pure."""
+"""A scenario in words and numbers, before it is run: the requests of each tenant in each phase. Pure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
 
 
 def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
-    """How many requests are expected; a closed loop asks as often as it is answered."""
+    """The expected number of requests; a closed loop sends one after each answer."""
     if isinstance(tenant.process, Closed):
         return None
     if isinstance(tenant.process, Replay):

@@ -11,7 +11,7 @@ _DRAWS = 4000
 
 
 def draw(lengths: Lengths, source: random.Random) -> int:
-    """One length in tokens, at least 1. Each takes the same number of draws, whatever comes out."""
+    """One length in tokens, at least 1. Each takes the same number of random draws."""
     match lengths:
         case Fixed(tokens):
             return tokens

@@ -15,7 +15,7 @@ from html import escape
 from loadgen.words import amount, seconds
 
 COLOURS = 8
-"""How many the page's style has; further series begin anew, dashed."""
+"""The number of colours in the page's style; further series use them again, dashed."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 12.0, 20.0, 40.0
 _WIDE, _HALF, _NARROW = (1000.0, 290.0), (570.0, 260.0), (360.0, 250.0)
 """Width and height; half for plots that stand beside each other on a wide page."""
@@ -73,7 +73,7 @@ class Bar:
     high: float | None
     colour: int = 0
     note: str = ""
-    """What the line from low to high says, in words."""
+    """The meaning of the line from low to high, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,7 +331,7 @@ def _bar(bar: Bar, x: _Scale, y: float, unit: str) -> str:
 
 
 def _legend(series: Sequence[Series], frame: Frame, over: Sequence[Series] | None = None) -> str:
-    """What is what; ``over`` is given for areas, and names the lines over them."""
+    """The legend. ``over`` names the lines above areas."""
     items = [(_swatch(one, areas=over is not None), one.name) for one in series]
     items += [(_swatch(one, areas=False), one.name) for one in over or ()]
     if frame.marks:

@@ -1,4 +1,4 @@
-"""How a run goes, on standard error: one line that is written over on a terminal, else one every 5 s."""
+"""The progress of a run on standard error: a line that is overwritten on a terminal, else one every 5 s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, as files of one folder: requests.jsonl, state.jsonl, meta.json, summary.json.
+"""The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json.
 
 The first has one line for each attempt, written as it ends; the others are about the run as a whole. API keys
 are in none of them.
@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Outcome(StrEnum):
-    """How an attempt ended."""
+    """The outcome of an attempt."""
 
     SERVED = "served"
     SHED = "shed"
@@ -111,7 +111,7 @@ class TenantMeta(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """Where the generator ran."""
+    """The machine of the generator."""
 
     cpu: str
     cores: int
@@ -120,7 +120,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """What was run, where, and how it went as a whole."""
+    """A run: its scenario, its machine, its course as a whole."""
 
     label: str
     name: str
@@ -141,14 +141,14 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     lag_p50_s: float
     lag_p99_s: float
-    """How late attempts were sent."""
+    """Delay of attempts after their intended time."""
     lag_max_s: float
     cpu: float
     """Share of one core that the generator used: the 95th percentile of its seconds."""
     complaints: list[str]
-    """Why the run is not to be relied on, in words; empty where it kept up."""
+    """Reasons why the run is unreliable, in words; empty if the generator kept up."""
     unread_states: dict[str, int]
-    """How many looks at a state page came to nothing, by URL."""
+    """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
 
 

@@ -1,6 +1,6 @@
 """The report of one run: a page with plots and tables, and a short table for the terminal. Pure.
 
-What the numbers mean is `summary`'s business, how they are drawn `plots`'.
+`summary` defines the numbers, and `plots` draws them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
 
 
 def notes(meta: Meta, summary: Summary) -> list[str]:
-    """What a reader must know before any number."""
+    """Notes that a reader needs before the numbers."""
     found = [f"This run {complaint}." for complaint in meta.complaints]
     if meta.is_interrupted:
         found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")

@@ -56,7 +56,7 @@ _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be run."""
+    """One run to perform."""
 
     scenario: Scenario
     urls: list[str]
@@ -69,14 +69,14 @@ class Order:
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
-    """How long a client waits after its ``attempt``-th attempt; ``jitter`` is drawn from 0 to 1."""
+    """The wait of a client after its ``attempt``-th attempt, s; ``jitter`` is from 0 to 1."""
     if retries.honour_retry_after and asked_s is not None:
         return asked_s
     return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
 
 
 def complaints(lag_p99_s: float, cpu: float) -> list[str]:
-    """Why a run is not to be relied on."""
+    """The reasons why a run is unreliable."""
     found = []
     if lag_p99_s > LATE_S:
         found.append(

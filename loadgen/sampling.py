@@ -34,7 +34,7 @@ def page_url(url: str) -> str:
 
 
 def samples(content: bytes, at_s: float, source: str) -> list[Sample]:
-    """What a page says; empty where it says nothing that is known. A coordinator says one thing a pool."""
+    """The samples of a page; empty where none is known. A coordinator's page has one for each pool."""
     if not content.lstrip().startswith(b"{"):
         engine = _metrics(content.decode("utf-8", "replace"))
         return [Sample(at_s, source, "engine", engine=engine)] if engine else []
@@ -90,7 +90,7 @@ class Sampler:
         self._lines = lines
         self._clock = clock
         self.unread = dict.fromkeys(urls, 0)
-        """How many looks came to nothing."""
+        """The number of failed reads."""
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -1,4 +1,4 @@
-"""Scenarios as records: who asks, when, for how much, and what goes wrong meanwhile.
+"""Scenarios as records: tenants, their arrivals and request sizes, phases and faults.
 
 Only what a scenario is, lives here. Reading one from YAML is `reading`, arrivals made of it are `arrivals`.
 Times are seconds from the start of the run, rates are requests per second, lengths are tokens.
@@ -24,7 +24,7 @@ class Route(StrEnum):
 
 
 class PromptForm(StrEnum):
-    """How a prompt is sent."""
+    """The form of a prompt in a request."""
 
     TEXT = "text"
     """Text of about the asked length: no tokenizer is at hand."""
@@ -122,7 +122,7 @@ class OnOff:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Workers who each wait for their answer before they ask again: persistent demand, not open-loop."""
+    """Workers that each wait for their answer before the next request: persistent demand, not open-loop."""
 
     workers: int
     think_s: float
@@ -139,7 +139,7 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What was recorded elsewhere, once more."""
+    """A recorded trace, replayed."""
 
     file: str
     trace: tuple[Traced, ...]
@@ -155,14 +155,14 @@ class Prefix:
     share: float
     """Of the tenant's requests, 0 to 1."""
     tokens: int
-    """How much of a prompt is the same; counted within the input length."""
+    """The part of a prompt that is always the same. It is part of the input length."""
     name: str
     """Tenants that give the same name share one prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """What a client does after it was shed, found nothing available, or was not even answered."""
+    """The client's behaviour after it was shed, found nothing available, or got no answer."""
 
     most: int = 0
     """Attempts after the first."""
@@ -172,7 +172,7 @@ class Retries:
 
 
 LONGEST_WAIT_S = 8.0
-"""Where the SDKs of OpenAI and Anthropic stop doubling."""
+"""The longest wait of the SDKs of OpenAI and Anthropic, s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class Phase:
     """Factors by tenant; 1 for those not named."""
 
     def factor(self, tenant: str) -> float:
-        """What this phase multiplies a tenant's rate by."""
+        """The factor of a tenant's rate in this phase."""
         return dict(self.rates).get(tenant, 1.0)
 
 
@@ -221,13 +221,13 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A description for people."""
         return " ".join(self.command) if self.command else f"SIG{self.signal} to {self.pid_file}"
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What one run does."""
+    """The plan of one run."""
 
     name: str
     model: str
@@ -238,12 +238,12 @@ class Scenario:
     route: Route = Route.COMPLETIONS
     prompt: PromptForm = PromptForm.IDS
     tokens_per_byte: float = 0.25
-    """How many tokens a byte of text is taken for."""
+    """Assumed tokens per byte of text."""
     stream: bool = True
     timeout_s: float = 120.0
     """An attempt that took longer is given up."""
     drain_s: float = 120.0
-    """How long answers are waited for after the last arrival."""
+    """Time limit for answers after the last arrival."""
     spread: str | tuple[float, ...] = "round_robin"
     """Over several URLs: ``round_robin``, ``random``, or weights in the order of the URLs."""
     phases: tuple[Phase, ...] = ()
@@ -254,7 +254,7 @@ class Scenario:
         return next((p for p in self.phases if p.from_s <= at_s < p.to_s), None)
 
     def factor(self, tenant: str, at_s: float) -> float:
-        """What a tenant's rate is multiplied by at a moment."""
+        """The factor of a tenant's rate at a moment."""
         phase = self.phase_at(at_s)
         return phase.factor(tenant) if phase is not None else 1.0
 

@@ -10,7 +10,7 @@ import msgspec
 
 
 class Delta(msgspec.Struct):
-    """What a chat event adds."""
+    """The content of a chat event."""
 
     role: str | None = None
     content: str | None = None
@@ -28,7 +28,7 @@ class Choice(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """What the engine counted."""
+    """The engine's counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
@@ -86,7 +86,7 @@ _decode = msgspec.json.Decoder(Event).decode
 
 
 def decoded(data: bytes) -> Event | None:
-    """What an event's data (or a whole answer) says; ``None`` where it is no such thing."""
+    """The content of an event's data, or of a whole answer; ``None`` where it has another form."""
     try:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):

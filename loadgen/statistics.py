@@ -80,7 +80,7 @@ def _binomial(count: int, successes: int, share: float) -> float:
 def bootstrap(
     values: Sequence[float], seed: int, statistic: Callable[[Sequence[float]], float] = fmean
 ) -> Estimate | None:
-    """A statistic (the mean, by default) with its interval, by drawing the values anew many times."""
+    """A statistic (the mean, by default) with its interval, by drawing the values again many times."""
     if not values:
         return None
     source = random.Random(seed)
@@ -146,7 +146,7 @@ def nice_width(duration_s: float, windows: int = 48) -> float:
 
 
 Histogram = dict[int, int]
-"""How many gaps fell into each bucket; buckets are 2 % wide, so that what is read off is right to 1 %."""
+"""The number of gaps in each bucket. Buckets are 2 % wide, so results are right to 1 %."""
 
 
 def gap_histogram(gaps: Iterable[float]) -> Histogram:

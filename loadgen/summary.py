@@ -1,4 +1,4 @@
-"""What a run's attempts come to: a cell of numbers for each tenant and phase. Pure.
+"""The results of a run: a cell of numbers for each tenant and phase. Pure.
 
 A latency is the user's: it counts from when the request was due, retries and the generator's own lateness
 included. One that never saw a token is not left out, or an overloaded server would look fast: it counts with
@@ -46,11 +46,11 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     attempts: int
     outcomes: dict[Outcome, int]
-    """How requests ended: by their last attempt."""
+    """Requests by the outcome of their last attempt."""
     reasons: dict[str, int]
-    """Why attempts were refused or failed."""
+    """Attempts that were refused or failed, by reason."""
     bounds: int
-    """How many of the times to first token are lower bounds."""
+    """The number of times to first token that are lower bounds."""
     short: int
     """Served with fewer tokens than asked: the engine did not obey ``ignore_eos``."""
     ttft: Percentiles
@@ -63,12 +63,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Between tokens, over all tokens."""
     gap_p99_s: float | None
     output_tokens_per_s: Estimate | None
-    """Within the phase, whoever was due when."""
+    """Within the phase, of all requests."""
     tokens_per_s: Estimate | None
     """Prompts included, from when their first token showed that they were computed."""
 
     def ended(self, outcome: Outcome) -> int:
-        """How many requests ended so."""
+        """The number of requests with this outcome."""
         return self.outcomes.get(outcome, 0)
 
 
@@ -184,7 +184,7 @@ def _percentiles(values: Iterable[float]) -> Percentiles:
 
 
 def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
-    """Tokens per second within a span: of its seconds, drawn anew."""
+    """Tokens per second within a span, with the interval from its single seconds."""
     shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
     kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
         _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
@@ -196,7 +196,7 @@ def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> E
 
 
 def _clipped(piece: tuple[float, float, float]) -> tuple[float, float, float]:
-    """What of a piece lies after 0."""
+    """The part of a piece after 0."""
     start, end, amount = piece
     return 0.0, end, amount * end / (end - start)
 
@@ -223,7 +223,7 @@ MEASURES: dict[str, Measure] = {
     "out tok/s": lambda cell: cell.output_tokens_per_s,
     "tok/s": lambda cell: cell.tokens_per_s,
 }
-"""What tables show of a cell. Those with a slash are rates; the others are seconds."""
+"""The columns of tables. Those with a slash are rates; the others are seconds."""
 
 
 def is_rate(measure: str) -> bool:

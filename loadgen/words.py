@@ -1,4 +1,4 @@
-"""How numbers are written for people, and tables for terminals and pages. Pure."""
+"""Numbers as text for people, and tables for terminals and pages. Pure."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def estimate(made: Estimate | None, *, rate: bool) -> str:
 
 
 def interval(made: Estimate | None, *, rate: bool) -> str:
-    """A number's interval; open where it is not known, empty where nobody asked."""
+    """A number's interval; open where it is unknown, empty where it is not wanted."""
     if made is None or (made.low is None and made.high is None):
         return ""
     write = amount if rate else seconds

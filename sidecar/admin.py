@@ -113,7 +113,7 @@ class Admin:
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:
-        """Why requests should not come here. Of the engine only its health counts, not its pages."""
+        """Reasons against requests. Of the engine only its health counts, not its pages."""
         engine = self._controller.engine
         problems = ["draining"] if self._controller.is_draining else []
         return problems + (self._limits.problems() if engine.is_up else engine.problems())
@@ -165,7 +165,7 @@ class Admin:
         }
 
     def _lease_store(self) -> dict[str, Any] | None:
-        """How this sidecar stands with the lease store; ``None`` for a lone one."""
+        """The state of this sidecar's leases; ``None`` for a lone one."""
         if self._replication is None:
             return None
         sync = self._replication.sync
@@ -205,7 +205,7 @@ class Admin:
         }
 
     def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
-        """What the live page shows, now: this sidecar alone, whatever others the pool has."""
+        """The content of the live page, now: this sidecar alone, not the whole pool."""
         replication = self._replication
         return Snapshot(
             process="sidecar",
@@ -264,7 +264,7 @@ class Admin:
         return guarantees
 
     def _outcomes(self, name: str) -> dict[str, int]:
-        """What the page counts of an entitlement: requests served and shed."""
+        """The outcomes that the page shows: requests served and shed."""
         return {o: n for o, n in self._telemetry.outcomes(name).items() if o in REPORTED_OUTCOMES}
 
 
@@ -275,7 +275,7 @@ _ONE_OF_SEVERAL = (
 
 
 def _learned_costs(pricer: Pricer) -> dict[str, Any]:
-    """What an entitlement's requests are priced by: overall, and for each route and model."""
+    """The learned costs of an entitlement: overall, and for each route and model."""
     return {
         "overall": _learned(pricer.overall),
         "targets": [

@@ -39,7 +39,7 @@ _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
 
 @options.record
 class Settings:
-    """How one sidecar runs. Times are in seconds, sizes in bytes."""
+    """The settings of one sidecar. Times are in seconds, sizes in bytes."""
 
     config: Path = option("the pool file")
     upstream: Origin = option("the engine, http://HOST:PORT or https://HOST:PORT")

@@ -72,7 +72,7 @@ class Answer:
         return "".join(made).encode()
 
     def last_events(self) -> bytes:
-        """What ends a stream: its usage, where that was asked for, and the end."""
+        """The end of a stream: its usage, if requested, and the last event."""
         if not self._request.tells_usage:
             return DONE
         usage = self._usage()
@@ -93,7 +93,7 @@ class Answer:
         }
 
     def _role_events(self) -> list[str]:
-        """Who speaks, once for each choice, before anyone says something."""
+        """The role, once for each choice, before all content."""
         start = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
         return [
             f'{self._head}{{"index":{index},{start}}}]{self._running_usage(sequence, 0)}}}\n\n'

@@ -17,9 +17,9 @@ class BlockPool:
         self.blank = blocks
         """Blocks that contain nothing."""
         self.unnamed = 0
-        """Held blocks whose content nobody else may use."""
+        """Held blocks whose content no other sequence may use."""
         self.held: dict[int, int] = {}
-        """How many hold the block of a key."""
+        """The number of holders of a key's block."""
         self.idle: dict[int, None] = {}
         """Keys of idle blocks, the longest idle first."""
 
@@ -34,7 +34,7 @@ class BlockPool:
         return self.blocks - self.free
 
     def known(self, keys: Sequence[int]) -> int:
-        """How many of these keys, from the first on, are in some block."""
+        """The number of these keys, from the first on, that are in some block."""
         for count, key in enumerate(keys):
             if key not in self.held and key not in self.idle:
                 return count
@@ -45,7 +45,7 @@ class BlockPool:
         return fresh + sum(key in self.idle for key in shared) <= self.free
 
     def share(self, keys: Iterable[int]) -> None:
-        """Hold the blocks of these known keys, together with whoever holds them."""
+        """Hold the blocks of these known keys, together with their other holders."""
         for key in keys:
             if key in self.held:
                 self.held[key] += 1

@@ -1,7 +1,7 @@
 """Measures an engine, so that the simulator can be made like it: ``python -m loadgen.engine.calibrate``.
 
 Time to first token of lone requests with prompts of some lengths, and the time of a decoding step with some
-numbers of streams; from these, by least squares, what a step costs. The engine must serve nobody else.
+numbers of streams; from these, by least squares, what a step costs. The engine must serve no other client.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Point:
 
     @property
     def row(self) -> tuple[float, float, float, float]:
-        """How often each of step, sequence, prompt token and request is in it."""
+        """The number of steps, sequences, prompt tokens and requests in it."""
         return 1.0, float(self.streams), float(self.prompt_tokens), float(self.prompt_tokens > 0)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What an engine says of itself."""
+    """The sizes that an engine publishes."""
 
     window: int | None = None
     block_size: int | None = None
@@ -68,12 +68,12 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured."""
+    """The extent of a calibration."""
 
     lengths: Sequence[int] = LENGTHS
     streams: Sequence[int] = STREAMS
     rounds: int = 3
-    """How often everything is measured, one after the other; medians count."""
+    """Repetitions of all measurements; medians count."""
     repeats: int = 5
     """Requests for each prompt length in a round."""
     tokens: int = 64
@@ -98,7 +98,7 @@ class Calibration:
         return statistics.fmean(abs(self.error(point)) for point in self.points)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``--like`` reads, with what it was made from."""
+        """The content of a file for ``--like``, with its measurements."""
         shape = {name: value for name, value in asdict(self.shape).items() if value is not None}
         points = [asdict(point) | {"error": round(self.error(point), 4)} for point in self.points]
         return asdict(self.costs) | shape | {"mean_error": round(self.mean_error, 4), "measured": points}
@@ -152,7 +152,7 @@ class Prober:
         self._chance = chance
 
     async def shape(self) -> Shape:
-        """What the engine says of its sizes."""
+        """The sizes that the engine publishes."""
         models = json.loads(await self._get("/v1/models"))
         names = [entry["id"] for entry in models["data"]]
         if self._model not in names:
@@ -243,7 +243,7 @@ async def calibrate(url: str, model: str, effort: Effort, chance: random.Random)
 
 
 def text_of(result: Calibration) -> str:
-    """What was measured and what the costs make of it, as a table."""
+    """The measurements beside the fitted model, as a table."""
     lines = [f"{'measured':<46}{'ms':>9}{'fitted':>9}{'error':>8}"]
     for point in result.points:
         fitted = point.seconds * (1 + result.error(point))
@@ -258,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure an engine, print what was found, write it to a file."""
     parser = argparse.ArgumentParser(
         prog="python -m loadgen.engine.calibrate",
-        description="Measures an engine that serves nobody else, for python -m loadgen.engine --like FILE.",
+        description="Measures an otherwise idle engine, for python -m loadgen.engine --like FILE.",
     )
     parser.add_argument("--url", required=True, help="the engine, e.g. http://127.0.0.1:8000")
     parser.add_argument("--model", default="tiny", help="the name it serves [tiny]")

@@ -54,7 +54,7 @@ class Histogram:
 
 
 class Statistics:
-    """What has happened in one engine since it began. Times in seconds."""
+    """Counts of one engine since its start. Times in seconds."""
 
     def __init__(self) -> None:
         self.prompt_tokens = self.cached_tokens = self.generation_tokens = self.preemptions = 0

@@ -27,7 +27,7 @@ def fit(rows: Sequence[Row], seen: Sequence[float]) -> list[float]:
 
 
 def predicted(costs: Sequence[float], row: Row) -> float:
-    """What the costs of a row add up to."""
+    """The sum of the costs of a row."""
     return sum(cost * part for cost, part in zip(costs, row, strict=True))
 
 

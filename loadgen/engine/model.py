@@ -1,4 +1,4 @@
-"""What is simulated: an engine's size, what its steps cost, how it schedules. Records only, all checked."""
+"""The model of an engine: its size, the cost of its steps, its scheduling. Records only, all checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Policy(enum.StrEnum):
-    """Who is served first."""
+    """The order of service."""
 
     FCFS = "fcfs"
     PRIORITY = "priority"
@@ -21,7 +21,7 @@ class Policy(enum.StrEnum):
 
 
 class Ending(enum.StrEnum):
-    """How a sequence ends; vLLM's ``finish_reason``."""
+    """The end of a sequence; vLLM's ``finish_reason``."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -30,7 +30,7 @@ class Ending(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What one step of the engine takes, in seconds."""
+    """The duration of the engine's steps, in seconds."""
 
     step_s: float = 0.01
     """Every step."""
@@ -50,7 +50,7 @@ class Costs:
                 raise ValueError(f"{each.name} is {value}; it must be 0 or more")
 
     def seconds(self, *, decoding: int, prefilled: int, started: int, chance: random.Random) -> float:
-        """How long a step takes."""
+        """The duration of a step, s."""
         plain = (
             self.step_s
             + self.per_sequence_s * decoding
@@ -132,7 +132,7 @@ LIKE_SIZES = ("slots", "blocks", "block_size", "window")
 
 
 def read_like(path: Path) -> Mapping[str, float]:
-    """What a file of ``loadgen.engine.calibrate`` says of an engine, by field. Raises ``LikeError``."""
+    """The content of a file of ``loadgen.engine.calibrate``, by field. Raises ``LikeError``."""
     try:
         content: Any = json.loads(path.read_text())
     except OSError as error:

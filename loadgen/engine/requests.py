@@ -34,7 +34,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a completion asks for."""
+    """The content of a completion request."""
 
     is_chat: bool
     prompts: tuple[Tokens, ...]

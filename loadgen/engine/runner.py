@@ -1,4 +1,4 @@
-"""Gives a scheduler a clock: its steps one after the other, in real time, and who waits for tokens woken.
+"""Runs a scheduler in real time, step after step, and wakes the tasks that wait for tokens.
 
 The only place where the simulator's time passes. Every use of the scheduler is in the event loop's thread.
 """
@@ -32,7 +32,7 @@ class Runner:
     def running(self, sequences: Sequential[Sequence], *, every_token: bool) -> Iterator[asyncio.Event]:
         """Compute sequences for whom the block lasts; those unfinished at its end are aborted.
 
-        The event is set for every token, or only when a sequence ends; whoever waits for it clears it.
+        The event is set for every token, or only when a sequence ends; the waiting task clears it.
         """
         event = asyncio.Event()
         for sequence in sequences:

@@ -7,8 +7,8 @@ argument, in seconds on any clock that does not go back. The rules are vLLM's:
   context that exceeds what is left of it goes on in the next step;
 - a waiting sequence is taken in when there is a slot, and blocks for its whole context; none overtakes it;
 - when a running one finds no block for its next token, the last in order is preempted, loses its blocks, and
-  is computed anew later, before those that wait behind it;
-- whatever happens, a sequence ends exactly once, and then holds nothing.
+  is computed again later, before those that wait behind it;
+- a sequence always ends exactly once, and then holds nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loadgen.engine.sequence import Sequence, State
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one step computes."""
+    """The work of one step."""
 
     parts: tuple[tuple[Sequence, int], ...]
     """Sequences, and how many tokens of their context each has computed."""
@@ -104,7 +104,7 @@ class Scheduler:
         return None
 
     def add(self, sequence: Sequence) -> None:
-        """Take a new sequence in. Its context fits the model's window: whoever makes it sees to that."""
+        """Take a new sequence in. The caller makes sure that its context fits the model's window."""
         assert 0 < len(sequence.prompt) < len(sequence.prompt) + sequence.bound <= self.model.window
         self.prefilling_tokens += len(sequence.prompt)
         insort(self.waiting, sequence, key=self._order)
@@ -121,7 +121,7 @@ class Scheduler:
         return True
 
     def plan(self, now: float) -> Plan:
-        """What the next step computes; an empty plan only where there is nothing to do."""
+        """The work of the next step; empty only where there is nothing to do."""
         batch = _Batch(self.model.batched_tokens)
         for sequence in tuple(self.running):
             if batch.budget <= 0:

@@ -10,7 +10,7 @@ from loadgen.engine.model import Ending
 
 
 class State(enum.Enum):
-    """Where a sequence is."""
+    """The state of a sequence."""
 
     WAITING = "waiting"
     RUNNING = "running"

@@ -80,7 +80,7 @@ class Server:
         return _json({"version": VERSION})
 
     async def load(self, request: web.Request) -> web.Response:
-        """How many requests are served, as vLLM's ``--enable-server-load-tracking`` counts."""
+        """The number of requests in progress, as vLLM's ``--enable-server-load-tracking`` counts."""
         return _json({"server_load": self._load})
 
     async def metrics(self, request: web.Request) -> web.Response:

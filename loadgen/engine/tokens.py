@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from zlib import crc32
 
 WORDS = ("the ", "pool ", "is ", "shared ", "and ", "fair ")
-"""What the simulator says, over and over."""
+"""The text of all answers, repeated."""
 
 
 def utf8(text: str) -> bytes:
@@ -19,7 +19,7 @@ def utf8(text: str) -> bytes:
 
 
 def count_of(text_bytes: int, tokens_per_byte: float) -> int:
-    """How many tokens a text of so many bytes has: 1 at least."""
+    """The number of tokens of a text with so many bytes, at least 1."""
     return max(round(text_bytes * tokens_per_byte), 1)
 
 
@@ -41,7 +41,7 @@ def decode(tokens: Iterable[int]) -> str:
 
 
 def said(start: int, end: int) -> str:
-    """What a sequence says with its tokens from ``start`` to before ``end``."""
+    """The text of a sequence's tokens from ``start`` to before ``end``."""
     return "".join(WORDS[index % len(WORDS)] for index in range(start, end))
 
 

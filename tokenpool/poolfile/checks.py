@@ -14,7 +14,7 @@ from tokenpool.yaml_nodes import Problems
 
 
 class Located:
-    """Where the named things of a file stand, for problems that are found after reading."""
+    """The lines of named things in a file, for problems that are found after reading."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
@@ -52,7 +52,7 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
             located.problems.warn(
                 located.pools[pool.name],
                 f"pool {pool.name!r} has no entitlement",
-                "nobody can use it: add one",
+                "no tenant can use it: add one",
             )
     _check_keys(file, located)
     _check_anonymous(file, located, anonymous_line)
@@ -153,7 +153,7 @@ def _check_keys(file: PoolFile, located: Located) -> None:
 
 
 def _identity(key: KeyRef) -> tuple[str, str]:
-    """What makes two keys the same, as far as the file alone can tell."""
+    """The identity of a key, as far as the file alone shows it."""
     if key.source is KeySource.PLAIN:
         return "digest", hashlib.sha256(key.value.encode()).hexdigest()
     if key.source is KeySource.SHA256:

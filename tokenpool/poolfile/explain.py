@@ -1,4 +1,4 @@
-"""Explaining: what a valid pool file amounts to, for the operator who wrote it."""
+"""The explanation of a valid pool file, for its operator."""
 
 from __future__ import annotations
 

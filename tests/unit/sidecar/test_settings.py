@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.settings import SettingsError
+from runtime.options import SettingsError
 from tests.support.harness import settings_of
 
 

@@ -437,7 +437,7 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
 async def test_a_record_that_is_gone_takes_its_rows_with_it(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     await client.flushdb()
-    store = RedisStore(client, "gone", 0.01)
+    store = RedisStore(client, "gone", LIFETIME)
     await store.publish({"a": LIMIT}, TERMS, 1)
     await tell(store, "s1", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
     await client.hdel("tokenpool:{gone}:records", "a")
