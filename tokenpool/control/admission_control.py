@@ -219,12 +219,20 @@ class AdmissionControl:
 
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
-        if self.leases is not None:
-            for pending in self.leases.due(now):
-                self._decide_pending(pending, now, was_queued=False)
+        self.serve_lease_waits(now)
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)
+
+    def serve_lease_waits(self, now: float) -> None:
+        """The lease store answered or failed: decide the requests whose wait for a lease has ended.
+
+        An answer frees no room on the engine. If it also tried the requests that wait for room, one of a
+        contended entitlement would ask for a lease, return it at the full engine and ask again, all the time.
+        """
+        if self.leases is not None:
+            for pending in self.leases.due(now):
+                self._decide_pending(pending, now, was_queued=False)
 
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
@@ -237,10 +245,10 @@ class AdmissionControl:
         """Decide the requests whose time is up, or whose entitlement's bucket has refilled."""
         if self.leases is not None:
             self.leases.wake(now)
-            for pending in self.leases.due(now):
-                self._decide_pending(pending, now, was_queued=False)
-        for pending in self.queue.due(now):
-            self._decide_pending(pending, now, was_queued=True)
+            self.serve_lease_waits(now)
+        if self.queue.wakes_at() <= now:
+            for pending in self.queue.due(now):
+                self._decide_pending(pending, now, was_queued=True)
 
     def _decide_pending(self, pending: PendingRequest, now: float, *, was_queued: bool) -> None:
         """Try a request that waited; ``was_queued`` says that it waited for room, not for a lease."""

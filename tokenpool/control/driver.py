@@ -200,7 +200,8 @@ class Driver:
             self._act_on_answer()
 
     def _act_on_answer(self) -> None:
-        self.serve()
+        self.control.serve_lease_waits(self._ports.now())
+        self.act()
         self._send(self._ports.now())
 
     def pushed(self, push: Push) -> None:

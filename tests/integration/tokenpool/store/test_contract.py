@@ -1,6 +1,6 @@
 """One contract for both stores: the same messages at the same times get the same answers.
 
-tests/unit/tokenpool/leases/test_reference_store.py tests the answers of the rules in Python. Here a real Redis
+tests/unit/tokenpool/leases/test_reference_store.py tests the rules in Python. Here a real Redis
 must give the same ones.
 """
 
