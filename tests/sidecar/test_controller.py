@@ -1,6 +1,6 @@
 """The controller's parts by themselves: the caller of a request, refusals in words, the access log.
 
-Over the wire, ``test_admission``, ``test_clients`` and ``test_engine_priority`` have what tenants see of them.
+``test_admission``, ``test_clients`` and ``test_engine_priority`` have what tenants see of them over the wire.
 """
 
 from __future__ import annotations
