@@ -7,6 +7,7 @@ tick of 2,000 entitlements of which one is active took 80 ms, four times a secon
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from sidecar.controller.controller import Controller
@@ -14,6 +15,8 @@ from sidecar.telemetry import Telemetry
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan_steps
 from tokenpool.planning.profiles import Profile, rested
+
+log = logging.getLogger(__name__)
 
 
 class LocalPlanner:
@@ -93,6 +96,10 @@ class LocalPlanner:
         """Tick until cancelled, with ``interval`` seconds between two ticks."""
         while True:
             self._under_way = self.tick_steps(self._telemetry.clock)
-            for _ in self._under_way:
-                await asyncio.sleep(0)
+            try:
+                for _ in self._under_way:
+                    await asyncio.sleep(0)
+            except Exception:
+                # A defect must not freeze the limits for good: the next interval tries again.
+                log.critical("the tick of the planner failed", exc_info=True)
             await asyncio.sleep(interval)

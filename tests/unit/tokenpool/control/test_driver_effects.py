@@ -1,0 +1,118 @@
+"""The driver after a withdrawal and in a tick that fails: what it asks of its ports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from tests.support.domain_builders import ASK, ROOM, account, cost
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
+from tokenpool.admission.rules import Shed
+from tokenpool.amounts import Amount
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.control.driver import Driver
+from tokenpool.leases.leases import Leases
+from tokenpool.leases.messages import Message
+from tokenpool.leases.settings import LeaseSettings
+from tokenpool.leases.sync import LeaseSync
+
+
+class Recorded:
+    """Ports that note what the driver asks for."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+        self.alarm = math.inf
+        self.sent: list[Message] = []
+        self.failures: list[Exception] = []
+
+    def now(self) -> float:
+        return self.at
+
+    def wake_at(self, at: float) -> None:
+        self.alarm = at
+
+    def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    def failed(self, what: str, error: Exception) -> None:
+        self.failures.append(error)
+
+
+class Owner:
+    """The owner of a request that waits."""
+
+    def __init__(self) -> None:
+        self.outcome: Ticket | Shed | None = None
+
+    def decided(self, outcome: Ticket | Shed) -> None:
+        self.outcome = outcome
+
+
+def test_when_the_first_one_of_a_line_leaves_the_next_one_is_tried_soon() -> None:
+    """A smaller request may fit now: it would wait for another event otherwise."""
+    ports = Recorded()
+    control = AdmissionControl(ports.at, AdmissionQueue(QueueSettings(elastic_s=5.0)))
+    control.room = ROOM
+    driver = Driver(control, ports)
+    tenant = account(Amount(1e6, 1e6, 2))
+    running = control.offer(tenant, ASK, cost(), ports.at)
+    large = control.offer(tenant, ASK, cost(sequences=2), ports.at)
+    small = control.offer(tenant, ASK, cost(), ports.at)
+    assert isinstance(running, Ticket)
+    assert isinstance(large, PendingRequest)
+    assert isinstance(small, PendingRequest)
+    first, second = Owner(), Owner()
+    driver.wait(large, first)
+    driver.wait(small, second)
+    driver.act()
+    assert ports.alarm == ports.at + 5.0
+
+    driver.withdraw(large)
+
+    assert ports.at < ports.alarm < ports.at + 0.01
+    ports.at, ports.alarm = ports.alarm, math.inf
+    driver.wake()
+    assert first.outcome is None
+    assert isinstance(second.outcome, Ticket)
+    assert ports.alarm == math.inf
+
+
+class BrokenTick(LeaseSync):
+    """A tick with a defect in one of its entitlements."""
+
+    def tick_steps(self, now: float) -> Iterator[None]:
+        yield from super().tick_steps(now)
+        raise ZeroDivisionError
+
+
+def test_a_tick_that_fails_renews_the_leases_all_the_same() -> None:
+    ports = Recorded()
+    queue = AdmissionQueue(QueueSettings())
+    leases = Leases(LeaseSettings(1.5, 0.25), 1, queue)
+    sync = BrokenTick("s1", leases)
+    sync.follow({"a": account()}, ports.at)
+    driver = Driver(AdmissionControl(ports.at, queue, leases=leases), ports, sync)
+
+    list(driver.tick_steps())
+
+    assert [type(error) for error in ports.failures] == [ZeroDivisionError]
+    assert [message.is_complete for message in ports.sent] == [True]
+
+
+def test_after_its_stop_a_driver_sends_its_farewell_alone() -> None:
+    ports = Recorded()
+    queue = AdmissionQueue(QueueSettings())
+    leases = Leases(LeaseSettings(1.5, 0.25), 1, queue)
+    driver = Driver(AdmissionControl(ports.at, queue, leases=leases), ports, LeaseSync("s1", leases))
+
+    driver.stop()
+    list(driver.tick_steps())
+
+    assert ports.sent == []
+    farewell = driver.farewell()
+    assert farewell is not None
+    assert (farewell.is_complete, farewell.lease_requests) == (True, {})
+    assert Driver(AdmissionControl(ports.at, queue), ports).farewell() is None
