@@ -64,8 +64,8 @@ def test_every_metric_that_is_named_is_exposed(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
 def test_every_make_target_that_is_named_exists(path: Path) -> None:
-    targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for named in re.findall(r"`make ([a-z-]+)", path.read_text()):
+    targets = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for named in re.findall(r"`make ([a-z0-9-]+)", path.read_text()):
         assert named in targets, named
 
 

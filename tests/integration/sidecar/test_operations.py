@@ -10,9 +10,11 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import Metric
 
 from runtime.logs import JsonFormatter
 from sidecar.app import raise_open_files
@@ -398,3 +400,20 @@ def test_as_many_files_may_be_open_as_the_system_allows() -> None:
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Extra:
+    """A part of the sidecar with a metric of its own."""
+
+    def metrics(self) -> Iterator[Metric]:
+        metric = Metric("extra", "Something.", "gauge")
+        metric.add_sample("extra", {"a": 'b"c'}, 2.0)
+        yield metric
+
+
+async def test_metrics_of_other_parts_are_on_the_page(engine: FakeEngine, tmp_path: Path) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        sidecar.admin.sources.append(Extra())
+        _, page = await admin(sidecar, "/metrics")
+
+    assert 'extra{a="b\\"c"} 2.0' in page

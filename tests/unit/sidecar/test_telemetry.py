@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
 from sidecar.proxy.bounds import Bounds
 from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
-from tests.fakes.scripted_engine import FakeEngine
 from tests.support.domain_builders import ASK, PLENTY, cost, entitlement
-from tests.support.harness import admin, sidecar_for
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.entitlements import Entitlement, Pricing, Tier
@@ -262,20 +258,3 @@ def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
     assert page[f"tokenpool_buffered_bytes{{entitlement={OTHER}}}"] == 2490
     assert page[f"tokenpool_connections{{entitlement={NOBODY}}}"] == 0
     assert len(pieces) >= 250 / HOLDERS_PER_PIECE
-
-
-class Extra:
-    """A part of the sidecar with a metric of its own."""
-
-    def metrics(self) -> Iterator[Metric]:
-        metric = Metric("extra", "Something.", "gauge")
-        metric.add_sample("extra", {"a": 'b"c'}, 2.0)
-        yield metric
-
-
-async def test_metrics_of_other_parts_are_on_the_page(engine: FakeEngine, tmp_path: Path) -> None:
-    async with sidecar_for(engine.port, tmp_path) as sidecar:
-        sidecar.admin.sources.append(Extra())
-        page = samples((await admin(sidecar, "/metrics"))[1])
-
-    assert page['extra{a=b"c}'] == 2

@@ -16,10 +16,9 @@ import pytest
 
 from sidecar.app import Sidecar
 from sidecar.replication import FAREWELL_S
-from tests.conftest import engine as fake
+from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
-from tests.fakes.scripted_engine import FakeEngine
-from tests.integration.loadgen.server import Received
+from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.harness import (
     STREAM,
     admin,
