@@ -241,6 +241,10 @@ def test_an_engine_with_fewer_slots_than_assumed_ends_what_is_too_much_but_not_t
     assert len(ending) == 2
     control.engine_changed(room(3), 1.2)
     assert control.take_effects().to_end == []
+    admitted(control, gold(), 1.3)
+    assert len(control.take_effects().to_end) == 1
+    control.engine_changed(room(3), 1.4)
+    assert control.take_effects().to_end == []
 
 
 # --- with leases ---
