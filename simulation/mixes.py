@@ -181,13 +181,16 @@ def skewed(sidecars: int, *, seed: int, seconds: float = 20.0) -> Setup:
     return Setup([Tenant(tenant, 12, think_s=0.0, skew=0.9)], sidecars, slots, seconds, seed=seed)
 
 
-def lending(*, seed: int, seconds: float = 20.0) -> Setup:
-    """A guarantee of half the pool lies idle for half the time, while spot takes everything."""
+def lending(*, seed: int, seconds: float = 20.0, is_preemptible: bool = False) -> Setup:
+    """A guarantee of half the pool lies idle for half the time, while spot takes everything.
+
+    ``is_preemptible``: the owner's requests end spot requests at once, instead of waiting for their end.
+    """
     owner = Entitlement("owner", "pool", Tier.GUARANTEED, guarantee=_sequences(16))
     return Setup(
         [
             Tenant(owner, 16, think_s=0.0, starts_at=seconds / 2),
-            Tenant(Entitlement("spot", "pool", Tier.SPOT, preemptible=False), 64, think_s=0.0),
+            Tenant(Entitlement("spot", "pool", Tier.SPOT, preemptible=is_preemptible), 64, think_s=0.0),
         ],
         4,
         SLOTS,

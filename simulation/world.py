@@ -20,7 +20,7 @@ from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
-from tokenpool.capacity.room import EngineRoom
+from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.entitlements import Entitlement, Pricing
@@ -282,6 +282,8 @@ class _Sidecar:
             request.is_running = True
             request.began = self.world.now
             self.world.began()
+            if request.ticket is not None:
+                self.control.first_token(request.ticket, self.world.now - request.came)
             seconds = request.size / TOKENS_PER_SEQUENCE_S
             # The engine goes on while the sidecar is paused; settling waits.
             self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
@@ -362,7 +364,10 @@ class _Sidecar:
 
 
 def _room(slots: int) -> EngineRoom:
-    return EngineRoom(float(slots), slots * KV_PER_SLOT, proven_slots=float(slots))
+    """The room of an idle engine, as a sidecar's watcher reports it."""
+    return EngineRoom(
+        float(slots), slots * KV_PER_SLOT, proven_slots=float(slots), preemptible_queue=PREEMPTIBLE_QUEUE
+    )
 
 
 class World:

@@ -78,7 +78,7 @@ def admit(
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
     if account.concurrency_in_use + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
-    refusal = _engine_full(ledger, account, cost, room)
+    refusal = engine_full(ledger, account, cost, room)
     if refusal is not None:
         return refusal
     return Admit(ledger.reserve(account, ask, cost, now))
@@ -106,7 +106,7 @@ def hopeless(
     is_unknown = not account.is_spot and account.assured == NOTHING  # before the lease store has answered
     if account.entitlement.guarantee != NOTHING or is_unknown:
         return None
-    refusal = _engine_full(ledger, account, cost, room)
+    refusal = engine_full(ledger, account, cost, room)
     if refusal is not None:
         account.meter.offer(cost, is_retry=is_retry)
     return refusal
@@ -154,7 +154,7 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
     )
 
 
-def _engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+def engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
     """Beyond what is assured, the engine itself must have room, in each dimension by itself.
 
     What is assured may queue at a full engine. Where the pool has other engines, only a guarantee may queue

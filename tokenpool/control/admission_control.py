@@ -17,7 +17,7 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import Shed, admit, hopeless
+from tokenpool.admission.rules import Shed, admit, engine_full, hopeless
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Tier
@@ -273,6 +273,8 @@ class AdmissionControl:
                     return
             if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
                 return
+            if is_last:
+                outcome = self._reason_of_wait(pending, outcome)
             self._note_shed(pending, outcome, now)
         if was_queued:
             self.queue.leave(pending, now)
@@ -287,6 +289,17 @@ class AdmissionControl:
         left_s = max(pending.arrived_at + self.queue.settings.patience(pending.account) - now, 0.0)
         self.queue.leave(pending, now)
         return leases.wait(pending, left_s, now)
+
+    def _reason_of_wait(self, pending: PendingRequest, shed: Shed) -> Shed:
+        """The refusal of a request that waited for room until its deadline.
+
+        A lease that is not used while its request waits for the engine is returned. The missing lease is no
+        shortage of the entitlement's limit then: the engine is full.
+        """
+        is_never = shed.reason is Reason.NEVER_FITS
+        if self.leases is None or is_never or pending.waits_for is not WaitsFor.ENGINE:
+            return shed
+        return engine_full(self.ledger, pending.account, pending.cost, self.room) or shed
 
     def _note_shed(self, pending: PendingRequest, shed: Shed, now: float) -> None:
         if shed.reason is not Reason.NEVER_FITS:

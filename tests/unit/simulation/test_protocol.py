@@ -1,4 +1,4 @@
-"""The protocol on a virtual clock: what holds whatever goes wrong, for seeds that stay and fresh ones."""
+"""The protocol on a virtual clock: invariants under faults, for fixed seeds and new ones."""
 
 from __future__ import annotations
 
@@ -95,6 +95,15 @@ def test_a_lent_guarantee_is_its_owners_at_once(seed: int) -> None:
     assert figures.guaranteed_sheds == 0
     assert figures.utilisation >= 0.9
     assert figures.service["owner"] > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_lent_guarantee_ends_spot_requests_and_leaves_no_slot_idle(seed: int) -> None:
+    figures = simulate(lending(seed=seed, is_preemptible=True))
+    assert figures.preempted > 0
+    assert figures.guaranteed_sheds == 0
+    assert figures.over_admitted < 1
+    assert figures.utilisation >= 0.95
 
 
 def test_a_seed_repeats_its_world() -> None:

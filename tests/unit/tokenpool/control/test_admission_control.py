@@ -241,6 +241,10 @@ def test_an_engine_with_fewer_slots_than_assumed_ends_what_is_too_much_but_not_t
     assert len(ending) == 2
     control.engine_changed(room(3), 1.2)
     assert control.take_effects().to_end == []
+    admitted(control, gold(), 1.3)
+    assert len(control.take_effects().to_end) == 1
+    control.engine_changed(room(3), 1.4)
+    assert control.take_effects().to_end == []
 
 
 # --- with leases ---
@@ -324,6 +328,25 @@ def test_after_its_deadline_for_room_a_request_that_waits_for_a_lease_does_not_k
     now = OPEN + 1.01
     control.wake(now)
     assert control.wakes_at() > now
+
+
+def test_a_wait_for_the_engine_until_the_deadline_is_not_refused_for_the_lease_that_it_returned() -> None:
+    sidecar = Leased(entitlement(), queue=QueueSettings(elastic_s=1.0))
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.ledger.residence.value = 0.01
+    control.engine_changed(room(1, foreign=1), OPEN)
+    waiting = pending(control, tenant, OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    assert waiting.waits_for is WaitsFor.ENGINE
+    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN + 0.9)
+    sidecar.exchange(OPEN + 0.9)
+    assert tenant.limit.concurrency == 0
+    control.wake(OPEN + 1)
+    ((decided, shed),) = decisions(control)
+    assert decided is waiting
+    assert isinstance(shed, Shed)
+    assert (shed.reason, shed.limit, shed.in_use) == (Reason.ENGINE_FULL, 1, 1)
+    assert_is_empty(control)
 
 
 @pytest.mark.parametrize("waits_for", list(WaitsFor))
