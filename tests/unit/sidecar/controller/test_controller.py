@@ -49,25 +49,27 @@ def caller(made: Controller, sent: RequestHead) -> str | Reason | None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "expected"),
+    ("method", "path", "headers", "expected"),
     [
-        (head(b"/v1/completions", key("g-key")), "g"),
-        (head(b"/v1/completions", (b"x-api-key", b"e-key")), "e"),
-        (head(b"/v1/completions", key("g-key"), (b"x-api-key", b"g-key")), "g"),
-        (head(b"/v1/completions", key("g-key"), (b"x-api-key", b"e-key")), Reason.UNKNOWN_KEY),
-        (head(b"/v1/completions", key("g-key"), (b"x-api-key", b"unknown")), "g"),
-        (head(b"/v1/completions", key("unknown")), Reason.UNKNOWN_KEY),
-        (head(b"/v1/completions"), Reason.UNKNOWN_KEY),
-        (head(b"/v1/completions", method=b"OPTIONS"), None),
-        (head(b"/health", method=b"GET"), None),
-        (head(b"/v1/models", method=b"GET"), Reason.UNKNOWN_KEY),
-        (head(b"/metrics", key("g-key"), method=b"GET"), Reason.UNKNOWN_ROUTE),
-        (head(b"/v1/completions", key("g-key"), method=b"GET"), Reason.METHOD_NOT_ALLOWED),
-        (head(b"/v1/responses/resp_1", key("g-key"), method=b"GET"), Reason.UNKNOWN_RESPONSE),
+        (b"POST", b"/v1/completions", [key("g-key")], "g"),
+        (b"POST", b"/v1/completions", [(b"x-api-key", b"e-key")], "e"),
+        (b"POST", b"/v1/completions", [key("g-key"), (b"x-api-key", b"g-key")], "g"),
+        (b"POST", b"/v1/completions", [key("g-key"), (b"x-api-key", b"e-key")], Reason.UNKNOWN_KEY),
+        (b"POST", b"/v1/completions", [key("g-key"), (b"x-api-key", b"unknown")], "g"),
+        (b"POST", b"/v1/completions", [key("unknown")], Reason.UNKNOWN_KEY),
+        (b"POST", b"/v1/completions", [], Reason.UNKNOWN_KEY),
+        (b"OPTIONS", b"/v1/completions", [], None),
+        (b"GET", b"/health", [], None),
+        (b"GET", b"/v1/models", [], Reason.UNKNOWN_KEY),
+        (b"GET", b"/metrics", [key("g-key")], Reason.UNKNOWN_ROUTE),
+        (b"GET", b"/v1/completions", [key("g-key")], Reason.METHOD_NOT_ALLOWED),
+        (b"GET", b"/v1/responses/resp_1", [key("g-key")], Reason.UNKNOWN_RESPONSE),
     ],
 )
-def test_a_request_belongs_to_the_owner_of_its_key(sent: RequestHead, expected: str | Reason | None) -> None:
-    assert caller(controller(), sent) == expected
+def test_a_request_belongs_to_the_owner_of_its_key(
+    method: bytes, path: bytes, headers: list[tuple[bytes, bytes]], expected: str | Reason | None
+) -> None:
+    assert caller(controller(), head(path, *headers, method=method)) == expected
 
 
 def test_the_identity_header_of_a_trusted_gateway_names_the_entitlement() -> None:
