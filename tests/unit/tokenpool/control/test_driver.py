@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tests.integration.sidecar.test_shared_limits import PLENTY
-from tests.support.domain_builders import ASK, account, cost, entitlement
+from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
 from tests.unit.tokenpool.control.test_admission_control import (
     NONE_NOW,
     OPEN,

@@ -1,0 +1,9 @@
+"""The table of the simulation's command."""
+
+from simulation.__main__ import _HEAD, _line, row
+from simulation.mixes import small_tenants
+from simulation.world import Figures
+
+
+def test_each_column_has_a_figure() -> None:
+    assert len(_line(row("a run", small_tenants(seed=1), Figures()))) == len(_HEAD)
