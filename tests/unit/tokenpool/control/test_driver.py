@@ -428,7 +428,8 @@ def test_after_the_stop_nothing_is_sent_and_no_alarm_is_set() -> None:
     pod.driver.answered(message, sidecar.store.exchange(message, OPEN).answer)
     pod.offer(sidecar.accounts["b"])
     count = len(pod.ports.sent)
-    farewell = pod.driver.stop()
+    pod.driver.stop()
+    farewell = pod.driver.farewell()
     assert farewell is not None
     assert set(farewell.lease_requests) == {"a"}  # b has spent nothing
     assert pod.ports.alarms[-1] == math.inf
