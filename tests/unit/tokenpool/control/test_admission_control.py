@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +17,9 @@ from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
-from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.capacity.slo_controller import WINDOW_S
+from tokenpool.control.admission_control import GUARANTEED_START_S, AdmissionControl
+from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import RECLAIM, Limit, Message, Push
 from tokenpool.leases.reference_store import ReferenceLeaseStore
@@ -247,6 +249,50 @@ def test_an_engine_with_fewer_slots_than_assumed_ends_what_is_too_much_but_not_t
     assert control.take_effects().to_end == []
 
 
+def queueing(slots: float) -> EngineRoom:
+    """Room for so many sequences, and for one preemptible request that waits in the engine."""
+    return EngineRoom(slots, 1e6, proven_slots=slots, preemptible_queue=1.0)
+
+
+def test_no_spot_request_waits_in_the_engine_while_a_guaranteed_one_starts() -> None:
+    control, greedy = control_of(1, QueueSettings(spot_s=0.0)), spot()
+    control.engine_changed(queueing(2), 0.0)
+    ticket = admitted(control, gold(), 1.0)
+    admitted(control, greedy, 1.0)
+    at_once = offer(control, greedy, 1.0 + 0.9 * GUARANTEED_START_S)
+    assert isinstance(at_once, Shed)
+    assert at_once.reason is Reason.ENGINE_FULL
+    control.first_token(ticket, 0.1)
+    admitted(control, greedy, 1.0 + 0.9 * GUARANTEED_START_S)
+
+
+def test_a_spot_request_waits_in_the_engine_some_time_after_a_guaranteed_one_was_admitted() -> None:
+    control, greedy = control_of(1, QueueSettings(spot_s=0.0)), spot()
+    control.engine_changed(queueing(2), 0.0)
+    for tenant in (gold(), greedy):
+        admitted(control, tenant, 1.0)
+    admitted(control, greedy, 1.0 + GUARANTEED_START_S)
+
+
+def test_no_spot_request_waits_in_the_engine_before_a_request_that_waits_for_it_here() -> None:
+    control = control_of(1, QueueSettings(elastic_s=9.0, spot_s=0.0))
+    control.engine_changed(queueing(1), 0.0)
+    admitted(control, account())
+    pending(control, account(name="b"))
+    assert isinstance(offer(control, spot()), Shed)
+
+
+@pytest.mark.parametrize("has_slo_feedback", [True, False])
+def test_late_first_tokens_of_guaranteed_streams_reserve_slots(*, has_slo_feedback: bool) -> None:
+    control = AdmissionControl(0.0, AdmissionQueue(WAITS), has_slo_feedback=has_slo_feedback)
+    control.engine_changed(room(8), 0.0)
+    owner = gold()
+    owner.entitlement = replace(owner.entitlement, slo=Slo(ttft_ms=100))
+    for tenant in (account(), owner, owner, owner):
+        control.first_token(admitted(control, tenant), 0.5)
+    assert control.slots_to_reserve(8, WINDOW_S) == (1 if has_slo_feedback else 0)
+
+
 # --- with leases ---
 
 
@@ -311,6 +357,26 @@ def test_a_request_may_wait_for_a_lease_then_for_the_engine_then_for_a_lease_aga
     assert isinstance(ticket, Ticket)
     control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 1)
     assert_is_empty(control)
+
+
+def test_no_lease_is_asked_for_while_the_engine_is_full_for_a_request() -> None:
+    sidecar = Leased(entitlement(), slots=2)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    first = pending(control, tenant, OPEN)
+    sidecar.exchange(OPEN)
+    ((_, ticket),) = decisions(control)
+    assert isinstance(ticket, Ticket)
+    tenant.set_lease(tenant.limit, Amount(0, 100, 0), 0.0)
+    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN)  # nothing is taken ahead in a contended pool
+    control.engine_changed(room(1), OPEN)
+    second = pending(control, tenant, OPEN)
+    assert first.has_left
+    assert second.waits_for is WaitsFor.ENGINE
+    assert not sidecar.sync.is_message_due
+    control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.1)
+    assert second.waits_for is WaitsFor.LEASE
+    sidecar.exchange(OPEN + 0.1)
+    assert [each for each, _ in decisions(control)] == [second]
 
 
 def test_after_its_deadline_for_room_a_request_that_waits_for_a_lease_does_not_keep_the_alarm() -> None:
