@@ -85,6 +85,8 @@ class Leases:
         """The number of sidecars at the last opening of lines for guarantees."""
         self._pool_ahead = (0.0, 0.0, 0.0)
         """As ``Line.ahead``, for all entitlements together."""
+        self._wakes_at = math.inf
+        """No deadline of a waiting request is earlier. It may have left; the next ``wake`` finds out."""
         self._to_serve: dict[str, bool] = {}
         """Entitlements whose waiting requests may fit, and whether an answer has come for them."""
         self._ready: deque[PendingRequest] = deque()
@@ -234,10 +236,12 @@ class Leases:
             return False
         pending.patience_s = patience_s
         self.queue.enter_for_lease(pending, now, now + max(patience_s, ANSWER_S))
+        self._wake_by(pending.deadline)
         if asks:
             self.urgent.add(name)
         elif line.ask_again_at == math.inf:
             line.ask_again_at = line.short_until
+            self._wake_by(line.ask_again_at)
         return True
 
     def _stretch(self, account: Account, cost: Cost, now: float) -> None:
@@ -331,17 +335,28 @@ class Leases:
             if line.ask_again_at <= now and self.queue.waiting_for_lease(name):
                 line.ask_again_at = math.inf
                 self.urgent.add(name)
+        self._find_next_wake()
 
     def wakes_at(self) -> float:
-        """The time of the next ``wake``; infinite while no request waits for a lease."""
-        at = math.inf
+        """The time of the next ``wake``; infinite while no request waits for a lease.
+
+        It may be too early, never too late. Each call of ``AdmissionControl`` asks: 1,500 waiting requests
+        would cost 0.5 ms if all were examined.
+        """
+        return self._wakes_at if self.queue.is_any_waiting_for_lease else math.inf
+
+    def _wake_by(self, at: float) -> None:
+        if at < self._wakes_at:
+            self._wakes_at = at
+
+    def _find_next_wake(self) -> None:
+        self._wakes_at = math.inf
         for name in self.queue.entitlements_waiting_for_lease():
             line = self.lines.get(name)
             if line is not None:
-                at = min(at, line.ask_again_at)
+                self._wake_by(line.ask_again_at)
             for pending in self.queue.waiting_for_lease(name):
-                at = min(at, pending.deadline)
-        return at
+                self._wake_by(pending.deadline)
 
     def _serve(self, name: str, line: Line, now: float) -> Iterator[PendingRequest]:
         """Yield, in order, the requests that fit, then the requests that wait no longer."""
@@ -389,6 +404,7 @@ class Leases:
         elif not self._is_short(line, account, cost) or _may_be_inside_guarantee(account, cost):
             # By the latest answer; requests elsewhere may have ended since their sidecars' last message.
             pending.deadline = max(pending.deadline, pending.first_answer_at + self._reclaim_s())
+        self._wake_by(pending.deadline)
         return pending.deadline > now
 
     @staticmethod
@@ -489,6 +505,7 @@ class Leases:
             waiting = self.queue.waiting_for_lease(name)
             waited = now - waiting[0].entered_at if waiting else 0.0
             line.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
+            self._wake_by(line.ask_again_at)
 
     def freed(self, name: str) -> bool:
         """Something is to be had again. Whether a message should go at once."""
@@ -533,6 +550,7 @@ class Leases:
                     # This process was paused; the lease store was not slow. The wait begins again.
                     pending.first_answer_at = math.inf
                     pending.deadline = now + max(pending.patience_s, ANSWER_S)
+                    self._wake_by(pending.deadline)
                     self.urgent.add(name)
 
     def live_on_shares(self, now: float) -> None:
