@@ -169,7 +169,7 @@ class Sidecar:
             self._shared.follow(self.controller.accounts, now)
         if self.local_planner is not None:
             self.local_planner.tick(now)
-        self.driver.serve()
+        self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
     async def start(self) -> None:

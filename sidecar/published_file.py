@@ -120,10 +120,12 @@ class PublishedFile:
         self.version, self.refused_version = version, ""
         self._reporter.file_version = version
         if version != self._in_force:
+            own = self._own
             for _ in self._enforcer.prepare(configuration):
                 await asyncio.sleep(0)
             self._enforcer.enforce(configuration)
-            self._in_force = version
+            # If the own file changed meanwhile, a key file may have: the published file is read again.
+            self._in_force = version if self._own is own else ""
             self._telemetry.reloads["ok"] += 1
         log.info("the published pool file is in force", extra={"version": version})
         self._compare()

@@ -70,12 +70,8 @@ class Replication:
         await self._read_limits()
         while True:
             started = self._ports.now()
-            try:
-                for _ in self._driver.tick_steps():
-                    await asyncio.sleep(0)
-            except Exception:
-                # A defect must not silence this sidecar for good: the next interval tries again.
-                log.critical("the tick of the leases failed", exc_info=True)
+            for _ in self._driver.tick_steps():
+                await asyncio.sleep(0)
             await asyncio.sleep(max(self._interval_s - (self._ports.now() - started), 0.001))
 
     async def _hear_forever(self) -> None:
@@ -136,7 +132,7 @@ class Replication:
     async def _read_limits(self) -> None:
         try:
             await self._store.connect(MOST_UNDER_WAY)
-            self.sync.leases.learn(*await self._store.limits(), self._ports.now())
+            self._driver.learned(*await self._store.limits())
         except StoreDown:
             pass  # reported by the messages
         except Exception:

@@ -189,10 +189,12 @@ class _Request:
         self.ticket = outcome
         world.waited(world.now - self.came)
         world.admitted(sidecar, self.account)
-        if self.account.is_spot:
-            sidecar.driver.run(outcome, self)
+        sidecar.driver.begin(outcome, self)
+
+    def start(self) -> None:
+        """See ``Runner``."""
         if self.ticket is not None:
-            sidecar.queue_in_engine(self)
+            self.sidecar.queue_in_engine(self)
 
     def preempt(self) -> None:
         """See ``Runner``."""
@@ -638,7 +640,7 @@ class World:
             limits, terms = self.lease_store.limits()
             for sidecar in self.sidecars:
                 if not sidecar.is_cut and self.now >= sidecar.paused_until:
-                    sidecar.leases.learn(limits, terms, sidecar.clock())
+                    sidecar.driver.learned(limits, terms)
 
     def _see_whether_all_joined(self) -> None:
         joined = all(s.leases.mode is Mode.JOINED for s in self.sidecars)
@@ -680,7 +682,7 @@ class World:
         life = int(sidecar.name.rpartition(".")[2]) + 1
         again = _Sidecar(self, sidecar.number, life)
         if self.lease_store is not None:
-            again.leases.learn(*self.lease_store.limits(), again.clock())
+            again.driver.learned(*self.lease_store.limits())
         self.sidecars[sidecar.number] = again
         self._fault(0.0)
         self._begin(again)

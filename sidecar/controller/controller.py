@@ -28,7 +28,7 @@ from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
-from sidecar.proxy.interface import WaitingClient
+from sidecar.proxy.interface import RunningRequest, WaitingRequest
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
@@ -195,9 +195,13 @@ class Controller:
 
     # --- waiting requests ---
 
-    def wait(self, pending: PendingRequest, client: WaitingClient) -> None:
-        """Tell this client the decision about its pending request."""
-        self.driver.wait(pending, _Waiting(self, pending, client))
+    def wait(self, pending: PendingRequest, waiting: WaitingRequest) -> None:
+        """Tell this owner the decision about its pending request."""
+        self.driver.wait(pending, waiting)
+
+    def begin(self, admitted: AdmittedRequest, runner: RunningRequest) -> None:
+        """Start an admitted request, after the requests that make room for it have ended."""
+        self.driver.begin(admitted.ticket, runner)
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: a pending request is not decided."""
@@ -266,18 +270,3 @@ class Controller:
             value=self.control.slo.reserved_slots,
         )
         yield from self._priority.metrics()
-
-
-class _Waiting:
-    """A pending request with its client."""
-
-    __slots__ = ("_client", "_controller", "_pending")
-
-    def __init__(self, controller: Controller, pending: PendingRequest, client: WaitingClient) -> None:
-        self._controller = controller
-        self._pending = pending
-        self._client = client
-
-    def decided(self, outcome: Ticket | Shed) -> None:
-        """See ``driver.Waiter``."""
-        self._client.on_decided(self._controller.decided(self._pending, outcome))

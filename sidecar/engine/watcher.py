@@ -51,7 +51,7 @@ class EngineWatcher:
         """Set while the pages are worth reading."""
         self._wants_window = asyncio.Event()
         """Set while the context window is unknown."""
-        self._metrics_polled = asyncio.Event()
+        self._observed = asyncio.Event()
         self._wake_loops()
 
     async def run(self) -> None:
@@ -71,13 +71,13 @@ class EngineWatcher:
             group.create_task(self._read_models_forever(session))
 
     async def polls(self) -> AsyncIterator[None]:
-        """Yield each time the metrics page was polled, until cancelled.
+        """Yield each time the metrics page was polled or the engine came or went, until cancelled.
 
         The state is up to date before. Polls that end while the caller is busy count as one.
         """
         while True:
-            await self._metrics_polled.wait()
-            self._metrics_polled.clear()
+            await self._observed.wait()
+            self._observed.clear()
             yield
 
     def _request(
@@ -101,8 +101,11 @@ class EngineWatcher:
     async def _check_forever(self, session: aiohttp.ClientSession) -> None:
         while True:
             started = time.monotonic()
+            was_up = self._state.is_up
             await self._check_health(session)
             self._wake_loops()
+            if self._state.is_up != was_up:
+                self._observed.set()
             spent = time.monotonic() - started
             await asyncio.sleep(max(self._interval - spent, 0.01))
 
@@ -166,7 +169,7 @@ class EngineWatcher:
 
     def _metrics_changed(self) -> None:
         self._wake_loops()
-        self._metrics_polled.set()
+        self._observed.set()
 
     async def _read_metrics(self, session: aiohttp.ClientSession) -> EngineObservation:
         reader = PageReader()

@@ -297,11 +297,8 @@ class ClientConnection(ReceivingConnection):
             self, manager.controller, manager.telemetry, manager.pool, head, admitted, head_bytes
         )
         self._serve_by(Serving.EXCHANGING, exchange)
-        controller, ticket = manager.controller, admitted.ticket
-        if ticket is not None and ticket.account.is_spot:
-            controller.driver.run(ticket, exchange)
-        controller.act()  # a spot request that makes room ends before this one is sent
-        exchange.start()
+        ticket = admitted.ticket
+        manager.controller.begin(admitted, exchange)
         if ticket is not None:
             manager.telemetry.overhead(manager.telemetry.clock() - admitted.started_at)
 

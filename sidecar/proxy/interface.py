@@ -12,29 +12,26 @@ from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.rules import Shed
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
 
 
-class WaitingClient(Protocol):
+class WaitingRequest(Protocol):
     """The owner of a pending request."""
 
-    def on_decided(self, decided: AdmittedRequest | Refusal) -> None:
+    def decided(self, outcome: Ticket | Shed) -> None:
         """The wait is over."""
 
 
 class RunningRequest(Protocol):
-    """The owner of a running spot request."""
+    """The owner of a running request."""
+
+    def start(self) -> None:
+        """Send the request to the engine, unless it was ended before."""
 
     def preempt(self) -> None:
         """End the request now, and settle it."""
-
-
-class RunningRequests(Protocol):
-    """Where the owners of running spot requests are known."""
-
-    def run(self, ticket: Ticket, runner: RunningRequest) -> None:
-        """A spot request runs: its owner is asked to end it where a guarantee needs its capacity."""
 
 
 class RequestSettlement(Protocol):
@@ -70,10 +67,6 @@ class RequestController(Protocol):
         """The settlement of admitted requests."""
 
     @property
-    def driver(self) -> RunningRequests:
-        """The owners of running spot requests."""
-
-    @property
     def is_draining(self) -> bool:
         """Whether the sidecar stops: no new request begins."""
 
@@ -89,8 +82,14 @@ class RequestController(Protocol):
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 
-    def wait(self, pending: PendingRequest, client: WaitingClient) -> None:
-        """Tell this client the decision about its pending request."""
+    def wait(self, pending: PendingRequest, waiting: WaitingRequest) -> None:
+        """Tell this owner the decision about its pending request."""
+
+    def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
+        """The decision about a request that waited, as the proxy needs it."""
+
+    def begin(self, admitted: AdmittedRequest, runner: RunningRequest) -> None:
+        """Start an admitted request, after the requests that make room for it have ended."""
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: a pending request is not decided."""

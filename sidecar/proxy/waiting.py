@@ -13,7 +13,10 @@ from typing import Protocol
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RequestController
+from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.rules import Shed
+from tokenpool.outcomes import Reason
 
 
 class Client(Protocol):
@@ -37,9 +40,9 @@ class Waiting:
         self._head = head
         self.last_progress = pending.arrived_at
 
-    def on_decided(self, decided: AdmittedRequest | Refusal) -> None:
-        """The controller: the wait is over."""
-        self._client.on_decided(self._head, decided)
+    def decided(self, outcome: Ticket | Shed) -> None:
+        """The driver: the wait is over."""
+        self._client.on_decided(self._head, self._controller.decided(self._pending, outcome))
 
     def client_gone(self) -> None:
         """The client left before the decision."""
@@ -48,10 +51,19 @@ class Waiting:
     def drain(self) -> None:
         """The sidecar stops: the request does not begin."""
         self._controller.withdraw(self._pending)
-        self.on_decided(draining(self._pending.account))
+        self._client.on_decided(self._head, draining(self._pending.account))
 
     def time_out(self) -> None:
-        """Waits are bounded far below any limit on an exchange."""
+        """A wait has a deadline far below any limit on an exchange: a defect lost it. End it."""
+        self._controller.withdraw(self._pending)
+        self._client.on_decided(
+            self._head,
+            Refusal(
+                Reason.UPSTREAM_TIMEOUT,
+                "the request was not decided in time; send it again",
+                account=self._pending.account,
+            ),
+        )
 
     def pause(self) -> None:
         """Nothing flows yet."""

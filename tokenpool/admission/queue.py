@@ -22,7 +22,7 @@ from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
-"""Requests of one entitlement that wait for room at the same time; further ones are shed."""
+"""Requests of one entitlement that wait for room, or for a lease, at the same time. Further ones are shed."""
 SHORTEST_RETRY_S = 0.002
 """A request whose tokens are expected sooner is tried again after this time."""
 _NOBODY: Sequence[PendingRequest] = ()
@@ -84,7 +84,7 @@ class AdmissionQueue:
         self._need_engine = [0] * len(RANKS)
         """Requests that need the engine, by rank."""
         self._tried: PendingRequest | None = None
-        """The request that the caller tries now. It does not count as one that waits."""
+        """The request that the caller tries now. It does not count as one that needs the engine."""
         self._pushed = 0
         self._size = 0
         self.waits = 0
@@ -116,8 +116,11 @@ class AdmissionQueue:
 
     @property
     def needs_engine(self) -> bool:
-        """Whether a request waits for the engine's room."""
-        return any(self._need_engine)
+        """Whether a request waits for the engine's room, but for the one that is tried now."""
+        tried, count = self._tried, sum(self._need_engine)
+        if tried is not None and not tried.has_left and tried.waits_for is WaitsFor.ENGINE:
+            count -= 1
+        return count > 0
 
     # --- waits for room ---
 
@@ -163,8 +166,7 @@ class AdmissionQueue:
             self.leave_lease_wait(pending, now)
             return
         pending.has_left = True
-        if pending is not self._tried:
-            self._count(pending, -1)
+        self._count(pending, -1)
         self.waited_s += now - pending.entered_at
         name = pending.account.entitlement.name
         line = self._lines[name]
@@ -180,7 +182,9 @@ class AdmissionQueue:
 
     def change(self, pending: PendingRequest, waits_for: WaitsFor, retry_in_s: float) -> None:
         """The request that is tried now waits on for room, perhaps for another reason."""
+        self._count(pending, -1)
         pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
+        self._count(pending, 1)
 
     def due(self, now: float, ended: Account | None = None) -> Iterator[PendingRequest]:
         """The requests to try now, in order; at their deadline for the last time (``deadline <= now``).
@@ -189,6 +193,7 @@ class AdmissionQueue:
         the account whose request has ended, if nothing else changed. If one request of an entitlement does
         not fit, its later ones are not tried: they keep their order.
         """
+        self._tried = None  # of a caller that failed
         if self._size:
             yield from self._due_for_engine(now)
             if ended is None:
@@ -290,14 +295,12 @@ class AdmissionQueue:
 
     def _set_aside(self, pending: PendingRequest) -> None:
         self._tried = pending
-        self._count(pending, -1)
 
     def _put_back(self, pending: PendingRequest, now: float) -> bool:
         """A request was tried; returns whether that was the end of its wait for room."""
         self._tried = None
         if _is_stale(pending):
             return True
-        self._count(pending, 1)
         self._schedule(pending, now)
         return False
 

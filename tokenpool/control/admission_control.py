@@ -243,8 +243,9 @@ class AdmissionControl:
 
     def wake(self, now: float) -> None:
         """Decide the requests whose time is up, or whose entitlement's bucket has refilled."""
-        if self.leases is not None:
-            self.leases.wake(now)
+        leases = self.leases
+        if leases is not None and leases.wakes_at() <= now:
+            leases.wake(now)
             self.serve_lease_waits(now)
         if self.queue.wakes_at() <= now:
             for pending in self.queue.due(now):

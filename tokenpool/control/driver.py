@@ -12,16 +12,17 @@ simulation has virtual ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.leases.messages import Answer, Message, Push
+from tokenpool.leases.messages import Answer, Limit, Message, Push
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Usage
 
 NOTHING_SPENT = Usage(0, 0)
@@ -36,6 +37,9 @@ class Waiter(Protocol):
 
 class Runner(Protocol):
     """The owner of a running request."""
+
+    def start(self) -> None:
+        """Send the request to the engine, unless it was ended before."""
 
     def preempt(self) -> None:
         """End the request now, and settle its ticket."""
@@ -69,6 +73,10 @@ class Driver:
         """The owners of running spot requests."""
         self._ended_early: set[Ticket] = set()
         """Requests to end that have no owner yet: their admission is still being delivered."""
+        self._delivered: Ticket | None = None
+        """The ticket that is being delivered, until its owner begins with it."""
+        self._to_start: list[Runner] = []
+        """Requests that start when all effects are performed: others end first to make room for them."""
         self._is_acting = False
         self._is_stopped = False
         self._wakes_at = math.inf
@@ -86,13 +94,25 @@ class Driver:
         pending.let_go()
         self.act()
 
-    def run(self, ticket: Ticket, runner: Runner) -> None:
-        """A spot request runs: its owner is asked to end it if a guarantee needs its capacity."""
-        if ticket in self._ended_early:
-            self._ended_early.discard(ticket)
-            runner.preempt()
+    def begin(self, ticket: Ticket | None, runner: Runner) -> None:
+        """Start an admitted request, after the spot requests that make room for it have ended.
+
+        The owner of a spot request is asked to end it when a guarantee needs its capacity.
+        """
+        if ticket is not None:
+            if ticket is self._delivered:
+                self._delivered = None
+            if ticket in self._ended_early:
+                self._ended_early.discard(ticket)
+                runner.preempt()
+                return
+            if ticket.account.is_spot:
+                self._runners[ticket] = runner
+        if self._is_acting:
+            self._to_start.append(runner)
         else:
-            self._runners[ticket] = runner
+            self.act()
+            runner.start()
 
     def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
         """Settle a ticket, and act on the room that this frees."""
@@ -119,12 +139,14 @@ class Driver:
         control = self.control
         self._is_acting = True
         try:
-            while control.has_effects:
+            while control.has_effects or self._to_start:
                 effects = control.take_effects()
                 for ticket in effects.to_end:
                     self._end(ticket)
                 for pending, outcome in effects.decided:
                     self._deliver(pending, outcome)
+                if not control.has_effects and self._to_start:
+                    self._start(self._to_start.pop(0))
         finally:
             self._is_acting = False
 
@@ -140,19 +162,27 @@ class Driver:
         except Exception as error:
             self._ports.failed("a request could not be ended for a guarantee", error)
 
+    def _start(self, runner: Runner) -> None:
+        try:
+            runner.start()
+        except Exception as error:
+            self._ports.failed("an admitted request could not be started", error)
+
     def _deliver(self, pending: PendingRequest, outcome: Ticket | Shed) -> None:
         waiter = self._waiters.pop(pending, None)
-        if waiter is None:
-            if isinstance(outcome, Ticket):
-                # Its client left while it was being decided.
-                self.settle(outcome, NOTHING_SPENT, Ending.CLIENT_GONE)
-            return
+        ticket = outcome if isinstance(outcome, Ticket) else None
+        self._delivered = ticket
+        ending = Ending.CLIENT_GONE  # its client left while it was being decided
         try:
-            waiter.decided(outcome)
+            if waiter is not None:
+                ending = Ending.UPSTREAM_ERROR
+                waiter.decided(outcome)
         except Exception as error:
             self._ports.failed("a decision could not be delivered", error)
-        finally:
-            pending.let_go()
+        pending.let_go()
+        if ticket is not None and self._delivered is ticket and ticket.ending is None:
+            self.settle(ticket, NOTHING_SPENT, ending)  # no owner has begun with it
+        self._delivered = None
 
     # --- time ---
 
@@ -204,6 +234,12 @@ class Driver:
         self.act()
         self._send(self._ports.now())
 
+    def learned(self, limits: Mapping[str, Limit], terms: IdleTerms) -> None:
+        """All limits were read from the lease store."""
+        if self.sync is not None:
+            self.sync.leases.learn(limits, terms, self._ports.now())
+            self.serve()
+
     def pushed(self, push: Push) -> None:
         """The lease store said something between messages."""
         if self.sync is not None:
@@ -220,6 +256,11 @@ class Driver:
         return self.sync.farewell() if self.sync is not None else None
 
     def _send(self, now: float) -> None:
-        if self.sync is not None and not self._is_stopped:
+        if self.sync is None or self._is_stopped:
+            return
+        try:
             for message in self.sync.messages(now):
                 self._ports.send(message)
+        except Exception as error:
+            # A defect must not reach the request that is being served: the next interval tries again.
+            self._ports.failed("a message to the lease store could not be made", error)

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.admission.pending import PendingRequest
-from tokenpool.admission.queue import AdmissionQueue
+from tokenpool.admission.queue import MOST_WAITING, AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.line import Line
 from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Lease, LeaseRequest, Limit
@@ -43,8 +43,6 @@ RECLAIM_S, RECLAIM_TRIPS, LONGEST_RECLAIM_S = 0.1, 10, 2.0
 """How long other sidecars may take to return unused leases: so long, or so many round trips."""
 ANSWER_S = 1.0
 """The longest wait of a request for the first answer. A store that takes longer has already failed."""
-MOST_WAITING = 64
-"""The most requests of one entitlement that wait for capacity; further requests are decided at once."""
 AMPLE = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
 AHEAD_SHARE = 0.5
@@ -241,7 +239,7 @@ class Leases:
             self.urgent.add(name)
         elif line.ask_again_at == math.inf:
             line.ask_again_at = line.short_until
-            self._wake_by(line.ask_again_at)
+        self._wake_by(line.ask_again_at)
         return True
 
     def _stretch(self, account: Account, cost: Cost, now: float) -> None:

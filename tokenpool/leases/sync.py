@@ -48,6 +48,8 @@ class LeaseSync:
         self._number = 0
         self._changed: dict[str, None] = {}
         """Entitlements whose change is not urgent, oldest first."""
+        self._postponed: dict[str, bool] = {}
+        """Urgent and returned entitlements whose last message is unanswered, and whether they are urgent."""
         self._is_renewal_due = False
         self._must_complete = True
         self._under_way: dict[int, tuple[Message, float]] = {}
@@ -120,7 +122,22 @@ class LeaseSync:
                 elif not line.under_way:
                     self._forget(name)
                     names.append(name)
+                elif name not in self._changed:
+                    self._postpone(name)
         return names
+
+    def _postpone(self, name: str) -> None:
+        """Do not examine an entitlement at each request while its last message is unanswered."""
+        leases = self.leases
+        self._postponed[name] = self._postponed.get(name, False) or name in leases.urgent
+        leases.urgent.discard(name)
+        leases.returns.discard(name)
+
+    def _resume(self, name: str) -> None:
+        """The last message that names an entitlement has ended: it may be named again."""
+        is_urgent = self._postponed.pop(name, None)
+        if is_urgent is not None:
+            (self.leases.urgent if is_urgent else self.leases.returns).add(name)
 
     def _forget(self, name: str) -> None:
         leases = self.leases
@@ -131,6 +148,8 @@ class LeaseSync:
     def _complete(self, now: float) -> Message | None:
         """Begin a lifetime: name all held entitlements, and state as many as fit."""
         leases = self.leases
+        for name in list(self._postponed):
+            self._resume(name)
         is_asked = self._is_renewal_due or leases.failures == 1 or bool(leases.urgent)
         if not is_asked or any(message.is_complete for message, _ in self._under_way.values()):
             return None
@@ -195,6 +214,7 @@ class LeaseSync:
         }
         for name, lease in heard.items():
             leases.lines[name].under_way = False
+            self._resume(name)
             self._see(leases.accounts[name], lease)
         self._change_mode(message, answer, now)
         if leases.mode is Mode.JOINED:
@@ -217,6 +237,7 @@ class LeaseSync:
             line = leases.lines.get(name)
             if line is not None and line.number == message.number:
                 line.under_way, line.said = False, None
+                self._resume(name)
         leases.failures += 1
         self._must_complete = True
         if now >= leases.expires_at:

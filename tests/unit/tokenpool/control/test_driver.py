@@ -58,14 +58,17 @@ class Client:
         self.driver = driver
         self.on_decided = on_decided
         self.outcome: Ticket | Shed | None = None
-        self.was_preempted = False
+        self.was_preempted = self.has_started = False
 
     def decided(self, outcome: Ticket | Shed) -> None:
         assert self.outcome is None
         self.outcome = outcome
-        if isinstance(outcome, Ticket) and outcome.account.is_spot:
-            self.driver.run(outcome, self)
+        if isinstance(outcome, Ticket):
+            self.driver.begin(outcome, self)
         self.on_decided()
+
+    def start(self) -> None:
+        self.has_started = True
 
     def preempt(self) -> None:
         self.was_preempted = True
@@ -441,3 +444,67 @@ def test_after_the_stop_nothing_is_sent_and_no_alarm_is_set() -> None:
         pass
     assert len(pod.ports.sent) == count
     assert pod.ports.alarms == []
+
+
+class Broken(Client):
+    """An owner that fails before it begins with its ticket."""
+
+    def decided(self, outcome: Ticket | Shed) -> None:
+        raise ValueError("a defect")
+
+
+def test_a_ticket_that_its_owner_did_not_begin_with_is_settled() -> None:
+    pod, tenant = Pod(2), account(NONE_NOW)
+    pod.offer(tenant, Broken(pod.driver))
+    second = pod.offer(tenant)
+    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.driver.serve()
+    assert pod.ports.errors == ["a decision could not be delivered: a defect"]
+    pod.finish(second)
+    pod.assert_is_empty()
+
+
+class Starting(Client):
+    """An owner that notes whether the victim had ended when it started."""
+
+    def __init__(self, driver: Driver, victim: Client) -> None:
+        super().__init__(driver)
+        self.victim = victim
+        self.order: list[bool] = []
+
+    def start(self) -> None:
+        self.order.append(self.victim.was_preempted)
+
+    def decided_by(self, pod: Pod) -> None:
+        """Another delivery makes this request known."""
+        pod.offer(gold(), self)
+
+
+def test_a_request_that_a_delivery_admits_starts_after_its_victim_has_ended() -> None:
+    pod, waiting = Pod(2), account(NONE_NOW)
+    victim = pod.offer(spot())
+    starting = Starting(pod.driver, victim)
+    first = pod.offer(waiting, Client(pod.driver, lambda: starting.decided_by(pod)))
+    waiting.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.driver.serve()
+    assert starting.order == [True]
+    pod.finish(first, starting)
+    pod.assert_is_empty()
+
+
+class BrokenSync:
+    """An exchange whose messages cannot be made."""
+
+    is_message_due = True
+
+    def messages(self, now: float) -> list[Message]:
+        raise KeyError("a defect")
+
+
+def test_a_message_that_cannot_be_made_reaches_no_request() -> None:
+    pod = Pod(1, sync=BrokenSync())  # type: ignore[arg-type]
+    tenant = account()
+    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    client = pod.offer(tenant)
+    assert isinstance(client.outcome, Ticket)
+    assert pod.ports.errors[0].startswith("a message to the lease store could not be made")

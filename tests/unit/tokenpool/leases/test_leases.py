@@ -720,3 +720,21 @@ def test_a_tick_is_done_in_steps(lease_store: ReferenceLeaseStore) -> None:
     next(steps)
     made.sync.follow(dict(list(many.items())[:50]), OPEN)  # a reload between two steps
     assert sum(1 for _ in steps) <= 4
+
+
+def test_a_request_that_comes_during_a_pause_is_asked_for_again_in_time(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made, other = joined(lease_store), joined(lease_store, "s2")
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.speak(OPEN, whole=False)
+    other.speak(OPEN)
+    made.wait(OPEN, patience=0.001)
+    made.speak(OPEN, whole=False)
+    made.speak(OPEN + 0.5, whole=False) if made.sync.is_message_due else None
+    made.wake(OPEN + 3)  # the first request waits no longer
+    line = made.leases.lines["a"]
+    line.short_until, line.ask_again_at = OPEN + 3.1, OPEN + 3.05
+    assert made.wait(OPEN + 3.01, patience=1.0) is not None
+    assert made.leases.wakes_at() <= OPEN + 3.05
