@@ -1,8 +1,8 @@
 """Writes ``docs/reference/``: the pages that follow from the code, so that they cannot differ from it.
 
 ``python -m docs.generate`` writes the pages; ``--check`` compares them only. ``make docs`` writes, and
-``tests/test_reference.py`` compares. Nothing is started: the programs are constructed and asked for their
-metrics and routes. To change a sentence, change it beside the code that each page names.
+``tests/integration/docs/test_reference.py`` compares. Nothing is started: the programs are constructed and
+asked for their metrics and routes. To change a sentence, change it beside the code that each page names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,30 +88,11 @@ class Option(NamedTuple):
 
 
 def described(record: type[Any]) -> Iterator[Option]:
-    """The options of a class of settings, in the order of its ``--help``.
-
-    The only place that knows how settings describe themselves.
-    """
-    for name, text, default in _fields(record):
-        meaning = re.sub(r", s(?=;|$)", "", text)
-        unit = "seconds" if meaning != text else "bytes" if name.endswith("_bytes") else ""
-        flag, variable = "--" + name.replace("_", "-"), "TOKENPOOL_" + name.upper()
-        yield Option(flag, variable, _default(default), unit, sentence(meaning))
-
-
-def _fields(record: type[Any]) -> Iterator[tuple[str, str, Any]]:
-    """The name, help and default of each option."""
-    describe = getattr(options, "describe", None)
-    if describe is not None:
-        for each in describe(record):
-            yield each.name, each.help, each.default
-        return
-    # Until the help stands beside the fields, it is in the private forms of the settings' modules.
-    module = sys.modules[record.__module__]
-    form = next(form for form in vars(module).values() if getattr(form, "record", None) is record)
-    defaults = {each.name: each.default for each in fields(record)}
-    for name, text in form.helps.items():
-        yield name, text, defaults[name]
+    """The options of a class of settings, in the order of its ``--help``."""
+    for each in options.describe(record):
+        meaning = re.sub(r", s(?=;|$)", "", each.help)
+        unit = "seconds" if meaning != each.help else "bytes" if each.name.endswith("_bytes") else ""
+        yield Option(each.flag, each.variable, _default(each.default), unit, sentence(meaning))
 
 
 def _default(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Every option's default is justified in docs/decisions.md: the tables there name what the programs have."""
+"""Every option's default is justified in docs/defaults.md: the tables there name what the programs have."""
 
 from __future__ import annotations
 

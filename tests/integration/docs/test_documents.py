@@ -49,7 +49,8 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
 def test_every_file_that_is_named_exists(path: Path) -> None:
     folders = (
-        "tokenpool|runtime|dashboard|sidecar|coordinator|injector|loadgen|simulation|tests|docker|k8s|docs"
+        "tokenpool|runtime|dashboard|sidecar|coordinator|injector|loadgen|simulation|toolbox|demo|experiments"
+        "|bench|tests|docker|k8s|docs"
     )
     for named in re.findall(rf"`((?:{folders})/[\w./-]*)`", path.read_text()):
         assert (ROOT / named).exists(), named
