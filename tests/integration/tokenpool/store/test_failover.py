@@ -314,14 +314,14 @@ async def test_a_subscription_that_a_network_dropped_in_silence_is_noticed(
     servers: list[Server], relay: Relay
 ) -> None:
     store = stored(relay.port)
-    store.client.quiet_s, store.client.patience_s = 0.05, 0.2
+    store.client.ping_after_s, store.client.ping_timeout_s = 0.05, 0.2
     pushes = store.listen("s1")
     listening = asyncio.ensure_future(anext(pushes))
     await until(lambda: _subscribers(servers[0][0], 1))
     await asyncio.sleep(0.5)
     assert not listening.done()  # the signs of life arrive
     relay.is_cut = True
-    with pytest.raises(StoreDown, match="subscription is dead"):
+    with pytest.raises(StoreDown, match="subscription does not answer"):
         await asyncio.wait_for(listening, 2)
     relay.is_cut = False
     await store.close()

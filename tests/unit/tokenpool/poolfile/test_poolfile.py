@@ -111,7 +111,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("[{env: GOLD_KEY}]", "[{env: A, file: b}]", 13, "must name one of", "{env: VARIABLE}"),
     ("[{env: GOLD_KEY}]", "[{env: 7}]", 13, "is not a text but '7'", "quotes"),
     ("[{env: GOLD_KEY}]", "[12]", 13, "is not a text but '12'", "quotes"),
-    ("[{env: GOLD_KEY}]", "[{file: /etc/keys/rest}]", 17, "is the one of 'gold' on line 13", "own"),
+    ("[{env: GOLD_KEY}]", "[{file: /etc/keys/rest}]", 17, "is also a key of 'gold' on line 13", "own"),
     ("tier: spot", "tier: spot\n    guarantee: {concurrency: 1}", 17, "has a guarantee", "elastic"),
     ("slo: {ttft_ms: 300}", "preemptible: true", 12, "guaranteed requests are never preempted", "make the"),
     ("tier: spot", "tier: elastic\n    preemptible: true", 17, "elastic requests are never", "remove it"),
@@ -131,7 +131,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
     ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
-    ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "no text"),
+    ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "not text"),
 ]
 
 
@@ -147,7 +147,7 @@ def test_each_mistake_is_named_with_its_line_and_the_fix(
     with pytest.raises(PoolFileError) as caught:
         parse(text, name="p.yaml")
     found = [(p.line, p.message, p.fix) for p in caught.value.problems]
-    assert any(at == line and message in said and fix in mend for at, said, mend in found), found
+    assert any(at == line and message in said and fix in solution for at, said, solution in found), found
     assert f"p.yaml:{line}: " in str(caught.value)
 
 
@@ -184,7 +184,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("[{env: GOLD_KEY}]", "[secret]", 13, "plain text"),
         ("concurrency: 4}", "concurrency: 9}", 2, "1 replicas of 8 provide 8"),
         (", kv_tokens: 1000", "", 10, "does not name kv_tokens"),
-        ("kv_tokens: 1000", "kv_tokens: 1000", 2, "a replica's are auto"),
+        ("kv_tokens: 1000", "kv_tokens: 1000", 2, "a replica has auto"),
         ("\n    api_keys: [{file: /etc/keys/rest}]", "", 14, "has no api_keys"),
         ("entitlements:", "  - {name: idle, models: [x]}\nentitlements:", 6, "has no entitlement"),
     ],
@@ -200,7 +200,7 @@ def test_more_is_promised_than_the_smallest_pool_has() -> None:
     text = GOOD.replace("ceiling: {concurrency: 8}", "ceiling: {concurrency: 12}").replace(
         "concurrency: 4}", "concurrency: 12}"
     )
-    assert any("until the autoscaler has caught up" in w.fix for w in parse(text).warnings)
+    assert any("until the pool has more replicas" in w.fix for w in parse(text).warnings)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
