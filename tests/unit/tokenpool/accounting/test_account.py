@@ -151,10 +151,10 @@ def test_a_stretched_account_holds_one_request_more_and_says_what_was_added() ->
     ledger.reserve(owner, ASK, cost(tokens=0, kv_tokens=112), 0.0)
     owner.set_lease(Amount(1000, 50, 1), NOTHING, 30.0)
 
-    assert owner.stretch(cost(tokens=100, kv_tokens=112)) == 70
+    assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 70
     assert owner.limit == Amount(1000, 224, 2)
     assert owner.bucket.level == 100
-    assert owner.stretch(cost(tokens=100, kv_tokens=112)) == 0
+    assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 0
 
 
 def test_peaks_are_taken_once_and_begin_anew_at_what_is_in_use() -> None:

@@ -48,7 +48,7 @@ class Tries:
     ) -> Caller:
         arrived_at = now if arrived_at is None else arrived_at
         pending = PendingRequest(
-            tenant, ASK, cost(), arrived_at, patience_s=self.queue.settings.patience(tenant)
+            tenant, ASK, cost(), arrived_at, longest_wait_s=self.queue.settings.longest_wait_s(tenant)
         )
         self.queue.enter(pending, now, waits_for, retry_in_s)
         made = self._callers[pending] = Caller(name, pending)
@@ -103,11 +103,11 @@ def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> N
 def test_the_ttft_that_was_promised_shortens_the_wait() -> None:
     settings = QueueSettings()
     gold, elastic, spot = (account(name=t.value, tier=t) for t in Tier)
-    assert [settings.patience(each) for each in (gold, elastic, spot)] == [2.0, 1.0, 0.0]
+    assert [settings.longest_wait_s(each) for each in (gold, elastic, spot)] == [2.0, 1.0, 0.0]
     for promised_ms, patience in ((300.0, [0.3, 0.3, 0.0]), (1500.0, [1.5, 1.0, 0.0])):
         for each in (gold, elastic, spot):
             each.entitlement = replace(each.entitlement, slo=Slo(ttft_ms=promised_ms))
-        assert [settings.patience(each) for each in (gold, elastic, spot)] == patience
+        assert [settings.longest_wait_s(each) for each in (gold, elastic, spot)] == patience
 
 
 def test_a_wait_for_a_lease_counts_against_the_deadline() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenpool.capacity.slo_controller import CALM, FEWEST, MOST, WINDOW_S, SloController
+from tokenpool.capacity.slo_controller import EARLY, FEWEST, MOST, WINDOW_S, SloController
 
 
 def window(
@@ -20,7 +20,7 @@ def test_late_answers_keep_slots_back_and_calm_ones_give_them_back_slowly() -> N
     assert window(slo_controller, 2 * WINDOW_S, 0.2, 0.2, 0.05) == 1
     assert window(slo_controller, 3 * WINDOW_S, 0.2, 0.2, 0.2) == 2
     assert window(slo_controller, 4 * WINDOW_S, 0.05, 0.05, 0.05) == 1.75
-    assert window(slo_controller, 5 * WINDOW_S, *[0.1 * (CALM + 0.1)] * 3) == 1.75  # kept, but not calm
+    assert window(slo_controller, 5 * WINDOW_S, *[0.1 * (EARLY + 0.1)] * 3) == 1.75  # kept, but not calm
     assert window(slo_controller, 6 * WINDOW_S, *[0.05] * 9, 0.2) == 1.75  # one late
     for number in range(7, 20):
         window(slo_controller, number * WINDOW_S)  # nobody asks: nothing to protect

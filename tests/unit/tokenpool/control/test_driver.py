@@ -429,9 +429,9 @@ def test_after_the_stop_nothing_is_sent_and_no_alarm_is_set() -> None:
     pod.offer(sidecar.accounts["b"])
     count = len(pod.ports.sent)
     pod.driver.stop()
-    farewell = pod.driver.farewell()
-    assert farewell is not None
-    assert set(farewell.lease_requests) == {"a"}  # b has spent nothing
+    last_message = pod.driver.last_message()
+    assert last_message is not None
+    assert set(last_message.lease_requests) == {"a"}  # b has spent nothing
     assert pod.ports.alarms[-1] == math.inf
     pod.ports.alarms.clear()
     pod.offer(sidecar.accounts["b"])

@@ -112,7 +112,7 @@ def test_after_its_stop_a_driver_sends_its_farewell_alone() -> None:
     list(driver.tick_steps())
 
     assert ports.sent == []
-    farewell = driver.farewell()
-    assert farewell is not None
-    assert (farewell.is_complete, farewell.lease_requests) == (True, {})
-    assert Driver(AdmissionControl(ports.at, queue), ports).farewell() is None
+    last_message = driver.last_message()
+    assert last_message is not None
+    assert (last_message.is_complete, last_message.lease_requests) == (True, {})
+    assert Driver(AdmissionControl(ports.at, queue), ports).last_message() is None

@@ -17,11 +17,12 @@ from tokenpool.admission.rules import Admit, Shed, admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.leases.leases import ANSWER_S, Leases
+from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Answer, Limit, Message, Push
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.sync import LeaseSync
+from tokenpool.leases.waits import ANSWER_S
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Cost, Usage
@@ -102,7 +103,7 @@ class Sidecar:
         patience: float = PATIENCE,
         account: Account | None = None,
     ) -> PendingRequest | None:
-        pending = PendingRequest(account or self.account, ASK, price, now, patience_s=patience)
+        pending = PendingRequest(account or self.account, ASK, price, now, longest_wait_s=patience)
         if not self.leases.wait(pending, patience, now):
             return None
         self.decisions[pending] = decide
@@ -250,7 +251,7 @@ def test_a_waiting_request_is_shed_if_nothing_is_free_in_time(lease_store: Refer
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.speak(OPEN + 0.001, whole=False)
     assert decided == []
-    assert made.leases.wakes_at() <= OPEN + 0.01
+    assert made.leases.waits.wakes_at() <= OPEN + 0.01
     made.wake(OPEN + 0.02)
     shed = decided[0]
     assert isinstance(shed, Shed)
@@ -394,7 +395,7 @@ def test_while_the_pool_is_short_the_lease_store_is_not_asked_for_each_new_reque
     assert made.wait(now, patience=1.0) is not None  # elastic: waits, and is asked for later
     assert made.sync.next_message(now) is None
     while not made.sync.is_message_due:  # a wake may be too early
-        made.wake(made.leases.wakes_at())
+        made.wake(made.leases.waits.wakes_at())
     assert made.sync.next_message(now + 0.2) is not None
 
 
@@ -435,7 +436,7 @@ def test_a_farewell_tells_what_was_spent_and_returns_everything(lease_store: Ref
     made.speak(OPEN, whole=False)
     assert isinstance(tickets[0], Ticket)
     made.settle(tickets[0], OPEN)
-    lease_store.exchange(made.sync.farewell(), OPEN)
+    lease_store.exchange(made.sync.last_message(), OPEN)
     page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.held == Amount()
@@ -458,7 +459,7 @@ def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
     made.wake(OPEN + 2)
     assert made.leases.mode is Mode.EXPIRED
     assert decided == []
-    assert made.leases.wakes_at() == pytest.approx(OPEN + 2 + ANSWER_S)
+    assert made.leases.waits.wakes_at() == pytest.approx(OPEN + 2 + ANSWER_S)
     made.wake(OPEN + 2 + ANSWER_S)
     assert isinstance(decided[0], Shed)
 

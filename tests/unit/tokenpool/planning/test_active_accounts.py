@@ -20,7 +20,7 @@ from tokenpool.outcomes import Ending
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
-from tokenpool.planning.profiles import Profile, rested
+from tokenpool.planning.profiles import Profile, after_idle_time
 from tokenpool.pricing.cost import Usage
 
 CAPACITY = Amount(1000.0, 4000.0, 8.0)
@@ -61,7 +61,7 @@ class Sidecar:
                 {a.entitlement.name: a.debt for a in accounts},
                 now - before,
                 SETTINGS,
-                {n: rested(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
+                {n: after_idle_time(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
             )
         )
         if not self.plans_all:
@@ -70,7 +70,7 @@ class Sidecar:
             share = made.entitlements[each.entitlement.name]
             each.set_limits(share.limit, share.assured, share.debt, now)
             self.profiles[each.entitlement.name] = made.profiles[each.entitlement.name], now
-            if not self.plans_all and active.can_rest(each, now):
+            if not self.plans_all and active.may_retire(each, now):
                 active.retire(each)
 
     def offer(self, place: int, tokens: int, kv_tokens: int, sequences: int, now: float) -> object:
@@ -173,19 +173,19 @@ def test_the_first_request_in_a_busy_pool_meets_the_limits_of_the_last_plan() ->
 def test_an_account_with_something_left_to_do_does_not_rest() -> None:
     owner, active = account(Amount(100, 1e6, 8)), ActiveAccounts()
     active.touch(owner, 0.0)
-    assert active.can_rest(owner, 0.0)
+    assert active.may_retire(owner, 0.0)
 
     owner.kv_in_use = 1
-    assert not active.can_rest(owner, 0.0)
+    assert not active.may_retire(owner, 0.0)
     owner.kv_in_use = 0
     owner.meter.offer(cost())
-    assert not active.can_rest(owner, 0.0)
+    assert not active.may_retire(owner, 0.0)
     owner.report(10.0)
     owner.report(1000.0)
-    assert active.can_rest(owner, 1000.0)
+    assert active.may_retire(owner, 1000.0)
     owner.bucket.add(-50)
-    assert not active.can_rest(owner, 1000.0)
-    assert active.can_rest(owner, 1001.0)
+    assert not active.may_retire(owner, 1000.0)
+    assert active.may_retire(owner, 1001.0)
 
 
 def test_without_terms_an_idle_account_is_left_as_it_is() -> None:
@@ -202,7 +202,7 @@ def test_without_terms_an_idle_account_is_left_as_it_is() -> None:
 def test_an_account_that_is_gone_from_the_pool_file_is_not_planned_for_again() -> None:
     owner, active = account(), ActiveAccounts()
     active.touch(owner, 0.0)
-    active.expel(owner)
+    active.exclude(owner)
 
     active.touch(owner, 1.0)
     active.planned(IdleTerms(), 1.0, 4.0)
@@ -221,7 +221,7 @@ def test_a_profile_rests_as_plans_without_service_would_have_it(gaps: list[float
     for gap in gaps:
         stepped = plan(PlanInput(CAPACITY, [owner], {}, {}, gap, SETTINGS, {"a": stepped})).profiles["a"]
 
-    at_once = rested(begun, sum(gaps))
+    at_once = after_idle_time(begun, sum(gaps))
 
     assert at_once.place == stepped.place
     assert at_once.age_s == pytest.approx(stepped.age_s)

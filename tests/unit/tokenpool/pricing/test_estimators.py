@@ -105,7 +105,7 @@ def test_another_quantile_is_that_of_the_same_outputs() -> None:
     learned = OutputQuantile(0.9)
     for output in range(1, 101):
         learned.observe(output)
-    learned.aim(0.5)
+    learned.set_quantile(0.5)
     assert learned.value == 51
 
 

@@ -6,28 +6,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpool.pricing.learned_costs import (
-    IDLE_LESSONS,
+    IDLE_OBSERVATIONS,
     MOST_PREFIXES,
     MOST_TARGETS,
-    LearnedByPrefix,
+    LearnedByTarget,
     Prefixes,
 )
 
 SHORT, LONG, OTHER = 1001, 1002, 1003
 
 
-def teach(learned_by_prefix: LearnedByPrefix, model: str, output: int, times: int = 1) -> None:
+def teach(learned_by_target: LearnedByTarget, model: str, output: int, times: int = 1) -> None:
     for _ in range(times):
-        for learned in learned_by_prefix.to_teach(("chat", model)):
+        for learned in learned_by_target.learners_of(("chat", model)):
             learned.output.observe(output)
 
 
-def output_of(learned_by_prefix: LearnedByPrefix, model: str) -> int:
-    return learned_by_prefix.of(("chat", model)).output.value
+def output_of(learned_by_target: LearnedByTarget, model: str) -> int:
+    return learned_by_target.of(("chat", model)).output.value
 
 
 def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole() -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     teach(known, "a", 10, times=200)
     assert output_of(known, "b") == 10
     teach(known, "b", 500)
@@ -38,7 +38,7 @@ def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole()
 
 
 def test_while_there_is_one_target_it_is_the_whole() -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     assert list(known) == []
     teach(known, "a", 10)
     assert known.of(("chat", "a")) is known.overall
@@ -48,7 +48,7 @@ def test_while_there_is_one_target_it_is_the_whole() -> None:
 
 
 def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     for model in range(MOST_TARGETS):
         teach(known, str(model), 10)
     teach(known, "late", 50, times=200)
@@ -56,7 +56,7 @@ def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
     assert known.of(("chat", "late")) is known.overall
     assert output_of(known, "late") == 50
     for model in range(1, MOST_TARGETS):
-        teach(known, str(model), 10, times=IDLE_LESSONS // (MOST_TARGETS - 2))
+        teach(known, str(model), 10, times=IDLE_OBSERVATIONS // (MOST_TARGETS - 2))
     teach(known, "late", 50)
     targets = {model for (_, model), _ in known}
     assert len(targets) == MOST_TARGETS
@@ -65,19 +65,19 @@ def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 500)), max_size=300))
 def test_no_choice_of_models_takes_more_than_its_room(seen: list[tuple[int, int]]) -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     for model, output in seen:
         teach(known, str(model), output)
         assert len(list(known)) <= MOST_TARGETS
 
 
 def test_another_quantile_counts_for_every_target() -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     for model in "ab":
         teach(known, model, 10, times=60)
         teach(known, model, 90, times=20)
     assert (output_of(known, "a"), known.overall.output.value) == (90, 90)
-    known.aim(0.5)
+    known.set_quantile(0.5)
     assert (output_of(known, "a"), known.overall.output.value) == (10, 10)
 
 

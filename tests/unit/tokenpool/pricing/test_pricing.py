@@ -216,4 +216,4 @@ def test_prices_stay_in_their_bounds_whatever_is_observed(seen: list[tuple[Drawn
         assert 0 <= cost.cached_tokens <= max(cost.input_tokens - 1, 0)
         assert cost.throughput == cost.input_tokens - cost.cached_tokens + cost.output_tokens
         assert cost.kv_tokens >= cost.input_tokens
-        assert len(list(pricer.learned_by_prefix)) <= MOST_TARGETS
+        assert len(list(pricer.learned_by_target)) <= MOST_TARGETS
