@@ -59,7 +59,7 @@ class OutputEstimate:
 
     @property
     def reserves_the_whole_bound(self) -> bool:
-        """Whether the pool file says ``output_estimate: max``."""
+        """Whether the pool file has ``output_estimate: max``."""
         return self.quantile is None
 
 

@@ -455,7 +455,7 @@ class Leases:
 
 
 def known_limit(limit: Limit, *, has_peers: bool) -> PoolView:
-    """The pool-wide state with this limit, as if other sidecars used nothing of it."""
+    """The pool-wide state with this limit, as if other sidecars did not use it."""
     return PoolView(limit.amount, limit.depth, limit.debt, limit.depth, has_peers=has_peers)
 
 

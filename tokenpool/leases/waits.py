@@ -1,6 +1,6 @@
 """Lease waits: the requests of one sidecar that wait for a larger lease, and the end of each wait. Pure.
 
-``Leases`` owns this object and tells it about answers and failures. The admission queue keeps the requests
+``Leases`` owns this object and reports answers and failures to it. The admission queue keeps the requests
 themselves, by entitlement and in order of arrival.
 
 - A request waits until the lease store answers a message that asks for it, for at most ``ANSWER_S`` seconds.
@@ -183,7 +183,7 @@ class LeaseWaits:
 
 
 def may_be_inside_guarantee(account: Account, cost: Cost) -> bool:
-    """Whether a request lies inside its entitlement's guarantee if other sidecars use nothing of it."""
+    """Whether a request lies inside its entitlement's guarantee if other sidecars do not use it."""
     return account.is_inside_guarantee(cost.sequences, cost.kv_tokens, counts_elsewhere=False)
 
 

@@ -85,7 +85,7 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
 
 
 def decode_file(content: bytes) -> PoolFile:
-    """Decode a pool file, which was validated where it was read. Raises ``WireError``."""
+    """Decode a pool file, which its reader has validated. Raises ``WireError``."""
     try:
         return _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

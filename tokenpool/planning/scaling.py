@@ -49,8 +49,8 @@ class Need:
 def replica_capacity(pool: Pool, measured: Amount) -> Amount:
     """The capacity of one replica: measured, else from the pool file; 0 in a dimension with neither."""
     spec = pool.replica
-    told = (spec.tokens_per_second, spec.kv_tokens, spec.concurrency)
-    return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, told, strict=True)))
+    stated = (spec.tokens_per_second, spec.kv_tokens, spec.concurrency)
+    return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, stated, strict=True)))
 
 
 def promised(entitlements: Iterable[Entitlement]) -> Amount:

@@ -1,4 +1,4 @@
-"""The simulation runs the shipped driver, and no copy of its jobs."""
+"""The simulation runs the shipped driver, and has no copy of the driver's calls."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pool file: what is wrong is named with its line and the fix, and nothing else is ever raised."""
+"""The pool file: each mistake is reported with its line and fix, and no other error is raised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_good_file_becomes_records() -> None:
         file.pool("other")
 
 
-def test_the_example_of_the_documentation_is_valid_and_explained() -> None:
+def test_the_documented_example_is_valid_and_explained() -> None:
     text = explain(parse((ROOT / "docs/examples/pool.yaml").read_text()))
     assert "checkout: guaranteed, weight 1, 1 keys" in text
     assert "ceiling    6 concurrency" in text
@@ -79,7 +79,7 @@ def test_spot_is_preemptible_unless_the_file_says_otherwise(
 
 
 DIGEST = "0" * 63
-# What to replace in the good file, by what; the line, what the message says, what the fix says.
+# The old and the new text in the good file; then the line, words of the message, and words of the fix.
 BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tire: spot", 16, "entitlements[1].tire is not a known field", "did you mean 'tier'?"),
     ("tier: spot", "tire: spot", 14, "entitlements[1] has no tier", "add 'tier:'"),
@@ -127,7 +127,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tier: guaranteed", 14, "has no guarantee", "make it elastic"),
     ("    replicas", "    pricing: {image_tokens: 0.5}\n    replicas", 5, "is 0.5", "whole number"),
     ("    replicas", "    pricing: {output_weight: no}\n    replicas", 5, "not a number", "token"),
-    ("pools:", "pools: &p", 0, "", ""),  # an anchor alone does no harm
+    ("pools:", "pools: &p", 0, "", ""),  # an anchor alone is no mistake
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
     ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
@@ -166,12 +166,12 @@ def test_each_mistake_is_named_with_its_line_and_the_fix(
         ("b: *x", "aliases"),
     ],
 )
-def test_files_that_are_no_pool_file_at_all(text: str, words: str) -> None:
+def test_other_files_are_rejected(text: str, words: str) -> None:
     with pytest.raises(PoolFileError, match=re.escape(words)):
         parse(text)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     text = GOOD.replace("tier: spot", "tier: sport").replace("[tiny]", "[]").replace("300", "x")
     with pytest.raises(PoolFileError) as caught:
         parse(text)
@@ -189,14 +189,14 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("entitlements:", "  - {name: idle, models: [x]}\nentitlements:", 6, "has no entitlement"),
     ],
 )
-def test_doubts_are_warnings(old: str, new: str, line: int, words: str) -> None:
+def test_probable_mistakes_are_warnings(old: str, new: str, line: int, words: str) -> None:
     text = GOOD.replace("ceiling: {concurrency: 8}", "weight: 1").replace(old, new, 1)
     parsed = parse(text)
     assert any(w.line == line and words in w.message for w in parsed.warnings), parsed.warnings
     assert "secret" not in explain(parsed)
 
 
-def test_more_is_promised_than_the_smallest_pool_has() -> None:
+def test_promises_beyond_the_smallest_pool_are_a_warning() -> None:
     text = GOOD.replace("ceiling: {concurrency: 8}", "ceiling: {concurrency: 12}").replace(
         "concurrency: 4}", "concurrency: 12}"
     )
@@ -220,7 +220,7 @@ documents = st.recursive(
 @example("!!python/object:os.system {}")
 @example("? [a]\n: b")
 @example("pools: 2001-01-01\nentitlements: !!binary x")
-def test_nothing_but_a_pool_file_error_is_ever_raised(text: str) -> None:
+def test_no_text_raises_another_error_than_a_pool_file_error(text: str) -> None:
     try:
         explain(parse(text))
     except PoolFileError as error:
@@ -229,7 +229,7 @@ def test_nothing_but_a_pool_file_error_is_ever_raised(text: str) -> None:
 
 
 @given(st.data())
-def test_a_damaged_file_raises_nothing_else_either(data: st.DataObject) -> None:
+def test_no_damaged_file_raises_another_error(data: st.DataObject) -> None:
     lines = GOOD.splitlines()
     for _ in range(data.draw(st.integers(1, 4))):
         index = data.draw(st.integers(0, len(lines) - 1))
