@@ -24,8 +24,8 @@ LEARNED_SLACK = 1.15
 """The factor on learned throughput. An engine shows only the load that it gets, so slightly more is always
 tried."""
 SATURATED = 0.85
-"""An engine that runs at least this part of its slots counts as saturated, because an observation may fall
-between one request's end and the next one's start. When all slots had to be in use, a busy engine seemed to
+"""An engine that runs at least this part of its slots counts as saturated. An observation may fall between
+one request's end and the next one's start. When all slots had to be in use, a busy engine seemed to
 have room in most observations. Learned throughput rose to twice the true value. So service was counted in
 slots, and tenants with large requests got more tokens."""
 SATURATION_MEMORY_S = 5.0

@@ -29,10 +29,10 @@ from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 
 GUARANTEED_START_S = 0.25
-"""The seconds after the admission of a guaranteed request, or until its first token, in which no spot request
-is sent to wait in the engine. Each request has its own connection. A spot request that was sent 1 ms later
-was read first and took the freed slot. Guaranteed P99 was 3.6 times the P99 alone (2 of 3 seeds); with this
-rule 1.3."""
+"""For this time in seconds after a guaranteed admission, no spot request is sent to wait in the engine. The
+time ends earlier at the first token. Each request has its own connection. A spot request that was sent 1 ms
+later was read first and took the freed slot. Guaranteed P99 was 3.6 times the P99 alone (2 of 3 seeds); with
+this rule 1.3."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""

@@ -133,7 +133,7 @@ class Message:
     number: int
     """A number that rises with every message of this sidecar."""
     lease_requests: Mapping[str, LeaseRequest]
-    """By entitlement."""
+    """The lease requests by entitlement."""
     is_complete: bool = True
     """Whether a lifetime begins. All leases that are neither in ``lease_requests`` nor in ``kept`` are
     returned."""
@@ -213,7 +213,7 @@ class PoolSnapshot:
     """The whole content of the lease store at one moment."""
 
     records: Mapping[str, EntitlementRecord]
-    """By entitlement."""
+    """The records by entitlement."""
     reports: Mapping[str, bytes]
     """The last report of every sidecar with a lifetime."""
     epoch: int

@@ -21,7 +21,7 @@ class LeaseSettings:
 
 
 class Mode(StrEnum):
-    """Where a sidecar's limits come from."""
+    """The source of a sidecar's limits."""
 
     JOINED = "joined"
     """The sidecar decides from leases."""

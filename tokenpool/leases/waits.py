@@ -25,7 +25,8 @@ ANSWER_S = 1.0
 MOST_WAITING = 64
 """The most requests of one entitlement that wait for capacity; further requests are decided at once."""
 RECLAIM_S, RECLAIM_TRIPS, LONGEST_RECLAIM_S = 0.1, 10, 2.0
-"""How long other sidecars may take to return unused leases: so long, or so many round trips."""
+"""The time for other sidecars to return unused leases: ``RECLAIM_S`` seconds, or ``RECLAIM_TRIPS`` round
+trips if they take longer; at most ``LONGEST_RECLAIM_S``."""
 
 
 class LeaseWaits:

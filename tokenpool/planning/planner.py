@@ -34,7 +34,7 @@ class PlannerSettings:
 
     debt_gain: float = 0.6
     """The factor of debt in the exponent of a weight. With 0.3, 0.6 and 1.0 the worst of 20 seeds is 1.1 to
-    1.4 % from the fair share, and the median 0.7 to 0.8 %. 0.6 has the smallest of both
+    1.4 % from the fair share. The median is 0.7 to 0.8 %. 0.6 has the smallest of both
     (tests/unit/simulation/test_convergence.py)."""
     debt_cap_s: float = 4.0
     debt_decay_s: float = 4.0

@@ -255,7 +255,7 @@ def test_a_waiting_request_is_shed_if_no_capacity_is_free_in_time(lease_store: R
     made.wake(OPEN + 0.02)
     shed = decided[0]
     assert isinstance(shed, Shed)
-    assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # of the whole pool
+    assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # the numbers are pool-wide
 
 
 def test_a_reclaim_returns_unused_leases_and_the_waiting_request_gets_them(
@@ -314,7 +314,7 @@ def test_without_answers_a_sidecar_uses_its_leases_and_then_its_share(
     made.send(OPEN + 0.1)
     made.fail(OPEN + 0.6)
     assert made.leases.mode is Mode.JOINED
-    assert made.wait(OPEN + 0.6, lambda: None) is None  # the circuit is open
+    assert made.wait(OPEN + 0.6, lambda: None) is None  # no request waits while messages fail
     assert made.leases.covers(made.account, ONE, OPEN + 5)
     assert made.leases.mode is Mode.CUT_OFF
     assert made.account.limit.concurrency == 2  # 4 / 2 sidecars
