@@ -280,7 +280,7 @@ def _learned_costs(pricer: Pricer) -> dict[str, Any]:
         "overall": _learned(pricer.overall),
         "targets": [
             {"route": route, "model": model, **_learned(learned)}
-            for (route, model), learned in pricer.learned_by_prefix
+            for (route, model), learned in pricer.learned_by_target
         ],
         "prefixes": pricer.known_prefixes,
     }
@@ -297,11 +297,11 @@ def _learned(learned: LearnedCosts) -> dict[str, float]:
 def _leader(replication: Replication | None) -> str:
     if replication is None:
         return "nobody: a lone sidecar plans for itself"
-    if not replication.sync.leases.is_led:
+    if not replication.sync.leases.has_limits:
         return "no coordinator yet"
     return (
         "a coordinator"
-        if replication.sync.unled_s <= UNLED_S
+        if replication.sync.limits_age_s <= UNLED_S
         else "no coordinator now: the last limits stand"
     )
 

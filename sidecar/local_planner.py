@@ -14,7 +14,7 @@ from sidecar.controller.controller import Controller
 from sidecar.telemetry import Telemetry
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan_steps
-from tokenpool.planning.profiles import Profile, rested
+from tokenpool.planning.profiles import Profile, after_idle_time
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,10 @@ class LocalPlanner:
                 {name: account.debt for name, account in accounts.items()},
                 max(reported_at - before, 0.0),
                 self._settings,
-                {n: rested(profile, before - at) for n, (profile, at) in self._known_profiles(accounts)},
+                {
+                    n: after_idle_time(profile, before - at)
+                    for n, (profile, at) in self._known_profiles(accounts)
+                },
             )
         )
         self.plan, now = made, clock()
@@ -82,7 +85,7 @@ class LocalPlanner:
             account = accounts[name]
             account.set_limits(part.limit, part.assured, part.debt, now)
             self._profiles[name] = made.profiles[name], reported_at
-            if active.can_rest(account, now):
+            if active.may_retire(account, now):
                 active.retire(account)
         if len(self._profiles) > 2 * len(self._controller.accounts):
             self._profiles = {n: each for n, each in self._profiles.items() if n in self._controller.accounts}

@@ -94,6 +94,6 @@ class LoopPorts:
         """Wait until each message in flight has its result. Cancelled, it cancels them."""
         await asyncio.gather(*self._calls, return_exceptions=True)
 
-    async def farewell(self, message: Message) -> None:
+    async def last_message(self, message: Message) -> None:
         """Send the last message. Raises ``StoreDown``."""
         await self._exchange(message)

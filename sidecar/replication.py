@@ -124,7 +124,7 @@ class Replication:
         while True:
             await self._read_limits()
             await self.published.read()
-            wait = READ_EVERY_S if self.sync.leases.is_led else self._interval_s
+            wait = READ_EVERY_S if self.sync.leases.has_limits else self._interval_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), wait)
             news.clear()
@@ -149,9 +149,9 @@ class Replication:
                 await self._ports.landed()
                 while not self._ports.results.empty():
                     self._hear(*self._ports.results.get_nowait())
-                farewell = self._driver.farewell()
-                if farewell is not None:
-                    await self._ports.farewell(farewell)
+                last_message = self._driver.last_message()
+                if last_message is not None:
+                    await self._ports.last_message(last_message)
         except (StoreDown, TimeoutError):
             pass  # the leases expire
         except Exception:
@@ -173,9 +173,9 @@ class Replication:
             found.append(f"the lease store does not answer: {self.last_error}")
         if leases.mode is not Mode.JOINED:
             found.append(f"limits are decided from shares, not from the lease store ({leases.mode})")
-        if not leases.is_led:
+        if not leases.has_limits:
             found.append("no coordinator has published limits yet")
-        if self.sync.unled_s > UNLED_S and not leases.failures:
+        if self.sync.limits_age_s > UNLED_S and not leases.failures:
             found.append("no coordinator leads: the last limits stand, and nobody recomputes them")
         if self.published.refused_version:
             found.append("the published pool file cannot be enforced here; the old one is in force")
@@ -215,7 +215,7 @@ class Replication:
             (
                 "tokenpool_store_unled_seconds",
                 "The time since a coordinator published limits.",
-                self.sync.unled_s,
+                self.sync.limits_age_s,
             ),
             (
                 "tokenpool_config_refused",

@@ -1,5 +1,5 @@
-"""The domain of tokenpool: what is counted, promised, admitted and divided.
+"""The domain of tokenpool: pricing, accounting, admission, planning and leases.
 
-Rules of this package: pure Python, no I/O, no clock (``now`` is an argument, in seconds of any
-monotonic clock), no randomness and no logging. It imports neither ``sidecar`` nor ``coordinator``.
+All modules but ``store`` are pure: no I/O, no randomness, no logging and no clock. ``now`` is an argument, in
+seconds of any monotonic clock. The package imports neither ``sidecar`` nor ``coordinator``.
 """

@@ -1,9 +1,8 @@
-"""Amounts: a vector over the three dimensions in which capacity is counted.
+"""Amounts: a vector over the three dimensions of capacity, with its arithmetic.
 
-A plan of 1,000 entitlements makes some 15,000 amounts: as structs they cost 60 ns each, as frozen dataclasses
-430.
+A plan of 1,000 entitlements creates about 15,000 amounts. A struct costs 60 ns, a frozen dataclass 430 ns.
 
-Only arithmetic lives here. What an amount means (a guarantee, a cost, a limit) is its owner's business.
+The owner of an amount defines its meaning: a guarantee, a cost or a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import msgspec
 
 
 class Dimension(StrEnum):
-    """What capacity is counted in."""
+    """A unit of capacity."""
 
     TOKENS_PER_SECOND = "tokens_per_second"
     KV_TOKENS = "kv_tokens"
@@ -25,19 +24,21 @@ class Dimension(StrEnum):
 
 
 NO_KV_BOUND = 1e11
-"""Stands for the KV tokens of an engine without a KV bound: it has no KV cache, or nothing says how large.
+"""The KV tokens of an engine without a KV bound: it has no KV cache, or nothing states the size of its cache.
 
-Finite, so that sums, quotients and JSON stay numbers. The largest real caches have some 10 million tokens.
+It is finite, so that sums, quotients and JSON stay numbers. The largest real caches have about 10 million
+tokens.
 """
 NO_KV_BOUND_FROM = 1e9
-"""From here on KV tokens are no bound: limits are ``NO_KV_BOUND`` less what others use, or a part of it."""
+"""KV tokens from this number on are no bound. A limit may be ``NO_KV_BOUND`` less some use, or a part of
+it."""
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
-    """How much of each dimension.
+    """A number for each dimension.
 
-    ``tokens_per_second`` is a rate (tokens/s), ``kv_tokens`` the KV-cache tokens resident and
-    ``concurrency`` the sequences running. A value may be ``math.inf`` where it is a bound that is absent.
+    ``tokens_per_second`` is a rate in tokens/s. ``kv_tokens`` is a number of KV-cache tokens, and
+    ``concurrency`` a number of running sequences. ``math.inf`` represents an absent bound.
     """
 
     tokens_per_second: float = 0.0
@@ -46,7 +47,7 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_mapping(cls, values: Mapping[Dimension, float], default: float = 0.0) -> Self:
-        """Build an amount from some dimensions; the others are ``default``."""
+        """Build an amount from some dimensions. The other dimensions are ``default``."""
         return cls(*(float(values.get(dimension, default)) for dimension in Dimension))
 
     def get(self, dimension: Dimension) -> float:
@@ -62,7 +63,7 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
         return self.tokens_per_second, self.kv_tokens, self.concurrency
 
     def as_dict(self) -> dict[str, float | None]:
-        """By dimension name; ``None`` where there is no bound, since JSON has no infinity."""
+        """The numbers by dimension name; ``None`` for an absent bound, because JSON has no infinity."""
         shown = {d.value: v if math.isfinite(v := self.get(d)) else None for d in Dimension}
         if self.kv_tokens >= NO_KV_BOUND_FROM:
             shown[Dimension.KV_TOKENS.value] = None

@@ -1,6 +1,6 @@
-"""Entitlements and pools: what the operator promised, as frozen records.
+"""Entitlements and pools: the content of a valid pool file, as frozen records.
 
-The records of the pool file live here, already valid; reading and validating the file is ``poolfile``'s.
+``poolfile`` reads and validates the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
 
 
 class Tier(StrEnum):
-    """The class of service, in the order in which service is kept under pressure."""
+    """The class of service, from the last one to lose service under pressure to the first."""
 
     GUARANTEED = "guaranteed"
     ELASTIC = "elastic"
@@ -20,7 +20,7 @@ class Tier(StrEnum):
 
 
 class KeySource(StrEnum):
-    """Where the text of an API key comes from."""
+    """The source of an API key's text."""
 
     SHA256 = "sha256"
     ENV = "env"
@@ -32,39 +32,42 @@ class KeySource(StrEnum):
 class KeyRef:
     """One API key as the pool file names it: a hex digest, a variable, a path, or the key itself.
 
-    Resolving a variable or a path is I/O and so is left to the sidecar.
+    The sidecar reads the variable or the file.
     """
 
     source: KeySource
     value: str = field(repr=False)
     line: int = 0
+    """The line in the pool file, from 1; 0 if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slo:
-    """The latency that a tenant was promised; ``None`` where nothing was. Milliseconds."""
+    """The promised latencies of a tenant in milliseconds; ``None`` without a promise."""
 
     ttft_ms: float | None = None
+    """Time to first token."""
     tpot_ms: float | None = None
+    """Time per further output token."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputEstimate:
-    """How many output tokens to reserve: a quantile of what was produced, or the request's whole bound."""
+    """The output tokens to reserve: a quantile of past outputs, or the request's whole bound (``None``)."""
 
     quantile: float | None = 0.9
 
     @property
     def reserves_the_whole_bound(self) -> bool:
-        """Whether the pool file says ``output_estimate: max``."""
+        """Whether the pool file has ``output_estimate: max``."""
         return self.quantile is None
 
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:
-    """What one tenant or workload may use of a pool.
+    """One tenant's or workload's rights in a pool.
 
-    A dimension that the guarantee does not name is 0; one that the ceiling does not name is infinite.
+    A dimension that the guarantee does not name is 0. A dimension that the ceiling does not name is infinite.
     """
 
     name: str
@@ -77,28 +80,28 @@ class Entitlement:
     output_estimate: OutputEstimate = OutputEstimate()
     api_keys: tuple[KeyRef, ...] = ()
     preemptible: bool = True
-    """Whether running requests of spot may be ended for a guarantee. Other tiers never yield."""
+    """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
 
     @property
     def is_preemptible(self) -> bool:
-        """Whether running requests may be ended to make room for a guarantee."""
+        """Whether a guarantee may end the running requests."""
         return self.preemptible and self.tier is Tier.SPOT
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaCapacity:
-    """What one engine sustains, per dimension; ``None`` means ``auto``: learned or read from the engine."""
+    """The capacity of one engine per dimension; ``None`` means ``auto``: learned or read from the engine."""
 
     tokens_per_second: float | None = None
     kv_tokens: float | None = None
     concurrency: float | None = None
     start: Amount = NOTHING
-    """What learning begins with (``auto: NUMBER``), where it is above 0."""
+    """The starting values of learning (``auto: NUMBER``); 0 in a dimension without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pricing:
-    """The prices of a pool. Weights are per token; the others are input tokens per item."""
+    """The prices of a pool. Weights are weighted tokens per token. The others are input tokens per item."""
 
     input_weight: float = 1.0
     output_weight: float = 1.0
@@ -109,7 +112,7 @@ class Pricing:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One model behind one service."""
+    """One model behind one service: the capacity of all its replicas together."""
 
     name: str
     models: tuple[str, ...] = ("*",)
@@ -133,7 +136,7 @@ class PoolFile:
     """The entitlement of callers without a key; ``None`` rejects them."""
 
     def pool(self, name: str) -> Pool:
-        """The pool of that name. Raises ``KeyError`` where there is none."""
+        """The pool of that name. Raises ``KeyError`` if there is none."""
         for pool in self.pools:
             if pool.name == name:
                 return pool

@@ -1,7 +1,7 @@
-"""Outcomes: every way in which a request can end, as closed sets.
+"""Outcomes: all ways in which a request can end, as closed sets.
 
-The only place that picks a status code and explains a reason. The sidecar turns these values into bytes,
-metrics and log lines; ``docs/reference/errors.md`` is generated from them.
+This is the only module that chooses a status code and explains a reason. The sidecar turns these values into
+responses, metrics and log lines. ``docs/reference/errors.md`` is generated from them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Ending(StrEnum):
-    """How an admitted request ended. A ticket takes exactly one of these, exactly once."""
+    """The ending of an admitted request. Each ticket gets exactly one ending, exactly once."""
 
     FINISHED = "finished"
     CLIENT_GONE = "client_gone"
@@ -21,21 +21,21 @@ class Ending(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """One plain sentence for operators."""
+        """One sentence for operators."""
         return _ENDING_MEANING[self]
 
 
 class Reason(StrEnum):
-    """Why the sidecar itself answered: the value of ``x-tokenpool-reason``."""
+    """The reason why the sidecar itself answered: the value of ``x-tokenpool-reason``."""
 
-    # Shed: capacity exists, but this request may not have it now.
+    # Shed: the pool has capacity, but this request may not use it now.
     TOKENS_PER_SECOND = "tokens_per_second"
     KV_TOKENS = "kv_tokens"
     CONCURRENCY = "concurrency"
     ENGINE_FULL = "engine_full"
     PREEMPTED = "preempted"
     SIDECAR_FULL = "sidecar_full"
-    # There is no capacity at all.
+    # The sidecar has no capacity for any request.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
     TOO_MANY_CONNECTIONS = "too_many_connections"
@@ -73,7 +73,7 @@ class Reason(StrEnum):
 
     @property
     def meaning(self) -> str:
-        """One or two plain sentences for tenants and operators."""
+        """One or two sentences for tenants and operators."""
         return _MEANING[self]
 
 

@@ -1,7 +1,8 @@
 """YAML with line numbers: typed access to the values of a document. Pool files and load scenarios use it.
 
-Problems go to a ``Problems`` object. The one here collects them, so that a reader can report all of them. The
-load generator's raises an error at the first. An accessor that reported a problem returns ``None``.
+An accessor reports problems to a ``Problems`` object, and then returns ``None``. This module's object
+collects them, so that a reader can report all of them. The load generator's object raises an error at the
+first problem.
 """
 
 from __future__ import annotations
@@ -16,27 +17,28 @@ from typing import Any
 import yaml
 
 _MOST_BYTES = 16 << 20
-"""Some 50,000 entitlements."""
+"""The size of a file with about 50,000 entitlements."""
 _MOST_DEPTH = 20
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's parser, where PyYAML was built with it: 2,000 entitlements are read in a fifth of the time."""
+"""libyaml's parser, if PyYAML was built with it. It reads 2,000 entitlements in a fifth of the time."""
 _PLAIN_NUMBER = re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]*)?")
-"""Numbers that YAML and Python read alike. YAML has more: octal, sexagesimal, .inf."""
+"""Numbers that YAML and Python read in the same way. YAML has more: octal, sexagesimal, .inf."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One error (or, as a warning, one doubt)."""
+    """One error or one warning."""
 
     line: int
-    """From 1."""
+    """The line in the file, from 1."""
     message: str
-    """What is wrong, with the name of the value."""
+    """The problem, with the name of the value."""
     fix: str
+    """The next step for the author of the file."""
 
     def render(self, name: str) -> str:
-        """As ``pool.yaml:12: what is wrong; what to do``."""
+        """The text ``pool.yaml:12: PROBLEM; FIX``."""
         return f"{name}:{self.line}: {self.message}; {self.fix}"
 
 
@@ -48,16 +50,16 @@ class Problems:
         self.warnings: list[Problem] = []
 
     def error(self, line: int, message: str, fix: str) -> None:
-        """Report something that makes the file invalid."""
+        """Report a problem that makes the file invalid."""
         self.errors.append(Problem(line, message, fix))
 
     def warn(self, line: int, message: str, fix: str) -> None:
-        """Report something that is probably a mistake, though the file is valid."""
+        """Report a probable mistake in a valid file."""
         self.warnings.append(Problem(line, message, fix))
 
 
 class Node:
-    """One value of the document, with its place."""
+    """One value of the document, with its path and line."""
 
     __slots__ = ("_node", "_prefix", "_problems", "path")
 
@@ -74,11 +76,11 @@ class Node:
         return int(self._node.start_mark.line) + 1
 
     def error(self, message: str, fix: str) -> None:
-        """Report a problem with this value."""
+        """Report an error of this value."""
         self._problems.error(self.line, f"{self.path} {message}", fix)
 
     def warn(self, message: str, fix: str) -> None:
-        """Report a doubt about this value."""
+        """Report a warning about this value."""
         self._problems.warn(self.line, f"{self.path} {message}", fix)
 
     @property
@@ -97,7 +99,7 @@ class Node:
         return isinstance(self._node, yaml.ScalarNode) and self._node.tag in _NUMBERS
 
     def fields(self, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Node]:
-        """The fields of a mapping; unknown, repeated and missing ones are problems."""
+        """The fields of a mapping. Unknown, repeated and missing fields are errors."""
         found = self._fields(known, f"give it fields: {', '.join(known)}")
         for name in required if self.is_mapping else ():
             if name not in found:
@@ -105,7 +107,7 @@ class Node:
         return found
 
     def named(self) -> dict[str, Node]:
-        """The fields of a mapping with any names; repeated ones are problems."""
+        """The fields of a mapping with any names. Repeated fields are errors."""
         return self._fields(None, "write it as 'name: value' lines")
 
     def _fields(self, known: Sequence[str] | None, fix: str) -> dict[str, Node]:
@@ -134,7 +136,7 @@ class Node:
             yield Node(item, f"{self.path}[{index}]", self._problems)
 
     def text(self) -> str | None:
-        """A text that is not empty."""
+        """The value as a text that is not empty."""
         node = self._node
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str" and node.value.strip():
             return str(node.value)
@@ -144,7 +146,7 @@ class Node:
         return None
 
     def word(self, choices: Sequence[str]) -> str | None:
-        """One of a few words."""
+        """The value as one of ``choices``."""
         text = self.text()
         if text is None or text in choices:
             return text
@@ -152,13 +154,13 @@ class Node:
         return None
 
     def is_word(self, word: str) -> bool:
-        """Whether the value is just this text."""
+        """Whether the value is exactly this text."""
         return isinstance(self._node, yaml.ScalarNode) and self._node.value == word
 
     def number(
         self, unit: str, *, least: float = 0.0, most: float = math.inf, above: bool = False
     ) -> float | None:
-        """A finite number from ``least`` (or, ``above``, more than it) to ``most``."""
+        """The value as a finite number from ``least`` to ``most``; with ``above``, more than ``least``."""
         value = self._number()
         if value is None:
             self.error(
@@ -174,7 +176,7 @@ class Node:
         return value
 
     def _number(self) -> float | None:
-        """The value as a finite number; ``None`` where it is none."""
+        """The value as a finite number; ``None`` if it is none."""
         if not self.is_number:
             return None
         text = self._node.value
@@ -185,7 +187,7 @@ class Node:
         return value if math.isfinite(value) else None
 
     def whole(self, unit: str, *, least: int = 0, most: float = math.inf) -> int | None:
-        """A whole number from ``least`` to ``most``."""
+        """The value as a whole number from ``least`` to ``most``."""
         value = self.number(unit, least=least, most=most)
         if value is None:
             return None
@@ -195,7 +197,7 @@ class Node:
         return int(value)
 
     def boolean(self) -> bool | None:
-        """True or false."""
+        """The value as true or false."""
         node = self._node
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:bool":
             return bool(yaml.safe_load(node.value))
@@ -212,9 +214,10 @@ class Node:
 
 
 def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> Node | None:
-    """The top of a document, or ``None`` where the text is no YAML document.
+    """The top of a document; ``None`` if the text is no YAML document.
 
-    ``name`` is the document's name in messages, ``fields`` the required ones: the fix of an empty document.
+    ``name`` is the document's name in messages. ``fields`` are the required fields, for the message about an
+    empty document.
     """
     if len(text) > _MOST_BYTES:
         problems.error(1, f"the file has more than {_MOST_BYTES} characters", "split the file")
@@ -225,10 +228,10 @@ def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> N
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         what = error.problem or error.context or "it cannot be read"
-        if "nesting depth" in what:  # libyaml's own bound was passed before ours
+        if "nesting depth" in what:  # libyaml's own bound is lower here
             _nested_too_deeply(problems, error.problem_mark)
             return None
-        # Where the text ends too soon, libyaml names the line after it.
+        # If the text ends too early, libyaml names the line after its end.
         problems.error(
             min(_line(error.problem_mark or error.context_mark), text.count("\n") + 1),
             f"not YAML: {what}",
@@ -236,7 +239,7 @@ def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> N
         )
         return None
     except yaml.YAMLError as error:
-        problems.error(1, f"not YAML: {str(error).splitlines()[0]}", "remove all bytes that are no text")
+        problems.error(1, f"not YAML: {str(error).splitlines()[0]}", "remove all bytes that are not text")
         return None
     if node is None:
         problems.error(1, "the file is empty", f"add {fields}")
@@ -247,7 +250,7 @@ def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> N
 def _is_flat(text: str, problems: Problems) -> bool:
     """Whether the document has no aliases and no more than ``_MOST_DEPTH`` levels.
 
-    This is checked before nodes are made: nested nodes take stack, and an alias is read again at each use.
+    This is checked before nodes are made. Nested nodes need stack, and an alias is read again at each use.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_LOADER):

@@ -62,7 +62,7 @@ class Accounts:
         for account, entitlement in prepared.changed:
             control.ledger.reconfigure(account, entitlement, pool.pricing)
         for name in self.by_name.keys() - prepared.accounts.keys():
-            control.active.expel(self.by_name[name])
+            control.active.exclude(self.by_name[name])
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
         self._pricing = pool.pricing

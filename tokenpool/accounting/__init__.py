@@ -1,1 +1,1 @@
-"""Accounting: what each entitlement holds and has spent on one sidecar."""
+"""Accounting: the amounts that each entitlement holds and has spent on one sidecar."""

@@ -1,8 +1,7 @@
 """The account: the limits, the bucket, the gauges and the learned costs of one entitlement on one sidecar.
 
-Reading an account is free for all. Its state changes by the methods of this module alone: the ledger moves
-the gauges, and the part of the sidecar that knows the limits sets them. ``now`` is seconds on any monotonic
-clock.
+Any module may read an account. Only the methods of this module change it. The ledger moves the gauges, and
+the source of the limits sets the limits. ``now`` is in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -19,26 +18,26 @@ from tokenpool.pricing.cost import Cost, Pricer
 
 
 class PoolView(NamedTuple):
-    """The state of one entitlement in the whole pool, as far as this sidecar knows it."""
+    """The state of one entitlement in the whole pool, as last known to this sidecar."""
 
     limit: Amount
-    """What may be used at all sidecars together."""
+    """The limit for all sidecars together."""
     depth: float
-    """Tokens that the whole bucket holds."""
+    """The size of the whole bucket, in tokens."""
     debt: float = 0.0
-    """In seconds of service owed."""
+    """Debt in seconds of service."""
     level_elsewhere: float = 0.0
-    """Tokens of the bucket beyond this sidecar's part."""
+    """Tokens in the bucket in addition to this sidecar's part."""
     kv_elsewhere: float = 0.0
     """KV tokens in use at other sidecars."""
     concurrency_elsewhere: float = 0.0
     """Sequences in use at other sidecars."""
     has_peers: bool = False
-    """Whether the pool has other engines, where a request may run that finds this one full."""
+    """Whether the pool has other engines, on which a request may run if this one is full."""
 
 
 class Missing(NamedTuple):
-    """The part of a cost that a sidecar does not hold; 0 in each dimension that it holds."""
+    """The part of a cost that the sidecar does not hold; 0 in a dimension in which it holds all."""
 
     tokens: float
     kv_tokens: float
@@ -50,9 +49,10 @@ class Account:
 
     Limits come from one of three sources, with one method for each:
 
-    - ``set_limits``: the planner of a lone sidecar. The whole limit is used here.
-    - ``set_lease``: the lease store. The sidecar uses exactly what it holds.
-    - ``set_share``: this sidecar's part of a limit, while the lease store does not answer.
+    - ``set_limits``: the planner of a lone sidecar. The sidecar may use the whole limit.
+    - ``set_lease``: the lease store. The sidecar may use its lease.
+    - ``set_share``: the sidecar itself, while the lease store does not answer. It may use its share of a
+      limit.
     """
 
     __slots__ = (
@@ -83,25 +83,26 @@ class Account:
         self.entitlement = entitlement
         self.is_spot = entitlement.tier is Tier.SPOT
         self.is_preemptible = entitlement.is_preemptible
-        """As the ledger counts it; see ``Ledger.reconfigure``."""
+        """The value that the ledger counts with; see ``Ledger.reconfigure``."""
         self.is_active = False
-        """Whether it is one of the ``ActiveAccounts``, which alone changes this."""
+        """Whether the account is in ``ActiveAccounts``. Only ``ActiveAccounts`` changes this."""
         self.plan = 0
-        """The number of the plan with its limits, as ``ActiveAccounts`` counts plans."""
+        """The number of the plan that set the limits, as ``ActiveAccounts`` counts plans."""
         self.planned_at = now
-        """The time of that plan. The debt of an idle account is up to date until then."""
+        """The time of that plan. The debt of an idle account is its debt at that time."""
         self.has_peers = False
-        """As in ``PoolView``, like the next fields with a name of its fields."""
+        """See ``PoolView``, also for the other fields of the same names."""
         self.pricer = Pricer(entitlement, pricing)
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)
         self.retries = Retries()
         self.limit = NOTHING
-        """What may be used here. The rate is the pool's: the bucket holds this sidecar's part of it."""
+        """The amount that may be used here. Its rate is pool-wide: the bucket holds this sidecar's part of
+        it."""
         self.assured = NOTHING
         """The part of ``limit`` that may queue at a full engine."""
         self.pool_limit = NOTHING
-        """What may be used at all sidecars together; equal to ``limit`` for a lone one."""
+        """The limit for all sidecars together; equal to ``limit`` for a lone sidecar."""
         self.depth = 0.0
         self.level_elsewhere = self.kv_elsewhere = self.concurrency_elsewhere = 0.0
         self.debt = 0.0
@@ -113,7 +114,7 @@ class Account:
     def set_limits(
         self, limit: Amount, assured: Amount, debt: float, now: float, *, is_full: bool = False
     ) -> None:
-        """Set what the planner of a lone sidecar decided; with ``is_full``, the bucket is full."""
+        """Set the limits from the planner of a lone sidecar. With ``is_full``, fill the bucket."""
         self.set_pool(PoolView(limit, self._depth(limit), debt, has_peers=self.has_peers))
         self.limit, self.assured = limit, assured
         self.bucket.resize(limit.tokens_per_second, self.depth, now)
@@ -121,7 +122,7 @@ class Account:
             self.bucket.fill()
 
     def set_pool(self, view: PoolView) -> None:
-        """Set the pool-wide state. It changes nothing that this sidecar may use."""
+        """Set the pool-wide state. This does not change the amount that this sidecar may use."""
         self.pool_limit = view.limit
         self.depth = view.depth
         self.debt = view.debt
@@ -131,17 +132,17 @@ class Account:
         self.has_peers = view.has_peers
 
     def set_lease(self, limit: Amount, assured: Amount, tokens: float) -> None:
-        """Use exactly what the lease store granted: the KV tokens and sequences of ``limit``, and ``tokens``.
+        """Use exactly the granted lease: the KV tokens and sequences of ``limit``, and ``tokens``.
 
-        ``tokens`` may be negative: more was spent than the lease held.
+        ``tokens`` may be negative, if more was spent than the lease held.
         """
         self.limit, self.assured = limit, assured
         self.bucket.hold(tokens)
 
     def set_share(self, limit: Amount, assured: Amount, tokens: float, now: float) -> None:
-        """Use a part of a limit without the lease store: from now on the bucket refills at the limit's rate.
+        """Use a share of a limit without the lease store. The bucket refills at the rate of ``limit``.
 
-        If the bucket held a lease, it holds at least ``tokens`` from now on. A new bucket starts full.
+        If the bucket held a lease, its level becomes at least ``tokens``. A new bucket starts full.
         """
         self.limit, self.assured = limit, assured
         if self.bucket.holds_lease:
@@ -149,17 +150,17 @@ class Account:
         self.bucket.resize(limit.tokens_per_second, self._depth(limit), now)
 
     def hold_nothing(self) -> None:
-        """Give up all that is held of the limit. A bucket below zero stays there."""
+        """Give up the whole lease. A bucket level below zero stays."""
         self.limit = Amount(self.pool_limit.tokens_per_second, 0.0, 0.0)
         self.assured = NOTHING
         self.bucket.hold(min(self.bucket.level, 0.0))
 
     def forget_bucket(self) -> None:
-        """Forget what was spent: the next limits fill the bucket."""
+        """Reset the bucket. The next limits fill it."""
         self.bucket.forget()
 
     def give_up_beyond(self, kv_tokens: float, sequences: float, tokens: float) -> None:
-        """Give up what is held beyond these KV tokens, sequences and throughput tokens."""
+        """Reduce the lease to at most these KV tokens, sequences and throughput tokens."""
         limit = self.limit
         self.limit = Amount(
             limit.tokens_per_second, min(limit.kv_tokens, kv_tokens), min(limit.concurrency, sequences)
@@ -167,7 +168,7 @@ class Account:
         self.bucket.level = min(self.bucket.level, tokens)
 
     def missing(self, cost: Cost) -> Missing:
-        """The part of a cost that this sidecar does not hold now."""
+        """The part of a cost that exceeds the free part of the lease."""
         return Missing(
             max(cost.throughput - self.bucket.level, 0.0),
             max(self.kv_in_use + cost.kv_tokens - self.limit.kv_tokens, 0.0),
@@ -175,7 +176,7 @@ class Account:
         )
 
     def take_ahead(self, missing: Missing) -> None:
-        """Hold more before the lease store knows of it; the tokens come from the bucket's part elsewhere."""
+        """Hold more before the report. The tokens come from the bucket's part elsewhere."""
         limit = self.limit
         self.limit = Amount(
             limit.tokens_per_second,
@@ -185,8 +186,8 @@ class Account:
         self.bucket.level += missing.tokens
         self.level_elsewhere -= missing.tokens
 
-    def stretch(self, cost: Cost) -> float:
-        """Hold enough for one request of this cost; returns the tokens that were added for it."""
+    def hold_enough(self, cost: Cost) -> float:
+        """Hold enough for one more request of this cost. Returns the tokens added to the bucket."""
         kv_tokens, sequences = self.kv_in_use + cost.kv_tokens, self.concurrency_in_use + cost.sequences
         self.limit = self.limit.at_least(Amount(0.0, float(kv_tokens), float(sequences)))
         tokens = max(cost.throughput - self.bucket.level, 0.0)
@@ -200,16 +201,16 @@ class Account:
 
     @property
     def level(self) -> float:
-        """The level of the whole bucket, in tokens, as far as it is known here."""
+        """The level of the whole bucket in tokens, as last known here."""
         return self.bucket.level + self.level_elsewhere
 
     def is_inside_guarantee(
         self, sequences: int = 0, kv_tokens: int = 0, *, counts_elsewhere: bool = True
     ) -> bool:
-        """Whether the current use, and so much more, lies inside the entitlement's guarantee.
+        """Whether the current use plus ``sequences`` and ``kv_tokens`` lies inside the guarantee.
 
-        The use at other sidecars counts as far as it is known here. Without ``counts_elsewhere`` the answer
-        assumes that they use nothing. A guarantee without KV tokens does not bound them.
+        The last known use at other sidecars counts. Without ``counts_elsewhere`` the answer assumes that they
+        use nothing. A guarantee without KV tokens does not bound KV tokens. Spot has no guarantee.
         """
         guarantee = self.entitlement.guarantee
         sequences += self.concurrency_in_use
@@ -222,24 +223,24 @@ class Account:
         )
 
     def report(self, now: float) -> Report:
-        """What the planner needs to know of the time since the last report."""
+        """The demand and the service since the last report, for the planner."""
         return self.meter.report(self.kv_in_use, self.concurrency_in_use, now)
 
     def take_peaks(self) -> tuple[int, int]:
-        """The most KV tokens and sequences in use at once since the last call."""
+        """The highest KV tokens and sequences in use since the last call."""
         return self.meter.take_peaks(self.kv_in_use, self.concurrency_in_use)
 
     # --- for the ledger ---
 
     def hold(self, kv_tokens: int, sequences: int, now: float) -> None:
-        """Move both gauges, by negative amounts to release. Only the ledger calls this."""
+        """Add to both gauges; negative amounts release. Only the ledger calls this."""
         meter = self.meter
-        meter.hold(self.kv_in_use, self.concurrency_in_use, now)
+        meter.integrate(self.kv_in_use, self.concurrency_in_use, now)
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences
         meter.note_peaks(self.kv_in_use, self.concurrency_in_use)
 
     def charge(self, tokens: float) -> None:
-        """Charge throughput tokens, or refund negative ones. Only the ledger calls this."""
+        """Charge throughput tokens; a negative number refunds. Only the ledger calls this."""
         self.bucket.add(-tokens)
         self.meter.spent += tokens

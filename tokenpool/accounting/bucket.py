@@ -1,39 +1,40 @@
-"""The token bucket: the throughput that one entitlement may still spend. ``now`` is seconds on any clock."""
+"""The token bucket: the throughput that one entitlement may spend. ``now`` is in seconds of any clock."""
 
 from __future__ import annotations
 
 import math
 
 BUCKET_SECONDS = 1.0
-"""A bucket holds at least the tokens of this time at its rate. With less, sparse tenants lost their share."""
+"""The least size of a bucket, as seconds at its rate. With less, tenants with rare requests lost their
+share."""
 BUCKET_REQUESTS = 2.0
-"""A bucket also holds at least this many typical requests."""
+"""The least size of a bucket, as a number of typical requests."""
 
 
 def bucket_depth(rate: float, typical_tokens: float) -> float:
-    """The tokens that a bucket holds, for a rate in tokens/s and the cost of a typical request in tokens."""
+    """The size of a bucket in tokens, for a rate in tokens/s and a typical request's cost in tokens."""
     return max(rate * BUCKET_SECONDS, typical_tokens * BUCKET_REQUESTS, 1.0)
 
 
 class TokenBucket:
-    """A bucket of throughput tokens whose level may go below zero.
+    """A bucket of throughput tokens. Its level may fall below zero.
 
-    It admits while the level is above zero and is charged the whole cost. So a small bucket never starves a
-    large request, and the long-run rate still holds.
+    A request is admitted while the level is above zero, and the bucket is charged the whole cost. So a small
+    bucket never starves a large request, and the long-run rate still holds.
 
-    Its owner chooses between two ways to fill it: at a rate up to a depth (``resize``), or with the exact
-    tokens of a lease (``hold``).
+    Its owner fills it in one of two ways: at a rate up to a depth (``resize``), or with the exact tokens of a
+    lease (``hold``).
     """
 
     __slots__ = ("_filled_at", "depth", "level", "rate")
 
     def __init__(self, now: float) -> None:
         self.level = 0.0
-        """Tokens, as of the last refill."""
+        """The number of tokens at the last refill."""
         self.rate = 0.0
         """Tokens per second."""
         self.depth = 0.0
-        """The most tokens; 0 for a new bucket, infinite for a lease."""
+        """The highest level; 0 for a new bucket, infinite for a lease."""
         self._filled_at = now
 
     @property
@@ -57,7 +58,7 @@ class TokenBucket:
         self.level = depth if is_new else min(self.level, depth)
 
     def add(self, tokens: float) -> None:
-        """Refund (positive) or charge (negative); the level never exceeds the depth."""
+        """Refund (positive) or charge (negative). The level never exceeds the depth."""
         level = self.level + tokens
         self.level = level if level < self.depth else self.depth
 

@@ -1,7 +1,7 @@
-"""The ledger: it books what admitted requests hold and spend on one sidecar.
+"""The ledger: it records the reservations and settlements of admitted requests on one sidecar.
 
-A ``Ticket`` is a reservation that ends exactly once. The rules of admission decide whether a request may have
-a ticket; the ledger only books it. ``now`` is seconds on any monotonic clock.
+A ``Ticket`` is a reservation that ends exactly once. The admission rules decide whether a request gets a
+ticket. The ledger only records it. ``now`` is in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from tokenpool.pricing.estimators import Average
 
 
 class Ledger:
-    """Books reservations on accounts, and counts what all accounts of one sidecar hold together."""
+    """Makes reservations on accounts, and keeps the sums over all accounts of one sidecar."""
 
     __slots__ = ("concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence")
 
     def __init__(self) -> None:
         self.kv_in_use = 0
+        """KV tokens that running requests hold."""
         self.concurrency_in_use = 0
+        """Running sequences."""
         self.preemptible_in_use = 0
-        """Sequences among them that may be ended for a guarantee."""
+        """Running sequences that may be ended for a guarantee."""
         self.residence = Average(RESIDENCE_PRIOR_S)
         """Seconds from admission to the end of a request, over all entitlements and endings."""
 
     def reconfigure(self, account: Account, entitlement: Entitlement, pricing: Pricing) -> None:
-        """Put a changed entitlement or price list in force. Requests in flight settle as they began."""
+        """Apply a changed entitlement or changed prices. Requests in flight keep their reservations."""
         account.entitlement = entitlement
         account.is_spot = entitlement.tier is Tier.SPOT
         if entitlement.is_preemptible is not account.is_preemptible:
@@ -39,15 +41,16 @@ class Ledger:
         account.pricer.reprice(entitlement, pricing)
 
     def reserve(self, account: Account, ask: Ask, cost: Cost, now: float) -> Ticket:
-        """Book an admitted request."""
+        """Reserve the cost of an admitted request."""
         self._hold(account, cost.kv_tokens, cost.sequences, now)
         account.charge(cost.throughput)
         return Ticket(account, ask, cost, now)
 
     def extend(self, ticket: Ticket, output_tokens: int, block_size: int, now: float) -> None:
-        """Grow a running reservation so that it covers ``output_tokens`` (over all its sequences).
+        """Extend a reservation to ``output_tokens`` (over all its sequences).
 
-        It is never refused and may exceed the limit: no running request is cut for its length.
+        This is never refused and may exceed the limit: no running request is cut for its length. Raises
+        ``TicketEnded`` if the ticket has ended.
         """
         ticket.require_running()
         if output_tokens <= ticket.output_held:
@@ -67,8 +70,8 @@ class Ledger:
     ) -> None:
         """Replace the reservation by the actual usage. Raises ``TicketEnded`` the second time.
 
-        The usage that the engine ``reported`` of a finished request teaches the estimators. From a request
-        that was cut short they learn that its output would have been longer.
+        The estimators learn from a finished request whose usage the engine ``reported``. From a request that
+        was cut short they learn that its output would have been longer.
         """
         ticket.require_running()
         ticket.ending = ending
@@ -83,7 +86,7 @@ class Ledger:
             account.pricer.learn(ticket.ask, spent)
 
     def _hold(self, account: Account, kv_tokens: int, sequences: int, now: float) -> None:
-        """Move the gauges of the account and of the sidecar together, so that their sums stay equal."""
+        """Change the gauges of the account and of the sidecar together, so that the sums stay equal."""
         account.hold(kv_tokens, sequences, now)
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences

@@ -1,6 +1,6 @@
-"""The meter: what one entitlement offered, spent and held on one sidecar. It makes the planner's reports.
+"""The meter: one entitlement's demand, spending and use on one sidecar. It makes the planner's reports.
 
-``now`` is seconds on any monotonic clock.
+``now`` is in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from tokenpool.pricing.cost import Cost
 from tokenpool.pricing.estimators import Average
 
 DEMAND_MEMORY_S = 1.0
-"""Time constant over which offered load is averaged into demand."""
+"""Time constant in seconds of the average that turns offered load into demand."""
 RESIDENCE_PRIOR_S = 1.0
-"""The assumed time of a request in the engine before the first one ends."""
+"""The assumed time of a request in the engine, in seconds, before the first request ends."""
 IDLE_BELOW = 0.25
-"""An entitlement without offers is idle once its demand is below so many sequences: all of it is lent."""
+"""An entitlement without offers is idle if its demand is below this number of sequences. All of it is
+lent."""
 LARGEST_MEMORY_S = 30.0
-"""Time constant with which the memory of a large request fades."""
+"""Time constant in seconds with which the remembered size of the largest request decays."""
 
 
 class Meter:
     """The demand and the service of one entitlement since the last report.
 
-    Demand follows Little's law: each offered request asks for its tokens, and for its KV tokens and
-    sequences for the time that this entitlement's requests stay. So the direction of the demand is the true
-    mix of the requests, for any share of them that was shed.
+    Demand follows Little's law. Each offered request demands its tokens. It also demands its KV tokens and
+    sequences for the mean time of this entitlement's requests in the engine. So the proportions of the demand
+    are the true mix of the requests, for any share of shed requests.
     """
 
     __slots__ = (
@@ -59,24 +60,24 @@ class Meter:
         self._reported_at = self._held_at = now
         self._offered_tokens = self._offered_kv = self._offered_sequences = 0.0
         self.kv_seconds = self.concurrency_seconds = 0.0
-        """KV-token-seconds and sequence-seconds held, since the account was made."""
+        """KV-token-seconds and sequence-seconds held, since the account exists."""
         self._reported_kv_s = self._reported_concurrency_s = 0.0
         self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self.spent = 0.0
-        """Throughput tokens charged less those refunded, since the account was made. It may fall."""
+        """Throughput tokens charged less refunds, since the account exists. It may fall."""
         self._charged = 0.0
-        """The part of ``spent`` that was reported."""
+        """The part of ``spent`` that is reported."""
         self._peak_kv = self._peak_concurrency = 0
-        """The most that was in use at once since the last ``take_peaks``."""
+        """The highest use since the last ``take_peaks``."""
         self._largest_kv = self._largest_sequences = 0.0
         self.demand = NOTHING
         """The recent offered load, shed requests included."""
         self.fresh = NOTHING
-        """The same without the retries of shed requests."""
+        """The demand without the retries of shed requests."""
         self.residence = Average(RESIDENCE_PRIOR_S)
-        """Seconds from admission to the end of a request."""
+        """Mean seconds from the admission to the end of a request."""
         self.typical_tokens = Average(0.0)
-        """Throughput cost of a request."""
+        """Mean throughput cost of a request, in weighted tokens."""
 
     def offer(self, cost: Cost, *, is_retry: bool = False) -> None:
         """Count one priced request, admitted or shed."""
@@ -96,7 +97,7 @@ class Meter:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was offered since the last report, and demand was zero at that report."""
+        """Whether no request was offered since the last report, and demand was zero at that report."""
         return self._offered_sequences == 0 and self.demand == NOTHING
 
     @property
@@ -109,8 +110,8 @@ class Meter:
         """The largest recent request in KV tokens and sequences, at least one sequence."""
         return Amount(0.0, self._largest_kv, max(self._largest_sequences, 1.0))
 
-    def hold(self, kv_tokens: int, concurrency: int, now: float) -> None:
-        """Integrate what was held until ``now``; call before either gauge changes."""
+    def integrate(self, kv_tokens: int, concurrency: int, now: float) -> None:
+        """Integrate both gauges over the time since the last call. Call it before a gauge changes."""
         elapsed = now - self._held_at
         if elapsed > 0:
             self.kv_seconds += kv_tokens * elapsed
@@ -118,22 +119,22 @@ class Meter:
             self._held_at = now
 
     def note_peaks(self, kv_tokens: int, concurrency: int) -> None:
-        """Remember the most that is in use at once; call after either gauge has changed."""
+        """Remember the highest use. Call it after a gauge changed."""
         if kv_tokens > self._peak_kv:
             self._peak_kv = kv_tokens
         if concurrency > self._peak_concurrency:
             self._peak_concurrency = concurrency
 
     def take_peaks(self, kv_tokens: int, concurrency: int) -> tuple[int, int]:
-        """The most KV tokens and sequences in use at once since the last call; restarts at these gauges."""
+        """The highest KV tokens and sequences in use since the last call. Peaks restart at these gauges."""
         peaks = self._peak_kv, self._peak_concurrency
         self._peak_kv, self._peak_concurrency = kv_tokens, concurrency
         return peaks
 
     def report(self, kv_in_use: int, concurrency_in_use: int, now: float) -> Report:
-        """Close the interval and report it. An interval of no length repeats the last demand."""
-        self.hold(kv_in_use, concurrency_in_use, now)
-        # Read before it fades: a floor a little below the largest request would exclude that request.
+        """Close the interval and report it. An interval of zero length repeats the last demand."""
+        self.integrate(kv_in_use, concurrency_in_use, now)
+        # Read before the decay: a floor slightly below the largest request would exclude that request.
         floor = self.floor
         elapsed = now - self._reported_at
         service = NOTHING
@@ -152,8 +153,8 @@ class Meter:
         self.fresh = self.fresh.at_least(held)
         return Report(demand=self.demand, service=service, floor=floor)
 
-    def rest(self, until: float) -> None:
-        """Pass an idle time at once, with the result of reports without an offer or a hold in that time."""
+    def skip_idle_time(self, until: float) -> None:
+        """Skip an idle time. The result equals that of reports without an offer or a running request."""
         elapsed = until - self._reported_at
         if elapsed > 0:
             faded = math.exp(-elapsed / LARGEST_MEMORY_S)

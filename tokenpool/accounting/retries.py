@@ -1,18 +1,17 @@
-"""Retries: recognition of a request that was shed a moment ago. Bounded in memory.
+"""Retries: recognition of a request that was shed recently. Its memory is bounded.
 
-A client that was shed sends the same bytes again. If each attempt counted as new demand, the scale hint would
-ask for replicas that nobody needs. A client that changes its body between attempts is not recognised. A
-client that retries at another sidecar is not recognised either.
+A client whose request was shed sends the same bytes again. If each attempt counted as new demand, the scale
+hint would ask for unneeded replicas. A retry with another body, or at another sidecar, is not recognised.
 """
 
 from __future__ import annotations
 
 MOST_REMEMBERED = 1024
-"""Sheds that are remembered of one entitlement; the oldest is forgotten first."""
+"""The most shed requests that are remembered per entitlement. The oldest is forgotten first."""
 REMEMBER_S = 60.0
-"""The time for which a shed is remembered, in seconds."""
+"""The time for which a shed request is remembered, in seconds."""
 _SAMPLE = 2048
-"""Bytes at each end of a body that its fingerprint covers."""
+"""The bytes at each end of a body that the fingerprint covers."""
 
 
 class Retries:
@@ -31,7 +30,7 @@ class Retries:
         return shed_at is not None and now - shed_at < REMEMBER_S
 
     def shed(self, body: bytes, now: float) -> None:
-        """Remember a body that was shed."""
+        """Remember the body of a shed request."""
         fingerprint = _fingerprint(body)
         self._shed.pop(fingerprint, None)
         self._shed[fingerprint] = now
@@ -39,11 +38,11 @@ class Retries:
             del self._shed[next(iter(self._shed))]
 
     def admitted(self, body: bytes) -> None:
-        """The request was admitted: the same bytes again are a new request."""
+        """Forget the body of an admitted request: the same bytes are a new request from now on."""
         if self._shed:
             self._shed.pop(_fingerprint(body), None)
 
 
 def _fingerprint(body: bytes) -> int:
-    """A hash of length, beginning and end: conversations share beginnings, and grow at the end."""
+    """A hash of length, beginning and end: conversations share beginnings and grow at the end."""
     return hash((len(body), body[:_SAMPLE], body[-_SAMPLE:]))

@@ -1,4 +1,4 @@
-"""The ticket: what one admitted request holds. Only the ledger makes and ends tickets."""
+"""The ticket: the reservation of one admitted request. Only the ledger makes and ends tickets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tokenpool.pricing.cost import Ask, Cost
 
 
 class TicketEnded(Exception):
-    """A ticket was used after its end: a defect in the caller, never in the request."""
+    """A ticket was used after its end. This is a defect of the caller, never of the request."""
 
 
 class Ticket:
-    """A reservation: what one admitted request holds until it is settled. It ends exactly once."""
+    """The reservation of one admitted request until its settlement. It ends exactly once."""
 
     __slots__ = (
         "account",
@@ -39,11 +39,11 @@ class Ticket:
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
         self.ending: Ending | None = None
-        """How it ended; ``None`` while the request runs."""
+        """The ending; ``None`` while the request runs."""
         self.streams = True
-        """Whether the answer is a stream, so that its first token is seen."""
+        """Whether the answer is a stream, so that the sidecar sees its first token."""
         self.has_begun = False
-        """Whether the first token has come."""
+        """Whether the first token has arrived."""
         self.is_guaranteed = False
         """Whether the request was inside its entitlement's guarantee when it was admitted."""
 

@@ -1,1 +1,1 @@
-"""Whether a request may run now, who waits, and who is ended for a guarantee."""
+"""Admission: the admission rules, the admission queue, and preemption."""

@@ -1,6 +1,6 @@
-"""A request that waits: for a larger lease, or for room. It has a deadline and a reason. Pure.
+"""A pending request: it waits for a larger lease or for room, with a deadline and a reason. Pure.
 
-The admission queue and the leases change its fields; its request is the caller's own and is not looked into.
+The admission queue and the leases change its fields. They do not read the caller's record of the request.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 
 RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
-"""The order in which tiers are served."""
+"""The order of the tiers in the admission queue."""
 
 
 class WaitsFor(enum.Enum):
-    """What a request waits for."""
+    """The reason of a wait."""
 
     LEASE = "lease"
     """A larger lease of its entitlement's limit."""
@@ -28,7 +28,7 @@ class WaitsFor(enum.Enum):
 
 
 class PendingRequest:
-    """A priced request between its arrival and its decision. It is decided once, or withdrawn."""
+    """A priced request between its arrival and its decision. It is decided or withdrawn, once."""
 
     __slots__ = (
         "account",
@@ -43,8 +43,8 @@ class PendingRequest:
         "is_counted",
         "is_listed",
         "is_retimed",
+        "longest_wait_s",
         "number",
-        "patience_s",
         "rank",
         "request",
         "retry_in_s",
@@ -59,7 +59,7 @@ class PendingRequest:
         cost: Cost,
         arrived_at: float,
         *,
-        patience_s: float,
+        longest_wait_s: float,
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
@@ -70,30 +70,31 @@ class PendingRequest:
         self.body = body
         """The bytes by which a retry is recognised."""
         self.request = request
-        """The caller's own record of the request."""
+        """The caller's record of the request."""
         self.streams = streams
+        """Whether the answer is a stream, so that the sidecar sees its first token."""
         self.arrived_at = arrived_at
-        """Seconds by the sidecar's monotonic clock, as all times here."""
-        self.patience_s = patience_s
-        """The longest wait that the entitlement's tier and SLO allow."""
+        """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
+        self.longest_wait_s = longest_wait_s
+        """The longest wait in seconds that the entitlement's tier and SLO allow."""
         self.rank = RANKS[account.entitlement.tier]
         self.number = 0
-        """The place in the order of arrival."""
+        """The position in the order of arrival."""
         self.entered_at = arrived_at
-        """The time at which the present wait began."""
-        self.deadline = arrived_at + patience_s
+        """The start of the current wait."""
+        self.deadline = arrived_at + longest_wait_s
         self.waits_for = WaitsFor.LIMIT
         self.retry_in_s = math.inf
-        """The time after which the request may fit without any event, as a token bucket fills."""
+        """The seconds after which the request may fit without an event, because a token bucket fills."""
         self.first_answer_at = math.inf
         """The time of the lease store's first answer to a message that asked for this request."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False
-        """Whether it waits no longer."""
+        """Whether the current wait has ended."""
         self.is_listed = self.is_retimed = False
-        """Whether the queue has an entry of it for the engine's room, and for ``retry_in_s``."""
+        """Whether the queue's heaps have an entry for its need of the engine, and for ``retry_in_s``."""
 
-    def let_go(self) -> None:
-        """Drop the body and the caller's record: the queue's heaps may keep the rest until the deadline."""
+    def drop_body(self) -> None:
+        """Drop the body and the caller's record. The queue's heaps may keep the rest until the deadline."""
         self.body, self.request = b"", None

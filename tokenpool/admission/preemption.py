@@ -1,8 +1,7 @@
-"""Preemption: which spot requests in flight are ended to make room for a guarantee. Pure.
+"""Preemption: the choice of running spot requests to end for a guarantee. Pure.
 
-The controller decides when: a request inside its guarantee finds the engine full, or may wait in an engine
-with fewer slots than assumed. The relay decides how: it sends a last event and closes the engine's
-connection.
+``AdmissionControl`` decides when to preempt: a request inside its guarantee finds the engine full, or may
+wait in an engine with fewer slots than assumed. The owner of the request ends it.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import NamedTuple, TypeVar
 
 
 class Running(NamedTuple):
-    """A spot request in flight."""
+    """A running spot request."""
 
     admitted_at: float
     """Seconds on the sidecar's monotonic clock."""
     sequences: int
     kv_tokens: int
     has_begun: bool = True
-    """Whether the engine has begun with it, as far as is known: what waits there has cost nothing yet."""
+    """Whether the engine may have started it. A request in the engine's queue has used no compute."""
 
 
 _Key = TypeVar("_Key")
@@ -30,8 +29,8 @@ def victims(
 ) -> list[tuple[_Key, Running]]:
     """The requests to end so that ``sequences`` and ``kv_tokens`` become free; none if all are not enough.
 
-    Requests that have not started come first: no computed work is lost, and otherwise they would take the
-    freed slots. Then the youngest, because they lose the least work. No request is ended without need.
+    Requests that have not started are first: they lose no work, and would otherwise take the freed slots. The
+    youngest are next, because they lose the least work. No request is ended without need.
     """
     if sequences <= 0 and kv_tokens <= 0:
         return []

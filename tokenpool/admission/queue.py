@@ -1,12 +1,13 @@
 """The admission queue of one sidecar: all requests that wait, each with a deadline and a reason. Pure.
 
-Requests that wait for room are ordered by tier, then by deadline; within an entitlement by arrival. Requests
-that wait for a larger lease are kept here too, by entitlement and arrival; the leases decide when one is due.
-Each wait is bounded, and so is the number of waiting requests.
+Requests that wait for room are ordered by tier and then by deadline. Requests of one entitlement keep their
+order of arrival. Requests that wait for a larger lease are kept here too, by entitlement and arrival, and
+``LeaseWaits`` decides when one of them is due. The length of each wait and the number of waiting requests are
+bounded.
 
-The queue decides which request is tried next, and until when. ``due`` yields the requests to try: the caller
-tries each one, and calls ``leave`` for a request whose wait has ended. Whether a request fits is decided in
-``rules``. However many wait, the end of a request costs only the tries of those that may fit now.
+The queue decides which request is tried next. ``due`` yields the requests to try. The caller tries each one
+with ``rules.admit``, and calls ``leave`` for a request whose wait has ended. The end of a running request
+costs only the tries of requests that may fit now, for any number of waiting requests.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
-"""Requests of one entitlement that wait for room, or for a lease, at the same time. Further ones are shed."""
+"""The most requests of one entitlement that wait for room, or for a lease. Further requests are shed."""
 SHORTEST_RETRY_S = 0.002
-"""A request whose tokens are expected sooner is tried again after this time."""
-_NOBODY: Sequence[PendingRequest] = ()
+"""The shortest time before a request without tokens is tried again, in seconds."""
+_NO_REQUESTS: Sequence[PendingRequest] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,11 @@ class QueueSettings:
     elastic_s: float = 1.0
     spot_s: float = 0.0
 
-    def patience(self, account: Account) -> float:
+    def longest_wait_s(self, account: Account) -> float:
         """The longest wait of a request of this account, in seconds.
 
         A promised time to first token shortens it: a longer wait would break the promise before the engine
-        has begun.
+        starts the request.
         """
         entitlement = account.entitlement
         tier, promised_ms = entitlement.tier, entitlement.slo.ttft_ms
@@ -58,7 +59,7 @@ class AdmissionQueue:
     __slots__ = (
         "_engine",
         "_for_lease",
-        "_lines",
+        "_for_room",
         "_need_engine",
         "_pushed",
         "_size",
@@ -73,36 +74,39 @@ class AdmissionQueue:
 
     def __init__(self, settings: QueueSettings) -> None:
         self.settings = settings
-        self._lines: dict[str, deque[PendingRequest]] = {}
-        """Requests that wait for room, by entitlement; no line is empty."""
+        self._for_room: dict[str, deque[PendingRequest]] = {}
+        """Requests that wait for room, by entitlement, in order of arrival. No deque is empty."""
         self._for_lease: dict[str, deque[PendingRequest]] = {}
-        """Requests that wait for a lease, by entitlement; no line is empty."""
+        """Requests that wait for a lease, by entitlement, in order of arrival. No deque is empty."""
         self._timers: list[tuple[float, int, PendingRequest]] = []
-        """A heap of deadlines and retries. Entries of requests that left are skipped."""
+        """A heap of deadlines and retries. Entries of requests whose wait has ended are skipped."""
         self._engine: list[tuple[int, float, int, PendingRequest]] = []
-        """A heap of the first request of each entitlement that needs the engine. Some entries are skipped."""
+        """A heap with the first request of each entitlement that needs the engine. Stale entries are
+        skipped."""
         self._need_engine = [0] * len(RANKS)
-        """Requests that need the engine, by rank."""
+        """The number of requests that need the engine, by rank."""
         self._tried: PendingRequest | None = None
         """The request that the caller tries now. It does not count as one that needs the engine."""
         self._pushed = 0
+        """The number of requests and heap entries so far, for their order."""
         self._size = 0
+        """The number of requests that wait for room."""
         self.waits = 0
-        """Requests that waited for room so far."""
+        """The number of waits for room so far."""
         self.waited_s = 0.0
-        """The sum of those waits."""
+        """The sum of those waits, in seconds."""
         self.lease_waits = 0
-        """Requests that waited for a lease so far."""
+        """The number of waits for a lease so far."""
         self.lease_waited_s = 0.0
-        """The sum of those waits."""
+        """The sum of those waits, in seconds."""
 
     def __len__(self) -> int:
-        """Requests that wait, for room or for a lease."""
-        return self._size + sum(len(line) for line in self._for_lease.values())
+        """The number of requests that wait, for room or for a lease."""
+        return self._size + sum(len(waiting) for waiting in self._for_lease.values())
 
     @property
     def waiting_for_room(self) -> int:
-        """Requests that wait for room."""
+        """The number of requests that wait for room."""
         return self._size
 
     @property
@@ -111,8 +115,8 @@ class AdmissionQueue:
         return bool(self._for_lease)
 
     def has_waiting(self, account: Account) -> bool:
-        """Whether requests of this entitlement wait for room: a new one goes behind them."""
-        return account.entitlement.name in self._lines
+        """Whether requests of this entitlement wait for room. A new request must wait behind them."""
+        return account.entitlement.name in self._for_room
 
     @property
     def needs_engine(self) -> bool:
@@ -127,17 +131,18 @@ class AdmissionQueue:
     def may_wait(self, account: Account, expected_s: float, *, needs_engine: bool = False) -> bool:
         """Whether a request that does not fit now may wait.
 
-        ``expected_s`` is the expected time until the next request fits. Those that are tried before this one
-        take their room first. A request that is not expected to fit before its deadline is shed at once.
+        ``expected_s`` is the expected time in seconds until the next request fits. Requests that are tried
+        before this one get room first. A request that is not expected to fit before its deadline may not
+        wait.
         """
-        patience = self.settings.patience(account)
-        line = self._lines.get(account.entitlement.name)
-        ahead = len(line) if line is not None else 0
-        if patience <= 0 or ahead >= MOST_WAITING:
+        longest = self.settings.longest_wait_s(account)
+        waiting = self._for_room.get(account.entitlement.name)
+        ahead = len(waiting) if waiting is not None else 0
+        if longest <= 0 or ahead >= MOST_WAITING:
             return False
         if needs_engine:
             ahead = sum(self._need_engine[: RANKS[account.entitlement.tier] + 1])
-        return expected_s * (ahead + 1) <= patience
+        return expected_s * (ahead + 1) <= longest
 
     def enter(
         self,
@@ -146,20 +151,20 @@ class AdmissionQueue:
         waits_for: WaitsFor = WaitsFor.LIMIT,
         retry_in_s: float = math.inf,
     ) -> None:
-        """Wait for room from ``now`` on. The deadline counts from the request's arrival."""
+        """Make a request wait for room from ``now`` on. The deadline counts from its arrival."""
         self._pushed += 1
         pending.number, pending.entered_at = self._pushed, now
-        pending.deadline = pending.arrived_at + self.settings.patience(pending.account)
+        pending.deadline = pending.arrived_at + self.settings.longest_wait_s(pending.account)
         pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
         pending.has_left = pending.is_listed = pending.is_retimed = False
-        self._lines.setdefault(pending.account.entitlement.name, deque()).append(pending)
+        self._for_room.setdefault(pending.account.entitlement.name, deque()).append(pending)
         heappush(self._timers, (pending.deadline, self._pushed, pending))
         self._count(pending, 1)
         self._schedule(pending, now)
         self.waits += 1
 
     def leave(self, pending: PendingRequest, now: float) -> None:
-        """A request waits no longer, for whatever it waited."""
+        """End the wait of a request, for any reason of the wait. Does nothing if it has ended."""
         if pending.has_left:
             return
         if pending.waits_for is WaitsFor.LEASE:
@@ -169,29 +174,29 @@ class AdmissionQueue:
         self._count(pending, -1)
         self.waited_s += now - pending.entered_at
         name = pending.account.entitlement.name
-        line = self._lines[name]
-        was_first = line[0] is pending
-        line.remove(pending)
-        if not line:
-            del self._lines[name]
+        waiting = self._for_room[name]
+        was_first = waiting[0] is pending
+        waiting.remove(pending)
+        if not waiting:
+            del self._for_room[name]
         elif was_first:
-            # The next one is tried soon, whatever it waits for.
-            if line[0].waits_for is not WaitsFor.ENGINE:
-                line[0].retry_in_s = 0.0
-            self._schedule(line[0], now)
+            # The next request is tried soon, for any reason of its wait.
+            if waiting[0].waits_for is not WaitsFor.ENGINE:
+                waiting[0].retry_in_s = 0.0
+            self._schedule(waiting[0], now)
 
     def change(self, pending: PendingRequest, waits_for: WaitsFor, retry_in_s: float) -> None:
-        """The request that is tried now waits on for room, perhaps for another reason."""
+        """The request that is tried now continues to wait for room, perhaps for another reason."""
         self._count(pending, -1)
         pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
         self._count(pending, 1)
 
     def due(self, now: float, ended: Account | None = None) -> Iterator[PendingRequest]:
-        """The requests to try now, in order; at their deadline for the last time (``deadline <= now``).
+        """Yield the requests to try now, in order. At the deadline (``deadline <= now``) it is the last try.
 
         The caller tries each one before it asks for the next, and calls ``leave`` or ``change``. ``ended`` is
-        the account whose request has ended, if nothing else changed. If one request of an entitlement does
-        not fit, its later ones are not tried: they keep their order.
+        the account whose request has ended, if nothing else changed. If a request does not fit, later
+        requests of its entitlement are not tried, so they keep their order.
         """
         self._tried = None  # of a caller that failed
         if self._size:
@@ -199,11 +204,11 @@ class AdmissionQueue:
             if ended is None:
                 yield from self._due_of_all(now)
             else:
-                yield from self._due_of(self._lines.get(ended.entitlement.name), now)
+                yield from self._due_of(self._for_room.get(ended.entitlement.name), now)
             yield from self._due_by_time(now)
 
     def wakes_at(self) -> float:
-        """The latest time for the next ``due``; infinite while no request waits for room."""
+        """The latest time for the next call of ``due``; infinite while no request waits for room."""
         timers = self._timers
         while timers and _is_stale(timers[0][2]):
             heappop(timers)
@@ -212,39 +217,39 @@ class AdmissionQueue:
     # --- waits for a lease ---
 
     def enter_for_lease(self, pending: PendingRequest, now: float, deadline: float) -> None:
-        """Wait for a larger lease, until the leases call ``leave``."""
+        """Make a request wait for a larger lease, until ``LeaseWaits`` ends the wait."""
         pending.waits_for, pending.entered_at, pending.deadline = WaitsFor.LEASE, now, deadline
         pending.has_left, pending.first_answer_at = False, math.inf
         self._for_lease.setdefault(pending.account.entitlement.name, deque()).append(pending)
         self.lease_waits += 1
 
     def leave_lease_wait(self, pending: PendingRequest, now: float) -> None:
-        """A request waits for a lease no longer."""
+        """End the wait of a request for a lease. Does nothing if it has ended."""
         name = pending.account.entitlement.name
-        line = self._for_lease.get(name)
-        if pending.has_left or line is None:
+        waiting = self._for_lease.get(name)
+        if pending.has_left or waiting is None:
             return
         pending.has_left = True
         self.lease_waited_s += now - pending.entered_at
-        if line[0] is pending:
-            line.popleft()
+        if waiting[0] is pending:
+            waiting.popleft()
         else:
-            line.remove(pending)
-        if not line:
+            waiting.remove(pending)
+        if not waiting:
             del self._for_lease[name]
 
     def waiting_for_lease(self, name: str) -> Sequence[PendingRequest]:
-        """An entitlement's requests that wait for a lease, in order of arrival. Not to be changed."""
-        return self._for_lease.get(name, _NOBODY)
+        """An entitlement's requests that wait for a lease, in order of arrival. Read-only."""
+        return self._for_lease.get(name, _NO_REQUESTS)
 
     def entitlements_waiting_for_lease(self) -> list[str]:
-        """The entitlements with requests that wait for a lease."""
+        """The names of the entitlements with requests that wait for a lease."""
         return list(self._for_lease)
 
     # --- the order ---
 
     def _due_for_engine(self, now: float) -> Iterator[PendingRequest]:
-        """The first requests that need the engine, until one finds no room."""
+        """Yield the first requests that need the engine, until one finds no room."""
         heap = self._engine
         while heap:
             pending = heappop(heap)[3]
@@ -257,21 +262,21 @@ class AdmissionQueue:
                 break
 
     def _due_of_all(self, now: float) -> Iterator[PendingRequest]:
-        heap = [_turn(line) for line in self._lines.values()]
+        heap = [_sort_key(waiting) for waiting in self._for_room.values()]
         heapify(heap)
         while heap:
-            line = heappop(heap)[3]
-            if not line:
+            waiting = heappop(heap)[3]
+            if not waiting:
                 continue
-            first = line[0]
+            first = waiting[0]
             self._set_aside(first)
             yield first
-            if self._put_back(first, now) and line:
-                heappush(heap, _turn(line))
+            if self._put_back(first, now) and waiting:
+                heappush(heap, _sort_key(waiting))
 
-    def _due_of(self, line: deque[PendingRequest] | None, now: float) -> Iterator[PendingRequest]:
-        while line:
-            first = line[0]
+    def _due_of(self, waiting: deque[PendingRequest] | None, now: float) -> Iterator[PendingRequest]:
+        while waiting:
+            first = waiting[0]
             self._set_aside(first)
             yield first
             if not self._put_back(first, now):
@@ -291,13 +296,13 @@ class AdmissionQueue:
                 self._put_back(pending, now)
 
     def _is_first(self, pending: PendingRequest) -> bool:
-        return self._lines[pending.account.entitlement.name][0] is pending
+        return self._for_room[pending.account.entitlement.name][0] is pending
 
     def _set_aside(self, pending: PendingRequest) -> None:
         self._tried = pending
 
     def _put_back(self, pending: PendingRequest, now: float) -> bool:
-        """A request was tried; returns whether that was the end of its wait for room."""
+        """Continue after a try. Returns whether the wait of the request for room has ended."""
         self._tried = None
         if _is_stale(pending):
             return True
@@ -310,7 +315,7 @@ class AdmissionQueue:
             self._need_engine[pending.rank] += change
 
     def _schedule(self, pending: PendingRequest, now: float) -> None:
-        """Let the first request of a line be tried once it may fit."""
+        """Schedule the next try of a request, if it is the first of its entitlement."""
         if not self._is_first(pending):
             return
         if pending.waits_for is WaitsFor.ENGINE:
@@ -325,11 +330,11 @@ class AdmissionQueue:
 
 
 def _is_stale(pending: PendingRequest) -> bool:
-    """Whether a request waits for room no longer. It may wait for a lease now, with another deadline."""
+    """Whether the wait for room has ended. The request may wait for a lease now, with another deadline."""
     return pending.has_left or pending.waits_for is WaitsFor.LEASE
 
 
-def _turn(line: deque[PendingRequest]) -> tuple[int, float, int, deque[PendingRequest]]:
-    """A line by the turn of its first request."""
-    first = line[0]
-    return first.rank, first.deadline, first.number, line
+def _sort_key(waiting: deque[PendingRequest]) -> tuple[int, float, int, deque[PendingRequest]]:
+    """The requests of one entitlement, with the sort key of the first one."""
+    first = waiting[0]
+    return first.rank, first.deadline, first.number, waiting

@@ -1,11 +1,12 @@
-"""Admission: may this request run on this engine now?
+"""Admission rules: they decide whether a request may run on this engine now.
 
-One pure decision over the account, the ledger's totals and the engine's room. The answer is a value.
-Identity, pricing and everything that touches bytes come before; booking the ticket is the ledger's.
+A pure decision from the account, the ledger's totals and the engine's room. The result is a value.
+Authentication and pricing happen before. The ledger makes the reservation.
 
-The order of sacrifice under pressure follows from two rules: limits give to spot last (the planner), and
-only what lies within ``assured`` may queue at a full engine (here). Spot has nothing assured, so it is
-refused first; then elastic above its share, then bursts above a guarantee; a guarantee never is.
+Two rules give the order in which requests are refused under pressure. The planner gives capacity to spot
+last. Only requests within ``assured`` may queue at a full engine. Spot has no assured part, so it is refused
+first. Elastic requests above their share are next, then bursts above a guarantee. A request inside a
+guarantee is never refused.
 """
 
 from __future__ import annotations
@@ -23,30 +24,32 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
 
 SHORTEST_WAIT_S = 0.05
-"""No shed asks its client back sooner: less than a decode step or two changes nothing."""
+"""The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
 LONGEST_WAIT_S = 600.0
+"""The longest time in seconds that a refusal asks its client to wait."""
 
 
 class Admit(NamedTuple):
-    """The request may run; its ticket must be settled exactly once."""
+    """The request may run. Its ticket must be settled exactly once."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Shed:
-    """The request may not run now, or (``NEVER_FITS``) not at all."""
+    """The request may not run now, or never (``NEVER_FITS``)."""
 
     reason: Reason
     dimension: Dimension
     limit: float
     in_use: float
-    """For ``tokens_per_second`` the tokens spent ahead of the refill: how far the bucket is below zero."""
+    """The use of the dimension. For ``tokens_per_second``: the tokens by which the bucket is below zero."""
     cost: float
     retry_after_s: float
-    """When a retry is worth it, without jitter; 0 where it never is."""
+    """The seconds after which a retry makes sense, without jitter; 0 if it never does."""
     expected_s: float = math.inf
-    """The expected time until the next request would fit, unbounded: what the admission queue judges by."""
+    """The expected seconds until the next request fits, without a bound. The admission queue uses this
+    number."""
 
 
 def admit(
@@ -60,11 +63,11 @@ def admit(
     is_retry: bool = False,
     is_counted: bool = False,
 ) -> Admit | Shed:
-    """Decide, and book the ticket where the answer is yes. The offer counts as demand either way.
+    """Decide about a request, and reserve its cost if it may run. The offer counts as demand in both cases.
 
-    The account must be active: its limits are those of the last plan.
-    ``is_retry`` says that the same request was shed a moment ago: it does not ask for more replicas.
-    ``is_counted`` says that the offer was counted already, when this request was decided before.
+    The account must be active, so that its limits are those of the last plan. ``is_retry`` states that the
+    same request was shed recently, so it does not raise the scale hint. ``is_counted`` states that an earlier
+    decision about this request counted its offer.
     """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
@@ -85,7 +88,7 @@ def admit(
 
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
-    """The refusal of a cost that no wait could make fit, or ``None``."""
+    """The refusal of a cost that never fits; ``None`` if it may fit."""
     kv_tokens, sequences = cost.kv_tokens, cost.sequences
     if kv_tokens > ceiling.kv_tokens or kv_tokens > room.kv_tokens:
         return _never(Dimension.KV_TOKENS, min(ceiling.kv_tokens, room.kv_tokens), kv_tokens)
@@ -96,14 +99,15 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     return None
 
 
-def hopeless(
+def refused_with_any_lease(
     ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, is_retry: bool = False
 ) -> Shed | None:
-    """The refusal of a request that no larger lease could get in here; ``None`` where one might."""
+    """The refusal of a request that no lease would admit here; ``None`` if a larger lease might help."""
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
         return refusal
-    is_unknown = not account.is_spot and account.assured == NOTHING  # before the lease store has answered
+    # Before the first answer of the lease store, the assured part is not known.
+    is_unknown = not account.is_spot and account.assured == NOTHING
     if account.entitlement.guarantee != NOTHING or is_unknown:
         return None
     refusal = engine_full(ledger, account, cost, room)
@@ -131,7 +135,10 @@ def _over_throughput(account: Account, cost: Cost) -> Shed:
 
 
 def _not_in_time(account: Account, cost: Cost) -> Shed:
-    """Nothing of the bucket came here in time, though it is not empty: name what the pool is short of."""
+    """The refusal of a request that got no tokens in time, although the pool-wide bucket is not empty.
+
+    It names the dimension in which the pool is short.
+    """
     kv_in_use = account.kv_in_use + account.kv_elsewhere
     is_cache = kv_in_use + cost.kv_tokens > account.pool_limit.kv_tokens
     return _over_gauge(account, cost, Dimension.KV_TOKENS if is_cache else Dimension.CONCURRENCY)
@@ -155,11 +162,12 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
 
 
 def engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
-    """Beyond what is assured, the engine itself must have room, in each dimension by itself.
+    """The refusal of a request for which the engine has no room; ``None`` if it has room.
 
-    What is assured may queue at a full engine. Where the pool has other engines, only a guarantee may queue
-    behind anything but preemptible requests, which can be ended: shares may meet at one engine, and what
-    another could run at once is better not held here; it would count as service, and be none.
+    Each dimension is decided separately. A request within ``assured`` may queue at a full engine. If the pool
+    has other engines, such a queue may only be behind preemptible requests, unless the request is inside a
+    guarantee. Otherwise a request could wait here while another engine has room, and its wait would count as
+    service.
     """
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
@@ -186,7 +194,7 @@ def _full(dimension: Dimension, limit: float, in_use: float, cost: float, ledger
 
 
 def _until_one_ends(residence_s: float, running: float) -> float:
-    """Expected wait for the next of ``running`` requests to end: they end at this rate (Little's law)."""
+    """The expected seconds until the next of ``running`` requests ends, by Little's law."""
     return residence_s / max(running, 1.0)
 
 

@@ -1,7 +1,7 @@
 """Live capacity: the load that one replica sustains now, from its pool file and from the engine's metrics.
 
-Pure: observations of the engine in, an ``Amount`` and an ``EngineRoom`` out. The sidecar's engine watcher
-polls the engine.
+Pure: it takes observations of the engine, and returns an ``Amount`` and an ``EngineRoom``. The sidecar's
+engine watcher polls the engine.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import ReplicaCapacity
 
 UNLEARNED_TOKENS_PER_SECOND = 1e9
-"""The throughput of an engine while no observation has shown a bound."""
+"""The assumed throughput of an engine before an observation shows a bound."""
 DEFAULT_SLOTS = 256.0
-"""vLLM's own default of ``--max-num-seqs``, used until the engine's queue shows how many it really runs."""
+"""vLLM's default of ``--max-num-seqs``, used until the engine's queue shows the actual number of slots."""
 OBSERVATIONS_UNTIL_QUEUED = 4
-"""Observations in a row with waiting requests, after which they are a queue. With two, arrivals between the
-steps of a nearly idle engine were taken for a queue: 1 % of small tenants' requests were shed."""
+"""The number of successive observations with waiting requests that prove a queue. With two, arrivals between
+the steps of a nearly idle engine counted as a queue: 1 % of small tenants' requests were shed."""
 LEARNED_SLACK = 1.15
-"""Learned throughput is multiplied by this factor. An engine shows only the load that it was given, so a
-little more is tried at any time."""
+"""The factor on learned throughput. An engine shows only the load that it gets, so slightly more is always
+tried."""
 SATURATED = 0.85
-"""An engine that runs at least this part of its slots counts as saturated, because an observation may fall
-between one request's end and the next one's begin. With all slots demanded, most observations took a busy
-engine for one with room. Learned throughput rose to twice the truth, service was counted in slots, and large
-requests had more tokens of it."""
+"""An engine that runs at least this part of its slots counts as saturated. An observation may fall between
+one request's end and the next one's start. When all slots had to be in use, a busy engine seemed to
+have room in most observations. Learned throughput rose to twice the true value. So service was counted in
+slots, and tenants with large requests got more tokens."""
 SATURATION_MEMORY_S = 5.0
-"""Time constant of the throughput that is learned while the engine is saturated."""
+"""Time constant in seconds of the throughput that is learned while the engine is saturated."""
 PROBE_PER_SECOND = 0.1
-"""The growth per second of a learned throughput while it delays requests although the engine has room."""
+"""The relative growth per second of a learned throughput that sheds requests while the engine has room."""
 PROBE_SLOTS = 0.15
-"""The part (at least one slot) that is added to learned slots while they delay requests of an engine without
-a queue."""
+"""The part of the learned slots (at least one slot) that is added when they shed requests although the engine
+has no queue."""
 FIRST_PROBE_S, LONGEST_PROBE_S = 5.0, 60.0
-"""The pause after a probe that met a queue. It doubles with each such probe."""
+"""The pause in seconds after a probe that caused a queue. It doubles with each such probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineObservation:
-    """One reading of the engine's metrics page. Counters are totals since the engine's start."""
+    """One observation of the engine's metrics page. Counters are totals since the engine's start."""
 
     at: float
     """Seconds on the observer's monotonic clock."""
@@ -52,8 +52,8 @@ class EngineObservation:
     kv_usage: float
     """The share of the KV cache in use, 0 to 1."""
     kv_tokens: float | None = None
-    """The capacity of the KV cache in tokens: infinite where the engine has none (encoder-only models),
-    ``None`` where the page does not state it."""
+    """The capacity of the KV cache in tokens: infinite if the engine has no cache (encoder-only models),
+    ``None`` if the page does not state it."""
     block_size: int = 16
     """Tokens in one block of the KV cache."""
     prompt_tokens: float = 0.0
@@ -87,9 +87,9 @@ class CapacityModel:
     def __init__(self, spec: ReplicaCapacity) -> None:
         self._spec = spec
         self._last: EngineObservation | None = None
-        """The last observation; ``None`` while no page tells the engine's load."""
+        """The last observation; ``None`` while the load of the engine is unknown."""
         self._queued_observations = 0
-        """Observations in a row with waiting requests."""
+        """The number of successive observations with waiting requests."""
         self._running_with_queue = 0.0
         """Sequences that ran while the engine had a queue; 0 while it has none."""
         self._kv_tokens: float | None = None
@@ -105,16 +105,17 @@ class CapacityModel:
         self._throughput: float | None = start.tokens_per_second or None
         self._probe_at, self._probe_wait_s = 0.0, FIRST_PROBE_S
         self._bound = math.inf
-        """Sequences that ran when requests last waited: the engine runs no more, as far as is known."""
+        """Sequences that ran when requests last waited: no observation has shown that the engine runs
+        more."""
 
     def reconfigure(self, spec: ReplicaCapacity) -> None:
-        """Take over a changed pool file. Learned values stay, unless the starting values changed."""
+        """Apply a changed pool file. Learned values stay, unless the starting values changed."""
         starts_differ, self._spec = spec.start != self._spec.start, spec
         if starts_differ:
             self._begin()
 
     def engine_restarted(self) -> None:
-        """Forget everything: the engine's counters start again, and it may be another engine."""
+        """Forget all learned values: the engine's counters start again, and it may be another engine."""
         self._last = self._kv_tokens = None
         self._is_kv_unstated = False
         self._running_with_queue = 0.0
@@ -123,14 +124,14 @@ class CapacityModel:
     def forget_load(self) -> None:
         """The engine's metrics page is not usable: the load on the engine is unknown.
 
-        The KV capacity that the engine stated before stays in force. Where nothing states one, KV tokens have
-        no bound. Concurrency and throughput still bind, and an engine that serves is not left idle.
+        The KV capacity that the engine stated before stays in force. If nothing states one, KV tokens have no
+        bound. Concurrency and throughput still bind, so a serving engine is used.
         """
         self._last = None
         self._is_kv_unstated = self._kv_tokens is None
 
     def learn_kv_tokens(self, kv_tokens: float | None) -> None:
-        """The engine stated this KV capacity in tokens; ``None`` where it stated none."""
+        """Take over the KV capacity in tokens that the engine stated; ``None`` if it stated none."""
         if kv_tokens is not None:
             self._kv_tokens = min(kv_tokens, NO_KV_BOUND)
         self._is_kv_unstated = self._kv_tokens is None
@@ -156,7 +157,8 @@ class CapacityModel:
     ) -> None:
         """Learn from one observation.
 
-        ``lacked_*``: since the last one, requests were shed for want of throughput, or of slots.
+        ``lacked_throughput`` and ``lacked_slots`` state whether requests were shed since the last observation
+        because throughput or slots were missing.
         """
         last, self._last = self._last, seen
         self._queued_observations = self._queued_observations + 1 if seen.waiting > 0 else 0
@@ -166,8 +168,8 @@ class CapacityModel:
         if last is None or seen.at <= last.at:
             return
         self._learn_slots(seen, last, has_queue=has_queue, lacked=lacked_slots)
-        # One waiting request may be an arrival. At 3 requests/s a simulated engine of 700 tokens/s was taken
-        # for one of 100 to 320, and spot was delayed for 15 s until that was unlearned.
+        # One waiting request may be an arrival. At 3 requests/s a simulated engine of 700 tokens/s seemed to
+        # have 100 to 320. Spot was delayed for 15 s until that was corrected.
         saturated = has_queue or seen.running >= SATURATED * self.amount().concurrency
         self._learn_throughput(seen, last, saturated=saturated, lacked=lacked_throughput)
 
@@ -176,12 +178,12 @@ class CapacityModel:
     ) -> None:
         """Learn how many sequences the engine runs.
 
-        An engine that keeps requests waiting shows it. An engine without waiting requests may run more: if it
-        is full as far as is known while requests are shed for want of slots, more slots are probed.
+        A queue in the engine shows the number. An engine without a queue may run more. If all known slots are
+        in use and requests are shed because slots are missing, more slots are probed.
         """
         waits = min(seen.waiting, last.waiting)
-        # Two observations may each fall on one arrival at an engine with room. While slots are probed, one
-        # waiting request is enough to show that the engine does not run more.
+        # At an engine with room, each of two observations may fall on one arrival. While slots are probed,
+        # one waiting request is enough to show that the engine does not run more.
         is_probed = self._slots > self._bound
         if waits > 1 or (waits > 0 and (is_probed or has_queue)):
             runs = max(seen.running, last.running, 1.0)
@@ -219,8 +221,8 @@ class CapacityModel:
     def amount(self) -> Amount:
         """The load that the replica sustains now.
 
-        No KV tokens until the engine was asked for its capacity (``is_known``), ``NO_KV_BOUND`` where they
-        have no bound, ``UNLEARNED_TOKENS_PER_SECOND`` while no throughput is learned.
+        KV tokens are 0 until the engine was asked for its capacity (``is_known``), and ``NO_KV_BOUND``
+        without a bound. Throughput is ``UNLEARNED_TOKENS_PER_SECOND`` until it is learned.
         """
         spec = self._spec
         throughput = spec.tokens_per_second
@@ -238,8 +240,8 @@ class CapacityModel:
     def room(self, own_sequences: int, own_kv_tokens: int) -> EngineRoom:
         """The engine's room, with the load that other clients put on it.
 
-        ``own_*`` is the load that this sidecar's ledger held at the last observation. An engine with a queue
-        runs no more sequences than it does now, whatever the pool file states.
+        ``own_sequences`` and ``own_kv_tokens`` are the load in this sidecar's ledger at the last observation.
+        An engine with a queue runs no more sequences than now, even if the pool file states more.
         """
         amount = self.amount()
         seen = self._last

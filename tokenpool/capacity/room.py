@@ -1,6 +1,6 @@
-"""The room of one engine: the sequences and KV-cache tokens that it holds, and who else uses them.
+"""The room of one engine: its slots and KV-cache tokens, and their use by other clients.
 
-The capacity model computes it, and admission decides by it.
+The capacity model computes it, and the admission rules decide by it.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 PRIORITY_QUEUE = 1.0
 """Requests of any tier that may wait in an engine that is known to schedule by priority, ready for the next
-free slot. An engine that accepts the field ``priority`` proves nothing: vLLM 0.32 ignores it under first
-come, first served."""
+free slot. An engine may accept the field ``priority`` and still ignore it: vLLM 0.32 does under first come,
+first served."""
 PREEMPTIBLE_QUEUE = 1.0
-"""Preemptible requests that may wait in an engine beyond its slots, ready for the next free one. They are
-ended first, before the engine computes anything for them, so they delay no guarantee under any scheduling.
-Without one, a slot is idle until the next request comes: 3 to 5 % of the throughput at 45 requests/s on 8
-slots."""
+"""Preemptible requests that may wait in an engine beyond its slots, ready for the next free slot. They are
+ended first, before the engine computes anything for them. So they delay no guarantee under any scheduling.
+Without one, a slot is idle until the next request arrives. That costs 3 to 5 % of the throughput at 45
+requests/s on 8 slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class EngineRoom:
     slots: float
     """Sequences that the engine runs at once."""
     kv_tokens: float
-    """KV-cache tokens that it holds."""
+    """KV-cache tokens that fit into the engine."""
     foreign_sequences: float = 0.0
     """Sequences on the engine that this sidecar did not send, running or waiting."""
     foreign_kv_tokens: float = 0.0
@@ -35,7 +35,7 @@ class EngineRoom:
     proven_slots: float = 0.0
     """Slots that the engine is known to run: fewer than ``slots`` while the model probes for more."""
     queue: float = 0.0
-    """Requests of any tier that may wait in the engine beyond its slots: ``PRIORITY_QUEUE`` where the engine
+    """Requests of any tier that may wait in the engine beyond its slots: ``PRIORITY_QUEUE`` if the engine
     schedules by priority, else 0."""
     preemptible_queue: float = 0.0
     """Preemptible requests that may wait there: ``PREEMPTIBLE_QUEUE``; 0 while others wait for the engine."""

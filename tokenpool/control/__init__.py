@@ -1,1 +1,1 @@
-"""One sidecar's decisions put together: leases, queue, rules and preemption. It returns its effects."""
+"""Admission control of one sidecar: leases, queue, rules and preemption together, and their driver."""

@@ -1,8 +1,10 @@
-"""Decides the requests of one sidecar: admit now, wait, shed, or end a spot request for a guarantee. Pure.
+"""Admission control: it admits, queues or sheds the requests of one sidecar, and preempts spot. Pure.
 
-Every call states the time and returns at once. Some events decide requests that waited before, or end
-running ones: these effects are collected, and ``take_effects`` returns them. The driver of the process
+Every call has the time as an argument and returns at once. Some events decide requests that waited, or end
+running ones. These effects are collected, and ``take_effects`` returns them. The driver of the process
 performs them. Production and simulation run this class.
+
+This is one file because each event may change the decision about another request.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import Shed, admit, engine_full, hopeless
+from tokenpool.admission.rules import Shed, admit, engine_full, refused_with_any_lease
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.entitlements import Tier
@@ -27,16 +29,17 @@ from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 
 GUARANTEED_START_S = 0.25
-"""For so long after the admission of a guaranteed request, or until its first token, no spot request is sent
-to wait in the engine. Each is on a connection of its own. A spot request that was sent 1 ms later was read
-first and took the freed slot: guaranteed P99 3.6 times alone (2 of 3 seeds), 1.3 with this rule."""
+"""For this time in seconds after a guaranteed admission, no spot request is sent to wait in the engine. The
+time ends earlier at the first token. Each request has its own connection. A spot request that was sent 1 ms
+later was read first and took the freed slot. Guaranteed P99 was 3.6 times the P99 alone (2 of 3 seeds); with
+this rule 1.3."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
-"""A request that waited, and the end of its wait."""
+"""A request that waited, and the decision about it."""
 
 
 class Effects:
-    """What must be done after a call, in this order: end the running ``to_end``, answer the ``decided``."""
+    """The effects of a call, in this order: end the requests ``to_end``, then deliver the ``decided``."""
 
     __slots__ = ("decided", "to_end")
 
@@ -48,7 +51,7 @@ class Effects:
 
 
 class AdmissionControl:
-    """All that decides about one sidecar's requests. ``leases`` is ``None`` for a lone sidecar."""
+    """The decisions about one sidecar's requests. ``leases`` is ``None`` for a lone sidecar."""
 
     def __init__(
         self,
@@ -74,9 +77,9 @@ class AdmissionControl:
         self._ending: dict[Ticket, None] = {}
         """Spot requests that the driver is about to end. They still count in the ledger."""
         self._not_begun: dict[Ticket, None] = {}
-        """Guaranteed requests without a first token yet: the engine may still queue them."""
+        """Guaranteed requests without a first token. The engine may still queue them."""
         self._last_guaranteed: Ticket | None = None
-        """The last guaranteed request, while the engine may not have begun it."""
+        """The last guaranteed request, until the engine has started it."""
 
     @property
     def has_waiting(self) -> bool:
@@ -84,7 +87,7 @@ class AdmissionControl:
         return self.queue.waiting_for_room > 0 or self.queue.is_any_waiting_for_lease
 
     def take_effects(self) -> Effects:
-        """The effects since the last call. The caller performs all of them."""
+        """Return the effects since the last call. The caller must perform all of them."""
         effects, self._effects, self.has_effects = self._effects, Effects(), False
         return effects
 
@@ -103,8 +106,8 @@ class AdmissionControl:
     ) -> Ticket | PendingRequest | Shed:
         """Decide a priced request, or make it wait. A ticket must be settled exactly once.
 
-        ``body`` are the bytes by which a retry is recognised. ``request`` is the caller's own record; it is
-        kept in the pending request. ``streams`` says whether the answer's first token will be seen.
+        ``body`` has the bytes by which a retry is recognised. ``request`` is the caller's record, which the
+        pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
         """
         if not account.is_active:
             self.active.touch(account, now)
@@ -112,11 +115,11 @@ class AdmissionControl:
         if leases is not None and not leases.covers(account, cost, now):
             pending = self._pending(account, ask, cost, now, body, request, streams)
             is_retry = account.retries.is_retry(body, now)
-            shed = hopeless(self.ledger, account, cost, self.room, is_retry=is_retry)
+            shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
             if shed is not None:
                 pending.is_counted = True
                 return self._queue_or_shed(pending, shed, now)
-            if leases.wait(pending, pending.patience_s, now):
+            if leases.wait(pending, pending.longest_wait_s, now):
                 return pending
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams)
@@ -130,17 +133,24 @@ class AdmissionControl:
         return self._queue_or_shed(pending, outcome, now)
 
     def withdraw(self, pending: PendingRequest, now: float) -> None:
-        """A request waits no longer and is not decided: its client left, or the sidecar stops."""
+        """End the wait of a request without a decision: its client left, or the sidecar stops."""
         self.queue.leave(pending, now)
         if self.leases is not None:
-            self.leases.withdraw(pending)
+            self.leases.waits.withdraw(pending)
 
     def _pending(
         self, account: Account, ask: Ask, cost: Cost, now: float, body: bytes, request: object, streams: bool
     ) -> PendingRequest:
-        patience_s = self.queue.settings.patience(account)
+        longest_wait_s = self.queue.settings.longest_wait_s(account)
         return PendingRequest(
-            account, ask, cost, now, patience_s=patience_s, body=body, request=request, streams=streams
+            account,
+            ask,
+            cost,
+            now,
+            longest_wait_s=longest_wait_s,
+            body=body,
+            request=request,
+            streams=streams,
         )
 
     def _queue_or_shed(self, pending: PendingRequest, shed: Shed, now: float) -> PendingRequest | Shed:
@@ -150,13 +160,13 @@ class AdmissionControl:
         return shed
 
     def _may_fit_soon(self, shed: Shed) -> bool:
-        """Whether a wait in the queue may help. A shared limit has a wait of its own, for a lease."""
+        """Whether a wait for room may help. With a lease store, requests wait for a limit in a lease wait."""
         if shed.reason is Reason.NEVER_FITS:
             return False
         return self.leases is None or shed.reason is Reason.ENGINE_FULL
 
     def _enter(self, pending: PendingRequest, shed: Shed | None, now: float) -> bool:
-        """Make a request wait for room, or behind others of its entitlement, if it may."""
+        """Make a request wait for room, or behind others of its entitlement. Returns whether it may wait."""
         waits_for = _reason(shed)
         expected_s = shed.expected_s if shed is not None else 0.0
         needs_engine = waits_for is WaitsFor.ENGINE
@@ -203,7 +213,7 @@ class AdmissionControl:
     def _is_engine_queue_closed(self, now: float) -> bool:
         """Whether no preemptible request may wait in the engine now.
 
-        It would start before requests that wait for room here, or before a guaranteed one on its way.
+        It would start before requests that wait for room here, or before a guaranteed one that was just sent.
         """
         ticket = self._last_guaranteed
         if ticket is not None:
@@ -215,7 +225,7 @@ class AdmissionControl:
     # --- waiting requests ---
 
     def serve(self, now: float, ended: Account | None = None) -> None:
-        """Room or a lease may be free, or a deadline over: decide the waiting requests that are due.
+        """Room or a lease may be free, or a deadline has passed: decide the waiting requests that are due.
 
         ``ended`` is the account whose request has ended, if nothing else changed.
         """
@@ -227,8 +237,9 @@ class AdmissionControl:
     def serve_lease_waits(self, now: float) -> None:
         """The lease store answered or failed: decide the requests whose wait for a lease has ended.
 
-        An answer frees no room on the engine. If it also tried the requests that wait for room, one of a
-        contended entitlement would ask for a lease, return it at the full engine and ask again, all the time.
+        An answer frees no room on the engine, so requests that wait for room are not tried. Otherwise a
+        request of a contended entitlement would ask for a lease, return it at the full engine, and ask again
+        in a loop.
         """
         if self.leases is not None:
             for pending in self.leases.due(now):
@@ -238,13 +249,13 @@ class AdmissionControl:
         """The time of the next ``wake``; infinite while no request waits."""
         at = self.queue.wakes_at()
         if self.leases is not None:
-            at = min(at, self.leases.wakes_at())
+            at = min(at, self.leases.waits.wakes_at())
         return at
 
     def wake(self, now: float) -> None:
-        """Decide the requests whose time is up, or whose entitlement's bucket has refilled."""
+        """Decide the requests whose deadline has passed, or whose entitlement's bucket has refilled."""
         leases = self.leases
-        if leases is not None and leases.wakes_at() <= now:
+        if leases is not None and leases.waits.wakes_at() <= now:
             leases.wake(now)
             self.serve_lease_waits(now)
         if self.queue.wakes_at() <= now:
@@ -252,7 +263,7 @@ class AdmissionControl:
                 self._decide_pending(pending, now, was_queued=True)
 
     def _decide_pending(self, pending: PendingRequest, now: float, *, was_queued: bool) -> None:
-        """Try a request that waited; ``was_queued`` says that it waited for room, not for a lease."""
+        """Try a request that waited; ``was_queued`` states that it waited for room, not for a lease."""
         account = pending.account
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
@@ -283,19 +294,19 @@ class AdmissionControl:
         self.has_effects = True
 
     def _waits_for_lease(self, pending: PendingRequest, shed: Shed, now: float) -> bool:
-        """Make a request that waited for the engine wait for a larger lease, if it lacks that now."""
+        """Make a request that waited for the engine wait for a larger lease, if it needs one now."""
         leases = self.leases
         if leases is None or shed.reason in (Reason.ENGINE_FULL, Reason.NEVER_FITS):
             return False
-        left_s = max(pending.arrived_at + self.queue.settings.patience(pending.account) - now, 0.0)
+        left_s = max(pending.arrived_at + self.queue.settings.longest_wait_s(pending.account) - now, 0.0)
         self.queue.leave(pending, now)
         return leases.wait(pending, left_s, now)
 
     def _reason_of_wait(self, pending: PendingRequest, shed: Shed) -> Shed:
         """The refusal of a request that waited for room until its deadline.
 
-        A lease that is not used while its request waits for the engine is returned. The missing lease is no
-        shortage of the entitlement's limit then: the engine is full.
+        A lease is returned if it is unused while its request waits for the engine. Then the missing lease
+        shows no shortage of the limit: the reason is the full engine.
         """
         is_never = shed.reason is Reason.NEVER_FITS
         if self.leases is None or is_never or pending.waits_for is not WaitsFor.ENGINE:
@@ -309,14 +320,14 @@ class AdmissionControl:
     # --- running requests ---
 
     def retire_idle(self) -> None:
-        """Retire the active accounts without a lease, after a tick of the exchange with the lease store."""
+        """Retire the active accounts without a lease. Call it after a tick of the lease exchange."""
         leases = self.leases
         if leases is not None:
-            for account in [each for each in self.active if each.entitlement.name not in leases.lines]:
+            for account in [each for each in self.active if each.entitlement.name not in leases.states]:
                 self.active.retire(account)
 
     def first_token(self, ticket: Ticket, seconds: float) -> None:
-        """The first output of an answer came ``seconds`` after the request."""
+        """The first output of an answer arrived ``seconds`` after the request."""
         ticket.has_begun = True
         self._not_begun.pop(ticket, None)
         if ticket.is_guaranteed and ticket.streams and self._has_slo_feedback:
@@ -344,11 +355,11 @@ class AdmissionControl:
         self.serve(now, ticket.account)
 
     def slots_to_reserve(self, slots: float, now: float) -> float:
-        """Slots to reserve on an engine of ``slots``, while guaranteed requests miss their SLO."""
+        """The number of slots to reserve, of ``slots``, while guaranteed requests miss their SLO."""
         return self.slo.judge(slots, now) if self._has_slo_feedback else 0.0
 
     def engine_changed(self, room: EngineRoom, now: float) -> None:
-        """The engine was observed: it has this room."""
+        """Use the room of a new observation of the engine."""
         self.room = room
         if self._spot and self._not_begun:
             self._end_surplus()
@@ -357,7 +368,7 @@ class AdmissionControl:
     # --- preemption ---
 
     def _make_room(self) -> None:
-        """End as many spot requests as the engine has too many for the guaranteed one just admitted."""
+        """End the spot requests whose room the guaranteed request that was just admitted needs."""
         ledger, room = self.ledger, self.room
         sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
@@ -370,8 +381,8 @@ class AdmissionControl:
     def _end_surplus(self) -> None:
         """End spot requests if the engine has fewer slots than assumed and guaranteed ones may wait in it.
 
-        Only this sidecar's own requests count: the engine's page shows ended ones for a while. No more are
-        ended than may wait before a guaranteed request, and only once for each of those.
+        Only this sidecar's requests count, because the engine's page shows ended requests for a while. No
+        more are ended than may wait before a guaranteed request, and only once per guaranteed request.
         """
         surplus = self.ledger.concurrency_in_use - self.room.slots
         surplus -= sum(ticket.cost.sequences for ticket in self._ending)
@@ -385,9 +396,9 @@ class AdmissionControl:
         self._preempt(running, sequences, 0)
 
     def _preemptible(self) -> list[tuple[Ticket, Running]]:
-        """The running requests that may be ended, but for those that are being ended."""
+        """The running requests that may be ended, without those that are being ended."""
         return [
-            # An answer that is not streamed may hold a slot at any time.
+            # An answer that is not streamed shows no first token, so it may have a slot.
             (
                 ticket,
                 Running(
@@ -414,5 +425,5 @@ def _reason(shed: Shed | None) -> WaitsFor:
 
 
 def _retry_in_s(shed: Shed | None) -> float:
-    """The time after which the request may fit without an event: only a bucket fills by itself."""
+    """The seconds after which the request may fit without an event: only a bucket fills by itself."""
     return shed.expected_s if shed is not None and shed.reason is Reason.TOKENS_PER_SECOND else math.inf

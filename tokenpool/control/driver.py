@@ -1,12 +1,12 @@
-"""The driver: performs the decisions of the admission control, and moves messages and deadlines.
+"""The driver: it performs the effects of the admission control, sends messages and sets the alarm.
 
-Each process has one. All other parts change the control (offer, withdraw, observe the engine, set limits) and
-then call ``act``. ``act`` ends the requests to end, delivers the decisions to the requests that waited, sends
-the due messages to the lease store, and sets the alarm for the next deadline. Deliveries may cause further
-effects; the outermost ``act`` performs those too, so no decision runs within another.
+Each process has one. All other parts change the admission control (offer, withdraw, observe the engine, set
+limits) and then call ``act``. ``act`` ends the requests to end, delivers the decisions, sends the due
+messages to the lease store, and sets the alarm for the next deadline. A delivery may cause further effects.
+The outermost ``act`` performs them too, so no decision runs within another.
 
-Time, messages and the alarm are reached through ``Ports``: a sidecar has those of its event loop, and the
-simulation has virtual ones.
+``Ports`` gives access to time, messages and the alarm. A sidecar uses its event loop, and the simulation uses
+virtual ones.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Waiter(Protocol):
     """The owner of a request that waits."""
 
     def decided(self, outcome: Ticket | Shed) -> None:
-        """The wait is over."""
+        """The wait of the request has ended with this decision."""
 
 
 class Runner(Protocol):
@@ -52,13 +52,13 @@ class Ports(Protocol):
         """Seconds by the sidecar's monotonic clock."""
 
     def wake_at(self, at: float) -> None:
-        """Call ``Driver.wake`` at this time instead of the one before; never if it is infinite."""
+        """Call ``Driver.wake`` at this time instead of the time before; never if it is infinite."""
 
     def send(self, message: Message) -> None:
         """Send a message without waiting. ``answered`` or ``failed`` follows."""
 
     def failed(self, what: str, error: Exception) -> None:
-        """One step failed by a defect: log it. The others go on."""
+        """Log the failure of one step by a defect. The other steps continue."""
 
 
 class Driver:
@@ -72,7 +72,7 @@ class Driver:
         self._runners: dict[Ticket, Runner] = {}
         """The owners of running spot requests."""
         self._ended_early: set[Ticket] = set()
-        """Requests to end that have no owner yet: their admission is still being delivered."""
+        """Requests to end without an owner, because their admission is still being delivered."""
         self._delivered: Ticket | None = None
         """The ticket that is being delivered, until its owner begins with it."""
         self._to_start: list[Runner] = []
@@ -84,14 +84,14 @@ class Driver:
     # --- owners ---
 
     def wait(self, pending: PendingRequest, waiter: Waiter) -> None:
-        """Deliver the decision about a pending request to its owner."""
+        """Register the owner of a pending request. The decision is delivered to it."""
         self._waiters[pending] = waiter
 
     def withdraw(self, pending: PendingRequest) -> None:
-        """A pending request waits no longer; no decision is delivered. The next one may be due sooner."""
+        """End the wait of a pending request without a decision. The next request may become due."""
         self._waiters.pop(pending, None)
         self.control.withdraw(pending, self._ports.now())
-        pending.let_go()
+        pending.drop_body()
         self.act()
 
     def begin(self, ticket: Ticket | None, runner: Runner) -> None:
@@ -115,8 +115,8 @@ class Driver:
             runner.start()
 
     def settle(self, ticket: Ticket, spent: Usage, ending: Ending, *, reported: bool = True) -> None:
-        """Settle a ticket, and act on the room that this frees."""
-        self._runners.pop(ticket, None)  # its entitlement may be of another tier by now
+        """Settle a ticket, and perform the effects of the freed room."""
+        self._runners.pop(ticket, None)  # its entitlement may have another tier now
         self._ended_early.discard(ticket)
         self.control.settle(ticket, spent, ending, self._ports.now(), reported=reported)
         self.act()
@@ -124,7 +124,7 @@ class Driver:
     # --- effects ---
 
     def act(self) -> None:
-        """Perform all effects of the calls before."""
+        """Perform all effects of the calls so far."""
         if self._is_acting:
             return
         control, sync = self.control, self.sync
@@ -152,7 +152,7 @@ class Driver:
 
     def _end(self, ticket: Ticket) -> None:
         if ticket.ending is not None:
-            return  # its owner settled it after the choice
+            return  # its owner settled it after the decision to end it
         runner = self._runners.pop(ticket, None)
         if runner is None:
             self._ended_early.add(ticket)
@@ -179,7 +179,7 @@ class Driver:
                 waiter.decided(outcome)
         except Exception as error:
             self._ports.failed("a decision could not be delivered", error)
-        pending.let_go()
+        pending.drop_body()
         if ticket is not None and self._delivered is ticket and ticket.ending is None:
             self.settle(ticket, NOTHING_SPENT, ending)  # no owner has begun with it
         self._delivered = None
@@ -206,14 +206,14 @@ class Driver:
     # --- the lease store ---
 
     def tick_steps(self) -> Iterator[None]:
-        """Once an interval, for a sidecar with a lease store: renew the leases, in steps of a moment each."""
+        """Renew the leases once per interval, in short steps. Does nothing without a lease store."""
         sync = self.sync
         if sync is not None:
             try:
                 yield from sync.tick_steps(self._ports.now())
                 self.control.retire_idle()
             except Exception as error:
-                # The messages are sent all the same: without renewals, all leases would expire.
+                # The messages are sent nevertheless: without renewals, all leases would expire.
                 self._ports.failed("the tick of the leases failed", error)
             self._send(self._ports.now())
 
@@ -241,19 +241,19 @@ class Driver:
             self.serve()
 
     def pushed(self, push: Push) -> None:
-        """The lease store said something between messages."""
+        """The lease store sent a notification."""
         if self.sync is not None:
             self.sync.pushed(push, self._ports.now())
             self.act()
 
     def stop(self) -> None:
-        """Send no more messages, and set no alarm any more."""
+        """Stop: send no further messages and set no further alarm."""
         self._is_stopped, self._wakes_at = True, math.inf
         self._ports.wake_at(math.inf)
 
-    def farewell(self) -> Message | None:
-        """The last message, which returns every lease. All messages before it have an answer or failed."""
-        return self.sync.farewell() if self.sync is not None else None
+    def last_message(self) -> Message | None:
+        """The last message, which returns all leases. All messages before it have an answer or failed."""
+        return self.sync.last_message() if self.sync is not None else None
 
     def _send(self, now: float) -> None:
         if self.sync is None or self._is_stopped:

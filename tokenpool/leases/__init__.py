@@ -1,1 +1,1 @@
-"""The lease protocol: what each sidecar holds of every limit."""
+"""The lease protocol: it divides every limit among the sidecars."""

@@ -1,48 +1,46 @@
-"""Leases: what one sidecar holds of every limit, and the requests that wait for more. Pure.
+"""Leases: the part of every limit that one sidecar holds, and the decision whether it covers a request. Pure.
 
-``now`` is from the sidecar's monotonic clock. ``LeaseSync`` exchanges messages with the lease store and
-changes what is held here; ``AdmissionControl`` asks ``covers`` for each request and tries those of ``due``.
+``now`` is in seconds of the sidecar's monotonic clock. ``LeaseSync`` exchanges messages with the lease store
+and passes the leases on to this module. ``AdmissionControl`` calls ``covers`` for each request, and tries the
+requests of ``due``. ``LeaseWaits`` has the rules of a lease wait.
 
 - A request is decided from the lease. If the lease is too small and the last answer showed ample room, the
   request is admitted and reported afterwards (``_take_ahead`` has the bound). Otherwise it waits: the next
-  message says so, and the lease store asks other holders to return unused leases.
+  message asks for it, and the lease store asks other sidecars to return unused leases.
 - A request is never refused before the lease store answers for it, unless the lease store fails. After that
   answer it waits for capacity as long as its tier allows.
 - Leases expire here before they expire in the lease store.
-- Without the lease store each sidecar goes on with a share: a limit divided by the last known number of
-  sidecars.
-- The work depends on the number of active entitlements (``lines``), not on all that exist.
+- Without the lease store each sidecar uses a share: a limit divided by the last known number of sidecars.
+- The work depends on the number of active entitlements (``states``), not on all that exist.
+
+This is one file because every rule here depends on the mode, and some of them change it.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
 from tokenpool.admission.pending import PendingRequest
-from tokenpool.admission.queue import MOST_WAITING, AdmissionQueue
+from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.leases.line import Line
+from tokenpool.leases.lease_state import LeaseState
 from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Lease, LeaseRequest, Limit
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.shares import MOST_RATE, fallback_share, share_of_guarantee, use_share
+from tokenpool.leases.waits import LeaseWaits, may_be_inside_guarantee
 from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
 MARGIN = 0.2
 """The part of a lifetime by which a lease expires here before it does in the lease store."""
 HORIZON = 2.0
-"""Tokens are held for so many intervals at the rate of demand: a message may be one interval late."""
+"""Intervals of demand for which tokens are held: a message may be one interval late."""
 ASK_AGAIN_S, LONGEST_ASK_AGAIN_S = 0.006, 0.2
-"""The time after which a waiting request asks again without a push. It grows, but stays below the time for
-which the lease store remembers waiting holders (``WAIT_S``)."""
-RECLAIM_S, RECLAIM_TRIPS, LONGEST_RECLAIM_S = 0.1, 10, 2.0
-"""How long other sidecars may take to return unused leases: so long, or so many round trips."""
-ANSWER_S = 1.0
-"""The longest wait of a request for the first answer. A store that takes longer has already failed."""
+"""The time after which a waiting request asks again without a notification. It grows, but stays below the
+time for which the lease store remembers waiting sidecars (``WAIT_S``)."""
 AMPLE = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
 AHEAD_SHARE = 0.5
@@ -52,66 +50,63 @@ FRESH_INTERVALS = 2.0
 
 
 class Leases:
-    """All that one sidecar holds."""
+    """All leases of one sidecar."""
 
     def __init__(self, settings: LeaseSettings, sidecars: int, queue: AdmissionQueue) -> None:
         self.settings = settings
         self.queue = queue
-        """The requests that wait for a lease are in it."""
+        """It keeps the requests that wait for a lease."""
+        self.waits = LeaseWaits(queue)
         self.mode = Mode.EXPIRED
         self.sidecars = max(sidecars, 1)
-        """The number of sidecars in the lease store's last answer; before it, the most that there may be."""
+        """The number of sidecars, by the last answer; before the first answer, an upper bound."""
         self.failures = 0
-        """Messages in a row that were not answered."""
+        """The number of successive messages without an answer."""
         self.round_trip_s = 0.0
         """The duration of the last exchange, or a decreasing value after a longer one."""
         self.expires_at = -math.inf
+        """The time at which all leases expire here."""
         self.terms = IdleTerms()
         """The state of the pool in the last answer."""
         self.taken_ahead = 0
-        """The number of requests that were admitted before their report."""
+        """The number of requests admitted before their report."""
         self.accounts: Mapping[str, Account] = {}
-        self.lines: dict[str, Line] = {}
-        self.is_led = False
-        """Whether limits or terms were ever received."""
+        self.states: dict[str, LeaseState] = {}
+        """The state of every active entitlement, by name."""
+        self.has_limits = False
+        """Whether the sidecar has received limits or terms from a coordinator."""
         self.urgent: set[str] = set()
-        """Entitlements with a request for which the next message asks."""
+        """Entitlements with a waiting request for which the next message asks."""
         self.returns: set[str] = set()
-        """Entitlements of which the next message returns unused capacity."""
+        """Entitlements whose unused leases the next message returns."""
         self._limits: Mapping[str, Limit] = {}
-        self._reserved_for = 0
-        """The number of sidecars at the last opening of lines for guarantees."""
+        self._guarantees_divided_by = 0
+        """The number of sidecars when the last ``activate_guarantees`` ran."""
         self._pool_ahead = (0.0, 0.0, 0.0)
-        """As ``Line.ahead``, for all entitlements together."""
-        self._wakes_at = math.inf
-        """No deadline of a waiting request is earlier. It may have left; the next ``wake`` finds out."""
-        self._to_serve: dict[str, bool] = {}
-        """Entitlements whose waiting requests may fit, and whether an answer has come for them."""
-        self._ready: deque[PendingRequest] = deque()
-        """Requests whose wait for a lease has ended."""
+        """The same amounts as ``LeaseState.ahead``, for all entitlements together."""
 
     # --- accounts and limits ---
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> bool:
-        """Use these accounts from now on. A new one has no lease until it is used.
+        """Use these accounts from now on. A new account has no lease until its first request.
 
         Returns whether an active entitlement was removed. Its waiting requests become due.
         """
-        gone = [name for name in self.lines if name not in accounts]
+        gone = [name for name in self.states if name not in accounts]
         self.accounts = accounts
         for name in gone:
-            del self.lines[name]
-            self._release(name, now)
-        self._reserved_for = 0
+            del self.states[name]
+            self.waits.end_all_of(name, now)
+        self._guarantees_divided_by = 0
         return bool(gone)
 
     def learn(self, limits: Mapping[str, Limit], terms: IdleTerms, now: float) -> None:
-        """All limits as published: what shares are made of. Books that are empty unteach nothing."""
+        """Use these published limits from now on. An empty lease store changes nothing."""
         if terms.capacity == (0.0, 0.0, 0.0) and not limits:
             return
-        self.is_led, self._limits, self.terms = True, limits, terms
+        self.has_limits, self._limits, self.terms = True, limits, terms
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
-            self.live_on_shares(now)
+            self.use_shares(now)
 
     def limit_of(self, account: Account) -> Limit:
         """The pool-wide limit of an entitlement: the published one, or else derived from the terms."""
@@ -120,12 +115,12 @@ class Leases:
 
     def refresh(self, account: Account) -> None:
         """Update the known limit of an idle entitlement. Does nothing to an active one."""
-        if account.entitlement.name not in self.lines and self.is_led:
+        if account.entitlement.name not in self.states and self.has_limits:
             account.set_pool(known_limit(self.limit_of(account), has_peers=self.sidecars > 1))
 
     def idle_limit(self, account: Account) -> Limit:
         """The limit that follows from the pool's terms if none is published."""
-        if not self.is_led:
+        if not self.has_limits:
             return NO_LIMIT
         meter = account.meter
         share = idle_share(account.entitlement, self.terms, meter.floor)
@@ -138,8 +133,8 @@ class Leases:
 
     @property
     def active(self) -> Collection[str]:
-        """The entitlements with recent requests or leases, or with a part of a guarantee held in advance."""
-        return self.lines.keys()
+        """The names of entitlements with recent requests, a lease, or a reserved part of a guarantee."""
+        return self.states.keys()
 
     # --- the request path ---
 
@@ -151,16 +146,16 @@ class Leases:
         if now >= self.expires_at:
             self.expire(now)
         name = account.entitlement.name
-        line = self.lines.get(name)
+        state = self.states.get(name)
         if self.accounts.get(name) is not account:
-            return True  # its entitlement was removed in the meantime: the remaining local limits decide
-        if line is None:
-            line = self.open_line(name, account, now)
+            return True  # the entitlement was removed meanwhile: the local limits of this account decide
+        if state is None:
+            state = self.activate(name, account, now)
         if self.mode is not Mode.JOINED:
             return self.mode is not Mode.EXPIRED
         if self.queue.waiting_for_lease(name):
             return False
-        return self._is_enough(account, cost) or self._take_ahead(account, line, cost, now)
+        return self._is_enough(account, cost) or self._take_ahead(account, state, cost, now)
 
     @staticmethod
     def _is_enough(account: Account, cost: Cost) -> bool:
@@ -171,21 +166,22 @@ class Leases:
             and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
         )
 
-    def _take_ahead(self, account: Account, line: Line, cost: Cost, now: float) -> bool:
+    def _take_ahead(self, account: Account, state: LeaseState, cost: Cost, now: float) -> bool:
         """Take missing capacity before the report, if the last answers showed ample room.
 
-        Each sidecar may take its part of half of the capacity that no sidecar held: of this entitlement's
-        limit, and of the pool's free capacity. So an entitlement exceeds its limit by at most half of the
-        free part, until the reports are answered. Below two free sequences for each sidecar nothing is taken.
+        All sidecars together may take half of the capacity that no sidecar holds: of the entitlement's limit,
+        and of the pool's free capacity. Each sidecar may take an equal part of that half. So an entitlement
+        exceeds its limit by at most half of the free part, until the reports are answered. With fewer than
+        two free sequences per sidecar nothing is taken.
         """
         if (
-            now - line.answered_at > self.settings.interval_s * FRESH_INTERVALS
+            now - state.answered_at > self.settings.interval_s * FRESH_INTERVALS
             or self.failures
-            or now < line.contended_until
+            or now < state.contended_until
         ):
             return False
         missing = account.missing(cost)
-        own, pool = line.ahead, self._pool_ahead
+        own, pool = state.ahead, self._pool_ahead
         if (
             missing.tokens > own[0]
             or missing.kv_tokens > own[1]
@@ -194,7 +190,7 @@ class Leases:
             or missing.sequences > pool[2]
         ):
             return False
-        line.ahead = (own[0] - missing.tokens, own[1] - missing.kv_tokens, own[2] - missing.sequences)
+        state.ahead = (own[0] - missing.tokens, own[1] - missing.kv_tokens, own[2] - missing.sequences)
         self._pool_ahead = (pool[0], pool[1] - missing.kv_tokens, pool[2] - missing.sequences)
         account.take_ahead(missing)
         self.taken_ahead += 1
@@ -211,67 +207,61 @@ class Leases:
         tokens, cache, sequences = terms.headroom
         return (tokens * part, cache * part, sequences * part)
 
-    def wait(self, pending: PendingRequest, patience_s: float, now: float) -> bool:
-        """Make a request wait for a larger lease; returns false if a wait cannot help.
+    def wait(self, pending: PendingRequest, longest_wait_s: float, now: float) -> bool:
+        """Make a request wait for a larger lease. Returns false if a wait cannot help.
 
-        It waits until the lease store answers for it. If nothing is left, it waits as long as other sidecars
-        may take to return unused leases, or for ``patience_s`` seconds.
+        ``longest_wait_s`` is its longest wait for capacity after the first answer, in seconds.
         """
         account, cost = pending.account, pending.cost
         if self.failures and self.mode is Mode.JOINED:
-            self._stretch(account, cost, now)
+            self._admit_within_share(account, cost, now)
         if self.failures or self.mode not in (Mode.JOINED, Mode.EXPIRED):
             return False
         name = account.entitlement.name
         if self.accounts.get(name) is not account:
             return False
-        line = self.lines.get(name) or self.open_line(name, account, now)
-        asks = now >= line.short_until or _may_be_inside_guarantee(account, cost)
-        # Before the first answer a shortage is not known, so any number of requests may wait for it.
-        waiting = self.queue.waiting_for_lease(name)
-        is_full = len(waiting) >= MOST_WAITING and waiting[0].first_answer_at < math.inf
-        if is_full or not (asks or patience_s > 0):
+        state = self.states.get(name) or self.activate(name, account, now)
+        asks = now >= state.short_until or may_be_inside_guarantee(account, cost)
+        if self.waits.is_full(name) or not (asks or longest_wait_s > 0):
             return False
-        pending.patience_s = patience_s
-        self.queue.enter_for_lease(pending, now, now + max(patience_s, ANSWER_S))
-        self._wake_by(pending.deadline)
+        self.waits.begin(pending, longest_wait_s, now)
         if asks:
             self.urgent.add(name)
-        elif line.ask_again_at == math.inf:
-            line.ask_again_at = line.short_until
-        self._wake_by(line.ask_again_at)
+        elif state.ask_again_at == math.inf:
+            state.ask_again_at = state.short_until
+        self.waits.wake_by(state.ask_again_at)
         return True
 
-    def _stretch(self, account: Account, cost: Cost, now: float) -> None:
-        """The lease store has just failed: admit a request inside this sidecar's share.
+    def _admit_within_share(self, account: Account, cost: Cost, now: float) -> None:
+        """The lease store has just failed: hold enough for a request inside this sidecar's share.
 
-        What others had in use is no measure any more: requests move between sidecars all the time.
+        The last known use of other sidecars does not count. It is out of date, since requests move between
+        sidecars all the time.
         """
-        line = self.lines.get(account.entitlement.name)
-        if line is None:
+        state = self.states.get(account.entitlement.name)
+        if state is None:
             return
-        known = self.limit_of(account) if self.is_led else None
+        known = self.limit_of(account) if self.has_limits else None
         limit = fallback_share(account, known, self.sidecars).limit
         rate = limit.tokens_per_second
-        if line.share_tokens is None:
-            # Until the leases expire: a full bucket of the share, and its refill in that time.
+        if state.share_tokens is None:
+            # Until the leases expire, the share has a full bucket and its refill in that time.
             depth = bucket_depth(rate, account.meter.typical_tokens.value)
-            line.share_tokens = depth + rate * max(self.expires_at - now, 0.0)
+            state.share_tokens = depth + rate * max(self.expires_at - now, 0.0)
         sequences, kv_tokens = account.concurrency_in_use + cost.sequences, account.kv_in_use + cost.kv_tokens
-        if sequences > limit.concurrency or kv_tokens > limit.kv_tokens or line.share_tokens <= 0:
+        if sequences > limit.concurrency or kv_tokens > limit.kv_tokens or state.share_tokens <= 0:
             return
-        line.share_tokens -= account.stretch(cost)
+        state.share_tokens -= account.hold_enough(cost)
 
     def ended(self, account: Account, now: float) -> None:
         """A request has ended. Waiting requests may fit; a contended lease is returned."""
         name = account.entitlement.name
-        line = self.lines.get(name)
-        if line is None:
+        state = self.states.get(name)
+        if state is None:
             return
-        line.short_until = -math.inf
-        if self.queue.waiting_for_lease(name):
-            self._to_serve.setdefault(name, False)
-        if now < line.contended_until:
+        state.short_until = -math.inf
+        self.waits.may_fit(name)
+        if now < state.contended_until:
             self.returns.add(name)
 
     # --- waiting requests ---
@@ -279,196 +269,100 @@ class Leases:
     def due(self, now: float) -> Iterator[PendingRequest]:
         """The requests to decide now: their lease is large enough, or their wait for it has ended.
 
-        They have left their wait for a lease. The caller decides each one before it asks for the next: the
-        admission of one may leave no room for the next.
+        They have left their wait for a lease. The caller decides each one before it asks for the next,
+        because the admission of one may leave no room for the next.
         """
-        while self._ready or self._to_serve:
-            while self._ready:
-                pending = self._ready.popleft()
+        waits = self.waits
+        while waits.ended or waits.to_serve:
+            while waits.ended:
+                pending = waits.ended.popleft()
                 if self.failures and self.mode is Mode.JOINED:
-                    self._stretch(pending.account, pending.cost, now)
+                    self._admit_within_share(pending.account, pending.cost, now)
                 yield pending
-            for name in list(self._to_serve):
-                is_answered = self._to_serve.pop(name)
-                line = self.lines.get(name)
-                if line is not None:
-                    yield from self._serve(name, line, now)
+            for name in list(waits.to_serve):
+                is_answered = waits.to_serve.pop(name)
+                state = self.states.get(name)
+                if state is not None:
+                    is_joined = self.mode is Mode.JOINED
+                    yield from waits.fitting(
+                        name, state, now, is_joined=is_joined, round_trip_s=self.round_trip_s
+                    )
                     if is_answered:
-                        self._return_surplus(name, line, now)
-
-    def withdraw(self, pending: PendingRequest) -> None:
-        """Forget a request whose wait for a lease has ended, but that is not decided yet."""
-        if pending in self._ready:
-            self._ready.remove(pending)
-
-    def serve_answered(self, name: str, sent_at: float, now: float) -> None:
-        """An answer came for an entitlement, to a message of ``sent_at``: its waiting requests may fit."""
-        for pending in self.queue.waiting_for_lease(name):
-            if sent_at >= pending.entered_at and pending.first_answer_at == math.inf:
-                pending.first_answer_at = now
-        self._to_serve[name] = True
-
-    def serve_all(self) -> None:
-        """Requests of all entitlements may fit."""
-        for name in self.queue.entitlements_waiting_for_lease():
-            self._to_serve.setdefault(name, False)
-
-    def release_all(self, now: float) -> None:
-        """The lease store failed: no request waits for it."""
-        for name in self.queue.entitlements_waiting_for_lease():
-            self._release(name, now)
+                        self._return_surplus(name, state, now)
 
     def wake(self, now: float) -> None:
         """End the waits whose deadline has passed, and ask again for the other requests."""
         if now >= self.expires_at:
             self.expire(now)
         for name in self.queue.entitlements_waiting_for_lease():
-            line = self.lines.get(name)
-            if line is None:
-                self._release(name, now)
+            state = self.states.get(name)
+            if state is None:
+                self.waits.end_all_of(name, now)
                 continue
-            for pending in [each for each in self.queue.waiting_for_lease(name) if each.deadline <= now]:
-                line.pause_asking(pending.account, now)
-                self._end_wait(pending, now)
-            if line.ask_again_at <= now and self.queue.waiting_for_lease(name):
-                line.ask_again_at = math.inf
+            self.waits.end_overdue(name, state, now)
+            if state.ask_again_at <= now and self.queue.waiting_for_lease(name):
+                state.ask_again_at = math.inf
                 self.urgent.add(name)
-        self._find_next_wake()
+        self.waits.find_next_wake(self.states)
 
-    def wakes_at(self) -> float:
-        """The time of the next ``wake``; infinite while no request waits for a lease.
+    def _return_surplus(self, name: str, state: LeaseState, now: float) -> None:
+        """Return unused capacity of a contended entitlement if none of its requests waits any more.
 
-        It may be too early, never too late. Each call of ``AdmissionControl`` asks: 1,500 waiting requests
-        would cost 0.5 ms if all were examined.
+        The last message asked for this capacity for requests that may have left meanwhile.
         """
-        return self._wakes_at if self.queue.is_any_waiting_for_lease else math.inf
-
-    def _wake_by(self, at: float) -> None:
-        if at < self._wakes_at:
-            self._wakes_at = at
-
-    def _find_next_wake(self) -> None:
-        self._wakes_at = math.inf
-        for name in self.queue.entitlements_waiting_for_lease():
-            line = self.lines.get(name)
-            if line is not None:
-                self._wake_by(line.ask_again_at)
-            for pending in self.queue.waiting_for_lease(name):
-                self._wake_by(pending.deadline)
-
-    def _serve(self, name: str, line: Line, now: float) -> Iterator[PendingRequest]:
-        """Yield, in order, the requests that fit, then the requests that wait no longer."""
-        queue = self.queue
-        while waiting := queue.waiting_for_lease(name):
-            pending = waiting[0]
-            account, cost = pending.account, pending.cost
-            if self.mode is Mode.JOINED and not (
-                account.bucket.level > 0
-                and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
-                and account.kv_in_use + cost.kv_tokens <= account.limit.kv_tokens
-            ):
-                break
-            line.resume_asking()
-            queue.leave_lease_wait(pending, now)
-            yield pending
-        for pending in [
-            each for each in queue.waiting_for_lease(name) if not self._waits_on(line, each, now)
-        ]:
-            line.pause_asking(pending.account, now)
-            queue.leave_lease_wait(pending, now)
-            yield pending
-
-    def _end_wait(self, pending: PendingRequest, now: float) -> None:
-        self.queue.leave_lease_wait(pending, now)
-        self._ready.append(pending)
-
-    def _release(self, name: str, now: float) -> None:
-        """The requests of an entitlement wait for a lease no longer."""
-        for pending in list(self.queue.waiting_for_lease(name)):
-            self._end_wait(pending, now)
-
-    def _waits_on(self, line: Line, pending: PendingRequest, now: float) -> bool:
-        """Whether a request that does not fit now continues to wait; sets its deadline.
-
-        It waits until the lease store answers for it. If the pool is not short, other sidecars may return
-        unused leases. Otherwise its tier sets the deadline.
-        """
-        if pending.first_answer_at == math.inf:
-            return True
-        account, cost = pending.account, pending.cost
-        pending.deadline = pending.entered_at + pending.patience_s
-        if account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
-            pending.deadline = max(pending.deadline, pending.entered_at + LONGEST_RECLAIM_S)
-        elif not self._is_short(line, account, cost) or _may_be_inside_guarantee(account, cost):
-            # By the latest answer; requests elsewhere may have ended since their sidecars' last message.
-            pending.deadline = max(pending.deadline, pending.first_answer_at + self._reclaim_s())
-        self._wake_by(pending.deadline)
-        return pending.deadline > now
-
-    @staticmethod
-    def _is_short(line: Line, account: Account, cost: Cost) -> bool:
-        """Whether the use on all sidecars leaves no room for a request."""
-        limit = account.pool_limit
-        return (
-            account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency
-            or account.kv_in_use + account.kv_elsewhere + cost.kv_tokens > limit.kv_tokens
-            or account.level + line.tokens_elsewhere <= 0
-        )
-
-    def _reclaim_s(self) -> float:
-        return min(max(RECLAIM_S, RECLAIM_TRIPS * self.round_trip_s), LONGEST_RECLAIM_S)
-
-    def _return_surplus(self, name: str, line: Line, now: float) -> None:
-        """What was asked for ahead may be wanted elsewhere by now, as those who waited may have gone."""
         account, limit = self.accounts[name], self.accounts[name].limit
         if (
             self.mode is Mode.JOINED
-            and now < line.contended_until
+            and now < state.contended_until
             and not self.queue.waiting_for_lease(name)
             and (limit.concurrency > account.concurrency_in_use or limit.kv_tokens > account.kv_in_use)
         ):
             self.returns.add(name)
 
-    # --- what is held ---
+    # --- leases ---
 
-    def open_line(self, name: str, account: Account, now: float) -> Line:
-        """An entitlement becomes active: set its account up for the mode."""
-        line = self.lines[name] = Line()
+    def activate(self, name: str, account: Account, now: float) -> LeaseState:
+        """Make an entitlement active: its account gets the limits of the mode."""
+        state = self.states[name] = LeaseState()
         account.set_pool(known_limit(self.limit_of(account), has_peers=self.sidecars > 1))
         if self.mode in (Mode.JOINING, Mode.CUT_OFF):
             self._share(account, now)
         else:
             account.hold_nothing()
-        return line
+        return state
 
-    def reserve_lines(self, now: float) -> None:
-        """Open lines for guarantees: every sidecar always holds a part of them."""
-        if self._reserved_for == self.sidecars or not self.is_led:
+    def activate_guarantees(self, now: float) -> None:
+        """Make entitlements with a guarantee active: every sidecar always holds a part of a guarantee."""
+        if self._guarantees_divided_by == self.sidecars or not self.has_limits:
             return
-        self._reserved_for = self.sidecars
+        self._guarantees_divided_by = self.sidecars
         for name, account in self.accounts.items():
-            if name not in self.lines and self.reserve(account):
-                self.open_line(name, account, now)
+            if name not in self.states and self.reserve(account):
+                self.activate(name, account, now)
 
     def reserve(self, account: Account) -> int:
-        """Sequences of a guarantee that every sidecar may hold ahead of any request, all at once."""
-        if account.is_spot or not self.is_led:
+        """The sequences of a guarantee that each sidecar holds without any request.
+
+        All sidecars together hold no more than the guarantee.
+        """
+        if account.is_spot or not self.has_limits:
             return 0
         return int(account.entitlement.guarantee.concurrency // self.sidecars)
 
     def renewed(self, sent_at: float, sidecars: int) -> None:
-        """The lease store began or renewed the lifetime of all leases, by a message of ``sent_at``."""
+        """The lease store began or renewed the lifetime of all leases, for a message sent at ``sent_at``."""
         self.sidecars = sidecars
         self.expires_at = sent_at + self.settings.lifetime_s * (1 - MARGIN)
         self._pool_ahead = self._may_take_ahead()
 
-    def take(self, name: str, said: LeaseRequest, lease: Lease, now: float) -> None:
-        """Hold what an answer to ``said`` gives."""
+    def take(self, name: str, request: LeaseRequest, lease: Lease, now: float) -> None:
+        """Hold the lease that the lease store granted for ``request``."""
         account, limit = self.accounts[name], lease.limit
         assured = NOTHING
         if not account.is_spot:
-            # What others have in use may have ended since; but of all that is held no more lies beyond what
-            # is assured than the limit does. And a share of a guarantee is assured in any case.
+            # The largest of three bounds is assured. First: the assured part of the limit, less the use of
+            # others as of their last messages. Second: the lease, less the part of the limit that is not
+            # assured, because no more than that part is held in all. Third: a share of the guarantee.
             beyond = limit.amount - limit.assured
             least = share_of_guarantee(account, self.sidecars)
             assured = Amount(
@@ -487,46 +381,46 @@ class Leases:
         account.set_lease(
             Amount(limit.tokens_per_second, lease.kv_tokens, lease.concurrency),
             assured,
-            lease.tokens - (account.meter.spent - said.tokens_spent),
+            lease.tokens - (account.meter.spent - request.tokens_spent),
         )
-        line = self.lines[name]
-        line.answered_at, line.tokens_elsewhere = now, lease.tokens_elsewhere
+        state = self.states[name]
+        state.answered_at, state.tokens_elsewhere = now, lease.tokens_elsewhere
         part = AHEAD_SHARE / self.sidecars
-        line.ahead = (
+        state.ahead = (
             max(lease.level, 0.0) * part,
             max(lease.kv_free, 0.0) * part,
             max(lease.concurrency_free, 0.0) * part,
         )
         if lease.is_contended:
-            line.contended_until = now + CONTENDED_S / 2
-        if said.is_urgent:
+            state.contended_until = now + CONTENDED_S / 2
+        if request.is_urgent:
             waiting = self.queue.waiting_for_lease(name)
             waited = now - waiting[0].entered_at if waiting else 0.0
-            line.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
-            self._wake_by(line.ask_again_at)
+            state.ask_again_at = now + min(max(ASK_AGAIN_S, waited), LONGEST_ASK_AGAIN_S)
+            self.waits.wake_by(state.ask_again_at)
 
     def freed(self, name: str) -> bool:
-        """Something is to be had again. Whether a message should go at once."""
-        line = self.lines.get(name)
-        if line is None:
+        """The lease store has free capacity again. Returns whether a message should be sent at once."""
+        state = self.states.get(name)
+        if state is None:
             return False
-        line.resume_asking()
+        state.resume_asking()
         is_waiting = bool(self.queue.waiting_for_lease(name))
         if is_waiting:
             self.urgent.add(name)
         return is_waiting
 
     def reclaimed(self, name: str, now: float) -> bool:
-        """Another sidecar is short. Whether a message should go at once."""
-        line = self.lines.get(name)
-        if line is None:
+        """Another sidecar lacks capacity. Returns whether a message should be sent at once."""
+        state = self.states.get(name)
+        if state is None:
             return False
-        line.contended_until = now + CONTENDED_S
+        state.contended_until = now + CONTENDED_S
         account = self.accounts[name]
         if (
             account.limit.concurrency > account.concurrency_in_use
             or account.limit.kv_tokens > account.kv_in_use
-            or (account.bucket.level > 0 and tokens_are_short(account, line))
+            or (account.bucket.level > 0 and tokens_are_short(account, state))
         ):
             self.returns.add(name)
             return True
@@ -535,46 +429,38 @@ class Leases:
     # --- without the lease store ---
 
     def expire(self, now: float) -> None:
-        """The leases may have expired: hold nothing, or go on with shares."""
+        """The leases have expired: hold nothing, or use shares if the lease store fails."""
         if self.failures:
             if self.mode is not Mode.CUT_OFF:
                 self.mode = Mode.CUT_OFF
-                self.live_on_shares(now)
+                self.use_shares(now)
         elif self.mode is Mode.JOINED:
             self.mode = Mode.EXPIRED
-            for name in self.lines:
+            for name in self.states:
                 self.accounts[name].hold_nothing()
-                for pending in self.queue.waiting_for_lease(name):
-                    # This process was paused; the lease store was not slow. The wait begins again.
-                    pending.first_answer_at = math.inf
-                    pending.deadline = now + max(pending.patience_s, ANSWER_S)
-                    self._wake_by(pending.deadline)
+                # This process was paused; the lease store was not slow. So the waits begin again.
+                if self.waits.begin_again(name, now):
                     self.urgent.add(name)
 
-    def live_on_shares(self, now: float) -> None:
+    def use_shares(self, now: float) -> None:
         """Set all active accounts to this sidecar's shares."""
-        for name in self.lines:
+        for name in self.states:
             self._share(self.accounts[name], now)
 
     def _share(self, account: Account, now: float) -> None:
-        known = self.limit_of(account) if self.is_led else None
+        known = self.limit_of(account) if self.has_limits else None
         if known is not None:
             account.set_pool(known_limit(known, has_peers=self.sidecars > 1))
         use_share(account, known, self.sidecars, now)
 
 
 def known_limit(limit: Limit, *, has_peers: bool) -> PoolView:
-    """The pool-wide state with this limit, as if no other sidecar used any of it."""
+    """The pool-wide state with this limit, as if other sidecars did not use it."""
     return PoolView(limit.amount, limit.depth, limit.debt, limit.depth, has_peers=has_peers)
 
 
-def _may_be_inside_guarantee(account: Account, cost: Cost) -> bool:
-    """Whether a request lies inside its entitlement's guarantee if nobody else uses any of it."""
-    return account.is_inside_guarantee(cost.sequences, cost.kv_tokens, counts_elsewhere=False)
-
-
-def tokens_are_short(account: Account, line: Line) -> bool:
-    """Whether the bucket has less left than a sidecar wants to hold."""
+def tokens_are_short(account: Account, state: LeaseState) -> bool:
+    """Whether the pool-wide bucket has fewer free tokens than a sidecar wants to hold."""
     return account.level_elsewhere < max(
-        account.meter.typical_tokens.value, line.report.demand.tokens_per_second * HORIZON / 4
+        account.meter.typical_tokens.value, state.report.demand.tokens_per_second * HORIZON / 4
     )

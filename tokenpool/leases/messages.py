@@ -1,4 +1,4 @@
-"""The records of the lease protocol: what sidecars, the lease store and the coordinator send each other.
+"""The records of the lease protocol, between sidecars, the lease store and the coordinator.
 
 The records that Redis scripts read or write are positional on the wire. ``row_layout`` derives the positions
 from the types here, so a new field goes to the end of its type.
@@ -28,9 +28,9 @@ The lease store asks again after half of it."""
 WAIT_S = 0.25
 """The time for which the lease store notifies a waiting sidecar of free capacity."""
 REQUEST_SIZE_MEMORY_S = 60.0
-"""Time constant with which the largest request of an entitlement fades if none of its size follows.
+"""Time constant in seconds with which the remembered size of the largest request decays.
 
-With 5 s, a tenant with one request in three seconds had a limit of half a request at the next one."""
+With 5 s, a tenant with one request in three seconds had a limit of half a request at its next one."""
 
 RECLAIM, FREED = "reclaim", "freed"
 """The kinds of a ``Push``."""
@@ -45,11 +45,11 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kv_tokens: float = 0.0
     concurrency: float = 0.0
     depth: float = 0.0
-    """The most tokens that its bucket holds."""
+    """The size of its bucket in tokens."""
     assured_kv_tokens: float = 0.0
     assured_concurrency: float = 0.0
     debt: float = 0.0
-    """In seconds of service. It is stored here, so a new coordinator continues from it."""
+    """Debt in seconds of service. It is stored here, so a new coordinator continues from it."""
 
     @property
     def amount(self) -> Amount:
@@ -66,34 +66,36 @@ NO_LIMIT = Limit()
 
 
 class LeaseRequest(NamedTuple):
-    """What one sidecar uses, used and wants of one entitlement. It states totals, never differences."""
+    """One sidecar's current use, usage totals and wanted lease of one entitlement. Never a change."""
 
     kv_in_use: float = 0.0
     concurrency_in_use: float = 0.0
     kv_bound: float = 0.0
-    """The most KV tokens that the sidecar may use before it receives the answer."""
+    """The highest number of KV tokens that the sidecar may use before it receives the answer."""
     concurrency_bound: float = 0.0
     kv_wanted: float = 0.0
     """The wanted lease, including the current use."""
     concurrency_wanted: float = 0.0
     tokens_spent: float = 0.0
-    """Throughput tokens charged less refunds, since this holder began. It may fall."""
+    """Throughput tokens charged less refunds, since this sidecar started. It may fall."""
     tokens_wanted: float = 0.0
     """Throughput tokens that the sidecar may spend before the next message."""
     is_urgent: bool = False
-    """Whether a request waits. If the lease is too small, the store asks others to return unused leases."""
+    """Whether a request waits. If so and the lease is too small, other sidecars are asked to return
+    leases."""
     demand: Vector = _ZERO
     """The recent demand, shed requests included."""
     kv_seconds: float = 0.0
-    """KV-token-seconds held, since this holder began."""
+    """KV-token-seconds held, since this sidecar started."""
     concurrency_seconds: float = 0.0
-    """Sequence-seconds held, since this holder began."""
+    """Sequence-seconds held, since this sidecar started."""
     fresh: Vector = _ZERO
     """The recent demand without retries of shed requests."""
     floor: Vector = _ZERO
-    """A typical request's tokens, the largest request's KV tokens and sequences."""
+    """Throughput tokens of a typical request; KV tokens and sequences of the largest request."""
     is_last: bool = False
-    """Whether the holder returns everything and stops naming this entitlement. The store drops its row."""
+    """Whether the sidecar returns its whole lease and stops naming this entitlement. The store drops its
+    row."""
     idle_limit: Limit = NO_LIMIT
     """The limit in force if none is published for this entitlement."""
 
@@ -111,7 +113,7 @@ class Lease(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """KV tokens in use at other sidecars, by their last messages."""
     concurrency_elsewhere: float = 0.0
     is_contended: bool = False
-    """Whether a sidecar lacked capacity in the last ``CONTENDED_S``: holders should return unused leases."""
+    """Whether a sidecar lacked capacity in the last ``CONTENDED_S``: sidecars should return unused leases."""
     kv_free: float = 0.0
     """The part of the limit that no sidecar holds. It may be negative."""
     concurrency_free: float = 0.0
@@ -127,21 +129,24 @@ class Message:
     """One message of a sidecar to the lease store."""
 
     holder: str
+    """The id of the sidecar."""
     number: int
-    """Rises with every message of this holder."""
+    """A number that rises with every message of this sidecar."""
     lease_requests: Mapping[str, LeaseRequest]
-    """By entitlement."""
+    """The lease requests by entitlement."""
     is_complete: bool = True
-    """Whether a lifetime begins. Leases neither in ``lease_requests`` nor in ``kept`` are returned."""
+    """Whether a lifetime begins. All leases that are neither in ``lease_requests`` nor in ``kept`` are
+    returned."""
     report: bytes = b""
     """The report to the coordinator, which the store does not decode (``wire.SidecarReport``).
 
     Only in messages that begin or renew a lifetime.
     """
     kept: Sequence[str] = ()
-    """In a complete message: other held entitlements. The messages that follow at once state them."""
+    """In a complete message: further entitlements with a lease. The messages that follow at once state
+    them."""
     renews: bool = False
-    """Whether the lifetime starts again. This has no effect for a holder without a lifetime."""
+    """Whether the lifetime starts again. This has no effect for a sidecar without a lifetime."""
 
     @property
     def carries_report(self) -> bool:
@@ -155,7 +160,8 @@ class Answer:
 
     leases: Mapping[str, Lease] = field(default_factory=dict)
     is_open: bool = False
-    """Whether the lease store grants leases: not in the first lifetime after a start or an outage."""
+    """Whether the lease store grants leases. It grants none in the first lifetime after a start or an
+    outage."""
     sidecars: int = 0
     """The number of sidecars with a lifetime."""
     file_version: str = ""
@@ -165,10 +171,10 @@ class Answer:
     terms: IdleTerms = IdleTerms()
     """The state of the pool in the last plan."""
     is_known: bool = False
-    """Whether the holder has a lifetime. If not, the lease store accepts only a complete message."""
+    """Whether the sidecar has a lifetime. If not, the lease store accepts only a complete message."""
     rows: int = 0
-    """The number of entitlements with a row of the holder. If it differs from the holder's own count, the
-    holder sends a complete message."""
+    """The number of entitlements with a row of the sidecar. If it differs from the sidecar's own count, the
+    sidecar sends a complete message."""
 
 
 class Push(NamedTuple):
@@ -176,7 +182,7 @@ class Push(NamedTuple):
 
     holder: str
     kind: str
-    """``reclaim``: return unused leases. ``freed``: capacity is free, send the lease request again."""
+    """``reclaim``: return unused leases. ``freed``: capacity is free, so send the lease request again."""
     entitlement: str
 
 
@@ -187,19 +193,19 @@ class EntitlementRecord(msgspec.Struct, frozen=True, gc=False):
     level: float = 0.0
     """The level of the bucket, in tokens; negative after overuse."""
     held: Amount = NOTHING
-    """KV tokens and sequences held; for throughput, the tokens granted."""
+    """KV tokens and sequences held. In the throughput dimension: tokens granted."""
     in_use: Amount = NOTHING
     demand: Amount = NOTHING
     served: Amount = NOTHING
-    """Tokens spent, KV-token-seconds and sequence-seconds, since the record began. Service is its rate.
+    """Tokens spent, KV-token-seconds and sequence-seconds, since the record began. Its rate is the service.
 
-    A sum of the sidecars' own rates is wrong: their rates are of different times. Busy sidecars report late
-    and are sampled less, so large requests seemed a quarter smaller than they were.
+    A sum of the sidecars' own rates is wrong, because those rates are of different times. Busy sidecars
+    report late and less often, so large requests seemed a quarter smaller than they were.
     """
     fresh: Amount = NOTHING
     """The demand without retries of shed requests."""
     floor: Amount = NOTHING
-    """A typical request's tokens, the largest request's KV tokens and sequences."""
+    """Throughput tokens of a typical request; KV tokens and sequences of the largest request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,12 +213,13 @@ class PoolSnapshot:
     """The whole content of the lease store at one moment."""
 
     records: Mapping[str, EntitlementRecord]
-    """By entitlement."""
+    """The records by entitlement."""
     reports: Mapping[str, bytes]
     """The last report of every sidecar with a lifetime."""
     epoch: int
     is_open: bool
-    """Whether the lease store grants leases: not while it is new, nor after a lifetime without a message."""
+    """Whether the lease store grants leases. It grants none while it is new, or after a lifetime without
+    messages."""
     at: float = 0.0
     """Seconds by the clock of the lease store."""
     file_version: str = ""

@@ -1,7 +1,7 @@
-"""One entitlement's record as a lease store keeps it, and the same record as of a later moment.
+"""One entitlement's record as a lease store keeps it, and its state at a later time.
 
-A record is brought up to date when it is written, so a reader of an old record computes the rest here. Both
-lease stores use this module for reading.
+A write brings a record up to date. A reader computes the changes since that write here. Both lease stores use
+this module for reading.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class StoredRecord(msgspec.Struct):
     at: float
     """The time of the last update, in seconds by the clock of the lease store."""
     depth: float = 0.0
-    """The bucket's depth at the last update; 0 where it had none."""
+    """The bucket's size in tokens at the last update; 0 before the first limit."""
     level: float = 0.0
-    """The bucket's level at the last update."""
+    """The bucket's level in tokens at the last update."""
     floor: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """A typical request's tokens, the largest request's KV tokens and sequences."""
+    """Throughput tokens of a typical request; KV tokens and sequences of the largest request."""
     sums: HolderRow = HolderRow()
-    """Over the rows of all holders."""
+    """Sums over the rows of all sidecars."""
     served: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Tokens spent, KV-token-seconds and sequence-seconds, since the record began."""
 
@@ -48,10 +48,11 @@ class StoredRecord(msgspec.Struct):
 
 
 def bucket_level(level: float, depth: float, limit: Limit, elapsed_s: float, is_open: bool) -> float:
-    """The level of a bucket ``elapsed_s`` after it was ``level``, by the limit in force now.
+    """The level of a bucket in tokens, ``elapsed_s`` after it was ``level``, with the limit in force now.
 
-    ``depth`` is the depth by the previous limit. A new bucket starts full. While the lease store is closed,
-    nothing caps the level: the usage of the outage is not charged yet, and the refill of that time pays it.
+    ``depth`` is the bucket's size under the previous limit. A new bucket starts full. While the lease store
+    is closed, the level has no upper bound. The usage of an outage is charged after it, and the refill of
+    that time compensates it.
     """
     if depth == 0 or limit.depth == 0:
         return limit.depth

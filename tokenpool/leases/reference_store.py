@@ -1,22 +1,25 @@
 """The rules of the lease store in Python, for tests and the simulation only.
 
 Production runs the same rules as scripts in Redis (``tokenpool/store``). One contract suite sends the same
-calls to both and requires the same answers. Pure, with ``now`` from the clock of the store's owner.
+calls to both and requires the same answers. Pure: ``now`` is in seconds of the caller's clock. A *holder* is
+a sidecar.
 
-- The leases of an entitlement never add up to more than its limit by a decision of the store. The sum is
-  larger only if requests already run: after a limit shrank, or after the store lost its content.
+- The store never grants leases of an entitlement that add up to more than its limit. The sum is larger only
+  if requests already run: after a limit shrank, or after the store lost its content.
 - A message names only changed entitlements. It states totals (current use, wanted leases, usage since the
-  holder began), never differences, and has a number. Each row keeps the number of the message that wrote it.
+  holder started), never changes, and has a number. Each row keeps the number of the message that wrote it.
   So several messages may be in flight, and a lost, duplicated or late message does no harm.
 - A holder may use some capacity before it receives the answer (its *bound*). That amount counts as held
   until the next message, so a lost answer frees nothing that is in use.
-- Every lease expires. A holder that renews nothing for a lifetime loses its leases, and must begin a new
+- Every lease expires. A holder without a renewal for a lifetime loses its leases. It must begin a new
   lifetime with a complete message.
 - Limits are published for active entitlements. For any other, the holder states the limit that follows from
   the pool's ``IdleTerms``, which every answer carries. So an idle entitlement costs nothing.
-- Limits carry the epoch of the coordinator that wrote them. Those of an older epoch are refused.
+- Limits carry the epoch of the coordinator that wrote them. Limits of an older epoch are refused.
 - A store that is new, or had no message for a lifetime, is closed for one lifetime. In that time all holders
   report their use, and the store grants nothing.
+
+This is one file because it is the readable form of the rules: the scripts are compared with it line by line.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ class Exchange(NamedTuple):
 
     answer: Answer
     pushes: list[Push]
-    """To send to other sidecars."""
+    """The notifications to send to other sidecars."""
 
 
 class _Row:
@@ -83,12 +86,12 @@ class _Record(StoredRecord):
     """The published limit, or else the last one that a holder stated."""
     contended_until: float = -math.inf
     rows: dict[str, _Row] = msgspec.field(default_factory=dict)
-    """By holder."""
+    """The rows by holder."""
     waiters: dict[str, float] = msgspec.field(default_factory=dict)
-    """Holders that lack capacity, with the time until which each is notified."""
+    """Holders that lack capacity, with the time until which each one is notified."""
 
     def refill(self, now: float, is_open: bool) -> None:
-        """Bring the bucket and the request sizes up to date. A clock that stands still adds nothing."""
+        """Bring the bucket and the request sizes up to date. Without elapsed time nothing changes."""
         elapsed = max(now - self.at, 0.0)
         self.level = bucket_level(self.level, self.depth, self.limit, elapsed, is_open)
         self.depth = self.limit.depth
@@ -116,7 +119,7 @@ class _Record(StoredRecord):
         row.served = served
 
     def drop(self, holder: str) -> None:
-        """Remove a row. Without rows the sums are exactly zero: rounding errors end here."""
+        """Remove a row. Without rows the sums are set to exactly zero, which ends rounding errors."""
         row = self.rows.pop(holder, None)
         if row is not None:
             self.write(row, NO_ROW)
@@ -154,7 +157,7 @@ class _Holder:
         self.is_alive = False
         """Whether it has a lifetime."""
         self.entitlements: set[str] = set()
-        """Those with a row of it."""
+        """The entitlements in which it has a row."""
         self.report = b""
 
 
@@ -181,7 +184,7 @@ class ReferenceLeaseStore:
     # --- the coordinator's side ---
 
     def lead(self, candidate: str, leadership_s: float, now: float) -> int:
-        """Take or keep the leadership. The leader's epoch, or 0 if another coordinator leads.
+        """Take or keep the leadership. Returns the leader's epoch, or 0 if another coordinator leads.
 
         Epochs only rise. They start at the milliseconds of the clock, so they rise after a lost store too.
         """
@@ -194,12 +197,12 @@ class ReferenceLeaseStore:
         return self._leader_epoch
 
     def resign(self, candidate: str) -> None:
-        """End the leadership of this candidate. Does nothing if another one leads."""
+        """End the leadership of this candidate. Does nothing if another candidate leads."""
         if self._leader == candidate:
             self._leader = ""
 
     def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int, now: float) -> bool:
-        """Replace all limits. Returns False, without a change, if a later coordinator wrote already.
+        """Replace all limits. Returns False, without a change, if a later coordinator has written.
 
         This updates no record: the next reader or writer of a record applies the new limit. The record of an
         entitlement without a limit and without rows is removed.
@@ -215,14 +218,14 @@ class ReferenceLeaseStore:
         return True
 
     def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
-        """Replace the pool file of all sidecars. Returns False if a later coordinator wrote already."""
+        """Replace the pool file of all sidecars. Returns False if a later coordinator has written."""
         if epoch < self._epoch:
             return False
         self._epoch, self._file = epoch, (version, content)
         return True
 
     def publish_scale_hint(self, content: bytes, epoch: int, now: float) -> bool:
-        """Replace the scale hint. Returns False if a later coordinator wrote already."""
+        """Replace the scale hint. Returns False if a later coordinator has written."""
         if epoch < self._epoch:
             return False
         self._epoch, self._scale_hint = epoch, (content, now)
@@ -249,7 +252,7 @@ class ReferenceLeaseStore:
         )
 
     def record(self, entitlement: str, now: float) -> EntitlementRecord | None:
-        """One entitlement; ``None`` if it has neither a limit nor a lease."""
+        """The record of one entitlement; ``None`` if it has neither a limit nor a lease."""
         if entitlement not in self._records and entitlement not in self._limits:
             return None
         return self._view(entitlement, now, self._is_open(now))
@@ -277,10 +280,11 @@ class ReferenceLeaseStore:
         """Apply a sidecar's message, and answer with its leases.
 
         A complete message begins a lifetime, and returns every lease that it does not name. Before a sidecar
-        stops, it sends one more with its usage totals and waits for the answer.
+        stops, it sends one more complete message with its usage totals and waits for the answer.
 
-        A message changes nothing if its number is not above that of the holder's last complete one. A lease
-        request changes nothing if its row has a later number. Both are answered with the current leases.
+        A message changes nothing if its number is not above the number of the holder's last complete message.
+        A lease request changes nothing if its row has a later number. Both are answered with the current
+        leases.
         """
         self._expire(now)
         if now - self._heard_at > self._lifetime_s:
@@ -323,7 +327,7 @@ class ReferenceLeaseStore:
         return Exchange(answer, pushes)
 
     def _begin_lifetime(self, holder: _Holder, message: Message, now: float) -> list[Push]:
-        """Apply a complete message: its holder is alive, and keeps only the leases that it names."""
+        """Apply a complete message: its holder has a lifetime, and keeps only the leases that it names."""
         if not holder.is_alive:
             holder.is_alive = True
             self._alive += 1
@@ -353,7 +357,7 @@ class ReferenceLeaseStore:
         return record.lease(own, own.kv_tokens, own.concurrency, own.tokens, now)
 
     def _grant(self, holder: _Holder, message: Message, name: str, now: float, pushes: list[Push]) -> Lease:
-        """Apply one lease request. Adds the notifications to ``pushes``."""
+        """Apply one lease request. This adds the notifications to ``pushes``."""
         me, request, is_open = message.holder, message.lease_requests[name], self._is_open(now)
         record = self._records.get(name)
         if record is None:
@@ -402,8 +406,8 @@ class ReferenceLeaseStore:
     def _expire(self, now: float) -> None:
         """Take back the leases of sidecars without a renewal for a lifetime.
 
-        Their usage totals are remembered for ``REMEMBER_S``. So a sidecar that was cut off is charged for its
-        usage of that time when it comes back.
+        Their usage totals are remembered for ``REMEMBER_S``. So a sidecar that lost its connection is charged
+        for its usage of that time when it returns.
         """
         if now < self._expire_at:
             return
@@ -423,21 +427,22 @@ class ReferenceLeaseStore:
 
 
 def _granted(record: _Record, own: HolderRow, request: LeaseRequest) -> Vector:
-    """The wanted lease as far as the other holders leave room for it: KV tokens, sequences, tokens.
+    """The wanted lease, at most the capacity that no other holder has: KV tokens, sequences, tokens.
 
-    The result may be less than the holder has in use. Then the holder admits nothing until enough has ended.
+    The result may be less than the holder has in use. Then the holder admits nothing until enough requests
+    end.
     """
     limit, sums = record.limit, record.sums
     kv_tokens = min(request.kv_wanted, limit.kv_tokens - (sums.kv_tokens - own.kv_tokens))
     free = limit.concurrency - (sums.concurrency - own.concurrency)
-    # Whole sequences: no sidecar can use a part of one.
+    # Whole sequences: no sidecar can use a part of a sequence.
     concurrency = float(math.floor(min(request.concurrency_wanted, free) + _EPSILON))
     tokens = min(request.tokens_wanted, record.level - (sums.tokens - own.tokens))
     return max(kv_tokens, 0.0), max(concurrency, 0.0), max(tokens, 0.0)
 
 
 def _reclaim(name: str, record: _Record, asker: str, now: float) -> list[Push]:
-    """Note a holder that lacks capacity. The pushes ask every other one to return unused leases."""
+    """Remember a holder that lacks capacity. The notifications ask all others to return unused leases."""
     record.waiters = {other: until for other, until in record.waiters.items() if until > now}
     record.waiters[asker] = now + WAIT_S
     if record.contended_until >= now + CONTENDED_S / 2:

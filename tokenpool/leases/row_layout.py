@@ -1,9 +1,9 @@
-"""The positional records of the lease store, in one table: the order of every column.
+"""The order of the columns in every positional record of the lease store, in one table.
 
 Redis scripts read and write these records by position. The positions are derived from the Python types, which
 encode in the order of their fields. ``lua_prelude`` turns them into named Lua constants, so no script and no
-reader has a position of its own. A new column goes to the end of its type, where a reader of an older version
-ignores it.
+reader contains a literal position. A new column goes to the end of its type, where a reader of an older
+version ignores it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tokenpool.leases.messages import Lease, LeaseRequest, Limit
 
 
 class HolderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One sidecar's part of an entitlement, as far as it is summed over the sidecars."""
+    """The fields of one sidecar's row that are summed over all sidecars of an entitlement."""
 
     kv_tokens: float = 0.0
     """KV tokens that count as held: the lease, or more if the holder uses or may use more."""
     concurrency: float = 0.0
-    """Sequences, in the same way."""
+    """Sequences that count as held, in the same way."""
     tokens: float = 0.0
     """Throughput tokens granted."""
     kv_in_use: float = 0.0
@@ -37,7 +37,7 @@ class HolderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     fresh_concurrency: float = 0.0
 
     def replaced(self, old: HolderRow, new: HolderRow) -> HolderRow:
-        """A sum of rows after one of them changed."""
+        """This sum of rows, after one row changed from ``old`` to ``new``."""
         rows = (msgspec.structs.astuple(row) for row in (self, old, new))
         return HolderRow(*(total - before + after for total, before, after in zip(*rows, strict=True)))
 
@@ -59,9 +59,9 @@ class Layout(NamedTuple):
     """One positional record."""
 
     prefix: str
-    """Of its Lua constants."""
+    """The prefix of its Lua constants."""
     columns: Sequence[str]
-    """In the order of the encoding."""
+    """The columns in the order of the encoding."""
 
 
 LAYOUTS = (
@@ -77,8 +77,8 @@ LAYOUTS = (
 def lua_prelude(layouts: Sequence[Layout]) -> str:
     """Lua text that defines a constant for each column: ``ROW_KV_TOKENS`` is 1, since Lua counts from 1.
 
-    For each layout ``new_row()``, ``new_lease()`` and so on return a record of zeros at its full length: Lua
-    would grow an empty one five times.
+    For each layout it defines a function such as ``new_row()`` that returns a record of zeros at its full
+    length. Lua would enlarge an empty record five times.
     """
     lines = []
     for layout in layouts:

@@ -1,4 +1,4 @@
-"""The constants of the lease protocol that a sidecar's side has in more than one module, and its modes."""
+"""The settings and the modes of a sidecar in the lease protocol."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 MOST_UNDER_WAY = 8
-"""The most messages in flight. With one, a request 40 ms from the store waited for another's answer."""
+"""The most messages in flight. With one message, a request 40 ms from the store waited for the answer to
+another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,20 +15,23 @@ class LeaseSettings:
     """The settings of the protocol, in seconds."""
 
     lifetime_s: float = 1.5
+    """The time after which a lease without a renewal expires."""
     interval_s: float = 0.25
+    """The time between two regular messages."""
 
 
 class Mode(StrEnum):
-    """Where a sidecar's limits come from."""
+    """The source of a sidecar's limits."""
 
     JOINED = "joined"
-    """It decides from leases."""
+    """The sidecar decides from leases."""
     JOINING = "joining"
-    """The lease store is new, closed or without limits: the sidecar decides from shares, and reports."""
+    """The lease store is new, closed or without limits. The sidecar decides from shares, and reports its
+    use."""
     EXPIRED = "expired"
-    """The sidecar is new, or was paused for longer than its leases live.
+    """The sidecar is new, or was paused for longer than a lifetime.
 
     It holds nothing until the lease store answers.
     """
     CUT_OFF = "cut_off"
-    """The lease store does not answer, and all leases have expired: the sidecar decides from shares."""
+    """The lease store does not answer, and all leases have expired. The sidecar decides from shares."""

@@ -1,4 +1,4 @@
-"""Fallback shares: what one sidecar may use of a limit while the lease store does not answer. Pure."""
+"""Fallback shares: one sidecar's part of each limit while the lease store does not answer. Pure."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.messages import Limit
 
 UNEVEN = 3.0
-"""Standard deviations of requests at random places for which a share of a guarantee leaves room."""
+"""Standard deviations of a random spread of requests over sidecars, for which a guarantee's share has
+room."""
 MOST_RATE = 1e12
-"""Tokens/s that stand for no bound: an infinite rate would make a bucket's level undefined."""
+"""Tokens/s that represent an absent bound: an infinite rate would make a bucket's level undefined."""
 
 
 class FallbackShare(NamedTuple):
@@ -26,8 +27,8 @@ class FallbackShare(NamedTuple):
 def share_of_guarantee(account: Account, sidecars: int) -> Amount:
     """The part of a guarantee that one sidecar may use by itself, with room for uneven spread.
 
-    With ``m`` sequences for each sidecar on average, ``m + 3 sqrt(m)``: at random places, more than those
-    meet at one sidecar once in hundreds of times. Tokens and cache are in proportion.
+    With ``m`` sequences per sidecar on average, the part is ``m + 3 sqrt(m)``. With random placement, one
+    sidecar receives more only once in hundreds of times. Tokens and KV tokens are in proportion.
     """
     if account.is_spot:
         return NOTHING
@@ -41,10 +42,11 @@ def share_of_guarantee(account: Account, sidecars: int) -> Amount:
 
 
 def fallback_share(account: Account, known: Limit | None, sidecars: int) -> FallbackShare:
-    """This sidecar's share. ``known`` is the last known limit, ``None`` before the first.
+    """This sidecar's share. ``known`` is the last known limit; ``None`` before the first.
 
-    The limit divided by the number of sidecars, but at least one request; of a guarantee more. Spot has its
-    ceiling: the engine's free room bounds it.
+    The share is the limit divided by the number of sidecars, and at least one request. A guarantee has a
+    larger share (``share_of_guarantee``). A spot entitlement has a share of its ceiling, because the engine's
+    free room bounds it.
     """
     entitlement, part = account.entitlement, 1.0 / sidecars
     is_spot, share = account.is_spot, share_of_guarantee(account, sidecars)
@@ -73,8 +75,8 @@ def fallback_share(account: Account, known: Limit | None, sidecars: int) -> Fall
 def use_share(account: Account, known: Limit | None, sidecars: int, now: float) -> None:
     """Set an account to this sidecar's share; ``known`` is as in ``fallback_share``.
 
-    No other sidecar's use is known now. A bucket that was a lease gets this sidecar's part of the tokens that
-    no sidecar held.
+    The use of other sidecars is not known then. A bucket that held a lease gets this sidecar's part of the
+    tokens that no sidecar held.
     """
     share = fallback_share(account, known, sidecars)
     has_peers, unheld = sidecars > 1, 0.0

@@ -1,13 +1,15 @@
-"""The exchange with the lease store, as one sidecar has it: what it says, and what answers change. Pure.
+"""One sidecar's exchange with the lease store: it writes the messages and applies the answers. Pure.
 
-Production and simulation move the messages: they call ``tick_steps`` once an interval, send each of
-``messages``, and bring its answer back with ``answered`` or ``failed``. What that makes possible for waiting
-requests is in ``Leases.due`` then.
+Production and simulation move the messages. They call ``tick_steps`` once per interval, send all
+``messages``, and pass each result to ``answered`` or ``failed``. ``Leases.due`` then has the requests that
+can be decided.
 
-- Messages name changed entitlements. Several are in flight, so no request waits behind a long message.
-  Only one of them names a given entitlement. A complete message follows each failed one.
-- Before a message leaves, this sidecar gives up what it no longer asks for. So the lease store may give it to
-  another sidecar.
+- Messages name changed entitlements. Several are in flight, so no request waits for a long message to finish.
+  Only one message in flight names a given entitlement. A complete message follows each failed one.
+- Before a message is sent, this sidecar gives up the capacity that it no longer asks for. So the lease store
+  may grant that capacity to another sidecar.
+
+This is one file because message numbers, messages in flight and their answers are one state machine.
 """
 
 from __future__ import annotations
@@ -16,19 +18,19 @@ import math
 from collections.abc import Iterator, Mapping
 
 from tokenpool.accounting.account import Account, PoolView
+from tokenpool.leases.lease_state import LeaseState
 from tokenpool.leases.leases import HORIZON, Leases, tokens_are_short
-from tokenpool.leases.line import Line
 from tokenpool.leases.messages import RECLAIM, Answer, Lease, LeaseRequest, Message, Push
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
 
 SPARE = 0.25
-"""Held beyond the most that was in use at once, as a share of it."""
+"""The part of the highest recent use that is held in addition to it."""
 GROWTH = 2.0
-"""Tokens held, at least, as a multiple of those spent since the last complete message."""
+"""The least tokens to hold, as a multiple of the tokens spent since the last report."""
 ROUND_TRIP_KEPT = 0.8
-"""How slowly a long round trip is forgotten, per answer: one quick answer proves nothing."""
+"""The part of a long round trip that remains after each answer, because one quick answer proves nothing."""
 MOST_ROWS = 50
-"""The most entitlements in one message: about 1 ms of Redis (24 us each). The next one names the others."""
+"""The most entitlements in one message: about 1 ms of Redis (24 us each). The next message names the rest."""
 PER_STEP = 20
 """Entitlements in one step of a tick: about 0.4 ms."""
 CHANGED = 0.1
@@ -43,8 +45,8 @@ class LeaseSync:
         self.leases = leases
         self.answered_at: float | None = None
         """The time of the last answer."""
-        self.unled_s = 0.0
-        """How long no coordinator has published limits, by the last answer."""
+        self.limits_age_s = 0.0
+        """Seconds since a coordinator last published limits, by the last answer."""
         self._number = 0
         self._changed: dict[str, None] = {}
         """Entitlements whose change is not urgent, oldest first."""
@@ -61,21 +63,21 @@ class LeaseSync:
             self._must_complete = True
 
     def tick(self, now: float) -> None:
-        """Once an interval: examine the active entitlements, and renew the leases."""
+        """Examine the active entitlements and renew the leases, once per interval."""
         for _ in self.tick_steps(now):
             pass
 
     def tick_steps(self, now: float) -> Iterator[None]:
-        """The same in steps of ``PER_STEP`` entitlements, between which requests may be decided."""
+        """Do the same in steps of ``PER_STEP`` entitlements. Requests may be decided between two steps."""
         leases = self.leases
         if now >= leases.expires_at:
             leases.expire(now)
-        leases.reserve_lines(now)
+        leases.activate_guarantees(now)
         self._is_renewal_due = True
-        for number, name in enumerate(list(leases.lines), 1):
-            line = leases.lines.get(name)
-            if line is not None:
-                self._take_report(name, line, now)
+        for number, name in enumerate(list(leases.states), 1):
+            state = leases.states.get(name)
+            if state is not None:
+                self._close_interval(name, state, now)
             if number % PER_STEP == 0:
                 yield
 
@@ -109,20 +111,20 @@ class LeaseSync:
         return self._send(lease_requests, now, renews=is_renewal)
 
     def _names_due(self) -> list[str]:
-        """The names in the next message, urgent ones first."""
+        """The entitlements for the next message, urgent ones first."""
         leases = self.leases
         names: list[str] = []
         for group in (sorted(leases.urgent), sorted(leases.returns), list(self._changed)):
             for name in group:
                 if len(names) == MOST_ROWS:
                     return names
-                line = leases.lines.get(name)
-                if line is None:
+                state = leases.states.get(name)
+                if state is None:
                     self._forget(name)
-                elif not line.under_way:
+                elif not state.under_way:
                     self._forget(name)
                     names.append(name)
-                elif name not in self._changed:
+                elif name in leases.urgent or name in leases.returns:
                     self._postpone(name)
         return names
 
@@ -146,7 +148,7 @@ class LeaseSync:
         self._changed.pop(name, None)
 
     def _complete(self, now: float) -> Message | None:
-        """Begin a lifetime: name all held entitlements, and state as many as fit."""
+        """Begin a lifetime: name all active entitlements, and state as many as one message holds."""
         leases = self.leases
         for name in list(self._postponed):
             self._resume(name)
@@ -154,10 +156,10 @@ class LeaseSync:
         if not is_asked or any(message.is_complete for message, _ in self._under_way.values()):
             return None
         self._is_renewal_due = self._must_complete = False
-        for line in leases.lines.values():
-            line.under_way = False
-        first = [name for name in leases.urgent if name in leases.lines]
-        first += [name for name in leases.lines if name not in leases.urgent]
+        for state in leases.states.values():
+            state.under_way = False
+        first = [name for name in sorted(leases.urgent) if name in leases.states]
+        first += [name for name in leases.states if name not in leases.urgent]
         leases.urgent.clear()
         leases.returns.clear()
         self._changed = dict.fromkeys(first[MOST_ROWS:])
@@ -179,19 +181,19 @@ class LeaseSync:
         message = Message(self.holder, self._number, lease_requests, is_complete, kept=kept, renews=renews)
         self._under_way[message.number] = (message, now)
         for name in lease_requests:
-            line = leases.lines[name]
-            line.number, line.under_way, line.said = message.number, True, lease_requests[name]
+            state = leases.states[name]
+            state.number, state.under_way, state.sent = message.number, True, lease_requests[name]
         return message
 
-    def farewell(self) -> Message:
-        """The last message: all that was spent is told, everything returned. Nothing may begin after it."""
+    def last_message(self) -> Message:
+        """The last message: it states all usage and returns all leases. No request may begin after it."""
         leases = self.leases
         self._number += 1
         lease_requests = {}
-        for name, line in leases.lines.items():
-            meter, said = leases.accounts[name].meter, line.said
-            if said is not None and not said.concurrency_in_use and said.tokens_spent == meter.spent:
-                continue  # nothing was spent since then: its row is returned without being named
+        for name, state in leases.states.items():
+            meter, sent = leases.accounts[name].meter, state.sent
+            if sent is not None and not sent.concurrency_in_use and sent.tokens_spent == meter.spent:
+                continue  # nothing was spent since then: the lease is returned without being named
             lease_requests[name] = LeaseRequest(
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
@@ -200,33 +202,33 @@ class LeaseSync:
         return Message(self.holder, self._number, lease_requests)
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
-        """A message was answered. Requests that waited for it are in ``Leases.due``."""
+        """A message was answered. ``Leases.due`` then has the requests that can be decided."""
         leases = self.leases
         _, sent_at = self._under_way.pop(message.number, (message, None))
         if sent_at is None:
             return
-        self._note(message, answer, sent_at, now)
-        # A later message names some entitlements again: its answer counts for them, not this one.
+        self._apply_pool_state(message, answer, sent_at, now)
+        # If a later message names an entitlement again, the later answer counts for it.
         heard = {
             name: lease
             for name, lease in answer.leases.items()
-            if name in leases.lines and leases.lines[name].number == message.number
+            if name in leases.states and leases.states[name].number == message.number
         }
         for name, lease in heard.items():
-            leases.lines[name].under_way = False
+            leases.states[name].under_way = False
             self._resume(name)
-            self._see(leases.accounts[name], lease)
+            self._set_pool_view(leases.accounts[name], lease)
         self._change_mode(message, answer, now)
         if leases.mode is Mode.JOINED:
             for name, lease in heard.items():
                 leases.take(name, message.lease_requests[name], lease, now)
         self._retire(heard, message)
         if leases.mode is not Mode.JOINED:
-            leases.serve_all()
+            leases.waits.all_may_fit()
             return
         for name in heard:
-            if name in leases.lines:
-                leases.serve_answered(name, sent_at, now)
+            if name in leases.states:
+                leases.waits.answered(name, sent_at, now)
 
     def failed(self, message: Message, now: float) -> None:
         """A message was not answered in time. No request waits for a store that does not answer."""
@@ -234,40 +236,41 @@ class LeaseSync:
         if self._under_way.pop(message.number, None) is None:
             return
         for name in message.lease_requests:
-            line = leases.lines.get(name)
-            if line is not None and line.number == message.number:
-                line.under_way, line.said = False, None
+            state = leases.states.get(name)
+            if state is not None and state.number == message.number:
+                state.under_way, state.sent = False, None
                 self._resume(name)
         leases.failures += 1
         self._must_complete = True
         if now >= leases.expires_at:
             leases.expire(now)
-        leases.release_all(now)
+        leases.waits.end_all(now)
 
     def pushed(self, push: Push, now: float) -> None:
-        """The lease store said something between messages. A message may be due then."""
+        """The lease store sent a notification. A message may be due then."""
         if push.kind == RECLAIM:
             self.leases.reclaimed(push.entitlement, now)
         else:
             self.leases.freed(push.entitlement)
 
-    def _note(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
-        """Take over the fields of an answer other than leases."""
+    def _apply_pool_state(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
+        """Apply the fields of an answer other than leases."""
         leases = self.leases
         was_failing, leases.failures = leases.failures > 0, 0
         if was_failing:
-            for line in leases.lines.values():
-                line.share_tokens = None
+            for state in leases.states.values():
+                state.share_tokens = None
         leases.round_trip_s = max(now - sent_at, leases.round_trip_s * ROUND_TRIP_KEPT)
-        self.answered_at, self.unled_s = now, answer.limits_age_s
+        self.answered_at, self.limits_age_s = now, answer.limits_age_s
         if answer.terms.capacity != (0.0, 0.0, 0.0):
-            leases.terms, leases.is_led = answer.terms, True
+            leases.terms, leases.has_limits = answer.terms, True
         if answer.is_known and (message.is_complete or message.renews):
-            # A closed store has not heard every sidecar yet: shares of too few would be too large.
+            # A closed store does not know every sidecar yet. With too few sidecars, shares would be too
+            # large.
             sidecars = max(answer.sidecars, 1 if answer.is_open else leases.sidecars)
             leases.renewed(sent_at, sidecars)
         if not message.is_complete and (
-            was_failing or not answer.is_known or self._has_strayed(message, answer)
+            was_failing or not answer.is_known or self._rows_differ(message, answer)
         ):
             self._must_complete = self._is_renewal_due = True
 
@@ -276,68 +279,70 @@ class LeaseSync:
         if now >= leases.expires_at:
             leases.round_trip_s = 0.0  # this process was late, not the answer
             leases.expire(now)
-        elif message.is_complete and answer.is_open and leases.is_led:
+        elif message.is_complete and answer.is_open and leases.has_limits:
             self._join(message)
         elif message.is_complete:
             leases.mode = Mode.JOINING
-            leases.live_on_shares(now)
+            leases.use_shares(now)
 
     def _join(self, message: Message) -> None:
         leases = self.leases
         if leases.mode is not Mode.JOINED:
             leases.mode = Mode.JOINED
-            for name in leases.lines:
+            for name in leases.states:
                 if name not in message.lease_requests:
                     leases.accounts[name].hold_nothing()
 
-    def _has_strayed(self, message: Message, answer: Answer) -> bool:
-        """Whether the lease store has another number of rows than this sidecar has lines."""
+    def _rows_differ(self, message: Message, answer: Answer) -> bool:
+        """Whether the lease store has another number of rows than this sidecar has stated."""
         leases = self.leases
         if self._under_way or not message.renews or not answer.is_known:
             return False
-        stated = sum(1 for line in leases.lines.values() if line.said is not None and not line.said.is_last)
+        stated = sum(
+            1 for state in leases.states.values() if state.sent is not None and not state.sent.is_last
+        )
         return answer.rows != stated
 
-    def _take_report(self, name: str, line: Line, now: float) -> None:
-        """Close an interval of one entitlement; queue a message if its report changed."""
+    def _close_interval(self, name: str, state: LeaseState, now: float) -> None:
+        """Close an interval of one entitlement, and note whether the next message must name it."""
         leases = self.leases
         account = leases.accounts[name]
         meter = account.meter
-        line.peaks.append(account.take_peaks())
-        line.report = account.report(now)
-        line.fresh = meter.fresh
-        line.is_idle = (
+        state.peaks.append(account.take_peaks())
+        state.report = account.report(now)
+        state.fresh = meter.fresh
+        state.is_idle = (
             meter.is_idle and not account.concurrency_in_use and not leases.queue.waiting_for_lease(name)
         )
-        if self._is_news(account, line):
+        if self._has_changed(account, state):
             self._changed[name] = None
 
-    def _is_news(self, account: Account, line: Line) -> bool:
+    def _has_changed(self, account: Account, state: LeaseState) -> bool:
         """Whether a message should name an entitlement again."""
-        said = line.said
-        if said is None or said.is_last:
+        sent = state.sent
+        if sent is None or sent.is_last:
             return True
-        kv_tokens, sequences, _ = self._ahead(account, line)
+        kv_tokens, sequences, _ = self._wanted(account, state)
         return (
-            said.concurrency_in_use > 0
+            sent.concurrency_in_use > 0
             or account.concurrency_in_use > 0  # the service of running requests grows with time
-            or said.tokens_spent != account.meter.spent
-            or said.kv_wanted != kv_tokens
-            or said.concurrency_wanted != sequences
-            or (line.is_idle and not sequences)
-            or _differ(said.demand[2], line.report.demand.concurrency)
-            or _differ(said.demand[0], line.report.demand.tokens_per_second)
+            or sent.tokens_spent != account.meter.spent
+            or sent.kv_wanted != kv_tokens
+            or sent.concurrency_wanted != sequences
+            or (state.is_idle and not sequences)
+            or _differ(sent.demand[2], state.report.demand.concurrency)
+            or _differ(sent.demand[0], state.report.demand.tokens_per_second)
         )
 
     def _lease_request(self, name: str, now: float) -> LeaseRequest:
-        """What to say of one entitlement; gives up here what is no longer asked for."""
+        """Make one entitlement's lease request; gives up the part of the lease that it does not ask for."""
         leases = self.leases
-        account, line = leases.accounts[name], leases.lines[name]
+        account, state = leases.accounts[name], leases.states[name]
         meter, kv_in_use, in_use = account.meter, account.kv_in_use, account.concurrency_in_use
-        kv_wanted, wanted, tokens_wanted = self._ahead(account, line)
-        if now < line.contended_until:
+        kv_wanted, wanted, tokens_wanted = self._wanted(account, state)
+        if now < state.contended_until:
             kv_wanted, wanted = float(kv_in_use), float(in_use)
-            if tokens_are_short(account, line):
+            if tokens_are_short(account, state):
                 tokens_wanted = 0.0
         needed = [pending.cost for pending in leases.queue.waiting_for_lease(name)]
         kv_wanted = max(kv_wanted, kv_in_use + sum(cost.kv_tokens for cost in needed))
@@ -348,8 +353,8 @@ class LeaseSync:
             account.give_up_beyond(kv_wanted, wanted, tokens_wanted)
             kv_bound = max(kv_bound, account.limit.kv_tokens)
             bound = max(bound, account.limit.concurrency)
-        said, floor = line.report, line.report.floor
-        is_last = line.is_idle and not (in_use or kv_wanted or wanted or needed)
+        report, floor = state.report, state.report.floor
+        is_last = state.is_idle and not (in_use or kv_wanted or wanted or needed)
         return LeaseRequest(
             float(kv_in_use),
             float(in_use),
@@ -360,62 +365,62 @@ class LeaseSync:
             meter.spent,
             tokens_wanted,
             bool(needed),
-            said.demand.values(),
+            report.demand.values(),
             meter.kv_seconds,
             meter.concurrency_seconds,
-            line.fresh.values(),
+            state.fresh.values(),
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
             is_last,
             leases.idle_limit(account),
         )
 
-    def _ahead(self, account: Account, line: Line) -> tuple[float, float, float]:
-        """What to hold for the requests of the next interval: KV tokens, sequences, tokens."""
+    def _wanted(self, account: Account, state: LeaseState) -> tuple[float, float, float]:
+        """The lease to hold for the requests of the next interval: KV tokens, sequences, tokens."""
         leases = self.leases
-        kv_peak = max((kv for kv, _ in line.peaks), default=0)
-        peak = max((sequences for _, sequences in line.peaks), default=0)
-        kv_ahead, ahead, tokens = float(kv_peak), float(peak), 0.0
-        floor = line.report.floor
-        if not line.is_idle:
+        kv_peak = max((kv for kv, _ in state.peaks), default=0)
+        peak = max((sequences for _, sequences in state.peaks), default=0)
+        kv_wanted, wanted, tokens = float(kv_peak), float(peak), 0.0
+        floor = state.report.floor
+        if not state.is_idle:
             is_scarce = account.pool_limit.concurrency < 2 * leases.sidecars
             spare = 0.0 if is_scarce else max(math.ceil(SPARE * peak), floor.concurrency)
-            ahead += spare
-            kv_ahead += spare * max(floor.kv_tokens, kv_peak / max(peak, 1))
-            demand = line.report.demand.tokens_per_second
+            wanted += spare
+            kv_wanted += spare * max(floor.kv_tokens, kv_peak / max(peak, 1))
+            demand = state.report.demand.tokens_per_second
             tokens = demand * leases.settings.interval_s * HORIZON + account.meter.typical_tokens.value
-            # Demand is an average. Where it has just begun, each part message asks for more than the last;
-            # for no more than there is, which would count as a shortage and have everybody return theirs.
+            # Demand is an average. If load has just begun, each message asks for more than the one before. It
+            # asks for no more than is free: that would count as a shortage and reclaim other leases.
             tokens = max(tokens, min(GROWTH * account.meter.unreported, account.level))
         reserve = leases.reserve(account)
         if reserve:
             guarantee = account.entitlement.guarantee
-            ahead = max(ahead, float(reserve))
-            kv_ahead = max(kv_ahead, guarantee.kv_tokens / leases.sidecars)
+            wanted = max(wanted, float(reserve))
+            kv_wanted = max(kv_wanted, guarantee.kv_tokens / leases.sidecars)
             tokens = max(tokens, guarantee.tokens_per_second / leases.sidecars)
-        return kv_ahead, ahead, tokens
+        return kv_wanted, wanted, tokens
 
     def _retire(self, heard: Mapping[str, Lease], message: Message) -> None:
-        """Close the lines of entitlements whose last holding the lease store has booked."""
+        """Make entitlements idle whose last lease request the lease store has applied."""
         leases = self.leases
         for name in heard:
-            line, said = leases.lines[name], message.lease_requests[name]
+            state, request = leases.states[name], message.lease_requests[name]
             account = leases.accounts[name]
-            if not said.is_last:
+            if not request.is_last:
                 continue
             if (
-                line.is_idle
+                state.is_idle
                 and account.meter.is_idle
-                and said.tokens_spent == account.meter.spent
+                and request.tokens_spent == account.meter.spent
                 and not (leases.queue.waiting_for_lease(name) or account.concurrency_in_use)
             ):
-                del leases.lines[name]
+                del leases.states[name]
                 account.hold_nothing()
                 account.forget_bucket()
             else:
-                line.said = None
+                state.sent = None
 
-    def _see(self, account: Account, lease: Lease) -> None:
-        """Where the pool stands, whatever this sidecar holds of it."""
+    def _set_pool_view(self, account: Account, lease: Lease) -> None:
+        """Set the pool-wide state of an entitlement from an answer."""
         leases = self.leases
         limit = lease.limit
         account.set_pool(

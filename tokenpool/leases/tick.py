@@ -1,6 +1,6 @@
 """One tick: a snapshot of the lease store goes in, the limit of every active entitlement comes out. Pure.
 
-The coordinator leads, reads and publishes. The planner divides capacity, and knows nothing of the lease
+The coordinator leads, reads and publishes. The planner divides capacity, and does not depend on the lease
 store. This module connects the two.
 """
 
@@ -26,7 +26,7 @@ request is remembered (``messages.REQUEST_SIZE_MEMORY_S``)."""
 NO_DEBT = 0.01
 """A smaller debt, in seconds, counts as zero."""
 MOST_ELAPSED_S = 1.0
-"""The most time by which one tick moves debts, after a pause of the coordinator."""
+"""The longest time in seconds that one tick counts for debts, after a pause of the coordinator."""
 _NO_RECORD = EntitlementRecord()
 _DEFAULTS = PlannerSettings()
 
@@ -84,7 +84,7 @@ def tick(
         if name in entitlements and snapshot.at - idle_since.get(name, snapshot.at) < RETIRE_S
     }
     if before is not None and not (before.is_open and snapshot.is_open):
-        before = None  # a closed store has lost totals or misses some: their change is no service
+        before = None  # a closed store has incomplete totals: their change is no service
     elapsed = max(snapshot.at - before.at, 0.0) if before is not None else 0.0
     service = _service(records, before.records, elapsed) if before is not None and elapsed > 0 else {}
     made = plan(
@@ -116,7 +116,7 @@ def tick(
 
 
 def _idle_since(snapshot: PoolSnapshot, before: Mapping[str, float]) -> dict[str, float]:
-    """Entitlements without demand, leases and debt, with a full bucket; and the start of their idle time."""
+    """The start of the idle time, for entitlements with a full bucket and no demand, lease or debt."""
     return {
         name: before.get(name, snapshot.at)
         for name, record in snapshot.records.items()
@@ -132,7 +132,7 @@ def _service(
 ) -> dict[str, Amount]:
     """The service of every entitlement between two snapshots, as a rate. Refunds may make tokens negative.
 
-    Sequence-seconds never fall while a record lives. If they fell, the record is a new one.
+    Sequence-seconds never fall while a record exists. If they fell, the record is new.
     """
     per_second = 1 / elapsed_s
     return {
@@ -158,9 +158,9 @@ def _reports(packed: Mapping[str, bytes]) -> tuple[dict[str, SidecarReport], lis
 
 
 def _replica(sidecars: Mapping[str, SidecarReport]) -> Amount:
-    """The mean over the sidecars with a known engine, in each dimension over those that know its number.
+    """The mean capacity of an engine, over the sidecars that report one; zero if none does.
 
-    The mean leaves out numbers that represent an absent bound: they are not measurements of a replica.
+    The mean in a dimension leaves out numbers that represent an absent bound: they are no measurements.
     """
     known = [report.replica.values() for report in sidecars.values() if report.replica.kv_tokens > 0]
     if not known:

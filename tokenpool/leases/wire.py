@@ -1,7 +1,7 @@
 """The encoded records that the lease store carries without decoding: reports, pool file and scale hint.
 
-They are msgpack with a schema version. A reader ignores unknown fields and uses the defaults of missing ones,
-so versions can be rolled out one process at a time.
+They are msgpack with a schema version. A reader ignores unknown fields and uses defaults for missing ones, so
+versions can be rolled out one process at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ REPORTED_OUTCOMES = frozenset(
 )
 """The outcomes that a report counts: requests served, and requests refused for a lack of capacity."""
 MOST_REPORTED = 256
-"""The most entitlements that a report counts: about 10 kB with every report."""
+"""The most entitlements in the counts of a report: about 10 kB per report."""
 FIRST_TOKEN_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Upper bounds of the counts of times to first token; one more count is for longer times."""
 
@@ -50,11 +50,11 @@ class SidecarReport:
     draining: bool = False
     schema: int = SCHEMA
     outcomes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Ended requests since this sidecar began, by entitlement and outcome, without zeros. At most
+    """Ended requests since this sidecar started, by entitlement and outcome, without zeros. At most
     ``MOST_REPORTED`` entitlements, those with the latest changes. For metrics and pages, not for planning."""
     first_tokens: Mapping[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
-    """Times to first token since this sidecar began: their sum in seconds, and counts by
-    ``FIRST_TOKEN_BOUNDS_S``. Only of entitlements in ``outcomes`` with changes in the last few seconds."""
+    """Times to first token since this sidecar started: their sum in seconds, and counts by
+    ``FIRST_TOKEN_BOUNDS_S``. Only for entitlements in ``outcomes`` with changes in the last few seconds."""
 
 
 _reports = msgspec.msgpack.Decoder(SidecarReport)
@@ -85,7 +85,7 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
 
 
 def decode_file(content: bytes) -> PoolFile:
-    """Decode a pool file, which was validated where it was read. Raises ``WireError``."""
+    """Decode a pool file, which its reader has validated. Raises ``WireError``."""
     try:
         return _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -1,1 +1,1 @@
-"""The limits of every entitlement, and the number of replicas, from one tick's reports."""
+"""Planning: it computes all limits and the number of replicas from the reports of one tick."""

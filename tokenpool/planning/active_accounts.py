@@ -1,4 +1,4 @@
-"""Active accounts: which accounts of a sidecar need a place in the next plan. ``now`` is seconds."""
+"""Active accounts: the accounts of a sidecar that the next plan must include. ``now`` is in seconds."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tokenpool.planning.idle import IdleTerms, idle_share
 
 
 class ActiveAccounts:
-    """The accounts that periodic work examines. The work of a tick follows these, not all that exist.
+    """The accounts that periodic work examines. The work of a tick depends on their number alone.
 
     An account becomes active at its first offer: call ``touch`` before a limit is read. It becomes idle again
-    when the owner of the periodic work retires it: see ``can_rest``.
+    when the owner of the periodic work calls ``retire``. See ``may_retire``.
 
     A lone sidecar passes the terms of each plan to ``planned``. An idle account has the limits that a plan
-    with it would give, its bucket is full, and its debt and its largest request fade. ``refresh`` computes
-    that when the account is touched or shown. Without terms (limits come from the lease store) ``refresh``
-    changes nothing.
+    with it would give, and a full bucket. Its debt and its largest request decay. ``refresh`` computes this
+    state when the account is touched or shown. Without terms, because the limits come from the lease store,
+    ``refresh`` changes nothing.
     """
 
     __slots__ = ("_accounts", "_debt_decay_s", "_plan", "_planned_at", "_planned_before", "_terms")
@@ -32,24 +32,24 @@ class ActiveAccounts:
         self._planned_at = self._planned_before = -math.inf
 
     def __iter__(self) -> Iterator[Account]:
-        """In the order in which they became active. Iterate over a copy while accounts retire."""
+        """Iterate in the order in which accounts became active. Iterate over a copy while accounts retire."""
         return iter(self._accounts)
 
     def __len__(self) -> int:
         return len(self._accounts)
 
     def touch(self, account: Account, now: float) -> None:
-        """Make an account active before it offers or holds something. Does nothing to an active one."""
+        """Make an account active before its first offer. Does nothing to an active account."""
         if not account.is_active:
             self.refresh(account, now)
             account.is_active = True
             self._accounts[account] = None
 
-    def can_rest(self, account: Account, now: float) -> bool:
-        """Whether an active account needs no tick: it has no demand, holds nothing, and its bucket is full.
+    def may_retire(self, account: Account, now: float) -> bool:
+        """Whether an active account may retire: it has no demand, holds nothing, and has a full bucket.
 
-        Call it after the account's report was taken and its limits were set. Retiring the account then loses
-        nothing, its debt included.
+        Call it after the account's report was taken and its limits were set. A retirement then loses no
+        state, not even debt.
         """
         return (
             account.concurrency_in_use == 0
@@ -65,30 +65,30 @@ class ActiveAccounts:
             account.is_active = False
             account.plan, account.planned_at = self._plan, self._planned_at
 
-    def expel(self, account: Account) -> None:
-        """Exclude an account for good: its entitlement is gone from the pool file.
+    def exclude(self, account: Account) -> None:
+        """Exclude an account permanently: its entitlement was removed from the pool file.
 
-        Its running requests settle as they began. A request that still waits does not make it active again.
+        Its running requests settle as usual. A request that still waits does not make it active again.
         """
         self._accounts.pop(account, None)
         account.is_active = True
 
     def planned(self, terms: IdleTerms, now: float, debt_decay_s: float) -> None:
-        """Note the terms of a lone sidecar's new plan, and its time constant of debt, for idle accounts."""
+        """Remember the terms of a lone sidecar's new plan, and the decay time of debts, for idle accounts."""
         self._terms = terms
         self._debt_decay_s = debt_decay_s
         self._plan += 1
         self._planned_before, self._planned_at = self._planned_at, now
 
     def refresh(self, account: Account, now: float) -> None:
-        """Bring an idle account's limits, bucket and debt up to date. Does nothing to an active one."""
+        """Bring an idle account's limits, bucket and debt up to date. Does nothing to an active account."""
         terms = self._terms
         if terms is None or account.is_active or account.plan == self._plan:
             return
-        # The floor in a report is as of the report before it.
-        account.meter.rest(self._planned_before)
+        # A report states the floor of the report before it.
+        account.meter.skip_idle_time(self._planned_before)
         floor = account.meter.floor
-        account.meter.rest(self._planned_at)
+        account.meter.skip_idle_time(self._planned_at)
         share = idle_share(account.entitlement, terms, floor)
         elapsed = self._planned_at - account.planned_at
         debt = account.debt

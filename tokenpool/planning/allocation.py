@@ -1,14 +1,19 @@
-"""Allocation: one tick's division of live capacity among claims, in design.md's four stages.
+"""Allocation: one tick's division of live capacity among claims, in four stages.
 
-Pure arithmetic on amounts. The planner decides the weight of a claim, and ``debt`` what happens over time.
+1. Each guarantee gets its demand. If live capacity is too small for all, they shrink in proportion.
+2. The rest goes to elastic claims and bursts, by weighted dominant-resource fairness.
+3. The rest of that goes to spot claims, in the same way.
+4. Any claim may use the capacity that is still free.
 
-Claims are kept as parallel lists of numbers, not as objects: most of a plan's time is spent here, and with an
-object for each claim a plan took a fifth more instructions.
+Pure arithmetic on amounts. The planner decides the weight of a claim, and ``debt`` changes weights over time.
+
+Claims are parallel lists of numbers, not objects. Most of a plan's time is spent here, and with an object per
+claim a plan took a fifth more instructions.
 
 The model is Leontief's: the requests of an entitlement use all dimensions in the proportions of its demand.
-So an allocation is a share ``x`` of the demand vector, from 0 to 1, and never less than the part of the
-guarantee that is in demand. A ceiling in one dimension scales the whole vector: no entitlement is given what
-it could not use. ``filling`` finds the shares.
+So an allocation is a share ``x`` of the demand vector, from 0 to 1. It is never less than the part of the
+guarantee that is in demand. A ceiling in one dimension scales the whole vector, so no entitlement gets
+capacity that it cannot use. ``filling`` finds the shares.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from tokenpool.planning.idle import IdleTerms
 from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector, counted, dominant_shares, larger, smaller
 
 _ALL = 1 - EPSILON
-"""A claim that is filled with this part of its demand is satisfied."""
+"""A claim with this part of its demand is satisfied."""
 
 
 class Division:
@@ -36,18 +41,18 @@ class Division:
     def __init__(self, capacity: Amount, claims: Sequence[Claim]) -> None:
         tokens, cache, sequences = counted(capacity.values())
         self._capacity = (tokens, cache, float(math.floor(sequences + EPSILON)))
-        """In whole sequences."""
+        """Live capacity, in whole sequences."""
         ordered = sorted(claims, key=lambda claim: claim.name)
         self._groups = [
             _Group([claim for claim in ordered if (claim.tier is Tier.SPOT) is is_spot], self._capacity)
             for is_spot in (False, True)
         ]
-        """In the order in which they are filled: spot gets what the others leave."""
+        """The groups in filling order: spot gets the capacity that the others leave."""
         _assure_guarantees(self._groups, self._capacity)
         self._left = self._divide()
 
     def reweigh(self, weights: Mapping[str, tuple[float, float]]) -> None:
-        """Divide again, with another weight and priority for every claim, by name."""
+        """Divide again, with another weight and priority for each claim, by name."""
         for group in self._groups:
             group.weights = [weights[claim.name][0] for claim in group.claims]
             group.priorities = [weights[claim.name][1] for claim in group.claims]
@@ -56,8 +61,8 @@ class Division:
     def shares(self) -> dict[str, Share]:
         """The share of each claim, by name.
 
-        Spot has no floor while others have unmet demand. With one, eight spot tenants took a sixth of a pool
-        from elastic tenants, which retry less often.
+        Spot has no floor while other claims have unmet demand. With a floor, eight spot tenants took a sixth
+        of a pool from elastic tenants, which retry less often.
         """
         others, spot = self._groups
         return others.shares(self._left) | spot.shares(self._left, has_floor=not self.others_want)
@@ -68,7 +73,7 @@ class Division:
         return not all(self._groups[0].are_satisfied)
 
     def idle_terms(self) -> IdleTerms:
-        """The terms for a claim without demand, among the claims or not."""
+        """The terms for any claim without demand."""
         return IdleTerms(self._left, self._capacity, self.others_want)
 
     def fair_shares(self) -> dict[str, FairShare]:
@@ -77,10 +82,10 @@ class Division:
         return others.fair_shares() | spot.fair_shares()
 
     def _divide(self) -> Vector:
-        """Run all stages; returns the capacity that is left.
+        """Run stages 2 and 3; returns the capacity that is left.
 
-        While others have unmet demand, spot is filled from whole sequences only. The part of a sequence that
-        their whole numbers leave would carry no request, but it took tokens from their headroom.
+        While other claims have unmet demand, spot is filled from whole sequences only. A remaining part of a
+        sequence can run no request, but it took tokens from the headroom of the others.
         """
         others, spot = self._groups
         tokens, cache, sequences = _fill(others, self._capacity)
@@ -90,7 +95,7 @@ class Division:
 
 
 class _Group:
-    """Claims that are filled together, on their way through the stages. Each list has one item per claim."""
+    """Claims that are filled together, with their state in the stages. Each list has one item per claim."""
 
     def __init__(self, claims: Sequence[Claim], capacity: Vector) -> None:
         self.claims = claims
@@ -99,33 +104,34 @@ class _Group:
         self.priorities = [claim.priority for claim in claims]
         self.demands = [_within_ceiling(claim) for claim in claims]
         self.dominants = dominant_shares(self.demands, capacity)
-        """The largest share of capacity that each demands."""
+        """The largest share of capacity in each demand."""
         self.held: list[Vector] = []
-        """The part of the guarantee that is in demand and can be carried."""
+        """The part of each guarantee that is in demand and within capacity."""
         self.parts: list[float] = []
-        """The part of its demand that each was filled with: 1 is all of it."""
+        """The granted part of each demand, from 0 to 1."""
         self._granted: list[Vector] = []
         """The amounts that follow from ``parts`` and ``held``, before whole sequences."""
         self._sequences: list[float] = []
 
     def grant(self, left: Vector) -> Vector:
-        """Compute what is granted after the filling; returns what that leaves of ``left``."""
+        """Compute the grants after the filling; returns the rest of ``left``."""
         capacity = self._capacity
         self._granted = [
             smaller(larger((a * part, b * part, c * part), held), capacity)
             for (a, b, c), held, part in zip(self.demands, self.held, self.parts, strict=True)
         ]
         tokens, cache = (max(left[k] - math.fsum([g[k] for g in self._granted]), 0.0) for k in (0, 1))
-        # Sequences are subtracted once they are whole.
+        # ``round_sequences`` subtracts the sequences.
         return tokens, cache, left[2]
 
     def round_sequences(self, available: float) -> float:
         """Round the concurrency of unsatisfied claims to whole sequences; returns the sequences left.
 
-        A satisfied claim keeps its fraction: 0.3 sequences on average are one sequence from time to time,
-        and its limit is rounded up for it. An unsatisfied claim cannot use a part of a sequence. Each gets
-        the whole sequences of its grant. The rest goes, one each, to the claims with the highest sum of
-        priority and remainder. With debt as priority, a claim that got none comes first the next time.
+        A satisfied claim keeps its fraction. An average of 0.3 sequences means one sequence from time to
+        time, so its limit is rounded up. An unsatisfied claim cannot use a part of a sequence. Each gets the
+        whole sequences of its grant. The rest goes to the claims with the highest sum of priority and
+        remainder, one sequence each. With debt as priority, a claim that gets none has a higher priority the
+        next time.
         """
         self._sequences = rounded = []
         wanting: list[tuple[float, int]] = []
@@ -148,13 +154,13 @@ class _Group:
 
     @property
     def are_satisfied(self) -> list[bool]:
-        """Whether each has all that it wants; true for a claim that wants nothing."""
+        """Whether each claim has its whole demand; true for a claim without demand."""
         return [
             part >= _ALL or not dominant for part, dominant in zip(self.parts, self.dominants, strict=True)
         ]
 
     def shares(self, headroom: Vector, *, has_floor: bool = True) -> dict[str, Share]:
-        """The share of each claim; without ``has_floor`` a floor counts only where it was granted."""
+        """The share of each claim, by name. Without ``has_floor`` limits are not raised to floors."""
         shares = {}
         more_tokens, more_cache, more_sequences = headroom
         for claim, (tokens, cache, _), sequences in zip(
@@ -176,7 +182,7 @@ class _Group:
         return shares
 
     def fair_shares(self) -> dict[str, FairShare]:
-        """The largest share of a dimension that each was granted, before whole sequences."""
+        """The dominant share that each claim was granted, before whole sequences."""
         return {
             claim.name: FairShare(share, is_satisfied)
             for claim, share, is_satisfied in zip(
@@ -203,7 +209,7 @@ def _within_ceiling(claim: Claim) -> Vector:
 
 
 def _assure_guarantees(groups: Iterable[_Group], capacity: Vector) -> None:
-    """Stage 1: guarantees up to demand; in proportion where live capacity cannot carry them."""
+    """Run stage 1: guarantees up to demand, in proportion if live capacity is too small for all."""
     for group in groups:
         group.held = [
             smaller(counted(claim.guarantee.values()), demand)

@@ -1,4 +1,4 @@
-"""Claims and shares: what one entitlement brings to an allocation, and what it gets."""
+"""Claims and shares: the input and the result of an allocation, for one entitlement."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ from tokenpool.entitlements import Tier
 
 
 class Claim(msgspec.Struct, frozen=True, gc=False):
-    """What one entitlement brings to a tick."""
+    """The input of an allocation for one entitlement."""
 
     name: str
     tier: Tier
     weight: float
-    """Above 0, with SLO factor and debt already in it."""
+    """A number above 0, with the factors for SLO and debt."""
     guarantee: Amount
     ceiling: Amount
     demand: Amount
     """Offered load, shed requests included."""
     floor: Amount = Amount()
-    """Its largest recent request: the limit never excludes a request that fits the ceiling."""
+    """The largest recent request. The limit never excludes a request within the ceiling."""
     priority: float = 0.0
-    """The highest one gets the sequence that rounding leaves over. The planner passes debt."""
+    """The claim with the highest priority gets a sequence that rounding leaves. The planner passes debt."""
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):
-    """What one entitlement gets of a tick."""
+    """The result of an allocation for one entitlement."""
 
     allocation: Amount
-    """Granted in stages 1 to 3. The concurrency of an unsatisfied claim is a whole number."""
+    """The grant of stages 1 to 3. The concurrency of an unsatisfied claim is a whole number."""
     assured: Amount
-    """The part that needs no room on an engine at admission: nothing for spot."""
+    """The part of the limit that may queue at a full engine; zero for spot."""
     limit: Amount
-    """The most that it may use now."""
+    """The amount that it may use now."""
 
 
 class FairShare(msgspec.Struct, frozen=True, gc=False):
-    """The part of capacity that one entitlement would get by its weight alone."""
+    """The part of capacity that one entitlement gets by its weight alone."""
 
     dominant_share: float
-    """Of live capacity."""
+    """The largest share of live capacity in any dimension, 0 to 1."""
     is_satisfied: bool
+    """Whether this part covers the whole demand."""

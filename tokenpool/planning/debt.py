@@ -1,6 +1,6 @@
-"""Debt: the service that an entitlement is owed, relative to its fair share. Signed, in seconds of service.
+"""Debt: the service owed to an entitlement, relative to its fair share. Signed, in seconds of service.
 
-This module has its change over one interval, and its effect on a weight.
+This module computes its change over one interval, and its effect on a weight.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 NO_SHARE = 1e-9
-"""A fair share below this is a rounding error of sums of floats: no service is owed for it."""
+"""A fair share below this is a rounding error of sums of floats. No service is owed for it."""
 
 
 def moved(
@@ -23,9 +23,9 @@ def moved(
 ) -> float:
     """The debt after ``elapsed_s`` seconds.
 
-    While demand is unmet, it moves by ``(fair share - service) / fair share`` per second, both as dominant
-    shares, and stays within ``cap_s`` of zero. While demand is met, it decays with time constant ``decay_s``:
-    an idle entitlement collects no credit.
+    While demand is unmet, debt changes by ``(fair share - service) / fair share`` per second, both as
+    dominant shares. It stays within ``cap_s`` of zero. While demand is met, it decays with the time constant
+    ``decay_s``, so an idle entitlement accumulates no credit.
     """
     if not has_unmet_demand or fair_share < NO_SHARE:
         return decayed(debt, elapsed_s, decay_s)
@@ -34,7 +34,7 @@ def moved(
 
 
 def decayed(debt: float, elapsed_s: float, decay_s: float) -> float:
-    """The debt after ``elapsed_s`` seconds in which no demand was unmet."""
+    """The debt after ``elapsed_s`` seconds without unmet demand."""
     return debt * math.exp(-elapsed_s / decay_s)
 
 

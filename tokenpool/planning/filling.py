@@ -1,9 +1,9 @@
-"""Progressive filling: how much of its demand each claim of one group is given.
+"""Progressive filling: it computes the part of its demand that each claim of one group gets.
 
-Dominant-resource fairness (Ghodsi et al., NSDI 2011), from event to event. At *level* ``L`` a claim that is
-not frozen has ``x = L * weight / dominant share of its demand``. The use of each dimension is piecewise
-linear in ``L``. The events where a slope changes are sorted once, so filling costs n log n. Guarantees count
-towards the dominant share: a claim that holds one gets more only when the others have reached it.
+The rule is dominant-resource fairness (Ghodsi et al., NSDI 2011). At *level* ``L`` a claim that is not frozen
+has ``x = L * weight / dominant share of its demand``. The use of each dimension is piecewise linear in ``L``.
+The events that change a slope are sorted once, so filling costs n log n. Guarantees count towards the
+dominant share: a claim with a guarantee gets more only after the other claims have reached its level.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from tokenpool.planning.vectors import DIMENSIONS, EPSILON, Vector
 
 _SATISFIED = 3
-"""Sorts behind every dimension, so that the last event of a claim is its satisfaction."""
+"""The event in which a claim is satisfied. It sorts after all dimensions, as the last event of a claim."""
 
 
 class Filling:
     """Raises dominant shares together until every claim is satisfied or needs a saturated dimension.
 
-    It sweeps over the events of one group. ``_speeds[i]`` is the use of each dimension by claim ``i`` per
-    unit of level. ``_slope`` is the sum over the claims that have begun to use it and are not frozen.
+    It processes the events of one group in order. ``_speeds[i]`` is the use of each dimension by claim ``i``
+    per unit of level. ``_slope`` is the sum over the claims that grow in a dimension and are not frozen.
     """
 
     def __init__(
@@ -32,24 +32,25 @@ class Filling:
         weights: Sequence[float],
         capacity: Vector,
     ) -> None:
-        """One item per claim: its demand, its guarantee in demand, its dominant share and its weight."""
+        """Each list has one item per claim: demand, guarantee in demand, dominant share, weight."""
         self._demands = demands
         self._held = held
         self._capacity = capacity
         self._used = [math.fsum([each[k] for each in held]) for k in DIMENSIONS]
         self._slope = [0.0, 0.0, 0.0]
         self._frozen = [dominant == 0 for dominant in dominants]
-        """A claim that demands nothing, or only dimensions without capacity, is not filled."""
+        """Whether each claim gets no more. Without demand in a dimension with capacity, it is frozen at
+        once."""
         self._growing = 0
         """The number of claims that are not frozen."""
         self._full_at = [dominant / weight for dominant, weight in zip(dominants, weights, strict=True)]
-        """The level at which each is satisfied."""
+        """The level at which each claim is satisfied."""
         self._speeds = [
             (a / level, b / level, c / level) if level else (0.0, 0.0, 0.0)
             for (a, b, c), level in zip(demands, self._full_at, strict=True)
         ]
         self._began: list[list[bool]] = [[False] * len(demands) for _ in DIMENSIONS]
-        """By dimension: whether each claim uses more of it than its guarantee."""
+        """By dimension: whether each claim grows, beyond its guarantee."""
         self._users = [0, 0, 0]
         """By dimension: the number of claims in ``_slope``."""
         self._parts = [0.0] * len(demands)
@@ -57,7 +58,7 @@ class Filling:
         self._saturated = [used >= c * (1 - EPSILON) for used, c in zip(self._used, capacity, strict=True)]
 
     def run(self) -> list[float]:
-        """Raise the level through all events; returns the part of its demand that each claim is given."""
+        """Raise the level through all events; returns the granted part of each demand, 0 to 1."""
         frozen, saturated = self._frozen, self._saturated
         self._freeze_shut_out()
         for level, index, dimension in sorted(self._events()):
@@ -78,7 +79,7 @@ class Filling:
         return self._parts
 
     def _freeze_shut_out(self) -> None:
-        """Freeze each claim that needs a saturated dimension and holds nothing of it."""
+        """Freeze each claim that needs a saturated dimension and has no guarantee in it."""
         for k in DIMENSIONS:
             if self._saturated[k]:
                 for index, (demand, held) in enumerate(zip(self._demands, self._held, strict=True)):
@@ -87,9 +88,9 @@ class Filling:
         self._growing = self._frozen.count(False)
 
     def _events(self) -> list[tuple[float, int, int]]:
-        """``(level, claim, dimension)``: the claim begins to use a dimension, or is satisfied.
+        """``(level, claim, dimension)``: the claim begins to grow in a dimension, or is satisfied.
 
-        A claim that holds nothing of a dimension begins at once. Most do, and that needs no sorted event.
+        A claim without a guarantee in a dimension begins at once. Most claims do, and that needs no event.
         """
         growing = [index for index, frozen in enumerate(self._frozen) if not frozen]
         events = [(self._full_at[index], index, _SATISFIED) for index in growing]
@@ -107,7 +108,7 @@ class Filling:
         return events
 
     def _sum_up(self, k: int) -> None:
-        """Sum the speeds in one dimension of all claims that have begun to use it and are not frozen."""
+        """Sum the speeds in one dimension of all claims that grow in it and are not frozen."""
         speeds = [
             speed[k]
             for speed, began, frozen in zip(self._speeds, self._began[k], self._frozen, strict=True)
@@ -116,7 +117,7 @@ class Filling:
         self._users[k], self._slope[k] = len(speeds), sum(speeds)
 
     def _rise_to(self, level: float) -> None:
-        """Raise the level, with a stop at each level where a dimension saturates."""
+        """Raise the level, and stop at each level that saturates a dimension."""
         capacity, used, slope, saturated = self._capacity, self._used, self._slope, self._saturated
         while self._level < level:
             stop, full = level, -1
@@ -141,12 +142,12 @@ class Filling:
                 self._sum_up(k)
 
     def _freeze(self, index: int, level: float) -> None:
-        """Stop a claim that is satisfied or needs a saturated dimension, and take it out of the slopes."""
+        """Stop a claim that is satisfied or needs a saturated dimension, and remove it from the slopes."""
         self._stop(index, level)
         for k in DIMENSIONS:
             if self._began[k][index]:
                 self._users[k] -= 1
-                # Sums of floats drift: without users the slope is exactly zero.
+                # Sums of floats have rounding errors, but without users the slope is exactly zero.
                 self._slope[k] = self._slope[k] - self._speeds[index][k] if self._users[k] else 0.0
 
     def _stop(self, index: int, level: float) -> None:

@@ -1,4 +1,4 @@
-"""Idle entitlements: their share follows from a few terms of a plan, so a plan can leave them out."""
+"""Idle entitlements: their share follows from a few terms of a plan, so a plan can omit them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ ONE_SEQUENCE = Amount(0.0, 0.0, 1.0)
 class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The terms for the share of every claim without demand. Positional on the wire: append new fields.
 
-    Such a claim changes no other claim's share. So a division needs only the claims with demand, and the cost
-    of a tick depends on the number of active tenants, not on all that exist.
+    A claim without demand changes no other claim's share. So a division needs only the claims with demand.
+    The cost of a tick depends on the number of active tenants, not on all that exist.
     """
 
     headroom: Vector = (0.0, 0.0, 0.0)
-    """Capacity that was granted to no claim: tokens per second, KV tokens, sequences."""
+    """Capacity that no claim was granted: tokens per second, KV tokens, sequences."""
     capacity: Vector = (0.0, 0.0, 0.0)
     """Live capacity, in whole sequences."""
     others_want: bool = False
     """Whether a claim other than spot wants more than it was granted."""
 
     def share(self, tier: Tier, guarantee: Amount, ceiling: Amount, floor: Amount) -> Share:
-        """The share of one claim that has no demand; ``floor`` as in ``Claim``."""
+        """The share of one claim without demand. ``floor`` is as in ``Claim``."""
         limit, bound = smaller(self.headroom, self.capacity), ceiling.values()
         whole: Vector = (0.0, 0.0, 0.0)
         if tier is Tier.SPOT:
@@ -41,9 +41,9 @@ class IdleTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def idle_share(entitlement: Entitlement, terms: IdleTerms, floor: Amount) -> Share:
-    """The share of an entitlement without demand: exactly the share that a plan with it would give.
+    """The share of an entitlement without demand: exactly the share that a full plan would give.
 
-    ``floor`` is its largest single request, at least one sequence.
+    ``floor`` is its largest request, and at least one sequence.
     """
     guarantee = NOTHING if entitlement.tier is Tier.SPOT else entitlement.guarantee
     return terms.share(entitlement.tier, guarantee, entitlement.ceiling, floor)

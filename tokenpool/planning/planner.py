@@ -1,7 +1,7 @@
-"""The planner: it turns the reports of one tick into the limits of every entitlement.
+"""The planner: it computes the limits of all entitlements from the reports of one tick.
 
-A pure function, run by a lone sidecar for itself and by a coordinator for all. It keeps no state: debts and
-profiles are arguments and results.
+A pure function. A lone sidecar runs it for itself, and a coordinator runs it for all sidecars. It keeps no
+state: debts and profiles are arguments and results.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from tokenpool.planning.profiles import Profile, dominant_service, followed
 
 SLO_REFERENCE_TTFT_MS = 1000.0
 SLO_REFERENCE_TPOT_MS = 200.0
-"""A latency promise half as long as its reference doubles the weight."""
+"""The reference latencies in milliseconds. A promise of half the reference doubles the weight."""
 MOST_SLO_FACTOR = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class PlannerSettings:
-    """The constants of fairness over time."""
+    """The constants of fairness over time. Times are in seconds."""
 
     debt_gain: float = 0.6
-    """With 0.3, 0.6 and 1.0 the worst of 20 seeds is 1.1 to 1.4 % from the fair share and the median 0.7 to
-    0.8 %; 0.6 has the smallest of both (tests/unit/simulation/test_convergence.py)."""
+    """The factor of debt in the exponent of a weight. With 0.3, 0.6 and 1.0 the worst of 20 seeds is 1.1 to
+    1.4 % from the fair share. The median is 0.7 to 0.8 %. 0.6 has the smallest of both
+    (tests/unit/simulation/test_convergence.py)."""
     debt_cap_s: float = 4.0
     debt_decay_s: float = 4.0
     slo_precedence: bool = True
@@ -46,22 +47,22 @@ _NO_REPORT = Report()
 
 @dataclass(frozen=True, slots=True)
 class PlanInput:
-    """All that a plan depends on."""
+    """The complete input of a plan."""
 
     capacity: Amount
     """Live capacity of all engines together."""
     entitlements: Sequence[Entitlement]
-    """The entitlements to plan for. An idle one may be left out: no other part depends on it, and
-    ``idle_share`` gives its own."""
+    """The entitlements to plan for. An idle one may be omitted: no other share depends on it, and
+    ``idle_share`` gives its share."""
     reports: Mapping[str, Report]
-    """By name. An entitlement without a report is idle."""
+    """The reports by name. An entitlement without a report is idle."""
     debts: Mapping[str, float]
-    """Of the last plan, by name, in seconds of service."""
+    """The debts of the last plan by name, in seconds of service."""
     elapsed_s: float
     """Seconds since the last plan."""
     settings: PlannerSettings = _DEFAULTS
     profiles: Mapping[str, Profile] = field(default_factory=dict)
-    """Of the last plan, by name."""
+    """The profiles of the last plan, by name."""
 
     def report(self, name: str) -> Report:
         """The report of one entitlement; an empty one if it has none."""
@@ -76,9 +77,9 @@ class EntitlementPlan(msgspec.Struct, frozen=True, gc=False):
     allocation: Amount
     demand: Amount
     fair_share: float
-    """By weight alone, as a dominant share of live capacity."""
+    """The share by weight alone, as a dominant share of live capacity."""
     debt: float
-    """In seconds of service owed."""
+    """Debt in seconds of service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +89,12 @@ class Plan:
     capacity: Amount
     entitlements: Mapping[str, EntitlementPlan]
     profiles: Mapping[str, Profile]
-    """For the next plan."""
+    """The profiles for the next plan."""
     idle: IdleTerms = IdleTerms()
     """The terms for every entitlement that is not in ``entitlements``: see ``idle_share``."""
 
     def part(self, entitlement: Entitlement) -> EntitlementPlan:
-        """One entitlement's part. For an idle one without an entry: the part that a full plan would give."""
+        """One entitlement's part of the plan. For an omitted entitlement: the part in a full plan."""
         found = self.entitlements.get(entitlement.name)
         if found is not None:
             return found
@@ -102,7 +103,7 @@ class Plan:
 
 
 def plan(given: PlanInput) -> Plan:
-    """Recompute all limits. 1,000 entitlements take 17 to 30 ms of one core, 4,000 70 to 140: n log n."""
+    """Compute all limits, in n log n. 1,000 entitlements take 17 to 30 ms of one core, 4,000 70 to 140 ms."""
     steps = plan_steps(given)
     while True:
         try:
@@ -112,7 +113,7 @@ def plan(given: PlanInput) -> Plan:
 
 
 def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
-    """Like ``plan``, as a generator that returns the ``Plan``: the caller can do other work between steps."""
+    """Like ``plan``, as a generator that returns the ``Plan``. The caller may do other work between steps."""
     capacity, entitlements, settings = given.capacity, given.entitlements, given.settings
     claims = [_claim(e, given.report(e.name)) for e in entitlements]
     yield
@@ -136,7 +137,7 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
     yield
     shares = division.shares()
     yield
-    # While other tiers have unmet demand, the unused part of a guarantee is theirs before it is spot's.
+    # While other tiers have unmet demand, they get the unused part of a guarantee before spot.
     preemptible = {e.name for e in entitlements if e.is_preemptible} if not division.others_want else set()
     lent = _lent(claims, shares, preemptible) if preemptible else {}
     yield
@@ -160,11 +161,11 @@ def plan_steps(given: PlanInput) -> Generator[None, None, Plan]:
 def _lent(claims: Sequence[Claim], shares: Mapping[str, Share], preemptible: Set[str]) -> dict[str, Amount]:
     """The amounts granted within guarantees, lent to the preemptible entitlements with demand.
 
-    Their running requests are ended when a guarantee needs its slots, so no slot has to stay free for it.
-    Recent use of guarantees is not a usable measure: with Poisson arrivals an eighth of the engine was idle.
-    The grants of elastic tenants beyond a guarantee are not lent: no request is ended for them.
+    Their running requests are ended when a guarantee needs its slots, so no slot stays free for a guarantee.
+    The recent use of guarantees is no usable measure: with Poisson arrivals an eighth of the engine was idle.
+    The grants of elastic tenants beyond a guarantee are not lent, because no request is ended for them.
 
-    The loan is divided in proportion to the allocations of spot, and evenly where spot has none.
+    The amount is divided in proportion to the allocations of spot, and evenly if spot has no allocation.
     """
     granted = _total(
         shares[claim.name].allocation.at_most(claim.guarantee)
@@ -195,7 +196,7 @@ def _total(amounts: Iterable[Amount]) -> Amount:
 def _moved_debts(
     given: PlanInput, fair: Mapping[str, FairShare], service: Mapping[str, float]
 ) -> dict[str, float]:
-    """The debts after the time of this plan, by name; ``service`` as dominant shares."""
+    """The new debts by name. ``service`` is in dominant shares."""
     settings, missing = given.settings, _missing(fair, service)
     moved = {}
     for entitlement in given.entitlements:
@@ -217,8 +218,8 @@ def _missing(fair: Mapping[str, FairShare], service: Mapping[str, float]) -> flo
     """The part of their fair shares that all unsatisfied entitlements together did not get.
 
     It is negative if they got more. It is an error of the measured capacity, not a debt among tenants. If it
-    counted, all debts would reach one end of their range and mean nothing (seen with several engines: 31 %
-    from the fair share instead of 5 %).
+    counted, all debts would reach one end of their range and lose their meaning. With several engines,
+    service was then 31 % from the fair share instead of 5 %.
     """
     wanting = [name for name, share in fair.items() if not share.is_satisfied]
     due = sum(fair[name].dominant_share for name in wanting)
@@ -244,10 +245,10 @@ def _weight(entitlement: Entitlement, debt: float, settings: PlannerSettings) ->
 
 
 def slo_factor(slo: Slo) -> float:
-    """The factor of weight that a latency promise gives: from 1 (none, or a loose one) to 4.
+    """The factor that a latency promise puts on a weight: from 1 (no promise, or a loose one) to 4.
 
-    A promise half as long as the reference doubles it; the tighter of the two promises counts. Debt cancels
-    the precedence in the long run.
+    A promise of half the reference doubles the weight. The tighter of the two promises counts. Debt cancels
+    this precedence in the long run.
     """
     if slo.ttft_ms is None and slo.tpot_ms is None:
         return 1.0

@@ -1,4 +1,4 @@
-"""Profiles: the dimension in which the service of each entitlement counts, followed over time."""
+"""Profiles: the dimension in which the service of each entitlement counts, updated at each plan."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement
 
 PROFILE_S = 20.0
-"""The time over which service is averaged, to choose the dimension in which it counts.
+"""The time in seconds over which service is averaged, to choose the dimension in which it counts.
 
 With momentary demand, the dimension changed with every burst, to the one with much service at that moment.
-With requests of different sizes two tenants then ended 9 % above and below their shares while their debts
-were even (median over 20 mixes 5.1 %; averaged 2.8 %, simulation/mixes.py). Demand is an estimate, and a
-learned throughput has slack: averaged demand was fair in simulation and 6 to 10 % off over an engine's first
-half minute, averaged service 0.5 to 2 % (experiments/scarcity.py).
+With requests of different sizes, two tenants then ended 9 % above and below their shares with equal debts.
+The median over 20 mixes was 5.1 %; with averages it is 2.8 % (simulation/mixes.py).
+
+Averaged demand is not used, because demand is an estimate and a learned throughput has slack. It was fair in
+simulation, but 6 to 10 % off in an engine's first half minute. Averaged service was 0.5 to 2 % off
+(experiments/scarcity.py).
 """
 CLEARLY = 1.1
-"""The factor by which another dimension must exceed the one in which service counts, to replace it.
+"""The factor by which another dimension must exceed the current one, to replace it.
 
-Tokens are charged at admission. In a tie, an entitlement that just had some would be counted by tokens, and
-by its sequences until its next request: always too much (18 % from the fair share;
-tests/unit/simulation/test_convergence.py).
+Tokens are charged at admission. In a tie, an entitlement that just spent tokens would be counted by tokens.
+After that it would be counted by sequences, until its next request. Both are too much: service was 18 % from
+the fair share (tests/unit/simulation/test_convergence.py).
 """
 
 
@@ -33,12 +35,12 @@ class Profile(msgspec.Struct, frozen=True, gc=False):
     """The dimension in which the service of one entitlement counts, and the averages behind that choice."""
 
     service: Amount = NOTHING
-    """Averaged over ``PROFILE_S``, or over ``age_s`` while that is less."""
+    """The average service over ``PROFILE_S``, or over ``age_s`` while that is shorter."""
     place: int = 2
-    """The index of the dimension: the one with the entitlement's largest share of capacity, or with a share
-    within ``CLEARLY`` of that. Sequences before any service."""
+    """The index of the dimension with the entitlement's largest share of capacity, or with a share within
+    ``CLEARLY`` of the largest. Before any service it is the index of sequences."""
     age_s: float = 0.0
-    """The time since the first plan with this entitlement."""
+    """Seconds since the first plan with this entitlement."""
 
 
 _NO_PROFILE = Profile()
@@ -52,7 +54,7 @@ def followed(
     capacity: Amount,
     elapsed_s: float,
 ) -> dict[str, Profile]:
-    """The profiles of all entitlements after ``elapsed_s`` with the service in the reports."""
+    """The profiles of all entitlements, after ``elapsed_s`` seconds with the service in the reports."""
     least = 1 - math.exp(-elapsed_s / PROFILE_S)
     rate, cache, sequences = capacity.values()
     moved = {}
@@ -75,8 +77,8 @@ def followed(
     return moved
 
 
-def rested(profile: Profile, elapsed_s: float) -> Profile:
-    """The profile after ``elapsed_s`` without service: equal to the result of plans in that time."""
+def after_idle_time(profile: Profile, elapsed_s: float) -> Profile:
+    """The profile after ``elapsed_s`` seconds without service. Plans in that time would give the same."""
     if elapsed_s <= 0:
         return profile
     counted = min(elapsed_s, max(PROFILE_S - profile.age_s, 0.0))
@@ -86,6 +88,6 @@ def rested(profile: Profile, elapsed_s: float) -> Profile:
 
 
 def dominant_service(service: Amount, capacity: Amount, profile: Profile) -> float:
-    """Service as a share of capacity, in the dimension in which it counts; 0 without capacity."""
+    """Service as a share of capacity, in the dimension of the profile; 0 without capacity."""
     whole = capacity.values()[profile.place]
     return service.values()[profile.place] / whole if whole > 0 else 0.0

@@ -1,7 +1,7 @@
-"""Scaling: how many replicas a pool needs at one moment, and which dimension decides.
+"""Scaling: the number of replicas that a pool needs now, and the dimension that decides.
 
 The inputs are the pool's guarantees, its demand and the capacity of one replica. ``stabiliser`` makes a scale
-hint from the needs of many moments.
+hint from successive needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.entitlements import Entitlement, Pool, Tier
 
 _EPSILON = 1e-9
-"""Relative slack: a sum of floats slightly above a whole number of replicas does not ask for another."""
+"""Relative tolerance: a sum of floats slightly above a whole number of replicas needs no further replica."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class ScalingSettings:
     headroom: float = 0.1
     """Capacity to provision beyond the need, as a share of the need."""
     counts_spot: bool = False
-    """Whether spot demand raises the hint. By default it does not: spot uses the room that others leave."""
+    """Whether spot demand raises the hint. By default it does not: spot uses the free capacity of others."""
     up_window_s: float = 0.0
-    """The time for which a higher need must last before the hint rises."""
+    """The seconds for which a higher need must last before the hint rises."""
     down_window_s: float = 300.0
-    """The time for which a lower need must last before the hint falls. A replica takes minutes to load its
+    """The seconds for which a lower need must last before the hint falls. A replica takes minutes to load its
     model, so a short pause in demand must not remove it."""
 
 
@@ -39,18 +39,18 @@ class Need:
     replicas: int
     """Within the pool's min and max."""
     dimension: Dimension | None
-    """The one that needs the most replicas; ``None`` if the minimum is enough."""
+    """The dimension that needs the most replicas; ``None`` if the minimum is enough."""
     unbounded: int
     """The need without the pool's maximum."""
     floor: int
-    """The need of the guarantees alone: scale-in stops here."""
+    """The need of the guarantees alone. A scale-in stops here."""
 
 
 def replica_capacity(pool: Pool, measured: Amount) -> Amount:
-    """The capacity of one replica: as measured, else as in the pool file; 0 in a dimension with neither."""
+    """The capacity of one replica: measured, else from the pool file; 0 in a dimension with neither."""
     spec = pool.replica
-    told = (spec.tokens_per_second, spec.kv_tokens, spec.concurrency)
-    return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, told, strict=True)))
+    stated = (spec.tokens_per_second, spec.kv_tokens, spec.concurrency)
+    return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, stated, strict=True)))
 
 
 def promised(entitlements: Iterable[Entitlement]) -> Amount:
@@ -72,12 +72,13 @@ def needed_replicas(
 ) -> Need | None:
     """``max over dimensions of ceil((guarantees + others' demand) * (1 + headroom) / replica)``.
 
-    ``guaranteed`` is the result of ``promised``, so the work follows the entitlements with demand. ``demand``
-    is the offered load by name, without the retries of shed requests. ``measured`` is the capacity of one
-    engine, 0 in a dimension that no engine has shown. A dimension without a measurement or a number in the
-    pool file does not count. If no dimension counts, the result is ``None``: a pool that just loads its
-    models must not shrink. An entitlement counts with the larger of its guarantee and its demand up to the
-    ceiling. Spot counts only with ``settings.counts_spot``.
+    ``guaranteed`` is the result of ``promised``, so the work depends on the entitlements with demand alone.
+    ``demand`` is the offered load by name, without the retries of shed requests. ``measured`` is the capacity
+    of one engine, 0 in a dimension without a measurement.
+
+    A dimension without a measurement or a number in the pool file does not count. If no dimension counts, the
+    result is ``None``: a pool that just loads its models must not shrink. An entitlement counts with the
+    larger of its guarantee and its demand up to the ceiling. Spot counts only with ``settings.counts_spot``.
     """
     replica = replica_capacity(pool, measured)
     if replica == NOTHING:

@@ -1,6 +1,6 @@
-"""The stabiliser: it turns the needs of many moments into scale hints that do not flap.
+"""The stabiliser: it turns successive needs into scale hints that do not flap.
 
-It keeps a short history, with time as an argument, and can pass it to another process.
+It keeps a short history that it can pass to another process. Time is an argument.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class ScaleHint:
     replicas: int
     need: Need
     reason: str
-    """In words: the dimension and the numbers, or the reason why the hint does not follow the need yet."""
+    """A text with the dimension and the numbers, or with the reason for a hint that differs from the need."""
 
 
 @dataclass(frozen=True, slots=True)
 class StabiliserState:
-    """The memory of a stabiliser, for the next leader. Times are ages, so no two clocks are compared."""
+    """The state of a stabiliser, for the next leader. Times are ages, so no two clocks are compared."""
 
     held: int
     lows: tuple[tuple[float, int], ...]
-    """For the up window: the seconds since a number ceased to be needed, and the number."""
+    """For the up window: the seconds since a number was last needed, and the number."""
     highs: tuple[tuple[float, int], ...]
     """The same for the down window."""
 
@@ -41,22 +41,22 @@ class PublishedHint:
     hint: ScaleHint
     min_replicas: int
     max_replicas: int
-    """The bounds of the pool file that the leader had."""
+    """The bounds in the leader's pool file."""
     state: StabiliserState
 
 
 class _Window:
     """The lowest (``sign`` -1) or the highest (1) number of a window. A number counts until the next one.
 
-    It keeps only the numbers that can still become the answer. They all differ, so there are at most as many
-    as the pool may have replicas.
+    It keeps only the numbers that can still become the result. They all differ, so it keeps at most as many
+    numbers as the pool may have replicas.
     """
 
     def __init__(self, seconds: float, sign: int) -> None:
         self._seconds = seconds
         self._sign = sign
         self._kept: deque[tuple[float, int]] = deque()
-        """The time until which a number counted, and the number. The last one still counts."""
+        """The time until which a number counted, and the number. The last number still counts."""
 
     def follow(self, number: int, now: float) -> int:
         kept, sign = self._kept, self._sign
@@ -79,9 +79,10 @@ class _Window:
 
 
 class Stabiliser:
-    """Follows needs without flapping: the lowest of the up window, the highest of the down window.
+    """A hint rises to the lowest need of the up window, and falls to the highest need of the down window.
 
-    The Kubernetes autoscaler has the same rule, so a hint behaves the same if that smooths it instead.
+    The Kubernetes autoscaler has the same rule. So the hint behaves in the same way if the autoscaler applies
+    it.
     """
 
     def __init__(self, settings: ScalingSettings) -> None:
@@ -93,8 +94,8 @@ class Stabiliser:
     def follow(self, need: Need, now: float, *, running: int = 0) -> ScaleHint:
         """The hint after one more need. ``now`` is seconds on any monotonic clock.
 
-        The first call keeps ``running`` replicas: a new coordinator has not seen the window after which some
-        may be removed.
+        The first call keeps at least the ``running`` replicas: a new coordinator has not observed the down
+        window after which some may be removed.
         """
         settings, held = self._settings, self._held
         if held is None and running > need.replicas:
@@ -121,11 +122,11 @@ class Stabiliser:
         return self._hold(held, need, _reason(need))
 
     def state(self, now: float) -> StabiliserState:
-        """Its memory, for ``restore`` in another process."""
+        """Its state, for ``restore`` in another process."""
         return StabiliserState(self._held or 0, self._lows.ages(now), self._highs.ages(now))
 
     def restore(self, state: StabiliserState, at: float) -> None:
-        """Continue from the state of another stabiliser, taken ``at`` a time of this one's clock."""
+        """Continue from the state of another stabiliser. ``at`` is the time of that state by this clock."""
         self._held = state.held or None
         self._lows.restore(state.lows, at)
         self._highs.restore(state.highs, at)

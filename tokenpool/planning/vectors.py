@@ -1,6 +1,6 @@
-"""Vectors: plain tuples over the three dimensions, for the inner loops of a plan.
+"""Vectors: tuples over the three dimensions, for the inner loops of a plan.
 
-Most of a plan's time is spent on them, so they are tuples and not ``Amount`` objects.
+A plan spends most of its time on them, so they are tuples and not ``Amount`` objects.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 EPSILON = 1e-9
-"""Relative slack of comparisons between sums of floats."""
+"""Relative tolerance of comparisons between sums of floats."""
 DIMENSIONS = range(3)
 
 Vector = tuple[float, float, float]
@@ -16,7 +16,7 @@ Vector = tuple[float, float, float]
 
 
 def counted(vector: Vector) -> Vector:
-    """The vector with 0 for every number too small to count, so that no quotient overflows."""
+    """The vector with 0 for every number below ``EPSILON``, so that no quotient overflows."""
     a, b, c = vector
     return (a if a > EPSILON else 0.0, b if b > EPSILON else 0.0, c if c > EPSILON else 0.0)
 
@@ -34,7 +34,7 @@ def smaller(one: Vector, other: Vector) -> Vector:
 
 
 def dominant_shares(vectors: Iterable[Vector], capacity: Vector) -> list[float]:
-    """The largest share of capacity in each vector; 0 in a dimension without capacity."""
+    """The largest share of capacity in each vector. A dimension without capacity counts as 0."""
     tokens, cache, sequences = (1 / c if c > 0 else 0.0 for c in capacity)
     shares = []
     for vector in vectors:

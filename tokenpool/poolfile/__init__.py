@@ -1,7 +1,7 @@
-"""The pool file: text in, valid records or located problems out.
+"""The pool file: it turns a text into valid records, or into problems with their lines.
 
-``reading`` makes records of YAML, ``checks`` compares the records with each other, ``explain`` describes them
-for people. Pure: the sidecar reads variables and key files.
+``reading`` makes records from YAML, ``checks`` compares the records with each other, and ``explain``
+describes them. Pure: the sidecar reads variables and key files.
 """
 
 from __future__ import annotations

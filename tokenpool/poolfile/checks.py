@@ -1,7 +1,7 @@
-"""Checks: what the records of a pool file mean together.
+"""Checks: the rules between the records of a pool file.
 
-What can be promised and what can be provisioned come from the same numbers: the capacity of a replica and
-how many there may be.
+Promises are checked against the numbers that also bound provisioning: the capacity of a replica and the
+number of replicas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tokenpool.yaml_nodes import Problems
 
 
 class Located:
-    """The lines of named things in a file, for problems that are found after reading."""
+    """The lines of pools and entitlements in a file, for problems that are found after reading."""
 
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
@@ -22,13 +22,13 @@ class Located:
         self._entitlements: dict[str, dict[str, int]] = {}
 
     def pool(self, name: str, line: int) -> None:
-        """Remember a pool; a second one of the name is a problem."""
+        """Remember the line of a pool. A second pool of the same name is an error."""
         first = self.pools.setdefault(name, line)
         if first != line:
             self.problems.error(line, f"pool {name!r} was defined on line {first} already", "rename one")
 
     def entitlement(self, name: str, line: int, fields: dict[str, int]) -> None:
-        """Remember an entitlement; a second one of the name is a problem."""
+        """Remember the lines of an entitlement. A second entitlement of the same name is an error."""
         if name in self._entitlements:
             first = self._entitlements[name][""]
             message = f"entitlement {name!r} was defined on line {first} already"
@@ -37,13 +37,13 @@ class Located:
             self._entitlements[name] = {"": line} | fields
 
     def line(self, entitlement: Entitlement, field: str = "") -> int:
-        """The line of an entitlement's field, or of the entitlement."""
+        """The line of an entitlement's field; without the field, the line of the entitlement."""
         lines = self._entitlements[entitlement.name]
         return lines.get(field, lines[""])
 
 
 def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
-    """Hold the records of a file against each other."""
+    """Check the records of a file against each other. Problems go to ``located.problems``."""
     for entitlement in file.entitlements:
         _check_entitlement(entitlement, file, located)
     for pool in file.pools:
@@ -100,7 +100,7 @@ def _check_guarantee(entitlement: Entitlement, promised: list[Dimension], locate
         located.problems.warn(
             line,
             f"the guarantee of {name!r} does not name {missing}",
-            "a request uses every dimension: what is not named is shared like everyone else's",
+            "add the missing dimensions: a request uses all of them, and only named ones are guaranteed",
         )
 
 
@@ -114,8 +114,8 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
         if one is None:
             located.problems.warn(
                 line,
-                f"pool {pool.name!r} promises {promised:g} {dimension}, and a replica's are auto",
-                "nothing can check that promise: give the replica a number to have it checked",
+                f"pool {pool.name!r} promises {promised:g} {dimension}, but a replica has auto there",
+                "the promise cannot be checked: give the replica a number",
             )
         elif promised > one * pool.max_replicas:
             located.problems.error(
@@ -129,7 +129,7 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
                 line,
                 f"pool {pool.name!r} promises {promised:g} {dimension}, but {pool.min_replicas} replicas"
                 f" of {one:g} provide {one * pool.min_replicas:g}",
-                "guarantees shrink in proportion until the autoscaler has caught up: raise replicas.min",
+                "guarantees shrink in proportion until the pool has more replicas: raise replicas.min",
             )
 
 
@@ -141,19 +141,19 @@ def _check_keys(file: PoolFile, located: Located) -> None:
                 located.problems.warn(
                     key.line,
                     f"a key of {entitlement.name!r} is in plain text",
-                    f"write 'sha256:{_identity(key)[1]}' in its place",
+                    f"write 'sha256:{_identity(key)[1]}' instead",
                 )
             owner, line = seen.setdefault(_identity(key), (entitlement.name, key.line))
             if line != key.line or owner != entitlement.name:
                 located.problems.error(
                     key.line,
-                    f"a key of {entitlement.name!r} is the one of {owner!r} on line {line}",
-                    "give each entitlement keys of its own, once",
+                    f"a key of {entitlement.name!r} is also a key of {owner!r} on line {line}",
+                    "give each entitlement its own keys, and each key once",
                 )
 
 
 def _identity(key: KeyRef) -> tuple[str, str]:
-    """The identity of a key, as far as the file alone shows it."""
+    """The identity of a key, as known from the file alone."""
     if key.source is KeySource.PLAIN:
         return "digest", hashlib.sha256(key.value.encode()).hexdigest()
     if key.source is KeySource.SHA256:

@@ -1,7 +1,7 @@
-"""Described: every field of the pool file, its type, its default and its meaning, for the reference page.
+"""The description of every pool file field: type, default and meaning, for the reference page.
 
-``docs/generate.py`` makes ``docs/reference/pool-file.md`` of this. A test compares the fields with those that
-``reading`` accepts.
+``docs/generate.py`` makes ``docs/reference/pool-file.md`` from it. A test compares the fields with the fields
+that ``reading`` accepts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tokenpool.entitlements import Entitlement, OutputEstimate, Pool, Pricing, Tier
 
 REQUIRED = "required"
-"""In place of a default."""
+"""The text for a field without a default that must be given."""
 
 
 class Described(NamedTuple):
@@ -19,9 +19,9 @@ class Described(NamedTuple):
 
     path: str
     kind: str
-    """The type or the words that may be written, with the unit."""
+    """The type or the allowed words, with the unit."""
     default: str
-    """As it is written in the file; ``REQUIRED`` where there is none, empty where nothing applies."""
+    """The default as written in the file; ``REQUIRED`` if there is none, empty if nothing applies."""
     meaning: str
 
 
@@ -209,4 +209,4 @@ FIELDS = (
         "The entitlement of callers without a key.",
     ),
 )
-"""In the order of the page."""
+"""All fields, in the order of the page."""

@@ -1,4 +1,4 @@
-"""The error of an invalid pool file: it carries all problems, each with its line and fix."""
+"""The error of an invalid pool file, with all problems and their lines and fixes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tokenpool.yaml_nodes import Problem
 
 
 class PoolFileError(ValueError):
-    """A pool file with errors, all of which it carries, in the order of lines."""
+    """A pool file is invalid. ``problems`` has all errors in the order of lines."""
 
     def __init__(self, name: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems))

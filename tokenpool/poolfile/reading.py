@@ -1,6 +1,6 @@
-"""Reading: from nodes to the records of ``tokenpool.entitlements``, field by field.
+"""Reading: it turns YAML nodes into the records of ``tokenpool.entitlements``, field by field.
 
-What a single field may be is decided here; what the records mean together is ``checks``'s.
+This module has the rules for single fields. ``checks`` has the rules between records.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """A valid pool file, and what is doubtful about it."""
+    """A valid pool file and its warnings."""
 
     file: PoolFile
     warnings: tuple[Problem, ...] = ()
 
 
 def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
-    """Read a pool file. Raises ``PoolFileError`` with every problem found, not only the first."""
+    """Read a pool file. Raises ``PoolFileError`` with all problems."""
     problems = Problems()
     top = root(text, problems, fields="'pools:' and 'entitlements:'")
     file = _file(top, problems) if top is not None else None
@@ -106,7 +106,7 @@ def _pool(node: Node, located: Located) -> Pool | None:
 
 
 def _replica(node: Node) -> ReplicaCapacity:
-    """Per dimension a number, ``auto``, or ``{auto: NUMBER}``: learned, beginning with that."""
+    """Read a number, ``auto`` or ``{auto: NUMBER}`` per dimension. The last one is a start for learning."""
     fields = node.fields([d.value for d in Dimension])
     values: dict[str, float | None] = {}
     start: dict[Dimension, float] = {}

@@ -1,1 +1,1 @@
-"""What a request costs: estimates, learned costs, prices."""
+"""Pricing: the cost of a request, from estimates, learned costs and configured prices."""

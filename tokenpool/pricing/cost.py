@@ -1,8 +1,8 @@
-"""Cost: the price of a request in the engine's own units, before it runs and after.
+"""Cost: the price of a request in the engine's own units, before and after it runs.
 
-Which fields of which dialect make an ``Ask`` is the sidecar's dialects' business, what past requests taught
-is ``experience``'s; what an ask costs is decided here. All token counts are whole tokens; throughput costs
-are weighted tokens.
+The sidecar's dialects read an ``Ask`` from a request. ``learned_costs`` keeps the estimates from past
+requests. This module computes the cost of an ask. All token counts are whole tokens. Throughput costs are
+weighted tokens.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ import math
 from typing import NamedTuple
 
 from tokenpool.entitlements import Entitlement, Pricing
-from tokenpool.pricing.learned_costs import LearnedByPrefix, LearnedCosts, Prefixes, Target
+from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts, Prefixes, Target
 
 WINDOW = -1
-"""An input bound: the engine's context window, however long that is."""
+"""An input bound that stands for the engine's context window, of any length."""
 
 
 class Ask(NamedTuple):
-    """What a request asks for, as far as it can be read from the request alone."""
+    """The fields of a request that determine its cost, read from the request alone."""
 
     text_bytes: int = 0
-    """Bytes of prompt text and of tool definitions, over all prompts."""
+    """Bytes of prompt text and tool definitions, over all prompts."""
     token_ids: int = 0
-    """Input tokens that the client sent as token ids: known exactly, over all prompts."""
+    """Input tokens that the client sent as token ids, over all prompts. This number is exact."""
     images: int = 0
     audios: int = 0
     tools: int = 0
     prompts: int = 1
     sequences_per_prompt: int = 1
     output_bound: int | None = None
-    """The bound per sequence that the engine will obey; ``None`` = up to the window, 0 = no output."""
+    """The output bound per sequence that the engine obeys; ``None`` = up to the window, 0 = no output."""
     target: Target = ("", "")
-    """Route and model: each has prices of its own."""
+    """Route and model. Each target has its own learned costs."""
     prefixes: tuple[int, ...] = ()
-    """Keyed hashes of the prompt's first ``experience.PREFIX_BYTES``, shortest first, as far as it goes."""
+    """Keyed hashes of the prompt's first ``learned_costs.PREFIX_BYTES``, shortest first. A short prompt has
+    fewer of them."""
     input_bound: int | None = None
-    """Tokens of one prompt's text that the engine keeps, or ``WINDOW``; ``None`` = it cuts nothing.
+    """Tokens of one prompt's text that the engine keeps, or ``WINDOW``; ``None`` = the engine cuts nothing.
 
-    Images and sounds come on top: the engine expands them after it has cut the text.
+    Images and audio parts are not part of this bound: the engine expands them after it cuts the text.
     """
     pads_input: bool = False
     """Whether the engine pads every prompt to the context window."""
@@ -48,60 +49,62 @@ class Cost(NamedTuple):
     """A request's price."""
 
     input_tokens: int
-    """Over all prompts, each counted once: the sequences of one prompt share its prefill."""
+    """Input tokens over all prompts. Each prompt counts once, because its sequences share the prefill."""
     output_tokens: int
-    """Expected, over all sequences."""
+    """Expected output tokens, over all sequences."""
     sequences: int
     throughput: float
-    """Weighted tokens that the bucket is charged."""
+    """The charge to the token bucket, in weighted tokens."""
     kv_tokens: int
     """KV-cache tokens that all sequences hold at their end, in whole blocks."""
     cached_tokens: int = 0
-    """Input tokens that the engine is expected to have in its cache: held, but not charged."""
+    """Input tokens that the engine is expected to have in its prefix cache. They are held, but not
+    charged."""
 
 
 class Usage(NamedTuple):
-    """What the engine says that it spent."""
+    """The token counts that the engine reports for one request."""
 
     input_tokens: int
     output_tokens: int
     cached_tokens: int = 0
-    """Input tokens that came from the prefix cache: not computed, so not charged."""
+    """Input tokens that came from the prefix cache. They are not computed, so they are not charged."""
 
 
 class EngineShape(NamedTuple):
-    """What pricing needs to know of the engine."""
+    """The properties of the engine that pricing needs."""
 
     block_size: int = 16
+    """Tokens in one block of the KV cache."""
     context_window: int | None = None
-    """Tokens per sequence, prompt included; ``None`` while the engine has not said."""
+    """Tokens per sequence, prompt included; ``None`` while the engine has not stated it."""
 
 
 class Pricer:
-    """Prices the requests of one entitlement, and learns from what they really cost."""
+    """Prices the requests of one entitlement, and learns from their actual usage."""
 
-    __slots__ = ("_learned_by_prefix", "_prefixes", "_pricing", "_quantile", "_window")
+    __slots__ = ("_learned_by_target", "_prefixes", "_pricing", "_quantile", "_window")
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing) -> None:
         self._pricing = pricing
         self._quantile = entitlement.output_estimate.quantile
-        self._learned_by_prefix = LearnedByPrefix(self._quantile or 1.0)
+        self._learned_by_target = LearnedByTarget(self._quantile or 1.0)
         self._prefixes = Prefixes()
         self._window: int | None = None
-        """The context window when a request with an input bound was last priced."""
+        """The context window at the last pricing of a request with an input bound."""
 
     def reprice(self, entitlement: Entitlement, pricing: Pricing) -> None:
-        """Take over changed prices; what was learned stays."""
+        """Use changed prices from now on. The learned costs stay."""
         self._pricing = pricing
         if entitlement.output_estimate.quantile != self._quantile:
             self._quantile = entitlement.output_estimate.quantile
-            self._learned_by_prefix.aim(self._quantile or 1.0)
+            self._learned_by_target.set_quantile(self._quantile or 1.0)
 
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
-        """The price of a request before it runs."""
+        """The cost of a request before it runs."""
         pricing = self._pricing
         text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
-        learned = self._learned_by_prefix.of(target)
+        learned = self._learned_by_target.of(target)
         input_tokens = (
             math.ceil(learned.input.expect(text_bytes, prompts)) + token_ids + tools * pricing.tool_tokens
         )
@@ -113,7 +116,7 @@ class Pricer:
             # The engine always computes the last token.
             cached_tokens = min(self._prefixes.expect(prefixes), max(input_tokens - 1, 0))
         sequences = prompts * per_prompt
-        # Prompts of one request are taken as equally long: the sum is right, and whole blocks nearly so.
+        # This assumes prompts of equal length. The sum is exact, and the number of whole blocks nearly exact.
         prompt_tokens = -(-input_tokens // prompts)
         output = self._output_tokens(bound, learned.output.value, prompt_tokens, engine)
         block_size = engine.block_size
@@ -129,7 +132,7 @@ class Pricer:
         )
 
     def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
-        """What is left of a request's text tokens once the engine has cut and padded its prompts."""
+        """The text tokens of a request after the engine has cut and padded its prompts."""
         bound = self._window = window
         if ask.input_bound is not None and ask.input_bound != WINDOW:
             bound = ask.input_bound
@@ -142,7 +145,7 @@ class Pricer:
     def _output_tokens(
         self, bound: int | None, expected: int, prompt_tokens: int, engine: EngineShape
     ) -> int:
-        """Expected output tokens of one sequence: the bound, or what experience makes of it."""
+        """Expected output tokens of one sequence: the smaller of its bound and the learned quantile."""
         window = engine.context_window
         if window is not None:
             left = window - prompt_tokens if window > prompt_tokens else 1
@@ -153,13 +156,13 @@ class Pricer:
         return bound
 
     def throughput(self, usage: Usage) -> float:
-        """Weighted tokens of what was really spent."""
+        """The throughput cost of actual usage, in weighted tokens."""
         input_tokens, output_tokens, cached_tokens = usage
         uncached = input_tokens - cached_tokens if input_tokens > cached_tokens else 0
         return self._pricing.input_weight * uncached + self._pricing.output_weight * output_tokens
 
     def spent_so_far(self, cost: Cost, relayed_tokens: int) -> Usage:
-        """The usage of a request that ended early: its prompt, and the output that was relayed."""
+        """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
     def learn(self, ask: Ask, usage: Usage) -> None:
@@ -168,7 +171,7 @@ class Pricer:
         output = -(-usage.output_tokens // (prompts * per_prompt))
         is_text = not (images or audios or token_ids) and self._was_read_whole(ask, usage)
         text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
-        for learned in self._learned_by_prefix.to_teach(target):
+        for learned in self._learned_by_target.learners_of(target):
             if bound != 0:
                 learned.output.observe(output)
             if is_text:
@@ -177,28 +180,29 @@ class Pricer:
             self._prefixes.observe(prefixes, usage.cached_tokens)
 
     def _was_read_whole(self, ask: Ask, usage: Usage) -> bool:
-        """Whether the tokens that the engine reports are those of the text that was sent.
+        """Whether the input tokens that the engine reports cover the whole text of the request.
 
-        Twelve texts of 1,200 bytes cut to 100 tokens taught 0.085 tokens per byte where 1.0 was true. A
-        bound of the request's own thus teaches nothing, even where nothing was cut: only texts with few
-        tokens per byte stay below it. The window is different: nothing above it is served without a bound.
+        Twelve texts of 1,200 bytes cut to 100 tokens taught 0.085 tokens per byte; the true ratio was 1.0. So
+        a request with its own input bound teaches nothing. This holds even if nothing was cut, because only
+        texts with few tokens per byte stay below the bound. The window is different: without a bound, the
+        engine serves nothing above it.
         """
         if ask.pads_input:
             return False
         if ask.input_bound is None:
             return True
         window = self._window
-        # A generative prompt is cut to one token less than the window.
+        # The engine cuts a generative prompt to one token less than the window.
         return ask.input_bound == WINDOW and window is not None and usage.input_tokens < window - 1
 
     def learn_cut(self, ask: Ask, output_tokens: int) -> None:
-        """Learn from a request that was ended from outside when so many tokens had been relayed.
+        """Learn from a request that was cut short after ``output_tokens`` were relayed.
 
-        It tells how long its output was at least. Of its input nothing is known but the estimate.
+        It shows the least length of its output. It shows nothing about its input.
         """
         if output_tokens > 0:
             output = -(-output_tokens // (ask.prompts * ask.sequences_per_prompt))
-            for learned in self._learned_by_prefix.to_teach(ask.target):
+            for learned in self._learned_by_target.learners_of(ask.target):
                 learned.output.observe_cut(output)
 
     def forget_cache(self) -> None:
@@ -207,15 +211,15 @@ class Pricer:
 
     @property
     def overall(self) -> LearnedCosts:
-        """What was learned of all requests together, for the pages."""
-        return self._learned_by_prefix.overall
+        """The costs learned from all requests together, for the debug page."""
+        return self._learned_by_target.overall
 
     @property
-    def learned_by_prefix(self) -> LearnedByPrefix:
-        """What was learned by route and model, for the pages."""
-        return self._learned_by_prefix
+    def learned_by_target(self) -> LearnedByTarget:
+        """The costs learned by route and model, for the debug page."""
+        return self._learned_by_target
 
     @property
     def known_prefixes(self) -> int:
-        """How many beginnings of prompts are known to lie in the engine's cache, for the pages."""
+        """The number of prompt prefixes that the engine is known to have in its cache, for the debug page."""
         return len(self._prefixes)

@@ -1,11 +1,11 @@
-"""What a sidecar learns about an entitlement's requests, so that it can price the next one.
+"""Estimators: small online estimators of input tokens, output tokens and means, to price the next request.
 
-Small online estimators: numbers in, numbers out. Each starts from a documented prior and is bounded,
-so that neither an odd first request nor a hostile one can move a price without limit. Who has which of
-them is ``experience``'s business.
+Numbers in, numbers out. Each estimator starts from a documented prior and is bounded. So neither an unusual
+first request nor a hostile one can move a price without limit. ``learned_costs`` owns the estimators.
 
-Measured on synthetic mixes, seeds 0 to 7, requests 201 to 400 of a mix (prompts lognormal, tokens of a text
-spread by 5 %, a chat template of 23 tokens and 5 per message). Input, median of |estimate / actual - 1|:
+They were measured on synthetic mixes, with seeds 0 to 7, on requests 201 to 400 of a mix. Prompts are
+lognormal, the tokens of a text are spread by 5 %, and a chat template adds 23 tokens and 5 per message. This
+table has the errors of input estimates, as the median of |estimate / actual - 1|:
 
 ================================  =========  ======  =================  ==================
 mix                               a ratio    a line  ... weights x^-1   ... weights x^-2
@@ -22,14 +22,15 @@ long prose, short code            13.2 %     5.2 %   5.0 %              6.2 %
 prose and code of one size        20.9 %     20.5 %  20.7 %             20.6 %
 ================================  =========  ======  =================  ==================
 
-A third coefficient, for messages, gained nothing (their template is in the bytes), nor did a ratio for each
-class of size (10 % on short prompts). The last row is what bytes cannot tell: 0.22 and 0.35 tokens per byte
-under one route and model. A real tokenizer (Mistral's, 131k) on slices of manuals and Python sources is at
-0.254 and 0.262, and slices of unlike documents spread by 10 to 13 %; counting digits and blanks would take
-that to 6 %, and costs each request a look at its text.
+A third coefficient, for messages, gained nothing, because the bytes include their template. A ratio for each
+class of size gained nothing either (10 % on short prompts). Bytes cannot distinguish the two kinds of text in
+the last row: 0.22 and 0.35 tokens per byte under one route and model. A real tokenizer (Mistral's, 131k) has
+0.254 and 0.262 on slices of manuals and Python sources. Slices of different documents spread by 10 to 13 %. A
+count of digits and blanks would reduce that to 6 %, but it would have to read the text of each request.
 
-Output is the share of requests beyond the value, 60 seeds, in the 200 requests after a shift and later
-(± its root mean square distance from 10 % over 200 requests):
+The next table has the percentage of outputs longer than the estimate, for 60 seeds. The first number is for
+the 200 requests after a shift, the second for later requests. The third (±) is the root mean square distance
+from 10 % over 200 requests:
 
 =======================  ===================  ===================  ===================
 outputs (lognormal)      exact, window 256    exact, window 64     tracked, window 128
@@ -42,8 +43,8 @@ a tenth as long          0.0, 8.7 ± 2.4       6.4, 9.0 ± 1.6       9.0, 10.4 �
 5 %, then 15 % are long  15.3, 10.3 ± 2.0     10.5, 9.1 ± 1.5      10.1, 10.0 ± 0.9
 =======================  ===================  ===================  ===================
 
-A hundred requests under way, of which none has taught yet, change that to 9.5 and 11.0 % after a shift. A
-tracked number without a window (steps of 10 %) needs hundreds of requests after a fall.
+With a hundred requests in flight, which teach only at their end, these become 9.5 and 11.0 % after a shift. A
+tracked number without a window (steps of 10 %) needs hundreds of requests to follow a fall.
 """
 
 from __future__ import annotations
@@ -55,25 +56,28 @@ from typing import Final
 
 
 class InputTokens:
-    """Tokens of a prompt by its bytes of text: a line, ``offset + per_byte * bytes``, fitted as it goes.
+    """The input tokens of a prompt: a line, ``offset + per_byte * bytes``, fitted to observed prompts.
 
-    A ratio alone is wrong for short prompts, to which the chat template adds most of their tokens. Least
-    squares over decayed sums; a prompt of x bytes has the weight (x + 64)^-1.75, between relative errors
-    (x^-2: long prompts would count for too little) and absolute ones (x^-1: one huge prompt would rule). A
-    ridge holds the offset at 0 while all prompts are equally long. What is further than ``BAND`` from the
-    line counts as if it lay there: hostile prompts hardly move it, and a true change does so a few later.
+    A ratio alone is wrong for short prompts, because the chat template adds most of their tokens. The fit is
+    least squares over decayed sums. A prompt of x bytes has the weight (x + 64)^-1.75. With x^-2 (relative
+    errors) long prompts would count too little, and with x^-1 one huge prompt would dominate. A ridge keeps
+    the offset at 0 while all prompts have the same length.
 
-    Bounds, whatever is observed: ``LOWEST`` to ``HIGHEST`` tokens per byte, and 0 to ``MOST_OFFSET`` more.
+    An observation further than ``BAND`` from the line counts as if it were at that distance. So hostile
+    prompts hardly move the line, and a true change moves it a few requests later.
+
+    The bounds for any observations are ``LOWEST`` to ``HIGHEST`` tokens per byte, and an offset from 0 to
+    ``MOST_OFFSET`` tokens.
     """
 
     PRIOR: Final = 0.25
     PRIOR_BYTES: Final = 256.0
-    """The prior counts like one prompt of that length."""
+    """The prior has the weight of one prompt of this length."""
     LOWEST: Final = 0.02
     HIGHEST: Final = 2.0
     MOST_OFFSET: Final = 1024.0
     DECAY: Final = 0.97
-    """Of each observation with every later one: a change of mix is forgotten within some hundred requests."""
+    """The factor of an observation's weight at each later one. About a hundred requests forget an old mix."""
     BAND: Final = 1.5
     BAND_TOKENS: Final = 16.0
     SHARPNESS: Final = -1.75
@@ -85,16 +89,16 @@ class InputTokens:
     def __init__(self) -> None:
         size = self.PRIOR_BYTES
         weight = (size + self.SMALL_BYTES) ** self.SHARPNESS
-        self._w = self._wx = self._wy = 0.0  # of the offset the prior knows nothing
+        self._w = self._wx = self._wy = 0.0  # the prior has no opinion on the offset
         self._wxx = weight * size * size
         self._wxy = self._wxx * self.PRIOR
         self.offset = 0.0
-        """Tokens of a prompt beside its text."""
+        """Tokens of a prompt in addition to its text."""
         self.per_byte = self.PRIOR
         """Tokens per byte of text."""
 
     def copy(self) -> InputTokens:
-        """One that begins with what this one knows."""
+        """A copy of this estimator with the same knowledge."""
         made = InputTokens()
         made._w, made._wx, made._wy = self._w, self._wx, self._wy
         made._wxx, made._wxy = self._wxx, self._wxy
@@ -102,11 +106,11 @@ class InputTokens:
         return made
 
     def expect(self, text_bytes: int, prompts: int = 1) -> float:
-        """Tokens of so many prompts that have so many bytes of text together; 0 where there is no text."""
+        """Expected tokens of ``prompts`` with ``text_bytes`` in all; 0 without text."""
         return self.offset * prompts + self.per_byte * text_bytes if text_bytes > 0 else 0.0
 
     def observe(self, text_bytes: float, tokens: float) -> None:
-        """Learn that a prompt with ``text_bytes`` was ``tokens`` long."""
+        """Learn that a prompt of ``text_bytes`` had ``tokens`` tokens."""
         if text_bytes <= 0:
             return
         expected = self.offset + self.per_byte * text_bytes
@@ -128,17 +132,19 @@ class InputTokens:
 
 
 class OutputQuantile:
-    """What a share ``quantile`` of the sequences does not outgrow: a rank among the last ``WINDOW``.
+    """An output length that a share ``quantile`` of the sequences does not exceed.
 
-    The rank is corrected by what is missed: each output beyond the value raises it by ``GAIN * quantile``,
-    each below it lowers it by ``GAIN * (1 - quantile)``, so that it comes to rest only where the promised
-    share is missed. A window alone answers late after a change of mix, and promises less than it says. An
-    output that is just the value teaches the rank nothing: where most are equal, there is nothing to miss.
+    It is a rank among the last ``WINDOW`` outputs, and errors correct the rank. An output above the value
+    raises the rank by ``GAIN * quantile``. An output below it lowers the rank by ``GAIN * (1 - quantile)``.
+    So the rank is stable only if the promised share of outputs exceeds the value. A window alone follows a
+    change of mix late, and more outputs exceed it than promised. An output equal to the value does not move
+    the rank, because with equal outputs no output exceeds the value.
 
-    Until ``ENOUGH`` were seen it answers ``PRIOR``: a small fixed number errs on the side of admitting,
-    and a running request that outgrows it extends its reservation.
+    Until it has observed ``ENOUGH`` outputs, the value is ``PRIOR``. A small number admits rather too many
+    requests, and a running request that exceeds its reservation extends it.
 
-    Bounds, whatever is observed: 1 to ``MOST``, and never beyond the longest output of the window.
+    The bounds for any observations are 1 to ``MOST`` tokens, and never above the longest output of the
+    window.
     """
 
     PRIOR: Final = 256
@@ -146,7 +152,8 @@ class OutputQuantile:
     WINDOW: Final = 128
     GAIN: Final = 0.02
     LEEWAY: Final = 0.3
-    """How far below the quantile the rank may fall; upwards it may reach the longest output."""
+    """The largest distance of the rank below the quantile. Above it, the rank may reach the longest
+    output."""
     MOST: Final = 1 << 20
     _TURN: Final = (math.sqrt(5) - 1) / 2
 
@@ -158,17 +165,17 @@ class OutputQuantile:
         self._sorted: list[int] = []
         self._turn = 0.0
         self.value = self.PRIOR
-        """Output tokens to reserve for a sequence."""
+        """Output tokens to reserve for one sequence."""
 
     def copy(self) -> OutputQuantile:
-        """One that begins with what this one knows."""
+        """A copy of this estimator with the same knowledge."""
         made = OutputQuantile(self._quantile)
         made._level, made.value, made._turn = self._level, self.value, self._turn
         made._order, made._sorted = self._order.copy(), self._sorted.copy()
         return made
 
-    def aim(self, quantile: float) -> None:
-        """Change the quantile; what was seen stays."""
+    def set_quantile(self, quantile: float) -> None:
+        """Change the quantile. The observed outputs stay."""
         self._quantile = self._level = quantile
         self._rank()
 
@@ -185,19 +192,19 @@ class OutputQuantile:
         self._rank()
 
     def observe_cut(self, output_tokens: int) -> None:
-        """Learn of a sequence that was ended from outside when it was so long, and would have gone on.
+        """Learn from a sequence that was cut short after ``output_tokens``, and would have continued.
 
-        Leaving those out would favour short ones, which are cut less often: with a third of lognormal
-        outputs cut at random, 19.6 % of all would have outgrown the value, and 20.1 % with what was seen
-        of them taken for whole. So it is taken to be as long as one of those of the window that are longer,
-        each in its turn (10.0 %; with 60 % cut, 13 % instead of 32). Where none is, it teaches only
-        if it has outgrown the value already.
+        A third of lognormal outputs was cut at random, with a quantile of 0.9. Without the cut sequences,
+        19.6 % of all outputs exceeded the value, because long sequences are cut more often. With their
+        lengths at the cut, 20.1 % did. So a cut sequence counts as one of the longer outputs of the window,
+        each of these in turn: 10.0 % (with 60 % of the sequences cut, 13 % instead of 32 %). If no output is
+        longer, it counts only if it already exceeds the value.
         """
         ranked = self._sorted
         shorter = bisect_right(ranked, output_tokens)
         longer = len(ranked) - shorter
         if longer and len(ranked) >= self.ENOUGH:
-            self._turn = (self._turn + self._TURN) % 1.0  # no randomness here: this covers evenly, too
+            self._turn = (self._turn + self._TURN) % 1.0  # covers the outputs evenly, without randomness
             self.observe(ranked[shorter + int(self._turn * longer)])
         elif output_tokens > self.value:
             self.observe(output_tokens)
@@ -218,19 +225,19 @@ class OutputQuantile:
 
 
 class Average:
-    """An exponentially weighted mean; the first observation replaces the prior."""
+    """An exponentially weighted mean. The first observation replaces the prior."""
 
-    __slots__ = ("_share", "_untaught", "value")
+    __slots__ = ("_is_empty", "_share", "value")
 
     def __init__(self, prior: float, share: float = 0.1) -> None:
         self.value = prior
-        """The mean so far."""
+        """The mean of the observations; the prior before the first one."""
         self._share = share
-        self._untaught = True
+        self._is_empty = True
 
     def observe(self, sample: float) -> None:
-        """Move the mean towards ``sample`` by the share of one observation."""
-        if self._untaught:
-            self.value, self._untaught = sample, False
+        """Move the mean towards ``sample`` by the weight of one observation."""
+        if self._is_empty:
+            self.value, self._is_empty = sample, False
         else:
             self.value += (sample - self.value) * self._share

@@ -1,7 +1,7 @@
-"""LearnedCosts: what an entitlement's requests taught, by route and model, and by the prefix of the prompt.
+"""Learned costs: the estimates of one entitlement, by route and model, and by the prefix of the prompt.
 
-Everything here is one entitlement's own, so that no tenant can learn of another's requests from its prices,
-and bounded, so that no tenant can make it grow. How a single number is learned is in ``estimators``.
+Each entitlement has its own, so no tenant can infer another tenant's requests from prices. All of them are
+bounded, so no tenant can make them grow. ``estimators`` has the rules by which a single number is learned.
 """
 
 from __future__ import annotations
@@ -11,94 +11,96 @@ from collections.abc import Iterator, Sequence
 from tokenpool.pricing.estimators import InputTokens, OutputQuantile
 
 Target = tuple[str, str]
-"""What a request is for: route and model."""
+"""The route and the model of a request."""
 
 MOST_TARGETS = 16
-"""So many targets have an experience of their own."""
-IDLE_LESSONS = 1000
-"""One more takes the place of a target that had none of the last so many lessons; until there is one, it is
-priced by what is known overall, and no rotation of names can push out what is in use."""
+"""The most targets with their own learned costs."""
+IDLE_OBSERVATIONS = 1000
+"""A new target replaces a target that had none of the entitlement's last ``IDLE_OBSERVATIONS`` observations.
+Without such a target, it is priced by the overall costs. So no rotation of names can displace a target in
+use."""
 PREFIX_BYTES = (1024, 4096, 16384)
-"""Lengths of the beginnings by which prompts are recognised."""
+"""The prefix lengths by which prompts are recognised, in bytes."""
 MOST_PREFIXES = 256
-"""So many prefixes are known; one more takes the place of the one that was longest without a request."""
+"""The most prefixes that are remembered. A new one replaces the least recently used one."""
 
 
 class LearnedCosts:
-    """What was learned of one kind of requests."""
+    """The estimates of one kind of request."""
 
-    __slots__ = ("input", "last_lesson", "output")
+    __slots__ = ("input", "last_observation", "output")
 
     def __init__(self, prompt: InputTokens, output: OutputQuantile) -> None:
         self.input = prompt
         self.output = output
-        self.last_lesson = 0
-        """The number of its last lesson, among all of the entitlement."""
+        self.last_observation = 0
+        """The number of its last observation, in the order of all observations of the entitlement."""
 
     def copy(self) -> LearnedCosts:
-        """One that begins with what this one knows."""
+        """A copy with the same knowledge."""
         return LearnedCosts(self.input.copy(), self.output.copy())
 
 
-class LearnedByPrefix:
-    """The experience with each target, and overall. A new target begins with what is known overall.
+class LearnedByTarget:
+    """The learned costs of each target, and of all requests together. A new target begins with the latter.
 
-    A target counts from its first lesson, which only a request that the engine has served can give: names
-    that nobody serves take no room. While there is one target, its experience and the overall one are one.
+    A target gets its own costs at its first observation. Only a request that the engine served is observed,
+    so names that no engine serves take no memory. The first target shares one object with the overall costs.
     """
 
-    __slots__ = ("_lessons", "_own", "overall")
+    __slots__ = ("_observations", "_own", "overall")
 
     def __init__(self, quantile: float) -> None:
         self.overall = LearnedCosts(InputTokens(), OutputQuantile(quantile))
+        """The costs learned from all requests together."""
         self._own: dict[Target, LearnedCosts] = {}
-        self._lessons = 0
+        self._observations = 0
 
     def __iter__(self) -> Iterator[tuple[Target, LearnedCosts]]:
         return iter(self._own.items())
 
     def of(self, target: Target) -> LearnedCosts:
-        """What to price a request for the target with."""
+        """The learned costs for a request to the target."""
         return self._own.get(target, self.overall)
 
-    def to_teach(self, target: Target) -> tuple[LearnedCosts, ...]:
-        """Everything that learns from a request for the target."""
-        self._lessons += 1
+    def learners_of(self, target: Target) -> tuple[LearnedCosts, ...]:
+        """All learned costs that observe a request to the target. Counts one observation."""
+        self._observations += 1
         own = self._own.get(target) or self._begin(target)
-        own.last_lesson = self._lessons
+        own.last_observation = self._observations
         return (own,) if own is self.overall else (own, self.overall)
 
-    def aim(self, quantile: float) -> None:
-        """Change the quantile of outputs; what was learned stays."""
+    def set_quantile(self, quantile: float) -> None:
+        """Change the quantile of outputs. The observed outputs stay."""
         for learned in (self.overall, *self._own.values()):
-            learned.output.aim(quantile)
+            learned.output.set_quantile(quantile)
 
     def _begin(self, target: Target) -> LearnedCosts:
-        """The experience of a target that has none yet; the overall one, where there is no place for it."""
+        """Make a target's own learned costs; returns the overall ones if there is no place for it."""
         own = self._own
         if len(own) == 1:
             for first in own:
                 own[first] = self.overall.copy()
-        elif len(own) == MOST_TARGETS and not self._make_place():
+        elif len(own) == MOST_TARGETS and not self._remove_idle_target():
             return self.overall
-        own[target] = begun = self.overall.copy() if own else self.overall
-        return begun
+        own[target] = made = self.overall.copy() if own else self.overall
+        return made
 
-    def _make_place(self) -> bool:
+    def _remove_idle_target(self) -> bool:
         own = self._own
-        idle = min(own, key=lambda target: own[target].last_lesson)
-        if own[idle].last_lesson + IDLE_LESSONS > self._lessons:
+        idle = min(own, key=lambda target: own[target].last_observation)
+        if own[idle].last_observation + IDLE_OBSERVATIONS > self._observations:
             return False
         del own[idle]
         return True
 
 
 class Prefixes:
-    """How many tokens of a prompt the engine has in its cache, by how the prompt begins.
+    """The number of prompt tokens that the engine has in its cache, by the prefix of the prompt.
 
-    Only what the engine reported is believed, and only the good news with hesitation: less than was believed
-    counts at once, more by half of the difference. So a prefix that was evicted is not believed again
-    after the first request that had to compute it. An engine that reports nothing leaves this empty.
+    The numbers come from the engine's reports. A smaller number counts at once. A larger one moves the
+    estimate by half of the difference. So the first request that had to compute an evicted prefix corrects
+    its estimate. Without reports from the engine there are no estimates.
     """
 
     __slots__ = ("_cached",)
@@ -111,7 +113,7 @@ class Prefixes:
         return len(self._cached)
 
     def expect(self, prefixes: Sequence[int]) -> int:
-        """Cached tokens of a prompt that begins so (shortest prefix first): the longest known one tells."""
+        """The expected cached tokens of a prompt with these prefixes (shortest first)."""
         known = self._cached
         if known:
             for prefix in reversed(prefixes):
@@ -120,10 +122,10 @@ class Prefixes:
         return 0
 
     def observe(self, prefixes: Sequence[int], cached_tokens: int) -> None:
-        """Learn how many tokens the engine found in its cache for a prompt that begins so.
+        """Learn the number of tokens that the engine found in its cache for a prompt with these prefixes.
 
-        That is what the longest known prefix is for. Longer ones are new; shorter ones, by which other
-        prompts are priced, can only learn that there was less.
+        The longest known prefix learns the number, and longer prefixes start with it. Shorter prefixes also
+        price other prompts, so they learn only a smaller number.
         """
         known, is_longest = self._cached, True
         for prefix in reversed(prefixes):

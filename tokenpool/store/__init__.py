@@ -1,6 +1,6 @@
-"""The lease store of one pool, behind one protocol. The only part of ``tokenpool`` that does I/O.
+"""The lease store of one pool, behind one protocol. Only this part of ``tokenpool`` does I/O.
 
-``redis`` runs the rules as Lua scripts, ``redis_client`` owns the connections, and ``address`` reads the URL
+``redis`` runs the rules as Lua scripts, ``redis_client`` owns the connections, and ``address`` parses the URL
 of a store. ``tokenpool.leases.reference_store`` has the rules in Python. One contract suite requires the same
 answers from both.
 """
@@ -15,9 +15,9 @@ from tokenpool.planning.idle import IdleTerms
 
 
 class StoreDown(ConnectionError):
-    """The store did not answer, or not in time. The text names the store and the reason.
+    """The store did not answer in time. The text names the store and the reason.
 
-    A call that fails so may have been applied: only its answer is known to be lost.
+    The store may have applied a call that fails in this way. Only the answer is known to be lost.
     """
 
 
@@ -45,26 +45,26 @@ class Store(Protocol):
     async def lead(self, candidate: str, leadership_s: float) -> int:
         """Take or keep the leadership of the coordinators for ``leadership_s`` seconds.
 
-        Returns the epoch of the leader, or 0 if another candidate leads.
+        Returns the leader's epoch, or 0 if another candidate leads.
         """
 
     async def resign(self, candidate: str) -> None:
-        """End the leadership of this candidate. Does nothing if another one leads."""
+        """End the leadership of this candidate. Does nothing if another candidate leads."""
 
     async def read(self) -> PoolSnapshot:
         """All records and reports, for one tick."""
 
     async def publish(self, limits: Mapping[str, Limit], terms: IdleTerms, epoch: int) -> bool:
-        """Replace all limits and terms. False, without a change, if a later epoch wrote already."""
+        """Replace all limits and terms. Returns false, without a change, if a later epoch has written."""
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
-        """Replace the pool file of all sidecars. False, without a change, if a later epoch wrote already."""
+        """Replace the pool file of all sidecars. Returns false if a later epoch has written."""
 
     async def scale_hint(self) -> StoredScaleHint | None:
         """The scale hint that every coordinator serves; ``None`` if none is stored."""
 
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
-        """Replace the scale hint. The time by the store's clock; ``None`` if a later epoch wrote already."""
+        """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
 
     async def close(self) -> None:
         """Close all connections."""

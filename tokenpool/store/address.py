@@ -1,4 +1,4 @@
-"""The URL of a store. The only module that builds Redis client objects.
+"""The URL of a store. Only this module builds Redis client objects.
 
 ========================= ==================================================================
 ``redis://``              one server: ``redis://[[USER]:PASSWORD@]HOST[:PORT][/DB]``
@@ -6,7 +6,7 @@
 ``unix://``               one server on this machine: ``unix://PATH[?db=DB]``
 ``redis+sentinel://``     the master of a group: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]/GROUP[/DB]``
 ``redis+cluster://``      a cluster: ``//[USER:PASSWORD@]HOST:PORT[,HOST:PORT...]``; give several nodes, or a
-                          name of all of them, because after a failure only these are asked
+                          DNS name of all nodes, because only these are asked after a failure
 ========================= ==================================================================
 
 ``rediss+sentinel`` and ``rediss+cluster`` are the same over TLS. TLS options are query parameters:
@@ -48,7 +48,7 @@ def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> Redi
 
 
 def check(url: str) -> None:
-    """Raise ``AddressInvalid`` if a URL names no store. Does not connect."""
+    """Raise ``AddressInvalid`` if a URL does not name a store. Does not connect."""
     _clients(url, 1.0)
 
 
@@ -62,7 +62,7 @@ def shown(url: str) -> str:
 
 
 def _clients(url: str, timeout_s: float) -> list[Client]:
-    """The client of the store, and then the clients that it uses itself."""
+    """The client of the store, followed by the clients that it uses internally."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
         raise AddressInvalid(
@@ -124,7 +124,7 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
     options |= _tls(query)
     nodes = [_node(text, _DEFAULT_PORTS[kind]) for text in hosts.split(",")]
     if kind == "cluster":
-        # After a failure, ask the nodes of the URL: the nodes found before may be of an old cluster.
+        # After a failure, ask the nodes of the URL: the known nodes may belong to an old cluster.
         options["dynamic_startup_nodes"] = False
         return [redis.asyncio.RedisCluster(startup_nodes=[ClusterNode(*node) for node in nodes], **options)]
     group, _, database = parts.path.strip("/").partition("/")
@@ -136,7 +136,7 @@ def _of_many(url: str, options: dict[str, Any]) -> list[Client]:
 
 
 def _tls(query: dict[str, str]) -> dict[str, Any]:
-    """The TLS options of a query, as arguments of the client."""
+    """The TLS options of a query, as arguments for the client."""
     options: dict[str, Any] = {}
     for name, value in query.items():
         if name == "ssl_check_hostname":

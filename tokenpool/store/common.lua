@@ -1,8 +1,8 @@
--- The part that all scripts share: keys, the clock, and reading and writing entitlement records. It stands before
--- each script. Before it stand the constants of tokenpool/leases/row_layout.py, such as ROW_KV_TOKENS. The rules are
--- those of tokenpool/leases/reference_store.py; the contract suite requires the same answers from both.
+-- The part that all scripts share: keys, the clock, and access to entitlement records. It precedes each script. The
+-- constants of tokenpool/leases/row_layout.py, such as ROW_KV_TOKENS, precede it. The rules are the same as in
+-- tokenpool/leases/reference_store.py; the contract suite requires the same answers from both. A holder is a sidecar.
 --
--- Keys: KEYS[1], the prefix of all keys of the pool. It has a hash tag, so all keys lie in one slot of a cluster.
+-- Keys: KEYS[1], the prefix of all keys of the pool. It has a hash tag, so all keys are in one slot of a cluster.
 -- Arguments: ARGV[1], the packed message: a map with the constants of the rules and the script's own fields.
 -- Atomic: all scripts check and change sums that several sidecars and the coordinator write.
 --
@@ -21,8 +21,8 @@
 -- PREFIX:scale_hint  hash: content, at
 -- PREFIX:leader      the packed candidate and epoch of the leader
 --
--- One hash has all records and one has all limits, because a call from a script costs ten times the look-up. So a
--- script reads and writes a hundred of them at a time.
+-- One hash has all records and one has all limits, because a call from a script costs ten times the look-up. So one
+-- call reads or writes many of them.
 local prefix = KEYS[1]
 local message = cmsgpack.unpack(ARGV[1])
 local now = message.now
@@ -32,10 +32,10 @@ if not now then
 end
 local LIFETIME, REMEMBER = message.lifetime, message.remember
 local KEEP_MS = 600000
--- Rows outlive records, whose expiry is renewed once a minute and whenever a record is added. Sums without the rows
--- that they were added up from would stay wrong.
+-- Rows expire after records. The expiry of records is renewed once a minute, and when a record is added. Without its
+-- rows, a record would keep wrong sums.
 local KEEP_ROWS_MS = KEEP_MS + 120000
--- Fields in one call: Lua's stack bounds the arguments of a function.
+-- The most fields in one call: Lua's stack bounds the arguments of a function.
 local MOST_FIELDS = 500
 local META, REPORTS = prefix .. ':meta', prefix .. ':reports'
 local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
@@ -43,7 +43,7 @@ local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
 local LEADER = prefix .. ':leader'
 
--- A number as text that reads back as the same number.
+-- A number as a text that is read as exactly the same number.
 local function exact(number) return string.format('%.17g', number) end
 
 local function keep(...)
@@ -89,7 +89,7 @@ local function load(names, holder)
       local row = redis.call('HGET', rows_key(name), holder)
       record.row = row and cmsgpack.unpack(row) or nil
     else
-      -- The record was lost: its rows are in no sum.
+      -- The record was lost, so its rows are in no sum.
       redis.call('DEL', rows_key(name))
     end
     records[name] = record
@@ -97,7 +97,7 @@ local function load(names, holder)
   return records
 end
 
--- Write such records and the holder's rows. This takes the records apart: they cannot be used afterwards.
+-- Write such records and the holder's rows. The caller cannot use the records afterwards.
 local function save(records, holder)
   local fields = {}
   local function flush()
@@ -142,7 +142,7 @@ local function write(record, values)
   record.row.values = values
 end
 
--- Remove the holder's row. Without rows the sums are exactly zero: rounding errors end here.
+-- Remove the holder's row. Without rows the sums are set to exactly zero, which ends rounding errors.
 local function drop(record, holder)
   if not record.row then return end
   write(record, new_row())
@@ -153,7 +153,7 @@ local function drop(record, holder)
   if record.rows == 0 then record.sums = new_row() end
 end
 
--- Do something with every record that has a row of a holder.
+-- Call ``act`` with every record that has a row of a holder, and write the records.
 local function for_all_of(holder, act)
   local names = redis.call('SMEMBERS', names_key(holder))
   local records = load(names, holder)
@@ -163,7 +163,7 @@ local function for_all_of(holder, act)
   save(records, holder)
 end
 
--- Take back the leases of holders whose lifetime is over. Their usage totals are removed later.
+-- Take back the leases of holders whose lifetime has ended. Their usage totals are removed after REMEMBER.
 local function expire()
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', ALIVE, '-inf', exact(now))) do
     redis.call('ZREM', ALIVE, holder)
@@ -179,7 +179,7 @@ local function expire()
   end
 end
 
--- Once a minute, renew the expiry of the keys that all sidecars need. So limits stay in force without a leader while
+-- Once a minute, renew the expiry of the keys that all sidecars need. So without a leader, limits stay in force while
 -- any sidecar sends messages.
 local function renew_keys()
   local renewed_at = tonumber(redis.call('HGET', META, 'renewed_at') or 0)
@@ -189,7 +189,7 @@ local function renew_keys()
   for _, name in ipairs(redis.call('HKEYS', RECORDS)) do keep_rows(name) end
 end
 
--- Find out whether the store grants leases: from one lifetime after its first call.
+-- Set is_open: the store grants leases from one lifetime after its first call.
 local function check_open()
   local opens_at = tonumber(redis.call('HGET', META, 'opens_at'))
   if not opens_at then

@@ -8,15 +8,15 @@ if now - tonumber(redis.call('HGET', META, 'heard_at')) > LIFETIME then
   redis.call('HSET', META, 'opens_at', exact(now + LIFETIME))
   is_open = false
 end
--- A full server refuses this command, so it is the first write. After another first write, a full server would let the
--- whole script pass.
+-- This is the first write, because a full server refuses this command. After another first write, a full server would
+-- run the whole script.
 redis.call('HSET', META, 'heard_at', exact(now))
 expire()
 renew_keys()
 
 local me = message.holder
 local HOLDER, NAMES = holder_key(me), names_key(me)
--- The last complete message makes all earlier messages void.
+-- The last complete message invalidates all earlier messages.
 local is_late = message.number <= tonumber(redis.call('GET', HOLDER) or -1)
 if not is_late then
   redis.call('ZADD', KNOWN, exact(now), me)
@@ -68,7 +68,7 @@ local function begin_lifetime()
 end
 if message.complete and not is_late then begin_lifetime() end
 
--- Only a complete message begins a lifetime. Without one, a holder gets no lease.
+-- Only a complete message begins a lifetime. Without a lifetime, a holder gets no lease.
 local is_alive = redis.call('ZSCORE', ALIVE, me)
 local is_accepted = is_alive and not is_late
 if is_accepted and (message.complete or message.renews) then
@@ -93,7 +93,7 @@ local function lease_of(record, own, kv_tokens, concurrency, tokens)
   return lease
 end
 
--- Note that this holder lacks capacity, and ask every other one to return unused leases.
+-- Remember that this holder lacks capacity, and ask the other holders to return unused leases.
 local function reclaim(record)
   for other, until_time in pairs(record.waiters) do
     if until_time <= now then record.waiters[other] = nil end
@@ -134,15 +134,15 @@ local function charge(record, request)
   record.row.served = served
 end
 
--- The wanted lease as far as the other holders leave room for it: KV tokens, sequences, tokens. It may be less than
--- the holder has in use. Then the holder admits nothing until enough has ended.
+-- The wanted lease, at most the capacity that no other holder has: KV tokens, sequences, tokens. It may be less than
+-- the holder has in use. Then the holder admits nothing until enough requests end.
 local function granted(record, request)
   if not is_open then return 0, 0, 0 end
   local limit, sums, own = record.limit, record.sums, record.row.values
   local free_kv = limit[LIMIT_KV_TOKENS] - (sums[ROW_KV_TOKENS] - own[ROW_KV_TOKENS])
   local free_sequences = limit[LIMIT_CONCURRENCY] - (sums[ROW_CONCURRENCY] - own[ROW_CONCURRENCY])
   local free_tokens = record.level - (sums[ROW_TOKENS] - own[ROW_TOKENS])
-  -- Whole sequences: no sidecar can use a part of one. The sums are of fractions, hence the tolerance.
+  -- Whole sequences: no sidecar can use a part of a sequence. The tolerance is for rounding errors of the sums.
   local sequences = math.floor(math.min(request[REQUEST_CONCURRENCY_WANTED], free_sequences) + 1e-6)
   return math.max(math.min(request[REQUEST_KV_WANTED], free_kv), 0), math.max(sequences, 0),
     math.max(math.min(request[REQUEST_TOKENS_WANTED], free_tokens), 0)

@@ -11,7 +11,7 @@ if message.resigns then
   return '0'
 end
 if owner and owner ~= message.candidate then
-  -- A coordinator that does not lead writes nothing else. This write makes a replica or a full server refuse its call.
+  -- A coordinator that does not lead writes nothing else. With this write, a replica or a full server refuses its call.
   redis.call('SET', prefix .. ':asked', 1, 'PX', KEEP_MS)
   return '0'
 end

@@ -1,9 +1,9 @@
--- Replace limits, unless a later coordinator wrote already. A long list comes in parts, so that no call occupies Redis
+-- Replace limits, unless a later coordinator has written. A long list is sent in parts, so that no call occupies Redis
 -- for long.
 -- Arguments: message.epoch; message.names and message.sizes, two lists of the same length: entitlements and the lengths
 -- of their packed limits in bytes; in the last part message.all, all names. ARGV[2]: the packed limits one after the
 -- other, stored without decoding. ARGV[3]: the packed terms.
--- Result: 1, or 0 if a later coordinator wrote already.
+-- Result: 1, or 0 if a later coordinator has written.
 -- Atomic: a coordinator that lost its leadership must not write after its successor.
 if message.epoch < stored_epoch() then return 0 end
 check_open()

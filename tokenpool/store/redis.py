@@ -1,8 +1,8 @@
-"""The lease store in Redis: ``tokenpool.leases.reference_store``'s rules as scripts, by Redis' own clock.
+"""The lease store in Redis: the rules of ``tokenpool.leases.reference_store`` as scripts, on Redis' clock.
 
-All keys of a pool share a hash tag, so they lie in one slot of a cluster. Every key expires. The cost of a
-record does not depend on the number of its holders, because the scripts keep sums. ``SCHEMA`` is sent with
-every message, so that a later script can recognize an older sender.
+All keys of a pool share a hash tag, so they are in one slot of a cluster. Every key expires. The cost of a
+record does not depend on the number of sidecars, because the scripts keep sums. Every message contains
+``SCHEMA``, so that a later script can recognise an older sender.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from tokenpool.store.scripts import ExchangeResult, Script, SnapshotResult
 SCHEMA = 1
 """The version of the messages to the scripts."""
 PART = 100
-"""Rows in one call of the coordinator, so that no script occupies Redis for long."""
+"""The most rows in one call of the coordinator, so that no script occupies Redis for long."""
 AT_ONCE = 4
-"""Such calls in flight together, each on its own connection."""
+"""The most such calls in flight, each on its own connection."""
 
 _T = TypeVar("_T")
 
@@ -54,7 +54,7 @@ _pushes = msgpack.Decoder(tuple[str, str])
 class RedisStore:
     """The lease store of one pool in one Redis.
 
-    ``lifetime_s`` is the lifetime of leases. ``clock`` replaces Redis' clock in tests that own the time.
+    ``lifetime_s`` is the lifetime of leases in seconds. ``clock`` replaces Redis' clock in tests.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class RedisStore:
             calls.append(
                 partial(self._run, scripts.PUBLISH, b"".join(packed), packed_terms, **fields, epoch=epoch)
             )
-        # The last part marks the limits as complete, so it must not overtake the others.
+        # The last part marks the limits as complete, so it is sent after the others.
         return all([*await _in_parallel(calls[:-1]), await calls[-1]()])
 
     async def publish_file(self, version: str, content: bytes, epoch: int) -> bool:
@@ -210,7 +210,7 @@ class RedisStore:
         await self.client.close()
 
     async def _run(self, script: Script, /, *blobs: bytes, **message: Any) -> Any:
-        """Run a script with a message. The script gets ``blobs`` as they are."""
+        """Run a script with a message. The script gets ``blobs`` without encoding."""
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
@@ -218,7 +218,7 @@ class RedisStore:
 
 
 async def _in_parallel(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:
-    """The results of calls, ``AT_ONCE`` at a time: Redis works on one while another is encoded or decoded."""
+    """The results of calls, ``AT_ONCE`` at a time. Redis runs one while another is encoded or decoded."""
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def result(call: Callable[[], Awaitable[_T]]) -> _T:

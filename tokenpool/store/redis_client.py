@@ -1,6 +1,7 @@
-"""The connections of one process to Redis: opening them, dropping them after a failure, running scripts.
+"""The connections of one process to Redis, and the scripts that run on them.
 
-This module knows nothing of leases. It turns every failure into ``StoreDown``.
+This module opens connections and drops them after a failure. It does not depend on leases. It turns every
+failure into ``StoreDown``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import redis.exceptions
 from tokenpool.store import StoreDown
 from tokenpool.store.scripts import Script
 
-QUIET_S = 5.0
-"""The silence on a subscription after which the client sends a ping."""
-PATIENCE_S = 2.0
-"""The longest wait for the answer to the ping."""
+PING_AFTER_S = 5.0
+"""The seconds without a message on a subscription, after which the client sends a ping."""
+PING_TIMEOUT_S = 2.0
+"""The longest wait for the answer to the ping, in seconds."""
 OPEN_AGAIN_S = 60.0
-"""The time for which connections that were opened in advance count as open."""
+"""The seconds for which connections that were opened in advance count as open."""
 
 Client = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
@@ -32,22 +33,23 @@ class RedisClient:
 
     After a failed call all connections are dropped. The next call opens new ones and resolves the name again.
     The kind of the failure does not matter. A replica answers READONLY, a full server OOM, a server without
-    its disk MISCONF, a starting server LOADING. Older servers wrap these words in the error of a script. A
-    server that hangs answers nothing.
+    its disk MISCONF, and a starting server LOADING. Older servers put these words into the error of a script.
+    A hanging server does not answer.
 
-    Reads and subscriptions fail until a script that writes has succeeded, because a replica answers reads.
+    After a failure, reads and subscriptions fail until a script that writes has succeeded, because a replica
+    answers reads.
 
-    ``helpers`` are clients that the client itself uses (sentinels). They are closed with it.
+    ``helpers`` are clients that the client uses internally (sentinels). They are closed with it.
     """
 
     def __init__(self, client: Client, helpers: Sequence[Client] = ()) -> None:
         self._client = client
         self._helpers = helpers
-        self.quiet_s, self.patience_s = QUIET_S, PATIENCE_S
+        self.ping_after_s, self.ping_timeout_s = PING_AFTER_S, PING_TIMEOUT_S
         self._generation = 0
         """The number of the current set of connections."""
         self._connected, self._connected_at = -1, 0.0
-        """The generation whose connections were opened in advance (-1: none), and the time."""
+        """The generation whose connections were opened in advance (-1: none), and the time of that."""
         self._is_down = False
         """Whether the last call failed."""
 
@@ -64,11 +66,11 @@ class RedisClient:
         if is_open or self._is_down or not isinstance(self._client, redis.asyncio.Redis):
             return
         self._connected, self._connected_at = generation, now
-        # The client gives each concurrent ping its own connection.
+        # Each concurrent ping uses its own connection.
         await asyncio.gather(*(self._client.ping() for _ in range(count)), return_exceptions=True)
 
     async def run(self, script: Script, key: str, *arguments: bytes) -> Any:
-        """Run a script. Its text is sent only if the server does not know it."""
+        """Run a script. Its text is sent only if the server does not have it."""
         async with self._call():
             call = cast(Callable[..., Awaitable[Any]], self._client.evalsha)
             try:
@@ -84,7 +86,7 @@ class RedisClient:
         """Some fields of a hash."""
         async with self._call():
             values = await cast(Awaitable[list[bytes | None]], self._client.hmget(key, *names))
-            # An answer that is not of Redis may have any type and length.
+            # An answer of another server than Redis may have any type and length.
             return [value for _, value in zip(names, values, strict=True)]
 
     async def all_fields(self, key: str) -> dict[bytes, bytes]:
@@ -95,7 +97,7 @@ class RedisClient:
     async def subscribe(self, channel: str) -> AsyncIterator[bytes]:
         """The messages of a channel, until ``StoreDown``.
 
-        The client of a cluster has no subscriptions. Then nothing arrives, and polling replaces it.
+        The client of a cluster has no subscriptions. Then nothing arrives, and regular messages replace it.
         """
         if not isinstance(self._client, redis.asyncio.Redis):
             await asyncio.Event().wait()
@@ -109,7 +111,7 @@ class RedisClient:
             while True:
                 with failures():
                     message = await subscription.get_message(
-                        timeout=self.patience_s if is_asked else self.quiet_s
+                        timeout=self.ping_timeout_s if is_asked else self.ping_after_s
                     )
                 if generation != self._generation:
                     raise StoreDown("Redis: the connections were dropped after a failure")
@@ -118,9 +120,9 @@ class RedisClient:
                     if message["type"] == "message":
                         yield message["data"]
                 elif is_asked:
-                    raise StoreDown("Redis: the subscription is dead")
+                    raise StoreDown("Redis: the subscription does not answer a ping")
                 else:
-                    # A network may drop an idle connection without telling either end.
+                    # A network may drop an idle connection without notifying either end.
                     is_asked = True
                     with failures():
                         await subscription.ping()
@@ -135,21 +137,21 @@ class RedisClient:
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:
-        """One call. If it fails, all connections are dropped."""
+        """Guard one call. If it fails, all connections are dropped."""
         generation = self._generation
         try:
             with failures():
                 yield
         except StoreDown:
             self._is_down = True
-            # Other calls that fail for the same reason do not close the connections of later calls.
+            # Further calls that fail for the same reason must not close the connections of later calls.
             if generation == self._generation:
                 self._generation += 1
                 await self._disconnect()
             raise
 
     async def _disconnect(self) -> None:
-        """Close every connection. The clients open new ones at their next use."""
+        """Close every connection. The clients open new connections at their next use."""
         for client in (self._client, *self._helpers):
             with suppress(redis.exceptions.RedisError, OSError):
                 if isinstance(client, redis.asyncio.Redis):
@@ -158,7 +160,7 @@ class RedisClient:
                     await client.aclose()
 
     async def close(self) -> None:
-        """Close all connections for good."""
+        """Close all connections permanently."""
         for client in (self._client, *self._helpers):
             with suppress(redis.exceptions.RedisError, OSError):
                 await cast(Awaitable[None], client.aclose())
@@ -176,5 +178,5 @@ def failures() -> Iterator[None]:
             f"the content of Redis cannot be decoded; it may be of another version: {error}"
         ) from error
     except Exception as error:
-        # The client library raises anything when it reads an answer that is not of Redis.
-        raise StoreDown(f"Redis: the answer is not of a Redis server: {error!r}") from error
+        # The client library may raise any exception for an answer of another server than Redis.
+        raise StoreDown(f"Redis: the answer is not from a Redis server: {error!r}") from error

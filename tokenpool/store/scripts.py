@@ -1,6 +1,6 @@
 """The Redis scripts: their text, and the types of their results.
 
-A script is the constants of ``row_layout``, then ``common.lua``, then its own file.
+A script consists of the constants of ``row_layout``, ``common.lua``, and its own file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ExchangeResult(msgspec.Struct, array_like=True):
 
 
 class SnapshotResult(msgspec.Struct, array_like=True):
-    """The result of ``snapshot``: a ``PoolSnapshot`` with names only."""
+    """The result of ``snapshot``: a ``PoolSnapshot`` with names in place of records."""
 
     names: list[str]
     epoch: float
@@ -48,7 +48,7 @@ SCRIPT_LAYOUTS = (
 
 
 class Script:
-    """One script. The server knows it by the digest of its text, once it was sent in full."""
+    """One script. The server finds it by the digest of its text, after the text was sent once."""
 
     def __init__(
         self, name: str, *, only_reads: bool = False, layouts: Sequence[Layout] = SCRIPT_LAYOUTS
@@ -58,7 +58,7 @@ class Script:
         self.text = lua_prelude(layouts) + "\n".join(parts)
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         self.only_reads = only_reads
-        """Whether a replica may answer it: then its success does not show that the server is the primary."""
+        """Whether a replica may answer it. Then its success does not prove that the server is the primary."""
 
 
 EXCHANGE = Script("exchange")

@@ -149,9 +149,9 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
         await until(lambda: sync.answered_at is not None)
         before = sidecar.admin.look()
         await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
-        await until(lambda: sync.leases.is_led and sync.unled_s < 1.0)
+        await until(lambda: sync.leases.has_limits and sync.limits_age_s < 1.0)
         led = sidecar.admin.look()
-        sync.unled_s = 60.0
+        sync.limits_age_s = 60.0
         unled = sidecar.admin.look()
     assert before.name == sync.holder
     assert before.about.startswith("one sidecar of several")

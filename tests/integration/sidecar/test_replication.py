@@ -136,7 +136,7 @@ async def test_no_defect_ends_the_exchange_with_the_lease_store(
     async with sharing(engine.port, tmp_path, store) as sidecar:
         replication = sidecar.replication
         assert replication is not None
-        await until(lambda: store.defects[method] == 0 and leases_of(sidecar).is_led)
+        await until(lambda: store.defects[method] == 0 and leases_of(sidecar).has_limits)
         await until(lambda: replication.published.version == version)
         await until(lambda: bool(store._listeners))
         assert (await ask(sidecar, request(key="e-key"))).status == 200

@@ -1,7 +1,7 @@
 """Scarcity on a virtual clock: real accounts, buckets and planner, a simple engine, persistent demand.
 
-Four elastic tenants of unlike weights, SLOs and request sizes keep an engine busy in closed loop; its
-capacity is cut to less than half. Nothing here waits: an hour takes seconds.
+Four elastic tenants with different weights, SLOs and request sizes keep an engine busy in a closed loop. Its
+capacity is reduced to less than half. Time is virtual, so an hour takes seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WARM = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """How fairly a run went, after the capacity was cut."""
+    """The fairness of a run after the loss of capacity."""
 
     jain_first_20s: float
     jain_later: float

@@ -31,7 +31,7 @@ def test_service_stays_fair(with_debt: list[Convergence]) -> None:
     assert median(run.jain_later for run in with_debt) >= 0.99
 
 
-def test_everyone_is_near_its_fair_share(with_debt: list[Convergence]) -> None:
+def test_each_tenant_is_near_its_fair_share(with_debt: list[Convergence]) -> None:
     deviations = [run.worst_deviation for run in with_debt]
     assert median(deviations) <= 0.05
     assert max(deviations) <= 0.10

@@ -1,4 +1,4 @@
-"""The simulation runs the shipped driver, and no copy of its jobs."""
+"""The simulation runs the shipped driver, and has no copy of the driver's calls."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import simulation
 FOLDER = Path(simulation.__file__).parent
 SHIPPED = {"AdmissionControl", "Driver", "LeaseSync", "Leases"}
 DRIVER_JOBS = {
-    "admit", "hopeless", "never_fits", "victims",
+    "admit", "refused_with_any_lease", "never_fits", "victims",
     "next_message", "messages", "take_effects", "due",
     "serve", "serve_lease_waits", "retire_idle",
 }  # fmt: skip
@@ -61,7 +61,7 @@ def test_the_rule_notices_a_driver() -> None:
 class Driver: ...
 class Sidecar:
     def offer(self, request):
-        if hopeless(self.ledger, request.cost):
+        if refused_with_any_lease(self.ledger, request.cost):
             return
         decision = rules.admit(self.ledger, request)
         self.driver.settle(request.ticket)
@@ -77,7 +77,7 @@ class Sidecar:
 """
     assert sorted(driver_jobs(ast.parse(planted))) == [
         "class Driver",
-        "hopeless",
+        "refused_with_any_lease",
         "rules.admit",
         "self.control.settle",
         "self.control.take_effects",

@@ -283,7 +283,7 @@ def waiting_for_engine(sidecar: Sidecar, name: str) -> PendingRequest:
     account, now = sidecar.controller.accounts[name], sidecar.telemetry.clock()
     ask_, queue = Ask(text_bytes=20, output_bound=5), sidecar.control.queue
     cost = account.pricer.price(ask_, sidecar.engine.shape)
-    pending = PendingRequest(account, ask_, cost, now, patience_s=queue.settings.patience(account))
+    pending = PendingRequest(account, ask_, cost, now, longest_wait_s=queue.settings.longest_wait_s(account))
     queue.enter(pending, now, WaitsFor.ENGINE)
     return pending
 

@@ -468,7 +468,7 @@ async def test_u2_a_whole_messages_stream_without_its_last_usage_is_estimated_an
     engine.answer = streams(named(START), *[named(TEXT)] * 10, named(END))
     _, counted, sidecar = await serve(engine, tmp_path, MESSAGES, MESSAGE)
     assert counted == Settled(800, 12, {"finished": 1}, {"missing": 1}, 1)
-    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_prefix)
+    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_target)
 
 
 async def test_u2_what_follows_the_usage_of_a_whole_stream_is_no_output(
@@ -523,7 +523,7 @@ async def test_u3_a_stream_that_holds_an_error_failed_and_costs_nothing(
     assert counted == Settled(0, 0, {"upstream_error": 1}, {}, 0)
     assert is_uncharged(sidecar)
     assert sidecar.controller.control.slo._seen == 0
-    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_prefix)
+    assert not list(sidecar.controller.accounts["g"].pricer.learned_by_target)
 
 
 async def test_u3_what_was_streamed_before_an_error_is_charged(engine: FakeEngine, tmp_path: Path) -> None:

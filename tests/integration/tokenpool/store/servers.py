@@ -1,4 +1,4 @@
-"""A real redis-server of a test's own."""
+"""A real redis-server for one test."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from toolbox.redis import RedisProcess
 
 @contextmanager
 def redis_server(folder: Path, *options: str, port: int | None = None) -> Iterator[tuple[int, int]]:
-    """A server that keeps nothing on disk; yields its port and its process id."""
+    """A server without persistence; yields its port and its process id."""
     server = RedisProcess(folder, *options, port=port).start()
     try:
         server.wait_ready(10)

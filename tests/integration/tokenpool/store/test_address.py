@@ -1,4 +1,4 @@
-"""Every kind of Redis that a URL can name, against real servers; and URLs that name none."""
+"""Every kind of Redis that a URL can name, against real servers; and invalid URLs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMIT = Limit(100, 1000, 4, 200)
 
 
 async def works(url: str) -> None:
-    """Limits go in, a lease comes out, and pushes arrive."""
+    """Publish limits, get a lease, and receive notifications."""
     store = open_store(url, "p", 0.01, 5.0)
     await store.publish({"a": LIMIT}, TERMS, 1)
     said = LeaseRequest(concurrency_wanted=2, kv_wanted=10, tokens_wanted=5)
@@ -52,7 +52,7 @@ async def test_a_password_and_a_user(tmp_path: Path) -> None:
         await wrong.close()
 
 
-async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
+async def test_tls_with_a_private_authority(tmp_path: Path) -> None:
     certificate, key = self_signed(tmp_path)
     with redis_server(tmp_path) as (plain, _):
         async with tls_in_front_of(plain, certificate, key) as port:
@@ -65,7 +65,7 @@ async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
 
 @contextlib.asynccontextmanager
 async def tls_in_front_of(port: int, certificate: str, key: str) -> AsyncIterator[int]:
-    """A port that speaks TLS for a server that may have been built without."""
+    """A TLS port for a server that may have been built without TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
 
@@ -83,7 +83,7 @@ async def tls_in_front_of(port: int, certificate: str, key: str) -> AsyncIterato
     async with server:
         yield server.sockets[0].getsockname()[1]
         server.close()
-        await asyncio.sleep(0.05)  # until what was carried has ended
+        await asyncio.sleep(0.05)  # until the connections have ended
 
 
 def self_signed(folder: Path) -> tuple[str, str]:
@@ -154,7 +154,7 @@ async def test_a_cluster(tmp_path: Path) -> None:
         ("redis+cluster://u:secret/x@h:1", "%2F"),
     ],
 )
-def test_what_is_no_store_is_refused_without_showing_the_password(url: str, says: str) -> None:
+def test_an_invalid_url_is_refused_without_showing_the_password(url: str, says: str) -> None:
     with pytest.raises(AddressInvalid, match=says) as caught:
         open_store(url, "p", 1, 1)
     assert "secret" not in str(caught.value)
@@ -169,15 +169,15 @@ def test_a_shown_url_has_no_password() -> None:
     "nonsense",
     [b":1\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$5\r\n\xff\xfe\xfd\xfc\xfb\r\n", b"*1\r\n*0\r\n"],
 )
-async def test_what_answers_nonsense_is_a_store_that_is_down(nonsense: bytes) -> None:
-    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_server_with_another_protocol_is_a_store_that_is_down(nonsense: bytes) -> None:
+    async def answer_nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for _ in range(20):
             if not await reader.read(1 << 16):
                 break
             writer.write(nonsense)
         writer.close()
 
-    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer_nonsense, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     store = open_store(f"redis://127.0.0.1:{port}", "p", 1, 0.3)
     for call in (

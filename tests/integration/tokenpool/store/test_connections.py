@@ -32,14 +32,14 @@ async def store(port: int) -> AsyncIterator[RedisStore]:
 
 
 async def ids(port: int) -> set[str]:
-    """Of all connections but the one that asks."""
+    """The ids of all connections, without the asking one."""
     async with redis.asyncio.Redis(port=port) as client:
         own = str(await client.client_id())
         return {row["id"] for row in await client.client_list()} - {own}
 
 
-async def test_messages_find_their_connections_open(store: RedisStore, port: int) -> None:
-    await asyncio.gather(store.connect(COUNT), store.connect(COUNT))  # nothing is opened twice
+async def test_connections_are_open_before_the_messages(store: RedisStore, port: int) -> None:
+    await asyncio.gather(store.connect(COUNT), store.connect(COUNT))  # each connection is opened once
     opened = await ids(port)
     messages = [Message("s", n, {f"t{n}": LeaseRequest(concurrency_wanted=1)}) for n in range(1, COUNT + 1)]
     await asyncio.gather(*(store.exchange(message) for message in messages))
@@ -48,7 +48,7 @@ async def test_messages_find_their_connections_open(store: RedisStore, port: int
     assert await ids(port) == opened
 
 
-async def test_after_a_failure_they_are_opened_anew(store: RedisStore, port: int) -> None:
+async def test_after_a_failure_connections_are_opened_again(store: RedisStore, port: int) -> None:
     await store.connect(COUNT)
     opened = await ids(port)
     async with redis.asyncio.Redis(port=port) as client:
@@ -56,7 +56,7 @@ async def test_after_a_failure_they_are_opened_anew(store: RedisStore, port: int
         with pytest.raises(ConnectionError):
             await store.exchange(Message("s", 1, {"t": LeaseRequest(concurrency_wanted=1)}))
         await store.connect(COUNT)  # a full server would answer a ping, but is not used
-        assert len(await ids(port)) == 1  # the test's own
+        assert len(await ids(port)) == 1  # the connection of the test
         await client.config_set("maxmemory", 0)
     await store.exchange(Message("s", 2, {"t": LeaseRequest(concurrency_wanted=1)}))
     await store.connect(COUNT)
@@ -65,9 +65,7 @@ async def test_after_a_failure_they_are_opened_anew(store: RedisStore, port: int
     assert not again & opened
 
 
-async def test_a_server_that_allows_few_connections_is_used_all_the_same(
-    store: RedisStore, port: int
-) -> None:
+async def test_a_server_that_allows_few_connections_is_usable(store: RedisStore, port: int) -> None:
     async with redis.asyncio.Redis(port=port) as client:
         await client.config_set("maxclients", 4)
         await store.connect(COUNT)

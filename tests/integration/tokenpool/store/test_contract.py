@@ -1,7 +1,7 @@
 """One contract for both stores: the same messages at the same times get the same answers.
 
-tests/unit/tokenpool/leases/test_reference_store.py tests the rules in Python. Here a real Redis
-must give the same ones.
+tests/unit/tokenpool/leases/test_reference_store.py tests the rules in Python. Here a real Redis must give the
+same answers.
 """
 
 from __future__ import annotations
@@ -76,27 +76,27 @@ async def kept(request: pytest.FixtureRequest, server: int) -> AsyncIterator[tup
     await store.close()
 
 
-async def tell(
+async def send(
     store: Store, holder: str, number: int, lease_requests: dict[str, LeaseRequest], *, whole: bool = True
 ) -> dict[str, tuple[float, float, float]]:
-    """One message, and what its sender holds then."""
+    """Send one message; returns the lease of its sender."""
     answer = await store.exchange(Message(holder, number, lease_requests, whole, b"\xffreport"))
     return {name: (g.kv_tokens, g.concurrency, g.tokens) for name, g in answer.leases.items()}
 
 
 async def test_free_capacity_is_granted_and_a_returned_lease_is_free(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    assert await tell(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
+    assert await send(store, "s1", 0, {"a": WANT}) == {"a": (200, 2, 50)}
     more = LeaseRequest(kv_wanted=1000, concurrency_wanted=9, tokens_wanted=900)
-    assert await tell(store, "s2", 0, {"a": more}) == {"a": (800, 2, 150)}
-    await tell(store, "s1", 1, {})
-    assert await tell(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
+    assert await send(store, "s2", 0, {"a": more}) == {"a": (800, 2, 150)}
+    await send(store, "s1", 1, {})
+    assert await send(store, "s2", 1, {"a": more}) == {"a": (1000, 4, 200)}
 
 
 async def test_an_answer_has_the_state_of_the_pool(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await store.publish_file("v1", b"\xff\x00pool", 1)
-    await tell(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
+    await send(store, "s1", 0, {"a": WANT._replace(kv_in_use=32, concurrency_in_use=1)})
     answer = await store.exchange(Message("s2", 0, {"a": WANT}))
     lease = answer.leases["a"]
     assert (lease.limit, lease.level) == (LIMIT, 100)
@@ -108,13 +108,13 @@ async def test_an_answer_has_the_state_of_the_pool(kept: tuple[Store, Clock]) ->
 
 async def test_leases_expire_and_spending_is_remembered(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
-    await tell(store, "s1", 0, {"a": WANT})
+    await send(store, "s1", 0, {"a": WANT})
     clock.now += LIFETIME
     everything = LeaseRequest(kv_wanted=1000, concurrency_wanted=4, tokens_wanted=1000)
-    assert await tell(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
+    assert await send(store, "s2", 0, {"a": everything}) == {"a": (1000, 4, 200)}
     back = LeaseRequest(100, 1, 100, 1, 200, 2, tokens_spent=50, tokens_wanted=50)
-    assert await tell(store, "s1", 1, {"a": back}) == {"a": (0, 0, 0)}
-    assert await tell(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
+    assert await send(store, "s1", 1, {"a": back}) == {"a": (0, 0, 0)}
+    assert await send(store, "s2", 1, {"a": everything}) == {"a": (900, 3, 150)}
 
 
 async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> None:
@@ -122,17 +122,19 @@ async def test_an_older_coordinator_is_refused(kept: tuple[Store, Clock]) -> Non
     assert await store.publish({"a": LIMIT}, TERMS, 7)
     assert not await store.publish({}, TERMS, 6)
     assert not await store.publish_file("old", b"", 6)
-    assert (await tell(store, "s1", 0, {"a": WANT}))["a"][1] == 2
+    assert (await send(store, "s1", 0, {"a": WANT}))["a"][1] == 2
 
 
 async def test_duplicated_and_late_messages_change_nothing(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    await tell(store, "s1", 3, {"a": WANT})
-    assert await tell(store, "s1", 3, {"a": LeaseRequest(kv_wanted=900)}) == {"a": (200, 2, 50)}
-    assert await tell(store, "s1", 2, {"b": WANT}) == {"b": (0, 0, 0)}
+    await send(store, "s1", 3, {"a": WANT})
+    assert await send(store, "s1", 3, {"a": LeaseRequest(kv_wanted=900)}) == {"a": (200, 2, 50)}
+    assert await send(store, "s1", 2, {"b": WANT}) == {"b": (0, 0, 0)}
 
 
-async def test_one_leads_until_its_lease_is_given_back(kept: tuple[Store, Clock]) -> None:
+async def test_one_candidate_leads_until_it_resigns_or_its_leadership_expires(
+    kept: tuple[Store, Clock],
+) -> None:
     store, _ = kept
     epoch = await store.lead("one", 10)
     assert epoch > 1
@@ -162,12 +164,12 @@ async def test_a_scale_hint_is_kept_with_its_time_by_the_stores_clock(kept: tupl
     assert found.age_s == 0.0
 
 
-async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple[Store, Clock]) -> None:
+async def test_a_coordinator_without_the_leadership_stores_no_scale_hint(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     epoch = await store.lead("one", 10)
     assert await store.publish_scale_hint(b"one", epoch)
     await store.resign("one")
-    assert await store.publish_scale_hint(b"one, late", epoch)  # nobody leads yet
+    assert await store.publish_scale_hint(b"one, late", epoch)  # no candidate leads yet
     later = await store.lead("two", 10)
     assert await store.publish_scale_hint(b"one, too late", epoch) is None
     found = await store.scale_hint()
@@ -180,7 +182,7 @@ async def test_a_coordinator_that_lost_its_lead_stores_no_scale_hint(kept: tuple
 async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await store.publish_scale_hint(b"hint", 5)
-    assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts as every other
+    assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts like any other
     assert (await store.read()).epoch == 5
     assert await store.limits() == ({"a": LIMIT}, TERMS)
 
@@ -192,14 +194,14 @@ async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
     first, second = store.listen("s1"), store.listen("s2")
     asked, told = asyncio.ensure_future(anext(first)), asyncio.ensure_future(anext(second))
     await asyncio.sleep(0.05)  # until both are subscribed
-    await tell(store, "s1", 0, {"a": WANT._replace(concurrency_wanted=4)})
-    await tell(store, "s2", 0, {})
+    await send(store, "s1", 0, {"a": WANT._replace(concurrency_wanted=4)})
+    await send(store, "s2", 0, {})
     short = WANT._replace(is_urgent=True)
-    assert (await tell(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
+    assert (await send(store, "s2", 1, {"a": short}, whole=False))["a"][1] == 0
     assert await asyncio.wait_for(asked, 2) == Push("s1", RECLAIM, "a")
-    await tell(store, "s1", 1, {"a": LeaseRequest()}, whole=False)
+    await send(store, "s1", 1, {"a": LeaseRequest()}, whole=False)
     assert await asyncio.wait_for(told, 2) == Push("s2", FREED, "a")
-    assert (await tell(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
+    assert (await send(store, "s2", 2, {"a": short}, whole=False))["a"][1] == 2
     for listening in (first, second):
         await listening.aclose()  # type: ignore[attr-defined]
 
@@ -207,37 +209,39 @@ async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
 async def part(
     store: Store, number: int, lease_requests: dict[str, LeaseRequest], *, renews: bool = False
 ) -> Answer:
-    """A message of s1 that names what changed."""
+    """A partial message of s1."""
     return await store.exchange(Message("s1", number, lease_requests, False, b"", (), renews))
 
 
 async def test_messages_may_overtake_each_other(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    await tell(store, "s1", 0, {"a": WANT})
+    await send(store, "s1", 0, {"a": WANT})
     await part(store, 3, {"a": WANT._replace(concurrency_wanted=1)})
     other = await part(store, 2, {"b": WANT._replace(idle_limit=LIMIT)})
     assert other.leases["b"].concurrency == 2  # of another entitlement, so not too late
     late = await part(store, 1, {"a": WANT._replace(concurrency_wanted=4)})
     assert late.leases["a"].concurrency == 1
     # A complete message fences off all that were sent before it.
-    await tell(store, "s1", 9, {"a": WANT})
+    await send(store, "s1", 9, {"a": WANT})
     late = await part(store, 8, {"b": WANT._replace(idle_limit=LIMIT)})
     assert late.leases["b"].concurrency == 0
     assert (await store.read()).records["a"].held.concurrency == 2
 
 
-async def test_a_part_overtakes_the_complete_message_before_it(kept: tuple[Store, Clock]) -> None:
+async def test_a_partial_message_may_overtake_the_complete_message_before_it(
+    kept: tuple[Store, Clock],
+) -> None:
     store, _ = kept
-    await tell(store, "s1", 0, {"a": WANT})
+    await send(store, "s1", 0, {"a": WANT})
     await part(store, 2, {"b": WANT._replace(idle_limit=LIMIT)})
-    await tell(store, "s1", 1, {"a": WANT})
+    await send(store, "s1", 1, {"a": WANT})
     answer = await part(store, 3, {})
     assert answer.rows == 2
 
 
-async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Store, Clock]) -> None:
+async def test_a_renewal_returns_no_lease_that_it_does_not_name(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
-    await tell(store, "s1", 0, {"a": WANT})
+    await send(store, "s1", 0, {"a": WANT})
     for number in range(1, 4):
         clock.now += LIFETIME * 0.6
         answer = await part(store, number, {}, renews=True)
@@ -246,12 +250,12 @@ async def test_a_renewal_names_what_changed_and_returns_nothing(kept: tuple[Stor
     clock.now += LIFETIME
     answer = await part(store, 4, {"a": WANT}, renews=True)
     assert (answer.is_known, answer.leases["a"].concurrency) == (False, 0)
-    assert (await tell(store, "s1", 5, {"a": WANT}))["a"][1] == 2
+    assert (await send(store, "s1", 5, {"a": WANT}))["a"][1] == 2
 
 
 async def test_a_complete_message_keeps_the_leases_that_it_names_as_kept(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    await tell(store, "s1", 0, {"a": WANT, "b": WANT._replace(idle_limit=LIMIT)})
+    await send(store, "s1", 0, {"a": WANT, "b": WANT._replace(idle_limit=LIMIT)})
     answer = await store.exchange(Message("s1", 1, {}, True, b"", ("b",)))
     assert answer.rows == 1
     records = (await store.read()).records
@@ -260,7 +264,7 @@ async def test_a_complete_message_keeps_the_leases_that_it_names_as_kept(kept: t
 
 async def test_the_last_request_of_an_entitlement_drops_its_row(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    await tell(store, "s1", 0, {"a": WANT})
+    await send(store, "s1", 0, {"a": WANT})
     answer = await part(store, 1, {"a": LeaseRequest(tokens_spent=30, is_last=True)})
     assert answer.rows == 0
     record = (await store.read()).records["a"]
@@ -283,9 +287,9 @@ async def test_an_entitlement_without_a_published_limit_has_the_one_that_follows
 async def test_a_snapshot_has_the_sums_over_all_holders(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     said = WANT._replace(demand=(1, 2, 3), fresh=(7, 8, 9), floor=(10, 11, 12))
-    await tell(store, "s1", 0, {"a": said})
-    await tell(store, "s2", 0, {"a": said})
-    await tell(store, "s2", 1, {"a": said._replace(tokens_spent=5, kv_seconds=6, concurrency_seconds=7)})
+    await send(store, "s1", 0, {"a": said})
+    await send(store, "s2", 0, {"a": said})
+    await send(store, "s2", 1, {"a": said._replace(tokens_spent=5, kv_seconds=6, concurrency_seconds=7)})
     snapshot = await store.read()
     assert snapshot.is_open
     assert snapshot.records["a"].served == Amount(5, 6, 7)
@@ -372,7 +376,7 @@ def runner(server: int) -> Iterator[tuple[asyncio.Runner, redis.asyncio.Redis]]:
 
 
 @given(script=scripts)
-def test_both_stores_answer_alike(
+def test_both_stores_give_the_same_answers(
     runner: tuple[asyncio.Runner, redis.asyncio.Redis],
     script: list[tuple[float, tuple[object, ...]]],
 ) -> None:
@@ -391,7 +395,7 @@ def test_both_stores_answer_alike(
 
 
 def numbers(answer: object) -> dict[str, float]:
-    """All that an answer says, flat."""
+    """All numbers of an answer, in one flat mapping."""
     flat: dict[str, float] = {}
     if isinstance(answer, Answer):
         flat |= {"open": answer.is_open, "sidecars": answer.sidecars, "rows": answer.rows}
@@ -423,7 +427,7 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.lead("one", 10)
     await store.lead("two", 10)
     await store.publish_scale_hint(b"hint", await store.lead("one", 10))
-    await tell(store, "s1", 0, {"a": WANT, "b": WANT})
+    await send(store, "s1", 0, {"a": WANT, "b": WANT})
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5
     assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)
@@ -434,15 +438,15 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.close()
 
 
-async def test_a_record_that_is_gone_takes_its_rows_with_it(server: int) -> None:
+async def test_the_rows_of_a_lost_record_are_removed(server: int) -> None:
     client = redis.asyncio.Redis(port=server)
     await client.flushdb()
     store = RedisStore(client, "gone", LIFETIME)
     await store.publish({"a": LIMIT}, TERMS, 1)
-    await tell(store, "s1", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
+    await send(store, "s1", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
     await client.hdel("tokenpool:{gone}:records", "a")
-    await tell(store, "s2", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
-    await tell(store, "s1", 1, {})
+    await send(store, "s2", 0, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)})
+    await send(store, "s1", 1, {})
     assert (await store.read()).records["a"].held.values()[1:] == (100, 1)
     await store.close()
 
@@ -458,7 +462,7 @@ async def test_limits_are_readable_once_all_of_them_are_written(server: int) -> 
     await store.close()
 
 
-async def test_a_store_that_does_not_answer_says_so(tmp_path: Path) -> None:
+async def test_a_store_that_does_not_answer_raises_an_error(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--requirepass", "secret") as (port, process):
         refused = RedisStore(redis.asyncio.Redis(port=port), "p", LIFETIME)
         with pytest.raises(StoreDown, match=r"(?i)authenticat"):
@@ -468,20 +472,20 @@ async def test_a_store_that_does_not_answer_says_so(tmp_path: Path) -> None:
         assert await store.publish({"a": LIMIT}, TERMS, 1)
         os.kill(process, signal.SIGSTOP)
         with pytest.raises(StoreDown):
-            await tell(store, "s1", 0, {"a": WANT})
+            await send(store, "s1", 0, {"a": WANT})
         os.kill(process, signal.SIGCONT)
     with pytest.raises(StoreDown):
-        await tell(store, "s1", 1, {"a": WANT})
+        await send(store, "s1", 1, {"a": WANT})
     await store.close()
     await refused.close()
 
 
-async def test_a_server_that_restarts_empty_is_served_at_once(tmp_path: Path) -> None:
+async def test_a_server_that_restarts_empty_is_used_at_once(tmp_path: Path) -> None:
     with redis_server(tmp_path) as (port, _):
         store = RedisStore(redis.asyncio.Redis(port=port), "p", 0.01)
         await store.publish({"a": LIMIT}, TERMS, 1)
     with redis_server(tmp_path, port=port):
-        assert (await tell(store, "s1", 1, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
+        assert (await send(store, "s1", 1, {"a": LeaseRequest(100, 1, 100, 1, 200, 2)}))["a"] == (0, 0, 0)
         assert (await store.read()).records["a"].held == Amount(0, 100, 1)
         assert await store.publish({"a": LIMIT}, TERMS, 1)
     await store.close()
@@ -496,7 +500,7 @@ async def test_content_that_cannot_be_decoded_is_reported(server: int) -> None:
         await store.limits()
     await client.hset("tokenpool:{odd}:records", "a", b"\xc1")
     with pytest.raises(StoreDown):
-        await tell(store, "s1", 0, {"a": WANT})
+        await send(store, "s1", 0, {"a": WANT})
     with pytest.raises(StoreDown, match="another version"):
         await store.read()
     await store.close()

@@ -1,7 +1,7 @@
-"""A server that is no healthy primary any more, and stays alive: its connections are not used again.
+"""A server that is no healthy primary any more, but still runs: its connections are not used again.
 
-A relay stands for the address. Connections that it carries stay where they are when it is re-pointed, as they
-do behind a DNS name or a load balancer.
+A relay represents the address. Its open connections stay at the old server when its target changes, like
+connections behind a DNS name or a load balancer.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def stored(port: int) -> RedisStore:
 numbers = iter(range(1, 1_000_000))
 
 
-async def say(store: RedisStore) -> None:
+async def exchange_a_message(store: RedisStore) -> None:
     await store.exchange(Message("s1", next(numbers), {"a": LeaseRequest(concurrency_wanted=1)}))
 
 
@@ -122,13 +122,13 @@ SPOILS = [
 
 
 @pytest.mark.parametrize("spoil", SPOILS, ids=lambda each: each.__name__)
-async def test_a_server_that_is_no_healthy_primary_is_left(
+async def test_connections_to_a_server_that_is_no_healthy_primary_are_dropped(
     servers: list[Server], relay: Relay, spoil: Spoil
 ) -> None:
     old, new = servers
     store = stored(relay.port)
     await store.publish({"a": LIMIT}, TERMS, 1)
-    await say(store)
+    await exchange_a_message(store)
     assert await store.limits() == ({"a": LIMIT}, TERMS)
     pushes = store.listen("s1")
     listening = asyncio.ensure_future(anext(pushes))
@@ -136,7 +136,7 @@ async def test_a_server_that_is_no_healthy_primary_is_left(
     async with redis.asyncio.Redis(port=old[0], single_connection_client=True) as client:
         await spoil(client, old, new[0])
         with pytest.raises(StoreDown):
-            await say(store)
+            await exchange_a_message(store)
         with pytest.raises(StoreDown):  # a replica would answer this
             await store.limits()
         with pytest.raises(StoreDown):
@@ -163,7 +163,9 @@ async def _pushes_arrive(store: RedisStore, port: int) -> None:
     await pushes.aclose()  # type: ignore[attr-defined]
 
 
-async def test_a_coordinator_that_only_looks_on_leaves_a_replica(servers: list[Server], relay: Relay) -> None:
+async def test_a_standby_coordinator_drops_its_connections_to_a_replica(
+    servers: list[Server], relay: Relay
+) -> None:
     (old, _, _), (new, _, _) = servers
     store = stored(relay.port)
     leader = stored(new)
@@ -181,8 +183,8 @@ async def test_a_coordinator_that_only_looks_on_leaves_a_replica(servers: list[S
     await store.close()
 
 
-async def test_sentinels_are_asked_anew(servers: list[Server], tmp_path: Path) -> None:
-    """The sentinel's answer is re-pointed; the old primary stays alive."""
+async def test_sentinels_are_asked_again(servers: list[Server], tmp_path: Path) -> None:
+    """The sentinel names another server; the old primary still runs."""
     (old, _, _), (new, _, _) = servers
     primary = [old]
 
@@ -197,19 +199,19 @@ async def test_sentinels_are_asked_anew(servers: list[Server], tmp_path: Path) -
 
     async with scripted(sentinel) as port:
         store = open_store(f"redis+sentinel://127.0.0.1:{port}/group", "p", 0.01, 1.0)
-        await say(store)
+        await exchange_a_message(store)
         async with redis.asyncio.Redis(port=old, single_connection_client=True) as client:
             await client.config_set("maxmemory", 1)
             primary[0] = new
             with pytest.raises(StoreDown):
-                await say(store)
-            await say(store)
+                await exchange_a_message(store)
+            await exchange_a_message(store)
             assert await _clients(new) > 0
             await until(lambda: _is_left(client))
         await store.close()
 
 
-async def test_a_cluster_is_asked_anew_by_the_name_in_its_url(tmp_path: Path) -> None:
+async def test_a_cluster_is_asked_again_by_the_name_in_its_url(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
         ports = []
         for name in ("old", "new"):
@@ -227,12 +229,12 @@ async def test_a_cluster_is_asked_anew_by_the_name_in_its_url(tmp_path: Path) ->
         relay = Relay(old)
         await relay.start()
         store = open_store(f"redis+cluster://127.0.0.1:{relay.port}", "p", 0.01, 1.0)
-        await say(store)
+        await exchange_a_message(store)
         async with redis.asyncio.Redis(port=old, single_connection_client=True) as client:
             await client.config_set("maxmemory", 1)
             relay.target = new
             with pytest.raises(StoreDown):
-                await say(store)
+                await exchange_a_message(store)
             await until(lambda: _answers(store))
             assert await _clients(new) > 0
             await until(lambda: _is_left(client))
@@ -265,10 +267,8 @@ async def _is_covered(node: redis.asyncio.Redis) -> bool:
         b"",
     ],
 )
-async def test_whatever_a_server_answers_instead_its_connection_is_dropped(
-    servers: list[Server], said: bytes
-) -> None:
-    """As a server that turned bad, met on connections that already work."""
+async def test_any_unexpected_answer_drops_the_connection(servers: list[Server], said: bytes) -> None:
+    """The server changes its answers on connections that already work."""
     (good, _, _), _ = servers
     answer, seen = b"+OK\r\n", 0
 
@@ -282,46 +282,44 @@ async def test_whatever_a_server_answers_instead_its_connection_is_dropped(
         await relay.start()
         store = stored(relay.port)
         with pytest.raises(StoreDown):
-            await say(store)
+            await exchange_a_message(store)
         relay.target = good
         before = seen
-        await say(store)
+        await exchange_a_message(store)
         assert seen == before
         await store.close()
         await relay.stop()
 
 
-async def test_one_failure_cuts_off_once_however_many_calls_it_hits(
+async def test_one_failure_drops_the_connections_once_for_any_number_of_calls(
     servers: list[Server], relay: Relay
 ) -> None:
-    """Calls under way fail with the first one, and what is opened meanwhile stays."""
+    """Calls in flight fail with the first one. Connections that are opened meanwhile stay open."""
     (old, _, _), (new, _, _) = servers
     store = stored(relay.port)
     await asyncio.gather(*(store.read() for _ in range(4)))
     async with redis.asyncio.Redis(port=old, single_connection_client=True) as client:
         await client.config_set("maxmemory", 1)
         relay.target = new
-        failed = await asyncio.gather(*(say(store) for _ in range(4)), return_exceptions=True)
+        failed = await asyncio.gather(*(exchange_a_message(store) for _ in range(4)), return_exceptions=True)
         assert any(isinstance(each, StoreDown) for each in failed)
         await until(lambda: _answers(store))
         for _ in range(5):
-            await say(store)
+            await exchange_a_message(store)
         await until(lambda: _is_left(client))
     await store.close()
 
 
-async def test_a_subscription_that_a_network_dropped_in_silence_is_noticed(
-    servers: list[Server], relay: Relay
-) -> None:
+async def test_a_silently_dropped_subscription_is_detected(servers: list[Server], relay: Relay) -> None:
     store = stored(relay.port)
-    store.client.quiet_s, store.client.patience_s = 0.05, 0.2
+    store.client.ping_after_s, store.client.ping_timeout_s = 0.05, 0.2
     pushes = store.listen("s1")
     listening = asyncio.ensure_future(anext(pushes))
     await until(lambda: _subscribers(servers[0][0], 1))
     await asyncio.sleep(0.5)
-    assert not listening.done()  # the signs of life arrive
+    assert not listening.done()  # the pings are answered
     relay.is_cut = True
-    with pytest.raises(StoreDown, match="subscription is dead"):
+    with pytest.raises(StoreDown, match="subscription does not answer"):
         await asyncio.wait_for(listening, 2)
     relay.is_cut = False
     await store.close()
@@ -338,7 +336,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def _answers(store: RedisStore) -> bool:
     with contextlib.suppress(StoreDown):
-        await say(store)
+        await exchange_a_message(store)
         return True
     return False
 
@@ -349,7 +347,7 @@ async def _clients(port: int) -> int:
 
 
 async def _is_left(client: redis.asyncio.Redis) -> bool:
-    """Whether nobody but this client is connected, and nothing of replication counts."""
+    """Whether no other client is connected, without connections of replication."""
     others: list[dict[str, Any]] = [each for each in await client.client_list() if "M" not in each["flags"]]
     return len(others) == 1
 
@@ -362,7 +360,7 @@ async def _subscribers(port: int, count: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def scripted(answer: Callable[[list[bytes]], Awaitable[bytes]]) -> AsyncIterator[int]:
-    """A server that reads commands as Redis does, and answers each as it is told to."""
+    """A server that reads Redis commands, and answers each one by ``answer``."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

@@ -1,4 +1,4 @@
-"""An account takes its limits by one call, whatever their source, and keeps its use through all of them."""
+"""An account gets its limits by one call from each source, and keeps its use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_bucket_is_as_deep_as_two_typical_requests() -> None:
     assert owner.depth == BUCKET_REQUESTS * 5000 > 1000 * BUCKET_SECONDS
 
 
-def test_the_state_of_the_pool_changes_nothing_that_is_held_here() -> None:
+def test_the_pool_view_does_not_change_the_lease() -> None:
     owner = account(LIMIT)
 
     owner.set_pool(VIEW)
@@ -59,7 +59,7 @@ def test_the_state_of_the_pool_changes_nothing_that_is_held_here() -> None:
     assert owner.has_peers
 
 
-def test_a_lease_is_exactly_what_was_granted_and_does_not_refill() -> None:
+def test_a_lease_has_exactly_the_granted_amounts_and_does_not_refill() -> None:
     owner = account(LIMIT)
 
     owner.set_lease(Amount(1000, 640, 2), Amount(0, 320, 1), -50.0)
@@ -69,7 +69,7 @@ def test_a_lease_is_exactly_what_was_granted_and_does_not_refill() -> None:
     assert owner.bucket.refill(100.0) == -50
 
 
-def test_a_lease_that_ends_in_a_share_keeps_its_tokens_or_gets_those_of_the_share() -> None:
+def test_a_share_after_a_lease_has_at_least_the_tokens_of_the_share() -> None:
     share = Amount(500, 4000, 4)
     for held, level in ((90.0, 200.0), (350.0, 350.0), (5000.0, 500.0)):
         owner = account(LIMIT)
@@ -103,7 +103,7 @@ def test_a_forgotten_bucket_is_full_with_the_next_limits() -> None:
     assert owner.bucket.level == 1000
 
 
-def test_an_account_that_holds_nothing_still_owes_what_it_overspent() -> None:
+def test_an_account_without_a_lease_keeps_its_overspent_tokens() -> None:
     owner = account(LIMIT)
     owner.set_pool(VIEW)
     owner.hold_nothing()
@@ -114,7 +114,7 @@ def test_an_account_that_holds_nothing_still_owes_what_it_overspent() -> None:
     assert owner.bucket.level == -70
 
 
-def test_what_is_given_up_is_what_lies_beyond() -> None:
+def test_only_the_amounts_beyond_the_given_ones_are_given_up() -> None:
     owner = account(LIMIT)
 
     owner.give_up_beyond(640.0, 20.0, 100.0)
@@ -127,7 +127,7 @@ def test_what_is_given_up_is_what_lies_beyond() -> None:
 
 
 @given(st.integers(0, 4), st.floats(-100, 2000), st.floats(0, 4000), st.floats(0, 8), st.integers(1, 3000))
-def test_what_is_missing_taken_ahead_covers_the_cost(
+def test_the_missing_part_taken_ahead_covers_the_cost(
     running: int, tokens: float, kv_tokens: float, sequences: float, price: int
 ) -> None:
     owner, ledger, each = account(LIMIT), Ledger(), cost(tokens=0, kv_tokens=112)
@@ -146,18 +146,18 @@ def test_what_is_missing_taken_ahead_covers_the_cost(
         assert owner.limit == Amount(1000, kv_tokens, sequences)
 
 
-def test_a_stretched_account_holds_one_request_more_and_says_what_was_added() -> None:
+def test_hold_enough_adds_one_request_and_returns_the_added_tokens() -> None:
     owner, ledger = account(LIMIT), Ledger()
     ledger.reserve(owner, ASK, cost(tokens=0, kv_tokens=112), 0.0)
     owner.set_lease(Amount(1000, 50, 1), NOTHING, 30.0)
 
-    assert owner.stretch(cost(tokens=100, kv_tokens=112)) == 70
+    assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 70
     assert owner.limit == Amount(1000, 224, 2)
     assert owner.bucket.level == 100
-    assert owner.stretch(cost(tokens=100, kv_tokens=112)) == 0
+    assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 0
 
 
-def test_peaks_are_taken_once_and_begin_anew_at_what_is_in_use() -> None:
+def test_peaks_are_taken_once_and_restart_at_the_current_use() -> None:
     owner, ledger = account(LIMIT), Ledger()
     first = ledger.reserve(owner, ASK, cost(kv_tokens=112), 0.0)
     second = ledger.reserve(owner, ASK, cost(kv_tokens=112), 0.0)

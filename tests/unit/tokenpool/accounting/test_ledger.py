@@ -38,7 +38,7 @@ def test_a_bucket_refills_at_its_rate_up_to_its_depth() -> None:
     made = bucket(10, 100)
     made.add(-120)
     assert made.refill(1.0) == -10
-    assert made.refill(0.5) == -10  # a clock that stands still, or another's, takes nothing away
+    assert made.refill(0.5) == -10  # a clock that steps back removes nothing
     assert made.refill(1000.0) == 100
 
 
@@ -52,16 +52,16 @@ def test_a_bucket_without_a_rate_never_fills() -> None:
     st.floats(1, 100),
     st.floats(1, 200),
 )
-def test_the_long_run_rate_holds_whatever_the_sizes(
+def test_the_long_run_rate_holds_for_any_sizes(
     steps: list[tuple[float, float, float]], rate: float, depth: float
 ) -> None:
-    """All but the last request that was let in has been paid for by the refill and the first fill."""
+    """The refill and the first fill cover all admitted requests but the last one."""
     made, now, spent, largest = bucket(rate, depth), 0.0, 0.0, 0.0
     for wait, size, error in steps:
         now += wait
         if made.refill(now) > 0:
             made.add(-size)
-            made.add(size * max(error, 0))  # settled for less than was reserved
+            made.add(size * max(error, 0))  # settled for less than the reservation
             spent += size * (1 - max(error, 0))
             largest = max(largest, size)
     assert spent <= depth + rate * now + largest + 1e-6
@@ -81,7 +81,7 @@ actions = st.lists(
 
 
 @given(actions)
-def test_whatever_happens_every_gauge_returns_to_zero_and_the_bucket_pays_what_was_spent(
+def test_after_any_events_every_gauge_is_zero_and_the_bucket_is_charged_the_usage(
     script: list[tuple[str, int, int, int, Ending]],
 ) -> None:
     ledger, tenants = Ledger(), [account(name="a"), account(name="b")]
@@ -128,7 +128,7 @@ def test_an_extension_grows_in_blocks_and_never_shrinks() -> None:
     assert (owner.kv_in_use, ticket.output_held) == (128, 51)
 
 
-def test_only_what_the_engine_reported_of_a_finished_request_teaches() -> None:
+def test_only_a_finished_request_with_reported_usage_teaches() -> None:
     ledger, owner = Ledger(), account()
     for ending, reported in ((Ending.CLIENT_GONE, True), (Ending.FINISHED, False)):
         for _ in range(10):
@@ -157,7 +157,7 @@ def test_a_request_that_was_cut_teaches_that_its_output_was_longer() -> None:
     assert owner.meter.residence.value == 1.0
 
 
-def test_an_extension_charges_no_input_that_is_expected_in_the_cache() -> None:
+def test_an_extension_charges_no_cached_input() -> None:
     ledger, owner = Ledger(), account()
     price = Cost(1000, 50, 1, 150.0, 1056, cached_tokens=900)
     ticket = ledger.reserve(owner, ASK, price, 0.0)
@@ -167,7 +167,7 @@ def test_an_extension_charges_no_input_that_is_expected_in_the_cache() -> None:
     assert owner.meter.spent == 180
 
 
-def test_demand_follows_littles_law_and_counts_what_was_shed() -> None:
+def test_demand_follows_littles_law_and_counts_shed_requests() -> None:
     owner = account()
     owner.meter.residence.observe(2.0)
     for second in range(1, 60):
@@ -181,7 +181,7 @@ def test_demand_follows_littles_law_and_counts_what_was_shed() -> None:
     assert report.floor == Amount(0, 160, 1)
 
 
-def test_who_offers_nothing_is_soon_idle_but_never_asks_for_less_than_it_holds() -> None:
+def test_an_entitlement_without_offers_is_soon_idle_but_demands_its_current_use() -> None:
     ledger, owner = Ledger(), account()
     owner.meter.offer(cost())
     ticket = ledger.reserve(owner, ASK, cost(kv_tokens=112), 0.0)
@@ -195,14 +195,14 @@ def test_who_offers_nothing_is_soon_idle_but_never_asks_for_less_than_it_holds()
     assert owner.report(13.0).demand == NOTHING
 
 
-def test_an_interval_of_no_length_repeats_the_last_demand() -> None:
+def test_an_interval_of_zero_length_repeats_the_last_demand() -> None:
     owner = account()
     owner.meter.offer(cost())
     first = owner.report(1.0)
     assert owner.report(1.0).demand == first.demand
 
 
-def test_a_guarantee_of_sequences_alone_is_not_bounded_by_cache() -> None:
+def test_a_guarantee_of_sequences_alone_does_not_bound_kv_tokens() -> None:
     made = Account(entitlement("g", Tier.GUARANTEED, guarantee=Amount(0, 0, 2)), Pricing(), 0.0)
     assert made.is_inside_guarantee(2, 5000)
     assert not made.is_inside_guarantee(3, 5000)

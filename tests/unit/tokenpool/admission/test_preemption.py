@@ -1,4 +1,4 @@
-"""Preemption: which spot requests end for a guarantee, and no more of them than needed."""
+"""Preemption: the choice of spot requests to end for a guarantee, and no more than needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ requests = st.lists(
 
 
 @given(requests, st.integers(0, 10), st.integers(0, 1000))
-def test_never_more_is_ended_than_needed(running: list[Running], sequences: int, kv_tokens: int) -> None:
+def test_no_more_requests_are_ended_than_needed(
+    running: list[Running], sequences: int, kv_tokens: int
+) -> None:
     ended = [request for _, request in victims(enumerate(running), sequences, kv_tokens)]
     if sum(r.sequences for r in running) < sequences or sum(r.kv_tokens for r in running) < kv_tokens:
         assert ended == []
@@ -34,7 +36,7 @@ def test_the_youngest_is_ended_first() -> None:
     assert victims(running.items(), 0, 0) == []
 
 
-def test_what_waits_in_the_engine_is_ended_first() -> None:
+def test_a_request_in_the_engines_queue_is_ended_first() -> None:
     running = {"waits": Running(1.0, 1, 100, has_begun=False), "old": Running(5.0, 1, 100)}
     running["young"] = Running(9.0, 1, 100)
     assert [name for name, _ in victims(running.items(), 1, 0)] == ["waits"]

@@ -25,7 +25,7 @@ class Caller:
         self.pending = pending
         self.fits = False
         self.alternates = False
-        """Whether each try finds that it lacks something else than before."""
+        """Whether the reason of the wait changes at each try."""
         self.tries = 0
 
 
@@ -48,7 +48,7 @@ class Tries:
     ) -> Caller:
         arrived_at = now if arrived_at is None else arrived_at
         pending = PendingRequest(
-            tenant, ASK, cost(), arrived_at, patience_s=self.queue.settings.patience(tenant)
+            tenant, ASK, cost(), arrived_at, longest_wait_s=self.queue.settings.longest_wait_s(tenant)
         )
         self.queue.enter(pending, now, waits_for, retry_in_s)
         made = self._callers[pending] = Caller(name, pending)
@@ -100,14 +100,14 @@ def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> N
     assert first.pending.deadline == 0.5
 
 
-def test_the_ttft_that_was_promised_shortens_the_wait() -> None:
+def test_a_promised_ttft_shortens_the_wait() -> None:
     settings = QueueSettings()
     gold, elastic, spot = (account(name=t.value, tier=t) for t in Tier)
-    assert [settings.patience(each) for each in (gold, elastic, spot)] == [2.0, 1.0, 0.0]
-    for promised_ms, patience in ((300.0, [0.3, 0.3, 0.0]), (1500.0, [1.5, 1.0, 0.0])):
+    assert [settings.longest_wait_s(each) for each in (gold, elastic, spot)] == [2.0, 1.0, 0.0]
+    for promised_ms, longest in ((300.0, [0.3, 0.3, 0.0]), (1500.0, [1.5, 1.0, 0.0])):
         for each in (gold, elastic, spot):
             each.entitlement = replace(each.entitlement, slo=Slo(ttft_ms=promised_ms))
-        assert [settings.patience(each) for each in (gold, elastic, spot)] == patience
+        assert [settings.longest_wait_s(each) for each in (gold, elastic, spot)] == longest
 
 
 def test_a_wait_for_a_lease_counts_against_the_deadline() -> None:
@@ -115,7 +115,7 @@ def test_a_wait_for_a_lease_counts_against_the_deadline() -> None:
     assert made.enter(account(name="e"), 0.2, "e", arrived_at=0.0).pending.deadline == 0.5
 
 
-def test_a_request_that_would_wait_in_vain_or_is_one_too_many_is_not_queued() -> None:
+def test_a_request_that_cannot_fit_in_time_or_exceeds_the_queue_is_not_queued() -> None:
     made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
     queue, elastic = made.queue, account(name="e")
     assert queue.may_wait(elastic, 0.5)
@@ -128,7 +128,7 @@ def test_a_request_that_would_wait_in_vain_or_is_one_too_many_is_not_queued() ->
     assert queue.may_wait(account(name="other"), 0.0)
 
 
-def test_a_place_far_back_in_the_queue_is_expected_to_take_longer() -> None:
+def test_the_expected_wait_grows_with_the_requests_ahead() -> None:
     made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
     queue, elastic, gold = made.queue, account(name="e"), account(name="g", tier=Tier.GUARANTEED)
     for number in range(4):
@@ -154,7 +154,7 @@ def test_a_request_that_left_is_not_tried() -> None:
     assert caller.tries == 0
 
 
-def test_the_end_of_a_request_costs_few_tries_however_many_wait() -> None:
+def test_the_end_of_a_request_costs_few_tries_for_any_number_of_waiting_requests() -> None:
     made = Tries()
     tenants = [account(name=f"t{number}") for number in range(200)]
     engine = [made.enter(tenant, 0.0, "engine", ENGINE) for tenant in tenants[:100] for _ in range(5)]
@@ -170,7 +170,7 @@ def test_the_end_of_a_request_costs_few_tries_however_many_wait() -> None:
     assert made.log[2:] == ["limit in"]
 
 
-def test_the_next_in_line_is_tried_soon_after_one_has_left() -> None:
+def test_the_next_request_is_tried_soon_after_one_has_left() -> None:
     made = Tries(QueueSettings(elastic_s=0.5))
     first, second = (made.enter(account(name="e"), 0.0, name) for name in ("first", "second"))
     second.fits = True
@@ -198,7 +198,7 @@ def test_the_reason_of_a_wait_may_change() -> None:
     made.serve(0.1, other)
     assert (caller.tries, made.queue.needs_engine) == (1, False)
     made.serve(0.1, other)
-    assert caller.tries == 1  # the engine's room does not concern it any more
+    assert caller.tries == 1  # it no longer waits for the engine's room
     made.serve(0.1, tenant)
     assert (caller.tries, made.queue.needs_engine) == (2, True)
     caller.fits = True
@@ -206,8 +206,8 @@ def test_the_reason_of_a_wait_may_change() -> None:
     assert (made.log, len(made.queue), made.queue.needs_engine) == (["e in"], 0, False)
 
 
-def test_a_wait_for_a_lease_has_no_alarm_of_the_wait_for_room_before() -> None:
-    """The alarm of the earlier wait was due again and again, as nothing was left to try at it."""
+def test_a_lease_wait_has_no_alarm_of_the_earlier_wait_for_room() -> None:
+    """A stale alarm would be due in a loop, without a request to try."""
     made = Tries(QueueSettings(elastic_s=0.5))
     queue, pending = made.queue, made.enter(account(name="e"), 0.0, "e", ENGINE, retry_in_s=0.1).pending
     queue.leave(pending, 0.2)
@@ -220,7 +220,7 @@ def test_a_wait_for_a_lease_has_no_alarm_of_the_wait_for_room_before() -> None:
     assert (len(queue), queue.lease_waits, round(queue.lease_waited_s, 6)) == (0, 1, 0.5)
 
 
-def test_a_request_that_waits_for_the_engine_a_second_time_is_tried_in_its_turn() -> None:
+def test_a_request_that_waits_for_the_engine_again_is_tried_in_order() -> None:
     made = Tries()
     queue, tenant = made.queue, account(name="e")
     caller = made.enter(tenant, 0.0, "e", ENGINE)

@@ -1,4 +1,4 @@
-"""Admission: section 5 of the design, rule by rule."""
+"""The admission rules, one by one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_request_is_admitted_while_the_level_is_above_zero_and_charged_in_full
 
 
 def test_a_large_request_waits_for_a_small_bucket_only_until_it_is_above_zero() -> None:
-    """Whatever its size: a bucket that had to hold the whole cost would starve it for ever."""
+    """If the bucket had to hold the whole cost, a small bucket would starve a large request."""
     ledger, owner = Ledger(), account(Amount(10, 1e6, 10))
     for turn in range(5):
         now = turn * 101.0
@@ -71,7 +71,7 @@ def test_gauges_hold(limit: Amount, price: Cost, reason: Reason, bound: float, s
         (Amount(0, 1e6, 9), VAST, cost(tokens=7), Dimension.TOKENS_PER_SECOND, 0),
     ],
 )
-def test_what_can_never_fit_is_said_so_and_counts_as_no_demand(
+def test_a_cost_that_never_fits_is_refused_and_is_no_demand(
     ceiling: Amount, room: EngineRoom, price: Cost, dimension: Dimension, limit: float
 ) -> None:
     owner = account(PLENTY, ceiling=ceiling)
@@ -96,21 +96,21 @@ def test_spot_needs_room_on_the_engine() -> None:
     assert (refusal.limit, refusal.in_use, refusal.cost) == (8, 8, 1)
 
 
-def test_the_engines_cache_is_room_too() -> None:
+def test_the_engines_kv_cache_bounds_spot() -> None:
     ledger, spot = Ledger(), account(tier=Tier.SPOT)
     room = replace(ROOM, foreign_kv_tokens=9_950)
     refusal = shed(admit(ledger, spot, ASK, cost(kv_tokens=112), room, 0.0))
     assert (refusal.reason, refusal.dimension) == (Reason.ENGINE_FULL, Dimension.KV_TOKENS)
 
 
-def test_load_that_others_put_on_the_engine_counts() -> None:
+def test_foreign_load_on_the_engine_counts() -> None:
     spot = account(tier=Tier.SPOT)
     room = replace(ROOM, foreign_sequences=8)
     assert shed(admit(Ledger(), spot, ASK, cost(), room, 0.0)).reason is Reason.ENGINE_FULL
 
 
 def test_order_of_sacrifice_on_a_full_engine() -> None:
-    """Spot, then elastic above its share, then a burst; what is assured may queue at the engine."""
+    """Spot, then elastic above its share, then a burst. Assured requests may queue at the engine."""
     share = Amount(1e6, 1000, 2)
     for tier, assured, passes in (
         (Tier.SPOT, Amount(), 0),
@@ -147,7 +147,7 @@ def test_a_guaranteed_request_inside_its_guarantee_is_never_shed_for_room(
 @given(
     st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 800), st.floats(0, 0.5)), max_size=80)
 )
-def test_gauges_never_pass_their_limits_and_waits_are_bounded(
+def test_gauges_never_exceed_their_limits_and_waits_are_bounded(
     script: list[tuple[bool, int, int, float]],
 ) -> None:
     ledger, owner, now = Ledger(), account(Amount(2000, 2000, 6)), 0.0
@@ -168,14 +168,14 @@ def test_gauges_never_pass_their_limits_and_waits_are_bounded(
         assert ledger.concurrency_in_use <= ROOM.slots
 
 
-def test_a_shed_is_demand_but_lease_store_nothing() -> None:
+def test_a_shed_request_is_demand_but_reserves_nothing() -> None:
     ledger, owner = Ledger(), account(Amount(1e6, 1e6, 0))
     shed(admit(ledger, owner, ASK, cost(), VAST, 0.0))
     assert (owner.concurrency_in_use, owner.meter.spent) == (0, 0)
     assert owner.report(1.0).demand.concurrency > 0
 
 
-def test_where_there_are_other_engines_only_a_guarantee_queues_behind_what_cannot_be_preempted() -> None:
+def test_with_other_engines_only_a_guarantee_queues_behind_requests_that_cannot_be_preempted() -> None:
     behind = account(name="other", tier=Tier.ELASTIC)
     for fills, tier, passes in (
         (behind, Tier.ELASTIC, False),
@@ -203,8 +203,8 @@ def test_one_preemptible_request_may_wait_in_the_engine() -> None:
         assert sum(isinstance(answer, Admit) for answer in answers) == most
 
 
-def test_the_expected_wait_for_the_engine_is_that_of_whoever_runs_there() -> None:
-    """Not the mean of one's own requests: one that was never served would know nothing."""
+def test_the_expected_wait_for_the_engine_follows_from_all_running_requests() -> None:
+    """It is not the mean of the own requests: an unserved entitlement has none."""
     ledger, others, owner = Ledger(), account(name="others"), account(name="new")
     first = ledger.reserve(others, ASK, cost(sequences=1, kv_tokens=16), 0.0)
     ledger.settle(first, Usage(50, 50), Ending.PREEMPTED, 0.08)
@@ -213,10 +213,10 @@ def test_the_expected_wait_for_the_engine_is_that_of_whoever_runs_there() -> Non
     answer = shed(admit(ledger, owner, ASK, cost(kv_tokens=16), ROOM, 1.0))
     assert answer.reason is Reason.ENGINE_FULL
     assert answer.expected_s == pytest.approx(0.08 / 8)
-    assert answer.retry_after_s == SHORTEST_WAIT_S  # what a client is told has a floor
+    assert answer.retry_after_s == SHORTEST_WAIT_S  # the answer to a client has a lower bound
 
 
-def test_a_changed_tier_is_counted_anew() -> None:
+def test_a_changed_tier_changes_the_preemptible_sequences() -> None:
     ledger, owner = Ledger(), account(tier=Tier.SPOT)
     ticket = ledger.reserve(owner, ASK, cost(sequences=3), 0.0)
     ledger.reconfigure(owner, replace(owner.entitlement, tier=Tier.ELASTIC), Pricing())

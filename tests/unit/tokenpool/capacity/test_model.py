@@ -1,4 +1,4 @@
-"""What one engine sustains: given, read from it, or learned."""
+"""The capacity of one engine: configured, read from the engine, or learned."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_numbers_of_the_pool_file_hold() -> None:
     assert model.is_known
 
 
-def test_more_cache_than_the_engine_has_is_not_believed() -> None:
+def test_the_engines_kv_capacity_bounds_the_pool_files() -> None:
     model = CapacityModel(ReplicaCapacity(1000, 50_000, 8))
     model.observe(IDLE, lacked_throughput=False)
     assert model.amount().kv_tokens == 10_000
@@ -43,9 +43,9 @@ def test_auto_reads_the_cache_and_starts_with_no_bound_on_throughput() -> None:
     assert model.amount().kv_tokens == 10_000
 
 
-def test_where_nothing_says_a_kv_capacity_there_is_no_kv_bound() -> None:
+def test_without_a_stated_kv_capacity_there_is_no_kv_bound() -> None:
     model = CapacityModel(AUTO)
-    model.forget_load()  # the engine was asked in vain
+    model.forget_load()  # the engine stated no capacity
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
     assert model.amount().kv_tokens == model.room(0, 0).kv_tokens == NO_KV_BOUND
     model.observe(IDLE, lacked_throughput=False)
@@ -57,10 +57,10 @@ def test_a_page_that_does_not_state_the_capacity_leaves_it_without_a_bound() -> 
     model.observe(replace(IDLE, kv_tokens=None, kv_usage=0.9), lacked_throughput=False)
     assert (model.is_known, model.lacks_kv_bound) == (True, True)
     room = model.room(0, 0)
-    assert (room.kv_tokens, room.foreign_kv_tokens) == (NO_KV_BOUND, 0)  # a share of nothing known is nothing
+    assert (room.kv_tokens, room.foreign_kv_tokens) == (NO_KV_BOUND, 0)  # a share of an unknown capacity is 0
 
 
-def test_what_the_engine_said_of_its_cache_outlives_its_page_until_it_restarts() -> None:
+def test_a_stated_kv_capacity_stays_without_a_page_until_the_engine_restarts() -> None:
     model = CapacityModel(AUTO)
     model.observe(IDLE, lacked_throughput=False)
     model.observe(replace(IDLE, at=1.0, kv_tokens=None), lacked_throughput=False)
@@ -70,14 +70,14 @@ def test_what_the_engine_said_of_its_cache_outlives_its_page_until_it_restarts()
     assert (model.is_known, model.amount().kv_tokens) == (False, 0)
 
 
-def test_numbers_of_the_pool_file_bind_where_the_engine_says_none() -> None:
+def test_numbers_of_the_pool_file_bind_if_the_engine_states_none() -> None:
     for spec in (ReplicaCapacity(kv_tokens=5000), ReplicaCapacity(start=Amount(0, 5000, 0))):
         model = CapacityModel(spec)
         model.forget_load()
         assert (model.lacks_kv_bound, model.amount().kv_tokens) == (False, 5000)
 
 
-def test_e2_an_engine_without_a_kv_cache_has_no_bound_but_the_pool_files() -> None:
+def test_an_engine_without_a_kv_cache_has_only_the_pool_files_bound() -> None:
     seen = replace(IDLE, kv_tokens=math.inf, kv_usage=1.0)
     for spec, kv_tokens in ((AUTO, NO_KV_BOUND), (ReplicaCapacity(kv_tokens=5000), 5000)):
         model = CapacityModel(spec)
@@ -94,7 +94,7 @@ def test_a_capacity_that_no_engine_has_is_no_bound() -> None:
 
 
 def saturated(seconds: int, rate: float, model: CapacityModel, start: float = 0.0) -> None:
-    """So many seconds of a full engine that has requests waiting."""
+    """``seconds`` observations of a full engine with waiting requests."""
     for step in range(seconds + 1):
         at = start + step
         tokens = rate * at
@@ -110,7 +110,7 @@ def test_a_queue_shows_how_many_sequences_the_engine_runs() -> None:
     assert model.amount().concurrency == 8
 
 
-def test_a_growing_engine_is_noticed_without_a_queue() -> None:
+def test_more_running_sequences_raise_the_slots_without_a_queue() -> None:
     model = CapacityModel(AUTO)
     saturated(3, 100, model)
     model.observe(replace(IDLE, at=10.0, running=12), lacked_throughput=False)
@@ -156,7 +156,7 @@ def test_cached_prompt_tokens_are_no_throughput() -> None:
     assert model.amount().tokens_per_second == pytest.approx(10 * LEARNED_SLACK)
 
 
-def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
+def test_a_learned_throughput_that_sheds_requests_is_probed() -> None:
     model = CapacityModel(AUTO)
     saturated(30, 100, model)
     before = model.amount().tokens_per_second
@@ -165,14 +165,14 @@ def test_a_learned_throughput_that_holds_requests_back_is_probed() -> None:
     assert model.amount().tokens_per_second == pytest.approx(before * 1.1)
 
 
-def test_a_restarted_engine_is_learned_anew() -> None:
+def test_a_restarted_engine_is_learned_again() -> None:
     model = CapacityModel(AUTO)
     saturated(10, 100, model)
     model.engine_restarted()
     assert model.amount() == Amount(UNLEARNED_TOKENS_PER_SECOND, 0, DEFAULT_SLOTS)
 
 
-def test_room_tells_foreign_load_apart() -> None:
+def test_room_separates_foreign_load() -> None:
     model = CapacityModel(ReplicaCapacity(None, None, 8))
     model.observe(replace(IDLE, running=5, waiting=0, kv_usage=0.5), lacked_throughput=False)
     room = model.room(own_sequences=2, own_kv_tokens=1000)
@@ -207,7 +207,7 @@ def test_a_changed_pool_file_takes_effect() -> None:
 
 
 def full(model: CapacityModel, at: float, slots: float, *, waiting: float = 0) -> float:
-    """One observation of an engine that runs ``slots`` while requests are shed for want of them."""
+    """One observation of an engine that runs ``slots`` while requests are shed because slots are missing."""
     model.observe(
         replace(IDLE, at=at, running=slots, waiting=waiting), lacked_throughput=False, lacked_slots=True
     )
@@ -224,7 +224,7 @@ def test_slots_that_are_too_few_are_probed_until_a_queue_shows() -> None:
     assert at <= 2.0
     full(model, at + 0.25, 8, waiting=1)
     assert full(model, at + 0.5, 8, waiting=1) == 8
-    # The next probe waits, each time longer.
+    # The pause before the next probe grows each time.
     assert full(model, at + 1, 8) == 8
     assert full(model, at + 6, 8) == 9
     full(model, at + 6.25, 8, waiting=1)
@@ -233,16 +233,16 @@ def test_slots_that_are_too_few_are_probed_until_a_queue_shows() -> None:
     assert full(model, at + 17, 8) == 9
 
 
-def test_a_slot_that_is_only_tried_is_not_proven_until_it_is_seen_in_use() -> None:
+def test_a_probed_slot_is_proven_once_it_is_in_use() -> None:
     model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 8)))
-    assert full(model, 6, 8) == 8  # the first observation compares with nothing
+    assert full(model, 6, 8) == 8  # the first observation has none to compare with
     assert full(model, 7, 8) == 9
     assert model.room(8, 0).proven_slots == 8
     full(model, 7.25, 9)
     assert model.room(9, 0).proven_slots == 9
 
 
-def test_slots_that_are_too_many_are_given_up_at_the_first_queue() -> None:
+def test_too_many_probed_slots_are_dropped_at_the_first_queue() -> None:
     model = CapacityModel(ReplicaCapacity(start=Amount(0, 0, 24)))
     full(model, 1, 8, waiting=16)
     assert full(model, 1.25, 8, waiting=16) == 8
@@ -260,7 +260,7 @@ def test_throughput_may_begin_with_a_number_and_is_probed_from_there() -> None:
     assert model.amount().tokens_per_second == pytest.approx(1000 * LEARNED_SLACK)
 
 
-def test_learning_begins_anew_where_the_pool_file_says_so() -> None:
+def test_learning_starts_again_after_a_changed_starting_value() -> None:
     model = CapacityModel(AUTO)
     saturated(3, 100, model)
     model.reconfigure(AUTO)

@@ -1,4 +1,4 @@
-"""The admission control: offers, waits, preemption, and that each request ends exactly once."""
+"""Admission control: offers, waits, preemption, and exactly one end of each request."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def decisions(control: AdmissionControl) -> list[tuple[PendingRequest, Ticket | 
 
 
 def assert_is_empty(control: AdmissionControl) -> None:
-    """Nothing runs, waits or is remembered."""
+    """Assert that no request runs, waits or is remembered."""
     ledger, queue = control.ledger, control.queue
     assert (ledger.concurrency_in_use, ledger.kv_in_use, ledger.preemptible_in_use) == (0, 0, 0)
     assert (len(queue), queue.waiting_for_room, queue.needs_engine) == (0, 0, False)
@@ -145,7 +145,7 @@ def test_at_its_deadline_a_waiting_request_is_shed() -> None:
     assert_is_empty(control)
 
 
-def test_a_new_request_does_not_pass_those_of_its_entitlement_that_wait() -> None:
+def test_a_new_request_waits_behind_waiting_requests_of_its_entitlement() -> None:
     control, tenant = control_of(8), account(NONE_NOW)
     first = pending(control, tenant)
     tenant.set_limits(PLENTY, Amount(), 0.0, 0.0)
@@ -185,7 +185,7 @@ def test_a_guaranteed_request_ends_the_youngest_spot_request_at_a_full_engine() 
 
 
 def test_two_guaranteed_requests_of_one_batch_end_two_spot_requests_and_not_three() -> None:
-    """Those that are about to end still count in the ledger when the second one is decided."""
+    """The first preempted request still counts in the ledger at the second decision."""
     control, greedy, owner = control_of(4), spot(), gold(NONE_NOW)
     running = [admitted(control, greedy, 0.1 * number) for number in range(4)]
     waiting = [pending(control, owner, 1.0) for _ in range(2)]
@@ -205,7 +205,7 @@ def test_two_guaranteed_requests_of_one_batch_end_two_spot_requests_and_not_thre
     assert_is_empty(control)
 
 
-def test_a_spot_request_may_be_admitted_and_chosen_to_end_in_one_batch() -> None:
+def test_a_spot_request_may_be_admitted_and_preempted_in_one_batch() -> None:
     control, greedy, owner = control_of(0.5), spot(), gold(NONE_NOW)
     control.engine_changed(room(1, foreign=1), 0.0)
     for_engine, for_limit = pending(control, greedy), pending(control, owner)
@@ -222,7 +222,7 @@ def test_a_spot_request_may_be_admitted_and_chosen_to_end_in_one_batch() -> None
     assert_is_empty(control)
 
 
-def test_the_end_of_a_spot_request_is_asked_for_once() -> None:
+def test_a_spot_request_is_preempted_once() -> None:
     control, greedy = control_of(2), spot()
     for _ in range(2):
         admitted(control, greedy)
@@ -232,7 +232,7 @@ def test_the_end_of_a_spot_request_is_asked_for_once() -> None:
     assert control.take_effects().to_end == []
 
 
-def test_an_engine_with_fewer_slots_than_assumed_ends_what_is_too_much_but_not_twice() -> None:
+def test_an_engine_with_fewer_slots_than_assumed_ends_the_surplus_once() -> None:
     control, greedy = control_of(6), spot()
     for _ in range(4):
         admitted(control, greedy)
@@ -266,7 +266,7 @@ def test_no_spot_request_waits_in_the_engine_while_a_guaranteed_one_starts() -> 
     admitted(control, greedy, 1.0 + 0.9 * GUARANTEED_START_S)
 
 
-def test_a_spot_request_waits_in_the_engine_some_time_after_a_guaranteed_one_was_admitted() -> None:
+def test_a_spot_request_may_wait_in_the_engine_some_time_after_a_guaranteed_admission() -> None:
     control, greedy = control_of(1, QueueSettings(spot_s=0.0)), spot()
     control.engine_changed(queueing(2), 0.0)
     for tenant in (gold(), greedy):
@@ -274,7 +274,7 @@ def test_a_spot_request_waits_in_the_engine_some_time_after_a_guaranteed_one_was
     admitted(control, greedy, 1.0 + GUARANTEED_START_S)
 
 
-def test_no_spot_request_waits_in_the_engine_before_a_request_that_waits_for_it_here() -> None:
+def test_no_spot_request_waits_in_the_engine_while_another_request_waits_for_room() -> None:
     control = control_of(1, QueueSettings(elastic_s=9.0, spot_s=0.0))
     control.engine_changed(queueing(1), 0.0)
     admitted(control, account())
@@ -318,7 +318,7 @@ class Leased:
         self.store.publish(dict.fromkeys(self.accounts, limit), TERMS, 1, now)
 
     def exchange(self, now: float, *, is_tick: bool = False) -> None:
-        """Exchange messages until there is nothing to say, and decide what that allows."""
+        """Exchange all due messages, and decide the requests that are due."""
         if is_tick:
             self.sync.tick(now)
         for message in self.sync.messages(now):
@@ -367,7 +367,7 @@ def test_no_lease_is_asked_for_while_the_engine_is_full_for_a_request() -> None:
     ((_, ticket),) = decisions(control)
     assert isinstance(ticket, Ticket)
     tenant.set_lease(tenant.limit, Amount(0, 100, 0), 0.0)
-    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN)  # nothing is taken ahead in a contended pool
+    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN)  # in a contended pool every report comes first
     control.engine_changed(room(1), OPEN)
     second = pending(control, tenant, OPEN)
     assert first.has_left
@@ -379,7 +379,7 @@ def test_no_lease_is_asked_for_while_the_engine_is_full_for_a_request() -> None:
     assert [each for each, _ in decisions(control)] == [second]
 
 
-def test_after_its_deadline_for_room_a_request_that_waits_for_a_lease_does_not_keep_the_alarm() -> None:
+def test_a_request_in_a_lease_wait_has_no_alarm_of_its_earlier_wait_for_room() -> None:
     sidecar = Leased(entitlement(), queue=QueueSettings(elastic_s=1.0))
     control, tenant = sidecar.control, sidecar.accounts["a"]
     control.ledger.residence.value = 0.01
@@ -396,7 +396,7 @@ def test_after_its_deadline_for_room_a_request_that_waits_for_a_lease_does_not_k
     assert control.wakes_at() > now
 
 
-def test_a_wait_for_the_engine_until_the_deadline_is_not_refused_for_the_lease_that_it_returned() -> None:
+def test_a_wait_for_the_engine_until_the_deadline_is_refused_for_the_full_engine() -> None:
     sidecar = Leased(entitlement(), queue=QueueSettings(elastic_s=1.0))
     control, tenant = sidecar.control, sidecar.accounts["a"]
     control.ledger.residence.value = 0.01
@@ -485,7 +485,7 @@ STEPS = st.lists(
 
 
 class Model:
-    """A control under any sequence of events, and a count of its requests by hand."""
+    """An admission control under any sequence of events, and a count of its requests by hand."""
 
     def __init__(self, *, is_lone: bool) -> None:
         queue = QueueSettings(guaranteed_s=2.0, elastic_s=1.0, spot_s=0.5)
@@ -568,7 +568,7 @@ class Model:
             control.serve(now)
 
     def answer(self, sidecar: Leased) -> None:
-        """Messages come back one step late, so that requests arrive between message and answer."""
+        """Answers arrive one step late, so that requests arrive between message and answer."""
         late, self.sent = self.sent, list(sidecar.sync.messages(self.now))
         for message in late:
             sidecar.sync.answered(message, sidecar.store.exchange(message, self.now).answer, self.now)
@@ -579,7 +579,7 @@ class Model:
         self.control.settle(ticket, SPENT, ending, self.now)
 
     def perform(self) -> None:
-        """Do what a driver does."""
+        """Perform the effects, as a driver does."""
         while self.control.has_effects:
             effects = self.control.take_effects()
             for pending_request, outcome in effects.decided:
@@ -592,7 +592,7 @@ class Model:
                     self.settle(ticket, Ending.PREEMPTED)
 
     def check(self) -> None:
-        """The ledger is whole, and the counters equal a count by hand."""
+        """Assert that the ledger and the counters equal a count by hand."""
         control = self.control
         undelivered = control._effects.decided
         running = [*self.running, *(outcome for _, outcome in undelivered if isinstance(outcome, Ticket))]
@@ -617,7 +617,7 @@ class Model:
         assert control.has_waiting == bool(waiting)
 
     def end(self) -> None:
-        """No event follows but time: all waits end. Then all running requests end."""
+        """Without further events, all waits end in time. Then all running requests end."""
         for _ in range(1000):
             self.perform()
             if not self.control.has_waiting:
@@ -634,7 +634,7 @@ class Model:
 
 @settings(max_examples=150)
 @given(st.booleans(), STEPS)
-def test_each_request_ends_once_and_nothing_is_left(
+def test_each_request_ends_once_and_no_state_remains(
     is_lone: bool, steps: list[tuple[str, int, float]]
 ) -> None:
     model = Model(is_lone=is_lone)

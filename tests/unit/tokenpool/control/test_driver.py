@@ -30,7 +30,7 @@ from tokenpool.outcomes import Ending, Reason
 
 
 class Ports:
-    """Virtual time, and lists of what the driver did."""
+    """Virtual time, and records of the driver's calls."""
 
     def __init__(self, at: float = 0.0) -> None:
         self.at = at
@@ -126,7 +126,7 @@ class Pod:
 # --- decisions ---
 
 
-def test_the_end_of_a_request_tells_the_owner_of_the_next() -> None:
+def test_the_end_of_a_request_delivers_the_decision_about_the_next() -> None:
     pod = Pod()
     first, second = pod.offer(account()), pod.offer(account(name="b"))
     assert second.outcome is None
@@ -170,7 +170,7 @@ def test_an_admitted_request_without_an_owner_is_settled_and_its_room_is_used() 
     pod.assert_is_empty()
 
 
-def test_a_client_that_leaves_while_another_is_told_takes_no_room() -> None:
+def test_a_client_that_leaves_during_another_delivery_uses_no_room() -> None:
     pod, tenant = Pod(2), account(NONE_NOW)
     first, second = Client(pod.driver), Client(pod.driver)
     pending = [pod.wait(tenant) for _ in range(2)]
@@ -200,7 +200,7 @@ def test_a_withdrawn_request_is_not_decided_and_the_next_is_tried_soon() -> None
     pod.assert_is_empty()
 
 
-def test_a_failed_delivery_is_reported_and_the_others_go_on() -> None:
+def test_a_failed_delivery_is_reported_and_the_others_continue() -> None:
     pod, tenant = Pod(2), account(NONE_NOW)
 
     def fail() -> None:
@@ -232,7 +232,7 @@ def test_the_body_of_a_request_is_dropped_once_its_wait_has_ended() -> None:
 # --- preemption ---
 
 
-def test_a_guaranteed_request_ends_a_spot_request_and_has_its_slot() -> None:
+def test_a_guaranteed_request_ends_a_spot_request_and_gets_its_slot() -> None:
     pod = Pod()
     victim = pod.offer(spot())
     owner = pod.offer(gold())
@@ -243,7 +243,7 @@ def test_a_guaranteed_request_ends_a_spot_request_and_has_its_slot() -> None:
     pod.assert_is_empty()
 
 
-def test_a_request_that_is_to_end_before_it_runs_is_ended_when_it_does() -> None:
+def test_a_request_that_is_preempted_before_it_has_an_owner_is_ended_with_its_owner() -> None:
     pod = Pod()
     ticket = pod.control.offer(spot(), ASK, cost(), 0.0)
     assert isinstance(ticket, Ticket)
@@ -256,7 +256,7 @@ def test_a_request_that_is_to_end_before_it_runs_is_ended_when_it_does() -> None
     pod.assert_is_empty()
 
 
-def test_a_spot_request_that_is_admitted_and_ended_in_one_batch_is_told_and_ended() -> None:
+def test_a_spot_request_that_is_admitted_and_preempted_in_one_batch_is_delivered_and_ended() -> None:
     pod, owner = Pod(), gold(NONE_NOW)
     pod.control.engine_changed(room(1, foreign=1), 0.0)
     victim, first = pod.offer(spot()), pod.offer(owner)
@@ -269,7 +269,7 @@ def test_a_spot_request_that_is_admitted_and_ended_in_one_batch_is_told_and_ende
     pod.assert_is_empty()
 
 
-def test_a_request_that_is_to_end_but_whose_client_left_leaves_nothing_behind() -> None:
+def test_a_preempted_request_whose_client_left_leaves_no_state() -> None:
     pod, owner = Pod(), gold(NONE_NOW)
     pod.control.engine_changed(room(1, foreign=1), 0.0)
     pod.wait(spot())
@@ -281,31 +281,31 @@ def test_a_request_that_is_to_end_but_whose_client_left_leaves_nothing_behind() 
     pod.assert_is_empty()
 
 
-def test_a_request_that_ended_after_it_was_chosen_is_not_ended_again() -> None:
+def test_a_request_that_ended_after_its_preemption_was_decided_is_not_ended_again() -> None:
     pod = Pod(2)
     victim, first, second = (pod.offer(each) for each in (spot(), account(), account(name="b")))
     made: list[Client] = []
 
-    def choose_the_victim_and_settle_it() -> None:
+    def decide_the_preemption_and_settle() -> None:
         made.append(pod.offer(gold()))
         pod.driver.settle(victim.ticket, SPENT, Ending.CLIENT_GONE)
 
-    second.on_decided = choose_the_victim_and_settle_it
+    second.on_decided = decide_the_preemption_and_settle
     pod.finish(first)
     assert not victim.was_preempted
     pod.finish(second, *made)
     pod.assert_is_empty()
 
 
-def test_a_failed_preemption_is_reported_and_the_others_go_on() -> None:
+def test_a_failed_preemption_is_reported_and_the_others_continue() -> None:
     pod, owner = Pod(2), gold(NONE_NOW)
 
-    class Stubborn(Client):
+    class Defective(Client):
         def preempt(self) -> None:
             raise ValueError("a defect")
 
     greedy = spot()
-    old, young = pod.offer(greedy), pod.offer(greedy, Stubborn(pod.driver))
+    old, young = pod.offer(greedy), pod.offer(greedy, Defective(pod.driver))
     first, second = pod.offer(owner), pod.offer(owner)
     owner.set_limits(PLENTY, PLENTY, 0.0, 0.0)
     pod.driver.serve()
@@ -315,7 +315,7 @@ def test_a_failed_preemption_is_reported_and_the_others_go_on() -> None:
     pod.assert_is_empty()
 
 
-def test_a_request_whose_entitlement_is_not_spot_any_more_leaves_nothing_behind() -> None:
+def test_a_request_whose_entitlement_is_no_longer_spot_leaves_no_state() -> None:
     pod, tenant = Pod(), spot()
     client = pod.offer(tenant)
     tenant.is_spot = False
@@ -367,7 +367,7 @@ def leased(*names: str) -> tuple[Pod, Leased]:
     return Pod(control=sidecar.control, sync=sidecar.sync, at=OPEN), sidecar
 
 
-def test_a_request_without_a_lease_is_asked_for_at_once_and_admitted_by_the_answer() -> None:
+def test_a_request_without_a_lease_sends_a_message_at_once_and_the_answer_admits_it() -> None:
     pod, sidecar = leased()
     client = pod.offer(sidecar.accounts["a"])
     (message,) = pod.ports.sent
@@ -381,7 +381,7 @@ def test_a_request_without_a_lease_is_asked_for_at_once_and_admitted_by_the_answ
     pod.assert_is_empty()
 
 
-def test_a_message_that_is_not_answered_decides_those_that_wait_for_it() -> None:
+def test_a_failed_message_decides_the_requests_that_wait_for_its_answer() -> None:
     pod, sidecar = leased()
     client = pod.offer(sidecar.accounts["a"])
     pod.ports.at += 0.5
@@ -424,7 +424,7 @@ def test_a_lone_sidecar_sends_nothing() -> None:
     assert pod.ports.sent == []
 
 
-def test_after_the_stop_nothing_is_sent_and_no_alarm_is_set() -> None:
+def test_after_the_stop_no_message_is_sent_and_no_alarm_is_set() -> None:
     pod, sidecar = leased("a", "b")
     running = pod.offer(sidecar.accounts["a"])
     (message,) = pod.ports.sent
@@ -432,9 +432,9 @@ def test_after_the_stop_nothing_is_sent_and_no_alarm_is_set() -> None:
     pod.offer(sidecar.accounts["b"])
     count = len(pod.ports.sent)
     pod.driver.stop()
-    farewell = pod.driver.farewell()
-    assert farewell is not None
-    assert set(farewell.lease_requests) == {"a"}  # b has spent nothing
+    last_message = pod.driver.last_message()
+    assert last_message is not None
+    assert set(last_message.lease_requests) == {"a"}  # b has spent nothing
     assert pod.ports.alarms[-1] == math.inf
     pod.ports.alarms.clear()
     pod.offer(sidecar.accounts["b"])

@@ -1,4 +1,4 @@
-"""The driver after a withdrawal and in a tick that fails: what it asks of its ports."""
+"""The driver after a withdrawal and in a failed tick: its calls of its ports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenpool.leases.sync import LeaseSync
 
 
 class Recorded:
-    """Ports that note what the driver asks for."""
+    """Ports that record the calls of the driver."""
 
     def __init__(self) -> None:
         self.at = 100.0
@@ -51,8 +51,8 @@ class Owner:
         self.outcome = outcome
 
 
-def test_when_the_first_one_of_a_line_leaves_the_next_one_is_tried_soon() -> None:
-    """A smaller request may fit now: it would wait for another event otherwise."""
+def test_when_the_first_waiting_request_leaves_the_next_one_is_tried_soon() -> None:
+    """The next request may be smaller and fit now."""
     ports = Recorded()
     control = AdmissionControl(ports.at, AdmissionQueue(QueueSettings(elastic_s=5.0)))
     control.room = ROOM
@@ -88,7 +88,7 @@ class BrokenTick(LeaseSync):
         raise ZeroDivisionError
 
 
-def test_a_tick_that_fails_renews_the_leases_all_the_same() -> None:
+def test_a_failed_tick_still_renews_the_leases() -> None:
     ports = Recorded()
     queue = AdmissionQueue(QueueSettings())
     leases = Leases(LeaseSettings(1.5, 0.25), 1, queue)
@@ -102,7 +102,7 @@ def test_a_tick_that_fails_renews_the_leases_all_the_same() -> None:
     assert [message.is_complete for message in ports.sent] == [True]
 
 
-def test_after_its_stop_a_driver_sends_its_farewell_alone() -> None:
+def test_after_its_stop_a_driver_sends_only_its_last_message() -> None:
     ports = Recorded()
     queue = AdmissionQueue(QueueSettings())
     leases = Leases(LeaseSettings(1.5, 0.25), 1, queue)
@@ -112,7 +112,7 @@ def test_after_its_stop_a_driver_sends_its_farewell_alone() -> None:
     list(driver.tick_steps())
 
     assert ports.sent == []
-    farewell = driver.farewell()
-    assert farewell is not None
-    assert (farewell.is_complete, farewell.lease_requests) == (True, {})
-    assert Driver(AdmissionControl(ports.at, queue), ports).farewell() is None
+    last_message = driver.last_message()
+    assert last_message is not None
+    assert (last_message.is_complete, last_message.lease_requests) == (True, {})
+    assert Driver(AdmissionControl(ports.at, queue), ports).last_message() is None

@@ -17,11 +17,12 @@ from tokenpool.admission.rules import Admit, Shed, admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
-from tokenpool.leases.leases import ANSWER_S, Leases
+from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Answer, Limit, Message, Push
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.sync import LeaseSync
+from tokenpool.leases.waits import ANSWER_S
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.pricing.cost import Cost, Usage
@@ -30,7 +31,7 @@ SETTINGS = LeaseSettings()
 OPEN = SETTINGS.lifetime_s
 LIMITS = {"a": Limit(1000, 10_000, 4, 1000, assured_kv_tokens=5000, assured_concurrency=2)}
 ONE = cost(tokens=100, kv_tokens=112)
-PATIENCE = 0.01
+LONGEST_WAIT_S = 0.01
 TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0))
 
 
@@ -45,7 +46,7 @@ class Sidecar:
         self.leases = Leases(SETTINGS, count, self.queue)
         self.sync = LeaseSync(name, self.leases)
         self.decisions: dict[PendingRequest, Callable[[], object]] = {}
-        """What to do once the wait of each pending request has ended."""
+        """The action at the end of each pending request's wait."""
         self.ledger = Ledger()
         self.account = Account(tenant or entitlement(), Pricing(), 0.0)
         self.sync.follow({"a": self.account}, 0.0)
@@ -56,7 +57,7 @@ class Sidecar:
         self.room = ROOM
 
     def send(self, now: float, *, whole: bool = True) -> Message:
-        """The next message, after an interval has ended; or without (``whole=False``)."""
+        """The next message, after the end of an interval; with ``whole=False``, within an interval."""
         if whole:
             self.sync.tick(now)
         self.sent = message = self.sync.next_message(now)
@@ -69,8 +70,8 @@ class Sidecar:
         self.sync.failed(self.sent, now)
         self.decide_due(now)
 
-    def speak(self, now: float, *, whole: bool = True) -> Answer:
-        """Exchange messages until there is nothing more to say; the last answer."""
+    def exchange_all(self, now: float, *, whole: bool = True) -> Answer:
+        """Exchange all due messages; returns the last answer."""
         message: Message | None = self.send(now, whole=whole)
         while message is not None:
             answer, pushes = self.lease_store.exchange(message, now)
@@ -80,7 +81,7 @@ class Sidecar:
         return answer
 
     def answered(self, message: Message, answer: Answer, now: float) -> None:
-        """The lease store answered; requests for which there is enough now are decided."""
+        """The lease store answered. Decide the requests that are due."""
         self.sync.answered(message, answer, now)
         self.decide_due(now)
 
@@ -99,11 +100,11 @@ class Sidecar:
         now: float,
         decide: Callable[[], object] = lambda: None,
         price: Cost = ONE,
-        patience: float = PATIENCE,
+        longest_wait_s: float = LONGEST_WAIT_S,
         account: Account | None = None,
     ) -> PendingRequest | None:
-        pending = PendingRequest(account or self.account, ASK, price, now, patience_s=patience)
-        if not self.leases.wait(pending, patience, now):
+        pending = PendingRequest(account or self.account, ASK, price, now, longest_wait_s=longest_wait_s)
+        if not self.leases.wait(pending, longest_wait_s, now):
             return None
         self.decisions[pending] = decide
         return pending
@@ -125,17 +126,17 @@ def lease_store() -> ReferenceLeaseStore:
 
 def joined(lease_store: ReferenceLeaseStore, name: str = "s1", tenant: Entitlement | None = None) -> Sidecar:
     made = Sidecar(name, lease_store, tenant)
-    made.speak(0.1)
-    made.speak(OPEN)
+    made.exchange_all(0.1)
+    made.exchange_all(OPEN)
     assert made.leases.mode is Mode.JOINED
     return made
 
 
 def test_while_the_lease_store_is_closed_a_sidecar_uses_its_share(lease_store: ReferenceLeaseStore) -> None:
     made = Sidecar("s1", lease_store)
-    made.speak(0.1)
+    made.exchange_all(0.1)
     assert made.leases.mode is Mode.JOINING
-    # The lease store has heard nobody else yet, but there may be two.
+    # The lease store knows no other sidecar yet, but there may be two.
     assert made.leases.covers(made.account, ONE, 0.1)
     assert made.account.limit.concurrency == 2
     made.leases.sidecars = 3
@@ -163,7 +164,7 @@ def test_an_empty_lease_store_does_not_replace_known_limits(lease_store: Referen
     made.send(OPEN)
     made.fail(OPEN + 2)
     assert made.leases.covers(made.account, ONE, OPEN + 2)
-    assert made.account.limit.concurrency == 4  # one sidecar: its share is all of it
+    assert made.account.limit.concurrency == 4  # one sidecar: its share is the whole limit
 
 
 def test_while_the_lease_store_is_closed_again_shares_stay_those_of_all_sidecars(
@@ -173,7 +174,7 @@ def test_while_the_lease_store_is_closed_again_shares_stay_those_of_all_sidecars
     made.leases.sidecars = 20
     empty = ReferenceLeaseStore(OPEN, SETTINGS.lifetime_s)
     made.lease_store = empty
-    made.speak(OPEN)
+    made.exchange_all(OPEN)
     assert made.leases.mode is Mode.JOINING
     assert made.leases.sidecars == 20
     assert made.leases.covers(made.account, ONE, OPEN)
@@ -203,21 +204,21 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_waits_for_a_lease(
     assert not made.leases.covers(made.account, ONE, OPEN)
     decided: list[Ticket | Shed] = []
     assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
-    made.speak(OPEN + 0.001, whole=False)
+    made.exchange_all(OPEN + 0.001, whole=False)
     assert isinstance(decided[0], Ticket)
     assert made.queue.lease_waits == 1
 
 
-def test_what_a_steady_demand_needs_is_held_ahead(lease_store: ReferenceLeaseStore) -> None:
+def test_a_steady_demand_is_held_in_advance(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     made.wait(OPEN, lambda: made.admit(OPEN))
-    made.speak(OPEN, whole=False)
-    made.speak(OPEN + 0.25)
+    made.exchange_all(OPEN, whole=False)
+    made.exchange_all(OPEN + 0.25)
     assert made.account.limit.concurrency >= 2
     assert made.leases.covers(made.account, ONE, OPEN + 0.25)
 
 
-def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than_there_is(
+def test_a_new_load_asks_for_more_each_time_but_for_no_more_than_is_free(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -235,67 +236,67 @@ def test_a_load_that_has_just_begun_asks_for_more_each_time_but_for_no_more_than
         ticket = made.admit(now, small)
         assert isinstance(ticket, Ticket)
         made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, now)
-    assert len(asked) < 12  # forty, one by one
+    assert len(asked) < 12  # not one message for each of the forty
     assert asked == sorted(asked)
 
 
-def test_a_waiting_request_is_shed_if_nothing_is_free_in_time(lease_store: ReferenceLeaseStore) -> None:
+def test_a_waiting_request_is_shed_if_no_capacity_is_free_in_time(lease_store: ReferenceLeaseStore) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN)
     assert other.account.concurrency_in_use == 4
     decided: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
-    made.speak(OPEN + 0.001, whole=False)
+    made.exchange_all(OPEN + 0.001, whole=False)
     assert decided == []
-    assert made.leases.wakes_at() <= OPEN + 0.01
+    assert made.leases.waits.wakes_at() <= OPEN + 0.01
     made.wake(OPEN + 0.02)
     shed = decided[0]
     assert isinstance(shed, Shed)
-    assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # of the whole pool
+    assert (shed.reason, shed.limit, shed.in_use) == (Reason.CONCURRENCY, 4, 4)  # the numbers are pool-wide
 
 
-def test_a_reclaim_returns_unused_leases_and_the_asking_request_gets_them(
+def test_a_reclaim_returns_unused_leases_and_the_waiting_request_gets_them(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
     for _ in range(3):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN + 0.1)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN + 0.1)
     assert other.account.limit.concurrency == 4
     decided: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.1)))
-    made.speak(OPEN + 0.1, whole=False)
+    made.exchange_all(OPEN + 0.1, whole=False)
     (reclaim,) = made.pushes
     assert other.leases.reclaimed(reclaim.entitlement, OPEN + 0.1)
-    other.speak(OPEN + 0.1, whole=False)
+    other.exchange_all(OPEN + 0.1, whole=False)
     assert other.account.limit.concurrency == 3
     assert made.leases.freed("a")
-    made.speak(OPEN + 0.1, whole=False)
+    made.exchange_all(OPEN + 0.1, whole=False)
     assert isinstance(decided[0], Ticket)
 
 
-def test_a_lease_is_given_up_before_the_message_that_does_not_ask_for_it_leaves(
+def test_a_lease_is_given_up_before_a_message_that_does_not_ask_for_it_is_sent(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
     made.wait(OPEN, lambda: made.admit(OPEN))
-    made.speak(OPEN, whole=False)
-    made.speak(OPEN + 0.1)
+    made.exchange_all(OPEN, whole=False)
+    made.exchange_all(OPEN + 0.1)
     held = made.account.limit.concurrency
     made.leases.reclaimed("a", OPEN + 0.2)
     made.send(OPEN + 0.2, whole=False)
     assert made.account.limit.concurrency == 1 < held
-    made.fail(OPEN + 0.3)  # whether it was heard or not
+    made.fail(OPEN + 0.3)  # the message may have arrived or not
 
 
 def test_leases_expire_earlier_here_than_in_the_lease_store(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     made.wait(OPEN, lambda: made.admit(OPEN))
-    made.speak(OPEN, whole=False)
+    made.exchange_all(OPEN, whole=False)
     late = OPEN + SETTINGS.lifetime_s * 0.85
     assert not made.leases.covers(made.account, ONE, late)
     assert made.leases.mode is Mode.EXPIRED
@@ -305,26 +306,26 @@ def test_leases_expire_earlier_here_than_in_the_lease_store(lease_store: Referen
     assert page.held.concurrency >= 1
 
 
-def test_without_answers_a_sidecar_goes_on_with_what_it_holds_then_with_its_share(
+def test_without_answers_a_sidecar_uses_its_leases_and_then_its_share(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made, _ = joined(lease_store), joined(lease_store, "s2")
-    made.speak(OPEN)
+    made.exchange_all(OPEN)
     made.send(OPEN + 0.1)
     made.fail(OPEN + 0.6)
     assert made.leases.mode is Mode.JOINED
-    assert made.wait(OPEN + 0.6, lambda: None) is None  # the circuit is open
+    assert made.wait(OPEN + 0.6, lambda: None) is None  # no request waits while messages fail
     assert made.leases.covers(made.account, ONE, OPEN + 5)
     assert made.leases.mode is Mode.CUT_OFF
     assert made.account.limit.concurrency == 2  # 4 / 2 sidecars
-    made.speak(OPEN + 5)
-    assert made.leases.mode is Mode.JOINING  # nobody had written for a lifetime
-    made.speak(OPEN + 5.8)
-    made.speak(OPEN + 5 + SETTINGS.lifetime_s)
+    made.exchange_all(OPEN + 5)
+    assert made.leases.mode is Mode.JOINING  # the store had no message for a lifetime
+    made.exchange_all(OPEN + 5.8)
+    made.exchange_all(OPEN + 5 + SETTINGS.lifetime_s)
     assert made.leases.mode is Mode.JOINED
 
 
-def test_those_who_wait_are_decided_when_the_lease_store_fail(lease_store: ReferenceLeaseStore) -> None:
+def test_waiting_requests_are_decided_when_the_lease_store_fails(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     decided: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
@@ -333,7 +334,7 @@ def test_those_who_wait_are_decided_when_the_lease_store_fail(lease_store: Refer
     assert len(decided) == 1
 
 
-def test_a_request_inside_a_guarantee_is_let_in_when_the_lease_store_have_just_failed(
+def test_a_request_inside_a_guarantee_is_admitted_when_the_lease_store_has_just_failed(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     tenant = entitlement(
@@ -350,51 +351,51 @@ def test_a_request_inside_a_guarantee_is_let_in_when_the_lease_store_have_just_f
     assert isinstance(made.admit(OPEN + 0.1), Shed)  # beyond it
 
 
-def test_spending_is_stated_in_total_and_a_refund_can_be_spent_again(
+def test_spending_is_stated_as_a_total_and_a_refund_can_be_spent_again(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
     tickets: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
-    made.speak(OPEN, whole=False)
+    made.exchange_all(OPEN, whole=False)
     assert made.account.bucket.level == pytest.approx(0)
     ticket = tickets[0]
     assert isinstance(ticket, Ticket)
     made.ledger.settle(ticket, Usage(10, 10), Ending.FINISHED, OPEN)
     assert made.account.bucket.level == pytest.approx(80)
-    made.speak(OPEN)
+    made.exchange_all(OPEN)
     page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.level == pytest.approx(980)
 
 
-def test_a_gone_client_waits_no_longer(lease_store: ReferenceLeaseStore) -> None:
+def test_a_request_whose_client_left_does_not_wait(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
-    waiter = made.wait(OPEN, lambda: pytest.fail("nobody is there"))
+    waiter = made.wait(OPEN, lambda: pytest.fail("the client has left"))
     assert waiter is not None
     made.queue.leave(waiter, OPEN)
-    made.speak(OPEN)
+    made.exchange_all(OPEN)
     made.wake(OPEN + 1)
 
 
-def test_while_the_pool_is_short_the_lease_store_is_not_asked_for_each_new_request(
+def test_while_the_pool_is_short_not_every_new_request_sends_a_message(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store)
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN)
     decided: list[Ticket | Shed] = []
-    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)), patience=0.0)
-    made.speak(OPEN, whole=False)
+    made.wait(OPEN, lambda: decided.append(made.admit(OPEN)), longest_wait_s=0.0)
+    made.exchange_all(OPEN, whole=False)
     assert isinstance(decided[0], Shed)
     now = OPEN + 0.001
-    assert made.wait(now, patience=0.0) is None  # spot: decided at once
-    assert made.wait(now, patience=1.0) is not None  # elastic: waits, and is asked for later
+    assert made.wait(now, longest_wait_s=0.0) is None  # spot: decided at once
+    assert made.wait(now, longest_wait_s=1.0) is not None  # elastic: waits, and a later message asks for it
     assert made.sync.next_message(now) is None
-    while not made.sync.is_message_due:  # a wake may be too early
-        made.wake(made.leases.wakes_at())
+    while not made.sync.is_message_due:  # a wake may be earlier than needed
+        made.wake(made.leases.waits.wakes_at())
     assert made.sync.next_message(now + 0.2) is not None
 
 
@@ -404,18 +405,18 @@ def test_an_entitlement_whose_last_lease_was_returned_is_not_named_again(
     made = joined(lease_store)
     tickets: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
-    made.speak(OPEN, whole=False)
+    made.exchange_all(OPEN, whole=False)
     ticket = tickets[0]
     assert isinstance(ticket, Ticket)
     made.settle(ticket, OPEN + 0.1)
     now = OPEN + 0.2
     for _ in range(40):
-        made.speak(now)
+        made.exchange_all(now)
         now += 0.25
     assert made.send(now).lease_requests == {}
 
 
-def test_spot_lives_on_free_room_when_it_is_cut_off(lease_store: ReferenceLeaseStore) -> None:
+def test_spot_uses_free_room_while_the_lease_store_fails(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store, tenant=entitlement(tier=Tier.SPOT))
     made.send(OPEN)
     made.fail(OPEN + 2)
@@ -428,14 +429,14 @@ def test_spot_lives_on_free_room_when_it_is_cut_off(lease_store: ReferenceLeaseS
     assert shed.reason is Reason.ENGINE_FULL
 
 
-def test_a_farewell_tells_what_was_spent_and_returns_everything(lease_store: ReferenceLeaseStore) -> None:
+def test_the_last_message_states_all_usage_and_returns_all_leases(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     tickets: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: tickets.append(made.admit(OPEN)))
-    made.speak(OPEN, whole=False)
+    made.exchange_all(OPEN, whole=False)
     assert isinstance(tickets[0], Ticket)
     made.settle(tickets[0], OPEN)
-    lease_store.exchange(made.sync.farewell(), OPEN)
+    lease_store.exchange(made.sync.last_message(), OPEN)
     page = lease_store.record("a", OPEN)
     assert page is not None
     assert page.held == Amount()
@@ -449,7 +450,7 @@ def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
     running: list[Ticket | Shed] = []
     for _ in range(4):
         made.wait(OPEN, lambda: running.append(made.admit(OPEN)))
-    made.speak(OPEN, whole=False)
+    made.exchange_all(OPEN, whole=False)
     decided: list[Ticket | Shed] = []
     made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 2)))
     first = running[0]
@@ -458,7 +459,7 @@ def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
     made.wake(OPEN + 2)
     assert made.leases.mode is Mode.EXPIRED
     assert decided == []
-    assert made.leases.wakes_at() == pytest.approx(OPEN + 2 + ANSWER_S)
+    assert made.leases.waits.wakes_at() == pytest.approx(OPEN + 2 + ANSWER_S)
     made.wake(OPEN + 2 + ANSWER_S)
     assert isinstance(decided[0], Shed)
 
@@ -466,49 +467,49 @@ def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
 GUARANTEED = entitlement(tier=Tier.GUARANTEED, guarantee=Amount(1000, 5000, 1))
 
 
-def test_a_short_wait_behind_a_long_one_is_short(lease_store: ReferenceLeaseStore) -> None:
+def test_a_short_deadline_behind_a_long_one_holds(lease_store: ReferenceLeaseStore) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store, tenant=GUARANTEED)
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN)
     decided: list[str] = []
     made.wait(OPEN, lambda: decided.append("inside"))
     made.wait(OPEN, lambda: decided.append("beyond"), cost(kv_tokens=6000))
-    made.speak(OPEN, whole=False)
-    made.wake(OPEN + PATIENCE)
+    made.exchange_all(OPEN, whole=False)
+    made.wake(OPEN + LONGEST_WAIT_S)
     assert decided == ["beyond"]
 
 
-def test_a_request_inside_a_guarantee_waits_though_bursts_were_refused(
+def test_a_request_inside_a_guarantee_waits_although_bursts_were_refused(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     other, made = joined(lease_store, "s2"), joined(lease_store, tenant=GUARANTEED)
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN)
     burst = cost(kv_tokens=6000)
-    made.wait(OPEN, price=burst, patience=0.0)
-    made.speak(OPEN, whole=False)
-    assert made.wait(OPEN, price=burst, patience=0.0) is None
-    assert made.wait(OPEN, patience=0.0) is not None
+    made.wait(OPEN, price=burst, longest_wait_s=0.0)
+    made.exchange_all(OPEN, whole=False)
+    assert made.wait(OPEN, price=burst, longest_wait_s=0.0) is None
+    assert made.wait(OPEN, longest_wait_s=0.0) is not None
 
 
-def test_a_decision_may_bring_the_next_request_at_once(lease_store: ReferenceLeaseStore) -> None:
+def test_a_decision_may_cause_the_next_request_at_once(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     second = Account(entitlement("b"), Pricing(), 0.0)
     made.sync.follow({"a": made.account, "b": second}, OPEN)
     waits: list[object] = []
     made.wait(
         OPEN,
-        lambda: waits.append(made.wait(OPEN + ANSWER_S, patience=0.0, account=second)),
+        lambda: waits.append(made.wait(OPEN + ANSWER_S, longest_wait_s=0.0, account=second)),
     )
     made.wake(OPEN + ANSWER_S)
     assert waits[0] is not None
 
 
-def test_a_paused_sidecar_does_not_take_the_lease_store_for_slow(
+def test_a_pause_of_the_sidecar_does_not_count_as_a_slow_lease_store(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -524,7 +525,7 @@ def test_a_request_is_not_refused_before_the_lease_store_has_answered_for_it(
 ) -> None:
     made = joined(lease_store)
     decided: list[Ticket | Shed] = []
-    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.4)), patience=0.0)
+    assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN + 0.4)), longest_wait_s=0.0)
     message = made.send(OPEN, whole=False)
     made.wake(OPEN + 0.4)
     assert decided == []
@@ -532,13 +533,13 @@ def test_a_request_is_not_refused_before_the_lease_store_has_answered_for_it(
     assert isinstance(decided[0], Ticket)
 
 
-def test_requests_do_not_wait_for_the_answers_to_others(lease_store: ReferenceLeaseStore) -> None:
+def test_a_request_does_not_wait_for_the_answer_to_another(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     second = Account(entitlement("b"), Pricing(), 0.0)
     made.sync.follow({"a": made.account, "b": second}, OPEN)
     made.wait(OPEN)
     first = made.send(OPEN, whole=False)
-    made.wait(OPEN, patience=0.0, account=second)
+    made.wait(OPEN, longest_wait_s=0.0, account=second)
     made.wait(OPEN)
     other = made.sync.next_message(OPEN)
     assert other is not None
@@ -554,28 +555,28 @@ AMPLE = Limit(100_000, 1_000_000, 40, 100_000)
 ROOMY = IdleTerms((100_000.0, 1_000_000.0, 40.0), (100_000.0, 1_000_000.0, 40.0))
 
 
-def roomy(lease_store: ReferenceLeaseStore, count: int = 2) -> list[Sidecar]:
+def joined_with_ample_room(lease_store: ReferenceLeaseStore, count: int = 2) -> list[Sidecar]:
     """Joined sidecars that have each had one request, in a pool with ample room."""
     lease_store.publish({"a": AMPLE}, ROOMY, 1, OPEN)
     made = [joined(lease_store, f"s{number}") for number in range(count)]
     for sidecar in made:
         sidecar.room = EngineRoom(slots=64, kv_tokens=1e6)
         sidecar.wait(OPEN, lambda sidecar=sidecar: sidecar.settle(sidecar.admit(OPEN), OPEN))  # type: ignore[misc]
-        sidecar.speak(OPEN, whole=False)
+        sidecar.exchange_all(OPEN, whole=False)
     for sidecar in made:
-        sidecar.speak(OPEN + 0.25)
+        sidecar.exchange_all(OPEN + 0.25)
     return made
 
 
 def test_with_ample_room_a_request_is_admitted_first_and_reported_afterwards(
     lease_store: ReferenceLeaseStore,
 ) -> None:
-    made, _ = roomy(lease_store)
+    made, _ = joined_with_ample_room(lease_store)
     now, count = OPEN + 0.3, 0
     while made.leases.covers(made.account, ONE, now):
         assert isinstance(made.admit(now), Ticket)
         count += 1
-    # A quarter of 40 each: half of what is free, for two.
+    # A quarter of 40 each: half of the free part, for two sidecars.
     assert made.leases.taken_ahead >= 5
     assert 8 <= count <= 12
     said = made.sync.next_message(now)
@@ -585,10 +586,10 @@ def test_with_ample_room_a_request_is_admitted_first_and_reported_afterwards(
     assert made.leases.covers(made.account, ONE, now)
 
 
-def test_what_is_taken_ahead_never_adds_up_to_more_than_half_of_what_was_free(
+def test_all_sidecars_take_at_most_half_of_the_free_capacity_before_their_reports(
     lease_store: ReferenceLeaseStore,
 ) -> None:
-    sidecars = roomy(lease_store, 4)
+    sidecars = joined_with_ample_room(lease_store, 4)
     now = OPEN + 0.3
     for sidecar in sidecars:
         while sidecar.leases.covers(sidecar.account, ONE, now):
@@ -597,24 +598,24 @@ def test_what_is_taken_ahead_never_adds_up_to_more_than_half_of_what_was_free(
     assert sum(sidecar.account.concurrency_in_use for sidecar in sidecars) <= AMPLE.concurrency
 
 
-def test_nothing_is_taken_ahead_with_a_small_limit_a_busy_pool_or_old_answers(
+def test_no_capacity_is_taken_ahead_with_a_small_limit_a_busy_pool_or_old_answers(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     small, _ = joined(lease_store), joined(lease_store, "s2")
-    small.speak(OPEN)
+    small.exchange_all(OPEN)
     small.wait(OPEN, lambda: small.admit(OPEN))
-    small.speak(OPEN, whole=False)
-    small.speak(OPEN + 0.1)
+    small.exchange_all(OPEN, whole=False)
+    small.exchange_all(OPEN + 0.1)
     while small.leases.covers(small.account, ONE, OPEN + 0.2):
         small.admit(OPEN + 0.2)
     assert small.leases.taken_ahead == 0  # a limit of four
-    late, _ = roomy(lease_store)
+    late, _ = joined_with_ample_room(lease_store)
     held = int(late.account.limit.concurrency)
     for _ in range(held):
         late.admit(OPEN + 0.3)
     assert not late.leases.covers(late.account, ONE, OPEN + 0.25 + 0.6)
     lease_store.publish({"a": AMPLE}, IdleTerms((100.0, 1e6, 40.0), (100_000.0, 1e6, 40.0)), 1, OPEN + 0.8)
-    late.speak(OPEN + 0.9)
+    late.exchange_all(OPEN + 0.9)
     before = late.leases.taken_ahead
     while late.leases.covers(late.account, ONE, OPEN + 0.9):
         late.admit(OPEN + 0.9)
@@ -625,7 +626,7 @@ def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseS
     made = joined(lease_store)
     many = {f"e{number}": Account(entitlement(f"e{number}"), Pricing(), 0.0) for number in range(1000)}
     made.sync.follow({"a": made.account, **many}, OPEN)
-    made.speak(OPEN + 0.1)
+    made.exchange_all(OPEN + 0.1)
     message = made.send(OPEN + 0.2)
     assert message.lease_requests == {}
     assert message.renews
@@ -634,13 +635,13 @@ def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseS
 def test_rows_that_the_lease_store_lost_are_stated_again(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store)
     made.wait(OPEN, lambda: made.admit(OPEN))
-    made.speak(OPEN, whole=False)
-    made.speak(OPEN + 0.1)
+    made.exchange_all(OPEN, whole=False)
+    made.exchange_all(OPEN + 0.1)
     lost = lease_store._records.pop("a")
     lease_store._holders["s1"].entitlements.clear()
     assert lost.rows
-    made.speak(OPEN + 0.3)
-    made.speak(OPEN + 0.4)
+    made.exchange_all(OPEN + 0.3)
+    made.exchange_all(OPEN + 0.4)
     again = lease_store.record("a", OPEN + 0.4)
     assert again is not None
     assert again.held.concurrency >= 1
@@ -652,7 +653,7 @@ def test_a_long_list_is_stated_in_several_messages(lease_store: ReferenceLeaseSt
     made.sync.follow(many, OPEN)
     tickets = []
     for account in many.values():
-        made.wait(OPEN, lambda account=account: tickets.append(account), patience=0.0, account=account)  # type: ignore[misc]
+        made.wait(OPEN, lambda account=account: tickets.append(account), longest_wait_s=0.0, account=account)  # type: ignore[misc]
     sizes = []
     made.sync.tick(OPEN)
     while (message := made.sync.next_message(OPEN)) is not None:
@@ -669,27 +670,27 @@ def test_a_request_of_a_removed_entitlement_does_not_stop_the_messages(
     removed, kept = made.account, Account(entitlement("b"), Pricing(), 0.0)
     made.sync.follow({"b": kept}, OPEN)
     made.leases.covers(removed, ONE, OPEN)  # its body ends only now
-    assert made.wait(OPEN, patience=1.0, account=removed) is None
+    assert made.wait(OPEN, longest_wait_s=1.0, account=removed) is None
     made.sync.tick(OPEN + 0.1)
-    made.speak(OPEN + 0.2)
+    made.exchange_all(OPEN + 0.2)
     assert made.leases.mode is Mode.JOINED
 
 
 def test_any_number_of_requests_may_wait_for_the_first_answer(lease_store: ReferenceLeaseStore) -> None:
-    made, _ = roomy(lease_store)
-    made.account.set_lease(Amount(), Amount(), 0.0)  # nothing is held
+    made, _ = joined_with_ample_room(lease_store)
+    made.account.set_lease(Amount(), Amount(), 0.0)  # no lease is held
     made.room = EngineRoom(slots=1000, kv_tokens=1e9)
     lease_store.publish({"a": Limit(1e9, 1e9, 1000, 1e9)}, ROOMY, 1, OPEN + 0.3)
     decided: list[Ticket | Shed] = []
     now = OPEN + 1.0
     for _ in range(150):
         assert made.wait(now, lambda: decided.append(made.admit(now))) is not None
-    made.speak(now, whole=False)
+    made.exchange_all(now, whole=False)
     assert len(decided) == 150
     assert all(isinstance(each, Ticket) for each in decided)
 
 
-def test_when_the_lease_store_fails_an_idle_tenant_has_its_share_and_not_more(
+def test_when_the_lease_store_fails_an_idle_tenant_gets_exactly_its_share(
     lease_store: ReferenceLeaseStore,
 ) -> None:
     made = joined(lease_store)
@@ -706,7 +707,7 @@ def test_when_the_lease_store_fails_an_idle_tenant_has_its_share_and_not_more(
             admitted += 1
             made.settle(ticket, now)
         now += 0.01
-    # Half of a rate of 1,000 tokens/s: a bucket of a second, and what flows in until the leases expire.
+    # Half of a rate of 1,000 tokens/s: a bucket of one second, and the refill until the leases expire.
     assert 5 <= admitted <= 12
 
 
@@ -728,13 +729,13 @@ def test_a_request_that_comes_during_a_pause_is_asked_for_again_in_time(
     made, other = joined(lease_store), joined(lease_store, "s2")
     for _ in range(4):
         other.wait(OPEN, lambda: other.admit(OPEN))
-    other.speak(OPEN, whole=False)
-    other.speak(OPEN)
+    other.exchange_all(OPEN, whole=False)
+    other.exchange_all(OPEN)
     made.wait(OPEN, patience=0.001)
-    made.speak(OPEN, whole=False)
-    made.speak(OPEN + 0.5, whole=False) if made.sync.is_message_due else None
+    made.exchange_all(OPEN, whole=False)
+    made.exchange_all(OPEN + 0.5, whole=False) if made.sync.is_message_due else None
     made.wake(OPEN + 3)  # the first request waits no longer
-    line = made.leases.lines["a"]
-    line.short_until, line.ask_again_at = OPEN + 3.1, OPEN + 3.05
+    state = made.leases.states["a"]
+    state.short_until, state.ask_again_at = OPEN + 3.1, OPEN + 3.05
     assert made.wait(OPEN + 3.01, patience=1.0) is not None
-    assert made.leases.wakes_at() <= OPEN + 3.05
+    assert made.leases.waits.wakes_at() <= OPEN + 3.05

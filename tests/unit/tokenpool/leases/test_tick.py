@@ -1,4 +1,4 @@
-"""One tick: reports in, limits out; and what travels between processes of different versions."""
+"""One tick: from reports to limits, and records between processes of different versions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def snapshot(reports: int, **records: EntitlementRecord) -> PoolSnapshot:
     return PoolSnapshot(records, {f"s{n}": packed for n in range(reports)}, 1, True)
 
 
-def test_capacity_is_what_the_engines_have_together() -> None:
+def test_capacity_is_the_sum_over_all_engines() -> None:
     demand = EntitlementRecord(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
     made = tick(snapshot(3, a=demand), ONLY, None)
     assert made.plan.capacity == REPLICA * 3
@@ -49,8 +49,8 @@ def test_capacity_is_what_the_engines_have_together() -> None:
     assert made.limits["a"].assured_concurrency == 24
 
 
-def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -> None:
-    """Its stand-in number reaches neither the mean that scale hints use nor JSON."""
+def test_an_engine_without_a_kv_bound_counts_in_the_other_dimensions() -> None:
+    """``NO_KV_BOUND`` is neither in the mean that scale hints use nor in JSON."""
     unbounded = Amount(UNLEARNED_TOKENS_PER_SECOND, NO_KV_BOUND, 16)
     packed = [encode_report(SidecarReport(a, a, True)) for a in (REPLICA, unbounded, unbounded)]
     demand = EntitlementRecord(demand=Amount(1e4, 1e5, 100), floor=Amount(300, 100, 1))
@@ -65,7 +65,7 @@ def test_an_engine_without_a_kv_bound_is_planned_for_by_its_other_dimensions() -
     assert alone.replica == Amount(0, 0, 16)
 
 
-def test_debt_is_carried_in_the_lease_store() -> None:
+def test_the_lease_store_keeps_debt() -> None:
     busy = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
     served = EntitlementRecord(
         Limit(debt=-1.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7) + REPLICA * 0.25
@@ -84,8 +84,8 @@ def test_the_first_tick_leaves_debts_as_they_are() -> None:
     assert made.limits["a"].debt == 2.0
 
 
-def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
-    """Totals of hours, then of seconds: the difference is not what anybody got."""
+def test_a_lease_store_that_lost_its_content_reports_no_service() -> None:
+    """The totals restart, so their difference is no service."""
     old = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(1e6, 1e6, 1e4))
     new = msgspec.structs.replace(old, served=Amount(500, 5000, 4))
     before = replace(snapshot(1, a=old), at=10.0)
@@ -98,7 +98,7 @@ def test_lease_store_that_began_anew_say_nothing_of_before() -> None:
         assert min(made.plan.profiles["a"].service.values()) >= 0
 
 
-def test_a_clock_that_is_set_back_moves_nothing() -> None:
+def test_a_clock_that_steps_back_changes_no_debt() -> None:
     record = EntitlementRecord(Limit(debt=2.0), demand=Amount(1e4, 1e5, 100), served=Amount(50, 600, 7))
     before = replace(snapshot(1, a=record), at=5000.0)
     profiles = {"a": Profile(Amount(100, 2000, 4), age_s=0.5)}
@@ -107,7 +107,7 @@ def test_a_clock_that_is_set_back_moves_nothing() -> None:
     assert made.plan.profiles["a"] == profiles["a"]
 
 
-def test_a_coordinator_that_slept_moves_debts_by_a_second_at_most() -> None:
+def test_after_a_pause_of_the_coordinator_debts_change_for_one_second_at_most() -> None:
     record = EntitlementRecord(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100))
     other = EntitlementRecord(Limit(debt=0.0), demand=Amount(1e4, 1e5, 100), served=REPLICA * 60)
     before = replace(snapshot(1, a=record, b=record), at=0.0)
@@ -120,7 +120,7 @@ def test_a_bucket_holds_two_typical_requests() -> None:
     assert tick(snapshot(1, a=record), ONLY, None).limits["a"].depth == 10_000
 
 
-def test_a_report_that_cannot_be_read_is_named_and_does_not_count() -> None:
+def test_a_report_that_cannot_be_decoded_is_named_and_does_not_count() -> None:
     seen = snapshot(1)
     made = tick(PoolSnapshot({}, {**seen.reports, "bad": b"\xff"}, 1, True), ONLY, None)
     assert made.unreadable == ["bad"]
@@ -134,7 +134,7 @@ def test_reports_of_other_versions_are_read() -> None:
         decode_report(b"\xc1")
 
 
-def test_a_pool_file_travels_without_plain_keys() -> None:
+def test_a_published_pool_file_has_no_plain_keys() -> None:
     keys = (KeyRef(KeySource.PLAIN, "secret", 3), KeyRef(KeySource.ENV, "KEY", 4))
     file = PoolFile((Pool("pool"),), (entitlement(tier=Tier.SPOT, api_keys=keys),), "a")
     version, content = encode_file(file)
@@ -148,7 +148,7 @@ def test_a_pool_file_travels_without_plain_keys() -> None:
         decode_file(b"[]")
 
 
-def test_all_sidecars_are_told_what_may_be_preempted() -> None:
+def test_a_published_pool_file_states_which_spot_is_preemptible() -> None:
     made = [entitlement(tier=Tier.SPOT), entitlement("b", Tier.SPOT, preemptible=False), entitlement("c")]
     _, content = encode_file(PoolFile((Pool("pool"),), tuple(made), None))
     assert [e.is_preemptible for e in decode_file(content).entitlements] == [True, False, False]
@@ -159,7 +159,7 @@ def test_all_sidecars_are_told_what_may_be_preempted() -> None:
     assert [e.is_preemptible for e in older.entitlements] == [True, True, False]
 
 
-def test_what_was_shed_a_moment_ago_is_a_retry_once() -> None:
+def test_a_recently_shed_request_is_a_retry_once() -> None:
     retries = Retries()
     assert not retries.is_retry(b"x", 0)
     retries.shed(b"x", 0)
@@ -178,7 +178,7 @@ def test_retries_are_bounded() -> None:
     assert retries.is_retry(b"1", 1)
 
 
-def test_an_entitlement_without_a_page_costs_a_tick_nothing_and_follows_from_the_terms() -> None:
+def test_an_entitlement_without_a_record_is_in_no_plan_and_follows_from_the_terms() -> None:
     record = EntitlementRecord(demand=Amount(10, 100, 1))
     many = {f"e{number}": entitlement(f"e{number}") for number in range(1000)}
     made = tick(snapshot(3, a=record), {**ONLY, **many}, None)
@@ -188,7 +188,7 @@ def test_an_entitlement_without_a_page_costs_a_tick_nothing_and_follows_from_the
     assert whole.limits["e7"].amount == idle.limit
 
 
-def test_an_entitlement_that_was_idle_for_long_has_no_limit_of_its_own() -> None:
+def test_an_entitlement_with_a_long_idle_time_has_no_published_limit() -> None:
     full = EntitlementRecord(Limit(100, 1000, 4, depth=200), level=200.0)
     seen, memory = snapshot(1, a=full), Memory()
     for at, has_limit in ((10.0, True), (10.0 + RETIRE_S - 1, True), (10.0 + RETIRE_S, False)):
@@ -208,7 +208,7 @@ def test_an_entitlement_that_was_idle_for_long_has_no_limit_of_its_own() -> None
         EntitlementRecord(Limit(100, 1000, 4, 200), level=200.0, in_use=Amount(0, 16, 1)),
     ],
 )
-def test_debt_an_empty_bucket_and_what_is_held_keep_a_limit(record: EntitlementRecord) -> None:
+def test_debt_an_empty_bucket_or_a_lease_keeps_a_limit(record: EntitlementRecord) -> None:
     memory = Memory(idle_since={"a": 0.0})
     made = tick(replace(snapshot(1, a=record), at=1000.0), ONLY, None, memory=memory)
     assert "a" in made.limits

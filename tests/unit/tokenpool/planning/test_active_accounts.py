@@ -1,4 +1,4 @@
-"""Active accounts: planning for those alone gives everyone the limits that planning for all would."""
+"""Active accounts: plans for them alone give all accounts the limits of plans for all accounts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tokenpool.outcomes import Ending
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.planning.idle import IdleTerms
 from tokenpool.planning.planner import Plan, PlanInput, PlannerSettings, plan
-from tokenpool.planning.profiles import Profile, rested
+from tokenpool.planning.profiles import Profile, after_idle_time
 from tokenpool.pricing.cost import Usage
 
 CAPACITY = Amount(1000.0, 4000.0, 8.0)
@@ -61,7 +61,7 @@ class Sidecar:
                 {a.entitlement.name: a.debt for a in accounts},
                 now - before,
                 SETTINGS,
-                {n: rested(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
+                {n: after_idle_time(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
             )
         )
         if not self.plans_all:
@@ -70,7 +70,7 @@ class Sidecar:
             share = made.entitlements[each.entitlement.name]
             each.set_limits(share.limit, share.assured, share.debt, now)
             self.profiles[each.entitlement.name] = made.profiles[each.entitlement.name], now
-            if not self.plans_all and active.can_rest(each, now):
+            if not self.plans_all and active.may_retire(each, now):
                 active.retire(each)
 
     def offer(self, place: int, tokens: int, kv_tokens: int, sequences: int, now: float) -> object:
@@ -110,28 +110,28 @@ STEP = st.one_of(OFFER, st.just(("end",)), st.tuples(st.just("pass"), st.integer
 
 
 @given(st.lists(STEP, max_size=60))
-def test_retiring_idle_accounts_changes_nobodys_limits(steps: list[tuple[object, ...]]) -> None:
-    """A bucket may be fuller: one that idled while its limit rose is full at once, not within a second."""
-    some, everybody = Sidecar(plans_all=False), Sidecar(plans_all=True)
+def test_retiring_idle_accounts_changes_no_limits(steps: list[tuple[object, ...]]) -> None:
+    """A bucket may be fuller: if its limit rose in its idle time, it is full at once, not within a second."""
+    some, all_planned = Sidecar(plans_all=False), Sidecar(plans_all=True)
     ticks = 0
     for step in steps:
         now = ticks * 0.25 + 0.1
-        for sidecar in (some, everybody):
+        for sidecar in (some, all_planned):
             if step[0] == "offer":
                 sidecar.offer(*step[1:], now)  # type: ignore[arg-type]
             elif step[0] == "end":
                 sidecar.end(now)
         if [t.account.entitlement.name for t in some.tickets] != [
-            t.account.entitlement.name for t in everybody.tickets
+            t.account.entitlement.name for t in all_planned.tickets
         ]:
-            return  # a fuller bucket admitted one more: from here on they are two stories
+            return  # a fuller bucket admitted one more request: the two runs differ from here on
         if step[0] == "pass":
             for _ in range(int(str(step[1]))):
                 ticks += 1
                 some.tick(ticks * 0.25)
-                everybody.tick(ticks * 0.25)
-        close(some.seen(ticks * 0.25 + 0.1), everybody.seen(ticks * 0.25 + 0.1))
-        for mine, theirs in zip(some.accounts, everybody.accounts, strict=True):
+                all_planned.tick(ticks * 0.25)
+        close(some.seen(ticks * 0.25 + 0.1), all_planned.seen(ticks * 0.25 + 0.1))
+        for mine, theirs in zip(some.accounts, all_planned.accounts, strict=True):
             now = ticks * 0.25 + 0.1
             assert mine.bucket.refill(now) >= theirs.bucket.refill(now) - 1e-6
 
@@ -170,25 +170,25 @@ def test_the_first_request_in_a_busy_pool_meets_the_limits_of_the_last_plan() ->
     assert owner.assured.values() == (200, 500, 2)
 
 
-def test_an_account_with_something_left_to_do_does_not_rest() -> None:
+def test_an_account_with_demand_use_or_a_low_bucket_does_not_retire() -> None:
     owner, active = account(Amount(100, 1e6, 8)), ActiveAccounts()
     active.touch(owner, 0.0)
-    assert active.can_rest(owner, 0.0)
+    assert active.may_retire(owner, 0.0)
 
     owner.kv_in_use = 1
-    assert not active.can_rest(owner, 0.0)
+    assert not active.may_retire(owner, 0.0)
     owner.kv_in_use = 0
     owner.meter.offer(cost())
-    assert not active.can_rest(owner, 0.0)
+    assert not active.may_retire(owner, 0.0)
     owner.report(10.0)
     owner.report(1000.0)
-    assert active.can_rest(owner, 1000.0)
+    assert active.may_retire(owner, 1000.0)
     owner.bucket.add(-50)
-    assert not active.can_rest(owner, 1000.0)
-    assert active.can_rest(owner, 1001.0)
+    assert not active.may_retire(owner, 1000.0)
+    assert active.may_retire(owner, 1001.0)
 
 
-def test_without_terms_an_idle_account_is_left_as_it_is() -> None:
+def test_without_terms_an_idle_account_stays_unchanged() -> None:
     owner, active = account(PLENTY), ActiveAccounts()
     active.touch(owner, 5.0)
     active.retire(owner)
@@ -199,10 +199,10 @@ def test_without_terms_an_idle_account_is_left_as_it_is() -> None:
     assert not owner.is_active
 
 
-def test_an_account_that_is_gone_from_the_pool_file_is_not_planned_for_again() -> None:
+def test_an_account_that_was_removed_from_the_pool_file_does_not_become_active_again() -> None:
     owner, active = account(), ActiveAccounts()
     active.touch(owner, 0.0)
-    active.expel(owner)
+    active.exclude(owner)
 
     active.touch(owner, 1.0)
     active.planned(IdleTerms(), 1.0, 4.0)
@@ -214,16 +214,18 @@ def test_an_account_that_is_gone_from_the_pool_file_is_not_planned_for_again() -
 
 
 @given(st.lists(st.floats(0.01, 5), max_size=40), st.floats(0, 30))
-def test_a_profile_rests_as_plans_without_service_would_have_it(gaps: list[float], age_s: float) -> None:
+def test_a_profile_after_idle_time_equals_the_result_of_plans_without_service(
+    gaps: list[float], age_s: float
+) -> None:
     owner = entitlement("a")
-    begun = Profile(Amount(10.0, 2000.0, 1.0), 1, age_s)
-    stepped = begun
+    start = Profile(Amount(10.0, 2000.0, 1.0), 1, age_s)
+    stepped = start
     for gap in gaps:
         stepped = plan(PlanInput(CAPACITY, [owner], {}, {}, gap, SETTINGS, {"a": stepped})).profiles["a"]
 
-    at_once = rested(begun, sum(gaps))
+    at_once = after_idle_time(start, sum(gaps))
 
     assert at_once.place == stepped.place
     assert at_once.age_s == pytest.approx(stepped.age_s)
-    # A step over the boundary between the two ways to average differs by less than itself.
+    # A step over the boundary between the two averages differs by less than the step.
     assert at_once.service.kv_tokens == pytest.approx(stepped.service.kv_tokens, abs=20.0, rel=0.3)

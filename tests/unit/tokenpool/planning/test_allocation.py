@@ -1,4 +1,4 @@
-"""The invariants of design.md section 6, on arbitrary claims."""
+"""The invariants of an allocation, for arbitrary claims."""
 
 from __future__ import annotations
 
@@ -104,19 +104,19 @@ def test_the_order_of_claims_does_not_matter(
 
 @given(claims(), capacities)
 def test_work_is_conserved(made: list[Claim], capacity: Amount) -> None:
-    """Whoever has unmet demand below its ceiling needs a dimension that is used up."""
+    """A claim with unmet demand below its ceiling needs a dimension without free capacity."""
     shares, fair = allocate(capacity, made), fair_shares(capacity, made)
     for c in made:
         if fair[c.name].is_satisfied or not any(c.demand.get(d) > 0 for d in Dimension):
             continue
         if any(c.demand.get(d) > 0 and c.ceiling.get(d) <= 0 for d in Dimension):
-            continue  # its ceiling forbids what its requests need
+            continue  # its ceiling excludes its requests
         slack = {
             Dimension.TOKENS_PER_SECOND: SLACK * 1000,
             Dimension.KV_TOKENS: SLACK * 10000,
-            Dimension.CONCURRENCY: 1.0,  # a whole sequence no longer fits
+            Dimension.CONCURRENCY: 1.0,  # no further whole sequence fits
         }
-        # Sequences are whole: a part of one takes a slot.
+        # Sequences are whole: a part of a sequence needs a slot.
         slots = sum(math.ceil(share.allocation.concurrency) for share in shares.values())
         taken = {d: used(shares, d) for d in Dimension} | {Dimension.CONCURRENCY: slots}
         full = [d for d in Dimension if taken[d] >= capacity.get(d) - slack[d] - SLACK]
@@ -125,14 +125,14 @@ def test_work_is_conserved(made: list[Claim], capacity: Amount) -> None:
 
 @given(claims(), capacities)
 def test_guarantees_come_before_everything(made: list[Claim], capacity: Amount) -> None:
-    """Where live capacity carries the demanded guarantees, each is granted in full."""
+    """If live capacity is enough for the demanded guarantees, each one is granted in full."""
     inside = {c.name: c.guarantee.at_most(c.demand) for c in made}
     if not all(sum(a.get(d) for a in inside.values()) <= capacity.get(d) for d in Dimension):
         return
     shares = allocate(capacity, made)
     for c in made:
         if any(c.demand.get(d) > c.ceiling.get(d) for d in Dimension):
-            continue  # a ceiling in one dimension shortens what is asked of the others
+            continue  # a ceiling in one dimension scales the demand in all others
         granted = shares[c.name].allocation
         assert granted.tokens_per_second >= inside[c.name].tokens_per_second * (1 - SLACK)
         assert granted.kv_tokens >= inside[c.name].kv_tokens * (1 - SLACK)
@@ -151,7 +151,7 @@ def test_guarantees_shrink_in_proportion_when_capacity_cannot_carry_them() -> No
     assert shares["a"].limit.tokens_per_second == 600
 
 
-def test_an_idle_guarantee_is_lent_and_back_at_once() -> None:
+def test_an_idle_guarantee_is_lent_and_returned_at_once() -> None:
     owner = claim("owner", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8))
     spot = claim("spot", Tier.SPOT, demand=CAPACITY * 2)
     lent = allocate(CAPACITY, [owner, spot])
@@ -177,7 +177,7 @@ def test_tiers_are_served_in_order() -> None:
     shares = allocate(CAPACITY, made)
     assert shares["g"].allocation == Amount(300, 3000, 4)
     assert shares["e"].allocation == Amount(500, 5000, 8)
-    assert shares["s"].allocation.concurrency == 4  # of 3.2: the fourth slot is free, so it has it whole
+    assert shares["s"].allocation.concurrency == 4  # from 3.2: the fourth slot is free
     assert shares["s"].allocation.tokens_per_second == pytest.approx(200)
 
 
@@ -192,7 +192,7 @@ def test_dominant_shares_rise_together_by_weight() -> None:
     assert used(shares, Dimension.KV_TOKENS) == pytest.approx(10000)
 
 
-def test_one_bound_in_one_dimension_does_not_strand_the_others() -> None:
+def test_a_bound_in_one_dimension_leaves_the_other_dimensions_usable() -> None:
     bound = claim("bound", demand=Amount(1000, 1000, 16), ceiling=Amount(1000, 10000, 2))
     free = claim("free", demand=Amount(2000, 2000, 32))
     shares = allocate(CAPACITY, [bound, free])
@@ -200,20 +200,20 @@ def test_one_bound_in_one_dimension_does_not_strand_the_others() -> None:
     assert shares["free"].allocation.tokens_per_second == pytest.approx(875)
 
 
-def test_whole_sequences_neither_strand_nor_exceed_capacity() -> None:
+def test_whole_sequences_neither_waste_nor_exceed_capacity() -> None:
     made = [claim(f"e{i}", demand=Amount(100, 100, 8)) for i in range(5)]
     shares = allocate(Amount(1000, 10000, 8), made)
     given_out = sorted(share.allocation.concurrency for share in shares.values())
     assert given_out == [1, 1, 2, 2, 2]
 
 
-def test_the_odd_sequence_goes_to_whom_service_is_owed() -> None:
+def test_the_last_sequence_goes_to_the_claim_with_debt() -> None:
     made = [claim("a", demand=Amount(100, 100, 8)), claim("b", demand=Amount(100, 100, 8), priority=1.0)]
     shares = allocate(Amount(1000, 10000, 3), made)
     assert (shares["a"].allocation.concurrency, shares["b"].allocation.concurrency) == (1, 2)
 
 
-def test_a_newcomer_is_let_in_although_spot_holds_everything() -> None:
+def test_a_new_claim_gets_capacity_although_spot_holds_all() -> None:
     newcomer = claim("new", Tier.ELASTIC, floor=Amount(0, 200, 1))
     spot = claim("spot", Tier.SPOT, demand=CAPACITY * 2)
     shares = allocate(CAPACITY, [newcomer, spot])
@@ -221,7 +221,7 @@ def test_a_newcomer_is_let_in_although_spot_holds_everything() -> None:
     assert shares["spot"].assured == NOTHING
 
 
-def test_spot_has_no_floor_while_others_are_in_want() -> None:
+def test_spot_has_no_floor_while_others_have_unmet_demand() -> None:
     spot = [claim(f"spot-{n}", Tier.SPOT, demand=CAPACITY, floor=Amount(0, 200, 1)) for n in range(8)]
     others = [claim("idle", Tier.ELASTIC), claim("modest", Tier.ELASTIC, demand=CAPACITY * 0.05)]
     hungry = claim("hungry", Tier.ELASTIC, demand=CAPACITY * 2)
@@ -237,8 +237,8 @@ positive = amounts(CAPACITY * 2, zero=False)
 
 
 @st.composite
-def rivals(draw: st.DrawFn) -> list[Claim]:
-    """Claims as they occur: every request needs every dimension."""
+def claims_in_all_dimensions(draw: st.DrawFn) -> list[Claim]:
+    """Realistic claims: every request needs every dimension."""
     return [
         claim(
             f"e{i}",
@@ -251,7 +251,7 @@ def rivals(draw: st.DrawFn) -> list[Claim]:
 
 
 def not_less(after: Amount, before: Amount) -> bool:
-    """No dimension fell; of whole sequences one may go to another in its turn."""
+    """Whether no dimension fell. One whole sequence may go to another claim."""
     return (
         after.tokens_per_second >= before.tokens_per_second * (1 - SLACK) - SLACK
         and after.kv_tokens >= before.kv_tokens * (1 - SLACK) - SLACK
@@ -259,8 +259,8 @@ def not_less(after: Amount, before: Amount) -> bool:
     )
 
 
-@given(rivals(), scales)
-def test_more_demand_never_lowers_the_own_share(made: list[Claim], scale: float) -> None:
+@given(claims_in_all_dimensions(), scales)
+def test_more_demand_never_lowers_the_share_of_a_claim(made: list[Claim], scale: float) -> None:
     more = [replace(made[0], demand=made[0].demand * scale), *made[1:]]
     before, after = allocate(CAPACITY, made)["e0"], allocate(CAPACITY, more)["e0"]
     assert not_less(after.allocation, before.allocation)
@@ -273,7 +273,7 @@ def test_more_demand_never_lowers_the_own_share(made: list[Claim], scale: float)
         claim("e2", Tier.GUARANTEED, weight=3.0, demand=Amount(2, 20, 12)),
     ],
     2.0,
-)  # half a sequence is left, which spot cannot use
+)  # half a sequence is left, and spot cannot use it
 @example(
     [
         claim("e0", Tier.GUARANTEED, demand=Amount(2, 20, 4.5)),
@@ -281,16 +281,16 @@ def test_more_demand_never_lowers_the_own_share(made: list[Claim], scale: float)
         claim("e2", Tier.GUARANTEED, weight=3.0, demand=Amount(2, 20, 12)),
     ],
     2.0,
-)  # less than that, either
-@given(rivals(), scales)
-def test_more_weight_never_lowers_the_own_limit(made: list[Claim], scale: float) -> None:
-    """Weight, and so debt, which is part of it."""
+)  # less than half a sequence is left
+@given(claims_in_all_dimensions(), scales)
+def test_more_weight_never_lowers_the_limit_of_a_claim(made: list[Claim], scale: float) -> None:
+    """Debt is a factor of the weight, so this covers debt too."""
     more = [replace(made[0], weight=made[0].weight * scale), *made[1:]]
     before, after = allocate(CAPACITY, made)["e0"], allocate(CAPACITY, more)["e0"]
     assert not_less(after.limit, before.limit)
 
 
-def test_nothing_at_all_is_divided_without_complaint() -> None:
+def test_a_division_without_claims_or_capacity_is_no_error() -> None:
     assert allocate(CAPACITY, []) == {}
     share = allocate(NOTHING, [claim(demand=CAPACITY)])["a"]
     assert share.allocation == NOTHING
@@ -298,7 +298,9 @@ def test_nothing_at_all_is_divided_without_complaint() -> None:
 
 
 @given(claims())
-def test_a_claim_without_demand_gets_the_same_whether_it_is_divided_or_not(made: list[Claim]) -> None:
+def test_a_claim_without_demand_gets_the_same_share_inside_and_outside_of_a_division(
+    made: list[Claim],
+) -> None:
     active = [each for each in made if each.demand != NOTHING]
     whole, part = allocate(CAPACITY, made), Division(CAPACITY, active)
     shares, terms = part.shares(), part.idle_terms()

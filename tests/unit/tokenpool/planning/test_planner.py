@@ -36,7 +36,7 @@ def move(debt: float, **values: object) -> float:
     return moved(debt, **(fields | values))  # type: ignore[arg-type]
 
 
-def test_debt_moves_by_what_is_missing_of_the_fair_share() -> None:
+def test_debt_changes_by_the_missing_part_of_the_fair_share() -> None:
     assert move(0.0) == 0.5
     assert move(0.0, service=0.75) == -0.5
     assert move(0.0, service=0.5) == 0.0
@@ -71,7 +71,7 @@ def test_a_tight_slo_gives_bounded_precedence(slo: Slo, factor: float) -> None:
     assert slo_factor(slo) == factor
 
 
-def test_service_that_is_owed_comes_first() -> None:
+def test_an_entitlement_with_debt_is_served_first() -> None:
     pair = [entitlement("a"), entitlement("b")]
     reports = {"a": WANTING, "b": WANTING}
     made = plan(PlanInput(CAPACITY, pair, reports, {"a": 2.0, "b": 0.0}, 0.25))
@@ -82,7 +82,7 @@ def test_service_that_is_owed_comes_first() -> None:
     )
 
 
-def test_debts_are_carried_and_those_of_the_gone_forgotten() -> None:
+def test_debts_are_kept_and_debts_of_removed_entitlements_are_dropped() -> None:
     made = plan(PlanInput(CAPACITY, [entitlement("a")], {}, {"a": 2.0, "gone": 3.0}, 0.25))
     assert set(made.entitlements) == {"a"}
     assert 1.5 < made.entitlements["a"].debt < 2.0
@@ -94,7 +94,7 @@ def test_fair_share_is_by_weight_alone() -> None:
     assert made.entitlements["a"].fair_share == pytest.approx(3 * made.entitlements["b"].fair_share)
 
 
-def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
+def test_the_owner_of_an_idle_guarantee_may_use_it_at_once() -> None:
     guarantee = Amount(500, 5000, 8)
     owner = entitlement("owner", Tier.GUARANTEED, guarantee=guarantee)
     made = plan(PlanInput(CAPACITY, [owner, entitlement("spot", Tier.SPOT)], {"spot": WANTING}, {}, 0.25))
@@ -104,7 +104,7 @@ def test_an_idle_guarantee_is_at_its_owners_disposal() -> None:
     assert made.entitlements["spot"].assured == Amount()
 
 
-def test_nothing_to_plan_for_is_no_error() -> None:
+def test_a_plan_without_entitlements_is_no_error() -> None:
     assert (
         plan(PlanInput(Amount(), [entitlement()], {"a": FULL}, {}, 0.0)).entitlements["a"].limit == Amount()
     )
@@ -146,7 +146,7 @@ def test_a_plan_is_a_function_of_its_input_in_any_order(
         assert -4 <= share.debt <= 4
 
 
-def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
+def test_grants_of_guarantees_are_lent_to_preemptible_spot() -> None:
     unbounded = math.inf
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
@@ -162,22 +162,25 @@ def test_what_others_were_granted_is_lent_to_preemptible_spot() -> None:
     kept = plan(PlanInput(CAPACITY, not_preemptible(tenants), reports, {}, 0.25)).entitlements
     lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
     assert (kept["s"].limit.concurrency, kept["t"].limit.concurrency) == (5, 5)
-    assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # as much in all as there is
+    assert (lent["s"].limit.concurrency, lent["t"].limit.concurrency) == (8, 8)  # together the whole capacity
     assert lent["s"].limit.tokens_per_second == pytest.approx(kept["s"].limit.tokens_per_second + 200)
     assert lent["s"].allocation == kept["s"].allocation
     assert (lent["g"], lent["idle"]) == (kept["g"], kept["idle"])
     reports["g"] = Report(demand=CAPACITY)
     tenants[0] = entitlement("g", Tier.GUARANTEED, guarantee=CAPACITY)
     full = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements
-    assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (8, 8)  # nothing was left: evenly
+    assert (full["s"].limit.concurrency, full["t"].limit.concurrency) == (
+        8,
+        8,
+    )  # spot has no allocation: evenly
 
 
 def not_preemptible(tenants: Sequence[Entitlement], *names: str) -> list[Entitlement]:
-    """The tenants with no spot that may be ended, or with none of these names."""
+    """The tenants without preemptible spot, or with none among these names."""
     return [replace(t, preemptible=bool(names) and t.name not in names) for t in tenants]
 
 
-def test_of_two_spot_tenants_only_the_preemptible_one_is_lent_anything() -> None:
+def test_of_two_spot_tenants_only_the_preemptible_one_gets_lent_capacity() -> None:
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(500, 5000, 8)),
         entitlement("s", Tier.SPOT),
@@ -194,10 +197,10 @@ def test_of_two_spot_tenants_only_the_preemptible_one_is_lent_anything() -> None
 
 
 @given(tenants, st.data())
-def test_without_preemptible_spot_no_limit_passes_what_is_there(
+def test_without_preemptible_spot_no_limit_exceeds_the_capacity(
     drawn: list[tuple[Tier, float, float, float]], data: st.DataObject
 ) -> None:
-    """What is lent twice is lent to preemptible spot alone: nobody else's limit depends on the flag."""
+    """Only preemptible spot gets lent capacity. No other limit depends on the flag."""
     made, reports = [], {}
     for index, (tier, weight, demand, _) in enumerate(drawn):
         name = f"e{index}"
@@ -216,7 +219,7 @@ def test_without_preemptible_spot_no_limit_passes_what_is_there(
             assert before[one.name].limit.fits(after[one.name].limit)
 
 
-def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
+def test_only_guarantees_without_other_demand_are_lent() -> None:
     tenants = [
         entitlement("g", Tier.GUARANTEED, guarantee=Amount(250, 2500, 4)),
         entitlement("e", Tier.ELASTIC),
@@ -227,13 +230,13 @@ def test_only_what_can_be_taken_back_and_nobody_else_wants_is_lent() -> None:
     lent = plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"]
     assert (
         lent.limit.concurrency == kept.limit.concurrency + 4
-    )  # not elastic's four: nothing is ended for those
+    )  # not the four of elastic: no request is ended for them
     reports["e"] = Report(demand=CAPACITY)
     assert plan(PlanInput(CAPACITY, tenants, reports, {}, 0.25)).entitlements["s"].limit == Amount()
 
 
 def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None:
-    """By the demand of the moment, "bursty" would be taken to get twice what it gets."""
+    """By momentary demand, the service of "bursty" would count twice."""
     pair = [entitlement("even"), entitlement("bursty")]
     debts: dict[str, float] = {}
     profiles: dict[str, Profile] = {}
@@ -252,7 +255,7 @@ def test_service_counts_in_one_dimension_though_demand_comes_in_bursts() -> None
 
 
 def follow(*services: Amount, elapsed_s: float = 0.25) -> Profile:
-    """The profile of somebody who got that, from plan to plan."""
+    """The profile of an entitlement with this service in successive plans."""
     profiles: Mapping[str, Profile] = {}
     for service in services:
         report = {"a": Report(CAPACITY, service)}
@@ -262,7 +265,7 @@ def follow(*services: Amount, elapsed_s: float = 0.25) -> Profile:
     return profiles["a"]
 
 
-def test_a_young_profile_counts_all_alike() -> None:
+def test_a_young_profile_weighs_all_plans_equally() -> None:
     assert follow(Amount(8, 0, 4), Amount(16, 0, 8), Amount(24, 0, 12)).service.values() == (16, 0, 8)
 
 
@@ -272,19 +275,21 @@ def test_an_old_profile_forgets() -> None:
     assert later.service.kv_tokens == pytest.approx(CAPACITY.kv_tokens / math.e)
 
 
-def test_no_time_that_passed_teaches_nothing_and_fails_nothing() -> None:
+def test_a_plan_without_elapsed_time_changes_no_profile() -> None:
     assert follow(Amount(8, 0, 4), Amount(16, 0, 8), elapsed_s=0).age_s == 0
 
 
 @pytest.mark.parametrize(
     ("service", "place"), [(Amount(100, 100, 1.4), 0), (Amount(0, 5000, 6), 1), (Amount(100, 100, 1.6), 2)]
 )
-def test_service_counts_where_most_of_capacity_is_used(service: Amount, place: int) -> None:
+def test_service_counts_in_the_dimension_with_the_largest_share_of_capacity(
+    service: Amount, place: int
+) -> None:
     assert follow(service).place == place
 
 
-def test_a_tie_does_not_change_where_service_counts() -> None:
-    """With lumps of tokens in one dimension, whichever is a little ahead would count: always too much."""
+def test_a_tie_does_not_change_the_dimension_of_service() -> None:
+    """Tokens are charged at admission, so the momentary maximum of the dimensions is always too large."""
     tokens, sequences = Amount(500, 0, 7.5), Amount(500, 0, 8.5)
     assert follow(tokens).place == 2
     assert follow(Amount(500, 0, 4), *([sequences] * 40)).place == 0

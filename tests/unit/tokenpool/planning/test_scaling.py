@@ -1,4 +1,4 @@
-"""Scale hints: what is needed, by which dimension, and how the hint follows."""
+"""Scale hints: the need of a pool, its dimension, and the hint that follows it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def need(demand: dict[str, Amount], settings: ScalingSettings = EXACT, pool: Poo
     return made
 
 
-def test_guarantees_alone_need_their_room_whether_or_not_they_are_used() -> None:
+def test_guarantees_need_their_replicas_even_without_demand() -> None:
     made = need({})
     assert (made.replicas, made.dimension, made.floor) == (1, None, 1)
 
 
-def test_the_dimension_that_needs_most_decides() -> None:
+def test_the_dimension_that_needs_the_most_replicas_decides() -> None:
     made = need({"rest": Amount(500, 10_000, 20)})
     assert (made.replicas, made.dimension) == (3, Dimension.CONCURRENCY)  # 4 guaranteed and 20
 
@@ -49,7 +49,7 @@ def test_a_burst_above_a_guarantee_counts_once() -> None:
     assert need({"gold": Amount(1900, 0, 0)}).replicas == 2
 
 
-def test_spot_counts_only_where_asked_to() -> None:
+def test_spot_counts_only_with_its_setting() -> None:
     flood = {"spot": Amount(9000, 0, 0)}
     assert need(flood).replicas == 1
     assert need(flood, ScalingSettings(headroom=0.0, counts_spot=True)).replicas == 10
@@ -60,7 +60,7 @@ def test_headroom_is_added() -> None:
     assert need({"rest": Amount(1500, 0, 0)}, ScalingSettings(headroom=0.1)).replicas == 3
 
 
-def test_the_pools_bounds_hold_and_what_they_hide_is_told() -> None:
+def test_a_need_stays_within_the_pools_bounds_and_states_the_unbounded_need() -> None:
     pool = Pool("pool", min_replicas=2, max_replicas=3)
     made = need({"rest": Amount(0, 0, 100)}, pool=pool)
     assert (made.replicas, made.unbounded) == (3, 13)
@@ -68,11 +68,11 @@ def test_the_pools_bounds_hold_and_what_they_hide_is_told() -> None:
     assert need({}, pool=pool).replicas == 2
 
 
-def test_while_no_capacity_is_known_there_is_no_answer() -> None:
+def test_without_a_known_capacity_there_is_no_need() -> None:
     assert needed_replicas(POOL, {GOLD.name: GOLD}, GOLD.guarantee, {}, Amount(), EXACT) is None
 
 
-def test_what_is_not_measured_is_taken_from_the_pool_file() -> None:
+def test_a_capacity_without_a_measurement_comes_from_the_pool_file() -> None:
     pool = Pool("pool", replica=ReplicaCapacity(concurrency=2), max_replicas=10)
     assert replica_capacity(pool, Amount(100, 0, 0)) == Amount(100, 0, 2)
     assert replica_capacity(pool, Amount(100, 0, 3)) == Amount(100, 0, 3)
@@ -81,7 +81,7 @@ def test_what_is_not_measured_is_taken_from_the_pool_file() -> None:
     assert (made.replicas, made.dimension, made.floor) == (2, Dimension.CONCURRENCY, 2)
 
 
-def test_a_coordinator_that_has_just_begun_keeps_what_runs() -> None:
+def test_a_new_coordinator_keeps_the_running_replicas() -> None:
     stabiliser = Stabiliser(ScalingSettings(down_window_s=60))
     first = stabiliser.follow(of(2), 0, running=5)
     assert (first.replicas, first.reason) == (5, "2 would be enough; 5 run")
@@ -112,11 +112,11 @@ def test_a_rise_may_have_to_last() -> None:
     assert stabiliser.follow(of(4), 15).replicas == 4
 
 
-def test_a_number_counts_until_the_next_look() -> None:
-    """While nobody looks, as during a failover, nothing is known to have changed."""
+def test_a_need_counts_until_the_next_one() -> None:
+    """Without a call, as during a failover, the last need still counts."""
     stabiliser = Stabiliser(ScalingSettings(up_window_s=1, down_window_s=10))
     stabiliser.follow(of(3), 0)
-    assert stabiliser.follow(of(5), 100).replicas == 3  # not known to have lasted a second
+    assert stabiliser.follow(of(5), 100).replicas == 3  # the higher need has not lasted a second
     assert stabiliser.follow(of(5), 101).replicas == 5
     assert stabiliser.follow(of(1), 200).replicas == 5
     assert stabiliser.follow(of(1), 209).replicas == 5
@@ -127,7 +127,7 @@ needs = st.lists(st.tuples(st.floats(0, 30), st.integers(1, 20), st.integers(1, 
 
 
 @given(needs, st.floats(0, 20), st.floats(0, 60))
-def test_a_hint_stays_between_what_was_needed_and_never_below_the_guarantees(
+def test_a_hint_stays_within_the_needs_of_its_windows_and_above_the_guarantees(
     steps: list[tuple[float, int, int]], up: float, down: float
 ) -> None:
     stabiliser, now, seen = Stabiliser(ScalingSettings(up_window_s=up, down_window_s=down)), 0.0, [0]
@@ -140,7 +140,7 @@ def test_a_hint_stays_between_what_was_needed_and_never_below_the_guarantees(
 
 
 class Literal:
-    """The same rule, over everything that was ever needed."""
+    """The same rule, computed from all needs so far."""
 
     def __init__(self, settings: ScalingSettings) -> None:
         self.settings = settings
@@ -166,10 +166,10 @@ looks = st.lists(st.tuples(quarters, st.integers(1, 6), st.integers(1, 3)), min_
 
 
 @given(looks, quarters, quarters, st.lists(st.booleans(), min_size=40, max_size=40), quarters)
-def test_a_successor_goes_on_as_its_predecessor_would_have(
+def test_a_new_leader_continues_like_the_leader_before(
     steps: list[tuple[float, int, int]], up: float, down: float, changes: list[bool], skew: float
 ) -> None:
-    """Leaders may change between any two looks, and their clocks do not agree. The state stays small."""
+    """Leaders may change between any two calls, and their clocks differ. The state stays small."""
     settings = ScalingSettings(up_window_s=up, down_window_s=down)
     one, literal, offset = Stabiliser(settings), Literal(settings), 0.0
     now = 0.0

@@ -1,4 +1,4 @@
-"""The pool file: what is wrong is named with its line and the fix, and nothing else is ever raised."""
+"""The pool file: each mistake is reported with its line and fix, and no other error is raised."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_good_file_becomes_records() -> None:
         file.pool("other")
 
 
-def test_the_example_of_the_documentation_is_valid_and_explained() -> None:
+def test_the_documented_example_is_valid_and_explained() -> None:
     text = explain(parse((ROOT / "docs/examples/pool.yaml").read_text()))
     assert "checkout: guaranteed, weight 1, 1 keys" in text
     assert "ceiling    6 concurrency" in text
@@ -79,7 +79,7 @@ def test_spot_is_preemptible_unless_the_file_says_otherwise(
 
 
 DIGEST = "0" * 63
-# What to replace in the good file, by what; the line, what the message says, what the fix says.
+# The old and the new text in the good file; then the line, words of the message, and words of the fix.
 BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tire: spot", 16, "entitlements[1].tire is not a known field", "did you mean 'tier'?"),
     ("tier: spot", "tire: spot", 14, "entitlements[1] has no tier", "add 'tier:'"),
@@ -111,7 +111,7 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("[{env: GOLD_KEY}]", "[{env: A, file: b}]", 13, "must name one of", "{env: VARIABLE}"),
     ("[{env: GOLD_KEY}]", "[{env: 7}]", 13, "is not a text but '7'", "quotes"),
     ("[{env: GOLD_KEY}]", "[12]", 13, "is not a text but '12'", "quotes"),
-    ("[{env: GOLD_KEY}]", "[{file: /etc/keys/rest}]", 17, "is the one of 'gold' on line 13", "own"),
+    ("[{env: GOLD_KEY}]", "[{file: /etc/keys/rest}]", 17, "is also a key of 'gold' on line 13", "own"),
     ("tier: spot", "tier: spot\n    guarantee: {concurrency: 1}", 17, "has a guarantee", "elastic"),
     ("slo: {ttft_ms: 300}", "preemptible: true", 12, "guaranteed requests are never preempted", "make the"),
     ("tier: spot", "tier: elastic\n    preemptible: true", 17, "elastic requests are never", "remove it"),
@@ -127,11 +127,11 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tier: guaranteed", 14, "has no guarantee", "make it elastic"),
     ("    replicas", "    pricing: {image_tokens: 0.5}\n    replicas", 5, "is 0.5", "whole number"),
     ("    replicas", "    pricing: {output_weight: no}\n    replicas", 5, "not a number", "token"),
-    ("pools:", "pools: &p", 0, "", ""),  # an anchor alone does no harm
+    ("pools:", "pools: &p", 0, "", ""),  # an anchor alone is no mistake
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
     ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
-    ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "no text"),
+    ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "not text"),
 ]
 
 
@@ -147,7 +147,7 @@ def test_each_mistake_is_named_with_its_line_and_the_fix(
     with pytest.raises(PoolFileError) as caught:
         parse(text, name="p.yaml")
     found = [(p.line, p.message, p.fix) for p in caught.value.problems]
-    assert any(at == line and message in said and fix in mend for at, said, mend in found), found
+    assert any(at == line and message in said and fix in solution for at, said, solution in found), found
     assert f"p.yaml:{line}: " in str(caught.value)
 
 
@@ -166,12 +166,12 @@ def test_each_mistake_is_named_with_its_line_and_the_fix(
         ("b: *x", "aliases"),
     ],
 )
-def test_files_that_are_no_pool_file_at_all(text: str, words: str) -> None:
+def test_other_files_are_rejected(text: str, words: str) -> None:
     with pytest.raises(PoolFileError, match=re.escape(words)):
         parse(text)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     text = GOOD.replace("tier: spot", "tier: sport").replace("[tiny]", "[]").replace("300", "x")
     with pytest.raises(PoolFileError) as caught:
         parse(text)
@@ -184,23 +184,23 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("[{env: GOLD_KEY}]", "[secret]", 13, "plain text"),
         ("concurrency: 4}", "concurrency: 9}", 2, "1 replicas of 8 provide 8"),
         (", kv_tokens: 1000", "", 10, "does not name kv_tokens"),
-        ("kv_tokens: 1000", "kv_tokens: 1000", 2, "a replica's are auto"),
+        ("kv_tokens: 1000", "kv_tokens: 1000", 2, "a replica has auto"),
         ("\n    api_keys: [{file: /etc/keys/rest}]", "", 14, "has no api_keys"),
         ("entitlements:", "  - {name: idle, models: [x]}\nentitlements:", 6, "has no entitlement"),
     ],
 )
-def test_doubts_are_warnings(old: str, new: str, line: int, words: str) -> None:
+def test_probable_mistakes_are_warnings(old: str, new: str, line: int, words: str) -> None:
     text = GOOD.replace("ceiling: {concurrency: 8}", "weight: 1").replace(old, new, 1)
     parsed = parse(text)
     assert any(w.line == line and words in w.message for w in parsed.warnings), parsed.warnings
     assert "secret" not in explain(parsed)
 
 
-def test_more_is_promised_than_the_smallest_pool_has() -> None:
+def test_promises_beyond_the_smallest_pool_are_a_warning() -> None:
     text = GOOD.replace("ceiling: {concurrency: 8}", "ceiling: {concurrency: 12}").replace(
         "concurrency: 4}", "concurrency: 12}"
     )
-    assert any("until the autoscaler has caught up" in w.fix for w in parse(text).warnings)
+    assert any("until the pool has more replicas" in w.fix for w in parse(text).warnings)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -220,7 +220,7 @@ documents = st.recursive(
 @example("!!python/object:os.system {}")
 @example("? [a]\n: b")
 @example("pools: 2001-01-01\nentitlements: !!binary x")
-def test_nothing_but_a_pool_file_error_is_ever_raised(text: str) -> None:
+def test_no_text_raises_another_error_than_a_pool_file_error(text: str) -> None:
     try:
         explain(parse(text))
     except PoolFileError as error:
@@ -229,7 +229,7 @@ def test_nothing_but_a_pool_file_error_is_ever_raised(text: str) -> None:
 
 
 @given(st.data())
-def test_a_damaged_file_raises_nothing_else_either(data: st.DataObject) -> None:
+def test_no_damaged_file_raises_another_error(data: st.DataObject) -> None:
     lines = GOOD.splitlines()
     for _ in range(data.draw(st.integers(1, 4))):
         index = data.draw(st.integers(0, len(lines) - 1))

@@ -1,4 +1,4 @@
-"""Prices: what a request costs before it runs, and what is learned when it has."""
+"""Prices: the cost of a request before it runs, and the lessons from its actual usage."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_token_ids_are_counted_and_not_estimated() -> None:
     assert pricer().price(Ask(token_ids=77, output_bound=1), SHAPE).input_tokens == 77
 
 
-def test_images_audio_and_tools_have_their_prices() -> None:
+def test_images_audio_and_tools_have_configured_prices() -> None:
     made = pricer(image_tokens=100, audio_tokens=50, tool_tokens=7)
     assert made.price(Ask(images=2, audios=1, tools=3, output_bound=1), SHAPE).input_tokens == 271
 
 
-def test_weights_price_throughput_but_not_the_cache() -> None:
+def test_weights_apply_to_throughput_and_not_to_kv_tokens() -> None:
     cost = pricer(input_weight=0.5, output_weight=3).price(Ask(token_ids=100, output_bound=20), SHAPE)
     assert cost.throughput == 0.5 * 100 + 3 * 20
     assert cost.kv_tokens == 128  # 120 in blocks of 16
@@ -52,14 +52,14 @@ def test_sequences_are_prompts_times_n_and_share_their_prompts_prefill() -> None
     ("bound", "window", "expected"),
     [
         (5, 2048, 5),  # the request's bound is the smaller
-        (2000, 2048, 40),  # experience is
+        (2000, 2048, 40),  # the quantile is
         (None, 2048, 40),
         (None, None, 40),
         (2000, 110, 10),  # the rest of the context window is
-        (2000, 50, 1),  # nothing is left of it: the engine will refuse, one token is priced
+        (2000, 50, 1),  # no window is left: the engine refuses, and one token is priced
     ],
 )
-def test_output_is_the_smallest_of_bound_experience_and_window(
+def test_output_is_the_smallest_of_bound_quantile_and_window(
     bound: int | None, window: int | None, expected: int
 ) -> None:
     made = taught(*[40] * 20)
@@ -85,7 +85,7 @@ def test_outputs_are_learned_per_sequence() -> None:
     assert made.overall.output.value == 20
 
 
-def test_prompts_with_pictures_do_not_teach_the_ratio() -> None:
+def test_prompts_with_images_do_not_teach_the_ratio() -> None:
     made = pricer()
     for _ in range(50):
         made.learn(Ask(text_bytes=10, images=1), Usage(5000, 1))
@@ -99,7 +99,7 @@ def test_the_price_of_tools_is_not_learned_as_text() -> None:
     assert made.price(Ask(text_bytes=400, tools=1, output_bound=1), SHAPE).input_tokens == 1100
 
 
-def test_routes_and_models_have_prices_of_their_own() -> None:
+def test_each_route_and_model_has_its_own_learned_costs() -> None:
     made = pricer()
     for _ in range(100):
         made.learn(Ask(text_bytes=1000, target=("chat", "a")), Usage(200, 10))
@@ -110,7 +110,7 @@ def test_routes_and_models_have_prices_of_their_own() -> None:
     assert 200 < made.price(Ask(text_bytes=1000, target=("chat", "c")), SHAPE).input_tokens < 400
 
 
-def test_prompts_that_the_engine_has_in_its_cache_cost_only_what_it_computes() -> None:
+def test_a_cached_prompt_costs_only_its_computed_tokens() -> None:
     made = pricer(input_weight=2)
     ask = Ask(text_bytes=4000, output_bound=10, prefixes=(1,))
     whole = made.price(ask, SHAPE)
@@ -126,7 +126,7 @@ def test_prompts_that_the_engine_has_in_its_cache_cost_only_what_it_computes() -
     assert (made.price(ask, SHAPE).cached_tokens, made.known_prefixes) == (0, 0)
 
 
-def test_new_prices_and_another_quantile_keep_what_was_learned() -> None:
+def test_new_prices_and_another_quantile_keep_the_learned_costs() -> None:
     made = taught(*range(10, 30))
     made.reprice(entitlement(), Pricing(output_weight=2))
     assert made.overall.output.value == 29

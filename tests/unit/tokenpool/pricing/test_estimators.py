@@ -1,4 +1,4 @@
-"""What is learned is bounded, and right once there is something to learn from."""
+"""Estimators are bounded, and correct after enough observations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_input_follows_a_change_of_mix_and_not_an_outlier() -> None:
     assert learned.expect(1000) == pytest.approx(600, rel=0.05)
 
 
-def test_a_copy_begins_with_what_was_known_and_goes_its_own_way() -> None:
+def test_a_copy_has_the_same_knowledge_and_learns_separately() -> None:
     line, quantile = InputTokens(), OutputQuantile()
     for size in range(1, 100):
         line.observe(size, 2 * size)
@@ -85,7 +85,7 @@ def test_no_observation_moves_the_price_of_output_out_of_its_bounds(
         assert len(learned._order) == len(learned._sorted) <= OutputQuantile.WINDOW
 
 
-def test_a_quantile_answers_its_prior_until_it_has_seen_enough() -> None:
+def test_a_quantile_is_its_prior_until_it_has_enough_observations() -> None:
     learned = OutputQuantile()
     for _ in range(OutputQuantile.ENOUGH - 1):
         learned.observe(10)
@@ -94,34 +94,34 @@ def test_a_quantile_answers_its_prior_until_it_has_seen_enough() -> None:
     assert learned.value == 10
 
 
-def test_where_all_outputs_are_equal_nothing_is_missed() -> None:
+def test_with_equal_outputs_no_output_exceeds_the_value() -> None:
     learned = OutputQuantile()
     for _ in range(1000):
         learned.observe(100)
     assert learned.value == 100
 
 
-def test_another_quantile_is_that_of_the_same_outputs() -> None:
+def test_a_changed_quantile_uses_the_same_outputs() -> None:
     learned = OutputQuantile(0.9)
     for output in range(1, 101):
         learned.observe(output)
-    learned.aim(0.5)
+    learned.set_quantile(0.5)
     assert learned.value == 51
 
 
-def test_what_was_cut_teaches_nothing_before_there_is_something_to_compare_with() -> None:
+def test_a_cut_output_teaches_nothing_before_there_are_other_outputs() -> None:
     learned = OutputQuantile()
     for _ in range(20):
         learned.observe_cut(3)
     assert learned.value == OutputQuantile.PRIOR
     for _ in range(20):
-        learned.observe_cut(300)  # more than was expected: certain, however long it would have been
+        learned.observe_cut(300)  # above the value: it counts, for any length of the whole output
     assert learned.value == 300
 
 
 @pytest.mark.parametrize("mean_life", [1000.0, 400.0])
 def test_sequences_that_are_cut_do_not_bias_the_quantile(mean_life: float) -> None:
-    """A sixth and a third of them are cut at random: of all, a tenth would outgrow the value."""
+    """A sixth and a third of the sequences are cut at random; a tenth of all would exceed the value."""
     chance, learned = random.Random(1), OutputQuantile()
     beyond = 0
     for index in range(8000):
@@ -134,7 +134,7 @@ def test_sequences_that_are_cut_do_not_bias_the_quantile(mean_life: float) -> No
     assert beyond / 7500 == pytest.approx(0.1, abs=0.01)
 
 
-def test_an_average_forgets_its_prior_at_once_and_everything_else_slowly() -> None:
+def test_the_first_observation_replaces_the_prior_of_an_average() -> None:
     average = Average(100.0, share=0.1)
     average.observe(10.0)
     assert average.value == 10.0

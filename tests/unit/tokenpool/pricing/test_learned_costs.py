@@ -1,4 +1,4 @@
-"""LearnedCosts is kept by route and model, and by prefix: bounded, whatever a tenant sends."""
+"""Learned costs by route and model, and by prefix. They are bounded for any requests of a tenant."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenpool.pricing.learned_costs import (
-    IDLE_LESSONS,
+    IDLE_OBSERVATIONS,
     MOST_PREFIXES,
     MOST_TARGETS,
-    LearnedByPrefix,
+    LearnedByTarget,
     Prefixes,
 )
 
 SHORT, LONG, OTHER = 1001, 1002, 1003
 
 
-def teach(learned_by_prefix: LearnedByPrefix, model: str, output: int, times: int = 1) -> None:
+def teach(learned_by_target: LearnedByTarget, model: str, output: int, times: int = 1) -> None:
     for _ in range(times):
-        for learned in learned_by_prefix.to_teach(("chat", model)):
+        for learned in learned_by_target.learners_of(("chat", model)):
             learned.output.observe(output)
 
 
-def output_of(learned_by_prefix: LearnedByPrefix, model: str) -> int:
-    return learned_by_prefix.of(("chat", model)).output.value
+def output_of(learned_by_target: LearnedByTarget, model: str) -> int:
+    return learned_by_target.of(("chat", model)).output.value
 
 
-def test_targets_do_not_disturb_each_other_and_a_new_one_begins_with_the_whole() -> None:
-    known = LearnedByPrefix(0.9)
+def test_targets_learn_separately_and_a_new_one_begins_with_the_overall_costs() -> None:
+    known = LearnedByTarget(0.9)
     teach(known, "a", 10, times=200)
     assert output_of(known, "b") == 10
     teach(known, "b", 500)
-    assert output_of(known, "b") == 10  # one lesson among those of the whole
+    assert output_of(known, "b") == 10  # one observation among the overall ones
     teach(known, "b", 500, times=200)
     assert (output_of(known, "a"), output_of(known, "b")) == (10, 500)
     assert output_of(known, "new") == known.overall.output.value == 500
 
 
-def test_while_there_is_one_target_it_is_the_whole() -> None:
-    known = LearnedByPrefix(0.9)
+def test_a_single_target_shares_the_overall_costs() -> None:
+    known = LearnedByTarget(0.9)
     assert list(known) == []
     teach(known, "a", 10)
     assert known.of(("chat", "a")) is known.overall
@@ -47,8 +47,8 @@ def test_while_there_is_one_target_it_is_the_whole() -> None:
     assert all(learned is not known.overall for _, learned in known)
 
 
-def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
-    known = LearnedByPrefix(0.9)
+def test_an_excess_target_is_priced_by_the_overall_costs_until_another_is_idle() -> None:
+    known = LearnedByTarget(0.9)
     for model in range(MOST_TARGETS):
         teach(known, str(model), 10)
     teach(known, "late", 50, times=200)
@@ -56,7 +56,7 @@ def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
     assert known.of(("chat", "late")) is known.overall
     assert output_of(known, "late") == 50
     for model in range(1, MOST_TARGETS):
-        teach(known, str(model), 10, times=IDLE_LESSONS // (MOST_TARGETS - 2))
+        teach(known, str(model), 10, times=IDLE_OBSERVATIONS // (MOST_TARGETS - 2))
     teach(known, "late", 50)
     targets = {model for (_, model), _ in known}
     assert len(targets) == MOST_TARGETS
@@ -64,24 +64,24 @@ def test_a_target_too_many_is_priced_by_the_whole_until_one_is_idle() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 500)), max_size=300))
-def test_no_choice_of_models_takes_more_than_its_room(seen: list[tuple[int, int]]) -> None:
-    known = LearnedByPrefix(0.9)
+def test_no_choice_of_models_exceeds_the_most_targets(seen: list[tuple[int, int]]) -> None:
+    known = LearnedByTarget(0.9)
     for model, output in seen:
         teach(known, str(model), output)
         assert len(list(known)) <= MOST_TARGETS
 
 
 def test_another_quantile_counts_for_every_target() -> None:
-    known = LearnedByPrefix(0.9)
+    known = LearnedByTarget(0.9)
     for model in "ab":
         teach(known, model, 10, times=60)
         teach(known, model, 90, times=20)
     assert (output_of(known, "a"), known.overall.output.value) == (90, 90)
-    known.aim(0.5)
+    known.set_quantile(0.5)
     assert (output_of(known, "a"), known.overall.output.value) == (10, 10)
 
 
-def test_a_prefix_is_believed_once_the_engine_has_reported_it() -> None:
+def test_a_prefix_counts_once_the_engine_has_reported_it() -> None:
     known = Prefixes()
     known.observe((SHORT, LONG), 0)
     assert (known.expect((SHORT, LONG)), len(known)) == (0, 0)
@@ -90,7 +90,7 @@ def test_a_prefix_is_believed_once_the_engine_has_reported_it() -> None:
     assert known.expect(()) == known.expect((OTHER,)) == 0
 
 
-def test_less_is_believed_at_once_and_more_by_half() -> None:
+def test_a_smaller_number_counts_at_once_and_a_larger_one_by_half() -> None:
     known = Prefixes()
     known.observe((SHORT,), 1000)
     known.observe((SHORT,), 2000)
@@ -101,7 +101,7 @@ def test_less_is_believed_at_once_and_more_by_half() -> None:
     assert (known.expect((SHORT,)), len(known)) == (0, 0)
 
 
-def test_the_longest_known_prefix_tells() -> None:
+def test_the_longest_known_prefix_counts() -> None:
     known = Prefixes()
     known.observe((SHORT,), 250)
     known.observe((SHORT, LONG), 250)
@@ -110,7 +110,7 @@ def test_the_longest_known_prefix_tells() -> None:
     assert known.expect((SHORT, OTHER)) == 250
 
 
-def test_a_prefix_that_was_evicted_takes_the_belief_in_shorter_ones_along() -> None:
+def test_an_evicted_prefix_lowers_the_estimates_of_shorter_ones() -> None:
     known = Prefixes()
     known.observe((SHORT, LONG), 1000)
     known.observe((SHORT, LONG), 100)
@@ -119,7 +119,7 @@ def test_a_prefix_that_was_evicted_takes_the_belief_in_shorter_ones_along() -> N
     assert len(known) == 0
 
 
-def test_a_restarted_engine_has_nothing() -> None:
+def test_a_restarted_engine_has_no_cached_prefix() -> None:
     known = Prefixes()
     known.observe((SHORT,), 250)
     known.forget()
@@ -127,7 +127,7 @@ def test_a_restarted_engine_has_nothing() -> None:
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 600), max_size=3), st.integers(0, 10**6)), max_size=400))
-def test_prefixes_take_no_more_than_their_room_and_promise_no_more_than_was_seen(
+def test_prefixes_are_bounded_in_number_and_never_exceed_the_reports(
     seen: list[tuple[list[int], int]],
 ) -> None:
     known, most = Prefixes(), 0
@@ -138,7 +138,7 @@ def test_prefixes_take_no_more_than_their_room_and_promise_no_more_than_was_seen
         assert 0 <= known.expect(numbers) <= most
 
 
-def test_the_prefix_that_was_longest_without_a_request_makes_place() -> None:
+def test_the_least_recently_used_prefix_is_replaced() -> None:
     known = Prefixes()
     for number in range(MOST_PREFIXES):
         known.observe((number,), 16)

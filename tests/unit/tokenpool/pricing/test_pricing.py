@@ -1,6 +1,6 @@
-"""What prices come to over hundreds of requests of a mix, before and after it changes; seeded.
+"""Prices over hundreds of requests of a mix, before and after a change of the mix; seeded.
 
-The figures beside the estimators come from the same mixes, with more seeds.
+The figures in ``estimators`` come from the same mixes, with more seeds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 class Met(NamedTuple):
-    """How a price compared with the truth."""
+    """The comparison of a price with the actual usage."""
 
     input_ratio: float
     is_outgrown: bool
@@ -120,7 +120,7 @@ def test_input_is_within_five_per_cent_two_hundred_requests_after_a_change(mixes
     assert error(over_seeds(*mixes)) <= 0.05
 
 
-def test_two_populations_under_one_model_cost_accuracy_and_under_two_do_not() -> None:
+def test_two_kinds_of_text_are_less_accurate_under_one_model_than_under_two() -> None:
     def mixed(chance: random.Random, *, is_split: bool) -> Drawn:
         drawn, model = chance.choice(((code(chance), "coder"), (prose(chance), "writer")))
         return drawn._replace(ask=drawn.ask._replace(target=("chat", model))) if is_split else drawn
@@ -157,13 +157,13 @@ def rare(share: float) -> Mix:
     [STEADY, LONGER, SHORTER, TEN_TIMES, A_TENTH, (rare(0.05), rare(0.15)), (rare(0.15), rare(0.05))],
     ids=["steady", "3x", "1/3", "10x", "1/10", "more of the long", "fewer of the long"],
 )
-def test_a_tenth_of_outputs_outgrow_what_is_reserved(mixes: tuple[Mix, ...]) -> None:
+def test_a_tenth_of_outputs_exceed_the_reservation(mixes: tuple[Mix, ...]) -> None:
     met = over_seeds(*mixes)
     assert sum(m.is_outgrown for m in met) / len(met) == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("mixes", [LONGER, SHORTER], ids=["longer", "shorter"])
-def test_already_the_first_two_hundred_after_a_change_miss_little_more(mixes: tuple[Mix, Mix]) -> None:
+def test_the_first_two_hundred_requests_after_a_change_exceed_little_more(mixes: tuple[Mix, Mix]) -> None:
     missed = 0
     for seed in SEEDS:
         pricer, chance = Pricer(entitlement(), Pricing()), random.Random(seed)
@@ -172,7 +172,7 @@ def test_already_the_first_two_hundred_after_a_change_miss_little_more(mixes: tu
     assert missed / (200 * len(SEEDS)) == pytest.approx(0.1, abs=0.02)
 
 
-def test_a_smaller_bound_of_the_request_is_what_is_reserved() -> None:
+def test_a_smaller_bound_of_the_request_is_reserved() -> None:
     pricer, chance = Pricer(entitlement(), Pricing()), random.Random(1)
     meet(pricer, chance, STEADY[0], 300)
     assert pricer.price(Ask(token_ids=10, output_bound=20), SHAPE).output_tokens == 20
@@ -202,7 +202,7 @@ requests = st.builds(
 
 
 @given(st.lists(st.tuples(requests, st.booleans()), max_size=60))
-def test_prices_stay_in_their_bounds_whatever_is_observed(seen: list[tuple[Drawn, bool]]) -> None:
+def test_prices_stay_in_their_bounds_for_any_observations(seen: list[tuple[Drawn, bool]]) -> None:
     pricer = Pricer(entitlement(), Pricing(image_tokens=0))
     for (ask, usage), is_cut in seen:
         if is_cut:
@@ -216,4 +216,4 @@ def test_prices_stay_in_their_bounds_whatever_is_observed(seen: list[tuple[Drawn
         assert 0 <= cost.cached_tokens <= max(cost.input_tokens - 1, 0)
         assert cost.throughput == cost.input_tokens - cost.cached_tokens + cost.output_tokens
         assert cost.kv_tokens >= cost.input_tokens
-        assert len(list(pricer.learned_by_prefix)) <= MOST_TARGETS
+        assert len(list(pricer.learned_by_target)) <= MOST_TARGETS

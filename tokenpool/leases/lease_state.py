@@ -1,4 +1,4 @@
-"""The state of one active entitlement in a sidecar's exchange with the lease store."""
+"""The state of one active entitlement in a sidecar's exchange with the lease store. Times are in seconds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tokenpool.amounts import NOTHING
 from tokenpool.leases.messages import LeaseRequest
 
 PEAKS = 4
-"""Intervals over which the most in use is remembered."""
+"""The number of intervals for which the highest use is remembered."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.25
-"""How long the sidecar does not ask for an entitlement without free capacity; it doubles each time."""
+"""The pause before the sidecar asks again for an entitlement without free capacity. It doubles each time."""
 
 
-class Line:
+class LeaseState:
     """One active entitlement. ``Leases`` and ``LeaseSync`` change it."""
 
     __slots__ = (
@@ -30,7 +30,7 @@ class Line:
         "pause_s",
         "peaks",
         "report",
-        "said",
+        "sent",
         "share_tokens",
         "short_until",
         "tokens_elsewhere",
@@ -39,18 +39,25 @@ class Line:
 
     def __init__(self) -> None:
         self.peaks: deque[tuple[int, int]] = deque(maxlen=PEAKS)
+        """KV tokens and sequences: the highest use in each of the last intervals."""
         self.report = Report()
+        """The report of the last interval."""
         self.fresh = NOTHING
+        """The recent demand without retries."""
         self.is_idle = False
+        """Whether the entitlement had no demand and no running or waiting request at the last interval."""
         self.contended_until = -math.inf
+        """The time until which unused leases are returned, because another sidecar lacks capacity."""
         self.ask_again_at = math.inf
+        """The time at which the waiting requests ask again."""
         self.short_until = -math.inf
-        """The lease store had nothing left: until then the sidecar does not ask for each new request."""
+        """The lease store had no free capacity. Until this time the sidecar does not ask for each new
+        request."""
         self.pause_s = FIRST_PAUSE_S
-        self.said: LeaseRequest | None = None
-        """The last holding that was sent; ``None`` if it must be sent again."""
+        self.sent: LeaseRequest | None = None
+        """The last lease request that was sent; ``None`` if it must be sent again."""
         self.number = -1
-        """The number of the message with that holding."""
+        """The number of the message with that lease request."""
         self.under_way = False
         """Whether that message is still unanswered."""
         self.answered_at = -math.inf
@@ -58,18 +65,19 @@ class Line:
         self.tokens_elsewhere = 0.0
         """The part of the bucket that other sidecars hold."""
         self.share_tokens: float | None = None
-        """Tokens left of this sidecar's share while the lease store fails; ``None`` otherwise."""
+        """The rest of this sidecar's share in tokens, while the lease store fails; ``None`` otherwise."""
         self.ahead = (0.0, 0.0, 0.0)
         """Tokens, KV tokens and sequences that the sidecar may still take before a report."""
 
     def resume_asking(self) -> None:
-        """Capacity may be free: ask for the next request."""
+        """Capacity may be free: ask for the next request again."""
         self.short_until, self.pause_s = -math.inf, FIRST_PAUSE_S
 
     def pause_asking(self, account: Account, now: float) -> None:
-        """The lease store had nothing left. For a while the sidecar does not ask for each new request.
+        """The lease store had no free capacity: pause before asking for new requests.
 
-        An empty bucket refills by itself. A push reports other free capacity, so a pause may be long.
+        The pause for an empty bucket is its refill time. A notification reports other free capacity, so the
+        pause may be long.
         """
         rate = account.pool_limit.tokens_per_second
         if account.level < 0 and rate > 0:
