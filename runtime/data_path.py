@@ -27,6 +27,7 @@ MODULES = (
     "sidecar.dialects.dialect",
     "sidecar.dialects.openai",
     "sidecar.dialects.prefixes",
+    "sidecar.dialects.stream_reader",
     "sidecar.dialects.usage_readers",
     "sidecar.engine.state",
     "sidecar.lifecycle",

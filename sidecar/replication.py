@@ -150,12 +150,12 @@ class Replication:
         self._driver.stop()
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._ports.landed()
+                await self._ports.wait_for_results()
                 while not self._ports.results.empty():
                     self._hear(*self._ports.results.get_nowait())
-                farewell = self._driver.farewell()
-                if farewell is not None:
-                    await self._ports.farewell(farewell)
+                last = self._driver.farewell()
+                if last is not None:
+                    await self._ports.send_last(last)
         except (StoreDown, TimeoutError):
             pass  # the leases expire
         except Exception:
