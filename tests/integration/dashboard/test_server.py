@@ -269,7 +269,7 @@ async def test_who_does_not_read_is_dropped_and_the_others_go_on(caplog: pytest.
                     await asyncio.sleep(0.01)
         async with served.session.get(f"{served.base}/live/events", read_bufsize=1 << 25) as response:
             assert await response.content.readline() == b"event: view\n"
-    assert "a listener of the live page was too slow" in caplog.text
+    assert "a browser read nothing of the live page for too long" in caplog.text
 
 
 async def test_who_reads_slowly_misses_looks_and_is_told_everything() -> None:
@@ -334,4 +334,4 @@ async def test_a_look_that_fails_is_logged_and_the_next_is_tried(caplog: pytest.
         served.broken = False
         for _ in range(5):
             await next_event(response)
-    assert "looking for the live page failed" in caplog.text
+    assert "a snapshot for the live page failed" in caplog.text

@@ -75,7 +75,7 @@ def holds(sidecar: Sidecar, name: str) -> int:
 def nothing_is_held(sidecar: Sidecar) -> bool:
     bounds = sidecar.manager.bounds
     return bounds.buffered == 0 and not any(
-        h.buffered for h in (bounds.unidentified, *bounds._holders.values())
+        h.buffered for h in (bounds.unidentified, *bounds._callers.values())
     )
 
 
@@ -437,7 +437,7 @@ async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
             assert (await read_response(reader)).status in (200, 401)
             assert (await served(streams[0], "g-key")).status == 200
         bounds = sidecar.manager.bounds
-        assert sum(h.delayed for h in (bounds.unidentified, *bounds._holders.values())) >= 5
+        assert sum(h.delayed for h in (bounds.unidentified, *bounds._callers.values())) >= 5
 
 
 async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
@@ -550,7 +550,7 @@ async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine
     assert "bytes outside its prompt and tools" in beside.error()["message"]
     for refused in (free, public, preflight):
         assert refused.status == 413
-        assert "a route that costs no tokens" in refused.error()["message"]
+        assert "routes that cost no tokens" in refused.error()["message"]
     assert engine.received == []
 
 
