@@ -1,12 +1,13 @@
 """The build: pure Python by default; with ``TOKENPOOL_COMPILE=1`` the wheel's data path is machine code.
 
-mypyc compiles the modules that pyproject.toml lists under ``tool.tokenpool``. Their behaviour stays the same;
+mypyc compiles the modules that ``runtime/data_path.py`` lists. Their behaviour stays the same;
 a request takes half of the CPU time (docs/decisions/). Compiling needs a C compiler and Python's headers.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 import tomllib
 from pathlib import Path
@@ -21,8 +22,10 @@ def extensions() -> list[Extension]:
     from mypyc.build import mypycify  # noqa: PLC0415 - only a compiled build needs it
 
     # -O2 and -O3 compile longer and gain nothing: most of the time is spent in Python's own library.
-    modules = PROJECT["tool"]["tokenpool"]["compiled"]
-    return mypycify(modules, opt_level="1", debug_level="0", group_name="tokenpool")
+    # The list is run by its path: pip does not have this folder on the path, nor the dependencies installed.
+    modules = runpy.run_path("runtime/data_path.py")["MODULES"]
+    files = [f"{module.replace('.', '/')}.py" for module in modules]
+    return mypycify(files, opt_level="1", debug_level="0", group_name="tokenpool")
 
 
 compiles = os.environ.get("TOKENPOOL_COMPILE") == "1"

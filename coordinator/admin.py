@@ -32,7 +32,7 @@ class Admin:
         self._clock = clock
         self._common = AdminPages(self.readiness, telemetry.pieces)
         self._view = PoolsView(leaders, clock)
-        self._live = LivePage(self.look, clock)
+        self._live = LivePage(self.snapshot, clock)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -100,6 +100,6 @@ class Admin:
         made = state_page.pieces(self._leaders(), self._clock(), wanted, config_is_current=is_current)
         return await pages.send(request, await pages.made(made), "application/json; charset=utf-8")
 
-    def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
+    def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
         """The content of the live page, now."""
-        return self._view.look(wanted, config_is_current=self._telemetry.config_is_current)
+        return self._view.snapshot(wanted, config_is_current=self._telemetry.config_is_current)

@@ -90,7 +90,7 @@ class Coordinator:
             started = self._clock()
             async with asyncio.TaskGroup() as group:
                 for leader in list(self.leaders.values()):
-                    group.create_task(leader.turn())
+                    group.create_task(leader.run_tick())
             while self._gone:
                 await _leave(self._gone.pop())
             await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
@@ -123,7 +123,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await coordinator.start()
-    loop.add_signal_handler(signal.SIGHUP, coordinator.watch.ask)
+    loop.add_signal_handler(signal.SIGHUP, coordinator.watch.request_reload)
     gc.collect()
     collecting.keep()
     await stopping.wait()

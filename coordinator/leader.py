@@ -105,10 +105,10 @@ class PoolLeader:
         """The scale hint to serve now; ``None`` where there is none, or it is too old."""
         return self.hints.current(self.clock())
 
-    async def turn(self) -> None:
+    async def run_tick(self) -> None:
         """One tick. A store that is down is reported, and the next tick tries again."""
         try:
-            await self._turn()
+            await self._run_tick()
         except StoreDown as error:
             self.rounds["store_down"] += 1
             if self._leadership.is_held and not self.epoch:
@@ -129,7 +129,7 @@ class PoolLeader:
             log.info("the lease store answers again", extra={"pool": self.pool.name})
         self.error = ""
 
-    async def _turn(self) -> None:
+    async def _run_tick(self) -> None:
         started = self.clock()
         epoch = await self._store.lead(self.candidate, self._settings.leadership_timeout)
         await self._read_hint()

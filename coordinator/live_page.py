@@ -8,9 +8,9 @@ from coordinator.entitlement_view import EntitlementView, view
 from coordinator.leader import PoolLeader, PoolState
 from dashboard.snapshot import (
     EVERYTHING,
-    EntitlementLook,
-    PoolLook,
     Replicas,
+    ShownEntitlement,
+    ShownPool,
     Snapshot,
     Tally,
     Vector,
@@ -34,7 +34,7 @@ class PoolsView:
         self._clock = clock
         self._entitlements: dict[str, _Promised] = {}
 
-    def look(self, wanted: Wanted = EVERYTHING, *, config_is_current: bool = True) -> Snapshot:
+    def snapshot(self, wanted: Wanted = EVERYTHING, *, config_is_current: bool = True) -> Snapshot:
         """All pools, now."""
         leaders = self._leaders()
         now = self._clock()
@@ -42,7 +42,7 @@ class PoolsView:
             process="coordinator",
             name=next((leader.candidate for leader in leaders.values()), ""),
             pools=tuple(
-                _look_at(name, leader, now, wanted, self._promised(name, leader))
+                _pool_snapshot(name, leader, now, wanted, self._promised(name, leader))
                 for name, leader in leaders.items()
             ),
             notices=()
@@ -59,17 +59,19 @@ class PoolsView:
         return promised
 
 
-def _look_at(name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised) -> PoolLook:
+def _pool_snapshot(
+    name: str, leader: PoolLeader, now: float, wanted: Wanted, promised: _Promised
+) -> ShownPool:
     state = leader.state
     leads, notices = _leading(leader), tuple(_notices(leader, now))
     if state is None:
-        return PoolLook(name, leads, notices=notices)
+        return ShownPool(name, leads, notices=notices)
     made = state.tick
     _, known, guarantees = promised
     in_use = NOTHING
     for page in made.records.values():
         in_use = in_use + page.in_use
-    return PoolLook(
+    return ShownPool(
         name=name,
         leader=leads,
         capacity=vector(*made.plan.capacity.values()),
@@ -122,9 +124,9 @@ def _replicas(leader: PoolLeader, state: PoolState, now: float) -> Replicas:
     )
 
 
-def _entitlement(entitlement: Entitlement, shown: EntitlementView, made: Tick) -> EntitlementLook:
+def _entitlement(entitlement: Entitlement, shown: EntitlementView, made: Tick) -> ShownEntitlement:
     page = made.records.get(entitlement.name)
-    return EntitlementLook(
+    return ShownEntitlement(
         name=entitlement.name,
         tier=entitlement.tier.value,
         guarantee=vector(*entitlement.guarantee.values()),

@@ -1,6 +1,7 @@
-"""The live page: a pool and its entitlements as they change, for whoever looks after them. Read-only.
+"""The live page: a pool and its entitlements as they change, for operators. Read-only.
 
-``look`` is what a process says of itself, ``view`` what the page shows of it (pure, as are ``recent`` and
-``words``), and ``server`` the routes on the admin port; ``page.html`` is all that a browser loads. Knows no
-domain: a coordinator and a sidecar describe themselves in ``look``'s records.
+``snapshot`` has the records by which a process describes its pools. ``view`` makes the content of the page
+from them. ``server`` has the routes on the admin port. A browser loads ``page.html`` and nothing else.
+``view``, ``recent``, ``history`` and ``words`` are pure. This package imports nothing of the domain:
+coordinators and sidecars fill the records.
 """

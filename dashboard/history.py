@@ -1,8 +1,7 @@
 """History: the last five minutes of pools and entitlements, in buckets of two seconds. Pure and bounded.
 
-A line is made for a name when it is first active, and dropped when it was idle for as long as history goes
-back. At most ``MOST_LINES`` lines are kept, of 2.4 kB each: a new one takes the place of the one that is idle
-longest.
+A line begins when its name is first active. It is dropped after five idle minutes. At most ``MOST_LINES``
+lines are kept, of 2.4 kB each. A new line replaces the one that has been idle longest.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ BUCKET_S = 2.0
 BUCKETS = 150
 MOST_LINES = 400
 _LARGEST = 2**31 - 1
-"""That an item of an array holds."""
+"""The largest number that an item of an array holds."""
 
 
 class Line:
@@ -26,11 +25,11 @@ class Line:
         self.rings = tuple(array("i", bytes(4 * BUCKETS)) for _ in range(series))
         self.born = bucket
         self.last = bucket
-        """The last bucket that held anything."""
+        """The last bucket in which the name was active."""
 
 
 class History:
-    """The lines of one pool. A bucket in which a name is not given holds zeros for it."""
+    """The lines of one pool. A name has zeros in a bucket whose points do not include it."""
 
     def __init__(self, series: int, most: int = MOST_LINES) -> None:
         self._series = series
@@ -42,9 +41,9 @@ class History:
         return len(self._lines)
 
     def add(self, bucket: int, points: Mapping[str, Sequence[float]]) -> None:
-        """Take one more bucket. Numbers that were left out since the last one get the same values.
+        """Add one bucket. Buckets that were skipped since the last call get the same values.
 
-        They are means of the time that passed, which is more than a bucket where the process was held up.
+        The values are means over the time since the last call. A busy process may skip buckets.
         """
         since = bucket - 1 if self._bucket is None else max(self._bucket, bucket - BUCKETS)
         self._bucket = bucket
@@ -64,14 +63,14 @@ class History:
 
     def _new(self, name: str, bucket: int) -> None:
         if len(self._lines) >= self._most:
-            idlest = min(self._lines, key=lambda each: self._lines[each].last)
-            if self._lines[idlest].last == bucket:
-                return  # all of them are active
-            del self._lines[idlest]
+            longest_idle = min(self._lines, key=lambda each: self._lines[each].last)
+            if self._lines[longest_idle].last == bucket:
+                return  # every kept line is active
+            del self._lines[longest_idle]
         self._lines[name] = Line(self._series, bucket)
 
     def has(self, name: str) -> bool:
-        """Whether anything is known of a name."""
+        """Whether a name has a line."""
         return name in self._lines
 
     def of(self, name: str) -> list[list[int]]:

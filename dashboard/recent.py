@@ -1,7 +1,7 @@
-"""Recent changes: totals and gauges of one look after another, as rates and means. Pure.
+"""Recent changes: rates and means from the totals and gauges of consecutive snapshots. Pure.
 
-A sidecar that restarts, comes back or leaves entitlements out of its report makes no rate that never was.
-Work and memory follow the entitlements that changed within the window, not those that exist.
+A sidecar may restart, reconnect or omit entitlements from its report. None of that causes a false rate.
+Work and memory are proportional to the entitlements that changed within the window.
 """
 
 from __future__ import annotations
@@ -9,50 +9,51 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from dashboard.snapshot import FirstTokens, PoolLook, Tally, Vector
+from dashboard.snapshot import FirstTokens, ShownPool, Tally, Vector
 
 WINDOW_S = 5.0
-"""Rates are means over this time: sheds that come once in two seconds do not flicker."""
+"""Rates are means over this time, so that one shed every two seconds shows as a steady rate."""
 USE_WINDOW_S = 2.0
-"""KV tokens and sequences in use are means of the looks within this time: at the moment of one look an
-entitlement that is being shed at its limit may have nothing in use."""
+"""KV tokens and sequences in use are means over the snapshots within this time. In one single snapshot an
+entitlement that is shed at its limit may have nothing in use."""
 QUANTILE = 0.95
 
 IDLE = (0.0, 0.0)
 _TOKENS = ""
-"""In the place of an outcome: throughput tokens. A number there is a bucket of times to first token."""
+"""The key of throughput tokens. Other texts are outcomes; numbers are buckets of times to first token."""
 _SECONDS = -1
-"""In the place of a bucket: the sum of the times to first token."""
+"""The key of the sum of the times to first token, in seconds."""
 _NOTHING = 1e-6
-"""The rounding error that is left of a sum of which all parts were taken away."""
+"""A sum below this is a rounding error: all its parts have been subtracted."""
 
 _Key = str | int
 _Added = dict[str, dict[_Key, float]]
-"""By entitlement, then by outcome, bucket or what stands in its place."""
+"""Numbers by entitlement, then by key: an outcome, a bucket, ``_TOKENS`` or ``_SECONDS``."""
 
 
 class Recent:
-    """What was added to one pool's totals within the last ``WINDOW_S`` seconds."""
+    """The increase of one pool's totals within the last ``WINDOW_S`` seconds."""
 
     def __init__(self) -> None:
         self._totals: dict[str, dict[str, Mapping[str, int]]] = {}
-        """As last said, by sidecar; what a sidecar leaves out for a while is remembered."""
+        """The last totals by sidecar. Totals that a report omits are kept."""
         self._firsts: dict[str, dict[str, FirstTokens]] = {}
-        """The same of times to first token."""
+        """The same for times to first token."""
         self._bounds: Sequence[float] = ()
         self._spent: dict[str, float] = {}
         self._at: float | None = None
         self._steps: deque[tuple[float, float, _Added]] = deque()
-        """From when to when, and what was added."""
+        """Start, end and increase of each step."""
         self._sums: _Added = {}
-        """Over all steps: only of entitlements that have any."""
+        """The increase over all steps, of entitlements that have one."""
 
     def follow(
         self, tallies: Mapping[str, Tally], spent: Mapping[str, float], now: float, *, from_zero: bool = False
     ) -> None:
-        """Take one more look at the totals; ``spent`` is throughput tokens by entitlement.
+        """Use the totals of the next snapshot. ``spent`` has throughput tokens by entitlement.
 
-        ``from_zero``: after the first look, ``spent`` of a new name began at 0; otherwise nobody knows where.
+        ``from_zero``: in every snapshot but the first, ``spent`` of a new name began at 0. Without it, the
+        start of a new name's total is unknown, so its first value counts as no increase.
         """
         added: _Added = {}
         known, self._totals = self._totals, {}
@@ -65,7 +66,7 @@ class Recent:
             before = self._spent.get(name)
             if before is None:
                 before = 0.0 if from_zero and not is_first else total
-            # Refunds take a little off again; a total that lost half of itself has begun anew.
+            # Refunds reduce a total slightly. A total that fell by more than half was reset.
             if total != before and total >= before / 2:
                 _add(added, name, _TOKENS, total - before)
             self._spent[name] = total
@@ -79,7 +80,7 @@ class Recent:
     def _count_firsts(
         self, tally: Tally, known: dict[str, FirstTokens] | None, added: _Added
     ) -> dict[str, FirstTokens]:
-        """Add the times to first token of one sidecar; as ``_count`` does it for outcomes."""
+        """Add the times to first token of one sidecar, by the rules of ``_count``."""
         remembered = known if known is not None else {}
         if tally.first_tokens:
             self._bounds = tally.bounds_s
@@ -91,7 +92,7 @@ class Recent:
                     continue
                 before = (0.0, ())
             elif before[0] > seconds or len(before[1]) != len(counts):
-                before = (0.0, ())  # begun anew
+                before = (0.0, ())  # the sidecar restarted
             if before[1] == counts:
                 continue
             _add(added, name, _SECONDS, seconds - before[0])
@@ -115,11 +116,11 @@ class Recent:
 
     @property
     def elapsed_s(self) -> float:
-        """How long the steps are together; 0 after the first look."""
+        """The duration of all steps together, in seconds; 0 after the first snapshot."""
         return self._steps[-1][1] - self._steps[0][0] if self._steps else 0.0
 
     def tokens_per_s(self, name: str) -> float | None:
-        """What an entitlement spends, in tokens/s; ``None`` before two looks were taken."""
+        """The throughput of an entitlement, in tokens/s; ``None`` before the second snapshot."""
         elapsed = self.elapsed_s
         if not elapsed:
             return None
@@ -127,7 +128,7 @@ class Recent:
         return max(sums.get(_TOKENS, 0.0), 0.0) / elapsed if sums else 0.0
 
     def per_s(self) -> dict[str, dict[str, float]]:
-        """Requests per second by entitlement and outcome: those that there were."""
+        """Requests per second by entitlement and outcome; rates of 0 are left out."""
         rates: dict[str, dict[str, float]] = {}
         elapsed = self.elapsed_s
         if not elapsed:
@@ -139,7 +140,7 @@ class Recent:
         return rates
 
     def first_token_s(self, name: str) -> tuple[float, float] | None:
-        """Mean and approximate 95th percentile of the times to first token; ``None``: there were none."""
+        """Mean and approximate 95th percentile of the times to first token, in seconds; ``None``: none."""
         sums = self._sums.get(name)
         if not sums or _SECONDS not in sums:
             return None
@@ -151,15 +152,15 @@ class Recent:
         return mean, quantile(counts, self._bounds, mean)
 
     def active(self) -> set[str]:
-        """The entitlements to which anything was added within the window."""
+        """The entitlements of which a total rose within the window."""
         return set(self._sums)
 
 
 def quantile(counts: Sequence[float], bounds: Sequence[float], mean: float) -> float:
-    """The ``QUANTILE`` of a histogram, by a straight line within the bucket where it falls.
+    """The ``QUANTILE`` of a histogram, interpolated linearly within its bucket.
 
-    Where all values are in one bucket its mean is the better answer. Beyond the last bound nothing is known:
-    that bound.
+    If all values are in one bucket, the result is the mean, which is more accurate. Beyond the last bound the
+    result is that bound or the mean, whichever is larger.
     """
     rank, below = QUANTILE * sum(counts), 0.0
     for place, bound in enumerate(bounds):
@@ -173,32 +174,32 @@ def quantile(counts: Sequence[float], bounds: Sequence[float], mean: float) -> f
     return max(bounds[-1], mean) if bounds else mean
 
 
-class Held:
-    """What one pool's entitlements, and all together, had in use within the last ``USE_WINDOW_S`` seconds."""
+class UseMeans:
+    """KV tokens and sequences in use over the last ``USE_WINDOW_S`` seconds, by entitlement and in all."""
 
     def __init__(self) -> None:
-        self._looks: deque[tuple[float, dict[str | None, Vector]]] = deque()
-        """When, and who had what; ``None`` stands for all together."""
+        self._snapshots: deque[tuple[float, dict[str | None, Vector]]] = deque()
+        """The time and the amounts in use by entitlement; the key ``None`` is the whole pool."""
 
-    def follow(self, pool: PoolLook, now: float) -> None:
-        """Take one more look at the gauges."""
+    def follow(self, pool: ShownPool, now: float) -> None:
+        """Use the gauges of the next snapshot."""
         seen: dict[str | None, Vector] = {None: pool.in_use}
         for entitlement in pool.entitlements:
             if entitlement.in_use[1:] != IDLE:
                 seen[entitlement.name] = entitlement.in_use
-        self._looks.append((now, seen))
-        while self._looks[0][0] <= now - USE_WINDOW_S:
-            self._looks.popleft()
+        self._snapshots.append((now, seen))
+        while self._snapshots[0][0] <= now - USE_WINDOW_S:
+            self._snapshots.popleft()
 
     def means(self) -> dict[str | None, tuple[float, float]]:
-        """KV tokens and sequences of those that had any."""
+        """Mean KV tokens and sequences, of the entitlements that had any in use."""
         sums: dict[str | None, tuple[float, float]] = {}
-        for _, seen in self._looks:
+        for _, seen in self._snapshots:
             for name, (_, kv_tokens, concurrency) in seen.items():
                 a, b = sums.get(name, IDLE)
                 sums[name] = a + (kv_tokens or 0.0), b + (concurrency or 0.0)
-        looks = len(self._looks)
-        return {name: (a / looks, b / looks) for name, (a, b) in sums.items()}
+        snapshots = len(self._snapshots)
+        return {name: (a / snapshots, b / snapshots) for name, (a, b) in sums.items()}
 
 
 def _add(added: _Added, name: str, key: _Key, count: float) -> None:
@@ -209,22 +210,22 @@ def _add(added: _Added, name: str, key: _Key, count: float) -> None:
 def _count(
     tally: Tally, known: dict[str, Mapping[str, int]] | None, added: _Added
 ) -> dict[str, Mapping[str, int]]:
-    """Add what one sidecar counted since it was looked at last. Of one that is new, nothing: when was it?
+    """Add the increase of one sidecar's counts since the last snapshot. Returns the totals to keep.
 
-    Returns the totals to remember of it.
+    The first totals of a new sidecar count as no increase, because their start is unknown.
     """
     remembered = known if known is not None else {}
     for name, counts in tally.outcomes.items():
         before = remembered.get(name)
         if before is None:
-            # Never named before: it had none, if all that had any were named.
+            # First named now. Its counts began at 0 if the sidecar names every entitlement with counts.
             before = {} if known is not None and tally.is_whole else counts
         remembered[name] = counts
         if counts == before:
             continue
         for outcome, total in counts.items():
             then = before.get(outcome, 0)
-            # A total that fell has begun anew.
+            # A total that fell was reset.
             gained = total - then if total >= then else total
             if gained:
                 _add(added, name, outcome, gained)

@@ -1,9 +1,9 @@
-"""The live page's routes: the page itself, and its news as server-sent events. Read-only.
+"""The routes of the live page: the page itself, and its updates as server-sent events. Read-only.
 
-One look, twice a second while a browser listens, serves all listeners. Without listeners a look every two
-seconds keeps the history, so that a page shows the last five minutes at once. Nothing is buffered for a
-listener: one that reads too slowly misses looks and is told everything at the next; one that does not read at
-all is dropped.
+One snapshot every 0.5 s serves all browsers that listen. Without listeners, a snapshot every 2 s keeps the
+history, so that a new page shows the last five minutes at once. Nothing is buffered for a listener. A slow
+listener misses updates and then receives the whole view. A listener that reads nothing for 30 s is
+disconnected.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import msgspec
 from aiohttp import web
 
 from dashboard.history import BUCKET_S
-from dashboard.snapshot import Looks, Wanted
-from dashboard.view import MOST_ROWS, LiveView, Past, Point, PoolView, Row, Watch
+from dashboard.snapshot import TakeSnapshot, Wanted
+from dashboard.view import MOST_ROWS, LiveView, Past, Point, PoolView, Row, ViewMaker
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.5
+SNAPSHOT_EVERY_S = 0.5
 SLOW_S = 30.0
-"""A listener that takes nothing for so long is dropped. A frozen tab reconnects without a word."""
+"""A listener that reads nothing for so long is disconnected. A suspended tab reconnects by itself."""
 MOST_LISTENERS = 32
 RETRY_S = 5
-"""When to come back, for whom there is no room."""
+"""The value of ``Retry-After`` for a browser beyond ``MOST_LISTENERS``, in seconds."""
 
 _INLINE = {
     "script": re.compile(r"<script>(.*?)</script>", re.S),
@@ -39,7 +39,7 @@ _INLINE = {
 
 
 def content_security_policy(page: str) -> str:
-    """What a browser lets this page do: run its own script and style, and speak to where it came from."""
+    """The policy of the page: it may run its own script and style, and connect to its own origin."""
     hashes = {kind: _hash(pattern, page) for kind, pattern in _INLINE.items()}
     return (
         f"default-src 'none'; script-src '{hashes['script']}'; style-src '{hashes['style']}';"
@@ -53,7 +53,7 @@ def _hash(pattern: re.Pattern[str], page: str) -> str:
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """A view without the rows that are as they were."""
+    """The difference of two views: all of the later one but its unchanged rows."""
 
     process: str
     name: str
@@ -62,24 +62,24 @@ class Changes(msgspec.Struct, frozen=True):
     pools: tuple[PoolView, ...]
     rows: tuple[Row, ...]
     gone: tuple[tuple[str, str], ...]
-    """Rows that are no more: pool and name."""
+    """Pool and name of rows that were removed."""
     bucket: int = 0
     points: tuple[Point, ...] | None = None
     past: tuple[Past, ...] = ()
-    """The history of rows that ``before`` did not have; it holds the newest bucket, too."""
+    """The history of new rows, with the newest bucket."""
 
 
 PastOf = Callable[[Iterable[tuple[str, str]]], tuple[Past, ...]]
-"""Gives the history of pools and entitlements."""
+"""Returns the history of pools and entitlements."""
 
 
 def no_past(rows: Iterable[tuple[str, str]]) -> tuple[Past, ...]:
-    """The history of nothing."""
+    """A ``PastOf`` without history."""
     return ()
 
 
 def changes(before: LiveView, after: LiveView, past: PastOf = no_past) -> Changes:
-    """What to tell somebody who has seen ``before``."""
+    """The update for a listener that has received ``before``."""
     known = {(row.pool, row.name): row for row in before.rows}
     rows, fresh = [], []
     for row in after.rows:
@@ -104,24 +104,24 @@ def changes(before: LiveView, after: LiveView, past: PastOf = no_past) -> Change
 
 
 class Frames:
-    """The events of one view after another, each encoded once for all listeners."""
+    """The events of consecutive views, each encoded once for all listeners."""
 
     def __init__(self, past: PastOf = no_past) -> None:
         self._past = past
         self.number = 0
-        """Of the last view; 0 before the first."""
+        """The number of the last view; 0 before the first."""
         self._view = LiveView("", "")
         self._whole: bytes | None = None
         self._changes = b""
 
     def follow(self, view: LiveView) -> None:
-        """Take the next view."""
+        """Use the next view."""
         self._changes = event("changes", changes(self._view, view, self._past))
         self._view, self._whole = view, None
         self.number += 1
 
     def since(self, number: int) -> bytes:
-        """The event for somebody who has seen the view of that number: what changed, or everything."""
+        """The event for a listener that has the view of that number: the changes, or the whole view."""
         if number and number == self.number - 1:
             return self._changes
         if self._whole is None:
@@ -137,17 +137,17 @@ def event(kind: str, data: msgspec.Struct) -> bytes:
 
 
 class _Listener:
-    """One browser that looks on."""
+    """One browser that listens."""
 
-    __slots__ = ("is_writing", "news", "transport")
+    __slots__ = ("is_writing", "transport", "update")
 
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self.transport = transport
-        self.news = asyncio.Event()
+        self.update = asyncio.Event()
         self.is_writing = False
 
     def drop(self) -> None:
-        """Close the connection, whatever is under way."""
+        """Close the connection at once."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -157,37 +157,37 @@ class LivePage:
 
     def __init__(
         self,
-        look: Looks,
+        take_snapshot: TakeSnapshot,
         clock: Callable[[], float],
         *,
-        look_every_s: float = LOOK_EVERY_S,
-        note_every_s: float = BUCKET_S,
+        snapshot_every_s: float = SNAPSHOT_EVERY_S,
+        history_every_s: float = BUCKET_S,
         slow_s: float = SLOW_S,
         most_listeners: int = MOST_LISTENERS,
     ) -> None:
-        self._look = look
+        self._take_snapshot = take_snapshot
         self._clock = clock
-        self._look_every_s = look_every_s
-        self._note_every_s = note_every_s
+        self._snapshot_every_s = snapshot_every_s
+        self._history_every_s = history_every_s
         self._slow_s = slow_s
         self._most_listeners = most_listeners
         self._page = resources.files("dashboard").joinpath("page.html").read_text(encoding="utf-8")
         self._policy = content_security_policy(self._page)
-        self._watch = Watch()
-        self._frames = Frames(self._watch.past)
+        self._views = ViewMaker()
+        self._frames = Frames(self._views.past)
         self._listeners: set[_Listener] = set()
-        self._arrival = asyncio.Event()
-        """Set by a listener that comes while looks are rare."""
-        self._looking: asyncio.Task[None] | None = None
+        self._first_listener = asyncio.Event()
+        """Set by the first listener, to end the wait for the next snapshot."""
+        self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
     @property
     def listeners(self) -> int:
-        """How many look on."""
+        """The number of browsers that listen."""
         return len(self._listeners)
 
     def add_to(self, application: web.Application) -> None:
-        """Serve the page at ``/`` and ``/live``, and end with the application."""
+        """Serve the page at ``/`` and ``/live`` for as long as the application runs."""
         application.add_routes(
             [
                 web.get("/", self.page),
@@ -213,7 +213,7 @@ class LivePage:
         )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """The news, until the browser or this process goes."""
+        """The updates, until the browser or this process ends the connection."""
         refusal = self._refusal()
         if refusal:
             return web.Response(
@@ -228,19 +228,19 @@ class LivePage:
                 "content-type": "text/event-stream",
                 "cache-control": "no-store",
                 "x-content-type-options": "nosniff",
-                # Proxies in between are asked to pass events on as they come.
+                # Asks proxies in between not to buffer the events.
                 "x-accel-buffering": "no",
             }
         )
         try:
             await response.prepare(request)
-            self._begin(listener)
-            await self._tell(listener, response)
+            self._welcome(listener)
+            await self._send_updates(listener, response)
         except TimeoutError:
-            log.info("a listener of the live page was too slow")
+            log.info("a browser read nothing of the live page for too long and was disconnected")
             listener.drop()
         except ConnectionError:
-            pass  # the browser is gone
+            pass  # the browser disconnected
         finally:
             self._listeners.discard(listener)
         return response
@@ -249,25 +249,23 @@ class LivePage:
         if self._is_closing:
             return "this process is shutting down"
         if len(self._listeners) >= self._most_listeners:
-            return (
-                f"{self._most_listeners} browsers look on already, and there is room for no more; close one"
-            )
+            return f"{self._most_listeners} browsers show this page, which is the limit; close one and retry"
         return ""
 
-    def _begin(self, listener: _Listener) -> None:
-        """Look at once if the last look was one of the rare ones; otherwise show what was seen last."""
+    def _welcome(self, listener: _Listener) -> None:
+        """Take a snapshot at once for the first listener; send the last view to any other."""
         if len(self._listeners) == 1:
-            self._arrival.set()
+            self._first_listener.set()
         elif self._frames.number:
-            listener.news.set()
+            listener.update.set()
 
-    async def _tell(self, listener: _Listener, response: web.StreamResponse) -> None:
+    async def _send_updates(self, listener: _Listener, response: web.StreamResponse) -> None:
         seen = 0
         while True:
-            await listener.news.wait()
+            await listener.update.wait()
             if self._is_closing:
                 return
-            listener.news.clear()
+            listener.update.clear()
             frame, seen = self._frames.since(seen), self._frames.number
             listener.is_writing = True
             async with asyncio.timeout(self._slow_s):
@@ -275,31 +273,35 @@ class LivePage:
             listener.is_writing = False
 
     async def _start(self, application: web.Application) -> None:
-        self._looking = asyncio.get_running_loop().create_task(self._look_on())
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
-    async def _look_on(self) -> None:
-        """Look, and tell the listeners, until the process ends."""
+    async def _run(self) -> None:
+        """Take snapshots and notify the listeners until cancelled."""
         while True:
             try:
-                await self._look_once()
+                await self._update()
             except Exception:
-                # A defect: the page says that it hears nothing, and all else goes on.
-                log.critical("looking for the live page failed", exc_info=True)
+                # A defect: the page reports that it has no updates; the process goes on.
+                log.critical("a snapshot for the live page failed", exc_info=True)
             else:
                 for listener in self._listeners:
-                    listener.news.set()
+                    listener.update.set()
             try:
-                async with asyncio.timeout(self._look_every_s if self._listeners else self._note_every_s):
-                    await self._arrival.wait()
+                async with asyncio.timeout(self._interval_s):
+                    await self._first_listener.wait()
             except TimeoutError:
                 pass
-            self._arrival.clear()
+            self._first_listener.clear()
 
-    async def _look_once(self) -> None:
-        """One look, one view and its frame. Requests are served between the steps."""
+    @property
+    def _interval_s(self) -> float:
+        return self._snapshot_every_s if self._listeners else self._history_every_s
+
+    async def _update(self) -> None:
+        """Take one snapshot and make its view and frame. Requests are served between the steps."""
         others = MOST_ROWS if self._listeners else 0
-        look, now = self._look(Wanted(self._watch.shown(), others)), self._clock()
-        steps = self._watch.steps(look, now)
+        snapshot, now = self._take_snapshot(Wanted(self._views.shown(), others)), self._clock()
+        steps = self._views.steps(snapshot, now)
         while True:
             await asyncio.sleep(0)
             try:
@@ -309,11 +311,11 @@ class LivePage:
                 return
 
     async def _close(self, application: web.Application) -> None:
-        """End all listeners, or the process would wait for them."""
+        """End all listeners. The process would wait for them otherwise."""
         self._is_closing = True
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._task is not None:
+            self._task.cancel()
         for listener in list(self._listeners):
-            listener.news.set()
+            listener.update.set()
             if listener.is_writing:
                 listener.drop()

@@ -1,8 +1,8 @@
-"""Looks: what a process says of its pools at one moment. Records only; the process fills them.
+"""Snapshots: the state of a process's pools at one moment. Records only; the process fills them.
 
-Counts are totals since some beginning; ``recent`` computes what was added between two looks. A look is taken
-every half second or two for as long as the process lives, so it names the entitlements that matter now and
-not all of them: ``Wanted.choose`` says which.
+Counts are totals since a start that may be unknown; ``recent`` computes their increase. The process takes a
+snapshot every half second, or every two seconds without listeners. So a snapshot has only the entitlements
+that matter now; ``Wanted.choose`` selects them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from itertools import islice
 import msgspec
 
 Vector = tuple[float | None, float | None, float | None]
-"""An amount: tokens/s, KV tokens, sequences. ``None`` where there is no bound, or where nobody knows."""
+"""An amount: tokens/s, KV tokens, sequences. ``None``: no bound, or unknown."""
 
 ZERO: Vector = (0.0, 0.0, 0.0)
 UNKNOWN_FROM = 1e9
-"""From here on a number only stands for what is not known yet, such as a throughput still to be learned."""
+"""Numbers from here on stand for an unknown amount, such as a throughput that is not learned yet."""
 SERVED = "finished"
-"""The outcome of a request that was served; the others in a ``Tally`` are reasons of sheds."""
+"""The outcome of a served request. All other outcomes in a ``Tally`` are reasons of sheds."""
 
 
 def vector(tokens_per_second: float, kv_tokens: float, concurrency: float) -> Vector:
-    """An amount as it is shown: no number where it has no bound or is not known."""
+    """An amount as the page shows it: ``None`` for a dimension without a bound or of unknown size."""
     return (
         tokens_per_second if tokens_per_second < UNKNOWN_FROM else None,
         kv_tokens if kv_tokens < UNKNOWN_FROM else None,
@@ -32,25 +32,25 @@ def vector(tokens_per_second: float, kv_tokens: float, concurrency: float) -> Ve
 
 
 FirstTokens = tuple[float, Sequence[int]]
-"""Times to first token since some beginning: their sum in seconds, and how many fell below each bound."""
+"""Times to first token as totals: their sum in seconds, and the count in each bucket."""
 
 
 class Tally(msgspec.Struct, frozen=True):
-    """How one sidecar's requests ended, as totals since it began."""
+    """The outcomes of one sidecar's requests, as totals since its start."""
 
     outcomes: Mapping[str, Mapping[str, int]]
-    """By entitlement and outcome. The counts of an entitlement that is left out are as they were."""
+    """Counts by entitlement and outcome. An entitlement that is left out has unchanged counts."""
     is_whole: bool = True
-    """Whether an entitlement that was never named had no requests; else it may have been left out."""
+    """Whether an entitlement that was never named had no requests; otherwise it may have been left out."""
     first_tokens: Mapping[str, FirstTokens] = {}
-    """By entitlement; of one that is left out they are as they were."""
+    """By entitlement. An entitlement that is left out has unchanged times."""
     has_all_first_tokens: bool = True
-    """Whether one whose first tokens were never named had none; else it may have been left out."""
+    """The same as ``is_whole``, for times to first token."""
     bounds_s: Sequence[float] = ()
-    """Of the counts of first tokens; one more count is for longer times."""
+    """The upper bounds of the buckets, in seconds. One more bucket counts longer times."""
 
 
-class EntitlementLook(msgspec.Struct, frozen=True):
+class ShownEntitlement(msgspec.Struct, frozen=True):
     """One entitlement."""
 
     name: str
@@ -59,50 +59,51 @@ class EntitlementLook(msgspec.Struct, frozen=True):
     ceiling: Vector = (None, None, None)
     limit: Vector = ZERO
     in_use: Vector = ZERO
-    """KV tokens and sequences; of throughput ``spent`` tells."""
+    """KV tokens and sequences. Throughput follows from ``spent``."""
     demand: Vector = ZERO
     debt: float = 0.0
-    """Service owed, in seconds; negative where it had more than its share."""
+    """Service owed to the entitlement, in seconds; negative if it had more than its share."""
     spent: float = 0.0
-    """Throughput tokens charged less those refunded, since some beginning. It may fall."""
+    """Throughput tokens charged less refunds, as a total. It may fall."""
 
 
 class Replicas(msgspec.Struct, frozen=True):
-    """How many engines a pool has, and how many it needs."""
+    """The number of engines that a pool has, may have and needs."""
 
     sidecars: int = 0
     engines_up: int = 0
     least: int = 1
+    """The smallest number that may be provisioned."""
     most: int = 1
-    """What may be provisioned."""
+    """The largest number that may be provisioned."""
     desired: int | None = None
-    """The scale hint; ``None`` where there is none."""
+    """The scale hint; ``None`` if there is none."""
     reason: str = ""
-    """Of the hint, or why there is none."""
+    """The reason of the hint, or the reason why there is none."""
 
 
-class PoolLook(msgspec.Struct, frozen=True):
+class ShownPool(msgspec.Struct, frozen=True):
     """One pool."""
 
     name: str
     leader: str = ""
-    """Who leads, in words."""
+    """The leader, in words."""
     capacity: Vector = ZERO
     in_use: Vector = ZERO
-    """KV tokens and sequences; of throughput the entitlements' ``spent`` tells."""
+    """KV tokens and sequences. Throughput follows from the entitlements' ``spent``."""
     replicas: Replicas = Replicas()
     notices: tuple[str, ...] = ()
-    """What is not as it should be, in words."""
-    entitlements: tuple[EntitlementLook, ...] = ()
-    """Those that matter now; see ``Wanted``."""
+    """Problems of the pool, in words."""
+    entitlements: tuple[ShownEntitlement, ...] = ()
+    """The entitlements that ``Wanted`` selects."""
     tallies: Mapping[str, Tally] = {}
-    """By sidecar. One that starts again is another one."""
+    """Tallies by sidecar. A restarted sidecar has another name."""
     total: int | None = None
-    """How many entitlements the pool has; ``None``: those named."""
+    """The number of entitlements in the pool; ``None``: all of them are in ``entitlements``."""
     guarantees: Vector | None = None
-    """Of all entitlements together; ``None``: of those named."""
+    """The sum of all guarantees; ``None``: the sum over ``entitlements``."""
     spent_from_zero: bool = False
-    """Whether ``spent`` of an entitlement that is first named after the first look began at 0."""
+    """Whether ``spent`` began at 0 for an entitlement that the first snapshot did not have."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -111,24 +112,25 @@ class Snapshot(msgspec.Struct, frozen=True):
     process: str
     """``coordinator`` or ``sidecar``."""
     name: str
-    pools: tuple[PoolLook, ...] = ()
+    pools: tuple[ShownPool, ...] = ()
     notices: tuple[str, ...] = ()
     about: str = ""
-    """What the page shows, where that is not plain."""
+    """An explanation of the page, if it needs one."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Which entitlements a look has to name."""
+    """The entitlements that a snapshot must have."""
 
     names: Collection[str] = ()
-    """Those that are shown. Names of other pools may be among them."""
+    """The names that the page shows, of all pools together."""
     others: int = 0
-    """So many more of each pool, in the file's order, if there are as many."""
+    """The number of further entitlements of each pool, in the order of the pool file."""
 
     def choose(self, every: Collection[str], active: Iterable[str]) -> list[str]:
-        """The names of one pool's look: those wanted, and all that were active since the last look.
+        """The names for one pool's snapshot: those wanted, and all that were active since the last snapshot.
 
-        ``every`` holds all names of the pool and is quick to look into. The cost follows the answer's length.
+        ``every`` holds all names of the pool and must be quick to search. The cost follows the answer's
+        length.
         """
         if self.others >= len(every):
             return list(every)
@@ -140,5 +142,5 @@ class Wanted(msgspec.Struct, frozen=True):
 
 EVERYTHING = Wanted(others=1_000_000_000)
 """For tests and tools: all entitlements."""
-Looks = Callable[[Wanted], Snapshot]
-"""How a process describes itself."""
+TakeSnapshot = Callable[[Wanted], Snapshot]
+"""Takes a snapshot of the process, with the entitlements that are wanted."""

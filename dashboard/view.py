@@ -1,8 +1,10 @@
-"""The live view: what the page shows, made from one look after another. Pure: time is an argument.
+"""The live view: the content of the page, made from consecutive snapshots. Pure: time is an argument.
 
-A ``Watch`` keeps what ``recent`` and ``history`` know of every pool, so that the page has rates and the last
-five minutes. Numbers are rounded to what an eye can tell: what did not change for the eye does not travel
-again. The page shows at most ``MOST_ROWS`` entitlements of a pool, active ones first.
+A ``ViewMaker`` keeps the recent changes and the history of every pool, so that the page has rates and the
+last five minutes. Numbers are rounded to three digits: a row that looks the same is not sent again. The page
+shows at most ``MOST_ROWS`` entitlements of a pool, active ones first.
+
+The records of the view and the code that fills them are one file, because each field is filled in one place.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 import msgspec
 
 from dashboard.history import BUCKET_S, History
-from dashboard.recent import IDLE, Held, Recent
-from dashboard.snapshot import SERVED, EntitlementLook, PoolLook, Replicas, Snapshot, Vector
+from dashboard.recent import IDLE, Recent, UseMeans
+from dashboard.snapshot import SERVED, Replicas, ShownEntitlement, ShownPool, Snapshot, Vector
 from dashboard.words import CONCURRENCY, SHED_BY_LIMIT, TOKENS_PER_SECOND, why
 
 MOST_ROWS = 200
-"""Of one pool. A browser draws so many twice a second; nobody reads more."""
+"""Rows of one pool. A browser can draw so many twice a second, and a person reads no more."""
 _EARLY_S = 0.25
-"""A bucket may end so much early: the next look may come half a second later."""
+"""A bucket may end so much early, in seconds, because the next snapshot comes up to 0.5 s later."""
 SLICE = 25
-"""Rows that are made between two chances for requests: about a millisecond."""
+"""Rows that are made in one step: about 1 ms. Requests are served between steps."""
 STAYS = 1.1
-"""An entitlement is shown in its dominant dimension; another one must be so much larger to take its place."""
+"""A row shows the dominant dimension. Another dimension replaces it once it is larger by this factor."""
 
 
 class ShedView(msgspec.Struct, frozen=True):
@@ -37,7 +39,7 @@ class ShedView(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One entitlement as it is shown."""
+    """One entitlement as the page shows it."""
 
     pool: str
     name: str
@@ -51,18 +53,18 @@ class Row(msgspec.Struct, frozen=True):
     served_per_s: float | None
     shed_per_s: float | None
     dimension: int
-    """The place of its dominant dimension, or of the one that it is shed for most."""
+    """The index of the dimension that causes most sheds; without sheds, of the dominant one."""
     sheds: tuple[ShedView, ...]
     """The most frequent first."""
     first_token_ms: tuple[float, float] | None = None
-    """Mean and approximate 95th percentile within the last seconds; ``None``: there was none."""
+    """Mean and approximate 95th percentile over the window, in ms; ``None`` without any first token."""
 
 
 class Past(msgspec.Struct, frozen=True):
-    """The last five minutes of an entitlement, or of a pool where ``name`` is empty; the oldest bucket first.
+    """The last five minutes of an entitlement, or of a pool if ``name`` is empty; the oldest bucket first.
 
-    Of an entitlement: tokens/s, sheds per 100 s, mean and 95th percentile of the time to first token in ms
-    (0: there was none). Of a pool: requests served and shed, per 100 s.
+    The series of an entitlement are tokens/s, sheds per 100 s, and the mean and 95th percentile of the time
+    to first token in ms (0: none). The series of a pool are requests served and requests shed, per 100 s.
     """
 
     pool: str
@@ -71,7 +73,7 @@ class Past(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True, array_like=True):
-    """One bucket of the same."""
+    """One bucket of the series of ``Past``."""
 
     pool: str
     name: str
@@ -79,7 +81,7 @@ class Point(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PoolView(msgspec.Struct, frozen=True):
-    """One pool as it is shown."""
+    """One pool as the page shows it."""
 
     name: str
     leader: str
@@ -88,19 +90,19 @@ class PoolView(msgspec.Struct, frozen=True):
     in_use: Vector
     demand: Vector
     scale: Vector
-    """What a whole bar of its entitlements stands for: capacity, or the largest guarantee or limit."""
+    """The amount of a full bar of its entitlements: capacity, or the largest guarantee or limit."""
     replicas: Replicas
     notices: tuple[str, ...]
     served_per_s: float | None
     shed_per_s: float | None
     hidden: int
-    """Entitlements that have no row: there are too many."""
+    """The number of entitlements without a row."""
     hidden_active: int
-    """Those among them that were active within the last seconds."""
+    """The number of these that were active within the window."""
 
 
 class LiveView(msgspec.Struct, frozen=True):
-    """All that the page shows."""
+    """The whole content of the page."""
 
     process: str
     name: str
@@ -111,23 +113,23 @@ class LiveView(msgspec.Struct, frozen=True):
     bucket: int = 0
     """The number of the last bucket of the history."""
     points: tuple[Point, ...] | None = None
-    """That bucket, of those that had anything in it; ``None`` where it was told before."""
+    """The values of that bucket, for active names; ``None`` if an earlier view had them."""
     past: tuple[Past, ...] = ()
-    """The history of all that is shown, where the view is told as a whole."""
+    """The history of everything that is shown, if the whole view is sent."""
 
 
-class Watch:
-    """Turns looks, one after another, into views."""
+class ViewMaker:
+    """Makes a view from each snapshot."""
 
     def __init__(self, most_rows: int = MOST_ROWS) -> None:
-        self._pools: dict[str, _PoolWatch] = {}
+        self._pools: dict[str, _PoolViewMaker] = {}
         self._most_rows = most_rows
         self._bucket = 0
-        self._noted_at: float | None = None
+        self._bucket_ended_at: float | None = None
 
-    def follow(self, look: Snapshot, now: float) -> LiveView:
-        """The view after one more look. ``now`` is seconds on any monotonic clock."""
-        steps = self.steps(look, now)
+    def follow(self, snapshot: Snapshot, now: float) -> LiveView:
+        """The view after the next snapshot. ``now`` is in seconds by any monotonic clock."""
+        steps = self.steps(snapshot, now)
         while True:
             try:
                 next(steps)
@@ -135,35 +137,44 @@ class Watch:
                 view: LiveView = done.value
                 return view
 
-    def steps(self, look: Snapshot, now: float) -> Generator[None, None, LiveView]:
-        """The same in short steps, between which the caller may do anything but take another look."""
+    def steps(self, snapshot: Snapshot, now: float) -> Generator[None, None, LiveView]:
+        """Make the view in short steps. The caller must finish them before the next snapshot."""
         known, self._pools = self._pools, {}
         pools: list[PoolView] = []
         rows: list[Row] = []
-        for pool in look.pools:
-            watch = self._pools[pool.name] = known.get(pool.name) or _PoolWatch(self._most_rows)
+        for pool in snapshot.pools:
+            watch = self._pools[pool.name] = known.get(pool.name) or _PoolViewMaker(self._most_rows)
             shown, its_rows = yield from watch.steps(pool, now)
             pools.append(shown)
             rows += its_rows
         points = None
-        passed = 1 if self._noted_at is None else int((now - self._noted_at + _EARLY_S) / BUCKET_S)
+        passed = (
+            1 if self._bucket_ended_at is None else int((now - self._bucket_ended_at + _EARLY_S) / BUCKET_S)
+        )
         if passed:
             self._bucket += passed
-            self._noted_at = now
+            self._bucket_ended_at = now
             points = tuple(
-                point for each in pools for point in self._pools[each.name].note(self._bucket, each)
+                point for each in pools for point in self._pools[each.name].end_bucket(self._bucket, each)
             )
         return LiveView(
-            look.process, look.name, look.about, look.notices, tuple(pools), tuple(rows), self._bucket, points
+            snapshot.process,
+            snapshot.name,
+            snapshot.about,
+            snapshot.notices,
+            tuple(pools),
+            tuple(rows),
+            self._bucket,
+            points,
         )
 
     def shown(self) -> set[str]:
-        """The names of all rows of the last view, and of what was active shortly before."""
+        """The names of all rows of the last view, and of entitlements that were active within the window."""
         names: set[str] = set()
         return names.union(*(watch.shown() for watch in self._pools.values()))
 
     def past(self, rows: Iterable[tuple[str, str]]) -> tuple[Past, ...]:
-        """The history of pools (those without a name) and entitlements that have any."""
+        """The history of pools (with an empty name) and of entitlements, if they have one."""
         return tuple(
             Past(pool, name, series)
             for pool, name in rows
@@ -173,30 +184,30 @@ class Watch:
 
 _NO_RATES: Mapping[str, float] = {}
 _POOL = ""
-"""In the place of an entitlement's name: the whole pool."""
+"""The name of the pool's own history."""
 
 
-class _PoolWatch:
-    """One pool."""
+class _PoolViewMaker:
+    """Makes the views of one pool."""
 
     def __init__(self, most_rows: int) -> None:
         self._most_rows = most_rows
         self._recent = Recent()
-        self._held = Held()
+        self._use_means = UseMeans()
         self._rows: dict[str, tuple[object, Row]] = {}
-        """What every entitlement's row was made of last, and the row."""
+        """The last row of each entitlement, with the values from which it was made."""
         self._own = History(2, most=1)
         self._history = History(4)
 
-    def steps(self, pool: PoolLook, now: float) -> Generator[None, None, tuple[PoolView, list[Row]]]:
-        """The pool and its entitlements after one more look."""
+    def steps(self, pool: ShownPool, now: float) -> Generator[None, None, tuple[PoolView, list[Row]]]:
+        """The pool and its rows after the next snapshot, in steps."""
         recent = self._recent
         spent = {e.name: e.spent for e in pool.entitlements}
         recent.follow(pool.tallies, spent, now, from_zero=pool.spent_from_zero)
         yield
         rates = recent.per_s()
-        self._held.follow(pool, now)
-        means = self._held.means()
+        self._use_means.follow(pool, now)
+        means = self._use_means.means()
         yield
         uses: dict[str, Vector] = {
             e.name: (recent.tokens_per_s(e.name), *means.get(e.name, IDLE)) for e in pool.entitlements
@@ -215,7 +226,7 @@ class _PoolWatch:
             first_token = recent.first_token_s(name)
             made_of = (entitlement, use, its_rates, around, first_token)
             if before is not None and not its_rates and before[0] == made_of:
-                self._rows[name] = before  # idle, as most are at most times
+                self._rows[name] = before  # nothing changed; most entitlements are idle
                 continue
             shown_in = before[1].dimension if before is not None else None
             self._rows[name] = made_of, self._row(shown, entitlement, use, its_rates, shown_in)
@@ -223,15 +234,15 @@ class _PoolWatch:
 
     def _chosen(
         self,
-        entitlements: Sequence[EntitlementLook],
+        entitlements: Sequence[ShownEntitlement],
         uses: Mapping[str, Vector],
         rates: Mapping[str, Mapping[str, float]],
-    ) -> Sequence[EntitlementLook]:
-        """Those that get a row: those shed, then the busiest. One with a row keeps it against its equals."""
+    ) -> Sequence[ShownEntitlement]:
+        """The entitlements that get a row: shed ones, then the busiest. An equal one keeps its row."""
         if len(entitlements) <= self._most_rows:
             return entitlements
 
-        def worth(entitlement: EntitlementLook) -> tuple[bool, float, bool, bool]:
+        def worth(entitlement: ShownEntitlement) -> tuple[bool, float, bool, bool]:
             name = entitlement.name
             its_rates, use = rates.get(name, _NO_RATES), uses[name]
             is_shed = bool(its_rates) and any(outcome != SERVED for outcome in its_rates)
@@ -243,11 +254,11 @@ class _PoolWatch:
         return [e for e in entitlements if e.name in best]
 
     def shown(self) -> Collection[str]:
-        """The names that the next look has to give."""
+        """The names that the next snapshot must have."""
         return self._rows.keys() | self._recent.active()
 
-    def note(self, bucket: int, pool: PoolView) -> list[Point]:
-        """Take the numbers of now into the history; returns what the page is told of them."""
+    def end_bucket(self, bucket: int, pool: PoolView) -> list[Point]:
+        """Add the current numbers to the history. Returns the points for the page."""
         own = [100 * (pool.served_per_s or 0.0), 100 * (pool.shed_per_s or 0.0)]
         self._own.add(bucket, {_POOL: own})
         points: dict[str, Sequence[float]] = {}
@@ -259,25 +270,25 @@ class _PoolWatch:
             mean, high = (max(1000 * seconds, 1.0) for seconds in first) if first else IDLE
             points[name] = (tokens, 100 * sheds, mean, high)
         self._history.add(bucket, points)
-        told = [Point(pool.name, _POOL, [round(value) for value in own])]
-        told += [
+        points_of_page = [Point(pool.name, _POOL, [round(value) for value in own])]
+        points_of_page += [
             Point(pool.name, name, [round(value) for value in values])
             for name, values in points.items()
             if name in self._rows
         ]
-        return told
+        return points_of_page
 
     def past(self, name: str) -> list[list[int]]:
-        """The history of an entitlement, or with no name of the pool."""
+        """The history of an entitlement, or of the pool if ``name`` is empty."""
         return self._history.of(name) if name else self._own.of(name)
 
     def _pool(
         self,
-        pool: PoolLook,
+        pool: ShownPool,
         uses: Mapping[str, Vector],
         held: tuple[float, float],
         rates: Mapping[str, Mapping[str, float]],
-        chosen: Sequence[EntitlementLook],
+        chosen: Sequence[ShownEntitlement],
     ) -> PoolView:
         entitlements = pool.entitlements
         rows = {entitlement.name for entitlement in chosen}
@@ -306,7 +317,7 @@ class _PoolWatch:
     def _row(
         self,
         pool: PoolView,
-        entitlement: EntitlementLook,
+        entitlement: ShownEntitlement,
         in_use: Vector,
         rates: Mapping[str, float],
         shown_in: int | None,
@@ -343,13 +354,13 @@ def _in_ms(seconds: tuple[float, float] | None) -> tuple[float, float] | None:
 
 
 def _total(amounts: Sequence[Vector]) -> Vector:
-    """The sum of what is known."""
+    """The sum of the known amounts."""
     a, b, c = (sum(amount[place] or 0.0 for amount in amounts) for place in range(3))
     return a, b, c
 
 
-def _limit(entitlement: EntitlementLook, capacity: Vector) -> Vector:
-    """The limit as it is shown: where capacity is not known yet, nothing bounds it but its ceiling."""
+def _limit(entitlement: ShownEntitlement, capacity: Vector) -> Vector:
+    """The limit as the page shows it. While capacity is unknown, only the ceiling is a bound."""
     if None not in capacity:
         return entitlement.limit
     a, b, c = (
@@ -359,8 +370,8 @@ def _limit(entitlement: EntitlementLook, capacity: Vector) -> Vector:
     return a, b, c
 
 
-def _scale(capacity: Vector, entitlements: Sequence[EntitlementLook]) -> Vector:
-    """What a whole bar stands for: capacity, or what is more; what is in use where neither is known."""
+def _scale(capacity: Vector, entitlements: Sequence[ShownEntitlement]) -> Vector:
+    """The amount of a full bar: capacity, or a larger guarantee or limit. Without capacity, demand counts."""
     whole = []
     for place in range(3):
         most = max((e.guarantee[place] or 0.0 for e in entitlements), default=0.0)
@@ -382,7 +393,7 @@ def _dimension(
     scale: Vector,
     shown_in: int | None,
 ) -> int:
-    """In which dimension an entitlement is shown: where it is shed most, or uses most of the pool."""
+    """The dimension that a row shows: the one with most sheds, or else with the largest share of the pool."""
     if sheds and sheds[0][1] in SHED_BY_LIMIT:
         return SHED_BY_LIMIT[sheds[0][1]]
     for amount in (in_use, guarantee):
@@ -407,7 +418,7 @@ def _rounded(amount: Vector) -> Vector:
 
 
 def _short(value: float) -> float:
-    """Three significant digits; whole numbers below 10,000 as they are."""
+    """A number with three significant digits. Whole numbers below 10,000 stay exact."""
     if value == 0 or (value == int(value) and abs(value) < 10_000):
         return value + 0.0
     return round(value, 2 - math.floor(math.log10(abs(value))))

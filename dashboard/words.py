@@ -1,52 +1,52 @@
-"""Words: why somebody is being shed, in plain English. Pure; numbers in, a sentence out."""
+"""Words: the reason of a shed in plain English. Pure; numbers in, a sentence out."""
 
 from __future__ import annotations
 
 from dashboard.snapshot import Replicas, Vector
 
 TOKENS_PER_SECOND, KV_TOKENS, CONCURRENCY = range(3)
-"""Places of the dimensions in a vector."""
+"""Indexes of the dimensions in a vector."""
 UNITS = ("tokens/s", "KV tokens", "sequences")
 SHED_BY_LIMIT = {
     "tokens_per_second": TOKENS_PER_SECOND,
     "kv_tokens": KV_TOKENS,
     "concurrency": CONCURRENCY,
 }
-"""Reasons that name a dimension in which an entitlement's limit is reached."""
+"""Reasons that name the dimension in which an entitlement has reached its limit."""
 
 
 def number(value: float | None) -> str:
-    """A number for a sentence."""
+    """A number as text."""
     if value is None:
         return "no bound"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def over_limit(dimension: int, limit: Vector, in_use: Vector, demand: Vector) -> str:
-    """A shed in one dimension: its limit, what is in use of it, and what was asked for."""
+    """A shed in one dimension: the limit, the amount in use, and the demand."""
     most, used, asked = limit[dimension], in_use[dimension], demand[dimension]
     text = f"{UNITS[dimension]}: limit {number(most)}, in use {number(used or 0.0)}"
     if asked is not None and most is not None and asked > most:
-        text += f", asks for {number(asked)}"
+        text += f", demand {number(asked)}"
     return text
 
 
 def engine_full(capacity: Vector, in_use: Vector) -> str:
-    """A shed for want of room: the engine's fuller dimension, as it is now."""
+    """A shed because the engine has no room: the engine's fuller dimension."""
     dimension = max((CONCURRENCY, KV_TOKENS), key=lambda d: _share(in_use[d], capacity[d]))
     used, most = number(in_use[dimension]), number(capacity[dimension])
-    return f"engine full: {used} of {most} {UNITS[dimension]} in use, and only what is assured may queue"
+    return f"engine full: {used} of {most} {UNITS[dimension]} in use; only the assured share may queue"
 
 
 def engine_down(replicas: Replicas) -> str:
-    """A shed for want of an engine."""
+    """A shed because no engine is available."""
     return f"engine down: {replicas.engines_up} of {replicas.sidecars} answer"
 
 
 def why(
     reason: str, limit: Vector, in_use: Vector, demand: Vector, pool: tuple[Vector, Vector, Replicas]
 ) -> str:
-    """Why requests are shed. ``pool`` is its capacity, what is in use of it, and its replicas."""
+    """The reason of a shed as a sentence. ``pool`` has the capacity, the amount in use, and the replicas."""
     capacity, used, replicas = pool
     if reason in SHED_BY_LIMIT:
         return over_limit(SHED_BY_LIMIT[reason], limit, in_use, demand)
@@ -59,10 +59,10 @@ def why(
 
 
 _OTHERS = {
-    "preempted": "ended to make room for a guarantee: spot gives way first",
+    "preempted": "preempted: a guaranteed request needed the room, and spot requests end first",
     "draining": "the replica is shutting down",
     "too_many_connections": "too many connections are open at the sidecar",
-    "sidecar_full": "requests and unread answers take all of the sidecar's memory that they may",
+    "sidecar_full": "requests and unread responses have used the entitlement's share of the sidecar's memory",
 }
 
 

@@ -80,7 +80,7 @@ async def serve(settings: Settings, template: Template) -> None:
     injector = Injector(settings, template)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, injector.certificate.watch.ask)
+    loop.add_signal_handler(signal.SIGHUP, injector.certificate.watch.request_reload)
     await injector.start()
     await stopping.wait()
     await injector.stop()

@@ -15,65 +15,8 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-DATA_PATH = (
-    "sidecar.controller.access_log",
-    "sidecar.controller.accounts",
-    "sidecar.controller.authentication",
-    "sidecar.controller.controller",
-    "sidecar.controller.engine_priority",
-    "sidecar.controller.refusals",
-    "sidecar.controller.settlement",
-    "sidecar.controller.stored_responses",
-    "sidecar.decisions",
-    "sidecar.dialects.bodies",
-    "sidecar.dialects.dialect",
-    "sidecar.dialects.openai",
-    "sidecar.dialects.prefixes",
-    "sidecar.dialects.usage_readers",
-    "sidecar.engine.state",
-    "sidecar.lifecycle",
-    "sidecar.proxy.answers",
-    "sidecar.proxy.bounds",
-    "sidecar.proxy.connection",
-    "sidecar.proxy.connection_manager",
-    "sidecar.proxy.events",
-    "sidecar.proxy.exchange",
-    "sidecar.proxy.framing",
-    "sidecar.proxy.head_cache",
-    "sidecar.proxy.head_policy",
-    "sidecar.proxy.heads",
-    "sidecar.proxy.interface",
-    "sidecar.proxy.receiving",
-    "sidecar.proxy.request_parser",
-    "sidecar.proxy.tls",
-    "sidecar.proxy.upstream",
-    "sidecar.proxy.waiting",
-    "sidecar.telemetry",
-    "tokenpool.accounting.account",
-    "tokenpool.accounting.bucket",
-    "tokenpool.accounting.ledger",
-    "tokenpool.accounting.meter",
-    "tokenpool.accounting.retries",
-    "tokenpool.accounting.ticket",
-    "tokenpool.admission.pending",
-    "tokenpool.admission.preemption",
-    "tokenpool.admission.queue",
-    "tokenpool.admission.rules",
-    "tokenpool.capacity.room",
-    "tokenpool.capacity.slo_controller",
-    "tokenpool.control.admission_control",
-    "tokenpool.control.driver",
-    "tokenpool.leases.lease_state",
-    "tokenpool.leases.leases",
-    "tokenpool.leases.shares",
-    "tokenpool.leases.sync",
-    "tokenpool.leases.waits",
-    "tokenpool.planning.active_accounts",
-    "tokenpool.pricing.cost",
-    "tokenpool.pricing.estimators",
-    "tokenpool.pricing.learned_costs",
-)
-"""The modules that a compiled build compiles. ``pyproject.toml`` lists their files; a test compares both."""
+from runtime import data_path
+
 UNKNOWN_VERSION = "unknown"
 """The version of a package that is not installed, as in a checkout on ``PYTHONPATH``."""
 
@@ -102,7 +45,7 @@ def this_build() -> Build:
     except PackageNotFoundError:
         number = UNKNOWN_VERSION
     where = f"{platform.system()} {platform.machine()}"
-    return Build(number, are_compiled(DATA_PATH), platform.python_version(), where)
+    return Build(number, are_compiled(data_path.MODULES), platform.python_version(), where)
 
 
 def are_compiled(modules: Sequence[str]) -> bool:

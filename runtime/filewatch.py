@@ -27,7 +27,7 @@ class FileWatch:
         seen = {**self._seen, **_fingerprints(new)}
         self._seen = {path: seen[path] for path in paths}
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Call the owner if a file has changed since the last comparison."""
         # Many files, or a slow file system, take time: in a thread, which waits without the interpreter lock.
         seen = await asyncio.to_thread(_fingerprints, tuple(self._seen))
@@ -35,7 +35,7 @@ class FileWatch:
             self._seen = seen
             await self._changed()
 
-    def ask(self) -> None:
+    def request_reload(self) -> None:
         """Make the owner read the files again, changed or not, after the read in progress."""
         self._asked.set()
 
@@ -49,7 +49,7 @@ class FileWatch:
                 self._asked.clear()
                 await self._changed()
             else:
-                await self.look()
+                await self.check()
 
 
 def _fingerprints(paths: tuple[Path, ...]) -> Mapping[Path, object]:

@@ -12,9 +12,9 @@ from prometheus_client.core import Metric
 from dashboard.server import LivePage
 from dashboard.snapshot import (
     EVERYTHING,
-    EntitlementLook,
-    PoolLook,
     Replicas,
+    ShownEntitlement,
+    ShownPool,
     Snapshot,
     Tally,
     Vector,
@@ -81,7 +81,7 @@ class Admin:
         self._certificate = certificate
         self._common = AdminPages(self.readiness, self._metrics_pieces)
         self._changes = telemetry.changes()
-        self.live = LivePage(self.look, telemetry.clock)
+        self.live = LivePage(self.snapshot, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
         """The accounts in force, and what they are guaranteed together."""
 
@@ -204,7 +204,7 @@ class Admin:
             "outcomes": self._telemetry.outcomes(name),
         }
 
-    def look(self, wanted: Wanted = EVERYTHING) -> Snapshot:
+    def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
         """The content of the live page, now: this sidecar alone, not the whole pool."""
         replication = self._replication
         return Snapshot(
@@ -221,7 +221,7 @@ class Admin:
             notices.append("the pool file on disk is invalid: the old one is in force")
         return notices
 
-    def _pool(self, wanted: Wanted) -> PoolLook:
+    def _pool(self, wanted: Wanted) -> ShownPool:
         controller, telemetry = self._controller, self._telemetry
         accounts, now = controller.accounts, telemetry.clock()
         active = [account.entitlement.name for account in controller.control.active]
@@ -229,7 +229,7 @@ class Admin:
         for name in names:
             controller.refresh(accounts[name], now)
         is_up, pool, ledger = controller.engine.is_up, controller.pool, controller.control.ledger
-        return PoolLook(
+        return ShownPool(
             name=pool.name,
             leader=_leader(self._replication),
             capacity=vector(*(self._controller.engine.capacity.amount() if is_up else NOTHING).values()),
@@ -306,9 +306,9 @@ def _leader(replication: Replication | None) -> str:
     )
 
 
-def _entitlement(account: Account) -> EntitlementLook:
+def _entitlement(account: Account) -> ShownEntitlement:
     entitlement = account.entitlement
-    return EntitlementLook(
+    return ShownEntitlement(
         name=entitlement.name,
         tier=entitlement.tier.value,
         guarantee=vector(*entitlement.guarantee.values()),

@@ -11,9 +11,8 @@ import signal
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
-from aiohttp import web
-
 from runtime import collecting
+from runtime.admin import PageServer
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
 from runtime.options import Addresses
@@ -141,6 +140,7 @@ class Sidecar:
         )
         if self.replication is not None:
             self.admin.sources.append(self.replication)
+        self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
@@ -176,12 +176,8 @@ class Sidecar:
         """Listen for tenants and operators, and begin to watch, plan and sweep. Raises ``OSError``."""
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
-        self._admin_runner = web.AppRunner(self.admin.application(), access_log=None)
-        await self._admin_runner.setup()
-        sockets = listening(self.settings.admin, "--admin")
-        self.admin_on = bound(sockets)[0]
-        for each in sockets:
-            await web.SockSite(self._admin_runner, each).start()
+        admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
+        self.admin_on = admin_addresses[0]
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
             self._spawn(self.local_planner.run(self.settings.tick))
@@ -201,7 +197,7 @@ class Sidecar:
             "listening",
             extra={
                 "listen": str(self._bound),
-                "admin": str(bound(sockets)),
+                "admin": str(admin_addresses),
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.controller.pool.name,
@@ -228,9 +224,9 @@ class Sidecar:
 
     def reload(self) -> None:
         """Have the pool file and the certificate read anew."""
-        self.pool_file_watcher.ask()
+        self.pool_file_watcher.request_reload()
         if self.certificate is not None:
-            self.certificate.watch.ask()
+            self.certificate.watch.request_reload()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -281,7 +277,7 @@ class Sidecar:
         self.driver.stop()
         if self.replication is not None:
             await self.replication.stop()
-        await self._admin_runner.cleanup()
+        await self._pages.stop()
         self._upstream.close()
         log.info("stopped", extra={"cut": cut})
 

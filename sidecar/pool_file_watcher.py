@@ -62,13 +62,13 @@ class PoolFileWatcher:
         self._telemetry.config_is_current = True
         log.info("the pool file was read", extra={"pool": configuration.pool.name})
 
-    def ask(self) -> None:
+    def request_reload(self) -> None:
         """Have the file read again, changed or not."""
-        self._watch.ask()
+        self._watch.request_reload()
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         """Read the file again if it or a key file changed."""
-        await self._watch.look()
+        await self._watch.check()
 
     async def run(self) -> None:
         """Look until cancelled."""

@@ -90,10 +90,10 @@ class LoopPorts:
             message = replace(message, report=self._reporter.report(self._clock()))
         return await self._store.exchange(message)
 
-    async def landed(self) -> None:
+    async def wait_for_results(self) -> None:
         """Wait until each message in flight has its result. Cancelled, it cancels them."""
         await asyncio.gather(*self._calls, return_exceptions=True)
 
-    async def last_message(self, message: Message) -> None:
+    async def send_last(self, message: Message) -> None:
         """Send the last message. Raises ``StoreDown``."""
         await self._exchange(message)

@@ -146,12 +146,12 @@ class Replication:
         self._driver.stop()
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._ports.landed()
+                await self._ports.wait_for_results()
                 while not self._ports.results.empty():
                     self._hear(*self._ports.results.get_nowait())
                 last_message = self._driver.last_message()
                 if last_message is not None:
-                    await self._ports.last_message(last_message)
+                    await self._ports.send_last(last_message)
         except (StoreDown, TimeoutError):
             pass  # the leases expire
         except Exception:

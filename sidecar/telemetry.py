@@ -30,7 +30,7 @@ from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
 
-NOBODY = "none"
+UNIDENTIFIED = "none"
 """The label of requests that belong to no entitlement: no or unknown key, probes."""
 OTHER = "other"
 """The label of all entitlements that have no series of their own."""
@@ -194,7 +194,7 @@ class Tally:
         """Where the same outcomes are counted once more, of all that share the series."""
         self.outcomes: Counter[str] = shared if is_own else Counter()
 
-    def retier(self, tier: str) -> None:
+    def change_tier(self, tier: str) -> None:
         """The entitlement is in another tier from now on."""
         if tier == self.tier:
             return
@@ -247,12 +247,12 @@ class Telemetry:
         self._accounts: Mapping[str, Account] = {}
         self._ledger = Ledger()
         self._active = ActiveAccounts()
-        self._nobody = Series(NOBODY)
+        self._unidentified = Series(UNIDENTIFIED)
         self._other: Series | None = None
         self._own: dict[str, Series] = {}
-        self._tallies: dict[str, Tally] = {NOBODY: Tally(NOBODY, self._nobody, is_own=True)}
+        self._tallies: dict[str, Tally] = {UNIDENTIFIED: Tally(UNIDENTIFIED, self._unidentified, is_own=True)}
         """Of what was used since the start, in the order of first use."""
-        self._kept_for_guaranteed = 0
+        self._reserved_for_guaranteed = 0
         """Guaranteed entitlements that were not used yet: each has a place among the own series."""
         self._overhead = Histogram(_OVERHEAD_BUCKETS, _OVERHEAD_LABELS)
         self._changes: list[Changes] = []
@@ -265,9 +265,9 @@ class Telemetry:
         tallies = self._tallies
         for name, tally in tallies.items():
             account = accounts.get(name)
-            if account is not None and name != NOBODY:
-                tally.retier(account.entitlement.tier.value)
-        self._kept_for_guaranteed = sum(
+            if account is not None and name != UNIDENTIFIED:
+                tally.change_tier(account.entitlement.tier.value)
+        self._reserved_for_guaranteed = sum(
             account.entitlement.tier is Tier.GUARANTEED
             for name, account in accounts.items()
             if name not in tallies
@@ -317,22 +317,22 @@ class Telemetry:
 
     def _tally(self, account: Account | None) -> Tally:
         if account is None:
-            return self._tallies[NOBODY]
+            return self._tallies[UNIDENTIFIED]
         name = account.entitlement.name
         for changes in self._changes:
             changes.names.add(name)
         tally = self._tallies.get(name)
-        return tally if tally is not None else self._begin(name, account)
+        return tally if tally is not None else self._start_tally(name, account)
 
-    def _begin(self, name: str, account: Account | None) -> Tally:
+    def _start_tally(self, name: str, account: Account | None) -> Tally:
         """Something of an entitlement is counted for the first time."""
         tier = account.entitlement.tier.value if account is not None else ""
         room = self._most_series - len(self._own)
         if account is not None and account.entitlement.tier is Tier.GUARANTEED:
             if name in self._accounts:
-                self._kept_for_guaranteed -= 1
+                self._reserved_for_guaranteed -= 1
         else:
-            room -= self._kept_for_guaranteed
+            room -= self._reserved_for_guaranteed
         is_own = room > 0 and name != OTHER and account is not None
         if is_own:
             series = self._own[name] = Series(tier)
@@ -366,14 +366,14 @@ class Telemetry:
 
     def used(self) -> list[str]:
         """The entitlements that were used since the start, in the order of first use."""
-        return [name for name in self._tallies if name != NOBODY]
+        return [name for name in self._tallies if name != UNIDENTIFIED]
 
     def label(self, name: str) -> str:
         """Under which name an entitlement, of which something is counted elsewhere, is to be shown."""
-        if name == NOBODY or name in self._own:
+        if name == UNIDENTIFIED or name in self._own:
             return name
         if name not in self._tallies:
-            self._begin(name, self._accounts.get(name))
+            self._start_tally(name, self._accounts.get(name))
         return name if name in self._own else OTHER
 
     # --- Prometheus ---
@@ -416,7 +416,7 @@ class Telemetry:
                 for reason, n in sorted(series.without_usage.items())
             )
 
-        yield from _of_each(_REQUESTS, [*every, (NOBODY, self._nobody)], requests)
+        yield from _of_each(_REQUESTS, [*every, (UNIDENTIFIED, self._unidentified)], requests)
         yield from _of_each(_TOKENS, every, tokens)
         yield from _of_each(_OUTGROWN, every, outgrown)
         yield from _of_each(_WITHOUT_USAGE, every, without_usage)

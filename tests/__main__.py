@@ -11,10 +11,11 @@ import os
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from runtime import data_path
 
 ROOT = Path(__file__).parent.parent
 CORES = 2
@@ -73,8 +74,8 @@ _AS_INSTALLED = "--import-mode=importlib"
 
 def _compiled_folders() -> list[str]:
     """The unit tests of packages with modules that are compiled."""
-    modules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
-    folders = {f"tests/unit/{Path(module).parent}" for module in modules}
+    packages = {module.rpartition(".")[0] for module in data_path.MODULES}
+    folders = {f"tests/unit/{package.replace('.', '/')}" for package in packages}
     return sorted(
         folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)
     )

@@ -5,13 +5,13 @@ rule.
 """
 
 import ast
-import tomllib
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from runtime import data_path
 from tests.architecture import (
     Layers,
     Module,
@@ -24,7 +24,7 @@ from tests.architecture import (
 )
 
 ROOT = Path(__file__).parent.parent
-COMPILED = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["tokenpool"]["compiled"]
+COMPILED = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
     "toolbox", "demo", "experiments", "bench",

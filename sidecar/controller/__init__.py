@@ -1,1 +1,1 @@
-"""Who a request is, whether it runs, and how it is settled."""
+"""The controller: authentication, admission and settlement of requests."""

@@ -1,4 +1,4 @@
-"""The access log: one line for each request, if the operator wants it. Never prompts or keys."""
+"""The access log: one line for each request, if the operator turns it on. Never prompts or keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger("sidecar.access")
 
 
 class AccessLog:
-    """Writes a line for each request that ends, or nothing where it is off."""
+    """Writes a line for each request that ends, or nothing if it is off."""
 
     def __init__(self, *, is_on: bool) -> None:
         self.is_on = is_on

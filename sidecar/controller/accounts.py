@@ -9,7 +9,7 @@ from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.entitlements import Entitlement, Pool, PoolFile
 
 PER_STEP = 50
-"""Accounts that are made in one step while a pool file is prepared: 12 us each."""
+"""Accounts that one step makes while a pool file is prepared: 12 µs each."""
 
 
 class _Prepared:
@@ -20,7 +20,7 @@ class _Prepared:
     def __init__(self, file: PoolFile, epoch: int) -> None:
         self.file = file
         self.epoch = epoch
-        """The epoch in which they were gathered: after another change they are out of date."""
+        """The epoch in which they were gathered. They are outdated after another change."""
         self.accounts: dict[str, Account] = {}
         self.changed: list[tuple[Account, Entitlement]] = []
 
@@ -32,7 +32,7 @@ class Accounts:
         self._control = control
         self.by_name: dict[str, Account] = {}
         self.epoch = 0
-        """Rises with each pool file: a cached head is valid within one epoch."""
+        """Rises with each pool file. A cached head is valid within one epoch."""
         self.anonymous: Account | None = None
         """The account of callers without a key, if the pool file names one."""
         self._pricing = pool.pricing
@@ -40,9 +40,9 @@ class Accounts:
         self.configure(file, pool, now)
 
     def prepare(self, file: PoolFile, pool: Pool, now: float) -> Iterator[None]:
-        """Make the accounts of a pool file that is put in force next, in steps of ``PER_STEP``.
+        """Make the accounts of the next pool file, in steps of ``PER_STEP``.
 
-        Nothing changes for requests meanwhile.
+        Requests still use the accounts in force.
         """
         entitlements = file.entitlements_of(pool.name)
         prepared = _Prepared(file, self.epoch)

@@ -26,7 +26,7 @@ class Authenticator:
         self._identity_header = identity_header.lower().encode() if identity_header else None
 
     def route(self, head: RequestHead) -> Route | Refusal:
-        """The route of a request; it is noted in the head."""
+        """The route of a request. The head stores it."""
         route = head.route = find(head.path)
         if route is None:
             return Refusal(
@@ -51,7 +51,7 @@ class Authenticator:
         if route.names_stored:
             name = stored_id(head.path)
             if name is not None and self._stored.tokens(name, account.entitlement.name) is None:
-                return refusals.no_response(name, account)
+                return refusals.unknown_response(name, account)
         return account
 
     def _identify(self, head: RequestHead) -> Account | Refusal:
@@ -83,12 +83,12 @@ class Authenticator:
         if len(names) > 1 or account is None:
             return Refusal(
                 Reason.UNKNOWN_KEY,
-                "the gateway's identity header names no entitlement of this pool",
+                "the identity header of the gateway must name one entitlement of this pool, and does not",
             )
         return account
 
 
 def _printable(text: bytes) -> str:
-    """Client bytes for a message: short, and nothing but printable ASCII."""
+    """Client bytes for a message: at most 100 characters, all printable."""
     shown = text[:100].decode("ascii", "replace")
     return "".join(c if c.isprintable() else "?" for c in shown)

@@ -41,7 +41,7 @@ from tokenpool.outcomes import Ending, Reason
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """What the operator chose for admission."""
+    """The operator's choices for admission."""
 
     identity_header: str | None = None
     """The request header that names the entitlement, behind a trusted gateway."""
@@ -73,7 +73,7 @@ class Controller:
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self.epoch = self.pool_accounts.epoch
-        """Rises with each pool file: a cached head is valid within one epoch."""
+        """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
         self._access_log = access_log or AccessLog(is_on=False)
         self._random = random
@@ -98,11 +98,11 @@ class Controller:
     # --- the pool file ---
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make what a changed pool file needs before it is put in force, in steps of a moment each."""
+        """Make the accounts of a changed pool file before it is put in force, in short steps."""
         return self.pool_accounts.prepare(configuration.file, configuration.pool, self._telemetry.clock())
 
     def configure(self, configuration: Configuration) -> None:
-        """Put a pool file in force. Accounts live on by name; requests in flight settle as they began."""
+        """Put a pool file in force. Accounts are kept by name. Running requests keep their account."""
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
@@ -118,7 +118,7 @@ class Controller:
     # --- a request's head ---
 
     def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
-        """The route and the account of a request, or the refusal that makes its body needless."""
+        """The route and the account of a request, or its refusal. A refused body need not be read."""
         route = self._authenticator.route(head)
         if isinstance(route, Refusal):
             return route
@@ -152,7 +152,7 @@ class Controller:
             return Refusal(Reason.MALFORMED, str(error), error.param, account=account)
         if parsed.model is not None and not self.pool.serves(parsed.model):
             return refusals.unknown_model(parsed.model, account)
-        if parsed.continues is not None or parsed.called is not None:
+        if parsed.continued_response is not None or parsed.response_name is not None:
             found = self._with_stored(account, parsed)
             if isinstance(found, Refusal):
                 return found
@@ -168,15 +168,15 @@ class Controller:
         return outcome
 
     def _with_stored(self, account: Account, parsed: Parsed) -> Parsed | Refusal:
-        """A request with the tokens that its stored responses add to its prompt; they must be its own."""
+        """The request with the tokens of the response that it continues, which must be the caller's own."""
         name = account.entitlement.name
-        if parsed.called is not None and self._stored.is_taken(parsed.called, name):
-            return refusals.response_taken(parsed.called, account)
-        if parsed.continues is None:
+        if parsed.response_name is not None and self._stored.belongs_to_another(parsed.response_name, name):
+            return refusals.response_id_in_use(parsed.response_name, account)
+        if parsed.continued_response is None:
             return parsed
-        tokens = self._stored.tokens(parsed.continues, name)
+        tokens = self._stored.tokens(parsed.continued_response, name)
         if tokens is None:
-            return refusals.no_response(parsed.continues, account)
+            return refusals.unknown_response(parsed.continued_response, account)
         return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
 
     def _admitted(self, ticket: Ticket, parsed: Parsed, started_at: float) -> AdmittedRequest:
@@ -204,16 +204,16 @@ class Controller:
         self.driver.begin(admitted.ticket, runner)
 
     def withdraw(self, pending: PendingRequest) -> None:
-        """The sidecar stops: a pending request is not decided."""
+        """The sidecar stops: drop a pending request without a decision."""
         self.driver.withdraw(pending)
 
     def give_up(self, pending: PendingRequest) -> None:
-        """The client of a pending request left."""
+        """The client of a pending request disconnected."""
         self.driver.withdraw(pending)
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
-        """The decision about a request that waited, as the proxy needs it."""
+        """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
             return self._shed(pending.account, outcome)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at)
@@ -225,7 +225,7 @@ class Controller:
     # --- running requests ---
 
     def priority_refused(self, admitted: AdmittedRequest) -> None:
-        """The engine refused the request for its priority: it is sent again without."""
+        """The engine refused the request for its priority. The request is sent again without it."""
         self._priority.refused(admitted)
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
@@ -235,7 +235,7 @@ class Controller:
             self.control.first_token(admitted.ticket, seconds)
 
     def engine_changed(self) -> None:
-        """The engine was observed: reserve slots, end surplus spot requests, decide waiting ones."""
+        """Use a new observation of the engine: reserve slots, preempt spot requests, decide waiting ones."""
         engine, control, now = self.engine, self.control, self._telemetry.clock()
         if engine.restarts != self._restarts_seen:
             self._restarts_seen = engine.restarts

@@ -14,19 +14,19 @@ from sidecar.dialects.fields import with_priority, without_priority
 from sidecar.engine.state import EngineState
 
 PRIORITY_GUARANTEED, PRIORITY_SHARED, PRIORITY_SPOT = 0, 10, 20
-"""The priorities of requests inside a guarantee, of elastic requests and bursts, and of spot. Lower is
-sooner, as with vLLM."""
+"""The priorities of requests inside a guarantee, of elastic requests and bursts, and of spot requests. A
+lower one is scheduled earlier, as in vLLM."""
 
 
 class PriorityPolicy(StrEnum):
     """Whether requests carry a priority for the engine."""
 
     AUTO = "auto"
-    """Unless the engine refuses it. It may ignore the field: requests are admitted as if it did."""
+    """Send it unless the engine refuses it. Admission assumes that the engine ignores the field."""
     ON = "on"
-    """Always: the engine is known to schedule by priority."""
+    """Always send it: the operator states that the engine schedules by priority."""
     OFF = "off"
-    """Never."""
+    """Never send it."""
 
 
 class EnginePriority:
@@ -41,7 +41,7 @@ class EnginePriority:
     def write(self, admitted: AdmittedRequest, parsed: Parsed) -> None:
         """Write the request's priority into its body.
 
-        The field is the sidecar's: a client's own is replaced, and removed if the engine takes none, so that
+        A client's own field is replaced, or removed if the engine takes none, so that
         a request means the same on every engine.
         """
         ticket = admitted.ticket
@@ -61,7 +61,7 @@ class EnginePriority:
             admitted.priority = priority
 
     def refused(self, admitted: AdmittedRequest) -> None:
-        """The engine refused the request for its priority: it is sent again without."""
+        """The engine refused the request for its priority. The request is sent again without it."""
         admitted.body, admitted.priority = without_priority(admitted.body, is_ours=True), None
         self._refused += 1
 
@@ -75,6 +75,6 @@ class EnginePriority:
         yield sent
         yield CounterMetricFamily(
             "tokenpool_engine_priority_refused",
-            "Requests that the engine refused for their priority and that were sent again without.",
+            "Requests that the engine refused for their priority and that were sent again without it.",
             value=self._refused,
         )

@@ -1,4 +1,4 @@
-"""The refusals that the controller gives, in words that name the thing, the number and the next step."""
+"""The controller's refusals. Each message names the thing, the number and the next step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenpool.amounts import Dimension
 from tokenpool.outcomes import Reason
 
 JITTER = 0.25
-"""A shed's wait is lengthened by up to this share, so that requests shed together do not return together."""
+"""The wait of a shed request is lengthened by up to this share, to spread the retries."""
 
 
 def of_shed(account: Account, shed: Shed, random: float) -> Refusal:
@@ -25,13 +25,13 @@ def of_shed(account: Account, shed: Shed, random: float) -> Refusal:
     wait = shed.retry_after_s * (1 + JITTER * random)
     whose = "the engine" if shed.reason is Reason.ENGINE_FULL else f"entitlement {name!r}"
     use = (
-        f"{shed.in_use:.0f} tokens spent ahead"
+        f"{shed.in_use:.0f} tokens used in advance"
         if shed.dimension is Dimension.TOKENS_PER_SECOND
         else f"in use {shed.in_use:.0f}"
     )
     message = (
         f"entitlement {name!r} shed on {shed.dimension}: limit of {whose} {shed.limit:.0f},"
-        f" {use}, cost {shed.cost:.0f}; come back in {wait:.2f} s"
+        f" {use}, cost {shed.cost:.0f}; retry in {wait:.2f} s"
     )
     return Refusal(shed.reason, message, retry_after_s=wait, account=account)
 
@@ -46,19 +46,19 @@ def engine_down(account: Account | None) -> Refusal:
     )
 
 
-def no_response(name: str, account: Account) -> Refusal:
-    """There is no stored response of this name for this entitlement. The words are the engine's."""
+def unknown_response(name: str, account: Account) -> Refusal:
+    """The entitlement has no stored response of this name. The message is the engine's own."""
     return Refusal(
         Reason.UNKNOWN_RESPONSE, f"Response with id '{name}' not found.", "response_id", account=account
     )
 
 
-def response_taken(name: str, account: Account) -> Refusal:
+def response_id_in_use(name: str, account: Account) -> Refusal:
     """A stored response of this name belongs to another entitlement."""
-    message = f"there is a response with the id '{name}'; choose another request_id, or none"
+    message = f"the id '{name}' is in use by another stored response; choose another request_id, or send none"
     return Refusal(Reason.MALFORMED, message, "request_id", account=account)
 
 
 def unknown_model(name: str, account: Account) -> Refusal:
-    """The pool does not serve this model. The words are the engine's."""
+    """The pool does not serve this model. The message is the engine's own."""
     return Refusal(Reason.UNKNOWN_MODEL, f"The model `{name}` does not exist.", "model", account=account)

@@ -1,4 +1,4 @@
-"""Settlement: the usage of each admitted request, from what its reader saw, exactly once."""
+"""Settlement: the usage of each admitted request, from its reader's counts, exactly once."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ class Settlement:
         no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
     ) -> None:
-        """Settle an admitted request. ``usage`` is the engine's report; ``spent``: it may have computed.
+        """Settle an admitted request. ``usage`` is the engine's report, or ``None`` without one.
 
-        ``events`` were relayed, ``None`` if they were not counted; ``unreported`` of them came after the
-        report. ``no_usage`` is the reason for a missing report, ``stored`` the name by which the engine may
-        have stored the answer.
+        ``spent``: the engine may have computed tokens. ``events`` is the number of relayed events, or
+        ``None`` if they were not counted; ``unreported`` of them came after the report. ``no_usage`` is the
+        reason for a missing report. ``stored`` is the name by which the engine may have stored the answer.
         """
         ticket = admitted.ticket
         if ticket is None:
@@ -76,11 +76,11 @@ class Settlement:
         reported = usage is not None
         if stored is not None and usage is not None:
             tokens = usage.input_tokens + usage.output_tokens
-            self._stored.remember(stored, ticket.account.entitlement.name, tokens)
+            self._stored.record(stored, ticket.account.entitlement.name, tokens)
         if usage is None:
             usage = self._guess(ticket, events, ending) if spent else Usage(0, 0)
         elif unreported:
-            # The report is of the stream's beginning: a Messages stream that was cut, or lost its end.
+            # The report covers the beginning of a Messages stream that ended early.
             output = usage.output_tokens + round(unreported * self.tokens_per_event.value)
             usage = usage._replace(output_tokens=output)
             reported = ending is not Ending.FINISHED
@@ -93,7 +93,7 @@ class Settlement:
         self._driver.settle(ticket, usage, ending, reported=reported)
 
     def _guess(self, ticket: Ticket, events: int | None, ending: Ending) -> Usage:
-        """The usage that the engine did not report: the prompt, and the output that was relayed."""
+        """The estimated usage without a report: the prompt, and the relayed output."""
         if events is not None:
             output = round(events * self.tokens_per_event.value)
         else:

@@ -1,27 +1,27 @@
-"""Whose a stored response is: the engine gives it to whoever knows its name.
+"""The owners of stored responses. The engine itself returns a stored response to any caller with its name.
 
-What an engine stores it holds in its own memory, so that its sidecar, which saw all of it being made, is the
-one to ask. After a restart of the sidecar alone nobody owns what was stored before.
+An engine keeps stored responses in its memory. Its sidecar sees each one being made, so it knows the owner.
+After a restart of the sidecar alone, earlier stored responses have no owner and are not returned.
 """
 
 from __future__ import annotations
 
 MOST_STORED = 10_000
-"""Of one entitlement; its oldest are forgotten beyond."""
+"""Stored responses of one entitlement. The oldest is forgotten beyond this number."""
 LONGEST_NAME = 128
-"""What is called by more cannot be asked for."""
+"""Characters of a name. A response with a longer name cannot be requested."""
 
 
 class StoredResponses:
-    """Who made which stored response, and how long the conversation is that it ends."""
+    """The owner of each stored response, and the length of its conversation in tokens."""
 
     def __init__(self) -> None:
         self._by_id: dict[str, tuple[str, int]] = {}
         self._of: dict[str, dict[str, None]] = {}
-        """Each owner's, the oldest first."""
+        """The responses of each owner, the oldest first."""
 
-    def remember(self, response: str, owner: str, tokens: int) -> None:
-        """An entitlement was given a response, and may come back for it."""
+    def record(self, response: str, owner: str, tokens: int) -> None:
+        """Record the owner of a response. ``tokens`` is the length of its conversation."""
         if len(response) > LONGEST_NAME:
             return
         if response in self._by_id:
@@ -37,10 +37,10 @@ class StoredResponses:
         del self._of[owner][response]
 
     def tokens(self, response: str, owner: str) -> int | None:
-        """How long the conversation is; ``None`` where there is none, or it is somebody else's."""
+        """The length of a response's conversation; ``None`` unless ``owner`` owns it."""
         whose, tokens = self._by_id.get(response, ("", 0))
         return tokens if whose == owner else None
 
-    def is_taken(self, response: str, owner: str) -> bool:
-        """Whether somebody else has a response of that name."""
+    def belongs_to_another(self, response: str, owner: str) -> bool:
+        """Whether another entitlement owns a response of this name."""
         return self._by_id.get(response, (owner, 0))[0] != owner

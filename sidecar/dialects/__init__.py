@@ -1,5 +1,5 @@
-"""Dialects: which fields of a request price it, and how errors and limits look to its clients.
+"""Dialects: the fields that price a request, and the form of errors and limits, for each API.
 
-One file for each way of speaking; ``sidecar/dialects/routes.py`` says on which paths. What several of them
-need to read a body is in ``bodies``, what all of them must be able to say in ``dialect``.
+Each API has a file. ``routes`` has the table of paths. ``bodies`` has the functions that several dialects use
+to read a body. ``dialect`` has the functions that every dialect must provide.
 """

@@ -1,4 +1,4 @@
-"""The Anthropic dialect: Messages in, asks out; refusals in that API's words, statuses and headers out."""
+"""The Anthropic dialect: reads Messages requests; writes errors, statuses and headers of that API."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask
 
 ROUTE = "/v1/messages"
-"""Where prices are learned."""
+"""The key under which costs are learned."""
 OVERLOADED = 529
-"""What this API has for a server without capacity."""
+"""This API's status code for a server without capacity."""
 
 
 class _Message(Item):
@@ -80,13 +80,13 @@ def parse(body: bytes) -> Parsed:
 
 
 def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
-    """The body of an error answer. This API names a field in the message alone."""
+    """The body of an error answer. This API names a field only in the message."""
     text = f"{param}: {message}" if param and param not in message else message
     return _encode({"type": "error", "error": {"type": _KINDS[ANTHROPIC.status(reason)], "message": text}})
 
 
 def error_event(reason: Reason, message: str, _: int) -> bytes:
-    """The last words of a stream that is ended early."""
+    """The last event of a stream that ends early."""
     return b"event: error\ndata: " + error_body(reason, message) + b"\n\n"
 
 
@@ -107,7 +107,7 @@ _LIMITS = (
 
 
 def _moment(seconds: float) -> bytes:
-    """A time from now as these headers give it: RFC 3339, in whole seconds, not too early."""
+    """The time ``seconds`` from now as RFC 3339, rounded up to whole seconds."""
     then = datetime.now(UTC) + timedelta(seconds=max(seconds, 0.0))
     if then.microsecond:
         then = then.replace(microsecond=0) + timedelta(seconds=1)

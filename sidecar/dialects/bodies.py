@@ -1,13 +1,13 @@
-"""Reading request bodies, whatever the dialect: what is too much, what is malformed, how long a text is.
+"""Reads request bodies for all dialects: sizes of texts, limits, and malformed values.
 
-A body is decoded once, into the few fields that price it; prompt texts stay undecoded (``Raw``), so a 400 kB
-prompt is skimmed and not copied. Types are strict: where vLLM would coerce (``"5"`` to 5), a request could
-mean one thing here and another there, and is refused with the field's name. A number without a fraction
+A body is decoded once, into the few fields that price it. Prompt texts stay undecoded (``Raw``), so a 400 kB
+prompt is scanned and not copied. Types are strict. vLLM converts ``"5"`` to 5; such a request could mean
+different things in the two programs, so it is refused with the field's name. A number without a fraction
 (``5.0``, ``5e0``) has only one meaning, and is an integer.
 
-Nobody else is served meanwhile, so what a body costs must follow from its length: 32 MB of text are skimmed
-in 33 ms, but as many bytes of ``{},`` or ``1,`` would take nine seconds, and gigabytes. So whatever becomes
-an object of Python's is counted while it is read, and token ids never become any.
+Parsing blocks the event loop, so its time must be proportional to the length of the body. 32 MB of text are
+scanned in 33 ms, but as many bytes of ``{},`` or ``1,`` would take nine seconds, and gigabytes of memory. So
+every value that becomes a Python object is counted while it is read. Token ids never become objects.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from sidecar.dialects.items import (
 from tokenpool.pricing.cost import WINDOW, Ask
 
 MESSAGE_BYTES = 16
-"""What the chat template adds around one message, in bytes of text: about four tokens."""
+"""The bytes of text that stand for the chat template around one message: about four tokens."""
 MOST_NESTED = 3
-"""Levels of parts within parts. What is within is copied and read again at each: 450 took a gigabyte."""
+"""Levels of nested parts. Each level copies and reads its content again: 450 levels took a gigabyte."""
 MOST_VALUES = 1 << 20
-"""Commas in one body: a million token ids, or a text of fifty megabytes. Skimming them takes up to 12 ms."""
+"""Commas in one body: a million token ids, or a text of fifty megabytes. Scanning takes up to 12 ms."""
 MOST_UNPRICED = 256 * 1024
-"""Bytes of one body that nothing is charged for: schemas, metadata. The engine has to read them, too."""
+"""Bytes of one body without a price: schemas, metadata. The engine must read them as well."""
 _ID_BYTES = 12
-"""What a token id takes at most: ten digits, a comma and a space."""
+"""The most bytes of a token id: ten digits, a comma and a space."""
 BRACKET, QUOTE, BRACE, NULL = b'["{n'
-"""First bytes of a list, a text, an object and a null."""
+"""The first bytes of a list, a text, an object and a null."""
 _DIGITS, _SPACE = b"0123456789", b" \t\r\n"
 _LOOKS_LIKE_IDS = re.compile(rb"\[\s*[\d\[\]]").match
 _WHOLE_FRACTIONS = re.compile(rb"(?<=\d)\.0+(?=[,\]\s])")
@@ -55,9 +55,9 @@ _HOLDS_TEXT = re.compile(r"Expected `object`, got `str` in \[(\d+)\]").fullmatch
 _EMPTY_LIST = re.compile(rb"\[\s*\]").fullmatch
 _MOST_TOKENS = 1 << 31
 _NO_EMBEDS = (
-    "prompt_embeds is not supported: it does not say how many tokens it holds; send text or token ids"
+    "prompt_embeds is not supported, because it does not state a number of tokens; send text or token ids"
 )
-"""A tensor file of 1 kB may hold any number of rows: an expanded tensor stores one, a sparse one none."""
+"""A tensor file of 1 kB may have any number of rows: an expanded tensor stores one row, a sparse one none."""
 
 _Request = TypeVar("_Request")
 _Value = TypeVar("_Value")
@@ -65,44 +65,44 @@ _Read = TypeVar("_Read")
 
 
 class Malformed(ValueError):
-    """The body cannot be priced; the text says what is wrong with it, ``param`` where."""
+    """The body cannot be priced. The text states the fault, ``param`` the field."""
 
     def __init__(self, message: str, param: str | None = None, *, names_param: bool = True) -> None:
-        """``names_param`` says that the message names the field already."""
+        """``names_param``: the message already names the field."""
         super().__init__(message if names_param or param is None else f"{message} in {param}")
         self.param = param
         self._message = message
         self._names_param = names_param
 
     def within(self, place: str) -> Malformed:
-        """The same fault of a body whose field ``place`` holds the value that was read."""
+        """The same fault, in the value of the field ``place`` of a larger body."""
         rest = self.param or ""
         dot = "." if rest and not rest.startswith("[") else ""
         return Malformed(self._message, place + dot + rest, names_param=self._names_param)
 
 
 class Parsed(NamedTuple):
-    """What the proxy needs to know of a request body."""
+    """The data of a request body that the proxy needs."""
 
     ask: Ask
     model: str | None
     streams: bool
     hides_usage: bool
-    """Whether usage must be asked of the engine, and kept from the client who did not ask."""
+    """Whether usage is requested from the engine and hidden from the client, who did not request it."""
     body: bytes
     """The body for the engine."""
     has_priority: bool = False
     """Whether the client wrote a ``priority`` of its own."""
     takes_priority: bool = True
     """Whether the engine knows that field on this route."""
-    continues: str | None = None
-    """The stored response whose conversation is part of the prompt."""
-    called: str | None = None
+    continued_response: str | None = None
+    """The stored response that the request continues."""
+    response_name: str | None = None
     """The name that the client chose for the response, under which it may be stored."""
 
 
 class Content(NamedTuple):
-    """What one text or list of parts amounts to."""
+    """The size of one text or list of parts."""
 
     text_bytes: int = 0
     images: int = 0
@@ -115,7 +115,7 @@ _UTF8_PIECE = 1 << 20
 def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
     """Decode a whole body. Raises ``Malformed``."""
     if len(body) > MOST_VALUES and body.count(b",") > MOST_VALUES:
-        raise Malformed(f"the body has more than {MOST_VALUES} values, or commas")
+        raise Malformed(f"the body has more than {MOST_VALUES} values, or commas; send a smaller body")
     if not body.isascii():
         _check_utf8(body)
     begin_counting()
@@ -123,7 +123,7 @@ def read(decode: Callable[[bytes], _Request], body: bytes) -> _Request:
 
 
 def _check_utf8(body: bytes) -> None:
-    """Look into what the decoder skips; in pieces, since text takes up to four times its bytes."""
+    """Check the bytes that the decoder skips, in pieces: decoded text takes up to four times its bytes."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     for start in range(0, len(body), _UTF8_PIECE):
         piece = body[start : start + _UTF8_PIECE]
@@ -135,7 +135,7 @@ def _check_utf8(body: bytes) -> None:
 
 
 def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
-    """Decode a part of a body that was decoded before. Raises ``Malformed``."""
+    """Decode a part of a decoded body. Raises ``Malformed``."""
     try:
         return decode(part)
     except msgspec.ValidationError as error:
@@ -149,7 +149,7 @@ def read_part(decode: Callable[[bytes], _Request], part: bytes) -> _Request:
 
 
 def at(place: str, read: Callable[[_Value], _Read], value: _Value) -> _Read:
-    """Read the value of the field ``place``: what is wrong in it is told by its full path."""
+    """Read the value of the field ``place``. An error names the full path."""
     try:
         return read(value)
     except Malformed as error:
@@ -157,20 +157,20 @@ def at(place: str, read: Callable[[_Value], _Read], value: _Value) -> _Read:
 
 
 def check_unpriced(parsed: Parsed) -> None:
-    """See to it that a long body is long in what it pays for. Raises ``Malformed``.
+    """Check that a long body consists mostly of priced parts. Raises ``Malformed``.
 
-    What a picture or sound takes is not looked at: where there is one, this says nothing.
+    A body with an image or a sound is not checked, because the size of those is unknown.
     """
     ask = parsed.ask
     unpriced = len(parsed.body) - ask.text_bytes - _ID_BYTES * ask.token_ids
     if unpriced > MOST_UNPRICED and not ask.images and not ask.audios:
         raise Malformed(
-            f"the body has {unpriced} bytes beside its prompt and tools; it may have {MOST_UNPRICED}"
+            f"the body has {unpriced} bytes outside its prompt and tools; the limit is {MOST_UNPRICED}"
         )
 
 
 def whole(number: int | float, name: str) -> int:
-    """A number of tokens or sequences, which may be written ``16.0`` or ``1e2``."""
+    """A whole number of tokens or sequences. ``16.0`` and ``1e2`` are valid."""
     if isinstance(number, float):
         if not number.is_integer():
             raise Malformed(f"{name} must be a whole number, not {number:g}", name)
@@ -179,20 +179,20 @@ def whole(number: int | float, name: str) -> int:
 
 
 def tokens(number: int | float, name: str) -> int:
-    """A number of tokens that an engine could have."""
+    """A number of tokens that can fit into a context window."""
     count = whole(number, name)
     if count > _MOST_TOKENS:
-        raise Malformed(f"{name} is more than any engine's context window; send less, or leave it out", name)
+        raise Malformed(f"{name} exceeds the context window of every engine; lower it, or leave it out", name)
     return count
 
 
 def output_bound(number: int | float | None, name: str) -> int | None:
-    """The output bound; the engine refuses one below 0 or so itself, so it is priced as one token."""
+    """The output bound, at least 1 token. The engine itself refuses a lower bound."""
     return None if number is None else max(tokens(number, name), 1)
 
 
 def input_bound(number: int | float | None, name: str = "truncate_prompt_tokens") -> int | None:
-    """To how many tokens the engine is to cut each prompt; -1 is its context window."""
+    """The number of tokens to which the engine truncates each prompt; -1 is its context window."""
     if number is None:
         return None
     bound = tokens(number, name)
@@ -202,7 +202,7 @@ def input_bound(number: int | float | None, name: str = "truncate_prompt_tokens"
 
 
 def sequences(n: int | float | None, name: str = "n") -> int:
-    """How many sequences a request asks for by a field."""
+    """The number of sequences in a field."""
     if n is None:
         return 1
     n = whole(n, name)
@@ -212,20 +212,22 @@ def sequences(n: int | float | None, name: str = "n") -> int:
 
 
 def not_too_many(prompts: int, name: str, each: int = 1) -> int:
-    """The number of prompts, if their sequences are not too many."""
+    """The number of prompts, if their sequences are within the limit. Raises ``Malformed``."""
     if prompts * each > MOST_SEQUENCES:
         per_prompt = f" with n={each}" if each > 1 else ""
-        raise Malformed(f"{prompts} prompts{per_prompt} are more than {MOST_SEQUENCES} sequences", name)
+        raise Malformed(
+            f"{prompts} prompts{per_prompt} are more than {MOST_SEQUENCES} sequences; send fewer", name
+        )
     return prompts
 
 
 def is_null(value: Raw) -> bool:
-    """Whether a value is null, sent or not."""
+    """Whether a value is null or was not sent."""
     return memoryview(value)[0] == NULL
 
 
 def size(value: Raw) -> int:
-    """Bytes of a value as the client wrote it; a null has none. A text's quotes do not count."""
+    """The bytes of a value in the body. A null has none. The quotes of a text do not count."""
     view = memoryview(value)
     if view[0] == QUOTE:
         return len(view) - 2
@@ -233,12 +235,12 @@ def size(value: Raw) -> int:
 
 
 def content(value: Raw, depth: int = 0) -> Content:
-    """Texts, images and sounds of one content: a text, or a list of parts. Raises ``Malformed``."""
+    """The texts, images and sounds of one content: a text, or a list of parts. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] != BRACKET:
         return Content(size(value))
     if depth == MOST_NESTED:
-        raise Malformed(f"there are parts within parts in more than {MOST_NESTED} levels")
+        raise Malformed(f"parts are nested in more than {MOST_NESTED} levels")
     text_bytes, parts = _parts(bytes(view))
     images = audios = 0
     for part in parts:
@@ -266,7 +268,7 @@ def content(value: Raw, depth: int = 0) -> Content:
 
 
 def _nested(parts: list[Part], part: Part, value: Raw, depth: int) -> Content:
-    """What is within a part that was read from the list ``value``."""
+    """The content of a part that was read from the list ``value``."""
     try:
         return content(part.content, depth + 1)
     except Malformed as error:
@@ -274,7 +276,7 @@ def _nested(parts: list[Part], part: Part, value: Raw, depth: int) -> Content:
 
 
 def _parts(text: bytes) -> tuple[int, list[Part]]:
-    """The parts of a list, and the bytes of plain texts beside them, which vLLM allows."""
+    """The parts of a list, and the bytes of plain texts among them, which vLLM allows."""
     try:
         return 0, read_part(decode_parts, text)
     except Malformed as error:
@@ -287,13 +289,13 @@ def _parts(text: bytes) -> tuple[int, list[Part]]:
     try:
         elements = items(Raw(text), "content")
     except Malformed:
-        raise Malformed(f"a list that holds texts must not have more than {MOST_SEQUENCES} items") from None
+        raise Malformed(f"a list with texts must not have more than {MOST_SEQUENCES} items") from None
     for number, each in enumerate(elements):
         if memoryview(each)[0] == QUOTE:
             text_bytes += size(each)
             try:
                 count_item()
-            except ValueError as too_many:  # another name than below: compiled, a variable has one type
+            except ValueError as too_many:  # mypyc gives each variable one type, so the name is new
                 raise Malformed(str(too_many)) from None
         else:
             try:
@@ -304,7 +306,7 @@ def _parts(text: bytes) -> tuple[int, list[Part]]:
 
 
 def _place(parts: list[Part], part: Part, value: Raw) -> str:
-    """Where a part stands in the list that it was read from, which may hold texts beside the parts."""
+    """The position of a part in its list, which may have texts among the parts."""
     before = 0
     while parts[before] is not part:
         before += 1
@@ -317,13 +319,13 @@ def _place(parts: list[Part], part: Part, value: Raw) -> str:
 
 
 def check_no_embeds(value: Raw, name: str = "prompt_embeds") -> None:
-    """Refuse embeddings in place of a prompt. An empty list of them is nothing, for the engine too."""
+    """Refuse embeddings as a prompt. An empty list is no prompt, for the engine as well."""
     if not is_null(value) and not _EMPTY_LIST(memoryview(value)):
         raise Malformed(_NO_EMBEDS, name)
 
 
 def reused_ids(value: Raw) -> int:
-    """Token ids in ``kv_transfer_params``: vLLM reads them in place of the messages, as a rule."""
+    """The number of token ids in ``kv_transfer_params``. vLLM usually reads them instead of the messages."""
     transfer = at("kv_transfer_params", _read_transfer, value)
     if transfer is None or is_null(transfer.prompt_token_ids):
         return 0
@@ -336,7 +338,7 @@ def _read_transfer(value: Raw) -> Transfer | None:
 
 
 def total(contents: Iterable[Content]) -> Content:
-    """Several contents together."""
+    """The sum of several contents."""
     text_bytes = images = audios = 0
     for more, pictures, sounds in contents:
         text_bytes += more
@@ -346,7 +348,7 @@ def total(contents: Iterable[Content]) -> Content:
 
 
 def items(value: Raw, name: str) -> list[Raw]:
-    """The items of a list, no more than there may be sequences; none of a null. Raises ``Malformed``."""
+    """The items of a list, at most ``MOST_SEQUENCES``; none of a null. Raises ``Malformed``."""
     text = bytes(memoryview(value))
     if text[0] == NULL:
         return []
@@ -361,7 +363,7 @@ def items(value: Raw, name: str) -> list[Raw]:
 
 
 def prompts(value: Raw, name: str) -> tuple[int, int, int]:
-    """Prompts, text bytes and token ids of a prompt in any of its four forms. Raises ``Malformed``."""
+    """The prompts, text bytes and token ids of a prompt in any of its four forms. Raises ``Malformed``."""
     view = memoryview(value)
     if view[0] == QUOTE:
         return 1, size(value), 0
@@ -379,9 +381,9 @@ def prompts(value: Raw, name: str) -> tuple[int, int, int]:
 
 
 def _token_ids(text: bytes, name: str) -> tuple[int, int, int]:
-    """Prompts of whole numbers, by what stands between those; an empty one counts as one number.
+    """The prompts and token ids in lists of whole numbers, counted by commas. An empty list counts as one id.
 
-    Making Python's numbers of 32,000 ids took 32 ms, counting their commas takes 0.1.
+    Decoding 32,000 ids into Python's numbers took 32 ms; counting their commas takes 0.1 ms.
     """
     if b"." in text:
         text = _WHOLE_FRACTIONS.sub(b"", text)  # 16.0 is 16

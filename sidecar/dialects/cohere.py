@@ -1,4 +1,4 @@
-"""Cohere's embeddings, as vLLM speaks them. Errors are those of the OpenAI dialect, as the engine's are."""
+"""Cohere's embeddings, as vLLM implements them. Errors have the OpenAI form, as the engine's have."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _decode_inputs = msgspec.json.Decoder(list[_Input]).decode
 
 
 def parse(body: bytes) -> Parsed:
-    """Read an embedding request: texts and images, or both in parts, as input. There is no output.
+    """Read an embedding request: texts, images, or inputs with parts. There is no output.
 
     Raises ``Malformed``.
     """
@@ -57,11 +57,11 @@ def parse(body: bytes) -> Parsed:
     elif given[0] is request.images:
         contents = [Content(images=1) for _ in items(request.images, "images")]
     else:
-        items(request.inputs, "inputs")  # not too many
+        items(request.inputs, "inputs")  # raises if there are too many
         listed = at("inputs", _read_inputs, request.inputs)
         contents = [at(f"inputs[{n}].content", content, each.content) for n, each in enumerate(listed)]
     if not contents:
-        raise Malformed("there must be something to embed", "texts")
+        raise Malformed("send at least one text, image or input to embed", "texts")
     text_bytes, images, audios = total(contents)
     ask = Ask(
         text_bytes=text_bytes,
@@ -80,8 +80,8 @@ def _read_inputs(value: Raw) -> list[_Input]:
 
 
 def _bound(request: _Request) -> int | None:
-    """To how many tokens each input is cut: to the window, unless the request says something else."""
+    """The number of tokens to which each input is truncated; the window unless the request has a bound."""
     bound = input_bound(request.max_tokens, "max_tokens")
     if request.truncate == "NONE":
-        return None  # what is longer is refused by the engine
+        return None  # the engine refuses a longer input
     return WINDOW if bound is None else bound

@@ -1,4 +1,4 @@
-"""What every dialect can say: errors, the end of a stream, and how much is left of the limits."""
+"""The functions of every dialect: errors, the end of a stream, and headers about the limits."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tokenpool.outcomes import Reason
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How clients of one API are answered."""
+    """The form of answers to clients of one API."""
 
     error_body: Callable[[Reason, str, str | None], bytes]
-    """From a reason, a message and the field that is at fault."""
+    """Makes an error body from a reason, a message and the name of the faulty field."""
     error_event: Callable[[Reason, str, int], bytes]
-    """The last words of a stream that is ended early; the number is that of the events before it."""
+    """Makes the last event of a stream that ends early: from reason, message and number of earlier events."""
     limit_headers: Callable[[Account], bytes]
-    """Header lines."""
+    """Makes header lines about the limits of an account."""
     own_statuses: Mapping[Reason, int] = field(default_factory=dict)
-    """Where it has another status code than others."""
+    """Status codes that differ from the default ones."""
 
     def status(self, reason: Reason) -> int:
         """The status code of an answer."""
@@ -29,7 +29,7 @@ class Dialect:
 
 
 class Limits(NamedTuple):
-    """What an entitlement may do at this moment, as headers tell it."""
+    """The limits of an entitlement at this moment, for headers."""
 
     sequences: float
     sequences_left: float

@@ -1,7 +1,7 @@
-"""A field more in a request body: usage that is asked for, the sidecar's word on the engine's order.
+"""Adds fields to a request body: the request for usage, and the sidecar's priority.
 
-What the client wrote is moved, never read and written anew. A second field of a name would leave it to the
-engine which one counts: where there may be one, it is replaced.
+The client's bytes are copied, never decoded and encoded again. If the body may have a field of that name, the
+field is replaced, because the meaning of a second one would depend on the engine.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sidecar.dialects.items import MOST_ITEMS, begin_counting, count_item
 
 
 class _Name(str):
-    """A field's name: counted while a body is read, as items are."""
+    """A field's name. It is counted while a body is read, like an item."""
 
     __slots__ = ()
 
@@ -30,17 +30,17 @@ def _count_name(kind: type, value: Any) -> Any:
 _decode_object = msgspec.json.Decoder(dict[_Name, Raw], dec_hook=_count_name).decode
 _encode = msgspec.json.Encoder().encode
 _OURS = re.compile(rb'\{"priority":-?[0-9]+,(?=")').match
-"""The field as ``with_priority`` writes it to a body that had none."""
+"""Matches the field that ``with_priority`` adds to a body without a priority."""
 
 
 def with_priority(parsed: Parsed, priority: int) -> bytes:
-    """The body with the sidecar's word on the engine's order, and not the client's."""
+    """The body with the sidecar's priority, and without the client's."""
     field = b'"priority":%d' % priority
     return with_field(parsed.body, field, replaces=parsed.has_priority)
 
 
 def without_priority(body: bytes, *, is_ours: bool) -> bytes:
-    """The body without any ``priority``. ``is_ours``: it has exactly one, since ``with_priority`` made it."""
+    """The body without any ``priority``. ``is_ours``: ``with_priority`` made it, so it has exactly one."""
     ours = _OURS(body) if is_ours else None
     if ours is not None:
         return b"{" + body[ours.end() :]
@@ -50,7 +50,7 @@ def without_priority(body: bytes, *, is_ours: bool) -> bytes:
 
 
 def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:
-    """A body with a field more; ``replaces`` says that it may have one of that name."""
+    """The body with an additional field. ``replaces``: the body may have a field of that name."""
     if not replaces:
         start = body.index(b"{") + 1
         return b"{" + field + b"," + body[start:]
@@ -61,7 +61,7 @@ def with_field(body: bytes, field: bytes, *, replaces: bool) -> bytes:
 
 
 def is_given(priority: Raw | UnsetType, body: bytes) -> bool:
-    """Whether a body has a priority of its own, and not too many fields to have it replaced."""
+    """Whether the client sent a priority. Raises ``Malformed`` if there are too many fields to replace it."""
     if priority is UNSET:
         return False
     if body.count(b":") > MOST_ITEMS:

@@ -1,7 +1,7 @@
-"""What of a body becomes an object of Python's: structs for the decoder, counted while they are read.
+"""The parts of a body that become Python objects: structs for the decoder, counted while they are read.
 
-Nothing is computed of them here. They stand apart from the functions that read bodies, since those are
-compiled (docs/decisions/) and structs cannot be: the decoder asks for their annotations.
+The functions that read bodies are in another file, because they are compiled (docs/decisions/). Structs
+cannot be compiled, because the decoder reads their annotations.
 """
 
 from __future__ import annotations
@@ -12,38 +12,40 @@ import msgspec
 from msgspec import Raw
 
 MOST_SEQUENCES = 2048
-"""More sequences in one request are a mistake or an attack. OpenAI allows as many inputs to be embedded."""
+"""Sequences in one request. More are a mistake or an attack. OpenAI allows as many inputs to embed."""
 MOST_ITEMS = 4096
-"""Messages and their parts in one request. Each takes one or two microseconds here."""
+"""Messages and their parts in one request. Each takes one or two microseconds."""
 NOTHING = Raw(b"null")
-"""What stands for a text that was not sent."""
+"""The value of a field that was not sent."""
 
 
 class _Seen:
-    """What was read of one body so far."""
+    """The counts of the body that is being read."""
 
     items: ClassVar[int] = 0
 
 
 def begin_counting(items: int = 0) -> None:
-    """Another body is read; or a part of one is read again, before which there were so many items."""
+    """Start to count a body. ``items``: a part of it is read again, after so many counted items."""
     _Seen.items = items
 
 
 def counted() -> int:
-    """How many items of this body were read so far."""
+    """The number of items that were read of this body."""
     return _Seen.items
 
 
 def count_item() -> None:
-    """One more thing of this body becomes an object. Raises ``ValueError``: the decoder tells it on."""
+    """Count one more object of this body. Raises ``ValueError``, which the decoder passes on."""
     _Seen.items += 1
     if _Seen.items > MOST_ITEMS:
-        raise ValueError(f"there are more than {MOST_ITEMS} messages, parts and fields in this request")
+        raise ValueError(
+            f"there are more than {MOST_ITEMS} messages, parts and fields in this request; send fewer"
+        )
 
 
 class Item(msgspec.Struct):
-    """A message, or a part of one: counted as it is read, since msgspec looks at a list's length too late."""
+    """A message, or a part of one. Reading it counts it, because msgspec checks a list's length too late."""
 
     def __post_init__(self) -> None:
         count_item()
@@ -70,21 +72,21 @@ class Part(Item):
     prompt_embeds: Raw = NOTHING
 
     def media(self) -> tuple[bool, bool]:
-        """Pictures and sounds that no type tells of: without one, or with a cache's name, vLLM looks."""
+        """Whether a part without a type, or with a cache's name, has an image or a sound: vLLM finds them."""
         pictures = (self.image_url, self.image_pil, self.image_embeds, self.video_url, self.video_embeds)
         sounds = (self.input_audio, self.audio_url, self.audio_embeds)
         return _is_sent(pictures), _is_sent(sounds)
 
 
 def _is_sent(values: tuple[Raw, ...]) -> bool:
-    for value in values:  # noqa: SIM110 - half as long as a generator, and it is asked for every part
+    for value in values:  # noqa: SIM110 - takes half the time of a generator, and runs for every part
         if value is not NOTHING:
             return True
     return False
 
 
 class Transfer(msgspec.Struct):
-    """What one engine hands to another: vLLM's ``kv_transfer_params``."""
+    """The data that one engine passes to another: vLLM's ``kv_transfer_params``."""
 
     prompt_token_ids: Raw = NOTHING
 
@@ -101,4 +103,4 @@ decode_short_list = msgspec.json.Decoder(
         forbid_unknown_fields=True,
     )
 ).decode
-"""Gives up at the first item too many. It takes 8 µs, so it is asked only where there may be too many."""
+"""Raises at the first item beyond the limit. It takes 8 µs, so it runs only if the limit may be exceeded."""

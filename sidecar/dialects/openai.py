@@ -1,4 +1,4 @@
-"""The OpenAI dialect, as vLLM speaks it: chats and completions in, asks out; refusals in, errors out."""
+"""The OpenAI dialect, as vLLM implements it: reads chats and completions; writes errors and headers."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask
 
 CHAT_ROUTE, COMPLETIONS_ROUTE = "/v1/chat/completions", "/v1/completions"
-"""Where prices are learned: batches are chats."""
+"""The key under which costs are learned. Batches share it with chats."""
 COMPLETIONS_DEFAULT_TOKENS = 16
-"""vLLM's ``max_tokens`` of ``/v1/completions`` where the request gives none."""
+"""vLLM's ``max_tokens`` of ``/v1/completions`` if the request has none."""
 
 
 _encode = msgspec.json.Encoder().encode
@@ -85,7 +85,7 @@ def parse_chat(body: bytes) -> Parsed:
         per_prompt,
         _chat_bound(request),
         (CHAT_ROUTE, request.model or ""),
-        # Cut, a prompt may begin anywhere.
+        # A truncated prompt may begin anywhere.
         prefixes(text_bytes, _texts(tools, request.messages)) if bound is None else (),
         bound,
     )
@@ -101,7 +101,7 @@ def parse_chat_batch(body: bytes) -> Parsed:
     text_bytes, images, audios = total(
         [at(f"messages[{number}]", conversation_of, chat) for number, chat in enumerate(chats)]
     )
-    # What the engine refuses anyway (streams, n) is priced as it would be.
+    # Fields that the engine refuses here (stream, n) are priced as on other routes.
     ask = Ask(
         text_bytes,
         images=images,
@@ -110,19 +110,19 @@ def parse_chat_batch(body: bytes) -> Parsed:
         sequences_per_prompt=sequences(request.n),
         output_bound=_chat_bound(request),
         target=(CHAT_ROUTE, request.model or ""),
-        # Not documented on this route; vLLM 0.32 hands it on to each conversation.
+        # Not documented on this route; vLLM 0.32 passes it to each conversation.
         input_bound=input_bound(request.truncate_prompt_tokens),
     )
     return Parsed(ask, request.model, False, False, body, is_given(request.priority, body))
 
 
 def conversation_of(value: Raw) -> Content:
-    """What a list of messages amounts to. Raises ``Malformed``."""
+    """The content of a list of messages. Raises ``Malformed``."""
     return conversation(read_part(decode_messages, bytes(value)))
 
 
 def conversation(messages: list[Message]) -> Content:
-    """What a conversation's messages amount to."""
+    """The content of a conversation's messages. Raises ``Malformed``."""
     images = audios = 0
     text_bytes = MESSAGE_BYTES * len(messages)
     for message in messages:
@@ -170,7 +170,7 @@ def parse_completion(body: bytes) -> Parsed:
         sequences_per_prompt=per_prompt,
         output_bound=output_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
         target=(COMPLETIONS_ROUTE, request.model or ""),
-        # Several prompts have no common beginning, and one that is cut may begin anywhere.
+        # Several prompts have no common beginning, and a truncated one may begin anywhere.
         prefixes=prefixes(text_bytes, (request.prompt,)) if count == 1 and kept is None else (),
         input_bound=kept,
     )
@@ -184,7 +184,7 @@ def _texts(tools: list[Raw], messages: list[Message]) -> Iterator[Raw]:
 
 
 def _chat_bound(request: Chat | ChatBatch) -> int | None:
-    """The bound that the engine obeys where there are two: the newer one."""
+    """The output bound that the engine uses: the newer field, if both are sent."""
     if request.max_completion_tokens is None:
         return output_bound(request.max_tokens, "max_tokens")
     return output_bound(request.max_completion_tokens, "max_completion_tokens")
@@ -209,7 +209,7 @@ def error_body(reason: Reason, message: str, param: str | None = None) -> bytes:
 
 
 def error_event(reason: Reason, message: str, _: int) -> bytes:
-    """The last words of a stream that is ended early, as vLLM ends one that fails."""
+    """The last event of a stream that ends early, in the form of vLLM's failed streams."""
     return b"data: " + error_body(reason, message) + b"\n\ndata: [DONE]\n\n"
 
 
@@ -221,7 +221,7 @@ def error_kind(reason: Reason) -> tuple[str, str | int]:
 def limit_headers(account: Account) -> bytes:
     """``x-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
     sequences_, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
-    # As a text first: compiled, that takes three quarters of what formatting bytes does.
+    # A text is formatted first: compiled, that takes three quarters of the time of formatting bytes.
     return (
         f"x-ratelimit-limit-requests: {int(sequences_)}\r\n"
         f"x-ratelimit-remaining-requests: {int(left)}\r\n"
@@ -257,7 +257,7 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.MALFORMED: (_INVALID, "invalid_request"),
     Reason.UNKNOWN_KEY: ("authentication_error", "invalid_api_key"),
     Reason.UNKNOWN_ROUTE: (_INVALID, "unknown_url"),
-    # vLLM's own words, so that a client sees the same whoever answers.
+    # The same values as vLLM's, so that a client sees no difference between sidecar and engine.
     Reason.UNKNOWN_MODEL: ("NotFoundError", 404),
     Reason.UNKNOWN_RESPONSE: (_INVALID, 404),
     Reason.METHOD_NOT_ALLOWED: (_INVALID, "method_not_allowed"),

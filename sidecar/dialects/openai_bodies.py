@@ -1,4 +1,4 @@
-"""OpenAI's request bodies as far as they are read: structs for the decoder. Their cost is ``openai``'s.
+"""The fields of OpenAI's request bodies that are read: structs for the decoder. ``openai`` prices them.
 
 A number of tokens or sequences may be written ``16.0``: ``bodies.whole`` takes it for 16, as the engine does.
 """
@@ -12,7 +12,7 @@ from sidecar.dialects.items import NOTHING, Item
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream is to contain."""
+    """The options of a stream."""
 
     include_usage: bool | None = False
 
@@ -27,7 +27,7 @@ class Message(Item):
 
 
 class Generation(msgspec.Struct):
-    """What all of them have."""
+    """The fields that all of these bodies have."""
 
     model: str | None = None
     stream: bool | None = False
@@ -39,7 +39,7 @@ class Generation(msgspec.Struct):
 
 
 class Chat(Generation):
-    """One conversation to be continued."""
+    """A chat: one conversation."""
 
     messages: list[Message] = []
     max_completion_tokens: int | float | None = None
@@ -49,14 +49,14 @@ class Chat(Generation):
 
 
 class ChatBatch(Generation):
-    """Several of them: a list of lists of messages."""
+    """A batch of chats: a list of lists of messages."""
 
     messages: Raw = NOTHING
     max_completion_tokens: int | float | None = None
 
 
 class Completion(Generation):
-    """Prompts to be continued."""
+    """A completion: one or more prompts."""
 
     prompt: Raw = NOTHING
     prompt_embeds: Raw = NOTHING

@@ -1,7 +1,7 @@
 """Routes of models that generate nothing: embeddings, pooling, classification, scores, reranking.
 
-Every input is a sequence of its own, which the engine reads once; there is no output to be priced. Errors are
-those of the OpenAI dialect.
+Each input is one sequence, which the engine reads once. There is no output to price. Errors have the OpenAI
+form.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from sidecar.dialects.openai import conversation_of
 from tokenpool.pricing.cost import Ask
 
 ROUTE = "pooling"
-"""Where prices are learned: a model of this kind reads a text alike on all of these routes."""
+"""The key under which costs are learned. Such a model tokenizes a text equally on all of these routes."""
 PAIR_TOKENS = 128
-"""What a score template may add to a query and a document that are each cut to a bound."""
+"""The tokens that a score template may add to a truncated query and a truncated document."""
 
 
 _FIRST = re.compile(rb"\[\s*(\[\s*)?\{").match
-"""What begins a list of messages, or (1) one of such lists."""
+"""Matches the beginning of a list of messages, or (group 1) of a list of such lists."""
 
 
 class _Pooling(msgspec.Struct):
@@ -103,7 +103,7 @@ def parse_input(body: bytes) -> Parsed:
     name, chats = ("input", request.input) if is_null(request.messages) else ("messages", request.messages)
     first = _FIRST(memoryview(chats))
     if not is_null(request.data):
-        # What a plugin makes of its data only the plugin knows: a text of that length.
+        # Only the plugin knows the meaning of its data. It is priced as a text of the same length.
         ask = _ask([Content(size(request.data))])
     elif first is not None and first[1]:
         ask = _ask([at(f"{name}[{n}]", conversation_of, each) for n, each in enumerate(items(chats, name))])
@@ -151,7 +151,7 @@ def parse_reranking(body: bytes) -> Parsed:
 
 
 def _only_one(given: list[str], param: str) -> None:
-    """Which of several the engine would read is not to be guessed: a long one may hide behind a short one."""
+    """Refuse several forms of input in one request, because the engine may read a longer one."""
     if len(given) > 1:
         raise Malformed(f"send only one of {', '.join(given)}", param)
 
@@ -167,7 +167,7 @@ def _parsed(ask: Ask, request: _Pooling, body: bytes) -> Parsed:
 
 
 def _pairs(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> Ask:
-    """Each pair is read as one sequence; a single text is paired with every other."""
+    """The price of pairs. Each pair is one sequence; a single text is paired with every other text."""
     if not ones or not others:
         raise Malformed("there must be at least one query and one document", "documents")
     count = max(len(ones), len(others))
@@ -176,7 +176,7 @@ def _pairs(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) 
 
 
 def _pair_bound(ones: Sequence[Content], others: Sequence[Content], request: _Pairs) -> int | None:
-    """What a pair has at most where its texts are cut. A text has no more tokens than bytes."""
+    """The most tokens of a pair whose texts are truncated. A text has no more tokens than bytes."""
     query = tokens(request.max_tokens_per_query or 0, "max_tokens_per_query")
     document = tokens(request.max_tokens_per_doc or 0, "max_tokens_per_doc")
     if query <= 0 and document <= 0:
@@ -203,7 +203,7 @@ def _ask(texts: Sequence[Content], count: int | None = None) -> Ask:
 
 
 def _texts(value: Raw, name: str) -> list[Content]:
-    """One text, or a list of them."""
+    """The contents of one text or of a list of texts."""
     if memoryview(value)[0] == BRACKET:
         return [at(f"{name}[{number}]", _text, item) for number, item in enumerate(items(value, name))]
     return [at(name, _text, value)]

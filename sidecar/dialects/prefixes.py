@@ -1,7 +1,7 @@
-"""By which beginnings a long prompt is recognised, so that what the engine has in its cache is not charged.
+"""Hashes of a long prompt's beginnings, to find tokens in the engine's prefix cache, which are not charged.
 
-Secret hashes of the texts as the client wrote them, in the order in which chat templates put them: tools,
-system, messages. Short prompts have none, and pay nothing for it.
+The hashes cover the texts as the client sent them, in the order of chat templates: tools, system, messages.
+Short prompts have no hashes, so they cost no time.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 _SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
 _KEY = secrets.token_bytes(16)
-"""Of this process alone, whatever Python's own hash is seeded with: nobody can choose prompts that are taken
-for each other. That hash (SipHash) takes a quarter of the time of a keyed BLAKE2: 5 µs for 16 kB."""
+"""A secret of this process, whatever the seed of Python's hash. So no client can construct two prompts with
+equal hashes. SipHash, Python's hash, takes a quarter of the time of a keyed BLAKE2: 5 µs for 16 kB."""
 
 
 def prefixes(text_bytes: int, texts: Iterable[Raw]) -> tuple[int, ...]:
-    """Hashes of the first ``PREFIX_BYTES`` of the texts, ``text_bytes`` together; no more is looked at."""
+    """The hashes of the first ``PREFIX_BYTES`` of the texts. ``text_bytes`` is the length of all texts."""
     if text_bytes < _SHORTEST:
         return ()
     parts: list[memoryview] = []

@@ -1,7 +1,7 @@
-"""Whether an engine's refusal is about a request's priority, whatever the server.
+"""Detects whether an engine's refusal concerns the priority of the request, for any kind of server.
 
-A wrong yes costs one more try: that an engine takes no priorities is remembered only where it serves the same
-request without. So a prompt that an error message quotes cannot switch priorities off.
+A false positive costs one more attempt. The engine counts as one that refuses priorities only if it serves
+the same request without one. So an error message that quotes a prompt cannot turn priorities off.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _decode = msgspec.json.Decoder().decode
 
 
 def concerns_priority(answer: bytes, *, is_event: bool = False) -> bool:
-    """Whether an error names the field: in its parameter, its location or its message.
+    """Whether an error names the field ``priority``: in its parameter, its location or its message.
 
-    ``is_event`` says that the answer is the beginning of an event stream: its first event counts.
+    ``is_event``: the answer is the beginning of an event stream, of which the first event counts.
     """
     if is_event:
         first = next((line for line in answer.splitlines() if line.startswith(b"data:")), b"")
@@ -38,7 +38,7 @@ def concerns_priority(answer: bytes, *, is_event: bool = False) -> bool:
 
 
 def _errors(content: dict[str, Any]) -> list[Any]:
-    """Where servers put an error: OpenAI's and Anthropic's ``error``, FastAPI's ``detail``, or the top."""
+    """The errors in an answer: OpenAI's and Anthropic's ``error``, FastAPI's ``detail``, or the top level."""
     detail = content.get("detail")
     details = detail if isinstance(detail, list) else [detail]
     return [content, content.get("error"), *details]

@@ -1,7 +1,7 @@
-"""What an engine's answers may hold of interest: structs for the decoder, and usage in every API's shape.
+"""Usage and other fields of an engine's answers, in every API's form: structs for the decoder.
 
-Finding events in bytes is ``usage``'s. Fields are decoded one by one, so that one field of an unexpected type
-does not make the others unreadable.
+``usage_readers`` and ``stream_reader`` find answers in bytes. Fields are decoded one by one, so that one
+field of an unexpected type does not make the others unreadable.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from msgspec import Meta, Raw
 from tokenpool.pricing.cost import Usage
 
 UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What a decoder raises for bytes that it cannot read; text that is not UTF-8 has an error of its own."""
+"""The exceptions of a decoder for unreadable bytes. Invalid UTF-8 has an exception of its own."""
 
 _MOST = 1 << 53
 _Tokens = Annotated[int, Meta(ge=0, le=_MOST)] | Annotated[float, Meta(ge=0, le=_MOST)] | None
-"""Cohere's numbers are floats. Several fields are null where an engine does not know them."""
+"""A token count. Cohere's are floats. Several fields are null if an engine does not know them."""
 _NONE = Raw()
 _FALSE = frozenset({b"", b"null", b"false", b"0", b'""', b"{}", b"[]"})
 FAILURES = frozenset({b"error", b"response.failed"})
-"""What an event that ends a request in failure is called."""
+"""The names of events that end a request in failure."""
 _HEADS = frozenset(
     {
         *(b"ping", b"message_start", b"message-start"),
@@ -40,29 +40,29 @@ class NoUsage(StrEnum):
     UNREADABLE = "unreadable"
 
 
-class Spent(NamedTuple):
-    """The counts of one or more usage blocks; ``None`` is a count that none of them stated."""
+class TokenCounts(NamedTuple):
+    """The token counts of one or more usage blocks. ``None``: no block has the count."""
 
     prompt: float | None = None
     """Input tokens including those from the cache."""
     fresh: float | None = None
-    """Input tokens of an API that has no ``prompt``: Anthropic's are without those that concern the cache."""
+    """Input tokens of an API without ``prompt``. Anthropic's exclude tokens of the cache."""
     read: float | None = None
-    """Input tokens beside ``fresh`` that came from the cache."""
+    """Input tokens in addition to ``fresh`` that came from the cache."""
     created: float | None = None
-    """Input tokens beside ``fresh`` that were written into the cache."""
+    """Input tokens in addition to ``fresh`` that were written into the cache."""
     cached: float | None = None
-    """Part of ``prompt`` or ``fresh`` that came from the cache."""
+    """The part of ``prompt`` or ``fresh`` that came from the cache."""
     output: float | None = None
 
-    def completed(self, later: Spent) -> Spent:
-        """These counts and those of a later event, which override. A zero overrides nothing.
+    def merged_with(self, later: TokenCounts) -> TokenCounts:
+        """These counts with those of a later event, which override. A zero does not override.
 
-        One zero does: ``fresh``, where the later event counts the same input as cached.
+        The exception is ``fresh``, if the later event counts the same input as cached.
         """
         prompt, fresh, read, created, cached, output = later
         moved = fresh == 0 and bool(read or created)
-        return Spent(
+        return TokenCounts(
             prompt or self.prompt,
             fresh if moved else fresh or self.fresh,
             read or self.read,
@@ -72,7 +72,7 @@ class Spent(NamedTuple):
         )
 
     def usage(self) -> Usage | None:
-        """The same in our own terms; ``None`` where it counts nothing: every request has input."""
+        """The counts as ``Usage``; ``None`` without any count, because every request has input."""
         read = int(self.read or 0)
         cached, output = int(self.cached or 0), int(self.output or 0)
         if self.prompt:
@@ -84,13 +84,13 @@ class Spent(NamedTuple):
 
 
 class Details(msgspec.Struct):
-    """What the prompt's tokens were."""
+    """Details about the prompt's tokens."""
 
     cached_tokens: _Tokens = None
 
 
 class Units(msgspec.Struct):
-    """Cohere's counts; images are counted beside text."""
+    """Cohere's counts. Image tokens are counted separately."""
 
     input_tokens: _Tokens = None
     image_tokens: _Tokens = None
@@ -98,7 +98,7 @@ class Units(msgspec.Struct):
 
 
 class UsageBlock(msgspec.Struct):
-    """Any API's: OpenAI's chats say ``prompt`` and ``completion``, most others ``input`` and ``output``."""
+    """The usage block of any API. OpenAI names the counts ``prompt`` and ``completion``, others differ."""
 
     prompt_tokens: _Tokens = None
     completion_tokens: _Tokens = None
@@ -114,7 +114,7 @@ class UsageBlock(msgspec.Struct):
     billed_units: Units | None = None
     cached_tokens: _Tokens = None
 
-    def spent(self) -> Spent:
+    def counts(self) -> TokenCounts:
         """The counts of the block."""
         units = self.tokens or self.billed_units or self
         details = self.prompt_tokens_details or self.input_tokens_details
@@ -125,7 +125,7 @@ class UsageBlock(msgspec.Struct):
             fresh = (fresh or 0) + units.image_tokens
         if prompt is None and fresh is None and self.total_tokens is not None:
             prompt = max(self.total_tokens - (output or 0), 0)
-        return Spent(
+        return TokenCounts(
             prompt,
             fresh,
             self.cache_read_input_tokens,
@@ -136,9 +136,9 @@ class UsageBlock(msgspec.Struct):
 
 
 class Answer(msgspec.Struct):
-    """One event of a stream, or a whole answer: only their top level is believed.
+    """One event of a stream, or a whole answer. Only the fields of the top level are trusted.
 
-    What a tenant or the model wrote (tools, metadata, arguments) may look like usage, but lies deeper.
+    Text of a tenant or the model (tools, metadata, arguments) may look like usage, but is on deeper levels.
     """
 
     id: Raw = _NONE
@@ -155,7 +155,7 @@ class Answer(msgspec.Struct):
     delta: Raw = _NONE
 
     def is_failure(self) -> bool:
-        """Whether it says that the request failed."""
+        """Whether it reports that the request failed."""
         return (
             (bool(self.error) and bytes(self.error) not in _FALSE)
             or (bool(self.type) and bytes(self.type).strip(b'"') in FAILURES)
@@ -164,11 +164,11 @@ class Answer(msgspec.Struct):
         )
 
     def is_head(self, name: bytes) -> bool:
-        """Whether it is an event, of that name, which engines send before there is any output."""
+        """Whether it is an event that engines send before any output. ``name`` is the name of the event."""
         return (bytes(self.type).strip(b'"') or name) in _HEADS
 
     def is_only_usage(self) -> bool:
-        """Whether it is the event that ``include_usage`` asks for."""
+        """Whether it is the extra event of ``include_usage``."""
         if not self.usage or not bytes(self.usage).startswith(b"{"):
             return False
         choices = bytes(self.choices)
@@ -176,24 +176,24 @@ class Answer(msgspec.Struct):
         return is_empty and not self.is_failure()
 
     def inner(self) -> Answer | None:
-        """The answer that an event is about, which may carry the usage."""
+        """The answer inside an event, which may have the usage."""
         for raw in (self.response, self.message, self.delta):
             if raw and bytes(raw).startswith(b"{"):
                 return decode_answer(raw)
         return None
 
-    def spent(self) -> Spent | None:
-        """Its usage, if it has one. Raises ``UNREADABLE``."""
+    def counts(self) -> TokenCounts | None:
+        """The counts of its usage, or ``None``. Raises ``UNREADABLE``."""
         for raw in (self.usage, self.meta):
             if raw and bytes(raw).startswith(b"{"):
-                return decode_block(raw).spent()
+                return decode_block(raw).counts()
         if self.usage and bytes(self.usage) not in _FALSE:
-            raise msgspec.ValidationError("usage is no object")
+            raise msgspec.ValidationError("usage is not an object")
         return None
 
 
 def text_of(raw: Raw) -> str | None:
-    """A field's text; ``None`` if it is none."""
+    """The text of a field; ``None`` if the field is no text."""
     try:
         return decode_text(raw) if bytes(raw) else None
     except UNREADABLE:

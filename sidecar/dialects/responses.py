@@ -1,7 +1,7 @@
-"""OpenAI's Responses, as vLLM speaks them. Errors are those of the OpenAI dialect, save within a stream.
+"""OpenAI's Responses, as vLLM implements them. Errors have the OpenAI form, except inside a stream.
 
-A stored response belongs to the entitlement that made it; ``sidecar/controller/stored_responses.py`` sees to
-that.
+A stored response belongs to the entitlement that made it; ``sidecar/controller/stored_responses.py`` enforces
+it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import WINDOW, Ask
 
 ROUTE = "/v1/responses"
-"""Where prices are learned."""
+"""The key under which costs are learned."""
 
 
 class _Item(Item):
-    """A message, a call of a tool, what came of one, or a thought."""
+    """A message, a tool call, the output of a tool, or reasoning."""
 
     content: Raw = NOTHING
     arguments: Raw = NOTHING
@@ -63,7 +63,7 @@ class _Request(msgspec.Struct):
 
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}").fullmatch
-"""vLLM puts ``resp_`` before it, and so the response is called, by which it is asked for in a path."""
+"""Matches a ``request_id``. vLLM names the response ``resp_`` and this id; paths contain that name."""
 _decode = msgspec.json.Decoder(_Request).decode
 _decode_items = msgspec.json.Decoder(list[_Item]).decode
 _encode = msgspec.json.Encoder().encode
@@ -76,7 +76,7 @@ def parse(body: bytes) -> Parsed:
     """
     request = read(_decode, body)
     if request.background:
-        # It would be answered at once, and run on for nobody's account.
+        # The engine would answer at once and compute later, so the output would not be settled.
         raise Malformed("background responses are not served here; stream the response instead", "background")
     if request.request_id is not None and not _NAME(request.request_id):
         raise Malformed("request_id must be 1 to 100 letters, digits, dashes or underscores", "request_id")
@@ -103,13 +103,13 @@ def parse(body: bytes) -> Parsed:
         False,
         body,
         has_priority=is_given(request.priority, body),
-        continues=request.previous_response_id,
-        called=request.request_id,
+        continued_response=request.previous_response_id,
+        response_name=request.request_id,
     )
 
 
 def _truncates(truncation: Raw | UnsetType) -> bool:
-    """Whether the engine cuts the prompt to its window: for it, anything but ``disabled`` says so."""
+    """Whether the engine truncates the prompt to its window: it does for any value but ``disabled``."""
     return not isinstance(truncation, UnsetType) and bytes(memoryview(truncation)) != b'"disabled"'
 
 
@@ -129,7 +129,7 @@ def _content_of(item: _Item) -> Content:
 
 
 def error_event(reason: Reason, message: str, events: int) -> bytes:
-    """The event that says that a response failed; events are numbered from 0."""
+    """The event that reports a failed response. Events are numbered from 0."""
     _, code = error_kind(reason)
     said = {
         "type": "error",

@@ -1,7 +1,7 @@
-"""The routes that pass, and what each needs: the one table to read before exposing a path.
+"""The routes that are relayed, and the rules of each: the one table to read before exposing a path.
 
-Anything that is not here is answered 404 by the sidecar itself; the engine's control routes above all. A new
-route is a line here and, where it spends tokens, a function in its dialect that reads its body.
+The sidecar answers any other path with 404, in particular the engine's control routes. A new route is a line
+here and, if it spends tokens, a function in its dialect that reads its body.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from sidecar.dialects.usage_readers import BodyReader, ResponseReader
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How one path is treated."""
+    """The rules of one path."""
 
     method: bytes
     parse: Callable[[bytes], Parsed] | None = None
-    """Reads and prices the body; ``None`` where a request spends no tokens."""
+    """Reads and prices the body; ``None`` if a request spends no tokens."""
     is_public: bool = False
-    """Whether it answers callers without a key: probes and load balancers."""
+    """Whether it serves callers without a key: probes and load balancers."""
     dialect: Dialect = OPENAI
     reader: Callable[[], BodyReader] = BodyReader
     """Finds the usage in an answer that is not streamed."""
     names_stored: bool = False
-    """Whether the path names a stored response, which belongs to somebody."""
+    """Whether the path names a stored response, which belongs to one entitlement."""
 
     @property
     def methods(self) -> tuple[bytes, ...]:
-        """The methods that are relayed: browsers' preflights, and HEAD where there is GET, included."""
+        """The methods that are relayed, with OPTIONS for preflights, and with HEAD for a GET route."""
         head = (b"HEAD",) if self.method == b"GET" else ()
         return (self.method, *head, b"OPTIONS")
 
@@ -74,7 +74,7 @@ _CANCEL = Route(b"POST", dialect=RESPONSES, names_stored=True)
 
 
 def find(path: bytes) -> Route | None:
-    """The route of a path, which is compared as it was sent: nothing is decoded, so nothing is ambiguous."""
+    """The route of a path. The path is compared as sent, without decoding, so it is not ambiguous."""
     route = ROUTES.get(path)
     if route is None and (stored := _STORED.fullmatch(path)) is not None:
         return _CANCEL if stored[2] else _RETRIEVE

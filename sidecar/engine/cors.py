@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-STRANGER = b"https://origin.invalid"
-"""An origin that does not exist (RFC 6761): an engine that allows it allows every origin."""
+PROBE_ORIGIN = b"https://origin.invalid"
+"""An origin that does not exist (RFC 6761). An engine that allows it allows every origin."""
 MOST_ORIGINS = 256
-"""Origins that are remembered, where the engine allows each by name."""
+"""The number of origins that are remembered, if the engine allows each by name."""
 LONGEST_ORIGIN = 256
-"""Bytes. A longer origin is not remembered."""
+"""Bytes of an origin. A longer one is not remembered."""
 METHODS = (b"GET", b"POST", b"OPTIONS")
 """The methods of a route that the sidecar does not know."""
 _EXPOSED = (
@@ -38,36 +38,36 @@ _EXPOSED = (
 class Cors:
     """The origins that one engine was seen to allow."""
 
-    __slots__ = ("_credentials", "_everybody", "_origins")
+    __slots__ = ("_all_origins", "_credentials", "_origins")
 
     def __init__(self) -> None:
-        self._everybody: bytes | None = None
-        """How the engine allows every origin: by ``*``, or each by its name (then this is ``STRANGER``)."""
+        self._all_origins: bytes | None = None
+        """``*`` if the engine allows every origin, ``PROBE_ORIGIN`` if it repeats names; else ``None``."""
         self._credentials = False
         self._origins: dict[bytes, bool] = {}
         """Origins that the engine allowed by name, the latest last, and whether with credentials."""
 
     def learn(self, origin: bytes, allowed: bytes | None, *, credentials: bool, succeeded: bool) -> None:
-        """The engine has answered a request from this origin; ``allowed`` is ``access-control-allow-origin``.
+        """Learn from the engine's answer to this origin. ``allowed`` is its ``access-control-allow-origin``.
 
         Only a success without that header withdraws a permission. An error may come from a layer without
         CORS, such as vLLM's check of its own API key.
         """
         if allowed == b"*":
-            self._everybody, self._credentials = allowed, False
+            self._all_origins, self._credentials = allowed, False
             self._origins.clear()
         elif allowed is not None and allowed == origin:
-            if origin == STRANGER:
-                self._everybody, self._credentials = origin, credentials
-            elif self._everybody == b"*":
-                self._everybody = None
-            if self._everybody is None and len(origin) <= LONGEST_ORIGIN:
+            if origin == PROBE_ORIGIN:
+                self._all_origins, self._credentials = origin, credentials
+            elif self._all_origins == b"*":
+                self._all_origins = None
+            if self._all_origins is None and len(origin) <= LONGEST_ORIGIN:
                 self._origins.pop(origin, None)
                 self._origins[origin] = credentials
                 if len(self._origins) > MOST_ORIGINS:
                     del self._origins[next(iter(self._origins))]
         elif succeeded:
-            self._everybody = None
+            self._all_origins = None
             self._origins.pop(origin, None)
 
     def relayed(self, origin: bytes, status: int, allowed: bytes | None, credentials: bytes | None) -> bytes:
@@ -80,9 +80,9 @@ class Cors:
 
     def lines(self, origin: bytes) -> bytes:
         """Header lines for the sidecar's own answer to this origin; none if the origin is not allowed."""
-        if self._everybody == b"*":
+        if self._all_origins == b"*":
             allowed, credentials = b"*", False
-        elif self._everybody is not None:
+        elif self._all_origins is not None:
             allowed, credentials = origin, self._credentials
         elif origin in self._origins:
             allowed, credentials = origin, self._origins[origin]
@@ -92,7 +92,7 @@ class Cors:
         return b"access-control-allow-origin: %b\r\n%bvary: Origin\r\n%b" % (allowed, also, _EXPOSED)
 
     def preflight(self, origin: bytes, methods: Sequence[bytes], headers: Sequence[bytes]) -> bytes:
-        """Header lines that answer a preflight in the engine's place; none for an origin that is not allowed.
+        """Header lines that answer a preflight; none for an origin that the engine does not allow.
 
         ``headers`` are the preflight's own ``access-control-request-headers``. All of them are allowed,
         because the engine decides about them. Without ``access-control-max-age`` no browser remembers the

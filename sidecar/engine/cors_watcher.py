@@ -7,7 +7,7 @@ import asyncio
 import aiohttp
 
 from sidecar.engine.address import HEALTH, EngineAddress
-from sidecar.engine.cors import STRANGER
+from sidecar.engine.cors import PROBE_ORIGIN
 from sidecar.engine.state import EngineState
 
 CHECK_EVERY_S = 0.25
@@ -25,7 +25,7 @@ class CorsWatcher:
     async def run(self) -> None:
         """Ask until cancelled."""
         asked_at: int | None = None
-        headers = {"origin": STRANGER.decode()}
+        headers = {"origin": PROBE_ORIGIN.decode()}
         async with aiohttp.ClientSession(timeout=self._timeout, headers=headers) as session:
             while True:
                 start = self._state.restarts
@@ -43,7 +43,7 @@ class CorsWatcher:
                 allowed = response.headers.get("access-control-allow-origin")
                 credentials = response.headers.get("access-control-allow-credentials") == "true"
                 self._state.cors.learn(
-                    STRANGER,
+                    PROBE_ORIGIN,
                     None if allowed is None else allowed.encode("latin-1", "replace"),
                     credentials=credentials,
                     succeeded=response.ok,

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 MISSES_UNTIL_DOWN = 10
-"""Health checks in a row without any answer, after which the engine counts as down: another replica serves
+"""Consecutive health checks without any answer, after which the engine counts as down: another replica serves
 the tenant better. A busy engine may answer late, so one silent check proves nothing. An answer other than
 200, or a refused connection, needs no second check."""
 MISSES_UNTIL_STALE = 3
-"""Polls of the metrics page in a row without a usable answer, after which its last numbers are stale."""
+"""Consecutive polls of the metrics page without a usable answer, after which its last numbers are stale."""
 
 
 class Health:
@@ -24,9 +24,9 @@ class Health:
         self.error: str | None = None
         """Why the engine was last found to be down."""
         self.misses = 0
-        """Checks in a row without an answer."""
+        """Consecutive checks without an answer."""
         self.may_be_replaced = False
-        """Whether the engine stopped listening after it was well: the next process there is another one."""
+        """Whether the engine stopped listening after it was well, so that another process may replace it."""
         self._was_ever_well = False
 
     def answered(self) -> None:
@@ -47,7 +47,7 @@ class Health:
         self._down(error)
 
     def identified(self) -> None:
-        """The metrics page, or its absence, has settled whether the process is another one."""
+        """The metrics page, or its absence, has shown whether another process runs."""
         self.may_be_replaced = False
 
     def _down(self, error: str) -> None:
@@ -61,11 +61,11 @@ class PageHealth:
 
     def __init__(self) -> None:
         self.is_usable = False
-        """Whether its last numbers hold. A few missed polls change nothing."""
+        """Whether its last numbers are used. A few missed polls change nothing."""
         self.error: str | None = None
         """Why the last poll without a usable page failed."""
         self.misses = 0
-        """Polls in a row without a usable page."""
+        """Consecutive polls without a usable page."""
 
     def read(self) -> None:
         """A poll brought a usable page in time."""
@@ -79,5 +79,5 @@ class PageHealth:
             self.is_usable = False
 
     def forget(self) -> None:
-        """The engine is down: its page is read again when it is back."""
+        """The engine is down. Its page is read again once it is up."""
         self.is_usable, self.error, self.misses = False, None, 0

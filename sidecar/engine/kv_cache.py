@@ -9,9 +9,9 @@ from typing import NamedTuple
 from sidecar.engine.prometheus_text import Labels
 
 LARGEST_BLOCK = 1 << 20
-"""Tokens. A larger block size is ignored, because every request would cost at least so many tokens."""
+"""The largest accepted block size, in tokens. Every request costs at least one block."""
 DEFAULT_BLOCK = 16
-"""Tokens. vLLM's default block size."""
+"""vLLM's default block size, in tokens."""
 
 _ENGINE = (b"engine", b"dp_rank")
 """Labels that distinguish the engines behind one server: vLLM's and SGLang's."""
@@ -21,9 +21,9 @@ class KvCache(NamedTuple):
     """One engine's KV cache."""
 
     tokens: float
-    """Infinite where the engine has no KV cache, and so no bound."""
+    """Infinite if the engine has no KV cache, and so no bound."""
     block_size: int
-    """Tokens; 0 where it is unknown."""
+    """Tokens; 0 if it is unknown."""
 
 
 def engine_of(labels: Labels) -> bytes:
@@ -61,8 +61,8 @@ class _Config(NamedTuple):
 def vllm_caches(infos: Iterable[Labels]) -> dict[bytes, KvCache]:
     """The caches by engine, from the labels of each ``vllm:cache_config_info``.
 
-    - ``kv_cache_size_tokens`` is the size of one engine's cache. It is right for hybrid models too, whose
-      requests take blocks in several groups, so it decides where it is present.
+    - ``kv_cache_size_tokens`` is the size of one engine's cache. It is correct for hybrid models, whose
+      requests take blocks in several groups. If it is present, it decides.
     - ``num_gpu_blocks`` is one engine's where the engines' numbers differ. Equal numbers may be one engine's
       or the sum: vLLM's front-end sums over its engines and repeats the sum in each series (0.32 does). The
       sum is assumed: with an estimate that is too small the engine still serves; with one that is too large

@@ -16,13 +16,13 @@ from sidecar.engine.prometheus_text import Labels, read_sample
 from tokenpool.capacity.model import EngineObservation
 
 SLICE_BYTES = 8 * 1024
-"""The largest slice to feed at once. The worst one, of nothing but wanted lines or labels, takes 0.7 ms."""
+"""The largest slice to feed at once. The worst slice, of wanted lines or labels only, takes 0.7 ms."""
 MOST_PAGE_BYTES = 8 * 1024 * 1024
-"""A larger page is unusable."""
+"""Bytes of a page. A larger page is unusable."""
 MOST_LINE_BYTES = 16 * 1024
 """vLLM's longest line, ``vllm:cache_config_info``, has 2 kB."""
 MOST_SERIES = 4096
-"""Wanted series on one page: an engine has about ten, and a server some tens of engines."""
+"""Wanted series on one page. An engine has about ten, and a server some tens of engines."""
 
 _FIELDS: Mapping[str, tuple[bytes, ...]] = {
     "running": (b"vllm:num_requests_running", b"sglang:num_running_reqs"),
@@ -49,7 +49,7 @@ _FIELDS: Mapping[str, tuple[bytes, ...]] = {
     "cache_tokens": (b"sglang:max_total_num_tokens",),
     "page_size": (b"sglang:page_size",),
 }
-"""Each number with its names. Of several names on one page the first counts, and the others are ignored.
+"""Each number with its names. If a page has several of the names, only the first counts.
 Releases that rename a series publish both names for a while, and their sum would be twice the truth."""
 
 _RANKS = frozenset((b"tp_rank", b"pp_rank", b"moe_ep_rank"))
@@ -66,7 +66,7 @@ class PageUnusable(Exception):
 
 
 class PageReader:
-    """Reads one page: ``feed`` all of it, then ask for its ``observation``. Both raise ``PageUnusable``."""
+    """Reads one page: ``feed`` all of it, then call ``observation``. Both raise ``PageUnusable``."""
 
     def __init__(self) -> None:
         self._rest = b""

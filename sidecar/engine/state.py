@@ -1,4 +1,4 @@
-"""The state of the engine: its health, its room and everything else that the sidecar knows of it.
+"""The state of the engine: its health, its room and all other data that the sidecar has about it.
 
 The methods of ``EngineState`` are the only code that writes its fields. The watchers report the outcomes of
 polls, the exchange reports connections and answers, the controller reports sheds and reserves slots. All
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from sidecar.dialects.usage_readers import Stamp
+from sidecar.dialects.stream_reader import FingerprintField
 from sidecar.engine.address import METRICS
 from sidecar.engine.cors import Cors
 from sidecar.engine.health import Health, PageHealth
@@ -25,11 +25,11 @@ from tokenpool.pricing.cost import EngineShape
 log = logging.getLogger(__name__)
 
 ALWAYS_ACCEPTED_PRIORITY = 0
-"""vLLM accepts this priority whatever its scheduling: only another one proves that it takes priorities."""
+"""vLLM accepts this priority under any scheduling policy. Only another one proves that it takes them."""
 
 
 class EngineState:
-    """The state of one engine. Each request reads ``is_up``, ``room`` and ``shape``: plain attributes."""
+    """The state of one engine. Each request reads the plain attributes ``is_up``, ``room`` and ``shape``."""
 
     __slots__ = (
         "_awaits_metrics",
@@ -44,6 +44,7 @@ class EngineState:
         "_url",
         "capacity",
         "cors",
+        "fingerprint_field",
         "health",
         "is_up",
         "is_vllm",
@@ -53,26 +54,25 @@ class EngineState:
         "restarts",
         "room",
         "shape",
-        "stamp",
         "takes_priority",
     )
 
     def __init__(
         self, capacity: CapacityModel, url: str = "", *, schedules_by_priority: bool = False
     ) -> None:
-        """``url`` is for the log. ``schedules_by_priority``: the operator says that the engine does."""
+        """``url`` is for the log. ``schedules_by_priority``: the operator states that the engine does."""
         self.capacity = capacity
         """The capacity model of this replica. This class alone changes it."""
         self.health = Health()
         self.page = PageHealth()
         self.is_up = False
-        """Whether requests are sent to the engine: it is well, its pages have answered or failed once, and it
-        has refused no connection since."""
+        """Whether requests are sent to the engine: it is healthy, its pages have answered or failed once, and
+        it has refused no connection since."""
         self.shape = EngineShape()
-        self.stamp = Stamp()
+        self.fingerprint_field = FingerprintField()
         self.cors = Cors()
         self.restarts = 0
-        """Other processes that took the engine's place."""
+        """The number of observed restarts of the engine."""
         self.last_page: EngineObservation | None = None
         """The last usable metrics page; an old one while ``page.is_usable`` is false."""
         self.models_error: str | None = None
@@ -87,7 +87,7 @@ class EngineState:
         self._own_sequences = self._own_kv_tokens = 0
         """The sidecar's own load when the last page was read."""
         self._lacked_throughput = self._lacked_slots = False
-        """Whether requests were shed for want of them since the last page."""
+        """Whether requests were shed since the last page because no slot was free."""
         self._awaits_metrics = self._awaits_models = True
         """Whether the page has neither answered nor failed yet since the start."""
         self._page_failure_is_logged = False
@@ -160,7 +160,7 @@ class EngineState:
         self._metrics_came()
 
     def page_late(self, seen: EngineObservation) -> None:
-        """The metrics page came late: only the numbers that do not change are used, as its load is over."""
+        """The metrics page came late: only its constant numbers are used, because its load is outdated."""
         if not self.health.is_well:
             return
         self.capacity.learn_kv_tokens(seen.kv_tokens)
@@ -168,7 +168,7 @@ class EngineState:
         self._update_room()
 
     def page_missed(self, error: str) -> None:
-        """The metrics page did not come, or is unusable. Its last numbers hold for a few polls more."""
+        """The metrics page did not come, or is unusable. Its last numbers are used for a few more polls."""
         if not self.health.is_well:
             return
         self.page.missed(error)
@@ -180,20 +180,20 @@ class EngineState:
         if self.health.may_be_replaced:
             self._restarted()
         self.health.identified()
-        # No page tells what else runs on the engine: the ledger's counts are all that is known.
+        # Without a page, the ledger's counts are the only known load of the engine.
         self.capacity.forget_load()
         self._update_room()
         self._metrics_came()
 
     def _restarted(self) -> None:
-        """Another process took the engine's place: everything that was learned of it is forgotten."""
+        """The engine restarted: discard everything that was learned about the old process."""
         self.restarts += 1
         log.warning("the engine restarted", extra={"restarts": self.restarts})
         self.last_page = None
         self.capacity.engine_restarted()
         self.shape = self.shape._replace(context_window=None)
-        # It may have another fingerprint, and another scheduling.
-        self.stamp = Stamp()
+        # The new process may have another fingerprint and another scheduling policy.
+        self.fingerprint_field = FingerprintField()
         self.takes_priority, self.is_vllm = None, False
 
     def _set_block_size(self, block_size: int) -> None:
@@ -229,7 +229,7 @@ class EngineState:
         self._lacked_throughput = True
 
     def lacked_slots(self) -> None:
-        """A request was shed for want of slots: the next page shows whether the engine had more."""
+        """A request was shed because no slot was free: the next page shows whether the engine had more."""
         self._lacked_slots = True
 
     def priority_answered(self, priority: int, *, is_accepted: bool) -> None:
@@ -239,20 +239,20 @@ class EngineState:
         elif not is_accepted and self.takes_priority is not False:
             self.takes_priority = False
             log.warning(
-                "the engine refuses priorities; requests are sent without until it restarts",
+                "the engine refuses priorities; requests are sent without a priority until it restarts",
                 extra={"fix": "start vLLM with --scheduling-policy priority, or set --engine-priority off"},
             )
 
     # --- settings of the operator and the SLO controller ---
 
     def reserve(self, slots: float) -> None:
-        """Reserve so many slots for requests within their assured share."""
+        """Reserve ``slots`` slots for requests inside their assured share."""
         if slots != self._reserved_slots:
             self._reserved_slots = slots
             self._update_room()
 
     def reconfigure(self, replica: ReplicaCapacity) -> None:
-        """Take over a changed pool file's capacity of a replica."""
+        """Use the replica capacity of a changed pool file."""
         self.capacity.reconfigure(replica)
         self._update_room()
 
@@ -272,7 +272,7 @@ class EngineState:
     # --- shown to operators ---
 
     def problems(self) -> list[str]:
-        """Why no request is sent to the engine; empty while requests are. Its pages alone are no reason."""
+        """The reasons why no request is sent to the engine; empty if requests are sent."""
         if self.is_up:
             return []
         if not self.health.is_well:
@@ -280,7 +280,7 @@ class EngineState:
             return ["the engine does not answer", *([f"its last health check: {error}"] if error else [])]
         if self._awaits_metrics or self._awaits_models:
             return ["the engine's pages are being read for the first time"]
-        return ["the engine refused a connection; its next health check decides"]
+        return ["the engine refused a connection; requests resume after its next successful health check"]
 
     def degraded(self) -> list[str]:
         """Notices for the operator while requests are served."""
@@ -323,7 +323,7 @@ class EngineState:
         yield GaugeMetricFamily("tokenpool_engine_up", "Whether the engine answers.", value=self.is_up)
         yield GaugeMetricFamily(
             "tokenpool_engine_page_usable",
-            "Whether the engine's metrics page is used; requests are served without it, too.",
+            "Whether the engine's metrics page is used. Requests are also served without it.",
             value=self.page.is_usable,
         )
 

@@ -1,10 +1,10 @@
-"""The engine watcher: polls the engine's health and pages off the request path, and records the outcomes.
+"""The engine watcher: polls the engine's health and pages outside the request path, and records the outcomes.
 
 Serving depends on ``/health`` alone. ``/metrics`` and ``/v1/models`` only refine the state. Without them
 requests are served from the sidecar's own counts. Each page is polled by its own loop, so no poll waits for
 another one.
 
-Only the start waits: no request is admitted before both pages have answered or failed once, because the KV
+At the start, no request is admitted before both pages have answered or failed once, because the KV
 bound is not known before. That takes at most ``poll_timeout``.
 """
 
@@ -24,7 +24,7 @@ from tokenpool.accounting.ledger import Ledger
 from tokenpool.capacity.model import EngineObservation
 
 PAGE_PATIENCE = 10
-"""The watcher gives up a page that has not come after so many times ``poll_timeout``."""
+"""The time limit of a page, as a multiple of ``poll_timeout``."""
 LONGEST_MODELS_PAUSE_S = 5.0
 """The longest pause between two requests for a context window that the engine does not state."""
 
@@ -48,7 +48,7 @@ class EngineWatcher:
         self._interval = poll_interval
         self._timeout = poll_timeout
         self._is_well = asyncio.Event()
-        """Set while the pages are worth reading."""
+        """Set while the pages must be read."""
         self._wants_window = asyncio.Event()
         """Set while the context window is unknown."""
         self._observed = asyncio.Event()
@@ -92,7 +92,7 @@ class EngineWatcher:
         )
 
     def _wake_loops(self) -> None:
-        """Let the loops that read pages go on, or wait, as the state demands."""
+        """Start or stop the loops that read pages, by the state of the engine."""
         _set_to(self._is_well, self._state.health.is_well)
         _set_to(self._wants_window, self._state.shape.context_window is None)
 
@@ -119,10 +119,10 @@ class EngineWatcher:
         except TimeoutError:
             self._state.health_silent(f"no answer to {HEALTH} within {self._timeout:g} s")
         except Exception as error:
-            # aiohttp raises more than its own errors, and the checks must go on.
+            # aiohttp raises other errors than its own, and the checks must continue.
             is_refused = isinstance(error, aiohttp.ClientConnectorError)
             if not is_refused and not is_second:
-                # A broken connection proves little: if the process ended, the next connection is refused.
+                # A broken connection proves little. If the process ended, the next connection is refused.
                 await self._check_health(session, is_second=True)
                 return
             self._state.health_failed(_words(error), is_refused=is_refused)

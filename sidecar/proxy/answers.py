@@ -1,4 +1,4 @@
-"""The sidecar's own answers: a refusal as bytes, with the headers that clients act on."""
+"""The sidecar's own answers: refusals as bytes, with the headers that clients use."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sidecar.proxy.heads import RequestHead, frame_answer
 from tokenpool.outcomes import Reason
 
 LONGEST_SDK_WAIT_S = 60.0
-"""Official clients ignore a longer wait and retry by their own clock: they are told not to retry."""
+"""Official clients ignore a longer wait and retry early. For such a wait they are told not to retry."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
 
 
 def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bool) -> bytes:
-    """The whole answer to a refused request, in its dialect; without a body, if the request was a HEAD.
+    """The whole answer to a refused request, in its dialect. The answer to a HEAD has no body.
 
-    A browser's preflight is answered in place of the engine, so that the page can read the refusal.
+    The sidecar answers a browser's preflight itself, so that the page can read the refusal that follows.
     """
     reason, dialect = refusal.reason, head.dialect
     if head.origin is not None and reason is not Reason.MALFORMED:

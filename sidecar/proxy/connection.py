@@ -1,8 +1,9 @@
-"""One connection of a client: its requests are served one at a time, and answered in their order.
+"""One connection of a client. Its requests are served one at a time, and answered in their order.
 
-``ReceivingConnection`` reads the requests; a head that was seen before skips the parser (``head_cache``).
-This file decides which request is served when, which answer is delayed, and when the connection ends.
-``connection_state`` has the states and their transitions.
+``ReceivingConnection`` reads the requests. A cached head skips the parser (``head_cache``). This file decides
+the time of each request and answer, and the end of the connection. ``connection_state`` has the states and
+their transitions. It is one file, because every method here changes the same two fields: the served exchange
+and its state.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class ClientConnection(ReceivingConnection):
     """One client connection."""
 
     __slots__ = (
+        "_cached_request",
         "_exchange",
-        "_held",
         "_idle_since",
-        "_known",
+        "_request_bytes",
         "_spent_s",
         "_unread",
         "_write_deadline",
@@ -51,15 +52,15 @@ class ClientConnection(ReceivingConnection):
     def __init__(self, manager: ConnectionManager) -> None:
         super().__init__(manager)
         self._exchange: Exchange | Waiting | DelayedAnswer | None = None
-        """What is served; ``_serving`` names it."""
-        self._known: CachedRequest | None = None
+        """The exchange, the wait or the delay that is served; ``_serving`` is its state."""
+        self._cached_request: CachedRequest | None = None
         self._spent_s = 0.0
-        """CPU seconds of parsing the body of the request that is being served, where measured."""
+        """CPU seconds of parsing the body of the served request, if measured."""
         self._write_deadline = NEVER
-        self._held = 0
-        """Of ``buffered``: the request that is being served."""
+        self._request_bytes = 0
+        """The part of ``buffered`` for the served request."""
         self._unread = 0
-        """Of ``buffered``: answers that the client leaves unread."""
+        """The part of ``buffered`` for answers that the client has not read."""
 
     # --- asyncio's callbacks ---
 
@@ -69,7 +70,7 @@ class ClientConnection(ReceivingConnection):
         manager = self._manager
         self._idle_since = now = manager.telemetry.clock()
         self._closes_at = now + manager.settings.head_timeout
-        if manager.enter(self):
+        if manager.add(self):
             return
         if manager.is_flooded:
             self.abort()
@@ -77,18 +78,20 @@ class ClientConnection(ReceivingConnection):
             self._answer_and_linger(
                 Refusal(
                     Reason.TOO_MANY_CONNECTIONS,
-                    "this proxy holds as many connections as it may; close idle ones",
+                    "this proxy has reached its limit of connections; close idle ones, or retry in 1 s",
                     retry_after_s=1.0,
                 )
             )
 
     def data_received(self, data: bytes) -> None:
-        """asyncio: the client sent something."""
+        """asyncio: the client sent bytes."""
         parser = self._parser
         if parser.has_ended:
             self._drop(len(data))
-        elif parser.phase is Phase.IDLE and not self._kept and self._exchange is None and not self._pending:
-            known = self._known
+        elif (
+            parser.phase is Phase.IDLE and not self._unparsed and self._exchange is None and not self._pending
+        ):
+            known = self._cached_request
             if known is None or not self._serve_cached(known, data):
                 self._passed = None
                 self._receive(data)
@@ -97,56 +100,58 @@ class ClientConnection(ReceivingConnection):
             self._receive(data)
 
     def _learn(self, data: bytes) -> None:
-        """Remember the head of the request that ``data`` is, if it is exactly one whose head was accepted."""
+        """Cache the head of ``data``, if it was exactly one request, and its head was accepted."""
         passed = self._passed
         if passed is None or passed.route is None or not passed.head.keeps_alive:
             return
         if passed.head is not self._parser.head:
-            return  # another request has begun since
+            return  # another request has begun
         if passed.route.names_stored:
-            return  # the owner of the stored response that the path names may change
-        # While answers are unread, requests wait, and the cached path would not.
+            return  # the path names a stored response, whose owner may change
+        # While answers are unread, requests must wait. The cached path would not wait.
         wire = CachedHead.of(data) if self._write_deadline == NEVER else None
         if wire is not None:
             epoch = self._manager.controller.epoch
-            self._known = CachedRequest(wire, passed.head, passed.route, passed.account, self.holder, epoch)
+            self._cached_request = CachedRequest(
+                wire, passed.head, passed.route, passed.account, self.caller, epoch
+            )
 
     def _serve_cached(self, known: CachedRequest, data: bytes) -> bool:
-        """Serve ``data`` without parsing its head, if that was seen before; whether it was."""
+        """Serve ``data`` by the cached head, if it has that head. Returns whether it does."""
         manager = self._manager
-        wire, head, route, account, holder, epoch = known
-        if epoch != manager.controller.epoch or manager.controller.is_draining or holder is not self.holder:
+        wire, head, route, account, caller, epoch = known
+        if epoch != manager.controller.epoch or manager.controller.is_draining or caller is not self.caller:
             return False
         body = wire.body_of(data)
         if body is None or len(body) > LARGE_BODY or len(body) > manager.settings.max_body_bytes:
             return False
         size = len(body) + REQUEST_BYTES
-        if not holder.take(size):
-            return False  # the parser's path refuses it
+        if not caller.reserve_bytes(size):
+            return False  # the path with the parser refuses it
         self.buffered += size
-        self._held = size
-        refusal = self._pass(head, route, account, body)
+        self._request_bytes = size
+        refusal = self._admit(head, route, account, body)
         if refusal is not None:
             self._release()
             self._answer(refusal, Request(head))
         return True
 
     def eof_received(self) -> bool:
-        """asyncio: the client will send no more. As with the engine's own server, that means it is gone."""
+        """asyncio: the client sends no more. The connection closes, as at the engine's own server."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the connection is gone."""
+        """asyncio: the connection is closed."""
         self._transport = None
         self._become(Life.CLOSED)
         self._forget()
         self._parser.close()
-        self._manager.leave(self)
-        self._held = self._unread = 0
+        self._manager.remove(self)
+        self._request_bytes = self._unread = 0
         self._end()
 
     def _end(self) -> None:
-        """Nothing is served any more."""
+        """End the served exchange, and drop waiting requests."""
         self._pending.clear()
         exchange = self._exchange
         if exchange is not None:
@@ -154,47 +159,47 @@ class ClientConnection(ReceivingConnection):
             exchange.client_gone()
 
     def pause_writing(self) -> None:
-        """asyncio: the client reads too slowly. Its unread bytes count, and may be too many."""
+        """asyncio: the client reads too slowly. Its unread bytes count against the caller's bound."""
         self._write_deadline = self._manager.telemetry.clock() + self._manager.settings.write_timeout
-        self._known = None
+        self._cached_request = None
         if self._exchange is not None:
             self._exchange.pause()
         transport = self._transport
         if transport is None:
             return
         unread = transport.get_write_buffer_size()
-        if self.take(unread):
+        if self.reserve_bytes(unread):
             self._unread = unread
         else:
-            self.holder.cut += 1
+            self.caller.cut += 1
             transport.abort()
 
     def resume_writing(self) -> None:
-        """asyncio: the client keeps up again."""
+        """asyncio: the client has read its answers."""
         self._write_deadline = NEVER
         unread, self._unread = self._unread, 0
-        self.give(unread)
+        self.release_bytes(unread)
         if self._exchange is not None:
             self._exchange.resume()
         elif self._pending:
             self._next()
 
     def _release(self) -> None:
-        """The request that was served counts no longer."""
-        size, self._held = self._held, 0
-        self.give(size)
+        """Release the memory of the served request."""
+        size, self._request_bytes = self._request_bytes, 0
+        self.release_bytes(size)
 
     # --- serving, in order ---
 
     def on_request(self, request: Request) -> None:
-        """A request is complete, or refused: answer it in its turn."""
+        """A request is complete, or refused: answer it after the requests before it."""
         self._closes_at = self._parser.deadline
         self._pending.append(request)
         if self._exchange is None:
             self._next()
 
     def _serve_by(self, serving: Serving, exchange: Exchange | Waiting | DelayedAnswer | None) -> None:
-        """What is served from now on: the one place where ``_serving`` and ``_exchange`` change."""
+        """Change what is served. Only this method changes ``_serving`` and ``_exchange``."""
         if serving not in self._serving.following:
             raise IllegalTransition(f"the connection: {self._serving} to {serving}")
         self._serving = serving
@@ -204,7 +209,7 @@ class ClientConnection(ReceivingConnection):
         self._serve_by(Serving.NOTHING, None)
 
     def _next(self) -> None:
-        """Answer requests until one has to wait for the engine, or for the client to read its answers."""
+        """Answer requests until one waits for the engine, or for the client to read its answers."""
         while (
             self._pending
             and self._exchange is None
@@ -222,31 +227,31 @@ class ClientConnection(ReceivingConnection):
             self._answer(request.refusal, request)
             return
         assert request.route is not None
-        # The connection may keep the request for its head: the body is released.
+        # The cache may keep the request for its head, so the body is released.
         body, request.body = request.body, b""
-        refusal = self._pass(request.head, request.route, request.account, body)
+        refusal = self._admit(request.head, request.route, request.account, body)
         if refusal is not None:
             self._answer(refusal, request)
         else:
-            self._held = request.held
+            self._request_bytes = request.reserved_bytes
 
-    def _pass(
+    def _admit(
         self,
         head: RequestHead,
         route: Route,
         account: Account | None,
         body: bytes,
         *,
-        was_held: bool = False,
+        was_delayed: bool = False,
     ) -> Refusal | None:
-        """Bring a request through the controller and on its way to the engine, or say why not."""
+        """Admit a request and send it to the engine, or return its refusal."""
         manager = self._manager
         is_expensive = len(body) >= MEASURED_BYTES
-        if (is_expensive or route.parse is None) and not was_held:
+        if (is_expensive or route.parse is None) and not was_delayed:
             now = manager.telemetry.clock()
-            seconds = self.holder.unmetered_s(0.0, now) if route.parse is None else self.holder.debt_s(now)
+            seconds = self.caller.unmetered_s(0.0, now) if route.parse is None else self.caller.debt_s(now)
             if seconds:
-                self._delay_answer(seconds, partial(self._pass_held, head, route, account, body))
+                self._delay_answer(seconds, partial(self._admit_delayed, head, route, account, body))
                 return None
         if not is_expensive:
             admitted = manager.controller.admit(route, account, body)
@@ -255,7 +260,7 @@ class ClientConnection(ReceivingConnection):
             admitted = manager.controller.admit(route, account, body)
             self._spent_s = spent_s = thread_time() - began_at
             if len(body) > LARGE_BODY:
-                self.holder.read_expensive(body, spent_s)
+                self.caller.read_expensive(body, spent_s)
         controller = manager.controller
         if isinstance(admitted, Refusal):
             controller.act()
@@ -269,19 +274,19 @@ class ClientConnection(ReceivingConnection):
         self._send(head, admitted)
         return None
 
-    def _pass_held(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
-        """A request without a price was delayed long enough."""
+    def _admit_delayed(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
+        """The delay of a request without a price is over."""
         self._serve_nothing()
         refusal = draining(account) if self._manager.controller.is_draining else None
         if refusal is None:
-            refusal = self._pass(head, route, account, body, was_held=True)
+            refusal = self._admit(head, route, account, body, was_delayed=True)
         if refusal is not None:
             self._release()
             self._answer(refusal, Request(head))
         self._next()
 
     def on_decided(self, head: RequestHead, decided: AdmittedRequest | Refusal) -> None:
-        """A request that waited is decided."""
+        """The decision about a request that waited."""
         self._serve_nothing()
         if isinstance(decided, AdmittedRequest):
             self._send(head, decided)
@@ -304,26 +309,26 @@ class ClientConnection(ReceivingConnection):
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
         self._manager.controller.refused(refusal)
-        self.give(request.held)
+        self.release_bytes(request.reserved_bytes)
         closes = request.closes or not request.head.keeps_alive or self._manager.controller.is_draining
         answer = refusal_bytes(refusal, request.head, self._manager.controller.engine.cors, closes=closes)
         spent_s, self._spent_s = self._spent_s, 0.0
-        seconds = self.holder.unmetered_s(spent_s, self._manager.telemetry.clock())
+        seconds = self.caller.unmetered_s(spent_s, self._manager.telemetry.clock())
         if closes:
             self.write(answer)
             self._linger()
         elif seconds:
-            self._delay_answer(seconds, partial(self._answer_held, answer))
+            self._delay_answer(seconds, partial(self._answer_delayed, answer))
         else:
             self.write(answer)
             self._wait_for_request()
 
     def _delay_answer(self, seconds: float, go_on: Callable[[], None]) -> None:
-        self.holder.delayed += 1
+        self.caller.delayed += 1
         self._serve_by(Serving.DELAYED, DelayedAnswer(seconds, go_on))
 
-    def _answer_held(self, answer: bytes) -> None:
-        """An answer was delayed long enough."""
+    def _answer_delayed(self, answer: bytes) -> None:
+        """The delay of an answer is over."""
         self._serve_nothing()
         self.write(answer)
         if self._manager.controller.is_draining:
@@ -342,7 +347,7 @@ class ClientConnection(ReceivingConnection):
         self.write(refusal_bytes(refusal, RequestHead(), self._manager.controller.engine.cors, closes=True))
         self._linger()
 
-    # --- what the exchange asks for ---
+    # --- calls of the exchange ---
 
     def on_relayed(self, *, keeps_alive: bool, is_refusal: bool) -> None:
         """The response is complete: serve the next request, or close."""
@@ -350,7 +355,7 @@ class ClientConnection(ReceivingConnection):
         self._release()
         spent_s, self._spent_s = self._spent_s, 0.0
         if is_refusal:
-            self.holder.unmetered_s(spent_s, self._manager.telemetry.clock())
+            self.caller.unmetered_s(spent_s, self._manager.telemetry.clock())
         if keeps_alive and not self._manager.controller.is_draining:
             self._wait_for_request()
             if self._pending or self._owes_continue:
@@ -359,13 +364,13 @@ class ClientConnection(ReceivingConnection):
             self._close()
 
     def on_cut(self) -> None:
-        """The response cannot be completed."""
+        """The response cannot be completed: close the connection."""
         self._serve_nothing()
         if self._transport is not None:
             self._transport.abort()
 
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
-        """Nothing of a response was sent: answer with a refusal, and close."""
+        """No byte of a response was sent: answer with a refusal, and close."""
         self._serve_nothing()
         self.write(refusal_bytes(refusal, head, self._manager.controller.engine.cors, closes=True))
         self._close()
@@ -374,16 +379,19 @@ class ClientConnection(ReceivingConnection):
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it could be closed for another; ``None`` if it could not.
+        """The start of its idle time; ``None`` if it must not be closed for another connection.
 
-        A connection on which no request was ever accepted is not protected by a part of a request.
+        A connection without any accepted request may be closed while it receives a request.
         """
         exchange = self._exchange
-        if self.holder is self._manager.bounds.unidentified:
+        if self.caller is self._manager.bounds.unidentified:
             is_idle = exchange is None or isinstance(exchange, DelayedAnswer)
         else:
             is_idle = (
-                exchange is None and not self._pending and self._parser.phase is Phase.IDLE and not self._kept
+                exchange is None
+                and not self._pending
+                and self._parser.phase is Phase.IDLE
+                and not self._unparsed
             )
         return self._idle_since if is_idle else None
 
@@ -398,7 +406,7 @@ class ClientConnection(ReceivingConnection):
             self._close(within=LINGER_S)
 
     def end_wait(self) -> None:
-        """Refuse a request that waits undecided: the sidecar stops, and another one will answer."""
+        """Refuse a request that waits for a decision, because the sidecar stops."""
         if isinstance(self._exchange, Waiting):
             self._exchange.drain()
 
@@ -417,7 +425,7 @@ class ClientConnection(ReceivingConnection):
             self._close()
 
     def sweep(self, now: float) -> None:
-        """End what has taken too long."""
+        """Apply the time limits of the connection."""
         transport, exchange = self._transport, self._exchange
         if transport is None:
             return

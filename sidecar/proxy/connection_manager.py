@@ -1,8 +1,8 @@
-"""The connection manager: all connections of one listening socket, their holders, and the order of closing.
+"""The connection manager: all connections of one listening socket, their callers, and the order of closing.
 
-A connection counts for a holder: the entitlement of its last request, or the unidentified callers. Where a
-holder has too many connections, its longest idle one is closed for a new one. ``bounds`` has the
-arithmetic. The bytes on a connection are not known here.
+A connection counts for a caller: the entitlement of its last request, or all unidentified callers together.
+If a caller has too many connections, its longest idle one is closed for a new one. ``bounds`` has the
+arithmetic. This file has no access to the bytes on a connection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
-from sidecar.proxy.bounds import Bounds, Holder
+from sidecar.proxy.bounds import Bounds, Caller
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
 from sidecar.proxy.request_parser import ParserLimits
@@ -22,41 +22,41 @@ from sidecar.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 SEARCH_EVERY_S = 0.1
-"""How often, at most, all connections are searched for idle ones that can be closed."""
+"""The shortest interval between two searches of all connections for idle ones, in seconds."""
 PER_SWEEP = 200
 """Connections that are examined in one step of a sweep: about 0.1 ms."""
 REFUSED_AT_ONCE = 100
-"""Connections beyond the bound that get an answer; further ones are closed without one."""
+"""Connections beyond the bound that receive a refusal. More are closed without an answer."""
 
 
-class Counted(Protocol):
-    """A connection, as it is counted."""
+class CountedConnection(Protocol):
+    """The part of a connection that the bounds need."""
 
-    holder: Holder
+    caller: Caller
     """The caller for whom it counts."""
     buffered: int
     """The bytes that it counts for."""
 
 
-class Guest(Counted, Protocol):
-    """A connection, as the manager uses it."""
+class ManagedConnection(CountedConnection, Protocol):
+    """The part of a connection that the manager needs."""
 
     @property
     def idle_since(self) -> float | None:
-        """Since when it could be closed without hurting a request; ``None`` if it could not."""
+        """The start of its idle time; ``None`` if closing it would end a request."""
 
     @property
     def is_busy(self) -> bool:
         """Whether an exchange is under way."""
 
     def sweep(self, now: float) -> None:
-        """End what has taken too long."""
+        """Apply the time limits."""
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or served."""
 
     def end_wait(self) -> None:
-        """Refuse a request that waits undecided."""
+        """Refuse a request that waits for a decision."""
 
     def drain(self) -> None:
         """End the exchange now."""
@@ -86,7 +86,7 @@ class ConnectionManager:
             head_timeout=settings.head_timeout,
             body_timeout=settings.body_timeout,
         )
-        self.connections: set[Guest] = set()
+        self.connections: set[ManagedConnection] = set()
         self.bounds = Bounds(
             settings.max_connections,
             settings.max_buffered_bytes,
@@ -95,70 +95,74 @@ class ConnectionManager:
             unmetered_rate=settings.unmetered_rate,
             large_body_rate=settings.large_body_rate,
         )
-        self._idle: dict[Holder, list[tuple[float, Guest]]] = {}
+        self._idle: dict[Caller, list[tuple[float, ManagedConnection]]] = {}
         self._searches_at = 0.0
 
-    def enter(self, guest: Guest) -> bool:
-        """A connection begins, of an unidentified caller; whether there is room for it."""
+    def add(self, connection: ManagedConnection) -> bool:
+        """Count a new connection for the unidentified callers. Returns whether the bounds allow it."""
         bounds = self.bounds
         unidentified = bounds.unidentified
         largest = bounds.largest() if bounds.connections >= bounds.max_connections else unidentified
         fits = unidentified.connections < unidentified.max_connections or self._make_room(largest)
-        self.connections.add(guest)
-        guest.holder = unidentified
-        unidentified.join()
+        self.connections.add(connection)
+        connection.caller = unidentified
+        unidentified.add_connection()
         return fits
 
-    def assign(self, guest: Counted, holder: Holder) -> bool:
-        """Count a connection for the entitlement of its last request; whether there is room for it there."""
-        guest.holder.leave(guest.buffered)
-        fits = holder.connections < holder.max_connections or self._make_room(holder)
-        guest.holder = holder
-        holder.join(guest.buffered)
+    def assign(self, connection: CountedConnection, caller: Caller) -> bool:
+        """Count a connection for another caller. Returns whether the bounds of that caller allow it."""
+        connection.caller.remove_connection(connection.buffered)
+        fits = caller.connections < caller.max_connections or self._make_room(caller)
+        connection.caller = caller
+        caller.add_connection(connection.buffered)
         return fits
 
-    def leave(self, guest: Guest) -> None:
-        """A connection ends: neither it nor its bytes count any longer."""
-        if guest in self.connections:
-            self.connections.remove(guest)
-            guest.holder.leave(guest.buffered)
-            guest.buffered = 0
+    def remove(self, connection: ManagedConnection) -> None:
+        """Stop counting a connection that has ended, and its bytes."""
+        if connection in self.connections:
+            self.connections.remove(connection)
+            connection.caller.remove_connection(connection.buffered)
+            connection.buffered = 0
 
     @property
     def is_flooded(self) -> bool:
-        """Whether so many connections are being refused that further ones get no answer."""
+        """Whether too many connections are being refused to answer another one."""
         unidentified = self.bounds.unidentified
         return unidentified.connections - unidentified.max_connections > REFUSED_AT_ONCE
 
-    def _make_room(self, holder: Holder) -> bool:
-        """Close the longest idle connection of a holder; whether there was one."""
+    def _make_room(self, caller: Caller) -> bool:
+        """Close the longest idle connection of a caller. Returns whether there was one."""
         now = self.telemetry.clock()
-        if not self._idle.get(holder) and now >= self._searches_at:
+        if not self._idle.get(caller) and now >= self._searches_at:
             self._searches_at = now + SEARCH_EVERY_S
             self._idle = self._find_idle()
-        idle = self._idle.get(holder, [])
+        idle = self._idle.get(caller, [])
         while idle:
-            since, guest = idle.pop()
-            if guest in self.connections and guest.holder is holder and guest.idle_since == since:
-                holder.cut += 1
-                self.leave(guest)
-                guest.abort()
+            since, connection = idle.pop()
+            if (
+                connection in self.connections
+                and connection.caller is caller
+                and connection.idle_since == since
+            ):
+                caller.cut += 1
+                self.remove(connection)
+                connection.abort()
                 return True
         return False
 
-    def _find_idle(self) -> dict[Holder, list[tuple[float, Guest]]]:
-        """The idle connections of each holder, the longest idle last."""
-        found: dict[Holder, list[tuple[float, Guest]]] = {}
-        for guest in self.connections:
-            since = guest.idle_since
+    def _find_idle(self) -> dict[Caller, list[tuple[float, ManagedConnection]]]:
+        """The idle connections of each caller, the longest idle last."""
+        found: dict[Caller, list[tuple[float, ManagedConnection]]] = {}
+        for connection in self.connections:
+            since = connection.idle_since
             if since is not None:
-                found.setdefault(guest.holder, []).append((since, guest))
+                found.setdefault(connection.caller, []).append((since, connection))
         for each in found.values():
             each.sort(key=itemgetter(0), reverse=True)
         return found
 
     def sweep(self, now: float) -> Iterator[None]:
-        """End what has taken too long, in steps of ``PER_SWEEP`` connections.
+        """Apply the time limits of all connections, in steps of ``PER_SWEEP`` connections.
 
         It runs about once per second, so that no request needs a timer of its own.
         """
@@ -184,7 +188,7 @@ class ConnectionManager:
             connection.close_if_idle()
 
     def end_waits(self) -> None:
-        """Refuse the requests that wait undecided."""
+        """Refuse the requests that wait for a decision."""
         for connection in list(self.connections):
             connection.end_wait()
 

@@ -1,8 +1,8 @@
-"""The events of the request parser: what was found in the bytes of one client connection, in their order.
+"""The events of the request parser: the content of one client connection's bytes, in order.
 
-Events are values. They say nothing of callers, limits per caller or connections. An event concerns the
-request whose ``HeadReceived`` came last, except a ``BadRequest`` that comes before the head of its request
-is complete.
+Events are values. They have no data about callers, limits per caller or connections. An event belongs to the
+request of the last ``HeadReceived``. The exception is a ``BadRequest`` before the head of its request is
+complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tokenpool.outcomes import Reason
 
 
 class HeadReceived:
-    """The head of a request is complete and sound.
+    """The head of a request is complete and valid.
 
     The connection decides now whether the request goes on. If not, it calls ``RequestParser.end``. If so, and
     the body is chunked, it states with ``RequestParser.allow_body`` how many bytes may be collected.
@@ -26,19 +26,19 @@ class HeadReceived:
         """The bytes of the body; 0 if there is none, or if it is chunked."""
         self.is_chunked = is_chunked
         self.size = size
-        """The bytes of the head, about: its target and its headers."""
+        """The approximate size of the head: the bytes of its target and headers."""
         self.is_as_sent = is_as_sent
-        """Whether the same bytes always mean the same: no upgrade was declined, nothing is expected."""
+        """Whether the head can be cached: no upgrade was declined, and no ``Expect`` was sent."""
 
 
 class ContinueExpected:
-    """The client sends the body after a ``100 Continue``, or after some time of its own."""
+    """The client waits for a ``100 Continue`` before it sends the body, or sends it after a timeout."""
 
     __slots__ = ()
 
 
 class BodyOutgrew:
-    """A chunked body is larger than ``allow_body`` said."""
+    """A chunked body is larger than ``allow_body`` permitted."""
 
     __slots__ = ("size",)
 
@@ -55,7 +55,7 @@ class RequestReceived:
     def __init__(self, body: bytes, closes: bool) -> None:
         self.body = body
         self.closes = closes
-        """Whether nothing after it is read."""
+        """Whether the parser reads nothing after it."""
 
 
 class BadRequest:
@@ -65,7 +65,7 @@ class BadRequest:
 
     def __init__(self, head: RequestHead, reason: Reason, message: str) -> None:
         self.head = head
-        """What was read of the request's head."""
+        """The part of the request's head that was read."""
         self.reason = reason
         self.message = message
 
@@ -77,7 +77,7 @@ class NeedData:
 
 
 class Paused:
-    """Bytes are left, and other connections come first: go on with ``RequestParser.begin_turn``."""
+    """Bytes are left, but the turn is over: go on with ``RequestParser.begin_turn``."""
 
     __slots__ = ()
 

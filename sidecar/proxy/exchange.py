@@ -1,8 +1,9 @@
 """One exchange: a request that passed the controller, its response on the way back, and its settlement.
 
-It stands between a client's connection and one of the engine's, each of which knows only the exchange.
-Whatever happens first (the end of the response, a client that goes, an engine that fails, a timeout, the
-end of draining) ends it; ``_end`` is the only way out, so the admitted request is closed exactly once.
+It connects a client's connection with a connection to the engine; both know only the exchange. The first of
+these events ends it: the response ends, the client disconnects, the engine fails, a timeout, the end of
+draining. ``_end`` is the only exit, so the admitted request is settled exactly once. It is one file, because
+all of its methods share that ending.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
-from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader, StreamReader
+from sidecar.dialects.stream_reader import StreamReader
+from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
 from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
 from sidecar.proxy.interface import RequestController
 from sidecar.proxy.upstream import Connection, Pool
@@ -26,15 +28,15 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 _LAST_CHUNK = b"0\r\n\r\n"
 _MOST_ATTEMPTS = 2
 OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
-"""Why a connection cannot be made, though the engine may be well."""
+"""Errors of a connection attempt that prove nothing about the engine's health."""
 MOST_JUDGED = 64 * 1024
-"""Bytes of a refusal that are looked into for what it is about; a longer one is relayed as it is."""
+"""The longest refusal, in bytes, that is searched for its cause. A longer one is relayed unchanged."""
 PREEMPTED_RETRY_S = 1.0
-"""When a client whose request was ended for a guarantee may come back."""
+"""``Retry-After`` of a preempted request, in seconds."""
 
 
 class Client(Protocol):
-    """What an exchange asks of the client's connection."""
+    """The part of the client's connection that an exchange needs."""
 
     def write(self, data: bytes) -> None:
         """Send bytes of the response."""
@@ -43,10 +45,10 @@ class Client(Protocol):
         """The response is complete."""
 
     def on_cut(self) -> None:
-        """The response cannot be completed: close, so that the client does not take it for whole."""
+        """The response cannot be completed: close, so that the client sees that it is incomplete."""
 
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
-        """Nothing of a response was sent: answer with a refusal."""
+        """No byte of a response was sent: answer with a refusal."""
 
 
 class Exchange:
@@ -55,6 +57,7 @@ class Exchange:
     __slots__ = (
         "_admitted",
         "_attempts",
+        "_checks_at",
         "_client",
         "_connection",
         "_controller",
@@ -65,7 +68,6 @@ class Exchange:
         "_is_judging",
         "_judged",
         "_keeps_alive",
-        "_looks_at",
         "_pool",
         "_reader",
         "_refused_priority",
@@ -101,14 +103,14 @@ class Exchange:
         self._frames_chunks = False
         self._has_ended = False
         self._is_judging = False
-        """Whether nothing of the answer is relayed yet: it may refuse the request for its priority."""
+        """Whether the answer is delayed, because it may refuse the request for its priority."""
         self._judged = b""
         self._refused_priority: int | None = None
-        """The priority of the first try, where the engine refused it."""
-        self._looks_at = 1
-        """Events at which the reservation may be outgrown."""
+        """The priority of the first attempt, if the engine refused it."""
+        self._checks_at = 1
+        """The number of events at which the reservation is checked next."""
         self.last_progress = admitted.started_at
-        """When the engine last gave a sign of life, by the monotonic clock."""
+        """The time of the engine's last bytes, by the monotonic clock."""
 
     def start(self) -> None:
         """Send the request to the engine, on a pooled connection if there is one."""
@@ -124,7 +126,7 @@ class Exchange:
     # --- the engine's side ---
 
     def on_connected(self, connection: Connection) -> None:
-        """A connection is ours."""
+        """A connection to the engine is open: send the request."""
         if self._has_ended:
             self._pool.release(connection)
             return
@@ -146,7 +148,7 @@ class Exchange:
             )
 
     def on_head(self, head: ResponseHead) -> None:
-        """The response's head is complete; it leaves with the first of the body."""
+        """The response's head is complete. It is sent with the first bytes of the body."""
         admitted = self._admitted
         self._status = head.status
         if admitted.ticket is not None and head.status == 200:
@@ -168,7 +170,7 @@ class Exchange:
         self._head = head.frame(extra, framing, self._connection_header())
         self._judge_head(head)
         if self._request.method == b"HEAD":
-            # The parser cannot know that no body follows, so this connection ends here.
+            # The parser expects a body, and none follows. So this connection ends here.
             self._drop_connection()
             self.on_read(b"", True)
         elif head.is_event_stream and not self._is_judging:
@@ -178,16 +180,18 @@ class Exchange:
         if head.is_compressed:
             return OpaqueReader()
         if head.is_event_stream:
-            return StreamReader(self._controller.engine.stamp if self._admitted.hides_usage else None)
+            return StreamReader(
+                self._controller.engine.fingerprint_field if self._admitted.hides_usage else None
+            )
         route = self._request.route
         return route.reader() if route is not None else BodyReader()
 
     def _framing(self, head: ResponseHead) -> bytes:
-        """How the client is told where the response ends."""
+        """The header lines that tell the client where the response ends."""
         if head.status in (204, 304) or self._request.method == b"HEAD":
             length = head.content_length
             return b"" if length is None or head.status == 204 else b"content-length: %d\r\n" % length
-        # A stream from which an event may be hidden has another length than the engine says.
+        # Hiding an event changes the length of a stream.
         if head.content_length is not None and not head.is_event_stream:
             return b"content-length: %d\r\n" % head.content_length
         if self._request.is_http10:
@@ -211,7 +215,7 @@ class Exchange:
         if self._has_ended:
             return
         if is_complete:
-            # It may serve others already: a client that is slow to read the rest must not hold it back.
+            # The pool may have reused it. A client that reads the rest slowly must not pause it.
             self._connection = None
         if self._is_judging:
             judged = self._judge(body, is_complete)
@@ -225,8 +229,8 @@ class Exchange:
             seen = reader.feed(body)
             if is_complete:
                 seen += reader.end()
-            elif reader.events >= self._looks_at:
-                self._looks_at = self._controller.settlement.relayed(admitted, reader.events)
+            elif reader.events >= self._checks_at:
+                self._checks_at = self._controller.settlement.relayed(admitted, reader.events)
             if reader.has_begun and ticket is not None and not ticket.has_begun:
                 self._controller.first_token(admitted, now - admitted.started_at)
             if seen is not body:
@@ -243,7 +247,7 @@ class Exchange:
     def _wire(self, body: bytes, is_complete: bool) -> bytes:
         """The bytes of one write: head, chunk frame, body, end.
 
-        One copy costs less than a vectored write: a read is 256 kB at most, and mostly one event.
+        One copy costs less than a vectored write: a read is at most 256 kB, and mostly one event.
         """
         if body and self._frames_chunks:
             body = b"%x\r\n%b\r\n" % (len(body), body)
@@ -256,7 +260,7 @@ class Exchange:
         return head + body
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
-        """The engine's connection ended too early."""
+        """The engine closed the connection before the response was complete."""
         self._connection = None
         if self._has_ended:
             return
@@ -273,10 +277,10 @@ class Exchange:
     # --- a refusal of the request's priority ---
 
     def _judge_head(self, head: ResponseHead) -> None:
-        """Whether the answer must be looked into: a client sees only that to a request without its priority.
+        """Decide whether the answer is delayed, because it may refuse the request for its priority.
 
-        Old releases of vLLM begin a stream with 200 before they refuse the request in its first event, unless
-        its priority is 0: until another is known to be accepted, the head of a stream waits for that event.
+        Old releases of vLLM begin a stream with 200 and refuse a priority other than 0 in its first event. So
+        the head of a stream waits for that event until the engine has accepted such a priority.
         """
         admitted, status, controller = self._admitted, head.status, self._controller
         priority = admitted.priority
@@ -290,7 +294,7 @@ class Exchange:
             controller.engine.priority_answered(priority, is_accepted=True)
 
     def _judge(self, body: bytes, is_complete: bool) -> bytes | None:
-        """Look into one more read of the answer; returns all of it once it is known to be the client's."""
+        """Examine the next bytes of the answer. Returns all of it once it is not about the priority."""
         self._judged = answer = self._judged + body
         is_stream = self._status == 200
         has_event = is_stream and b"\n\n" in answer.replace(b"\r", b"")
@@ -307,7 +311,7 @@ class Exchange:
         return answer
 
     def _send_again(self, priority: int) -> None:
-        """The engine refused the priority: send the request without. Nothing of the answer was relayed."""
+        """The engine refused the priority: send the request without it. No byte of the answer was relayed."""
         admitted = self._admitted
         self._drop_connection()
         self._controller.priority_refused(admitted)
@@ -320,10 +324,10 @@ class Exchange:
         self._head_bytes = with_length(framed, len(admitted.body))
         self.start()
 
-    # --- the client's side and the clock's ---
+    # --- the client's side and time limits ---
 
     def client_gone(self) -> None:
-        """The client closed: the engine must stop at once."""
+        """The client disconnected: the engine must stop at once."""
         self._drop_connection()
         self._end(Ending.CLIENT_GONE)
 
@@ -333,7 +337,7 @@ class Exchange:
         self._fail(
             Ending.UPSTREAM_TIMEOUT,
             Reason.UPSTREAM_TIMEOUT,
-            "the engine was silent for too long; the request was given up",
+            "the engine sent no byte within the time limit; the request was aborted",
         )
 
     def drain(self) -> None:
@@ -347,10 +351,10 @@ class Exchange:
         )
 
     def preempt(self) -> None:
-        """The engine's slot is needed for a guarantee: end here, and say so in the stream's own words."""
+        """A guaranteed request needs the slot: end with an error event in the client's dialect."""
         if self._has_ended:
             return
-        message = "this spot request was ended to make room for a guarantee; send it again"
+        message = "this spot request was preempted to make room for a guaranteed request; send it again"
         reader, whole = (
             self._reader,
             isinstance(self._reader, StreamReader) and self._reader.is_between_events,
@@ -367,12 +371,12 @@ class Exchange:
         self._client.on_relayed(keeps_alive=self._keeps_alive and self._frames_chunks, is_refusal=False)
 
     def pause(self) -> None:
-        """The client does not keep up with the response."""
+        """The client reads too slowly: stop reading from the engine."""
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
-        """The client keeps up again."""
+        """The client has caught up: read on."""
         if self._connection is not None:
             self._connection.resume()
 
@@ -400,7 +404,7 @@ class Exchange:
             connection.abort()
 
     def _end(self, ending: Ending, *, spent: bool = True) -> None:
-        """Close the admitted request: the only way out."""
+        """End the exchange and settle the admitted request. No other method does."""
         if self._has_ended:
             return
         self._has_ended = True
@@ -410,7 +414,7 @@ class Exchange:
             self._controller.settlement.settle(self._admitted, ending, None, 0, spent=computes)
             return
         if reader.has_failed:
-            # The engine gave the request up, whoever ended the connection after that.
+            # The engine aborted the request before the connection ended.
             ending = Ending.UPSTREAM_ERROR
             computes = reader.has_begun
         self._controller.settlement.settle(

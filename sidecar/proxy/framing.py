@@ -1,7 +1,7 @@
-"""Flaws of a request head, and what the head says of its body and its connection.
+"""Flaws of a request head, and its statements about the body and the connection.
 
-A head that could be read in two ways must not reach the engine. Everything here is a function of a head. The
-tables in ``tests/support/framing`` list the refused heads, case by case.
+A head that could be read in two ways must not reach the engine. All functions here depend on the head alone.
+The tables in ``tests/support/framing`` list the refused heads, case by case.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from sidecar.proxy.heads import HOP_BY_HOP, Headers, RequestHead, canonical, nom
 
 _AUTHORITY = rb"(?:\[[0-9A-Za-z:.]+\]|(?:[\w.~!$&'()*+,;=-]|%%[0-9A-Fa-f]{2})%b)(?::[0-9]*)?"
 _HOST = re.compile(_AUTHORITY % b"*")
-"""RFC 3986 section 3.2 without user information. It may be empty (RFC 9110 section 7.2)."""
+"""An authority by RFC 3986 section 3.2, without user information. It may be empty (RFC 9110 section 7.2)."""
 _ABSOLUTE = re.compile(rb"https?://%b(/[^?]*)?(\?.*)?" % (_AUTHORITY % b"+"), re.IGNORECASE)
 
 
 _FRAMING = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
-"""Headers that decide where a message ends or how its connection goes on, and those that this hop removes."""
+"""Headers that define the end of a message or the use of its connection, and hop-by-hop headers."""
 
 
 class Framing:
@@ -46,7 +46,7 @@ class Framing:
 
     @property
     def content_length(self) -> int:
-        """The length of the body, of a head without a flaw; 0 if it is not stated."""
+        """The length of the body, 0 if it is not stated. The head must have no flaw."""
         return int(self.lengths[0].lstrip(b"0") or b"0") if self.lengths else 0
 
 
@@ -60,7 +60,7 @@ def framing_flaw(head: RequestHead, framing: Framing) -> str | None:
         read_as = canonical(name)
         if read_as in _FRAMING:
             written = name.decode("ascii", "replace")
-            return f"the header {written} could be read as {read_as.decode()}; leave it out, or write that"
+            return f"the header {written} could be read as {read_as.decode()}; remove it, or correct its name"
     if head.method == b"CONNECT":
         return "CONNECT is not served here"
     if len(hosts) > 1 or (not hosts and not head.is_http10):
@@ -77,7 +77,7 @@ def framing_flaw(head: RequestHead, framing: Framing) -> str | None:
 
 
 def _target_flaw(head: RequestHead) -> str | None:
-    """The reason why a target is invalid; ``None`` after setting the path. RFC 9112 section 3.2."""
+    """The reason why a target is invalid, or ``None`` after setting the path. RFC 9112 section 3.2."""
     if b"#" in head.target:
         return "the request target must have no fragment: leave out '#' and what follows"
     if not head.target.startswith(b"/") and head.target != b"*":
@@ -98,8 +98,8 @@ def keeps_alive_10(head: RequestHead) -> bool:
 def without_offer(head: RequestHead) -> bytes:
     """The same head without its offer of an upgrade: RFC 9110 section 7.8 allows a server to ignore it.
 
-    httptools expects no body after an offer, so the request is parsed again. Other connection options stay:
-    they name headers that go no further.
+    httptools expects no body after an offer, so the request is parsed again. Other connection options stay,
+    because they name headers that are not relayed.
     """
     options = nominated(head.headers) - {b"upgrade", b"http2-settings"}
     lines = [b"%b %b HTTP/1.%d\r\n" % (head.method, head.target, not head.is_http10)]

@@ -1,7 +1,7 @@
-"""The head cache: messages whose head was parsed before, and single chunks, are read without a parser.
+"""The head cache: reads messages with a known head, and single chunks, without a parser.
 
 A client repeats its request head, and the engine repeats its response head; only the number in ``Content-
-Length`` differs. The result of the strict parser holds for the same bytes, so a comparison is enough. It
+Length`` differs. The parser's result is valid for the same bytes, so a comparison is enough. It
 saves a third of the sidecar's own time of a small request (docs/decisions.md). Only a message that is
 exactly one head and one whole body is cached. Only a read that is exactly one chunk, as servers write
 them, is taken as one. Anything else goes through the parser.

@@ -1,9 +1,9 @@
-"""What the head of a request decides before its body is read: the caller, and how much of a body may arrive.
+"""Decisions from the head of a request, before its body is read: the caller, and the size of the body.
 
-A request that may not pass costs one look at its head and one answer; its body is not read. The body of
-any other request counts against its caller's share of the sidecar's memory before it arrives.
+A refused request costs one authorization and one answer; its body is not read. The body of any other request
+counts against its caller's share of the sidecar's memory before it arrives.
 
-Each decision is a value: ``None`` to go on, or the refusal. Sockets and the parser are not known here.
+Each decision is a value: ``None`` to go on, or the refusal. This file has no access to sockets or the parser.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from sidecar.decisions import Refusal
 from sidecar.dialects.routes import Route
-from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Holder
-from sidecar.proxy.connection_manager import ConnectionManager, Counted
+from sidecar.proxy.bounds import LARGE_BODY, REQUEST_BYTES, Caller
+from sidecar.proxy.connection_manager import ConnectionManager, CountedConnection
 from sidecar.proxy.events import HeadReceived
 from sidecar.proxy.head_cache import CachedHead
 from sidecar.proxy.heads import RequestHead
@@ -21,48 +21,58 @@ from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
 UNIDENTIFIED_BODY_BYTES = 64 * 1024
-"""The largest body of a caller without a key, on the few routes that ask for none."""
+"""The largest body without a key, on the few routes that need no key."""
 CHUNKED_BYTES = 16 * 1024
-"""Reserved at first for a body without a stated length."""
+"""Bytes that are first reserved for a body without a stated length."""
 
 
 class Request:
     """One request of a connection, from its head until it is served."""
 
-    __slots__ = ("account", "body", "closes", "head", "held", "max_body_bytes", "refusal", "room", "route")
+    __slots__ = (
+        "account",
+        "body",
+        "body_bytes",
+        "closes",
+        "head",
+        "max_body_bytes",
+        "refusal",
+        "reserved_bytes",
+        "route",
+    )
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.body = b""
-        self.held = 0
-        """The bytes that it counts for."""
-        self.room = 0
-        """Of these: the bytes for its body."""
+        self.reserved_bytes = 0
+        """The bytes of memory that it counts for."""
+        self.body_bytes = 0
+        """The part of ``reserved_bytes`` for its body."""
         self.max_body_bytes = 0
         self.route: Route | None = None
         self.account: Account | None = None
         self.refusal: Refusal | None = None
         self.closes = False
-        """Whether nothing that follows it on the connection is read."""
+        """Whether the connection ends after it."""
 
 
 class CachedRequest(NamedTuple):
-    """A request head and what it was decided to be, in one epoch of the controller."""
+    """A request head with its route, account and caller, in one epoch of the controller."""
 
     wire: CachedHead
     head: RequestHead
     route: Route
     account: Account | None
-    holder: Holder
+    caller: Caller
     epoch: int
 
 
 def decide_head(
-    event: HeadReceived, request: Request, guest: Counted, manager: ConnectionManager
+    event: HeadReceived, request: Request, connection: CountedConnection, manager: ConnectionManager
 ) -> Refusal | None:
-    """Identify the caller, and reserve memory for the body: ``None`` if the request may be read.
+    """Identify the caller, and reserve memory for the body. Returns ``None`` if the request may be read.
 
-    A request without a body may be read although it is refused: ``request.refusal`` is its answer then, and
+    A refused request without a body is read: ``request.refusal`` is its answer then, and
     the connection stays open.
     """
     authorized = manager.controller.authorize(event.head)
@@ -74,16 +84,16 @@ def decide_head(
         request.route, request.account = authorized
         account = request.account
         if account is not None:
-            holder = manager.bounds.of(account)
-            if holder is not guest.holder and not manager.assign(guest, holder):
-                return holder.connections_refusal(account)
-    return _reserve(event, request, guest, manager)
+            caller = manager.bounds.of(account)
+            if caller is not connection.caller and not manager.assign(connection, caller):
+                return caller.connections_refusal(account)
+    return _reserve(event, request, connection, manager)
 
 
 def _reserve(
-    event: HeadReceived, request: Request, guest: Counted, manager: ConnectionManager
+    event: HeadReceived, request: Request, connection: CountedConnection, manager: ConnectionManager
 ) -> Refusal | None:
-    """Count a body before it arrives."""
+    """Reserve memory for the request before its body arrives."""
     most = manager.settings.max_body_bytes
     if request.account is None:
         most = min(most, UNIDENTIFIED_BODY_BYTES)
@@ -94,51 +104,53 @@ def _reserve(
         return _too_large(request, manager)
     room = min(CHUNKED_BYTES, most) if event.is_chunked else event.length
     is_large = room > LARGE_BODY
-    if is_large and (wait_s := _wait_s(guest, manager)):
-        return guest.holder.large_body_refusal(wait_s, request.account)
+    if is_large and (wait_s := _wait_s(connection, manager)):
+        return connection.caller.large_body_refusal(wait_s, request.account)
     size = REQUEST_BYTES + event.size + room
-    if not take(guest, size):
-        return guest.holder.memory_refusal(size, request.account)
-    request.held = size
-    request.room = room
+    if not reserve_for(connection, size):
+        return connection.caller.memory_refusal(size, request.account)
+    request.reserved_bytes = size
+    request.body_bytes = room
     if is_large:
-        guest.holder.read_large(room)
+        connection.caller.read_large(room)
     return None
 
 
-def extend_body(size: int, request: Request, guest: Counted, manager: ConnectionManager) -> Refusal | None:
-    """A chunked body has reached ``size`` bytes: reserve twice as much as before, or refuse it."""
+def extend_body(
+    size: int, request: Request, connection: CountedConnection, manager: ConnectionManager
+) -> Refusal | None:
+    """A chunked body has reached ``size`` bytes: double its reservation, or refuse it."""
     most = request.max_body_bytes
     if size > most:
         return _too_large(request, manager)
-    room = min(max(2 * request.room, size), most)
-    more, becomes_large = room - request.room, request.room <= LARGE_BODY < room
-    if becomes_large and (wait_s := _wait_s(guest, manager)):
-        return guest.holder.large_body_refusal(wait_s, request.account)
-    if not take(guest, more):
-        return guest.holder.memory_refusal(more, request.account)
-    request.held += more
-    request.room = room
+    room = min(max(2 * request.body_bytes, size), most)
+    more, becomes_large = room - request.body_bytes, request.body_bytes <= LARGE_BODY < room
+    if becomes_large and (wait_s := _wait_s(connection, manager)):
+        return connection.caller.large_body_refusal(wait_s, request.account)
+    if not reserve_for(connection, more):
+        return connection.caller.memory_refusal(more, request.account)
+    request.reserved_bytes += more
+    request.body_bytes = room
     if room > LARGE_BODY:
-        guest.holder.read_large(room if becomes_large else more)
+        connection.caller.read_large(room if becomes_large else more)
     return None
 
 
-def take(guest: Counted, size: int) -> bool:
-    """Count so many bytes more for a connection, if that is within the bound; whether it was."""
-    if not guest.holder.take(size):
+def reserve_for(connection: CountedConnection, size: int) -> bool:
+    """Reserve ``size`` bytes for a connection if the bounds allow it. Returns whether they did."""
+    if not connection.caller.reserve_bytes(size):
         return False
-    guest.buffered += size
+    connection.buffered += size
     return True
 
 
-def _wait_s(guest: Counted, manager: ConnectionManager) -> float:
+def _wait_s(connection: CountedConnection, manager: ConnectionManager) -> float:
     """Seconds until the next large body of this caller may arrive."""
-    return guest.holder.large_body_wait_s(manager.telemetry.clock())
+    return connection.caller.large_body_wait_s(manager.telemetry.clock())
 
 
 def _too_large(request: Request, manager: ConnectionManager) -> Refusal:
     message = f"the request body is larger than {request.max_body_bytes} bytes"
     if request.max_body_bytes < manager.settings.max_body_bytes:
-        message += ", the most on a route that costs no tokens"
+        message += ", the limit of routes that cost no tokens"
     return Refusal(Reason.BODY_TOO_LARGE, message)

@@ -1,4 +1,4 @@
-"""Heads of requests and responses: which headers cross the proxy, and how they are framed.
+"""Heads of requests and responses: the headers that are relayed, and the framing of the body.
 
 Every relayed request gets a new framing: one ``content-length``, no ``transfer-encoding``, no hop-by-hop
 header. So the engine cannot read it differently from the sidecar. RFC 9110 section 7.6.1 and RFC 9112
@@ -16,7 +16,7 @@ from sidecar.dialects.routes import Route
 from sidecar.identity import KEY_HEADERS
 
 Headers = list[tuple[bytes, bytes]]
-"""In the order of the message; a request's names are in lower case."""
+"""Names and values in the order of the message. A request's names are in lower case."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -39,11 +39,12 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # Credentials are for the sidecar, not for the engine.
     b"authorization",
     *KEY_HEADERS,
-    # A compressed answer would hide the usage. The engine is on the same machine: compression saves nothing.
+    # Usage in a compressed answer cannot be read. The engine is on the same machine: compression saves
+    # nothing.
     b"accept-encoding",
 }
 _NO_COMPRESSION = b"accept-encoding: identity\r\n"
-"""Without the header a server may compress as it likes (RFC 9110 section 12.5.3), and some proxies do."""
+"""Without this header a server may compress (RFC 9110 section 12.5.3), and some proxies do."""
 _OWN_PREFIX = b"x-tokenpool-"
 
 _STATUS_LINES = {
@@ -55,14 +56,14 @@ _DELIMITERS = re.compile(rb"[-_]+")
 
 
 def canonical(name: bytes) -> bytes:
-    """A header name as servers read it that take ``_`` for ``-`` (CGI does) or merge delimiters."""
+    """A header name as some servers read it: CGI reads ``_`` as ``-``, others merge delimiters."""
     return _DELIMITERS.sub(b"-", name).strip(b"-")
 
 
 def oddly_named(headers: Headers) -> Headers:
-    """The headers whose names are not canonical. Usually there are none: all names are searched at once."""
+    """The headers whose names are not canonical. There are usually none, so one search covers all names."""
     names = b"-\n-".join([name for name, _ in headers])
-    # One more delimiter at either end of a name makes two of one that is there.
+    # The delimiter at either end of each name doubles one that the name has there.
     if b"_" not in names and b"--" not in names and not names.startswith(b"-") and not names.endswith(b"-"):
         return []
     return [header for header in headers if canonical(header[0]) != header[0]]
@@ -91,7 +92,7 @@ class RequestHead:
         self.path = b""
         """The target without its query, as sent: nothing is decoded, so nothing is ambiguous."""
         self.origin: bytes | None = None
-        """The origin of the web page on whose behalf a browser asks; set when the head is complete."""
+        """The origin of the web page that made a browser send the request; set when the head is complete."""
         self.route: Route | None = None
         """The route of the path; ``None`` until it was looked up, or if there is none."""
         self.headers: Headers = []
@@ -211,7 +212,7 @@ class ResponseHead:
         """Whether the body ends with the connection."""
 
     def find(self, name: bytes) -> bytes | None:
-        """The value of a header that goes on to the client (name in lower case), or ``None``."""
+        """The value of a header that is relayed to the client (name in lower case), or ``None``."""
         start = self._lines.lower().find(b"\r\n" + name + b":")
         if start < 0:
             return None

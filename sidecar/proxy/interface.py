@@ -38,7 +38,7 @@ class RequestSettlement(Protocol):
     """The settlement of admitted requests."""
 
     def relayed(self, admitted: AdmittedRequest, events: int) -> int:
-        """A stream has relayed so many events. Returns the number of events at which to ask again."""
+        """A stream has relayed ``events`` events. Returns the number of events at which to call again."""
 
     def settle(
         self,
@@ -72,7 +72,7 @@ class RequestController(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Rises with each pool file: a cached head is valid within one epoch."""
+        """The number of the pool file in force. A cached head is valid within one epoch."""
 
     def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
         """The route and the account of a request, or its refusal."""
@@ -101,7 +101,7 @@ class RequestController(Protocol):
         """Perform the effects of the last calls."""
 
     def priority_refused(self, admitted: AdmittedRequest) -> None:
-        """The engine refused the request for its priority: it is sent again without."""
+        """The engine refused the request for its priority. The request is sent again without it."""
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""

@@ -1,8 +1,8 @@
 """The receiving half of a client connection: bytes from the transport through the parser, and backpressure.
 
-It owns the transport and its end. It drives the parser, acts on its events, and stops reading from the
-transport where requests arrive faster than they are served. Bytes that wait count against the caller.
-``connection.ClientConnection`` is the other half: it serves the requests in their order.
+It owns the transport, and closes it. It drives the parser and acts on its events. It stops reading from the
+transport while requests arrive faster than they are served. Unparsed bytes count against the caller's bound.
+``connection.ClientConnection`` is the serving half.
 """
 
 from __future__ import annotations
@@ -25,26 +25,25 @@ from sidecar.proxy.events import (
     HeadReceived,
     RequestReceived,
 )
-from sidecar.proxy.head_policy import Request, decide_head, extend_body, take
+from sidecar.proxy.head_policy import Request, decide_head, extend_body, reserve_for
 from sidecar.proxy.request_parser import NEVER, TURN_BYTES, RequestParser
 
 LINGER_S = 2.0
-"""How long a refused client's remaining bytes are read and dropped, so that it receives the answer."""
+"""Seconds for which a refused client's remaining bytes are dropped, so that it receives the answer."""
 LINGER_BYTES = 4 << 20
-"""How many of them, at most."""
+"""The most bytes that are dropped so."""
 _LEAVES = getattr(select, "POLLRDHUP", 0)
-"""The event of a peer that has closed; errors are reported in any case."""
+"""The poll event of a peer that has closed. Errors are reported without a flag."""
 MAX_PIPELINED = 8
-"""Requests that are parsed ahead on one connection; reading pauses beyond."""
+"""Requests that one connection parses ahead. Reading pauses beyond this number."""
 
 
 class ReceivingConnection(asyncio.Protocol):
-    """What a client connection does with what it receives."""
+    """The part of a client connection that receives requests."""
 
     __slots__ = (
         "_closes_at",
         "_is_paused",
-        "_kept",
         "_life",
         "_lingered",
         "_manager",
@@ -55,8 +54,9 @@ class ReceivingConnection(asyncio.Protocol):
         "_request",
         "_serving",
         "_transport",
+        "_unparsed",
         "buffered",
-        "holder",
+        "caller",
     )
 
     def __init__(self, manager: ConnectionManager) -> None:
@@ -70,25 +70,25 @@ class ReceivingConnection(asyncio.Protocol):
         self._request: Request | None = None
         """The request whose head was accepted, and whose body is being read."""
         self._passed: Request | None = None
-        """The last request whose head was accepted, if the same bytes always mean the same."""
+        """The last request with an accepted head, if that head can be cached."""
         self._owes_continue = False
-        """Whether a ``100 Continue`` is due for it, after the answers that come first."""
+        """Whether ``_request`` still needs a ``100 Continue``, after the answers before it."""
         self._is_paused = False
-        """Whether the transport is told to read nothing."""
-        self.holder = manager.bounds.unidentified
+        """Whether reading from the transport is paused."""
+        self.caller = manager.bounds.unidentified
         self.buffered = 0
-        """The bytes that the connection counts for."""
-        self._kept = 0
-        """Of ``buffered``: received bytes that wait to be parsed."""
+        """The bytes of memory that the connection counts for."""
+        self._unparsed = 0
+        """The part of ``buffered`` for received bytes that wait to be parsed."""
         self._closes_at = NEVER
-        """When it is closed, unless a request is being read or served; later, when it must be closed."""
+        """The time at which an idle connection is closed, or the deadline of a close that has begun."""
         self._lingered = 0
-        """Bytes that were dropped so far."""
+        """The number of dropped bytes."""
 
-    # --- what the serving half does ---
+    # --- methods of the serving half ---
 
     def on_request(self, request: Request) -> None:
-        """A request is complete, or refused: answer it in its turn."""
+        """A request is complete, or refused: answer it after the requests before it."""
         raise NotImplementedError
 
     def write(self, data: bytes) -> None:
@@ -98,31 +98,31 @@ class ReceivingConnection(asyncio.Protocol):
 
     # --- bytes ---
 
-    def take(self, size: int) -> bool:
-        """Count for so many bytes more, if that is within the bound; whether it was."""
-        return take(self, size)
+    def reserve_bytes(self, size: int) -> bool:
+        """Reserve ``size`` bytes if the bounds allow it. Returns whether they did."""
+        return reserve_for(self, size)
 
-    def give(self, size: int) -> None:
-        """Count for so many bytes less."""
+    def release_bytes(self, size: int) -> None:
+        """Release ``size`` bytes."""
         self.buffered -= size
-        self.holder.give(size)
+        self.caller.release_bytes(size)
 
-    def _give_kept(self) -> None:
-        kept, self._kept = self._kept, 0
-        self.give(kept)
+    def _release_unparsed(self) -> None:
+        kept, self._unparsed = self._unparsed, 0
+        self.release_bytes(kept)
 
     # --- reading ---
 
     @property
     def has_enough(self) -> bool:
-        """Whether no further request is to be read for now."""
+        """Whether enough requests wait, so that no further one is read."""
         return len(self._pending) >= MAX_PIPELINED
 
     def _receive(self, data: bytes) -> None:
-        """Parse what was received, now or later."""
+        """Parse the received bytes, now or in a later turn."""
         self._parser.receive(data, self._manager.telemetry.clock())
-        if self._kept:
-            self._keep()
+        if self._unparsed:
+            self._defer_rest()
         else:
             self._read()
 
@@ -142,10 +142,10 @@ class ReceivingConnection(asyncio.Protocol):
             else:
                 self._act(event)
         if parser.unread:
-            self._keep()
+            self._defer_rest()
 
     def _act(self, event: Event) -> None:
-        """Act on an event that most requests do not have."""
+        """Act on a rare event."""
         if isinstance(event, BodyOutgrew):
             self._on_outgrown(event.size)
         elif isinstance(event, ContinueExpected):
@@ -162,20 +162,20 @@ class ReceivingConnection(asyncio.Protocol):
             return
         self._passed = request if event.is_as_sent else None
         if event.is_chunked:
-            self._parser.allow_body(request.room)
+            self._parser.allow_body(request.body_bytes)
 
     def _on_outgrown(self, size: int) -> None:
         request = self._request
-        if request is None or size <= request.room:
+        if request is None or size <= request.body_bytes:
             return
         refusal = extend_body(size, request, self, self._manager)
         if refusal is not None:
             self._refuse(refusal)
         else:
-            self._parser.allow_body(request.room)
+            self._parser.allow_body(request.body_bytes)
 
     def _on_expectation(self) -> None:
-        """The client sends a body once it is told to go on: a request that is refused is answered instead."""
+        """The client waits for a ``100 Continue``. A refused request is answered instead."""
         request = self._request
         if request is not None and request.refusal is not None:
             self._refuse(request.refusal)
@@ -185,7 +185,7 @@ class ReceivingConnection(asyncio.Protocol):
             self._owes_continue = True
 
     def _continue(self) -> None:
-        """Send a ``100 Continue`` that is due, unless answers still come first or the body came by itself."""
+        """Send a ``100 Continue`` that is due, unless earlier answers are pending or the body has arrived."""
         if self._serving is Serving.NOTHING and not self._pending:
             self._owes_continue = False
             if self._parser.expects_continue:
@@ -214,7 +214,7 @@ class ReceivingConnection(asyncio.Protocol):
         self.on_request(request)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Refuse the request that is being read, in its turn, and read nothing after it."""
+        """Refuse the request that is being read, and read nothing after it."""
         parser = self._parser
         if parser.has_ended and self._request is None:
             return
@@ -222,30 +222,30 @@ class ReceivingConnection(asyncio.Protocol):
         if request is None:
             request = Request(parser.head)
         parser.end()
-        self._give_kept()
+        self._release_unparsed()
         request.refusal = refusal
         request.closes = True
         self.on_request(request)
 
     # --- backpressure ---
 
-    def _keep(self) -> None:
-        """Leave the rest for later: count it, and receive nothing meanwhile."""
-        parser, holder = self._parser, self.holder
-        self._give_kept()
+    def _defer_rest(self) -> None:
+        """Defer the unparsed bytes to a later turn: reserve memory for them, and pause reading."""
+        parser, caller = self._parser, self.caller
+        self._release_unparsed()
         size = parser.unread
-        # Unidentified callers have no others to consider; where they are many, each may have little.
-        is_crowded = (
-            holder is self._manager.bounds.unidentified
+        # All unidentified connections share one bound. Near that bound, each may defer one turn of bytes.
+        is_nearly_full = (
+            caller is self._manager.bounds.unidentified
             and parser.has_completed
             and size > TURN_BYTES
-            and 2 * holder.buffered > holder.max_bytes
+            and 2 * caller.buffered > caller.max_bytes
         )
-        if is_crowded or not self.take(size):
+        if is_nearly_full or not self.reserve_bytes(size):
             account = self._request.account if self._request is not None else None
-            self._refuse(holder.memory_refusal(size, account))
+            self._refuse(caller.memory_refusal(size, account))
             return
-        self._kept = size
+        self._unparsed = size
         parser.forget_parsed()
         self._pause()
         self._read_on_soon()
@@ -254,27 +254,27 @@ class ReceivingConnection(asyncio.Protocol):
         asyncio.get_running_loop().call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Take up what was kept, in a turn of its own."""
-        if not self._kept or self.has_enough:
-            return  # nothing, or not yet
-        self._give_kept()
+        """Parse the deferred bytes, in a turn of their own."""
+        if not self._unparsed or self.has_enough:
+            return  # no bytes are left, or enough requests wait
+        self._release_unparsed()
         self._parser.begin_turn(self._manager.telemetry.clock())
         self._read()
-        if not self._kept and not self.has_enough:
+        if not self._unparsed and not self.has_enough:
             self._resume()
 
     def _pause(self) -> None:
-        """Receive no more for now."""
+        """Pause reading from the transport."""
         if not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
 
     def _resume(self) -> None:
-        """Take up what was kept, and then receive more."""
+        """Parse the deferred bytes, or else resume reading from the transport."""
         transport = self._transport
         if self._is_paused and self._life is Life.OPEN:
             self._parser.resumed(self._manager.telemetry.clock())
-        if self._kept:
+        if self._unparsed:
             self._read_on_soon()
         elif self._is_paused and transport is not None and not transport.is_closing():
             self._is_paused = False
@@ -288,22 +288,22 @@ class ReceivingConnection(asyncio.Protocol):
         self._life = life
 
     def _forget(self) -> None:
-        """Read nothing more. No bytes are given here: the manager gives all bytes of a lost connection."""
+        """Read nothing more. The manager releases all bytes of a connection that closes."""
         self._parser.end()
-        self._kept = 0
+        self._unparsed = 0
 
     def _close(self, within: float | None = None) -> None:
-        """Close in good order: written bytes leave first, and over TLS both sides send a close_notify."""
+        """Close gracefully: written bytes are sent first, and over TLS both sides send a close_notify."""
         if self._life is not Life.CLOSING:
             self._become(Life.CLOSING)
-        self._read_nothing_for(within or self._manager.settings.write_timeout)
+        self._stop_reading(within or self._manager.settings.write_timeout)
         if self._transport is not None:
             self._transport.close()
 
     def _linger(self) -> None:
-        """Close for writing, and read on for a while: a reset would destroy the answer on its way."""
+        """Close for writing, and read on for ``LINGER_S``. A reset could destroy the answer in transit."""
         self._become(Life.LINGERING)
-        self._read_nothing_for(LINGER_S)
+        self._stop_reading(LINGER_S)
         transport = self._transport
         if transport is None:
             return
@@ -313,25 +313,25 @@ class ReceivingConnection(asyncio.Protocol):
         elif not transport.is_closing():
             transport.write_eof()
 
-    def _read_nothing_for(self, seconds: float) -> None:
-        """Drop what the client still sends, and end the connection by then."""
+    def _stop_reading(self, seconds: float) -> None:
+        """Drop all further bytes of the client, and close the connection within ``seconds``."""
         self._pending.clear()
         self._parser.end()
-        self._give_kept()
+        self._release_unparsed()
         self._closes_at = self._manager.telemetry.clock() + seconds
 
     def _drop(self, count: int) -> None:
-        """Bytes arrived that are not read."""
+        """Count dropped bytes, and close after too many."""
         self._lingered += count
         if self._lingered > LINGER_BYTES and self._transport is not None:
             self._transport.abort()
 
 
 def has_left(transport: asyncio.Transport) -> bool:
-    """Whether the client is gone: asyncio does not report it while reading is paused."""
+    """Whether the client has disconnected. asyncio does not report it while reading is paused."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
-        return False  # it is being closed: over TLS the socket goes a moment before connection_lost
+        return False  # it is being closed: over TLS the socket closes just before connection_lost
     poll = select.poll()
     poll.register(sock.fileno(), _LEAVES)
     return bool(poll.poll(0))

@@ -1,13 +1,12 @@
-"""The parser of requests: bytes and a time in, events out, within limits that are stated at construction.
+"""The request parser: bytes and a time in, events out, within limits that are given at construction.
 
 The rules of this file:
 
-1. It knows no socket, no event loop, no clock, no caller and no admission. It calls nobody back: the
-   connection asks for the next event.
-2. Bytes that could be read in two ways end the parser with a ``BadRequest``, before they can reach the
-   engine. What follows them is not parsed, because it cannot be trusted.
-3. Bytes are parsed in small pieces, and the next piece only when every event of the last one was taken. So
-   the connection decides about a head before more than a piece of its body is collected.
+1. It knows no socket, no event loop, no clock, no caller and no admission. It has no callbacks: the
+   connection asks for the next event. 2. Bytes that could be read in two ways end the parser with a
+   ``BadRequest``, before they can reach the engine. What follows them is not parsed, because it cannot be
+   trusted. 3. Bytes are parsed in small pieces. The next piece is parsed after the events of the last one
+   were taken. So the connection decides about a head before more than a piece of its body is collected.
 
 httptools reads the syntax (its callbacks are the ``on_*`` methods); ``framing`` judges complete heads.
 """
@@ -34,11 +33,11 @@ from sidecar.proxy.heads import RequestHead
 from tokenpool.outcomes import Reason
 
 PIECE_BYTES = 512
-"""Bytes that are parsed at a time: 256 kB may be a thousand requests, which took 170 ms."""
+"""Bytes of one piece. 256 kB may be a thousand requests, which took 170 ms in one piece."""
 TURN_BYTES = 16 * 1024
-"""Bytes that are parsed in one turn, unless they are one body: two bytes may be a chunk."""
+"""Bytes that are parsed in one turn, except of one body. A chunk may be as short as two bytes."""
 MAX_HEADERS = 128
-"""In one head: parsed, a header takes far more memory than its bytes."""
+"""Headers of one head. A parsed header takes far more memory than its bytes."""
 NEVER = float("inf")
 
 _IDLE: Final = Phase.IDLE
@@ -48,14 +47,14 @@ _ENDED: Final = Phase.ENDED
 
 
 class ParserLimits(NamedTuple):
-    """What one request may take. Times are in seconds."""
+    """The limits of one request. Times are in seconds."""
 
     max_head_bytes: int
-    """Of the target, of all headers and trailers together, and of any one line."""
+    """The limit of the target, of all headers and trailers together, and of any one line."""
     head_timeout: float
-    """From the first byte of a request to the end of its head."""
+    """The time from the first byte of a request to the end of its head."""
     body_timeout: float
-    """From the end of the head to the end of the body."""
+    """The time from the end of the head to the end of the body."""
     max_headers: int = MAX_HEADERS
     piece_bytes: int = PIECE_BYTES
     turn_bytes: int = TURN_BYTES
@@ -64,7 +63,7 @@ class ParserLimits(NamedTuple):
 class RequestParser:
     """Parses the requests of one client connection."""
 
-    __deletable__ = ("_parser",)  # by close(); a compiled class has to say so
+    __deletable__ = ("_parser",)  # close() deletes it; mypyc requires this declaration
     __slots__ = (
         "_at",
         "_body",
@@ -100,23 +99,23 @@ class RequestParser:
         self._piece_bytes = limits.piece_bytes
         self._now = 0.0
         self._data = b""
-        """What was received and is not forgotten yet; up to ``_at`` it is parsed."""
+        """The received bytes that are still in memory; the bytes before ``_at`` are parsed."""
         self._at = 0
         self._parsed_in_turn = 0
         self._events: list[Event] = []
         self.phase = _IDLE
         self.deadline = NEVER
-        """When the head or the body that is being read must be complete."""
+        """The deadline of the head or the body that is being read."""
         self.has_ended = False
-        """Whether nothing more is read."""
+        """Whether the parser reads nothing more."""
         self.has_completed = False
         """Whether a request was completed in this turn."""
         self.head = RequestHead()
-        """Of the request that began last."""
+        """The head of the request that began last."""
         self.expects_continue = False
         """Whether the client waits for a ``100 Continue``."""
         self._is_rewritten = False
-        """Whether the head that is read is one without the upgrade that it offered."""
+        """Whether the head is parsed again, without its offer of an upgrade."""
         self._start_parser()
 
     def _start_parser(self) -> None:
@@ -136,7 +135,7 @@ class RequestParser:
     # --- bytes in ---
 
     def receive(self, data: bytes, now: float) -> None:
-        """Take bytes that arrived at ``now``. Unless earlier ones are left, a new turn begins."""
+        """Take bytes that arrived at ``now``. A new turn begins if no earlier bytes are left."""
         if self.has_ended:
             return
         if self._at < len(self._data):
@@ -151,7 +150,7 @@ class RequestParser:
             self._await_head()
 
     def begin_turn(self, now: float) -> None:
-        """Go on after ``Paused``, or where the connection stopped although bytes are left."""
+        """Begin a turn for the bytes that are left."""
         self._now = now
         self.has_completed = False
         self._parsed_in_turn = 0
@@ -159,17 +158,17 @@ class RequestParser:
             self._await_head()
 
     def _await_head(self) -> None:
-        """Bytes arrived, though they may be only empty lines before a request."""
+        """Set the deadline of a head. The first bytes may be empty lines before a request."""
         self._enter(_HEAD)
         self.deadline = self._now + self._limits.head_timeout
 
     @property
     def unread(self) -> int:
-        """How many bytes were received and wait to be parsed."""
+        """The number of received bytes that wait to be parsed."""
         return len(self._data) - self._at
 
     def forget_parsed(self) -> None:
-        """Release the memory of what is parsed: the rest has to wait."""
+        """Release the memory of parsed bytes, because the rest has to wait."""
         if self._at:
             self._data = self._data[self._at :]
             self._at = 0
@@ -178,7 +177,7 @@ class RequestParser:
 
     @property
     def has_events(self) -> bool:
-        """Whether there are events for which nothing has to be parsed."""
+        """Whether there are events that need no further parsing."""
         return bool(self._events)
 
     def next_event(self) -> Event:
@@ -194,12 +193,12 @@ class RequestParser:
             self._parse_piece()
         return events.pop(0)
 
-    # --- what the connection tells ---
+    # --- calls of the connection ---
 
     def allow_body(self, size: int) -> None:
-        """So many bytes of the chunked body that is being read may be collected.
+        """Allow the parser to collect ``size`` bytes of the chunked body that is being read.
 
-        It concerns the request whose head was the last event of its kind. If that body is complete already,
+        The body belongs to the request of the last ``HeadReceived``. If that body is complete already,
         the call does nothing.
         """
         for event in self._events:
@@ -208,16 +207,16 @@ class RequestParser:
         self._body_room = size
 
     def sent_continue(self, now: float) -> None:
-        """The client was told to send its body: its time begins now."""
+        """A ``100 Continue`` was sent: the time limit of the body begins now."""
         self.expects_continue = False
         self.deadline = now + self._limits.body_timeout
 
     def resumed(self, now: float) -> None:
-        """The client was kept from sending until now, so it has at least the time of a head again."""
+        """Reading was paused until now, so the client gets at least the time limit of a head again."""
         self.deadline = max(self.deadline, now + self._limits.head_timeout)
 
     def time_out(self) -> BadRequest:
-        """The deadline has passed: what the client is told. Nothing more is read."""
+        """The error of a request whose deadline has passed. The parser reads nothing more."""
         what = "head" if self.phase is _HEAD else "body"
         self.end()
         return BadRequest(self.head, Reason.REQUEST_TIMEOUT, f"the request {what} took too long to arrive")
@@ -228,12 +227,12 @@ class RequestParser:
         self._stop()
 
     def close(self) -> None:
-        """The connection is gone. This removes the reference cycle between httptools' parser and this one."""
+        """The connection is closed. This removes the reference cycle with httptools' parser."""
         self.end()
         del self._parser
 
     def _stop(self) -> None:
-        """No callback counts any more; events that are there still do."""
+        """Ignore further callbacks. Events that exist are still returned."""
         if not self.has_ended:
             self._enter(_ENDED)
             self.has_ended = True
@@ -266,7 +265,7 @@ class RequestParser:
                 self._bound_line(piece)
 
     def _feed(self, piece: bytes | memoryview) -> None:
-        """Parse, and decline every upgrade that is offered on the way."""
+        """Parse a piece, and decline every offer of an upgrade in it."""
         while True:
             try:
                 self._parser.feed_data(piece)
@@ -282,7 +281,7 @@ class RequestParser:
                 self._is_rewritten = False
 
     def _bound_line(self, data: bytes) -> None:
-        """Refuse a line without an end, of a head, of chunks or of trailers: httptools collects it."""
+        """Refuse a line that is too long, because httptools collects it in memory."""
         if self._had_body:
             self._had_body, self._line_bytes = False, 0
             return
@@ -316,7 +315,7 @@ class RequestParser:
             self._refuse(Reason.TARGET_TOO_LONG, f"the request target is longer than {most} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """httptools: one header or trailer. A trailer goes no further: it could be taken for a header."""
+        """httptools: one header or trailer. Trailers are dropped, because they could be read as headers."""
         if self.has_ended:
             return
         self._head_bytes += len(name) + len(value) + 4
@@ -331,7 +330,7 @@ class RequestParser:
             headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """httptools: the end of the head. Everything that the head alone makes wrong is found here."""
+        """httptools: the end of the head. All flaws of the head are found here."""
         if self.has_ended:
             return
         parser, head = self._parser, self.head
@@ -342,14 +341,14 @@ class RequestParser:
         head.is_http10 = version == "1.0"
         head.keeps_alive = keeps_alive_10(head) if head.is_http10 else parser.should_keep_alive()
         if version not in ("1.0", "1.1"):
-            self._malformed(f"HTTP/{version} is not served here; HTTP/1.1 is")
+            self._malformed(f"HTTP/{version} is not served here; use HTTP/1.1")
             return
         flaw = framing_flaw(head, framing)
         if flaw is not None:
             self._malformed(flaw)
             return
         self._upgrades = parser.should_upgrade()
-        if not self._upgrades:  # else _feed parses the head again, without the offer
+        if not self._upgrades:  # otherwise _feed parses the head again, without the offer
             self._complete_head(head, framing)
 
     def _complete_head(self, head: RequestHead, framing: Framing) -> None:

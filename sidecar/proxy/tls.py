@@ -1,4 +1,4 @@
-"""TLS on the proxied port: connections are accepted here, and become HTTP after their handshake.
+"""TLS on the proxied port: accepts connections, and passes them to HTTP after their handshake.
 
 A connection counts from the moment it is accepted, so unfinished handshakes are bounded like any other
 connection. asyncio's own TLS server does not report a handshake that fails, so this module accepts
@@ -16,7 +16,7 @@ from typing import cast
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from runtime.tls import Certificate
-from sidecar.proxy.bounds import Holder
+from sidecar.proxy.bounds import Caller
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.settings import Settings
@@ -24,9 +24,9 @@ from sidecar.settings import Settings
 log = logging.getLogger(__name__)
 
 WRITE_BUFFER_BYTES = 64 * 1024
-"""The bytes of an unread answer before the engine's answer is paused: as many as without TLS."""
+"""Bytes of an unread answer at which reading from the engine pauses: the same as without TLS."""
 ACCEPT_AGAIN_S = 1.0
-"""Seconds until the next try to accept, after the system had no file descriptor left."""
+"""Seconds until the next attempt to accept, after the system had no file descriptor left."""
 
 
 class TlsServer:
@@ -48,7 +48,7 @@ class TlsServer:
         self._accepting = [loop.create_task(self._accept(listening)) for listening in self.sockets]
 
     def close(self) -> None:
-        """Accept no more connections; open ones go on."""
+        """Accept no more connections. Open connections stay open."""
         for task in self._accepting:
             task.cancel()
         for listening in self.sockets:
@@ -69,11 +69,11 @@ class TlsServer:
 
     def _take(self, sock: socket.socket) -> None:
         handshake = Handshake(self._manager.bounds.unidentified, self._manager.telemetry.clock())
-        if self._manager.enter(handshake):
+        if self._manager.add(handshake):
             handshake.task = asyncio.get_running_loop().create_task(self._shake(handshake, sock))
         else:
-            # An answer would cost a handshake, so a flood of connections would cost more.
-            self._manager.leave(handshake)
+            # An answer would need a handshake, which costs more than closing the connection.
+            self._manager.remove(handshake)
             sock.close()
 
     async def _shake(self, handshake: Handshake, sock: socket.socket) -> None:
@@ -89,10 +89,10 @@ class TlsServer:
             self._failed += 1
             log.debug("a handshake failed", extra={"error": str(error) or repr(error)})
         finally:
-            self._manager.leave(handshake)
+            self._manager.remove(handshake)
 
     def metrics(self) -> Iterator[Metric]:
-        """For Prometheus."""
+        """The metrics of TLS, for Prometheus."""
         yield GaugeMetricFamily(
             "tokenpool_certificate_current",
             "Whether the certificate on disk is the one in force.",
@@ -106,28 +106,28 @@ class TlsServer:
 class Handshake:
     """A connection during its handshake: it counts in place of the ``ClientConnection`` that follows."""
 
-    __slots__ = ("buffered", "holder", "idle_since", "task")
+    __slots__ = ("buffered", "caller", "idle_since", "task")
 
     is_busy = False
 
-    def __init__(self, holder: Holder, now: float) -> None:
-        self.holder = holder
+    def __init__(self, caller: Caller, now: float) -> None:
+        self.caller = caller
         self.buffered = 0
         self.idle_since: float | None = now
         self.task: asyncio.Task[None] | None = None
 
     def sweep(self, now: float) -> None:
-        """asyncio limits the time of a handshake."""
+        """No effect: asyncio limits the time of a handshake."""
 
     def close_if_idle(self) -> None:
-        """No request was received yet."""
+        """No effect: no request was received yet."""
         self.abort()
 
     def end_wait(self) -> None:
-        """No request was received yet."""
+        """No effect: no request was received yet."""
 
     def drain(self) -> None:
-        """No request was received yet."""
+        """No effect: no request was received yet."""
         self.abort()
 
     def abort(self) -> None:
@@ -147,6 +147,6 @@ class SecuredConnection(ClientConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the handshake succeeded."""
-        self._manager.leave(self._handshake)
+        self._manager.remove(self._handshake)
         cast(asyncio.Transport, transport).set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         super().connection_made(transport)

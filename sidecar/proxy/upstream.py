@@ -1,8 +1,8 @@
 """The engine's side: pooled connections, and the parsing of responses.
 
-Connections are reused last in, first out, and never when idle for as long as the engine might be about to
-close them. A reused connection that closes before the first byte of a response has told us nothing of the
-request, which is sent once more, on a fresh one.
+The pool reuses the most recently used connection first. It does not reuse one that the engine may close for
+idleness. If a reused connection closes before the first byte of a response, the request is sent once more, on
+a new connection.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import Headers, ResponseHead
 
 IDLE_S = 4.0
-"""vLLM's server closes a connection that was idle for 5 s; a second is left for what is under way."""
+"""vLLM's server closes a connection that was idle for 5 s. One second is left for bytes in transit."""
 MOST_IDLE = 256
 GOODBYE_S = 1.0
-"""How long a TLS connection that is closed waits for the engine to close it, too."""
+"""Seconds for which a closed TLS connection waits for the engine to close it as well."""
 
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 
 class Exchange(Protocol):
-    """What an upstream connection tells of the response it is reading."""
+    """The receiver of an upstream connection's response."""
 
     def on_head(self, head: ResponseHead) -> None:
         """The response's head is complete."""
 
     def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
-        """One read brought so much of the body; the last one completes it.
+        """One read returned this part of the body. ``is_complete``: it is the last part.
 
-        ``chunk`` is the same body with its chunk framing, where the read was one chunk.
+        ``chunk`` is the same part with its chunk framing, if the read was one chunk.
         """
 
     def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
         """The connection ended, or broke the protocol, before the response was complete."""
 
     def on_refused(self, error: OSError) -> None:
-        """No connection could be made, and why."""
+        """No connection could be made; ``error`` has the reason."""
 
 
 class Connection(asyncio.Protocol):
@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_body",
+        "_cached_head",
         "_exchange",
         "_has_ended_chunk",
         "_head",
@@ -59,7 +60,6 @@ class Connection(asyncio.Protocol):
         "_is_complete",
         "_is_first_read",
         "_keeps_alive",
-        "_known",
         "_parser",
         "_pool",
         "_reason",
@@ -76,9 +76,9 @@ class Connection(asyncio.Protocol):
         self._used = False
         self._body: list[bytes] = []
         self.on_body = self._body.append
-        """httptools: a part of the body. Most responses have one, so no call of our own is made for it."""
+        """httptools: a part of the body. The list's own ``append`` saves a Python call per part."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._known: tuple[CachedHead, ResponseHead] | None = None
+        self._cached_head: tuple[CachedHead, ResponseHead] | None = None
         self._is_first_read = True
         self._start_response()
         self.idle_since = 0.0
@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether it stands."""
+        """Whether the connection is open."""
         return self._transport is not None
 
     # --- one exchange ---
@@ -106,13 +106,13 @@ class Connection(asyncio.Protocol):
         self._transport.writelines((head, body) if body else (head,))
 
     def abort(self) -> None:
-        """Give the exchange up: the engine sees the connection close, and aborts the request."""
+        """Close the connection, so that the engine aborts the request."""
         self._exchange = None
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self) -> None:
-        """Stop reading: the client does not keep up."""
+        """Stop reading, because the client reads too slowly."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
@@ -124,20 +124,20 @@ class Connection(asyncio.Protocol):
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: the connection stands."""
+        """asyncio: the connection is open."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """asyncio: the engine sent something."""
+        """asyncio: the engine sent bytes."""
         exchange, parser = self._exchange, self._parser
         if exchange is None or parser is None:
-            # An idle connection has nothing to say: whatever this is, it is no answer of ours.
+            # No request is open on this connection, so these bytes answer none.
             self.close()
             return
         is_first = self._is_first_read
         if is_first:
             self._is_first_read = False
-            if self._known is not None and self._take_cached(exchange, *self._known, data):
+            if self._cached_head is not None and self._take_cached(exchange, *self._cached_head, data):
                 return
         elif self._is_between_chunks:
             inside = only_chunk(data)
@@ -150,27 +150,27 @@ class Connection(asyncio.Protocol):
             if not self._is_complete:
                 self._break()
                 return
-            self._keeps_alive = False  # the response is whole; what follows it was not asked for
+            self._keeps_alive = False  # the response is complete; no request asked for the bytes after it
         if self._exchange is None:
-            return  # the exchange gave the connection up
+            return  # the exchange has dropped the connection
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         if self._is_complete:
             if is_first and self._keeps_alive and self._head is not None:
                 wire = CachedHead.of(data)
-                # Where an interim response came first, the head in front is not the one that counts.
+                # After an interim response, the first head in the bytes is not the final one.
                 is_known = wire is not None and wire.body_of(data) == body
-                self._known = (wire, self._head) if wire is not None and is_known else None
+                self._cached_head = (wire, self._head) if wire is not None and is_known else None
             self._finish(exchange, body)
             return
-        # A line end completes a chunk, or else a chunk's header, which on_chunk_header noticed.
+        # A line end completes a chunk or a chunk's header. on_chunk_header notices the latter.
         self._is_between_chunks = self._has_ended_chunk and data.endswith(b"\r\n")
         if body:
             exchange.on_read(body, False)
 
     def _take_cached(self, exchange: Exchange, wire: CachedHead, head: ResponseHead, data: bytes) -> bool:
-        """Take ``data`` for a whole response if its head is the last one's; whether it was."""
+        """Relay ``data`` as a whole response if it has the cached head. Returns whether it does."""
         body = wire.body_of(data)
         if body is None:
             return False
@@ -178,12 +178,12 @@ class Connection(asyncio.Protocol):
         head.content_length = len(body)
         self._is_complete = self._keeps_alive = True
         exchange.on_head(head)
-        if self._exchange is not None:  # else the exchange gave the connection up
+        if self._exchange is not None:  # otherwise the exchange has dropped the connection
             self._finish(exchange, body)
         return True
 
     def eof_received(self) -> bool:
-        """asyncio: the engine will send no more. A response without a length ends here."""
+        """asyncio: the engine sends no more. A response without a length ends here."""
         exchange, head = self._exchange, self._head
         if exchange is not None and head is not None and head.ends_at_close:
             self._exchange = None
@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the connection is gone."""
+        """asyncio: the connection is closed."""
         self._transport = self._parser = None
         self._pool.forget(self)
         exchange, self._exchange = self._exchange, None
@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
             exchange.on_lost(before_response=self._is_first_read, was_reused=self._used)
 
     def close(self) -> None:
-        """Close in good order."""
+        """Close gracefully."""
         if self._transport is not None:
             self._transport.close()
 
@@ -223,12 +223,12 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         status, version = self._parser.get_status_code(), self._parser.get_http_version()
         if version not in ("1.0", "1.1") or not 100 <= status <= 599 or not _REASON.fullmatch(self._reason):
-            raise httptools.HttpParserError("a status line that is not HTTP/1.1's")
+            raise httptools.HttpParserError("the status line is not HTTP/1.1")
         if status < 200:
             return
         head = ResponseHead(status, self._reason, self._headers)
         if head.codings and (head.codings != [b"chunked"] or version == "1.0"):
-            raise httptools.HttpParserError("a transfer coding that was not offered")
+            raise httptools.HttpParserError("the transfer coding was not offered")
         self._head = head
         if self._exchange is not None:
             self._exchange.on_head(head)
@@ -242,9 +242,9 @@ class Connection(asyncio.Protocol):
         self._has_ended_chunk = True
 
     def on_message_complete(self) -> None:
-        """httptools: the end of a response. Only here does it know whether the connection lives on."""
+        """httptools: the end of a response, and whether the connection stays open."""
         if self._head is None:
-            self._start_response()  # that was an interim response (1xx): the real one follows
+            self._start_response()  # this was an interim response (1xx); the final one follows
             return
         assert self._parser is not None
         self._is_complete = True
@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
         exchange.on_read(body, True)
 
     def _break(self) -> None:
-        """The engine broke the protocol: what it would say next cannot be trusted."""
+        """Close the connection after a violation of the protocol: later bytes cannot be trusted."""
         exchange, self._exchange = self._exchange, None
         if self._transport is not None:
             self._transport.abort()
@@ -281,7 +281,7 @@ class Pool:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def take(self) -> Connection | None:
-        """The most recently used connection that is surely still open, or ``None``."""
+        """The most recently used connection that the engine cannot have closed yet, or ``None``."""
         now = time.monotonic()
         while self._idle:
             connection = self._idle.pop()
@@ -291,7 +291,7 @@ class Pool:
         return None
 
     def connect(self, waiter: Waiter) -> None:
-        """Make a fresh connection for one who waits."""
+        """Make a new connection for a waiting request."""
         task = asyncio.get_running_loop().create_task(self._connect(waiter))
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
@@ -303,7 +303,7 @@ class Pool:
         except TimeoutError:
             waiter.on_refused(TimeoutError(f"no connection within {self._connect_timeout:g} s"))
             return
-        except OSError as error:  # SSLError is one, too
+        except OSError as error:  # SSLError is a subclass
             waiter.on_refused(error)
             return
         self._open.add(connection)
@@ -328,7 +328,7 @@ class Pool:
         return connection
 
     def release(self, connection: Connection) -> None:
-        """Take back a connection whose exchange is over."""
+        """Return a connection to the pool after its exchange."""
         connection.idle_since = time.monotonic()
         if len(self._idle) < MOST_IDLE:
             self._idle.append(connection)
@@ -336,7 +336,7 @@ class Pool:
             connection.close()
 
     def forget(self, connection: Connection) -> None:
-        """A connection closed."""
+        """Remove a closed connection from the pool."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
@@ -355,10 +355,10 @@ class Pool:
 
 
 class Waiter(Protocol):
-    """Somebody who waits for a fresh connection."""
+    """A request that waits for a new connection."""
 
     def on_connected(self, connection: Connection) -> None:
-        """Here it is."""
+        """The connection is open."""
 
     def on_refused(self, error: OSError) -> None:
-        """No connection could be made, and why."""
+        """No connection could be made; ``error`` has the reason."""

@@ -1,7 +1,7 @@
-"""What stands in the place of an exchange while nothing is exchanged: a request that waits to be decided, and
-an answer that is delayed.
+"""Two states of a connection before an exchange: a request that waits for its admission, and a delayed
+answer.
 
-Nothing was sent for either yet, so whatever ends it early costs nothing.
+Nothing was sent to the engine in either state, so an early end needs no settlement.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Client(Protocol):
     """The connection of a request that waits."""
 
     def on_decided(self, head: RequestHead, decided: AdmittedRequest | Refusal) -> None:
-        """The wait is over."""
+        """The decision about the request."""
 
 
 class Waiting:
@@ -49,7 +49,7 @@ class Waiting:
         self._controller.give_up(self._pending)
 
     def drain(self) -> None:
-        """The sidecar stops: the request does not begin."""
+        """The sidecar stops: refuse the request."""
         self._controller.withdraw(self._pending)
         self._client.on_decided(self._head, draining(self._pending.account))
 
@@ -66,17 +66,17 @@ class Waiting:
         )
 
     def pause(self) -> None:
-        """Nothing flows yet."""
+        """No effect: no bytes are relayed yet."""
 
     def resume(self) -> None:
-        """Nothing flows yet."""
+        """No effect: no bytes are relayed yet."""
 
 
 class DelayedAnswer:
-    """An answer that nobody pays for, or a request for one, that is not hurried.
+    """The delay of an unmetered answer, or of a request for one.
 
-    The answer waits, and not the request that comes after it: whoever shares a connection among tenants sees
-    that this one is busy.
+    The answer is delayed, not the next request. So a gateway that shares connections among tenants sees that
+    this connection is busy.
     """
 
     __slots__ = ("_go_on", "_timer", "last_progress")
@@ -88,15 +88,15 @@ class DelayedAnswer:
         self.last_progress = loop.time()
 
     def _end(self) -> None:
-        self._timer = None  # a circle
+        self._timer = None  # breaks the reference cycle
         self._go_on()
 
     def client_gone(self) -> None:
-        """The client went away meanwhile."""
+        """The client disconnected during the delay."""
         self._stop()
 
     def drain(self) -> None:
-        """The sidecar stops: it is answered now."""
+        """The sidecar stops: end the delay now."""
         self._stop()
         self._go_on()
 
@@ -106,10 +106,10 @@ class DelayedAnswer:
             self._timer = None
 
     def time_out(self) -> None:
-        """It takes a second at most."""
+        """No effect: ``bounds.MAX_DELAY_S`` bounds the delay."""
 
     def pause(self) -> None:
-        """Nothing flows yet."""
+        """No effect: no bytes are relayed yet."""
 
     def resume(self) -> None:
-        """Nothing flows yet."""
+        """No effect: no bytes are relayed yet."""

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from runtime import data_path
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DATA_PATH: list[str] = PROJECT["tool"]["tokenpool"]["compiled"]
+DATA_PATH = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 WHEELS = sorted((ROOT / ".compiled" / "dist").glob("*.whl"))
 
 
@@ -61,7 +63,14 @@ def test_an_sdist_has_what_a_compiled_build_needs(sources: Path, tmp_path: Path)
     with tarfile.open(built(sources, tmp_path, "sdist")) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
 
-    assert {*DATA_PATH, "setup.py", "pyproject.toml", "LICENSE", "dashboard/page.html"} <= names
+    assert {
+        *DATA_PATH,
+        "runtime/data_path.py",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "dashboard/page.html",
+    } <= names
 
 
 def test_the_python_versions_that_are_claimed_begin_with_the_oldest_required() -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from dashboard.server import LivePage
-from dashboard.snapshot import Looks, Snapshot, Wanted
+from dashboard.snapshot import Snapshot, TakeSnapshot, Wanted
 from runtime.options import Addresses
 from sidecar.app import Sidecar
 from tests.e2e.browser.browser import Page, page_at
@@ -64,7 +64,7 @@ async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine
         assert "sequences: limit 1, in use 1" in why
         assert await page.value(f"{row('e')}.classList.contains('is-shed')")
         assert not await page.value(f"{row('g')}.classList.contains('is-shed')")
-        assert "1 being shed" in await page.value(text("#count"))
+        assert "1 with sheds" in await page.value(text("#count"))
         held.go.set()
         await asyncio.gather(*running)
         await page.until(f"!{row('g')}.querySelector('.use').textContent.startsWith('3 of')")
@@ -81,16 +81,22 @@ async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine
 
 
 QUIET_S = 5
-"""After so long without news a page that is looked at is not connected any more; see page.html."""
+"""A visible page without an update for so long shows that it is not connected; see page.html."""
 
 
 @asynccontextmanager
 async def page_of(
-    look: Snapshot | Looks, folder: Path, *, clock: Callable[[], float] = time.monotonic, **options: float
+    snapshot: Snapshot | TakeSnapshot,
+    folder: Path,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    **options: float,
 ) -> AsyncIterator[tuple[Page, LivePage]]:
-    """The page of looks that no sidecar would have."""
+    """The page of snapshots that no sidecar would have."""
     application = web.Application()
-    server = LivePage((lambda wanted: look) if isinstance(look, Snapshot) else look, clock, **options)
+    server = LivePage(
+        (lambda wanted: snapshot) if isinstance(snapshot, Snapshot) else snapshot, clock, **options
+    )
     server.add_to(application)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
@@ -119,7 +125,7 @@ async def test_thousands_of_entitlements_stay_usable(tmp_path: Path) -> None:
     many = [entitlement(f"tenant-{n:03}", in_use=(None, 0.0, float(n > 300))) for n in range(500)]
     async with page_of(Snapshot("coordinator", "c0", (pool(*many, total=10_000),)), tmp_path) as (page, _):
         await page.until("document.querySelectorAll('tbody tr').length === 200")
-        said = "… and 9,800 more, all idle; the filter looks through the rows above only"
+        said = "… and 9,800 more, all idle; the filter searches only the rows above"
         assert await page.value(text("#hidden")) == said
         await page.value("document.querySelector('#filter').focus()")
         await page.call("Input.insertText", text="tenant-49")
@@ -150,9 +156,9 @@ async def test_rows_are_filtered_and_sorted(engine: FakeEngine, tmp_path: Path) 
         await page.value("const f = document.querySelector('#filter'); f.focus(); f.select()")
         await page.call("Input.insertText", text="guaranteed")
         assert await page.value(names) == "g"
-        assert await page.value(text("#count")) == "1 of 3, none being shed"
+        assert await page.value(text("#count")) == "1 of 3, none with sheds"
         await page.value("document.querySelector('#shedding').click()")
-        assert await page.value(text("#empty")) == "Nobody is being shed."
+        assert await page.value(text("#empty")) == "No entitlement has sheds."
         await page.value("document.querySelector('#shedding').click()")
         await page.call("Input.dispatchKeyEvent", type="keyDown", key="Tab", code="Tab")
         assert await page.value("document.activeElement.id") == "dimension"
@@ -169,7 +175,7 @@ async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
         await sidecar.stop()
         said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
         assert said.startswith("not connected: ")
-        assert said.endswith("; trying again")
+        assert said.endswith("; retrying")
         assert await page.value("document.body.classList.contains('is-stale')")
         folder = tmp_path / "again"
         folder.mkdir()
@@ -190,16 +196,16 @@ async def until_silent(server: LivePage) -> None:
 async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
     tmp_path: Path, is_dropped: bool
 ) -> None:
-    looks = 0
+    snapshots = 0
 
-    def look(wanted: Wanted) -> Snapshot:
-        nonlocal looks
-        looks += 1
+    def snapshot(wanted: Wanted) -> Snapshot:
+        nonlocal snapshots
+        snapshots += 1
         # Many notices of a kind fill the connection that nobody reads.
-        notices = tuple(f"{looks}-{n}" + "x" * 500 for n in range(400 * is_dropped))
-        return Snapshot("sidecar", "s0", (pool(entitlement(debt=float(looks)), notices=notices),))
+        notices = tuple(f"{snapshots}-{n}" + "x" * 500 for n in range(400 * is_dropped))
+        return Snapshot("sidecar", "s0", (pool(entitlement(debt=float(snapshots)), notices=notices),))
 
-    async with page_of(look, tmp_path, slow_s=0.5) as (page, server):
+    async with page_of(snapshot, tmp_path, slow_s=0.5) as (page, server):
         await page.value(
             "window.said = []; const at = document.querySelector('#connection');"
             " new MutationObserver(() => window.said.push(at.textContent))"
@@ -208,9 +214,9 @@ async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
         await page.call("Page.setWebLifecycleState", state="frozen")
         if is_dropped:
             await until_silent(server)
-        before = looks
+        before = snapshots
         await asyncio.sleep(QUIET_S + 1)
-        assert looks > before
+        assert snapshots > before
         await page.call("Page.setWebLifecycleState", state="active")
         at = await page.value(text(".debt"))
         await page.until(f"{text('.debt')} !== {json.dumps(at)}")
@@ -227,17 +233,17 @@ async def test_a_page_that_was_delayed_and_has_no_server_any_more_says_so(tmp_pa
         await page.call("Page.setWebLifecycleState", state="active")
         await asyncio.sleep(3)
         assert await page.value("document.hidden")
-        assert await page.value(text("#connection")) == "live"  # nobody looks at it: it says nothing yet
+        assert await page.value(text("#connection")) == "live"  # a hidden page shows no error
         await page.value("Object.defineProperty(document, 'hidden', { value: false })")
         await page.value("document.dispatchEvent(new Event('visibilitychange'))")
         said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
-        assert said == "not connected: this process is shutting down; trying again"
+        assert said == "not connected: this process is shutting down; retrying"
 
 
 async def test_a_page_that_is_opened_late_shows_the_last_minutes(tmp_path: Path) -> None:
     spent = 0.0
 
-    def look(wanted: Wanted) -> Snapshot:
+    def snapshot(wanted: Wanted) -> Snapshot:
         nonlocal spent
         spent += 1000.0
         busy = entitlement("busy", spent=spent)
@@ -245,7 +251,7 @@ async def test_a_page_that_is_opened_late_shows_the_last_minutes(tmp_path: Path)
 
     began = time.monotonic()
     clock = lambda: began + 100 * (time.monotonic() - began)  # noqa: E731
-    async with page_of(look, tmp_path, clock=clock, note_every_s=0.02) as (page, _):
+    async with page_of(snapshot, tmp_path, clock=clock, history_every_s=0.02) as (page, _):
         drawn = f"{row('busy')}.querySelector('.tokens path').getAttribute('d').split('L').length"
         await page.until(f"{drawn} > 20", seconds=5)
         assert await page.value(f"{row('idle')}.querySelector('.tokens path').getAttribute('d')") in (
@@ -273,7 +279,7 @@ async def test_a_page_for_whom_there_is_no_room_says_why(engine: FakeEngine, tmp
         sidecar.admin.live._most_listeners = 0
         async with page_at(f"http://{sidecar.admin_on}/", tmp_path) as page:
             said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
-            assert "browsers look on already" in said
+            assert "browsers show this page, which is the limit" in said
             sidecar.admin.live._most_listeners = 1
             await page.until(IS_LIVE)
             await until(lambda: sidecar.admin.live.listeners == 1)

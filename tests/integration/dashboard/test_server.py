@@ -20,30 +20,30 @@ import pytest
 from aiohttp import web
 
 from dashboard.server import LivePage, content_security_policy
-from dashboard.snapshot import PoolLook, Snapshot, Wanted
+from dashboard.snapshot import ShownPool, Snapshot, Wanted
 from dashboard.view import MOST_ROWS
-from tests.support.snapshots import entitlement, look, pool
+from tests.support.snapshots import entitlement, pool, snapshot
 
 
 @dataclass
 class Served:
-    """A live page in this process, and what it looks at."""
+    """A live page in this process, and the snapshots that it takes."""
 
     base: str = ""
-    looks: int = 0
+    snapshots: int = 0
     wanted: list[Wanted] = field(default_factory=list)
     broken: bool = False
-    shown: list[PoolLook] = field(default_factory=lambda: [pool()])
+    shown: list[ShownPool] = field(default_factory=lambda: [pool()])
     page: LivePage | None = None
     session: aiohttp.ClientSession | None = None
     runner: web.AppRunner | None = None
 
-    def look(self, wanted: Wanted) -> Snapshot:
-        self.looks += 1
+    def snapshot(self, wanted: Wanted) -> Snapshot:
+        self.snapshots += 1
         self.wanted.append(wanted)
         if self.broken:
             raise RuntimeError("a defect")
-        return look(*self.shown)
+        return snapshot(*self.shown)
 
     @property
     def port(self) -> int:
@@ -53,7 +53,7 @@ class Served:
 @contextlib.asynccontextmanager
 async def serving(clock: Callable[[], float] = time.monotonic, **options: Any) -> AsyncIterator[Served]:
     served = Served()
-    served.page = LivePage(served.look, clock, **{"look_every_s": 0.01, **options})
+    served.page = LivePage(served.snapshot, clock, **{"snapshot_every_s": 0.01, **options})
     application = web.Application()
     served.page.add_to(application)
     served.runner = web.AppRunner(application, access_log=None)
@@ -144,29 +144,29 @@ async def test_events_begin_with_everything_and_go_on_with_what_changed() -> Non
 
 
 async def test_one_look_serves_all() -> None:
-    async with serving(look_every_s=60) as served, contextlib.AsyncExitStack() as stack:
+    async with serving(snapshot_every_s=60) as served, contextlib.AsyncExitStack() as stack:
         for _ in range(5):
             response = await stack.enter_async_context(served.session.get(f"{served.base}/live/events"))
             assert (await next_event(response))[0] == "view"
-        assert served.looks == 2  # one when the process began, and one for the first listener
+        assert served.snapshots == 2  # one when the process began, and one for the first listener
 
 
 async def test_looks_are_rare_while_nobody_listens() -> None:
-    async with serving(note_every_s=60) as served:
+    async with serving(history_every_s=60) as served:
         async with served.session.get(f"{served.base}/live/events") as response:
             await next_event(response)
         await until_nobody_listens(served)
         await asyncio.sleep(0.05)
-        before = served.looks
+        before = served.snapshots
         await asyncio.sleep(0.1)
-        assert served.looks == before
+        assert served.snapshots == before
 
 
 async def test_a_page_that_is_opened_shows_what_was_before() -> None:
-    async with serving(note_every_s=0.001, look_every_s=0.01, clock=Fast()) as served:
+    async with serving(history_every_s=0.001, snapshot_every_s=0.01, clock=Fast()) as served:
         async with asyncio.timeout(60):
-            while served.looks < 40:
-                served.shown = [pool(entitlement("a", spent=served.looks * 100.0))]
+            while served.snapshots < 40:
+                served.shown = [pool(entitlement("a", spent=served.snapshots * 100.0))]
                 await asyncio.sleep(0.001)
         async with served.session.get(f"{served.base}/live/events") as response:
             kind, view = await next_event(response)
@@ -184,7 +184,7 @@ async def test_a_page_that_is_opened_shows_what_was_before() -> None:
 
 
 class Fast:
-    """A clock on which a second passes with every look at it."""
+    """A clock that advances by a second at every reading."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -195,7 +195,7 @@ class Fast:
 
 
 async def test_a_look_names_what_is_shown_and_fills_up_only_for_listeners() -> None:
-    async with serving(note_every_s=0.01) as served:
+    async with serving(history_every_s=0.01) as served:
         served.shown = [pool(entitlement("a"), entitlement("b"))]
         async with asyncio.timeout(60):
             while len(served.wanted) < 3:
@@ -225,7 +225,7 @@ async def test_there_is_room_for_so_many_listeners_and_no_more() -> None:
         async with served.session.get(url) as refused:
             text = await refused.text()
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
-        assert text == "2 browsers look on already, and there is room for no more; close one"
+        assert text == "2 browsers show this page, which is the limit; close one and retry"
         await stack.aclose()
         await until_nobody_listens(served)
         async with served.session.get(url) as response:
@@ -241,7 +241,7 @@ async def test_events_are_read_only_and_have_no_head() -> None:
             assert response.status == 200
 
 
-def _many(number: int) -> list[PoolLook]:
+def _many(number: int) -> list[ShownPool]:
     """A pool whose event is some megabytes long, different with every number."""
     return [pool(*(entitlement(f"{n}-{'x' * 10_000}", debt=number + 1.0) for n in range(200)))]
 
@@ -258,31 +258,31 @@ def deaf(served: Served) -> Any:
 
 async def test_who_does_not_read_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(slow_s=0.1, look_every_s=0.05) as served:
+    async with serving(slow_s=0.1, snapshot_every_s=0.05) as served:
         served.shown = _many(0)
         with deaf(served):
             async with asyncio.timeout(60):
                 while not served.page.listeners:
                     await asyncio.sleep(0.005)
                 while served.page.listeners:
-                    served.shown = _many(served.looks)
+                    served.shown = _many(served.snapshots)
                     await asyncio.sleep(0.01)
         async with served.session.get(f"{served.base}/live/events", read_bufsize=1 << 25) as response:
             assert await response.content.readline() == b"event: view\n"
-    assert "a listener of the live page was too slow" in caplog.text
+    assert "a browser read nothing of the live page for too long" in caplog.text
 
 
 async def test_who_reads_slowly_misses_looks_and_is_told_everything() -> None:
-    async with serving(slow_s=60) as served:  # dropped, it would have nobody look any more
+    async with serving(slow_s=60) as served:  # without listeners, snapshots would be rare
         served.shown = _many(0)
         async with served.session.get(f"{served.base}/live/events", read_bufsize=1 << 25) as response:
             content = response.content
             kinds = [(await content.readline()).decode().strip()]
             response.connection.transport.pause_reading()
-            at = served.looks
+            at = served.snapshots
             async with asyncio.timeout(60):
-                while served.looks < at + 20:
-                    served.shown = _many(served.looks)
+                while served.snapshots < at + 20:
+                    served.shown = _many(served.snapshots)
                     await asyncio.sleep(0.005)
             response.connection.transport.resume_reading()
             async with asyncio.timeout(60):
@@ -304,8 +304,8 @@ async def test_listeners_end_with_the_process(reads: bool) -> None:
         else:
             stack.enter_context(deaf(served))
             async with asyncio.timeout(60):
-                while served.looks < 5:
-                    served.shown = _many(served.looks)
+                while served.snapshots < 5:
+                    served.shown = _many(served.snapshots)
                     await asyncio.sleep(0.01)
         started = time.monotonic()
         await served.runner.cleanup()
@@ -327,11 +327,11 @@ async def test_a_look_that_fails_is_logged_and_the_next_is_tried(caplog: pytest.
     async with serving() as served, served.session.get(f"{served.base}/live/events") as response:
         await next_event(response)
         served.broken = True
-        at = served.looks
+        at = served.snapshots
         async with asyncio.timeout(60):
-            while served.looks < at + 3:
+            while served.snapshots < at + 3:
                 await asyncio.sleep(0.005)
         served.broken = False
         for _ in range(5):
             await next_event(response)
-    assert "looking for the live page failed" in caplog.text
+    assert "a snapshot for the live page failed" in caplog.text

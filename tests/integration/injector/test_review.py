@@ -264,7 +264,7 @@ async def common_name(injector: Injector) -> str:
 async def test_a_renewed_certificate_is_shown_to_new_connections(injector: Injector) -> None:
     assert await common_name(injector) == "first"
     certify(injector.certificate.paths[0].parent, "second")
-    await injector.certificate.watch.look()
+    await injector.certificate.watch.check()
     assert await common_name(injector) == "second"
 
 
@@ -277,20 +277,20 @@ async def test_a_certificate_that_does_not_fit_leaves_the_old_in_force(
     _, stranger = certify(other, "other")
     good = key.read_bytes()
     key.write_bytes(stranger.read_bytes())
-    await injector.certificate.watch.look()
+    await injector.certificate.watch.check()
     assert await common_name(injector) == "first"
     status, text = await ask(injector, "/readyz")
     assert (status, json.loads(text)["status"]) == (200, "degraded")
     assert f"--tls-cert {cert}" in text
     key.write_bytes(good)
-    await injector.certificate.watch.look()
+    await injector.certificate.watch.check()
     assert json.loads((await ask(injector, "/readyz"))[1])["status"] == "ready"
 
 
 async def test_an_encrypted_key_is_an_error_and_asks_nobody(injector: Injector) -> None:
     _, key = injector.certificate.paths
     openssl("ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key))
-    await injector.certificate.watch.look()
+    await injector.certificate.watch.check()
     assert "cannot be loaded" in str(injector.certificate.problem)
 
 

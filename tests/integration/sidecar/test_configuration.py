@@ -189,7 +189,7 @@ async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_pat
         every = json.loads((await admin(sidecar, "/debug/state"))[1])
         some = json.loads((await admin(sidecar, "/debug/state?entitlement=t7&entitlement=g"))[1])
         status, unknown = await admin(sidecar, "/debug/state?entitlement=nobody")
-        look = sidecar.admin.look().pools[0]
+        snapshot = sidecar.admin.snapshot().pools[0]
 
     assert list(every["entitlements"]) == list(sidecar.controller.accounts)
     assert list(some["entitlements"]) == ["t7", "g"]
@@ -198,7 +198,7 @@ async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_pat
     # An idle entitlement's limits are those of the last plan.
     assert some["entitlements"]["t7"]["limit"]["concurrency"] > 6
     assert some["entitlements"]["t7"]["level"] > 0
-    assert (len(look.entitlements), look.total) == (33, 33)
+    assert (len(snapshot.entitlements), snapshot.total) == (33, 33)
 
 
 async def test_the_live_page_of_many_lists_those_that_were_used(engine: FakeEngine, tmp_path: Path) -> None:
@@ -206,12 +206,12 @@ async def test_the_live_page_of_many_lists_those_that_were_used(engine: FakeEngi
         for key in ("e-key", "key-150"):
             assert (await ask(sidecar, request(key=key))).status == 200
         await until(lambda: len(sidecar.controller.control.active) > 0)
-        look = sidecar.admin.look(Wanted()).pools[0]
+        snapshot = sidecar.admin.snapshot(Wanted()).pools[0]
 
-    assert {each.name for each in look.entitlements} == {"e", "t150"}
-    assert look.total == 203
-    assert look.guarantees == (10_000, 10_000, 4)
-    assert look.tallies[""].outcomes == {"e": {"finished": 1}, "t150": {"finished": 1}}
+    assert {each.name for each in snapshot.entitlements} == {"e", "t150"}
+    assert snapshot.total == 203
+    assert snapshot.guarantees == (10_000, 10_000, 4)
+    assert snapshot.tallies[""].outcomes == {"e": {"finished": 1}, "t150": {"finished": 1}}
 
 
 async def test_idle_connections_are_looked_at_in_steps(engine: FakeEngine, tmp_path: Path) -> None:

@@ -53,10 +53,10 @@ async def first(news: AsyncIterator[dict[str, Any]], name: str, key: str) -> dic
 async def test_a_lone_sidecar_shows_itself(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         status, text = await admin(sidecar, "/live")
-        look = sidecar.admin.look()
-    pool = look.pools[0]
+        snapshot = sidecar.admin.snapshot()
+    pool = snapshot.pools[0]
     assert (status, "<title>tokenpool live</title>" in text) == (200, True)
-    assert (look.process, look.notices) == ("sidecar", ())
+    assert (snapshot.process, snapshot.notices) == ("sidecar", ())
     assert pool.leader == "nobody: a lone sidecar plans for itself"
     assert pool.capacity == (100_000, 65_536, 8)
     assert (pool.replicas.engines_up, pool.replicas.desired) == (1, None)
@@ -117,7 +117,7 @@ async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await ask(sidecar, request(body=b"{"))
         await ask(sidecar, request(body={"model": "other", "prompt": "x"}))
-        counted = sidecar.admin.look().pools[0].tallies[""].outcomes
+        counted = sidecar.admin.snapshot().pools[0].tallies[""].outcomes
         assert sidecar.telemetry.outcomes("g") == {"malformed": 1, "unknown_model": 1}
     assert counted["g"] == {}
 
@@ -126,7 +126,9 @@ async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) ->
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         (tmp_path / "pool.yaml").write_text("pools: nonsense")
         await sidecar.pool_file_watcher.reload()
-        assert sidecar.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
+        assert sidecar.admin.snapshot().notices == (
+            "the pool file on disk is invalid: the old one is in force",
+        )
 
 
 async def test_a_sidecar_stops_though_pages_are_open(engine: FakeEngine, tmp_path: Path) -> None:
@@ -147,15 +149,15 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
         sync = sidecar.driver.sync
         assert sync is not None
         await until(lambda: sync.answered_at is not None)
-        before = sidecar.admin.look()
+        before = sidecar.admin.snapshot()
         await store.publish({"g": Limit(100, 1000, 4, depth=100)}, TERMS, 1)
         await until(lambda: sync.leases.has_limits and sync.limits_age_s < 1.0)
-        led = sidecar.admin.look()
+        led = sidecar.admin.snapshot()
         sync.limits_age_s = 60.0
-        unled = sidecar.admin.look()
+        unled = sidecar.admin.snapshot()
     assert before.name == sync.holder
     assert before.about.startswith("one sidecar of several")
-    assert [look.pools[0].leader for look in (before, led, unled)] == [
+    assert [snapshot.pools[0].leader for snapshot in (before, led, unled)] == [
         "no coordinator yet",
         "a coordinator",
         "no coordinator now: the last limits stand",

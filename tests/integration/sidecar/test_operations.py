@@ -177,7 +177,7 @@ async def test_a_changed_pool_file_is_put_in_force(engine: FakeEngine, tmp_path:
         await until(lambda: bool(engine.received))
         changed = POOL.replace("[e-key]", "[new-key]").replace("name: s,", "name: t,")
         sidecar.settings.config.write_text(changed)
-        await sidecar.pool_file_watcher.look()
+        await sidecar.pool_file_watcher.check()
         gate_opens.set()
         assert (await running).status == 200  # what ran goes on, and is settled
         assert is_whole(sidecar)
@@ -200,14 +200,14 @@ async def test_an_invalid_pool_file_leaves_the_old_in_force(
             POOL.replace("name: chat", "name: x"),
         ):
             sidecar.settings.config.write_text(text)
-            await sidecar.pool_file_watcher.look()
+            await sidecar.pool_file_watcher.check()
             assert (await ask(sidecar, request())).status == 200
         sidecar.settings.config.unlink()
-        await sidecar.pool_file_watcher.look()
+        await sidecar.pool_file_watcher.check()
         assert (await ask(sidecar, request())).status == 200
         _, metrics = await admin(sidecar, "/metrics")
         sidecar.settings.config.write_text(POOL)
-        await sidecar.pool_file_watcher.look()
+        await sidecar.pool_file_watcher.check()
         assert sidecar.telemetry.config_is_current
     assert 'tokenpool_config_reloads_total{result="invalid"} 5.0' in metrics
     assert "tokenpool_config_current 0.0" in metrics
@@ -225,11 +225,11 @@ async def test_key_files_and_variables_are_read_and_watched(
         assert (await ask(sidecar, request(key="first"))).status == 200
         assert (await ask(sidecar, request(key="from-env"))).status == 200
         key.write_text("second-key\n")
-        await sidecar.pool_file_watcher.look()
+        await sidecar.pool_file_watcher.check()
         assert (await ask(sidecar, request(key="first"))).status == 401
         assert (await ask(sidecar, request(key="second-key"))).status == 200
         key.unlink()
-        await sidecar.pool_file_watcher.look()
+        await sidecar.pool_file_watcher.check()
         assert (await ask(sidecar, request(key="second-key"))).status == 200
 
 

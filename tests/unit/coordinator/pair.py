@@ -132,4 +132,4 @@ class Pair:
             self.clock.now += TICK_S
             await self.ask(replicas, report)
             for each in who or self.all:
-                await each.leader.turn()
+                await each.leader.run_tick()

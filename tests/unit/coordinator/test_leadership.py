@@ -28,8 +28,8 @@ def leads(coordinator: Coordinator) -> bool:
 async def test_a_lead_ends_with_its_lease_though_the_store_is_silent() -> None:
     pair = Pair()
     a, b = pair.all
-    await a.leader.turn()
-    await b.leader.turn()
+    await a.leader.run_tick()
+    await b.leader.run_tick()
     asked_at = pair.clock.now
     assert (leads(a), leads(b)) == (True, False)
     a.line.is_silent = True
@@ -37,7 +37,7 @@ async def test_a_lead_ends_with_its_lease_though_the_store_is_silent() -> None:
         assert leads(a)
         pair.clock.now += TICK_S
     assert not leads(a)
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert not leads(a)
     assert a.leader.rounds["store_down"] == 1
 
@@ -46,11 +46,11 @@ async def test_a_lead_ends_without_a_turn() -> None:
     """As in a process that was stopped: the page is asked before anything else runs."""
     pair = Pair()
     a, b = pair.all
-    await a.leader.turn()
+    await a.leader.run_tick()
     pair.clock.now += LEADERSHIP_S
-    await b.leader.turn()
+    await b.leader.run_tick()
     assert (leads(a), leads(b)) == (False, True)
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert (leads(a), leads(b)) == (False, True)
 
 
@@ -59,7 +59,7 @@ async def test_a_lease_counts_from_before_it_was_asked_for() -> None:
     a, _ = pair.all
     a.line.back_s = 0.4
     asked_at = pair.clock.now
-    await a.leader.turn()
+    await a.leader.run_tick()
     pair.clock.now = asked_at + LEADERSHIP_S - 0.01
     assert leads(a)
     pair.clock.now = asked_at + LEADERSHIP_S
@@ -70,9 +70,9 @@ async def test_an_answer_that_takes_as_long_as_the_lease_gives_no_lead() -> None
     pair = Pair()
     a, b = pair.all
     a.line.back_s = LEADERSHIP_S
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert not leads(a)
-    await b.leader.turn()
+    await b.leader.run_tick()
     assert (leads(a), leads(b)) == (False, True)
 
 
@@ -81,11 +81,11 @@ async def test_nothing_is_published_once_the_lease_may_be_over() -> None:
     a, _ = pair.all
     await pair.run(3.0, 2, a)
     a.line.calls.clear()
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert [call for call in a.line.calls if call.startswith("publish")] == ["publish", "publish_scale_hint"]
     a.line.calls.clear()
     a.line.back_s = LEADERSHIP_S / 3 + 0.01  # three calls: the lease, the hint, the lease store
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert a.line.calls == ["lead", "scale_hint", "read"]
     assert a.leader.rounds["fenced"] == 1
     assert not leads(a)
@@ -104,7 +104,7 @@ async def test_each_part_is_published_only_within_the_lease(back_s: float, calls
     await pair.run(3.0, 2, a)
     a.line.calls.clear()
     a.line.back_s = back_s
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert a.line.calls == calls
 
 
@@ -112,7 +112,7 @@ async def test_no_pool_file_is_published_after_the_lease() -> None:
     pair = Pair()
     a, _ = pair.all
     a.line.back_s = LEADERSHIP_S / 2
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert a.line.calls == ["lead", "scale_hint", "read"]
     assert await pair.shared.file() is None
 
@@ -122,24 +122,24 @@ async def test_a_lost_answer_to_the_lease_gives_no_lead() -> None:
     pair = Pair()
     a, b = pair.all
     a.line.loses_answers = True
-    await a.leader.turn()
-    await b.leader.turn()
+    await a.leader.run_tick()
+    await b.leader.run_tick()
     assert (leads(a), leads(b)) == (False, False)
     a.line.loses_answers = False
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert (leads(a), leads(b)) == (True, False)
 
 
 async def test_a_lead_goes_on_where_the_store_answers_again_in_time() -> None:
     pair = Pair()
     a, _ = pair.all
-    await a.leader.turn()
+    await a.leader.run_tick()
     epoch = a.leader.epoch
     a.line.is_silent = True
-    await a.leader.turn()
+    await a.leader.run_tick()
     a.line.is_silent = False
     pair.clock.now += LEADERSHIP_S - 1.0
-    await a.leader.turn()
+    await a.leader.run_tick()
     assert a.leader.epoch == epoch
 
 
@@ -147,12 +147,12 @@ async def test_a_lease_that_is_over_is_given_back_all_the_same() -> None:
     """The store's lease may last a little longer than it counts here."""
     pair = Pair()
     a, b = pair.all
-    await a.leader.turn()
+    await a.leader.run_tick()
     pair.clock.now += LEADERSHIP_S - 0.1
-    await a.leader.turn()
+    await a.leader.run_tick()
     await a.leader.resign()
     assert not leads(a)
-    await b.leader.turn()
+    await b.leader.run_tick()
     assert leads(b)
 
 
@@ -179,7 +179,7 @@ def test_two_never_both_lead(script: list[tuple[float, int, str, float, float]])
             one.line.is_silent, one.line.loses_answers = state == "silent", state == "loses_answers"
             one.line.there_s, one.line.back_s = there_s, back_s
             assert sum(map(leads, pair.all)) <= 1
-            await one.leader.turn()
+            await one.leader.run_tick()
             assert sum(map(leads, pair.all)) <= 1
             assert one.leader.rounds["failed"] == 0
 

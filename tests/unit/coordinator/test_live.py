@@ -11,8 +11,8 @@ from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
-from dashboard.snapshot import PoolLook
-from dashboard.view import Watch
+from dashboard.snapshot import ShownPool
+from dashboard.view import ViewMaker
 from tests.fakes.memory_store import MemoryStore
 from tokenpool.amounts import Amount
 from tokenpool.entitlements import PoolFile
@@ -79,7 +79,7 @@ class Pool:
 
     async def tick(self, seconds: float = 0.25) -> None:
         self.clock.now += seconds
-        await self.leader.turn()
+        await self.leader.run_tick()
 
     async def say(self, sidecar: str, report: SidecarReport | bytes, **lease_requests: LeaseRequest) -> None:
         self._numbers += 1
@@ -94,8 +94,8 @@ class Pool:
                 await self.say(sidecar, UP, g=BUSY)
             await self.tick()
 
-    def look(self) -> PoolLook:
-        return self.admin.look().pools[0]
+    def snapshot(self) -> ShownPool:
+        return self.admin.snapshot().pools[0]
 
 
 UP = SidecarReport(REPLICA, REPLICA, engine_up=True, running=2)
@@ -104,8 +104,8 @@ UP = SidecarReport(REPLICA, REPLICA, engine_up=True, running=2)
 async def test_the_pool_is_shown_as_the_lease_store_have_it() -> None:
     pool = Pool()
     await pool.opened()
-    shown = pool.look()
-    assert (pool.admin.look().process, pool.admin.look().name) == ("coordinator", "c0")
+    shown = pool.snapshot()
+    assert (pool.admin.snapshot().process, pool.admin.snapshot().name) == ("coordinator", "c0")
     assert shown.leader.startswith("this coordinator (epoch ")
     assert shown.capacity == (2000, 20_000, 8)
     assert shown.in_use == (0, 600, 4)
@@ -119,7 +119,7 @@ async def test_the_pool_is_shown_as_the_lease_store_have_it() -> None:
 async def test_entitlements_are_shown_as_planned() -> None:
     pool = Pool()
     await pool.opened()
-    guaranteed, spot = pool.look().entitlements
+    guaranteed, spot = pool.snapshot().entitlements
     assert (guaranteed.name, guaranteed.tier, spot.name, spot.tier) == ("g", "guaranteed", "s", "spot")
     assert guaranteed.guarantee == (500, 1000, 2)
     assert guaranteed.ceiling == (None, None, 6)
@@ -129,7 +129,7 @@ async def test_entitlements_are_shown_as_planned() -> None:
 
 
 async def test_rates_come_from_all_sidecars() -> None:
-    pool, watch = Pool(), Watch()
+    pool, watch = Pool(), ViewMaker()
     await pool.opened()
 
     async def counted(first: int, second: int) -> None:
@@ -140,16 +140,16 @@ async def test_rates_come_from_all_sidecars() -> None:
 
     await counted(100, 500)
     await pool.tick()
-    watch.follow(pool.admin.look(), pool.clock.now)
+    watch.follow(pool.admin.snapshot(), pool.clock.now)
     await counted(110, 520)
     await pool.tick(1.0)
-    row = watch.follow(pool.admin.look(), pool.clock.now).rows[0]
+    row = watch.follow(pool.admin.snapshot(), pool.clock.now).rows[0]
     assert (row.served_per_s, row.shed_per_s) == (30, 3)
-    assert row.sheds[0].why == "sequences: limit 6, in use 4, asks for 10"
+    assert row.sheds[0].why == "sequences: limit 6, in use 4, demand 10"
 
 
 async def test_first_tokens_come_from_all_sidecars_and_only_those_since_the_page_looks() -> None:
-    pool, watch = Pool(), Watch()
+    pool, watch = Pool(), ViewMaker()
     await pool.opened()
 
     async def counted(seconds: float, count: int) -> None:
@@ -165,20 +165,20 @@ async def test_first_tokens_come_from_all_sidecars_and_only_those_since_the_page
 
     await pool.say("s0", UP, g=BUSY)
     await pool.tick()
-    watch.follow(pool.admin.look(), pool.clock.now)
+    watch.follow(pool.admin.snapshot(), pool.clock.now)
     await counted(5000.0, 100_000)  # of a sidecar that is older than this page
-    assert watch.follow(pool.admin.look(), pool.clock.now).rows[0].first_token_ms is None
+    assert watch.follow(pool.admin.snapshot(), pool.clock.now).rows[0].first_token_ms is None
     await counted(5000.7, 100_010)
-    assert watch.follow(pool.admin.look(), pool.clock.now).rows[0].first_token_ms == (70, 70)
+    assert watch.follow(pool.admin.snapshot(), pool.clock.now).rows[0].first_token_ms == (70, 70)
 
 
 async def test_throughput_in_use_comes_from_the_lease_store() -> None:
-    pool, watch = Pool(), Watch()
+    pool, watch = Pool(), ViewMaker()
     await pool.opened()
-    watch.follow(pool.admin.look(), pool.clock.now)
+    watch.follow(pool.admin.snapshot(), pool.clock.now)
     await pool.say("s0", UP, g=BUSY._replace(tokens_spent=250.0))
     await pool.tick(0.5)
-    view = watch.follow(pool.admin.look(), pool.clock.now)
+    view = watch.follow(pool.admin.snapshot(), pool.clock.now)
     assert view.rows[0].in_use == (500, 600, 4)
     assert view.pools[0].in_use[0] == 500
 
@@ -190,7 +190,7 @@ async def test_a_report_that_may_leave_some_out_says_so() -> None:
     await pool.say("s0", SidecarReport(outcomes=full))
     await pool.say("s1", SidecarReport(outcomes={"g": {"finished": 1}}))
     await pool.tick()
-    tallies = pool.look().tallies
+    tallies = pool.snapshot().tallies
     assert {name: (tally.outcomes, tally.is_whole) for name, tally in tallies.items()} == {
         "s0": (full, False),
         "s1": ({"g": {"finished": 1}}, True),
@@ -202,7 +202,7 @@ async def test_reports_of_an_older_version_count_nothing() -> None:
     await pool.tick()
     await pool.say("s0", b"\x81\xa9engine_up\xc3")
     await pool.tick()
-    shown = pool.look()
+    shown = pool.snapshot()
     assert (shown.replicas.engines_up, dict(shown.tallies["s0"].outcomes)) == (1, {})
 
 
@@ -213,7 +213,7 @@ async def test_engines_that_are_down_and_sidecars_that_drain_are_said() -> None:
     await pool.say("s1", SidecarReport(REPLICA, REPLICA, engine_up=True, draining=True))
     await pool.say("s2", b"\xff")
     await pool.tick()
-    assert pool.look().notices == (
+    assert pool.snapshot().notices == (
         "1 of 2 engines do not answer",
         "1 of 2 sidecars are draining",
         "reports of s2 cannot be read: their engines do not count",
@@ -223,7 +223,7 @@ async def test_engines_that_are_down_and_sidecars_that_drain_are_said() -> None:
 async def test_a_pool_without_sidecars_says_so() -> None:
     pool = Pool()
     await pool.tick()
-    shown = pool.look()
+    shown = pool.snapshot()
     assert shown.notices == ("no sidecar reports",)
     assert (shown.replicas.desired, shown.replicas.reason) == (
         None,
@@ -237,11 +237,13 @@ async def test_guarantees_beyond_what_may_be_provisioned_are_said() -> None:
     await pool.tick()
     await pool.say("s0", SidecarReport(small, small, engine_up=True))
     await pool.tick()
-    assert pool.look().notices == ("the guarantees are more tokens_per_second than 2 replicas could carry",)
+    assert pool.snapshot().notices == (
+        "the guarantees are more tokens_per_second than 2 replicas could carry",
+    )
 
 
 async def test_before_the_first_tick_there_is_little_to_show() -> None:
-    shown = Pool().look()
+    shown = Pool().snapshot()
     assert (shown.entitlements, shown.notices) == ((), ("the lease store was not read yet",))
 
 
@@ -253,7 +255,7 @@ async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_s
     await pool.opened()
     pool.store.is_down = True
     await pool.tick(7.0)
-    shown = pool.look()
+    shown = pool.snapshot()
     assert shown.notices == (
         "the lease store does not answer: no route to the lease store; the page is 7 s old",
     )
@@ -265,10 +267,10 @@ async def test_who_looks_on_says_so() -> None:
     await pool.tick()
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.look().leader == "another coordinator; this one follows"
+    assert pool.snapshot().leader == "another coordinator; this one follows"
     pool.store.is_down = True
     await pool.tick()
-    assert pool.look().leader == "unknown: the lease store does not answer"
+    assert pool.snapshot().leader == "unknown: the lease store does not answer"
 
 
 async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
@@ -279,9 +281,9 @@ async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
     pool.file = parse(POOL.replace("concurrency: 6", "concurrency: 5"), name="pool.yaml").file
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.look().notices == ("another pool file than this coordinator's is in force",)
+    assert pool.snapshot().notices == ("another pool file than this coordinator's is in force",)
     pool.telemetry.config_is_current = False
-    assert pool.admin.look().notices == ("the pool file on disk is invalid: the old one is in force",)
+    assert pool.admin.snapshot().notices == ("the pool file on disk is invalid: the old one is in force",)
 
 
 async def test_an_entitlement_that_was_just_added_is_shown_with_what_it_may_use() -> None:
@@ -289,8 +291,8 @@ async def test_an_entitlement_that_was_just_added_is_shown_with_what_it_may_use(
     await pool.opened()
     later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file
     pool.leader.follow(later, later.pools[0])
-    shown = {e.name: e for e in pool.look().entitlements}
+    shown = {e.name: e for e in pool.snapshot().entitlements}
     assert set(shown) == {"g", "s", "new"}
     assert shown["new"].limit[2] >= 1
     await pool.tick()
-    assert {e.name: e.limit for e in pool.look().entitlements}["new"] == shown["new"].limit
+    assert {e.name: e.limit for e in pool.snapshot().entitlements}["new"] == shown["new"].limit

@@ -26,7 +26,7 @@ async def test_a_coordinator_that_starts_late_answers_as_the_leader_does() -> No
     await pair.run(5, 3, a)
     await pair.run(5, 1, a)  # held at 3 for the down window
     assert await a.desired() == 3
-    await b.leader.turn()
+    await b.leader.run_tick()
     assert await b.desired() == 3
     await pair.run(301, 1)
     assert [await each.desired() for each in pair.all] == [1, 1]
@@ -131,7 +131,7 @@ async def test_a_hint_that_nobody_renews_is_503_after_a_lease_and_four_ticks() -
     )
     assert b.metrics("tokenpool_desired_replicas") == b.metrics("tokenpool_desired_replicas_reason") == []
     assert await a.desired() is None
-    assert b.admin.look().pools[0].replicas.desired is None
+    assert b.admin.snapshot().pools[0].replicas.desired is None
 
 
 async def test_a_failover_is_not_seen_in_the_answers() -> None:
@@ -178,7 +178,7 @@ async def test_a_store_that_lost_everything_changes_no_answer() -> None:
 async def test_without_a_hint_a_pool_that_has_just_begun_keeps_what_runs() -> None:
     pair = Pair()
     a, b = pair.all
-    await a.leader.turn()
+    await a.leader.run_tick()
     status, body = await a.scale()
     assert (status, body["error"]) == (
         503,
@@ -207,7 +207,7 @@ async def test_a_hint_of_another_version_is_no_answer(content: bytes) -> None:
     a, b = pair.all
     await pair.run(5, 3, a)
     await pair.shared.publish_scale_hint(content, a.leader.epoch)
-    await b.leader.turn()
+    await b.leader.run_tick()
     status, body = await b.scale()
     assert status == 503
     assert "the stored scale hint:" in body["error"]
@@ -233,7 +233,7 @@ async def test_the_live_page_shows_the_hint_and_its_age() -> None:
     pair = Pair()
     await pair.run(5, 3)
     for each in pair.all:
-        shown = each.admin.look().pools[0].replicas
+        shown = each.admin.snapshot().pools[0].replicas
         assert (shown.desired, shown.reason) == (3, "concurrency needs 3; computed 0 s ago")
 
 
@@ -274,7 +274,7 @@ def test_two_never_differ_for_longer_than_a_second(
                 await pair.ask(replicas, UP)
                 for number, each in enumerate(pair.all):
                     if number not in still:
-                        await each.leader.turn()
+                        await each.leader.run_tick()
                 said = {await each.desired() for each in pair.all} - {None}
                 assert max(said, default=0) <= most
                 if len(said) < 2:

@@ -7,9 +7,9 @@ import pytest
 from dashboard.history import BUCKET_S, BUCKETS, History
 from dashboard.recent import WINDOW_S, quantile
 from dashboard.server import changes
-from dashboard.snapshot import SERVED, FirstTokens, PoolLook, Snapshot, Tally, Wanted
-from dashboard.view import LiveView, Watch
-from tests.support.snapshots import entitlement, look, pool
+from dashboard.snapshot import SERVED, FirstTokens, ShownPool, Snapshot, Tally, Wanted
+from dashboard.view import LiveView, ViewMaker
+from tests.support.snapshots import entitlement, pool, snapshot
 
 BOUNDS = (0.01, 0.1, 1.0)
 
@@ -82,9 +82,9 @@ def firsts(**of: FirstTokens) -> dict[str, Tally]:
 
 
 def rows_after(*tallies: dict[str, Tally]) -> LiveView:
-    watch, now = Watch(), 100.0
+    watch, now = ViewMaker(), 100.0
     for each in tallies:
-        view = watch.follow(look(pool(tallies=each)), now)
+        view = watch.follow(snapshot(pool(tallies=each)), now)
         now += 0.5
     return view
 
@@ -101,8 +101,8 @@ def test_without_a_first_token_there_is_no_number_rather_than_zero() -> None:
     assert rows_after(firsts(), firsts()).rows[0].first_token_ms is None
     still = firsts(a=(1.0, (0, 1, 0, 0)))
     assert rows_after(firsts(), still).rows[0].first_token_ms == (1000, 1000)
-    looks = round(WINDOW_S / 0.5) + 1
-    assert rows_after(firsts(), *[still] * looks).rows[0].first_token_ms is None
+    snapshots = round(WINDOW_S / 0.5) + 1
+    assert rows_after(firsts(), *[still] * snapshots).rows[0].first_token_ms is None
 
 
 def test_a_sidecar_that_restarts_makes_no_first_tokens_that_never_were() -> None:
@@ -142,36 +142,36 @@ def test_a_quantile_is_a_straight_line_within_its_bucket(
 # --- what the page is told ---
 
 
-def spending(total: float, *more: str) -> PoolLook:
+def spending(total: float, *more: str) -> ShownPool:
     others = [entitlement(name) for name in more]
     return pool(entitlement(spent=total), *others, spent_from_zero=True)
 
 
-def told(*looks: tuple[float, Snapshot]) -> tuple[Watch, LiveView]:
-    watch = Watch()
-    for now, each in looks:
+def told(*snapshots: tuple[float, Snapshot]) -> tuple[ViewMaker, LiveView]:
+    watch = ViewMaker()
+    for now, each in snapshots:
         view = watch.follow(each, now)
     return watch, view
 
 
 def test_a_bucket_is_told_every_two_seconds_and_once() -> None:
-    watch, said = Watch(), []
+    watch, said = ViewMaker(), []
     for half in range(13):
-        view = watch.follow(look(spending(100.0 * half)), half / 2)
+        view = watch.follow(snapshot(spending(100.0 * half)), half / 2)
         said.append((view.bucket, view.points is not None))
     assert [bucket for bucket, is_new in said if is_new] == [1, 2, 3, 4]
     assert [place for place, (_, is_new) in enumerate(said) if is_new] == [0, 4, 8, 12]
 
 
 def test_looks_that_come_a_little_late_skip_no_bucket() -> None:
-    watch, buckets = Watch(), []
+    watch, buckets = ViewMaker(), []
     for number in range(2000):
-        buckets.append(watch.follow(look(spending(0.0)), number * 2.004).bucket)
+        buckets.append(watch.follow(snapshot(spending(0.0)), number * 2.004).bucket)
     assert buckets == list(range(1, 2001))
 
 
 def test_a_bucket_names_what_was_active_and_the_pool() -> None:
-    _, view = told((0.0, look(spending(0, "idle"))), (2.0, look(spending(400, "idle"))))
+    _, view = told((0.0, snapshot(spending(0, "idle"))), (2.0, snapshot(spending(400, "idle"))))
     assert [(point.name, point.values) for point in view.points or ()] == [
         ("", [0, 0]),
         ("a", [200, 0, 0, 0]),
@@ -179,7 +179,9 @@ def test_a_bucket_names_what_was_active_and_the_pool() -> None:
 
 
 def test_a_whole_view_comes_with_the_history_and_a_new_row_with_its_own() -> None:
-    watch, view = told((0.0, look(spending(0))), (2.0, look(spending(400))), (4.0, look(spending(800))))
+    watch, view = told(
+        (0.0, snapshot(spending(0))), (2.0, snapshot(spending(400))), (4.0, snapshot(spending(800)))
+    )
     pasts = watch.past([("chat", ""), ("chat", "a"), ("chat", "idle"), ("gone", "a")])
     assert [(past.name, past.series[0]) for past in pasts] == [("", [0, 0, 0]), ("a", [200, 200])]
     seen = changes(LiveView("coordinator", "c0"), view, watch.past)
@@ -188,9 +190,9 @@ def test_a_whole_view_comes_with_the_history_and_a_new_row_with_its_own() -> Non
 
 
 def test_an_entitlement_that_begins_is_counted_from_zero_only_where_that_is_known() -> None:
-    first, then = look(pool(entitlement("b"))), [entitlement("b"), entitlement("a", spent=1000.0)]
+    first, then = snapshot(pool(entitlement("b"))), [entitlement("b"), entitlement("a", spent=1000.0)]
     for from_zero, rate in ((True, 500.0), (False, 0.0)):
-        _, view = told((0.0, first), (2.0, look(pool(*then, spent_from_zero=from_zero))))
+        _, view = told((0.0, first), (2.0, snapshot(pool(*then, spent_from_zero=from_zero))))
         assert view.rows[1].in_use[0] == rate
 
 
@@ -202,9 +204,9 @@ def test_the_page_shows_active_ones_first_and_says_how_many_it_leaves_out() -> N
         return 1.0 if name in ("e7", "e9") else 0.0
 
     names = [f"e{n}" for n in range(10)]
-    watch = Watch(most_rows=3)
+    watch = ViewMaker(most_rows=3)
     each = pool(*(entitlement(n, in_use=(None, 0.0, busy(n))) for n in names), total=1000)
-    view = watch.follow(look(each), 0.0)
+    view = watch.follow(snapshot(each), 0.0)
     assert len(view.rows) == 3
     assert {"e7", "e9"} < {row.name for row in view.rows}
     assert (view.pools[0].hidden, view.pools[0].hidden_active) == (997, 0)
@@ -213,9 +215,9 @@ def test_the_page_shows_active_ones_first_and_says_how_many_it_leaves_out() -> N
 def test_one_that_is_shed_is_shown_before_the_busiest() -> None:
     def each(shed: int) -> Snapshot:
         rows = [entitlement(f"e{n}", in_use=(None, 0.0, float(n < 9))) for n in range(10)]
-        return look(pool(*rows, tallies={"s0": Tally({"e9": {"concurrency": shed}})}))
+        return snapshot(pool(*rows, tallies={"s0": Tally({"e9": {"concurrency": shed}})}))
 
-    watch = Watch(most_rows=3)
+    watch = ViewMaker(most_rows=3)
     watch.follow(each(0), 0.0)
     view = watch.follow(each(4), 0.5)
     assert "e9" in {row.name for row in view.rows}
@@ -224,9 +226,9 @@ def test_one_that_is_shed_is_shown_before_the_busiest() -> None:
 
 def test_equals_do_not_take_turns() -> None:
     rows = [entitlement(f"e{n}", in_use=(None, 0.0, 1.0)) for n in range(10)]
-    watch = Watch(most_rows=3)
-    first = watch.follow(look(pool(*rows)), 0.0)
-    second = watch.follow(look(pool(*reversed(rows))), 0.5)
+    watch = ViewMaker(most_rows=3)
+    first = watch.follow(snapshot(pool(*rows)), 0.0)
+    second = watch.follow(snapshot(pool(*reversed(rows))), 0.5)
     assert {row.name for row in first.rows} == {row.name for row in second.rows}
 
 
@@ -240,7 +242,7 @@ def test_a_look_names_what_is_wanted_and_what_is_active_and_fills_up() -> None:
 def test_what_was_active_is_named_until_its_rates_are_gone() -> None:
     tallies = {"s0": Tally({"a": {SERVED: 1}})}
     before = pool(entitlement("b"), tallies={"s0": Tally({})})
-    watch, _ = told((0.0, look(before)), (2.0, look(pool(entitlement("b"), tallies=tallies))))
+    watch, _ = told((0.0, snapshot(before)), (2.0, snapshot(pool(entitlement("b"), tallies=tallies))))
     assert watch.shown() == {"a", "b"}
-    watch.follow(look(pool(entitlement("b"))), 2.0 + WINDOW_S + 1)
+    watch.follow(snapshot(pool(entitlement("b"))), 2.0 + WINDOW_S + 1)
     assert watch.shown() == {"b"}

@@ -1,4 +1,4 @@
-"""What the live page shows: looks in, one view after another out. No clock, no HTTP."""
+"""What the live page shows: snapshots in, one view after another out. No clock, no HTTP."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from dashboard.server import changes, event
 from dashboard.snapshot import (
     SERVED,
     UNKNOWN_FROM,
-    EntitlementLook,
-    PoolLook,
     Replicas,
+    ShownEntitlement,
+    ShownPool,
     Snapshot,
     Tally,
     vector,
 )
-from dashboard.view import LiveView, PoolView, Row, Watch
-from tests.support.snapshots import CAPACITY, counted, entitlement, look, pool
+from dashboard.view import LiveView, PoolView, Row, ViewMaker
+from tests.support.snapshots import CAPACITY, counted, entitlement, pool, snapshot
 from tokenpool.capacity.model import UNLEARNED_TOKENS_PER_SECOND
 from tokenpool.leases.wire import REPORTED_OUTCOMES
 from tokenpool.outcomes import Ending, Reason
 
 
-def after(*pools: PoolLook, every_s: float = 0.5) -> LiveView:
-    """The view after these looks at one pool, one after another."""
-    watch, now = Watch(), 100.0
+def after(*pools: ShownPool, every_s: float = 0.5) -> LiveView:
+    """The view after these snapshots at one pool, one after another."""
+    watch, now = ViewMaker(), 100.0
     for each in pools:
-        view = watch.follow(look(each), now)
+        view = watch.follow(snapshot(each), now)
         now += every_s
     return view
 
 
-def row(*pools: PoolLook, every_s: float = 0.5) -> Row:
+def row(*pools: ShownPool, every_s: float = 0.5) -> Row:
     return after(*pools, every_s=every_s).rows[0]
 
 
@@ -55,9 +55,9 @@ def test_rates_are_differences_between_looks() -> None:
 
 def test_a_shed_is_shown_until_the_window_has_passed_it() -> None:
     quiet, shed = pool(tallies=counted(a={})), pool(tallies=counted(a={"kv_tokens": 5}))
-    looks = round(WINDOW_S / 0.5)
-    still = row(quiet, *[shed] * looks)
-    gone = row(quiet, *[shed] * (looks + 1))
+    snapshots = round(WINDOW_S / 0.5)
+    still = row(quiet, *[shed] * snapshots)
+    gone = row(quiet, *[shed] * (snapshots + 1))
     assert still.sheds[0].per_s == 1.0
     assert (gone.sheds, gone.shed_per_s) == ((), 0.0)
 
@@ -69,7 +69,7 @@ def test_the_most_frequent_reason_comes_first() -> None:
 
 
 def test_sidecars_are_summed() -> None:
-    def both(first: int, second: int) -> PoolLook:
+    def both(first: int, second: int) -> ShownPool:
         return pool(tallies={"s0": Tally({"a": {SERVED: first}}), "s1": Tally({"a": {SERVED: second}})})
 
     assert row(both(10, 100), both(11, 103)).served_per_s == 8.0
@@ -102,7 +102,7 @@ def test_an_entitlement_named_for_the_first_time_had_nothing_before() -> None:
 
 
 def test_a_report_that_leaves_some_out_makes_no_spike_when_it_names_them() -> None:
-    def partial(**outcomes: dict[str, int]) -> PoolLook:
+    def partial(**outcomes: dict[str, int]) -> ShownPool:
         return pool(tallies={"s0": Tally(outcomes, is_whole=False)})
 
     assert row(partial(), partial(a={SERVED: 9000})).served_per_s == 0.0
@@ -110,7 +110,7 @@ def test_a_report_that_leaves_some_out_makes_no_spike_when_it_names_them() -> No
 
 
 def test_throughput_in_use_is_what_was_spent_of_late() -> None:
-    def spent(total: float) -> PoolLook:
+    def spent(total: float) -> ShownPool:
         return pool(entitlement(spent=total), entitlement("b", spent=3 * total))
 
     view = after(spent(1000), spent(1100))
@@ -119,7 +119,7 @@ def test_throughput_in_use_is_what_was_spent_of_late() -> None:
 
 
 def test_refunds_and_lease_store_that_begin_anew_make_no_negative_use() -> None:
-    def spent(total: float) -> PoolLook:
+    def spent(total: float) -> ShownPool:
         return pool(entitlement(spent=total))
 
     assert row(spent(1000), spent(900)).in_use[0] == 0
@@ -128,7 +128,7 @@ def test_refunds_and_lease_store_that_begin_anew_make_no_negative_use() -> None:
 
 
 def test_what_is_held_is_a_mean_of_the_last_looks() -> None:
-    def holding(kv_tokens: float, sequences: float) -> PoolLook:
+    def holding(kv_tokens: float, sequences: float) -> ShownPool:
         in_use = (None, kv_tokens, sequences)
         return pool(entitlement(in_use=in_use), in_use=in_use)
 
@@ -147,14 +147,14 @@ def test_an_entitlement_is_shown_where_it_uses_most_of_the_pool() -> None:
 
 
 def test_it_is_shown_where_it_is_shed() -> None:
-    def shed(n: int) -> PoolLook:
+    def shed(n: int) -> ShownPool:
         return pool(entitlement(in_use=(None, 9000.0, 1.0)), tallies=counted(a={"tokens_per_second": n}))
 
     assert row(shed(0), shed(3)).dimension == words.TOKENS_PER_SECOND
 
 
 def test_dimensions_that_are_alike_do_not_take_turns() -> None:
-    def using(kv_tokens: float, sequences: float) -> PoolLook:
+    def using(kv_tokens: float, sequences: float) -> ShownPool:
         return pool(entitlement(in_use=(None, kv_tokens, sequences)))
 
     slots, a_little_more_cache, much_more_cache = using(4900, 4), using(5200, 4), using(8000, 4)
@@ -174,7 +174,7 @@ def test_a_whole_bar_is_the_pool_or_whatever_is_larger() -> None:
 
 
 def test_where_capacity_is_not_known_only_a_ceiling_bounds() -> None:
-    def learning(ceiling: float | None) -> PoolLook:
+    def learning(ceiling: float | None) -> ShownPool:
         one = entitlement(limit=(4e8, 1.0, 1.0), ceiling=(ceiling, None, None))
         return pool(one, capacity=(None, 10_000.0, 8.0))
 
@@ -202,7 +202,7 @@ def test_a_pool_says_what_it_carries() -> None:
 
 
 def test_a_pool_without_entitlements_is_shown() -> None:
-    bare = PoolLook("chat", "nobody", capacity=CAPACITY)
+    bare = ShownPool("chat", "nobody", capacity=CAPACITY)
     view = after(bare, bare)
     assert (view.rows, view.pools[0].scale) == ((), CAPACITY)
 
@@ -226,10 +226,13 @@ POOL = (CAPACITY, (900.0, 5000.0, 8.0), Replicas(2, 1))
 @pytest.mark.parametrize(
     ("reason", "text"),
     [
-        ("tokens_per_second", "tokens/s: limit 500, in use 500, asks for 1,700"),
-        ("kv_tokens", "KV tokens: limit 5,000, in use 4,096, asks for 9,000"),
-        ("concurrency", "sequences: limit 4, in use 4, asks for 9.5"),
-        ("engine_full", "engine full: 8 of 8 sequences in use, and only what is assured may queue"),
+        ("tokens_per_second", "tokens/s: limit 500, in use 500, demand 1,700"),
+        ("kv_tokens", "KV tokens: limit 5,000, in use 4,096, demand 9,000"),
+        ("concurrency", "sequences: limit 4, in use 4, demand 9.5"),
+        (
+            "engine_full",
+            "engine full: 8 of 8 sequences in use; only the assured share may queue",
+        ),
         ("engine_down", "engine down: 1 of 2 answer"),
         ("of_a_later_version", "of a later version"),
     ],
@@ -267,7 +270,7 @@ def test_only_what_changed_is_told() -> None:
 
 def test_what_a_process_says_of_itself_is_passed_on() -> None:
     said = Snapshot("sidecar", "s0", (), ("draining",), "one of several")
-    view = Watch().follow(said, 0.0)
+    view = ViewMaker().follow(said, 0.0)
     told = changes(view, view)
     for shown in (view, told):
         assert (shown.process, shown.name, shown.notices, shown.about) == (
@@ -279,10 +282,10 @@ def test_what_a_process_says_of_itself_is_passed_on() -> None:
 
 
 def test_pools_do_not_mix() -> None:
-    watch = Watch()
+    watch = ViewMaker()
 
     def two(first: int, second: int) -> Any:
-        return look(
+        return snapshot(
             pool(tallies=counted(a={SERVED: first})), pool(name="code", tallies=counted(a={SERVED: second}))
         )
 
@@ -293,7 +296,7 @@ def test_pools_do_not_mix() -> None:
 
 def test_an_event_is_one_line_of_data_whatever_names_hold() -> None:
     hostile = "x\n\ndata: y\r</script><script>alert(1)</script>"
-    text = event("view", after(pool(EntitlementLook(hostile, "spot"))))
+    text = event("view", after(pool(ShownEntitlement(hostile, "spot"))))
     assert text.count(b"\n") == 3
     assert text.startswith(b"event: view\ndata: {")
     assert text.endswith(b"}\n\n")

@@ -27,8 +27,8 @@ async def test_a_change_is_told_once(tmp_path: Path) -> None:
             file.unlink()
         else:
             file.write_text(content)
-        await owner.watch.look()
-        await owner.watch.look()
+        await owner.watch.check()
+        await owner.watch.check()
         assert owner.told == told
 
 
@@ -37,12 +37,12 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path
     file.write_text("a")
     owner = Owner(file)
     file.write_text("ab")
-    await owner.watch.look()
+    await owner.watch.check()
 
     file.write_text("abc")  # the owner has read "ab", and names what it watches from now
     other.write_text("x")
     owner.watch.follow((file, other))
-    await owner.watch.look()
+    await owner.watch.check()
 
     assert owner.told == 2
 
@@ -50,7 +50,7 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path
 async def test_what_is_asked_for_is_read_at_once(tmp_path: Path) -> None:
     owner = Owner(tmp_path / "file")
     running = asyncio.create_task(owner.watch.run())
-    owner.watch.ask()
+    owner.watch.request_reload()
     async with asyncio.timeout(5):
         await owner.was_told.wait()
     running.cancel()

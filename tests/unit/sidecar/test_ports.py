@@ -137,7 +137,7 @@ async def test_a_message_that_is_cancelled_has_a_result() -> None:
     while not store.heard:
         await asyncio.sleep(0)
 
-    landing = asyncio.ensure_future(ports.landed())
+    landing = asyncio.ensure_future(ports.wait_for_results())
     await asyncio.sleep(0)
     landing.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
 from sidecar.proxy.bounds import Bounds
-from sidecar.telemetry import FAMILIES, NOBODY, OTHER, PER_PIECE, Telemetry
+from sidecar.telemetry import FAMILIES, OTHER, PER_PIECE, UNIDENTIFIED, Telemetry
 from tests.support.domain_builders import ASK, PLENTY, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -166,7 +166,7 @@ def test_an_entitlement_that_is_called_like_the_rest_is_part_of_it() -> None:
 
     page = pool.page()
 
-    assert shown(page) == {"a", OTHER, NOBODY}
+    assert shown(page) == {"a", OTHER, UNIDENTIFIED}
 
 
 USES = st.lists(
@@ -248,7 +248,7 @@ def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
     pool = Pool(*(entitlement(f"t{number}") for number in range(250)), most_series=1)
     bounds = Bounds(1000, 1 << 20, 0.5, 0.25)
     for account in pool.accounts.values():
-        bounds.of(account).join(10)
+        bounds.of(account).add_connection(10)
 
     pieces = list(bounds.pieces(pool.telemetry.label))
 
@@ -256,5 +256,5 @@ def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
     assert page["tokenpool_connections{entitlement=t0}"] == 1
     assert page[f"tokenpool_connections{{entitlement={OTHER}}}"] == 249
     assert page[f"tokenpool_buffered_bytes{{entitlement={OTHER}}}"] == 2490
-    assert page[f"tokenpool_connections{{entitlement={NOBODY}}}"] == 0
+    assert page[f"tokenpool_connections{{entitlement={UNIDENTIFIED}}}"] == 0
     assert len(pieces) >= 250 / HOLDERS_PER_PIECE

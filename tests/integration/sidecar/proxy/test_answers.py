@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from sidecar.app import Sidecar
 from sidecar.dialects.reported_usage import NoUsage
-from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.stream_reader import FingerprintField, StreamReader
+from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import (
     DONE,
@@ -80,7 +81,7 @@ def shown() -> StreamReader:
 
 
 def hidden() -> StreamReader:
-    return StreamReader(Stamp())
+    return StreamReader(FingerprintField())
 
 
 def body(**fields: Any) -> bytes:
@@ -284,9 +285,9 @@ def test_usage_is_read_in_every_shape_in_random_pieces(name: str, data: st.DataO
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 def test_each_event_leaves_with_its_last_byte(end: bytes) -> None:
-    stamp = Stamp()
-    stamp.learn("fp")
-    reader = StreamReader(stamp)
+    fingerprint = FingerprintField()
+    fingerprint.learn("fp")
+    reader = StreamReader(fingerprint)
     token, finish, usage, done = (
         e.replace(b"\n", end) for e in (token_event(), FINISH_EVENT, usage_event(), DONE)
     )
@@ -298,10 +299,10 @@ def test_each_event_leaves_with_its_last_byte(end: bytes) -> None:
 
 def test_a_line_feed_after_the_last_carriage_return_shares_the_fate_of_its_event() -> None:
     for known in (False, True):
-        stamp = Stamp()
+        fingerprint = FingerprintField()
         if known:
-            stamp.learn(None)
-        reader = StreamReader(stamp)
+            fingerprint.learn(None)
+        reader = StreamReader(fingerprint)
         token, finish, usage = (
             e.replace(b"\n", b"\r\n") for e in (token_event(), FINISH_EVENT, usage_event(fingerprint=None))
         )

@@ -75,7 +75,7 @@ def holds(sidecar: Sidecar, name: str) -> int:
 def nothing_is_held(sidecar: Sidecar) -> bool:
     bounds = sidecar.manager.bounds
     return bounds.buffered == 0 and not any(
-        h.buffered for h in (bounds.unidentified, *bounds._holders.values())
+        h.buffered for h in (bounds.unidentified, *bounds._callers.values())
     )
 
 
@@ -87,7 +87,7 @@ def test_one_alone_has_its_share_and_several_divide_what_there_is() -> None:
     alone = bounds.unidentified
     assert (alone.max_connections, alone.max_bytes) == (250, 250)
     for _ in range(250):
-        alone.join()
+        alone.add_connection()
     assert alone.max_connections == 250
     bounds.connections += 600
     assert alone.max_connections == 100
@@ -98,8 +98,8 @@ def test_whoever_comes_next_finds_room_however_greedy_the_others_are() -> None:
     unidentified = bounds.unidentified
     bounds.connections = bounds.buffered = 990
     assert unidentified.max_connections == 2
-    assert unidentified.take(2)
-    assert not unidentified.take(1)
+    assert unidentified.reserve_bytes(2)
+    assert not unidentified.reserve_bytes(1)
     bounds.connections = 999
     assert unidentified.max_connections == 1
     bounds.connections = 1000
@@ -313,9 +313,9 @@ async def test_answers_that_are_left_unread_count_and_the_one_too_many_is_cut(
         for _, writer in streams:
             writer.transport.pause_reading()
             writer.write(request("/v1/chat/completions", STREAM, key="e-key"))
-        holder = sidecar.manager.bounds.of(sidecar.controller.accounts["e"])
-        await until(lambda: holder.cut > 0)
-        assert 0 < holder.buffered <= 250_000
+        caller = sidecar.manager.bounds.of(sidecar.controller.accounts["e"])
+        await until(lambda: caller.cut > 0)
+        assert 0 < caller.buffered <= 250_000
         for _, writer in streams:
             writer.transport.abort()
         await until(lambda: is_whole(sidecar) and nothing_is_held(sidecar))
@@ -332,7 +332,7 @@ async def test_requests_wait_while_answers_are_unread_and_go_on_when_they_are_re
         writer.transport.pause_reading()
         for _ in range(40):
             writer.write(request("/v1/models", key="e-key", method="GET", headers={"x-test": "1"}))
-        await until(lambda: any(guest.buffered > 64_000 for guest in sidecar.manager.connections))
+        await until(lambda: any(connection.buffered > 64_000 for connection in sidecar.manager.connections))
         seen = -1
         while seen != len(engine.received):  # until nothing moves any more
             seen = len(engine.received)
@@ -368,26 +368,26 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
 
 
 def test_answers_that_nobody_pays_for_are_delayed() -> None:
-    holder = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).unidentified
+    caller = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).unidentified
     for _ in range(4):
-        holder.join()
-    assert [holder.unmetered_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
-    assert holder.unmetered_s(0.0, 0.3) == 0.0
-    assert holder.unmetered_s(2 * UNMETERED_S, 0.3) == pytest.approx(1.2)
-    assert holder.unmetered_s(UNMETERED_S, 0.3) == pytest.approx(0.8)
+        caller.add_connection()
+    assert [caller.unmetered_s(0.0, 0.0) for _ in range(12)] == [0.0] * 10 + [0.4] * 2
+    assert caller.unmetered_s(0.0, 0.3) == 0.0
+    assert caller.unmetered_s(2 * UNMETERED_S, 0.3) == pytest.approx(1.2)
+    assert caller.unmetered_s(UNMETERED_S, 0.3) == pytest.approx(0.8)
     for _ in range(200):
-        holder.join()
-    assert holder.unmetered_s(0.0, 0.3) == MAX_DELAY_S
-    assert holder.unmetered_s(0.0, 60.0) == 0.0
+        caller.add_connection()
+    assert caller.unmetered_s(0.0, 0.3) == MAX_DELAY_S
+    assert caller.unmetered_s(0.0, 60.0) == 0.0
 
 
 def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
-    holder = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).unidentified
-    assert holder.large_body_wait_s(0.0) == 0
-    holder.read_large(400)
-    assert holder.large_body_wait_s(0.0) == pytest.approx(3.0, abs=0.01)
-    assert holder.large_body_wait_s(2.5) == pytest.approx(0.5, abs=0.01)
-    assert holder.large_body_wait_s(3.5) == 0
+    caller = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).unidentified
+    assert caller.large_body_wait_s(0.0) == 0
+    caller.read_large(400)
+    assert caller.large_body_wait_s(0.0) == pytest.approx(3.0, abs=0.01)
+    assert caller.large_body_wait_s(2.5) == pytest.approx(0.5, abs=0.01)
+    assert caller.large_body_wait_s(3.5) == 0
 
 
 async def test_a_connection_that_is_cut_while_an_answer_is_delayed_gives_what_it_kept_once(
@@ -437,7 +437,7 @@ async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
             assert (await read_response(reader)).status in (200, 401)
             assert (await served(streams[0], "g-key")).status == 200
         bounds = sidecar.manager.bounds
-        assert sum(h.delayed for h in (bounds.unidentified, *bounds._holders.values())) >= 5
+        assert sum(h.delayed for h in (bounds.unidentified, *bounds._callers.values())) >= 5
 
 
 async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
@@ -547,10 +547,10 @@ async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine
         public = await ask(sidecar, b"GET /health" + keyless + b"y" * 70_000)
         preflight = await ask(sidecar, b"OPTIONS /v1/completions" + keyless + b"y" * 70_000)
     assert beside.status == 400
-    assert "bytes beside its prompt and tools" in beside.error()["message"]
+    assert "bytes outside its prompt and tools" in beside.error()["message"]
     for refused in (free, public, preflight):
         assert refused.status == 413
-        assert "a route that costs no tokens" in refused.error()["message"]
+        assert "routes that cost no tokens" in refused.error()["message"]
     assert engine.received == []
 
 

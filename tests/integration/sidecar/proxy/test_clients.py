@@ -24,7 +24,7 @@ from runtime.listening import CannotListen, bound, listening
 from runtime.options import Address, Addresses, SettingsError, address, addresses, upstream
 from sidecar.app import Sidecar
 from sidecar.decisions import Refusal
-from sidecar.engine.cors import LONGEST_ORIGIN, MOST_ORIGINS, STRANGER, Cors
+from sidecar.engine.cors import LONGEST_ORIGIN, MOST_ORIGINS, PROBE_ORIGIN, Cors
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.heads import RequestHead, canonical
@@ -238,8 +238,8 @@ A, B = b"https://a.example", b"https://b.example"
         ([(A, b"*", True)], True, True),
         ([(A, A, True)], True, False),
         ([(A, A, False)], True, False),
-        ([(STRANGER, STRANGER, True)], True, True),
-        ([(STRANGER, None, True)], False, False),
+        ([(PROBE_ORIGIN, PROBE_ORIGIN, True)], True, True),
+        ([(PROBE_ORIGIN, None, True)], False, False),
         ([(A, B, True)], False, False),
         ([(A, b"", True)], False, False),
         ([(A, A + b", " + B, True)], False, False),

@@ -162,7 +162,7 @@ async def test_any_other_transition_is_an_error(engine: FakeEngine, tmp_path: Pa
             for life in set(Life) - set(LIFE[connection._life]):
                 with pytest.raises(IllegalTransition):
                     connection._become(life)
-        sidecar.manager.leave(connection)
+        sidecar.manager.remove(connection)
 
 
 def test_states_change_only_where_they_are_checked() -> None:

@@ -119,7 +119,7 @@ async def test_a_renewed_certificate_is_for_new_connections_and_cuts_none(
         await reader.readuntil(b"\r\n\r\n")
         certify(tmp_path, "second")
         assert sidecar.certificate is not None
-        await sidecar.certificate.watch.look()
+        await sidecar.certificate.watch.check()
         assert await shown_name(sidecar, trusting(files["tls_cert"])) == "second"
         go_on.set()
         assert b"".join([part async for part in read_chunks(reader)]).endswith(fake.DONE)
@@ -144,14 +144,14 @@ async def test_a_pair_that_does_not_fit_leaves_the_old_in_force_and_is_told(
         assert sidecar.certificate is not None
         for wrong in (stranger.read_bytes(), b"", good[:100]):
             files["tls_key"].write_bytes(wrong)
-            await sidecar.certificate.watch.look()
+            await sidecar.certificate.watch.check()
             assert await shown_name(sidecar, tls) == "first"
             status, text = await admin(sidecar, "/readyz")
             assert (status, json.loads(text)["status"]) == (200, "degraded")
             assert f"--tls-cert {files['tls_cert']}" in text
         _, metrics = await admin(sidecar, "/metrics")
         files["tls_key"].write_bytes(good)
-        await sidecar.certificate.watch.look()
+        await sidecar.certificate.watch.check()
         _, text = await admin(sidecar, "/readyz")
         _, mended = await admin(sidecar, "/metrics")
     assert "the old one stays in force" in caplog.text

@@ -140,17 +140,16 @@ def shed(reason: Reason, dimension: Dimension, *, in_use: float = 3.0) -> Shed:
         (
             shed(Reason.CONCURRENCY, Dimension.CONCURRENCY),
             "entitlement 'a' shed on concurrency: limit of entitlement 'a' 4, in use 3, cost 2;"
-            " come back in 9.00 s",
+            " retry in 9.00 s",
         ),
         (
             shed(Reason.ENGINE_FULL, Dimension.CONCURRENCY),
-            "entitlement 'a' shed on concurrency: limit of the engine 4, in use 3, cost 2;"
-            " come back in 9.00 s",
+            "entitlement 'a' shed on concurrency: limit of the engine 4, in use 3, cost 2; retry in 9.00 s",
         ),
         (
             shed(Reason.TOKENS_PER_SECOND, Dimension.TOKENS_PER_SECOND),
             "entitlement 'a' shed on tokens_per_second: limit of entitlement 'a' 4,"
-            " 3 tokens spent ahead, cost 2; come back in 9.00 s",
+            " 3 tokens used in advance, cost 2; retry in 9.00 s",
         ),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_response_is_priced_by_input_and_instructions() -> None:
 
 def test_a_response_names_what_it_goes_on_from_and_how_it_is_called() -> None:
     parsed = responses.parse(written(input="x", previous_response_id="resp_1", request_id="resp_2"))
-    assert (parsed.continues, parsed.called) == ("resp_1", "resp_2")
+    assert (parsed.continued_response, parsed.response_name) == ("resp_1", "resp_2")
 
 
 def test_a_response_in_the_background_would_run_for_nobody() -> None:
@@ -200,7 +200,7 @@ def test_every_form_of_coheres_inputs_is_priced(fields: dict[str, Any], asked: A
     [
         ({}, "one of texts, images and inputs"),
         ({"texts": ["a"], "images": ["b"]}, "one of texts, images and inputs"),
-        ({"texts": []}, "something to embed"),
+        ({"texts": []}, "input to embed"),
         ({"texts": "a"}, "texts must be a list"),
         ({"inputs": [5]}, "Expected `object`"),
         ({"texts": ["a"] * 2049}, "more than 2048"),
@@ -446,24 +446,24 @@ def test_stored_responses_have_paths_of_their_own() -> None:
 
 def test_a_stored_response_is_its_makers_alone() -> None:
     stored = StoredResponses()
-    stored.remember("resp_1", "a", 30)
+    stored.record("resp_1", "a", 30)
     assert stored.tokens("resp_1", "a") == 30
     assert stored.tokens("resp_1", "b") is None
-    assert stored.is_taken("resp_1", "b")
-    assert not stored.is_taken("resp_1", "a")
-    assert not stored.is_taken("resp_2", "b")
+    assert stored.belongs_to_another("resp_1", "b")
+    assert not stored.belongs_to_another("resp_1", "a")
+    assert not stored.belongs_to_another("resp_2", "b")
 
 
 def test_the_oldest_stored_responses_are_forgotten() -> None:
     stored = StoredResponses()
-    stored.remember("resp_b", "b", 7)
-    stored.remember("x" * 129, "a", 1)
+    stored.record("resp_b", "b", 7)
+    stored.record("x" * 129, "a", 1)
     for number in range(MOST_STORED + 1):
-        stored.remember(f"resp_{number}", "a", number)
+        stored.record(f"resp_{number}", "a", number)
     assert stored.tokens("resp_0", "a") is None
     assert stored.tokens(f"resp_{MOST_STORED}", "a") == MOST_STORED
     assert stored.tokens("resp_b", "b") == 7
     assert stored.tokens("x" * 129, "a") is None
-    stored.remember("resp_b", "a", 8)
+    stored.record("resp_b", "a", 8)
     assert stored.tokens("resp_b", "b") is None
-    assert stored.is_taken("resp_b", "b")
+    assert stored.belongs_to_another("resp_b", "b")

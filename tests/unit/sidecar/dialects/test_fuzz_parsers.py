@@ -1,7 +1,7 @@
 """Fuzzing what reads bytes of tenants and engines: bodies, usage, heads. No socket, so far more examples.
 
 Python's own ``json``, which the engine reads with, judges what a body means, the strict reader what a head
-means, slow readers of whole texts what was spent.
+means, slow readers of whole texts what was example.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from sidecar.dialects import anthropic, openai, pooling, responses
 from sidecar.dialects.bodies import Malformed, Parsed
 from sidecar.dialects.fields import with_priority
-from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.stream_reader import FingerprintField, StreamReader
+from sidecar.dialects.usage_readers import BodyReader, Reader, ResponseReader
 from sidecar.proxy.head_cache import CachedHead, only_chunk
 from sidecar.proxy.heads import RequestFramer, RequestHead, ResponseHead
 from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
@@ -363,7 +364,7 @@ def check_fields(reading: Reading, parsed: Parsed, read: dict[str, Any]) -> None
     assert ask.output_bound == reading.bound(read)
     assert ask.sequences_per_prompt == reading.sequences(read)
     assert parsed.has_priority == ("priority" in read and parsed.takes_priority)
-    assert parsed.continues == (
+    assert parsed.continued_response == (
         read.get("previous_response_id") if reading.parse is responses.parse else None
     )
 
@@ -530,7 +531,7 @@ def fed(reader: Reader, parts: list[bytes]) -> Reader:
     return reader
 
 
-class Spent(NamedTuple):
+class UsageExample(NamedTuple):
     """Bytes of an engine, what they say, and where they are cut."""
 
     data: bytes
@@ -544,26 +545,26 @@ def cut(draw: st.DrawFn, data: bytes) -> list[int]:
 
 
 @st.composite
-def unary_answers(draw: st.DrawFn) -> Spent:
+def unary_answers(draw: st.DrawFn) -> UsageExample:
     """A body whose usage comes last, or nearly."""
     block, compact = draw(blocks), draw(st.booleans())
     body = {"choices": draw(junk), "usage": block, "prompt_logprobs": draw(junk)}
     data = written(body, compact=compact)
     if draw(st.booleans()):
         data = mutated(draw, data, TOKENS)
-        return Spent(data, cut(draw, data), None)
-    return Spent(data, cut(draw, data), (None, slow_answer(body)[1]))
+        return UsageExample(data, cut(draw, data), None)
+    return UsageExample(data, cut(draw, data), (None, slow_answer(body)[1]))
 
 
 @st.composite
-def whole_responses(draw: st.DrawFn) -> Spent:
+def whole_responses(draw: st.DrawFn) -> UsageExample:
     """A body of ``/v1/responses``."""
     body = draw(answer_bodies)
     data = written(body, compact=draw(st.booleans()))
     if draw(st.booleans()):
         data = mutated(draw, data, TOKENS)
-        return Spent(data, cut(draw, data), None)
-    return Spent(data, cut(draw, data), slow_answer(body))
+        return UsageExample(data, cut(draw, data), None)
+    return UsageExample(data, cut(draw, data), slow_answer(body))
 
 
 STREAM_TOKENS = [
@@ -573,7 +574,7 @@ STREAM_TOKENS = [
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> Spent:
+def streams(draw: st.DrawFn) -> UsageExample:
     """Events, most of them well-formed."""
     made = []
     for event in draw(st.lists(events, max_size=5)):
@@ -586,8 +587,8 @@ def streams(draw: st.DrawFn) -> Spent:
     data = b"".join(event.replace(b"\n", draw(ends)) for event in mixed)
     if draw(st.booleans()):
         data = mutated(draw, data, [*TOKENS, *STREAM_TOKENS])
-        return Spent(data, cut(draw, data), None)
-    return Spent(data, cut(draw, data), slow_stream(data))
+        return UsageExample(data, cut(draw, data), None)
+    return UsageExample(data, cut(draw, data), slow_stream(data))
 
 
 def searching() -> BodyReader:
@@ -595,35 +596,35 @@ def searching() -> BodyReader:
     return BodyReader(longest=0)
 
 
-def check_bodies_usage(made: Callable[[], BodyReader]) -> Callable[[Spent], None]:
-    def check(spent: Spent) -> None:
-        whole = fed(made(), [spent.data])
+def check_bodies_usage(made: Callable[[], BodyReader]) -> Callable[[UsageExample], None]:
+    def check(example: UsageExample) -> None:
+        whole = fed(made(), [example.data])
         said = whole.response, whole.usage
-        assert spent.expected in (None, said)
+        assert example.expected in (None, said)
         assert whole.usage is None or min(whole.usage) >= 0
-        for parts in (pieces(spent.data, spent.cuts), [bytes([byte]) for byte in spent.data]):
+        for parts in (pieces(example.data, example.cuts), [bytes([byte]) for byte in example.data]):
             again = fed(made(), [part for part in parts if part])
             assert (again.response, again.usage) == said
 
     return check
 
 
-def check_streams_usage(spent: Spent) -> None:
-    """The same whatever the cuts, whether usage is shown or hidden, and whether the stamp is known."""
-    bytewise = [bytes([byte]) for byte in spent.data]
+def check_streams_usage(example: UsageExample) -> None:
+    """The same whatever the cuts, whether usage is shown or hidden, and whether the fingerprint is known."""
+    bytewise = [bytes([byte]) for byte in example.data]
     for knows in (None, False, True):
         results = []
-        for parts in ([spent.data], pieces(spent.data, spent.cuts), bytewise):
-            stamp = None if knows is None else Stamp()
-            if stamp is not None and knows:
-                stamp.learn("known")
-            reader = StreamReader(stamp)
+        for parts in ([example.data], pieces(example.data, example.cuts), bytewise):
+            fingerprint = None if knows is None else FingerprintField()
+            if fingerprint is not None and knows:
+                fingerprint.learn("known")
+            reader = StreamReader(fingerprint)
             given = b"".join([*map(reader.feed, filter(None, parts)), reader.end()])
-            assert stamp is not None or given == spent.data
-            assert spent.expected in (None, (reader.response, reader.usage))
+            assert fingerprint is not None or given == example.data
+            assert example.expected in (None, (reader.response, reader.usage))
             # No engine ends an event with more than one blank line: there, a cut may move the third line end.
             # Nor does one change its line ends: then events of one read may be counted as one.
-            is_plain = re.search(rb"(?:\r\n|\r|\n){3}|\r.*\n\n|\n\n.*\r", spent.data, re.DOTALL) is None
+            is_plain = re.search(rb"(?:\r\n|\r|\n){3}|\r.*\n\n|\n\n.*\r", example.data, re.DOTALL) is None
             seen = (reader.events, given) if is_plain else ()
             results.append((reader.response, reader.usage, seen))
         assert results[0] == results[1] == results[2]
@@ -781,19 +782,19 @@ def test_bodies_that_were_found_stay_mended(example: tuple[str, bytes]) -> None:
 
 @pytest.mark.parametrize(("data", "usage"), FOUND_USAGE)
 def test_usage_that_was_found_stays_mended(data: bytes, usage: Usage | None) -> None:
-    check_bodies_usage(searching)(Spent(data, [], (None, usage)))
+    check_bodies_usage(searching)(UsageExample(data, [], (None, usage)))
     for at in range(max(len(data) - 50, 0), len(data)):
         assert fed(searching(), pieces(data, [at])).usage == usage
 
 
 @pytest.mark.parametrize("data", FOUND_RESPONSES)
 def test_responses_that_were_found_stay_mended(data: bytes) -> None:
-    check_bodies_usage(ResponseReader)(Spent(data, [], None))
+    check_bodies_usage(ResponseReader)(UsageExample(data, [], None))
 
 
 @pytest.mark.parametrize("data", FOUND_STREAMS)
 def test_streams_that_were_found_stay_mended(data: bytes) -> None:
-    check_streams_usage(Spent(data, [], None))
+    check_streams_usage(UsageExample(data, [], None))
 
 
 def test_bodies_are_priced_as_the_engine_reads_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def test_sequences_are_the_larger_of_n_and_best_of() -> None:
         (chat, {"messages": "hi"}, "messages", "Expected `array`"),
         (chat, {"max_tokens": "5"}, "max_tokens", "Expected `int | null`"),
         (chat, {"max_tokens": 5.5}, "max_tokens", "must be a whole number, not 5.5"),
-        (chat, {"max_tokens": 1 << 40}, "max_tokens", "any engine's context window"),
+        (chat, {"max_tokens": 1 << 40}, "max_tokens", "context window of every engine"),
         (chat, {"n": 0}, "n", "from 1 to 2048"),
         (chat, {"n": 100000}, "n", "from 1 to 2048"),
         (chat, {"stream": "yes"}, "stream", "Expected `bool"),

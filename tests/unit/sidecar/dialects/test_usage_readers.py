@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.dialects.usage_readers import BodyReader, ResponseReader, Stamp, StreamReader
+from sidecar.dialects.stream_reader import FingerprintField, StreamReader
+from sidecar.dialects.usage_readers import BodyReader, ResponseReader
 from tests.fakes.scripted_engine import DONE, FINISH_EVENT, token_event, usage_event
 from tokenpool.pricing.cost import Usage
 
@@ -71,7 +72,7 @@ def test_no_bytes_make_a_reader_fail_or_change_what_it_must_not(parts: list[byte
     whole = b"".join(parts)
     assert run(BodyReader(), parts) == whole
     assert run(StreamReader(None), parts) == whole
-    run(StreamReader(Stamp()), parts)
+    run(StreamReader(FingerprintField()), parts)
 
 
 STREAM = token_event() * 3 + FINISH_EVENT + usage_event(11, 3) + DONE
@@ -81,10 +82,10 @@ SHOWN = token_event() * 3 + STAMPED + DONE
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12), st.booleans())
 def test_a_hidden_usage_event_leaves_what_the_engine_would_have_sent(cuts: list[int], knows: bool) -> None:
-    stamp = Stamp()
+    fingerprint = FingerprintField()
     if knows:
-        stamp.learn("fp")
-    reader = StreamReader(stamp)
+        fingerprint.learn("fp")
+    reader = StreamReader(fingerprint)
     assert run(reader, pieces(STREAM, cuts)) == SHOWN
     assert (reader.usage, reader.events) == (Usage(11, 3), 6)
 
@@ -97,24 +98,24 @@ def test_a_usage_that_was_asked_for_is_shown(cuts: list[int]) -> None:
 
 
 def test_events_leave_at_once_unless_they_might_be_the_hidden_one() -> None:
-    reader = StreamReader(Stamp())
+    reader = StreamReader(FingerprintField())
     assert reader.feed(token_event()) == token_event()
     assert reader.feed(token_event()[:10]) == b""
     assert reader.feed(token_event()[10:]) == token_event()
-    assert reader.feed(FINISH_EVENT) == b""  # until the stamp is known
+    assert reader.feed(FINISH_EVENT) == b""  # until the fingerprint is known
     assert reader.feed(usage_event()) == STAMPED
 
 
 def test_an_engine_without_fingerprints_has_none_put_on() -> None:
-    stamp = Stamp()
-    reader = StreamReader(stamp)
+    fingerprint = FingerprintField()
+    reader = StreamReader(fingerprint)
     shown = run(reader, [FINISH_EVENT + usage_event(fingerprint=None) + DONE])
     assert shown == FINISH_EVENT + DONE
-    assert stamp.field == b""
+    assert fingerprint.text == b""
 
 
 def test_a_stream_that_ends_without_its_usage_event_loses_nothing() -> None:
-    reader = StreamReader(Stamp())
+    reader = StreamReader(FingerprintField())
     assert run(reader, [token_event() + FINISH_EVENT + DONE]) == token_event() + FINISH_EVENT + DONE
     assert reader.usage is None
 
@@ -123,19 +124,19 @@ def test_usage_in_every_event_is_read_and_the_events_kept() -> None:
     event = (
         b'data: {"choices":[{"index":0,"delta":{}}],"usage":{"prompt_tokens":5,"completion_tokens":2}}\n\n'
     )
-    reader = StreamReader(Stamp())
+    reader = StreamReader(FingerprintField())
     assert run(reader, [event * 2]) == event * 2
     assert reader.usage == Usage(5, 2)
 
 
 def test_what_is_delayed_is_bounded() -> None:
-    reader = StreamReader(Stamp())
+    reader = StreamReader(FingerprintField())
     sent = sum(len(reader.feed(b"x" * 65536)) for _ in range(64))
     assert sent >= 2 << 20
 
 
 def test_what_waits_for_the_engines_stamp_is_bounded() -> None:
-    reader, event = StreamReader(Stamp()), token_event()
+    reader, event = StreamReader(FingerprintField()), token_event()
     assert reader.feed(FINISH_EVENT) == b""
     events = 2 * (1 << 20) // len(event)
     sent = sum(len(reader.feed(event)) for _ in range(events))
@@ -160,10 +161,10 @@ def test_an_event_like_the_one_before_is_read_as_if_it_came_byte_by_byte(
     texts: list[bytes], knows: bool | None
 ) -> None:
     def made() -> StreamReader:
-        stamp = None if knows is None else Stamp()
-        if stamp is not None and knows:
-            stamp.learn("fp")
-        return StreamReader(stamp)
+        fingerprint = None if knows is None else FingerprintField()
+        if fingerprint is not None and knows:
+            fingerprint.learn("fp")
+        return StreamReader(fingerprint)
 
     events = [token_event()] * 3 + [token_event().replace(b'"x"', b'"' + text + b'"') for text in texts]
     by_event, by_byte = made(), made()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sidecar
-from sidecar.dialects.usage_readers import Stamp
+from sidecar.dialects.stream_reader import FingerprintField
 from sidecar.engine.health import MISSES_UNTIL_DOWN, MISSES_UNTIL_STALE
 from sidecar.engine.state import EngineState
 from tokenpool.amounts import NO_KV_BOUND
@@ -201,7 +201,9 @@ def test_a_refused_connection_stops_requests_until_the_next_check() -> None:
     engine = started()
     engine.connection_refused()
     assert not engine.is_up
-    assert engine.problems() == ["the engine refused a connection; its next health check decides"]
+    assert engine.problems() == [
+        "the engine refused a connection; requests resume after its next successful health check"
+    ]
     engine.health_silent("no answer")  # which proves nothing
     assert not engine.is_up
     engine.health_answered()
@@ -294,13 +296,13 @@ def test_another_process_is_known_by_its_start_or_its_counters(seen: EngineObser
 
 def test_a_restart_forgets_everything_that_was_learned_of_the_process() -> None:
     engine = started()
-    engine.stamp.learn("fp_1")
+    engine.fingerprint_field.learn("fp_1")
     engine.priority_answered(20, is_accepted=False)
     engine_returned_without_a_page(engine)
     assert engine.restarts == 1
     assert engine.shape.context_window is None
-    assert isinstance(engine.stamp, Stamp)
-    assert engine.stamp.field is None
+    assert isinstance(engine.fingerprint_field, FingerprintField)
+    assert engine.fingerprint_field.text is None
     assert (engine.takes_priority, engine.is_vllm, engine.last_page) == (None, False, None)
     assert engine.room.kv_tokens == NO_KV_BOUND
     engine.page_missed("it answers 404")
@@ -351,7 +353,7 @@ def test_refused_priorities_are_logged_once(caplog: pytest.LogCaptureFixture) ->
     for _ in range(3):
         engine.priority_answered(20, is_accepted=False)
     assert [record.getMessage() for record in caplog.records] == [
-        "the engine refuses priorities; requests are sent without until it restarts"
+        "the engine refuses priorities; requests are sent without a priority until it restarts"
     ]
 
 

@@ -72,12 +72,12 @@ class Reader:
     def __init__(self, manager: ConnectionManager) -> None:
         self.manager = manager
         self.parser = RequestParser(manager.parser_limits)
-        self.holds = SimpleNamespace(holder=manager.bounds.unidentified, buffered=0)
-        self.holds.holder.join()
+        self.holds = SimpleNamespace(caller=manager.bounds.unidentified, buffered=0)
+        self.holds.caller.add_connection()
         self.requests: list[tuple[Request, int]] = []
         """Each with the number of times that its client was to be told to continue."""
         self.request: Request | None = None
-        self.continues = 0
+        self.continue_count = 0
 
     def read(self, pieces: Iterable[bytes]) -> None:
         """Receive pieces, and act on all events after each."""
@@ -99,11 +99,11 @@ class Reader:
             self.go_on(decide_head(event, request, self.holds, self.manager))
         elif isinstance(event, BodyOutgrew):
             assert self.request is not None
-            if event.size > self.request.room:
+            if event.size > self.request.body_bytes:
                 self.go_on(extend_body(event.size, self.request, self.holds, self.manager))
         elif isinstance(event, ContinueExpected):
             assert self.request is not None
-            self.continues += 1
+            self.continue_count += 1
             self.go_on(self.request.refusal)
         elif isinstance(event, RequestReceived):
             assert self.request is not None
@@ -119,22 +119,22 @@ class Reader:
         request = self.request
         assert request is not None
         if refusal is None:
-            self.parser.allow_body(request.room)
+            self.parser.allow_body(request.body_bytes)
             return
         self.parser.end()
         request.refusal, request.closes = refusal, True
-        self.continues = 0
+        self.continue_count = 0
         self.complete(request)
 
     def complete(self, request: Request) -> None:
-        self.holds.holder.give(request.held)
-        self.requests.append((request, self.continues))
-        self.request, self.continues = None, 0
+        self.holds.caller.release_bytes(request.reserved_bytes)
+        self.requests.append((request, self.continue_count))
+        self.request, self.continue_count = None, 0
 
     def leave(self) -> None:
         """End the connection: nothing is held any more."""
         self.parser.close()
-        self.holds.holder.leave()
+        self.holds.caller.remove_connection()
 
 
 def refusal_of(request: Request) -> Refusal | None:

@@ -731,11 +731,11 @@ def test_a_request_that_comes_during_a_pause_is_asked_for_again_in_time(
         other.wait(OPEN, lambda: other.admit(OPEN))
     other.exchange_all(OPEN, whole=False)
     other.exchange_all(OPEN)
-    made.wait(OPEN, patience=0.001)
+    made.wait(OPEN, longest_wait_s=0.001)
     made.exchange_all(OPEN, whole=False)
     made.exchange_all(OPEN + 0.5, whole=False) if made.sync.is_message_due else None
     made.wake(OPEN + 3)  # the first request waits no longer
     state = made.leases.states["a"]
     state.short_until, state.ask_again_at = OPEN + 3.1, OPEN + 3.05
-    assert made.wait(OPEN + 3.01, patience=1.0) is not None
+    assert made.wait(OPEN + 3.01, longest_wait_s=1.0) is not None
     assert made.leases.waits.wakes_at() <= OPEN + 3.05
