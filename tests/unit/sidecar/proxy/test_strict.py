@@ -1,4 +1,4 @@
-"""The strict reader is strict: what it lets pass, everybody reads alike."""
+"""The strict reader is strict: all servers read an accepted message alike."""
 
 from __future__ import annotations
 
