@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="tokenpool-coordinator",
-        description="Recomputes the limits of all tenants of a pool, and says how many replicas it needs.",
+        description="Recomputes the limits of all tenants of a pool, and its number of replicas.",
     )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Imported here: a wrong option is told at once.
+    # Imported here, so that an error in the options is printed at once.
     import uvloop  # noqa: PLC0415
 
     from coordinator import app  # noqa: PLC0415

@@ -19,7 +19,7 @@ from tokenpool.amounts import NOTHING
 
 
 class Admin:
-    """The pages."""
+    """The pages of one coordinator."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Admin:
         return application
 
     def readiness(self) -> Readiness:
-        """Whether this coordinator sees the lease store of all its pools, leading or not."""
+        """Whether this coordinator reaches the lease store of all its pools, as a leader or not."""
         return Readiness(
             [
-                f"pool {name}: {leader.error or 'the lease store was not read yet'}"
+                f"pool {name}: {leader.error or 'the lease store has not been read yet'}"
                 for name, leader in self._leaders().items()
                 if leader.error or leader.state is None
             ]
@@ -55,7 +55,7 @@ class Admin:
     async def scale(self, request: web.Request) -> web.Response:
         """The stored scale hint of a pool, as KEDA's metrics-api scaler reads it (value: desired_replicas).
 
-        Every coordinator answers the same; without a hint that is young enough the answer is 503.
+        Every coordinator answers the same. Without a hint that is recent enough the answer is 503.
         """
         name = request.match_info["pool"]
         leader = self._leaders().get(name)
@@ -84,9 +84,9 @@ class Admin:
         )
 
     async def state(self, request: web.Request) -> web.StreamResponse:
-        """Everything that the last tick saw and decided.
+        """The page ``/debug/state``: the input and the result of the last tick.
 
-        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        ``?entitlement=NAME`` (repeatable) selects entitlements by name, ``?active=1`` the active ones.
         """
         names: list[str] = request.query.getall("entitlement", [])
         is_active = request.query.get("active") == "1"

@@ -34,7 +34,7 @@ class Coordinator:
         name = settings.name or socket.gethostname()
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
-        self._gone: list[PoolLeader] = []
+        self._removed: list[PoolLeader] = []
         self._lead(read(settings.config))
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
@@ -56,7 +56,7 @@ class Coordinator:
             )
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
-            self._gone.append(self.leaders.pop(name))
+            self._removed.append(self.leaders.pop(name))
 
     async def reload(self) -> None:
         """Read the pool file and put it in force, or log the reason against it."""
@@ -91,8 +91,8 @@ class Coordinator:
             async with asyncio.TaskGroup() as group:
                 for leader in list(self.leaders.values()):
                     group.create_task(leader.run_tick())
-            while self._gone:
-                await _leave(self._gone.pop())
+            while self._removed:
+                await _resign(self._removed.pop())
             await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
 
     async def stop(self) -> None:
@@ -101,16 +101,16 @@ class Coordinator:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for leader in self.leaders.values():
-            await _leave(leader)
+            await _resign(leader)
         await self._server.stop()
         log.info("stopped")
 
 
-async def _leave(leader: PoolLeader) -> None:
+async def _resign(leader: PoolLeader) -> None:
     try:
         await leader.resign()
     except StoreDown as error:
-        log.warning("the leadership could not be resigned; it expires", extra={"error": str(error)})
+        log.warning("the leadership could not be resigned; it expires by itself", extra={"error": str(error)})
     await leader.close()
 
 

@@ -1,4 +1,4 @@
-"""One entitlement after a tick, as metrics and pages show it, whether or not the tick planned for it."""
+"""One entitlement after a tick, for metrics and pages, whether or not the plan includes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EntitlementView(NamedTuple):
 
 
 def view(entitlement: Entitlement, made: Tick) -> EntitlementView:
-    """An entitlement after a tick. An idle one is not in the plan: its limit is of the unused capacity."""
+    """An entitlement after a tick. The limit of an idle one follows from the unused capacity."""
     name = entitlement.name
     plan, page = made.plan.entitlements.get(name), made.records.get(name)
     if plan is None:

@@ -1,8 +1,8 @@
-"""One coordinator's work for one pool: stand for election, read the lease store, plan, publish.
+"""One coordinator's work for one pool: take part in the election, read the lease store, plan, publish.
 
-``tokenpool.leases.tick`` plans, ``leadership`` knows whether this coordinator leads, ``scale_hint`` computes
+``tokenpool.leases.tick`` plans, ``leadership`` has the state of the election, ``scale_hint`` computes
 the number of replicas. A coordinator that does not lead reads the lease store less often, for its pages. It
-can take over at once: the lease store has all that a leader knows, with the scale hint and its history.
+can take over at once: the lease store has all data of a leader, with the scale hint and its history.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from tokenpool.store import Store, StoreDown
 log = logging.getLogger(__name__)
 
 READ_EVERY = 4
-"""A coordinator that does not lead reads the lease store every so many ticks."""
+"""Ticks between two reads of the lease store by a coordinator that does not lead."""
 REPUBLISH_FILE_S = 30.0
-"""The pool file is published again so often, because it expires, and the lease store may lose it."""
+"""Seconds between two publications of the pool file: it expires, and the lease store may lose it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class PoolState:
 
     tick: Tick
     overpromised: Sequence[Dimension]
-    """Dimensions in which the guarantees exceed the capacity of the largest number of replicas."""
+    """The dimensions in which the guarantees exceed the capacity of the largest number of replicas."""
     at: float
     took_s: float
 
 
 class PoolLeader:
-    """One coordinator's part in one pool."""
+    """One coordinator's work for one pool."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class PoolLeader:
         self.state: PoolState | None = None
         self.error = ""
         self.file_differs = False
-        """Whether another pool file than this coordinator's is in force."""
+        """Whether the pool file in force differs from this coordinator's."""
         self.rounds: Counter[str] = Counter()
         """Ticks by their result."""
         self.follow(file, pool, encoded)
@@ -102,11 +102,11 @@ class PoolLeader:
         return self._leadership.epoch(self.clock())
 
     def hint(self) -> PublishedHint | None:
-        """The scale hint to serve now; ``None`` where there is none, or it is too old."""
+        """The scale hint to serve now; ``None`` if there is none, or it is too old."""
         return self.hints.current(self.clock())
 
     async def run_tick(self) -> None:
-        """One tick. A store that is down is reported, and the next tick tries again."""
+        """Run one tick. A store that does not answer is reported, and the next tick tries again."""
         try:
             await self._run_tick()
         except StoreDown as error:
@@ -120,7 +120,7 @@ class PoolLeader:
             self.error = str(error)
             return
         except Exception as error:
-            # A defect: the last limits stand, other pools go on, and the next tick tries again.
+            # A defect: the last limits stay in force, other pools go on, and the next tick tries again.
             self.rounds["failed"] += 1
             log.critical("a tick failed", exc_info=True, extra={"pool": self.pool.name})
             self.error = f"a tick failed: {error!r}"
@@ -152,7 +152,7 @@ class PoolLeader:
             self._leadership.expire()
             self.rounds["fenced"] += 1
             return
-        # A closed store does not know all sidecars yet. Until it does, the last limits stand.
+        # A closed store does not have all sidecars yet. Until it has, the last limits stay in force.
         if epoch and snapshot.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
             self._fence()
             return
@@ -163,11 +163,11 @@ class PoolLeader:
         self.rounds["led" if epoch else "followed"] += 1
 
     def _compare(self, published: str) -> None:
-        """Warn if this coordinator would put another pool file in force when it leads."""
+        """Warn if this coordinator's pool file differs from the one in force."""
         differs = bool(published) and published != self.file_version and not self.epoch
         if differs and not self.file_differs:
             log.warning(
-                "this coordinator's pool file differs from the published one; should it lead, its own counts",
+                "this coordinator's pool file differs from the published one; as leader it publishes its own",
                 extra={"pool": self.pool.name, "own": self.file_version, "published": published},
             )
         self.file_differs = differs
@@ -177,7 +177,7 @@ class PoolLeader:
             return
         self._filed_at = None
         if epoch and self.hints.last is not None:
-            # The store refuses messages of the former leader now, so this is the last hint that it stored.
+            # The store now refuses messages of the former leader, so this is the last hint of that leader.
             self._hint_maker.restore(self.hints.last.state, asked_at - self.hints.age_s(asked_at))
 
     def _fence(self) -> None:
@@ -189,7 +189,7 @@ class PoolLeader:
         self.hints.follow(await self._store.scale_hint(), asked_at)
 
     async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
-        """Compute the scale hint and store it, if a capacity is known; False where a later epoch stands."""
+        """Compute the scale hint and store it, if a capacity is known. False: a later epoch exists."""
         if not self.epoch:
             return True
         hint = self._hint_maker.make(self.pool, self._by_name, self._promised, made, now)
@@ -208,7 +208,7 @@ class PoolLeader:
         self.state = PoolState(made, over, started, self.clock() - started)
 
     def _overpromised(self, replica: Amount) -> list[Dimension]:
-        """Dimensions in which the largest number of replicas cannot carry the guarantees."""
+        """The dimensions in which the largest number of replicas cannot serve the guarantees."""
         most = replica * self.pool.max_replicas
         return [d for d in Dimension if 0 < most.get(d) < self._promised.get(d)]
 

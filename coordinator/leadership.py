@@ -1,4 +1,4 @@
-"""The leadership of one pool, as one candidate knows it. Pure: the store's answers and times go in.
+"""The leadership of one pool, from the view of one candidate. Pure: the store's answers and times go in.
 
 At most one coordinator leads a pool. The store grants the leadership for some seconds, with an epoch that
 rises with each election. A leader ceases to lead when those seconds are over by its own clock, counted from
@@ -24,15 +24,15 @@ class Leadership:
 
     @property
     def is_held(self) -> bool:
-        """Whether the store granted it last time. It may be over since."""
+        """Whether the store granted the leadership last time. It may have expired since."""
         return self._epoch > 0
 
     def epoch(self, now: float) -> int:
-        """The epoch; 0 while this coordinator does not lead, and once its leadership may be over."""
+        """The epoch; 0 if this coordinator does not lead, or its leadership may have expired."""
         return self._epoch if now < self._until else 0
 
     def elected(self, epoch: int, asked_at: float) -> bool:
-        """Take over the store's answer (0: another coordinator leads). Returns whether the epoch changed."""
+        """Use the store's answer (0: another coordinator leads). Returns whether the epoch changed."""
         before = self._epoch
         if epoch and not before:
             log.info("this coordinator leads", extra={"pool": self._pool, "epoch": epoch})
@@ -42,15 +42,15 @@ class Leadership:
         return epoch != before
 
     def expire(self) -> None:
-        """The time is over: another coordinator may lead without this one's knowledge."""
-        log.warning("the leadership is over", extra={"pool": self._pool, "epoch": self._epoch})
+        """The leadership has expired: another coordinator may lead."""
+        log.warning("the leadership has expired", extra={"pool": self._pool, "epoch": self._epoch})
         self._epoch = 0
 
     def fence(self) -> None:
         """The store refused a message: another coordinator leads with a later epoch."""
-        log.warning("a later leader has written", extra={"pool": self._pool, "epoch": self._epoch})
+        log.warning("a leader of a later epoch has written", extra={"pool": self._pool, "epoch": self._epoch})
         self._epoch = 0
 
     def resign(self) -> None:
-        """Cease to lead."""
+        """Stop leading."""
         self._epoch = 0

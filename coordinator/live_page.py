@@ -23,7 +23,7 @@ from tokenpool.leases.tick import Tick
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, MOST_REPORTED
 
 _Promised = tuple[Sequence[Entitlement], Mapping[str, Entitlement], Vector]
-"""A pool's entitlements as the leader has them, the same by name, and the sum of their guarantees."""
+"""The entitlements of a pool, the same by name, and the sum of their guarantees."""
 
 
 class PoolsView:
@@ -47,11 +47,11 @@ class PoolsView:
             ),
             notices=()
             if config_is_current
-            else ("the pool file on disk is invalid: the old one is in force",),
+            else ("the pool file on disk is invalid; the old one is in force: see the log",),
         )
 
     def _promised(self, name: str, leader: PoolLeader) -> _Promised:
-        """A pool's entitlements by name; they change with the pool file only."""
+        """A pool's entitlements by name. They change only with the pool file."""
         promised, entitlements = self._entitlements.get(name), leader.entitlements
         if promised is None or promised[0] is not entitlements:
             whole = vector(*sum((e.guarantee for e in entitlements), NOTHING).values())
@@ -103,7 +103,7 @@ def _leading(leader: PoolLeader) -> str:
     return (
         "unknown: the lease store does not answer"
         if leader.error
-        else "another coordinator; this one follows"
+        else "another coordinator; this one does not lead"
     )
 
 
@@ -140,19 +140,19 @@ def _entitlement(entitlement: Entitlement, shown: EntitlementView, made: Tick) -
 
 
 def _notices(leader: PoolLeader, now: float) -> Iterator[str]:
-    """Faults and doubts, in words for people."""
+    """The problems of a pool, as sentences."""
     state = leader.state
     if leader.error:
         age = f"; the page is {now - state.at:.0f} s old" if state is not None else ""
         yield f"the lease store does not answer: {leader.error}{age}"
     elif state is None:
-        yield "the lease store was not read yet"
+        yield "the lease store has not been read yet"
     if leader.file_differs:
-        yield "another pool file than this coordinator's is in force"
+        yield "the pool file in force differs from this coordinator's"
     if state is None:
         return
     for dimension in state.overpromised:
-        yield f"the guarantees are more {dimension} than {leader.pool.max_replicas} replicas could carry"
+        yield f"the guarantees exceed the {dimension} of {leader.pool.max_replicas} replicas"
     yield from _of_sidecars(state.tick)
 
 
@@ -167,4 +167,4 @@ def _of_sidecars(made: Tick) -> Iterator[str]:
     if draining:
         yield f"{draining} of {len(reports)} sidecars are draining"
     if made.unreadable:
-        yield f"reports of {', '.join(made.unreadable)} cannot be read: their engines do not count"
+        yield f"reports of {', '.join(made.unreadable)} cannot be read; their engines are not counted"

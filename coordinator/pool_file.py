@@ -1,6 +1,6 @@
 """The pool file that a coordinator leads with, and its published form.
 
-A large file is read in a child process, so that ticks and pages go on meanwhile.
+A large file is read in a child process, so that ticks and pages continue.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
 
 PER_PART = 200
-"""Entitlements in one part: the parent decodes it in some 0.4 ms."""
+"""Entitlements in one part: the parent decodes it in about 0.4 ms."""
 
 
 class PoolFileInvalid(ValueError):
@@ -48,7 +48,7 @@ class _Part(msgspec.Struct):
 
 
 class _Result:
-    """A file in the making."""
+    """A file that is being made."""
 
     def __init__(self, head: _Head) -> None:
         self._head = head
@@ -90,12 +90,12 @@ _reading = child.Work(
 
 
 def read(path: Path) -> EncodedPoolFile:
-    """Read a pool file here and now. Raises ``PoolFileInvalid``."""
+    """Read a pool file in this thread. Raises ``PoolFileInvalid``."""
     return _reading.here(_Request(str(path))).made()
 
 
 async def read_apart(path: Path) -> EncodedPoolFile:
-    """Read a pool file beside the event loop. Raises ``PoolFileInvalid``."""
+    """Read a pool file without blocking the event loop. Raises ``PoolFileInvalid``."""
     return (await _reading.apart(_Request(str(path)), is_small=child.is_small(path))).made()
 
 

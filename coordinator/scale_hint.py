@@ -1,4 +1,4 @@
-"""The scale hint: how a leader computes it, and how every coordinator shows the stored one. Pure.
+"""The scale hint: its computation by the leader, and the stored hint that every coordinator serves. Pure.
 
 The leader computes and stores the hint at each tick. Every coordinator, the leader too, serves the stored one
 on ``/scale/POOL`` and as a metric.
@@ -61,16 +61,16 @@ class HintView:
         self._asked_at: float | None = None
         self._changed_at = 0.0
         self.last: PublishedHint | None = None
-        """As last read, of any age."""
+        """The last hint that was read, of any age."""
         self._error = ""
 
     @property
     def computed_at(self) -> float:
-        """When the last hint was stored, by the store's clock."""
+        """The time at which the last hint was stored, by the store's clock."""
         return self._stored.at if self._stored is not None else 0.0
 
     def follow(self, stored: StoredScaleHint | None, asked_at: float) -> None:
-        """Take over the store's answer to a request that was sent at ``asked_at``.
+        """Use the store's answer to a request that was sent at ``asked_at``.
 
         If the store lost its hint, the last one stays, and its age grows.
         """
@@ -91,13 +91,13 @@ class HintView:
         return now - self._changed_at
 
     def current(self, now: float) -> PublishedHint | None:
-        """The hint, unless there is a problem with it."""
+        """The hint, or ``None`` if there is a problem with it."""
         return None if self.problem(now) else self.last
 
     def problem(self, now: float) -> str:
-        """The reason why there is no hint to serve; empty where there is one."""
+        """The reason why there is no hint to serve; empty if there is one."""
         if self._asked_at is None:
-            return "the lease store was not read yet"
+            return "the lease store has not been read yet"
         if now - self._asked_at > self._unseen_s:
             return f"the lease store has not answered this coordinator for {now - self._asked_at:.1f} s"
         if self._error:

@@ -17,7 +17,7 @@ EXAMPLE = "tokenpool-coordinator run --config pool.yaml --store redis://127.0.0.
 def _store(text: str, source: str) -> str:
     if text == "memory":
         raise SettingsError(
-            f"{source}: memory is for a lone sidecar, which needs no coordinator; give redis://..."
+            f"{source}: memory is for a lone sidecar, which needs no coordinator; give a redis:// URL"
         )
     try:
         address.check(text)
@@ -55,7 +55,7 @@ class Settings:
         "time until an unrenewed lease of a sidecar expires, s; the same as the sidecars'", default=1.5
     )
     store_timeout: float = option("time limit for an answer of the store, s", default=0.5)
-    scale_headroom: float = option("capacity to have beyond the needed one, as a part of it", default=0.1)
+    scale_headroom: float = option("spare capacity, as a part of the needed capacity", default=0.1)
     scale_spot: bool = option("let spot demand raise the scale hint, too", default=False)
     scale_up_window: float = option(
         "time for which more replicas must be needed before the hint rises, s", default=1.0

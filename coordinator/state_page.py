@@ -12,9 +12,9 @@ from coordinator.leader import PoolLeader, PoolState
 from tokenpool.leases.tick import Tick
 
 PER_PIECE = 8
-"""Entitlements in one piece: some 0.4 ms."""
+"""Entitlements in one piece: about 0.4 ms."""
 Filter = Callable[[str, EntitlementView], bool]
-"""Whether the page shows an entitlement."""
+"""Returns whether the page shows an entitlement."""
 
 
 def pieces(

@@ -29,11 +29,11 @@ _LIMIT, _DEMAND, _SERVICE, _HELD = (
 )
 _DEBT = Family("tokenpool_pool_debt", "gauge", "Service owed, in seconds.", _BY_DIMENSION[:2])
 FAMILIES = (_LIMIT, _DEMAND, _SERVICE, _HELD, _DEBT)
-"""All with a series for each entitlement."""
+"""The metrics with a series for each entitlement."""
 OTHER = "other"
-"""The label of all entitlements that have no series of their own."""
+"""The label of all entitlements without series of their own."""
 PER_PIECE = 20
-"""Entitlements in one piece of the page: some 0.2 ms."""
+"""Entitlements in one piece of the page: about 0.2 ms."""
 
 
 class Telemetry(Collector):
@@ -48,7 +48,7 @@ class Telemetry(Collector):
         self._leaders = leaders
 
     def collect(self) -> Iterator[Metric]:
-        """prometheus-client: every metric that has no series for each entitlement, as of now."""
+        """prometheus-client: every metric without series for each entitlement."""
         leaders = self._leaders()
         yield GaugeMetricFamily(
             "tokenpool_config_current",
@@ -65,7 +65,7 @@ class Telemetry(Collector):
         up = GaugeMetricFamily("tokenpool_store_up", "Whether the lease store answers.", labels=("pool",))
         differs = GaugeMetricFamily(
             "tokenpool_config_differs",
-            "Whether another pool file than this coordinator's is in force.",
+            "Whether the pool file in force differs from this coordinator's.",
             labels=("pool",),
         )
         rounds = CounterMetricFamily("tokenpool_ticks", "Ticks by result.", labels=("pool", "result"))
@@ -87,19 +87,19 @@ class Telemetry(Collector):
             "tokenpool_desired_replicas_reason", "1 for the dimension that decides.", labels=by_dimension
         )
         age = GaugeMetricFamily(
-            "tokenpool_scale_hint_age_seconds", "Since the leader computed the scale hint.", labels=pool
+            "tokenpool_scale_hint_age_seconds", "Time since the leader computed the scale hint.", labels=pool
         )
         sidecars = GaugeMetricFamily("tokenpool_sidecars", "Sidecars that report.", labels=pool)
         engines = GaugeMetricFamily("tokenpool_engines_up", "Engines that answer.", labels=pool)
         capacity = GaugeMetricFamily("tokenpool_pool_capacity", "Live capacity.", labels=by_dimension)
         over = GaugeMetricFamily(
             "tokenpool_overpromised",
-            "1 where guarantees are more than the most replicas could carry.",
+            "1 if the guarantees exceed the capacity of the largest number of replicas.",
             labels=by_dimension,
         )
         seconds = GaugeMetricFamily("tokenpool_tick_seconds", "Duration of the last tick.", labels=pool)
         for name, leader in leaders.items():
-            # The stored hint, as on the scale page: the same at every coordinator, absent when too old.
+            # The stored hint, as on the scale page: the same at every coordinator, absent if too old.
             published = leader.hint()
             if published is not None:
                 hint = published.hint

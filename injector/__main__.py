@@ -14,7 +14,7 @@ USAGE_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; returns the exit status."""
+    """Serve until a signal; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m injector",
         description="A mutating admission webhook that adds the sidecar to pods that ask for it.",
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    # Imported here: a wrong option is told at once.
+    # Imported here, so that an error in the options is printed at once.
     import uvloop  # noqa: PLC0415
 
     from injector import app  # noqa: PLC0415

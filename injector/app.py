@@ -1,6 +1,6 @@
 """The injector as a service: HTTPS for the API server, pages for the kubelet, certificates that change.
 
-It has no state and asks no other server, so any number of injectors may run side by side.
+It has no state and calls no other server, so any number of injectors may run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Injector:
         return web.json_response(answered.document)
 
     def readiness(self) -> Readiness:
-        """Whether reviews may be sent here. With a certificate that cannot be renewed they still may."""
+        """Whether reviews may be sent here. A certificate that cannot be renewed is no reason against it."""
         problem = self.certificate.problem
         return Readiness(degraded=[problem] if problem else [])
 

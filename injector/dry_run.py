@@ -72,7 +72,7 @@ def _flat(documents: Iterable[Any]) -> Iterator[Any]:
 def injected(
     documents: Sequence[Any], template: settings.Template, *, every: bool
 ) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Each document as it would be, with its warnings. Raises ``Refused`` or ``PodMalformed``."""
+    """Each document after injection, with its warnings. Raises ``Refused`` or ``PodMalformed``."""
     for document in documents:
         if (found := _pod(document)) is None:
             yield document, ()
@@ -99,7 +99,7 @@ def _pod(document: Any) -> tuple[Json, str] | None:
 
 
 def _has_containers(template: Any) -> bool:
-    """Whether this is a template of pods, and not of another kind."""
+    """Whether this is a template of pods, and not of other objects."""
     spec = template.get("spec") if isinstance(template, dict) else None
     return isinstance(spec, dict) and "containers" in spec
 

@@ -1,7 +1,7 @@
 """The engine's container: its place in the pod, its port, and its move to the loopback. Pure.
 
-Only a command that is a list of words is rewritten: vLLM's, or one with a ``--port``. A shell's text stays as
-it is, and the answer has a warning.
+Only a command that is a list of words is rewritten: vLLM's, or one with a ``--port``. A shell command stays
+unchanged, and the answer has a warning.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ class EngineContainer:
     words: tuple[str, ...]
     """Its command and arguments."""
     is_vllm: bool
-    """Whether they certainly start vLLM, so that its options may be added."""
+    """Whether the command certainly starts vLLM, so that vLLM's options may be added."""
 
     @property
     def name(self) -> str:
-        """The container's."""
+        """The name of the container."""
         return str(self.container["name"])
 
     @property
     def is_shell(self) -> bool:
-        """Whether a shell's text starts it. Options are not searched in that."""
+        """Whether a shell command starts it. Options in a shell command are not found."""
         return _is_shell(self.words)
 
     def option(self, name: str) -> str | None:
-        """The last value of an option of its command line; empty where it has none."""
+        """The last value of an option in its command line; empty if the option has no value."""
         return _option(self.words, name)
 
     def asks_for_a_key(self) -> bool:
@@ -57,7 +57,7 @@ class EngineContainer:
         return "VLLM_API_KEY" in named or self.option("--api-key") is not None
 
     def interpreter(self) -> str | None:
-        """A Python that its image certainly has; ``None`` where none is known."""
+        """A Python interpreter that its image certainly has; ``None`` if none is known."""
         for word, following in itertools.pairwise(() if self.is_shell else self.words):
             if _PYTHON.fullmatch(_base(word)) and following == "-m":
                 return word
@@ -65,7 +65,7 @@ class EngineContainer:
 
 
 def find(pod: Json, wish: Wish) -> EngineContainer:
-    """The engine of a pod. Raises ``SettingsError``, with the way to name it."""
+    """The engine of a pod. Raises ``SettingsError``, which tells how to name the engine."""
     container = _container(pod, wish)
     words = (*(container.get("command") or ()), *(container.get("args") or ()))
     port = _port(container, words, wish)
@@ -103,12 +103,12 @@ def _means(port: Json, wanted: int | str) -> bool:
 
 def _port(container: Json, words: Sequence[str], wish: Wish) -> int:
     """The port in the pod's annotation, else in the command line, else the declared one."""
-    told = None if _is_shell(words) else _option(words, "--port")
-    listens = int(told) if told is not None and told.isascii() and told.isdigit() else None
+    stated = None if _is_shell(words) else _option(words, "--port")
+    listens = int(stated) if stated is not None and stated.isascii() and stated.isdigit() else None
     is_said = "upstream_port" in wish.said
     # A port that already is the engine's port inside the pod is not the one that Services target.
     if listens is not None and listens == wish.template.engine_port:
-        listens = told = None
+        listens = stated = None
     if listens is not None and not is_said:
         return listens
     port = _declared(container, wish.template.upstream_port, _source(is_said))
@@ -117,9 +117,9 @@ def _port(container: Json, words: Sequence[str], wish: Wish) -> int:
             f"{_source(is_said)}: container {container['name']} does not listen on {port}: its --port says"
             f" {listens}"
         )
-    if told is not None and not is_said:
+    if stated is not None and not is_said:
         raise SettingsError(
-            f"container {container['name']} has --port {told}, which is no number yet: give it in annotation"
+            f"container {container['name']} has --port {stated}, which is no number: give it in annotation"
             f" {annotation('upstream_port')}"
         )
     return port
@@ -158,7 +158,7 @@ def _base(word: str) -> str:
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
-    """The last value of an option, in both spellings; vLLM takes underscores for dashes."""
+    """The last value of an option, in both spellings. vLLM reads underscores as dashes."""
     value = None
     for index, word in enumerate(words):
         key, equals, text = word.partition("=")
@@ -173,13 +173,13 @@ class Moved:
     """The start of the engine on another port."""
 
     fields: dict[str, Any]
-    """Of its container: ``command`` and ``args``, where they change."""
+    """The changed fields of its container: ``command`` and ``args``."""
     doubts: tuple[str, ...]
-    """Changes that are impossible, or that cannot be checked."""
+    """Warnings about changes that are impossible or cannot be checked."""
 
 
 def move(engine: EngineContainer, port: int, *, is_said: bool) -> Moved:
-    """Make the engine listen on the loopback, on this port. Raises ``SettingsError`` where it cannot move.
+    """Make the engine listen on the loopback, on this port. Raises ``SettingsError`` if it cannot move.
 
     ``is_said``: the pod itself states the port, so an unknown command is accepted with a warning.
     """
@@ -187,7 +187,7 @@ def move(engine: EngineContainer, port: int, *, is_said: bool) -> Moved:
         if engine.option(option) is not None:
             raise SettingsError(
                 f"container {engine.name} has {option}, and would not answer plain HTTP on {LOOPBACK}:{port};"
-                " leave it out, the sidecar is the only one to talk to it"
+                " remove it, because only the sidecar connects to the engine"
             )
     if engine.is_vllm:
         return _with_options(engine, port)
@@ -197,9 +197,9 @@ def move(engine: EngineContainer, port: int, *, is_said: bool) -> Moved:
         return Moved({}, (_unchecked(engine, port),))
     if port != engine.port:
         raise SettingsError(
-            f"container {engine.name} cannot be moved from port {engine.port}, since its command is not a"
-            " list of words with vLLM's options. Write it as one; or have it listen on another port of"
-            f" {LOOPBACK} and name that in annotation {annotation('engine_port')}"
+            f"container {engine.name} cannot be moved from port {engine.port}, because its command is not a"
+            " list of words with vLLM's options. Write it as one, or let it listen on another port of"
+            f" {LOOPBACK} and name that port in annotation {annotation('engine_port')}"
         )
     return Moved({}, (_open(engine),))
 
@@ -210,13 +210,13 @@ def _unchecked(engine: EngineContainer, port: int) -> str:
 
 def _open(engine: EngineContainer) -> str:
     return (
-        f"container {engine.name} may listen on other addresses, so that clients can bypass the sidecar: have"
+        f"container {engine.name} may listen on other addresses, so that clients can bypass the sidecar: let"
         f" it listen on {LOOPBACK}"
     )
 
 
 def _with_options(engine: EngineContainer, port: int) -> Moved:
-    """The command without its own address options, and with ours at the end, where they win."""
+    """The command with the injector's address options at the end, instead of its own."""
     ours = ["--host", LOOPBACK, "--port", str(port)]
     command, args = engine.container.get("command"), engine.container.get("args")
     if args is None and command:
@@ -242,7 +242,7 @@ def _without(words: Sequence[str]) -> list[str]:
 
 
 def _respelt(engine: EngineContainer, port: int) -> Moved:
-    """The values of its own options, changed in place: any server knows the options that it has."""
+    """The command with changed values of its own options, for servers other than vLLM."""
     values = {"--host": LOOPBACK, "--port": str(port)}
     fields = {
         name: [*_replaced(words, values)]

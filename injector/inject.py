@@ -5,8 +5,8 @@ The decisions:
 - The sidecar takes over the port that Services target, number and name, and the engine moves to a free
   port of the loopback. So no Service, client or gateway has to change, and no client can bypass the sidecar.
   With another ``listen-port`` the engine keeps its port, on the loopback, and the Service must be changed.
-- A pod that would not work, or would be open to everyone, is refused. A pod that would work less safely gets
-  a warning.
+- A pod that would not work, or would be open to all clients, is refused. A pod that would work less safely
+  gets a warning.
 - A pod with a container of the sidecar's name already has one: a second injection changes nothing.
 """
 
@@ -27,7 +27,7 @@ from injector.sidecar_container import Settled
 from runtime.options import SettingsError
 
 _FIRST_ENGINE_PORT = 18000
-"""Below the range of ports for outgoing connections."""
+"""The first port for the engine, below the range of ports for outgoing connections."""
 _DEFAULT_GRACE_S = 30
 """Kubernetes' default."""
 _MIRROR = "kubernetes.io/config.mirror"
@@ -35,7 +35,7 @@ _MIRROR = "kubernetes.io/config.mirror"
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """The pod may be created, with this patch; an empty one leaves it as it is."""
+    """The pod may be created, with this patch. An empty patch leaves it unchanged."""
 
     patch: tuple[Operation, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -44,16 +44,16 @@ class Injection:
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """The pod must not be created as it is."""
+    """The pod must not be created unchanged."""
 
     message: str
     """The problem and the fix."""
 
 
 def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -> Injection | Denial:
-    """The decision about a new pod. With ``every``, pods without the label are injected, too.
+    """The decision about a new pod. With ``every``, pods without the label are also injected.
 
-    Raises ``PodMalformed`` where the document is no pod.
+    Raises ``PodMalformed`` if the document is not a pod.
     """
     shape.check(pod)
     before = dict(pod)
@@ -69,15 +69,15 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
 
 
 def _left_alone(pod: Json) -> tuple[str, ...] | None:
-    """The warnings for a pod that gets no sidecar though it asks for one; ``None`` where it gets one."""
+    """The warnings for a pod that requests a sidecar and gets none; ``None`` if it gets one."""
     if any(each["name"] == sidecar_container.NAME for each in shape.containers(pod)):
         if shape.metadata(pod, "annotations").get(STATUS) == "injected":
             return ()
         return (f"tokenpool: not injected: there is a container {sidecar_container.NAME} already",)
     if pod["spec"].get("hostNetwork"):
         return (
-            "tokenpool: not injected: a pod with hostNetwork shares its ports with the node, and its loopback"
-            " with everyone there",
+            "tokenpool: not injected: a pod with hostNetwork shares its ports and its loopback with all"
+            " processes of the node",
         )
     if _MIRROR in shape.metadata(pod, "annotations"):
         return ("tokenpool: not injected: the pod is a static one, which only its node can change",)
@@ -104,14 +104,14 @@ def _injected(before: Json, wished: Wish) -> tuple[Json, list[str]]:
 def _as_native_as_possible(pod: Json, template: Template) -> tuple[Template, list[str]]:
     if not template.native or not pod["spec"].get("shareProcessNamespace"):
         return template, []
-    # The hook that has a native sidecar drain signals process 1, which would be the whole pod's here.
+    # The hook that drains a native sidecar signals process 1, which is another process here.
     return replace(template, native=False), [
         "injected as a plain container: with shareProcessNamespace a native sidecar could not drain"
     ]
 
 
 def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
-    """The ports of all containers. Raises ``SettingsError`` where two would have the same."""
+    """The ports of all containers. Raises ``SettingsError`` if two would be equal."""
     template = wished.template
     taken_over = [each for each in shape.ports(found.container) if _is_engines(each, found)]
     declared = {
@@ -165,15 +165,15 @@ def _about_keys(found: EngineContainer, template: Template) -> list[str]:
     if not found.asks_for_a_key() or template.upstream_key_secret is not None:
         return []
     return [
-        f"container {found.name} asks for an API key of its own: name its Secret in annotation"
-        f" {annotation('upstream_key_secret')}, or leave the key out"
+        f"container {found.name} requires an API key of its own: name its Secret in annotation"
+        f" {annotation('upstream_key_secret')}, or remove the key"
     ]
 
 
 def _wait_for_sidecar(
     before: Json, fields: dict[str, Any], places: probes.Places, template: Template
 ) -> list[str]:
-    """Have the engine end after the sidecar, unless it has a hook of its own."""
+    """Make the engine end after the sidecar, unless it has a hook of its own."""
     hooks = fields.get("lifecycle") or before.get("lifecycle") or {}
     if hooks.get("preStop"):
         return [
@@ -190,7 +190,7 @@ def _wait_for_sidecar(
 
 
 def _put(pod: Json, found: EngineContainer, fields: dict[str, Any], settled: Settled) -> None:
-    """The engine's container as it is to be."""
+    """Write the changed engine's container into the pod."""
     every = pod["spec"]["containers"]
     own = next(each for each in every if each["name"] == found.name)
     own.update(fields)
@@ -201,7 +201,7 @@ def _put(pod: Json, found: EngineContainer, fields: dict[str, Any], settled: Set
 
 
 def _add(pod: Json, template: Template, settled: Settled) -> None:
-    """The sidecar, and what the pod needs for it."""
+    """Add the sidecar, its volumes and the time to end."""
     spec = pod["spec"]
     place = "initContainers" if template.native else "containers"
     # After the init containers of the pod: those that load a model need no sidecar.
@@ -220,5 +220,5 @@ def _new_volumes(spec: Json, template: Template) -> list[Json]:
     made = sidecar_container.volumes(template)
     for each in made:
         if each["name"] in named:
-            raise SettingsError(f"volume {each['name']} is the sidecar's; call the pod's own something else")
+            raise SettingsError(f"volume {each['name']} is the sidecar's; rename the pod's own volume")
     return made

@@ -18,9 +18,9 @@ class PatchInvalid(ValueError):
 
 
 def difference(before: Any, after: Any, path: str = "") -> list[Operation]:
-    """The operations that make ``after`` of ``before``, in an order that depends on nothing but the two.
+    """The operations that change ``before`` into ``after``, in a deterministic order.
 
-    A list that grew is added to; one of scalars, or one that shrank, is replaced as a whole, so that no
+    A list that grew gets ``add`` operations. One of scalars, or one that shrank, is replaced, so that no
     index has to be counted while others move.
     """
     return list(_difference(before, after, path))
@@ -87,7 +87,7 @@ def _parent(root: dict[str, Any], path: str) -> tuple[Any, Any]:
         if isinstance(parent, list):
             key = len(parent) if key == "-" else int(key) if key.isdigit() else key
         elif not isinstance(parent, dict):
-            raise PatchInvalid(f"{path}: nothing lies below {parent!r}")
+            raise PatchInvalid(f"{path}: {parent!r} has no members")
     return parent, key
 
 

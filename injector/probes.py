@@ -24,16 +24,16 @@ class Places:
     """The targets of probes."""
 
     asked: frozenset[int | str]
-    """The engine's port as the manifest names it: its number, and the names that it has had."""
+    """The engine's port in the manifest: its number, and its names."""
     engine_port: int
     listen_port: int
     admin_port: int
     interpreter: str | None
-    """Asks the engine in its own container; ``None``: the sidecar's ``/health`` does."""
+    """The Python that probes the engine in its own container; ``None``: probes use the sidecar."""
 
 
 def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[str]]:
-    """The container's probes and hooks that change, and what could not be changed."""
+    """The container's changed probes and hooks, and warnings about those that could not be changed."""
     fields: dict[str, Any] = {}
     doubts: list[str] = []
     for name in _PROBES:
@@ -41,14 +41,14 @@ def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[str]]:
         if (changed := _probe(name, probe, places)) is not None:
             fields[name] = changed
         elif _asks(probe, "grpc", places):
-            doubts.append(f"{name} of container {container['name']} asks by gRPC, which the sidecar is not")
+            doubts.append(f"{name} of container {container['name']} uses gRPC, which the sidecar has not")
     hooks: Json = container.get("lifecycle") or {}
     for name in ("postStart", "preStop"):
         if (kind := _kind(hooks.get(name) or {}, places)) is None:
             continue
         if places.interpreter is None:
             doubts.append(
-                f"{name} of container {container['name']} asks its own port over the network, where it no"
+                f"{name} of container {container['name']} probes its own port over the network, where it no"
                 " longer listens"
             )
             continue
@@ -75,7 +75,7 @@ def _probe(name: str, probe: Json, places: Places) -> Json | None:
 
 
 def _kind(handler: Json, places: Places) -> str | None:
-    """The kind of a probe or hook that asks the engine's port over the network; ``None`` for others."""
+    """The kind of a probe or hook that connects to the engine's port; ``None`` for others."""
     return next((kind for kind in ("httpGet", "tcpSocket") if _asks(handler, kind, places)), None)
 
 
@@ -84,7 +84,7 @@ def _asks(handler: Json, kind: str, places: Places) -> bool:
     if not isinstance(asked, dict):
         return False
     port = asked.get("port")
-    # The API takes numbers as text as well.
+    # The API also accepts numbers as text.
     number = int(port) if isinstance(port, str) and port.isascii() and port.isdigit() else port
     return number in places.asked and asked.get("host") in (None, "", LOOPBACK, "localhost")
 

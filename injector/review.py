@@ -1,4 +1,4 @@
-"""AdmissionReview v1: the API server's question and the answer to it. Pure; ``app`` speaks HTTP."""
+"""AdmissionReview v1: the API server's request and the response to it. Pure; ``app`` serves HTTP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _VERSION = "admission.k8s.io/v1"
 
 
 class ReviewMalformed(ValueError):
-    """A document that is no AdmissionReview; the text gives the reason."""
+    """A document that is not an AdmissionReview; the text gives the reason."""
 
 
 class _Kind(msgspec.Struct):
@@ -43,7 +43,7 @@ class _Review(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer, with its line in the log."""
+    """An answer, with the data of its log line."""
 
     document: Json
     pod: str
@@ -63,7 +63,7 @@ def answer(body: bytes, template: Template) -> Answered:
     if not is_new_pod or request.subResource:
         return _answered(request, Injection())
     if request.object is None:
-        raise ReviewMalformed("request.object is missing: a pod is created, and it must be there")
+        raise ReviewMalformed("request.object is missing: the creation of a pod must include the pod")
     try:
         decision = inject(request.object, template)
     except shape.PodMalformed as error:

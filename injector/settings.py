@@ -1,4 +1,4 @@
-"""Settings of the injector: of the service, and of the sidecars unless a pod's annotations change them.
+"""The settings of the injector: of the service, and of the sidecars, which annotations of a pod may change.
 
 The same fields and readers serve the command line, the environment and the annotations.
 """
@@ -19,23 +19,23 @@ from runtime.options import Addresses, SettingsError, option
 
 EXAMPLE = "python -m injector --tls-cert tls.crt --tls-key tls.key"
 PREFIX = "tokenpool.io/"
-"""Of every annotation that the injector reads or writes."""
+"""The prefix of every annotation that the injector reads or writes."""
 STATUS = PREFIX + "status"
-"""Written on what was injected; its value is ``injected``."""
+"""The annotation of an injected pod; its value is ``injected``."""
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}
     | {"--upstream-key-file"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
-"""Options that name files that no injected sidecar has."""
+"""Options that name files, which no injected sidecar has."""
 _NAME = r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?"
 _PORT_NAME = r"[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?"
 _LABEL = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 
 
 def _maybe(read: Callable[[str, str], str]) -> Callable[[str, str], str | None]:
-    """A reader that also takes an empty text: there is none."""
+    """A reader that reads an empty text as ``None``."""
     return lambda text, source: read(text, source) if text else None
 
 
@@ -62,11 +62,11 @@ def _sidecar_args(text: str, source: str) -> tuple[str, ...]:
         option = word.partition("=")[0]
         if option in _NOT_MOUNTED:
             raise SettingsError(
-                f"{source}: {option} names a file that the injector does not mount, and probes would not"
-                " speak TLS; end TLS in front of the pod, or write the sidecar into its manifest"
+                f"{source}: {option} names a file that the injector does not mount, and probes do not"
+                " use TLS; terminate TLS in front of the pod, or write the sidecar into its manifest"
             )
         if option in _SET_BY_US:
-            raise SettingsError(f"{source}: {option} is set by the injector; leave it out")
+            raise SettingsError(f"{source}: {option} is set by the injector; remove it")
     return words
 
 
@@ -177,7 +177,7 @@ class Template:
 
 
 _CLUSTER_ONLY = frozenset({"label", "run_as_user"})
-"""Fields that the operator of the injector sets, and no pod."""
+"""Fields that only the operator of the injector sets."""
 
 
 def add_serving_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,9 +216,9 @@ class Wish:
 
     template: Template
     container: str | None
-    """The engine's, where the pod names it."""
+    """The name of the engine's container, if the pod has the annotation."""
     said: frozenset[str]
-    """The fields that the pod itself gave. The injector does not change them."""
+    """The fields that the pod itself sets. The injector does not change them."""
 
 
 def wish(template: Template, annotations: Mapping[str, str]) -> Wish:

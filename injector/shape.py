@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class PodMalformed(ValueError):
-    """A document that is no pod; the text names the place."""
+    """A document that is not a pod; the text names the field."""
 
 
 class _Port(msgspec.Struct):
@@ -87,7 +87,7 @@ class _Pod(msgspec.Struct):
 
 
 def check(pod: Any) -> None:
-    """Raise ``PodMalformed`` unless this is a pod, as far as the injector looks at one."""
+    """Raise ``PodMalformed`` unless this is a pod. Only the fields that the injector uses are checked."""
     try:
         spec = msgspec.convert(pod, _Pod).spec
     except msgspec.ValidationError as error:
@@ -97,12 +97,12 @@ def check(pod: Any) -> None:
 
 
 def metadata(pod: Json, field: str) -> dict[str, str]:
-    """The labels or the annotations; empty where there are none."""
+    """The labels or the annotations; empty if there are none."""
     return (pod.get("metadata") or {}).get(field) or {}
 
 
 def containers(pod: Json) -> Iterator[Json]:
-    """All containers, those that run before the others included."""
+    """All containers, with the init containers."""
     yield from pod["spec"].get("initContainers") or []
     yield from pod["spec"]["containers"]
 
@@ -113,7 +113,7 @@ def ports(container: Json) -> list[Json]:
 
 
 def is_tcp(port: Json) -> bool:
-    """Whether a declared port is of the protocol that HTTP needs."""
+    """Whether a declared port uses TCP, which HTTP needs."""
     return (port.get("protocol") or "TCP") == "TCP"
 
 

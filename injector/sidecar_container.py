@@ -83,7 +83,7 @@ def _arguments(template: Template, ports: Settled) -> list[str]:
 
 
 def _store(secret: str) -> Json:
-    """From a Secret into the environment, because readers of pods must not see the password in the URL."""
+    """The store's URL from a Secret, because readers of the pod must not see the password in it."""
     return {"name": "TOKENPOOL_STORE", "valueFrom": {"secretKeyRef": {"name": secret, "key": "url"}}}
 
 
@@ -98,7 +98,7 @@ def _asks(path: str, port: int, **timing: int) -> Json:
 
 
 def _ends(template: Template) -> str:
-    """The hook before the sidecar's end. Until then it accepts requests: clients learn late of the end.
+    """The hook before the sidecar's end. It delays the drain, because clients learn late that the pod ends.
 
     The kubelet stops a native sidecar only after the engine, which is too late to drain. So this hook sends
     the signal. The kubelet itself stops a plain sidecar, and a second signal would end its requests at once.
@@ -123,7 +123,7 @@ def volumes(template: Template) -> list[Json]:
 
 
 def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:
-    """Name, path and source. Whole folders, because Kubernetes never updates a file that is mounted alone."""
+    """Name, path and source of each mount. Folders are mounted: Kubernetes never updates a single file."""
     found = [(_POOL_VOLUME, f"{_ROOT}/pool", {"configMap": {"name": template.pool_config}})]
     for name, folder, secret in (
         (_KEYS_VOLUME, "keys", template.keys_secret),

@@ -1,4 +1,4 @@
-"""The pages that every process has: ``/healthz``, ``/readyz`` and ``/metrics``; and the server for pages."""
+"""The pages of every process: ``/healthz``, ``/readyz`` and ``/metrics``; and the server for pages."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Readiness(NamedTuple):
     """Whether requests may be sent to this process."""
 
     problems: Sequence[str] = ()
-    """Reasons against it."""
+    """The reasons why no request may be sent."""
     degraded: Sequence[str] = ()
-    """Faults with which the process serves all the same."""
+    """Faults that do not stop the process from serving."""
 
     def response(self) -> web.Response:
-        """The page: 503 where there is a problem."""
+        """The page: 503 if there is a problem."""
         status = "unready" if self.problems else "degraded" if self.degraded else "ready"
         body = {"status": status, "problems": list(self.problems), "degraded": list(self.degraded)}
         return web.json_response(body, status=503 if self.problems else 200)
 
 
 class AdminPages:
-    """Health, readiness, and metrics where there are any.
+    """The pages about health and readiness, and the metrics page if the process has metrics.
 
     ``metrics`` makes the process' own part of the metrics page. The build, the CPU time and the memory of the
     process are added to it.
@@ -54,7 +54,7 @@ class AdminPages:
             yield web.get("/metrics", self._metrics.answer)
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """The process lives: its event loop runs."""
+        """The process is alive: its event loop runs."""
         return web.json_response({"status": "ok"})
 
     async def _readyz(self, request: web.Request) -> web.Response:

@@ -86,7 +86,7 @@ async def frames(
 
 def serve(answer: Callable[[bytes], Iterator[bytes]]) -> None:
     """The child's part: one request, its frames, and the end."""
-    gc.disable()  # it ends when it has answered
+    gc.disable()  # the process ends after its answer
     with contextlib.suppress(OSError):
         os.nice(NICE)
     out = sys.stdout.buffer
@@ -127,7 +127,7 @@ class Work(Generic[Request, Head, Part, Result]):
         self._failure = failure
 
     def here(self, request: Request) -> Result:
-        """Do it in this thread. Raises ``failure``."""
+        """Do the work in this thread. Raises ``failure``."""
         head, parts = self._do(request)
         made = self._begin(head)
         for part in parts:
@@ -135,9 +135,9 @@ class Work(Generic[Request, Head, Part, Result]):
         return made
 
     async def apart(self, request: Request, *, is_small: bool) -> Result:
-        """Do it beside the event loop. Raises ``failure``.
+        """Do the work without blocking the event loop. Raises ``failure``.
 
-        A small request is done in a thread, and so is one for which no child can be started. The work in a
+        A thread does a small request, and one for which no child can be started. The work in a
         thread delays other requests by some milliseconds.
         """
         if not is_small:

@@ -1,6 +1,6 @@
-"""Prometheus' text format, made piece by piece, so that a page of many series does not block the event loop.
+"""Prometheus' text format, made in pieces, so that a page of many series does not block the event loop.
 
-``prometheus_client`` makes an object of each series first, 11 µs each. Written directly they take 0.5 µs, and
+``prometheus_client`` makes an object for each series, in 11 µs. Direct formatting takes 0.5 µs, and
 a page may be cut between any two entitlements. Small groups of metrics still come from ``prometheus_client``.
 """
 
@@ -36,7 +36,7 @@ class Family(NamedTuple):
 
 
 def number(value: float) -> str:
-    """A value as the format has it."""
+    """A value in the text format."""
     if math.isfinite(value):
         return repr(float(value))
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
@@ -53,7 +53,7 @@ def bound_labels(bounds: Sequence[float]) -> tuple[str, ...]:
 
 
 class _Some:
-    """Metrics as ``generate_latest`` takes them."""
+    """Metrics in the form that ``generate_latest`` takes."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = metrics

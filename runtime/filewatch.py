@@ -1,4 +1,4 @@
-"""Files that are watched for changes. Their owner reads them again."""
+"""Watches files for changes. Their owner reads them again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-LOOK_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 
 
 class FileWatch:
@@ -29,7 +29,7 @@ class FileWatch:
 
     async def check(self) -> None:
         """Call the owner if a file has changed since the last comparison."""
-        # Many files, or a slow file system, take time: in a thread, which waits without the interpreter lock.
+        # Many files, or a slow file system, take time. A thread waits without the interpreter lock.
         seen = await asyncio.to_thread(_fingerprints, tuple(self._seen))
         if seen != self._seen:
             self._seen = seen
@@ -43,7 +43,7 @@ class FileWatch:
         """Compare until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(CHECK_EVERY_S):
                     await self._asked.wait()
             if self._asked.is_set():
                 self._asked.clear()

@@ -1,6 +1,6 @@
 """Listening: sockets for the addresses that an option names, in one or both families of IP.
 
-asyncio makes every IPv6 socket for IPv6 alone, so ``[::]`` would serve no IPv4. All servers of this project
+asyncio makes every IPv6 socket for IPv6 only, so ``[::]`` would serve no IPv4. All servers of this project
 listen on sockets that are made here.
 """
 
@@ -17,7 +17,7 @@ from runtime.options import ANY, ANY_IPV4, ANY_IPV6, Address, Addresses
 
 BACKLOG = 1024
 MOST_PORTS_TRIED = 16
-"""Tries where the system chooses the port: a port that is free in one family may be taken in the other."""
+"""Attempts if the system chooses the port: a port may be free in one family and used in the other."""
 _FIXES = {
     errno.EADDRINUSE: "another server listens there; stop it, or choose another port",
     errno.EACCES: "ports below 1024 need the capability NET_BIND_SERVICE; choose a higher one",
@@ -55,7 +55,7 @@ def _open(addresses: Sequence[Address], option: str) -> list[socket.socket]:
                 try:
                     sock = _listen(family, (where[0], port, *where[2:]), is_for_ipv6_alone)
                 except OSError as error:
-                    raise _told(Address(address.host, port), error, option) from error
+                    raise _cannot_listen(Address(address.host, port), error, option) from error
                 undo.callback(sock.close)
                 opened.append(sock)
                 chosen = chosen or (sock.getsockname()[1] if address.port == 0 else 0)
@@ -66,14 +66,14 @@ def _open(addresses: Sequence[Address], option: str) -> list[socket.socket]:
 def _places(
     address: Address, addresses: Sequence[Address], option: str
 ) -> Iterator[tuple[socket.AddressFamily, tuple[Any, ...], bool]]:
-    """Family, socket address, and whether it is for IPv6 alone, of everything that an address stands for."""
+    """The sockets of an address: family, socket address, and whether it serves only IPv6."""
     host = address.host
     if host == ANY:
         host = ANY_IPV6 if socket.has_dualstack_ipv6() else ANY_IPV4
     try:
         found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise _told(address, error, option) from error
+        raise _cannot_listen(address, error, option) from error
     # An IPv4 address beside this one has its own socket, which needs the port.
     is_for_ipv6_alone = Address(ANY_IPV4, address.port) in addresses
     for family, where in dict.fromkeys((family, where) for family, _, _, _, where in found):
@@ -95,13 +95,13 @@ def _listen(family: socket.AddressFamily, where: tuple[Any, ...], is_for_ipv6_al
     return sock
 
 
-def _told(address: Address, error: OSError, option: str) -> CannotListen:
+def _cannot_listen(address: Address, error: OSError, option: str) -> CannotListen:
     is_unknown = isinstance(error, socket.gaierror)
     what = "no such host is known" if is_unknown else os.strerror(error.errno or 0).lower()
     fix = _FIXES.get(error.errno or 0)
-    told = CannotListen(f"{option}: cannot listen on {address}: {what}{f'; {fix}' if fix else ''}")
-    told.errno = error.errno
-    return told
+    failure = CannotListen(f"{option}: cannot listen on {address}: {what}{f'; {fix}' if fix else ''}")
+    failure.errno = error.errno
+    return failure
 
 
 def bound(sockets: Iterable[socket.socket]) -> Addresses:

@@ -1,4 +1,4 @@
-"""The delay of the event loop: of a timer that is due every 50 ms. Any request waits as long.
+"""The delay of the event loop, measured with a timer that is due every 50 ms. Any request waits as long.
 
 A long step of this process causes delays, and so does a machine without a free core.
 """
@@ -26,23 +26,23 @@ class LoopDelay:
         self._counts = [0] * (len(BOUNDS) + 1)
         self._total = 0.0
         self._largest = self._largest_before = 0.0
-        """In the current window, and in the one before."""
+        """The largest delays of the current window and of the one before."""
         self._window_ends = clock() + WINDOW_S
 
     def observe(self, delay: float, now: float) -> None:
-        """A timer came so late. ``now`` is seconds by the clock."""
+        """A timer came ``delay`` seconds late. ``now`` is in seconds by the clock."""
         delay = max(delay, 0.0)
         self._counts[bisect_left(BOUNDS, delay)] += 1
         self._total += delay
-        self._turn(now)
+        self._rotate(now)
         self._largest = max(self._largest, delay)
 
     def largest(self, now: float) -> float:
         """The largest delay within the last half minute, or a little longer."""
-        self._turn(now)
+        self._rotate(now)
         return max(self._largest, self._largest_before)
 
-    def _turn(self, now: float) -> None:
+    def _rotate(self, now: float) -> None:
         if now >= self._window_ends:
             is_recent = now < self._window_ends + WINDOW_S
             self._largest_before = self._largest if is_recent else 0.0
@@ -50,9 +50,9 @@ class LoopDelay:
             self._window_ends = now + WINDOW_S
 
     def metrics(self) -> Iterator[Metric]:
-        """For Prometheus."""
+        """The metrics for Prometheus."""
         histogram = HistogramMetricFamily(
-            "tokenpool_loop_delay_seconds", "How late the event loop runs a timer that is due."
+            "tokenpool_loop_delay_seconds", "Delay with which the event loop runs a timer that is due."
         )
         buckets, running = [], 0
         for le, count in zip(bound_labels(BOUNDS), self._counts, strict=True):
@@ -62,7 +62,7 @@ class LoopDelay:
         yield histogram
         yield GaugeMetricFamily(
             "tokenpool_loop_delay_max_seconds",
-            "The largest such delay within the last half minute to minute.",
+            "The largest such delay within the last 30 to 60 s.",
             value=self.largest(self._clock()),
         )
 

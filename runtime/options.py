@@ -25,7 +25,7 @@ _OPTION = "option"
 
 
 class SettingsError(ValueError):
-    """An option is missing or makes no sense; the text names it and the fix."""
+    """An option is missing or invalid; the text names it and the fix."""
 
 
 class Address(NamedTuple):
@@ -40,7 +40,7 @@ class Address(NamedTuple):
 
 
 ANY, ANY_IPV4, ANY_IPV6 = "", "0.0.0.0", "::"
-"""Hosts that stand for every interface: of all families that there are, of IPv4, of both families."""
+"""Hosts that stand for every interface: of all available families, of IPv4, of both families."""
 
 
 class Addresses(tuple[Address, ...]):
@@ -74,7 +74,7 @@ class Origin(NamedTuple):
 
 
 Reader = Callable[[str, str], Any]
-"""Makes a value of a text. The second argument names where the text came from. Raises ``SettingsError``."""
+"""Makes a value from a text. The second argument names the source of the text. Raises ``SettingsError``."""
 
 
 class _Said(NamedTuple):
@@ -104,12 +104,12 @@ class Described:
     """One option with everything that a command line, an error message or a reference page needs."""
 
     name: str
-    """Of the record's field."""
+    """The name of the record's field."""
     help: str
     type: Any
-    """Of the value, such as ``float`` or ``Path | None``."""
+    """The type of the value, such as ``float`` or ``Path | None``."""
     default: Any
-    """``dataclasses.MISSING`` where the option is required."""
+    """``dataclasses.MISSING`` if the option is required."""
     read: Reader
 
     @property
@@ -129,12 +129,12 @@ class Described:
 
     @property
     def is_switch(self) -> bool:
-        """Whether the flag takes no value: it turns on something that is off by default."""
+        """Whether the flag takes no value, and turns on a feature that is off by default."""
         return self.default is False
 
     @property
     def default_text(self) -> str:
-        """The default as a person writes it; empty where there is none."""
+        """The default as a person writes it; empty without a default."""
         if self.is_required or self.default is None:
             return ""
         if isinstance(self.default, bool):
@@ -205,12 +205,12 @@ def flag(name: str) -> str:
 
 
 def text(text: str, source: str) -> str:
-    """Any text, as it is given."""
+    """Any text, unchanged."""
     return text
 
 
 def path(text: str, source: str) -> Path:
-    """A path, as it is given."""
+    """A path, unchanged."""
     return Path(text)
 
 
@@ -262,11 +262,11 @@ def addresses(text: str, source: str) -> Addresses:
 
 
 def _includes(one: Address, other: Address) -> bool:
-    """Whether a server on one address excludes a server on the other."""
+    """Whether a server on one address prevents a server on the other."""
     if one.port != other.port:
         return False
     if one.host == ANY_IPV6:
-        return other.host != ANY_IPV4  # named beside it, that one serves IPv4, and this one IPv6 alone
+        return other.host != ANY_IPV4  # with both, 0.0.0.0 serves IPv4, and [::] serves only IPv6
     return one.host in (ANY, other.host) or (one.host == ANY_IPV4 and ":" not in other.host)
 
 
@@ -275,7 +275,7 @@ def upstream(text: str, source: str) -> Origin:
     match = re.fullmatch(r"(https?)://([^/?#@]+)/?", text)
     if match is None:
         raise SettingsError(
-            f"{source}: {text!r} is not http://HOST:PORT or https://HOST:PORT; leave paths and users out"
+            f"{source}: {text!r} is not http://HOST:PORT or https://HOST:PORT; remove any path or user"
         )
     scheme, authority = match.groups()
     if not re.search(r":\d+$", authority):
@@ -295,7 +295,7 @@ def boolean(text: str, source: str) -> bool:
 
 
 def not_negative(text: str, source: str) -> float:
-    """A number of at least 0, where 0 turns something off."""
+    """A number of at least 0; 0 turns the feature off."""
     try:
         number = float(text)
     except ValueError:
@@ -306,10 +306,10 @@ def not_negative(text: str, source: str) -> float:
 
 
 def share(text: str, source: str) -> float:
-    """A part of something: a number above 0, and at most 1."""
+    """A share: a number above 0, and at most 1."""
     number = positive(text, source)
     if number > 1:
-        raise SettingsError(f"{source}: {text!r} is more than the whole; give a number up to 1")
+        raise SettingsError(f"{source}: {text!r} is above 1; give a number above 0 and up to 1")
     return number
 
 

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from aiohttp import web
 
 SLICE_S = 0.0003
-"""Length of a slice. Other work runs between slices. A piece that takes longer ends its slice."""
+"""Seconds of one slice. Other work runs between slices. A piece that takes longer ends its slice."""
 CHUNK = 64 * 1024
-"""Characters in one write to the connection: a copy of some 10 µs."""
+"""Characters in one write to the connection: a copy of about 10 µs."""
 
 
-class _Turn:
-    """One page is made at a time. With 50 at once, streams waited 32 ms for the slices of all of them."""
+class _PageLock:
+    """Ensures that one page is made at a time. With 50 at once, streams waited 32 ms for their slices."""
 
     def __init__(self) -> None:
         self._lock: asyncio.Lock | None = None
@@ -32,12 +32,12 @@ class _Turn:
         return self._lock
 
 
-_turn = _Turn()
+_page_lock = _PageLock()
 
 
 async def made(pieces: Iterable[str], clock: Callable[[], float] = time.perf_counter) -> list[bytes]:
     """A page's text in chunks. Other work runs between slices; other pages wait."""
-    async with _turn.lock():
+    async with _page_lock.lock():
         return await _made(pieces, clock)
 
 
@@ -73,7 +73,7 @@ async def send(request: web.Request, chunks: list[bytes], content_type: str) -> 
 
 
 class SharedPage:
-    """A page that is made once for all requests that arrive meanwhile."""
+    """A page that is made once for all requests that arrive while it is made."""
 
     def __init__(self, pieces: Callable[[], Iterator[str]], content_type: str) -> None:
         self._pieces = pieces
@@ -81,7 +81,7 @@ class SharedPage:
         self._making: asyncio.Task[list[bytes]] | None = None
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """The page as of now, or as of the start of the work in progress."""
+        """The current page, or the one that is being made."""
         if self._making is None or self._making.done():
             self._making = asyncio.get_running_loop().create_task(made(self._pieces()))
         # A client that leaves must not cancel the page for the others.

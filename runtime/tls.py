@@ -1,6 +1,6 @@
-"""TLS for any process: a server's certificate that may change while it runs, and a client's trust.
+"""TLS for any process: a server's certificate that may change at run time, and the context of a client.
 
-Messages name the options of the files. A server's are ``--tls-cert`` and ``--tls-key`` in every program.
+Messages name the options of the files. Every server has ``--tls-cert`` and ``--tls-key``.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """A server's certificate in force; new connections get the newest that could be loaded."""
+    """A server's certificate in force. New connections get the newest one that could be loaded."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         self.paths = (cert, key)
         self.watch = FileWatch(self.paths, self.reload)
         self.context = _server_context()
         self.problem: str | None = None
-        """The reason why the files on disk are not in force; ``None`` if they are."""
+        """The reason why the files on disk are not in force; ``None`` if they are in force."""
         try:
             _load(self.context, cert, key)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(self._unfit(error)) from error
 
     async def reload(self) -> None:
-        """Read the files again. If they do not fit together (yet), the certificate in force stays."""
+        """Read the files again. If certificate and key do not match (yet), the certificate in force stays."""
         try:
-            # A separate context is tried first, because a wrong key must not stay in the live one. A thread
+            # A separate context is loaded first, because a wrong key must not stay in the live one. A thread
             # does this, so that a slow file system blocks no request. The live context changes in one step.
             await asyncio.to_thread(_try, *self.paths)
             _load(self.context, *self.paths)
@@ -86,5 +86,5 @@ def _try(cert: Path, key: Path) -> None:
 
 
 def _load(context: ssl.SSLContext, cert: Path, key: Path) -> None:
-    # With a password, though a useless one, an encrypted key is an error; without, OpenSSL asks the terminal.
+    # With a dummy password an encrypted key is an error. Without one, OpenSSL asks the terminal.
     context.load_cert_chain(cert, key, password="-")

@@ -37,17 +37,17 @@ from tokenpool.pricing.cost import Pricer
 from tokenpool.pricing.learned_costs import LearnedCosts
 
 PER_PIECE = 8
-"""Entitlements in one piece of the state page: some 0.4 ms."""
+"""Entitlements in one piece of the state page: about 0.4 ms."""
 
 
 class Limits(Protocol):
-    """The keeper of this sidecar's limits: the allocator or the replication."""
+    """The part that sets this sidecar's limits: the local planner or the replication."""
 
     def problems(self) -> list[str]:
-        """Reasons why they cannot be used yet."""
+        """The reasons why the limits cannot be used yet."""
 
     def degraded(self) -> list[str]:
-        """Faults with which requests are served all the same."""
+        """Faults that do not stop requests."""
 
 
 class MetricSource(Protocol):
@@ -83,7 +83,7 @@ class Admin:
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
-        """The accounts in force, and what they are guaranteed together."""
+        """The accounts in force, and the sum of their guarantees."""
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -113,21 +113,21 @@ class Admin:
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:
-        """Reasons against requests. Of the engine only its health counts, not its pages."""
+        """The reasons why no request is served. The engine's pages alone are no reason."""
         engine = self._controller.engine
         problems = ["draining"] if self._controller.is_draining else []
         return problems + (self._limits.problems() if engine.is_up else engine.problems())
 
     async def state(self, request: web.Request) -> web.StreamResponse:
-        """Everything that decides about requests, now.
+        """The page ``/debug/state``: all data that decisions about requests depend on.
 
-        ``?entitlement=NAME`` (any number of times) shows those alone, ``?active=1`` those that are active.
+        ``?entitlement=NAME`` (repeatable) selects entitlements by name, ``?active=1`` the active ones.
         """
         accounts = self._controller.accounts
         names: list[str] = request.query.getall("entitlement", [])
         unknown = [name for name in names if name not in accounts]
         if unknown:
-            text = f"there is no entitlement {unknown[0]!r} in pool {self._controller.pool.name!r}"
+            text = f"pool {self._controller.pool.name!r} has no entitlement {unknown[0]!r}"
             return web.json_response({"error": text}, status=404)
         if names:
             shown = [accounts[name] for name in names]
@@ -139,7 +139,7 @@ class Admin:
         return await pages.send(request, chunks, "application/json; charset=utf-8")
 
     def state_pieces(self, accounts: list[Account]) -> Iterator[str]:
-        """The page ``/debug/state`` with these entitlements."""
+        """The text of ``/debug/state`` with these entitlements, in pieces."""
         summary = msgspec.json.encode(self._summary()).decode()
         yield summary.removesuffix("}") + ',"entitlements":{'
         for first in range(0, len(accounts), PER_PIECE):
@@ -218,7 +218,7 @@ class Admin:
     def _notices(self) -> list[str]:
         notices = self.problems() + self._limits.degraded() + self._controller.engine.degraded()
         if not self._telemetry.config_is_current:
-            notices.append("the pool file on disk is invalid: the old one is in force")
+            notices.append("the pool file on disk is invalid; the old one is in force: see the log")
         return notices
 
     def _pool(self, wanted: Wanted) -> ShownPool:
@@ -239,7 +239,7 @@ class Admin:
                 engines_up=int(is_up),
                 least=pool.min_replicas,
                 most=pool.max_replicas,
-                reason="only a coordinator gives scale hints",
+                reason="only a coordinator computes scale hints",
             ),
             entitlements=tuple(_entitlement(accounts[name]) for name in names),
             tallies={
@@ -269,7 +269,7 @@ class Admin:
 
 
 _ONE_OF_SEVERAL = (
-    "one sidecar of several: requests, sheds, demand and tokens/s are its own, limits the pool's;"
+    "one of several sidecars: requests, sheds, demand and tokens/s of this sidecar, limits of the pool;"
     " a coordinator's page shows the whole pool"
 )
 
@@ -296,13 +296,13 @@ def _learned(learned: LearnedCosts) -> dict[str, float]:
 
 def _leader(replication: Replication | None) -> str:
     if replication is None:
-        return "nobody: a lone sidecar plans for itself"
+        return "none: a lone sidecar plans for itself"
     if not replication.sync.leases.has_limits:
         return "no coordinator yet"
     return (
         "a coordinator"
         if replication.sync.limits_age_s <= UNLED_S
-        else "no coordinator now: the last limits stand"
+        else "no coordinator now; the last limits stay in force"
     )
 
 

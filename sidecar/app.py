@@ -1,4 +1,4 @@
-"""The composition root of a sidecar: the only place that knows all its parts."""
+"""The composition root of a sidecar: it makes all parts and connects them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_EVERY_S = 0.5
 FINAL_WRITE_S = 1.0
-"""How long the last answers may take to leave after draining."""
+"""Seconds for the last answers to be sent after draining."""
 
 
 class Sidecar:
@@ -148,11 +148,11 @@ class Sidecar:
     # --- configuration: the one path by which a pool file reaches all parts ---
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make what a changed pool file needs, in steps that each take a moment."""
+        """Make the accounts of a changed pool file, in short steps."""
         return self.controller.prepare(configuration)
 
     def apply(self, configuration: Configuration) -> None:
-        """The sidecar's own pool file changed: put it in force, unless a published one is."""
+        """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
         if self.replication is not None:
             self.replication.published.own_file_changed(configuration)
         else:
@@ -173,7 +173,7 @@ class Sidecar:
         collecting.keep()
 
     async def start(self) -> None:
-        """Listen for tenants and operators, and begin to watch, plan and sweep. Raises ``OSError``."""
+        """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -223,7 +223,7 @@ class Sidecar:
         return addresses
 
     def reload(self) -> None:
-        """Have the pool file and the certificate read anew."""
+        """Make the sidecar read the pool file and the certificate again."""
         self.pool_file_watcher.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
@@ -239,7 +239,7 @@ class Sidecar:
             try:
                 self.controller.engine_changed()
             except Exception:
-                # A defect must not stop this for good: the next poll tries again.
+                # A defect must not end the loop: the next poll tries again.
                 log.critical("an observation of the engine could not be used", exc_info=True)
 
     async def _follow_alarms(self) -> None:
@@ -282,7 +282,7 @@ class Sidecar:
         log.info("stopped", extra={"cut": cut})
 
     async def _last_writes(self) -> None:
-        """Let answers leave the buffers; whoever does not read is left."""
+        """Wait until answers are sent. Then abort the connections of clients that do not read."""
         deadline = self.telemetry.clock() + FINAL_WRITE_S
         while self.manager.connections and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.01)
@@ -301,13 +301,13 @@ def _store_of(settings: Settings, configuration: Configuration) -> Store:
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
-    """A loop that ends by itself is a defect: say so, loudly."""
+    """Log the exception that ended a background loop, which is always a defect."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("a background loop failed", exc_info=error)
 
 
 def raise_open_files(max_connections: int) -> None:
-    """Allow as many open files as the system lets us: each request takes two."""
+    """Raise the limit of open files as far as the system allows. Each request needs two."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -326,14 +326,14 @@ async def serve(settings: Settings) -> None:
     raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    with collecting.postponed():  # 10,000 entitlements take a third less
+    with collecting.postponed():  # saves a third of the time with 10,000 entitlements
         sidecar = Sidecar(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()
-    collecting.keep()  # each time that would take 40 ms
+    collecting.keep()  # otherwise each later collection takes 40 ms
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
     for number in (signal.SIGTERM, signal.SIGINT):

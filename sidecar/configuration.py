@@ -1,6 +1,6 @@
-"""A pool file with its keys, as one sidecar enforces it: read at the start, or in a child process later.
+"""A pool file with its keys, as a sidecar enforces it. It is read at the start, and again after a change.
 
-The child does everything that takes long (YAML, checks, keys). Its parent only takes the records over, a few
+A child process does the slow work (YAML, checks, keys). Its parent only takes over the records, a few
 at a time. The controller puts a configuration in force.
 """
 
@@ -26,9 +26,9 @@ from tokenpool.poolfile.reading import parse
 log = logging.getLogger(__name__)
 
 PER_PART = 200
-"""Entitlements that the parent takes over at once: some 0.4 ms."""
+"""Entitlements that the parent takes over in one step: about 0.4 ms."""
 MOST_WARNINGS = 20
-"""So many warnings are logged: 2,000 lines held up requests for 30 ms."""
+"""The most warnings that are logged: 2,000 lines delayed requests by 30 ms."""
 
 
 class ConfigurationInvalid(ValueError):
@@ -45,14 +45,14 @@ class Configuration:
     watched: tuple[Path, ...]
     """The pool file and every key file."""
     version: str
-    """Of the file in its published form."""
+    """The version of the file in its published form."""
 
 
 class _Request(msgspec.Struct):
     pool: str | None
     config: str = ""
     content: bytes = b""
-    """A published file, in the place of one on disk."""
+    """A published file, which replaces the one on disk."""
 
 
 class _Head(msgspec.Struct):
@@ -70,7 +70,7 @@ class _Part(msgspec.Struct):
 
 
 class _Result:
-    """A configuration in the making."""
+    """A configuration that is being made."""
 
     def __init__(self, head: _Head) -> None:
         self._head = head
@@ -100,7 +100,7 @@ def _log_warnings(warnings: Sequence[tuple[int, str, str]]) -> None:
 
 
 def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
-    """Everything that takes long. Raises ``ConfigurationInvalid``."""
+    """Read and check a pool file and its keys. Raises ``ConfigurationInvalid``."""
     warnings: tuple[tuple[int, str, str], ...] = ()
     watched: tuple[str, ...] = ()
     try:
@@ -133,7 +133,7 @@ def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
         names.setdefault(name, []).append(digest)
     for first in range(0, len(file.entitlements), PER_PART):
         some = file.entitlements[first : first + PER_PART]
-        # A name is unique in the whole file, not only in one pool.
+        # A name is unique in the whole file, across its pools.
         yield _Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())})
 
 
@@ -163,12 +163,12 @@ _reading = child.Work(
 
 
 def load(settings: Settings) -> Configuration:
-    """Read the pool file here and now. Raises ``ConfigurationInvalid``."""
+    """Read the pool file in this thread. Raises ``ConfigurationInvalid``."""
     return _reading.here(_Request(settings.pool, str(settings.config))).made()
 
 
 async def load_apart(settings: Settings) -> Configuration:
-    """Read the pool file beside the event loop. Raises ``ConfigurationInvalid``."""
+    """Read the pool file without blocking the event loop. Raises ``ConfigurationInvalid``."""
     request = _Request(settings.pool, str(settings.config))
     return (await _reading.apart(request, is_small=child.is_small(settings.config))).made()
 
@@ -176,7 +176,7 @@ async def load_apart(settings: Settings) -> Configuration:
 async def published(content: bytes, settings: Settings, joined: str) -> Configuration:
     """A pool file that a coordinator published, with the keys that this sidecar can read.
 
-    ``joined`` is the pool of this sidecar. It is needed where the published file has several pools, and the
+    ``joined`` is the pool of this sidecar. It is needed if the published file has several pools, and the
     file on disk had one. Raises ``ConfigurationInvalid``.
     """
     request = _Request(settings.pool or joined, content=content)

@@ -43,9 +43,9 @@ class AdmittedRequest:
         """The time of its pricing, in seconds by the monotonic clock."""
         self.account = account
         self.ticket = ticket
-        """Its reservation; ``None`` for a request without a price."""
+        """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
-        """Whether the client did not ask for the usage that the stream carries."""
+        """Whether the stream has usage that the client did not request."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 
@@ -54,7 +54,7 @@ def draining(account: Account | None) -> Refusal:
     """The refusal of a request while the sidecar drains."""
     return Refusal(
         Reason.DRAINING,
-        "this replica is shutting down; another one will answer",
+        "this replica is shutting down; retry, and another replica answers",
         retry_after_s=ENGINE_RETRY_S,
         account=account,
     )

@@ -1,7 +1,7 @@
-"""Identity: which entitlement a caller speaks for.
+"""Identity: the entitlement of a caller.
 
-Keys are known by their SHA-256 only; a caller can never name its own entitlement, unless the operator
-says that a gateway in front sets a header that may be trusted.
+Keys are stored only as SHA-256 digests. A caller can never name its own entitlement. A trusted gateway can do
+so in a header, if the operator configures it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
-"""Headers that hold nothing but a key: Anthropic's clients send the first, OpenAI's for Azure the second."""
+"""Headers whose value is a key. Anthropic's clients send the first, OpenAI's clients for Azure the second."""
 MOST_KEYS = 4
-"""Different keys of one request that are looked up. Each costs a SHA-256."""
+"""The most different keys of one request that are looked up. Each costs a SHA-256."""
 
 
 class KeyUnreadable(ValueError):
@@ -26,8 +26,8 @@ class KeyUnreadable(ValueError):
 class KeyRing:
     """The digests of all keys of one pool, and the entitlement of each.
 
-    A digest is found by its first bytes, and then compared as a whole in constant time: how long that takes
-    says nothing of use about a key.
+    A digest is found by its first bytes, and then compared as a whole in constant time. So the duration
+    reveals nothing useful about a key.
     """
 
     __slots__ = ("_by_index",)
@@ -37,7 +37,7 @@ class KeyRing:
         self.add(by_digest)
 
     def add(self, by_digest: Mapping[bytes, str]) -> None:
-        """Know more digests, each new."""
+        """Add digests that the ring does not have."""
         for digest, name in by_digest.items():
             self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, name))
 
@@ -54,9 +54,9 @@ class KeyRing:
 
 
 def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool]:
-    """The different keys of a request (names of headers in lower case), and whether there was anything else.
+    """The different keys of a request, and whether it has other credentials. Header names are in lower case.
 
-    An empty credential is none. Nor is a scheme other than Bearer: it is meant for a proxy in between.
+    An empty credential is ignored. A scheme other than Bearer is not a key: it is for a proxy in between.
     """
     keys: dict[bytes, None] = {}
     has_other = False

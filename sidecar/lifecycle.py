@@ -1,4 +1,4 @@
-"""Whether the sidecar is draining: set once, at its stop."""
+"""The draining state of the sidecar. It is set once, when the sidecar stops."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.is_draining = False
-        """Whether the sidecar stops: running requests finish, and no new one begins."""
+        """Whether the sidecar drains: running requests finish, and no new one begins."""

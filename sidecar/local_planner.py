@@ -1,6 +1,6 @@
-"""The planner loop of a lone sidecar (``--store memory``): it reports, plans, and sets the limits.
+"""The planner loop of a lone sidecar (``--store memory``). It measures demand, plans, and sets the limits.
 
-It plans for active accounts only (``tokenpool.planning.active_accounts``). With a plan for all accounts, a
+It plans only for active accounts (``tokenpool.planning.active_accounts``). With a plan for all accounts, a
 tick of 2,000 entitlements of which one is active took 80 ms, four times a second.
 """
 
@@ -31,19 +31,19 @@ class LocalPlanner:
         self._settings = settings
         self._ticked_at = telemetry.clock()
         self._profiles: dict[str, tuple[Profile, float]] = {}
-        """Of every entitlement that was active, with the time of its last plan. It resumes with its own."""
+        """The profile of each entitlement that was active, and the time of its last plan."""
         self._under_way: Iterator[None] = iter(())
         """The remaining steps of a tick that has begun."""
         self.plan: Plan | None = None
         """The plan in force."""
 
     def problems(self) -> list[str]:
-        """Why the sidecar is not ready: its limits do not follow from a known capacity yet."""
+        """The reasons why the sidecar is not ready: no limits are computed from a known capacity yet."""
         is_planned = self.plan is not None and self.plan.capacity.kv_tokens > 0
         return [] if is_planned else ["limits are not computed yet"]
 
     def degraded(self) -> list[str]:
-        """Nothing: a lone sidecar depends on no lease store."""
+        """No faults: a lone sidecar uses no lease store."""
         return []
 
     def tick(self, now: float) -> None:
@@ -103,6 +103,6 @@ class LocalPlanner:
                 for _ in self._under_way:
                     await asyncio.sleep(0)
             except Exception:
-                # A defect must not freeze the limits for good: the next interval tries again.
+                # A defect must not end the loop: the next interval tries again.
                 log.critical("the tick of the planner failed", exc_info=True)
             await asyncio.sleep(interval)

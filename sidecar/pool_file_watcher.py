@@ -1,7 +1,7 @@
 """The pool file on disk: watched for change, and put in force without a restart.
 
-An invalid file leaves the old one in force, and says so in the log and in a metric. Reading, and making what
-the new file adds, holds up no request: only the swap happens at once.
+An invalid file leaves the old one in force; the log and a metric report it. The file is read, and its
+accounts are made, in steps between requests. Only the swap is one step.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Enforcer(Protocol):
     """Puts changed configurations in force."""
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make what a configuration needs, in steps of a moment each."""
+        """Make the accounts of a configuration, in short steps."""
 
     def apply(self, configuration: Configuration) -> None:
-        """The sidecar's own pool file changed: put it in force, unless a published one is."""
+        """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
 
 
 class PoolFileWatcher:
@@ -42,7 +42,7 @@ class PoolFileWatcher:
         self._watch = FileWatch(current.watched, self.reload)
 
     async def reload(self) -> None:
-        """Read the file and put it in force, or say why not."""
+        """Read the file and put it in force, or log the reason against it."""
         with collecting.postponed():
             await self._reload()
 
@@ -63,7 +63,7 @@ class PoolFileWatcher:
         log.info("the pool file was read", extra={"pool": configuration.pool.name})
 
     def request_reload(self) -> None:
-        """Have the file read again, changed or not."""
+        """Request that the file is read again, changed or not."""
         self._watch.request_reload()
 
     async def check(self) -> None:
@@ -71,5 +71,5 @@ class PoolFileWatcher:
         await self._watch.check()
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Watch the files until cancelled."""
         await self._watch.run()

@@ -1,7 +1,7 @@
-"""The ports of a sidecar's driver: the event loop's clock and alarm, and the line to the lease store.
+"""The ports of a sidecar's driver: the event loop's clock and alarm, and calls to the lease store.
 
-Messages are sent in tasks of their own: none waits for another's answer. ``Replication`` reads ``results``
-and tells the driver; the app does so for ``alarms``.
+Each message is sent in a task of its own, so none waits for another's answer. ``Replication`` reads
+``results`` and calls the driver; the app does so for ``alarms``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class LoopPorts:
         self._store = store
         self._reporter = reporter
         self.results: asyncio.Queue[Result] = asyncio.Queue()
-        """The answers, and the messages without one, in the order in which they came."""
+        """The answers, and the messages that failed, in the order of their arrival."""
         self._calls: set[asyncio.Task[None]] = set()
         """Messages in flight."""
         self._alarm = asyncio.Event()
@@ -72,18 +72,18 @@ class LoopPorts:
         task.add_done_callback(self._calls.discard)
 
     async def _carry(self, message: Message) -> None:
-        """Bring one message with its report to the lease store, and its answer back."""
+        """Send one message to the lease store, and put its result into ``results``."""
         try:
             self.results.put_nowait((message, await self._exchange(message)))
         except StoreDown as error:
             self.results.put_nowait((message, error))
         except BaseException as error:
-            # Cancelled, or a defect: waiting requests are decided from what is held.
+            # Cancelled, or a defect: waiting requests are decided from the current lease.
             self.results.put_nowait((message, StoreDown(f"the message was not sent: {error!r}")))
             raise
 
     async def _exchange(self, message: Message) -> Answer:
-        """Send one message, with the report of this moment if it carries one."""
+        """Send one message, with the current report if the message has one."""
         assert self._store is not None
         assert self._reporter is not None
         if message.carries_report:
@@ -91,7 +91,7 @@ class LoopPorts:
         return await self._store.exchange(message)
 
     async def wait_for_results(self) -> None:
-        """Wait until each message in flight has its result. Cancelled, it cancels them."""
+        """Wait until each message in flight has its result. If cancelled, it cancels the messages."""
         await asyncio.gather(*self._calls, return_exceptions=True)
 
     async def send_last(self, message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The published pool file: the coordinator's file is in force at all sidecars once one is published."""
+"""The published pool file. Once a coordinator publishes a file, all sidecars put it in force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tokenpool.store import Store, StoreDown
 log = logging.getLogger(__name__)
 
 READ_EVERY_S = 2.0
-"""How often a new version is looked for without an answer that names one."""
+"""Seconds between two reads of the published version, if no answer names a new one."""
 LONGEST_RETRY_S = 60.0
 """A published pool file that cannot be enforced here is read again after 2 s, then at doubled intervals."""
 
@@ -25,7 +25,7 @@ class Enforcer(Protocol):
     """Puts configurations in force."""
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make what a configuration needs, in steps of a moment each."""
+        """Make the accounts of a configuration, in short steps."""
 
     def enforce(self, configuration: Configuration) -> None:
         """Put a configuration in force."""
@@ -52,29 +52,29 @@ class PublishedFile:
         self._in_force = reporter.file_version = own.version
         self._pool = own.pool.name
         self._announced = ""
-        """The version that the last answer named."""
+        """The version in the last answer."""
         self.version = ""
-        """The version of the published file in force; empty while the sidecar's own file is."""
+        """The version of the published file in force; empty if the sidecar's own file is in force."""
         self.refused_version = ""
-        """A published file that cannot be enforced here; it is tried again and again."""
+        """The version of a published file that cannot be enforced here. It is tried again at intervals."""
         self._retry_at = self._retry_in_s = 0.0
         self.news = asyncio.Event()
         """Whether another version should be read now."""
 
     def announced(self, version: str) -> None:
-        """An answer named the published version."""
+        """An answer of the lease store has the published version."""
         self._announced = version or self._announced
         if version not in ("", self.version, self.refused_version):
             self.news.set()
 
     def own_file_changed(self, configuration: Configuration) -> None:
-        """The sidecar's own file was read again: it is in force only until one is published."""
+        """The sidecar's own file was read again. It is in force only if no file is published."""
         self._own = configuration
         if not self.version:
             self._enforcer.enforce(configuration)
             self._in_force = self._reporter.file_version = configuration.version
         else:
-            # A key file may have changed, and the published file may name it.
+            # A key file of the published file may have changed.
             self._in_force, self._retry_at = "", 0.0
             self.news.set()
         self._compare()
@@ -99,7 +99,7 @@ class PublishedFile:
 
     async def _read(self) -> None:
         if self._announced == self.version == self._in_force:
-            return  # the content is long: it is read only if the version is another one
+            return  # the content is long, so it is read only for a new version
         now = self._telemetry.clock()
         if self.refused_version and self._announced == self.refused_version and now < self._retry_at:
             return
@@ -108,7 +108,7 @@ class PublishedFile:
             return
         version, content = found
         try:
-            # Most often it is the same file as this sidecar's own.
+            # It is usually identical to this sidecar's own file.
             configuration = (
                 self._own
                 if version == self._own.version

@@ -1,6 +1,6 @@
 """Replication: the loops that keep a sidecar's leases in step with the lease store.
 
-``LeaseSync`` decides what is said and what answers mean. Here are the clock, the loops and the failures.
+``LeaseSync`` makes the messages and interprets the answers. This file has the clock, loops and failures.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tokenpool.store import Store, StoreDown
 log = logging.getLogger(__name__)
 
 FAREWELL_S = 1.0
-"""The longest duration of the last messages."""
+"""Seconds for the last messages at a stop."""
 UNLED_S = 5.0
-"""After so long without new limits an operator should check the coordinators."""
+"""Seconds without new limits after which an operator should check the coordinators."""
 
 
 class Replication:
@@ -60,13 +60,13 @@ class Replication:
     async def run(self) -> None:
         """Send, listen and read until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._hear_forever())
+            group.create_task(self._handle_answers())
             group.create_task(self._tick_forever())
             group.create_task(self._listen_forever())
             group.create_task(self._read_forever())
 
     async def _tick_forever(self) -> None:
-        # Limits that are known before the first answer spare a new sidecar the use of shares.
+        # With limits before the first answer, a new sidecar does not need fallback shares.
         await self._read_limits()
         while True:
             started = self._ports.now()
@@ -74,12 +74,12 @@ class Replication:
                 await asyncio.sleep(0)
             await asyncio.sleep(max(self._interval_s - (self._ports.now() - started), 0.001))
 
-    async def _hear_forever(self) -> None:
+    async def _handle_answers(self) -> None:
         """Act on each answer."""
         while True:
-            self._hear(*await self._ports.results.get())
+            self._handle(*await self._ports.results.get())
 
-    def _hear(self, message: Message, result: Answer | StoreDown) -> None:
+    def _handle(self, message: Message, result: Answer | StoreDown) -> None:
         try:
             if isinstance(result, StoreDown):
                 self._failed(result)
@@ -97,7 +97,7 @@ class Replication:
         if not self._is_down:
             self._is_down = True
             log.warning(
-                "the lease store does not answer; going on with what is held", extra={"error": str(error)}
+                "the lease store does not answer; current leases stay in use", extra={"error": str(error)}
             )
 
     def _recovered(self) -> None:
@@ -107,7 +107,7 @@ class Replication:
             log.info("the lease store answers again")
 
     async def _listen_forever(self) -> None:
-        """Act on pushes. Without pushes everything works, a little later."""
+        """Act on pushes. Pushes only save time; the protocol works without them."""
         while True:
             try:
                 async for push in self._store.listen(self.sync.holder):
@@ -119,7 +119,7 @@ class Replication:
             await asyncio.sleep(self._interval_s)
 
     async def _read_forever(self) -> None:
-        """Read all limits at intervals, and the pool file when another one is published."""
+        """Read all limits at intervals, and the pool file when a new one is published."""
         news = self.published.news
         while True:
             await self._read_limits()
@@ -139,19 +139,19 @@ class Replication:
             log.critical("reading the limits failed", exc_info=True)
 
     async def stop(self) -> None:
-        """Return every lease, if the lease store answers in time; then close the connections.
+        """Return every lease, if the lease store answers in time. Then close the connections.
 
-        The messages in flight come first. The last message states again the usage that a lost one stated.
+        The messages in flight come first. The last message repeats the usage of a lost one.
         """
         self._driver.stop()
         try:
             async with asyncio.timeout(FAREWELL_S):
                 await self._ports.wait_for_results()
                 while not self._ports.results.empty():
-                    self._hear(*self._ports.results.get_nowait())
-                last_message = self._driver.last_message()
-                if last_message is not None:
-                    await self._ports.send_last(last_message)
+                    self._handle(*self._ports.results.get_nowait())
+                last = self._driver.last_message()
+                if last is not None:
+                    await self._ports.send_last(last)
         except (StoreDown, TimeoutError):
             pass  # the leases expire
         except Exception:
@@ -161,7 +161,7 @@ class Replication:
     # --- status ---
 
     def problems(self) -> list[str]:
-        """The reasons why the limits are not reliable yet."""
+        """The reasons why the limits cannot be used yet."""
         if self.sync.answered_at is None and not self.sync.leases.failures:
             return ["the lease store has not answered yet"]
         return []
@@ -176,19 +176,19 @@ class Replication:
         if not leases.has_limits:
             found.append("no coordinator has published limits yet")
         if self.sync.limits_age_s > UNLED_S and not leases.failures:
-            found.append("no coordinator leads: the last limits stand, and nobody recomputes them")
+            found.append("no coordinator leads; the last limits stay in force: check the coordinators")
         if self.published.refused_version:
             found.append("the published pool file cannot be enforced here; the old one is in force")
         if self._telemetry.config_differs:
-            found.append("this sidecar's own pool file differs from the one that the coordinator leads with")
+            found.append("this sidecar's own pool file differs from the published one, which is in force")
         return found
 
     def metrics(self) -> Iterator[Metric]:
-        """The exchange with the lease store, for Prometheus."""
+        """The metrics of the exchange with the lease store, for Prometheus."""
         leases = self.sync.leases
         queue = leases.queue
         mode = GaugeMetricFamily(
-            "tokenpool_store_mode", "1 for the way limits are decided.", labels=("mode",)
+            "tokenpool_store_mode", "1 for the current source of limits.", labels=("mode",)
         )
         for each in Mode:
             mode.add_metric((each.value,), float(each is leases.mode))

@@ -1,4 +1,4 @@
-"""The sidecar's report to the coordinator: its engine, its mode, and how its requests ended."""
+"""The sidecar's report to the coordinator: its engine, its mode, and the outcomes of its requests."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from tokenpool.leases.leases import Leases
 from tokenpool.leases.wire import MOST_REPORTED, REPORTED_OUTCOMES, SidecarReport, encode_report
 
 FirstTokens = tuple[float, tuple[int, ...]]
-"""As ``SidecarReport`` has them."""
+"""The outcomes in a ``SidecarReport``."""
 COUNT_EVERY_S = 0.5
-"""How often outcomes are counted for the reports: as often as a page reads them."""
+"""Seconds between two counts of outcomes for the reports: the interval at which a page reads them."""
 
 
 class OutcomeTotals:
-    """The outcomes that reports carry: not zero, and of too many entitlements those that changed last.
+    """The outcome counts in the reports: those above zero, of the entitlements that changed last.
 
-    Only entitlements that were active since are looked at.
+    Each step examines only the entitlements that were active since the last one.
     """
 
     def __init__(self, most: int = MOST_REPORTED) -> None:
         self._most = most
         self._totals: dict[str, Mapping[str, int]] = {}
-        """What changed last comes last."""
+        """Counts by entitlement, in the order of their last change."""
 
     def follow(
         self, outcomes: Mapping[str, Mapping[str, int]], known: Container[str]
     ) -> Mapping[str, Mapping[str, int]]:
-        """What to report, now that the counts of some entitlements may have changed.
+        """The counts to report, after the counts of some entitlements may have changed.
 
         An entitlement that is no longer ``known`` is forgotten.
         """
@@ -47,18 +47,18 @@ class OutcomeTotals:
 
 
 FIRST_TOKENS_STAY_S = 3.0
-"""So long changed times to first token are reported: a coordinator that follows reads every two seconds."""
+"""Seconds for which changed times to first token are reported. A following coordinator reads every 2 s."""
 
 
 class FirstTokenTotals:
-    """The times to first token that reports carry: those that changed lately."""
+    """The times to first token in the reports: those that changed in the last seconds."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[FirstTokens, float]] = {}
-        """Those that are reported, and since when."""
+        """The reported totals, each with the time of its last change."""
 
     def follow(self, totals: Mapping[str, FirstTokens], now: float) -> Mapping[str, FirstTokens]:
-        """What to report, now that the totals of some entitlements may have changed."""
+        """The totals to report, after the totals of some entitlements may have changed."""
         for name, total in totals.items():
             before = self._known.get(name)
             if total[0] and (before is None or before[0] != total):
@@ -89,7 +89,7 @@ class Reporter:
         self._first_tokens: Mapping[str, FirstTokens] = {}
 
     def report(self, now: float) -> bytes:
-        """The report of this moment, as it travels."""
+        """The current report, encoded."""
         engine, seen, capacity = self._engine, self._engine.observation, self._engine.capacity
         amount = capacity.amount() if capacity.is_known else NOTHING
         serves = engine.is_up and not self._lifecycle.is_draining
@@ -110,7 +110,7 @@ class Reporter:
         )
 
     def _outcomes(self, now: float) -> Mapping[str, Mapping[str, int]]:
-        """How requests ended so far. Changed entitlements are counted again every ``COUNT_EVERY_S``."""
+        """The outcomes of requests. Changed entitlements are counted every ``COUNT_EVERY_S`` seconds."""
         telemetry, accounts = self._telemetry, self._leases.accounts
         if now - self._counted_at >= COUNT_EVERY_S:
             self._counted_at = now

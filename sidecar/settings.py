@@ -1,6 +1,6 @@
-"""Settings of one sidecar: the command line and the environment, validated.
+"""The settings of one sidecar, from the command line and the environment, validated.
 
-What the operator promised to tenants is not here but in the pool file.
+The promises to tenants are in the pool file.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Settings:
     upstream_timeout: float = option("time limit for the engine's silence during a request, s", default=600.0)
     max_head_bytes: int = option("size limit of a request head, bytes", default=32 * 1024)
     max_body_bytes: int = option("size limit of a request body, bytes", default=16 * 1024 * 1024)
-    max_connections: int = option("number of client connections at once", default=10_000)
+    max_connections: int = option("limit of client connections", default=10_000)
     max_buffered_bytes: int = option(
         "size limit of all requests and unread responses in memory, bytes", default=256 * 1024 * 1024
     )

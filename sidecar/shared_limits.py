@@ -26,7 +26,7 @@ from tokenpool.store import Store
 
 
 class SharedLimits:
-    """Assembles those parts, in the order in which they depend on each other."""
+    """Makes these parts, in the order of their dependencies."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SharedLimits:
         lease_settings = LeaseSettings(settings.lease_lifetime, settings.tick)
         self.leases = Leases(lease_settings, configuration.pool.max_replicas, queue)
         name = settings.name or socket.gethostname()
-        # A process that starts again is another holder: the leases of its predecessor must expire.
+        # A restarted process is a new lease holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.sync = LeaseSync(holder, self.leases)
         self._store = store

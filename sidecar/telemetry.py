@@ -1,12 +1,15 @@
-"""Telemetry: what the sidecar counts, and its Prometheus page.
+"""Telemetry: the counters of the sidecar, and its Prometheus page.
 
-The request path adds to plain numbers; they become text only when the page is asked for, so that no request
-pays for a lock or a label look-up. Labels are entitlements, tiers and closed enums: bounded.
+The request path adds to plain numbers. They become text only for the page, so that no request needs a lock or
+a label look-up. Labels are bounded: entitlements, tiers and closed enums.
 
 Only entitlements that were used since the start have series. At most ``most_series`` have series of their
-own: the first that come, with room kept for every guaranteed one. All others are added up as ``other``. An
-entitlement stays where it is, so that no counter goes backwards. The page is an iterator of pieces that each
-cover a few entitlements. Made at once, a page of 2,000 entitlements stopped requests for 1.8 s.
+own: the first ones, with places reserved for every guaranteed one. All others are added up as ``other``. An
+entitlement never moves between the two, so that no counter goes backwards.
+
+The page is an iterator of pieces that each cover a few entitlements. Made in one piece, a page of 2,000
+entitlements stopped requests for 1.8 s. Counters and page are one file, because the page reads exactly the
+fields that the request path writes.
 """
 
 from __future__ import annotations
@@ -31,11 +34,11 @@ from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
 
 UNIDENTIFIED = "none"
-"""The label of requests that belong to no entitlement: no or unknown key, probes."""
+"""The label of requests without an entitlement: no key, an unknown key, probes."""
 OTHER = "other"
-"""The label of all entitlements that have no series of their own."""
+"""The label of all entitlements without series of their own."""
 PER_PIECE = 8
-"""Entitlements in one piece of the page: with all of their histograms 0.2 ms."""
+"""Entitlements in one piece of the page: 0.2 ms with all of their histograms."""
 
 _OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
 _RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
@@ -44,7 +47,7 @@ _RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 
 _REQUESTS = Family(
     "tokenpool_requests",
     "counter",
-    "Requests by how they ended, or why they were refused.",
+    "Requests by outcome: the ending, or the reason of the refusal.",
     ("entitlement", "tier", "outcome"),
 )
 _TOKENS = Family(
@@ -66,9 +69,9 @@ _WITHOUT_USAGE = Family(
     ("entitlement", "reason"),
 )
 _RELOADS = Family("tokenpool_config_reloads", "counter", "Pool files read, by result.", ("result",))
-_PLANS = Family("tokenpool_plans", "counter", "How often limits were recomputed.")
+_PLANS = Family("tokenpool_plans", "counter", "Computations of the limits.")
 _RESERVED = Family(
-    "tokenpool_reserved", "gauge", "Reserved by requests under way.", ("entitlement", "dimension")
+    "tokenpool_reserved", "gauge", "Reserved by running requests.", ("entitlement", "dimension")
 )
 _LIMIT = Family(
     "tokenpool_limit", "gauge", "The most that the entitlement may use now.", ("entitlement", "dimension")
@@ -115,7 +118,7 @@ FAMILIES = (
     _RATIO,
     _OVERHEAD,
 )
-"""All that this module writes itself."""
+"""The metrics that this module writes."""
 
 
 class Histogram:
@@ -135,7 +138,7 @@ class Histogram:
         self.total += value
 
     def lines(self, name: str, labels: str = "") -> str:
-        """Its series. ``labels`` are written already, without braces."""
+        """The lines of its series. ``labels`` is formatted, without braces."""
         before = f"{name}_bucket{{{labels},le=" if labels else f"{name}_bucket{{le="
         lines, running = [], 0
         for le, count in zip(self._labels, self.counts, strict=True):
@@ -169,10 +172,10 @@ class Series:
 
     def __init__(self, tier: str) -> None:
         self.outcomes: dict[str, Counter[str]] = {tier: Counter()}
-        """By tier. An entitlement has one; ``other`` has several."""
+        """Counts by tier. An entitlement has one tier; ``other`` has several."""
         self.input = self.output = self.cached = 0
         self.without_usage: Counter[str] = Counter()
-        """Finished answers without usage, by what was the matter."""
+        """Finished answers without usage, by reason."""
         self.outgrown = 0
         """Requests whose output exceeded its reservation."""
         self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S, _TTFT_LABELS)
@@ -181,7 +184,7 @@ class Series:
 
 
 class Tally:
-    """The counts of one entitlement that was used."""
+    """The counts of one used entitlement."""
 
     __slots__ = ("first_token", "outcomes", "series", "shared", "tier")
 
@@ -191,11 +194,11 @@ class Tally:
         self.first_token = series.first_token if is_own else Histogram(FIRST_TOKEN_BOUNDS_S, _TTFT_LABELS)
         shared = series.outcomes.setdefault(tier, Counter())
         self.shared: Counter[str] | None = None if is_own else shared
-        """Where the same outcomes are counted once more, of all that share the series."""
+        """The outcomes of all entitlements in the series ``other``; ``None`` with a series of its own."""
         self.outcomes: Counter[str] = shared if is_own else Counter()
 
     def change_tier(self, tier: str) -> None:
-        """The entitlement is in another tier from now on."""
+        """The entitlement moves to another tier."""
         if tier == self.tier:
             return
         outcomes = self.series.outcomes
@@ -206,14 +209,14 @@ class Tally:
         self.tier = tier
 
     def count(self, outcome: str) -> None:
-        """A request ended so."""
+        """Count the outcome of a request."""
         self.outcomes[outcome] += 1
         if self.shared is not None:
             self.shared[outcome] += 1
 
 
 class Changes:
-    """The names of entitlements whose counts have changed since they were taken last."""
+    """The names of entitlements whose counts have changed since the last ``take``."""
 
     __slots__ = ("names",)
 
@@ -221,13 +224,13 @@ class Changes:
         self.names: set[str] = set()
 
     def take(self) -> set[str]:
-        """The names so far; those that follow are of the next time."""
+        """Return the names, and start a new set."""
         names, self.names = self.names, set()
         return names
 
 
 class AccountRefresher(Protocol):
-    """The part that knows the limits of idle accounts."""
+    """The part that computes the limits of idle accounts."""
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -242,7 +245,7 @@ class Telemetry:
         self.reloads: Counter[str] = Counter()
         self.config_is_current = True
         self.config_differs = False
-        """Whether this sidecar's own pool file is another than the published one in force."""
+        """Whether this sidecar's own pool file differs from the published one in force."""
         self._most_series = most_series
         self._accounts: Mapping[str, Account] = {}
         self._ledger = Ledger()
@@ -251,14 +254,14 @@ class Telemetry:
         self._other: Series | None = None
         self._own: dict[str, Series] = {}
         self._tallies: dict[str, Tally] = {UNIDENTIFIED: Tally(UNIDENTIFIED, self._unidentified, is_own=True)}
-        """Of what was used since the start, in the order of first use."""
+        """The counts of used entitlements, in the order of first use."""
         self._reserved_for_guaranteed = 0
-        """Guaranteed entitlements that were not used yet: each has a place among the own series."""
+        """The number of unused guaranteed entitlements. Each has a reserved place for a series of its own."""
         self._overhead = Histogram(_OVERHEAD_BUCKETS, _OVERHEAD_LABELS)
         self._changes: list[Changes] = []
 
     def follow(self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts) -> None:
-        """The accounts in force now. Counts of an entitlement that is gone stay until the restart."""
+        """Use the accounts in force. Counts of a removed entitlement stay until the restart."""
         self._accounts = accounts
         self._ledger = ledger
         self._active = active
@@ -276,7 +279,7 @@ class Telemetry:
     # --- called on the request path ---
 
     def ended(self, account: Account | None, ending: Ending) -> None:
-        """A request that held nothing has ended."""
+        """A request without a reservation has ended."""
         self._tally(account).count(ending)
 
     def refused(self, account: Account | None, reason: Reason) -> None:
@@ -305,14 +308,14 @@ class Telemetry:
         self._tally(account).series.without_usage[no_usage] += 1
 
     def first_token(self, account: Account | None, seconds: float) -> None:
-        """The first output of an answer came so long after the request."""
+        """The first output of an answer came ``seconds`` after the request."""
         tally = self._tally(account)
         tally.first_token.observe(seconds)
         if tally.shared is not None:
             tally.series.first_token.observe(seconds)
 
     def overhead(self, seconds: float) -> None:
-        """From the whole request read to its being sent on: pricing, admission and framing."""
+        """The time between reading a request and sending it: pricing, admission and framing."""
         self._overhead.observe(seconds)
 
     def _tally(self, account: Account | None) -> Tally:
@@ -325,7 +328,7 @@ class Telemetry:
         return tally if tally is not None else self._start_tally(name, account)
 
     def _start_tally(self, name: str, account: Account | None) -> Tally:
-        """Something of an entitlement is counted for the first time."""
+        """Start to count an entitlement."""
         tier = account.entitlement.tier.value if account is not None else ""
         room = self._most_series - len(self._own)
         if account is not None and account.entitlement.tier is Tier.GUARANTEED:
@@ -343,22 +346,22 @@ class Telemetry:
         tally = self._tallies[name] = Tally(tier, series, is_own=is_own)
         return tally
 
-    # --- what pages ask ---
+    # --- for pages ---
 
     def outcomes(self, name: str) -> dict[str, int]:
-        """How an entitlement's requests ended so far, by outcome."""
+        """The counts of an entitlement's requests by outcome."""
         tally = self._tallies.get(name)
         return {str(outcome): n for outcome, n in tally.outcomes.items()} if tally is not None else {}
 
     def first_tokens(self, name: str) -> tuple[float, tuple[int, ...]]:
-        """Times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
+        """The times to first token: their sum in seconds, and counts by ``FIRST_TOKEN_BOUNDS_S``."""
         tally = self._tallies.get(name)
         if tally is None:
             return 0.0, _NO_COUNTS
         return tally.first_token.total, tuple(tally.first_token.counts)
 
     def changes(self) -> Changes:
-        """For one reader, the names of entitlements whose counts change; at first of all that were used."""
+        """A new set of changed names for one reader. It begins with all used entitlements."""
         made = Changes()
         made.names.update(self.used())
         self._changes.append(made)
@@ -369,7 +372,7 @@ class Telemetry:
         return [name for name in self._tallies if name != UNIDENTIFIED]
 
     def label(self, name: str) -> str:
-        """Under which name an entitlement, of which something is counted elsewhere, is to be shown."""
+        """The label of an entitlement in the metrics of other parts."""
         if name == UNIDENTIFIED or name in self._own:
             return name
         if name not in self._tallies:
@@ -380,7 +383,7 @@ class Telemetry:
 
     def pieces(self, limits: AccountRefresher, *, shows_leases: bool | None = None) -> Iterator[str]:
         """The page, in pieces that each take well below a millisecond to make."""
-        # What holds something is shown before anything of it has ended.
+        # An entitlement with running requests has series before its first request ends.
         active = iter(list(self._active))
         while some := list(islice(active, 64)):
             for account in some:
@@ -428,7 +431,7 @@ class Telemetry:
 
     def _gauges(self, names: list[str], limits: AccountRefresher, shows_leases: bool | None) -> Iterator[str]:
         accounts = self._accounts
-        # In one pass, so that what is in use adds up; a limit of an idle account is worked out first.
+        # One pass, so that the amounts in use add up. The limit of an idle account is computed first.
         families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_LEASE] if shows_leases is not None else ())]
         parts: list[list[str]] = [[family.head()] for family in families]
         kv_tokens = concurrency = 0
@@ -469,7 +472,7 @@ class Telemetry:
 def _of_each(
     family: Family, every: Sequence[tuple[str, Series]], write: Callable[[str, Series], str]
 ) -> Iterator[str]:
-    """One family with the series of everyone, a few entitlements at a time."""
+    """One family with the series of all entitlements, a few at a time."""
     yield family.head()
     for first in range(0, len(every), PER_PIECE):
         yield "".join([write(name, series) for name, series in every[first : first + PER_PIECE]])

@@ -15,7 +15,7 @@ HEALTH, METRICS, MODELS = "/health", "/metrics", "/v1/models"
 
 @dataclass(frozen=True, slots=True)
 class EngineAddress:
-    """Where the engine listens, and how to be sure that it is the engine."""
+    """The address of the engine, and the data that authenticates it."""
 
     origin: Origin
     context: ssl.SSLContext | None = None

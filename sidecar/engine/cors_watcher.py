@@ -11,7 +11,7 @@ from sidecar.engine.cors import PROBE_ORIGIN
 from sidecar.engine.state import EngineState
 
 CHECK_EVERY_S = 0.25
-"""How often the watcher checks whether the engine has started."""
+"""Seconds between two checks whether the engine has started."""
 
 
 class CorsWatcher:

@@ -27,7 +27,7 @@ class KvCache(NamedTuple):
 
 
 def engine_of(labels: Labels) -> bytes:
-    """The name of the engine that a series is about; empty where there is only one."""
+    """The name of the engine that a series is about; empty if there is only one."""
     return next((labels[name] for name in _ENGINE if name in labels), b"")
 
 
@@ -63,17 +63,17 @@ def vllm_caches(infos: Iterable[Labels]) -> dict[bytes, KvCache]:
 
     - ``kv_cache_size_tokens`` is the size of one engine's cache. It is correct for hybrid models, whose
       requests take blocks in several groups. If it is present, it decides.
-    - ``num_gpu_blocks`` is one engine's where the engines' numbers differ. Equal numbers may be one engine's
+    - ``num_gpu_blocks`` is one engine's if the engines' numbers differ. Equal numbers may be one engine's
       or the sum: vLLM's front-end sums over its engines and repeats the sum in each series (0.32 does). The
       sum is assumed: with an estimate that is too small the engine still serves; with one that is too large
       it preempts.
     - An encoder-only model has one block for each engine, which vLLM never uses: no KV cache.
     """
     configs = _configs(infos)
-    told = max((config.tokens for config in configs.values()), default=0.0)
+    largest = max((config.tokens for config in configs.values()), default=0.0)
     most = max((config.blocks for config in configs.values()), default=0.0)
-    if told:
-        return {e: KvCache(c.tokens or told, c.block_size) for e, c in configs.items()}
+    if largest:
+        return {e: KvCache(c.tokens or largest, c.block_size) for e, c in configs.items()}
     if not most:
         return {}
     if most <= len(configs):
@@ -103,6 +103,6 @@ def _configs(infos: Iterable[Labels]) -> dict[bytes, _Config]:
 
 
 def _whole(labels: Labels, name: bytes) -> int:
-    """A label's positive whole number; 0 where it has none (vLLM writes ``None`` for an unknown one)."""
+    """A label's positive whole number; 0 without one (vLLM writes ``None`` for an unknown one)."""
     text = labels.get(name, b"")
     return int(text) if text.isdigit() and len(text) <= 15 else 0

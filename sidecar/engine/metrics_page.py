@@ -135,7 +135,7 @@ class PageReader:
         return next((self._series[name] for name in _FIELDS[field] if name in self._series), {})
 
     def _sum(self, field: str) -> float | None:
-        """Over all models and engines; ``None`` where the page has no such number."""
+        """Over all models and engines; ``None`` if the page has no such number."""
         series = self._of(field)
         return math.fsum(series.values()) if series else None
 

@@ -25,7 +25,7 @@ class Sample(NamedTuple):
 
 
 def read_sample(name: bytes, rest: bytes) -> Sample | None:
-    """A sample from the rest of the line after its name; ``None`` where the line breaks the format.
+    """A sample from the rest of the line after its name; ``None`` if the line violates the format.
 
     A timestamp or an exemplar may follow the value. Both are ignored.
     """

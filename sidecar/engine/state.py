@@ -2,7 +2,7 @@
 
 The methods of ``EngineState`` are the only code that writes its fields. The watchers report the outcomes of
 polls, the exchange reports connections and answers, the controller reports sheds and reserves slots. All
-others read. What is derived (``is_up``, ``room``) is computed in one place each, from the last known numbers.
+others read. Derived values (``is_up``, ``room``) are computed in one place each, from the last known numbers.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ connection at ``NOTHING``.
 
 Ending: after a refusal that ends the connection it is ``LINGERING``: the answer is written, and what the
 client still sends is dropped for a while. A reset would destroy the answer on its way. Any other end is
-``CLOSING``: what is written leaves first. ``CLOSED`` is the end.
+``CLOSING``: written bytes are sent first. ``CLOSED`` is the end.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ async def next_event(response: aiohttp.ClientResponse) -> tuple[str, dict[str, A
     return kind, json.loads(data)
 
 
-async def until_nobody_listens(served: Served) -> None:
+async def until_no_listeners(served: Served) -> None:
     assert served.page is not None
     async with asyncio.timeout(60):
         while served.page.listeners:
@@ -143,7 +143,7 @@ async def test_events_begin_with_everything_and_go_on_with_what_changed() -> Non
     assert changed["gone"] == [["chat", "b"]]
 
 
-async def test_one_look_serves_all() -> None:
+async def test_one_snapshot_serves_all_listeners() -> None:
     async with serving(snapshot_every_s=60) as served, contextlib.AsyncExitStack() as stack:
         for _ in range(5):
             response = await stack.enter_async_context(served.session.get(f"{served.base}/live/events"))
@@ -151,11 +151,11 @@ async def test_one_look_serves_all() -> None:
         assert served.snapshots == 2  # one when the process began, and one for the first listener
 
 
-async def test_looks_are_rare_while_nobody_listens() -> None:
+async def test_snapshots_are_rare_without_listeners() -> None:
     async with serving(history_every_s=60) as served:
         async with served.session.get(f"{served.base}/live/events") as response:
             await next_event(response)
-        await until_nobody_listens(served)
+        await until_no_listeners(served)
         await asyncio.sleep(0.05)
         before = served.snapshots
         await asyncio.sleep(0.1)
@@ -194,7 +194,7 @@ class Fast:
         return self.now
 
 
-async def test_a_look_names_what_is_shown_and_fills_up_only_for_listeners() -> None:
+async def test_a_snapshot_has_the_shown_entitlements_and_fills_up_only_for_listeners() -> None:
     async with serving(history_every_s=0.01) as served:
         served.shown = [pool(entitlement("a"), entitlement("b"))]
         async with asyncio.timeout(60):
@@ -213,11 +213,11 @@ async def test_a_page_that_comes_back_later_gets_everything_again() -> None:
         for _ in range(2):
             async with served.session.get(f"{served.base}/live/events") as response:
                 assert (await next_event(response))[0] == "view"
-            await until_nobody_listens(served)
+            await until_no_listeners(served)
             await asyncio.sleep(0.03)
 
 
-async def test_there_is_room_for_so_many_listeners_and_no_more() -> None:
+async def test_the_number_of_listeners_is_limited() -> None:
     async with serving(most_listeners=2) as served, contextlib.AsyncExitStack() as stack:
         url = f"{served.base}/live/events"
         for _ in range(2):
@@ -227,7 +227,7 @@ async def test_there_is_room_for_so_many_listeners_and_no_more() -> None:
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
         assert text == "2 browsers show this page, which is the limit; close one and retry"
         await stack.aclose()
-        await until_nobody_listens(served)
+        await until_no_listeners(served)
         async with served.session.get(url) as response:
             assert (await next_event(response))[0] == "view"
 
@@ -248,7 +248,7 @@ def _many(number: int) -> list[ShownPool]:
 
 @contextlib.contextmanager
 def deaf(served: Served) -> Any:
-    """A listener that asks and never reads."""
+    """A listener that never reads."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(("127.0.0.1", served.port))
@@ -256,7 +256,9 @@ def deaf(served: Served) -> Any:
         yield client
 
 
-async def test_who_does_not_read_is_dropped_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_listener_that_reads_nothing_is_disconnected_and_others_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.INFO)
     async with serving(slow_s=0.1, snapshot_every_s=0.05) as served:
         served.shown = _many(0)
@@ -272,7 +274,7 @@ async def test_who_does_not_read_is_dropped_and_the_others_go_on(caplog: pytest.
     assert "a browser read nothing of the live page for too long" in caplog.text
 
 
-async def test_who_reads_slowly_misses_looks_and_is_told_everything() -> None:
+async def test_a_slow_listener_misses_updates_and_gets_the_whole_view() -> None:
     async with serving(slow_s=60) as served:  # without listeners, snapshots would be rare
         served.shown = _many(0)
         async with served.session.get(f"{served.base}/live/events", read_bufsize=1 << 25) as response:
@@ -316,14 +318,14 @@ async def test_listeners_end_with_the_process(reads: bool) -> None:
             assert rest == b"" or rest.endswith(b"\n\n")
 
 
-async def test_who_comes_while_the_process_ends_is_told_so() -> None:
+async def test_a_listener_is_refused_while_the_process_ends() -> None:
     async with serving() as served:
         served.page._is_closing = True
         async with served.session.get(f"{served.base}/live/events") as response:
             assert (response.status, await response.text()) == (503, "this process is shutting down")
 
 
-async def test_a_look_that_fails_is_logged_and_the_next_is_tried(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failed_snapshot_is_logged_and_the_next_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as served, served.session.get(f"{served.base}/live/events") as response:
         await next_event(response)
         served.broken = True

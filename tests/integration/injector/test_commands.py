@@ -69,7 +69,7 @@ def test_a_deployment_comes_out_patched_and_the_rest_as_it_was() -> None:
     assert template["metadata"]["annotations"] == {"tokenpool.io/status": "injected"}
 
 
-def test_what_came_out_goes_in_again_unchanged() -> None:
+def test_a_second_injection_changes_nothing() -> None:
     _, first, _ = inject(DEPLOYMENT)
     status, second, _ = inject(yaml.safe_dump_all(first))
     assert (status, second) == (0, first)
@@ -95,7 +95,7 @@ def test_pods_without_the_label_are_patched_when_asked_for() -> None:
     assert container(patched["spec"]["template"], NAME)
 
 
-def test_templates_of_other_things_pass() -> None:
+def test_templates_of_other_objects_pass() -> None:
     other = {"kind": "MachineDeployment", "spec": {"template": {"spec": {"version": "1"}}}}
     status, documents, _ = inject(yaml.safe_dump_all([other, None, {"kind": "Namespace"}]))
     assert (status, documents) == (0, [other, None, {"kind": "Namespace"}])
@@ -121,7 +121,7 @@ def test_warnings_are_printed_beside_the_manifest() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_named(text: str, options: tuple[str, ...], status: int, words: str) -> None:
+def test_errors_are_named(text: str, options: tuple[str, ...], status: int, words: str) -> None:
     ended, documents, said = inject(text, *options)
     assert (ended, documents) == (status, [])
     assert words in said

@@ -112,12 +112,12 @@ def test_a_dry_run_is_answered_alike() -> None:
         {"kind": {"group": "apps", "version": "v1", "kind": "Deployment"}},
     ],
 )
-def test_whatever_is_no_new_pod_is_allowed_untouched(request_: Json) -> None:
+def test_a_review_that_creates_no_pod_is_allowed_unchanged(request_: Json) -> None:
     response = asked(review(as_admitted()) | {"request": review(as_admitted())["request"] | request_})
     assert response == {"uid": response["uid"], "allowed": True}
 
 
-def test_a_pod_that_does_not_ask_is_allowed_untouched() -> None:
+def test_a_pod_without_the_label_is_allowed_unchanged() -> None:
     plain = as_admitted()
     del plain["metadata"]["labels"]
     assert asked(review(plain)) == {"uid": review(plain)["request"]["uid"], "allowed": True}
@@ -238,7 +238,7 @@ async def test_a_review_without_end_is_refused(injector: Injector) -> None:
     assert status == 413
 
 
-async def test_the_log_says_what_became_of_a_pod_and_why(
+async def test_the_log_has_the_result_and_its_reason(
     injector: Injector, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -287,14 +287,14 @@ async def test_a_certificate_that_does_not_fit_leaves_the_old_in_force(
     assert json.loads((await ask(injector, "/readyz"))[1])["status"] == "ready"
 
 
-async def test_an_encrypted_key_is_an_error_and_asks_nobody(injector: Injector) -> None:
+async def test_an_encrypted_key_is_an_error_without_a_prompt(injector: Injector) -> None:
     _, key = injector.certificate.paths
     openssl("ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key))
     await injector.certificate.watch.check()
     assert "cannot be loaded" in str(injector.certificate.problem)
 
 
-async def test_the_process_serves_reads_its_certificate_anew_and_ends(tmp_path: Path) -> None:
+async def test_the_process_serves_reloads_its_certificate_and_ends(tmp_path: Path) -> None:
     cert, key = certify(tmp_path, "first")
     port = free_port()
     options = ["--tls-cert", str(cert), "--tls-key", str(key), "--listen", f"127.0.0.1:{port}"]

@@ -66,6 +66,6 @@ async def test_a_module_that_is_not_there_is_an_error() -> None:
         _ = [frame async for frame in frames("no_such_module_anywhere", b"")]
 
 
-async def test_without_processes_it_is_said() -> None:
+async def test_a_child_that_cannot_start_is_an_error() -> None:
     with pytest.raises(ChildFailed, match="no process"):
         _ = [frame async for frame in frames("a_child_for_tests", b"", program=os.devnull)]

@@ -1,4 +1,4 @@
-"""Large pages are made in slices, once for all that ask."""
+"""Large pages are made in slices, once for all concurrent requests."""
 
 from __future__ import annotations
 

@@ -67,7 +67,9 @@ async def test_a_child_reads_what_this_process_would(tmp_path: Path, monkeypatch
         ("\ufeff[", "not YAML"),
     ],
 )
-async def test_what_is_wrong_is_told_in_the_same_words(tmp_path: Path, text: str, words: str) -> None:
+async def test_child_and_parent_report_errors_in_the_same_words(
+    tmp_path: Path, text: str, words: str
+) -> None:
     long = text + "\n# " + "x" * SMALL_FILE  # so that a child reads it
     ours = settings(tmp_path, long)
     with pytest.raises(ConfigurationInvalid, match=words) as here:
@@ -92,7 +94,7 @@ async def test_a_pool_that_the_file_does_not_have_is_an_error(tmp_path: Path) ->
         await load_apart(ours)
 
 
-async def test_where_no_child_can_be_had_the_file_is_read_all_the_same(
+async def test_without_a_child_process_the_file_is_read_in_this_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that
@@ -139,7 +141,7 @@ def test_accounts_are_made_a_few_at_a_time_before_the_swap() -> None:
 
 
 @pytest.mark.parametrize("is_prepared", [True, False])
-def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
+def test_only_changed_accounts_are_changed(*, is_prepared: bool) -> None:
     made = controller(many(20))
     before = dict(made.accounts)
     records = {name: account.entitlement for name, account in before.items()}
@@ -160,7 +162,7 @@ def test_only_what_changed_is_changed(*, is_prepared: bool) -> None:
     assert ledger.preemptible_in_use == 0
 
 
-def test_what_was_prepared_before_another_change_is_not_used() -> None:
+def test_accounts_that_were_prepared_before_another_change_are_not_used() -> None:
     made = controller(POOL)
     first, second = configuration(many(2)), configuration(many(1))
     list(made.prepare(first))
@@ -173,7 +175,7 @@ def test_what_was_prepared_before_another_change_is_not_used() -> None:
     assert "t1" in made.accounts
 
 
-def test_changed_prices_reach_everybody() -> None:
+def test_changed_prices_apply_to_all_accounts() -> None:
     made = controller(POOL)
     made.configure(
         configuration(POOL.replace("entitlements:", "    pricing: {output_weight: 4}\nentitlements:"))
@@ -182,7 +184,7 @@ def test_changed_prices_reach_everybody() -> None:
     assert made.accounts["s"].pricer._pricing.output_weight == 4
 
 
-async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_state_page_shows_the_requested_entitlements(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path, pool=many(30)) as sidecar:
         assert (await ask(sidecar, request(key="e-key"))).status == 200
         active = json.loads((await admin(sidecar, "/debug/state?active=1"))[1])  # it is idle again soon
@@ -194,7 +196,7 @@ async def test_the_state_page_shows_who_is_asked_for(engine: FakeEngine, tmp_pat
     assert list(every["entitlements"]) == list(sidecar.controller.accounts)
     assert list(some["entitlements"]) == ["t7", "g"]
     assert list(active["entitlements"]) == ["e"]
-    assert (status, json.loads(unknown)["error"]) == (404, "there is no entitlement 'nobody' in pool 'chat'")
+    assert (status, json.loads(unknown)["error"]) == (404, "pool 'chat' has no entitlement 'nobody'")
     # An idle entitlement's limits are those of the last plan.
     assert some["entitlements"]["t7"]["limit"]["concurrency"] > 6
     assert some["entitlements"]["t7"]["level"] > 0
@@ -214,7 +216,7 @@ async def test_the_live_page_of_many_lists_those_that_were_used(engine: FakeEngi
     assert snapshot.tallies[""].outcomes == {"e": {"finished": 1}, "t150": {"finished": 1}}
 
 
-async def test_idle_connections_are_looked_at_in_steps(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_idle_connections_are_examined_in_steps(engine: FakeEngine, tmp_path: Path) -> None:
     class Idle:
         looked = 0
 

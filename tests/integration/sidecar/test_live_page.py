@@ -27,7 +27,7 @@ from toolbox.ports import free_port
 
 @asynccontextmanager
 async def events(sidecar: Sidecar) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-    """What the live page is told, from now on."""
+    """The events of the live page from now on."""
     url = f"http://{sidecar.admin_on}/live/events"
     async with aiohttp.ClientSession() as session, session.get(url) as response:
         assert response.status == 200
@@ -57,7 +57,7 @@ async def test_a_lone_sidecar_shows_itself(engine: FakeEngine, tmp_path: Path) -
     pool = snapshot.pools[0]
     assert (status, "<title>tokenpool live</title>" in text) == (200, True)
     assert (snapshot.process, snapshot.notices) == ("sidecar", ())
-    assert pool.leader == "nobody: a lone sidecar plans for itself"
+    assert pool.leader == "none: a lone sidecar plans for itself"
     assert pool.capacity == (100_000, 65_536, 8)
     assert (pool.replicas.engines_up, pool.replicas.desired) == (1, None)
     assert [e.name for e in pool.entitlements] == ["g", "e", "s"]
@@ -113,7 +113,7 @@ async def test_an_engine_that_is_down_shows_as_the_reason(tmp_path: Path) -> Non
     )
 
 
-async def test_what_is_no_shed_is_not_shown_as_one(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_refusals_that_are_no_sheds_are_not_shown_as_sheds(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await ask(sidecar, request(body=b"{"))
         await ask(sidecar, request(body={"model": "other", "prompt": "x"}))
@@ -127,7 +127,7 @@ async def test_an_invalid_pool_file_shows(engine: FakeEngine, tmp_path: Path) ->
         (tmp_path / "pool.yaml").write_text("pools: nonsense")
         await sidecar.pool_file_watcher.reload()
         assert sidecar.admin.snapshot().notices == (
-            "the pool file on disk is invalid: the old one is in force",
+            "the pool file on disk is invalid; the old one is in force: see the log",
         )
 
 
@@ -143,7 +143,9 @@ async def test_a_sidecar_stops_though_pages_are_open(engine: FakeEngine, tmp_pat
 TERMS = IdleTerms((100.0, 1000.0, 4.0), (100.0, 1000.0, 4.0))
 
 
-async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_page_of_one_of_several_sidecars_explains_itself(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     store = MemoryStore(1.5, time.monotonic)
     async with sidecar_for(engine.port, tmp_path, store=store) as sidecar:
         sync = sidecar.driver.sync
@@ -156,11 +158,11 @@ async def test_one_of_several_says_what_its_page_is(engine: FakeEngine, tmp_path
         sync.limits_age_s = 60.0
         unled = sidecar.admin.snapshot()
     assert before.name == sync.holder
-    assert before.about.startswith("one sidecar of several")
+    assert before.about.startswith("one of several sidecars")
     assert [snapshot.pools[0].leader for snapshot in (before, led, unled)] == [
         "no coordinator yet",
         "a coordinator",
-        "no coordinator now: the last limits stand",
+        "no coordinator now; the last limits stay in force",
     ]
 
 
@@ -183,7 +185,7 @@ async def test_reports_carry_what_was_served_and_shed(engine: FakeEngine, tmp_pa
         later = decode_report(reporter.report(100.0 + COUNT_EVERY_S)).outcomes
         at_last = {"g": {"finished": 1}, "s": {"concurrency": 2}}
         await until(lambda: _reported(store, sync.holder) == at_last)
-    # What came since is counted half a second later: everyone is looked at for it.
+    # Later outcomes are counted half a second later.
     assert once == soon == {"g": {"finished": 1}, "s": {"concurrency": 1}}
     assert later == at_last
 
@@ -203,7 +205,7 @@ def test_reports_count_what_is_not_zero_and_known_to_the_page() -> None:
     assert said == {"a": {"finished": 2}}
 
 
-def test_of_too_many_entitlements_those_are_reported_that_changed_last() -> None:
+def test_beyond_the_limit_the_entitlements_that_changed_last_are_reported() -> None:
     totals = OutcomeTotals(most=2)
     one = {"finished": 1}
     assert list(totals.follow({"a": one, "b": one, "c": one}, KNOWN)) == ["b", "c"]
@@ -211,7 +213,7 @@ def test_of_too_many_entitlements_those_are_reported_that_changed_last() -> None
     assert list(totals.follow({"a": {"finished": 2}, "b": one, "c": one}, KNOWN)) == ["c", "a"]
 
 
-def test_an_entitlement_that_is_gone_is_reported_no_more() -> None:
+def test_a_removed_entitlement_is_not_reported() -> None:
     totals = OutcomeTotals()
     totals.follow({"a": {"finished": 1}, "b": {"finished": 1}}, KNOWN)
     assert totals.follow({}, {"b"}) == {"b": {"finished": 1}}

@@ -1,4 +1,4 @@
-"""What operators rely on: the engine watched, the pool file reloaded, the admin port telling the truth."""
+"""Operations: the engine watcher, reloads of the pool file, the admin port, the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.harness import POOL, admin, ask, is_whole, read_response, req
 from toolbox.ports import free_port
 
 
-async def test_state_shows_what_decides(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_state_page_shows_the_data_of_decisions(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await ask(sidecar, request())
         status, text = await admin(sidecar, "/debug/state")
@@ -118,7 +118,7 @@ async def test_an_engine_that_is_down_is_refused_at_once(tmp_path: Path) -> None
     assert "the engine does not answer" in why
 
 
-async def test_an_engine_that_goes_and_comes_back_is_noticed(tmp_path: Path) -> None:
+async def test_an_engine_restart_is_noticed(tmp_path: Path) -> None:
     engine = FakeEngine()
     await engine.start()
     async with sidecar_for(engine.port, tmp_path) as sidecar:
@@ -147,7 +147,9 @@ async def test_a_mute_engine_is_stale_then_down(engine: FakeEngine, tmp_path: Pa
         assert (await ask(sidecar, request())).status == 200
 
 
-async def test_load_of_others_and_a_queue_take_room_from_spot(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_foreign_load_and_the_engines_queue_reduce_the_room_for_spot(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     engine.running, engine.waiting = 8, 1
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await until(lambda: sidecar.controller.engine.room.foreign_sequences == 9)
@@ -241,7 +243,9 @@ async def test_the_engine_gets_its_own_key_and_never_a_tenants(engine: FakeEngin
     assert engine.received[0].headers["authorization"] == "Bearer engine-secret"
 
 
-async def test_too_many_connections_are_told_so(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_connections_beyond_the_limit_are_refused_with_the_reason(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     engine.answer = held = fake.Held()
     limits = {"max_connections": 3, "entitlement_share": 1.0}
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar:
@@ -371,7 +375,7 @@ def test_log_lines_are_json() -> None:
     assert (line["level"], line["message"], line["extra_field"]) == ("warning", "said so", 1)
 
 
-async def test_each_request_is_logged_where_the_operator_wants_it_and_never_what_was_said(
+async def test_each_request_is_logged_if_the_option_is_on_and_never_its_text(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="sidecar.access")
@@ -392,7 +396,7 @@ async def test_each_request_is_logged_where_the_operator_wants_it_and_never_what
     assert "wrong-key" not in shown
 
 
-def test_as_many_files_may_be_open_as_the_system_allows() -> None:
+def test_the_limit_of_open_files_is_raised_as_far_as_the_system_allows() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
     try:

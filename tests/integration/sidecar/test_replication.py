@@ -53,7 +53,7 @@ entitlements:
 
 
 class Scripted(MemoryStore):
-    """A lease store that fails, has defects and holds its answers back as it is told to."""
+    """A lease store that fails, has defects and delays its answers as the test says."""
 
     def __init__(self) -> None:
         super().__init__(LIFETIME_S, time.monotonic)
@@ -70,7 +70,7 @@ class Scripted(MemoryStore):
 
     def _fail(self, method: str) -> None:
         if self.is_down:
-            raise StoreDown("the store is at lunch")
+            raise StoreDown("the store is stopped")
         if self.defects[method]:
             self.defects[method] -= 1
             raise ZeroDivisionError(method)
@@ -107,7 +107,7 @@ class Scripted(MemoryStore):
 
 @pytest.fixture
 async def store() -> Scripted:
-    """A lease store that has published plenty for everybody."""
+    """A lease store with large published limits for all entitlements."""
     made = Scripted()
     await made.publish({"e": PLENTY, "s": PLENTY, "g": PLENTY}, TERMS, 1)
     return made
@@ -156,14 +156,14 @@ async def test_a_store_that_fails_is_told_and_survived(
         await until(lambda: leases.mode is Mode.CUT_OFF)
         ready, page = await admin(sidecar, "/readyz")
         assert ready == 200
-        assert any("at lunch" in notice for notice in json.loads(page)["degraded"])
+        assert any("the store is stopped" in notice for notice in json.loads(page)["degraded"])
         assert (await ask(sidecar, request(key="e-key"))).status == 200  # from shares
         store.is_down = False
         await until(lambda: leases.mode is Mode.JOINED)
         metrics = (await admin(sidecar, "/metrics"))[1]
     told = [record.getMessage() for record in caplog.records if record.name == "sidecar.replication"]
     assert told == [
-        "the lease store does not answer; going on with what is held",
+        "the lease store does not answer; current leases stay in use",
         "the lease store answers again",
     ]
     assert "tokenpool_store_up 1.0" in metrics

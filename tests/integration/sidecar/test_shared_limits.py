@@ -52,7 +52,7 @@ async def test_a_request_that_waits_for_the_engine_asks_for_its_lease_when_its_t
         assert [(await each).status for each in [*running, *waiting]] == [200] * 11
 
 
-async def test_a_request_that_waits_is_told_at_once_that_the_sidecar_stops(
+async def test_a_waiting_request_is_refused_at_once_when_the_sidecar_stops(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.answer = held = Held()

@@ -1,4 +1,4 @@
-"""Who leads, by the clock of the coordinator that says so: two never both say 1, whatever the store does."""
+"""The leadership by each coordinator's clock: two never lead at once, whatever the store does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_lead_ends_with_its_lease_though_the_store_is_silent() -> None:
 
 
 async def test_a_lead_ends_without_a_turn() -> None:
-    """As in a process that was stopped: the page is asked before anything else runs."""
+    """As in a process that was suspended: the page is requested before any other code runs."""
     pair = Pair()
     a, b = pair.all
     await a.leader.run_tick()

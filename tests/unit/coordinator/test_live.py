@@ -1,4 +1,4 @@
-"""What a coordinator's live page shows: the pool as the lease store and the sidecars' reports have it."""
+"""A coordinator's live page: the pool by the lease store's data and the sidecars' reports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Fading(MemoryStore):
 
 
 class Pool:
-    """One pool, its coordinator and what its sidecars say."""
+    """One pool, its coordinator and the messages of its sidecars."""
 
     def __init__(self, file: PoolFile | None = None) -> None:
         self.clock = Clock()
@@ -101,7 +101,7 @@ class Pool:
 UP = SidecarReport(REPLICA, REPLICA, engine_up=True, running=2)
 
 
-async def test_the_pool_is_shown_as_the_lease_store_have_it() -> None:
+async def test_the_pool_is_shown_by_the_data_of_the_lease_store() -> None:
     pool = Pool()
     await pool.opened()
     shown = pool.snapshot()
@@ -183,7 +183,7 @@ async def test_throughput_in_use_comes_from_the_lease_store() -> None:
     assert view.pools[0].in_use[0] == 500
 
 
-async def test_a_report_that_may_leave_some_out_says_so() -> None:
+async def test_a_report_that_may_omit_entitlements_is_marked() -> None:
     pool = Pool()
     await pool.tick()
     full = {f"e{n}": {"finished": 1} for n in range(MOST_REPORTED)}
@@ -206,7 +206,7 @@ async def test_reports_of_an_older_version_count_nothing() -> None:
     assert (shown.replicas.engines_up, dict(shown.tallies["s0"].outcomes)) == (1, {})
 
 
-async def test_engines_that_are_down_and_sidecars_that_drain_are_said() -> None:
+async def test_engines_that_are_down_and_draining_sidecars_are_reported() -> None:
     pool = Pool()
     await pool.tick()
     await pool.say("s0", SidecarReport(engine_up=False))
@@ -216,11 +216,11 @@ async def test_engines_that_are_down_and_sidecars_that_drain_are_said() -> None:
     assert pool.snapshot().notices == (
         "1 of 2 engines do not answer",
         "1 of 2 sidecars are draining",
-        "reports of s2 cannot be read: their engines do not count",
+        "reports of s2 cannot be read; their engines are not counted",
     )
 
 
-async def test_a_pool_without_sidecars_says_so() -> None:
+async def test_a_pool_without_sidecars_is_reported() -> None:
     pool = Pool()
     await pool.tick()
     shown = pool.snapshot()
@@ -231,23 +231,21 @@ async def test_a_pool_without_sidecars_says_so() -> None:
     )
 
 
-async def test_guarantees_beyond_what_may_be_provisioned_are_said() -> None:
+async def test_guarantees_beyond_the_largest_number_of_replicas_are_reported() -> None:
     small = Amount(200, 10_000, 4)
     pool = Pool()
     await pool.tick()
     await pool.say("s0", SidecarReport(small, small, engine_up=True))
     await pool.tick()
-    assert pool.snapshot().notices == (
-        "the guarantees are more tokens_per_second than 2 replicas could carry",
-    )
+    assert pool.snapshot().notices == ("the guarantees exceed the tokens_per_second of 2 replicas",)
 
 
 async def test_before_the_first_tick_there_is_little_to_show() -> None:
     shown = Pool().snapshot()
-    assert (shown.entitlements, shown.notices) == ((), ("the lease store was not read yet",))
+    assert (shown.entitlements, shown.notices) == ((), ("the lease store has not been read yet",))
 
 
-async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_shown(
+async def test_a_silent_lease_store_is_reported_with_the_age_of_the_page(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
@@ -262,18 +260,18 @@ async def test_lease_store_that_do_not_answer_are_said_with_the_age_of_what_is_s
     assert shown.capacity == (2000, 20_000, 8)
 
 
-async def test_who_looks_on_says_so() -> None:
+async def test_a_coordinator_that_does_not_lead_reports_it() -> None:
     pool = Pool()
     await pool.tick()
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.snapshot().leader == "another coordinator; this one follows"
+    assert pool.snapshot().leader == "another coordinator; this one does not lead"
     pool.store.is_down = True
     await pool.tick()
     assert pool.snapshot().leader == "unknown: the lease store does not answer"
 
 
-async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
+async def test_a_pool_file_that_differs_or_is_invalid_is_reported() -> None:
     pool = Pool()
     await pool.tick()
     await pool.say("s0", UP)
@@ -281,12 +279,14 @@ async def test_a_pool_file_that_differs_or_is_invalid_is_said() -> None:
     pool.file = parse(POOL.replace("concurrency: 6", "concurrency: 5"), name="pool.yaml").file
     pool.leader = pool.coordinator("c1")
     await pool.tick()
-    assert pool.snapshot().notices == ("another pool file than this coordinator's is in force",)
+    assert pool.snapshot().notices == ("the pool file in force differs from this coordinator's",)
     pool.telemetry.config_is_current = False
-    assert pool.admin.snapshot().notices == ("the pool file on disk is invalid: the old one is in force",)
+    assert pool.admin.snapshot().notices == (
+        "the pool file on disk is invalid; the old one is in force: see the log",
+    )
 
 
-async def test_an_entitlement_that_was_just_added_is_shown_with_what_it_may_use() -> None:
+async def test_a_new_entitlement_is_shown_with_its_limit() -> None:
     pool = Pool()
     await pool.opened()
     later = parse(POOL + "  - {name: new, pool: chat, tier: elastic, api_keys: [n-key]}\n", name="p").file

@@ -74,7 +74,7 @@ async def test_pieces_cover_a_few_entitlements_each() -> None:
     assert len(list(pool.telemetry.pieces())) > 200 / 20
 
 
-async def test_a_child_reads_what_this_process_would(tmp_path: Path) -> None:
+async def test_a_child_and_this_process_read_a_file_alike(tmp_path: Path) -> None:
     file = tmp_path / "pool.yaml"
     file.write_text(MANY)
     assert await read_apart(file) == read(file)
@@ -84,7 +84,7 @@ async def test_a_child_reads_what_this_process_would(tmp_path: Path) -> None:
         await read_apart(file)
 
 
-async def test_without_a_child_the_file_is_read_all_the_same(
+async def test_without_a_child_the_file_is_read_in_this_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", "no-such-codec")  # no interpreter begins with that

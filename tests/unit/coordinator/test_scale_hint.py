@@ -55,7 +55,7 @@ async def test_all_of_the_answer_is_the_same_but_its_age() -> None:
     assert pair.all[0].metrics("tokenpool_scale_hint_age_seconds") == [pytest.approx(ages[0] + 0.5)]
 
 
-async def test_a_spike_shorter_than_the_up_window_is_nobodys_answer() -> None:
+async def test_a_spike_shorter_than_the_up_window_changes_no_answer() -> None:
     pair = Pair()
     await pair.run(5, 2)
     for _ in range(3):  # 0.6 s, seen by the leader or by a coordinator that looks on
@@ -101,7 +101,7 @@ async def test_a_spike_during_a_failover_is_no_reason_to_grow() -> None:
     assert await c.desired() == 2
 
 
-async def test_coordinators_that_hand_the_lead_over_go_on_as_one() -> None:
+async def test_alternating_leaders_compute_the_hints_of_one() -> None:
     pair, lone = Pair(), Pair()
     (single, _) = lone.all
     for turn, replicas in enumerate([2, 5, 5, 5, 1, 3, 1, 1, 6, 6, 1, 1] * 3):
@@ -112,7 +112,7 @@ async def test_coordinators_that_hand_the_lead_over_go_on_as_one() -> None:
         await leading.leader.resign()
 
 
-async def test_a_hint_that_nobody_renews_is_503_after_a_lease_and_four_ticks() -> None:
+async def test_a_hint_without_a_leader_is_503_after_the_leadership_timeout_and_four_ticks() -> None:
     pair = Pair()
     a, b = pair.all
     await pair.run(5, 3)
@@ -161,7 +161,7 @@ async def test_a_coordinator_that_does_not_reach_the_store_says_so_within_a_seco
 
 
 async def test_a_store_that_lost_everything_changes_no_answer() -> None:
-    """The next leader goes on from what it read before, though the last one is lost too."""
+    """The next leader continues from its last read, although the former leader is lost as well."""
     pair = Pair()
     _, b = pair.all
     await pair.run(5, 4)
@@ -185,7 +185,10 @@ async def test_without_a_hint_a_pool_that_has_just_begun_keeps_what_runs() -> No
         "pool 'chat' has no scale hint: the capacity of no engine is known yet",
     )
     status, body = await b.scale()
-    assert (status, body["error"]) == (503, "pool 'chat' has no scale hint: the lease store was not read yet")
+    assert (status, body["error"]) == (
+        503,
+        "pool 'chat' has no scale hint: the lease store has not been read yet",
+    )
 
 
 async def test_engines_that_show_nothing_leave_no_number() -> None:
@@ -258,7 +261,7 @@ steps = st.lists(
 def test_two_never_differ_for_longer_than_a_second(
     script: list[tuple[int, set[int], set[int], int]],
 ) -> None:
-    """Whoever is silent, stands still or leads; and nothing ever asks for more than was needed."""
+    """For any failures and any leader; and no hint exceeds the needed number."""
 
     async def play() -> None:
         pair = Pair(scale_down_window=3.0)

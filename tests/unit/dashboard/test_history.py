@@ -58,7 +58,7 @@ def test_an_idle_line_is_dropped_and_so_memory_follows_activity() -> None:
     assert len(history) == 0
 
 
-def test_too_many_names_take_the_place_of_those_idle_longest() -> None:
+def test_a_new_line_replaces_the_longest_idle_one() -> None:
     history = History(1, most=2)
     history.add(1, {"a": (1.0,)})
     history.add(2, {"b": (1.0,)})
@@ -105,7 +105,7 @@ def test_without_a_first_token_there_is_no_number_rather_than_zero() -> None:
     assert rows_after(firsts(), *[still] * snapshots).rows[0].first_token_ms is None
 
 
-def test_a_sidecar_that_restarts_makes_no_first_tokens_that_never_were() -> None:
+def test_a_restarted_sidecar_adds_no_false_first_tokens() -> None:
     before, again = firsts(a=(500.0, (0, 1000, 0, 0))), firsts(a=(0.2, (0, 2, 0, 0)))
     mean, _ = rows_after(before, again).rows[0].first_token_ms or (0, 0)
     assert mean == 100
@@ -139,7 +139,7 @@ def test_a_quantile_is_a_straight_line_within_its_bucket(
     assert quantile(counts, BOUNDS, mean) == pytest.approx(right)
 
 
-# --- what the page is told ---
+# --- updates of the page ---
 
 
 def spending(total: float, *more: str) -> ShownPool:
@@ -163,7 +163,7 @@ def test_a_bucket_is_told_every_two_seconds_and_once() -> None:
     assert [place for place, (_, is_new) in enumerate(said) if is_new] == [0, 4, 8, 12]
 
 
-def test_looks_that_come_a_little_late_skip_no_bucket() -> None:
+def test_slightly_late_snapshots_skip_no_bucket() -> None:
     watch, buckets = ViewMaker(), []
     for number in range(2000):
         buckets.append(watch.follow(snapshot(spending(0.0)), number * 2.004).bucket)
@@ -196,7 +196,7 @@ def test_an_entitlement_that_begins_is_counted_from_zero_only_where_that_is_know
         assert view.rows[1].in_use[0] == rate
 
 
-# --- which entitlements have a row ---
+# --- the entitlements with a row ---
 
 
 def test_the_page_shows_active_ones_first_and_says_how_many_it_leaves_out() -> None:
@@ -212,7 +212,7 @@ def test_the_page_shows_active_ones_first_and_says_how_many_it_leaves_out() -> N
     assert (view.pools[0].hidden, view.pools[0].hidden_active) == (997, 0)
 
 
-def test_one_that_is_shed_is_shown_before_the_busiest() -> None:
+def test_a_shed_entitlement_is_shown_before_the_busiest() -> None:
     def each(shed: int) -> Snapshot:
         rows = [entitlement(f"e{n}", in_use=(None, 0.0, float(n < 9))) for n in range(10)]
         return snapshot(pool(*rows, tallies={"s0": Tally({"e9": {"concurrency": shed}})}))
@@ -224,7 +224,7 @@ def test_one_that_is_shed_is_shown_before_the_busiest() -> None:
     assert view.pools[0].hidden_active == 7
 
 
-def test_equals_do_not_take_turns() -> None:
+def test_equal_entitlements_do_not_alternate() -> None:
     rows = [entitlement(f"e{n}", in_use=(None, 0.0, 1.0)) for n in range(10)]
     watch = ViewMaker(most_rows=3)
     first = watch.follow(snapshot(pool(*rows)), 0.0)
@@ -232,14 +232,14 @@ def test_equals_do_not_take_turns() -> None:
     assert {row.name for row in first.rows} == {row.name for row in second.rows}
 
 
-def test_a_look_names_what_is_wanted_and_what_is_active_and_fills_up() -> None:
+def test_a_snapshot_has_wanted_and_active_entitlements_and_fills_up() -> None:
     every = {f"e{n}": None for n in range(10_000)}
     assert Wanted(("e5", "other pool's"), 2).choose(every, ["e9000", "none"]) == ["e9000", "e5", "e0", "e1"]
     assert Wanted().choose(every, []) == []
     assert Wanted(others=10_000).choose(every, ["e5"]) == list(every)
 
 
-def test_what_was_active_is_named_until_its_rates_are_gone() -> None:
+def test_an_active_entitlement_is_wanted_until_its_rates_are_zero() -> None:
     tallies = {"s0": Tally({"a": {SERVED: 1}})}
     before = pool(entitlement("b"), tallies={"s0": Tally({})})
     watch, _ = told((0.0, snapshot(before)), (2.0, snapshot(pool(entitlement("b"), tallies=tallies))))

@@ -1,4 +1,4 @@
-"""What the live page shows: snapshots in, one view after another out. No clock, no HTTP."""
+"""The content of the live page: snapshots in, views out. No clock, no HTTP."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def row(*pools: ShownPool, every_s: float = 0.5) -> Row:
     return after(*pools, every_s=every_s).rows[0]
 
 
-def test_the_first_look_has_no_rates_rather_than_wrong_ones() -> None:
+def test_the_first_snapshot_has_no_rates() -> None:
     shown = row(pool(tallies=counted(a={SERVED: 1000, "concurrency": 7})))
     assert (shown.served_per_s, shown.shed_per_s, shown.sheds) == (None, None, ())
     assert shown.in_use[0] is None
 
 
-def test_rates_are_differences_between_looks() -> None:
+def test_rates_are_differences_between_snapshots() -> None:
     before = pool(tallies=counted(a={SERVED: 1000}))
     now = pool(tallies=counted(a={SERVED: 1003, "concurrency": 1}))
     shown = row(before, now)
@@ -85,7 +85,7 @@ def test_a_sidecar_that_restarts_makes_no_negative_rate() -> None:
     assert row(before, away, back, later).served_per_s == pytest.approx(2 / 1.5, rel=0.01)
 
 
-def test_totals_that_fall_have_begun_anew() -> None:
+def test_totals_that_fall_were_reset() -> None:
     shown = row(pool(tallies=counted(a={SERVED: 5000})), pool(tallies=counted(a={SERVED: 3})))
     assert shown.served_per_s == 6.0
 
@@ -109,7 +109,7 @@ def test_a_report_that_leaves_some_out_makes_no_spike_when_it_names_them() -> No
     assert row(partial(a={SERVED: 9000}), partial(), partial(a={SERVED: 9001})).served_per_s == 1.0
 
 
-def test_throughput_in_use_is_what_was_spent_of_late() -> None:
+def test_throughput_in_use_is_the_recent_increase() -> None:
     def spent(total: float) -> ShownPool:
         return pool(entitlement(spent=total), entitlement("b", spent=3 * total))
 
@@ -118,7 +118,7 @@ def test_throughput_in_use_is_what_was_spent_of_late() -> None:
     assert view.pools[0].in_use[0] == 800
 
 
-def test_refunds_and_lease_store_that_begin_anew_make_no_negative_use() -> None:
+def test_refunds_and_a_reset_lease_store_make_no_negative_use() -> None:
     def spent(total: float) -> ShownPool:
         return pool(entitlement(spent=total))
 
@@ -127,7 +127,7 @@ def test_refunds_and_lease_store_that_begin_anew_make_no_negative_use() -> None:
     assert row(spent(100_000), spent(100_500), spent(10)).in_use[0] == 500
 
 
-def test_what_is_held_is_a_mean_of_the_last_looks() -> None:
+def test_the_amount_in_use_is_a_mean_of_the_last_snapshots() -> None:
     def holding(kv_tokens: float, sequences: float) -> ShownPool:
         in_use = (None, kv_tokens, sequences)
         return pool(entitlement(in_use=in_use), in_use=in_use)
@@ -153,7 +153,7 @@ def test_it_is_shown_where_it_is_shed() -> None:
     assert row(shed(0), shed(3)).dimension == words.TOKENS_PER_SECOND
 
 
-def test_dimensions_that_are_alike_do_not_take_turns() -> None:
+def test_similar_dimensions_do_not_alternate() -> None:
     def using(kv_tokens: float, sequences: float) -> ShownPool:
         return pool(entitlement(in_use=(None, kv_tokens, sequences)))
 
@@ -166,7 +166,7 @@ def test_an_idle_entitlement_stays_in_its_dimension() -> None:
     assert row(pool(entitlement(in_use=(None, 5000.0, 1.0))), *[pool()] * 4).dimension == words.KV_TOKENS
 
 
-def test_a_whole_bar_is_the_pool_or_whatever_is_larger() -> None:
+def test_a_full_bar_is_the_pool_or_a_larger_amount() -> None:
     big = entitlement(guarantee=(1500.0, 0.0, 0.0))
     assert after(pool(big)).pools[0].scale == (1500, 10_000, 8)
     unknown = after(pool(entitlement(demand=(700.0, 1.0, 1.0)), capacity=(None, 10_000.0, 8.0)))
@@ -182,12 +182,12 @@ def test_where_capacity_is_not_known_only_a_ceiling_bounds() -> None:
     assert row(learning(300.0)).limit == (300, 1, 1)
 
 
-def test_what_is_not_known_yet_is_no_number() -> None:
+def test_unknown_amounts_are_no_numbers() -> None:
     assert UNKNOWN_FROM == UNLEARNED_TOKENS_PER_SECOND
     assert vector(UNLEARNED_TOKENS_PER_SECOND * 2, float("inf"), 4) == (None, None, 4)
 
 
-def test_a_pool_says_what_it_carries() -> None:
+def test_a_pool_shows_its_capacity() -> None:
     one = entitlement(guarantee=(100.0, 1000.0, 1.0), demand=(600.0, 3000.0, 3.0))
     two = entitlement("b", demand=(600.0, 3000.0, 12.0))
     shown: PoolView = after(
@@ -210,7 +210,7 @@ def test_a_pool_without_entitlements_is_shown() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"), [(0, 0), (8, 8), (1234, 1234), (12_345, 12_300), (12.345, 12.3), (0.012345, 0.0123)]
 )
-def test_numbers_are_as_fine_as_an_eye_can_tell(value: float, shown: float) -> None:
+def test_numbers_have_three_significant_digits(value: float, shown: float) -> None:
     assert row(pool(entitlement(demand=(value, 0.0, 0.0)))).demand[0] == shown
 
 
@@ -237,7 +237,7 @@ POOL = (CAPACITY, (900.0, 5000.0, 8.0), Replicas(2, 1))
         ("of_a_later_version", "of a later version"),
     ],
 )
-def test_a_shed_says_why(reason: str, text: str) -> None:
+def test_a_shed_has_its_reason(reason: str, text: str) -> None:
     assert words.why(reason, **WHY, pool=POOL) == text
 
 
@@ -268,7 +268,7 @@ def test_only_what_changed_is_told() -> None:
     assert len(told.pools) == 1
 
 
-def test_what_a_process_says_of_itself_is_passed_on() -> None:
+def test_the_description_of_a_process_is_passed_on() -> None:
     said = Snapshot("sidecar", "s0", (), ("draining",), "one of several")
     view = ViewMaker().follow(said, 0.0)
     told = changes(view, view)

@@ -1,4 +1,4 @@
-"""What becomes of a pod: the ports, the engine, the probes, the end, and what is refused."""
+"""The injected pod: ports, engine, probes and end; and the refused pods."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support.pods import (
 )
 
 
-# Who gets one.
+# The pods that get a sidecar.
 def test_a_pod_with_the_label_gets_a_native_sidecar() -> None:
     after = injected(pod(initContainers=[LOADER]))
     assert [each["name"] for each in after["spec"]["initContainers"]] == ["load-model", NAME]
@@ -66,7 +66,7 @@ def test_a_pod_that_has_its_sidecar_is_not_patched_again() -> None:
     assert decided(injected(pod())) == Injection()
 
 
-def test_a_sidecar_written_by_hand_is_left_alone_and_said() -> None:
+def test_a_sidecar_in_the_manifest_is_left_unchanged_with_a_warning() -> None:
     by_hand = pod(VLLM, {"name": NAME, "image": "tokenpool:1"})
     decision = decided(by_hand)
     assert isinstance(decision, Injection)
@@ -78,13 +78,13 @@ def test_a_copied_annotation_does_not_keep_the_sidecar_away() -> None:
     assert sidecar(injected(pod(annotations={"status": "injected"})))
 
 
-def test_a_pod_on_the_network_of_its_node_is_left_alone_and_said() -> None:
+def test_a_pod_with_host_network_is_left_unchanged_with_a_warning() -> None:
     hosted = pod(hostNetwork=True)
     assert decided(hosted).patch == ()  # type: ignore[union-attr]
     assert "not injected: a pod with hostNetwork" in warnings(hosted)
 
 
-def test_a_static_pod_is_left_alone_and_said() -> None:
+def test_a_static_pod_is_left_unchanged_with_a_warning() -> None:
     static = pod()
     static["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "abc"
     assert decided(static).patch == ()  # type: ignore[union-attr]
@@ -217,7 +217,7 @@ def test_a_shell_is_not_rewritten_and_the_fix_is_named() -> None:
     assert "annotation tokenpool.io/engine-port" in why
 
 
-def test_a_shell_that_has_moved_already_is_believed() -> None:
+def test_a_shell_command_with_the_annotation_is_trusted() -> None:
     shell = engine(command=["sh", "-c"], args=["vllm serve m --host 127.0.0.1 --port 18000"])
     after = injected(pod(shell, annotations={"engine-port": "18000"}))
     assert option(sidecar(after)["args"], "--upstream") == "http://127.0.0.1:18000"
@@ -239,7 +239,7 @@ def test_a_shell_may_stay_where_it_is_but_is_warned_of() -> None:
 
 def test_an_engine_with_a_key_of_its_own_is_warned_of_until_the_sidecar_has_it() -> None:
     keyed = engine(env=[{"name": "VLLM_API_KEY", "value": "k"}])
-    assert "asks for an API key of its own" in warnings(pod(keyed))
+    assert "requires an API key of its own" in warnings(pod(keyed))
     told = pod(keyed, annotations={"upstream-key-secret": "engine-key"})
     assert warnings(told) == ""
     assert option(sidecar(injected(told))["args"], "--upstream-key-file") == "/etc/tokenpool/upstream/api-key"
@@ -250,7 +250,7 @@ def asked(after: Json, probe: str) -> Any:
     return container(after, "vllm")[probe]
 
 
-def test_readiness_is_the_sidecars_to_tell() -> None:
+def test_the_sidecar_answers_the_readiness_probe() -> None:
     probe = asked(injected(pod()), "readinessProbe")
     assert probe == {"httpGet": {"path": "/readyz", "port": 9090}, "failureThreshold": 3}
 
@@ -303,7 +303,7 @@ def test_probes_of_other_ports_and_containers_stay() -> None:
 
 
 def test_a_probe_by_grpc_is_warned_of() -> None:
-    assert "startupProbe of container vllm asks by gRPC" in warnings(
+    assert "startupProbe of container vllm uses gRPC" in warnings(
         pod(engine(startupProbe={"grpc": {"port": 8000}}))
     )
 
@@ -314,7 +314,7 @@ def test_a_hook_that_asks_the_moved_port_is_asked_inside() -> None:
     assert "18000" in container(after, "vllm")["lifecycle"]["postStart"]["exec"]["command"][2]
     assert "preStop" in container(after, "vllm")["lifecycle"]
     without = engine(lifecycle=hooks, image="sim:1", args=["--port=8000", "--host="])
-    assert "postStart of container vllm asks its own port" in warnings(pod(without))
+    assert "postStart of container vllm probes its own port" in warnings(pod(without))
 
 
 # The end of a pod.
@@ -371,7 +371,7 @@ def test_older_clusters_get_a_plain_container() -> None:
     assert "initContainers" not in after["spec"]
 
 
-def test_the_sidecar_can_do_nothing_that_it_need_not() -> None:
+def test_the_sidecar_has_no_unneeded_privileges() -> None:
     made = sidecar(injected(pod()))
     assert made["securityContext"] == {
         "allowPrivilegeEscalation": False,
@@ -438,7 +438,7 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
     assert option(made["args"], "--admin") == "[::]:9099"
 
 
-# What is refused.
+# Refusals.
 @pytest.mark.parametrize(
     ("annotations", "words"),
     [
@@ -460,9 +460,9 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"drain-timeout": "0"}, "annotation tokenpool.io/drain-timeout: '0' is not a number above 0"),
         ({"engine-probes": "http"}, "'http' is not one of auto, exec, sidecar"),
         ({"bind": "127.0.0.1"}, "annotation tokenpool.io/bind: '127.0.0.1' is not one of"),
-        ({"sidecar-args": "--listen :1"}, "--listen is set by the injector; leave it out"),
+        ({"sidecar-args": "--listen :1"}, "--listen is set by the injector; remove it"),
         ({"sidecar-args": "--tls-cert /x"}, "--tls-cert names a file that the injector does not mount"),
-        ({"sidecar-args": "--store=redis://x"}, "--store is set by the injector; leave it out"),
+        ({"sidecar-args": "--store=redis://x"}, "--store is set by the injector; remove it"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),
         ({"container": "engine"}, "'engine' is no container here; there is vllm, gpu-exporter"),
@@ -474,7 +474,7 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"zzz": "0"}, "annotation tokenpool.io/zzz is not known; there are admin-port, bind"),
     ],
 )
-def test_an_annotation_that_makes_no_sense_is_named(annotations: dict[str, str], words: str) -> None:
+def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str) -> None:
     assert words in denial(pod(VLLM, EXPORTER, annotations=annotations))
 
 
@@ -484,7 +484,7 @@ def test_an_annotation_that_makes_no_sense_is_named(annotations: dict[str, str],
         ([engine(name="a"), engine(name="b")], "which container is the engine? a, b could be it"),
         ([engine(args=["m", "--uds=/s"])], "container vllm has --uds"),
         ([engine(args=["m", "--ssl_keyfile", "k"])], "container vllm has --ssl-keyfile"),
-        ([engine(args=["m", "--port", "$(PORT)"])], "has --port $(PORT), which is no number yet"),
+        ([engine(args=["m", "--port", "$(PORT)"])], "has --port $(PORT), which is no number"),
         ([engine(image="x:1", command=None, args=None)], "container vllm cannot be moved from port 8000"),
     ],
 )
@@ -506,12 +506,12 @@ def test_a_volume_of_the_sidecars_name_is_refused() -> None:
         ({"spec": {"containers": [{"name": "a"}]}, "metadata": {"labels": {"a": 1}}}, "metadata.labels"),
     ],
 )
-def test_what_is_no_pod_is_named(document: Json, words: str) -> None:
+def test_a_document_that_is_not_a_pod_is_named(document: Json, words: str) -> None:
     with pytest.raises(PodMalformed, match=words):
         inject(document, Template(), every=True)
 
 
-# What holds for every pod.
+# Properties of all pods.
 PORTS = st.lists(
     st.builds(
         lambda number, name: {"containerPort": number, **({"name": name} if name else {})},

@@ -1,4 +1,4 @@
-"""JSON patches: a difference, applied, gives what it was the difference to."""
+"""JSON patches: applying the difference of two documents to the first gives the second."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_value_can_be_appended_and_inserted() -> None:
     assert apply({"a": [2]}, patch) == {"a": [1, 2, 3]}
 
 
-def test_the_document_itself_is_left_alone() -> None:
+def test_the_document_itself_is_not_changed() -> None:
     before = {"a": [{"b": 1}]}
     apply(before, [{"op": "replace", "path": "/a/0/b", "value": 2}])
     assert before == {"a": [{"b": 1}]}
@@ -63,7 +63,7 @@ def test_the_document_itself_is_left_alone() -> None:
         ({"op": "remove"}, "is not an add, remove or replace"),
         ({"op": "remove", "path": "/b"}, "/b: there is no 'b'"),
         ({"op": "replace", "path": "/b/c", "value": 1}, "/b/c: there is no 'b'"),
-        ({"op": "add", "path": "/n/x", "value": 1}, "/n/x: nothing lies below 1"),
+        ({"op": "add", "path": "/n/x", "value": 1}, "/n/x: 1 has no members"),
         ({"op": "add", "path": "/a/7", "value": 1}, "/a/7: 7 is not an index of the list"),
         ({"op": "remove", "path": "/a/x"}, "/a/x: 'x' is not an index of the list"),
     ],

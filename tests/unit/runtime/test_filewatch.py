@@ -1,4 +1,4 @@
-"""Watched files: a change is told once, also one that comes while the owner reads."""
+"""Watched files: each change is reported once, also a change during the owner's read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Owner:
         self.was_told.set()
 
 
-async def test_a_change_is_told_once(tmp_path: Path) -> None:
+async def test_a_change_is_reported_once(tmp_path: Path) -> None:
     file = tmp_path / "file"
     owner = Owner(file)
     for content, told in (("a", 1), ("ab", 2), (None, 3), ("a", 4)):
@@ -47,7 +47,7 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path
     assert owner.told == 2
 
 
-async def test_what_is_asked_for_is_read_at_once(tmp_path: Path) -> None:
+async def test_a_requested_reload_is_immediate(tmp_path: Path) -> None:
     owner = Owner(tmp_path / "file")
     running = asyncio.create_task(owner.watch.run())
     owner.watch.request_reload()

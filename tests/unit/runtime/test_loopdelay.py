@@ -40,7 +40,7 @@ def test_the_largest_delay_is_forgotten_after_a_while() -> None:
     assert delay.largest(clock.now + 2 * WINDOW_S + 2) == 0.0
 
 
-def test_a_loop_that_stood_for_long_does_not_show_what_was_before() -> None:
+def test_delays_before_a_long_stop_are_not_shown() -> None:
     clock = Clock()
     delay = LoopDelay(clock)
     delay.observe(1.0, clock.now)
@@ -48,7 +48,7 @@ def test_a_loop_that_stood_for_long_does_not_show_what_was_before() -> None:
     assert delay.largest(clock.now + 100) == 100.0
 
 
-async def test_what_holds_up_the_loop_is_seen() -> None:
+async def test_a_blocking_call_is_measured() -> None:
     delay = LoopDelay(time.monotonic)
     watching = asyncio.create_task(delay.run())
     await asyncio.sleep(0)

@@ -59,7 +59,7 @@ def test_a_missing_option_is_named_with_an_example() -> None:
     [
         ("TOKENPOOL_LIMIT", "1.5", "TOKENPOOL_LIMIT: '1.5' is not a whole number above 0"),
         ("TOKENPOOL_WAIT", "soon", "TOKENPOOL_WAIT: 'soon' is not a number above 0"),
-        ("TOKENPOOL_PART", "2", "TOKENPOOL_PART: '2' is more than the whole"),
+        ("TOKENPOOL_PART", "2", "TOKENPOOL_PART: '2' is above 1"),
         ("TOKENPOOL_LOUD", "maybe", "TOKENPOOL_LOUD: 'maybe' is neither true nor false"),
     ],
 )

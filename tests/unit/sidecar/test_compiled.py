@@ -1,4 +1,4 @@
-"""Whether what is tested here is what was asked for: machine code, where it was made and is named first."""
+"""The tested build is the requested one: machine code, if it was built and is first on the path."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ import tokenpool.accounting.ledger
 COMPILED = Path(__file__).parents[3] / ".compiled"
 
 
-def test_the_data_path_under_test_is_the_one_that_was_asked_for() -> None:
+def test_the_tested_data_path_is_the_requested_build() -> None:
     first = Path(os.environ.get("PYTHONPATH", "").partition(":")[0])
     is_compiled = first == COMPILED and (COMPILED / ".made").exists()
 

@@ -40,7 +40,7 @@ def test_a_tick_in_steps_changes_nothing_before_its_end() -> None:
     assert limits(stepped) == limits(whole) != before
 
 
-async def test_a_round_under_way_is_finished_before_another_begins() -> None:
+async def test_a_running_tick_is_finished_before_another_begins() -> None:
     controlled, made = planner()
     running = asyncio.ensure_future(made.run(60.0))
     await asyncio.sleep(0)  # the first step

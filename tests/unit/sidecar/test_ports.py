@@ -19,7 +19,7 @@ from tokenpool.store import StoreDown
 
 
 class Scripted(MemoryStore):
-    """A lease store that fails as it is told to, and answers when it is told to."""
+    """A lease store that fails and answers as the test says."""
 
     def __init__(self) -> None:
         super().__init__(1.5, time.monotonic)
@@ -88,7 +88,7 @@ async def test_no_message_waits_for_the_answer_to_another() -> None:
 async def test_a_store_that_fails_is_the_message_s_result() -> None:
     store = Scripted()
     ports = ports_to(store)
-    store.error = error = StoreDown("the store is at lunch")
+    store.error = error = StoreDown("the store is stopped")
 
     ports.send(message(1))
 
@@ -96,7 +96,7 @@ async def test_a_store_that_fails_is_the_message_s_result() -> None:
 
 
 async def test_a_defect_in_the_exchange_is_a_failure_of_the_message() -> None:
-    """Waiting requests are decided from what is held, as if the store were down."""
+    """Waiting requests are decided from the current lease, as if the store were down."""
     store = Scripted()
     ports = ports_to(store)
     store.error = ValueError("not foreseen")

@@ -46,7 +46,7 @@ class Published(MemoryStore):
 
 
 class Enforced:
-    """Notes what is put in force."""
+    """Records the configurations that are put in force."""
 
     def __init__(self) -> None:
         self.prepared: list[str] = []
@@ -205,7 +205,7 @@ async def test_a_change_of_the_own_file_reads_the_keys_of_the_published_one_agai
     assert not case.telemetry.config_differs
 
 
-@pytest.mark.parametrize("error", [StoreDown("at lunch"), ValueError("a defect")])
+@pytest.mark.parametrize("error", [StoreDown("stopped"), ValueError("a defect")])
 async def test_a_read_that_fails_is_repeated(case: Case, error: Exception) -> None:
     case.store.error = error
     await case.announce(OTHER)

@@ -18,7 +18,7 @@ from tests.support.harness import settings_of
         ("--store http://redis", r"--store"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options: str, words: str) -> None:
+def test_contradictory_options_are_refused(options: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         settings_of(f"--upstream http://engine {options}")
 

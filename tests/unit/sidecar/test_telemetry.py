@@ -56,7 +56,7 @@ class Pool:
         return self.telemetry.pieces(self)
 
     def refresh(self, account: Account, now: float) -> None:
-        """Limits are set by hand: none is out of date."""
+        """Limits are set by the test, so none is outdated."""
 
 
 def samples(page: str) -> dict[str, float]:
@@ -81,7 +81,7 @@ def _labels(name: str) -> Iterator[str]:
     return (part for part in name[name.index("{") + 1 : -1].split(",") if part.startswith("entitlement="))
 
 
-def test_only_what_was_used_has_series() -> None:
+def test_only_used_entitlements_have_series() -> None:
     pool = Pool(entitlement("a"), entitlement("b"))
     assert shown(pool.page()) == set()
 
@@ -96,7 +96,7 @@ def test_only_what_was_used_has_series() -> None:
     assert page["tokenpool_limit{dimension=concurrency,entitlement=a}"] == 1e6
 
 
-def test_what_holds_something_is_shown_before_anything_of_it_has_ended() -> None:
+def test_an_entitlement_with_running_requests_is_shown_before_one_ends() -> None:
     pool = Pool(entitlement("a"))
     account = pool.accounts["a"]
     pool.active.touch(account, 0.0)
@@ -134,7 +134,7 @@ def test_beyond_the_bound_entitlements_are_added_up_by_tier() -> None:
     assert pool.telemetry.outcomes("d") == {"finished": 2}  # each one's own are still known
 
 
-def test_what_others_hold_is_the_whole_less_what_is_shown() -> None:
+def test_the_reserved_amount_of_others_is_the_total_less_the_shown_ones() -> None:
     pool = Pool(entitlement("a"), entitlement("b"), entitlement("c"), most_series=1)
     for name in ("a", "b", "c"):
         pool.use(name)
@@ -158,7 +158,7 @@ def test_a_guaranteed_entitlement_finds_a_place_though_others_came_first() -> No
     assert shown(pool.page()) == {"a", "b", "g", OTHER}
 
 
-def test_an_entitlement_that_is_called_like_the_rest_is_part_of_it() -> None:
+def test_an_entitlement_named_other_is_part_of_other() -> None:
     pool = Pool(entitlement(OTHER), entitlement("a"), most_series=1)
     for name in (OTHER, "a"):
         pool.use(name)
@@ -180,7 +180,7 @@ USES = st.lists(
 
 @given(USES, st.integers(0, 5))
 def test_no_counter_ever_goes_backwards(steps: list[tuple[str, str]], most: int) -> None:
-    """Save where the tier is a label: a request counts for the tier that its entitlement is in."""
+    """Except for the label of the tier: a request counts for the current tier of its entitlement."""
     tenants = {name: entitlement(name) for name in "abcdefgh"}
     pool = Pool(*tenants.values(), most_series=most)
     before = pool.page()
@@ -244,7 +244,7 @@ def test_a_page_of_ten_thousand_that_were_used_is_within_three_megabytes() -> No
     assert 1e6 < size < 3e6
 
 
-def test_what_callers_occupy_is_shown_under_the_same_names() -> None:
+def test_connections_and_bytes_are_shown_under_the_same_names() -> None:
     pool = Pool(*(entitlement(f"t{number}") for number in range(250)), most_series=1)
     bounds = Bounds(1000, 1 << 20, 0.5, 0.25)
     for account in pool.accounts.values():

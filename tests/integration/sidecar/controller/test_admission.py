@@ -1,4 +1,4 @@
-"""Admission over the wire: who may pass, what a shed says, and what cheating does not bring."""
+"""Admission over the wire: identity, sheds and their messages, and attempts to bypass limits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ entitlements:
 """
 
 
-class Gatekeeper:
+class HeldEngine:
     """Answers requests only when told to."""
 
     def __init__(self, engine: FakeEngine) -> None:
@@ -43,8 +43,8 @@ class Gatekeeper:
         await fake.answer_unary(request, writer)
 
 
-async def test_a_shed_says_why_and_when_to_come_back(engine: FakeEngine, tmp_path: Path) -> None:
-    keeper = Gatekeeper(engine)
+async def test_a_shed_has_the_reason_and_the_time_to_retry(engine: FakeEngine, tmp_path: Path) -> None:
+    keeper = HeldEngine(engine)
     async with sidecar_for(engine.port, tmp_path, pool=ONE_EACH) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key="small-key"))) for _ in range(2)]
         await until(lambda: len(engine.received) == 2)
@@ -79,7 +79,7 @@ async def test_every_answer_of_our_own_has_a_date_and_405_says_what_is_allowed(
 
 
 async def test_a_parallel_burst_cannot_pass_a_limit_together(engine: FakeEngine, tmp_path: Path) -> None:
-    keeper = Gatekeeper(engine)
+    keeper = HeldEngine(engine)
     async with sidecar_for(engine.port, tmp_path, pool=ONE_EACH) as sidecar:
         burst = [asyncio.ensure_future(ask(sidecar, request(key="small-key"))) for _ in range(50)]
         await until(lambda: sum(task.done() for task in burst) == 48)
@@ -106,7 +106,7 @@ async def test_sequences_count_not_requests(engine: FakeEngine, tmp_path: Path) 
     assert not engine.received
 
 
-async def test_what_could_never_fit_is_said_at_once_with_the_numbers(
+async def test_a_request_that_can_never_fit_is_refused_with_the_numbers(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, pool=ONE_EACH) as sidecar:
@@ -129,7 +129,7 @@ async def test_what_could_never_fit_is_said_at_once_with_the_numbers(
 async def test_the_bound_that_the_engine_obeys_is_priced(
     engine: FakeEngine, tmp_path: Path, body: dict[str, object], priced: int
 ) -> None:
-    keeper = Gatekeeper(engine)
+    keeper = HeldEngine(engine)
     chat = {k: v for k, v in CHAT.items() if k != "max_tokens"} | body
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         waiting = asyncio.ensure_future(ask(sidecar, request("/v1/chat/completions", chat)))
@@ -161,7 +161,7 @@ async def test_a_large_request_passes_a_small_bucket_and_is_paid_off(
     assert 1000 < int(shed.headers["retry-after-ms"]) < 30000
 
 
-async def test_nobody_chooses_its_own_entitlement(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_caller_cannot_choose_its_entitlement(engine: FakeEngine, tmp_path: Path) -> None:
     claims = {
         "x-tokenpool-entitlement": "g",
         "x-tokenpool-tier": "guaranteed",
@@ -211,7 +211,7 @@ async def test_anonymous_callers_may_have_an_entitlement(engine: FakeEngine, tmp
 
 
 async def test_a_retry_storm_of_spot_does_not_move_a_guarantee(engine: FakeEngine, tmp_path: Path) -> None:
-    keeper = Gatekeeper(engine)
+    keeper = HeldEngine(engine)
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         spots = [asyncio.ensure_future(ask(sidecar, request(key="s-key"))) for _ in range(8)]
         await until(lambda: len(engine.received) == 8)
@@ -227,7 +227,7 @@ async def test_a_retry_storm_of_spot_does_not_move_a_guarantee(engine: FakeEngin
 
 
 async def test_refused_requests_use_up_nothing(engine: FakeEngine, tmp_path: Path) -> None:
-    keeper = Gatekeeper(engine)
+    keeper = HeldEngine(engine)
     async with sidecar_for(engine.port, tmp_path, pool=ONE_EACH, queue_timeout_elastic=0.0) as sidecar:
         running = [asyncio.ensure_future(ask(sidecar, request(key="small-key"))) for _ in range(2)]
         await until(lambda: len(engine.received) == 2)

@@ -155,7 +155,7 @@ async def test_requests_in_flight_before_the_refusal_is_known_are_each_sent_agai
         assert is_whole(sidecar)
 
 
-async def test_an_engine_that_restarted_is_asked_anew(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_restarted_engine_is_asked_again(engine: FakeEngine, tmp_path: Path) -> None:
     engine.answer = Refuses(*REFUSALS["vllm"])
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await spot(sidecar)

@@ -46,7 +46,7 @@ entitlements:
 
 
 async def endless(request: Received, writer: asyncio.StreamWriter) -> None:
-    """A stream begins, and ends only with its client; whoever does not stream is answered."""
+    """A stream that ends only with its client; other requests are answered."""
     if not request.json().get("stream"):
         await fake.answer_unary(request, writer)
         return
@@ -140,7 +140,7 @@ async def test_a_changed_file_decides_about_what_runs_already(engine: FakeEngine
         assert sidecar.controller.accounts["s"].concurrency_in_use == 1
 
 
-async def test_a_burst_ends_nobody(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_burst_preempts_no_request(engine: FakeEngine, tmp_path: Path) -> None:
     async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(fake.STREAM_HEAD + fake.chunk(fake.token_event()))
         await asyncio.Event().wait()
@@ -288,7 +288,9 @@ def waiting_for_engine(sidecar: Sidecar, name: str) -> PendingRequest:
     return pending
 
 
-async def test_spot_does_not_pass_those_that_wait_for_the_engine(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_spot_does_not_overtake_requests_that_wait_for_the_engine(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 

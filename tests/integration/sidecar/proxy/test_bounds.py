@@ -1,4 +1,4 @@
-"""What each caller may occupy of the sidecar itself: nobody can exhaust it for the others."""
+"""The bounds of each caller: no caller can exhaust the sidecar's own resources."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @contextlib.asynccontextmanager
 async def many(sidecar: Sidecar, count: int) -> AsyncIterator[list[Streams]]:
-    """Connections that have said nothing yet."""
+    """Connections that have sent no bytes."""
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(connected(sidecar)) for _ in range(count)]
 
@@ -82,7 +82,7 @@ def nothing_is_held(sidecar: Sidecar) -> bool:
 # --- the rule ---
 
 
-def test_one_alone_has_its_share_and_several_divide_what_there_is() -> None:
+def test_one_caller_gets_its_share_and_several_divide_the_whole() -> None:
     bounds = Bounds(1000, 1000, 0.5, 0.25)
     alone = bounds.unidentified
     assert (alone.max_connections, alone.max_bytes) == (250, 250)
@@ -93,7 +93,7 @@ def test_one_alone_has_its_share_and_several_divide_what_there_is() -> None:
     assert alone.max_connections == 100
 
 
-def test_whoever_comes_next_finds_room_however_greedy_the_others_are() -> None:
+def test_a_new_caller_finds_room_however_much_the_others_use() -> None:
     bounds = Bounds(1000, 1000, 0.5, 0.25)
     unidentified = bounds.unidentified
     bounds.connections = bounds.buffered = 990
@@ -109,7 +109,7 @@ def test_whoever_comes_next_finds_room_however_greedy_the_others_are() -> None:
 # --- connections ---
 
 
-async def test_a_connection_belongs_to_whom_its_last_request_came_from(
+async def test_a_connection_counts_for_the_entitlement_of_its_last_request(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1) as [stream]:
@@ -125,7 +125,7 @@ async def test_a_connection_belongs_to_whom_its_last_request_came_from(
     assert 'tokenpool_connections{entitlement="none"} 0.0' in metrics
 
 
-async def test_the_connection_that_was_idle_longest_makes_way_for_a_new_one(
+async def test_the_longest_idle_connection_is_closed_for_a_new_one(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     limits = {"max_connections": 8, "entitlement_share": 0.25, "unidentified_share": 1.0}
@@ -140,7 +140,7 @@ async def test_the_connection_that_was_idle_longest_makes_way_for_a_new_one(
     assert 'tokenpool_connections_cut_total{entitlement="g"} 1.0' in metrics
 
 
-async def test_where_none_is_idle_the_new_one_is_refused_and_others_are_not(
+async def test_without_an_idle_connection_only_the_new_one_is_refused(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.answer = held = Held()
@@ -159,7 +159,7 @@ async def test_where_none_is_idle_the_new_one_is_refused_and_others_are_not(
     assert "entitlement 'g'" in refused.error()["message"]
 
 
-async def test_connections_that_say_nothing_make_way_and_never_take_all(
+async def test_silent_connections_are_closed_and_never_use_all_places(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     limits = {"max_connections": 8, "unidentified_share": 0.5}
@@ -170,14 +170,14 @@ async def test_connections_that_say_nothing_make_way_and_never_take_all(
                 strangers[7][1].write(request()[:20])
                 await until(lambda: holds(sidecar, "none") == 3)
                 assert await strangers[0][0].read() == b""
-                # Neither who was there before nor who comes now is kept out.
+                # Neither an old nor a new connection is refused.
                 assert (await served(known, "g-key")).status == 200
                 assert (await ask(sidecar, request(key="e-key"))).status == 200
         await until(lambda: not sidecar.manager.connections)
         assert sidecar.manager.bounds.connections == 0
 
 
-async def test_a_full_sidecar_takes_idle_connections_from_who_has_most(
+async def test_a_full_sidecar_closes_idle_connections_of_the_largest_caller(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     limits = {"max_connections": 3, "entitlement_share": 1.0, "unidentified_share": 1.0}
@@ -205,7 +205,9 @@ async def test_refused_connections_are_answered_only_up_to_a_point(
         assert (await busy).status == 200
 
 
-async def test_handshakes_without_end_make_way_too(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_unfinished_handshakes_are_closed_for_new_connections(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     cert, key = certify(tmp_path, "us")
     limits = {"max_connections": 4, "unidentified_share": 0.5, "tls_cert": cert, "tls_key": key}
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 3) as streams:
@@ -246,7 +248,7 @@ async def test_bodies_of_one_entitlement_are_bounded_and_others_have_room(
     assert 'tokenpool_buffered_bytes{entitlement="e"} 32' in metrics
 
 
-async def test_a_body_counts_before_it_has_come(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_body_counts_before_it_arrives(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar:
         async with many(sidecar, 1) as [(_, writer)]:
             writer.write(padded(30_000)[:1000])
@@ -297,7 +299,7 @@ async def test_a_body_without_a_length_counts_as_it_grows(engine: FakeEngine, tm
         await until(lambda: nothing_is_held(sidecar))
 
 
-async def test_answers_that_are_left_unread_count_and_the_one_too_many_is_cut(
+async def test_unread_answers_count_and_the_connection_beyond_the_bound_is_closed(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async def answer(request: Received, writer: asyncio.StreamWriter) -> None:
@@ -345,9 +347,7 @@ async def test_requests_wait_while_answers_are_unread_and_go_on_when_they_are_re
         await until(lambda: nothing_is_held(sidecar))
 
 
-async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
-    engine: FakeEngine, tmp_path: Path
-) -> None:
+async def test_endless_pipelining_is_bounded_in_bytes(engine: FakeEngine, tmp_path: Path) -> None:
     engine.answer = held = Held()
     one = request("/v1/models", key="e-key", method="GET", headers={"x-test": "1"})
     async with sidecar_for(engine.port, tmp_path, **BYTES) as sidecar, many(sidecar, 1) as [(reader, writer)]:
@@ -367,7 +367,7 @@ async def test_a_client_that_pipelines_without_end_is_held_to_its_bytes(
 # --- time ---
 
 
-def test_answers_that_nobody_pays_for_are_delayed() -> None:
+def test_unmetered_answers_are_delayed() -> None:
     caller = Bounds(1000, 1000, 0.5, 0.25, unmetered_rate=10).unidentified
     for _ in range(4):
         caller.add_connection()
@@ -381,7 +381,7 @@ def test_answers_that_nobody_pays_for_are_delayed() -> None:
     assert caller.unmetered_s(0.0, 60.0) == 0.0
 
 
-def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
+def test_large_bodies_have_a_rate_and_the_first_is_always_accepted() -> None:
     caller = Bounds(1000, 1000, 0.5, 0.25, large_body_rate=100).unidentified
     assert caller.large_body_wait_s(0.0) == 0
     caller.read_large(400)
@@ -390,7 +390,7 @@ def test_large_bodies_have_a_rate_and_one_may_always_come() -> None:
     assert caller.large_body_wait_s(3.5) == 0
 
 
-async def test_a_connection_that_is_cut_while_an_answer_is_delayed_gives_what_it_kept_once(
+async def test_a_connection_that_ends_during_a_delay_releases_its_bytes_once(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with (
@@ -407,7 +407,7 @@ async def test_a_connection_that_is_cut_while_an_answer_is_delayed_gives_what_it
         assert nothing_is_held(sidecar)
 
 
-async def test_a_connection_that_makes_way_gives_what_it_kept_once(
+async def test_a_connection_that_is_closed_for_another_releases_its_bytes_once(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, many(sidecar, 1):
@@ -425,7 +425,7 @@ async def test_a_connection_that_makes_way_gives_what_it_kept_once(
 async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
     engine: FakeEngine, tmp_path: Path, key: str
 ) -> None:
-    """What was pipelined is answered, every piece of it; others go on meanwhile."""
+    """Every pipelined request is answered; other callers are served during the delay."""
     async with (
         sidecar_for(engine.port, tmp_path, unmetered_rate=20.0) as sidecar,
         many(sidecar, 2) as streams,
@@ -440,7 +440,7 @@ async def test_too_many_unmetered_answers_are_delayed_and_none_is_lost(
         assert sum(h.delayed for h in (bounds.unidentified, *bounds._callers.values())) >= 5
 
 
-async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
+async def test_delayed_answers_to_unidentified_callers_do_not_block_others(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     limits = {"max_connections": 40, "unmetered_rate": 0.5}
@@ -451,7 +451,7 @@ async def test_answers_to_strangers_that_are_delayed_keep_nobody_out(
         assert (await ask(sidecar, request())).status == 200
 
 
-async def test_where_strangers_are_many_each_has_little_kept(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_many_unidentified_callers_may_each_defer_few_bytes(engine: FakeEngine, tmp_path: Path) -> None:
     limits = BYTES | {"max_buffered_bytes": 400_000, "unmetered_rate": 2.0}
     nothing = request("/nothing", method="GET", key=None)
     async with sidecar_for(engine.port, tmp_path, **limits) as sidecar, many(sidecar, 2) as (one, other):
@@ -465,7 +465,7 @@ async def test_where_strangers_are_many_each_has_little_kept(engine: FakeEngine,
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/v1/models"])
-async def test_what_is_delayed_is_answered_when_the_sidecar_stops(
+async def test_delayed_answers_are_sent_when_the_sidecar_stops(
     engine: FakeEngine, tmp_path: Path, path: str
 ) -> None:
     async with (
@@ -486,7 +486,7 @@ async def test_what_is_delayed_is_answered_when_the_sidecar_stops(
 
 
 def test_a_connection_that_is_being_closed_has_not_left() -> None:
-    """Over TLS its socket is gone a moment before that is told: this ended the time limits of all."""
+    """Over TLS its socket closes before connection_lost. This once ended all time limits."""
 
     class Closing:
         def get_extra_info(self, name: str) -> None:
@@ -539,7 +539,7 @@ async def test_large_bodies_that_come_too_fast_are_refused_with_a_time(
         assert "arrive faster than" in refused.error()["message"]
 
 
-async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_bodies_without_a_price_are_bounded(engine: FakeEngine, tmp_path: Path) -> None:
     keyless = b" HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n"
     async with sidecar_for(engine.port, tmp_path, max_body_bytes=1 << 20) as sidecar:
         beside = await ask(sidecar, request(body={"prompt": "a", "x": "y" * (MOST_UNPRICED + 9)}))
@@ -554,8 +554,8 @@ async def test_bodies_that_nothing_is_charged_for_are_bounded(engine: FakeEngine
     assert engine.received == []
 
 
-async def test_tiny_chunks_take_what_they_count(engine: FakeEngine, tmp_path: Path) -> None:
-    """As objects of their own they took 26 times as much."""
+async def test_tiny_chunks_use_no_more_memory_than_they_count(engine: FakeEngine, tmp_path: Path) -> None:
+    """As separate objects they used 26 times as much."""
     size = 200_000
     body = b'{"prompt":"' + b"x" * size + b'"}'
     chunks = b"".join(b"2\r\n%b\r\n" % body[at : at + 2] for at in range(0, len(body) - 1, 2))
@@ -575,10 +575,8 @@ async def test_tiny_chunks_take_what_they_count(engine: FakeEngine, tmp_path: Pa
         tracemalloc.stop()
 
 
-async def test_a_client_that_leaves_is_noticed_though_nothing_is_read(
-    engine: FakeEngine, tmp_path: Path
-) -> None:
-    """It pipelines more than is read ahead, so that reading pauses, and is gone."""
+async def test_a_disconnect_is_noticed_while_reading_is_paused(engine: FakeEngine, tmp_path: Path) -> None:
+    """The client pipelines more than is read ahead, so that reading pauses, and disconnects."""
     engine.answer = held = Held()
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         async with connected(sidecar) as (_, writer):
@@ -593,8 +591,8 @@ async def test_a_client_that_leaves_is_noticed_though_nothing_is_read(
         assert nothing_is_held(sidecar)
 
 
-async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine, tmp_path: Path) -> None:
-    """No circles: a flood of connections would else stand still for 170 ms, each time they are collected."""
+async def test_a_closed_connection_leaves_no_reference_cycles(engine: FakeEngine, tmp_path: Path) -> None:
+    """Collecting the cycles of many connections stopped the event loop for 170 ms."""
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         gc.collect()
         gc.disable()
@@ -621,7 +619,7 @@ async def test_what_a_connection_was_made_of_is_freed_with_it(engine: FakeEngine
     assert left == []
 
 
-# --- callers who may not pass ---
+# --- refused callers ---
 
 
 @pytest.mark.parametrize("key", ["wrong", None])
@@ -659,7 +657,7 @@ def test_a_key_is_found_among_others_that_begin_alike() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--entitlement-share 1.5", "--entitlement-share: '1.5' is more than the whole"),
+        ("--entitlement-share 1.5", "--entitlement-share: '1.5' is above 1"),
         ("--unidentified-share 0", "--unidentified-share: '0' is not a number above 0"),
         ("--max-buffered-bytes 1000000", "has no room for a body of --max-body-bytes 16777216"),
     ],

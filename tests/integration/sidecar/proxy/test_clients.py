@@ -99,7 +99,7 @@ def may_be_read(response: Response, origin: str = PAGE) -> bool:
 
 
 @pytest.mark.asyncio
-async def test_an_open_engines_word_is_on_our_answers_before_any_browser_has_come(
+async def test_the_sidecars_answers_allow_every_origin_before_the_first_browser(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     says_all(engine)

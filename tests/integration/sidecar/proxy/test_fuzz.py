@@ -49,7 +49,7 @@ BASES = [
 # A HEAD's answer cannot be read without knowing that it is one; mutations do not say so.
 SEEDS = [case.raw for case in CASES if len(case.raw) < 600 and b"HEAD" not in case.raw]
 ROOMY = POOL.replace("concurrency: 8", "concurrency: 800").replace("concurrency: 4", "concurrency: 400")
-"""Nobody is shed here, so that two runs compare."""
+"""No request is shed here, so that two runs are comparable."""
 
 
 @st.composite
@@ -164,7 +164,7 @@ async def play_repeats(arena: Arena, batch: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("raw", FOUND, ids=[f"{i:02}" for i in range(len(FOUND))])
-def test_what_was_found_before_stays_mended(raw: bytes, arena: Arena) -> None:
+def test_requests_that_fuzzing_found_stay_fixed(raw: bytes, arena: Arena) -> None:
     arena.run(play_requests(arena, [[raw], [raw[:1], raw[1:]]]))
 
 

@@ -206,7 +206,7 @@ FOUND: list[bytes] = [
 
 
 @pytest.mark.parametrize("raw", FOUND, ids=[f"{i:02}" for i in range(len(FOUND))])
-def test_what_was_found_before_stays_mended(raw: bytes, arena: Arena) -> None:
+def test_answers_that_fuzzing_found_stay_fixed(raw: bytes, arena: Arena) -> None:
     ways = itertools.product([False, True], repeat=3)
     arena.run(play_answers(arena, [Play([raw], *way) for way in ways]))
 

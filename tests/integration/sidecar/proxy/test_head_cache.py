@@ -117,7 +117,7 @@ async def test_a_head_that_is_known_is_forgotten_with_its_key(engine: FakeEngine
     assert len(engine.received) == 3
 
 
-async def test_a_cached_head_is_priced_by_each_body_and_framed_anew(
+async def test_a_cached_head_is_priced_by_each_body_and_framed_again(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):

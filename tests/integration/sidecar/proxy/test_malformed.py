@@ -1,4 +1,4 @@
-"""Malformed requests get the right 4xx: never a 500, never a hang, never a word to the engine."""
+"""Malformed requests get the right 4xx: never a 500, never a hang, never a byte to the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The relay: what the client gets is what the engine said, and what the engine gets is unambiguous."""
+"""The relay: the client gets the engine's answer, and the engine gets an unambiguous request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_unary_answer_passes_with_limit_headers(engine: FakeEngine, tmp_
     assert {"x-ratelimit-limit-tokens", "x-ratelimit-reset-tokens"} <= set(response.headers)
 
 
-async def test_the_engine_gets_the_request_framed_anew(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_the_engine_gets_the_request_with_a_new_framing(engine: FakeEngine, tmp_path: Path) -> None:
     body = b'{"model":"tiny","prompt":"a","max_tokens":1}'
     raw = (
         b"POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer g-key\r\n"
@@ -344,7 +344,7 @@ async def test_a_pipelined_expect_100_continue_is_answered_in_its_turn(
 
 
 @pytest.mark.parametrize(("number", "is_up"), [(errno.EMFILE, True), (errno.ECONNREFUSED, False)])
-async def test_what_we_ourselves_lack_says_nothing_of_the_engine(
+async def test_a_shortage_of_the_sidecar_proves_nothing_about_the_engine(
     engine: FakeEngine, tmp_path: Path, number: int, is_up: bool
 ) -> None:
     class Client:

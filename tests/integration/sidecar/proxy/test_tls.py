@@ -85,7 +85,7 @@ async def test_a_refused_request_is_answered_and_the_connection_ends(
         await until(lambda: not sidecar.manager.connections)
 
 
-async def test_a_client_that_says_no_goodbye_is_not_waited_for(
+async def test_a_client_without_close_notify_does_not_delay_the_close(
     engine: FakeEngine, tmp_path: Path, files: dict[str, Path]
 ) -> None:
     options = {"idle_timeout": 0.05, "head_timeout": 0.05}
@@ -153,10 +153,10 @@ async def test_a_pair_that_does_not_fit_leaves_the_old_in_force_and_is_told(
         files["tls_key"].write_bytes(good)
         await sidecar.certificate.watch.check()
         _, text = await admin(sidecar, "/readyz")
-        _, mended = await admin(sidecar, "/metrics")
+        _, repaired = await admin(sidecar, "/metrics")
     assert "the old one stays in force" in caplog.text
     assert "tokenpool_certificate_current 0.0" in metrics
-    assert "tokenpool_certificate_current 1.0" in mended
+    assert "tokenpool_certificate_current 1.0" in repaired
     assert json.loads(text)["status"] == "ready"
 
 
@@ -178,7 +178,7 @@ async def test_a_handshake_without_end_counts_and_is_bounded(
 
 
 @pytest.mark.parametrize("said", [request(), b"\x00" * 100, b"\x16\x03\x01\x00\x05hello"])
-async def test_what_is_not_tls_is_closed_without_a_word(
+async def test_a_connection_without_tls_is_closed_without_an_answer(
     engine: FakeEngine, tmp_path: Path, files: dict[str, Path], said: bytes, failures: list[dict[str, Any]]
 ) -> None:
     async with (
@@ -194,7 +194,7 @@ async def test_what_is_not_tls_is_closed_without_a_word(
     assert engine.received == []
 
 
-async def test_a_client_that_goes_in_the_handshake_is_forgotten(
+async def test_a_client_that_disconnects_in_the_handshake_is_not_counted(
     engine: FakeEngine, tmp_path: Path, files: dict[str, Path], failures: list[dict[str, Any]]
 ) -> None:
     async with sidecar_for(engine.port, tmp_path, **files) as sidecar:
@@ -263,7 +263,7 @@ async def test_a_slow_reader_over_tls_holds_the_engine_back(
         async with connected(sidecar, trusting(files["tls_cert"])) as (_, writer):
             writer.transport.pause_reading()
             writer.write(request("/v1/chat/completions", STREAM))
-            # Whoever never reads is dropped, and 60 MB never came this far.
+            # A client that never reads is disconnected; 60 MB are never buffered.
             await until(lambda: sidecar.telemetry.outcomes("g") == {"client_gone": 1})
             assert sent < 500
         assert is_whole(sidecar)

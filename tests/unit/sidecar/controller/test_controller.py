@@ -119,7 +119,7 @@ def test_a_route_is_told_before_a_drain_and_a_drain_before_a_key() -> None:
     assert caller(made, head(b"/v1/completions", key("unknown"))) is Reason.DRAINING
 
 
-def test_what_a_client_wrote_is_shown_short_and_printable() -> None:
+def test_client_text_in_messages_is_short_and_printable() -> None:
     refusal = controller().authorize(head(b"/\x1b[31m\xff" + b"x" * 500, method=b"G\x00T"))
 
     assert isinstance(refusal, Refusal)
@@ -161,7 +161,7 @@ def test_a_shed_names_the_limit_the_use_and_the_time(what: Shed, words: str) -> 
     assert refusal.retry_after_s == 8.0 * (1 + refusals.JITTER / 2)
 
 
-def test_a_request_that_can_never_fit_has_no_time_to_come_back() -> None:
+def test_a_request_that_can_never_fit_has_no_retry_time() -> None:
     refusal = refusals.of_shed(account(), shed(Reason.NEVER_FITS, Dimension.KV_TOKENS), 0.5)
 
     assert refusal.retry_after_s is None

@@ -1,4 +1,4 @@
-"""The other dialects: what their requests ask for, and how they are answered. test_openai.py has OpenAI's."""
+"""The other dialects: prices of their requests, and their answers. test_openai.py has OpenAI's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def written(**fields: Any) -> bytes:
 
 
 def asked_by(parsed: Parsed) -> Ask:
-    """What is asked for, whatever it is asked of."""
+    """The ask without the route."""
     return parsed.ask._replace(target=("", ""))
 
 
@@ -64,7 +64,7 @@ def test_images_and_tools_of_a_message_count() -> None:
     assert (asked.tools, asked.text_bytes) == (1, MESSAGE_BYTES + 5 + size(tool))
 
 
-def test_what_tools_were_asked_and_said_counts_also_where_it_is_nested() -> None:
+def test_tool_calls_and_their_results_count_also_if_nested() -> None:
     call = {"type": "tool_use", "id": "t", "name": "look", "input": {"at": "this"}}
     said = {"type": "tool_result", "tool_use_id": "t", "content": "12345"}
     shown = {"type": "tool_result", "content": [{"type": "text", "text": "123"}, {"type": "image"}]}
@@ -134,7 +134,7 @@ def test_a_response_names_what_it_goes_on_from_and_how_it_is_called() -> None:
     assert (parsed.continued_response, parsed.response_name) == ("resp_1", "resp_2")
 
 
-def test_a_response_in_the_background_would_run_for_nobody() -> None:
+def test_a_background_response_is_refused() -> None:
     with pytest.raises(Malformed, match="background"):
         response(input="x", background=True)
 
@@ -206,7 +206,7 @@ def test_every_form_of_coheres_inputs_is_priced(fields: dict[str, Any], asked: A
         ({"texts": ["a"] * 2049}, "more than 2048"),
     ],
 )
-def test_what_cohere_would_not_embed_is_named(fields: dict[str, Any], words: str) -> None:
+def test_requests_that_cohere_would_refuse_are_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(Malformed, match=words):
         cohere.parse(written(**fields))
 
@@ -238,7 +238,7 @@ def test_a_query_is_read_again_for_every_document() -> None:
         (openai.parse_chat_batch, {"messages": [[{"content": "x"}]] * 2049}, "messages"),
     ],
 )
-def test_what_cannot_be_priced_is_named(parse: Any, fields: dict[str, Any], param: str) -> None:
+def test_requests_without_a_price_are_named(parse: Any, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Malformed) as error:
         parse(written(**fields))
     assert error.value.param == param
@@ -254,7 +254,7 @@ HOSTILE = {
         b'{"messages":[%b{}]}' % b"".join([b'{"content":[{},{},{}]},'] * (MANY // 4 + 1)),
     ),
     "ids": ("/v1/completions", b'{"prompt":[%b1]}' % (b"1," * (MOST_VALUES + 1))),
-    "fields that nobody reads": ("/v1/completions", b'{"x":[%b1]}' % (b"1," * (MOST_VALUES + 1))),
+    "unknown fields": ("/v1/completions", b'{"x":[%b1]}' % (b"1," * (MOST_VALUES + 1))),
     "tools": ("/v1/chat/completions", b'{"messages":[{}],"tools":[%b1]}' % (b"1," * MANY)),
     "conversations": ("/v1/chat/completions/batch", b'{"messages":[%b[]]}' % (b"[]," * MANY)),
     "messages of a batch": ("/v1/chat/completions/batch", b'{"messages":[[%b{}]]}' % EMPTY),
@@ -313,7 +313,7 @@ def test_a_response_is_called_by_what_fits_into_a_path(name: str) -> None:
         responses.parse(written(input="a", request_id=name))
 
 
-def test_what_a_chat_is_given_beside_its_messages_is_priced() -> None:
+def test_documents_and_tools_of_a_chat_are_priced() -> None:
     plain = openai.parse_chat(written(messages=[{"content": "a"}])).ask.text_bytes
     for field in ("reasoning", "reasoning_content"):
         chat = written(messages=[{"content": "a", field: "x" * 50}])
@@ -322,7 +322,7 @@ def test_what_a_chat_is_given_beside_its_messages_is_priced() -> None:
     assert rag.ask.text_bytes >= plain + 50
 
 
-def test_a_text_may_hold_whatever_it_likes() -> None:
+def test_a_text_may_have_any_content() -> None:
     text = '{"a": [1, 2, {}]}, ' * MANY
     chat = openai.parse_chat(written(messages=[{"role": "user", "content": text}]))
     assert chat.ask.text_bytes == MESSAGE_BYTES + size(text) - 2
@@ -426,7 +426,7 @@ def test_any_body_is_parsed_or_malformed(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_dialect_can_say_every_reason(reason: Reason) -> None:
+def test_every_dialect_has_an_error_for_every_reason(reason: Reason) -> None:
     for dialect in DIALECTS:
         assert b"what" in dialect.error_body(reason, "what", None)
         assert b"what" in dialect.error_event(reason, "what", 3)
@@ -444,7 +444,7 @@ def test_stored_responses_have_paths_of_their_own() -> None:
         assert find(path) is None
 
 
-def test_a_stored_response_is_its_makers_alone() -> None:
+def test_a_stored_response_belongs_to_its_owner() -> None:
     stored = StoredResponses()
     stored.record("resp_1", "a", 30)
     assert stored.tokens("resp_1", "a") == 30

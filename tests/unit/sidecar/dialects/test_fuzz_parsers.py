@@ -1,7 +1,7 @@
 """Fuzzing what reads bytes of tenants and engines: bodies, usage, heads. No socket, so far more examples.
 
 Python's own ``json``, which the engine reads with, judges what a body means, the strict reader what a head
-means, slow readers of whole texts what was example.
+means, slow readers of whole texts the usage.
 """
 
 from __future__ import annotations
@@ -776,24 +776,24 @@ FOUND_STREAMS = [b'data: "finish_reason":"\n\n']
 
 
 @pytest.mark.parametrize("example", FOUND_BODIES)
-def test_bodies_that_were_found_stay_mended(example: tuple[str, bytes]) -> None:
+def test_bodies_that_fuzzing_found_stay_fixed(example: tuple[str, bytes]) -> None:
     check_body(example)
 
 
 @pytest.mark.parametrize(("data", "usage"), FOUND_USAGE)
-def test_usage_that_was_found_stays_mended(data: bytes, usage: Usage | None) -> None:
+def test_usage_that_fuzzing_found_stays_fixed(data: bytes, usage: Usage | None) -> None:
     check_bodies_usage(searching)(UsageExample(data, [], (None, usage)))
     for at in range(max(len(data) - 50, 0), len(data)):
         assert fed(searching(), pieces(data, [at])).usage == usage
 
 
 @pytest.mark.parametrize("data", FOUND_RESPONSES)
-def test_responses_that_were_found_stay_mended(data: bytes) -> None:
+def test_responses_that_fuzzing_found_stay_fixed(data: bytes) -> None:
     check_bodies_usage(ResponseReader)(UsageExample(data, [], None))
 
 
 @pytest.mark.parametrize("data", FOUND_STREAMS)
-def test_streams_that_were_found_stay_mended(data: bytes) -> None:
+def test_streams_that_fuzzing_found_stay_fixed(data: bytes) -> None:
     check_streams_usage(UsageExample(data, [], None))
 
 

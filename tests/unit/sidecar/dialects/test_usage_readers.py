@@ -106,7 +106,7 @@ def test_events_leave_at_once_unless_they_might_be_the_hidden_one() -> None:
     assert reader.feed(usage_event()) == STAMPED
 
 
-def test_an_engine_without_fingerprints_has_none_put_on() -> None:
+def test_an_engine_without_fingerprints_gets_none_added() -> None:
     fingerprint = FingerprintField()
     reader = StreamReader(fingerprint)
     shown = run(reader, [FINISH_EVENT + usage_event(fingerprint=None) + DONE])
@@ -129,13 +129,13 @@ def test_usage_in_every_event_is_read_and_the_events_kept() -> None:
     assert reader.usage == Usage(5, 2)
 
 
-def test_what_is_delayed_is_bounded() -> None:
+def test_delayed_bytes_are_bounded() -> None:
     reader = StreamReader(FingerprintField())
     sent = sum(len(reader.feed(b"x" * 65536)) for _ in range(64))
     assert sent >= 2 << 20
 
 
-def test_what_waits_for_the_engines_stamp_is_bounded() -> None:
+def test_events_that_wait_for_the_fingerprint_are_bounded() -> None:
     reader, event = StreamReader(FingerprintField()), token_event()
     assert reader.feed(FINISH_EVENT) == b""
     events = 2 * (1 << 20) // len(event)

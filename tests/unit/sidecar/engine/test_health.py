@@ -79,7 +79,7 @@ def test_the_last_numbers_of_a_page_hold_for_a_few_polls() -> None:
     assert not page.is_usable
 
 
-def test_the_page_of_an_engine_that_was_down_is_judged_anew() -> None:
+def test_the_page_of_an_engine_that_was_down_is_judged_again() -> None:
     page = PageHealth()
     page.read()
     page.missed("it answers 500")

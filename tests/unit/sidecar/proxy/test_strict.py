@@ -1,4 +1,4 @@
-"""The strict reader is strict: what it lets pass, everybody reads alike."""
+"""The strict reader is strict: all servers read an accepted message alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_requests_are_read_one_after_the_other() -> None:
         POST.replace(b"content-length: 5", b"transfer-encoding: chunked"),
     ],
 )
-def test_a_request_that_could_be_read_otherwise_is_a_riddle(wire: bytes) -> None:
+def test_an_ambiguous_request_is_refused(wire: bytes) -> None:
     with pytest.raises(Riddle):
         requests(wire)
 
@@ -90,6 +90,6 @@ def test_answers_are_read_one_after_the_other_and_what_is_left_is_told() -> None
         b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK,
     ],
 )
-def test_an_answer_that_could_be_read_otherwise_is_a_riddle(wire: bytes) -> None:
+def test_an_ambiguous_answer_is_refused(wire: bytes) -> None:
     with pytest.raises(Riddle):
         answers(wire)
