@@ -137,7 +137,8 @@ class LeaseSync:
         self._is_renewal_due = self._must_complete = False
         for line in leases.lines.values():
             line.under_way = False
-        first = [name for name in leases.urgent if name in leases.lines]
+        # Sorted, so that a simulation gives the same figures in every process.
+        first = [name for name in sorted(leases.urgent) if name in leases.lines]
         first += [name for name in leases.lines if name not in leases.urgent]
         leases.urgent.clear()
         leases.returns.clear()

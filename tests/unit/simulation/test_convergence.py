@@ -1,4 +1,4 @@
-"""Fairness over time: in lasting scarcity, weighted service converges to the fair share."""
+"""In lasting scarcity, weighted service converges to the fair share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_service_stays_fair(with_debt: list[Convergence]) -> None:
     assert median(run.jain_later for run in with_debt) >= 0.99
 
 
-def test_everyone_is_near_its_fair_share(with_debt: list[Convergence]) -> None:
+def test_each_tenant_is_near_its_fair_share(with_debt: list[Convergence]) -> None:
     deviations = [run.worst_deviation for run in with_debt]
     assert median(deviations) <= 0.05
     assert max(deviations) <= 0.10
@@ -41,7 +41,7 @@ def test_fairness_does_not_cost_throughput(with_debt: list[Convergence]) -> None
     assert median(run.utilisation for run in with_debt) >= 0.95
 
 
-def test_without_debt_precedence_would_last(
+def test_without_debt_service_stays_unfair(
     with_debt: list[Convergence], without_debt: list[Convergence]
 ) -> None:
     assert median(run.worst_deviation for run in without_debt) > 0.3
