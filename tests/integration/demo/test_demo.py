@@ -25,7 +25,7 @@ def tenants() -> list[Tenant]:
     ]
     for tenant, served, shed in zip(made, (30, 20, 10), (0, 2, 90), strict=True):
         tenant.answers.update({200: served, 429: shed})
-    made[0].first_token_ms, made[0].crowd_from = [50.0] * 10 + [60.0] * 20, 10
+    made[0].first_token_ms, made[0].alone_count = [50.0] * 10 + [60.0] * 20, 10
     return made
 
 
@@ -39,8 +39,8 @@ def test_the_sentence_has_the_numbers_of_the_run() -> None:
 
 def test_too_few_answers_are_not_compared() -> None:
     made = tenants()
-    made[0].crowd_from = None
-    assert "too few answers of checkout (guaranteed) came to compare" in sentence(made, 3, 2)
+    made[0].alone_count = None
+    assert "checkout (guaranteed) received too few responses for a comparison" in sentence(made, 3, 2)
     assert "on 2 engines" in sentence(made, 3, 2)
 
 

@@ -1,4 +1,4 @@
-"""The experiments' own parts: what is judged, and the baseline with a fixed limit."""
+"""Parts of the experiments: options, goals, and the baseline with a fixed limit."""
 
 from __future__ import annotations
 
@@ -93,13 +93,15 @@ def test_the_headline_is_one_table(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["underload"])
-    assert "'underload' is no experiment; there are overload, scarcity" in capsys.readouterr().err
+    assert (
+        "'underload' is not an experiment; the experiments are overload, scarcity" in capsys.readouterr().err
+    )
 
 
 def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["overload", "--only", "no queue, tokenpol"])
-    assert "'tokenpol' is no system and no attack; there are engine alone" in capsys.readouterr().err
+    assert "'tokenpol' is neither a system nor an attack; these are engine alone" in capsys.readouterr().err
 
 
 def test_no_attacker_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
