@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import MODEL, Backend, Front, backends, own_core, finished, load
+from experiments.processes import MODEL, Backend, Front, backends, finished, load, own_core
 from loadgen.records import load as read_run
 from loadgen.statistics import Estimate
 from loadgen.summary import Cell, summarise

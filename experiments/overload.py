@@ -18,10 +18,10 @@ from experiments.processes import (
     Backend,
     Front,
     backends,
-    own_core,
     finished,
     fixed_limit,
     load,
+    own_core,
     sidecars,
 )
 from loadgen.records import Outcome, Run

@@ -1,6 +1,6 @@
-"""Scarcity: elastic tenants with different sizes, weights and SLOs. One of two engines is lost, and returns.
+"""Scarcity: elastic tenants of different sizes, weights and SLOs. One of two engines is lost, and returns.
 
-Demand is persistent (closed loop). There are a Redis and a coordinator, and a run without debt for comparison.
+Demand is persistent (closed loop). There are a Redis and a coordinator, and a run without debt to compare.
 Goal: weighted service converges. Jain's index is at least 0.98 over the first 20 s after the loss, and 0.99
 over any later 60 s. Each tenant is within 5 % of its fair share (10 % in the worst run).
 """

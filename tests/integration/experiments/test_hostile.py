@@ -1,4 +1,4 @@
-"""The hostile tenant in its short form: every attack for a moment, on a machine that may be busy."""
+"""The short form of the hostile tenant: every attack for a short time, on a machine that may be busy."""
 
 from __future__ import annotations
 
