@@ -121,11 +121,11 @@ class Bench:
             at_most("tick, 1,000 entitlements x 100 sidecars", 50, costs[1000, 100].total * 1000, " ms")
         )
         traffic = lease_store.sidecar_traffic(FOLDER, self.seconds)
-        self.raw["lease_store"] = {name: asdict(cost) for name, cost in traffic.items()}
-        for name, cost in traffic.items():
+        self.raw["lease_store"] = {name: asdict(talk) for name, talk in traffic.items()}
+        for name, talk in traffic.items():
             print(
-                f"  a sidecar {name}: {cost.calls:.1f} calls, {cost.bytes_to / 1000:.1f} kB to Redis and"
-                f" {cost.bytes_from / 1000:.1f} kB from it per second"
+                f"  a sidecar {name}: {talk.calls:.1f} calls, {talk.bytes_to / 1000:.1f} kB to Redis and"
+                f" {talk.bytes_from / 1000:.1f} kB from it per second"
             )
 
     def memory(self) -> None:

@@ -388,7 +388,7 @@ def _grouped(results: Iterable[_R]) -> dict[str, list[_R]]:
 def _keep(out: Path, results: Sequence[Result]) -> None:
     record = {
         "machine": str(machine()),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": versions(),
         "results": [asdict(result) for result in results],
     }

@@ -32,7 +32,7 @@ async def _command(fault: Fault) -> str:
     except asyncio.CancelledError:
         process.terminate()
         raise
-    return "results" if status == 0 else f"failed: exit status {status}"
+    return "done" if status == 0 else f"failed: exit status {status}"
 
 
 def _signal(fault: Fault) -> str:
@@ -40,4 +40,4 @@ def _signal(fault: Fault) -> str:
     if pid <= 1:
         raise ValueError(f"{fault.pid_file} names process {pid}")
     os.kill(pid, signal.Signals[f"SIG{fault.signal}"])
-    return "results"
+    return "done"

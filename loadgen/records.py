@@ -186,7 +186,7 @@ def _cpu_model() -> str:
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -53,7 +53,7 @@ def notes(meta: Meta, summary: Summary) -> list[str]:
             "as lower bounds."
         )
     found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
-    failed = [fault for fault in meta.faults if fault.result != "fault"]
+    failed = [fault for fault in meta.faults if fault.result != "done"]
     return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
 
 
