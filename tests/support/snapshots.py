@@ -1,4 +1,4 @@
-"""Short ways to build looks for tests."""
+"""Short ways to build snapshots for tests."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def look(*pools: PoolLook) -> Snapshot:
 
 
 def counted(**outcomes: Mapping[str, int]) -> dict[str, Tally]:
-    """What one sidecar counted, by entitlement."""
+    """The counts of one sidecar by entitlement."""
     return {"s0": Tally(outcomes)}
