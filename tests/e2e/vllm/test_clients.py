@@ -80,7 +80,7 @@ def test_errors_have_the_classes_that_clients_expect(front: Sidecar, client: ope
         stranger.chat.completions.create(model="tiny", messages=MESSAGES)
 
 
-def test_a_stream_that_is_left_frees_everything(front: Sidecar, client: openai.OpenAI) -> None:
+def test_a_disconnect_from_a_stream_frees_all_capacity(front: Sidecar, client: openai.OpenAI) -> None:
     for _ in range(10):
         stream = client.chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
