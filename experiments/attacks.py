@@ -273,7 +273,7 @@ KINDS = {
     "slow bodies": Attack(slow_bodies, 20),
     "slow reads": Attack(slow_reads, 1000),
     "giant bodies": Attack(giant_bodies, 1),
-    "dear bodies": Attack(expensive_bodies, 5),
+    "expensive bodies": Attack(expensive_bodies, 5),
     "cancels": Attack(cancel, 500),
     "sheds": Attack(shed, 100),
     "random keys": Attack(guess_keys, 500),

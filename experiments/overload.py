@@ -266,11 +266,11 @@ def result_of(name: str, folder: Path, kind: str) -> Result:
     run_ = read_run(folder)
     summary = summarise(run_)
     alone, over = summary.cell(GUARANTEED, "alone"), summary.cell(GUARANTEED, "overload")
-    spot, everyone = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
+    spot, all_tenants = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
     assert alone is not None
     assert over is not None
     assert spot is not None
-    assert everyone is not None
+    assert all_tenants is not None
     return Result(
         name,
         summary.seed,
@@ -279,7 +279,7 @@ def result_of(name: str, folder: Path, kind: str) -> Result:
         _value(over.ttft.p99),
         _recovered(run_),
         _waits(run_),
-        _value(everyone.output_tokens_per_s),
+        _value(all_tenants.output_tokens_per_s),
         over.requests,
         _ended(over, Outcome.SHED, Outcome.UNAVAILABLE),
         _ended(spot, Outcome.SERVED),

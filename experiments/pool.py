@@ -42,7 +42,7 @@ tenants:
 {tenants}phases:
   - {{name: alone, from: 0, to: {alone:g}}}
   - {{name: overload, from: {alone:g}, to: {full:g}}}
-  - {{name: everyone, from: {full:g}, to: {cut:g}}}
+  - {{name: all tenants, from: {full:g}, to: {cut:g}}}
   - {{name: half, from: {cut:g}, to: {back:g}}}
   - {{name: whole again, from: {back:g}, to: {duration:g}}}
 """
@@ -79,7 +79,7 @@ class Sizes:
 
     alone: float = 20.0
     overload: float = 60.0
-    everyone: float = 20.0
+    all_tenants: float = 20.0
     half: float = 90.0
     after: float = 20.0
 
@@ -91,7 +91,7 @@ class Sizes:
     @property
     def cut(self) -> float:
         """The time at which engines are lost."""
-        return self.full + self.everyone
+        return self.full + self.all_tenants
 
     @property
     def back(self) -> float:
@@ -208,7 +208,7 @@ def result_of(name: str, run_: Run, sizes: Sizes) -> Result:
     settled = sizes.alone + min(10.0, sizes.overload / 3)
     first = service(run_, ELASTIC, cut, cut + 20)
     later = [service(run_, ELASTIC, *window) for window in spans(cut + 20, back, 60.0)]
-    everyone = (*GUARANTEED, *ELASTIC, *SPOT)
+    all_tenants = (*GUARANTEED, *ELASTIC, *SPOT)
     shed = [
         last
         for last in _guaranteed(run_, settled, full)
@@ -221,11 +221,11 @@ def result_of(name: str, run_: Run, sizes: Sizes) -> Result:
         _p99(run_, settled, full),
         len(_guaranteed(run_, settled, full)),
         len(shed),
-        sum(tokens(run_, everyone, settled, full, prompts=False).values()) / (full - settled),
+        sum(tokens(run_, all_tenants, settled, full, prompts=False).values()) / (full - settled),
         jain_by_weight(first, ELASTIC),
         min(jain_by_weight(window, ELASTIC) for window in later),
         max(deviation(window, ELASTIC) for window in later),
-        sum(tokens(run_, everyone, cut + 5, back, prompts=False).values()) / (back - cut - 5),
+        sum(tokens(run_, all_tenants, cut + 5, back, prompts=False).values()) / (back - cut - 5),
     )
 
 

@@ -74,10 +74,10 @@ def test_errors_have_the_classes_that_clients_expect(front: Sidecar, client: ope
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="tiny", input="x")
     with (
-        openai.OpenAI(base_url=f"{front.url}/v1", api_key="wrong", max_retries=0) as stranger,
+        openai.OpenAI(base_url=f"{front.url}/v1", api_key="wrong", max_retries=0) as unauthenticated,
         pytest.raises(openai.AuthenticationError),
     ):
-        stranger.chat.completions.create(model="tiny", messages=MESSAGES)
+        unauthenticated.chat.completions.create(model="tiny", messages=MESSAGES)
 
 
 def test_a_disconnect_from_a_stream_frees_all_capacity(front: Sidecar, client: openai.OpenAI) -> None:

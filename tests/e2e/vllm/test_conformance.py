@@ -160,11 +160,11 @@ def test_streamed(made: Callable[..., Client]) -> None:
 
 
 def test_an_unknown_model_and_a_wrong_key(made: Callable[..., Client]) -> None:
-    client, stranger = made(), made("nobody's")
+    client, unauthenticated = made(), made("nobody's")
     with pytest.raises(client.errors.NotFoundError, match="does not exist"):
         client.ask(model="other")
     with pytest.raises(client.errors.AuthenticationError):
-        stranger.ask()
+        unauthenticated.ask()
 
 
 def test_shed(made: Callable[..., Client], front: Sidecar) -> None:

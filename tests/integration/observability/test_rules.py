@@ -96,7 +96,7 @@ def test_only_existing_metrics_labels_and_values_are_used(
     assert found
     for selector in found:
         labels = labels_of(selector, series)
-        assert labels is not None, f"nobody exposes {selector.metric}"
+        assert labels is not None, f"no process exposes {selector.metric}"
         assert {matcher.label for matcher in selector.matchers} <= labels, selector
         assert not [bad for matcher in selector.matchers for bad in impossible_values(matcher)], selector
         everything |= labels
