@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments soak engine \
   compiled wheel clean
 
-# The compiled data path is a tree of its own, as pip would install it. Only commands that name the tree use it, so an
+# The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
 # edited module is never hidden by a compiled one. Without a C compiler there is no tree, and the commands run from
 # source.
 COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/.compiled:$(CURDIR)
@@ -22,7 +22,7 @@ demo: .venv/.installed ## run a real engine, a sidecar and three tenants under l
 test: check ## run the checks and every tier of tests, as CI does; at most 15 minutes on two cores
 	@$(TESTS) unit integration e2e unit-compiled coverage
 
-# The tiers. tests/__main__.py says what each of them runs, and what `make test` runs side by side.
+# The tiers. tests/__main__.py lists the tests of each tier, and the jobs that `make test` runs in parallel.
 TESTS := $(BIN)/python -m tests
 unit: .venv/.installed ## run the tests that need no network, no root and no other program, from source
 	@$(TESTS) unit
@@ -51,7 +51,7 @@ format: .venv/.installed ## format the code, and apply the fixes that the linter
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: compiled ## measure the proxy beside nginx, Envoy and aiohttp in one run
+bench: compiled ## measure the proxy and its peers nginx, Envoy and aiohttp in one run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	$(COMPILED) $(BIN)/python -m bench
 

@@ -1,1 +1,1 @@
-"""Benchmarks: the proxy beside its peers, as ratios in one run. Nothing of the product imports this."""
+"""Benchmarks: ratios of tokenpool to its peers in the same run. The product does not import them."""

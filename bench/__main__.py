@@ -1,6 +1,6 @@
-"""``make bench``: every number that the project promises, beside its peers in the same run.
+"""``make bench``: measures every performance goal, together with peers in the same run.
 
-Absolute figures drift by a third from minute to minute on shared machines; only ratios of one run count.
+Absolute figures vary by a third from minute to minute on shared machines. Compare only ratios of one run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL, LARGE = 1_000, 400_000
 
 @dataclass(frozen=True)
 class Goal:
-    """One promise and what became of it."""
+    """One goal and its measurement."""
 
     what: str
     goal: str
@@ -41,7 +41,7 @@ def at_most(what: str, bound: float, value: float, unit: str = "") -> Goal:
 
 
 class Bench:
-    """One run."""
+    """One run of the benchmark."""
 
     def __init__(
         self, rounds: int, seconds: float, sizes: Sequence[int] = (), *, shared: bool = False
@@ -58,8 +58,8 @@ class Bench:
         self.raw["unary"] = {name: asdict(row) for name, row in rows.items()}
         for name, row in rows.items():
             print(
-                f"  {name:10} {row.per_core:8,.0f} requests/s per core, {row.rate:8,.0f}/s as they came,"
-                f" p99 {row.p99_s * 1000:.1f} ms"
+                f"  {name:10} {row.per_core:8,.0f} requests/s per core, {row.rate:8,.0f}/s in wall-clock"
+                f" time, p99 {row.p99_s * 1000:.1f} ms"
             )
         own = self._per_core = rows["tokenpool"].per_core
         self.goals += [
@@ -97,7 +97,7 @@ class Bench:
         ]
 
     def decide(self) -> None:
-        """Identity, parse, price and decide."""
+        """Authenticate, parse, price and decide."""
         for size, bound, text in ((SMALL, 15e-6, "1 kB"), (LARGE, 1e-3, "400 kB")):
             own, yardstick = decide.decision_seconds(size), decide.json_seconds(size)
             self.raw[f"decide_{size}"] = {"seconds": own, "json_loads": yardstick}
@@ -105,12 +105,12 @@ class Bench:
             self.goals.append(at_most(f"parse + price + decide, {text}", bound * 1e6, own * 1e6, " µs"))
 
     def lease_store(self) -> None:
-        """Shared limits: a coordinator's tick, and what a sidecar says to Redis."""
+        """Shared limits: a coordinator's tick, and a sidecar's traffic with Redis."""
         costs = lease_store.ticks(FOLDER, self.rounds)
         pace = machine.pace_ms()
         self.raw["ticks"] = {f"{e} x {s}": asdict(cost) for (e, s), cost in costs.items()}
         self.raw["pace_ms"] = pace
-        print(f"  this core's pace: a million additions in {pace:.0f} ms")
+        print(f"  this core's speed: a million additions in {pace:.0f} ms")
         for (entitlements, sidecars), cost in costs.items():
             print(
                 f"  tick of {entitlements:5,} entitlements x {sidecars:3} sidecars:"
@@ -120,12 +120,12 @@ class Bench:
         self.goals.append(
             at_most("tick, 1,000 entitlements x 100 sidecars", 50, costs[1000, 100].total * 1000, " ms")
         )
-        said = lease_store.talk(FOLDER, self.seconds)
-        self.raw["lease_store"] = {name: asdict(cost) for name, cost in said.items()}
-        for name, talk in said.items():
+        traffic = lease_store.sidecar_traffic(FOLDER, self.seconds)
+        self.raw["lease_store"] = {name: asdict(talk) for name, talk in traffic.items()}
+        for name, talk in traffic.items():
             print(
                 f"  a sidecar {name}: {talk.calls:.1f} calls, {talk.bytes_to / 1000:.1f} kB to Redis and"
-                f" {talk.bytes_from / 1000:.1f} kB from it in a second"
+                f" {talk.bytes_from / 1000:.1f} kB from it per second"
             )
 
     def memory(self) -> None:
@@ -149,7 +149,7 @@ class Bench:
         ]
 
     def many(self) -> None:
-        """Many entitlements: which other work delays requests."""
+        """Many entitlements: the delay of requests by other work."""
         rows = {
             row.entitlements: row for row in many.main(self.sizes, FOLDER, self.seconds, shared=self.shared)
         }
@@ -164,7 +164,7 @@ class Bench:
             self.goals += [
                 at_most("10,000 entitlements, start to ready", 3, row.ready_s, " s"),
                 at_most("... idle, of a core", 5, row.idle_cpu * 100, " %"),
-                at_most("... metrics page, all of them used", 3, row.page_mb, " MB"),
+                at_most("... metrics page, after a request of each", 3, row.page_mb, " MB"),
             ]
 
     def table(self) -> str:
@@ -182,7 +182,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "streaming": Bench.streaming,
     "latency": Bench.latency,
     "decide": Bench.decide,
-    "books": Bench.lease_store,
+    "lease-store": Bench.lease_store,
     "memory": Bench.memory,
     "start": Bench.start,
     "many": Bench.many,
@@ -190,7 +190,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
 
 
 def main() -> int:
-    """Run the benchmark; the status is 0 whether or not the goals are reached: machines differ."""
+    """Run the benchmark. The status is 0 even if a goal is missed, because machines differ."""
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""The plain aiohttp proxy that tokenpool is measured against: ``aiohttp_proxy.py PORT UPSTREAM_PORT``."""
+"""A plain aiohttp proxy, one of the peers of tokenpool: ``aiohttp_proxy.py PORT UPSTREAM_PORT``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DROPPED = {"host", "content-length", "transfer-encoding", "connection"}
 
 
 async def relay(request: web.Request) -> web.StreamResponse:
-    """Send the request on, and its response back as it comes."""
+    """Forward the request to the upstream, and its response to the client part by part."""
     session = request.app[SESSION]
     body = await request.read()
     headers = {k: v for k, v in request.headers.items() if k.lower() not in _DROPPED}

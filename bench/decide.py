@@ -1,4 +1,4 @@
-"""The cost of a decision: identity, parse, price, admit and settle, in this process, without a socket."""
+"""The cost of a decision: authenticate, parse, price and admit, in this process, without a socket."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tokenpool.pricing.cost import Usage
 
 
 def chat(prompt_bytes: int) -> bytes:
-    """A chat whose prompt has so many bytes."""
+    """The body of a chat request with a prompt of so many bytes."""
     words = "The quick brown fox jumps over the lazy dog. "
     prompt = (words * (prompt_bytes // len(words) + 1))[:prompt_bytes]
     return json.dumps(
@@ -37,7 +37,7 @@ def chat(prompt_bytes: int) -> bytes:
 
 
 def decision_seconds(prompt_bytes: int) -> float:
-    """Seconds per request, head to ticket; its settlement is not counted."""
+    """Seconds per request from its head to its ticket, without its settlement."""
     controller, head, body = _controller(), _head(), chat(prompt_bytes)
     spent = 0.0
     rounds = max(20_000_000 // (prompt_bytes + 10_000), 50)
@@ -59,7 +59,7 @@ def decision_seconds(prompt_bytes: int) -> float:
 
 
 def json_seconds(prompt_bytes: int) -> float:
-    """Seconds that the standard library takes to decode the same body alone: the yardstick."""
+    """Seconds that the standard library needs to decode the same body, for comparison."""
     body = chat(prompt_bytes)
     return _timed(lambda: json.loads(body), max(20_000_000 // (prompt_bytes + 10_000), 50))
 
@@ -93,7 +93,7 @@ def _controller() -> Controller:
 
 
 def _engine() -> EngineState:
-    """An engine that has room for every request."""
+    """An engine with room for every request."""
     engine = EngineState(CapacityModel(ReplicaCapacity(1e9, 1e9, 10_000)))
     engine.health_answered()
     engine.page_read(EngineObservation(at=0.0, running=0, waiting=0, kv_usage=0.0, kv_tokens=1e9), 0, 0)

@@ -1,4 +1,4 @@
-"""The cost of shared limits: of a coordinator's tick, and of a sidecar's messages to Redis."""
+"""The cost of shared limits: a coordinator's tick, and a sidecar's messages to Redis."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from toolbox.redis import RedisProcess
 
 LIFETIME_S = 600.0
 ACTIVE = 0.2
-"""The share of all entitlements that each sidecar has requests of."""
+"""The share of all entitlements with requests at a given sidecar."""
 SIZES = ((250, 100), (1000, 10), (1000, 100), (1000, 200), (2000, 100), (4000, 100))
 """Entitlements and sidecars."""
 RATE = 500
-"""Requests a second under which a sidecar is measured."""
+"""Requests per second to the measured sidecar."""
 REPLICA = Amount(5000, 200_000, 64)
 
 
 @dataclass(frozen=True)
 class TickCost:
-    """Seconds of one tick, by what is done."""
+    """Seconds of one tick, by step."""
 
     read: float
     plan: float
@@ -46,7 +46,7 @@ class TickCost:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all steps."""
         return self.read + self.plan + self.publish
 
 
@@ -61,7 +61,7 @@ class SidecarCost:
 
 
 def ticks(folder: Path, rounds: int) -> dict[tuple[int, int], TickCost]:
-    """One tick for each size: medians."""
+    """One tick for each size. Returns medians."""
     costs = {}
     for entitlements, sidecars in SIZES:
         with RedisProcess(folder, core=PROXY_CORE) as server:
@@ -83,7 +83,7 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         for n in range(count)
     ]
     report = encode_report(SidecarReport(REPLICA, REPLICA, True))
-    await store.read()  # the store begins
+    await store.read()  # the store opens
     await client.hset("tokenpool:{bench}:meta", "opens_at", "0")
     spread = max(round(count * ACTIVE), 1)
     for number in range(sidecars):
@@ -122,29 +122,29 @@ async def _tick(url: str, count: int, sidecars: int, rounds: int) -> TickCost:
         plans.append(planned - read)
         publishes.append(published - planned)
     await store.close()
-    # The first one finds no limits yet.
+    # The first tick finds no limits yet.
     return TickCost(median(reads[1:]), median(plans[1:]), median(publishes[1:]))
 
 
-def talk(folder: Path, seconds: float) -> dict[str, SidecarCost]:
-    """The messages of a sidecar to Redis, at rest and with 500 requests a second."""
+def sidecar_traffic(folder: Path, seconds: float) -> dict[str, SidecarCost]:
+    """The messages of a sidecar to Redis, idle and with ``RATE`` requests per second."""
     upstream, port = unary_upstream(folder)
     with upstream, RedisProcess(folder, core=LOAD_CORE) as server:
-        return asyncio.run(_talk(folder, port, server.url, seconds))
+        return asyncio.run(_sidecar_traffic(folder, port, server.url, seconds))
 
 
-async def _talk(folder: Path, upstream: int, url: str, seconds: float) -> dict[str, SidecarCost]:
+async def _sidecar_traffic(folder: Path, upstream: int, url: str, seconds: float) -> dict[str, SidecarCost]:
     listen, admin = free_port(), free_port()
     command = [*peers.sidecar_command(upstream, listen, admin, folder), "--store", url]
     sidecar = Process("sidecar", command, folder, core=PROXY_CORE, probe=f"http://127.0.0.1:{admin}/readyz")
     with peers.coordinator(url, folder) as coordinator, sidecar:
         await asyncio.sleep(peers.LEARN_S)
         coordinator.stop()
-        # Without a coordinator its last limits stand, so that all messages to Redis are the sidecar's.
+        # The last limits stay valid without a coordinator. So all traffic with Redis is the sidecar's.
         async with redis.asyncio.Redis.from_url(url) as client:
-            rest = await _said(client, asyncio.to_thread(time.sleep, seconds))
-            busy = await _said(client, asyncio.to_thread(_load, listen, folder, seconds))
-    return {"at rest": rest, f"at {busy.requests:.0f} requests/s": busy}
+            rest = await _traffic_during(client, asyncio.to_thread(time.sleep, seconds))
+            busy = await _traffic_during(client, asyncio.to_thread(_load, listen, folder, seconds))
+    return {"idle": rest, f"at {busy.requests:.0f} requests/s": busy}
 
 
 def _load(port: int, folder: Path, seconds: float) -> float:
@@ -152,8 +152,8 @@ def _load(port: int, folder: Path, seconds: float) -> float:
     return seen.requests / seen.seconds
 
 
-async def _said(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> SidecarCost:
-    """The traffic of Redis during some work."""
+async def _traffic_during(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> SidecarCost:
+    """The traffic of Redis during this work."""
     before, began = await _numbers(client), time.monotonic()
     requests = await work
     after, elapsed = await _numbers(client), time.monotonic() - began
@@ -161,7 +161,7 @@ async def _said(client: redis.asyncio.Redis, work: Awaitable[float | None]) -> S
 
 
 async def _numbers(client: redis.asyncio.Redis) -> tuple[float, float, float]:
-    """Scripts called, bytes heard, bytes told."""
+    """Calls of scripts, bytes received, bytes sent."""
     stats, commands = await client.info("stats"), await client.info("commandstats")
     calls = commands.get("cmdstat_evalsha", {"calls": 0})["calls"]
     return calls, stats["total_net_input_bytes"], stats["total_net_output_bytes"]

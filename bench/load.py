@@ -1,4 +1,4 @@
-"""The load: wrk for whole answers, and a client that counts the events of many streams."""
+"""The load: wrk for unary requests, and a client that counts the events of many streams."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHAT_BODY = json.dumps(
         "max_tokens": 64,
     }
 )
-"""850 bytes, a usual chat."""
+"""A typical chat of 850 bytes."""
 
 _SCRIPT = """
 wrk.method = "POST"
@@ -52,9 +52,9 @@ class Unary:
 
 
 def wrk(port: int, folder: Path, *, connections: int, seconds: float, delay_ms: float = 0.0) -> Unary:
-    """POST chats for so long. With ``delay_ms`` each connection pauses between its requests."""
+    """POST chats for ``seconds``. With ``delay_ms`` each connection pauses between its requests."""
     script = folder / "load.lua"
-    # At random times: requests of all connections at once would measure queueing, not latency.
+    # Random pauses: simultaneous requests of all connections would measure queueing instead of latency.
     delay = f"delay = function() return math.random(0, {round(2 * delay_ms)}) end" if delay_ms else ""
     script.write_text(_SCRIPT.format(body=CHAT_BODY, key=KEY, delay=delay))
     done = subprocess.run(
@@ -117,7 +117,7 @@ class Streams:
         self.is_closing = False
 
     async def open(self, port: int, count: int) -> None:
-        """Open so many and wait until each has its head. Raises ``BenchError``."""
+        """Open ``count`` streams, and wait for the head of each. Raises ``BenchError``."""
         loop = asyncio.get_running_loop()
         for _ in range(count):
             await loop.create_connection(lambda: _Reader(self), "127.0.0.1", port)
@@ -128,12 +128,12 @@ class Streams:
         self.check(count)
 
     def check(self, count: int) -> None:
-        """Raise ``BenchError`` unless all streams are up."""
+        """Raise ``BenchError`` unless all streams are open."""
         if self.failures or self.up < count:
-            raise BenchError(f"{self.up} of {count} streams came up: {self.failures[:1]!r}")
+            raise BenchError(f"{self.up} of {count} streams opened: {self.failures[:1]!r}")
 
     def close(self) -> None:
-        """End them all."""
+        """Close all streams."""
         self.is_closing = True
         for transport in self.transports:
             transport.abort()

@@ -14,7 +14,7 @@ PROXY_CORE = min(os.sched_getaffinity(0))
 
 
 def _load_core() -> int:
-    """Another core than the proxy's, and not its other thread where there are more."""
+    """A core other than the proxy's, and if possible not a hyper-thread of the same core."""
     others = os.sched_getaffinity(0) - {PROXY_CORE}
     path = Path(f"/sys/devices/system/cpu/cpu{PROXY_CORE}/topology/thread_siblings_list")
     siblings: set[int] = set()
@@ -29,14 +29,14 @@ LOAD_CORE = _load_core()
 
 
 class BenchError(RuntimeError):
-    """A part of the benchmark is missing or failed; the text names it and the fix."""
+    """A part of the benchmark is missing or failed. The text names the part and the next step."""
 
 
 def pace_ms() -> float:
     """The speed of this core now: milliseconds for a million additions in Python, the best of five.
 
-    Cores that share hardware with neighbours change by a factor of two from one hour to the next: figures in
-    milliseconds say little without it.
+    Virtual cores on shared hardware vary in speed by a factor of two from hour to hour. Milliseconds can be
+    compared only together with this figure.
     """
     best = math.inf
     for _ in range(5):
@@ -48,7 +48,7 @@ def pace_ms() -> float:
 
 
 def is_compiled() -> bool:
-    """Whether processes run with the data path as machine code."""
+    """Whether processes run the compiled data path."""
     command = [sys.executable, "-c", "import tokenpool.accounting.ledger as m; print(m.__file__)"]
     return (
         not subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().endswith(".py")
@@ -56,7 +56,7 @@ def is_compiled() -> bool:
 
 
 def describe() -> str:
-    """The machine in a line: processor, cores, kernel, Python."""
+    """One line about the machine: processor, cores, kernel, Python."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,9 +1,8 @@
-"""Many entitlements: which other work delays requests, and the CPU time of an idle sidecar.
+"""Many entitlements: the delay of requests by other work, and the CPU time of an idle sidecar.
 
-A client sends requests of one entitlement at a steady pace and notes how long each one takes, while
-something else is asked of the sidecar: its pages, a changed pool file. The result is the longest
-request of the run. A run without a disturbance shows the delays of the machine itself. Another process reads
-the pages.
+A client sends requests of one entitlement at a constant rate and measures each. Meanwhile the sidecar does
+other work: it serves its pages to another process, or reads a changed pool file. The result is the longest
+request of the run. A run without other work shows the delays of the machine itself.
 """
 
 from __future__ import annotations
@@ -31,35 +30,35 @@ from toolbox.processes import Process
 from toolbox.redis import RedisProcess
 
 RATE = 50.0
-"""Requests a second."""
+"""Requests per second."""
 CONNECTIONS = 16
 SIZES = (20, 200, 2000, 10_000)
 DISTURBANCES = ("nothing", "metrics", "state page", "live page", "pool file")
 EVERY_S = 1.0
 """Interval between two requests for a page, s."""
 SETTLE_S = 15.0
-"""Until what was active is idle again."""
+"""Seconds until active entitlements are idle again."""
 
 
 @dataclass(frozen=True)
 class ManyRow:
-    """One sidecar with so many entitlements."""
+    """The measurements of one sidecar with ``entitlements``."""
 
     entitlements: int
     ready_s: float
     idle_cpu: float
     """Share of a core."""
     page_mb: float
-    """The metrics' page once everyone has sent a request."""
+    """The size of the metrics page after a request of every entitlement."""
     resident_mb: float
     longest_ms: dict[str, float]
-    """The longest request during each disturbance."""
+    """The longest request during each kind of other work."""
     longest_used_ms: dict[str, float]
-    """The same after everyone has sent a request."""
+    """The same after a request of every entitlement."""
 
 
 def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = False) -> ManyRow:
-    """Start a sidecar, disturb it, and stop it. ``shared`` has its limits in Redis, with a coordinator."""
+    """Start a sidecar, measure it under other work, and stop it. ``shared`` uses Redis and a coordinator."""
     upstream, port = plain_upstream(folder)
     with upstream, _lease_store(folder, shared=shared) as store:
         listen, admin = free_port(), free_port()
@@ -76,7 +75,7 @@ def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = F
                 name: uvloop.run(_disturbed(listen, folder, url, name, text, seconds))
                 for name in DISTURBANCES
             }
-            uvloop.run(_use_everyone(listen, entitlements))
+            uvloop.run(_use_all_entitlements(listen, entitlements))
             time.sleep(1.0)
             page = len(_get(f"{url}/metrics")) / 1e6
             used = {
@@ -90,7 +89,7 @@ def measure(folder: Path, entitlements: int, seconds: float, *, shared: bool = F
 
 @contextmanager
 def _lease_store(folder: Path, *, shared: bool) -> Iterator[list[str]]:
-    """The options that name a store; a Redis for as long as it is wanted."""
+    """The sidecar's options for a lease store. The Redis runs as long as the context."""
     if not shared:
         yield []
         return
@@ -110,14 +109,14 @@ def _get(url: str) -> bytes:
 
 
 class _Client:
-    """Requests on a few connections, each timed from its first byte to the last of its answer."""
+    """Requests on a few connections, each measured from its first byte to the last byte of its response."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, key: str) -> float:
-        """Send one request; the seconds that it took. Raises ``BenchError`` unless it was served."""
+        """Send one request, and return its duration in seconds. Raises ``BenchError`` unless it is served."""
         reader, writer = (
             self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
         )
@@ -142,7 +141,7 @@ class _Client:
 
 
 async def _steady(port: int, seconds: float) -> list[float]:
-    """The time that each request took, sent at ``RATE``."""
+    """The duration of each request at ``RATE``, in seconds."""
     client, loop = _Client(port), asyncio.get_running_loop()
     await asyncio.gather(*(client.ask(peers.KEY) for _ in range(CONNECTIONS)))
     gc.collect()
@@ -158,8 +157,8 @@ async def _steady(port: int, seconds: float) -> list[float]:
     return took
 
 
-async def _use_everyone(port: int, entitlements: int) -> None:
-    """One request of every entitlement."""
+async def _use_all_entitlements(port: int, entitlements: int) -> None:
+    """Send one request of every entitlement."""
     client = _Client(port)
     names = iter(range(entitlements - 1))
 
@@ -172,7 +171,7 @@ async def _use_everyone(port: int, entitlements: int) -> None:
 
 
 async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, seconds: float) -> float:
-    """The longest request, in ms, while the sidecar is asked for something else."""
+    """The longest request, in ms, while the sidecar does other work."""
     works: dict[str, Callable[[], AbstractContextManager[None]]] = {
         "nothing": nullcontext,
         "metrics": lambda: _reading(folder, f"{url}/metrics"),
@@ -186,7 +185,7 @@ async def _disturbed(port: int, folder: Path, url: str, name: str, text: str, se
 
 @contextmanager
 def _reading(folder: Path, url: str) -> Iterator[None]:
-    """Another process, which makes way for the client, reads a page once a second."""
+    """A process of low priority reads a page once a second."""
     script = (
         "import os, sys, time, urllib.request\n"
         "os.nice(15)\n"
@@ -201,7 +200,7 @@ def _reading(folder: Path, url: str) -> Iterator[None]:
 
 @contextmanager
 def _changing(file: Path, text: str) -> Iterator[None]:
-    """Another process changes the pool file every 1.5 s: a line moves, and an entitlement changes."""
+    """A process changes the pool file every 1.5 s: line numbers shift, and some entitlements change."""
     script = (
         "import itertools, os, sys, time\n"
         "os.nice(15)\n"
@@ -224,7 +223,7 @@ def _beside(folder: Path, command: list[str]) -> Process:
 
 
 def table(rows: list[ManyRow]) -> str:
-    """The rows for people."""
+    """The rows as text."""
     lines = []
     for row in rows:
         lines.append(
@@ -238,7 +237,7 @@ def table(rows: list[ManyRow]) -> str:
 
 
 def main(sizes: Sequence[int], folder: Path, seconds: float, *, shared: bool) -> list[ManyRow]:
-    """Measure every size, and say what was seen of each at once."""
+    """Measure every size, and print each result at once."""
     rows = []
     os.sched_setaffinity(0, {LOAD_CORE})
     for size in sizes:

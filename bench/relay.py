@@ -22,17 +22,17 @@ HELD_STREAMS, HELD_INTERVAL_MS = 5000, 5000.0
 
 @dataclass(frozen=True)
 class UnaryRow:
-    """One proxy's whole answers."""
+    """The results of one proxy with unary requests."""
 
     per_core: float
-    """Requests per second of the proxy's own CPU time: its rate on a core that it has to itself."""
+    """Requests per second of the proxy's CPU time, which is its rate on a core of its own."""
     rate: float
-    """Requests per second as they came."""
+    """Requests per second of wall-clock time."""
     p99_s: float
 
 
 def unary(folder: Path, rounds: int, seconds: float) -> dict[str, UnaryRow]:
-    """Whole answers through each proxy, round robin; the median of the rounds."""
+    """Unary requests through each proxy in turn. Returns the median round of each."""
     seen: dict[str, list[UnaryRow]] = {}
     upstream, port = unary_upstream(folder)
     with upstream:
@@ -55,7 +55,7 @@ def unary(folder: Path, rounds: int, seconds: float) -> dict[str, UnaryRow]:
 
 
 def streaming(folder: Path, rounds: int, seconds: float) -> dict[str, float]:
-    """CPU seconds per streamed event through each proxy; the median of the rounds."""
+    """CPU seconds per streamed event of each proxy. Returns medians of the rounds."""
     seen: dict[str, list[float]] = {}
     upstream, port = stream_upstream(folder, INTERVAL_MS)
     with upstream:
@@ -82,7 +82,7 @@ async def _cpu_per_event(port: int, process: Process, seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds from request to answer."""
+    """Seconds from request to response."""
 
     direct_p50: float
     direct_p99: float
@@ -91,7 +91,7 @@ class Latency:
 
 
 def latency(folder: Path, rounds: int, seconds: float, rate: float) -> Latency:
-    """At ``rate`` requests/s, asked of the upstream directly and through the sidecar, in turn."""
+    """Latency at ``rate`` requests/s, directly to the upstream and through the sidecar, in turn."""
     upstream, port = unary_upstream(folder)
     rows = []
     with upstream, peers.tokenpool(port, folder) as proxy:
@@ -105,7 +105,7 @@ def latency(folder: Path, rounds: int, seconds: float, rate: float) -> Latency:
 
 
 def held_streams(folder: Path) -> dict[str, float]:
-    """Megabytes resident with thousands of open streams, of each proxy."""
+    """Resident megabytes of each proxy with thousands of open streams."""
     upstream, port = stream_upstream(folder, HELD_INTERVAL_MS)
     resident = {}
     with upstream:
@@ -127,7 +127,7 @@ async def _resident(port: int, process: Process) -> float:
 
 
 def start(folder: Path, rounds: int) -> tuple[float, float]:
-    """Seconds from the command to ``/readyz`` being 200, and megabytes resident then: medians."""
+    """Medians of the seconds from the command to a 200 of ``/readyz``, and of the resident megabytes then."""
     upstream, port = unary_upstream(folder)
     times, sizes = [], []
     with upstream:

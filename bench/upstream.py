@@ -1,6 +1,6 @@
-"""Upstreams that cost next to nothing: nginx for whole answers, a small protocol for streams.
+"""Upstreams that use little CPU: nginx for unary requests, a small protocol for streams.
 
-Both answer the sidecar's watcher as vLLM does, with an engine that is large and idle.
+Both answer the sidecar's watcher like a large and idle vLLM.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _EVENT_JSON = (
     '"logprobs":null,"finish_reason":null,"token_ids":null}]}'
 )
 EVENT = f"data: {_EVENT_JSON}\n\n".encode()
-"""About 230 bytes, as vLLM's are."""
+"""About 230 bytes, like an event of vLLM."""
 
 
 def unary_upstream(folder: Path) -> tuple[Process, int]:
-    """nginx, answering every chat with the same answer."""
+    """An nginx that answers every chat with the same response."""
     port = free_port()
     configuration = folder / "upstream.conf"
     configuration.write_text(
@@ -73,14 +73,14 @@ http {{
 
 
 def stream_upstream(folder: Path, interval_ms: float) -> tuple[Process, int]:
-    """A server that streams one event per interval to each stream, for as long as it is wanted."""
+    """A server that sends one event per interval to each stream, as long as the context."""
     port = free_port()
     command = [*module("bench.upstream"), str(port), str(interval_ms)]
     return Process("streams", command, folder, probe=port, core=LOAD_CORE), port
 
 
 def plain_upstream(folder: Path) -> tuple[Process, int]:
-    """A server that answers every chat with the same answer; needs nothing that is not installed."""
+    """A server in Python that answers every chat with the same response."""
     port = free_port()
     command = [*module("bench.upstream"), str(port), "0"]
     return Process("answers", command, folder, probe=port, core=LOAD_CORE), port
@@ -94,7 +94,7 @@ _STREAM_HEAD = (
 
 
 class _Streamer(asyncio.Protocol):
-    """One connection: a page for the watcher, or a stream without end."""
+    """One connection: a page for the watcher, or an endless stream."""
 
     def __init__(self, slots: list[set[_Streamer]]) -> None:
         self._slots = slots
@@ -123,7 +123,7 @@ class _Streamer(asyncio.Protocol):
 
 
 async def _serve(port: int, interval_ms: float) -> None:
-    """Streams are spread evenly over the interval's milliseconds; without one, answers are whole."""
+    """Spread the streams evenly over the interval; without one, send unary responses."""
     loop = asyncio.get_running_loop()
     if not interval_ms:
         await serve(port, 0.0, MODEL, ANSWER)

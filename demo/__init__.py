@@ -1,4 +1,4 @@
-"""The demo: a real engine without a GPU, a sidecar in front, three tenants under load.
+"""The demo: a real engine on the CPU, a sidecar in front of it, and three tenants under load.
 
-The tests use its engine too. Nothing here is needed to run a sidecar.
+The tests use the engine too. The product does not import this package.
 """

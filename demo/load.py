@@ -1,4 +1,4 @@
-"""The demo's tenants: small loops of requests through the proxied port, as any client would send them."""
+"""The demo's tenants: workers that send requests to the sidecars like any client."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ class Tenant:
     period: float = 20.0
     answers: Counter[int] = field(default_factory=Counter)
     first_token_ms: list[float] = field(default_factory=list)
-    crowd_from: int | None = None
-    """The number of its first tokens when others began to send; ``None`` before."""
+    alone_count: int | None = None
+    """The number of its first tokens until the other tenants began to send; ``None`` before."""
 
     def is_active(self, elapsed: float) -> bool:
-        """Whether it sends at this time. Guaranteed and elastic tenants pause."""
+        """Whether the tenant sends at this time. Guaranteed and elastic tenants pause."""
         return elapsed % self.period < self.active
 
     def median_first_token(self) -> float | None:
-        """Over the last hundred answers, in ms."""
+        """The median time to first token of the last hundred responses, in ms."""
         recent = self.first_token_ms[-100:]
         return statistics.median(recent) if recent else None
 
     def alone_and_crowded(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Times to first token before and after others began to send, in ms."""
-        began = self.crowd_from if self.crowd_from is not None else len(self.first_token_ms)
+        """Times to first token before and after the other tenants began to send, in ms."""
+        began = self.alone_count if self.alone_count is not None else len(self.first_token_ms)
         return self.first_token_ms[:began], self.first_token_ms[began:]
 
 
 LEAST = 5
-"""A 95th percentile of fewer numbers says nothing."""
+"""The fewest values for a 95th percentile."""
 
 
 def p95(values: Sequence[float]) -> float | None:
@@ -65,7 +65,7 @@ TENANTS = (
 
 
 async def run(tenant: Tenant, urls: Sequence[str], model: str, *, seed: int) -> None:
-    """Keep the tenant's workers busy until cancelled; each request goes to any of the sidecars."""
+    """Run the tenant's workers until cancelled. Each request goes to a random sidecar."""
     async with (
         aiohttp.ClientSession(
             headers={"authorization": f"Bearer {tenant.key}"},
@@ -80,7 +80,7 @@ async def run(tenant: Tenant, urls: Sequence[str], model: str, *, seed: int) -> 
 
 
 async def warm_up(tenant: Tenant, urls: Sequence[str], model: str) -> None:
-    """Ask every engine twice, uncounted: an engine's first answers take longer."""
+    """Send two requests to every engine, because its first responses take longer. They do not count."""
     like = Tenant(tenant.name, tenant.tier, tenant.key, workers=1, pause=0.0, active=tenant.period)
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {tenant.key}"}) as session:
         for url in [*urls, *urls]:
@@ -113,7 +113,7 @@ async def _work(
 async def _ask(
     tenant: Tenant, session: aiohttp.ClientSession, url: str, model: str, chance: random.Random
 ) -> float:
-    """One streamed request. Returns the seconds to wait before the next one, as the answer asks."""
+    """One streamed request. Returns the seconds to wait before the next one."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": "Whose turn is it? " * chance.randint(1, 8)}],

@@ -1,8 +1,8 @@
 """Makes the models: a configuration and a tokenizer, no weights. Run in the engine's environment.
 
-The engine fills them with random weights (``--load-format dummy``): they speak nonsense, at real cost. The
-tiny one is for trying things out: a step takes less than what is around it. With the small one a step takes
-12 to 16 ms on one core, by the batch, so the engine is what is measured, as on an accelerator.
+The engine fills them with random weights (``--load-format dummy``), so the text is random at a realistic
+cost. A step of the tiny model takes less time than the work around it. A step of the small model takes 12 to
+16 ms on one core, depending on the batch. So a measurement is of the engine, as on an accelerator.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONFIGURATION = {
     "torch_dtype": "float32",
 }
 ENCODER = "encoder"
-"""A model that only embeds: it has no KV cache. vLLM on a CPU knows no heads of fewer than 32 dimensions."""
+"""An embedding model without a KV cache. vLLM on a CPU needs heads of at least 32 dimensions."""
 ENCODER_CONFIGURATION = {
     "architectures": ["BertModel"],
     "model_type": "bert",

@@ -19,20 +19,20 @@ _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
-    # On two cores the engine's own processes would spin against each other.
+    # On two cores the engine's processes would wait for each other in busy loops.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "OMP_NUM_THREADS": "1",
 }
 
 
 class VllmFailed(RuntimeError):
-    """vLLM cannot be started; the text says why."""
+    """vLLM cannot be started. The text gives the reason."""
 
 
 class VllmProcess(Process):
-    """One vLLM with its children. As a context manager it is ready at the beginning and ends at the end.
+    """One vLLM with its children. Its context begins when it is ready, and ends the process.
 
-    ``model`` is one of those that ``random_model`` makes, and also the name under which it is served.
+    ``model`` is a model of ``random_model``, and also its served name.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class VllmProcess(Process):
         )
 
     def start(self) -> Self:
-        """Make the model, if it is not there, and start. Raises ``VllmFailed``."""
+        """Start, after making the model if it is missing. Raises ``VllmFailed``."""
         _make_model(self._model)
         return super().start()
 

@@ -1,8 +1,8 @@
-"""``make experiments``: overload and scarcity on a real engine with all baselines, a larger pool of simulated
-engines, and the simulator beside a real engine; some seeds of each. Reports go to out/.
+"""``make experiments``: runs the experiments with several seeds, and writes reports to out/.
 
-``--short`` is what CI runs; ``--engine simulator`` needs no vLLM. Results in ``--out`` add up over several
-calls.
+They are: overload and scarcity on a real engine with all baselines, a larger pool of simulated engines, a
+comparison of the simulator with a real engine, and a hostile tenant. CI runs them with ``--short``.
+``--engine simulator`` needs no vLLM. Results of several calls accumulate in ``--out``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
 WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile")
 SOAK = "soak"
-"""By itself, and only where it is asked for: half an hour."""
+"""An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
 
 System = overload.System | scarcity.System | pool.System
@@ -49,7 +49,7 @@ _R = TypeVar("_R", overload.Result, scarcity.Result, pool.Result)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for; 1 where a goal was missed."""
+    """Run the named experiments, and return 1 if a goal is missed."""
     arguments = _arguments(argv)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,24 +79,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="vllm")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")
-    parser.add_argument("--short", action="store_true", help="a few seconds of each, as CI does")
-    parser.add_argument("--ablations", action="store_true", help="each policy switched off as well")
+    parser.add_argument("--short", action="store_true", help="a few seconds of each, as in CI")
+    parser.add_argument("--ablations", action="store_true", help="also run each policy switched off")
     parser.add_argument(
         "--only", default="", help="systems (ablations too) or attacks by name, separated by commas"
     )
-    parser.add_argument("--attackers", type=int, default=1, help="processes that attack at once [1]")
-    parser.add_argument("--out", default=str(OUT), help="where reports go")
+    parser.add_argument("--attackers", type=int, default=1, help="concurrent attacker processes [1]")
+    parser.add_argument("--out", default=str(OUT), help="the folder of the reports")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
         if what not in EVERY:
-            parser.error(f"{what!r} is no experiment; there are {', '.join(EVERY)}")
+            parser.error(f"{what!r} is not an experiment; the experiments are {', '.join(EVERY)}")
     if arguments.attackers < 1:
         parser.error("--attackers must be 1 or more")
     arguments.only = [name.strip() for name in arguments.only.split(",") if name.strip()]
     names = [*dict.fromkeys(system.name for system in SYSTEMS), *KINDS]
     for name in arguments.only:
         if name not in names:
-            parser.error(f"{name!r} is no system and no attack; there are {', '.join(names)}")
+            parser.error(f"{name!r} is neither a system nor an attack; these are {', '.join(names)}")
     if arguments.engine == "simulator":
         arguments.what = [what for what in arguments.what if what != "fidelity"]
     return arguments
@@ -105,7 +105,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _wanted(
     arguments: argparse.Namespace, systems: Sequence[_S], ablations: Sequence[_S] = ()
 ) -> dict[str, _S]:
-    """Systems by name: those that ``--only`` names; without it all, ablations where they are asked for."""
+    """Systems by name: those in ``--only``, or else all; ablations with ``--ablations`` or ``--only``."""
     every: list[_S] = list(systems)
     if arguments.only or arguments.ablations:
         every += ablations
@@ -121,7 +121,7 @@ def _measured(
     line: Callable[[_R], str],
     columns: Sequence[_Column],
 ) -> dict[str, list[_R]]:
-    """Run every system with every seed, told of the results before; show and keep them, by system."""
+    """Run every system with every seed. Print and store the results, and return them by system."""
     results = _kept(out, kind)
     for seed in seeds:
         for name in systems:
@@ -157,7 +157,7 @@ def _overload(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
 
 
 def _headline(groups: Mapping[str, Sequence[overload.Result]]) -> str:
-    """The goals beside what was measured, seed by seed, as Markdown."""
+    """A Markdown table of the measurements of each seed."""
     lines = [
         "| engine | seed | P99 alone, ms | P99 engine alone, ms | P99 tokenpool, ms | ratio"
         " | guaranteed shed | tokens/s engine alone | tokens/s tokenpool | share |",
@@ -188,13 +188,13 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
         if not ours:
             continue
         recovers.append(name)
-        goals += [(f"{setting.name}: {goal}", is_reached) for goal, is_reached in _kept_promises(ours)]
+        goals += [(f"{setting.name}: {goal}", is_reached) for goal, is_reached in _guarantee_goals(ours)]
         if alone:
-            # Mean over all seeds: on a shared machine the engine alone varies by a fifth between runs.
+            # The mean over all seeds: on a shared machine the engine alone varies by a fifth between runs.
             share = fmean(r.tokens_per_s for r in ours) / fmean(r.tokens_per_s for r in alone)
             text = f"{setting.name}: throughput is {share:.1%} of the engine's alone, at least 95 %"
             goals.append((text, share >= LEAST_THROUGHPUT))
-            text = f"{setting.name}: the engine alone gets slower and slower"
+            text = f"{setting.name}: waits at the engine alone become longer and longer"
             goals.append((text, all(r.grows for r in alone)))
     for system in recovers:
         ratios = [r.recovered_ratio for r in groups.get(system, []) if not math.isnan(r.recovered_ratio)]
@@ -209,7 +209,7 @@ def _overload_goals(groups: dict[str, list[overload.Result]]) -> list[tuple[str,
     return goals
 
 
-def _kept_promises(ours: Sequence[overload.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
+def _guarantee_goals(ours: Sequence[overload.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
     """The goals of a guarantee."""
     ratio, shed = median(r.ratio for r in ours), sum(r.guaranteed_shed for r in ours)
     return [
@@ -218,7 +218,7 @@ def _kept_promises(ours: Sequence[overload.Result] | Sequence[pool.Result]) -> l
     ]
 
 
-def _fairness(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
+def _fairness_goals(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> list[tuple[str, bool]]:
     """The goals of fairness in scarcity."""
     first, later = median(r.first_jain for r in ours), median(r.later_jain for r in ours)
     typical, worst = median(r.deviation for r in ours), max(r.deviation for r in ours)
@@ -241,10 +241,10 @@ def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) ->
     ours, unfair = groups.get("with debt", []), groups.get("without debt", [])
     if not ours:
         return []
-    goals = _fairness(ours)
+    goals = _fairness_goals(ours)
     if unfair:
         typical = median(r.deviation for r in ours)
-        goals.append(("without debt it is larger", median(r.deviation for r in unfair) > typical))
+        goals.append(("without debt the deviation is larger", median(r.deviation for r in unfair) > typical))
     return goals
 
 
@@ -257,24 +257,24 @@ def _pool(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> lis
 
     groups = _measured(out, pool.Result, seeds, systems, once, _pool_line, _POOL)
     ours = groups.get("tokenpool", [])
-    goals = [*_kept_promises(ours), *_fairness(ours)] if ours else []
+    goals = [*_guarantee_goals(ours), *_fairness_goals(ours)] if ours else []
     return [(f"pool: {goal}", is_reached) for goal, is_reached in goals]
 
 
 def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
     sizes = fidelity.Sizes(6) if arguments.short else fidelity.Sizes()
     rows = fidelity.run(sizes, arguments.seed, out)
-    print("\nfidelity: the simulator beside the engine that it was made like\n\n" + fidelity.table(rows))
+    print("\nfidelity: the simulator compared with the engine that it imitates\n\n" + fidelity.table(rows))
     _compare(out)
 
 
 def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
     sizes = hostile.Sizes(1.5, 0.5) if arguments.short else hostile.Sizes()
     sizes = replace(sizes, attackers=arguments.attackers)
-    suffered = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
-    (out / "results.json").write_text(json.dumps([asdict(one) for one in suffered], indent=1))
-    print(hostile.table(suffered))
-    return hostile.goals(suffered)
+    results = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
+    (out / "results.json").write_text(json.dumps([asdict(one) for one in results], indent=1))
+    print(hostile.table(results))
+    return hostile.goals(results)
 
 
 def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
@@ -287,17 +287,17 @@ def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
 
 @dataclass(frozen=True)
 class _Column:
-    """One number of a result, as a table shows it."""
+    """One column of a table of results."""
 
     title: str
     field: str
     form: str
     worst: Callable[[Iterable[float]], float]
-    """Which of several is the worst."""
+    """Selects the worst of several values."""
     scale: float = 1.0
 
     def cell(self, results: Sequence[Result]) -> str:
-        """Median and worst."""
+        """The median and the worst value."""
         values = [float(getattr(result, self.field)) * self.scale for result in results]
         shown = self.form.format(median(values))
         return f"{shown} ({self.form.format(self.worst(values))})" if len(values) > 1 else shown
@@ -343,7 +343,7 @@ _POOL = (
 
 
 def _table(columns: Sequence[_Column], groups: Mapping[str, Sequence[Result]]) -> str:
-    """Median and worst of each system, as Markdown."""
+    """A Markdown table of the median and the worst value of each system."""
     lines = ["| | " + " | ".join(c.title for c in columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name, results in groups.items():
         lines.append(f"| {name} | " + " | ".join(column.cell(results) for column in columns) + " |")
@@ -388,7 +388,7 @@ def _grouped(results: Iterable[_R]) -> dict[str, list[_R]]:
 def _keep(out: Path, results: Sequence[Result]) -> None:
     record = {
         "machine": str(machine()),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "versions": versions(),
         "results": [asdict(result) for result in results],
     }
@@ -396,7 +396,7 @@ def _keep(out: Path, results: Sequence[Result]) -> None:
 
 
 def _kept(out: Path, kind: type[_R]) -> list[_R]:
-    """The runs that are already in the folder. They count until the folder is deleted."""
+    """The results in the folder. They count until the folder is deleted."""
     file = out / "results.json"
     if not file.exists():
         return []
@@ -404,12 +404,12 @@ def _kept(out: Path, kind: type[_R]) -> list[_R]:
 
 
 def _replaced(results: Sequence[_R], new: _R) -> list[_R]:
-    """The results with this one, in the place of an earlier one of the same system and seed."""
+    """The results with this one, which replaces an earlier one of the same system and seed."""
     return [r for r in results if (r.system, r.seed) != (new.system, new.seed)] + [new]
 
 
 def _compare(out: Path) -> None:
-    """All runs side by side, as a page."""
+    """Write a page that compares all runs."""
     runs = sorted(str(path.parent) for path in out.glob("*/*/run/meta.json"))
     command = [*module("loadgen"), "compare", *runs, "--out", str(out / "compare.html")]
     with (out / "compare.txt").open("wb") as text:

@@ -1,7 +1,7 @@
-"""The attacks of one hostile caller on a proxy. Each is a process that reports its actions.
+"""The attacks of a hostile client on a proxy. Each is a process that reports its actions.
 
-``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. All is as fast as one core
-allows, up to ``MOST_PER_S``, and goes to loopback alone. How the proxy fares is judged by others.
+``python -m experiments.attacks KIND --url http://127.0.0.1:PORT --key KEY``. An attack is as fast as one core
+allows, up to ``MOST_PER_S``, and uses loopback addresses only. ``hostile`` measures its effect.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 class Target:
-    """The target of an attack, and its end."""
+    """The target of an attack, the time of its end, and counts of its actions."""
 
     def __init__(self, url: str, key: str, seconds: float, most_per_s: float = MOST_PER_S) -> None:
         parts = urlsplit(url)
         self.address = (parts.hostname or "", parts.port or 80)
         if not ipaddress.ip_address(self.address[0]).is_loopback:
-            raise ValueError(f"{url} is not on loopback; attacks go nowhere else")
+            raise ValueError(f"{url} is not on loopback; attacks use loopback addresses only")
         self.key = key
         self.began = time.monotonic()
         self.until = self.began + seconds
         self.most_per_s = most_per_s
-        self.did: Counter[str] = Counter()
+        self.actions: Counter[str] = Counter()
 
     @property
     def is_over(self) -> bool:
-        """Whether to stop."""
+        """Whether the attack is over."""
         return time.monotonic() >= self.until
 
     def keep_pace(self, done: int) -> None:
-        """Wait where ``done`` is ahead of ``most_per_s``."""
+        """Wait if ``done`` actions are more than ``most_per_s`` allows."""
         ahead = done / self.most_per_s - (time.monotonic() - self.began)
         if ahead > 0.001:
             time.sleep(ahead)
 
     def connect(self) -> socket.socket | None:
-        """A connection that will end by a reset; ``None`` where none is to be had."""
+        """A new connection that closes with a reset; ``None`` if it cannot be opened."""
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         made.settimeout(0.5)
@@ -68,7 +68,7 @@ class Target:
             made.connect(self.address)
         except OSError:
             made.close()
-            self.did["could not connect"] += 1
+            self.actions["could not connect"] += 1
             return None
         return made
 
@@ -85,33 +85,33 @@ class Target:
 
 
 def flood_connections(target: Target) -> None:
-    """Open connections and say nothing."""
+    """Open connections and send nothing."""
     held: deque[socket.socket] = deque()
     while not target.is_over:
-        target.keep_pace(target.did.total())
+        target.keep_pace(target.actions.total())
         if len(held) >= HELD:
             held.popleft().close()
         if (made := target.connect()) is not None:
             held.append(made)
-            target.did["opened"] += 1
+            target.actions["opened"] += 1
 
 
 def cancel(target: Target) -> None:
-    """Send requests, and go away before they are answered."""
+    """Send requests, and disconnect before the responses."""
     body = json.dumps({"model": "small", "prompt": [5] * 16, "max_tokens": 64, "stream": True}).encode()
-    _send_and_leave(target, lambda: target.request(body), "cancelled")
+    _send_and_disconnect(target, lambda: target.request(body), "cancelled")
 
 
 def guess_keys(target: Target) -> None:
-    """Try keys."""
+    """Send requests with random keys."""
     body = b'{"model":"small","prompt":"a"}'
-    _send_and_leave(target, lambda: target.request(body, secrets.token_hex(16)), "keys tried")
+    _send_and_disconnect(target, lambda: target.request(body, secrets.token_hex(16)), "keys tried")
 
 
-def _send_and_leave(target: Target, request: Callable[[], bytes], what: str) -> None:
+def _send_and_disconnect(target: Target, request: Callable[[], bytes], what: str) -> None:
     sent: deque[socket.socket] = deque()
     while not target.is_over:
-        target.keep_pace(target.did.total())
+        target.keep_pace(target.actions.total())
         if len(sent) >= OPEN:
             sent.popleft().close()
         if (made := target.connect()) is None:
@@ -119,20 +119,20 @@ def _send_and_leave(target: Target, request: Callable[[], bytes], what: str) -> 
         with contextlib.suppress(OSError):
             made.send(request())
         sent.append(made)
-        target.did[what] += 1
+        target.actions[what] += 1
 
 
 def use(target: Target) -> None:
-    """Ask as one may: two at a time."""
-    asyncio.run(_all(target, lambda: _ask_on(target, target.request(_USUAL)), 2))
+    """Send two requests at a time, as the ceiling allows."""
+    asyncio.run(_run_clients(target, lambda: _send_repeatedly(target, target.request(_USUAL)), 2))
 
 
 def shed(target: Target) -> None:
-    """Send requests on many connections without end, and ignore the answers."""
-    asyncio.run(_all(target, lambda: _ask_on(target, target.request(_USUAL)), OPEN))
+    """Send requests on many connections without a pause, and ignore the responses."""
+    asyncio.run(_run_clients(target, lambda: _send_repeatedly(target, target.request(_USUAL)), OPEN))
 
 
-async def _ask_on(target: Target, request: bytes) -> None:
+async def _send_repeatedly(target: Target, request: bytes) -> None:
     reader, writer = await asyncio.open_connection(*target.address)
     with contextlib.closing(writer):
         while not target.is_over:
@@ -140,23 +140,23 @@ async def _ask_on(target: Target, request: bytes) -> None:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
             await reader.readexactly(length)
-            target.did[f"answered {head.split(b' ', 2)[1].decode()}"] += 1
+            target.actions[f"answered {head.split(b' ', 2)[1].decode()}"] += 1
 
 
 def slow_heads(target: Target) -> None:
-    """Send heads, a byte a second."""
-    asyncio.run(_all(target, lambda: _send_slowly(target, target.head(10)), SLOW))
+    """Send heads at a byte per second."""
+    asyncio.run(_run_clients(target, lambda: _send_slowly(target, target.head(10)), SLOW))
 
 
 def slow_bodies(target: Target) -> None:
-    """Announce bodies of a megabyte with a good key, and send a byte a second."""
-    asyncio.run(_all(target, lambda: _send_slowly(target, b" " * 99, target.head(1 << 20)), SLOW))
+    """Announce bodies of a megabyte with a valid key, and send a byte per second."""
+    asyncio.run(_run_clients(target, lambda: _send_slowly(target, b" " * 99, target.head(1 << 20)), SLOW))
 
 
 async def _send_slowly(target: Target, slowly: bytes, at_once: bytes = b"") -> None:
     reader, writer = await asyncio.open_connection(*target.address)
     with contextlib.closing(writer):
-        target.did["opened"] += 1
+        target.actions["opened"] += 1
         writer.write(at_once)
         for byte in slowly:
             if target.is_over or reader.at_eof():
@@ -166,14 +166,14 @@ async def _send_slowly(target: Target, slowly: bytes, at_once: bytes = b"") -> N
 
 
 def slow_reads(target: Target) -> None:
-    """Pipeline requests with long answers, and read none of them."""
-    asyncio.run(_all(target, lambda: _leave_unread(target), SLOW))
+    """Pipeline requests with long responses, and read none of them."""
+    asyncio.run(_run_clients(target, lambda: _read_nothing(target), SLOW))
 
 
-async def _leave_unread(target: Target) -> None:
-    """Of every other caller a stream comes first; what is refused is answered at once, and at length."""
+async def _read_nothing(target: Target) -> None:
+    """Every other connection begins with a stream. The refusals of the other requests have long bodies."""
     loop = asyncio.get_running_loop()
-    streams = target.did["opened"] % 2 == 0
+    streams = target.actions["opened"] % 2 == 0
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     made.setblocking(False)
@@ -181,12 +181,12 @@ async def _leave_unread(target: Target) -> None:
     stream = b'{"model":"small","prompt":"a","max_tokens":2000,"stream":true}'
     try:
         await loop.sock_connect(made, target.address)
-        target.did["opened"] += 1
+        target.actions["opened"] += 1
         if streams:
             await loop.sock_sendall(made, target.request(stream))
         while not target.is_over:
             await asyncio.wait_for(loop.sock_sendall(made, target.request(body) * 8), 1)
-            target.did["requests"] += 8
+            target.actions["requests"] += 8
     except TimeoutError:
         await asyncio.sleep(max(target.until - time.monotonic(), 0))
     finally:
@@ -203,12 +203,12 @@ def giant_bodies(target: Target) -> None:
         b'{"model":"small","max_tokens":1,"prompt":[%b""]}' % (b'"",' * (filled // 3)),
     )
     asyncio.run(
-        _all(target, lambda: _send_whole(target, [("/v1/completions", shape) for shape in shapes]), 4)
+        _run_clients(target, lambda: _send_whole(target, [("/v1/completions", shape) for shape in shapes]), 4)
     )
 
 
 def expensive_bodies(target: Target) -> None:
-    """Send bodies of which little is charged and much is to be read, each within every limit of its own."""
+    """Send bodies that cost little and take long to parse, each within every limit on a single body."""
     empty = b"{},".join([b""] * 4000)
     shapes = (
         ("/v1/completions", b'{"model":"small","max_tokens":1,"prompt":"a","x":[%b{}]}' % (b"{}," * 80_000)),
@@ -217,7 +217,7 @@ def expensive_bodies(target: Target) -> None:
         ("/v1/chat/completions", b'{"model":"small","messages":[{"content":[%b{}]}]}' % empty),
         ("/tokenize", b'{"model":"small","prompt":"%b"}' % (b"hello wor " * 6000)),
     )
-    asyncio.run(_all(target, lambda: _send_whole(target, shapes), 16))
+    asyncio.run(_run_clients(target, lambda: _send_whole(target, shapes), 16))
 
 
 async def _send_whole(target: Target, shapes: Sequence[tuple[str, bytes]]) -> None:
@@ -233,30 +233,30 @@ async def _send_whole(target: Target, shapes: Sequence[tuple[str, bytes]]) -> No
                         if target.is_over:
                             return
                 status = (await reader.readline())[9:12].decode() or "nothing"
-                target.did[f"answered {status}"] += 1
+                target.actions[f"answered {status}"] += 1
 
 
-async def _all(target: Target, one: Callable[[], Coroutine[None, None, None]], count: int) -> None:
-    """So many callers at once; one whose connection is closed comes again after a moment."""
+async def _run_clients(target: Target, client: Callable[[], Coroutine[None, None, None]], count: int) -> None:
+    """Run so many clients at once. A client whose connection is closed reconnects after 0.1 s."""
 
-    async def again_and_again() -> None:
+    async def reconnect_repeatedly() -> None:
         while not target.is_over:
             try:
-                await one()
+                await client()
             except (OSError, EOFError, ValueError):
-                target.did["thrown out"] += 1
+                target.actions["disconnected"] += 1
             await asyncio.sleep(0.1)
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(target.until - time.monotonic()), asyncio.TaskGroup() as group:
             for number in range(count):
-                group.create_task(again_and_again())
+                group.create_task(reconnect_repeatedly())
                 if number % 50 == 49:
                     await asyncio.sleep(0.01)
 
 
 ORDINARY = "ordinary use"
-"""No attack, but what others are compared with."""
+"""No attack: the reference for the others."""
 
 
 class Attack(NamedTuple):
@@ -264,7 +264,7 @@ class Attack(NamedTuple):
 
     run: Callable[[Target], None]
     least_per_s: float
-    """The least number of actions; fewer mean that nothing was attacked."""
+    """The least rate of actions; a lower rate means that the attack actions not work."""
 
 
 KINDS = {
@@ -273,7 +273,7 @@ KINDS = {
     "slow bodies": Attack(slow_bodies, 20),
     "slow reads": Attack(slow_reads, 1000),
     "giant bodies": Attack(giant_bodies, 1),
-    "dear bodies": Attack(expensive_bodies, 5),
+    "expensive bodies": Attack(expensive_bodies, 5),
     "cancels": Attack(cancel, 500),
     "sheds": Attack(shed, 100),
     "random keys": Attack(guess_keys, 500),
@@ -281,7 +281,7 @@ KINDS = {
 
 
 def main() -> None:
-    """Attack, and print what was done."""
+    """Attack, and print the counts of actions."""
     parser = argparse.ArgumentParser(prog="python -m experiments.attacks", description=__doc__)
     parser.add_argument("kind", choices=(ORDINARY, *KINDS))
     parser.add_argument("--url", required=True)
@@ -295,10 +295,10 @@ def main() -> None:
         target = Target(arguments.url, arguments.key, arguments.seconds, arguments.most_per_s)
     except ValueError as error:
         parser.error(str(error))
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # it tells of every connection that is cut
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # asyncio logs every connection that is closed
     attack = KINDS[arguments.kind].run if arguments.kind in KINDS else use
     attack(target)
-    print(json.dumps(target.did))
+    print(json.dumps(target.actions))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""The cost of the lease store's distance, by tenants and sidecars, on an idle pool and under contention.
+"""The cost of a distant lease store, by tenants and sidecars, on an idle pool and under contention.
 
-Each row starts real processes: Redis behind a relay that adds a delay each way, a coordinator, sidecars, one
-stub of an engine.
+Each row starts real processes: Redis behind a relay that delays both directions, a coordinator, sidecars, one
+stub engine.
 
-On an idle pool, engines have many free slots and tenants have no ceilings. So every refusal is a fault of the
-sidecars' bookkeeping, and every millisecond above a direct request is theirs.
+On an idle pool, engines have many free slots and tenants have no ceilings. So the sidecars cause every
+refusal, and all time that is added to a direct request.
 
 With ``--contended``, tenants request twice the capacity of the pool. For each class, the served share may be
 at most 10 points below that of the memory form: one sidecar with all slots, without Redis.
@@ -40,14 +40,14 @@ from toolbox.redis import RedisProcess
 OUT = Path(__file__).parent.parent / "out" / "distance"
 MOST_REFUSED = 0.001
 NOISE_S = 0.015
-"""Allowance for two cores shared by a dozen processes. Without Redis, the added P99 was 3 to 13 ms."""
+"""Tolerance for two cores that a dozen processes share. Without Redis, the added P99 was 3 to 13 ms."""
 SHARE_NOISE = 0.1
 """A class's served share may be this much lower than in the memory form, because arrivals are random."""
 PROMPT = "share " * 16
 MEMORY = -1.0
-"""In the place of a distance: one sidecar that asks no store."""
+"""A value of the distance: one sidecar with the store in its memory."""
 JOINED_S = 4.0
-"""Until every sidecar has joined and seen all limits twice."""
+"""Seconds until every sidecar has joined and read all limits twice."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +66,16 @@ class Row:
     """P50 of served requests, minus the P50 of direct requests."""
     p99_ms: float
     served: dict[str, float]
-    """The part of each class's requests that was served."""
+    """The served share of the requests of each class."""
 
     @property
     def has_no_cost(self) -> bool:
-        """Whether nearly all were served, and the added P99 is within two round trips and ``NOISE_S``."""
+        """Whether nearly all are served, and the added P99 is at most two round trips and ``NOISE_S``."""
         most = 2 * max(self.distance_ms, 0.0) + 1000 * NOISE_S
         return self.refused <= MOST_REFUSED * self.requests and self.p99_ms <= most
 
     def is_as_fair_as(self, memory: Row) -> bool:
-        """Whether the guaranteed tenants are served, and the others as in the memory form."""
+        """Whether the guaranteed tenants are served, and the others as much as in the memory form."""
         light, greedy = (memory.served[kind] - self.served[kind] for kind in ("light", "greedy"))
         return self.served["guaranteed"] >= 1 - MOST_REFUSED and max(light, greedy) <= SHARE_NOISE
 
@@ -86,27 +86,27 @@ class Load(NamedTuple):
     service_s: float
     """The engine's time for a request, s."""
     slots: int
-    """Sequences that the whole pool runs; 0: as many as ``IDLE_SLOTS`` for each sidecar."""
+    """Sequences that the whole pool runs; 0 means ``IDLE_SLOTS`` for each sidecar."""
 
 
 IDLE = Load(0.05, 0)
 CONTENDED = Load(0.5, 48)
-"""At 200 requests/s twice what the pool can serve."""
+"""200 requests/s are twice the capacity of this pool."""
 IDLE_SLOTS = 64
 
 
 class Tenant(NamedTuple):
-    """One entitlement, and its part of the arrivals."""
+    """One entitlement, and its share of the arrivals."""
 
     name: str
     kind: str
     terms: str
-    """Of the pool file."""
+    """Its terms in the pool file."""
     arrivals: float
 
 
 def idle_tenants(count: int, slots: int) -> list[Tenant]:
-    """Elastic tenants without ceilings; one in ten has a guarantee, a quarter of the pool in all."""
+    """Elastic tenants without ceilings, and one in ten with a guarantee: a quarter of the pool in total."""
     guarantee = f"{{concurrency: {slots / max(count // 10, 1) / 4:.4f}}}"
     return [
         Tenant(f"t{n}", "guaranteed", f"tier: guaranteed, guarantee: {guarantee}", 1.0)
@@ -127,7 +127,7 @@ def contending_tenants(count: int) -> list[Tenant]:
 
 
 def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:
-    """The pool file; ``slots`` are each engine's."""
+    """The pool file. Each engine has ``slots``."""
     rows = [f"  - {{name: {t.name}, pool: p, api_keys: [{t.name}-key], {t.terms}}}" for t in tenants]
     return "\n".join(
         [
@@ -144,7 +144,7 @@ def pool_file(tenants: Sequence[Tenant], sidecars: int, slots: int) -> str:
 def pool(
     folder: Path, tenants: Sequence[Tenant], sidecars: int, slots: int, distance_ms: float, engine: int
 ) -> Iterator[list[int]]:
-    """Everything but the engine; the ports of the sidecars. ``slots`` are each sidecar's."""
+    """Start all parts but the engine. Yields the ports of the sidecars, each with ``slots``."""
     file = folder / "pool.yaml"
     file.write_text(pool_file(tenants, sidecars, slots))
     with contextlib.ExitStack() as stack:
@@ -190,7 +190,7 @@ class Connections:
         self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {}
 
     async def ask(self, port: int, data: bytes) -> tuple[int, str]:
-        """One request: status and reason."""
+        """Send one request. Returns its status and reason."""
         idle = self._idle.setdefault(port, [])
         pair = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         reader, writer = pair
@@ -206,7 +206,7 @@ class Connections:
         return int(lines[0].split()[1]), fields.get("x-tokenpool-reason", "")
 
     def close(self) -> None:
-        """Close all that are idle."""
+        """Close all idle connections."""
         for pairs in self._idle.values():
             for _, writer in pairs:
                 writer.close()
@@ -217,18 +217,18 @@ class Outcome:
     """The outcomes of the requests of a run."""
 
     latencies: list[float]
-    """Seconds, of those that were served."""
+    """Seconds of each served request."""
     failures: Counter[str]
     """Failed requests by reason: status and reason header, or the name of the error."""
     asked: Counter[str]
     served: Counter[str]
-    """By class of tenants."""
+    """Counts by class of tenants."""
 
 
 async def drive(
     ports: Sequence[int], tenants: Sequence[Tenant], rate: float, seconds: float, seed: int
 ) -> Outcome:
-    """Poisson arrivals, each of a random tenant at a random port."""
+    """Send Poisson arrivals, each of a random tenant to a random port."""
     chance, connections = random.Random(f"distance {seed}"), Connections()
     outcome = Outcome([], Counter(), Counter(), Counter())
     requests = {tenant.name: request(tenant.name) for tenant in tenants}
@@ -262,7 +262,7 @@ async def drive(
 def measure(
     folder: Path, engine: int, case: tuple[int, int, float], rate: float, seconds: float, load: Load = IDLE
 ) -> Row:
-    """One row. ``case`` is the number of tenants, that of sidecars and the round trip to the store, ms."""
+    """Measure one row. ``case``: numbers of tenants and sidecars, and the round trip to the store in ms."""
     count, sidecars, distance_ms = case
     slots = -(-load.slots // sidecars) or IDLE_SLOTS
     tenants = contending_tenants(count) if load.slots else idle_tenants(count, sidecars * slots)
@@ -298,12 +298,12 @@ def line(row: Row, *, is_good: bool) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is asked for; 1 where a goal is missed."""
+    """Measure all rows, and return 1 if a goal is missed."""
     parser = argparse.ArgumentParser(prog="python -m experiments.distance", description=__doc__)
     parser.add_argument("--tenants", default="50,200,500,1500")
     parser.add_argument("--sidecars", default="1,2,8")
     parser.add_argument("--distance-ms", default="memory,0,6,12,40", help="memory: one sidecar, no store")
-    parser.add_argument("--rate", type=float, default=200.0, help="requests/s in all [200]")
+    parser.add_argument("--rate", type=float, default=200.0, help="requests/s in total [200]")
     parser.add_argument("--seconds", type=float, default=12.0, help="of load in each row [12]")
     parser.add_argument(
         "--contended",
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     begins = arguments.sidecars.startswith("1") and arguments.distance_ms.startswith("memory")
     if arguments.contended and not begins:
         parser.error(
-            "--contended compares with the memory form: begin --sidecars with 1, --distance-ms with memory"
+            "--contended compares with the memory form; begin --sidecars with 1 and --distance-ms with memory"
         )
     cases = itertools.product(
         [int(n) for n in arguments.tenants.split(",")],

@@ -1,7 +1,7 @@
-"""Fidelity: the same scenario on a real engine and on the simulator made like it, side by side.
+"""Fidelity: the same scenario on a real engine and on the simulator calibrated to it.
 
-The engine is measured first (``loadgen.engine.calibrate``), then both serve light load, heavy load and more
-than they can do. Nothing is wanted here but to be told how far apart they are.
+The engine is measured first (``loadgen.engine.calibrate``). Then both serve a light load, a heavy load and
+an overload. The result is their difference; there is no goal.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.processes import MODEL, Backend, Front, backends, core_of_its_own, finished, load
+from experiments.processes import MODEL, Backend, Front, backends, finished, load, own_core
 from loadgen.records import load as read_run
 from loadgen.statistics import Estimate
 from loadgen.summary import Cell, summarise
@@ -41,7 +41,7 @@ phases:
 class Sizes:
     """The duration of each phase, in seconds, and its requests per second.
 
-    An engine of the small model does about 500 tokens/s with eight streams: 7 requests of 72 tokens.
+    An engine with the small model serves about 500 tokens/s in eight streams: 7 requests/s of 72 tokens.
     """
 
     step: float = 20.0
@@ -52,7 +52,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Row:
-    """One number of one phase, on both."""
+    """One number of one phase, on both engines."""
 
     phase: str
     what: str
@@ -61,12 +61,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Simulated over real."""
+        """The simulated number divided by the real one."""
         return self.simulated / self.real if self.real else float("nan")
 
 
 def scenario(sizes: Sizes) -> str:
-    """The scenario, as loadgen reads it."""
+    """The scenario file for loadgen."""
     step = sizes.step
     return SCENARIO.format(
         step=step, second=2 * step, duration=3 * step, light=sizes.light, heavy=sizes.heavy, over=sizes.over
@@ -74,12 +74,12 @@ def scenario(sizes: Sizes) -> str:
 
 
 def run(sizes: Sizes, seed: int, out: Path) -> list[Row]:
-    """Measure the engine, run it, run the simulator like it."""
+    """Calibrate the simulator to the engine, and run the scenario on both."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     file, costs = out / "scenario.yaml", folder / "costs.json"
     file.write_text(scenario(sizes))
-    with backends("vllm", folder, 1, (), SLOTS) as engines, core_of_its_own(engines[0]):
+    with backends("vllm", folder, 1, (), SLOTS) as engines, own_core(engines[0]):
         command = [*module("loadgen.engine.calibrate"), "--url", engines[0].url, "--model", MODEL]
         command += ["--streams", "1,2,4,8", "--lengths", "16,64,128,256,512", "--out", str(costs)]
         with (folder / "calibrate.txt").open("wb") as text:
@@ -96,7 +96,7 @@ def _load(file: Path, engines: Sequence[Backend], out: Path, seed: int, label: s
 
 
 def compared(real: Path, simulated: Path) -> list[Row]:
-    """Every number of every phase, of two runs."""
+    """All numbers of all phases of two runs."""
     one, other = summarise(read_run(real)), summarise(read_run(simulated))
     rows = []
     for phase in PHASES:

@@ -1,4 +1,4 @@
-"""A baseline: a proxy with a fixed token rate per key, checked before and charged after, as gateways do it.
+"""A baseline: a proxy with a fixed token rate per key, as in common gateways.
 
 ``python -m experiments.fixed_limit --upstream URL --port N --limit TOKENS_PER_MINUTE KEY=TOKENS ...``
 """
@@ -26,33 +26,33 @@ class Window:
         self._total = 0.0
 
     def wait_s(self, now: float) -> float:
-        """Seconds until there is room again; 0 where there is some."""
+        """Seconds until the window has room; 0 if it has room."""
         while self._spent and self._spent[0][0] <= now - WINDOW_S:
             self._total -= self._spent.popleft()[1]
         return self._spent[0][0] + WINDOW_S - now if self._total >= self.limit and self._spent else 0.0
 
     def charge(self, tokens: float, now: float) -> None:
-        """Count what was spent."""
+        """Count the tokens of a request."""
         self._spent.append((now, tokens))
         self._total += tokens
 
 
 class Proxy:
-    """Relays what is within the limit of its key."""
+    """Relays requests within the limit of their key, and refuses others."""
 
     def __init__(self, upstream: str, limits: dict[str, float]) -> None:
         self._upstream = upstream
         self._windows = {key: Window(limit) for key, limit in limits.items()}
 
     async def session(self, application: web.Application) -> object:
-        """aiohttp: one client session for the proxy's life."""
+        """aiohttp: one client session for the lifetime of the proxy."""
         timeout = aiohttp.ClientTimeout(total=None)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as self._session:
             yield
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Check, relay, charge."""
+        """Check the limit, charge the request and relay it."""
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         window = self._windows.get(key)
         body = await request.read()

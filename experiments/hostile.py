@@ -1,10 +1,10 @@
-"""A hostile tenant: what its attacks on the sidecar do to another tenant, and to the sidecar's memory.
+"""A hostile tenant: the effect of its attacks on another tenant, and on the sidecar's memory.
 
-One engine, one sidecar. A guaranteed tenant sends at a steady rate; another has a ceiling of two sequences,
-since how the engine itself is shared is not what is measured here. In turn that one uses them as it may, and
-attacks as ``attacks`` has it. Wanted: the first one's P99 time to first token rises by less than a fifth,
-every one of its requests is served, also on new connections, and the sidecar's memory stays under the bound
-that docs/security.md states.
+One engine, one sidecar. A guaranteed tenant, the victim, sends at a steady rate. The hostile tenant has a
+ceiling of two sequences, because this experiment does not measure how the engine is shared. Ordinary use of
+these two sequences alternates with the attacks of ``attacks``. Goals: the victim's P99 time to first token
+rises by less than a fifth, all its requests are served, also on new connections, and the sidecar's memory
+stays below the bound in docs/security.md.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from toolbox.processes import module
 
 SLOTS = 16
 MOST_RISE = 1.2
-"""The largest P99, as a multiple of the P99 beside ordinary use."""
+"""The largest P99 as a multiple of the P99 during ordinary use."""
 CONNECTIONS, BUFFERED = 4000, 128 << 20
 MEMORY_MB = 50 + CONNECTIONS * 0.11 + BUFFERED / 1e6
 """The bound of docs/security.md for these two settings."""
 FLAGS = ("--max-connections", str(CONNECTIONS), "--max-buffered-bytes", str(BUFFERED))
-KNOCK_EVERY_S = 0.2
+NEW_CONNECTION_EVERY_S = 0.2
 MOST_UNANSWERED = 0.02
-"""Of requests on new connections: in a flood a stranger has a tenth of a second to send its head."""
-MOST_KNOCK_S = 0.25
-"""The time limit of a request on a new connection, which waits behind those of a flood, s."""
+"""The share of requests on new connections. In a flood, a client without a key has 0.1 s to send its head."""
+MOST_NEW_CONNECTION_S = 0.25
+"""The limit for the P50 of requests on new connections, which wait behind those of a flood, s."""
 SCENARIO = """\
 name: hostile
 model: small
@@ -78,105 +78,118 @@ entitlements:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Seconds of each phase, between two, and requests per second."""
+    """The size of a run: seconds of each phase, seconds between two phases, and requests per second."""
 
     phase: float = 15.0
     pause: float = 2.0
     rate: float = 15.0
     attackers: int = 1
-    """Processes that attack at once, where there are cores for them."""
+    """Concurrent attacker processes. More than one needs more cores."""
 
     def duration(self, attacks: int) -> float:
-        """Of a whole run with so many attacks, at most: an attacker takes a moment to begin and to end."""
+        """The most seconds of a run with so many attacks, with time for an attacker to start and to end."""
         return 2 * (self.phase + self.pause + 10.0) * attacks
 
 
 @dataclass(frozen=True)
-class Suffered:
+class AttackResult:
     """The results of one attack."""
 
     attack: str
-    did: dict[str, int]
-    """The attacker's own counts."""
+    actions: dict[str, int]
+    """The attacker's counts of its actions."""
     p50_s: float
     p99_s: float
-    usual_p99_s: float
-    """Over all phases without an attack."""
+    ordinary_p99_s: float
+    """The P99 over all phases of ordinary use."""
     requests: int
     not_served: int
-    knocked: int
+    on_new_connections: int
     unanswered: int
-    """Requests on new connections; those without an answer within some seconds, or with a refusal."""
-    knock_p50_s: float
-    usual_knock_p50_s: float
-    """Durations of the answered ones, and in phases without an attack, s."""
+    """The requests on new connections that failed, were refused or got no response within 5 s."""
+    new_connection_p50_s: float
+    ordinary_new_connection_p50_s: float
+    """P50 of the served requests on new connections, in this phase and in ordinary use, s."""
     seconds: float
     """The duration of the phase, s."""
     memory_mb: float
-    """The sidecar's largest."""
+    """The sidecar's largest resident memory."""
     cpu: float
-    """Of a core, that the sidecar took."""
+    """The sidecar's CPU time as a share of a core."""
 
     @property
     def rise(self) -> float:
-        """P99 over the usual one."""
-        return self.p99_s / self.usual_p99_s if self.usual_p99_s else float("inf")
+        """The P99 divided by the P99 of ordinary use."""
+        return self.p99_s / self.ordinary_p99_s if self.ordinary_p99_s else float("inf")
 
     @property
-    def knock_rise(self) -> float:
-        """P50 on new connections over the usual one."""
-        return self.knock_p50_s / self.usual_knock_p50_s if self.usual_knock_p50_s else float("inf")
+    def new_connection_rise(self) -> float:
+        """The P50 on new connections divided by that of ordinary use."""
+        return (
+            self.new_connection_p50_s / self.ordinary_new_connection_p50_s
+            if self.ordinary_new_connection_p50_s
+            else float("inf")
+        )
 
     @property
-    def did_per_s(self) -> float:
+    def actions_per_s(self) -> float:
         """The attacker's actions per second."""
-        return sum(self.did.values()) / self.seconds
+        return sum(self.actions.values()) / self.seconds
 
     @property
     def least_per_s(self) -> float:
-        """The least number of its actions."""
+        """The least rate of its actions."""
         return KINDS[self.attack].least_per_s
 
 
-def goals(all_suffered: Sequence[Suffered]) -> list[tuple[str, bool]]:
-    """The goals in words, and whether they are reached."""
+def goals(results: Sequence[AttackResult]) -> list[tuple[str, bool]]:
+    """The goals, and whether each is reached."""
     found: list[tuple[str, bool]] = []
-    for one in all_suffered:
+    for one in results:
         found += [
-            (f"{one.attack}: P99 is {one.rise:.2f} of the usual, under {MOST_RISE:g}", one.rise < MOST_RISE),
+            (
+                f"{one.attack}: P99 is {one.rise:.2f} of ordinary use, under {MOST_RISE:g}",
+                one.rise < MOST_RISE,
+            ),
             (
                 f"{one.attack}: {one.not_served} of {one.requests} not served,"
-                f" {one.unanswered} of {one.knocked} on new connections; none, one in fifty",
-                one.not_served == 0 < one.knocked and one.unanswered <= MOST_UNANSWERED * one.knocked,
+                f" {one.unanswered} of {one.on_new_connections} on new connections; none, one in fifty",
+                one.not_served == 0 < one.on_new_connections
+                and one.unanswered <= MOST_UNANSWERED * one.on_new_connections,
             ),
             (
                 f"{one.attack}: {one.memory_mb:.0f} MB, under {MEMORY_MB:.0f}",
                 0 < one.memory_mb < MEMORY_MB,
             ),
             (
-                f"{one.attack}: new connections' P50 {one.knock_p50_s:.3f} s, under {MOST_KNOCK_S:g}",
-                one.knock_p50_s < MOST_KNOCK_S,
+                f"{one.attack}: new connections' P50 {one.new_connection_p50_s:.3f} s,"
+                f" under {MOST_NEW_CONNECTION_S:g}",
+                one.new_connection_p50_s < MOST_NEW_CONNECTION_S,
             ),
             (
-                f"{one.attack}: {one.did_per_s:.0f} things done in a second, {one.least_per_s:g} or more",
-                one.did_per_s >= one.least_per_s,
+                f"{one.attack}: {one.actions_per_s:.0f} actions per second, at least {one.least_per_s:g}",
+                one.actions_per_s >= one.least_per_s,
             ),
         ]
     return found
 
 
-def table(all_suffered: Sequence[Suffered]) -> str:
+def table(results: Sequence[AttackResult]) -> str:
     """The numbers as a Markdown table."""
     rows = [
-        "| | done in a second | P50, ms | P99 | of the usual | new connection | not served | MB | core |",
+        "| | actions per second | P50, ms | P99 | of ordinary use | new connection | not served | MB"
+        " | core |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for one in all_suffered:
-        did = ", ".join(f"{count / one.seconds:,.1f} {what}" for what, count in sorted(one.did.items()))
+    for one in results:
+        actions = ", ".join(
+            f"{count / one.seconds:,.1f} {what}" for what, count in sorted(one.actions.items())
+        )
         rows.append(
-            f"| {one.attack} | {did} | {one.p50_s * 1000:.0f} | {one.p99_s * 1000:.0f} | {one.rise:.2f}"
-            f" | {one.knock_rise:.2f}"
-            f" | {one.not_served + one.unanswered} of {one.requests + one.knocked} | {one.memory_mb:.0f}"
+            f"| {one.attack} | {actions} | {one.p50_s * 1000:.0f} | {one.p99_s * 1000:.0f} | {one.rise:.2f}"
+            f" | {one.new_connection_rise:.2f}"
+            f" | {one.not_served + one.unanswered} of {one.requests + one.on_new_connections}"
+            f" | {one.memory_mb:.0f}"
             f" | {one.cpu:.0%} |"
         )
     return "\n".join(rows)
@@ -184,20 +197,20 @@ def table(all_suffered: Sequence[Suffered]) -> str:
 
 @dataclass
 class _Phase:
-    """A span of the run, in wall-clock time, and what was seen in it."""
+    """A phase of the run in wall-clock time, with its measurements."""
 
     what: str
     began: float = 0.0
     ended: float = 0.0
-    did: dict[str, int] = field(default_factory=dict)
+    actions: dict[str, int] = field(default_factory=dict)
     memory_mb: float = 0.0
     cpu_s: float = 0.0
-    knocks_s: list[float] = field(default_factory=list)
+    new_connections_s: list[float] = field(default_factory=list)
     unanswered: int = 0
 
 
-def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ()) -> list[Suffered]:
-    """Run it once, with all attacks or some."""
+def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ()) -> list[AttackResult]:
+    """Run the experiment once, with all attacks or those in ``only``."""
     attacks = [attack for attack in KINDS if not only or attack in only]
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,14 +225,14 @@ def run(kind: str, sizes: Sizes, seed: int, out: Path, only: Sequence[str] = ())
         process = load(file, front, out / "run", seed, "hostile")
         phases = [_phase(one, front, sizes) for attack in attacks for one in (ORDINARY, attack)]
         time.sleep(sizes.pause)
-        process.signal(signal.SIGINT)  # it has been long enough: keep what was seen
+        process.signal(signal.SIGINT)  # ends the load, and keeps its records
         process.wait(60)
-    return _judged(read_run(out / "run"), phases)
+    return _results(read_run(out / "run"), phases)
 
 
 @contextmanager
 def _cores(front: Front, engines: Sequence[Backend]) -> Iterator[None]:
-    """Give the sidecar the last core; all others share the rest, so that none of them is what is measured."""
+    """Give the sidecar the last core. All other processes share the other cores, so they do not delay it."""
     cores = sorted(os.sched_getaffinity(0))
     sidecar = front.parts["sidecar0"].pid
     if len(cores) < 2:
@@ -242,11 +255,13 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
     time.sleep(sizes.pause)
     phase = _Phase(what, time.time())
     over = threading.Event()
-    threads = [threading.Thread(target=work, args=(front, phase, over)) for work in (_sample, _knock)]
+    threads = [
+        threading.Thread(target=work, args=(front, phase, over)) for work in (_sample, _use_new_connections)
+    ]
     for thread in threads:
         thread.start()
     try:
-        phase.did = _attack(what, front.urls[0], sizes)
+        phase.actions = _attack(what, front.urls[0], sizes)
     finally:
         phase.ended = time.time()
         over.set()
@@ -256,7 +271,7 @@ def _phase(what: str, front: Front, sizes: Sizes) -> _Phase:
 
 
 def _attack(kind: str, url: str, sizes: Sizes) -> dict[str, int]:
-    """Have processes attack, with what the others leave of their cores: not the machine is attacked."""
+    """Run the attackers with idle priority, so that they do not take CPU time from the other processes."""
     command = [*module("experiments.attacks"), kind, "--url", url, "--key", "hostile-key"]
     count = sizes.attackers if kind != ORDINARY else 1
     attackers = [
@@ -267,20 +282,20 @@ def _attack(kind: str, url: str, sizes: Sizes) -> dict[str, int]:
         )
         for _ in range(count)
     ]
-    did: Counter[str] = Counter()
+    actions: Counter[str] = Counter()
     try:
         for attacker in attackers:
             os.sched_setscheduler(attacker.pid, os.SCHED_IDLE, os.sched_param(0))
         for attacker in attackers:
-            said, _ = attacker.communicate(timeout=sizes.phase + 60)
+            printed, _ = attacker.communicate(timeout=sizes.phase + 60)
             if attacker.returncode:
                 raise subprocess.CalledProcessError(attacker.returncode, command)
-            did.update(json.loads(said))
+            actions.update(json.loads(printed))
     finally:
         for attacker in attackers:
             attacker.kill()
             attacker.wait()
-    return dict(did)
+    return dict(actions)
 
 
 def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
@@ -291,27 +306,27 @@ def _sample(front: Front, phase: _Phase, over: threading.Event) -> None:
     phase.cpu_s = sidecar.cpu_seconds() - before_s
 
 
-def _knock(front: Front, phase: _Phase, over: threading.Event) -> None:
-    """Come as the victim does when it has no connection yet."""
+def _use_new_connections(front: Front, phase: _Phase, over: threading.Event) -> None:
+    """Send requests of the victim, each on a new connection."""
     body = json.dumps({"model": "small", "prompt": [5] * 4, "max_tokens": 1}).encode()
     headers = {"authorization": "Bearer victim-key", "content-type": "application/json"}
-    while not over.wait(KNOCK_EVERY_S):
+    while not over.wait(NEW_CONNECTION_EVERY_S):
         began = time.monotonic()
         request = urllib.request.Request(f"{front.urls[0]}/v1/completions", body, headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as response:
                 response.read()
-            phase.knocks_s.append(time.monotonic() - began)
+            phase.new_connections_s.append(time.monotonic() - began)
         except (urllib.error.URLError, OSError):
             phase.unanswered += 1
 
 
-def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
+def _results(run_: Run, phases: Sequence[_Phase]) -> list[AttackResult]:
     began = datetime.fromisoformat(run_.meta.started).timestamp()
     tries = requests(run_.attempts)
 
     def during(*some: _Phase) -> tuple[list[float], int]:
-        """Times to first token of requests due in these phases, and how many were not served."""
+        """Times to first token of the requests due in these phases, and the number of those not served."""
         firsts: list[float] = []
         not_served = 0
         for tried in tries:
@@ -324,25 +339,25 @@ def _judged(run_: Run, phases: Sequence[_Phase]) -> list[Suffered]:
         return sorted(firsts), not_served
 
     ordinary = [phase for phase in phases if phase.what == ORDINARY]
-    usual, _ = during(*ordinary)
-    usual_knocks = sorted(took for phase in ordinary for took in phase.knocks_s)
+    ordinary_firsts, _ = during(*ordinary)
+    ordinary_new_connections = sorted(took for phase in ordinary for took in phase.new_connections_s)
     found = []
     for phase in phases:
         if phase.what != ORDINARY:
             firsts, not_served = during(phase)
             found.append(
-                Suffered(
+                AttackResult(
                     phase.what,
-                    phase.did,
+                    phase.actions,
                     percentile(firsts, 0.5),
                     percentile(firsts, 0.99),
-                    percentile(usual, 0.99),
+                    percentile(ordinary_firsts, 0.99),
                     len(firsts),
                     not_served,
-                    len(phase.knocks_s) + phase.unanswered,
+                    len(phase.new_connections_s) + phase.unanswered,
                     phase.unanswered,
-                    percentile(phase.knocks_s, 0.5),
-                    percentile(usual_knocks, 0.5),
+                    percentile(phase.new_connections_s, 0.5),
+                    percentile(ordinary_new_connections, 0.5),
                     phase.ended - phase.began,
                     phase.memory_mb,
                     phase.cpu_s / (phase.ended - phase.began),

@@ -1,9 +1,9 @@
-"""Overload: a guaranteed tenant at a steady rate, while spot ramps to several times what the engine can do.
+"""Overload: a guaranteed tenant at a steady rate, while spot ramps to several times the engine's capacity.
 
-One engine, one scenario, every system, with the default options. The goal: the guaranteed P99 time to first
+One engine, one scenario, every system, with default options. The goals: the guaranteed P99 time to first
 token stays within 1.5 times its P99 alone in the same run, none of its requests is shed, and the pool's
-throughput stays within 5 % of what the engine does without anything in front of it. It is judged on a real
-engine without priority scheduling and with it, and on the simulator without.
+throughput stays within 5 % of the engine's throughput without a proxy. They apply to a real engine with and
+without priority scheduling, and to the simulator without it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from experiments.processes import (
-    Backend,
-    Front,
-    backends,
-    core_of_its_own,
-    finished,
-    fixed_limit,
-    load,
-    sidecars,
-)
+from experiments.processes import Backend, Front, backends, finished, fixed_limit, load, own_core, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
 from loadgen.summary import Cell, first_token, requests, summarise
@@ -32,7 +23,7 @@ from toolbox.percentiles import percentile
 SLOTS = 8
 WINDOW_S, WINDOWS = 2.0, 5
 RECOVERED_S = 30.0
-"""So long after spot began a wrong capacity must have been learned."""
+"""Seconds from the start of spot until a wrong capacity must be corrected."""
 GUARANTEED, SPOT = "guaranteed", "spot"
 SCENARIO = """\
 name: overload
@@ -76,11 +67,11 @@ entitlements:
 
 @dataclass(frozen=True)
 class Setting:
-    """An engine, as it is started."""
+    """An engine and its flags."""
 
     name: str
     kind: str
-    """vllm or simulator."""
+    """``vllm`` or ``simulator``."""
     flags: Sequence[str] = ()
 
 
@@ -90,16 +81,16 @@ class System:
 
     name: str
     front: str = "none"
-    """none, fixed or sidecar."""
+    """``none``, ``fixed`` or ``sidecar``."""
     engine: Sequence[str] = ()
     flags: Sequence[str] = ()
     sends_priority: bool = False
     debt_gain: float | None = None
     concurrency: str = "auto"
     is_preemptible: bool = True
-    """Whether the pool file leaves spot preemptible, as it is by default."""
+    """Whether spot is preemptible in the pool file, which is the default."""
     setting: Setting | None = None
-    """The engine, where it is not the one of the command line."""
+    """The engine, or ``None`` for that of the command line."""
 
 
 PRIORITY = ("--scheduling-policy", "priority")
@@ -121,7 +112,7 @@ HEADLINE = tuple(
     for setting in SETTINGS
     for name, front in ((ALONE, "none"), (OURS, "sidecar"))
 )
-"""The system that the goals are for: default options everywhere."""
+"""The system with the goals: default options in all parts."""
 BASELINES = (
     System("engine's queue limit", engine=("--max-num-queued-reqs", "8")),
     System("engine's priority", engine=PRIORITY, sends_priority=True),
@@ -132,7 +123,7 @@ WRONG = (
     System("starts 3x too high", "sidecar", concurrency="{auto: 24}"),
     System("starts 3x too low", "sidecar", concurrency="{auto: 3}"),
 )
-"""Told a wrong capacity, to see whether the right one is learned in time."""
+"""Systems that start with a wrong capacity, and must learn the right one in time."""
 NO_PRIORITY = ("--engine-priority", "off")
 NO_FEEDBACK = ("--slo-feedback", "false")
 NO_QUEUE = ("--queue-timeout-guaranteed", "0", "--queue-timeout-elastic", "0")
@@ -157,17 +148,17 @@ class Sizes:
     guaranteed: float = 3.0
     spot: float = 40.0
     slo_ms: float = 100.0
-    """The guaranteed tenant's SLO: 1.5 times its P99 alone, once that was measured."""
+    """The guaranteed tenant's SLO: 1.5 times its P99 alone, after the first measurement of that."""
 
     @property
     def duration(self) -> float:
-        """Of the whole scenario."""
+        """The duration of the whole scenario."""
         return self.alone + self.settle + self.overload
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run in the numbers that were asked for."""
+    """The results of one run."""
 
     system: str
     seed: int
@@ -175,10 +166,10 @@ class Result:
     p50_s: float
     p99_s: float
     recovered_p99_s: float
-    """Of those due from ``RECOVERED_S`` after spot began; nan where the run was shorter."""
+    """The P99 of requests due from ``RECOVERED_S`` after the start of spot; NaN in a shorter run."""
     waits_s: tuple[float, ...]
-    """Medians of guaranteed requests due in each two seconds after spot began, to show what grows. Who never
-    had a first token counts with the time it waited."""
+    """Medians of the waits of guaranteed requests due in each two seconds after the start of spot. A request
+    without a first token counts with the time until its end."""
     tokens_per_s: float
     guaranteed: int
     guaranteed_shed: int
@@ -187,43 +178,43 @@ class Result:
     preempted: int
     complaints: tuple[str, ...] = ()
     kind: str = ""
-    """The engine: vllm or simulator."""
+    """The engine: ``vllm`` or ``simulator``."""
 
     @property
     def grows(self) -> bool:
-        """Whether waits became longer and longer, as in a queue that nothing bounds."""
+        """Whether waits became longer and longer, as in an unbounded queue."""
         first, *_, last = self.waits_s
         return self.alone_p99_s < first < last and self.waits_s[1] > first
 
     @property
     def ratio(self) -> float:
-        """P99 in overload over P99 alone."""
+        """The P99 in overload divided by the P99 alone."""
         return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
 
     @property
     def recovered_ratio(self) -> float:
-        """The same once the engine's capacity should have been learned."""
+        """The same for requests after ``RECOVERED_S``."""
         return self.recovered_p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
 
 
 def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result:
-    """Run one system once."""
+    """Run a system once."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     file = out / "scenario.yaml"
     file.write_text(scenario(system, sizes))
     with (
         backends(kind, folder, 1, system.engine, SLOTS) as engines,
-        core_of_its_own(engines[0]),
+        own_core(engines[0]),
         _front(system, sizes, folder, engines) as front,
     ):
         process = load(file, front, out / "run", seed, system.name)
         finished(process, sizes.duration + 120)
-    return judge(system.name, out / "run", kind)
+    return result_of(system.name, out / "run", kind)
 
 
 def scenario(system: System, sizes: Sizes) -> str:
-    """The scenario of one system, as loadgen reads it."""
+    """The scenario file of one system for loadgen."""
     priority = system.sends_priority
     return SCENARIO.format(
         duration=sizes.duration,
@@ -251,7 +242,7 @@ def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend
     if system.front == "none":
         yield Front([engines[0].url])
     elif system.front == "fixed":
-        # Each may have half of 600 tokens/s, prompts included, about what the engine does with eight streams.
+        # Each gets half of 600 tokens/s with prompts, about the engine's throughput in eight streams.
         with fixed_limit(folder, engines[0], {"g-key": 18_000, "s-key": 18_000}) as front:
             yield front
     else:
@@ -261,16 +252,16 @@ def _front(system: System, sizes: Sizes, folder: Path, engines: Sequence[Backend
             yield front
 
 
-def judge(name: str, folder: Path, kind: str) -> Result:
-    """The numbers of a run."""
+def result_of(name: str, folder: Path, kind: str) -> Result:
+    """The results of a recorded run."""
     run_ = read_run(folder)
     summary = summarise(run_)
     alone, over = summary.cell(GUARANTEED, "alone"), summary.cell(GUARANTEED, "overload")
-    spot, everyone = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
+    spot, all_tenants = summary.cell(SPOT, "overload"), summary.cell("all tenants", "overload")
     assert alone is not None
     assert over is not None
     assert spot is not None
-    assert everyone is not None
+    assert all_tenants is not None
     return Result(
         name,
         summary.seed,
@@ -279,7 +270,7 @@ def judge(name: str, folder: Path, kind: str) -> Result:
         _value(over.ttft.p99),
         _recovered(run_),
         _waits(run_),
-        _value(everyone.output_tokens_per_s),
+        _value(all_tenants.output_tokens_per_s),
         over.requests,
         _ended(over, Outcome.SHED, Outcome.UNAVAILABLE),
         _ended(spot, Outcome.SERVED),

@@ -1,9 +1,9 @@
-"""A larger pool: eight simulated engines, thirty tenants of three tiers; overload, then engines are lost.
+"""A larger pool: eight simulated engines, thirty tenants of three tiers, overload, and lost engines.
 
-Guarantees, fair shares and spot over many sidecars with one lease store: one engine cannot show them.
-Guaranteed tenants are alone at first; then spot comes at several times capacity, then elastic ones with
-persistent demand as well, and then four engines are killed, which come back at the end. Guarantees are judged
-against spot alone, as on one engine: an elastic request within its share is never ended for one.
+It shows guarantees, fair shares and spot across many sidecars with one lease store. Guaranteed tenants are
+alone at first. Then spot sends several times the capacity, and later elastic tenants send persistent demand.
+Then four engines are killed, which restart at the end. The guarantees are compared with spot only, as on one
+engine, because no elastic request within its share is ended for a guarantee.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENGINES, LOST, SLOTS = 8, 4, 8
 ENGINE = ("--step", "0.06", "--per-sequence", "0.001", "--scheduling-policy", "priority")
 GUARANTEED = tuple(f"guaranteed-{n}" for n in range(6))
 ELASTIC = {f"elastic-{n}": 1.0 + n % 2 for n in range(10)}
-"""Weights. With half of the engines a unit is worth a slot and a half. So each tenant keeps a slot or more:
+"""Weights. With half of the engines a unit of weight is a slot and a half, so each tenant keeps a slot:
 shares below one slot would depend on rounding."""
 SPOT = tuple(f"spot-{n:02}" for n in range(14))
 TENANT = """\
@@ -42,7 +42,7 @@ tenants:
 {tenants}phases:
   - {{name: alone, from: 0, to: {alone:g}}}
   - {{name: overload, from: {alone:g}, to: {full:g}}}
-  - {{name: everyone, from: {full:g}, to: {cut:g}}}
+  - {{name: all tenants, from: {full:g}, to: {cut:g}}}
   - {{name: half, from: {cut:g}, to: {back:g}}}
   - {{name: whole again, from: {back:g}, to: {duration:g}}}
 """
@@ -79,28 +79,28 @@ class Sizes:
 
     alone: float = 20.0
     overload: float = 60.0
-    everyone: float = 20.0
+    all_tenants: float = 20.0
     half: float = 90.0
     after: float = 20.0
 
     @property
     def full(self) -> float:
-        """When elastic tenants come."""
+        """The time at which elastic tenants begin."""
         return self.alone + self.overload
 
     @property
     def cut(self) -> float:
-        """When engines are lost."""
-        return self.full + self.everyone
+        """The time at which engines are lost."""
+        return self.full + self.all_tenants
 
     @property
     def back(self) -> float:
-        """When they return."""
+        """The time at which they return."""
         return self.cut + self.half
 
     @property
     def duration(self) -> float:
-        """Of the whole scenario."""
+        """The duration of the whole scenario."""
         return self.back + self.after
 
 
@@ -112,27 +112,27 @@ class Result:
     seed: int
     alone_p99_s: float
     p99_s: float
-    """Of guaranteed requests, in overload."""
+    """The P99 of guaranteed requests in overload."""
     guaranteed: int
     guaranteed_shed: int
     """In overload."""
     tokens_per_s: float
     """In overload."""
     first_jain: float
-    """Over the first 20 s with half the engines."""
+    """Jain's index over the first 20 s with half the engines."""
     later_jain: float
     deviation: float
-    """The largest from a fair share over a later 60 s."""
+    """The largest deviation from a fair share over any later 60 s."""
     tokens_per_s_half: float
 
     @property
     def ratio(self) -> float:
-        """P99 in overload over P99 alone."""
+        """The P99 in overload divided by the P99 alone."""
         return self.p99_s / self.alone_p99_s if self.alone_p99_s else float("inf")
 
 
 def scenario(sizes: Sizes) -> str:
-    """The scenario, as loadgen reads it."""
+    """The scenario file for loadgen."""
     lines = [_tenant(name, "guaranteed", "{poisson: {rate: 0.5}}", (16, 48), 0.0, 0) for name in GUARANTEED]
     for number, name in enumerate(ELASTIC):
         size = ((8, 16), (16, 32), (32, 64))[number % 3]
@@ -176,7 +176,7 @@ def _entitlement(name: str, tier: str, more: str) -> str:
 
 
 def run(system: System, sizes: Sizes, seed: int, out: Path) -> Result:
-    """Run it once."""
+    """Run a system once."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     file = out / "scenario.yaml"
@@ -188,7 +188,7 @@ def run(system: System, sizes: Sizes, seed: int, out: Path) -> Result:
         process = load(file, front, out / "run", seed, system.name)
         lose(engines[-LOST:], sizes.cut, sizes.back)
         finished(process, sizes.after + 120)
-    return judge(system.name, read_run(out / "run"), sizes)
+    return result_of(system.name, read_run(out / "run"), sizes)
 
 
 @contextlib.contextmanager
@@ -202,13 +202,13 @@ def _front(system: System, folder: Path, engines: Sequence[Backend]) -> Iterator
         yield front
 
 
-def judge(name: str, run_: Run, sizes: Sizes) -> Result:
-    """The numbers of a run."""
+def result_of(name: str, run_: Run, sizes: Sizes) -> Result:
+    """The results of a recorded run."""
     full, cut, back = sizes.full, sizes.cut, sizes.back
     settled = sizes.alone + min(10.0, sizes.overload / 3)
     first = service(run_, ELASTIC, cut, cut + 20)
     later = [service(run_, ELASTIC, *window) for window in spans(cut + 20, back, 60.0)]
-    everyone = (*GUARANTEED, *ELASTIC, *SPOT)
+    all_tenants = (*GUARANTEED, *ELASTIC, *SPOT)
     shed = [
         last
         for last in _guaranteed(run_, settled, full)
@@ -221,16 +221,16 @@ def judge(name: str, run_: Run, sizes: Sizes) -> Result:
         _p99(run_, settled, full),
         len(_guaranteed(run_, settled, full)),
         len(shed),
-        sum(tokens(run_, everyone, settled, full, prompts=False).values()) / (full - settled),
+        sum(tokens(run_, all_tenants, settled, full, prompts=False).values()) / (full - settled),
         jain_by_weight(first, ELASTIC),
         min(jain_by_weight(window, ELASTIC) for window in later),
         max(deviation(window, ELASTIC) for window in later),
-        sum(tokens(run_, everyone, cut + 5, back, prompts=False).values()) / (back - cut - 5),
+        sum(tokens(run_, all_tenants, cut + 5, back, prompts=False).values()) / (back - cut - 5),
     )
 
 
 def _guaranteed(run_: Run, start: float, end: float) -> list[Attempt]:
-    """The last attempts of guaranteed requests that were due in a span."""
+    """The last attempts of the guaranteed requests due in a span."""
     tries = requests(a for a in run_.attempts if a.tenant in GUARANTEED)
     return [request[-1] for request in tries if start <= request[0].intended_s < end]
 

@@ -1,4 +1,4 @@
-"""Processes of one run: engines, the proxies in front of them, the load. Each ends with its context."""
+"""Processes of one run: engines, the proxies in front of them, and the load. Each ends with its context."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Backend:
 
     @classmethod
     def of(cls, kind: str, folder: Path, number: int, flags: Sequence[str], slots: int) -> Backend:
-        """An engine that is not started yet. ``kind`` is ``vllm`` or ``simulator``."""
+        """An engine before its start. ``kind`` is ``vllm`` or ``simulator``."""
         if kind == "vllm":
             log = folder / f"engine{number}.log"
             real = VllmProcess(log, max_num_seqs=slots, extra=flags, model=MODEL)
@@ -43,7 +43,7 @@ class Backend:
 def backends(
     kind: str, folder: Path, count: int, flags: Sequence[str], slots: int
 ) -> Iterator[list[Backend]]:
-    """Some engines, all ready."""
+    """Start ``count`` engines, and wait until all are ready."""
     made = [Backend.of(kind, folder, number, flags, slots) for number in range(count)]
     with contextlib.ExitStack() as stack:
         for backend in made:
@@ -54,10 +54,10 @@ def backends(
 
 
 @contextlib.contextmanager
-def core_of_its_own(engine: Backend) -> Iterator[None]:
-    """Give an engine's computing process the first core; its server, proxies and load share the others.
+def own_core(engine: Backend) -> Iterator[None]:
+    """Give the first core to an engine's computing process. Its server, proxies and load share the others.
 
-    On two cores the load would else run on the engine's, now and then, and that is what would be measured.
+    Without this, the load sometimes ran on the engine's core of a machine with two, and slowed the engine.
     """
     cores = sorted(os.sched_getaffinity(0))
     if not engine.is_real or len(cores) < 2:
@@ -77,19 +77,19 @@ def core_of_its_own(engine: Backend) -> Iterator[None]:
 
 
 def pin(process: int, cores: Sequence[int]) -> None:
-    """Have all threads of a process run on these cores."""
+    """Restrict all threads of a process to these cores."""
     for thread in Path(f"/proc/{process}/task").iterdir():
         os.sched_setaffinity(int(thread.name), cores)
 
 
 def parent(folder: Path) -> int:
-    """Of a process, by its folder in ``/proc``."""
+    """The parent's id of a process, given its folder in ``/proc``."""
     return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 @dataclass(frozen=True)
 class Front:
-    """The addresses that tenants use, with the pages about them."""
+    """The URLs of the proxies, and of their state pages."""
 
     urls: Sequence[str]
     states: Sequence[str] = ()
@@ -101,7 +101,7 @@ class Front:
 def sidecars(
     folder: Path, pool_file: Path, engines: Sequence[Backend], flags: Sequence[str], debt_gain: float | None
 ) -> Iterator[Front]:
-    """A sidecar for each engine; with several of them a Redis and a coordinator."""
+    """Start a sidecar for each engine; with several engines also a Redis and a coordinator."""
     gain = [] if debt_gain is None else ["--debt-gain", f"{debt_gain:g}"]
     parts: dict[str, Process] = {}
     with contextlib.ExitStack() as stack:
@@ -132,7 +132,7 @@ def sidecars(
 
 @contextlib.contextmanager
 def fixed_limit(folder: Path, engine: Backend, limits: dict[str, float]) -> Iterator[Front]:
-    """A proxy with fixed tokens per minute by key."""
+    """Start a proxy with a fixed token rate per key."""
     port = free_port()
     command = [*module("experiments.fixed_limit"), "--upstream", engine.url, "--port", str(port)]
     command += [f"{key}={limit:g}" for key, limit in limits.items()]
@@ -141,7 +141,7 @@ def fixed_limit(folder: Path, engine: Backend, limits: dict[str, float]) -> Iter
 
 
 def load(scenario: Path, front: Front, out: Path, seed: int, label: str) -> Process:
-    """Start the load generator; its folder is ``out``."""
+    """Start the load generator, which writes to the folder ``out``."""
     command = [*module("loadgen"), "run", str(scenario), "--out", str(out), "--seed", str(seed)]
     command += ["--label", label]
     command += [part for url in front.urls for part in ("--url", url)]
@@ -150,7 +150,7 @@ def load(scenario: Path, front: Front, out: Path, seed: int, label: str) -> Proc
 
 
 def finished(process: Process, timeout_s: float) -> None:
-    """Wait for a load generator. Raises ``RuntimeError`` where it failed."""
+    """Wait for a load generator. Raises ``RuntimeError`` if it fails."""
     if process.wait(timeout_s) != 0:
         raise RuntimeError(f"the load generator failed; see {process.log}")
 

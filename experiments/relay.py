@@ -1,4 +1,4 @@
-"""A TCP relay in front of Redis that can be slow, or lose everything, as a network does.
+"""A TCP relay in front of Redis that delays or loses bytes, like a network.
 
 python -m experiments.relay TARGET PORT DELAY_S
 """
@@ -13,7 +13,7 @@ import uvloop
 
 
 class Relay:
-    """Carries bytes to a port. ``delay_s`` is added each way; ``is_cut`` loses bytes and says nothing."""
+    """Relays bytes to a port. ``delay_s`` delays each direction. ``is_cut`` drops bytes without an error."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -23,12 +23,12 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, port: int = 0) -> None:
-        """Listen; on any free port without ``port``."""
+        """Listen on ``port``, or on a free port."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Close everything."""
+        """Stop listening, and close all connections."""
         self._server.close()
         for task in list(self._tasks):
             task.cancel()
@@ -56,7 +56,7 @@ class Relay:
             self._tasks.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Bytes of one direction, each piece late by the delay but in order."""
+        """Relay one direction. Each piece is delayed; the order stays."""
         loop = asyncio.get_running_loop()
         while data := await reader.read(1 << 16):
             if self.is_cut:
@@ -75,7 +75,7 @@ def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def relay(target: int, port: int, delay_s: float) -> None:
-    """Add a delay each way until the process ends."""
+    """Relay with a delay in each direction until the process ends."""
     made = Relay(target)
     made.delay_s = delay_s
     await made.start(port)

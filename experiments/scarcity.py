@@ -1,8 +1,8 @@
-"""Scarcity: elastic tenants of unlike sizes, weights and SLOs on two engines; one is lost, and returns.
+"""Scarcity: elastic tenants of different sizes, weights and SLOs. One of two engines is lost, and returns.
 
-Persistent demand (closed loop), a Redis and a coordinator, as in production; the same without debt beside it.
-Wanted: weighted service converges. Jain's index is at least 0.98 over the first 20 s after the loss and
-0.99 over any later 60 s, and everyone within 5 % of its fair share (10 % in the worst run).
+Demand is persistent (closed loop). There are a Redis and a coordinator, and a run without debt to compare.
+Goal: weighted service converges. Jain's index is at least 0.98 over the first 20 s after the loss, and 0.99
+over any later 60 s. Each tenant is within 5 % of its fair share (10 % in the worst run).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class System(NamedTuple):
 
     name: str
     debt_gain: float | None
-    """``None`` is the default."""
+    """``None`` means the default."""
 
 
 SYSTEMS = (System("with debt", None), System("without debt", 0.0))
@@ -92,21 +92,21 @@ class Result:
     seed: int
     first_jain: float
     later_jain: float
-    """The worst of any later 60 s (or the rest, where that is shorter)."""
+    """The lowest index over any later 60 s, or over the rest of the run if that is shorter."""
     deviation: float
-    """The largest from a fair share in such a window, as a part of it."""
+    """The largest relative deviation from a fair share in such a window."""
     tokens_deviation: float
     sequences_deviation: float
-    """The same in tokens alone, and in sequence-seconds alone."""
+    """The same in tokens only, and in sequence-seconds only."""
     shares: Mapping[str, float]
-    """Service by weight in the last window, as a part of the mean."""
+    """Service by weight in the last window, relative to the mean."""
     tokens_per_s: float
-    """With one engine."""
+    """The throughput with one engine."""
     tokens_per_s_after: float
 
 
 def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result:
-    """Run it once."""
+    """Run a system once."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     cut, back = sizes.whole, sizes.whole + sizes.one
@@ -122,11 +122,11 @@ def run(kind: str, system: System, sizes: Sizes, seed: int, out: Path) -> Result
         process = load(file, front, out / "run", seed, system.name)
         lose(engines[1:], cut, back)
         finished(process, sizes.after + 120)
-    return judge(system.name, read_run(out / "run"), cut, back)
+    return result_of(system.name, read_run(out / "run"), cut, back)
 
 
 def scenario(sizes: Sizes) -> str:
-    """The scenario, as loadgen reads it."""
+    """The scenario file for loadgen."""
     cut, back = sizes.whole, sizes.whole + sizes.one
     tenants = "".join(
         TENANT.format(name=t, workers=sizes.workers, input=_SIZES[t][0], output=_SIZES[t][1]) for t in WEIGHTS
@@ -134,8 +134,8 @@ def scenario(sizes: Sizes) -> str:
     return SCENARIO.format(duration=back + sizes.after, cut=cut, back=back, tenants=tenants)
 
 
-def judge(name: str, run_: Run, cut: float, back: float) -> Result:
-    """The numbers of a run."""
+def result_of(name: str, run_: Run, cut: float, back: float) -> Result:
+    """The results of a recorded run."""
     first = service(run_, WEIGHTS, cut, cut + 20)
     windows = spans(cut + 20, back, 60.0)
     later = [service(run_, WEIGHTS, *window) for window in windows]

@@ -1,7 +1,7 @@
-"""Service of tenants within spans of a run. Experiments about fairness judge by it.
+"""Service of tenants within spans of a run, for experiments about fairness.
 
-As a client can see it: tokens, and the time that its sequences ran. Fair shares are dominant shares, so
-service is one too: a tenant's part of whichever of the two it has more of.
+It is measured at the client: tokens, and the running time of sequences. Fair shares are dominant shares, so
+service is a dominant share too: the larger of a tenant's shares in all tokens and in all sequence-seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from loadgen.summary import token_pieces
 def tokens(
     run: Run, tenants: Iterable[str], start: float, end: float, *, prompts: bool = True
 ) -> dict[str, float]:
-    """Tokens of each tenant within a span of the run; with or without those of its prompts."""
+    """Tokens of each tenant within a span of the run, with or without those of prompts."""
     totals = dict.fromkeys(tenants, 0.0)
     for tenant in totals:
         attempts = (attempt for attempt in run.attempts if attempt.tenant == tenant)
@@ -29,7 +29,7 @@ def tokens(
 
 
 def sequence_seconds(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
-    """For how long each tenant's sequences ran within a span, as a client can see it.
+    """The running time of each tenant's sequences within a span, as measured at the client.
 
     A sequence runs from its first token, minus one mean gap between events, to its end. Earlier time counts
     as queueing: a request that waits uses no engine slot.
@@ -44,7 +44,7 @@ def sequence_seconds(run: Run, tenants: Iterable[str], start: float, end: float)
 
 
 def service(run: Run, tenants: Iterable[str], start: float, end: float) -> dict[str, float]:
-    """Each tenant's dominant share of all that was served in a span: of tokens or of sequence-seconds."""
+    """Each tenant's dominant share of all service in a span: of tokens or of sequence-seconds."""
     names = list(tenants)
     parts = [_shares(count(run, names, start, end)) for count in (tokens, sequence_seconds)]
     return {name: max(part[name] for part in parts) for name in names}
@@ -56,7 +56,7 @@ def _shares(totals: Mapping[str, float]) -> dict[str, float]:
 
 
 def spans(start: float, end: float, length: float) -> list[tuple[float, float]]:
-    """All spans of a length within one, five seconds apart; that one itself, where it is shorter."""
+    """All spans of a length within a given span, five seconds apart; a shorter span itself."""
     found, at = [], start
     while at + length <= end:
         found.append((at, at + length))

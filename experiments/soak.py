@@ -1,9 +1,9 @@
-"""Soak: half of what the engines can do, for long, with faults; what must be as in the beginning is.
+"""Soak: a long run at half the engines' capacity, with faults and abandoned streams.
 
-Two real engines, their sidecars, a Redis and a coordinator. Tenants of all tiers, and clients that leave in
-the middle of their streams. In turn the Redis stands still, the coordinator is killed, a sidecar stands still
-and the Redis is killed and comes back empty. Wanted: memory stays flat, nothing is held once nothing runs,
-and the sidecars' token counters say what the engines' do.
+Two real engines, their sidecars, a Redis and a coordinator serve tenants of all tiers, and clients that
+disconnect in the middle of their streams. The faults in turn: Redis is paused, the coordinator is killed, a
+sidecar is paused, and Redis is killed and restarts empty. Goals: memory stays constant, no capacity is held
+after the last request, and the sidecars' token counters agree with the engines'.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from toolbox.processes import Process
 ENGINES, SLOTS = 2, 16
 SAMPLE_S = 5.0
 IDLE_S = 30.0
-"""Time limit for the release of everything at the end, s."""
+"""The time limit for the release of all capacity at the end, s."""
 STILL_S = 2.0
 """The duration of a pause, s."""
 SCENARIO = """\
@@ -68,7 +68,7 @@ entitlements:
 IMPATIENT_EVERY_S = 2.0
 MOST_GROWTH_MB, MOST_COUNT_ERROR = 3.0, 0.01
 REFUSALS = (Outcome.SHED, Outcome.UNAVAILABLE)
-"""Ends that are no failure: nothing had begun."""
+"""Outcomes that are not failures: the request had not begun."""
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,29 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Result:
-    """The results."""
+    """The results of the run."""
 
     seed: int
     served: int
     ended_otherwise: dict[str, int]
     left: int
-    """Streams that their clients left."""
+    """Abandoned streams."""
     faults: int
     memory_mb: float
-    """The largest sidecar, on average over the second quarter of the time."""
+    """The mean memory of the largest sidecar over the second quarter of the time."""
     growth_mb: float
-    """The most that a sidecar's last quarter is above its second."""
+    """The largest growth of a sidecar's mean memory from the second to the last quarter."""
     held: float
-    """Sequences and KV tokens that sidecars held when nothing ran any more."""
+    """Sequences and KV tokens that sidecars hold after the last request."""
     input_ratio: float
     output_ratio: float
-    """Tokens by the sidecars' counters over those by the engines'."""
+    """The sidecars' token counters divided by the engines'."""
     tokens_per_s: float
-    """The engines' output."""
+    """The engines' output tokens per second."""
 
 
 def goals(result: Result) -> list[tuple[str, bool]]:
-    """The goals in words, and whether they are reached."""
+    """The goals, and whether each is reached."""
     ratios = (result.input_ratio, result.output_ratio)
     failed = {how: count for how, count in result.ended_otherwise.items() if how not in REFUSALS}
     return [
@@ -111,18 +111,21 @@ def goals(result: Result) -> list[tuple[str, bool]]:
             f"memory grew by {result.growth_mb:.1f} MB, at most {MOST_GROWTH_MB:g}",
             result.growth_mb <= MOST_GROWTH_MB,
         ),
-        (f"{result.held:g} held in the end, nothing", result.held == 0),
+        (f"{result.held:g} sequences and KV tokens held in the end, at most 0", result.held == 0),
         (
-            f"tokens counted are {ratios[0]:.1%} and {ratios[1]:.1%} of the engines', within 1 %",
+            f"the sidecars count {ratios[0]:.1%} and {ratios[1]:.1%} of the engines', within 1 %",
             all(abs(ratio - 1) <= MOST_COUNT_ERROR for ratio in ratios),
         ),
         (f"{result.served} served, {failed or 'none'} failed", result.served > 0 and not failed),
-        (f"{result.faults} faults, {result.left} streams left: some", result.faults > 0 and result.left > 0),
+        (
+            f"{result.faults} faults and {result.left} abandoned streams, at least one each",
+            result.faults > 0 and result.left > 0,
+        ),
     ]
 
 
 def run(sizes: Sizes, seed: int, out: Path) -> Result:
-    """Run it once."""
+    """Run the experiment once."""
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
     file, pool = out / "scenario.yaml", folder / "pool.yaml"
@@ -136,33 +139,33 @@ def run(sizes: Sizes, seed: int, out: Path) -> Result:
         process = load(file, front, out / "run", seed, "soak")
         with _meanwhile(front, sizes, seed) as seen:
             finished(process, sizes.duration + 120)
-        held = _held_at_last(front)
-        said = _sidecar_tokens(front)
+        held = _held_in_the_end(front)
+        counted = _sidecar_tokens(front)
         spent = [after - first for after, first in zip(_engine_tokens(engines), before, strict=True)]
-    return _judged(read_run(out / "run"), sizes, seed, seen, held, said, spent)
+    return _result(read_run(out / "run"), sizes, seed, seen, held, counted, spent)
 
 
 @dataclass
-class _Seen:
-    """Samples and actions during the load."""
+class _Observations:
+    """Samples, faults and abandoned streams during the load."""
 
     memory_mb: list[list[float]]
-    """By sidecar, one number for each sample."""
+    """The samples of each sidecar."""
     faults: int = 0
     left: int = 0
 
 
 @contextlib.contextmanager
-def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Seen]:
-    """Sample memory, break things, leave streams, until the context ends."""
-    seen = _Seen([[] for _ in front.urls])
+def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Observations]:
+    """Sample memory, cause faults and abandon streams during the context."""
+    seen = _Observations([[] for _ in front.urls])
     over = threading.Event()
     threads = [
         threading.Thread(target=work)
         for work in (
             lambda: _sample(front, seen, over),
-            lambda: _break(front, seen, sizes.fault_every, over),
-            lambda: asyncio.run(_leave(front, seen, seed, over)),
+            lambda: _cause_faults(front, seen, sizes.fault_every, over),
+            lambda: asyncio.run(_abandon_streams(front, seen, seed, over)),
         )
     ]
     for thread in threads:
@@ -175,13 +178,13 @@ def _meanwhile(front: Front, sizes: Sizes, seed: int) -> Iterator[_Seen]:
             thread.join()
 
 
-def _sample(front: Front, seen: _Seen, over: threading.Event) -> None:
+def _sample(front: Front, seen: _Observations, over: threading.Event) -> None:
     while not over.wait(SAMPLE_S):
         for number, samples in enumerate(seen.memory_mb):
             samples.append(front.parts[f"sidecar{number}"].resident_mb())
 
 
-def _break(front: Front, seen: _Seen, every_s: float, over: threading.Event) -> None:
+def _cause_faults(front: Front, seen: _Observations, every_s: float, over: threading.Event) -> None:
     redis, coordinator, sidecar = (front.parts[name] for name in ("redis", "coordinator", "sidecar1"))
     faults = cycle(((_pause, redis), (_restart, coordinator), (_pause, sidecar), (_restart, redis)))
     while not over.wait(every_s):
@@ -201,8 +204,8 @@ def _restart(process: Process) -> None:
     process.start().wait_ready()
 
 
-async def _leave(front: Front, seen: _Seen, seed: int, over: threading.Event) -> None:
-    """Begin streams, and go away in the middle of them."""
+async def _abandon_streams(front: Front, seen: _Observations, seed: int, over: threading.Event) -> None:
+    """Begin streams, and disconnect in the middle of them."""
     chance = random.Random(seed)
     body = {"model": "small", "prompt": [5] * 32, "max_tokens": 200, "ignore_eos": True, "stream": True}
     async with aiohttp.ClientSession(headers={"authorization": "Bearer impatient-key"}) as session:
@@ -216,8 +219,8 @@ async def _leave(front: Front, seen: _Seen, seed: int, over: threading.Event) ->
                 seen.left += 1
 
 
-def _held_at_last(front: Front) -> float:
-    """The use that is held after the end of all requests: nothing, after a moment."""
+def _held_in_the_end(front: Front) -> float:
+    """The capacity held after the last request. Waits up to ``IDLE_S`` until it is 0."""
     deadline = time.monotonic() + IDLE_S
     while held := sum(map(_held, front.states)):
         if time.monotonic() > deadline:
@@ -233,7 +236,7 @@ def _held(state: str) -> float:
 
 
 def _sidecar_tokens(front: Front) -> list[float]:
-    """Input tokens, cached ones included, and output tokens."""
+    """The sidecars' counters of input tokens, cached ones included, and of output tokens."""
     pages = [state.replace("/debug/state", "/metrics") for state in front.states]
     by_kind = {
         kind: _total(pages, "tokenpool_tokens_total", kind=kind) for kind in ("input", "cached", "output")
@@ -260,13 +263,13 @@ def _total(pages: Sequence[str], name: str, **labels: str) -> float:
     return total
 
 
-def _judged(
+def _result(
     run_: Run,
     sizes: Sizes,
     seed: int,
-    seen: _Seen,
+    seen: _Observations,
     held: float,
-    said: Sequence[float],
+    counted: Sequence[float],
     spent: Sequence[float],
 ) -> Result:
     ended = Counter(attempt.outcome for attempt in run_.attempts)
@@ -281,14 +284,14 @@ def _judged(
         max(second for second, _ in quarters),
         max(last - second for second, last in quarters),
         held,
-        said[0] / spent[0],
-        said[1] / spent[1],
+        counted[0] / spent[0],
+        counted[1] / spent[1],
         spent[1] / sizes.duration,
     )
 
 
 def _quarters(samples_kb: Sequence[float]) -> tuple[float, float]:
-    """The second and the last quarter's mean, in megabytes: the first is when a process fills its pools."""
+    """The means of the second and the last quarter, in megabytes. Memory pools fill in the first quarter."""
     quarter = max(len(samples_kb) // 4, 1)
     second, last = samples_kb[quarter : 2 * quarter] or samples_kb, samples_kb[-quarter:]
     return fmean(second), fmean(last)

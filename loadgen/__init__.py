@@ -1,1 +1,1 @@
-"""loadgen: load for a pool, and an engine for machines without one. It sees the system as users do."""
+"""loadgen: a load generator for pools, and an engine simulator. It measures at the client."""

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["engine"]:
-        # Imported here: an engine needs nothing of a client, nor the other way round.
+        # Imported here, because the engine and the client do not need each other's modules.
         from loadgen.engine import __main__ as engine  # noqa: PLC0415
 
         return engine.main(given[1:])
@@ -41,29 +41,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="loadgen", description="Open-loop load for LLM servers, measured.")
+    parser = argparse.ArgumentParser(
+        prog="loadgen", description="Sends open-loop load to LLM servers, and measures it."
+    )
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run a scenario, and report")
     run.add_argument("scenario", type=Path)
     run.add_argument("--url", action="append", required=True, help="a server; repeat for several")
-    run.add_argument("--out", type=Path, required=True, help="folder for what is measured")
+    run.add_argument("--out", type=Path, required=True, help="folder for the results")
     run.add_argument(
-        "--state", action="append", default=[], help="a sidecar's, coordinator's or engine's page"
+        "--state",
+        action="append",
+        default=[],
+        help="URL of a sidecar, coordinator or engine, or of its state page",
     )
-    run.add_argument(
-        "--label", default="", help="what this run is called when compared (default: --out's name)"
-    )
+    run.add_argument("--label", default="", help="the run's name in comparisons (default: --out's name)")
     run.add_argument("--allow-faults", action="store_true", help="run the commands of the scenario's faults")
     run.add_argument("--skip-faults", action="store_true", help="run the scenario without its faults")
     _add_changes(run)
-    compare = commands.add_parser("compare", help="put runs side by side; those of one label are one")
+    compare = commands.add_parser("compare", help="compare runs; those with one label form a group")
     compare.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     compare.add_argument("--out", type=Path, help="an HTML file to write")
     check = commands.add_parser("check", help="validate a scenario and explain it")
     check.add_argument("scenario", type=Path)
     _add_changes(check)
-    commands.add_parser("engine", help="simulate an engine; 'loadgen engine --help' says more")
+    commands.add_parser("engine", help="simulate an engine; see 'loadgen engine --help'")
     return parser
 
 
@@ -74,7 +77,7 @@ def _add_changes(parser: argparse.ArgumentParser) -> None:
         "--duration",
         type=_factor,
         metavar="SECONDS",
-        help="last so long instead; phases, faults, ramps and pauses shrink or grow in proportion",
+        help="another duration; phases, faults, ramps and pauses scale with it",
     )
 
 
@@ -133,11 +136,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_order(scenario: Scenario, arguments: argparse.Namespace) -> None:
-    """Raise where what is asked for cannot be run."""
+    """Raise ``ScenarioError`` if the options and the scenario do not allow a run."""
     for url in (*arguments.url, *arguments.state):
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ScenarioError(f"{url!r} is no URL of a server; write it as http://host:port")
+            raise ScenarioError(f"{url!r} is not the URL of a server; write http://host:port")
     if not isinstance(scenario.spread, str) and len(scenario.spread) != len(arguments.url):
         raise ScenarioError(
             f"{arguments.scenario}: spread has {len(scenario.spread)} weights for {len(arguments.url)} URLs; "

@@ -1,9 +1,9 @@
-"""Arrivals: when each tenant asks, and for how much. Pure and seeded; no arrival depends on any answer.
+"""Arrivals: the times and lengths of each tenant's requests. Pure and seeded; independent of answers.
 
-Every open-loop process is a process of rate 1, stretched by how fast the tenant asks at each moment: its
-rate, its phases, its start and end. So one rule holds for all: between two moments as many requests are
-expected as the rate's integral says. Each tenant draws from its own streams, by name, and each kind of thing
-(moments, lengths, prefixes) from its own: changing one changes no other.
+Every open-loop process is a process of rate 1, whose time is scaled by the tenant's current rate. This rate
+includes its phases, its start and its end. So the expected number of requests between two times is the
+integral of the rate, for every process. Each tenant has its own random streams, one for each kind of value
+(times, lengths, prefixes), so a change to one affects no other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A request, and when it is due: seconds from the start of the run."""
+    """A request with its due time in seconds from the start of the run."""
 
     at_s: float
     request: Request
@@ -38,7 +38,7 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A span of time in which a rate goes straight from one value to another."""
+    """A span of time in which the rate is linear."""
 
     from_s: float
     to_s: float
@@ -51,15 +51,15 @@ class Segment:
         return (self.to_s - self.from_s) * (self.start + self.end) / 2
 
     def when(self, area: float) -> float:
-        """The moment by which ``area`` requests are expected."""
+        """The time until which ``area`` requests are expected."""
         slope = (self.end - self.start) / (self.to_s - self.from_s)
-        # The usual root, written so that a slope of 0 needs no case of its own.
+        # The root of the quadratic equation in a form that includes a slope of 0.
         divisor = self.start + math.sqrt(max(self.start**2 + 2 * slope * area, 0.0))
         return min(self.from_s + (2 * area / divisor if divisor > 0 else 0.0), self.to_s)
 
 
 def stream(seed: int, *names: str) -> random.Random:
-    """A source of randomness of its own for each combination of names."""
+    """An independent random stream for each combination of names."""
     return random.Random("\0".join((str(seed), *names)))
 
 
@@ -86,7 +86,7 @@ def requests(tenant: Tenant, seed: int, worker: str = "") -> Iterator[Request]:
 
 
 def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
-    """The number of active workers of a closed loop at a moment."""
+    """The number of active workers of a closed loop at a time."""
     starts, ends = scenario.span(tenant)
     if not isinstance(tenant.process, Closed) or not starts <= at_s < ends:
         return 0
@@ -101,7 +101,7 @@ def most_workers(scenario: Scenario, tenant: Tenant) -> int:
 
 
 def segments(scenario: Scenario, tenant: Tenant) -> list[Segment]:
-    """A tenant's rate over the run, as straight pieces without gaps."""
+    """A tenant's rate over the run, as linear segments without gaps."""
     starts, ends = scenario.span(tenant)
     inner = {*scenario.edges(), *_edges(tenant.process, starts, ends)}
     moments = sorted({starts, ends, *(moment for moment in inner if starts < moment < ends)})
@@ -109,7 +109,7 @@ def segments(scenario: Scenario, tenant: Tenant) -> list[Segment]:
 
 
 def _segment(scenario: Scenario, tenant: Tenant, from_s: float, to_s: float, starts: float) -> Segment:
-    # Rates jump at edges, so factors and on/off are asked in the middle; only a ramp's rate differs within.
+    # Rates jump at edges, so factors and on/off are read in the middle. Only a ramp changes within a segment.
     middle = (from_s + to_s) / 2
     factor = scenario.factor(tenant.name, middle)
     ends = (_rate(tenant.process, at - starts, middle - starts) * factor for at in (from_s, to_s))
@@ -117,7 +117,7 @@ def _segment(scenario: Scenario, tenant: Tenant, from_s: float, to_s: float, sta
 
 
 def _edges(process: Process, starts: float, ends: float) -> Iterator[float]:
-    """The moments at which a process changes its own rate."""
+    """The times at which a process changes its own rate."""
     if isinstance(process, Ramp):
         yield starts + process.over_s
     elif isinstance(process, OnOff):
@@ -143,7 +143,7 @@ def _rate(process: Process, since_s: float, middle_s: float) -> float:
 def _gaps(process: Process, source: random.Random) -> Iterator[float]:
     """The gaps of a process of rate 1."""
     if isinstance(process, Constant):
-        yield source.random() or 1.0  # so that tenants of one rate do not ask in step
+        yield source.random() or 1.0  # so that tenants with equal rates do not send at the same times
         yield from itertools.repeat(1.0)
     burst = process.burst if isinstance(process, Bursty) else 1
     while True:
@@ -152,7 +152,7 @@ def _gaps(process: Process, source: random.Random) -> Iterator[float]:
 
 
 def warped(pieces: list[Segment], gaps: Iterator[float]) -> Iterator[float]:
-    """The moments by which the rate's integral has grown by each of the gaps."""
+    """The times at which the integral of the rate reaches the sum of the gaps so far."""
     gap = next(gaps)
     for piece in pieces:
         done, area = 0.0, piece.area

@@ -1,6 +1,6 @@
-"""One attempt at a request over HTTP: sent, and measured token by token. Never raises for what servers do.
+"""Sends one attempt of a request over HTTP, and measures each token. Errors of servers are outcomes.
 
-Every ending is an `Outcome` in the attempt's record. When to send, and whether to try again, is `run`'s.
+Every ending is an `Outcome` in the attempt's record. `run` decides when to send and whether to retry.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UNTIMED = aiohttp.ClientTimeout(total=None)
 
 
 class Client:
-    """The connections of a run: as many as there are requests under way."""
+    """The connections of a run: one for each request in flight."""
 
     def __init__(self, urls: list[str], path: str, timeout_s: float, clock: Callable[[], float]) -> None:
         self._urls = [url.rstrip("/").removesuffix("/v1") + path for url in urls]
@@ -45,7 +45,7 @@ class Client:
         await self._session.close()
 
     async def perform(self, attempt: Attempt, body: bytes, key: str | None) -> None:
-        """Send an attempt and note in it how it went, until its end. Cancelled, it stays ``CUT``."""
+        """Send an attempt, and record its course until its end. If cancelled, it stays ``CUT``."""
         stream = _Stream(attempt, self._clock)
         attempt.sent_s = self._clock()
         try:
@@ -91,7 +91,7 @@ async def _streamed(attempt: Attempt, stream: _Stream, response: aiohttp.ClientR
 
 
 def _whole(attempt: Attempt, content: bytes) -> None:
-    """An answer that was not streamed: its first token is not seen before its last."""
+    """A response that is not streamed: its first token arrives with its last."""
     event = sse.decoded(content)
     if event is None or not event.choices:
         attempt.outcome, attempt.reason = Outcome.ERROR, "no completion"
@@ -131,10 +131,10 @@ class _Stream:
         self._usage: sse.Usage | None = None
         self.failure: sse.Failure | None = None
         self.is_finished = False
-        """Whether the server said that this was all."""
+        """Whether the server sent the end of the stream."""
 
     def feed(self, chunk: bytes) -> None:
-        """Take in what came just now."""
+        """Count the events in a chunk that arrives now."""
         now = self._clock()
         for data in self._reader.feed(chunk):
             if data == sse.DONE:
@@ -158,13 +158,13 @@ class _Stream:
             self.is_finished = True
 
     def ending(self, broken: str) -> tuple[Outcome, str]:
-        """The outcome of a stream that has ended. ``broken`` is the reason if the server gave none."""
+        """The outcome of an ended stream. ``broken`` is the reason if the server sent none."""
         if self.failure is not None:
             return Outcome.PREEMPTED, self.failure.name
         return (Outcome.SERVED, "") if self.is_finished else (Outcome.BROKEN, broken)
 
     def close(self) -> None:
-        """Note in the attempt what was seen."""
+        """Record the observations in the attempt."""
         attempt, gaps = self._attempt, self._gaps
         if self._events:
             attempt.tokens = self._events
@@ -177,9 +177,9 @@ class _Stream:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """When to come back, in seconds: ``retry-after-ms``, else ``Retry-After`` in seconds, as SDKs read them.
+    """The wait before a retry in seconds: ``retry-after-ms``, or else ``Retry-After``, as SDKs read them.
 
-    Dates are not read: no server of models sends one.
+    Dates are ignored, because no LLM server sends them.
     """
     for name, unit in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
         try:

@@ -1,7 +1,7 @@
-"""Runs side by side: a row for each tenant, phase and label, as ratios to the first label. Pure.
+"""Comparison of runs: a row for each tenant, phase and label, with ratios to the first label. Pure.
 
-Runs of one label are the same thing under several seeds; they are shown by their median and their worst. A
-label with one run is shown with its confidence interval.
+Runs with the same label differ only in the seed. A label with several runs has a median and a worst value. A
+label with one run has a confidence interval.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _HEAD = ("tenant", "phase", "label", "runs", "requests", "served", "shed")
 
 
 class Compared(msgspec.Struct, frozen=True):
-    """One number of one label: over its runs, and against the first label's."""
+    """One number of one label over its runs, and its ratio to the first label."""
 
     median: float
     worst: float
     """The largest latency, the smallest rate."""
     interval: Estimate | None
-    """Of a single run."""
+    """The interval of a single run."""
     ratio: float | None
-    """Of the medians; ``None`` for the first label and where it has nothing to compare with."""
+    """The ratio of the medians; ``None`` for the first label, and if the first label has no number."""
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A tenant in a phase under a label."""
+    """A tenant in a phase with a label."""
 
     tenant: str
     phase: str
@@ -66,7 +66,7 @@ class Group(msgspec.Struct, frozen=True):
 
 
 def groups(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[Group]:
-    """Runs by label, in the order in which labels were first given."""
+    """Runs by label, in the order of the labels' first runs."""
     found: dict[str, Group] = {}
     for run, summary in zip(runs, summaries, strict=True):
         group = found.setdefault(run.meta.label, Group(run.meta.label, [], []))
@@ -76,7 +76,7 @@ def groups(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[Group]:
 
 
 def rows(compared: Sequence[Group]) -> list[Row]:
-    """Every tenant and phase that any run has, a row for each label."""
+    """The rows of all tenants and phases of any run, one for each label."""
     places = dict.fromkeys(
         (cell.tenant, cell.phase) for g in compared for summary in g.summaries for cell in summary.cells
     )
@@ -141,7 +141,7 @@ def _line(row: Row) -> list[str]:
 
 
 def _short_line(row: Row) -> list[str]:
-    """For a terminal: what is certain of the p99 only, and of fewer things."""
+    """A shorter line for a terminal: fewer columns, and the interval of the p99 only."""
     cells = [_cell(name, row.measures.get(name)).partition("\n") for name in SHORT]
     flat = [f"{value} [{small}]" if "p99" in name and small else value
             for name, (value, _, small) in zip(SHORT, cells, strict=True)]  # fmt: skip
@@ -152,10 +152,10 @@ def text(compared: Sequence[Group]) -> str:
     """The comparison for a terminal."""
     lines = [_short_line(row) for row in rows(compared)]
     table = words.text_table(("tenant", "phase", "label", "served", "shed", *SHORT), lines, left=3)
-    return "\n".join([table, _reading(compared), *(f"! {note}" for note in _notes(compared))])
+    return "\n".join([table, _legend(compared), *(f"! {note}" for note in _notes(compared))])
 
 
-def _reading(compared: Sequence[Group]) -> str:
+def _legend(compared: Sequence[Group]) -> str:
     return (
         f"In round brackets: the ratio to {compared[0].label}. Below or in square brackets: the 95 % "
         "confidence interval of a single run, the worst of several."
@@ -182,7 +182,7 @@ def html(compared: Sequence[Group]) -> str:
         f'<p class="soft">{escape(_setting(compared))}</p>',
         *map(warning, _notes(compared)),
         "<h2>In numbers</h2>",
-        words.html_table((*_HEAD, *SHOWN), lines, _reading(compared), left=3),
+        words.html_table((*_HEAD, *SHOWN), lines, _legend(compared), left=3),
         "<h2>99th percentile of the time to first token</h2>",
         '<p class="soft note">Lines: the 95 % confidence interval of a single run, or from the median of '
         "several to the worst.</p>",
@@ -190,7 +190,7 @@ def html(compared: Sequence[Group]) -> str:
         "<h2>The same over time</h2>",
         plots([_over_time(tenant, compared) for tenant in tenants], pairs=True),
     ]
-    return page(f"{title}: runs side by side", parts)
+    return page(f"{title}: comparison of runs", parts)
 
 
 def _setting(compared: Sequence[Group]) -> str:

@@ -1,4 +1,4 @@
-"""A scenario in words and numbers, before it is run: the requests of each tenant in each phase. Pure."""
+"""An explanation of a scenario before its run: the expected requests of each tenant in each phase. Pure."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _arrivals(scenario: Scenario, tenant: Tenant) -> str:
 
 
 def _expected(scenario: Scenario, tenant: Tenant) -> float | None:
-    """The expected number of requests; a closed loop sends one after each answer."""
+    """The expected number of requests. A closed loop sends one after each response."""
     if isinstance(tenant.process, Closed):
         return None
     if isinstance(tenant.process, Replay):
@@ -74,7 +74,7 @@ def _lengths(tenant: Tenant) -> tuple[float, float]:
 def _retries(tenant: Tenant) -> str:
     if not tenant.retries.most:
         return "none"
-    kind = "as told" if tenant.retries.honour_retry_after else "on their own terms"
+    kind = "as told" if tenant.retries.honour_retry_after else "after their own backoff"
     return f"{tenant.retries.most}, {kind}"
 
 

@@ -1,4 +1,4 @@
-"""Faults: commands and signals at their moments. Only reached where the user allowed it by an option."""
+"""Faults: commands and signals at their times. Used only with the option ``--allow-faults``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from loadgen.records import Done
+from loadgen.records import FaultResult
 from loadgen.scenario import Fault
 
 
-async def inflict(fault: Fault, clock: Callable[[], float], done: list[Done]) -> None:
-    """Wait for the fault's moment and do it; what came of it is added to ``done``."""
+async def inflict(fault: Fault, clock: Callable[[], float], results: list[FaultResult]) -> None:
+    """Wait for the fault's time, inflict it, and append the result to ``results``."""
     await asyncio.sleep(max(fault.at_s - clock(), 0.0))
     at = clock()
     try:
         result = await _command(fault) if fault.command else _signal(fault)
     except (OSError, ValueError) as error:
         result = f"failed: {error}"
-    done.append(Done(at, fault.name, result))
+    results.append(FaultResult(at, fault.name, result))
 
 
 async def _command(fault: Fault) -> str:

@@ -1,7 +1,7 @@
 """The values of a scenario file. The first problem ends the reading with one line: file, line, field and fix.
 
-``tokenpool.yaml_nodes`` reads the document, as it does for pool files. A pool file is also read by programs
-that must report all problems. A person who starts a run needs one, so no accessor here returns ``None``.
+``tokenpool.yaml_nodes`` reads the document, as it does for pool files. Readers of pool files report all
+problems. Here one problem is enough for the person who starts a run, so no accessor returns ``None``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _Default = TypeVar("_Default")
 
 
 class ScenarioError(ValueError):
-    """A scenario (or a trace, or a command) that cannot be run; the text is one line."""
+    """A scenario, trace or command that cannot be run. The text is one line."""
 
 
 class _Raised(Problems):
@@ -42,7 +42,7 @@ class Field:
     def fail(self, message: str, fix: str) -> NoReturn:
         """Raise ``ScenarioError`` for this value."""
         self._node.error(message, fix)
-        raise AssertionError("a problem of a scenario is raised")
+        raise AssertionError("the first problem of a scenario raises")
 
     @property
     def is_mapping(self) -> bool:
@@ -64,7 +64,7 @@ class Field:
         return {name: Field(node) for name, node in self._node.named().items()}
 
     def fields(self, known: Sequence[str], required: Sequence[str] = ()) -> dict[str, Field]:
-        """The fields of a mapping, all of them known, and all that are required."""
+        """The fields of a mapping. Unknown and missing required fields are problems."""
         return {name: Field(node) for name, node in self._node.fields(known, required).items()}
 
     def one(self, known: Sequence[str]) -> tuple[str, Field]:
@@ -100,7 +100,7 @@ class Field:
 
 
 def _sure(value: _Value | None) -> _Value:
-    assert value is not None, "a problem of a scenario is raised"
+    assert value is not None, "the first problem of a scenario raises"
     return value
 
 

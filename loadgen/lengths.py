@@ -30,7 +30,7 @@ def _clipped(value: float, least: int, most: int) -> int:
 
 
 def mean(lengths: Lengths) -> float:
-    """The mean length in tokens, as drawn: clipping included."""
+    """The mean of the drawn lengths in tokens, with the effect of clipping."""
     if isinstance(lengths, Fixed):
         return lengths.tokens
     source = random.Random(0)

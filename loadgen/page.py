@@ -1,4 +1,4 @@
-"""The frame of our HTML pages: one file, no asset, no script; light and dark, wide and narrow. Pure."""
+"""The frame of the HTML pages: one file without assets or scripts, for light and dark mode. Pure."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def page(title: str, parts: list[str]) -> str:
 
 
 def warning(text: str) -> str:
-    """Something that the reader must not miss."""
+    """An important note."""
     return f'<p class="warn" role="alert">{escape(text)}</p>'
 
 
 def plots(figures: list[str], *, pairs: bool = False) -> str:
-    """Figures below each other, or (``pairs``) two beside each other where the page is wide."""
+    """Figures in one column; with ``pairs``, in two columns on a wide page."""
     return f'<div class="plots{" pairs" if pairs else ""}">{"".join(figures)}</div>'

@@ -1,8 +1,8 @@
-"""Plots as inline SVG: curves over time, layers over time, intervals side by side. Pure; no asset, no script.
+"""Plots as inline SVG: curves over time, stacked layers over time, and intervals. Pure; no asset, no script.
 
-Each plot is drawn twice, for wide and for narrow pages, and the page's style shows one of the two: a drawing
-that is merely scaled has letters nobody can read. Colours are classes, so that light and dark are the page's
-business; lines of one colour differ in their dashes.
+Each plot is drawn twice, for wide and narrow pages, because the letters of a scaled drawing are too small.
+The style of the page shows one of the two. Colours are classes, which the page defines for light and dark
+mode. Lines of one colour differ in their dashes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from html import escape
 from loadgen.words import amount, seconds
 
 COLOURS = 8
-"""The number of colours in the page's style; further series use them again, dashed."""
+"""The number of colours in the page's style. Further series repeat them with dashes."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 12.0, 20.0, 40.0
 _WIDE, _HALF, _NARROW = (1000.0, 290.0), (570.0, 260.0), (360.0, 250.0)
-"""Width and height; half for plots that stand beside each other on a wide page."""
+"""Widths and heights of plots: wide, half of a wide page, and narrow."""
 _LETTER = 6.6
-"""Width of a letter, about."""
+"""The approximate width of a letter."""
 _DASHES = ("", "6 3", "2 3")
 
 Points = Sequence[tuple[float, float | None]]
@@ -48,7 +48,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Something that happened."""
+    """An event, such as a fault."""
 
     name: str
     at_s: float
@@ -56,7 +56,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The time that all plots of a run share."""
+    """The time axis of all plots of a run, with phases and events."""
 
     until_s: float
     bands: tuple[Band, ...] = ()
@@ -65,7 +65,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One row of intervals side by side."""
+    """One row of a plot of intervals."""
 
     name: str
     value: float
@@ -73,12 +73,12 @@ class Bar:
     high: float | None
     colour: int = 0
     note: str = ""
-    """The meaning of the line from low to high, in words."""
+    """The meaning of the line from ``low`` to ``high``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """From a value to a position."""
+    """Maps a value to a position."""
 
     low: float
     high: float
@@ -104,7 +104,7 @@ def nice_ticks(high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 in each decade (or only 1, in many) that enclose the two."""
+    """The values 1, 2 and 5 of each decade (or only 1 of many decades) that enclose the range."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     factors = (1,) if last - first > 3 else (1, 2, 5)
     ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
@@ -123,7 +123,7 @@ def curves(
     ticks: Sequence[float] | None = None,
     is_half: bool = False,
 ) -> str:
-    """Lines over time; ``unit`` is ``s`` for times, else what the values count."""
+    """Lines over time. ``unit`` is ``s`` for times, or else the unit of the values."""
     values = [v for one in series for _, v in one.points if v is not None and (v > 0 or not is_log)]
     if not values:
         return _empty(title)
@@ -140,7 +140,7 @@ def curves(
 def layers(
     title: str, series: Sequence[Series], frame: Frame, *, unit: str, over: Sequence[Series] = ()
 ) -> str:
-    """Areas stacked over time, and lines ``over`` them. All layers have the same moments."""
+    """Stacked areas over time, with the lines ``over`` them. All layers have the same times."""
     moments = [at for at, _ in series[0].points] if series else []
     heights = [0.0] * len(moments)
     edges = [list(heights)]
@@ -165,7 +165,7 @@ def layers(
 
 
 def intervals(title: str, bars: Sequence[Bar], *, unit: str, is_log: bool = False) -> str:
-    """Values with their intervals, a row each."""
+    """Values with their intervals, one per row."""
     ends = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None and v > 0]
     if not ends:
         return _empty(title)
@@ -199,7 +199,7 @@ def _figure(
 
 
 def _empty(title: str) -> str:
-    return f'<figure><figcaption>{escape(title)}</figcaption><p class="none">nothing to show</p></figure>\n'
+    return f'<figure><figcaption>{escape(title)}</figcaption><p class="none">no data</p></figure>\n'
 
 
 def _scales(
@@ -230,7 +230,7 @@ def _axes(frame: Frame, ticks: Sequence[float], x: _Scale, y: _Scale, unit: str)
 
 
 def _labels(ticks: Sequence[float], x: _Scale, y: float, unit: str) -> str:
-    """Labels below an axis: as many as there is room for."""
+    """Labels below an axis, as many as fit."""
     written, free = [], -math.inf
     for tick in ticks:
         label = seconds(tick) if unit == "s" else amount(tick)

@@ -1,4 +1,4 @@
-"""The progress of a run on standard error: a line that is overwritten on a terminal, else one every 5 s."""
+"""The progress of a run on standard error: an overwritten line on a terminal, or else a line every 5 s."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def line(at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]
     share = min(at_s / duration_s, 1.0)
     full = round(_BAR * share)
     counts = [f"{count} {_SHOWN[o]}" for o in _SHOWN if (count := ended[o]) or o is Outcome.SERVED]
-    state = "waiting for the last answers" if at_s >= duration_s else f"of {duration_s:.0f} s"
+    state = "waiting for the last responses" if at_s >= duration_s else f"of {duration_s:.0f} s"
     bar = "#" * full + "." * (_BAR - full)
     return f"[{bar}] {at_s:.0f} {state}  {in_flight} in flight, {', '.join(counts)}"[:width]
 
@@ -41,14 +41,14 @@ class Progress:
         self.interval_s = TERMINAL_INTERVAL_S if self._is_terminal else PLAIN_INTERVAL_S
 
     def show(self, at_s: float, duration_s: float, in_flight: int, ended: Counter[Outcome]) -> None:
-        """Show how far the run is."""
+        """Show the progress of the run."""
         width = shutil.get_terminal_size().columns - 1 if self._is_terminal else 200
         text = line(at_s, duration_s, in_flight, ended, width=width)
         self._out.write(f"\r{text}\x1b[K" if self._is_terminal else f"{text}\n")
         self._out.flush()
 
     def clear(self) -> None:
-        """Leave the line to what is printed next."""
+        """Clear the line for the next output."""
         if self._is_terminal:
             self._out.write("\r\x1b[K")
             self._out.flush()

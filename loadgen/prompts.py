@@ -1,7 +1,7 @@
-"""Prompts and request bodies. Pure; no tokenizer: text is counted in bytes, or token ids are sent.
+"""Prompts and request bodies. Pure, without a tokenizer: text is counted in bytes, or token ids are sent.
 
-Prompts are unlike from their first token on, so that no engine's prefix cache makes a run look better than
-it is, except for the prefix that a scenario shares on purpose. A retry sends the very same bytes.
+Prompts differ from their first token on, so an engine's prefix cache does not distort the results. The
+exception is a shared prefix of the scenario. A retry sends the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from loadgen.arrivals import Request, stream
 from loadgen.scenario import PromptForm, Route, Scenario, Tenant
 
 FIRST_ID = 10
-"""Token ids begin here: lower ones are special in most vocabularies. 256 follow, all below 400."""
+"""The lowest token id of 256, all below 400. Lower ids are special in most vocabularies."""
 _IDS = [b"%d" % (FIRST_ID + byte) for byte in range(256)]
 _CONSONANTS, _VOWELS = "bdfgklmnprstvwzj", "aeiou"
 _WORDS = [a + vowel + b + " " for a in _CONSONANTS for vowel in _VOWELS for b in _CONSONANTS][:1280:5]
@@ -22,12 +22,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 def token_ids(tokens: int, *names: str, seed: int) -> list[bytes]:
-    """So many token ids as JSON numbers; the same for the same names and seed."""
+    """``tokens`` token ids as JSON numbers. Equal names and seeds give equal ids."""
     return [_IDS[byte] for byte in stream(seed, *names).randbytes(tokens)]
 
 
 def text(size: int, *names: str, seed: int) -> str:
-    """``size`` bytes of words that mean nothing; the same for the same names and seed."""
+    """``size`` bytes of random words. Equal names and seeds give equal text."""
     letters = len(_WORDS[0])
     chosen = stream(seed, *names).randbytes(math.ceil(size / letters))
     return "".join([_WORDS[byte] for byte in chosen])[:size]
@@ -38,7 +38,7 @@ def body(scenario: Scenario, tenant: Tenant, request: Request, seed: int, worker
     fields = {
         "model": scenario.model,
         "max_tokens": request.output_tokens,
-        "ignore_eos": True,  # so that the length is the scenario's, not the model's mood
+        "ignore_eos": True,  # so that the scenario sets the length of the response, not the model
         "temperature": 0,
         "stream": scenario.stream,
     }

@@ -1,6 +1,7 @@
 """Scenario files: YAML text in, a `Scenario` out, or one line that names file, line, field and fix.
 
-Keys may be named by environment variable, so that scenarios can be shared; the environment is an argument.
+A key may name an environment variable, so scenarios without secrets can be shared. The environment is an
+argument. This is one file because its functions follow the structure of the scenario file, one per field.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from loadgen.scenario import (
 )
 
 LONGEST_TOKENS = 1 << 20
-"""A longer prompt is a slip of the finger."""
+"""Longer prompts are treated as typing errors."""
 SIGNALS = ("STOP", "CONT", "KILL", "TERM")
 _SCENARIO = (
     "name", "seed", "duration_s", "model", "route", "stream", "prompt", "tokens_per_byte", "timeout_s",
@@ -63,16 +64,16 @@ _decode_line = msgspec.json.Decoder(_Line).decode
 
 
 def read(path: Path, environment: Mapping[str, str]) -> Scenario:
-    """The scenario of a file. Raises ``ScenarioError``, or ``OSError`` where there is no such file."""
+    """The scenario of a file. Raises ``ScenarioError``, or ``OSError`` if the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}:1: not a text (byte {error.start}); save it as UTF-8") from None
+        raise ScenarioError(f"{path}:1: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     return parse(text, str(path), environment, folder=path.parent)
 
 
 def parse(text: str, file: str, environment: Mapping[str, str], folder: Path) -> Scenario:
-    """The scenario of a text; traces are looked up from ``folder``. Raises ``ScenarioError``."""
+    """The scenario of a text. Paths of traces are relative to ``folder``. Raises ``ScenarioError``."""
     top = document(text, file)
     fields = top.fields(_SCENARIO, required=("name", "model", "duration_s", "tenants"))
     route = Route(given(fields, "route", lambda f: f.word(tuple(Route)), Route.COMPLETIONS.value))
@@ -105,7 +106,7 @@ def _form(field: Field, route: Route) -> PromptForm:
     form = PromptForm(field.word(tuple(PromptForm)))
     if form is PromptForm.IDS and route is Route.CHAT:
         field.fail(
-            "is ids, which the chat route does not take", "write 'route: completions' or 'prompt: text'"
+            "is ids, which the chat route does not accept", "write 'route: completions' or 'prompt: text'"
         )
     return form
 
@@ -124,7 +125,7 @@ def _tenants(field: Field, environment: Mapping[str, str], folder: Path) -> tupl
     for item in field.items():
         tenant = _tenant(item, environment, folder)
         if any(tenant.name == other.name for other in tenants):
-            item.fail(f"is the second tenant called {tenant.name!r}", "give each its own name")
+            item.fail(f"is the second tenant named {tenant.name!r}", "give each its own name")
         tenants.append(tenant)
     if not tenants:
         field.fail("is empty", "add at least one tenant")
@@ -163,10 +164,10 @@ def _key(field: Field, environment: Mapping[str, str]) -> str:
         named = field.fields(("env",), required=("env",))["env"]
         variable = named.text()
         if not environment.get(variable):
-            named.fail(f"is {variable}, which is not set", f"run with {variable}=… in the environment")
+            named.fail(f"names {variable}, which is not set", f"run with {variable}=… in the environment")
         key = environment[variable]
     if not key.isprintable() or not key.isascii():
-        field.fail("has characters that a header cannot carry", "use printable ASCII")
+        field.fail("has characters that a header cannot contain", "use printable ASCII")
     return key
 
 
@@ -331,9 +332,9 @@ def _phases(field: Field, tenants: tuple[Tenant, ...], duration: float) -> tuple
         phase = _phase(item, tenants, duration)
         for other in phases:
             if phase.name == other.name:
-                item.fail(f"is the second phase called {phase.name!r}", "give each its own name")
+                item.fail(f"is the second phase named {phase.name!r}", "give each its own name")
             if phase.from_s < other.to_s and other.from_s < phase.to_s:
-                item.fail(f"overlaps phase {other.name!r}", "let one begin where the other ends")
+                item.fail(f"overlaps phase {other.name!r}", "let one begin when the other ends")
         phases.append(phase)
     return tuple(sorted(phases, key=lambda phase: phase.from_s))
 
@@ -359,7 +360,10 @@ def _fault(item: Field, duration: float) -> Fault:
     fields = item.fields(("at_s", "run", "signal", "pid_file"), required=("at_s",))
     at = fields["at_s"].number("seconds", most=duration)
     if ("run" in fields) == ("signal" in fields):
-        item.fail("is no single thing to do", "give either 'run:' (a list) or 'signal:' with 'pid_file:'")
+        item.fail(
+            "must have either a command or a signal",
+            "give either 'run:' (a list) or 'signal:' with 'pid_file:'",
+        )
     if "run" in fields:
         command = tuple(part.text() for part in fields["run"].items())
         if not command:

@@ -1,7 +1,7 @@
 """The files of a run in its folder: requests.jsonl, state.jsonl, meta.json, summary.json.
 
-The first has one line for each attempt, written as it ends; the others are about the run as a whole. API keys
-are in none of them.
+requests.jsonl has one line for each attempt, written at its end. The other files describe
+the whole run. No file contains API keys.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ class Outcome(StrEnum):
 
     SERVED = "served"
     SHED = "shed"
-    """429."""
+    """Status 429."""
     UNAVAILABLE = "unavailable"
-    """503."""
+    """Status 503."""
     ERROR = "error"
-    """Any other status that is no success."""
+    """Any other status than success."""
     BROKEN = "broken"
-    """The connection could not be made, or ended before the answer did."""
+    """The connection could not be opened, or ended before the response."""
     TIMEOUT = "timeout"
     PREEMPTED = "preempted"
-    """An error within a stream that had begun."""
+    """An error event in a stream that had begun."""
     CUT = "cut"
-    """The run ended first."""
+    """The run ended before the request."""
 
 
 class Attempt(msgspec.Struct, omit_defaults=True):
-    """One attempt at a request. Times are seconds from the start of the run.
+    """One attempt of a request. Times are seconds from the start of the run.
 
-    Written into only while the attempt is under way.
+    It changes only while the attempt is in flight.
     """
 
     tenant: str
     request: str
-    """Its number among the tenant's requests; for a closed loop after its worker's, as ``w3.17``."""
+    """The request's number; in a closed loop after the number of its worker, as in ``w3.17``."""
     intended_s: float
-    """When the request (its first attempt) was due."""
+    """The due time of the request, that is, of its first attempt."""
     due_s: float
-    """When this attempt was due: later than ``intended_s`` for a retry."""
+    """The due time of this attempt: later than ``intended_s`` for a retry."""
     sent_s: float
     end_s: float
     input_tokens: int
@@ -69,16 +69,16 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     is_last: bool = True
     outcome: Outcome = Outcome.CUT
     status: int = 0
-    """0 where there was no answer."""
+    """0 without a response."""
     reason: str = ""
-    """``x-tokenpool-reason``, else the error's code."""
+    """``x-tokenpool-reason``, or else the error's code."""
     retry_after_s: float | None = None
     first_s: float | None = None
-    """The first token."""
+    """The time of the first token."""
     prompt_tokens: int = 0
-    """As the engine counted."""
+    """Input tokens by the engine's count."""
     tokens: int = 0
-    """Output tokens: as the engine counted, else events."""
+    """Output tokens by the engine's count, or else the number of events."""
     url: int = 0
     gap_mean_s: float | None = None
     gap_p99_s: float | None = None
@@ -87,8 +87,8 @@ class Attempt(msgspec.Struct, omit_defaults=True):
     """See `statistics.Histogram`."""
 
 
-class Done(msgspec.Struct, frozen=True):
-    """A fault that was done."""
+class FaultResult(msgspec.Struct, frozen=True):
+    """A fault, with the time and the result of its action."""
 
     at_s: float
     what: str
@@ -120,7 +120,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
-    """A run: its scenario, its machine, its course as a whole."""
+    """A run: its scenario, its machine, and totals."""
 
     label: str
     name: str
@@ -128,11 +128,11 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     drain_s: float
     ended_s: float
-    """When the last answer had come (or the run was cut)."""
+    """The time of the last response, or of the run's early end."""
     is_interrupted: bool
     tenants: list[TenantMeta]
     phases: list[PhaseMeta]
-    faults: list[Done]
+    faults: list[FaultResult]
     urls: list[str]
     command: list[str]
     started: str
@@ -141,19 +141,19 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     lag_p50_s: float
     lag_p99_s: float
-    """Delay of attempts after their intended time."""
+    """Delays of attempts after their due time."""
     lag_max_s: float
     cpu: float
-    """Share of one core that the generator used: the 95th percentile of its seconds."""
+    """The generator's CPU time as a share of a core: the 95th percentile over single seconds."""
     complaints: list[str]
-    """Reasons why the run is unreliable, in words; empty if the generator kept up."""
+    """Reasons why the run is unreliable; empty if the generator kept up."""
     unread_states: dict[str, int]
     """The number of failed reads of a state page, by URL."""
     scenario: dict[str, object]
 
 
 class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One look at a state page. Amounts are by dimension."""
+    """One reading of a state page. Amounts are by dimension."""
 
     at_s: float
     source: str
@@ -162,11 +162,11 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     capacity: dict[str, float] = {}
     entitlements: dict[str, EntitlementSample] = {}
     engine: dict[str, float] = {}
-    """running, waiting, kv_usage, up; where known."""
+    """``running``, ``waiting``, ``kv_usage`` and ``up``, if known."""
 
 
 class EntitlementSample(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entitlement, as a page shows it."""
+    """One entitlement on a page."""
 
     limit: dict[str, float] = {}
     demand: dict[str, float] = {}
@@ -176,7 +176,7 @@ class EntitlementSample(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def machine() -> Machine:
-    """This machine."""
+    """A description of this machine."""
     return Machine(_cpu_model(), len(os.sched_getaffinity(0)), platform.release(), platform.python_version())
 
 
@@ -186,11 +186,11 @@ def _cpu_model() -> str:
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the generator is made of."""
+    """The versions of the generator and of its libraries."""
     found: dict[str, str] = {}
     for package in _PACKAGES:
         try:
@@ -201,7 +201,7 @@ def versions() -> dict[str, str]:
 
 
 def described(scenario: Scenario) -> dict[str, object]:
-    """A scenario for meta.json: complete, but for keys and the lines of traces."""
+    """A scenario for meta.json: complete except for keys and the lines of traces."""
     shown = _shown(scenario)
     assert isinstance(shown, dict)
     return shown
@@ -229,7 +229,7 @@ class Lines:
         self._file.write(_encode(record) + b"\n")
 
     def close(self) -> None:
-        """No more lines come."""
+        """Close the file."""
         self._file.close()
 
 
@@ -239,11 +239,11 @@ def save(path: Path, record: object) -> None:
 
 
 class RunUnreadable(ValueError):
-    """A folder that holds no run; the text says what is missing."""
+    """A folder without a run. The text names the missing part."""
 
 
 class Run(msgspec.Struct, frozen=True):
-    """A run, as read back."""
+    """A run, as read from its folder."""
 
     folder: str
     meta: Meta
@@ -258,7 +258,7 @@ def load(folder: Path) -> Run:
         attempts = list(_lines(folder / REQUESTS, Attempt))
         samples = list(_lines(folder / STATE, Sample)) if (folder / STATE).exists() else []
     except OSError as error:
-        raise RunUnreadable(f"{folder} holds no run ({error.strerror}: {error.filename}); "
+        raise RunUnreadable(f"{folder} has no run ({error.strerror}: {error.filename}); "
                             "name a folder that 'loadgen run --out' wrote") from None  # fmt: skip
     except msgspec.DecodeError as error:
         raise RunUnreadable(f"{folder} cannot be read: {error}; run the scenario again") from None

@@ -28,10 +28,10 @@ from loadgen.summary import (
 )
 
 MOST_PLOTS = 12
-"""Tenants with a plot of their own: those with the most requests."""
+"""The most tenants with a plot of their own. They are the tenants with the most requests."""
 _RATE = "tokens_per_second"
 _UNKNOWN_FROM = 1e8
-"""No engine does so many tokens per second: it stands for a rate of which no bound is known yet."""
+"""A limit from this many tokens per second stands for an unknown bound; no engine is so fast."""
 _CURVES = (("p50", 0.5, 2, 1.5), ("p95", 0.95, 1, 1.5), ("p99", 0.99, 0, 2.5))
 """Name, share, dash and width of each tenant's curves."""
 _REFUSED = (Outcome.SHED, Outcome.UNAVAILABLE)
@@ -40,21 +40,21 @@ _HEAD = ("tenant", "phase", "requests", "served", "shed", "failed")
 
 
 def notes(meta: Meta, summary: Summary) -> list[str]:
-    """Notes that a reader needs before the numbers."""
+    """Notes above the numbers."""
     found = [f"This run {complaint}." for complaint in meta.complaints]
     if meta.is_interrupted:
         found.append(f"Interrupted after {meta.ended_s:.0f} of {meta.duration_s:.0f} s.")
     totals = [cell for cell in summary.cells if cell.phase == WHOLE and cell.tenant != EVERYONE]
     if short := sum(cell.short for cell in totals):
-        found.append(f"{short} answers were shorter than asked: the engine does not obey ignore_eos.")
+        found.append(f"{short} responses were shorter than requested: the engine does not obey ignore_eos.")
     if bounds := sum(cell.bounds for cell in totals):
         found.append(
-            f"{bounds} requests never saw a token; their times to first token are how long they waited, "
-            "a lower bound."
+            f"{bounds} requests received no token; their waiting times count as times to first token, "
+            "as lower bounds."
         )
-    found += [f"Of {url}, {count} looks came to nothing." for url, count in meta.unread_states.items()]
-    failed = [done for done in meta.faults if done.result != "done"]
-    return found + [f"The fault '{done.what}' {done.result}." for done in failed]
+    found += [f"{count} reads of {url} failed." for url, count in meta.unread_states.items()]
+    failed = [fault for fault in meta.faults if fault.result != "done"]
+    return found + [f"The fault '{fault.what}' {fault.result}." for fault in failed]
 
 
 def counts(cell: Cell) -> list[str]:
@@ -76,7 +76,7 @@ def text(meta: Meta, summary: Summary) -> str:
         for cell in summary.cells
     ]
     lag = (
-        f"sent {words.seconds(meta.lag_p50_s)} late in the middle, {words.seconds(meta.lag_p99_s)} at p99; "
+        f"sent {words.seconds(meta.lag_p50_s)} late at p50, {words.seconds(meta.lag_p99_s)} at p99; "
         f"the generator used {meta.cpu:.0%} of a core"
     )
     warnings = [f"! {note}" for note in notes(meta, summary)]
@@ -99,7 +99,7 @@ def html(run: Run, summary: Summary) -> str:
         "<h2>Throughput and sheds</h2>",
         plots([_throughput(run, windows, frame), _sheds(run, windows, frame)]),
         *_states(run, frame),
-        "<h2>How it was run</h2>",
+        "<h2>Setup</h2>",
         _setup(meta),
     ]
     return page(f"{meta.name}: load report", parts)
@@ -107,7 +107,7 @@ def html(run: Run, summary: Summary) -> str:
 
 def _frame(meta: Meta) -> Frame:
     bands = tuple(Band(phase.name, phase.from_s, phase.to_s) for phase in meta.phases)
-    marks = tuple(Mark(done.what, done.at_s) for done in meta.faults)
+    marks = tuple(Mark(fault.what, fault.at_s) for fault in meta.faults)
     return Frame(max(meta.ended_s, 1.0) if meta.is_interrupted else meta.duration_s, bands, marks)
 
 
@@ -137,7 +137,7 @@ def _shown(cell: Cell, measure: str) -> str:
 
 
 def waits_by_tenant(run: Run) -> dict[str, list[tuple[float, float]]]:
-    """Each tenant's times to first token, with when the requests were due."""
+    """Each tenant's times to first token, with the due times of the requests."""
     found: dict[str, list[tuple[float, float]]] = {tenant.name: [] for tenant in run.meta.tenants}
     for tries in requests(run.attempts):
         wait = first_token(tries[-1], run.meta.drain_s)
@@ -149,7 +149,7 @@ def waits_by_tenant(run: Run) -> dict[str, list[tuple[float, float]]]:
 def percentile_points(
     waits: Iterable[tuple[float, float]], windows: Windows, share: float
 ) -> list[tuple[float, float | None]]:
-    """A percentile for each window; a gap where nothing was due."""
+    """A percentile for each window; a gap if no request was due."""
     groups = windows.grouped(waits)
     return [
         (at, percentile(group, share) if group else None)
@@ -188,7 +188,7 @@ def _throughput(run: Run, windows: Windows, frame: Frame) -> str:
 
 
 def capacity_points(samples: Sequence[Sample]) -> list[tuple[float, float | None]]:
-    """The pool's tokens per second: as a coordinator says, else what all sidecars say together."""
+    """The pool's tokens per second: from a coordinator, or else the sum of all sidecars."""
     kinds = {sample.kind for sample in samples}
     kind = "coordinator" if "coordinator" in kinds else "sidecar"
     by_second: dict[int, dict[str, float]] = defaultdict(dict)
@@ -205,18 +205,18 @@ def _sheds(run: Run, windows: Windows, frame: Frame) -> str:
     for index, reason in enumerate(reasons):
         groups = windows.grouped((a.end_s, 1.0) for a in refused if a.reason == reason)
         rates = [len(group) / windows.width_s for group in groups]
-        # Reasons are no tenants: they begin with colours of their own.
+        # Reasons have other colours than tenants.
         series.append(Series(reason, list(zip(windows.middles, rates, strict=True)), index + 3))
     return layers("Sheds by reason", series, frame, unit="attempts/s")
 
 
 def _states(run: Run, frame: Frame) -> list[str]:
-    """Limits, debt and engines, where state pages were read."""
+    """Limits, debt and engines, if state pages were read."""
     colours = {tenant.name: index for index, tenant in enumerate(run.meta.tenants)}
     sharing = [sample for sample in run.samples if sample.entitlements]
     figures = []
     if sharing:
-        # Every page shows the pool's limits; a coordinator's are the ones that it decided.
+        # Every page shows the pool's limits. A coordinator's page is preferred, because it decides them.
         best = min(sharing, key=lambda sample: sample.kind != "coordinator").source
         seen = [sample for sample in sharing if sample.source == best]
         limits = _entitlement_series(seen, colours, _known_limit)
@@ -228,7 +228,7 @@ def _states(run: Run, frame: Frame) -> list[str]:
     engines = _engine_series(run.samples)
     if engines:
         figures.append(curves("Sequences in the engines", engines, frame, unit="sequences"))
-    return ["<h2>What the pool says</h2>", plots(figures)] if figures else []
+    return ["<h2>State of the pool</h2>", plots(figures)] if figures else []
 
 
 def _known_limit(shown: EntitlementSample) -> float | None:
@@ -239,7 +239,7 @@ def _known_limit(shown: EntitlementSample) -> float | None:
 def _entitlement_series(
     samples: Sequence[Sample], colours: dict[str, int], read: Callable[[EntitlementSample], float | None]
 ) -> list[Series]:
-    """One curve for each entitlement; those named as a tenant have its colour."""
+    """One curve for each entitlement, in the colour of the tenant with its name."""
     names = list(dict.fromkeys(name for sample in samples for name in sample.entitlements))
     for name in names:
         colours.setdefault(name, len(colours))

@@ -1,8 +1,8 @@
-"""One run: sends what the scenario says, when it says so, and measures. Open-loop.
+"""One run: sends the requests of a scenario at their due times, and measures them. Open-loop.
 
-An arrival waits for nothing but its moment: every request is a task of its own, and where the generator falls
-behind, what is late is sent at once and its latency still counts from when it was due. How late it was is
-kept, and a run that could not keep up says so. Faults, state pages and progress run beside it.
+Every request is a task of its own, which waits for its due time only. If the generator is late, it sends the
+request at once, and the latency still counts from the due time. The delay is recorded. A run whose generator
+could not keep up contains a complaint. Faults, samples of state pages and progress run concurrently.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from loadgen.records import (
     REQUESTS,
     STATE,
     Attempt,
-    Done,
+    FaultResult,
     Lines,
     Meta,
     Outcome,
@@ -47,9 +47,9 @@ from loadgen.scenario import LONGEST_WAIT_S, Closed, Retries, Scenario, Tenant
 from loadgen.statistics import percentile
 
 LATE_S = 0.05
-"""A run whose attempts were sent later than this, one in a hundred, did not keep up."""
+"""The generator could not keep up if the p99 of the delays exceeds this, s ..."""
 BUSY = 0.9
-"""Nor did one whose generator used more than this of its core."""
+"""... or if it used more than this share of its core."""
 _HEAD_START_S = 0.05
 _RETRIED = (Outcome.SHED, Outcome.UNAVAILABLE)
 
@@ -69,7 +69,7 @@ class Order:
 
 
 def backoff(retries: Retries, attempt: int, asked_s: float | None, jitter: float) -> float:
-    """The wait of a client after its ``attempt``-th attempt, s; ``jitter`` is from 0 to 1."""
+    """The client's wait after its ``attempt``-th attempt, s. ``jitter`` is from 0 to 1."""
     if retries.honour_retry_after and asked_s is not None:
         return asked_s
     return min(retries.wait_s * 2.0 ** (attempt - 1), LONGEST_WAIT_S) * (0.75 + jitter / 4)
@@ -84,13 +84,13 @@ def complaints(lag_p99_s: float, cpu: float) -> list[str]:
         )
     if cpu > BUSY:
         found.append(
-            f"could not keep up: the generator used {cpu:.0%} of a core, and what it took is in every latency"
+            f"could not keep up: the generator used {cpu:.0%} of a core, which adds to every latency"
         )
     return found
 
 
 class Runner:
-    """A run under way. ``stop`` ends it early; what was measured is kept."""
+    """A run in progress. ``stop`` ends it early, and keeps the measurements."""
 
     def __init__(self, order: Order, progress: Progress, clock: Callable[[], float]) -> None:
         self._order = order
@@ -107,7 +107,7 @@ class Runner:
         self._ended: Counter[Outcome] = Counter()
         self._lags: list[float] = []
         self._busy: list[float] = []
-        self._done: list[Done] = []
+        self._fault_results: list[FaultResult] = []
         self._turn = itertools.count()
         self._spread = arrivals.stream(order.scenario.seed, "", "spread")
         self._stopped = asyncio.Event()
@@ -123,17 +123,17 @@ class Runner:
         return self._stopped.is_set()
 
     def stop(self) -> None:
-        """Send no more, and wait for nothing."""
+        """End the run now, without further requests or waits."""
         self._stopped.set()
 
     async def run(self) -> Meta:
-        """The whole run, until its last answer."""
+        """Perform the whole run until its last response."""
         started = datetime.now(UTC).isoformat(timespec="milliseconds")
         scenario = self._scenario
         jobs = (self._sampler.run(), self._report(), self._watch_cpu())
         beside: list[asyncio.Task[None]] = [asyncio.create_task(job) for job in jobs]
         faults = scenario.faults if self._order.faults else ()
-        beside += [asyncio.create_task(inflict(fault, self.now, self._done)) for fault in faults]
+        beside += [asyncio.create_task(inflict(fault, self.now, self._fault_results)) for fault in faults]
         path = scenario.route.path
         async with Client(self._order.urls, path, scenario.timeout_s, self.now) as self._client:
             await self._unless_stopped(asyncio.create_task(self._arrive_and_drain()))
@@ -184,14 +184,14 @@ class Runner:
     def _finish(self, task: asyncio.Task[object]) -> None:
         self._requests.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._error = error  # such as a disk that is full: nothing more can be measured
+            self._error = error  # such as a full disk: the measurement cannot continue
             self.stop()
 
     async def _sleep_until(self, at_s: float) -> None:
         await asyncio.sleep(max(at_s - self.now(), 0.0))
 
     async def _work(self, tenant: Tenant, process: Closed, worker: int) -> None:
-        """One worker of a closed loop: asks, waits for the answer, thinks, asks again."""
+        """One worker of a closed loop: sends, waits for the response, thinks, and sends again."""
         scenario, name = self._scenario, f"w{worker}"
         for request in arrivals.requests(tenant, scenario.seed, name):
             while worker >= arrivals.workers_at(scenario, tenant, self.now()):
@@ -202,12 +202,12 @@ class Runner:
             last = await self._request(tenant, request, max(self.now(), 0.0), name)
             pause = process.think_s
             if last.outcome is not Outcome.SERVED:
-                # Refused workers do not hammer: they wait as long as before a retry.
+                # After a refusal, a worker waits as long as before a retry.
                 pause = max(pause, backoff(tenant.retries, 1, last.retry_after_s, 1.0))
             await self._sleep_until(min(self.now() + pause, scenario.duration_s))
 
     async def _request(self, tenant: Tenant, request: Request, at_s: float, worker: str = "") -> Attempt:
-        """One request with all its attempts; the last of them."""
+        """Send a request with all its attempts, and return the last attempt."""
         scenario, retries = self._scenario, tenant.retries
         body = prompts.body(scenario, tenant, request, scenario.seed, worker)
         name = f"{worker}.{request.number}" if worker else str(request.number)
@@ -278,7 +278,7 @@ class Runner:
             is_interrupted=self.is_stopped,
             tenants=[TenantMeta(tenant.name, tenant.tier) for tenant in scenario.tenants],
             phases=[PhaseMeta(phase.name, phase.from_s, phase.to_s) for phase in scenario.phases],
-            faults=self._done,
+            faults=self._fault_results,
             urls=order.urls,
             command=order.command,
             started=started,
@@ -299,7 +299,7 @@ def _may_retry(attempt: Attempt) -> bool:
 
 
 def _next_turn(scenario: Scenario, tenant: Tenant, at_s: float) -> float | None:
-    """The next moment at which the number of workers may differ."""
+    """The next time at which the number of workers may change."""
     starts, ends = scenario.span(tenant)
     moments = (moment for moment in (starts, *scenario.edges()) if at_s < moment < ends)
     return min(moments, default=None)
@@ -311,7 +311,7 @@ def _cpu_s() -> float:
 
 
 async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel and wait."""
+    """Cancel tasks, and wait for their ends."""
     for task in tasks:
         task.cancel()
     if tasks:
@@ -319,7 +319,7 @@ async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
 
 
 async def perform(order: Order) -> Meta:
-    """Run to the end, or until SIGINT or SIGTERM; a second one ends the process at once."""
+    """Run to the end, or until SIGINT or SIGTERM. A second signal ends the process at once."""
     loop = asyncio.get_running_loop()
     runner = Runner(order, Progress(sys.stderr), time.monotonic)
 

@@ -1,6 +1,6 @@
-"""Looks at state pages while a run goes on: what sidecars, coordinators and engines say of themselves.
+"""Samples the state pages of sidecars, coordinators and engines during a run.
 
-Tolerant: a page that cannot be read is a gap in the curves, never an error. Reading a page is pure.
+An unreadable page is a gap in the curves, not an error. The functions that parse a page are pure.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _GAUGES = {
 
 
 def page_url(url: str) -> str:
-    """The page that is meant: ``/debug/state`` where only a server is named."""
+    """The URL of the page: ``/debug/state`` if the URL names a server only."""
     return url.rstrip("/") + PAGE if urlsplit(url).path in ("", "/") else url
 
 
 def samples(content: bytes, at_s: float, source: str) -> list[Sample]:
-    """The samples of a page; empty where none is known. A coordinator's page has one for each pool."""
+    """The samples of a page; empty for an unknown page. A coordinator's page has one sample for each pool."""
     if not content.lstrip().startswith(b"{"):
         engine = _metrics(content.decode("utf-8", "replace"))
         return [Sample(at_s, source, "engine", engine=engine)] if engine else []
@@ -69,7 +69,7 @@ def _number(value: object) -> float | None:
 
 
 def _metrics(text: str) -> dict[str, float]:
-    """The gauges of an engine's metrics page that are of use here, summed over its labels."""
+    """The gauges of an engine's metrics page, summed over its labels."""
     found: dict[str, float] = {}
     for line in text.splitlines():
         name = _GAUGES.get(line.partition("{")[0].partition(" ")[0])
@@ -83,17 +83,17 @@ def _metrics(text: str) -> dict[str, float]:
 
 
 class Sampler:
-    """Looks at every page, twice a second, until cancelled."""
+    """Reads every page twice a second until cancelled."""
 
     def __init__(self, urls: list[str], lines: Lines, clock: Callable[[], float]) -> None:
         self._urls = urls
         self._lines = lines
         self._clock = clock
         self.unread = dict.fromkeys(urls, 0)
-        """The number of failed reads."""
+        """The number of failed reads by URL."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Read the pages until cancelled."""
         if not self._urls:
             return
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -103,13 +103,13 @@ class Sampler:
     async def _watch(self, session: aiohttp.ClientSession, url: str) -> None:
         while True:
             due = self._clock() + INTERVAL_S
-            found = await self._look(session, url)
+            found = await self._sample(session, url)
             for sample in found:
                 self._lines.write(sample)
             self.unread[url] += not found
             await asyncio.sleep(max(due - self._clock(), 0.0))
 
-    async def _look(self, session: aiohttp.ClientSession, url: str) -> list[Sample]:
+    async def _sample(self, session: aiohttp.ClientSession, url: str) -> list[Sample]:
         at = self._clock()
         try:
             async with session.get(page_url(url)) as response:

@@ -1,6 +1,6 @@
 """Scenarios as records: tenants, their arrivals and request sizes, phases and faults.
 
-Only what a scenario is, lives here. Reading one from YAML is `reading`, arrivals made of it are `arrivals`.
+This module has the records only. `reading` reads them from YAML, and `arrivals` makes arrivals from them.
 Times are seconds from the start of the run, rates are requests per second, lengths are tokens.
 """
 
@@ -12,14 +12,14 @@ from enum import StrEnum
 
 
 class Route(StrEnum):
-    """Which of vLLM's routes is asked."""
+    """The route of vLLM."""
 
     CHAT = "chat"
     COMPLETIONS = "completions"
 
     @property
     def path(self) -> str:
-        """The path that follows the server's address."""
+        """The path after the server's address."""
         return "/v1/chat/completions" if self is Route.CHAT else "/v1/completions"
 
 
@@ -27,7 +27,7 @@ class PromptForm(StrEnum):
     """The form of a prompt in a request."""
 
     TEXT = "text"
-    """Text of about the asked length: no tokenizer is at hand."""
+    """Text of about the requested length, without a tokenizer."""
     IDS = "ids"
     """Token ids, so that lengths are exact. Completions only."""
 
@@ -41,7 +41,7 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True)
 class Uniform:
-    """Every length of a range, its ends included."""
+    """A uniform distribution over a range, both ends included."""
 
     least: int
     most: int
@@ -49,7 +49,7 @@ class Uniform:
 
 @dataclass(frozen=True, slots=True)
 class Normal:
-    """A bell, clipped to a range."""
+    """A normal distribution, clipped to a range."""
 
     mean: float
     deviation: float
@@ -59,7 +59,7 @@ class Normal:
 
 @dataclass(frozen=True, slots=True)
 class Lognormal:
-    """Mostly short with a long tail, clipped to a range; what prompts of people look like."""
+    """A log-normal distribution, clipped to a range. Prompts of people have a similar long tail."""
 
     median: float
     sigma: float
@@ -70,7 +70,7 @@ class Lognormal:
 
 @dataclass(frozen=True, slots=True)
 class Empirical:
-    """Lengths as they were seen, each with its weight."""
+    """Observed lengths, each with a weight."""
 
     lengths: tuple[int, ...]
     weights: tuple[float, ...]
@@ -88,23 +88,23 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Poisson:
-    """Many independent users."""
+    """A Poisson process, as of many independent users."""
 
     rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Bursty:
-    """Batches of ``burst`` requests at once, the batches as a Poisson process."""
+    """Batches of ``burst`` simultaneous requests. The batches are a Poisson process."""
 
     rate: float
-    """Requests, not batches."""
+    """Requests per second, not batches."""
     burst: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """A Poisson process whose rate goes straight from one to another, and stays there."""
+    """A Poisson process with a linear change of rate, and a constant rate afterwards."""
 
     start: float
     end: float
@@ -122,7 +122,7 @@ class OnOff:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Workers that each wait for their answer before the next request: persistent demand, not open-loop."""
+    """Workers that wait for each response before the next request: persistent demand, not open-loop."""
 
     workers: int
     think_s: float
@@ -150,25 +150,25 @@ Process = Constant | Poisson | Bursty | Ramp | OnOff | Closed | Replay
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """Requests that begin alike, as those with one system prompt do."""
+    """A shared beginning of requests, such as a system prompt."""
 
     share: float
-    """Of the tenant's requests, 0 to 1."""
+    """The share of the tenant's requests, 0 to 1."""
     tokens: int
-    """The part of a prompt that is always the same. It is part of the input length."""
+    """The length of the shared beginning. The input length includes it."""
     name: str
-    """Tenants that give the same name share one prefix."""
+    """Tenants with the same name share one prefix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """The client's behaviour after it was shed, found nothing available, or got no answer."""
+    """The client's behaviour after a 429, a 503 or a broken connection."""
 
     most: int = 0
     """Attempts after the first."""
     honour_retry_after: bool = True
     wait_s: float = 0.5
-    """The wait where no Retry-After is honoured; doubles each time up to ``LONGEST_WAIT_S``, jittered."""
+    """The wait without Retry-After. It doubles each time up to ``LONGEST_WAIT_S``, with jitter."""
 
 
 LONGEST_WAIT_S = 8.0
@@ -197,13 +197,13 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A span of time that the report looks at by itself, and in which rates may differ."""
+    """A span of time with its own rates and its own rows in the report."""
 
     name: str
     from_s: float
     to_s: float
     rates: tuple[tuple[str, float], ...] = ()
-    """Factors by tenant; 1 for those not named."""
+    """Factors by tenant; 1 for other tenants."""
 
     def factor(self, tenant: str) -> float:
         """The factor of a tenant's rate in this phase."""
@@ -212,7 +212,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that is done to the system: a command, or a signal to a process whose id is in a file."""
+    """A fault of the system: a command, or a signal to the process with the id in a file."""
 
     at_s: float
     command: tuple[str, ...] = ()
@@ -221,7 +221,7 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """A description for people."""
+        """A description of the fault."""
         return " ".join(self.command) if self.command else f"SIG{self.signal} to {self.pid_file}"
 
 
@@ -232,7 +232,7 @@ class Scenario:
     name: str
     model: str
     duration_s: float
-    """Requests arrive for so long."""
+    """The duration of the arrivals."""
     tenants: tuple[Tenant, ...]
     seed: int = 0
     route: Route = Route.COMPLETIONS
@@ -241,37 +241,37 @@ class Scenario:
     """Assumed tokens per byte of text."""
     stream: bool = True
     timeout_s: float = 120.0
-    """An attempt that took longer is given up."""
+    """The time limit of an attempt."""
     drain_s: float = 120.0
-    """Time limit for answers after the last arrival."""
+    """The time limit for responses after the last arrival."""
     spread: str | tuple[float, ...] = "round_robin"
-    """Over several URLs: ``round_robin``, ``random``, or weights in the order of the URLs."""
+    """The distribution over the URLs: ``round_robin``, ``random``, or weights in their order."""
     phases: tuple[Phase, ...] = ()
     faults: tuple[Fault, ...] = ()
 
     def phase_at(self, at_s: float) -> Phase | None:
-        """The phase at a moment; ``None`` between phases."""
+        """The phase at a time; ``None`` between phases."""
         return next((p for p in self.phases if p.from_s <= at_s < p.to_s), None)
 
     def factor(self, tenant: str, at_s: float) -> float:
-        """The factor of a tenant's rate at a moment."""
+        """The factor of a tenant's rate at a time."""
         phase = self.phase_at(at_s)
         return phase.factor(tenant) if phase is not None else 1.0
 
     def span(self, tenant: Tenant) -> tuple[float, float]:
-        """From when to when a tenant asks."""
+        """The start and the end of a tenant's arrivals."""
         ends = self.duration_s if tenant.ends_s is None else min(tenant.ends_s, self.duration_s)
         return min(tenant.starts_s, ends), ends
 
     def edges(self) -> Iterator[float]:
-        """The moments at which phases begin and end."""
+        """The times at which phases begin and end."""
         for phase in self.phases:
             yield phase.from_s
             yield phase.to_s
 
 
 def faster(scenario: Scenario, factor: float) -> Scenario:
-    """The same scenario with every rate (and number of closed-loop workers) multiplied."""
+    """The same scenario with all rates and numbers of closed-loop workers multiplied."""
     return replace(scenario, tenants=tuple(_faster(tenant, factor) for tenant in scenario.tenants))
 
 
@@ -291,7 +291,7 @@ def _faster(tenant: Tenant, factor: float) -> Tenant:
 
 
 def lasting(scenario: Scenario, seconds: float) -> Scenario:
-    """The same scenario in ``seconds``: phases, faults, ramps and pauses shrink or grow with it.
+    """The same scenario in ``seconds``. Phases, faults, ramps and pauses scale with it.
 
     Rates, lengths, timeouts and traces stay as they are.
     """

@@ -1,7 +1,7 @@
-"""Server-sent events, incrementally: bytes in, as they come, what each event says out. No I/O.
+"""An incremental parser of server-sent events: chunks of bytes in, decoded events out. No I/O.
 
-An event is decoded only into the fields that are counted. Lines end with LF or CRLF, as all servers of
-models write them.
+Only the counted fields of an event are decoded. Lines end with LF or CRLF, as all LLM servers
+write them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Usage(msgspec.Struct):
 
 
 class Failure(msgspec.Struct):
-    """An error, as OpenAI writes it."""
+    """An error in OpenAI's format."""
 
     message: str = ""
     type: str | None = None
@@ -43,12 +43,12 @@ class Failure(msgspec.Struct):
 
     @property
     def name(self) -> str:
-        """A short name: the code, else the type."""
+        """A short name: the code, or else the type."""
         return str(self.code or self.type or "error")
 
 
 class Event(msgspec.Struct):
-    """One event, or a whole answer that was not streamed."""
+    """One event, or a whole response that is not streamed."""
 
     choices: list[Choice] = []
     usage: Usage | None = None
@@ -56,9 +56,9 @@ class Event(msgspec.Struct):
 
     @property
     def is_token(self) -> bool:
-        """Whether it brings a token; a chat's opening event, which only names the role, does not."""
+        """Whether it contains a token. The first event of a chat contains the role only."""
         for choice in self.choices:  # noqa: SIM110 - once a token: any() costs three times as much
-            if _brings_token(choice):
+            if _has_token(choice):
                 return True
         return False
 
@@ -71,13 +71,13 @@ class Event(msgspec.Struct):
         return False
 
 
-def _brings_token(choice: Choice) -> bool:
+def _has_token(choice: Choice) -> bool:
     delta = choice.delta
     if delta is None:
         return choice.text is not None
     if delta.content or delta.reasoning_content or delta.reasoning or bytes(delta.tool_calls) != b"null":
         return True
-    # An empty content is a token that is no whole character yet, unless it comes with the role.
+    # Empty content is a token with an incomplete character, except in the event with the role.
     return delta.content is not None and delta.role is None
 
 
@@ -86,7 +86,7 @@ _decode = msgspec.json.Decoder(Event).decode
 
 
 def decoded(data: bytes) -> Event | None:
-    """The content of an event's data, or of a whole answer; ``None`` where it has another form."""
+    """The content of an event's data, or of a whole response; ``None`` for another format."""
     try:
         return _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -94,7 +94,7 @@ def decoded(data: bytes) -> Event | None:
 
 
 class Reader:
-    """Cuts a stream into events, wherever its chunks end."""
+    """Splits a stream into events. Chunks may end anywhere."""
 
     __slots__ = ("_data", "_rest")
 

@@ -1,7 +1,7 @@
 """Statistics: exact percentiles with their confidence, means, fairness, counts and tokens over time. Pure.
 
-A percentile is always a value that was observed (the nearest rank), and its interval lies between two
-observed values, by the binomial distribution of ranks: nothing is assumed of how latencies are distributed.
+A percentile is always an observed value (the nearest rank), and its interval lies between two
+observed values. The ranks have a binomial distribution, whatever the distribution of the latencies is.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import msgspec
 CONFIDENCE = 0.95
 _ROUNDS = 1000
 _NORMAL_FROM = 25.0
-"""Variance of a rank above which the normal distribution is as good as the binomial."""
+"""The variance of a rank above which the normal distribution replaces the binomial."""
 _GAP_FLOOR_S = 1e-5
 _GAP_STEP = math.log(1.02)
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A number with the interval in which the true one lies, 19 times out of 20."""
+    """A number with its 95 % confidence interval."""
 
     value: float
     low: float | None = None
-    """``None`` where the observations are too few to bound it."""
+    """``None`` if the observations are too few for a bound."""
     high: float | None = None
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest observed value that at least ``share`` of all do not exceed. ``ordered`` is not empty."""
+    """The smallest observed value that is not less than ``share`` of all. ``ordered`` is not empty."""
     return ordered[_rank(len(ordered), share) - 1]
 
 
@@ -41,7 +41,7 @@ def _rank(count: int, share: float) -> int:
 
 
 def percentile_estimate(ordered: Sequence[float], share: float) -> Estimate | None:
-    """A percentile with its interval, from the order of the observations; ``None`` without any."""
+    """A percentile with its interval; ``None`` without observations."""
     if not ordered:
         return None
     count = len(ordered)
@@ -54,7 +54,7 @@ def percentile_estimate(ordered: Sequence[float], share: float) -> Estimate | No
 
 
 def rank_interval(count: int, share: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
-    """The ranks (from 1) between which the percentile lies; 0 and ``count + 1`` where that is unknown."""
+    """The ranks (from 1) that enclose the percentile; 0 and ``count + 1`` stand for unknown bounds."""
     tail = (1 - confidence) / 2
     variance = count * share * (1 - share)
     if variance > _NORMAL_FROM:
@@ -80,7 +80,7 @@ def _binomial(count: int, successes: int, share: float) -> float:
 def bootstrap(
     values: Sequence[float], seed: int, statistic: Callable[[Sequence[float]], float] = fmean
 ) -> Estimate | None:
-    """A statistic (the mean, by default) with its interval, by drawing the values again many times."""
+    """A statistic (the mean by default) with its interval, by resampling the values."""
     if not values:
         return None
     source = random.Random(seed)
@@ -90,14 +90,14 @@ def bootstrap(
 
 
 def jain(values: Iterable[float]) -> float:
-    """Jain's index of fairness: 1 where all are equal, 1/n where one has everything."""
+    """Jain's index of fairness: 1 if all are equal, 1/n if one has everything."""
     kept = list(values)
     squares = sum(value * value for value in kept)
     return sum(kept) ** 2 / (len(kept) * squares) if squares > 0 else 1.0
 
 
 class Windows:
-    """The run, cut into windows of one width."""
+    """The run in windows of equal width."""
 
     def __init__(self, until_s: float, width_s: float) -> None:
         self.width_s = width_s
@@ -105,16 +105,16 @@ class Windows:
 
     @property
     def middles(self) -> list[float]:
-        """The middle of each."""
+        """The middle of each window."""
         return [(index + 0.5) * self.width_s for index in range(self.count)]
 
     def index(self, at_s: float) -> int | None:
-        """The window of a moment; ``None`` outside the run."""
+        """The window of a time; ``None`` outside the run."""
         index = math.floor(at_s / self.width_s)
         return index if 0 <= index < self.count else None
 
     def grouped(self, points: Iterable[tuple[float, float]]) -> list[list[float]]:
-        """Values by the window of their moment, each window's in order."""
+        """Values by the window of their time, sorted in each window."""
         groups: list[list[float]] = [[] for _ in range(self.count)]
         for at, value in points:
             if (index := self.index(at)) is not None:
@@ -124,7 +124,7 @@ class Windows:
         return groups
 
     def spread(self, pieces: Iterable[tuple[float, float, float]]) -> list[float]:
-        """Amounts, each from a moment to another, by how much falls into each window."""
+        """The part of each amount, spread evenly from its start to its end, in each window."""
         sums = [0.0] * self.count
         for start, end, amount in pieces:
             first, last = max(math.floor(start / self.width_s), 0), math.floor(end / self.width_s)
@@ -140,13 +140,13 @@ class Windows:
 
 
 def nice_width(duration_s: float, windows: int = 48) -> float:
-    """A round width of about so many windows, from half a second up."""
+    """A round width for about so many windows, at least half a second."""
     choices = (0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
     return choices[min(bisect_left(choices, duration_s / windows), len(choices) - 1)]
 
 
 Histogram = dict[int, int]
-"""The number of gaps in each bucket. Buckets are 2 % wide, so results are right to 1 %."""
+"""The number of gaps in each bucket. Buckets are 2 % wide, so the error is at most 1 %."""
 
 
 def gap_histogram(gaps: Iterable[float]) -> Histogram:
@@ -159,7 +159,7 @@ def gap_histogram(gaps: Iterable[float]) -> Histogram:
 
 
 def merged(histograms: Iterable[Mapping[int, int]]) -> Histogram:
-    """Several histograms as one."""
+    """The sum of several histograms."""
     total: Histogram = {}
     for histogram in histograms:
         for bucket, count in histogram.items():
@@ -168,7 +168,7 @@ def merged(histograms: Iterable[Mapping[int, int]]) -> Histogram:
 
 
 def histogram_percentile(histogram: Mapping[int, int], share: float) -> float | None:
-    """A percentile of counted gaps, in seconds, right to 1 %; ``None`` without any."""
+    """A percentile of counted gaps in seconds, with an error of at most 1 %; ``None`` without gaps."""
     count = sum(histogram.values())
     if not count:
         return None

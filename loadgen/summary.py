@@ -1,9 +1,9 @@
 """The results of a run: a cell of numbers for each tenant and phase. Pure.
 
-A latency is the user's: it counts from when the request was due, retries and the generator's own lateness
-included. One that never saw a token is not left out, or an overloaded server would look fast: it counts with
-the time that it waited, as a lower bound, unless the end of the run cut it before it had waited as long as
-the drain. Shed requests have no latency; they are counted beside.
+A latency counts from the due time of the request, with retries and delays of the generator. A request without
+a token is included, because an overloaded server would look fast without it. Its waiting time is a lower
+bound. The exception is a request that the end of the run cut before it waited as long as the drain. Shed
+requests have no latency; they are counted separately.
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     reasons: dict[str, int]
     """Attempts that were refused or failed, by reason."""
     bounds: int
-    """The number of times to first token that are lower bounds."""
+    """The number of times to first token that are lower bounds only."""
     short: int
-    """Served with fewer tokens than asked: the engine did not obey ``ignore_eos``."""
+    """Requests served with fewer tokens than requested: the engine did not obey ``ignore_eos``."""
     ttft: Percentiles
-    """Time to first token, from when the request was due."""
+    """Time to first token from the due time of the request."""
     ttft_sent: Percentiles
-    """The same from when the attempt that was served was sent: the server's part."""
+    """Time to first token from the sending of the served attempt: the server's part."""
     e2e: Percentiles
-    """Until the last token, of those served."""
+    """Time until the last token of served requests."""
     gap_p50_s: float | None
-    """Between tokens, over all tokens."""
+    """Time between tokens, over all tokens."""
     gap_p99_s: float | None
     output_tokens_per_s: Estimate | None
-    """Within the phase, of all requests."""
+    """Output tokens of all requests within the phase."""
     tokens_per_s: Estimate | None
-    """Prompts included, from when their first token showed that they were computed."""
+    """The same with prompts. A prompt counts at the time of its first output token."""
 
     def ended(self, outcome: Outcome) -> int:
         """The number of requests with this outcome."""
@@ -73,7 +73,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """The run in numbers."""
+    """The numbers of a run."""
 
     label: str
     name: str
@@ -98,14 +98,14 @@ class Span(msgspec.Struct, frozen=True):
 
 
 def spans(meta: Meta) -> list[Span]:
-    """The whole run and its phases, as far as they were reached."""
+    """The whole run and the phases that it reached."""
     until = min(meta.duration_s, max(meta.ended_s, _WINDOW_S))
     reached = [Span(p.name, p.from_s, min(p.to_s, until)) for p in meta.phases if p.from_s < until]
     return [Span(WHOLE, 0.0, until), *reached]
 
 
 def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
-    """Attempts by request, each request's in order."""
+    """The attempts of each request in order."""
     found: dict[tuple[str, str], list[Attempt]] = {}
     for attempt in attempts:
         found.setdefault((attempt.tenant, attempt.request), []).append(attempt)
@@ -113,21 +113,21 @@ def requests(attempts: Iterable[Attempt]) -> list[list[Attempt]]:
 
 
 def first_token(last: Attempt, drain_s: float) -> tuple[float, bool] | None:
-    """A request's time to first token by its last attempt, and whether that is only a lower bound.
+    """A request's time to first token by its last attempt, and whether it is a lower bound.
 
-    ``None`` where it says nothing about how fast answers are: shed, failed, or cut early.
+    ``None`` for requests that were shed, failed or cut early.
     """
     if last.first_s is not None:
         return last.first_s - last.intended_s, False
     waited = last.end_s - last.intended_s
     if last.outcome is Outcome.SERVED:
-        return waited, False  # not streamed: the first token came with the last
+        return waited, False  # not streamed: the first token arrives with the last
     gave_up = last.outcome is Outcome.TIMEOUT or (last.outcome is Outcome.CUT and waited >= drain_s > 0)
     return (waited, True) if gave_up else None
 
 
 def token_pieces(attempts: Iterable[Attempt], *, prompts: bool) -> list[tuple[float, float, float]]:
-    """Tokens as (from, to, how many): output evenly from first to last, a prompt with its first token."""
+    """Tokens as (from, to, count): output evenly from first to last, a prompt at its first token."""
     pieces = []
     for attempt in attempts:
         first = attempt.end_s if attempt.first_s is None else attempt.first_s
@@ -184,13 +184,13 @@ def _percentiles(values: Iterable[float]) -> Percentiles:
 
 
 def _rate(meta: Meta, span: Span, pieces: list[tuple[float, float, float]]) -> Estimate | None:
-    """Tokens per second within a span, with the interval from its single seconds."""
+    """Tokens per second within a span, with an interval from the rates of single seconds."""
     shifted = [(start - span.from_s, end - span.from_s, amount) for start, end, amount in pieces]
     kept = [piece for piece in shifted if piece[1] >= 0 and piece[0] >= 0] + [
         _clipped(piece) for piece in shifted if piece[0] < 0 < piece[1]
     ]
     length = span.to_s - span.from_s
-    # Windows of equal width that fill the span exactly: a last, shorter one would look slow.
+    # The windows fill the span exactly, because a shorter last window would look slow.
     width = length / max(round(length / _WINDOW_S), 1)
     return bootstrap([tokens / width for tokens in Windows(length, width).spread(kept)], meta.seed)
 
@@ -227,5 +227,5 @@ MEASURES: dict[str, Measure] = {
 
 
 def is_rate(measure: str) -> bool:
-    """Whether more is better, and the unit is tokens per second."""
+    """Whether the column is a rate in tokens per second, where more is better."""
     return "/" in measure

@@ -11,7 +11,7 @@ NOTHING = "-"
 
 
 def seconds(value: float) -> str:
-    """A time, in the unit in which it reads best."""
+    """A time in a suitable unit."""
     if value >= 100:
         return f"{value:.0f} s"
     if value >= 0.9995:
@@ -28,21 +28,21 @@ def amount(value: float) -> str:
 
 
 def estimate(made: Estimate | None, *, rate: bool) -> str:
-    """A number alone."""
+    """A number without its interval."""
     if made is None:
         return NOTHING
     return amount(made.value) if rate else seconds(made.value)
 
 
 def interval(made: Estimate | None, *, rate: bool) -> str:
-    """A number's interval; open where it is unknown, empty where it is not wanted."""
+    """A number's interval, with open ends for unknown bounds; empty without an interval."""
     if made is None or (made.low is None and made.high is None):
         return ""
     write = amount if rate else seconds
     low = write(made.low) if made.low is not None else "?"
     high = write(made.high) if made.high is not None else "?"
     number, _, unit = low.partition(" ")
-    # One unit is written once.
+    # A common unit is written once.
     return f"{number if unit and high.endswith(f' {unit}') else low} to {high}"
 
 
@@ -62,9 +62,9 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int 
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str, *, left: int = 2) -> str:
-    """A table for a page, whose first column stays in sight. What follows a line feed in a cell is small.
+    """A table for a page. Its first column stays visible. Text after a line feed in a cell is small.
 
-    The first ``left`` columns are flush left, the others right; the note stands above.
+    The first ``left`` columns are flush left, the others right. The note is above the table.
     """
     top = "".join(
         f'<th scope="col"{_side(index, left)}>{escape(cell)}</th>' for index, cell in enumerate(head)

@@ -1,5 +1,6 @@
-"""The protocol between sidecars and books on a virtual clock, with everything that can go wrong.
+"""The lease protocol on a virtual clock, with faults of the network, the sidecars and the lease store.
 
-What runs here is the domain itself: accounts, admission, leases, books, planner. Only the network, the
-engines and the tenants are made up. ``make sim`` runs it large; the tests run it small, with many seeds.
+The simulation runs the shipped domain: accounts, admission, leases, lease store, planner and driver. Only the
+network, the engines and the clients are simulated. ``make sim`` runs large pools; the tests run small ones
+with many seeds.
 """

@@ -1,4 +1,4 @@
-"""``make sim``: the protocol at the size of a large pool, and its figures. ``SIM_SEED`` picks the world."""
+"""``make sim``: simulates large pools, and prints their figures. ``SIM_SEED`` sets the seed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from simulation.fairness import Convergence, judge
+from simulation.fairness import Convergence, fairness_of
+from simulation.figures import Figures
 from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
-from simulation.world import Figures, Setup, simulate
+from simulation.setup import Setup
+from simulation.world import simulate
 
 OUT = Path(__file__).parent.parent / "out" / "sim"
 SIZES = ((100, 200, 12.0, 1.5), (1000, 200, 6.0, 0.5))
 """Sidecars, entitlements, seconds, load."""
 MIXES = 20
-"""Random mixes of tenants in scarcity."""
+"""The number of random mixes of tenants in scarcity."""
 
 
 def main() -> int:
-    """Simulate everything once, and say what came out."""
+    """Run all simulations once, print the figures, and return 1 if a goal is missed."""
     seed = int(os.environ.get("SIM_SEED") or secrets.randbelow(10**6))
     print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
     print(_HEAD)
@@ -54,9 +56,9 @@ def main() -> int:
 
 
 def convergence(seed: int, options: Mapping[str, float]) -> Convergence:
-    """How fairly some random mixes were served."""
+    """The fairness of ``MIXES`` random mixes."""
     setups = [scarcity(seed=seed + number, **options) for number in range(MIXES)]
-    return Convergence([judge(setup, simulate(setup)) for setup in setups])
+    return Convergence([fairness_of(setup, simulate(setup)) for setup in setups])
 
 
 def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:
@@ -67,7 +69,7 @@ def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:
         "run": name,
         "requests": figures.requests,
         "over": figures.over_admitted,
-        "over_apart": figures.over_apart,
+        "over_fallback": figures.over_fallback,
         "utilisation": figures.utilisation,
         "idle_refusals": figures.idle_refusals / requests,
         "guaranteed_sheds": figures.guaranteed_sheds / requests,
@@ -82,7 +84,7 @@ def row(name: str, setup: Setup, figures: Figures) -> dict[str, float | str]:
 _COLUMNS: Sequence[tuple[str, str, str]] = (
     ("requests", "requests", "{:.0f}"),
     ("over", "over", "{:.2f}"),
-    ("over_apart", "over, apart", "{:.1f}"),
+    ("over_fallback", "over, fallback", "{:.1f}"),
     ("utilisation", "utilised", "{:.1%}"),
     ("idle_refusals", "idle refusals", "{:.2%}"),
     ("guaranteed_sheds", "guaranteed shed", "{:.2%}"),

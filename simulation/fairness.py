@@ -1,4 +1,4 @@
-"""How fairly a simulated pool served in scarcity: Jain's index and deviations from the fair share."""
+"""Fairness of a simulated pool in scarcity: Jain's index and deviations from the fair share."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from simulation.world import Figures, Setup
+from simulation.figures import Figures
+from simulation.setup import Setup
 from toolbox.fairness import deviation, jain_by_weight
 
 
 @dataclass(frozen=True, slots=True)
 class Fairness:
-    """What became of weighted service after a loss of capacity."""
+    """Fairness of weighted service after a loss of capacity."""
 
     first: float
-    """Jain's index over the first 20 s; 1 when everyone has its share."""
+    """Jain's index over the first 20 s; 1 if every tenant has its share."""
     later: float
-    """The lowest of any later 60 s."""
+    """The lowest index over any later 60 s."""
     deviation: float
-    """The largest from a fair share over any 60 s after the first 20."""
+    """The largest deviation from a fair share over any 60 s after the first 20 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """What became of many mixes, and what is to be reached."""
+    """The fairness of many mixes, and its goals."""
 
     runs: Sequence[Fairness]
 
     @property
     def holds(self) -> bool:
-        """Whether section 6 of the design holds: medians, and the worst deviation."""
+        """Whether the goals are reached: medians, and the worst deviation."""
         return (
             median(run.first for run in self.runs) >= 0.98
             and median(run.later for run in self.runs) >= 0.99
@@ -47,8 +48,8 @@ class Convergence:
         )
 
 
-def judge(setup: Setup, figures: Figures) -> Fairness:
-    """Service by weight, in windows after the cut."""
+def fairness_of(setup: Setup, figures: Figures) -> Fairness:
+    """The fairness of service by weight, in windows after the loss of engines."""
     weights = {t.entitlement.name: t.entitlement.weight for t in setup.tenants}
     cut = setup.cut_at
     first = _service(figures, weights, cut, cut + 20)
@@ -62,7 +63,7 @@ def judge(setup: Setup, figures: Figures) -> Fairness:
 
 
 def _service(figures: Figures, names: Iterable[str], start: float, end: float) -> dict[str, float]:
-    """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
+    """Tokens of each tenant in a window. A request counts by the part of its time inside the window."""
     totals = dict.fromkeys(names, 0.0)
     for began, ended, name, tokens in figures.served:
         inside = min(ended, end) - max(began, start)

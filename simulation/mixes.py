@@ -1,4 +1,4 @@
-"""What is simulated: mixes of tenants as pools have them, most of them smaller than the pool is wide."""
+"""Setups of the simulation: mixes of tenants as in real pools. Most tenants are smaller than one engine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from simulation.world import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
+from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Faults, Setup, Tenant
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
 from tokenpool.entitlements import Entitlement, Slo, Tier
 from tokenpool.planning.planner import PlannerSettings
@@ -24,7 +24,7 @@ TROUBLE = Faults(
     partitions=0.005,
     drift=0.01,
 )
-"""Everything that goes wrong with single sidecars and messages, all the time."""
+"""All faults of single sidecars and messages, during the whole run."""
 
 
 def mixed(
@@ -36,9 +36,10 @@ def mixed(
     load: float = 1.5,
     faults: Faults = NO_TROUBLE,
 ) -> Setup:
-    """A pool: one in ten guaranteed, one in ten spot and hungry, the others elastic; four in five are small.
+    """A pool with one guaranteed tenant in ten, one spot tenant in ten with double load, and elastic others.
 
-    ``load`` is how many sequences are wanted for each that there is. Guarantees add up to half the pool.
+    Four in five are small. ``load`` is the ratio of wanted sequences to slots. Guarantees add up to half the
+    pool.
     """
     chance = random.Random(f"mix {seed}")
     slots = sidecars * SLOTS
@@ -96,13 +97,13 @@ def distant(
     rate: float = 200.0,
     seconds: float = 12.0,
 ) -> Setup:
-    """Elastic tenants without ceilings, one in ten guaranteed a little, on a pool that is 8 % busy.
+    """Elastic tenants without ceilings, and one in ten with a small guarantee, on a pool that is 8 % busy.
 
     ``distance_ms`` is the round trip to the lease store.
     """
     slots = math.ceil(rate * 8 / TOKENS_PER_SEQUENCE_S / 0.08 / sidecars)
-    promised = max(tenants // 10, 1)
-    guarantee = _sequences(slots * sidecars / promised / 4)
+    guaranteed = max(tenants // 10, 1)
+    guarantee = _sequences(slots * sidecars / guaranteed / 4)
     made = [
         Tenant(Entitlement(f"t{n:04}", "pool", Tier.GUARANTEED, guarantee=guarantee), 0)
         if n % 10 == 0
@@ -125,10 +126,10 @@ def contended(
     slots: int = 48,
     seconds: float = 24.0,
 ) -> Setup:
-    """Twice as many requests as the pool can serve; the guaranteed tenants ask for a tenth of it.
+    """Twice as many requests as the pool can serve; the guaranteed tenants request a tenth of it.
 
-    ``slots`` are the pool's, divided among the sidecars. ``distance_ms`` is the round trip to the lease
-    store. Names tell the classes apart: ``guaranteed``, ``greedy`` and ``light``.
+    ``slots`` are those of the pool, divided among the sidecars. ``distance_ms`` is the round trip to the
+    lease store. The names begin with the class: ``guaranteed``, ``greedy`` or ``light``.
     """
     made = []
     for kind, count, sequences, arrivals in classes(tenants):
@@ -148,7 +149,7 @@ BURSTY = 40
 
 
 def ample(*, seed: int, seconds: float = 15.0) -> Setup:
-    """Tenants that come in bursts up to their ceilings, on a pool with room for all; books 20 ms away."""
+    """Bursts up to each tenant's ceiling, on a pool with room for all; the lease store is 20 ms away."""
     ceiling = Amount(math.inf, math.inf, BURSTY)
     tenants = [
         Tenant(
@@ -182,9 +183,9 @@ def skewed(sidecars: int, *, seed: int, seconds: float = 20.0) -> Setup:
 
 
 def lending(*, seed: int, seconds: float = 20.0, is_preemptible: bool = False) -> Setup:
-    """A guarantee of half the pool lies idle for half the time, while spot takes everything.
+    """A guarantee of half the pool is idle for half the time, while spot uses the whole pool.
 
-    ``is_preemptible``: the owner's requests end spot requests at once, instead of waiting for their end.
+    With ``is_preemptible``, the owner's requests end spot requests instead of waiting for their end.
     """
     owner = Entitlement("owner", "pool", Tier.GUARANTEED, guarantee=_sequences(16))
     return Setup(
@@ -200,9 +201,10 @@ def lending(*, seed: int, seconds: float = 20.0, is_preemptible: bool = False) -
 
 
 def scarcity(*, seed: int, debt_gain: float = PlannerSettings().debt_gain, seconds: float = 110.0) -> Setup:
-    """A random mix of four to six elastic tenants; after 20 s, 4 of 10 engines are left.
+    """A random mix of four to six elastic tenants; 4 of 10 engines are left after 20 s.
 
-    Request sizes differ by up to ten, weights by two, SLO factors by four; everyone wants more than the pool.
+    Request sizes differ by a factor of ten, weights by two, SLO factors by four. The load of each tenant
+    exceeds the pool.
     """
     chance = random.Random(f"scarcity {seed}")
     others = chance.randint(2, 4)
@@ -225,7 +227,7 @@ def scarcity(*, seed: int, debt_gain: float = PlannerSettings().debt_gain, secon
 
 
 def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
-    """The same pool, with the lease store gone for a while."""
+    """The same pool with an outage of the lease store."""
     faults = Faults(outages=[(start, end, is_empty)])
     return Setup(
         setup.tenants, setup.sidecars, setup.slots, setup.seconds, faults, setup.seed, setup.settings
@@ -235,11 +237,11 @@ def outage(setup: Setup, start: float, end: float, *, is_empty: bool) -> Setup:
 def all_of(
     sidecars: int, entitlements: int, *, seed: int, seconds: float, load: float = 1.5
 ) -> Sequence[tuple[str, Setup]]:
-    """The mixed pool, without and with trouble, and with the lease store lost and back empty."""
+    """The mixed pool: without faults, with all faults, and with an outage that keeps or loses the data."""
     quiet = mixed(sidecars, entitlements, seed=seed, seconds=seconds, load=load)
     return [
         ("quiet", quiet),
         ("trouble", mixed(sidecars, entitlements, seed=seed, seconds=seconds, load=load, faults=TROUBLE)),
-        ("books gone", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=False)),
-        ("books empty", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=True)),
+        ("store lost", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=False)),
+        ("store empty", outage(quiet, seconds * 0.4, seconds * 0.7, is_empty=True)),
     ]

@@ -1,7 +1,7 @@
 """The tenants of a contended pool: a few guaranteed, a few greedy, many light ones.
 
-The simulation and the experiment with real processes (``experiments.distance``) use the same ones, so that
-their results can be compared.
+The simulation and the experiment with real processes (``experiments.distance``) use the same tenants, so
+that their results can be compared.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class TenantClass(NamedTuple):
     kind: str
     tenants: int
     sequences: int
-    """The guarantee of each; 0: an elastic tenant."""
+    """The guarantee of each tenant; 0 makes it elastic."""
     arrivals: float
-    """The part of all arrivals that each tenant has."""
+    """The share of each tenant in all arrivals."""
 
 
 def classes(tenants: int) -> tuple[TenantClass, ...]:
-    """The classes of a pool with so many tenants in all, at least 16."""
+    """The classes of a pool with so many tenants in total, at least 16."""
     others, light = 1 - GUARANTEED_PART, tenants - GUARANTEED - GREEDY
     return (
         TenantClass("guaranteed", GUARANTEED, GUARANTEED_SEQUENCES, GUARANTEED_PART / GUARANTEED),

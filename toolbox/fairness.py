@@ -1,4 +1,4 @@
-"""Measures of fairness: weighted service of tenants in a span of time."""
+"""Measures of fairness of the weighted service of tenants."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def by_weight(served: Mapping[_Tenant, float], weights: Mapping[_Tenant, float])
 
 
 def jain_by_weight(served: Mapping[_Tenant, float], weights: Mapping[_Tenant, float]) -> float:
-    """Jain's index of weighted service: 1 if each tenant has its share, 1/n if one has everything."""
+    """Jain's index of weighted service: 1 if each tenant has its share, 1/n if one tenant has all service."""
     return jain(by_weight(served, weights).values())
 
 
 def deviation(served: Mapping[_Tenant, float], weights: Mapping[_Tenant, float]) -> float:
-    """The largest deviation from a fair share, as a part of that share. Something must have been served."""
+    """The largest relative deviation from a fair share. The total service must not be zero."""
     total, whole = sum(served.values()), sum(weights.values())
     return max(abs(served[tenant] / total * whole / weight - 1) for tenant, weight in weights.items())

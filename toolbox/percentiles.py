@@ -1,4 +1,4 @@
-"""Percentiles of values in any order, for tables: no values have no percentile."""
+"""Percentiles of unsorted values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from loadgen import statistics
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The smallest value that at least ``share`` of all do not exceed; NaN without values."""
+    """The smallest value that is not less than ``share`` of all values; NaN without values."""
     ordered = sorted(values)
     return statistics.percentile(ordered, share) if ordered else math.nan

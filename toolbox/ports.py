@@ -1,4 +1,4 @@
-"""TCP ports of the loopback address, and questions to the servers behind them."""
+"""TCP ports of the loopback address, and checks of their servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import urllib.request
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nothing listens on."""
+    """A TCP port of loopback without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -21,7 +21,7 @@ def accepts(port: int) -> bool:
 
 
 def answers(url: str) -> bool:
-    """Whether a GET is answered with 200 within two seconds."""
+    """Whether a GET returns 200 within two seconds."""
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)

@@ -1,4 +1,4 @@
-"""Child processes: started, waited for, paused, measured, and ended with their context."""
+"""Child processes: start, readiness, pause, measurement and end."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Self
 from toolbox.ports import accepts, answers
 
 READY_S = 240.0
-"""A real engine on busy cores takes minutes to start."""
+"""The time limit for readiness. A real engine on busy cores takes minutes to start."""
 GRACE_S = 15.0
 _PROBE_EVERY_S = 0.01
 _LINES = 20
-"""Of a log, in an error."""
+"""The lines of a log that an error contains."""
 
 
 class NotReady(RuntimeError):
-    """A process that ended, or did not answer in time. The text ends with its log's last lines."""
+    """A process ended, or was not ready in time. The text ends with the last lines of its log."""
 
 
 def module(name: str) -> list[str]:
@@ -33,7 +33,7 @@ def module(name: str) -> list[str]:
 
 
 class Process:
-    """A child process with a log file. As a context manager it is ready at the beginning and ends at the end.
+    """A child process with a log file. Its context begins when it is ready, and ends the process.
 
     It can be started again after its end. ``probe`` is a URL that answers 200, or a port that accepts
     connections, once the process is ready. ``core`` is the only CPU core that it may use. With ``is_group``,
@@ -82,7 +82,7 @@ class Process:
         return self
 
     def wait_ready(self, seconds: float = READY_S) -> Self:
-        """Wait until the probe is answered. Raises ``NotReady``."""
+        """Wait until the probe succeeds. Raises ``NotReady``."""
         self.until(self._is_ready, seconds)
         return self
 
@@ -115,7 +115,7 @@ class Process:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the process for a while."""
+        """Stop the process during the context, with SIGSTOP."""
         self.signal(signal.SIGSTOP)
         try:
             yield
@@ -133,7 +133,7 @@ class Process:
         return status
 
     def kill(self) -> None:
-        """End the process at once, as a node that fails does."""
+        """Kill the process, like the failure of a node."""
         self._end(signal.SIGKILL, None)
 
     def stop(self, grace: float = GRACE_S) -> int:
@@ -155,14 +155,14 @@ class Process:
         return child.returncode
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads so far, user and kernel, to the nanosecond."""
+        """CPU time of all its threads so far, user and kernel, with nanosecond resolution."""
         total = 0
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
     def resident_mb(self) -> float:
-        """Memory resident now, in units of 10^6 bytes."""
+        """Resident memory now, in units of 10^6 bytes."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

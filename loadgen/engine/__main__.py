@@ -26,20 +26,26 @@ class _Flag:
 
 
 _FLAGS = (
-    _Flag("--model", "name", "the name that it serves"),
+    _Flag("--model", "name", "the served model name"),
     _Flag("--slots", "slots", "sequences that run at once (vLLM's --max-num-seqs)"),
     _Flag("--blocks", "blocks", "KV blocks"),
     _Flag("--block-size", "block_size", "tokens of a KV block"),
-    _Flag("--window", "window", "tokens of one sequence at most (vLLM's --max-model-len)"),
-    _Flag("--max-num-batched-tokens", "batched_tokens", "tokens computed in one step at most"),
-    _Flag("--max-num-queued-reqs", "max_queued_requests", "unfinished sequences, then 503"),
-    _Flag("--max-num-queued-tokens", "max_queued_tokens", "prompt tokens not yet computed, then 503"),
-    _Flag("--tokens-per-byte", "tokens_per_byte", "tokens of a prompt, by its bytes"),
-    _Flag("--output-tokens", "output_tokens", "mean length of answers that end by themselves; 0: none does"),
+    _Flag("--window", "window", "most tokens of one sequence (vLLM's --max-model-len)"),
+    _Flag("--max-num-batched-tokens", "batched_tokens", "most tokens computed in one step"),
+    _Flag(
+        "--max-num-queued-reqs", "max_queued_requests", "most unfinished sequences; more are refused with 503"
+    ),
+    _Flag(
+        "--max-num-queued-tokens",
+        "max_queued_tokens",
+        "most uncomputed prompt tokens; more are refused with 503",
+    ),
+    _Flag("--tokens-per-byte", "tokens_per_byte", "tokens per byte of a prompt"),
+    _Flag("--output-tokens", "output_tokens", "mean length of responses that end by themselves; 0: none"),
     _Flag("--step", "step_s", "seconds of one step"),
     _Flag("--per-sequence", "per_sequence_s", "... more for each sequence that decodes"),
     _Flag("--per-prompt-token", "per_prompt_token_s", "... more for each token of context computed"),
-    _Flag("--per-request", "per_request_s", "... more for each sequence taken in"),
+    _Flag("--per-request", "per_request_s", "... more for each admitted sequence"),
     _Flag("--noise", "noise", "relative deviation of a step's time"),
 )
 _DEFAULTS: dict[str, Any] = {
@@ -83,8 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m loadgen.engine", description="An engine simulator: behaves like one vLLM server."
     )
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen [127.0.0.1]")
-    parser.add_argument("--port", type=int, default=8000, help="... and on which TCP port [8000]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
+    parser.add_argument("--port", type=int, default=8000, help="TCP port to listen on [8000]")
     for flag in _FLAGS:
         default = _DEFAULTS[flag.field]
         shown = (
@@ -111,9 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--enable-prompt-tokens-details",
         action="store_true",
-        help="tell in usage how much of a prompt was cached",
+        help="report cached prompt tokens in the usage",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of lengths and noise [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of lengths and noise [0]")
     parser.add_argument(
         "--like", type=Path, metavar="FILE", help="costs and sizes from python -m loadgen.engine.calibrate"
     )

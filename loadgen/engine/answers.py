@@ -1,7 +1,7 @@
-"""Answers as vLLM 0.32.0 writes them: whole, and as server-sent events. Pure.
+"""Responses in the format of vLLM 0.32.0: unary, and as server-sent events. Pure.
 
-Events are made from text that needs no escapes, so they are written and not serialised: at a few thousand
-tokens a second that is most of what the simulator does.
+The text of events needs no escapes, so events are formatted without a JSON serialiser. At a few thousand
+tokens per second, formatting is most of the simulator's work.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from loadgen.engine.requests import Request
 from loadgen.engine.sequence import Sequence
-from loadgen.engine.tokens import said
+from loadgen.engine.tokens import output_text
 
 FINGERPRINT = "simulated"
 DONE = b"data: [DONE]\n\n"
 
 
 class Answer:
-    """The answer to one request, while its sequences run."""
+    """The response to one request, while its sequences run."""
 
     def __init__(
         self,
@@ -45,11 +45,11 @@ class Answer:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all sequences ended, and (of a stream) their last events were made."""
+        """Whether all sequences ended and, in a stream, have their last events."""
         return not self._unfinished
 
     def whole(self) -> dict[str, Any]:
-        """The answer in one piece, once all sequences ended."""
+        """The unary response, after the end of all sequences."""
         choices = [self._choice(index, sequence) for index, sequence in enumerate(self._sequences)]
         return {
             **self._envelope,
@@ -60,7 +60,7 @@ class Answer:
         }
 
     def events(self) -> bytes:
-        """Events for the tokens since the last call, one for each sequence however many they are."""
+        """Events for the tokens since the last call, one per sequence with new tokens."""
         made = [] if self._has_begun or not self._request.is_chat else self._role_events()
         self._has_begun = True
         for index, sequence in enumerate(self._sequences):
@@ -68,7 +68,7 @@ class Answer:
             if sequence.produced > sent:
                 self._sent[index] = sequence.produced
                 self._unfinished -= sequence.ending is not None
-                made.append(self._event(index, sequence, said(sent, sequence.produced)))
+                made.append(self._event(index, sequence, output_text(sent, sequence.produced)))
         return "".join(made).encode()
 
     def last_events(self) -> bytes:
@@ -82,7 +82,7 @@ class Answer:
         return f'{self._head}],"usage":{told},"system_fingerprint":"{FINGERPRINT}"}}\n\n'.encode() + DONE
 
     def _choice(self, index: int, sequence: Sequence) -> dict[str, Any]:
-        text = said(0, sequence.produced)
+        text = output_text(0, sequence.produced)
         content = {"message": _message(text)} if self._request.is_chat else {"text": text}
         return {
             "index": index,
@@ -108,7 +108,7 @@ class Answer:
             content, tail = f'"delta":{{"content":"{text}"}}', f'{stop},"token_ids":null'
         else:
             content, tail = f'"text":"{text}"', ',"stop_reason":null,"prompt_token_ids":null,"token_ids":null'
-        # Who is not told the usage learns from the last event that it is the last.
+        # Without a usage event, this event ends the stream.
         fingerprint = is_last and not self._request.tells_usage
         more = f',"system_fingerprint":"{FINGERPRINT}"' if fingerprint else ""
         usage = self._running_usage(sequence, sequence.produced)
@@ -134,7 +134,7 @@ class Answer:
     def _details(self) -> dict[str, Any]:
         if not self._tells_cached:
             return {"prompt_tokens_details": None}
-        # A prompt counts once, however many sequences answer it; so does what was cached of it.
+        # A prompt and its cached tokens count once for all sequences of a request.
         cached = sum(sequence.cached for sequence in self._sequences[:: self._request.n])
         return {"prompt_tokens_details": {"cached_tokens": cached}}
 

@@ -1,7 +1,7 @@
 """KV blocks and the prefix cache over them. Pure.
 
-A block is blank, held by sequences, or idle: held by none, but still known by its content, until it is
-taken for something else, the longest idle first. What a block contains is a key; a key is in one block.
+A block is blank, held by sequences, or idle. An idle block has no holder, but keeps its content until it is
+taken; the longest idle block is taken first. A key names the content of a block; each key is in one block.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ class BlockPool:
     def __init__(self, blocks: int) -> None:
         self.blocks = blocks
         self.blank = blocks
-        """Blocks that contain nothing."""
+        """Blocks without content."""
         self.unnamed = 0
-        """Held blocks whose content no other sequence may use."""
+        """Held blocks with content that no other sequence may share."""
         self.held: dict[int, int] = {}
         """The number of holders of a key's block."""
         self.idle: dict[int, None] = {}
@@ -25,7 +25,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """Blocks that may be taken, known by their content or not."""
+        """Blocks without a holder: blank and idle ones."""
         return self.blank + len(self.idle)
 
     @property
@@ -34,18 +34,18 @@ class BlockPool:
         return self.blocks - self.free
 
     def known(self, keys: Sequence[int]) -> int:
-        """The number of these keys, from the first on, that are in some block."""
+        """The number of leading keys that are in blocks."""
         for count, key in enumerate(keys):
             if key not in self.held and key not in self.idle:
                 return count
         return len(keys)
 
     def fits(self, fresh: int, shared: Iterable[int] = ()) -> bool:
-        """Whether so many fresh blocks can be taken together with the blocks of these known keys."""
+        """Whether so many fresh blocks are free besides the blocks of these known keys."""
         return fresh + sum(key in self.idle for key in shared) <= self.free
 
     def share(self, keys: Iterable[int]) -> None:
-        """Hold the blocks of these known keys, together with their other holders."""
+        """Hold the blocks of these known keys, shared with their other holders."""
         for key in keys:
             if key in self.held:
                 self.held[key] += 1
@@ -54,7 +54,7 @@ class BlockPool:
                 self.held[key] = 1
 
     def take(self, count: int) -> None:
-        """Hold fresh blocks, of unknown content; ``fits`` was asked before."""
+        """Hold fresh blocks without a key. The caller checks ``fits`` before."""
         assert count <= self.free, "blocks were taken that do not fit"
         for _ in range(count - self.blank):
             del self.idle[next(iter(self.idle))]
@@ -63,7 +63,7 @@ class BlockPool:
         self.unnamed += count
 
     def name(self, key: int) -> bool:
-        """Say what is in a fresh block; ``False`` where another block has it, and this one stays unnamed."""
+        """Give a fresh block its key. Returns ``False`` if another block has this key."""
         if key in self.held or key in self.idle:
             return False
         self.unnamed -= 1
@@ -71,9 +71,9 @@ class BlockPool:
         return True
 
     def release(self, held: Iterable[int | None]) -> None:
-        """Give blocks back, by their keys; ``None`` is an unnamed one. The last become idle first.
+        """Release blocks by their keys; ``None`` is a block without a key. The last ones become idle first.
 
-        So the start of a context, which others are likely to share, stays known the longest.
+        So the start of a context, which other requests may share, stays in the cache the longest.
         """
         for key in reversed(list(held)):
             if key is None:

@@ -1,7 +1,8 @@
-"""Measures an engine, so that the simulator can be made like it: ``python -m loadgen.engine.calibrate``.
+"""Measures an engine, so that the simulator can imitate it: ``python -m loadgen.engine.calibrate``.
 
-Time to first token of lone requests with prompts of some lengths, and the time of a decoding step with some
-numbers of streams; from these, by least squares, what a step costs. The engine must serve no other client.
+It measures the time to first token of lone requests with several prompt lengths, and the time of a decoding
+step with several numbers of streams. A least-squares fit gives the costs of a step. The engine must serve no
+other client.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ from loadgen.engine.model import Costs
 LENGTHS = (16, 128, 512, 1024)
 STREAMS = (1, 4, 8, 16)
 _LOWEST_ID, _HIGHEST_ID = 5, 200
-"""Token ids that every vocabulary has, and that mean nothing special."""
+"""Token ids that are ordinary tokens in every vocabulary."""
 _CACHE_LABEL = re.compile(r'\b(block_size|num_gpu_blocks)="(\d+)"')
 
 
 class CalibrationError(Exception):
-    """The engine cannot be measured; the text says why."""
+    """The engine cannot be measured. The text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One thing measured, in seconds."""
+    """One measurement, in seconds."""
 
     prompt_tokens: int
-    """Of a time to first token; 0 of a decoding step."""
+    """The prompt length for a time to first token; 0 for a decoding step."""
     streams: int
-    """That decoded in the step; 0 of a time to first token."""
+    """The streams of a decoding step; 0 for a time to first token."""
     seconds: float
 
     @property
     def row(self) -> tuple[float, float, float, float]:
-        """The number of steps, sequences, prompt tokens and requests in it."""
+        """The numbers of steps, sequences, prompt tokens and requests in the measurement."""
         return 1.0, float(self.streams), float(self.prompt_tokens), float(self.prompt_tokens > 0)
 
     def __str__(self) -> str:
@@ -82,14 +83,14 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """An engine's costs, and how well they explain what was measured."""
+    """An engine's costs, with the errors of the fit."""
 
     costs: Costs
     points: Sequence[Point]
     shape: Shape = field(default_factory=Shape)
 
     def error(self, point: Point) -> float:
-        """By how much the costs miss a measurement, relative to it."""
+        """The relative error of the fit for a measurement."""
         return predicted(_in_order(self.costs), point.row) / point.seconds - 1
 
     @property
@@ -104,7 +105,7 @@ class Calibration:
         return asdict(self.costs) | shape | {"mean_error": round(self.mean_error, 4), "measured": points}
 
     def flags(self) -> str:
-        """The same as options of the simulator."""
+        """The costs as options of the simulator."""
         costs = self.costs
         return (
             f"--step {costs.step_s:.6g} --per-sequence {costs.per_sequence_s:.6g}"
@@ -113,7 +114,7 @@ class Calibration:
 
 
 def calibrated(points: Sequence[Point], shape: Shape) -> Calibration:
-    """The costs behind some measurements. Raises ``CalibrationError`` where they do not tell."""
+    """The costs that fit the measurements. Raises ``CalibrationError`` if these do not determine them."""
     try:
         step, sequence, token, request = fit([p.row for p in points], [p.seconds for p in points])
     except ValueError as error:
@@ -126,10 +127,10 @@ def _in_order(costs: Costs) -> tuple[float, ...]:
 
 
 def step_seconds(streams: Sequence[Sequence[tuple[float, int]]]) -> float | None:
-    """Seconds of a step while all streams decode together; ``None`` where they did not for long enough.
+    """Seconds of a step while all streams decode; ``None`` if they do not overlap long enough.
 
-    Each stream is when it had how many tokens. Events may carry several tokens, and streams begin and end one
-    by one, so each counts from its first event in the common time to its last.
+    Each stream is a list of times and token counts. Events may have several tokens, and streams begin and
+    end one by one. So each stream counts from its first event in the common time to its last.
     """
     begin, end = max(seen[0][0] for seen in streams), min(seen[-1][0] for seen in streams)
     steps, seconds = 0, 0.0
@@ -164,13 +165,13 @@ class Prober:
         return Shape(window, labels.get("block_size"), labels.get("num_gpu_blocks"))
 
     async def measure(self, effort: Effort, window: int | None) -> list[Point]:
-        """Everything that the fit needs. Raises ``CalibrationError``."""
+        """All measurements for the fit. Raises ``CalibrationError``."""
         room = (window or effort.lengths[-1] + effort.tokens) - effort.tokens
         lengths = sorted({min(length, room) for length in effort.lengths})
         for _ in range(3):  # an engine's first requests are slower
             await self._stream(lengths[0], 8)
         seen: dict[tuple[int, int], list[float]] = {}
-        # In rounds, so that a bad moment of the machine does not fall upon one point alone.
+        # In rounds, so that a slow moment of the machine does not affect one point only.
         for _ in range(effort.rounds):
             for length in lengths:
                 seen.setdefault((length, 0), []).extend(await self._first_tokens(length, effort.repeats))
@@ -182,7 +183,7 @@ class Prober:
         return [Point(*key, statistics.median(values)) for key, values in seen.items()]
 
     async def _first_tokens(self, length: int, repeats: int) -> list[float]:
-        """Times to first token, without what HTTP takes by itself: the simulator has its own of that."""
+        """Times to first token without the time of HTTP, because the simulator has its own HTTP server."""
         seconds = []
         for _ in range(repeats):
             began = time.monotonic()
@@ -193,15 +194,15 @@ class Prober:
         return seconds
 
     async def _decode(self, streams: int, tokens: int) -> float | None:
-        """Seconds of a step; ``None`` where the engine does not run so many at once."""
+        """Seconds of a step; ``None`` if the engine does not run so many streams at once."""
         ran = await asyncio.gather(*(self._stream(16, tokens) for _ in range(streams)))
         return step_seconds([seen for _, seen in ran])
 
     async def _stream(self, length: int, tokens: int) -> tuple[float, list[tuple[float, int]]]:
-        """One request: when it was sent, and when there were how many tokens."""
+        """Send one request. Returns its start, and the times and counts of its tokens."""
         body = {
             "model": self._model,
-            # Never the same twice, so that no prompt is found in the engine's cache.
+            # All prompts differ, so that none is in the engine's cache.
             "prompt": [self._chance.randrange(_LOWEST_ID, _HIGHEST_ID) for _ in range(length)],
             "max_tokens": tokens,
             "ignore_eos": True,
@@ -243,7 +244,7 @@ async def calibrate(url: str, model: str, effort: Effort, chance: random.Random)
 
 
 def text_of(result: Calibration) -> str:
-    """The measurements beside the fitted model, as a table."""
+    """A table of the measurements and the fitted model."""
     lines = [f"{'measured':<46}{'ms':>9}{'fitted':>9}{'error':>8}"]
     for point in result.points:
         fitted = point.seconds * (1 + result.error(point))
@@ -255,20 +256,24 @@ def text_of(result: Calibration) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure an engine, print what was found, write it to a file."""
+    """Measure an engine, print the results, and write them to a file."""
     parser = argparse.ArgumentParser(
         prog="python -m loadgen.engine.calibrate",
-        description="Measures an otherwise idle engine, for python -m loadgen.engine --like FILE.",
+        description="Measures an idle engine, for python -m loadgen.engine --like FILE.",
     )
     parser.add_argument("--url", required=True, help="the engine, e.g. http://127.0.0.1:8000")
-    parser.add_argument("--model", default="tiny", help="the name it serves [tiny]")
-    parser.add_argument("--out", type=Path, help="where to write the costs, as JSON")
+    parser.add_argument("--model", default="tiny", help="the served model name [tiny]")
+    parser.add_argument("--out", type=Path, help="the JSON file for the costs")
     parser.add_argument("--streams", type=_numbers, default=STREAMS, help="numbers of streams [1,4,8,16]")
     parser.add_argument("--lengths", type=_numbers, default=LENGTHS, help="prompt tokens [16,128,512,1024]")
-    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured [3]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of all measurements [3]")
     parser.add_argument("--repeats", type=int, default=5, help="requests for each length in a round [5]")
     parser.add_argument("--tokens", type=int, default=200, help="tokens of each stream [200]")
-    parser.add_argument("--seed", type=int, help="of the prompts; the same twice would be found in the cache")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="seed of the prompts; a second run with one seed would find its prompts in the cache",
+    )
     arguments = parser.parse_args(argv)
     effort = Effort(
         arguments.lengths, arguments.streams, arguments.rounds, arguments.repeats, arguments.tokens

@@ -1,6 +1,6 @@
 """Counters and histograms of one engine, with the buckets of vLLM 0.32.0. Pure.
 
-The scheduler counts, ``metrics`` renders.
+The scheduler updates them, and ``metrics`` renders them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STEP_TOKENS = tuple(float(1 << power) for power in (0, *range(3, 15)))
 _FEW = (1.0, 2.0, 5.0, 10.0, 20.0)
 
 REQUESTS, TOKENS = "max_num_queued_reqs", "max_num_queued_tokens"
-"""Queue limits that refuse a request, by vLLM's names."""
+"""The limits of the queue, by vLLM's names."""
 
 
 class Histogram:
@@ -40,7 +40,7 @@ class Histogram:
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
-        """Of each bucket alone; the last is above all bounds."""
+        """The count of each bucket; the last bucket is above all bounds."""
         self.total = 0.0
 
     def observe(self, value: float) -> None:
@@ -49,7 +49,7 @@ class Histogram:
         self.total += value
 
     def cumulative(self) -> Iterator[tuple[str, int]]:
-        """Upper bounds and how many values were not above."""
+        """Upper bounds, each with the number of values up to it."""
         yield from zip([*map(str, self.bounds), "+Inf"], accumulate(self.counts), strict=True)
 
 
@@ -76,29 +76,29 @@ class Statistics:
         self.step_tokens = Histogram(_STEP_TOKENS)
 
     def started(self, sequence: Sequence, now: float) -> None:
-        """A sequence was taken in for the first time, and its prompt looked up in the cache."""
+        """A sequence is admitted for the first time, after its prompt is looked up in the cache."""
         self.cache_queries += len(sequence.prompt)
         self.cache_hits += sequence.cached
         self.queue_time.observe(now - sequence.arrived_at)
 
     def first_token(self, sequence: Sequence, now: float) -> None:
-        """A sequence got its first token."""
+        """A sequence gets its first token."""
         self.prompt_tokens += len(sequence.prompt)
         self.cached_tokens += sequence.cached
         self.generation_tokens += 1
         self.time_to_first_token.observe(now - sequence.arrived_at)
 
     def next_token(self, seconds: float) -> None:
-        """A sequence got another token, so long after the one before."""
+        """A sequence gets another token, so many seconds after the one before."""
         self.generation_tokens += 1
         self.inter_token_latency.observe(seconds)
 
     def stepped(self, tokens: int) -> None:
-        """A step computed and gave so many tokens."""
+        """A step computes and produces so many tokens."""
         self.step_tokens.observe(tokens)
 
     def ended(self, sequence: Sequence, ending: Ending, now: float) -> None:
-        """A sequence ended."""
+        """A sequence ends."""
         self.endings[ending] += 1
         if ending is Ending.ABORT or sequence.started_at is None or sequence.first_token_at is None:
             return

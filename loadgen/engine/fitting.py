@@ -1,4 +1,4 @@
-"""Least squares for a handful of costs, none of them negative. Pure."""
+"""A least-squares fit of a few costs, none of them negative. Pure."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ Row = Sequence[float]
 
 
 def fit(rows: Sequence[Row], seen: Sequence[float]) -> list[float]:
-    """The costs, 0 or more, whose sums over each row come closest to what was seen, relative to it.
+    """The costs, 0 or more, with the smallest relative errors of the sums over each row.
 
-    A cost that would come out negative is left out, and the others are fitted again: the one that is the
-    most negative first. Raises ``ValueError`` where the rows do not tell the costs apart.
+    A negative cost is set to 0, the most negative one first, and the others are fitted again. Raises
+    ``ValueError`` if the rows do not determine the costs.
     """
     weighted = [[part / value for part in row] for row, value in zip(rows, seen, strict=True)]
     kept = list(range(len(rows[0])))
@@ -32,10 +32,10 @@ def predicted(costs: Sequence[float], row: Row) -> float:
 
 
 def _solve_normal(rows: Sequence[Row]) -> list[float]:
-    """The least squares of rows that should all come to 1."""
+    """The least-squares fit of rows whose sums should all be 1."""
     size = len(rows[0])
     matrix = [[sum(row[i] * row[j] for row in rows) for j in range(size)] for i in range(size)]
-    # Costs differ by orders of magnitude; scaled alike, a small pivot means that two cannot be told apart.
+    # Costs differ by orders of magnitude. After scaling, a small pivot means that two cannot be separated.
     scales = [matrix[i][i] ** 0.5 for i in range(size)]
     if not all(scales):
         raise ValueError("no measurement depends on one of the costs")
@@ -51,7 +51,7 @@ def _eliminate(matrix: list[list[float]]) -> list[float]:
     for column in range(size):
         pivot = max(range(column, size), key=lambda index: abs(matrix[index][column]))
         if abs(matrix[pivot][column]) < 1e-9:
-            raise ValueError("the measurements do not tell the costs apart: measure more lengths and streams")
+            raise ValueError("the measurements do not determine the costs: measure more lengths and streams")
         matrix[column], matrix[pivot] = matrix[pivot], matrix[column]
         matrix[column] = [value / matrix[column][column] for value in matrix[column]]
         for index in range(size):

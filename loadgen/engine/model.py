@@ -1,4 +1,4 @@
-"""The model of an engine: its size, the cost of its steps, its scheduling. Records only, all checked."""
+"""The model of an engine: its size, the costs of its steps, its scheduling. Validated records."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Policy(enum.StrEnum):
 
     FCFS = "fcfs"
     PRIORITY = "priority"
-    """Lower values sooner, then by arrival."""
+    """Lower priority values first, then by arrival."""
 
 
 class Ending(enum.StrEnum):
-    """The end of a sequence; vLLM's ``finish_reason``."""
+    """The reason of a sequence's end: vLLM's ``finish_reason``."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -33,15 +33,15 @@ class Costs:
     """The duration of the engine's steps, in seconds."""
 
     step_s: float = 0.01
-    """Every step."""
+    """The cost of every step."""
     per_sequence_s: float = 0.0005
-    """For each sequence that decodes in it."""
+    """The cost of each sequence that decodes in a step."""
     per_prompt_token_s: float = 0.00002
-    """For each token of context that it computes."""
+    """The cost of each token of context that a step computes."""
     per_request_s: float = 0.0
-    """For each sequence that it takes in: tokenising, queueing, the first answer."""
+    """The cost of each sequence that a step admits: tokenising, queueing, the first response."""
     noise: float = 0.0
-    """Relative deviation of a step's time (log-normal, with mean 1)."""
+    """The relative deviation of a step's time (log-normal with mean 1)."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -68,30 +68,30 @@ class Model:
 
     name: str = "tiny"
     slots: int = 8
-    """Sequences that run at once (``--max-num-seqs``)."""
+    """The most running sequences (``--max-num-seqs``)."""
     blocks: int = 4096
     """KV blocks."""
     block_size: int = 16
     """Tokens of a block."""
     window: int = 2048
-    """Tokens of one sequence at most (``--max-model-len``)."""
+    """The most tokens of one sequence (``--max-model-len``)."""
     batched_tokens: int = 2048
-    """Tokens computed in one step at most; a longer prompt takes several."""
+    """The most tokens computed in one step; a longer prompt takes several steps."""
     caches_prefixes: bool = True
     policy: Policy = Policy.FCFS
     refuses_priority: bool = True
     """Whether a priority is refused under first come, first served. vLLM 0.32.0 ignores it instead."""
     max_queued_requests: int | None = None
-    """Unfinished sequences beyond which a request is refused with 503."""
+    """The most unfinished sequences; further requests are refused with 503."""
     max_queued_tokens: int | None = None
-    """Prompt tokens not yet computed from which on a request is refused with 503."""
+    """The number of uncomputed prompt tokens from which requests are refused with 503."""
     tells_cached_tokens: bool = False
     """Whether usage has ``prompt_tokens_details`` (``--enable-prompt-tokens-details``)."""
     tokens_per_byte: float = 0.25
     vocabulary: int = 32000
-    """Token ids are below it."""
+    """The number of token ids."""
     output_tokens: float = 0.0
-    """Mean length of an answer that may end by itself; 0: none does, all run to their bound."""
+    """Mean length of a response that may end by itself; 0 means that all responses have their bound."""
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Model:
             )
 
     def natural_length(self, chance: random.Random) -> int | None:
-        """After how many tokens an answer would end by itself (geometric); ``None``: never."""
+        """The number of tokens after which a response ends by itself (geometric); ``None`` means never."""
         if not self.output_tokens:
             return None
         if self.output_tokens <= 1:
@@ -124,7 +124,7 @@ def blocks_for(tokens: int, block_size: int) -> int:
 
 
 class LikeError(ValueError):
-    """A calibration file cannot be used; the text names it, and what is wrong with it."""
+    """A calibration file cannot be used. The text names the file and the problem."""
 
 
 LIKE_COSTS = tuple(each.name for each in fields(Costs))

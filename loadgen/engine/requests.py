@@ -1,6 +1,7 @@
-"""Request bodies in, what to compute or a refusal out, in vLLM's words. Pure.
+"""The parser of request bodies: returns the work of a request, or raises a refusal in vLLM's words. Pure.
 
-Types are read as leniently as vLLM reads them (``"3"`` is 3, ``"yes"`` is true).
+Types are converted as leniently as in vLLM (``"3"`` is 3, ``"yes"`` is true). This is one file because all
+routes share the fields of bodies and the refusals.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Request:
     is_chat: bool
     prompts: tuple[Tokens, ...]
     bounds: tuple[int, ...]
-    """Tokens produced at most, for each prompt."""
+    """The most output tokens, for each prompt."""
     n: int
     """Sequences for each prompt."""
     min_tokens: int
@@ -49,7 +50,7 @@ class Request:
     tells_usage: bool
     """Whether the stream ends with its usage."""
     tells_usage_always: bool
-    """... and has it in every event."""
+    """... and every event contains it."""
 
 
 class Body:
@@ -63,17 +64,17 @@ class Body:
         return name in self._content
 
     def get(self, name: str) -> Any:
-        """As it was sent; ``None`` where it is missing."""
+        """The unconverted value; ``None`` for a missing field."""
         return self._content.get(name)
 
     def needed(self, name: str) -> Any:
-        """As it was sent; refuses a body without it."""
+        """The unconverted value. Raises ``Refused`` if the field is missing."""
         if name not in self._content:
             raise _invalid("missing", f"{self._where}.{name}", "Field required", self._content)
         return self._content[name]
 
     def text(self, name: str) -> str | None:
-        """Text, or nothing."""
+        """A text; ``None`` for a missing field."""
         value = self.get(name)
         if value is not None and not isinstance(value, str):
             raise _invalid("string_type", f"{self._where}.{name}", "Input should be a valid string", value)
@@ -84,11 +85,11 @@ class Body:
         return _whole(self._content[name], f"{self._where}.{name}") if name in self._content else default
 
     def whole_or_none(self, name: str) -> int | None:
-        """A whole number, or nothing."""
+        """A whole number; ``None`` for a missing field."""
         return None if self.get(name) is None else self.whole(name, 0)
 
     def flag(self, name: str) -> bool:
-        """Yes or no; no where nothing is said."""
+        """A truth value; false for a missing field."""
         value = self.get(name)
         if isinstance(value, bool) or value is None:
             return bool(value)
@@ -103,7 +104,7 @@ class Body:
         return word in _TRUE
 
     def inner(self, name: str) -> Body | None:
-        """An object in it, or nothing."""
+        """A nested object; ``None`` for a missing field."""
         value = self.get(name)
         if value is None:
             return None
@@ -167,7 +168,7 @@ def read_detokenize(body: Body, model: Model) -> Tokens:
 
 
 def busy(limit: str) -> Refused:
-    """The queue is full, by one of its limits."""
+    """The refusal for a full queue. ``limit`` is the name of the limit."""
     what = (
         "is currently busy and cannot accept new requests"
         if limit == REQUESTS
@@ -209,7 +210,7 @@ def _request(
 
 
 def _bound(asked: int | None, prompt: int, model: Model) -> int:
-    """Tokens that may be produced: what was asked for, as far as the window goes."""
+    """The most output tokens: the requested number, limited by the window."""
     if asked is not None and asked > model.window:
         raise _bad_value(
             f"max_tokens={asked} cannot be greater than max_model_len={model.window}."
@@ -297,7 +298,7 @@ def _prompt_tokens(prompt: str | Tokens, model: Model) -> Tokens:
     if not isinstance(prompt, str):
         _check_length(len(prompt), model)
         return _in_vocabulary(prompt, model)
-    # A text that is far too long is not cut into tokens first.
+    # A text that is far too long is refused before tokenising.
     _check_length(count_of(len(utf8(prompt)), model.tokens_per_byte), model)
     return encode(prompt, model.tokens_per_byte, model.vocabulary)
 
@@ -360,7 +361,7 @@ def _no_object(where: str, value: Any) -> Refused:
 
 
 def _invalid(kind: str, where: str, message: str, value: Any) -> Refused:
-    """A field of the wrong type, as vLLM tells it."""
+    """vLLM's refusal of a field with a wrong type."""
     shown = (
         f"<{type(value).__name__} of {len(value)} items>" if isinstance(value, dict | list) else str(value)
     )
@@ -369,6 +370,6 @@ def _invalid(kind: str, where: str, message: str, value: Any) -> Refused:
 
 
 def _bad_value(message: str, param: str, value: object = None) -> Refused:
-    """A field whose value cannot be, as vLLM tells it."""
+    """vLLM's refusal of a field with an invalid value."""
     told = f"parameter={param}" if value is None else f"parameter={param}, value={value}"
     return Refused(f"{message} ({told})", param=param)

@@ -1,6 +1,6 @@
 """Runs a scheduler in real time, step after step, and wakes the tasks that wait for tokens.
 
-The only place where the simulator's time passes. Every use of the scheduler is in the event loop's thread.
+Only this module uses the real clock. All uses of the scheduler are in the event loop's thread.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from loadgen.engine.scheduler import Scheduler
 from loadgen.engine.sequence import Sequence
 
 CATCH_UP_S = 0.05
-"""A step that ends late lets the next one begin early, but not by more: a paused process was not working."""
+"""After a late step, the next one begins earlier by at most this. A paused process does not catch up."""
 
 
 class Runner:
-    """One engine at work."""
+    """One running engine."""
 
     def __init__(self, scheduler: Scheduler, clock: Callable[[], float], chance: random.Random) -> None:
         self.scheduler = scheduler
@@ -30,9 +30,9 @@ class Runner:
 
     @contextlib.contextmanager
     def running(self, sequences: Sequential[Sequence], *, every_token: bool) -> Iterator[asyncio.Event]:
-        """Compute sequences for whom the block lasts; those unfinished at its end are aborted.
+        """Compute sequences during the context. Unfinished sequences are aborted at its end.
 
-        The event is set for every token, or only when a sequence ends; the waiting task clears it.
+        The event is set for every token, or only at the end of a sequence. The waiting task clears it.
         """
         event = asyncio.Event()
         for sequence in sequences:
@@ -47,7 +47,7 @@ class Runner:
                 self.scheduler.abort(sequence, self.clock())
 
     async def run(self) -> None:
-        """Step until cancelled."""
+        """Compute steps until cancelled."""
         due = self.clock()
         while True:
             if not self.scheduler.unfinished:
@@ -57,7 +57,7 @@ class Runner:
             due = await self._step(due)
 
     async def _step(self, due: float) -> float:
-        """One step that was to begin at ``due``; when the next one is."""
+        """Compute the step due at ``due``. Returns the due time of the next one."""
         now = self.clock()
         plan = self.scheduler.plan(now)
         end = max(due, now - CATCH_UP_S) + self.scheduler.model.costs.seconds(

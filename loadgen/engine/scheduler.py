@@ -1,14 +1,14 @@
-"""The scheduler: which sequences the next step computes, and which tokens it gives. Pure.
+"""The scheduler: selects the sequences of each step, and gives them tokens. Pure.
 
-A step is planned (``plan``), takes its time somewhere else, and is completed (``complete``); time is an
-argument, in seconds on any clock that does not go back. The rules are vLLM's:
+The caller plans a step (``plan``), waits for its duration, and completes it (``complete``). Time is an
+argument, in seconds of a monotonic clock. The rules are vLLM's:
 
-- running sequences go before waiting ones, each in their order, within one budget of tokens for a step; a
-  context that exceeds what is left of it goes on in the next step;
-- a waiting sequence is taken in when there is a slot, and blocks for its whole context; none overtakes it;
-- when a running one finds no block for its next token, the last in order is preempted, loses its blocks, and
-  is computed again later, before those that wait behind it;
-- a sequence always ends exactly once, and then holds nothing.
+- Running sequences come before waiting ones, each in their order, within one token budget per step. A context
+  that exceeds the rest of the budget continues in the next step.
+- A waiting sequence is admitted when there is a slot, and blocks for its whole context. None overtakes it.
+- If there is no block for the next token of a running sequence, the last one in order is preempted. It loses
+  its blocks, and is computed again before the sequences that wait behind it.
+- A sequence ends exactly once, and then holds nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class Plan:
     """The work of one step."""
 
     parts: tuple[tuple[Sequence, int], ...]
-    """Sequences, and how many tokens of their context each has computed."""
+    """The sequences of the step, each with the number of context tokens to compute."""
     decoding: int
-    """Sequences whose context is there but for their last token."""
+    """The number of sequences with a computed context except for the last token."""
     prefilled: int
-    """Tokens of context computed for the others."""
+    """Context tokens of the other sequences."""
     started: int
-    """Sequences that were taken in for the first time."""
+    """Sequences that are admitted for the first time."""
 
 
 class _Batch:
-    """A plan in the making."""
+    """A plan under construction."""
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
@@ -75,7 +75,7 @@ class Scheduler:
         self.pool = BlockPool(model.blocks)
         self.statistics = Statistics()
         self.waiting: list[Sequence] = []
-        """In the order in which they are taken in."""
+        """Waiting sequences in the order of admission."""
         self.running: list[Sequence] = []
         self.prefilling_tokens = 0
         """Prompt tokens of the sequences without a first token."""
@@ -94,23 +94,23 @@ class Scheduler:
         return self.pool.used / self.pool.blocks
 
     def limit_reached(self, sequences: int) -> str | None:
-        """Which of the queue's limits so many more sequences would break, by vLLM's name."""
+        """The limit of the queue that so many more sequences exceed, by vLLM's name."""
         model = self.model
         if model.max_queued_requests is not None and self.unfinished + sequences > model.max_queued_requests:
             return REQUESTS
-        # vLLM looks at the backlog alone, not at what the request would add to it.
+        # vLLM compares the backlog without the tokens of the request.
         if model.max_queued_tokens is not None and self.prefilling_tokens >= model.max_queued_tokens:
             return TOKENS
         return None
 
     def add(self, sequence: Sequence) -> None:
-        """Take a new sequence in. The caller makes sure that its context fits the model's window."""
+        """Add a new sequence. The caller ensures that its context fits the model's window."""
         assert 0 < len(sequence.prompt) < len(sequence.prompt) + sequence.bound <= self.model.window
         self.prefilling_tokens += len(sequence.prompt)
         insort(self.waiting, sequence, key=self._order)
 
     def abort(self, sequence: Sequence, now: float) -> bool:
-        """End a sequence whose client is gone, and free its blocks at once; ``False`` if it had ended."""
+        """End the sequence of a disconnected client, and free its blocks; ``False`` if it had ended."""
         if sequence.state is State.ENDED:
             return False
         if sequence.state is State.RUNNING:
@@ -121,12 +121,12 @@ class Scheduler:
         return True
 
     def plan(self, now: float) -> Plan:
-        """The work of the next step; empty only where there is nothing to do."""
+        """The work of the next step; empty only without unfinished sequences."""
         batch = _Batch(self.model.batched_tokens)
         for sequence in tuple(self.running):
             if batch.budget <= 0:
                 break
-            # One before it may have had to preempt it.
+            # An earlier sequence may have preempted it.
             if sequence.state is State.RUNNING:
                 self._continue(sequence, batch)
         if not batch.has_preempted:
@@ -134,7 +134,7 @@ class Scheduler:
         return batch.plan()
 
     def complete(self, plan: Plan, now: float) -> list[Sequence]:
-        """The step is done: the sequences that got a token. Those that ended meanwhile get none."""
+        """Complete a step. Returns the sequences that get a token; ended sequences get none."""
         served = []
         for sequence, count in plan.parts:
             if sequence.state is not State.RUNNING:
@@ -167,7 +167,7 @@ class Scheduler:
             self._start(sequence, shared, batch, now)
 
     def _cached(self, sequence: Sequence) -> Sequential[int]:
-        """The keys of its first blocks that are known. Its last token is computed anyway, for the next."""
+        """The leading keys in the cache. The last token is always computed, because it gives the next one."""
         if not self.model.caches_prefixes:
             return ()
         keys = sequence.keys((sequence.length - 1) // self.model.block_size, self.model.block_size)
@@ -189,11 +189,11 @@ class Scheduler:
         batch.add(sequence, count)
 
     def _fresh(self, sequence: Sequence, tokens: int) -> int:
-        """Blocks that it lacks for so many tokens of context."""
+        """The number of missing blocks for so many tokens of context."""
         return blocks_for(tokens, self.model.block_size) - len(sequence.held)
 
     def _occupy(self, sequence: Sequence, fresh: int, tokens: int) -> None:
-        """Hold fresh blocks; those that the step fills are known from now on, as in vLLM."""
+        """Hold fresh blocks. The blocks that the step fills get their keys now, as in vLLM."""
         self.pool.take(fresh)
         sequence.held.extend([None] * fresh)
         if not self.model.caches_prefixes:
@@ -244,7 +244,7 @@ class Scheduler:
 
 
 def _ending(sequence: Sequence) -> Ending | None:
-    """Whether its last token was its last."""
+    """The ending, if the sequence ends with its newest token."""
     if sequence.natural is not None and sequence.produced >= sequence.natural:
         return Ending.STOP
     return Ending.LENGTH if sequence.produced >= sequence.bound else None

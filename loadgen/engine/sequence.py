@@ -1,4 +1,4 @@
-"""A sequence of a simulated engine: one prompt and its answer so far."""
+"""A sequence of a simulated engine: one prompt and its output so far."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ class State(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One prompt and the answer to it. Its scheduler alone changes it."""
+    """One prompt and its output. Only the scheduler changes it."""
 
     number: int
-    """Unique, and in the order of arrival."""
+    """A unique number in the order of arrival."""
     prompt: tuple[int, ...]
     bound: int
-    """Tokens that it produces at most."""
+    """The most output tokens."""
     natural: int | None = None
-    """After how many it stops by itself; ``None``: never."""
+    """The number of output tokens after which it stops by itself; ``None`` means never."""
     priority: int = 0
     arrived_at: float = 0.0
     siblings: int = 1
-    """Sequences of the same request, itself included."""
+    """The number of sequences of the same request."""
     state: State = State.WAITING
     ending: Ending | None = None
     produced: int = 0
     computed: int = 0
-    """Tokens of its context whose KV is there."""
+    """The number of context tokens with KV values."""
     cached: int = 0
-    """... of these, found in the cache when it was first taken in."""
+    """... the number of these that were cached at its first admission."""
     preemptions: int = 0
     started_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float = 0.0
     held: list[int | None] = field(default_factory=list)
-    """Its blocks, in order: the key of each, ``None`` for one of unknown content."""
+    """The keys of its blocks in order; ``None`` for a block without a key."""
     _keys: list[int] = field(default_factory=list)
 
     @property
     def length(self) -> int:
-        """Tokens of its context: prompt and answer so far."""
+        """The number of context tokens: prompt and output so far."""
         return len(self.prompt) + self.produced
 
     def keys(self, count: int, block_size: int) -> Sequential[int]:
-        """The keys of its first full blocks: each of the tokens up to its end.
+        """The keys of its first full blocks. A key identifies all tokens up to the end of its block.
 
-        Nobody says again what a sequence has said, so the tokens of an answer are known by the sequence.
+        Prompts do not repeat the output of a sequence, so its number identifies its output tokens.
         """
         made = self._keys
         while len(made) < count:

@@ -1,4 +1,4 @@
-"""vLLM's HTTP server around a running engine: routes, and the life of a request. No decision is made here."""
+"""vLLM's HTTP server for a running engine: routes, and the course of a request. It makes no decisions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from loadgen.engine.sequence import Sequence
 from loadgen.engine.tokens import decode
 
 KEEP_ALIVE_S = 5.0
-"""vLLM closes connections that are idle for so long."""
+"""Seconds after which vLLM closes idle connections."""
 VERSION = "0.32.0+simulated"
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8"}
 
@@ -72,15 +72,15 @@ class Server:
         return application
 
     async def health(self, request: web.Request) -> web.Response:
-        """Alive."""
+        """The health check."""
         return web.Response()
 
     async def version(self, request: web.Request) -> web.Response:
-        """Which engine this is."""
+        """The version of the engine."""
         return _json({"version": VERSION})
 
     async def load(self, request: web.Request) -> web.Response:
-        """The number of requests in progress, as vLLM's ``--enable-server-load-tracking`` counts."""
+        """The number of requests in progress, as with vLLM's ``--enable-server-load-tracking``."""
         return _json({"server_load": self._load})
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -119,7 +119,7 @@ class Server:
         )
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        """Token ids to some text."""
+        """Token ids to arbitrary text."""
         return _json({"prompt": decode(read_detokenize(await _body(request), self._model))})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -143,7 +143,7 @@ class Server:
         )
         self._load += 1
         try:
-            # A client that leaves cancels this, and so ends what is computed for it.
+            # A disconnect of the client cancels this task, and so aborts its sequences.
             with self._runner.running(sequences, every_token=asked.streams) as changed:
                 if asked.streams:
                     return await _stream(request, answer, changed)
@@ -199,7 +199,7 @@ async def _next(changed: asyncio.Event) -> None:
 
 
 def _json(content: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
-    """JSON as vLLM sends it: compact, its type without a charset."""
+    """JSON in vLLM's format: compact, with a content type without a charset."""
     body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     return web.Response(
         body=body, status=status, headers={"content-type": "application/json", **(headers or {})}
@@ -241,7 +241,7 @@ async def serve(model: Model, host: str, port: int, seed: int) -> None:
 
 
 async def start(runner: Runner, host: str, port: int, chance: random.Random) -> web.AppRunner:
-    """Listen; ``cleanup`` ends that. Clients that leave cancel their handlers."""
+    """Start listening; ``cleanup`` stops it. A client that disconnects cancels its handler."""
     site = web.AppRunner(
         Server(runner, chance, time.time()).application(),
         access_log=None,

@@ -1,1 +1,1 @@
-"""Stand-ins for what a sidecar talks to."""
+"""Fakes of the servers that a sidecar uses."""

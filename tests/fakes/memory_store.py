@@ -1,4 +1,4 @@
-"""``ReferenceLeaseStore`` behind the ``Store`` protocol: the lease store of tests, in their own process."""
+"""``ReferenceLeaseStore`` behind the ``Store`` protocol: a lease store in the process of the tests."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A scripted engine: speaks just enough HTTP to answer a sidecar, exactly as a test wants it to.
+"""A scripted engine: an HTTP server with responses from a test.
 
-It answers the watcher's polls by itself, with numbers that the test may set; every other request goes to
-``answer``, which writes raw bytes. Everything it was sent is kept.
+It answers the watcher's polls itself, with numbers that the test may set. Every other request goes to
+``answer``, which writes raw bytes. It records all received bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ USAGE = {"prompt_tokens": 10, "total_tokens": 15, "completion_tokens": 5}
 
 @dataclass
 class Received:
-    """One request as the engine read it."""
+    """One received request."""
 
     raw_head: bytes
     body: bytes
@@ -37,11 +37,11 @@ class Received:
 
 
 POLLER = b" aiohttp/"
-"""What the watcher's polls are known by, among the bytes of requests."""
+"""The beginnings of the watcher's polls."""
 
 
 class _Recorder(asyncio.StreamReader):
-    """A reader that keeps what it was sent, but for polls: each is a read of its own."""
+    """A reader that records each read except for polls."""
 
     def __init__(self, number: int, heard: list[tuple[int, bytes]]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ Answer = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
 
 
 def unary(body: object = None, *, status: str = "200 OK", usage: dict[str, int] | None = None) -> bytes:
-    """A whole JSON answer."""
+    """A unary JSON response."""
     content = {"id": "cmpl-1", "choices": [{"text": "x"}], "usage": usage or USAGE} if body is None else body
     text = json.dumps(content).encode()
     return (
@@ -89,7 +89,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def usage_event(prompt: int = 10, completion: int = 5, fingerprint: str | None = "fp") -> bytes:
-    """The last event of a stream that was asked for usage."""
+    """The last event of a stream with usage."""
     event: dict[str, object] = {
         "id": "c",
         "choices": [],
@@ -105,7 +105,7 @@ async def answer_unary(request: Received, writer: asyncio.StreamWriter) -> None:
 
 
 class Held:
-    """Unary answers that come when they are told to."""
+    """Unary responses that wait until the test releases them."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -116,7 +116,7 @@ class Held:
 
 
 async def answer_stream(request: Received, writer: asyncio.StreamWriter) -> None:
-    """Stream five tokens; the usage event only if asked for, as vLLM does."""
+    """Stream five tokens, and the usage event if requested, like vLLM."""
     writer.write(STREAM_HEAD)
     for _ in range(5):
         writer.write(chunk(token_event()))
@@ -142,20 +142,20 @@ class FakeEngine:
     started_at: float = 1.0
     received: list[Received] = field(default_factory=list)
     heard: list[tuple[int, bytes]] = field(default_factory=list)
-    """Every read of a request as it came: on which connection, and its bytes. See ``said``."""
+    """Every read of a request: the connection, and the bytes. See ``said``."""
     connections: int = 0
     """Connections of requests (not polls) open now."""
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a client of a request in progress went away."""
+    """Set after the disconnect of a client with a request in progress."""
     is_mute: bool = False
-    """Whether polls are left without an answer."""
+    """Whether polls get no response."""
     pages: dict[str, Answer] = field(default_factory=dict)
-    """Polls that are answered by other bytes, by path: ``/health``, ``/metrics``, ``/v1/models``."""
+    """Other responses to polls, by path: ``/health``, ``/metrics``, ``/v1/models``."""
     polls: list[str] = field(default_factory=list)
     """The paths of all polls, in order."""
     port: int = 0
     tls: ssl.SSLContext | None = None
-    """What it shows to whoever connects; plain HTTP without."""
+    """The TLS context; plain HTTP if ``None``."""
 
     async def start(self) -> None:
         self._writers: set[asyncio.StreamWriter] = set()
@@ -174,9 +174,9 @@ class FakeEngine:
         return asyncio.StreamReaderProtocol(_Recorder(next(self._numbers), self.heard), self._serve)
 
     def said(self, since: int = 0) -> list[tuple[int, bytes]]:
-        """What the sidecar sent, byte for byte: runs of reads on one connection, in order.
+        """The sidecar's bytes: runs of reads on one connection, in order.
 
-        ``since`` is the length that ``heard`` had before.
+        ``since`` is an earlier length of ``heard``.
         """
         runs = itertools.groupby(self.heard[since:], key=lambda read: read[0])
         return [(number, b"".join(data for _, data in run)) for number, run in runs]

@@ -1,8 +1,8 @@
-"""Malformed requests, each with the statuses that are right for it: bodies above all.
+"""Malformed requests, mostly with malformed bodies, each with the correct statuses.
 
-How messages are framed is gone into, by RFC section, in ``tests/sidecar/framing``.
-A case is raw bytes. ``forwarded`` says whether the engine may see it at all (its own refusal is then the
-answer); everything else must never reach it.
+Cases of message framing, by RFC section, are in ``tests/support/framing``.
+A case has raw bytes. ``forwarded`` says whether the engine may receive it (and then refuse it itself).
+Other cases must never reach the engine.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Case(NamedTuple):
     raw: bytes
     statuses: tuple[int, ...] = (400,)
     is_complete: bool = True
-    """Whether the answer must come without more bytes (else the case waits for a timeout)."""
+    """Whether the response must come without more bytes (or else the case waits for a timeout)."""
 
 
 def post(body: bytes, path: bytes = b"/v1/completions", extra: bytes = b"") -> bytes:
-    """A well-framed request with this body."""
+    """A request with correct framing and this body."""
     head = HEAD.replace(b"/v1/completions", path)
     return head + extra + b"Content-Length: %d\r\n\r\n" % len(body) + body
 

@@ -26,14 +26,14 @@ def account(
     name: str = "a",
     **values: object,
 ) -> Account:
-    """An account at time 0 whose bucket is full."""
+    """An account at time 0 with a full bucket."""
     made = Account(entitlement(name, tier, ceiling=ceiling, **values), Pricing(), 0.0)
     made.set_limits(limit, Amount() if assured is None else assured, 0.0, 0.0)
     return made
 
 
 def cost(*, tokens: int = 100, kv_tokens: int = 112, sequences: int = 1) -> Cost:
-    """A cost whose throughput is ``tokens``, half of it output."""
+    """A cost with a throughput of ``tokens``, half of it output."""
     return Cost(tokens - tokens // 2, tokens // 2, sequences, float(tokens), kv_tokens)
 
 

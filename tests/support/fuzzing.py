@@ -1,7 +1,7 @@
-"""What all fuzzing shares: mutations, the time that each part has, and an arena for a live sidecar.
+"""Shared parts of all fuzzing: mutations, the time limit of each part, and an arena for a live sidecar.
 
-``FUZZ_SECONDS`` says for how long all parts together (``make fuzz``: minutes, or an hour). What is tried, and
-what must hold, is said in the ``test_fuzz*`` modules; what they find becomes a case there.
+``FUZZ_SECONDS`` is the time of all parts together (``make fuzz``: minutes, or an hour). The ``test_fuzz*``
+modules have the examples and the invariants. Each finding becomes a case there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIMITS: dict[str, Any] = {
 }
 LONGEST_S = 10.0
 BATCH = 60
-"""Connections at once: an example that the sidecar waits for costs its timeouts, so they wait together."""
+"""Concurrent connections. Some examples wait for timeouts of the sidecar, so they wait in parallel."""
 
 _Example = TypeVar("_Example")
 
@@ -42,7 +42,7 @@ def fuzz(
     *,
     size: int = 1,
 ) -> None:
-    """Check examples for a share of the time, and print how many there were; ``size`` is that of one."""
+    """Check examples for a share of the time, and print their number. ``size`` is the size of an example."""
     seconds = SECONDS * share
     ends_at = time.monotonic() + seconds
     played = 0
@@ -66,7 +66,7 @@ def fuzz(
         except Exception as error:
             if size == 1:
                 raise
-            failed.append(error)  # the message names the one of many: nothing is to be made smaller
+            failed.append(error)  # the message names the example, so no shrinking is needed
 
     while time.monotonic() < ends_at and not failed:
         play()
@@ -94,13 +94,13 @@ def mutated(draw: st.DrawFn, data: bytes, tokens: list[bytes], most: int = 4) ->
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    """The bytes, cut at these places."""
+    """The bytes, split at these positions."""
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     return [data[a:b] for a, b in pairwise(edges)]
 
 
 class Arena:
-    """A loop and a folder for live sidecars, for as long as all examples."""
+    """An event loop and a folder for live sidecars, shared by all examples."""
 
     def __init__(self, folder: Path) -> None:
         self.loop = asyncio.new_event_loop()
@@ -109,14 +109,14 @@ class Arena:
         self.loop.set_exception_handler(lambda _, crash: self._crashes.append(crash))
 
     def run(self, example: Coroutine[None, None, None]) -> None:
-        """Play an example; no callback of the sidecar's may have raised meanwhile."""
+        """Run an example, and fail if a callback of the sidecar raised an exception."""
         self._crashes.clear()
         self.loop.run_until_complete(example)
         assert self._crashes == []
 
 
 async def send(port: int, parts: list[bytes]) -> bytes:
-    """Everything that comes back until the sidecar closes. Raises ``TimeoutError`` if it never does."""
+    """All bytes until the sidecar closes the connection. Raises ``TimeoutError`` if it does not."""
     async with asyncio.timeout(LONGEST_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:

@@ -1,4 +1,4 @@
-"""A sidecar in this process, and a client that sends exactly the bytes it is told to."""
+"""A sidecar in this process, and a client that sends given bytes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ entitlements:
 
 
 def settings_of(arguments: str) -> Settings:
-    """The settings that a command line of ``run`` comes to."""
+    """The settings of a command line of ``run``."""
     return read(_parser().parse_args(["run", "--config", "p", *arguments.split()]), {})
 
 
 @dataclass
 class Response:
-    """One response as the client read it."""
+    """One response at the client."""
 
     status: int
     headers: dict[str, str]
@@ -88,7 +88,7 @@ async def sidecar_for(
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
-    """Let the loop run until a condition holds; fail if it never does."""
+    """Run the loop until a condition holds; fail after a time limit."""
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
@@ -102,7 +102,7 @@ def request(
     method: str = "POST",
     headers: dict[str, str] | None = None,
 ) -> bytes:
-    """The bytes of a well-formed request."""
+    """The bytes of a valid request."""
     if body is None:
         body = {"model": "tiny", "prompt": "hello", "max_tokens": 5}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -139,14 +139,14 @@ async def connected(
 async def ask(
     sidecar: Sidecar, raw: bytes, *, seconds: float = 5.0, tls: ssl.SSLContext | None = None
 ) -> Response:
-    """Send bytes on a connection of their own, and read one response."""
+    """Send bytes on a new connection, and read one response."""
     async with asyncio.timeout(seconds), connected(sidecar, tls) as (reader, writer):
         writer.write(raw)
         return await read_response(reader)
 
 
 async def read_response(reader: asyncio.StreamReader, *, has_body: bool = True) -> Response:
-    """Read one response, whatever its framing."""
+    """Read one response with any framing."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.removesuffix("\r\n\r\n").split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
@@ -179,7 +179,7 @@ async def admin(sidecar: Sidecar, path: str) -> tuple[int, str]:
 
 
 def is_whole(sidecar: Sidecar) -> bool:
-    """Whether the ledger holds nothing, in all its parts."""
+    """Whether all parts of the ledger are empty."""
     ledger = sidecar.controller.control.ledger
     accounts = sidecar.controller.accounts.values()
     return (ledger.kv_in_use, ledger.concurrency_in_use) == (0, 0) and all(

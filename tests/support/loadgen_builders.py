@@ -18,7 +18,7 @@ def scenario(*tenants: Tenant, duration_s: float = 100.0, **fields: Any) -> Scen
 
 
 def attempt(at_s: float = 1.0, ttft_s: float | None = 0.1, *, lasts_s: float = 1.0, **fields: Any) -> Attempt:
-    """One attempt that was sent when it was due, and served."""
+    """One attempt that was sent at its due time, and served."""
     made = {
         "tenant": "gold", "request": str(at_s), "intended_s": at_s, "due_s": at_s, "sent_s": at_s,
         "end_s": at_s + lasts_s, "input_tokens": 10, "output_tokens": 5, "tokens": 5,

@@ -1,4 +1,4 @@
-"""Client connections in memory: a transport that records, in place of a socket."""
+"""Client connections in memory, with a recording transport instead of a socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 
 
 class Transport(asyncio.Transport):
-    """Records what a connection does to its transport."""
+    """Records the calls of a connection."""
 
     def __init__(self) -> None:
         super().__init__()

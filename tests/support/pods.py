@@ -1,4 +1,4 @@
-"""Pods as people write them and as the API server sends them, and what a network would make of one."""
+"""Pods as users write them and as the API server sends them, and the resolution of their ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VLLM: Json = {
     "env": [{"name": "HF_HOME", "value": "/cache"}],
     "volumeMounts": [{"name": "cache", "mountPath": "/cache"}],
 }
-"""An engine with everything that a Deployment in the wild has."""
+"""An engine with all fields of a realistic Deployment."""
 
 LOADER: Json = {"name": "load-model", "image": "busybox:1.37", "command": ["sh", "-c", "true"]}
 EXPORTER: Json = {
@@ -35,7 +35,7 @@ EXPORTER: Json = {
 
 
 def pod(*containers: Json, annotations: dict[str, str] | None = None, **spec: Any) -> Json:
-    """A pod that asks for a sidecar, as its ReplicaSet creates it: without a name."""
+    """A pod with the label for a sidecar, as its ReplicaSet creates it: without a name."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -54,13 +54,13 @@ def pod(*containers: Json, annotations: dict[str, str] | None = None, **spec: An
 
 
 def engine(**fields: Any) -> Json:
-    """The engine with some fields changed; ``None`` leaves one out."""
+    """The engine with some fields changed; ``None`` removes a field."""
     made = {**copy.deepcopy(VLLM), **fields}
     return {name: value for name, value in made.items() if value is not None}
 
 
 def injected(before: Json, template: Template | None = None) -> Json:
-    """The pod after the patch, which is there."""
+    """The pod after the patch. Fails without a patch."""
     decision = decided(before, template)
     assert isinstance(decision, Injection), decision
     assert decision.patch
@@ -74,7 +74,7 @@ def decided(before: Json, template: Template | None = None) -> Injection | Denia
 
 
 def warnings(before: Json) -> str:
-    """All warnings in one text; each short enough for the API server to pass on whole."""
+    """All warnings in one text. Each is short enough for the API server, which truncates long ones."""
     decision = decided(before)
     assert isinstance(decision, Injection), decision
     assert all(len(each) <= 256 for each in decision.warnings)
@@ -82,14 +82,14 @@ def warnings(before: Json) -> str:
 
 
 def denial(before: Json) -> str:
-    """Why the pod is refused."""
+    """The reason of the pod's refusal."""
     decision = decided(before)
     assert isinstance(decision, Denial), decision
     return decision.message
 
 
 def container(after: Json, name: str) -> Json:
-    """A container by its name, wherever it is."""
+    """A container or init container by its name."""
     spec = after["spec"]
     found = [each for each in (*spec.get("initContainers", []), *spec["containers"]) if each["name"] == name]
     assert len(found) == 1
@@ -103,7 +103,7 @@ def sidecar(after: Json) -> Json:
 
 
 def option(words: list[str], name: str) -> str:
-    """The value of an option that is given exactly once."""
+    """The value of an option, which must occur exactly once."""
     assert words.count(name) == 1
     return words[words.index(name) + 1]
 

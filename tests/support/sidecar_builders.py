@@ -27,12 +27,12 @@ from tokenpool.poolfile.reading import parse
 
 
 def configuration(text: str = POOL, version: str = "") -> Configuration:
-    """A pool file with its plain keys, ready to be put in force."""
+    """The configuration of a pool file with its plain keys."""
     return configuration_of(parse(text).file, version)
 
 
 def configuration_of(file: PoolFile, version: str = "") -> Configuration:
-    """The same of a parsed file. Keys that are not plain are left out."""
+    """The configuration of a parsed file. It omits keys that are not plain."""
 
     def plain(ref: KeyRef) -> str:
         return ref.value
@@ -48,7 +48,7 @@ def controller(
     access_log: AccessLog | None = None,
     clock: Callable[[], float] | None = None,
 ) -> Controller:
-    """The controller of a lone sidecar, whose driver has the ports of the event loop."""
+    """The controller of a lone sidecar. Its driver has the ports of the event loop."""
     made, telemetry = configuration(text), telemetry or Telemetry(10)
     if clock is not None:
         telemetry.clock = clock
@@ -68,14 +68,14 @@ def controller(
 def head(
     path: bytes = b"/v1/completions", *headers: tuple[bytes, bytes], method: bytes = b"POST"
 ) -> RequestHead:
-    """The head of a request. Names of headers are in lower case."""
+    """The head of a request. Header names are in lower case."""
     made = RequestHead()
     made.method, made.path, made.target, made.headers = method, path, path, list(headers)
     return made
 
 
 def reporter(telemetry: Telemetry) -> Reporter:
-    """The reporter of a sidecar whose engine did not answer yet."""
+    """The reporter of a sidecar before the first answer of its engine."""
     engine = EngineState(CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0)))
     leases = Leases(LeaseSettings(1.5, 0.25), 1, AdmissionQueue(QueueSettings()))
     return Reporter(engine, leases, telemetry, Lifecycle())

@@ -24,5 +24,5 @@ def snapshot(*pools: ShownPool) -> Snapshot:
 
 
 def counted(**outcomes: Mapping[str, int]) -> dict[str, Tally]:
-    """What one sidecar counted, by entitlement."""
+    """The counts of one sidecar by entitlement."""
     return {"s0": Tally(outcomes)}

@@ -1,7 +1,7 @@
-"""A strict reader of HTTP/1.1: what the sidecar's bytes are held to, towards the engine and towards clients.
+"""A strict parser of HTTP/1.1 that checks the sidecar's bytes to the engine and to clients.
 
-It shares nothing with the sidecar. What the RFCs let a recipient read in two ways, or forbid a gateway to
-send, is a ``Riddle``. It is the one judge of the framing corpus (``tests/sidecar/framing``) and of fuzzing.
+It shares no code with the sidecar. Bytes that the RFCs let a recipient read in two ways, or forbid a gateway
+to send, raise ``Ambiguous``. The framing corpus (``tests/support/framing``) and fuzzing use it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _OF_ONE_HOP = frozenset(
 _END = b"\r\n\r\n"
 
 
-class Riddle(AssertionError):
-    """Bytes that could be read in more than one way, or not at all."""
+class Ambiguous(AssertionError):
+    """Bytes that can be read in more than one way, or in none."""
 
 
 class Request(NamedTuple):
@@ -55,24 +55,24 @@ class Answer(NamedTuple):
 
 
 def requests(wire: bytes) -> list[Request]:
-    """All requests in what was sent to the engine on one connection."""
+    """All requests in the bytes to the engine on one connection."""
     read = []
     while wire:
         head, end, rest = wire.partition(_END)
         line, *lines = head.split(b"\r\n")
         match = _REQUEST_LINE.fullmatch(line)
         if not end or match is None:
-            raise Riddle(f"not a request head: {wire[:200]!r}")
+            raise Ambiguous(f"not a request head: {wire[:200]!r}")
         headers = _fields(lines)
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or any(name in _OF_ONE_HOP for name, _ in headers):
-            raise Riddle(f"headers that must not go on, or not one host: {head!r}")
+            raise Ambiguous(f"headers that must not go on, or not one host: {head!r}")
         length = _length(headers)
         if length is None and match[1] == b"POST":
-            raise Riddle(f"a POST without a length: {head!r}")
+            raise Ambiguous(f"a POST without a length: {head!r}")
         length = length or 0
         if len(rest) < length:
-            raise Riddle(f"a body that is cut off: {wire[-200:]!r}")
+            raise Ambiguous(f"a body that is cut off: {wire[-200:]!r}")
         read.append(Request(match[1], match[2], headers, rest[:length]))
         wire = rest[length:]
     return read
@@ -81,9 +81,9 @@ def requests(wire: bytes) -> list[Request]:
 def answers(
     wire: bytes, methods: Sequence[bytes] = (), *, is_closed: bool = True
 ) -> tuple[list[Answer], bytes]:
-    """All whole responses in what a client received, and what there is of one that is not whole.
+    """All complete responses in the bytes to a client, and the bytes of an incomplete one.
 
-    ``methods`` are those of the requests, as far as they matter: a HEAD is answered without a body.
+    ``methods`` are those of the requests, because the response to a HEAD has no body.
     """
     read: list[Answer] = []
     interims = 0
@@ -93,11 +93,11 @@ def answers(
         line, *lines = head.split(b"\r\n")
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
-            raise Riddle(f"not a status line: {line!r}")
+            raise Ambiguous(f"not a status line: {line!r}")
         status, headers = int(match[1]), _fields(lines)
         if status < 200:
             if headers:
-                raise Riddle(f"an interim response with headers: {head!r}")
+                raise Ambiguous(f"an interim response with headers: {head!r}")
             interims += 1
             wire = rest
             continue
@@ -115,21 +115,21 @@ def answers(
 def _body(
     rest: bytes, method: bytes, status: int, headers: Headers, is_closed: bool
 ) -> tuple[bytes, int] | None:
-    """The body, and how many bytes it takes; ``None`` if it is not whole."""
+    """The body, and the number of its bytes; ``None`` if it is incomplete."""
     codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
     length = _length(headers)
     if codings and (codings != [b"chunked"] or length is not None):
-        raise Riddle(f"two framings, or an unknown one: {headers!r}")
+        raise Ambiguous(f"two framings, or an unknown one: {headers!r}")
     if method == b"HEAD" or status in (204, 304):
         if codings or (status == 204 and length is not None):
-            raise Riddle(f"framing where there is no body: {headers!r}")
+            raise Ambiguous(f"framing where there is no body: {headers!r}")
         return b"", 0
     if codings:
         return _chunks(rest)
     if length is not None:
         return (rest[:length], length) if len(rest) >= length else None
     if (b"connection", b"close") not in headers:
-        raise Riddle(f"a body without an end: {headers!r}")
+        raise Ambiguous(f"a body without an end: {headers!r}")
     return (rest, len(rest)) if is_closed else None
 
 
@@ -140,13 +140,13 @@ def _chunks(rest: bytes) -> tuple[bytes, int] | None:
         line = _SIZE_LINE.match(rest, at)
         if line is None:
             if re.fullmatch(rb"[0-9a-f]*\r?", rest[at:]) is None:
-                raise Riddle(f"not a chunk: {rest[at : at + 50]!r}")
+                raise Ambiguous(f"not a chunk: {rest[at : at + 50]!r}")
             return None
         size, at = int(line[1], 16), line.end()
         if len(rest) < at + size + 2:
             return None
         if rest[at + size : at + size + 2] != b"\r\n":
-            raise Riddle(f"a chunk without its end: {rest[at : at + size + 9]!r}")
+            raise Ambiguous(f"a chunk without its end: {rest[at : at + size + 9]!r}")
         parts.append(rest[at : at + size])
         at += size + 2
         if size == 0:
@@ -158,7 +158,7 @@ def _fields(lines: Iterable[bytes]) -> Headers:
     for line in lines:
         match = _FIELD.fullmatch(line)
         if match is None:
-            raise Riddle(f"not a header: {line!r}")
+            raise Ambiguous(f"not a header: {line!r}")
         fields.append((match[1], match[2]))
     return tuple(fields)
 
@@ -168,5 +168,5 @@ def _length(headers: Headers) -> int | None:
     if not lengths:
         return None
     if len(lengths) > 1 or _NUMBER.fullmatch(lengths[0]) is None:
-        raise Riddle(f"lengths {lengths!r}")
+        raise Ambiguous(f"lengths {lengths!r}")
     return int(lengths[0])

@@ -158,6 +158,7 @@ class LeaseSync:
         self._is_renewal_due = self._must_complete = False
         for state in leases.states.values():
             state.under_way = False
+        # Sorted, so that a simulation gives the same figures in every process.
         first = [name for name in sorted(leases.urgent) if name in leases.states]
         first += [name for name in leases.states if name not in leases.urgent]
         leases.urgent.clear()

@@ -1,4 +1,4 @@
-"""A headless Chromium of a test's own, driven over the DevTools protocol."""
+"""A headless Chromium for tests, controlled over the DevTools protocol."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _OPTIONS = (
 
 
 class Page:
-    """One page of the browser, and what its console said."""
+    """One page of the browser, with the messages of its console."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self.complaints: list[str] = []
-        """Errors and warnings: of scripts, of the console, of what was forbidden to load."""
+        """Errors and warnings: of scripts, of the console, and of blocked resources."""
 
     async def read(self) -> None:
-        """Take what the browser says, until it is gone."""
+        """Read the browser's messages until it ends."""
         async for message in self._socket:
             said = json.loads(message.data)
             waits = self._answers.pop(said.get("id"), None)
@@ -58,7 +58,7 @@ class Page:
             self.complaints.append(json.dumps(said["args"]))
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command, and its result."""
+        """Run a command, and return its result."""
         self._number += 1
         waits = self._answers[self._number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
@@ -69,7 +69,7 @@ class Page:
         return result
 
     async def value(self, expression: str) -> Any:
-        """What an expression comes to in the page."""
+        """The value of an expression in the page."""
         said = await self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -77,7 +77,7 @@ class Page:
         return said["result"].get("value")
 
     async def until(self, expression: str, seconds: float = 20.0) -> Any:
-        """Wait until an expression is true in the page; its value."""
+        """Wait until an expression is true in the page, and return its value."""
         value: Any = None
         try:
             async with asyncio.timeout(seconds):
@@ -101,13 +101,13 @@ class Page:
         await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     async def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """Write what is seen to a PNG file."""
+        """Write a screenshot to a PNG file."""
         said = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(said["data"]))
 
 
 def executable() -> str:
-    """Chromium. Skips the test, and says why, where there is none."""
+    """The path of Chromium. Skips the test with a reason if there is none."""
     try:
         debian.provide(debian.CHROMIUM)
     except debian.NotInstalled as error:

@@ -1,4 +1,4 @@
-"""A coordinator's live page over real processes: what all sidecars served and shed, and a clean end."""
+"""A coordinator's live page with real processes: the counts of all sidecars, and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tests.integration.cluster.processes import Cluster
 
 
 async def looks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, dict[str, Any]]]:
-    """The rows that came with every event, by entitlement."""
+    """The rows of every event, by entitlement."""
     async for line in response.content:
         if line.startswith(b"data: "):
             yield {row["name"]: row for row in json.loads(line.removeprefix(b"data: "))["rows"]}
 
 
-async def test_a_coordinator_shows_what_all_sidecars_shed_and_ends_while_looked_at(tmp_path: Path) -> None:
+async def test_a_coordinator_shows_the_sheds_of_all_sidecars_and_shuts_down_with_open_pages(
+    tmp_path: Path,
+) -> None:
     cluster = Cluster(tmp_path, sidecars=2, coordinators=1)
     async with cluster.running(), cluster.session.get(f"{cluster.pages[0]}/live/events") as response:
         async with (

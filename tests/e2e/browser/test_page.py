@@ -1,4 +1,4 @@
-"""The live page in a real browser, of a running sidecar: values change, a shed shows, nothing complains."""
+"""The live page of a running sidecar in a real browser: changing values, sheds, and no console errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOUNDED = POOL.replace("tier: elastic,", "tier: elastic, ceiling: {concurrency: 
 
 
 def row(name: str) -> str:
-    """The row of an entitlement, as JavaScript finds it."""
+    """A JavaScript expression for the row of an entitlement."""
     is_it = f"r => r.querySelector('.name').textContent === {json.dumps(name)}"
     return f"[...document.querySelectorAll('tbody tr')].find({is_it})"
 
@@ -81,7 +81,7 @@ async def test_values_change_and_a_shed_shows_with_its_reason(engine: FakeEngine
 
 
 QUIET_S = 5
-"""A visible page without an update for so long shows that it is not connected; see page.html."""
+"""The seconds without an event after which a visible page shows a lost connection; see page.html."""
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def page_of(
     clock: Callable[[], float] = time.monotonic,
     **options: float,
 ) -> AsyncIterator[tuple[Page, LivePage]]:
-    """The page of snapshots that no sidecar would have."""
+    """A page with snapshots that no sidecar has."""
     application = web.Application()
     server = LivePage(
         (lambda wanted: snapshot) if isinstance(snapshot, Snapshot) else snapshot, clock, **options
@@ -110,7 +110,7 @@ async def page_of(
 
 
 async def test_names_and_notices_are_text(tmp_path: Path) -> None:
-    # The pool file allows no such name; the page does not rely on that.
+    # The pool file does not allow such a name, but the page does not rely on that.
     hostile = pool(entitlement(HOSTILE, tier=HOSTILE), name=HOSTILE, leader=HOSTILE, notices=(HOSTILE,))
     async with page_of(Snapshot(HOSTILE, HOSTILE, (hostile,), (HOSTILE,)), tmp_path) as (page, _):
         await page.until(row(HOSTILE))
@@ -147,7 +147,7 @@ async def test_rows_are_filtered_and_sorted(engine: FakeEngine, tmp_path: Path) 
             "[...document.querySelectorAll('tbody tr:not([hidden]) .name')].map(n => n.textContent).join()"
         )
         running = asyncio.ensure_future(ask(sidecar, request(key="s-key"), seconds=60))
-        await page.until(f"{names} === 's,e,g'")  # by sheds: none; then by use
+        await page.until(f"{names} === 's,e,g'")  # by sheds, of which there are none; then by use
         await page.value("document.querySelector('button[data-sort=name]').click()")
         assert await page.value(names) == "e,g,s"
         assert await page.value(text("th[aria-sort=ascending]")) == "Entitlement"
@@ -167,7 +167,7 @@ async def test_rows_are_filtered_and_sorted(engine: FakeEngine, tmp_path: Path) 
         assert page.complaints == []
 
 
-async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
+async def test_a_page_that_loses_its_sidecar_shows_this_and_reconnects(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async with shown(engine, tmp_path) as (sidecar, page):
@@ -186,14 +186,14 @@ async def test_a_page_that_loses_its_sidecar_says_so_and_comes_back(
 
 
 async def until_silent(server: LivePage) -> None:
-    """Wait until the server has dropped its listener."""
+    """Wait until the server has disconnected the page."""
     async with asyncio.timeout(30):
         while server.listeners:
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("is_dropped", [False, True], ids=["kept", "dropped by the server"])
-async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
+async def test_a_page_that_the_browser_throttles_is_not_shown_as_disconnected(
     tmp_path: Path, is_dropped: bool
 ) -> None:
     snapshots = 0
@@ -226,21 +226,23 @@ async def test_a_page_that_the_browser_holds_back_is_not_called_lost(
         assert server.listeners == 1
 
 
-async def test_a_page_that_was_delayed_and_has_no_server_any_more_says_so(tmp_path: Path) -> None:
+async def test_a_throttled_page_without_a_server_shows_the_lost_connection(tmp_path: Path) -> None:
     async with page_of(Snapshot("sidecar", "s0", (pool(),)), tmp_path) as (page, server):
         await page.call("Page.setWebLifecycleState", state="frozen")
         await server._close(web.Application())
         await page.call("Page.setWebLifecycleState", state="active")
         await asyncio.sleep(3)
         assert await page.value("document.hidden")
-        assert await page.value(text("#connection")) == "live"  # a hidden page shows no error
+        assert (
+            await page.value(text("#connection")) == "live"
+        )  # the page is hidden: it does not show this yet
         await page.value("Object.defineProperty(document, 'hidden', { value: false })")
         await page.value("document.dispatchEvent(new Event('visibilitychange'))")
         said = await page.until(f"{text('#connection')}?.includes(':') && {text('#connection')}")
         assert said == "not connected: this process is shutting down; retrying"
 
 
-async def test_a_page_that_is_opened_late_shows_the_last_minutes(tmp_path: Path) -> None:
+async def test_a_page_that_opens_later_shows_the_last_minutes(tmp_path: Path) -> None:
     spent = 0.0
 
     def snapshot(wanted: Wanted) -> Snapshot:
@@ -274,7 +276,9 @@ async def test_rows_keep_their_height_while_charts_change(engine: FakeEngine, tm
         assert await page.value(heights) == before
 
 
-async def test_a_page_for_whom_there_is_no_room_says_why(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_a_page_beyond_the_limit_of_browsers_shows_the_reason(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         sidecar.admin.live._most_listeners = 0
         async with page_at(f"http://{sidecar.admin_on}/", tmp_path) as page:

@@ -1,4 +1,4 @@
-"""One container engine and one compose project for all tests here; what was measured is said at the end."""
+"""One container engine and one compose project for all tests here. Measurements are printed at the end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @contextlib.contextmanager
 def timed(what: str) -> Iterator[None]:
-    """Note how long something took."""
+    """Record the duration of the context."""
     started = time.monotonic()
     yield
     NOTES[what] = f"{time.monotonic() - started:.1f} s"
@@ -33,7 +33,7 @@ def timed(what: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def container_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerEngine]:
-    """A daemon with stand-in images. Skips, and says why, where there can be none."""
+    """A daemon with stand-in images. Skips with a reason if it cannot start."""
     folder = tmp_path_factory.mktemp("containers")
     with contextlib.ExitStack() as stack:
         try:
@@ -49,9 +49,9 @@ def container_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Conta
 
 @pytest.fixture(scope="session")
 def built(container_engine: ContainerEngine, tmp_path_factory: pytest.TempPathFactory) -> Stack:
-    """compose.yaml with its images built; nothing runs."""
+    """compose.yaml with its images built, before its start."""
     lent = lent_engine.beside(container_engine, tmp_path_factory.mktemp("engine"))
-    NOTES["engine"] = "vLLM, lent by .venv-engine" if lent else "vLLM, the image of docker/engine.Dockerfile"
+    NOTES["engine"] = "vLLM from .venv-engine" if lent else "vLLM, the image of docker/engine.Dockerfile"
     made = Stack(container_engine, lent)
     with timed("images built"):
         made.build()

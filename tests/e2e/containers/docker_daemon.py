@@ -1,4 +1,4 @@
-"""A Docker daemon of the tests' own, with all its images in a folder that may be removed."""
+"""A Docker daemon for tests, with all its images in a removable folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from toolbox.processes import NotReady, Process
 
 ROOT = Path(__file__).parents[3]
 CACHE = Path(os.environ.get("CONTAINERS_CACHE") or ROOT / ".cache" / "containers").resolve()
-"""What takes long to make, and is kept from run to run: images and their layers. `make clean` removes it."""
+"""The folder of images and layers, which are kept between runs. `make clean` removes it."""
 START_S = 60
 
 
 class NoEngine(Exception):
-    """No container engine can be started here; the text says why."""
+    """No container engine can be started here. The text gives the reason."""
 
 
 def provide(packages: Mapping[str, str]) -> None:
-    """See to it that programs are there, and may be used. Raises ``NoEngine``."""
+    """Install missing programs. Raises ``NoEngine`` if they cannot be used."""
     if os.geteuid() != 0:
         raise NoEngine("a container engine is started by root only")
     try:
@@ -36,16 +36,16 @@ def provide(packages: Mapping[str, str]) -> None:
 
 @dataclass
 class ContainerEngine:
-    """A daemon that runs."""
+    """A running daemon."""
 
     host: str
-    """What ``DOCKER_HOST`` is to be."""
+    """The value for ``DOCKER_HOST``."""
     client: docker.DockerClient
     notes: dict[str, str] = field(default_factory=dict)
-    """What was measured, for the end of the run."""
+    """The measurements, which are printed at the end of the run."""
 
     def compose(self, *arguments: str, environment: Mapping[str, str], timeout: float) -> str:
-        """Run docker-compose on this project's file; its output. Fails the test where that fails."""
+        """Run docker-compose on this project's file, and return its output. Fails the test if it fails."""
         done = subprocess.run(
             ["docker-compose", *arguments],
             cwd=ROOT,

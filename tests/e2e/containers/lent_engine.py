@@ -1,7 +1,7 @@
-"""Lends containers the vLLM that `make engine` installed for the other tests: seconds instead of minutes.
+"""Mounts the vLLM of `make engine` into containers, which takes seconds instead of the minutes of a build.
 
-That needs the same Python within and without. Where it is another one, or CONTAINERS_ENGINE_IMAGE=1 asks
-for it, the image of docker/engine.Dockerfile is built and used.
+This needs the same Python version in the container. With another version, or with CONTAINERS_ENGINE_IMAGE=1,
+the image of docker/engine.Dockerfile is built and used.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "OMP_NUM_THREADS": "1",
 }
-"""What the image of docker/engine.Dockerfile sets."""
+"""The environment of the image of docker/engine.Dockerfile."""
 
 
 def beside(engine: ContainerEngine, folder: Path) -> Path | None:
-    """A compose file to be read beside compose.yaml; ``None`` where nothing can be lent."""
+    """An additional compose file for compose.yaml; ``None`` if the vLLM cannot be mounted."""
     if os.environ.get("CONTAINERS_ENGINE_IMAGE") or not install_engine.is_installed():
         return None
     packages = next((install_engine.HOME / "lib").glob("python3.*")) / "site-packages"

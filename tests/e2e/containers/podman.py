@@ -1,4 +1,4 @@
-"""Podman, which runs a pod from its Kubernetes manifest; its images and state end with the tests."""
+"""Podman, which runs a pod from its Kubernetes manifest. Its images and state are removed after the tests."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ USER 0
 RUN apt-get update && apt-get install -y --no-install-recommends curl && rm -rf /var/lib/apt/lists/*
 USER 65532:65532
 """
-"""Podman asks a container's httpGet probes with the curl inside it; a kubelet needs none."""
+"""Podman runs httpGet probes with curl in the container. A kubelet does not need curl."""
 
 
 @dataclass
 class Podman:
-    """One podman of the tests' own."""
+    """A podman for the tests."""
 
     folder: Path
 
     def __call__(self, *arguments: str, given: str = "", timeout: float = 120) -> str:
-        """Run a command; its output. Fails the test where that fails."""
+        """Run a command, and return its output. Fails the test if the command fails."""
         where = ("--root", str(self.folder / "root"), "--runroot", str(self.folder / "run"))
         done = subprocess.run(
             ["podman", *where, *arguments],
@@ -53,7 +53,7 @@ class Podman:
         return done.stdout
 
     def take(self, client: docker.DockerClient, image: str, name: str) -> None:
-        """Take an image over from a Docker daemon, as ``localhost/NAME``."""
+        """Copy an image from a Docker daemon, as ``localhost/NAME``."""
         dockerfile = io.BytesIO(WITH_CURL.format(image=image).encode())
         made, _ = client.images.build(fileobj=dockerfile, tag=name, rm=True, forcerm=True)
         archive = self.folder / "image.tar"
@@ -64,7 +64,7 @@ class Podman:
         archive.unlink()
 
     def address(self, pod: str) -> str:
-        """The address that a pod has on this machine."""
+        """The address of a pod on this machine."""
         infra = self("pod", "inspect", "--format", "{{.InfraContainerID}}", pod).strip()
         return self(
             "inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", infra
@@ -73,7 +73,7 @@ class Podman:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[Podman]:
-    """Podman, whose pods and images end with the context. Raises ``NoEngine``."""
+    """A podman whose pods and images end with the context. Raises ``NoEngine``."""
     provide(debian.PODMAN)
     (folder / "containers.conf").write_text(SETTINGS)
     podman = Podman(folder)

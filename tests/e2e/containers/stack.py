@@ -1,4 +1,4 @@
-"""compose.yaml under test: brought up with stand-in images, looked at, broken, taken down."""
+"""compose.yaml under test, with stand-in images: start, state, failures and removal."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from toolbox.ports import free_port
 
 PROJECT = "tokenpooltest"
 IMAGE = "tokenpool:local"
-"""What compose.yaml calls our image."""
+"""The name of this project's image in compose.yaml."""
 PARTS = (
     *("redis", "coordinator-1", "coordinator-2", "pod-1", "pod-2"),
     *("engine-1", "engine-2", "sidecar-1", "sidecar-2", "front", "prometheus"),
 )
-"""All but Grafana, which Debian does not have, and loadgen, which runs by itself."""
+"""All services but Grafana, which Debian does not have, and loadgen, which runs separately."""
 BUILD_S, UP_S, READY_S, DOWN_S = 900, 180, 420, 180
 KEY = "checkout-key"
 
 
 @dataclass
 class Answer:
-    """What came back from the front."""
+    """A response of the front port."""
 
     status: int
     body: bytes
@@ -47,13 +47,13 @@ class Stack:
 
     engine: ContainerEngine
     lent: Path | None = None
-    """A compose file that lends the engines a vLLM that is installed here; else their image is built."""
+    """A compose file that mounts an installed vLLM; ``None`` builds the engines' image."""
     front_port: int = field(default_factory=free_port)
     prometheus_port: int = field(default_factory=free_port)
 
     @property
     def environment(self) -> dict[str, str]:
-        """What names images and ports; everything else is as by default."""
+        """The variables for images and ports. All others have their defaults."""
         lent = {"VLLM_IMAGE": standins.PARTS} if self.lent is not None else {}
         return lent | {
             "COMPOSE_PROJECT_NAME": PROJECT,
@@ -66,13 +66,13 @@ class Stack:
         }
 
     def compose(self, *arguments: str, timeout: float) -> str:
-        """Run docker-compose on it; its output."""
+        """Run docker-compose on the project, and return its output."""
         files = ["compose.yaml"] if self.lent is None else ["compose.yaml", str(self.lent)]
         named = [part for file in files for part in ("--file", file)]
         return self.engine.compose(*named, *arguments, environment=self.environment, timeout=timeout)
 
     def build(self) -> None:
-        """Build all images that are needed."""
+        """Build all needed images."""
         self.build_ours()
         if self.lent is None:
             self.compose("build", "engine-1", timeout=BUILD_S)
@@ -87,7 +87,7 @@ class Stack:
         self.until_healthy(*PARTS)
 
     def down(self) -> None:
-        """Take everything away."""
+        """Remove all containers, networks and volumes."""
         self.compose("down", "--volumes", "--timeout", "5", timeout=DOWN_S)
 
     def container(self, service: str) -> Container:
@@ -100,20 +100,20 @@ class Stack:
         return found[0]
 
     def health(self, service: str) -> str:
-        """What the health check of a service last said."""
+        """The last result of a service's health check."""
         state = self.container(service).attrs["State"]
         return str(state["Health"]["Status"]) if state["Running"] else str(state["Status"])
 
     def until_healthy(self, *services: str) -> None:
-        """Wait for services; what is wrong is in the failure's text."""
+        """Wait for services. The text of a failure has the state of all services."""
         until(lambda: all(map(self.is_healthy, services)), READY_S, self.state, every_s=1.0)
 
     def is_healthy(self, service: str) -> bool:
-        """Whether its health check last said so."""
+        """Whether the last health check succeeded."""
         return self.health(service) == "healthy"
 
     def state(self) -> str:
-        """How every part is, and the last lines of those that are not well."""
+        """The state of every service, with the last log lines of unhealthy ones."""
         lines = []
         for service in PARTS:
             health = self.health(service)
@@ -125,7 +125,7 @@ class Stack:
         return "\n".join(lines)
 
     def address(self, service: str, network: str = "lease_store") -> str:
-        """Where a service is on one of the networks; this machine can reach it there."""
+        """The address of a service on one of the networks, reachable from this machine."""
         networks = self.container(service).attrs["NetworkSettings"]["Networks"]
         return str(networks[f"{PROJECT}_{network}"]["IPAddress"])
 
@@ -135,14 +135,14 @@ class Stack:
             return json.load(response)
 
     def is_ready(self, service: str, port: int) -> bool:
-        """Whether a service says that it is ready, now."""
+        """Whether a service is ready now."""
         try:
             return bool(self.page(service, port, "/readyz"))
         except (urllib.error.URLError, OSError):
             return False
 
     def leaders(self, *coordinators: str) -> list[str]:
-        """Which of some coordinators lead."""
+        """The coordinators that lead."""
         return [
             name for name in coordinators if self.page(name, 9091, "/debug/state")["pools"]["chat"]["leads"]
         ]
@@ -163,7 +163,7 @@ class Stack:
                 return Answer(error.code, error.read(), _lower(error.headers))
 
     def prometheus(self, path: str) -> Any:
-        """What Prometheus says to a question."""
+        """The result of a Prometheus query."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus_port}{path}", timeout=10) as response:
             return json.load(response)["data"]
 
@@ -175,7 +175,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 def until(
     condition: Callable[[], bool], seconds: float, why: Callable[[], object] = str, *, every_s: float = 0.1
 ) -> float:
-    """Wait until a condition holds; how long that took."""
+    """Wait until a condition holds, and return the seconds."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, why()

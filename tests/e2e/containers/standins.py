@@ -1,6 +1,6 @@
-"""Stand-ins for public images, where no image registry is reachable: Debian's packages in its base system.
+"""Stand-ins for public images without an image registry: Debian's base system with packages.
 
-They are given to compose.yaml by the variables that name its images, and to Dockerfiles by their arguments.
+compose.yaml gets them by its variables for images, and Dockerfiles by their arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PYTHON, PARTS = "stand-in/python:1", "stand-in/parts:1"
 BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 WHEELS = Path(links) if (links := os.environ.get("PIP_FIND_LINKS", "")).startswith("/") else None
-"""Wheels that this machine's pip finds beside its index: images that are built here should find them too."""
+"""Wheels that pip finds on this machine besides its index. Image builds get them too."""
 BOOTSTRAP_S = 300
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PARTS = f"""\
@@ -33,7 +33,7 @@ RUN apt-get update \\
 
 
 def provide(client: docker.DockerClient, folder: Path) -> None:
-    """Make the stand-ins, unless an earlier run has. Raises ``NoEngine`` where it cannot."""
+    """Make missing stand-ins. Raises ``NoEngine`` if that fails."""
     try:
         if not _has(client, PYTHON):
             _import(client, _bootstrap(folder / "base"))
@@ -52,20 +52,20 @@ def _has(client: docker.DockerClient, name: str) -> bool:
 
 
 def _archive() -> tuple[str, str]:
-    """The machine's own archive of packages, and its release."""
+    """The package archive of this machine, and its release."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"],
         capture_output=True, text=True, timeout=60, check=True,
     ).stdout  # fmt: skip
     found = sorted({line for line in listed.splitlines() if line.partition(" ")[0].endswith("/debian/")})
     if not found:
-        raise NoEngine("this machine names no archive of Debian packages to make a base image of")
+        raise NoEngine("this machine has no archive of Debian packages for a base image")
     uri, _, release = found[0].partition(" ")
     return uri, release
 
 
 def _bootstrap(root: Path) -> Path:
-    """A base system in a folder."""
+    """Install a base system in a folder."""
     uri, release = _archive()
     command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", release, str(root), uri]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BOOTSTRAP_S, check=False)
@@ -73,7 +73,7 @@ def _bootstrap(root: Path) -> Path:
         raise NoEngine(f"debootstrap failed: {done.stdout[-300:]}{done.stderr[-300:]}")
     if CERTIFICATES.exists():
         shutil.copyfile(CERTIFICATES, root / CERTIFICATES.relative_to("/"))
-    # Packages that are installed in it must not start their services.
+    # Installed packages must not start their services.
     policy = root / "usr" / "sbin" / "policy-rc.d"
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The whole of compose.yaml, run: up, asked, overloaded, broken, down. The order of the tests is a story."""
+"""compose.yaml as a whole: start, requests, overload, failures, removal. The tests depend on their order."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loadgen.records import Attempt, Outcome
 from tests.e2e.containers.stack import IMAGE, PARTS, PROJECT, READY_S, Stack, until
 
 LARGEST_ADDED_MB = 100
-"""What our image adds to the base image."""
+"""The most megabytes that this project's image adds to the base image."""
 LARGEST_RESIDENT_MB = 60
 LOAD_S = 24
 GUARANTEED_SEQUENCES = 12
-"""Of checkout, in docker/pool.yaml."""
+"""The guarantee of checkout in docker/pool.yaml."""
 LOOK_AROUND = """
 import importlib.util, os, shutil
 assert os.getuid() == 65532
@@ -48,7 +48,7 @@ def test_the_image_is_small_and_compiled_and_has_neither_pip_nor_a_compiler_nor_
 
 
 @pytest.mark.parametrize("service", PARTS)
-def test_no_part_may_do_more_than_it_must(stack: Stack, service: str) -> None:
+def test_every_part_has_minimal_privileges(stack: Stack, service: str) -> None:
     container = stack.container(service).attrs
     host = container["HostConfig"]
 
@@ -69,7 +69,7 @@ def test_the_front_port_is_answered_by_a_real_engine(stack: Stack) -> None:
     assert answer.status == 200, answer.body
     assert answer.json()["usage"]["completion_tokens"] == 8
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    assert streamed.body.count(b"data: ") >= 2  # one event may carry all tokens, where the machine is busy
+    assert streamed.body.count(b"data: ") >= 2  # on a busy machine one event may have all tokens
     assert streamed.body.endswith(b"data: [DONE]\n\n")
     assert (stack.ask(key=None).status, stack.ask(key="wrong").status) == (401, 401)
 
@@ -103,7 +103,7 @@ def test_an_idle_sidecar_takes_little_memory(stack: Stack) -> None:
     assert resident < LARGEST_RESIDENT_MB
 
 
-def test_overload_sheds_nobody_inside_a_guarantee(stack: Stack, tmp_path: Path) -> None:
+def test_overload_sheds_no_request_inside_a_guarantee(stack: Stack, tmp_path: Path) -> None:
     name = f"{PROJECT}_overload"
     order = [
         *("run", "/etc/tokenpool/overload.yaml", "--url=http://front:8080", "--out=/out/run", "--seed=1"),
@@ -120,7 +120,7 @@ def test_overload_sheds_nobody_inside_a_guarantee(stack: Stack, tmp_path: Path) 
 
     assert Counter(attempt.outcome for attempt in checkout)[Outcome.SERVED] > LOAD_S
     assert Counter(attempt.outcome for attempt in batch)[Outcome.SHED] > 0
-    # Where the machine is so slow that more than the guarantee is in flight, what is beyond it may be shed.
+    # On a slow machine more requests than the guarantee are in flight. Those beyond it may be shed.
     refused = [a for a in checkout if a.outcome in (Outcome.SHED, Outcome.PREEMPTED, Outcome.UNAVAILABLE)]
     assert [a for a in refused if _in_flight(checkout, a) < GUARANTEED_SEQUENCES] == []
 
@@ -133,11 +133,11 @@ def _copied(stack: Stack, container: str, folder: Path) -> Path:
 
 
 def _in_flight(attempts: Sequence[Attempt], moment: Attempt) -> int:
-    """How many others were under way while one was."""
+    """The number of other requests in flight during one request."""
     return sum(a is not moment and a.sent_s < moment.end_s and a.end_s > moment.sent_s for a in attempts)
 
 
-def test_a_killed_sidecar_is_not_missed(stack: Stack) -> None:
+def test_requests_are_served_after_a_sidecar_is_killed(stack: Stack) -> None:
     stack.container("sidecar-1").kill()
 
     assert [stack.ask().status for _ in range(20)] == [200] * 20
@@ -150,13 +150,13 @@ def test_a_killed_sidecar_is_not_missed(stack: Stack) -> None:
     stack.until_healthy("sidecar-1")
 
 
-def test_a_killed_engine_is_not_missed_and_its_sidecar_finds_it_again(stack: Stack) -> None:
+def test_requests_are_served_after_an_engine_is_killed_and_its_sidecar_reconnects(stack: Stack) -> None:
     stack.container("engine-2").kill()
 
     until(lambda: not stack.is_ready("pod-2", 9090), 10)
     answers = [stack.ask() for _ in range(20)]
     assert 200 in [answer.status for answer in answers]
-    # A sidecar without its engine says so, and the client's next try may find the other one.
+    # A sidecar without its engine refuses, and the client's next attempt may reach the other sidecar.
     refused = [answer for answer in answers if answer.status != 200]
     assert {answer.headers.get("x-tokenpool-reason") for answer in refused} <= {"engine_down"}
 
@@ -165,7 +165,7 @@ def test_a_killed_engine_is_not_missed_and_its_sidecar_finds_it_again(stack: Sta
     stack.until_healthy("engine-2", "sidecar-2")
 
 
-def test_a_killed_coordinator_is_not_missed(stack: Stack) -> None:
+def test_another_coordinator_leads_after_one_is_killed(stack: Stack) -> None:
     coordinators = ["coordinator-1", "coordinator-2"]
     (leader,) = stack.leaders(*coordinators)
     coordinators.remove(leader)

@@ -1,4 +1,4 @@
-"""What compose.yaml and the files beside it promise, read without a container engine."""
+"""Checks of compose.yaml and its files without a container engine."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def seconds(span: str) -> float:
     return float(span.removesuffix("s"))
 
 
-def test_compose_old_and_new_find_nothing_to_complain_about() -> None:
+def test_old_and_new_compose_accept_the_file() -> None:
     text = (ROOT / "compose.yaml").read_text()
 
     assert "version" not in COMPOSE
-    # Compose 1 knows no default within a default.
+    # Compose 1 does not support nested defaults.
     assert not re.search(r"\$\{[^}]*\$\{", text)
 
 
@@ -41,7 +41,7 @@ def test_every_image_is_a_variable_with_a_default() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_service_has_as_few_rights_as_it_needs_and_bounds(name: str) -> None:
+def test_every_service_has_minimal_privileges_and_resource_limits(name: str) -> None:
     service = SERVICES[name]
 
     assert service["read_only"] is True
@@ -53,7 +53,7 @@ def test_every_service_has_as_few_rights_as_it_needs_and_bounds(name: str) -> No
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name != "loadgen"])
-def test_every_service_that_stays_is_watched_and_started_again(name: str) -> None:
+def test_every_permanent_service_has_a_health_check_and_restarts(name: str) -> None:
     service = SERVICES[name]
 
     assert service["restart"] == "unless-stopped"
@@ -61,14 +61,14 @@ def test_every_service_that_stays_is_watched_and_started_again(name: str) -> Non
     assert seconds(service["stop_grace_period"]) >= 10
 
 
-def test_a_sidecar_is_given_time_to_drain() -> None:
+def test_a_sidecar_has_time_to_drain() -> None:
     for name in ("sidecar-1", "sidecar-2"):
         drain = float(SERVICES[name]["environment"]["TOKENPOOL_DRAIN_TIMEOUT"])
         assert seconds(SERVICES[name]["stop_grace_period"]) > drain
         assert seconds(SERVICES["front"]["stop_grace_period"]) > drain
 
 
-def test_a_sidecar_and_its_engine_share_a_pods_network_where_the_engine_is_on_loopback() -> None:
+def test_a_sidecar_and_its_engine_share_a_network_with_the_engine_on_loopback() -> None:
     for number in (1, 2):
         assert SERVICES[f"sidecar-{number}"]["network_mode"] == f"service:pod-{number}"
         assert SERVICES[f"engine-{number}"]["network_mode"] == f"service:pod-{number}"
@@ -94,17 +94,17 @@ def mounted() -> Iterator[Path]:
                 yield ROOT / source
 
 
-def test_every_file_that_is_mounted_is_there_and_read_only() -> None:
+def test_every_mounted_file_exists_and_is_read_only() -> None:
     assert [path for path in mounted() if not path.exists()] == []
 
 
-def test_gpu_engines_are_those_of_the_compose_file() -> None:
+def test_the_gpu_file_names_the_engines_of_the_compose_file() -> None:
     beside = yaml.safe_load((ROOT / "docker" / "gpu.yaml").read_text())["services"]
 
     assert {name for name in SERVICES if name.startswith("engine")} == set(beside)
 
 
-def test_the_pool_file_knows_the_keys_that_the_overload_scenario_uses() -> None:
+def test_the_pool_file_has_the_keys_of_the_overload_scenario() -> None:
     file = parse((ROOT / "docker" / "pool.yaml").read_text(), name="pool.yaml").file
     scenario = reading.read(ROOT / "docker" / "loadgen" / "overload.yaml", {})
     tiers = {entitlement.name: entitlement.tier.value for entitlement in file.entitlements_of("chat")}
@@ -116,7 +116,7 @@ def test_the_pool_file_knows_the_keys_that_the_overload_scenario_uses() -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_an_image_needs_no_new_builder_runs_as_nobody_and_says_how_it_is(path: Path) -> None:
+def test_an_image_needs_no_buildkit_and_has_an_unprivileged_user_and_a_health_check(path: Path) -> None:
     text = path.read_text()
     final = text.rpartition("\nFROM ")[2]
 
@@ -129,7 +129,7 @@ def test_an_image_needs_no_new_builder_runs_as_nobody_and_says_how_it_is(path: P
     assert "org.opencontainers.image.title" in final
 
 
-def test_the_image_is_compiled_unless_that_is_turned_off() -> None:
+def test_the_image_is_compiled_by_default() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text()
     build, _, final = text.rpartition("\nFROM ")
 
@@ -138,7 +138,7 @@ def test_the_image_is_compiled_unless_that_is_turned_off() -> None:
     assert "apt-get" not in final
 
 
-def test_all_of_our_packages_are_sent_to_the_builder() -> None:
+def test_all_packages_of_the_project_are_in_the_build_context() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     packages = {"coordinator", "dashboard", "injector", "loadgen", "runtime", "sidecar", "tokenpool"}
 
@@ -146,7 +146,7 @@ def test_all_of_our_packages_are_sent_to_the_builder() -> None:
     assert {f"!{package}" for package in packages} | {"!setup.py"} <= set(ignored)
 
 
-def test_nginx_repeats_only_what_was_not_sent_and_keeps_nothing_back() -> None:
+def test_nginx_retries_only_unsent_requests_and_does_not_buffer() -> None:
     text = (ROOT / "docker" / "front" / "nginx.conf").read_text()
 
     assert "proxy_buffering off;" in text

@@ -1,4 +1,4 @@
-"""A pod as its owner wrote it, injected by the command that prints patched manifests, and run by podman."""
+"""A user's pod, injected by the command that prints patched manifests, and run by podman."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ spec:
       readinessProbe: {{httpGet: {{path: /health, port: http}}}}
       livenessProbe: {{httpGet: {{path: /health, port: http}}, periodSeconds: 1}}
 """
-"""Nothing of it knows of a sidecar but the label. The engine listens for everybody."""
+"""Only the label refers to a sidecar. The engine listens on all addresses."""
 PORT, ADMIN_PORT, ENGINE_PORT = 8000, 9090, 18000
 
 
 @dataclass
 class Pod:
-    """A pod that runs."""
+    """A running pod."""
 
     podman: Podman
     address: str
 
     def ask(self, port: int, path: str, key: str = "", body: object = None) -> tuple[int, dict[str, object]]:
-        """What a port of the pod answers. Raises ``ConnectionRefusedError`` where nobody listens."""
+        """The response of a port of the pod. Raises ``ConnectionRefusedError`` without a listener."""
         connection = http.client.HTTPConnection(self.address, port, timeout=30)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
@@ -78,7 +78,7 @@ class Pod:
             connection.close()
 
     def is_ready(self) -> bool:
-        """Whether the sidecar says that requests may come."""
+        """Whether the sidecar is ready."""
         try:
             return self.ask(ADMIN_PORT, "/readyz")[0] == 200
         except OSError:
@@ -86,7 +86,7 @@ class Pod:
 
 
 def injected(manifest: str) -> str:
-    """What ``tokenpool-inject`` makes of it: podman knows no native sidecars, and the pod is alone."""
+    """The output of ``tokenpool-inject`` for podman, which has no native sidecars, and for a single pod."""
     options = ["--native", "false", "--store-secret", "", "--image", f"localhost/{NAME}"]
     command = [sys.executable, "-m", "injector.dry_run", *options]
     done = subprocess.run(command, cwd=ROOT, input=manifest, capture_output=True, text=True, check=True)
@@ -118,22 +118,22 @@ def test_the_pods_port_is_answered_by_the_engine_behind_its_sidecar(pod: Pod) ->
     assert body["usage"]["completion_tokens"] == 4  # type: ignore[index]
 
 
-def test_a_stranger_is_refused_at_the_pods_port(pod: Pod) -> None:
+def test_a_request_without_a_key_is_refused_at_the_pods_port(pod: Pod) -> None:
     assert pod.ask(PORT, "/v1/completions", "no-such-key", COMPLETION)[0] == 401
 
 
-def test_nobody_outside_reaches_the_engine_past_the_sidecar(pod: Pod) -> None:
+def test_the_engine_is_reachable_through_the_sidecar_only(pod: Pod) -> None:
     with pytest.raises(ConnectionRefusedError):
         pod.ask(ENGINE_PORT, "/v1/completions", "search-key", COMPLETION)
 
 
-def test_what_was_probed_is_probed_through_the_sidecar(pod: Pod) -> None:
+def test_probes_pass_through_the_sidecar(pod: Pod) -> None:
     for name in ("engine", "tokenpool-sidecar"):
         checked = pod.podman("healthcheck", "run", f"chat-{name}")
         assert "unhealthy" not in checked
 
 
-def test_the_sidecar_has_no_more_rights_than_its_manifest_gives_it(pod: Pod) -> None:
+def test_the_sidecar_has_the_privileges_of_its_manifest_only(pod: Pod) -> None:
     (sidecar,) = json.loads(pod.podman("inspect", "chat-tokenpool-sidecar"))
 
     assert sidecar["HostConfig"]["ReadonlyRootfs"]
@@ -141,7 +141,7 @@ def test_the_sidecar_has_no_more_rights_than_its_manifest_gives_it(pod: Pod) -> 
     assert sidecar["Config"]["User"].startswith("65532")
 
 
-def test_the_pod_ends_in_peace(pod: Pod) -> None:
+def test_the_pod_ends_gracefully(pod: Pod) -> None:
     pod.podman("pod", "stop", "--time", "20", "chat", timeout=60)
 
     (sidecar,) = json.loads(pod.podman("inspect", "chat-tokenpool-sidecar"))

@@ -66,7 +66,7 @@ class Sidecar:
         return state["in_flight"] == 0 and all(e["in_use"] == idle for e in state["entitlements"].values())
 
     def until_whole(self, seconds: float = 10.0) -> None:
-        """Wait until nothing is held and the engine runs nothing."""
+        """Wait until the ledger is empty and the engine is idle."""
         deadline = time.monotonic() + seconds
         while not (self.is_whole() and self.state()["engine"]["running"] == 0):
             assert time.monotonic() < deadline, self.state()
@@ -97,6 +97,6 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmProcess]:
 
 @pytest.fixture(scope="session")
 def front(vllm: VllmProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
-    """A sidecar in front of it."""
+    """A sidecar in front of the vLLM."""
     with running_sidecar(vllm.url, tmp_path_factory.mktemp("front")) as sidecar:
         yield sidecar

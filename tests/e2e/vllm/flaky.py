@@ -1,4 +1,4 @@
-"""A TCP relay that fails: in front of an engine it plays a network, or an engine, that dies in mid-answer."""
+"""A TCP relay that fails: it simulates a network or an engine that fails during a response."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 
 class FlakyRelay:
-    """Relays connections; of those that carry requests it breaks some and lets others hang.
+    """Relays connections. It breaks some connections with requests, and lets others hang.
 
-    The sidecar's polls pass unharmed: it is requests that are to fail, not the engine's good name.
+    The sidecar's polls pass, so the engine stays healthy while requests fail.
     """
 
     def __init__(self, port: int, seed: int, *, kills: float, stalls: float) -> None:
@@ -57,7 +57,7 @@ class FlakyRelay:
                 draw = self._chance.random()
                 if draw < self._kills / 2:
                     self.killed += 1
-                    return  # before the engine has seen it
+                    return  # before the engine receives it
                 if draw < self._kills:
                     self.killed += 1
                     asyncio.get_running_loop().call_later(self._chance.uniform(0, 0.3), source.feed_eof)

@@ -1,4 +1,4 @@
-"""Two thousand requests that end in every way there is, on a real engine: nothing stays behind."""
+"""Two thousand requests with all kinds of endings on a real engine: afterwards no capacity is held."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ entitlements:
 
 
 class Client:
-    """One worker: sends requests and leaves them in many ways."""
+    """One worker that sends requests and ends them in many ways."""
 
     def __init__(self, port: int, seed: int) -> None:
         self.port = port
@@ -83,7 +83,7 @@ class Client:
 
 
 async def play(sidecar: Sidecar) -> Counter[str]:
-    """Send the requests; returns how they ended for the clients."""
+    """Send the requests. Returns the counts of the clients' endings."""
     port = int(sidecar.url.rpartition(":")[2])
     clients = [Client(port, SEED + i) for i in range(WORKERS)]
     left = iter(range(REQUESTS))
@@ -96,7 +96,7 @@ async def play(sidecar: Sidecar) -> Counter[str]:
     return sum((client.ways for client in clients), Counter())
 
 
-async def test_nothing_is_left_whatever_became_of_the_requests(vllm: VllmProcess, tmp_path: Path) -> None:
+async def test_no_capacity_is_held_after_any_ending(vllm: VllmProcess, tmp_path: Path) -> None:
     relay = FlakyRelay(vllm.port, SEED, kills=0.08, stalls=0.03)
     async with relay.running():
         with contextlib.ExitStack() as stack:

@@ -74,13 +74,13 @@ def test_errors_have_the_classes_that_clients_expect(front: Sidecar, client: ope
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="tiny", input="x")
     with (
-        openai.OpenAI(base_url=f"{front.url}/v1", api_key="wrong", max_retries=0) as stranger,
+        openai.OpenAI(base_url=f"{front.url}/v1", api_key="wrong", max_retries=0) as unauthenticated,
         pytest.raises(openai.AuthenticationError),
     ):
-        stranger.chat.completions.create(model="tiny", messages=MESSAGES)
+        unauthenticated.chat.completions.create(model="tiny", messages=MESSAGES)
 
 
-def test_a_stream_that_is_left_frees_everything(front: Sidecar, client: openai.OpenAI) -> None:
+def test_a_disconnect_from_a_stream_frees_all_capacity(front: Sidecar, client: openai.OpenAI) -> None:
     for _ in range(10):
         stream = client.chat.completions.create(
             model="tiny", messages=MESSAGES, max_tokens=1000, stream=True, extra_body={"ignore_eos": True}

@@ -1,7 +1,7 @@
-"""Official clients and curl, each route through the sidecar: plain, streamed, in error, shed and left.
+"""Official clients and curl on each route through the sidecar: unary, streamed, errors, sheds, disconnects.
 
-What they get is what the engine says (test_transparency.py compares the bytes); here it is what the clients
-make of it. Sheds are real: the entitlement may run one sequence, which another request holds.
+test_transparency.py compares the bytes with the engine's. These tests check the clients' interpretation of
+them. Sheds are real: the entitlement may run one sequence, which another request holds.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.e2e.vllm.conftest import Sidecar
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 LONG = {"ignore_eos": True}
 LONGEST = 1500
-"""Tokens of an answer that is still running when it is looked at."""
+"""The tokens of a response that is still running at the time of the check."""
 KEY, NARROW_KEY = "guaranteed-key", "narrow-key"
 
 
 @dataclass
 class Clock:
-    """When a client sent its requests, and what it was told in between."""
+    """The times of a client's requests, and the waits that the responses asked for."""
 
     sent_at: list[float] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Responses(OfOpenAI):
 
 
 class Messages:
-    """Anthropic's client. Its API knows no ``ignore_eos``; the model's greedy answer is long enough."""
+    """Anthropic's client. Its API has no ``ignore_eos``, but the model's greedy response is long enough."""
 
     errors = anthropic
 
@@ -124,7 +124,7 @@ Client = Chat | Completions | Responses | Messages
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__.lower())
 def made(request: pytest.FixtureRequest, front: Sidecar) -> Iterator[Callable[..., Client]]:
-    """Makes clients of one API."""
+    """A factory of clients of one API."""
     clients: list[Client] = []
 
     def make(key: str = KEY, retries: int = 0, clock: Clock | None = None) -> Client:
@@ -160,11 +160,11 @@ def test_streamed(made: Callable[..., Client]) -> None:
 
 
 def test_an_unknown_model_and_a_wrong_key(made: Callable[..., Client]) -> None:
-    client, stranger = made(), made("nobody's")
+    client, unauthenticated = made(), made("nobody's")
     with pytest.raises(client.errors.NotFoundError, match="does not exist"):
         client.ask(model="other")
     with pytest.raises(client.errors.AuthenticationError):
-        stranger.ask()
+        unauthenticated.ask()
 
 
 def test_shed(made: Callable[..., Client], front: Sidecar) -> None:
@@ -174,7 +174,7 @@ def test_shed(made: Callable[..., Client], front: Sidecar) -> None:
     assert int(error.value.response.headers["retry-after"]) >= 1
 
 
-def test_a_client_comes_back_when_it_was_told_to(made: Callable[..., Client], front: Sidecar) -> None:
+def test_a_client_retries_at_the_given_time(made: Callable[..., Client], front: Sidecar) -> None:
     shed = Clock()
     client = made(NARROW_KEY, retries=1, clock=shed)
     with busy(front), pytest.raises(client.errors.RateLimitError):
@@ -185,7 +185,7 @@ def test_a_client_comes_back_when_it_was_told_to(made: Callable[..., Client], fr
     assert shed.waits_s[0] <= waited < shed.waits_s[0] + 2
 
 
-def test_a_client_that_comes_back_is_served(made: Callable[..., Client], front: Sidecar) -> None:
+def test_a_client_that_retries_is_served(made: Callable[..., Client], front: Sidecar) -> None:
     clock = Clock()
     client = made(NARROW_KEY, retries=8, clock=clock)
     with ThreadPoolExecutor(1) as thread:
@@ -197,7 +197,7 @@ def test_a_client_that_comes_back_is_served(made: Callable[..., Client], front: 
     assert clock.statuses[-1] == 200
 
 
-def test_a_stream_that_is_left_frees_everything(made: Callable[..., Client], front: Sidecar) -> None:
+def test_a_disconnect_from_a_stream_frees_all_capacity(made: Callable[..., Client], front: Sidecar) -> None:
     for _ in range(5):
         stream = made().stream(LONGEST)
         next(iter(stream))
@@ -210,7 +210,7 @@ def test_tokens_are_counted(front: Sidecar) -> None:
         assert client.messages.count_tokens(model="tiny", messages=MESSAGES).input_tokens > 0
 
 
-def test_curl_comes_back_when_it_was_told_to(front: Sidecar, tmp_path: Path) -> None:
+def test_curl_retries_at_the_given_time(front: Sidecar, tmp_path: Path) -> None:
     body = json.dumps({"model": "tiny", "prompt": "x", "max_tokens": 1})
     command = [
         *("curl", "-sS", "--retry", "1", "-o", str(tmp_path / "body"), "-w", "%{http_code}"),
@@ -229,5 +229,5 @@ def test_curl_comes_back_when_it_was_told_to(front: Sidecar, tmp_path: Path) -> 
 
 
 def sheds(front: Sidecar) -> int:
-    """How often the narrow entitlement was shed for its only sequence."""
+    """The number of sheds of the narrow entitlement for its only sequence."""
     return int(front.state()["entitlements"]["narrow"]["outcomes"].get("concurrency", 0))

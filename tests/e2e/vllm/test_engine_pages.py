@@ -1,4 +1,4 @@
-"""Pages that a real vLLM serves where they are unlike the usual: data parallel, an encoder-only model.
+"""Unusual pages of a real vLLM: data parallel, and an encoder-only model.
 
 Each test starts an engine of its own and ends it.
 """
@@ -25,7 +25,7 @@ def installed() -> None:
 
 
 def ask(sidecar: Sidecar, path: str, body: dict[str, Any], key: str) -> dict[str, Any]:
-    """One request; an answer that is no 200 raises."""
+    """Send one request. Raises for any status but 200."""
     request = urllib.request.Request(
         sidecar.url + path,
         json.dumps(body).encode(),

@@ -1,7 +1,7 @@
-"""The experiments in their short form: overload and the soak on the real engine, scarcity on the simulator.
+"""The short form of the experiments: overload and soak on the real engine, scarcity on the simulator.
 
-The full ones, with all baselines, are ``make experiments``. A busy machine moves a ratio of two short phases;
-what an engine costs with nobody in front is orders of magnitude.
+``make experiments`` runs the full form with all baselines. On a busy machine the ratio of two short phases
+varies, but an engine without a proxy is worse by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from experiments import soak
 from experiments.__main__ import main
 
 
-def test_overload_leaves_a_guarantee_alone(tmp_path: Path) -> None:
+def test_overload_does_not_break_a_guarantee(tmp_path: Path) -> None:
     main(["overload", "--seeds", "1", "--short", "--only", "tokenpool on vllm fcfs", "--out", str(tmp_path)])
     folder = tmp_path / "overload"
     (ours,) = json.loads((folder / "results.json").read_text())["results"]
@@ -35,8 +35,8 @@ def test_scarcity_is_shared_by_weight(tmp_path: Path) -> None:
     assert ours["tokens_per_s_after"] > 0
 
 
-def test_nothing_is_lost_in_a_soak(tmp_path: Path) -> None:
-    """A stream that its client leaves is settled by what was relayed: in so short a time each counts much."""
+def test_a_short_soak_reaches_its_goals(tmp_path: Path) -> None:
+    """An abandoned stream is settled by its relayed tokens, which are a large share of a short run."""
     main(["soak", "--short", "--out", str(tmp_path)])
     result = soak.Result(**json.loads((tmp_path / "soak" / "results.json").read_text()))
     assert abs(result.output_ratio - 1) < 0.05

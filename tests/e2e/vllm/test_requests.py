@@ -1,6 +1,6 @@
-"""Requests as other people's clients write them: the engine and the sidecar read each in the same way.
+"""Requests in the forms of existing clients: the engine and the sidecar interpret each in the same way.
 
-Rows R1 to R4 of the field reports. What is sent to the sidecar is sent to the engine itself as well.
+Each request is sent to the sidecar and to the engine itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def said(content: object) -> list[dict[str, object]]:
         (BATCH, {"messages": [said(LONG), said(LONG)], "truncate_prompt_tokens": 50}, 100),
     ],
 )
-def test_a_text_that_is_cut_is_served_and_settled_as_what_is_left(
+def test_a_truncated_text_is_served_and_settled_by_its_rest(
     vllm: VllmProcess, front: Sidecar, path: str, fields: dict[str, Any], tokens: int
 ) -> None:
     fields = fields | {"max_tokens": 1}
@@ -60,7 +60,7 @@ def test_a_text_that_is_cut_is_served_and_settled_as_what_is_left(
     front.until_whole()
 
 
-def test_a_bound_that_means_nothing_is_refused_by_both(vllm: VllmProcess, front: Sidecar) -> None:
+def test_an_invalid_bound_is_refused_by_both(vllm: VllmProcess, front: Sidecar) -> None:
     for bound in (-2, 1.5, "x"):
         for url in (vllm.url, front.url):
             assert post(url + COMPLETIONS, {"prompt": "hi", "truncate_prompt_tokens": bound})[0] == 400
@@ -82,7 +82,9 @@ def test_embeddings_in_place_of_a_prompt_are_refused_by_name(
     assert (status, answer["error"]["param"]) == (400, param)
 
 
-def test_token_ids_beside_messages_are_what_the_engine_reads(vllm: VllmProcess, front: Sidecar) -> None:
+def test_token_ids_in_a_request_with_messages_are_the_prompt_of_the_engine(
+    vllm: VllmProcess, front: Sidecar
+) -> None:
     fields = {"messages": said("hi"), "max_tokens": 1, "kv_transfer_params": {"prompt_token_ids": [7] * 321}}
     for url in (vllm.url, front.url):
         status, answer = post(url + CHAT, fields)
@@ -97,7 +99,7 @@ def test_token_ids_beside_messages_are_what_the_engine_reads(vllm: VllmProcess, 
         (["hello"], 400),  # the engine refuses a lone text; the sidecar leaves that to it
     ],
 )
-def test_texts_beside_parts_are_read_as_the_engine_reads_them(
+def test_texts_among_parts_are_read_like_the_engine_reads_them(
     vllm: VllmProcess, front: Sidecar, content: object, status: int
 ) -> None:
     fields = {"messages": said(content), "max_tokens": 1}
@@ -107,7 +109,7 @@ def test_texts_beside_parts_are_read_as_the_engine_reads_them(
         assert direct["usage"]["prompt_tokens"] == relayed["usage"]["prompt_tokens"]
 
 
-def test_what_is_wrong_in_a_content_is_refused_by_both_and_named(vllm: VllmProcess, front: Sidecar) -> None:
+def test_an_invalid_content_is_refused_by_both_with_its_name(vllm: VllmProcess, front: Sidecar) -> None:
     fields = {"messages": said([{"type": "text", "text": "x"}, 5])}
     assert post(vllm.url + CHAT, fields)[0] == 400
     status, answer = post(front.url + CHAT, fields)
@@ -127,7 +129,7 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize(("path", "field"), NUMBERS)
-def test_numbers_are_read_as_the_engine_reads_them(
+def test_numbers_are_read_like_the_engine_reads_them(
     vllm: VllmProcess, front: Sidecar, path: str, field: str
 ) -> None:
     prompt = {COMPLETIONS: '"prompt":"hi"', "/v1/responses": '"input":"hi"'}

@@ -1,4 +1,4 @@
-"""Sharing a small real engine: a flood of spot, a guarantee, and what is lent and comes back."""
+"""Sharing of a small real engine: a flood of spot, a guarantee, and a lent guarantee."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = {
 
 
 class Tenant:
-    """Sends requests in closed loop, and notes what came of them."""
+    """Sends requests in closed loop, and records their outcomes."""
 
     def __init__(self, front: Sidecar, name: str) -> None:
         self.front, self.name = front, name
@@ -56,7 +56,7 @@ async def under_flood(
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector) as session:
         flood = [asyncio.ensure_future(spot.loop(session, done.is_set)) for _ in range(workers)]
-        await asyncio.sleep(4.0)  # until the demand of the test before is forgotten
+        await asyncio.sleep(4.0)  # until the demand of the previous test has decayed
         await meanwhile(session)
         done.set()
         await asyncio.gather(*flood)
@@ -79,7 +79,7 @@ async def test_a_guaranteed_tenant_is_always_admitted_while_spot_floods(front: S
     front.until_whole()
 
 
-async def test_a_lone_spot_tenant_gets_the_whole_engine(front: Sidecar) -> None:
+async def test_a_lone_spot_tenant_uses_the_whole_engine(front: Sidecar) -> None:
     seen: list[int] = []
 
     async def watch(session: aiohttp.ClientSession) -> None:
@@ -96,7 +96,7 @@ async def test_a_lone_spot_tenant_gets_the_whole_engine(front: Sidecar) -> None:
     front.until_whole()
 
 
-async def test_a_guarantee_that_was_lent_is_back_at_once(front: Sidecar) -> None:
+async def test_a_lent_guarantee_returns_to_its_owner(front: Sidecar) -> None:
     guaranteed = Tenant(front, "guaranteed")
 
     async def come_back(session: aiohttp.ClientSession) -> None:
@@ -109,7 +109,7 @@ async def test_a_guarantee_that_was_lent_is_back_at_once(front: Sidecar) -> None
     front.until_whole()
 
 
-async def test_an_idle_elastic_tenant_gets_in_although_spot_holds_everything(front: Sidecar) -> None:
+async def test_an_idle_elastic_tenant_is_admitted_while_spot_uses_all_slots(front: Sidecar) -> None:
     elastic = Tenant(front, "elastic")
 
     async def come(session: aiohttp.ClientSession) -> None:

@@ -1,4 +1,4 @@
-"""What a client gets through the sidecar is what it gets from vLLM: compared byte for byte."""
+"""Responses through the sidecar equal those of vLLM byte for byte."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ CASES: dict[str, tuple[str, Any]] = {
 
 MOST_ATTEMPTS = 30
 
-# What differs between any two answers of one engine.
+# The parts that differ between any two responses of one engine.
 _VARIES = [
     (re.compile(rb'"(id|request_id|item_id)":"[^"]*"'), rb'"\1":""'),
     (re.compile(rb'"(created|created_at)":\d+'), rb'"\1":0'),
@@ -147,7 +147,7 @@ _VARIES = [
 
 
 def curl(url: str, body: object) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body, as curl got them."""
+    """Status, headers and body in curl's output."""
     command = ["curl", "-sS", "-N", "-i", "--max-time", "60", "-H", "authorization: Bearer guaranteed-key"]
     if body is not None:
         command += ["-H", "content-type: application/json", "--data-binary", "@-"]
@@ -166,12 +166,12 @@ def curl(url: str, body: object) -> tuple[int, dict[str, str], bytes]:
 
 
 def content_of(answer: tuple[int, dict[str, str], bytes]) -> tuple[bytes, ...]:
-    """The body; of a stream the events, since the engine may interleave its choices in any order."""
+    """The body; for a stream its sorted events, because the engine interleaves choices in any order."""
     return tuple(sorted(answer[2].split(b"\n\n")))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_client_gets_what_the_engine_says(name: str, vllm: VllmProcess, front: Sidecar) -> None:
+def test_the_client_receives_the_response_of_the_engine(name: str, vllm: VllmProcess, front: Sidecar) -> None:
     path, body = CASES[name]
 
     direct, proxied = curl(vllm.url + path, body), curl(front.url + path, body)
@@ -179,7 +179,7 @@ def test_the_client_gets_what_the_engine_says(name: str, vllm: VllmProcess, fron
     for _ in range(MOST_ATTEMPTS):
         if content_of(proxied) in said:
             break
-        # Now and then vLLM puts two tokens into one event: ask both again until they cut alike.
+        # Sometimes vLLM puts two tokens into one event. Repeat both requests until their events match.
         said.add(content_of(curl(vllm.url + path, body)))
         proxied = curl(front.url + path, body)
 
@@ -193,7 +193,7 @@ def test_the_client_gets_what_the_engine_says(name: str, vllm: VllmProcess, fron
 
 
 def _length_of_ids(header: str, proxied: tuple[Any, ...], direct: tuple[Any, ...]) -> bool:
-    """Lengths may differ by what varies (a longer time stamp); the normalised bodies do not."""
+    """Lengths may differ, for example by a longer time stamp; normalised bodies do not."""
     return header == "content-length" and len(proxied[2]) == len(direct[2])
 
 

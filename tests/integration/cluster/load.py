@@ -1,4 +1,4 @@
-"""Load on a cluster: workers in closed loop, and what each of their requests experienced."""
+"""Load on a cluster: workers in closed loop, with a record of each request."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ import aiohttp
 
 @dataclass
 class Outcome:
-    """One request."""
+    """The outcome of one request."""
 
     tenant: str
     sidecar: int
     status: int
-    """0 where the connection broke."""
+    """0 if the connection broke."""
     began: float
     first: float
-    """When the first byte of an answer's body came."""
+    """The arrival time of the first byte of the response's body."""
     ended: float
     reason: str = ""
 
 
 @dataclass
 class Tenant:
-    """Workers of one tenant; each keeps to a sidecar, or goes to any."""
+    """The workers of one tenant."""
 
     name: str
     workers: int
@@ -38,17 +38,17 @@ class Tenant:
     tokens: int = 20
     pause: float = 0.0
     weights: Sequence[float] | None = None
-    """How its requests spread over the sidecars; evenly at random without."""
+    """The weights of the sidecars for its requests; equal if ``None``."""
 
 
 @dataclass
 class Load:
-    """What came of it."""
+    """The outcomes of all requests."""
 
     outcomes: list[Outcome] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
     most_held: float = 0.0
-    """Of the tenant with a ceiling, as whoever watches the lease store has seen."""
+    """The most sequences that the lease store recorded for the tenant with a ceiling."""
 
     def of(self, tenant: str, start: float = 0.0, end: float = float("inf")) -> list[Outcome]:
         return [o for o in self.outcomes if o.tenant == tenant and start <= o.began < end]
@@ -57,14 +57,14 @@ class Load:
         return Counter(o.status for o in self.outcomes if tenant in (None, o.tenant))
 
     def failures(self) -> list[Outcome]:
-        """Answers that no tenant should see."""
+        """The outcomes that no tenant should see."""
         return [o for o in self.outcomes if o.status == 0 or o.status >= 500]
 
     def most_at_once(self, tenant: str, start: float = 0.0, end: float = float("inf")) -> int:
-        """The most requests of a tenant that were certainly running together.
+        """The most requests of a tenant that certainly ran at the same time.
 
-        From the first byte of an answer, when it had been admitted, until a little before its last one was
-        read here, which may be later than its end at the sidecar.
+        A request counts from the first byte of its response until shortly before its last byte arrived here,
+        because it may have ended at the sidecar before.
         """
         moves = []
         for o in self.of(tenant):
@@ -81,7 +81,7 @@ class Load:
 async def under_load(
     session: aiohttp.ClientSession, urls: Sequence[str], tenants: Sequence[Tenant], *, seed: int = 1
 ) -> AsyncIterator[Load]:
-    """Keep the tenants' workers busy meanwhile."""
+    """Run the tenants' workers during the context."""
     load = Load()
     tasks = [
         asyncio.create_task(
@@ -116,7 +116,7 @@ async def _work(
 
 
 async def ask(session: aiohttp.ClientSession, url: str, tenant: Tenant, number: int) -> tuple[Outcome, float]:
-    """One streamed request; what it experienced, and how long to wait before the next."""
+    """Send one streamed request. Returns its outcome, and the seconds to wait before the next."""
     body = {"model": "tiny", "prompt": "share " * 8, "max_tokens": tenant.tokens, "stream": True}
     began = first = time.monotonic()
     headers = {"authorization": f"Bearer {tenant.name}-key"}

@@ -1,4 +1,4 @@
-"""The parts of a pool as processes of a test's own, each of which can be killed, stopped and brought back."""
+"""The parts of a pool as processes, each of which a test can kill, pause and restart."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Cluster:
                     process.kill()
 
     async def get(self, url: str) -> dict[str, Any]:
-        """A JSON page; empty where nobody answers."""
+        """A JSON page; empty without a response."""
         try:
             async with self.session.get(url, timeout=aiohttp.ClientTimeout(total=2)) as response:
                 return await response.json()
@@ -140,15 +140,15 @@ class Cluster:
             return {}
 
     async def states(self) -> list[dict[str, Any]]:
-        """What every sidecar says of itself."""
+        """The state page of every sidecar."""
         return list(await asyncio.gather(*(self.get(f"{admin}/debug/state") for admin in self.admins)))
 
     async def modes(self) -> list[str]:
-        """How every sidecar stands with the lease store."""
+        """The lease mode of every sidecar."""
         return [state.get("lease_store", {}).get("mode", "gone") for state in await self.states()]
 
     async def leaders(self) -> list[int]:
-        """Which coordinators lead."""
+        """The coordinators that lead."""
         pages = await asyncio.gather(*(self.get(f"{page}/debug/state") for page in self.pages))
         return [
             number
@@ -157,7 +157,7 @@ class Cluster:
         ]
 
     async def until(self, condition: Callable[[], Any], seconds: float) -> float:
-        """Wait until an async condition holds; how long that took."""
+        """Wait until an async condition holds, and return the seconds."""
         started = time.monotonic()
         while not await condition():
             assert time.monotonic() < started + seconds, (
@@ -169,7 +169,7 @@ class Cluster:
         return time.monotonic() - started
 
     async def is_joined(self) -> bool:
-        """Whether everyone is joined, and one coordinator leads."""
+        """Whether all sidecars are joined, and one coordinator leads."""
         states = await self.states()
         return (
             all(
@@ -184,5 +184,5 @@ class Cluster:
         )
 
     async def until_joined(self, seconds: float) -> float:
-        """Wait until everyone is joined and one leads; how long that took."""
+        """Wait until all sidecars are joined and one coordinator leads, and return the seconds."""
         return await self.until(self.is_joined, seconds)

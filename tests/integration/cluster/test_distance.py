@@ -1,7 +1,7 @@
-"""No refusal without a shortage: many tenants, a store that is far away, real processes.
+"""No refusal without a shortage: many tenants and a distant lease store, with real processes.
 
-The whole table is ``python -m experiments.distance``'s; waits are held to two round trips by the simulation,
-where nothing else uses the machine.
+``python -m experiments.distance`` prints the whole table. The simulation limits waits to two round trips,
+because its results do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def engine(tmp_path: Path) -> Iterator[int]:
     ("tenants", "sidecars", "distance_ms"),
     [(20, 1, 12.0), (200, 2, 6.0), (500, 1, 0.0), (500, 2, 40.0)],
 )
-def test_nobody_is_refused_on_an_idle_pool(
+def test_no_request_is_refused_on_an_idle_pool(
     engine: int, tmp_path: Path, tenants: int, sidecars: int, distance_ms: float
 ) -> None:
     row = measure(tmp_path, engine, (tenants, sidecars, distance_ms), rate=100.0, seconds=4.0)

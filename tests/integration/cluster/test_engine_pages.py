@@ -1,4 +1,4 @@
-"""A pool one of whose engines has no metrics page: its limits are shared like any other's."""
+"""A pool with an engine without a metrics page: its limits are shared like those of other pools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def not_found(_: Received, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
 
 
-async def test_an_engine_without_a_metrics_page_takes_its_part_in_the_pool(
+async def test_an_engine_without_a_metrics_page_serves_its_share_of_the_pool(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     engine.pages["/metrics"] = not_found
@@ -36,7 +36,7 @@ async def test_an_engine_without_a_metrics_page_takes_its_part_in_the_pool(
         )
         async with cluster.session.get(f"{cluster.pages[0]}/debug/state") as response:
             pool = json.loads(await response.text(), parse_constant=_no_number)["pools"]["chat"]
-        # The engine without a KV bound says nothing of what a replica has, and the pool as a whole has none.
+        # An engine without a KV bound gives no capacity per replica, and then the pool has no bound either.
         assert pool["replica"]["kv_tokens"] == other["capacity"]["kv_tokens"]
         assert pool["replica"]["concurrency"] == 4
         assert without["capacity"]["kv_tokens"] is pool["capacity"]["kv_tokens"] is None
@@ -45,4 +45,4 @@ async def test_an_engine_without_a_metrics_page_takes_its_part_in_the_pool(
 
 
 def _no_number(text: str) -> float:
-    raise AssertionError(f"{text} is no JSON")
+    raise AssertionError(f"{text} is not valid JSON")

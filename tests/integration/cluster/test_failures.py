@@ -1,10 +1,10 @@
-"""Everything that can be lost, one at a time, under load: who notices, and how soon all is well again.
+"""The failure of each part, one at a time under load: its effect on tenants, and the time to recover.
 
 Four sidecars with simulated engines, two coordinators, a real Redis; requests go to any of the sidecars.
-A guaranteed tenant uses seven of its eight sequences, another is kept to a ceiling of four, spot takes the
-rest. In each case: no failed answer that the control plane caused, no guaranteed request shed, the ceiling
-kept while the lease store answers, and everyone joined again within two lifetimes of a lease. What a sidecar
-that is gone or cut off had in use counts until its leases expire. The figures go to out/failures.txt.
+A guaranteed tenant uses seven of its eight sequences, another has a ceiling of four, and spot uses the rest.
+In each case the control plane causes no failed response, no guaranteed request is shed, and the ceiling holds
+while the lease store answers. All sidecars are joined again within two lifetimes of a lease. The use of a
+sidecar that is gone or cut off counts until its leases expire. The figures go to out/failures.txt.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RECONVERGED_S = 2 * LIFETIME_S
 SHARES = 8
-"""Of a ceiling of four: what was held, and while it runs out a share of one at each of four sidecars."""
+"""The most sequences with a ceiling of four: the expiring leases, and a fallback share of one per sidecar."""
 TENANTS = [Tenant("g", 7), Tenant("c", 10), Tenant("s", 12)]
 OUT = Path(__file__).parents[3] / "out" / "failures.txt"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def relays() -> AsyncIterator[list[Relay]]:
-    """The way to Redis: of the first sidecar, and of everyone else."""
+    """The relays to Redis: one for the first sidecar, one for all other processes."""
     made = [Relay(0), Relay(0)]
     for relay in made:
         await relay.start()
@@ -61,14 +61,14 @@ async def whole(relays: list[Relay], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def pool(whole: Cluster) -> AsyncIterator[Cluster]:
-    """The cluster, all well before each test."""
+    """The cluster, healthy before each test."""
     await whole.until_joined(20)
     yield whole
 
 
 @contextlib.asynccontextmanager
 async def loaded(pool: Cluster) -> AsyncIterator[Load]:
-    """The tenants at work, with a while before and after."""
+    """The tenants' load, from some time before the context until some time after it."""
     async with under_load(pool.session, pool.urls, TENANTS) as load:
         await asyncio.sleep(1.5)
         watching = asyncio.create_task(_watch(pool, load))
@@ -78,7 +78,7 @@ async def loaded(pool: Cluster) -> AsyncIterator[Load]:
 
 
 async def _watch(pool: Cluster, load: Load) -> None:
-    """What the lease store says is held of the ceiling of four, as the coordinators read it."""
+    """Record the sequences held by the tenant with a ceiling of four, as the coordinators read them."""
     while True:
         for page in pool.pages:
             with contextlib.suppress(aiohttp.ClientError, TimeoutError, KeyError):
@@ -90,7 +90,7 @@ async def _watch(pool: Cluster, load: Load) -> None:
 
 
 def write_down(what: str, load: Load, **more: object) -> None:
-    """State what was lost and what it cost."""
+    """Write the failure and its figures to a file."""
     shed = sum(n for status, n in load.statuses().items() if status == 429)
     refused = [
         f"{o.reason} at {o.began - load.began:.1f} s, after {o.ended - o.began:.2f} s"
@@ -110,7 +110,7 @@ def write_down(what: str, load: Load, **more: object) -> None:
 
 
 def all_is_well(load: Load, gone: float = math.inf) -> None:
-    """Nobody was failed, and no guarantee broken; a sidecar was ``gone``, and counted a lifetime longer."""
+    """No request failed, no guarantee was broken. The use of a ``gone`` sidecar counts a lifetime longer."""
     assert load.failures() == []
     kept_waiting = [o for o in load.of("g") if o.status != 200]
     assert [o for o in kept_waiting if not gone - 0.1 <= o.began <= gone + LIFETIME_S] == []
@@ -118,7 +118,7 @@ def all_is_well(load: Load, gone: float = math.inf) -> None:
     assert load.statuses("c")[200] > 5
 
 
-async def test_nothing_is_lost(pool: Cluster) -> None:
+async def test_without_a_failure_all_goals_hold(pool: Cluster) -> None:
     async with loaded(pool) as load:
         await asyncio.sleep(2)
     write_down("nothing lost", load)
@@ -234,12 +234,12 @@ async def test_a_sidecar_is_killed_in_mid_stream(pool: Cluster) -> None:
     lost = load.failures()
     write_down("sidecar killed", load, reconverged_s=round(took, 2), streams_lost=len(lost))
     assert holders == 3
-    # Only who was, or came, at that sidecar noticed.
+    # Only requests at that sidecar failed.
     assert {o.sidecar for o in lost} == {1}
     assert all(o.status in {0, 503} for o in lost)
     unserved = [o for o in load.of("g") if o.sidecar != 1 and o.status != 200]
     assert [o for o in unserved if not killed - 0.1 <= o.began <= killed + LIFETIME_S] == []
-    # What it had held is free again for the others: the tenant with a ceiling gets all of it.
+    # Its leases are free again: the tenant with a ceiling uses all of it.
     assert load.most_at_once("c", killed + LIFETIME_S + 0.5) == 4 >= load.most_held
     assert took <= RECONVERGED_S
 
@@ -251,7 +251,7 @@ async def test_a_sidecar_is_paused_and_resumed(pool: Cluster) -> None:
         took = await pool.until_joined(RECONVERGED_S + 1)
     write_down("sidecar paused for 4 s", load, reconverged_s=round(took, 2))
     all_is_well(load)
-    # What ran at the sidecar when it fell asleep runs on at its engine, and is booked when it wakes.
+    # Requests that ran at the sidecar continue in its engine, and are settled after the pause.
     assert load.most_at_once("c") <= 5
     assert took <= RECONVERGED_S
 
@@ -267,7 +267,7 @@ async def test_one_sidecar_is_cut_off(pool: Cluster, relays: list[Relay]) -> Non
     write_down("one sidecar cut off from Redis for 5 s", load, reconverged_s=round(took, 2))
     assert modes == ["cut_off", "joined", "joined", "joined"]
     all_is_well(load, gone=cut)
-    # The others have all of the limit; the one that is cut off has its share besides.
+    # The others use all of the limit; the sidecar that is cut off uses its fallback share in addition.
     assert load.most_at_once("c") <= 5
     assert took <= RECONVERGED_S
 

@@ -1,4 +1,4 @@
-"""A coordinator's pages and errors, and a sidecar's where books are concerned."""
+"""The pages and errors of a coordinator, and those of a sidecar about the lease store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_coordinators_pages(small: Cluster) -> None:
         state = json.loads((await text(small, f"{page}/debug/state"))[1])
     hint = json.loads(body)
     assert status == 200
-    # Eight sequences are guaranteed, with a tenth of headroom, at four a replica; spot asks for nothing.
+    # Eight sequences are guaranteed, with a tenth of headroom, at four per replica. Spot has no demand.
     assert hint["desired_replicas"] == 3
     assert (hint["dimension"], hint["guarantees_need"]) == ("concurrency", 2)
     assert 'tokenpool_desired_replicas{pool="chat"} 3.0' in metrics
@@ -57,7 +57,7 @@ async def test_a_coordinators_pages(small: Cluster) -> None:
     assert (status, "chat" in body) == (404, True)
 
 
-async def test_a_sidecar_says_how_it_stands_with_the_lease_store(small: Cluster) -> None:
+async def test_a_sidecar_shows_its_lease_mode(small: Cluster) -> None:
     admin = small.admins[0]
     assert json.loads((await text(small, f"{admin}/readyz"))[1])["status"] == "ready"
     metrics = (await text(small, f"{admin}/metrics"))[1]
@@ -75,7 +75,7 @@ async def test_a_sidecar_says_how_it_stands_with_the_lease_store(small: Cluster)
     await asyncio.sleep(5.5)
     status, body = await text(small, f"{page}/readyz")
     assert (status, "pool chat" in body) == (503, True)
-    assert (await text(small, f"{page}/scale/chat"))[0] == 503  # an autoscaler leaves things as they are
+    assert (await text(small, f"{page}/scale/chat"))[0] == 503  # an autoscaler keeps the replicas
 
 
 async def _is_ready(cluster: Cluster, admin: str) -> bool:
@@ -108,7 +108,7 @@ async def test_a_sidecar_whose_own_file_differs_enforces_the_published_one(small
     assert "differs from the published one" in sidecar.log.read_text()
 
 
-async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluster) -> None:
+async def test_a_graceful_stop_returns_all_leases(small: Cluster) -> None:
     (leader,) = await small.leaders()
     page = f"{small.pages[leader]}/debug/state"
     async with under_load(small.session, small.urls[:1], [Tenant("c", 4)]):
@@ -123,7 +123,7 @@ async def test_everything_stops_politely_and_returns_what_it_holds(small: Cluste
         return held is None or held["concurrency"] == 0
 
     assert before["pools"]["chat"]["entitlements"]["c"]["held"]["concurrency"] > 0
-    # Well before it would have expired, and without a report that nobody can read.
+    # Long before they expire, and without an unreadable report.
     await small.until(is_returned, 1)
     assert time.monotonic() - stopped < LIFETIME_S
     assert (await small.get(page))["pools"]["chat"]["unreadable_reports"] == []

@@ -1,7 +1,7 @@
-"""Two coordinators behind one address: an autoscaler reads the same from both, whatever happens to them.
+"""Two coordinators behind one address: an autoscaler reads the same hint from both during failures.
 
-Real processes, real Redis. Both coordinators are asked twenty times a second, each by itself, which is harder
-than behind one address. Figures go to out/scale.txt.
+Real processes, real Redis. The test reads each coordinator twenty times a second, which is stricter
+than reads through one address. Figures go to out/scale.txt.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from tests.integration.cluster.processes import POOL, Cluster
 OUT = Path(__file__).parents[3] / "out" / "scale.txt"
 DOWN_S = 6.0
 SMALL = POOL.replace("concurrency: 8}", "concurrency: 2}")
-"""One replica is enough for the guarantee."""
+"""A pool whose guarantee needs one replica."""
 
 
 @dataclass
 class Seen:
-    """What both coordinators said, over time."""
+    """The hints of both coordinators over time."""
 
     numbers: dict[int, int | None] = field(default_factory=dict)
     all_numbers: set[int] = field(default_factory=set)
     longest_s: float = 0.0
-    """For how long two different numbers were told."""
+    """The longest time with two different numbers."""
     unanswered: int = 0
     answered: int = 0
     both_led: int = 0
@@ -123,11 +123,11 @@ async def test_answers_never_differ_for_longer_than_a_second(tmp_path: Path) -> 
             took_s = time.monotonic() - killed
             first.start()
             await asyncio.sleep(DOWN_S + 2)
-            # The new leader stands still for longer than its lease.
+            # The new leader is paused for longer than its leadership timeout.
             with late.paused():
                 await asyncio.sleep(4)
             await asyncio.sleep(2)
-            # Redis stands still for longer than a lease.
+            # Redis is paused for longer than a lease.
             with pool.redis.paused():
                 await asyncio.sleep(4)
                 assert not any([await _leads(pool, page) for page in pool.pages])
@@ -136,7 +136,7 @@ async def test_answers_never_differ_for_longer_than_a_second(tmp_path: Path) -> 
     write_down(f"late start, leader killed (replaced after {took_s:.1f} s), paused, Redis paused", seen)
     assert seen.longest_s <= 1.0, seen.history
     assert seen.both_led == 0
-    assert len(seen.all_numbers) >= 2  # it did rise, and fall again
+    assert len(seen.all_numbers) >= 2  # the hint rose, and fell again
     assert seen.numbers[0] == seen.numbers[1] == min(seen.all_numbers)
 
 

@@ -1,4 +1,4 @@
-"""One pool across many sidecars, on real processes: nobody is shed while there is something to be had."""
+"""One pool across many sidecars, with real processes: no request is shed while capacity is free."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def pool_file(slots: int, replicas: int, *entitlements: str) -> str:
 
 
 async def running(cluster: Cluster) -> float:
-    """Sequences that all engines run now."""
+    """The number of running sequences of all engines."""
     return sum(state["engine"]["running"] or 0 for state in await cluster.states())
 
 
 async def sampled(cluster: Cluster, seconds: float) -> list[float]:
-    """The same again and again."""
+    """Samples of the running sequences over time."""
     seen, started = [], time.monotonic()
     while time.monotonic() < started + seconds:
         seen.append(await running(cluster))
@@ -64,12 +64,12 @@ async def test_forty_tenants_with_two_sequences_each_on_eight_sidecars(tmp_path:
     )
     assert load.failures() == []
     assert len(load.outcomes) > 300
-    # The simulation holds this to none; here a busy machine may keep a process from its turn.
+    # The simulation allows none. Here a busy machine may delay a process.
     assert load.statuses()[429] <= 0.01 * len(load.outcomes)
 
 
 async def skewed_use(folder: Path, sidecars: int) -> float:
-    """How much of its ceiling of eight a tenant uses that sends nine of ten requests to one sidecar."""
+    """The used sequences of a tenant with a ceiling of eight and nine of ten requests at one sidecar."""
     folder.mkdir()
     slots = 32 // sidecars
     tenant = "{name: k, pool: chat, tier: elastic, ceiling: {concurrency: 8}, api_keys: [k-key]}"
@@ -91,14 +91,14 @@ async def skewed_use(folder: Path, sidecars: int) -> float:
     return statistics.fmean(seen)
 
 
-async def test_a_skewed_load_is_served_as_by_one_big_pod(tmp_path: Path) -> None:
+async def test_four_sidecars_serve_a_skewed_load_like_one_large_sidecar(tmp_path: Path) -> None:
     four, one = await skewed_use(tmp_path / "four", 4), await skewed_use(tmp_path / "one", 1)
     print(f"skewed: {four:.2f} of 8 sequences in use on four sidecars, {one:.2f} on one: {four / one:.1%}")
-    # The simulation holds the 98 % to many seeds; here samples of real processes on a shared machine.
+    # The simulation requires 98 % for many seeds. Here real processes on a shared machine are sampled.
     assert four / one >= 0.9
 
 
-async def test_a_lone_tenant_gets_the_pool_and_a_lent_guarantee_comes_back_at_once(tmp_path: Path) -> None:
+async def test_a_lone_tenant_uses_the_pool_and_a_lent_guarantee_returns_to_its_owner(tmp_path: Path) -> None:
     owner = (
         "{name: o, pool: chat, tier: guaranteed, api_keys: [o-key],"
         " guarantee: {tokens_per_second: 50000, kv_tokens: 16384, concurrency: 8}}"
@@ -109,7 +109,7 @@ async def test_a_lone_tenant_gets_the_pool_and_a_lent_guarantee_comes_back_at_on
     async with cluster.running(), under_load(cluster.session, cluster.urls, spots) as lone:
         await asyncio.sleep(2)
         seen = await sampled(cluster, 5)
-        # All of it is lent. Now the owner comes.
+        # The whole guarantee is lent. Now its owner sends requests.
         came = time.monotonic()
         async with under_load(cluster.session, cluster.urls, owners) as load:
             await asyncio.sleep(0.6)

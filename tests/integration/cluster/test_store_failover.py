@@ -1,6 +1,6 @@
-"""The address of Redis is re-pointed, and the old server stays alive: everyone joins the new one within 5 s.
+"""The address of Redis moves to a new server; the old one stays alive. All processes join the new one in 5 s.
 
-A relay stands for the address. What is connected stays where it is, as behind a DNS name or a load balancer.
+A relay has the address. Open connections stay at the old server, as with a DNS name or a load balancer.
 Figures go to out/store_failover.txt.
 """
 
@@ -54,7 +54,7 @@ async def whole(relay: Relay, tmp_path_factory: pytest.TempPathFactory) -> Async
 
 @pytest.fixture
 def old(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """The server that will turn bad: its port and its process."""
+    """The old server, which will fail: its port and its process."""
     with redis_server(tmp_path) as (port, process):
         try:
             yield port, process
@@ -99,12 +99,12 @@ async def hanging(client: redis.asyncio.Redis, process: int, new: int) -> None:
     ],
     ids=lambda each: getattr(each, "__name__", f"moved_after_{each}_s"),
 )
-async def test_everyone_joins_where_the_address_points(
+async def test_all_processes_join_the_new_server_of_the_address(
     whole: Cluster, relay: Relay, old: tuple[int, int], spoil: Spoil, pause_s: float
 ) -> None:
     port, process = old
     relay.target = port
-    whole.redis.kill()  # as a plain way to move everyone to the server that will turn bad
+    whole.redis.kill()  # a simple way to move all processes to the server that will fail
     whole.redis.start()
     await whole.until_joined(20)
     async with (
@@ -128,12 +128,12 @@ async def test_everyone_joins_where_the_address_points(
             f" {len(load.outcomes)} requests, {dict(load.statuses())}\n"
         )
     assert load.failures() == []
-    # A lease that is too small cannot grow while nobody answers: at most until everyone has joined.
+    # A lease cannot grow without a store, so requests may wait until all processes have joined.
     assert [o for o in load.outcomes if o.status != 200 and not spoilt <= o.began <= moved + joined_s] == []
 
 
 async def _is_joined_at(cluster: Cluster) -> bool:
-    """Whether everyone is joined, and speaks to the new server, listening too."""
+    """Whether all sidecars are joined, and all processes use and listen to the new server."""
     async with redis.asyncio.Redis(port=cluster.redis.port, single_connection_client=True) as client:
         sidecars = await client.zcard("tokenpool:{chat}:alive")
         subscribed = await client.pubsub_channels("tokenpool:*")
@@ -149,7 +149,7 @@ async def _others(client: redis.asyncio.Redis) -> int:
 
 
 async def _has_everyone(client: redis.asyncio.Redis) -> bool:
-    """Each of four processes speaks, and two of them listen."""
+    """Whether each of four processes has a connection, and two of them listen."""
     return await _others(client) >= 6
 
 

@@ -1,4 +1,4 @@
-"""The demo: its first and last lines, run against the engine simulator; its sentence."""
+"""The demo with the engine simulator: its first and last lines, and the sentence of the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tenants() -> list[Tenant]:
     ]
     for tenant, served, shed in zip(made, (30, 20, 10), (0, 2, 90), strict=True):
         tenant.answers.update({200: served, 429: shed})
-    made[0].first_token_ms, made[0].crowd_from = [50.0] * 10 + [60.0] * 20, 10
+    made[0].first_token_ms, made[0].alone_count = [50.0] * 10 + [60.0] * 20, 10
     return made
 
 
@@ -37,14 +37,14 @@ def test_the_sentence_has_the_numbers_of_the_run() -> None:
     )
 
 
-def test_too_few_answers_are_not_compared() -> None:
+def test_too_few_responses_are_not_compared() -> None:
     made = tenants()
-    made[0].crowd_from = None
-    assert "too few answers of checkout (guaranteed) came to compare" in sentence(made, 3, 2)
+    made[0].alone_count = None
+    assert "checkout (guaranteed) received too few responses for a comparison" in sentence(made, 3, 2)
     assert "on 2 engines" in sentence(made, 3, 2)
 
 
-def test_a_percentile_is_a_value_that_was_seen() -> None:
+def test_a_percentile_is_an_observed_value() -> None:
     assert p95([float(n) for n in range(1, 101)]) == 95
     assert p95([1.0] * 4) is None
 
@@ -58,7 +58,7 @@ def simulated(folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def test_the_demo_begins_with_the_live_page_and_ends_with_what_was_shown(tmp_path: Path) -> None:
+def test_the_demo_begins_with_the_live_page_and_ends_with_the_result(tmp_path: Path) -> None:
     with simulated(tmp_path) as engine:
         environment = os.environ | {"DEMO_UPSTREAM": engine, "DEMO_MODEL": "tiny", "DEMO_SECONDS": "8"}
         done = subprocess.run(
@@ -73,7 +73,7 @@ def test_the_demo_begins_with_the_live_page_and_ends_with_what_was_shown(tmp_pat
     assert re.fullmatch(r"Shown in \d+ s on one engine: .* requests were shed\.", lines[-1])
 
 
-def test_a_wrong_number_is_said_before_anything_starts() -> None:
+def test_a_wrong_number_is_reported_before_the_start() -> None:
     environment = os.environ | {"SIDECARS": "nine"}
     done = subprocess.run(
         [sys.executable, "-m", "demo"],

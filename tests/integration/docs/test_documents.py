@@ -1,4 +1,4 @@
-"""What the documents name exists: links, headings, files, options, metrics and make targets."""
+"""The links, headings, files, options, metrics and make targets in the documents exist."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ DOCUMENTS = sorted(
     ]
 )
 CURRENT = [each for each in DOCUMENTS if each.name != "CHANGELOG.md"]
-"""Documents that describe the present: a change log names what is gone."""
+"""Documents about the present state. A change log also names removed parts."""
 MOST_LINES = 200
-"""Of the README."""
+"""The most lines of the README."""
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -47,7 +47,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
-def test_every_file_that_is_named_exists(path: Path) -> None:
+def test_every_named_file_exists(path: Path) -> None:
     folders = (
         "tokenpool|runtime|dashboard|sidecar|coordinator|injector|loadgen|simulation|toolbox|demo|experiments"
         "|bench|tests|docker|k8s|docs"
@@ -57,14 +57,14 @@ def test_every_file_that_is_named_exists(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
-def test_every_metric_that_is_named_is_exposed(path: Path) -> None:
+def test_every_named_metric_is_exposed(path: Path) -> None:
     exposed = {each.name for each in (*generate.sidecar_metrics(), *generate.coordinator_metrics())}
     for named in re.findall(r"`(tokenpool_[a-z_]+)[`{]", path.read_text()):
         assert named in exposed, named
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
-def test_every_make_target_that_is_named_exists(path: Path) -> None:
+def test_every_named_make_target_exists(path: Path) -> None:
     targets = re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for named in re.findall(r"`make ([a-z0-9-]+)", path.read_text()):
         assert named in targets, named

@@ -1,4 +1,4 @@
-"""The pages in docs/reference/ are those that the code gives, and they list all that the code knows."""
+"""The pages in docs/reference/ are generated from the code, and complete."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
 
 UNKNOWN = "zzzzzzzzzzzz"
-"""A field that resembles no other."""
+"""A field name that resembles no other."""
 
 
 @pytest.mark.parametrize("name", generate.PAGES)
-def test_a_page_is_what_the_code_gives(name: str) -> None:
+def test_a_page_is_generated_from_the_code(name: str) -> None:
     written = (generate.FOLDER / name).read_text()
 
     assert written == generate.PAGES[name](), f"docs/reference/{name} differs from the code: run 'make docs'"
@@ -50,7 +50,7 @@ MAPPINGS = {
     "entitlements[].slo.": f"entitlements: [{{slo: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].api_keys[].": f"entitlements: [{{api_keys: [{{{UNKNOWN}: 1}}]}}]",
 }
-"""By the path of each mapping, a pool file with an unknown field there."""
+"""A pool file with an unknown field, for the path of each mapping."""
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)

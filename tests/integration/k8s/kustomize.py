@@ -1,6 +1,6 @@
-"""As much of kustomize as our own kustomizations use, so that they are tested where it is not installed.
+"""The subset of kustomize that these kustomizations use, so that tests need no installation of it.
 
-A test compares the two where ``kubectl`` is there. Whatever is not known here is an error, not ignored.
+A test compares the results with ``kubectl`` if it is installed. An unknown field is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _read(folder: Path) -> Json:
 
 
 def _finish(folder: Path, kustomization: Json, objects: list[Json]) -> list[Json]:
-    """Its own objects and its components' beside those of whoever uses it, changed as it says."""
+    """Add the objects of a kustomization and its components to ``objects``, and apply its changes."""
     for name in kustomization.get("resources", []):
         path = folder / name
         objects = [*objects, *(build(path) if path.is_dir() else _documents(path))]

@@ -1,4 +1,4 @@
-"""The manifests: valid for the API, complete in themselves, and told to our processes in words they know."""
+"""The manifests: valid for the API, complete, and with valid options of the programs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ K8S = Path(__file__).parents[3] / "k8s"
 OVERLAYS = sorted(path.parent.relative_to(K8S) for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 EVERY = [Path("base"), *OVERLAYS]
 CUSTOM = {"Issuer", "Certificate", "PodMonitor", "ScaledObject"}
-"""Kinds whose schemas are their operators'; asserted on below."""
+"""Kinds with schemas of their operators. Tests below check their fields."""
 MAJOR, MINOR = map(int, kubernetes_validate.latest_version().split(".")[:2])
 NEWEST = [f"{MAJOR}.{MINOR - 1}", f"{MAJOR}.{MINOR}"]
 
@@ -56,7 +56,7 @@ def pod_of(deployment: Json) -> Json:
 
 
 def pods(found: list[Json]) -> list[Json]:
-    """The pods of an overlay as they run: injected, where they ask for it."""
+    """The pods of an overlay, after injection if they have the label."""
     made = []
     for each in of_kind(found, "Deployment"):
         decision = inject(pod_of(each), Template())
@@ -77,13 +77,13 @@ def every_container(overlay: Path | str) -> Iterator[tuple[Json, Json]]:
 
 
 def secrets() -> dict[str, set[str]]:
-    """The Secrets of the example, with their keys; in production they come from elsewhere."""
+    """The example's Secrets with their keys. In production, users provide them."""
     documents = yaml.safe_load_all((K8S / "components/try-out/secrets.yaml").read_text())
     return {each["metadata"]["name"]: set(each["stringData"]) for each in documents}
 
 
 def selected(found: list[Json], selector: Json) -> list[Json]:
-    """The pods that a selector means."""
+    """The pods that match a selector."""
     assert selector.keys() <= {"matchLabels", "matchExpressions"}
     wanted = {key: {value} for key, value in selector.get("matchLabels", {}).items()}
     for each in selector.get("matchExpressions", []):
@@ -97,7 +97,7 @@ def selected(found: list[Json], selector: Json) -> list[Json]:
 
 
 def ports(pod: Json) -> dict[int | str, int]:
-    """What a pod listens on, by number and by name."""
+    """The ports of a pod, by number and by name."""
     declared = [port for each in containers(pod) for port in each.get("ports", [])]
     by_number: dict[int | str, int] = {port["containerPort"]: port["containerPort"] for port in declared}
     return by_number | {port["name"]: port["containerPort"] for port in declared if "name" in port}
@@ -110,11 +110,11 @@ def pool_file() -> PoolFile:
     return parsed.file
 
 
-# As kustomize and the API see them.
+# --- kustomize and the API ---
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_kustomize_makes_the_same_of_them(overlay: Path) -> None:
+def test_kustomize_gives_the_same_objects(overlay: Path) -> None:
     if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed; what the other tests see is our own reading of kustomize")
+        pytest.skip("kubectl is not installed; the other tests use tests/integration/k8s/kustomize.py")
     done = subprocess.run(
         ["kubectl", "kustomize", str(K8S / overlay)], capture_output=True, text=True, timeout=120, check=True
     )
@@ -146,18 +146,18 @@ def test_injected_pods_are_valid_in_the_two_newest_releases(release: str) -> Non
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_every_name_is_given_once(overlay: Path) -> None:
+def test_every_name_is_unique(overlay: Path) -> None:
     names = [(each["kind"], each["metadata"]["name"]) for each in objects(overlay)]
     assert len(names) == len(set(names))
 
 
-def test_the_base_belongs_to_no_namespace() -> None:
+def test_the_base_names_no_namespace() -> None:
     assert not any("namespace" in each["metadata"] for each in objects("base"))
 
 
-# What our own processes are told.
+# --- options of the programs ---
 def parsed(container: Json) -> Any:
-    """A container's arguments as its program reads them, with the variables that it is given."""
+    """A container's arguments, parsed by its program with the container's variables."""
     words = [*container.get("command", []), *container.get("args", [])]
     environment = {each["name"]: "redis://store:6379" for each in container.get("env", [])}
     parser = argparse.ArgumentParser(exit_on_error=False)
@@ -176,7 +176,7 @@ def parsed(container: Json) -> Any:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_all_options_are_ones_that_the_program_has(overlay: Path) -> None:
+def test_all_options_exist_in_the_program(overlay: Path) -> None:
     ours = [each for _, each in every_container(overlay) if each["image"].startswith("tokenpool:")]
     assert len(ours) >= 2
     for container in ours:
@@ -202,8 +202,8 @@ def test_the_sidecars_pool_is_in_the_file() -> None:
         assert parsed(sidecar).pool in {pool.name for pool in pool_file().pools}
 
 
-# The sidecar, three times the same.
-def test_the_injector_makes_of_the_plain_deployment_what_the_base_has_written_out() -> None:
+# --- three equal sidecars ---
+def test_the_injected_deployment_equals_the_base() -> None:
     bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
     decision = inject(bare, Template())
     assert isinstance(decision, Injection)
@@ -211,7 +211,7 @@ def test_the_injector_makes_of_the_plain_deployment_what_the_base_has_written_ou
     assert injected["spec"] == written["spec"]
 
 
-def test_the_plain_sidecar_is_what_the_injector_makes_for_older_clusters() -> None:
+def test_the_plain_sidecar_equals_the_injected_one_for_older_clusters() -> None:
     bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
     decision = inject(bare, Template(native=False))
     assert isinstance(decision, Injection)
@@ -219,7 +219,7 @@ def test_the_plain_sidecar_is_what_the_injector_makes_for_older_clusters() -> No
     assert apply(bare, decision.patch)["spec"] == plain["spec"]
 
 
-# Whatever is referred to is there.
+# --- references ---
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
 def test_config_maps_secrets_accounts_and_volumes_exist(overlay: Path) -> None:
     found = objects(overlay)
@@ -244,7 +244,7 @@ def test_config_maps_secrets_accounts_and_volumes_exist(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_services_lead_to_ports_that_somebody_has(overlay: Path) -> None:
+def test_services_lead_to_existing_ports(overlay: Path) -> None:
     found = objects(overlay)
     services = of_kind(found, "Service")
     assert {each["metadata"]["name"] for each in services} >= {"chat", "tokenpool-coordinator"}
@@ -268,7 +268,7 @@ def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_selectors_mean_pods_that_are_there(overlay: Path) -> None:
+def test_selectors_match_existing_pods(overlay: Path) -> None:
     found = objects(overlay)
     for each in of_kind(found, "Deployment", "PodDisruptionBudget"):
         assert len(selected(found, each["spec"]["selector"])) == 1
@@ -283,7 +283,7 @@ def test_selectors_mean_pods_that_are_there(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_two_of_everything_that_must_not_be_lost(overlay: Path) -> None:
+def test_critical_parts_have_two_replicas(overlay: Path) -> None:
     found = objects(overlay)
     guarded = of_kind(found, "PodDisruptionBudget")
     for each in of_kind(found, "Deployment"):
@@ -294,9 +294,9 @@ def test_two_of_everything_that_must_not_be_lost(overlay: Path) -> None:
             assert any(guard["metadata"]["name"] == name for guard in guarded)
 
 
-# Who may do what.
+# --- permissions ---
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_nobody_has_a_right_in_the_cluster_or_a_token(overlay: Path) -> None:
+def test_no_pod_has_permissions_in_the_cluster_or_a_token(overlay: Path) -> None:
     found = objects(overlay)
     assert not of_kind(found, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
     assert all(each["automountServiceAccountToken"] is False for each in of_kind(found, "ServiceAccount"))
@@ -306,7 +306,7 @@ def test_nobody_has_a_right_in_the_cluster_or_a_token(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_containers_can_do_no_more_than_they_must(overlay: Path) -> None:
+def test_containers_have_minimal_privileges(overlay: Path) -> None:
     for pod, container in every_container(overlay):
         context = pod["spec"]["securityContext"] | container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -314,14 +314,14 @@ def test_containers_can_do_no_more_than_they_must(overlay: Path) -> None:
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}
         assert "memory" in container["resources"]["limits"]
-        if container["name"] != "vllm":  # whose image runs as root, and compiles into its home
+        if container["name"] != "vllm":  # its image runs as root, and compiles into its home folder
             assert context["runAsNonRoot"] is True
             assert context["runAsUser"] > 0
             assert context["readOnlyRootFilesystem"] is True
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_what_no_policy_allows_is_denied_for_every_pod(overlay: Path) -> None:
+def test_traffic_without_a_policy_is_denied_for_every_pod(overlay: Path) -> None:
     found = objects(overlay)
     denying = one(found, "NetworkPolicy", "tokenpool-default-deny")["spec"]
     assert denying["policyTypes"] == ["Ingress", "Egress"]
@@ -330,7 +330,7 @@ def test_what_no_policy_allows_is_denied_for_every_pod(overlay: Path) -> None:
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_policies_open_ports_that_somebody_has_and_no_others(overlay: Path) -> None:
+def test_policies_open_existing_ports_only(overlay: Path) -> None:
     found = objects(overlay)
     for policy in of_kind(found, "NetworkPolicy"):
         spec = policy["spec"]
@@ -347,7 +347,7 @@ def test_policies_open_ports_that_somebody_has_and_no_others(overlay: Path) -> N
 
 
 def reaches(found: list[Json], pod_name: str, port: int) -> list[Json | None]:
-    """Who may connect to a port of a pod; ``None`` stands for everyone."""
+    """The permitted sources of connections to a port of a pod; ``None`` stands for all."""
     allowed: list[Json | None] = []
     (pod,) = selected(found, {"matchLabels": {"app.kubernetes.io/name": pod_name}})
     for policy in of_kind(found, "NetworkPolicy"):
@@ -363,7 +363,7 @@ def in_namespace(name: str) -> Json:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
 
 
-def test_admin_ports_are_for_prometheus_and_the_autoscaler_alone() -> None:
+def test_admin_ports_are_open_to_prometheus_and_the_autoscaler_only() -> None:
     found = objects("overlays/keda")
     assert reaches(found, "vllm", 9090) == [in_namespace("monitoring")]
     assert reaches(found, "tokenpool-coordinator", 9091) == [
@@ -372,7 +372,7 @@ def test_admin_ports_are_for_prometheus_and_the_autoscaler_alone() -> None:
     ]
 
 
-def test_the_lease_store_are_for_coordinators_and_sidecars_alone() -> None:
+def test_the_lease_store_is_open_to_coordinators_and_sidecars_only() -> None:
     found = objects("overlays/try-out")
     (peer,) = reaches(found, "tokenpool-redis", 6379)
     assert peer is not None
@@ -383,19 +383,19 @@ def test_the_lease_store_are_for_coordinators_and_sidecars_alone() -> None:
     assert names == {"tokenpool-coordinator", "vllm"}
 
 
-def test_the_proxied_port_is_for_the_cluster_and_the_engines_for_nobody() -> None:
+def test_the_proxied_port_is_open_to_the_cluster_and_the_engine_is_not() -> None:
     found = objects("base")
     assert reaches(found, "vllm", 8000) == [{"namespaceSelector": {}}]
     assert reaches(found, "vllm", 18000) == []
 
 
-# The autoscalers.
+# --- autoscalers ---
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_nothing_sets_the_replicas_that_the_autoscaler_sets(overlay: Path) -> None:
+def test_only_the_autoscaler_sets_the_replicas(overlay: Path) -> None:
     assert "replicas" not in one(objects(overlay), "Deployment", "vllm")["spec"]
 
 
-def test_keda_reads_the_page_and_wants_what_it_says() -> None:
+def test_keda_sets_the_replicas_of_the_page() -> None:
     found = objects("overlays/keda")
     scaled = one(found, "ScaledObject", "vllm")
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
@@ -421,7 +421,7 @@ def test_keda_reads_the_page_and_wants_what_it_says() -> None:
 
 
 def assert_safe(behavior: dict[str, Any], every_s: float) -> None:
-    """Coordinators that differed would not have replicas taken away, nor started at one wrong answer."""
+    """Differing coordinators remove no replica, and one wrong answer starts none."""
     settings = coordinator_settings.Settings(config=K8S, store="")
     assert behavior["scaleUp"]["stabilizationWindowSeconds"] >= 2 * every_s
     down = behavior["scaleDown"]
@@ -430,8 +430,8 @@ def assert_safe(behavior: dict[str, Any], every_s: float) -> None:
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 5, 19])
-def test_answers_that_differ_for_minutes_take_no_replica_away(period: int) -> None:
-    """The autoscaler's rule, on polls that meet a right coordinator and one that says 1, in any order."""
+def test_differing_answers_remove_no_replica(period: int) -> None:
+    """The autoscaler's rule for polls of a right coordinator and of one that answers 1, in any order."""
     behavior = one(objects("overlays/hpa"), "HorizontalPodAutoscaler", "vllm")["spec"]["behavior"]
     up, down = (behavior[each]["stabilizationWindowSeconds"] for each in ("scaleUp", "scaleDown"))
     replicas, answers = 4, list[tuple[int, int]]()
@@ -444,7 +444,7 @@ def test_answers_that_differ_for_minutes_take_no_replica_away(period: int) -> No
         assert replicas == 4
 
 
-def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> None:
+def test_the_horizontal_autoscaler_sets_the_replicas_of_the_metric() -> None:
     found = objects("overlays/hpa")
     spec = one(found, "HorizontalPodAutoscaler", "vllm")["spec"]
     (pool,) = pool_file().pools
@@ -466,7 +466,7 @@ def test_the_horizontal_autoscaler_reads_the_metric_and_wants_what_it_says() -> 
     }
 
 
-# The webhook.
+# --- the webhook ---
 def test_the_webhook_leads_to_the_injector_and_trusts_its_certificate() -> None:
     found = objects("overlays/injected")
     webhook = one(found, "MutatingWebhookConfiguration", "tokenpool-injector")
@@ -488,7 +488,7 @@ def test_the_webhook_leads_to_the_injector_and_trusts_its_certificate() -> None:
     assert {each["apiVersion"] for each in of_kind(found, "Certificate", "Issuer")} == {"cert-manager.io/v1"}
 
 
-def test_only_new_pods_that_ask_depend_on_the_injector() -> None:
+def test_only_new_pods_with_the_label_depend_on_the_injector() -> None:
     found = objects("overlays/injected")
     (hook,) = one(found, "MutatingWebhookConfiguration", "tokenpool-injector")["webhooks"]
     assert hook["failurePolicy"] == "Fail"

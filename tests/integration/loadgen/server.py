@@ -1,4 +1,4 @@
-"""A small server of models for tests: scripted, over loopback, in the test's own loop."""
+"""A small scripted LLM server on loopback, in the event loop of the test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answer = Callable[["Received", web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class Received:
-    """One request as the server read it."""
+    """One received request."""
 
     body: bytes
     headers: dict[str, str]
@@ -28,7 +28,7 @@ class Received:
 
 @dataclass
 class Server:
-    """Answers what it is told to, and keeps what it was sent."""
+    """Sends scripted responses, and records the requests."""
 
     answer: Answer
     received: list[Received] = field(default_factory=list)
@@ -72,7 +72,7 @@ async def opened(request: web.Request) -> web.StreamResponse:
 
 
 async def stream(received: Received, request: web.Request) -> web.StreamResponse:
-    """As many tokens as were asked for, then the usage."""
+    """Stream the requested number of tokens, and then the usage."""
     asked, response = received.json, await opened(request)
     count = asked["max_tokens"]
     for index in range(count):
@@ -100,6 +100,8 @@ async def broken(received: Received, request: web.Request) -> web.StreamResponse
 async def preempted(received: Received, request: web.Request) -> web.StreamResponse:
     response = await opened(request)
     await response.write(event({"choices": [{"text": "a", "finish_reason": None}]}))
-    failure = {"error": {"message": "room was needed", "type": "preempted", "code": "preempted"}}
+    failure = {
+        "error": {"message": "a guarantee needed the capacity", "type": "preempted", "code": "preempted"}
+    }
     await response.write(event(failure) + b"data: [DONE]\n\n")
     return response

@@ -1,4 +1,4 @@
-"""Whole runs against a small server: what is sent, what is measured, how they end."""
+"""Whole runs against a small server: requests, measurements and endings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def short(*tenants: object, **fields: object) -> Scenario:
     return scenario(*(tenants or (tenant(process=Constant(20.0)),)), **made)  # type: ignore[arg-type]
 
 
-async def test_a_stream_is_sent_as_the_scenario_says_and_measured_by_token(tmp_path: Path) -> None:
+async def test_a_stream_follows_the_scenario_and_is_measured_by_token(tmp_path: Path) -> None:
     who = tenant(process=Constant(20.0), key="sk-1")
     run, server = await answered(tmp_path, short(who), stream)
     assert len(run.attempts) == len(server.received) == 10
@@ -67,7 +67,7 @@ async def test_the_same_seed_sends_the_same_bytes(tmp_path: Path) -> None:
     assert len(set(bodies[0])) == 10
 
 
-async def test_answers_that_are_not_streamed_are_measured_whole(tmp_path: Path) -> None:
+async def test_unary_responses_are_measured_as_a_whole(tmp_path: Path) -> None:
     async def whole(received: Received, request: web.Request) -> web.StreamResponse:
         usage = {"prompt_tokens": 16, "completion_tokens": 4}
         return web.json_response({"choices": [{"text": "a", "finish_reason": "length"}], "usage": usage})
@@ -76,8 +76,8 @@ async def test_answers_that_are_not_streamed_are_measured_whole(tmp_path: Path) 
     assert Counter((a.outcome, a.tokens, a.first_s) for a in run.attempts) == {(Outcome.SERVED, 4, None): 10}
 
 
-async def test_a_slow_server_delays_no_arrival_and_every_wait_is_counted(tmp_path: Path) -> None:
-    """No coordinated omission: one request at a time for 100 ms each, and 20 arrive in each second."""
+async def test_a_slow_server_delays_no_arrival_and_all_waits_count(tmp_path: Path) -> None:
+    """No coordinated omission: the server serves one request per 100 ms, and 20 arrive per second."""
     lock = asyncio.Lock()
 
     async def slow(received: Received, request: web.Request) -> web.StreamResponse:
@@ -102,7 +102,9 @@ async def test_a_slow_server_delays_no_arrival_and_every_wait_is_counted(tmp_pat
         (preempted, Outcome.PREEMPTED, "preempted"),
     ],
 )
-async def test_endings_are_told_apart(tmp_path: Path, answer: Answer, outcome: Outcome, reason: str) -> None:
+async def test_endings_are_distinguished(
+    tmp_path: Path, answer: Answer, outcome: Outcome, reason: str
+) -> None:
     run, _ = await answered(tmp_path, short(), answer)
     assert {(a.outcome, a.reason) for a in run.attempts} == {(outcome, reason)}
     assert len(run.attempts) == 10
@@ -117,7 +119,7 @@ async def test_endings_are_told_apart(tmp_path: Path, answer: Answer, outcome: O
         (200, "{}", Outcome.ERROR, "no completion"),
     ],
 )  # fmt: skip
-async def test_statuses_are_told_apart(
+async def test_statuses_are_distinguished(
     tmp_path: Path, status: int, text: str, outcome: Outcome, reason: str
 ) -> None:
     async def answer(received: Received, request: web.Request) -> web.StreamResponse:
@@ -127,7 +129,7 @@ async def test_statuses_are_told_apart(
     assert {(a.outcome, a.reason, a.status) for a in run.attempts} == {(outcome, reason, status)}
 
 
-async def test_a_stream_that_just_ends_is_broken(tmp_path: Path) -> None:
+async def test_a_stream_without_an_end_event_is_broken(tmp_path: Path) -> None:
     async def ends(received: Received, request: web.Request) -> web.StreamResponse:
         response = await opened(request)
         await response.write(b'data: {"choices": [{"text": "a"}]}\n\n')
@@ -139,14 +141,14 @@ async def test_a_stream_that_just_ends_is_broken(tmp_path: Path) -> None:
     }
 
 
-async def test_a_server_that_is_not_there_breaks_every_request(tmp_path: Path) -> None:
+async def test_without_a_server_every_request_is_broken(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
         gone = server
     run = await measured(tmp_path, short(), gone)
     assert {(a.outcome, a.status) for a in run.attempts} == {(Outcome.BROKEN, 0)}
 
 
-async def test_silence_is_a_timeout_and_counts_as_a_wait(tmp_path: Path) -> None:
+async def test_a_request_without_a_response_times_out_and_counts_as_a_wait(tmp_path: Path) -> None:
     async def silent(received: Received, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
         return web.Response()
@@ -159,7 +161,7 @@ async def test_silence_is_a_timeout_and_counts_as_a_wait(tmp_path: Path) -> None
     assert cell.ttft.p50.value == pytest.approx(0.2, abs=0.1)
 
 
-async def test_what_the_drain_does_not_see_is_cut(tmp_path: Path) -> None:
+async def test_requests_that_outlast_the_drain_are_cut(tmp_path: Path) -> None:
     async def silent(received: Received, request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(30)
         return web.Response()
@@ -170,7 +172,7 @@ async def test_what_the_drain_does_not_see_is_cut(tmp_path: Path) -> None:
 
 
 def flaky() -> Answer:
-    """Sheds every body once."""
+    """Sheds the first attempt of every body."""
     seen: set[bytes] = set()
 
     async def answer(received: Received, request: web.Request) -> web.StreamResponse:
@@ -182,7 +184,7 @@ def flaky() -> Answer:
     return answer
 
 
-async def test_a_retry_is_the_same_request_and_comes_when_it_was_told_to(tmp_path: Path) -> None:
+async def test_a_retry_sends_the_same_request_after_the_given_time(tmp_path: Path) -> None:
     who = tenant(process=Constant(20.0), retries=Retries(most=2), ends_s=0.25)
     run, server = await answered(tmp_path, short(who), flaky())
     assert [a.outcome for a in run.attempts if a.attempt == 1] == [Outcome.SHED] * 5
@@ -193,10 +195,10 @@ async def test_a_retry_is_the_same_request_and_comes_when_it_was_told_to(tmp_pat
     cell = summarise(run).cells[0]
     assert (cell.requests, cell.attempts, cell.outcomes) == (5, 10, {Outcome.SERVED: 5})
     assert cell.ttft.p50 is not None
-    assert cell.ttft.p50.value >= 0.05  # the wait is the user's
+    assert cell.ttft.p50.value >= 0.05  # the latency includes the wait
 
 
-async def test_a_client_that_ignores_retry_after_comes_back_on_its_own_terms(tmp_path: Path) -> None:
+async def test_a_client_that_ignores_retry_after_uses_its_own_backoff(tmp_path: Path) -> None:
     retries = Retries(most=3, honour_retry_after=False, wait_s=0.002)
     who = tenant(process=Constant(20.0), retries=retries, ends_s=0.25)
     run, _ = await answered(tmp_path, short(who), shed)
@@ -212,7 +214,7 @@ def test_waits_before_retries_double_and_end() -> None:
     assert backoff(replace(retries, honour_retry_after=False), 1, 3.0, 0.0) == 0.375
 
 
-async def test_workers_of_a_closed_loop_wait_for_their_answers(tmp_path: Path) -> None:
+async def test_workers_of_a_closed_loop_wait_for_their_responses(tmp_path: Path) -> None:
     under_way = most = 0
 
     async def watched(received: Received, request: web.Request) -> web.StreamResponse:
@@ -231,9 +233,11 @@ async def test_workers_of_a_closed_loop_wait_for_their_answers(tmp_path: Path) -
     assert any(a.intended_s >= 0.4 for a in run.attempts)
 
 
-async def test_refused_workers_do_not_hammer(tmp_path: Path) -> None:
+async def test_refused_workers_wait_before_the_next_request(tmp_path: Path) -> None:
     run, _ = await answered(tmp_path, short(tenant(process=Closed(1, 0.0))), shed)
-    assert 2 <= len(run.attempts) <= 15  # one in 50 ms for half a second, as told, on a busy machine
+    assert (
+        2 <= len(run.attempts) <= 15
+    )  # one per 50 ms for half a second, as Retry-After says, on a busy machine
 
 
 @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ async def test_requests_are_spread_over_the_urls(
     assert shares is None or counts == shares
 
 
-async def test_state_pages_are_kept_and_unreadable_ones_are_gaps(tmp_path: Path) -> None:
+async def test_state_pages_are_stored_and_unreadable_ones_are_gaps(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
         server.pages["/debug/state"] = {
             "capacity": {"tokens_per_second": 900.0},
@@ -263,7 +267,7 @@ async def test_state_pages_are_kept_and_unreadable_ones_are_gaps(tmp_path: Path)
     assert run.meta.unread_states.keys() == {server.url + "/metrics"}
 
 
-async def test_faults_are_inflicted_only_where_allowed(tmp_path: Path) -> None:
+async def test_faults_are_inflicted_only_if_allowed(tmp_path: Path) -> None:
     mark, pid = tmp_path / "mark", tmp_path / "pid"
     pid.write_text("1")
     faults = (
@@ -296,7 +300,7 @@ async def test_a_process_is_signalled(tmp_path: Path) -> None:
     assert await sleeping.wait() == -signal.SIGKILL
 
 
-def test_a_run_that_did_not_keep_up_says_so() -> None:
+def test_a_run_that_did_not_keep_up_has_complaints() -> None:
     assert complaints(0.049, 0.89) == []
     assert "sent more than 70 ms late" in complaints(0.07, 0.5)[0]
     assert "used 95% of a core" in complaints(0.0, 0.95)[0]
@@ -308,7 +312,7 @@ def test_progress_fits_its_line() -> None:
         line(5.0, 10.0, 4, ended, width=200)
         == "[##########..........] 5 of 10 s  4 in flight, 12 served, 3 shed"
     )
-    assert "waiting for the last answers" in line(11.0, 10.0, 4, ended, width=200)
+    assert "waiting for the last responses" in line(11.0, 10.0, 4, ended, width=200)
     assert len(line(5.0, 10.0, 4, ended, width=30)) == 30
 
 
@@ -333,7 +337,7 @@ async def started(tmp_path: Path, server: Server, duration: float) -> asyncio.su
     )  # fmt: skip
 
 
-async def test_the_command_runs_a_scenario_and_leaves_its_files(tmp_path: Path) -> None:
+async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
         process = await started(tmp_path, server, 0.5)
         out, _ = await process.communicate()
@@ -345,7 +349,7 @@ async def test_the_command_runs_a_scenario_and_leaves_its_files(tmp_path: Path) 
     assert (meta.label, meta.name, meta.machine.cores >= 1) == ("out", "small", True)
 
 
-async def test_ctrl_c_ends_with_a_report_of_what_was_measured(tmp_path: Path) -> None:
+async def test_ctrl_c_ends_with_a_report_of_the_measurements(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
         process = await started(tmp_path, server, 60.0)
         while len(server.received) < 5:
@@ -362,12 +366,12 @@ async def test_ctrl_c_ends_with_a_report_of_what_was_measured(tmp_path: Path) ->
     ("text", "arguments", "error"),
     [
         ("name: [", ["--url", "http://a"], "s.yaml:"),
-        (SCENARIO.format(duration=1), ["--url", "localhost:80"], "'localhost:80' is no URL of a server"),
+        (SCENARIO.format(duration=1), ["--url", "localhost:80"], "'localhost:80' is not the URL of a server"),
         (SCENARIO.format(duration=1) + "spread: [1, 2]\n", ["--url", "http://a"], "2 weights for 1 URLs;"),
         (SCENARIO.format(duration=1) + FAULTS, ["--url", "http://a"], "--allow-faults"),
     ],
 )  # fmt: skip
-def test_wrong_input_ends_at_once_with_one_line(
+def test_wrong_input_ends_with_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, arguments: list[str], error: str
 ) -> None:
     (tmp_path / "s.yaml").write_text(text)
@@ -379,7 +383,7 @@ def test_wrong_input_ends_at_once_with_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_scenario_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_scenario_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(tmp_path / "none.yaml")]) == 2
     assert "none.yaml" in capsys.readouterr().err
 

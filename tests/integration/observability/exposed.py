@@ -1,4 +1,4 @@
-"""What a sidecar and a coordinator expose: their telemetry is asked as by `/metrics`; nothing is started."""
+"""The metrics of a sidecar and a coordinator, from their telemetry without a running process."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.certificates import certify
 ROOT = Path(__file__).parents[3]
 POOL = ROOT / "docker" / "pool.yaml"
 STORE = "redis://127.0.0.1:1"
-"""Never connected to: nothing is started."""
+"""An address without a server."""
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def exposed() -> Mapping[str, frozenset[str]]:
-    """Labels of every series that either process may expose, by the series' name."""
+    """The labels of every series that either process may expose, by the series' name."""
     sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
     coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
     found: dict[str, frozenset[str]] = {}

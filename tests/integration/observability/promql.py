@@ -1,4 +1,4 @@
-"""Just enough PromQL to find what an expression reads: metrics, their matchers, labels it groups by."""
+"""A parser for a subset of PromQL. It finds the metrics, matchers and grouping labels of an expression."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Matcher:
     value: str
 
     def alternatives(self) -> list[str]:
-        """What the label may be, as far as that is listed."""
+        """The listed values of the label."""
         plain = self.value if self.operator in ("=~", "!~") else re.escape(self.value)
         return [one for one in plain.split("|") if re.fullmatch(r"\w+", one)]
 
@@ -44,7 +44,7 @@ def tokens(expression: str) -> list[tuple[str, str]]:
 
 
 def selectors(expression: str) -> Iterator[Selector]:
-    """Every metric that an expression reads."""
+    """All metrics of an expression."""
     parts, at = tokens(expression), 0
     while at < len(parts):
         kind, text = parts[at]
@@ -59,7 +59,7 @@ def selectors(expression: str) -> Iterator[Selector]:
 
 
 def grouped_by(expression: str) -> set[str]:
-    """Every label by which an expression groups or joins."""
+    """All labels by which an expression groups or joins."""
     lists = re.findall(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^()]*)\)", expression)
     return {label.strip() for labels in lists for label in labels.split(",") if label.strip()}
 

@@ -1,4 +1,4 @@
-"""Prometheus' own checker: the system's, or one unpacked from Debian's package, which is not installed."""
+"""The checker of Prometheus: the system's, or one unpacked from Debian's package without an installation."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ FETCH_S = 180
 
 
 def executable() -> str:
-    """A ``promtool``. Raises ``LookupError`` with the reason where there is none."""
+    """The path of a ``promtool``. Raises ``LookupError`` with the reason if there is none."""
     found = shutil.which("promtool") or shutil.which("promtool", path=str(CACHE / "usr" / "bin"))
     if found is not None:
         return found
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise LookupError("promtool is not installed, and this is no Debian to fetch it from")
+        raise LookupError(
+            "promtool is not installed, and this system is not Debian, which has a package of it"
+        )
     CACHE.mkdir(parents=True, exist_ok=True)
     try:
         _unpack()
     except (subprocess.SubprocessError, OSError, StopIteration) as error:
         raise LookupError(
-            f"promtool is not installed, and Debian's package could not be had: {error}"
+            f"promtool is not installed, and Debian's package cannot be downloaded: {error}"
         ) from error
     return str(CACHE / "usr" / "bin" / "promtool")
 

@@ -1,4 +1,4 @@
-"""Rules and dashboards name only what exists, and every alert was seen to fire and to stay silent."""
+"""Rules and dashboards use existing metrics only, and a test of every alert has it fire and stay silent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = [
 ALERTS = [rule for rule in RULES if "alert" in rule]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 OF_PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity"}}
-"""Series that Prometheus itself makes, and their labels."""
+"""Series that Prometheus creates itself, and their labels."""
 OF_SCRAPES = {"job", "instance"}
 VALUES = {
     "outcome": {str(outcome) for outcome in (*Ending, *Reason)},
@@ -50,7 +50,7 @@ def series() -> Mapping[str, frozenset[str]]:
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
-    """Where, and what is asked there: panels, and the queries of variables."""
+    """The expressions of panels and variables, each with its place."""
     for path in DASHBOARDS:
         page = json.loads(path.read_text())
         for panel in page["panels"]:
@@ -69,7 +69,7 @@ EXPRESSIONS = [
 
 
 def labels_of(selector: Selector, series: Mapping[str, frozenset[str]]) -> set[str] | None:
-    """Labels that a metric may have; ``None`` where nobody exposes it."""
+    """The possible labels of a metric; ``None`` for a metric that no process exposes."""
     if selector.metric in OF_PROMETHEUS:
         return OF_PROMETHEUS[selector.metric] | OF_SCRAPES
     if selector.metric in RECORDED:
@@ -80,14 +80,14 @@ def labels_of(selector: Selector, series: Mapping[str, frozenset[str]]) -> set[s
     return set(found) | OF_SCRAPES if found is not None else None
 
 
-def unreal(matcher: Matcher) -> list[str]:
-    """Values that a matcher names and the label never has."""
+def impossible_values(matcher: Matcher) -> list[str]:
+    """The values in a matcher that the label never has."""
     known = VALUES.get(matcher.label)
     return [] if known is None else [one for one in matcher.alternatives() if one not in known]
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
-def test_only_metrics_labels_and_values_that_exist_are_named(
+def test_only_existing_metrics_labels_and_values_are_used(
     where: str, expression: str, series: Mapping[str, frozenset[str]]
 ) -> None:
     found = list(selectors(expression))
@@ -96,25 +96,25 @@ def test_only_metrics_labels_and_values_that_exist_are_named(
     assert found
     for selector in found:
         labels = labels_of(selector, series)
-        assert labels is not None, f"nobody exposes {selector.metric}"
+        assert labels is not None, f"no process exposes {selector.metric}"
         assert {matcher.label for matcher in selector.matchers} <= labels, selector
-        assert not [bad for matcher in selector.matchers for bad in unreal(matcher)], selector
+        assert not [bad for matcher in selector.matchers for bad in impossible_values(matcher)], selector
         everything |= labels
     assert grouped_by(expression) <= everything
 
 
-def test_a_metric_that_does_not_exist_is_noticed(series: Mapping[str, frozenset[str]]) -> None:
+def test_an_unknown_metric_is_found(series: Mapping[str, frozenset[str]]) -> None:
     asked = 'sum by (pool) (rate(tokenpool_nothing{outcome=~"finished|lost"}[5m])) > on (pool) up'
 
     nothing, up = selectors(asked)
 
     assert (nothing.metric, up.metric) == ("tokenpool_nothing", "up")
     assert labels_of(nothing, series) is None
-    assert unreal(nothing.matchers[0]) == ["lost"]
+    assert impossible_values(nothing.matchers[0]) == ["lost"]
     assert grouped_by(asked) == {"pool"}
 
 
-def test_every_dashboard_is_there_with_an_id_of_its_own() -> None:
+def test_every_dashboard_exists_with_a_unique_id() -> None:
     pages = [json.loads(path.read_text()) for path in DASHBOARDS]
 
     assert [path.stem for path in DASHBOARDS] == ["pod", "pool", "tenants"]
@@ -130,7 +130,7 @@ def _datasource() -> str:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
-def test_every_alert_says_how_urgent_it_is_what_happened_and_where_to_read_on(alert: dict[str, Any]) -> None:
+def test_every_alert_has_a_severity_a_description_and_a_runbook(alert: dict[str, Any]) -> None:
     said = alert["annotations"]
 
     assert alert["labels"]["severity"] in ("page", "ticket")
@@ -175,11 +175,11 @@ def test_prometheus_accepts_its_configuration_and_rules(checker: str) -> None:
     assert f"{len(RULES)} rules found" in said
 
 
-def test_alerts_fire_and_stay_silent_as_they_should(checker: str) -> None:
+def test_alerts_fire_and_stay_silent(checker: str) -> None:
     assert "SUCCESS" in check(checker, "test", "rules", str(PROMETHEUS / "tests.yml"))
 
 
-def test_prometheus_understands_what_dashboards_ask(checker: str, tmp_path: Path) -> None:
+def test_prometheus_parses_the_expressions_of_dashboards(checker: str, tmp_path: Path) -> None:
     asked = [
         {"record": "dashboard:asks:this", "expr": expression} for _, expression in dashboard_expressions()
     ]

@@ -15,7 +15,7 @@ from toolbox.ports import accepts, free_port
 from toolbox.processes import NotReady, Process, module
 
 
-def test_a_process_is_ready_within_its_context_and_gone_after(tmp_path: Path) -> None:
+def test_a_process_is_ready_in_its_context_and_ends_with_it(tmp_path: Path) -> None:
     port = free_port()
     command = [*module("http.server"), str(port), "--bind", "127.0.0.1"]
     with Process("server", command, tmp_path, probe=f"http://127.0.0.1:{port}/") as server:
@@ -34,13 +34,13 @@ def test_a_process_can_be_started_again(tmp_path: Path) -> None:
         assert server.start().wait_ready().pid != first
 
 
-def test_a_process_that_ends_early_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+def test_an_early_end_of_a_process_is_an_error_with_the_end_of_its_log(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no such thing'); raise SystemExit(3)"]
     with pytest.raises(NotReady, match="no such thing"), Process("early", command, tmp_path, probe=1):
         pass
 
 
-def test_the_end_of_a_process_is_waited_for(tmp_path: Path) -> None:
+def test_wait_returns_at_the_end_of_a_process(tmp_path: Path) -> None:
     assert Process("three", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path).start().wait(20) == 3
 
 
@@ -51,7 +51,7 @@ def test_fairness_is_by_weight() -> None:
     assert deviation({"a": 20.0, "b": 20.0}, weights) == 1.0
 
 
-def test_a_percentile_needs_no_order_and_no_values() -> None:
+def test_a_percentile_accepts_unsorted_and_missing_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert math.isnan(percentile([], 0.5))
 

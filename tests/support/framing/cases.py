@@ -24,17 +24,17 @@ class Relayed(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     closes: bool = False
-    """Whether the client's connection ends with the answer, and nothing after this request is read."""
+    """Whether the client's connection ends with the response, and no later request is read."""
     continues: bool | None = False
     """Whether the body was invited by a ``100 Continue``; ``None`` where that is a matter of timing."""
 
 
 class Refused(NamedTuple):
-    """The sidecar answers itself, and the engine hears nothing of it."""
+    """The sidecar refuses the request itself, and the engine receives nothing."""
 
     status: int = 400
     closes: bool = True
-    """Whether nothing after it is read. Where the framing is sound the connection lives on."""
+    """Whether the connection ends. It stays open after a refusal of a request with valid framing."""
     is_head: bool = False
 
 
@@ -55,17 +55,17 @@ class Gets(NamedTuple):
     body: bytes = HELLO
     headers: tuple[tuple[bytes, bytes], ...] = ()
     length: bytes | None = None
-    """What ``content-length`` says where there is no body: in answers to HEAD, and in 304."""
+    """The ``content-length`` of a response without a body: to HEAD, and of 304."""
 
 
 class Broken(NamedTuple):
-    """The client must not take it for whole: 502, or an answer that is cut off where some of it had gone out."""
+    """The client sees an error: a 502, or an incomplete response if a part of it was already sent."""
 
     may_have_begun: bool = False
 
 
 class Reply(NamedTuple):
-    """Bytes with which an engine answers one request."""
+    """The bytes of an engine's response to one request."""
 
     id: str
     rfc: str
@@ -74,11 +74,11 @@ class Reply(NamedTuple):
     outcome: Gets | Broken
     method: bytes = b"GET"
     ends: bool = False
-    """Whether the engine closes the connection behind them."""
+    """Whether the engine closes the connection after them."""
     reuses: bool | None = False
     """Whether that connection serves the next request; ``None`` where that is a matter of timing."""
     reads: tuple[bytes, ...] = ()
-    """The same bytes in the reads that the case is about."""
+    """The same bytes, split into the reads of the case."""
 
 
 REFUSED = (Refused(),)
@@ -91,12 +91,12 @@ def get(target: bytes = b"/version", lines: bytes = b"", version: bytes = b"HTTP
 
 
 def post(lines: bytes, body: bytes = b"", version: bytes = b"HTTP/1.1") -> bytes:
-    """A POST with whatever framing the lines give it."""
+    """A POST with the framing of its header lines."""
     return b"POST /tokenize " + version + b"\r\n" + HOST + KEY + lines + b"\r\n" + body
 
 
 def sized(body: bytes, lines: bytes = b"") -> bytes:
-    """A POST in plain framing."""
+    """A POST with a ``content-length``."""
     return post(b"Content-Length: %d\r\n" % len(body) + lines, body)
 
 

@@ -144,11 +144,11 @@ def cases() -> Iterator[Case]:
         raw = chunked(_FIVE + b"0\r\n" + lines + b"\r\n\r\n", b"Trailer: x-t\r\n")
         yield Case(f"trailer/{name}", "9110 6.5.1", why, raw, (posted(),))
     for name, lines in _BAD_TRAILERS:
-        why = "trailers are held to the grammar of headers, and frame nothing"
+        why = "trailers have the grammar of headers, and no effect on framing"
         raw = chunked(_FIVE + b"0\r\n" + lines + b"\r\n\r\n" + HIDDEN)
         yield Case(f"trailer/bad-{name}", "9112 7.1.2", why, raw, REFUSED)
     raw = chunked(_FIVE + b"0\r\nConnection: close\r\n\r\n") + HIDDEN
-    why = "the parser heeds 'close' even there: nothing that follows is served"
+    why = "the parser obeys 'close' even there: later requests are not served"
     yield Case("trailer/close", "9110 6.5.1", why, raw, (posted(), Refused()))
     raw = chunked(_FIVE + b"0\r\nX-T: 1\r\n\r\n") + b"GET /version?next HTTP/1.1\r\nHost: t\r\nX-A: 2\r\n\r\n"
     why = "a trailer is not the next request's header either"

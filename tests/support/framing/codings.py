@@ -107,7 +107,7 @@ def _elsewhere() -> Iterator[Case]:
 
 
 def _both() -> Iterator[Case]:
-    """RFC 9112 section 6.1 lets a server refuse a request with both; a proxy that reads on is how smuggling began."""
+    """RFC 9112 section 6.1 lets a server refuse a request with both. Accepting it enables request smuggling."""
     for coding, length in product(_BOTH_CODINGS, _BOTH_LENGTHS):
         lines = (b"Content-Length: " + length, b"Transfer-Encoding: " + coding)
         for order, framing in (("length-first", lines), ("coding-first", lines[::-1])):

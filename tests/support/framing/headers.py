@@ -1,4 +1,4 @@
-"""Header names and values: what is a token, what is text, what is kept and what stays here."""
+"""Header names and values: tokens, text, and the headers that the sidecar forwards or removes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _LIKE_FRAMING = (
     b"Host_", b"_Host", b"Connection_", b"_Expect", b"Upgrade-", b"_TE", b"Trailer--", b"Keep_Alive", b"Proxy_Connection",
     b"Http2_Settings", b"Proxy_Authorization",
 )  # fmt: skip
-"""What a server that takes ``_`` for ``-``, or merges delimiters, reads as framing or as a matter of this hop."""
+"""Names that a server reads as framing or hop-by-hop headers if it treats ``_`` as ``-``."""
 
 _READ_AS_KEYS = (
     b"X_Api_Key",
@@ -113,7 +113,7 @@ def cases() -> Iterator[Case]:
     yield Case(
         "header/delimiters",
         "9110 5.1",
-        "other names are the engine's business",
+        "other names are for the engine",
         raw,
         (got(b"/version", *kept),),
     )

@@ -1,4 +1,4 @@
-"""What a case of the corpus must lead to, judged from raw bytes by the strict reader (``tests/support/strict.py``)."""
+"""Checks of the outcomes of corpus cases on raw bytes, with the strict parser (``tests/support/strict.py``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.support.strict import Answer, Request
 FIRST, READ_FIRST = sized(b"first"), Relayed(body=b"first")
 """A request before those of a case, and its outcome."""
 LAST, READ_LAST = get(b"/version?last", b"Connection: close\r\n"), got(b"/version?last", closes=True)
-"""A request behind those of a case: it shows whether all sides still agree where messages begin."""
+"""A request after those of a case. It shows whether both sides agree where messages begin."""
 MAX_BYTEWISE = 1200
 """Longer cases are split into pieces of a few thousand bytes."""
 
@@ -22,14 +22,14 @@ def split(raw: bytes) -> list[bytes]:
 
 
 def method_of(outcome: Outcome) -> bytes:
-    """The method of a request, as far as it matters for reading the answer."""
+    """The method of a request, which matters for the body of the response."""
     if isinstance(outcome, Relayed):
         return outcome.method
     return b"HEAD" if outcome.is_head else b"GET"
 
 
 def with_last(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
-    """All outcomes on a connection on which ``LAST`` is sent behind these."""
+    """All outcomes on a connection if ``LAST`` is sent after these."""
     return [*outcomes] if outcomes[-1].closes else [*outcomes, READ_LAST]
 
 
@@ -43,7 +43,7 @@ def as_engine_reads(outcome: Relayed, host: bytes) -> Request:
 
 
 def check_answer(answer: Answer, outcome: Outcome) -> None:
-    """Whether the client's answer is the one that the outcome says."""
+    """Check that the client's response is that of the outcome."""
     reason = answer.get(b"x-tokenpool-reason")
     if isinstance(outcome, Relayed):
         assert (answer.status, reason) == (200, None)

@@ -32,7 +32,7 @@ _INVALID = (
     ("ff-line-end", "9112 2.2", "nor does a form feed", _LINE + b"\x0cHost: t\r\n\r\n"),
     ("nel-line-end", "9112 2.2", "nor does NEL", _LINE + b"\x85Host: t\r\n\r\n"),
     ("ls-line-end", "9112 2.2", "nor does U+2028", _LINE + b"\xe2\x80\xa8Host: t\r\n\r\n"),
-    ("folded-space", "9112 5.2", "a folded line must be refused or mended; it is refused", get(lines=b"X-A: a\r\n b\r\n")),
+    ("folded-space", "9112 5.2", "a folded line must be refused or unfolded; it is refused", get(lines=b"X-A: a\r\n b\r\n")),
     ("folded-tab", "9112 5.2", "... with a tab", get(lines=b"X-A: a\r\n\tb\r\n")),
     ("folded-twice", "9112 5.2", "... twice", get(lines=b"X-A: a\r\n b\r\n c\r\n")),
     ("folded-empty", "9112 5.2", "... behind nothing", get(lines=b"X-A:\r\n b\r\n")),

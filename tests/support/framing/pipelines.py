@@ -1,4 +1,4 @@
-"""Several requests on one connection: order, and what may not be read as a request."""
+"""Several requests on one connection: their order, and bytes that are no requests."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _SOUND = (
 
 
 def _with_hidden(line: bytes, *, in_chunks: bool = False, lines: bytes = b"") -> bytes:
-    """A request whose body looks like another request."""
+    """A request with a body that looks like another request."""
     if in_chunks:
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)
         return line + b" HTTP/1.1\r\n" + HOST + lines + b"Transfer-Encoding: chunked\r\n\r\n" + body

@@ -64,7 +64,7 @@ _WHOLE = (
     ("large-body", "9112 6.3", "a large body", _OK + b"Content-Length: 300000\r\n\r\n" + b"ab" * 150_000, Gets(body=b"ab" * 150_000)),
     ("every-byte", "9112 6.3", "a body is any bytes", _OK + b"Content-Length: 256\r\n\r\n" + bytes(range(256)), Gets(body=bytes(range(256)))),
     ("stream", "9112 7.1", "events", _STREAM + b"9\r\ndata: 1\n\n\r\n" + _LAST, Gets(body=b"data: 1\n\n", headers=_EVENTS)),
-    ("stream-sized", "9112 6.3", "events of a known length are framed anew", _OK + b"Content-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n", Gets(body=b"data: 1\n\n", headers=_EVENTS)),
+    ("stream-sized", "9112 6.3", "events of a known length get new framing", _OK + b"Content-Type: text/event-stream\r\nContent-Length: 9\r\n\r\ndata: 1\n\n", Gets(body=b"data: 1\n\n", headers=_EVENTS)),
 )  # fmt: skip
 
 _CLOSING = (
@@ -80,7 +80,7 @@ _CLOSING = (
 _NOT_REUSED = (
     ("close", "9112 9.6", "the engine will close", _OK + b"Connection: close\r\nContent-Length: 5\r\n\r\nhello", Gets()),
     ("close-case", "9110 7.6.1", "options have no case", _OK + b"connection: x, CLOSE\r\nContent-Length: 5\r\n\r\nhello", Gets()),
-    ("close-trailer", "9110 6.5.1", "the parser heeds 'close' even in a trailer", _CHUNKED + _FIVE + b"0\r\nConnection: close\r\n\r\n", Gets()),
+    ("close-trailer", "9110 6.5.1", "the parser obeys 'close' even in a trailer", _CHUNKED + _FIVE + b"0\r\nConnection: close\r\n\r\n", Gets()),
     ("old", "9112 9.3", "HTTP/1.0 closes by itself", b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", Gets()),
     ("longer", "9112 6.3", "more than was stated: the rest belongs to no response", _OK + b"Content-Length: 4\r\n\r\nhello", Gets(body=b"hell")),
     ("second", "9112 9.3.2", "a second response was not asked for", _SIZED + _OTHER, Gets()),
@@ -122,7 +122,7 @@ _STATUS_LINES = (
 )  # fmt: skip
 
 _HEADERS = (
-    ("folded", "9112 5.2", "a gateway must refuse or mend a folded line", b"X: a\r\n b"),
+    ("folded", "9112 5.2", "a gateway must refuse or unfold a folded line", b"X: a\r\n b"),
     ("space-before-colon", "9112 5.1", "a name is a token", b"X : a"),
     ("leading-space", "9112 5.2", "nothing to continue", b" X: a"),
     ("no-colon", "9112 5", "a header has a colon", b"X"),
@@ -150,7 +150,7 @@ _DATA = (
 )  # fmt: skip
 
 _ENDS = (
-    ("nothing", "9112 8", "closed without a word", b"", _FAILS),
+    ("nothing", "9112 8", "closed without any byte", b"", _FAILS),
     ("half-status", "9112 8", "closed in the status line", b"HTTP/1.1 20", _FAILS),
     ("half-head", "9112 8", "closed in the head", _OK + b"Content-Len", _FAILS),
     ("head-only", "9112 8", "closed before the body", _OK + b"Content-Length: 5\r\n\r\n", _FAILS),

@@ -1,4 +1,4 @@
-"""Very long things, on either side of the limits that the test sets: heads of 32 KiB, bodies of 1 MiB."""
+"""Long messages, below and above the limits of the test: heads of 32 KiB, bodies of 1 MiB."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tests.support.framing.cases import HELLO, HIDDEN, Case, Refused, chunked, g
 
 MOST_HEAD = 32 << 10
 MOST_HEADERS = 128
-"""With the Host."""
+"""Included in the limit: the Host header."""
 MOST_BODY = 1 << 20
 _LONG, _TOO_LONG = b"a" * 20_000, b"a" * 40_000
 _ENDLESS = b"a" * 300_000
-"""More than the sidecar reads at once: what is whole when it is looked at has cost nothing more."""
+"""More than the sidecar reads at once."""
 _FIVE = b"5\r\nhello\r\n"
 _HALVES = (MOST_BODY >> 1, MOST_BODY >> 1)
 

@@ -1,4 +1,4 @@
-"""Expect, Upgrade, h2c and CONNECT: offers to leave the plain order of things."""
+"""Expect, Upgrade, h2c and CONNECT: offers to change the protocol."""
 
 from __future__ import annotations
 

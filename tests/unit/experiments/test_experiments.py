@@ -1,4 +1,4 @@
-"""The experiments' own parts: what is judged, and the baseline with a fixed limit."""
+"""Parts of the experiments: options, goals, and the baseline with a fixed limit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tokenpool.admission.queue import QueueSettings
 from tokenpool.poolfile.reading import parse as parse_pool
 
 
-def test_a_fixed_limit_refuses_what_is_over_and_says_when_it_is_not() -> None:
+def test_a_fixed_limit_refuses_requests_above_it_with_the_time_to_wait() -> None:
     window = Window(100)
     assert window.wait_s(0.0) == 0
     window.charge(60, 0.0)
@@ -32,7 +32,7 @@ SYSTEMS = overload.BASELINES + overload.WRONG + overload.ABLATIONS
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_every_system_has_a_scenario_that_can_be_read(system: overload.System, tmp_path: Path) -> None:
+def test_every_system_has_a_valid_scenario(system: overload.System, tmp_path: Path) -> None:
     text = overload.scenario(system, overload.Sizes())
     made = parse(text, "scenario.yaml", {}, tmp_path)
     assert [tenant.name for tenant in made.tenants] == [overload.GUARANTEED, overload.SPOT]
@@ -45,7 +45,7 @@ def test_scarcity_counts_service_by_weight(tmp_path: Path) -> None:
     assert made.phases[1].to_s - made.phases[1].from_s == scarcity.Sizes().one
 
 
-def test_the_other_scenarios_can_be_read(tmp_path: Path) -> None:
+def test_the_other_scenarios_are_valid(tmp_path: Path) -> None:
     made = parse(pool.scenario(pool.Sizes()), "scenario.yaml", {}, tmp_path)
     assert len(made.tenants) == 30
     file = parse_pool(pool.pool_file(), name="pool.yaml").file
@@ -90,25 +90,27 @@ def test_the_headline_is_one_table(capsys: pytest.CaptureFixture[str], tmp_path:
     assert [is_reached for _, is_reached in goals] == [True, True, True, True, False]
 
 
-def test_a_word_that_is_no_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["underload"])
-    assert "'underload' is no experiment; there are overload, scarcity" in capsys.readouterr().err
+    assert (
+        "'underload' is not an experiment; the experiments are overload, scarcity" in capsys.readouterr().err
+    )
 
 
-def test_a_word_that_is_no_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["overload", "--only", "no queue, tokenpol"])
-    assert "'tokenpol' is no system and no attack; there are engine alone" in capsys.readouterr().err
+    assert "'tokenpol' is neither a system nor an attack; these are engine alone" in capsys.readouterr().err
 
 
-def test_no_attacker_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_attackers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["hostile", "--attackers", "0"])
     assert "--attackers must be 1 or more" in capsys.readouterr().err
 
 
-def test_results_add_up_over_several_calls(tmp_path: Path) -> None:
+def test_results_of_several_calls_accumulate(tmp_path: Path) -> None:
     result = overload.Result("tokenpool", 1, 0.05, 0.04, 0.06, 0.05, (0.05, 0.04), 500.0, 100, 0, 50, 900, 10)
     other = replace(result, seed=2, complaints=("could not keep up",))
     _keep(tmp_path, [result, other])
@@ -134,7 +136,7 @@ SOAKED = soak.Result(
 )
 
 
-def test_a_soak_that_went_well_reaches_its_goals() -> None:
+def test_a_good_soak_reaches_its_goals() -> None:
     assert all(is_reached for _, is_reached in soak.goals(SOAKED))
 
 
@@ -152,12 +154,12 @@ def test_a_soak_that_went_well_reaches_its_goals() -> None:
     ],
     ids=str,
 )
-def test_a_soak_that_went_wrong_misses_one(change: dict[str, Any]) -> None:
+def test_a_bad_soak_misses_one_goal(change: dict[str, Any]) -> None:
     missed = [goal for goal, is_reached in soak.goals(replace(SOAKED, **change)) if not is_reached]
     assert len(missed) == 1
 
 
-def test_a_sequence_runs_from_its_first_token_on_not_from_when_it_was_sent() -> None:
+def test_a_sequence_runs_from_its_first_token_and_not_from_its_sending() -> None:
     """A request that waits in a queue for 1 s holds no part of the engine."""
     waited = attempt(0.0, tenant="a", end_s=1.5, first_s=1.0, gap_mean_s=0.1)
     at_once = attempt(0.9, tenant="b", end_s=1.5, first_s=1.0, gap_mean_s=0.1)

@@ -1,4 +1,4 @@
-"""Arrivals: their rates, their seeds, and that no tenant's depend on another's."""
+"""Arrivals: their rates and seeds, and the independence of tenants."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def drawn(world: Scenario, who: Tenant, seed: int = 1) -> list[Arrival]:
 
 
 @given(OPEN, PHASES, SEEDS)
-def test_arrivals_are_in_order_within_the_tenants_time_and_repeat_with_the_seed(
+def test_arrivals_are_in_order_between_the_tenants_start_and_end_and_repeat_with_the_seed(
     process: Process, phases: tuple[Phase, ...], seed: int
 ) -> None:
     who = tenant(process=process, starts_s=5.0, ends_s=95.0)
@@ -80,14 +80,14 @@ def test_arrivals_are_in_order_within_the_tenants_time_and_repeat_with_the_seed(
 
 
 @given(OPEN, PHASES, SEEDS)
-def test_as_many_arrive_as_the_rates_integral_says(
+def test_the_number_of_arrivals_is_the_integral_of_the_rate(
     process: Process, phases: tuple[Phase, ...], seed: int
 ) -> None:
     who = tenant(process=process)
     world = scenario(who, phases=phases)
     expected = sum(segment.area for segment in segments(world, who))
     burst = process.burst if isinstance(process, Bursty) else 1
-    # Six standard deviations, for batches of the batches, and one batch that may be cut off or not begin.
+    # Six standard deviations of the number of batches, and one batch at either end.
     assert abs(len(drawn(world, who, seed)) - expected) <= 6 * math.sqrt(expected * burst) + burst + 1
 
 
@@ -98,32 +98,32 @@ def test_changing_one_tenant_changes_no_other(one: Process, other: Process, seed
     assert drawn(with_one, gold, seed) == drawn(with_other, gold, seed)
 
 
-def test_tenants_and_seeds_draw_from_streams_of_their_own() -> None:
+def test_tenants_and_seeds_have_independent_streams() -> None:
     gold, spot = tenant("gold"), tenant("spot")
     world = scenario(gold, spot)
     assert drawn(world, gold) != drawn(world, spot)
     assert drawn(world, gold, 1) != drawn(world, gold, 2)
 
 
-def test_changing_lengths_changes_no_moment() -> None:
+def test_a_change_of_lengths_changes_no_arrival_time() -> None:
     short, long = tenant(), tenant(input=Lognormal(100, 1, 1, 1000))
     assert [a.at_s for a in drawn(scenario(short), short)] == [a.at_s for a in drawn(scenario(long), long)]
 
 
-def test_constant_arrivals_are_evenly_apart() -> None:
+def test_constant_arrivals_have_equal_gaps() -> None:
     who = tenant(process=Constant(4.0))
     moments = [arrival.at_s for arrival in drawn(scenario(who), who)]
     assert len(moments) == 400
     assert all(b - a == pytest.approx(0.25) for a, b in itertools.pairwise(moments))
 
 
-def test_bursts_come_at_once() -> None:
+def test_the_requests_of_a_burst_arrive_together() -> None:
     who = tenant(process=Bursty(10.0, 5))
     sizes = [len(list(batch)) for _, batch in itertools.groupby(drawn(scenario(who), who), lambda a: a.at_s)]
     assert set(sizes[:-1]) == {5}
 
 
-def test_a_ramp_is_denser_at_its_end_and_then_stays() -> None:
+def test_a_ramp_has_more_arrivals_at_its_end_and_a_constant_rate_afterwards() -> None:
     who = tenant(process=Ramp(0.0, 20.0, 50.0))
     moments = [arrival.at_s for arrival in drawn(scenario(who), who)]
     quarters = [sum(low <= at < low + 25 for at in moments) for low in (0, 25, 50, 75)]
@@ -138,11 +138,11 @@ def test_nothing_arrives_in_a_pause_or_in_a_phase_without_rate() -> None:
     assert all(at % 10.0 <= 4.0 and at >= 20.0 for at in moments)
 
 
-def test_a_segments_moments_are_where_its_area_says() -> None:
+def test_times_within_a_segment_follow_its_area() -> None:
     rising = Segment(10.0, 20.0, 0.0, 2.0)
     assert rising.area == pytest.approx(10.0)
     assert rising.when(0.0) == 10.0
-    assert rising.when(2.5) == pytest.approx(15.0)  # a quarter of the area by half of the time
+    assert rising.when(2.5) == pytest.approx(15.0)  # a quarter of the area in the first half of the time
     assert rising.when(10.0) == pytest.approx(20.0)
     assert Segment(0.0, 10.0, 3.0, 3.0).when(6.0) == pytest.approx(2.0)
 
@@ -165,13 +165,13 @@ def test_a_closed_loops_workers_follow_the_phases() -> None:
     assert most_workers(world, who) == 8
 
 
-def test_workers_ask_for_different_things() -> None:
+def test_workers_send_different_requests() -> None:
     who = tenant(input=Uniform(1, 1000))
     one, two = ([r.input_tokens for r in itertools.islice(requests(who, 1, w), 5)] for w in ("w0", "w1"))
     assert one != two
 
 
-def test_a_faster_scenario_has_more_of_everything() -> None:
+def test_a_faster_scenario_multiplies_rates_and_workers() -> None:
     processes = (Poisson(1.0), Closed(2, 0.0), Ramp(1.0, 2.0, 5.0), Replay("t", (Traced(4.0, 1, 1),)))
     made = faster(scenario(*(tenant(str(i), p) for i, p in enumerate(processes))), 2.0)
     assert [one.process for one in made.tenants] == [
@@ -179,7 +179,7 @@ def test_a_faster_scenario_has_more_of_everything() -> None:
     ]  # fmt: skip
 
 
-def test_a_shorter_scenario_keeps_its_shape() -> None:
+def test_a_shorter_scenario_scales_its_parts() -> None:
     phases, faults = (Phase("late", 50.0, 100.0),), (Fault(80.0, ("true",)),)
     whole = scenario(
         tenant(process=OnOff(1.0, 10.0, 20.0), starts_s=10.0, ends_s=90.0), phases=phases, faults=faults
@@ -205,7 +205,7 @@ LENGTHS = st.one_of(
 
 
 @given(LENGTHS, SEEDS)
-def test_lengths_keep_to_their_range(lengths: Lengths, seed: int) -> None:
+def test_lengths_stay_in_their_range(lengths: Lengths, seed: int) -> None:
     who = tenant(input=lengths)
     found = [r.input_tokens for r in itertools.islice(requests(who, seed), 50)]
     low, high = (lengths.tokens, lengths.tokens) if isinstance(lengths, Fixed) else (3, 30)
@@ -214,14 +214,14 @@ def test_lengths_keep_to_their_range(lengths: Lengths, seed: int) -> None:
     assert 7 not in found or not isinstance(lengths, Empirical)
 
 
-def test_mean_lengths_are_those_drawn() -> None:
+def test_the_mean_length_is_that_of_drawn_lengths() -> None:
     assert mean(Uniform(0, 100)) == pytest.approx(50, rel=0.05)
     assert mean(Normal(100, 10, 1, 1000)) == pytest.approx(100, rel=0.02)
     assert mean(Empirical((10, 20), (1, 3))) == pytest.approx(17.5, rel=0.02)
     assert draw(Fixed(7), random.Random(1)) == 7
 
 
-def test_prompts_of_ids_are_exact_and_unlike() -> None:
+def test_prompts_of_ids_have_exact_lengths_and_differ() -> None:
     world, who = scenario(), tenant()
     first, second = itertools.islice(requests(who, 1), 2)
     one, two = (json.loads(body(world, who, r, 1)) for r in (first, second))
@@ -232,7 +232,7 @@ def test_prompts_of_ids_are_exact_and_unlike() -> None:
     assert (one["max_tokens"], one["ignore_eos"], one["stream_options"]) == (4, True, {"include_usage": True})
 
 
-def test_a_shared_prefix_is_within_the_length_and_the_same_for_all_who_name_it() -> None:
+def test_a_shared_prefix_is_part_of_the_length_and_equal_for_all_tenants_with_its_name() -> None:
     world = scenario()
     one, two = (tenant(name, prefix=Prefix(1.0, 6, "system")) for name in ("gold", "spot"))
     first, second = (json.loads(body(world, who, next(requests(who, 1)), 1))["prompt"] for who in (one, two))
@@ -247,7 +247,7 @@ def test_a_share_of_the_requests_has_the_prefix() -> None:
     assert share == pytest.approx(0.25, abs=0.05)
 
 
-def test_text_prompts_have_the_bytes_that_the_ratio_says() -> None:
+def test_the_length_of_text_prompts_follows_the_ratio_of_tokens_to_bytes() -> None:
     who = replace(tenant(priority=3), input=Fixed(100))
     world = scenario(route=Route.CHAT, prompt=PromptForm.TEXT, tokens_per_byte=0.5, stream=False)
     made = json.loads(body(world, who, next(requests(who, 1)), 1))
@@ -257,6 +257,6 @@ def test_text_prompts_have_the_bytes_that_the_ratio_says() -> None:
 
 
 @given(st.integers(0, 200), SEEDS)
-def test_prompt_makers_give_exactly_what_is_asked(size: int, seed: int) -> None:
+def test_made_prompts_have_the_requested_length(size: int, seed: int) -> None:
     assert len(text(size, "x", seed=seed).encode()) == size
     assert len(token_ids(size, "x", seed=seed)) == size

@@ -1,4 +1,4 @@
-"""What attempts come to, and how it is shown: tables, pages, comparisons."""
+"""Summaries of attempts, and their tables, pages and comparisons."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from loadgen.plots import Frame, Series, curves, log_ticks, nice_ticks
 from loadgen.records import (
     META,
     REQUESTS,
-    Done,
     EntitlementSample,
+    FaultResult,
     Lines,
     Outcome,
     Run,
@@ -35,7 +35,7 @@ VOID = {"meta", "path", "rect", "circle", "br"}
 
 
 class Strict(HTMLParser):
-    """Fails where tags do not close as they opened; keeps attributes."""
+    """Fails for tags that do not match; keeps attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Strict(HTMLParser):
 
 
 def checked(page: str) -> str:
-    """A page, if it closes what it opens and needs nothing from elsewhere."""
+    """A page, after a check that its tags match and that it loads no other resource."""
     reader = Strict()
     reader.feed(page)
     assert reader.open == []
@@ -67,7 +67,7 @@ def checked(page: str) -> str:
 
 
 def busy(label: str = "tokenpool", slow: float = 1.0, **fields: object) -> Run:
-    """Two tenants for ten seconds, one of which is shed now and then."""
+    """A run of ten seconds with two tenants, of which one is sometimes shed."""
     made = []
     for tenth in range(100):
         at = tenth / 10
@@ -101,9 +101,9 @@ def test_requests_are_counted_by_their_last_attempt() -> None:
     assert cell.outcomes == {Outcome.SERVED: 1, Outcome.SHED: 1}
     assert cell.reasons == {"concurrency": 1, "kv_tokens": 1}
     assert cell.ttft.p50 is not None
-    assert cell.ttft.p50.value == pytest.approx(0.5)  # from when it was due
+    assert cell.ttft.p50.value == pytest.approx(0.5)  # from the due time
     assert cell.ttft_sent.p50 is not None
-    assert cell.ttft_sent.p50.value == pytest.approx(0.2)  # from when it was sent
+    assert cell.ttft_sent.p50.value == pytest.approx(0.2)  # from the sending
 
 
 def test_requests_belong_to_the_phase_in_which_they_were_due() -> None:
@@ -121,17 +121,19 @@ def test_requests_belong_to_the_phase_in_which_they_were_due() -> None:
         (attempt(1.0, None, lasts_s=2.0), (2.0, False)),  # not streamed
         (attempt(1.0, None, lasts_s=9.0, outcome=Outcome.TIMEOUT), (9.0, True)),
         (attempt(1.0, None, lasts_s=9.0, outcome=Outcome.CUT), (9.0, True)),
-        (attempt(1.0, None, lasts_s=1.0, outcome=Outcome.CUT), None),  # cut before it had waited
+        (attempt(1.0, None, lasts_s=1.0, outcome=Outcome.CUT), None),  # cut before it waited long enough
         (attempt(1.0, 0.5, outcome=Outcome.PREEMPTED), (0.5, False)),
         (attempt(1.0, None, outcome=Outcome.SHED), None),
         (attempt(1.0, None, outcome=Outcome.BROKEN), None),
     ],
 )
-def test_who_waits_in_vain_counts_with_the_wait(last: object, counted: tuple[float, bool] | None) -> None:
+def test_a_request_without_a_token_counts_with_its_wait(
+    last: object, counted: tuple[float, bool] | None
+) -> None:
     assert first_token(last, drain_s=5.0) == (counted and (pytest.approx(counted[0]), counted[1]))  # type: ignore[arg-type]
 
 
-def test_tokens_count_in_the_phase_in_which_they_came() -> None:
+def test_tokens_count_in_the_phase_of_their_arrival() -> None:
     # 50 tokens from 4 s to 6 s: half of them in each phase, which last 5 s each.
     made = run(attempt(3.0, 1.0, lasts_s=3.0, tokens=50, prompt_tokens=20))
     rates = [cell_of(made, phase=phase).output_tokens_per_s for phase in ("alone", "together")]
@@ -146,7 +148,7 @@ def test_a_phase_that_was_not_reached_has_no_cell() -> None:
     assert summary.cells[0].seconds == 3.0
 
 
-def test_all_tenants_have_a_cell_of_their_own_together() -> None:
+def test_all_tenants_together_have_a_cell() -> None:
     summary = summarise(busy())
     everyone = summary.cell(EVERYONE, WHOLE)
     assert everyone is not None
@@ -160,8 +162,10 @@ def test_a_run_without_requests_is_reported_too() -> None:
     assert "gold" in report.text(made.meta, summarise(made))
 
 
-def test_the_page_stands_alone_and_names_what_it_shows() -> None:
-    made = busy(faults=[Done(6.0, "docker stop <engine>", "done")], complaints=["could not keep up: late"])
+def test_the_page_needs_no_other_file_and_names_its_contents() -> None:
+    made = busy(
+        faults=[FaultResult(6.0, "docker stop <engine>", "done")], complaints=["could not keep up: late"]
+    )
     page = checked(report.html(made, summarise(made)))
     for shown in ("gold (guaranteed)", "concurrency", "Limits", "Debt", "waiting", "capacity", "together",
                   "docker stop &lt;engine&gt; at 6.0 s", "This run could not keep up: late."):  # fmt: skip
@@ -175,7 +179,7 @@ def test_names_cannot_break_the_page() -> None:
     assert "<b>" not in page
 
 
-def test_a_great_many_tenants_are_shown_in_part() -> None:
+def test_only_the_largest_of_many_tenants_have_plots() -> None:
     tenants = [TenantMeta(f"t{index}") for index in range(30)]
     made = run(*(attempt(1.0, tenant=one.name) for one in tenants), tenants=tenants)
     page = checked(report.html(made, summarise(made)))
@@ -188,7 +192,7 @@ def test_the_table_for_the_terminal_has_warnings_below() -> None:
     rows = [line.split() for line in told.splitlines()]
     assert rows[2][:7] == ["gold", "whole", "run", "100", "100", "0", "0"]
     assert "! Interrupted after 11 of 10 s." in told
-    assert "! Of http://x, 3 looks came to nothing." in told
+    assert "! 3 reads of http://x failed." in told
 
 
 def test_capacity_is_the_coordinators_or_the_sidecars_sum() -> None:
@@ -198,7 +202,7 @@ def test_capacity_is_the_coordinators_or_the_sidecars_sum() -> None:
     assert report.capacity_points(led) == [(0.5, 250.0)]
 
 
-def test_a_capacity_that_nothing_has_shown_a_bound_of_is_not_drawn() -> None:
+def test_a_capacity_without_a_known_bound_is_not_drawn() -> None:
     samples = [
         Sample(float(at), "http://s", "sidecar", {"tokens_per_second": rate})
         for at, rate in enumerate((1e9, 500.0))
@@ -233,16 +237,16 @@ def test_pages_of_sidecars_coordinators_and_engines_are_read() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"{}", b"<html>", b'{"entitlements": 3}', b"\xff", b"vllm:num_requests_running x"]
 )
-def test_pages_that_say_nothing_are_gaps_or_empty(content: bytes) -> None:
+def test_unknown_pages_give_no_samples(content: bytes) -> None:
     assert all(not sample.entitlements and not sample.engine for sample in samples(content, 1.0, "u"))
 
 
-def test_a_server_alone_names_its_state_page() -> None:
+def test_the_url_of_a_server_means_its_state_page() -> None:
     assert page_url("http://h:1/") == page_url("http://h:1") == "http://h:1/debug/state"
     assert page_url("http://h:1/metrics") == "http://h:1/metrics"
 
 
-def test_numbers_are_written_in_the_unit_that_reads_best() -> None:
+def test_numbers_have_suitable_units() -> None:
     assert [words.seconds(s) for s in (0.00012, 0.0123, 0.5, 0.9999, 12.345, 250)] == [
         "0.12 ms", "12.3 ms", "500 ms", "1 s", "12.3 s", "250 s",
     ]  # fmt: skip
@@ -253,7 +257,7 @@ def test_numbers_are_written_in_the_unit_that_reads_best() -> None:
     assert words.interval(None, rate=False) == words.interval(Estimate(1.0), rate=True) == ""
 
 
-def test_ticks_are_round_and_enclose_what_is_drawn() -> None:
+def test_ticks_are_round_and_enclose_the_values() -> None:
     assert nice_ticks(10) == [0, 2, 4, 6, 8, 10]
     assert nice_ticks(0.37)[-1] >= 0.37
     assert nice_ticks(0) == [0.0, 1.0]
@@ -262,12 +266,12 @@ def test_ticks_are_round_and_enclose_what_is_drawn() -> None:
     assert len(log_ticks(1e-5, 1e3)) <= 10
 
 
-def test_a_curve_has_gaps_where_nothing_was_seen() -> None:
+def test_a_curve_has_gaps_for_missing_values() -> None:
     drawn = curves("t", [Series("a", [(0, 1.0), (1, None), (2, 3.0)])], Frame(2.0), unit="s")
     path = re.search(r'class="line c0"[^>]* d="([^"]*)"', drawn)
     assert path is not None
     assert (path[1].count("M"), path[1].count("L")) == (2, 0)
-    assert "nothing to show" in curves("t", [], Frame(2.0), unit="s")
+    assert "no data" in curves("t", [], Frame(2.0), unit="s")
 
 
 def compared(*runs: Run) -> list[compare.Group]:
@@ -284,7 +288,7 @@ def test_runs_are_compared_with_the_first_label() -> None:
     assert (first.served, first.shed) == (1.0, 0)
 
 
-def test_seeds_of_one_label_are_their_median_and_their_worst() -> None:
+def test_runs_of_one_label_are_shown_by_median_and_worst() -> None:
     runs = [busy("ours", slow=slow, seed=seed) for seed, slow in enumerate((3.0, 1.0, 2.0))]
     row = next(row for row in compare.rows(compared(*runs)) if row.tenant == "gold")
     assert row.runs == 3
@@ -295,7 +299,7 @@ def test_seeds_of_one_label_are_their_median_and_their_worst() -> None:
     assert rate.worst <= rate.median
 
 
-def test_a_comparison_is_told_as_text_and_as_a_page() -> None:
+def test_a_comparison_is_shown_as_text_and_as_a_page() -> None:
     made = compared(busy("alone"), busy("ours", slow=2.0), busy("ours", slow=3.0, seed=2))
     told = compare.text(made)
     assert "worst" in told
@@ -323,9 +327,9 @@ def test_folders_are_compared_by_the_command(tmp_path: Path, capsys: pytest.Capt
     checked((tmp_path / "page.html").read_text())
 
 
-def test_a_folder_that_holds_no_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(tmp_path)]) == 2
-    assert "holds no run" in capsys.readouterr().err
+    assert "has no run" in capsys.readouterr().err
     (tmp_path / META).write_text("{}")
     with pytest.raises(RunUnreadable, match="cannot be read"):
         load(tmp_path)

@@ -1,4 +1,4 @@
-"""Scenario files: what they mean, and what is said where they are wrong."""
+"""Scenario files: their meaning, and the errors of wrong files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def made(text: str, folder: Path = Path()) -> Scenario:
     return parse(text, "s.yaml", {"GOLD_KEY": "sk-gold"}, folder)
 
 
-def test_everything_that_can_be_said_is_read() -> None:
+def test_all_fields_are_read() -> None:
     scenario = made(FULL)
     gold, spot = scenario.tenants
     assert (scenario.seed, scenario.route, scenario.prompt, scenario.spread) == (
@@ -97,7 +97,7 @@ def test_everything_that_can_be_said_is_read() -> None:
     )  # fmt: skip
 
 
-def test_little_need_be_said() -> None:
+def test_a_minimal_scenario_has_defaults() -> None:
     scenario = made(HEAD + ONE)
     assert scenario.tenants[0].input == Fixed(100)
     assert scenario.tenants[0].key is None
@@ -124,7 +124,7 @@ def test_arrival_processes_are_read(text: str, process: object) -> None:
 REPLAYED = "tenants:\n  - name: gold\n    arrivals: {replay: {file: t.jsonl}}\n"
 
 
-def test_a_trace_is_read_from_beside_the_scenario(tmp_path: Path) -> None:
+def test_the_path_of_a_trace_is_relative_to_the_scenario(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         '{"at": 2, "input": 5, "output": 6}\n\n{"at": 1, "input": 7, "output": 8}\n'
     )
@@ -144,7 +144,7 @@ def test_a_trace_is_read_from_beside_the_scenario(tmp_path: Path) -> None:
         (None, "which cannot be read (No such file or directory); name a file of JSON lines"),
     ],
 )
-def test_a_bad_trace_is_told_with_its_line(tmp_path: Path, trace: str | None, error: str) -> None:
+def test_the_error_of_a_bad_trace_names_the_line(tmp_path: Path, trace: str | None, error: str) -> None:
     if trace is not None:
         (tmp_path / "t.jsonl").write_text(trace)
     with pytest.raises(ScenarioError) as raised:
@@ -204,24 +204,30 @@ def changed(old: str, new: str) -> str:
             "tenants[1].output.empirical[1].weight is -1; write at least 0",
         ),
         (changed("ends_s: 55", "ends_s: 5"), "s.yaml:22: tenants[0].ends_s is 5; write more than 5 seconds"),
-        (changed("name: spot", "name: gold"), "s.yaml:23: tenants[1] is the second tenant called 'gold'"),
+        (changed("name: spot", "name: gold"), "s.yaml:23: tenants[1] is the second tenant named 'gold'"),
         (
             changed("key: sk-spot", "key: 12"),
             "s.yaml:24: tenants[1].key is not a text but '12'; write a text, in quotes",
         ),
-        (changed("key: sk-spot", 'key: "a\\nb"'), "tenants[1].key has characters that a header cannot carry"),
+        (
+            changed("key: sk-spot", 'key: "a\\nb"'),
+            "tenants[1].key has characters that a header cannot contain",
+        ),
         (
             changed("GOLD_KEY", "NO_KEY"),
-            "s.yaml:13: tenants[0].key.env is NO_KEY, which is not set; run with NO_KEY=",
+            "s.yaml:13: tenants[0].key.env names NO_KEY, which is not set; run with NO_KEY=",
         ),
         (changed("from: 20", "from: 10"), "s.yaml:30: phases[1] overlaps phase 'together'; let one begin"),
         (
             changed("name: alone", "name: together"),
-            "s.yaml:30: phases[1] is the second phase called 'together'",
+            "s.yaml:30: phases[1] is the second phase named 'together'",
         ),
         (changed("to: 60}", "to: 61}"), "s.yaml:29: phases[0].to is 61; write at most 60 seconds"),
         (changed("{spot: 0}", "{spto: 0}"), "phases[1].rates.spto names no tenant; use one of gold, spot"),
-        (changed("signal: KILL, ", ""), "s.yaml:33: faults[1] is no single thing to do; give either 'run:'"),
+        (
+            changed("signal: KILL, ", ""),
+            "s.yaml:33: faults[1] must have either a command or a signal; give either 'run:'",
+        ),
         (
             changed("signal: KILL", "signal: HUP"),
             "s.yaml:33: faults[1].signal is 'HUP', which is not one of STOP",
@@ -234,7 +240,7 @@ def changed(old: str, new: str) -> str:
         (changed("spread: [1, 3]", "spread: [0, 0]"), "s.yaml:10: spread has no weight above 0"),
         (
             changed("route: completions", "route: chat"),
-            "s.yaml:6: prompt is ids, which the chat route does not take",
+            "s.yaml:6: prompt is ids, which the chat route does not accept",
         ),
         (changed("stream: true", "stream: maybe"), "s.yaml:5: stream is neither true nor false but 'maybe'"),
         (HEAD + ONE.replace("    input: 100\n", ""), "s.yaml:5: tenants[0] has no input; add 'input:'"),
@@ -244,7 +250,7 @@ def changed(old: str, new: str) -> str:
         ),
     ],
 )
-def test_what_is_wrong_is_told_with_line_field_and_fix(text: str, error: str) -> None:
+def test_an_error_names_line_field_and_fix(text: str, error: str) -> None:
     with pytest.raises(ScenarioError) as raised:
         made(text)
     assert error in str(raised.value)
@@ -252,13 +258,13 @@ def test_what_is_wrong_is_told_with_line_field_and_fix(text: str, error: str) ->
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_bytes(b"name: \xff")
     with pytest.raises(ScenarioError, match="save it as UTF-8"):
         read(tmp_path / "s.yaml", {})
 
 
-def test_what_is_kept_of_a_scenario_has_no_keys() -> None:
+def test_the_stored_scenario_has_no_keys() -> None:
     kept = str(described(made(FULL)))
     assert "sk-gold" not in kept
     assert "sk-spot" not in kept
@@ -268,7 +274,7 @@ def test_what_is_kept_of_a_scenario_has_no_keys() -> None:
 def test_a_scenario_is_explained() -> None:
     told = explain(made(FULL))
     assert "overload: 60 s, seed 7" in told
-    assert "about 100" in told  # gold: 2 a second for 50 s
+    assert "about 100" in told  # gold: 2 per second for 50 s
     assert "phase alone: 0 to 20 s, spot x 0" in told
     assert "fault at 30 s: docker stop engine" in told
-    assert "2, on their own terms" in told
+    assert "2, after their own backoff" in told

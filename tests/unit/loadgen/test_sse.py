@@ -1,4 +1,4 @@
-"""Server-sent events, cut at every place where a network may cut them."""
+"""Server-sent events in chunks with all possible boundaries."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ EVENTS = [
 
 
 @pytest.mark.parametrize("at", range(len(STREAM) + 1))
-def test_a_stream_says_the_same_wherever_it_is_cut(at: int) -> None:
+def test_two_chunks_with_any_boundary_give_the_same_events(at: int) -> None:
     reader = Reader()
     assert reader.feed(STREAM[:at]) + reader.feed(STREAM[at:]) == EVENTS
 
 
-def test_a_stream_says_the_same_byte_by_byte() -> None:
+def test_single_bytes_give_the_same_events() -> None:
     reader = Reader()
     assert [
         event for index in range(len(STREAM)) for event in reader.feed(STREAM[index : index + 1])
@@ -39,7 +39,7 @@ def test_a_stream_says_the_same_byte_by_byte() -> None:
     ("data", "is_token"),
     [
         (b'{"choices": [{"text": "a"}]}', True),
-        (b'{"choices": [{"text": ""}]}', True),  # a token that is no whole character yet
+        (b'{"choices": [{"text": ""}]}', True),  # a token with an incomplete character
         (b'{"choices": [{"delta": {"role": "assistant", "content": ""}}]}', False),
         (b'{"choices": [{"delta": {"role": "assistant", "content": "a"}}]}', True),
         (b'{"choices": [{"delta": {"content": ""}}]}', True),
@@ -49,7 +49,7 @@ def test_a_stream_says_the_same_byte_by_byte() -> None:
         (b'{"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}', False),
     ],
 )
-def test_tokens_are_told_from_other_events(data: bytes, is_token: bool) -> None:
+def test_events_with_and_without_tokens_are_distinguished(data: bytes, is_token: bool) -> None:
     event = decoded(data)
     assert event is not None
     assert event.is_token is is_token
@@ -70,5 +70,5 @@ def test_usage_ends_and_errors_are_read() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"choices": 3}', b'{"choices": [{"text": "\xff"}]}'])
-def test_what_is_no_event_is_none(data: bytes) -> None:
+def test_data_in_another_format_is_no_event(data: bytes) -> None:
     assert decoded(data) is None

@@ -42,7 +42,7 @@ def test_percentiles_are_nearest_ranks() -> None:
 
 
 @given(VALUES, st.floats(0.01, 1))
-def test_a_percentile_is_an_observed_value_that_as_many_do_not_exceed(
+def test_a_percentile_is_an_observed_value_that_is_not_less_than_the_share(
     values: list[float], share: float
 ) -> None:
     found = percentile(sorted(values), share)
@@ -53,14 +53,14 @@ def test_a_percentile_is_an_observed_value_that_as_many_do_not_exceed(
 def test_rank_intervals_are_those_of_the_binomial() -> None:
     # Ten values: P(B <= 1) = 11/1024 = 1.1 %, P(B <= 2) = 5.5 %; so from the 2nd to the 9th value.
     assert rank_interval(10, 0.5) == (2, 9)
-    assert rank_interval(3, 0.5) == (0, 4)  # too few to bound the median at all
-    assert rank_interval(100, 0.99)[1] == 101  # and far too few to bound a p99 from above
+    assert rank_interval(3, 0.5) == (0, 4)  # too few for any bound of the median
+    assert rank_interval(100, 0.99)[1] == 101  # and too few for an upper bound of the p99
     low, high = rank_interval(10_000, 0.5)
     assert (low, high) == (4902, 5099)
 
 
 @pytest.mark.parametrize(("count", "share"), [(20, 0.5), (90, 0.5), (400, 0.95), (600, 0.95)])
-def test_intervals_cover_the_true_percentile_as_often_as_they_say(count: int, share: float) -> None:
+def test_intervals_cover_the_true_percentile_with_their_probability(count: int, share: float) -> None:
     source, hits = random.Random(count), 0
     for _ in range(400):
         made = percentile_estimate(sorted(source.random() for _ in range(count)), share)
@@ -82,7 +82,7 @@ def test_without_observations_there_is_no_estimate() -> None:
     assert bootstrap([], 1) is None
 
 
-def test_a_bootstrap_repeats_with_its_seed_and_holds_the_mean() -> None:
+def test_a_bootstrap_repeats_with_its_seed_and_its_interval_contains_the_mean() -> None:
     values = [float(n) for n in range(100)]
     made = bootstrap(values, 1)
     assert made is not None
@@ -94,14 +94,14 @@ def test_a_bootstrap_repeats_with_its_seed_and_holds_the_mean() -> None:
     assert bootstrap([5.0, 5.0], 1) == Estimate(5.0, 5.0, 5.0)
 
 
-def test_jains_index_is_as_its_author_computed_it() -> None:
+def test_jains_index_has_the_published_values() -> None:
     assert jain([1, 1, 1]) == 1.0
     assert jain([1, 0, 0, 0]) == 0.25
     assert jain([1, 2, 3]) == pytest.approx(36 / 42)
     assert jain([]) == jain([0, 0]) == 1.0
 
 
-def test_values_fall_into_the_window_of_their_moment() -> None:
+def test_values_are_in_the_window_of_their_time() -> None:
     windows = Windows(3.0, 1.0)
     assert windows.middles == [0.5, 1.5, 2.5]
     assert windows.grouped([(0.0, 2.0), (0.9, 1.0), (2.0, 3.0), (3.0, 9.0), (-0.1, 9.0)]) == [
@@ -120,7 +120,7 @@ def test_amounts_are_spread_over_the_windows_that_they_cross() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9), st.floats(0, 100)), max_size=30))
-def test_spreading_loses_nothing(pieces: list[tuple[float, float, float]]) -> None:
+def test_spreading_keeps_the_sum(pieces: list[tuple[float, float, float]]) -> None:
     ordered = [(min(a, b), max(a, b), amount) for a, b, amount in pieces]
     total = sum(Windows(10.0, 0.7).spread(ordered))
     assert total == pytest.approx(sum(amount for _, _, amount in ordered), rel=1e-6, abs=1e-6)
@@ -138,7 +138,9 @@ def test_windows_are_round() -> None:
 
 
 @given(VALUES, st.floats(0.01, 1))
-def test_counted_gaps_have_the_same_percentiles_to_one_percent(gaps: list[float], share: float) -> None:
+def test_percentiles_of_counted_gaps_have_an_error_of_at_most_one_percent(
+    gaps: list[float], share: float
+) -> None:
     half = len(gaps) // 2
     counted = merged([gap_histogram(gaps[:half]), gap_histogram(gaps[half:])])
     assert histogram_percentile(counted, share) == pytest.approx(percentile(sorted(gaps), share), rel=0.011)

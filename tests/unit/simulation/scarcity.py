@@ -1,7 +1,7 @@
 """Scarcity on a virtual clock: real accounts, buckets and planner, a simple engine, persistent demand.
 
-Four elastic tenants with different weights, SLOs and request sizes keep an engine busy in a closed loop. Its
-capacity is reduced to less than half. Time is virtual, so an hour takes seconds.
+Four elastic tenants with different weights, SLOs and request sizes keep an engine busy in closed loop. Its
+capacity is cut to less than half. The clock is virtual: an hour takes seconds.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ WARM = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Convergence:
-    """The fairness of a run after the loss of capacity."""
+    """The fairness of a run after the capacity was cut."""
 
     jain_first_20s: float
     jain_later: float
-    """The worst over any later 60 s."""
+    """The lowest index over any later 60 s."""
     worst_deviation: float
-    """From the fair share, over any later 60 s, as a share of it."""
+    """The largest relative deviation from the fair share over any later 60 s."""
     utilisation: float
 
 
@@ -51,7 +51,7 @@ class _Worker:
 
 
 def simulate(seed: int, settings: PlannerSettings, slots: int = 32) -> Convergence:
-    """One run; the seed draws request sizes around each tenant's mean, and when workers begin."""
+    """One run. The seed decides the request sizes around each tenant's mean, and the start of each worker."""
     chance = random.Random(seed)
     weights = [1.0, 2.0, 1.0, 2.0]
     slos = [Slo(ttft_ms=250), Slo(ttft_ms=500), Slo(), Slo(ttft_ms=330)]
@@ -149,7 +149,7 @@ class _Run:
         self._push(now, worker, None)
 
     def _service(self, start: float, end: float) -> dict[int, float]:
-        """Tokens of each tenant in a window; a request counts by the part of it that lies inside."""
+        """Tokens of each tenant in a window. A request counts by the part of its time inside the window."""
         totals = dict.fromkeys(range(len(self.accounts)), 0.0)
         for began, tenant, tokens in self.served:
             lasted = tokens / TOKENS_PER_SEQUENCE_S

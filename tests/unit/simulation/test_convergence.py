@@ -1,4 +1,4 @@
-"""Fairness over time: in lasting scarcity, weighted service converges to the fair share."""
+"""In lasting scarcity, weighted service converges to the fair share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_fairness_does_not_cost_throughput(with_debt: list[Convergence]) -> None
     assert median(run.utilisation for run in with_debt) >= 0.95
 
 
-def test_without_debt_precedence_would_last(
+def test_without_debt_service_stays_unfair(
     with_debt: list[Convergence], without_debt: list[Convergence]
 ) -> None:
     assert median(run.worst_deviation for run in without_debt) > 0.3

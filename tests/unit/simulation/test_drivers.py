@@ -1,4 +1,4 @@
-"""The simulation runs the shipped driver, and has no copy of the driver's calls."""
+"""The simulation runs the shipped driver, and has no copy of its functions."""
 
 import ast
 from pathlib import Path
@@ -14,7 +14,7 @@ DRIVER_JOBS = {
 }  # fmt: skip
 """The calls of the admission control and the driver. The simulation reaches them through the driver."""
 JOBS_OF = {"sync": {"answered", "failed", "pushed", "tick", "tick_steps"}, "control": {"settle", "wake"}}
-"""The same, for names that the simulation may use on other objects."""
+"""The same for names that the simulation may use on other objects."""
 ALLOWED = {"self.driver.serve"}
 
 
@@ -32,7 +32,7 @@ def imported_from_the_domain(tree: ast.Module) -> set[str]:
 
 
 def driver_jobs(tree: ast.Module) -> list[str]:
-    """The calls and definitions of a module that are the driver's."""
+    """The calls and definitions of a module that belong to the driver."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef) and node.name in SHIPPED:

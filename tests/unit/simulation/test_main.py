@@ -1,8 +1,8 @@
-"""The table of the simulation's command."""
+"""The table of the command ``python -m simulation``."""
 
 from simulation.__main__ import _HEAD, _line, row
+from simulation.figures import Figures
 from simulation.mixes import small_tenants
-from simulation.world import Figures
 
 
 def test_each_column_has_a_figure() -> None:

@@ -1,4 +1,4 @@
-"""The protocol on a virtual clock: invariants under faults, for fixed seeds and new ones."""
+"""The protocol on a virtual clock: invariants under faults, for fixed and random seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from simulation.fairness import judge
+from simulation.fairness import fairness_of
 from simulation.mixes import (
     BURSTY,
     TROUBLE,
@@ -28,13 +28,13 @@ from simulation.world import simulate
 # All processes of one parallel run of pytest-xdist must collect the same tests, so they draw the same seeds.
 _drawn = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID"))
 FRESH = [_drawn.randrange(10**6) for _ in range(2)]
-"""Seeds of this run alone; pytest prints the seed of a failed test as its parameter."""
+"""Random seeds of this run; pytest prints the seed of a failed test as its parameter."""
 SEEDS = [1, *(pytest.param(seed, marks=pytest.mark.thorough) for seed in (2, 3, *FRESH))]
 LIFETIME_S = 1.5
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_in_a_quiet_pool_limits_are_exact_and_no_request_that_fits_is_refused(seed: int) -> None:
+def test_without_faults_limits_are_exact_and_few_requests_with_room_are_refused(seed: int) -> None:
     figures = simulate(mixed(10, 20, seed=seed, seconds=12))
     assert figures.over_admitted < 1
     assert figures.guaranteed_sheds == 0
@@ -42,7 +42,7 @@ def test_in_a_quiet_pool_limits_are_exact_and_no_request_that_fits_is_refused(se
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_under_all_faults_limits_hold_while_the_lease_store_answers(seed: int) -> None:
+def test_with_all_faults_limits_hold_at_joined_sidecars(seed: int) -> None:
     figures = simulate(mixed(10, 20, seed=seed, seconds=15, faults=TROUBLE))
     assert figures.over_admitted < 1
     assert figures.admitted > 100
@@ -50,7 +50,7 @@ def test_under_all_faults_limits_hold_while_the_lease_store_answers(seed: int) -
 
 @pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("seed", SEEDS[1:4])
-def test_a_lost_lease_store_costs_little_and_is_joined_again_within_two_lifetimes(
+def test_after_an_outage_of_the_lease_store_all_sidecars_join_within_two_lifetimes(
     seed: int, is_empty: bool
 ) -> None:
     quiet = mixed(10, 20, seed=seed, seconds=15)
@@ -78,19 +78,19 @@ def test_small_tenants_that_want_three_get_two(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_lone_tenant_has_the_whole_pool(seed: int) -> None:
+def test_a_lone_tenant_uses_the_whole_pool(seed: int) -> None:
     assert simulate(lone_tenant(seed=seed)).utilisation >= 0.985
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_skewed_load_is_served_like_by_one_large_engine(seed: int) -> None:
+def test_four_sidecars_serve_a_skewed_load_like_one_large_sidecar(seed: int) -> None:
     four, one = simulate(skewed(4, seed=seed)), simulate(skewed(1, seed=seed))
     assert four.utilisation >= 0.98 * one.utilisation
     assert four.over_admitted == 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_lent_guarantee_returns_to_its_owner_at_once(seed: int) -> None:
+def test_the_owner_of_a_lent_guarantee_is_not_shed(seed: int) -> None:
     figures = simulate(lending(seed=seed))
     assert figures.guaranteed_sheds == 0
     assert figures.utilisation >= 0.9
@@ -98,7 +98,7 @@ def test_a_lent_guarantee_returns_to_its_owner_at_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_lent_guarantee_ends_spot_requests_and_leaves_no_slot_idle(seed: int) -> None:
+def test_the_owner_of_a_lent_guarantee_preempts_spot_and_leaves_few_slots_idle(seed: int) -> None:
     figures = simulate(lending(seed=seed, is_preemptible=True))
     assert figures.preempted > 0
     assert figures.guaranteed_sheds == 0
@@ -106,25 +106,25 @@ def test_a_lent_guarantee_ends_spot_requests_and_leaves_no_slot_idle(seed: int) 
     assert figures.utilisation >= 0.95
 
 
-def test_a_seed_gives_the_same_run() -> None:
+def test_the_same_seed_gives_the_same_figures() -> None:
     one, other = (simulate(mixed(5, 10, seed=9, seconds=6, faults=TROUBLE)) for _ in range(2))
     assert one == other
 
 
 @pytest.mark.parametrize("seed", SEEDS[2:4])
-def test_in_scarcity_service_reaches_the_fair_share_across_sidecars(seed: int) -> None:
-    # The figures over 20 mixes are `make sim`'s; no single mix may be far from them.
+def test_in_scarcity_service_converges_to_the_fair_share_across_sidecars(seed: int) -> None:
+    # `make sim` checks the medians over 20 mixes. These bounds are wider, for a single mix.
     setup = scarcity(seed=seed)
-    with_debt = judge(setup, simulate(setup))
+    with_debt = fairness_of(setup, simulate(setup))
     assert with_debt.first >= 0.95
     assert with_debt.later >= 0.98
     assert with_debt.deviation <= 0.15
 
 
 @pytest.mark.thorough
-def test_without_debt_precedence_would_last_across_sidecars() -> None:
+def test_without_debt_service_stays_unfair_across_sidecars() -> None:
     setup = scarcity(seed=1, debt_gain=0.0)
-    assert judge(setup, simulate(setup)).deviation > 0.3
+    assert fairness_of(setup, simulate(setup)).deviation > 0.3
 
 
 @pytest.mark.parametrize("distance_ms", [0.0, 6.0, 12.0, 40.0])
@@ -138,13 +138,13 @@ def test_without_debt_precedence_would_last_across_sidecars() -> None:
         pytest.param(1500, 8, marks=pytest.mark.thorough),
     ],
 )
-def test_on_an_idle_pool_no_request_is_refused_or_waits_longer_than_two_round_trips(
+def test_on_an_idle_pool_no_request_is_refused_and_waits_last_two_round_trips_at_most(
     tenants: int, sidecars: int, distance_ms: float
 ) -> None:
     figures = simulate(distant(tenants, sidecars, distance_ms, seed=FRESH[0], seconds=7.0))
     assert figures.requests > 500
     assert sum(figures.sheds.values()) == 0
-    # The lease store handles one message at a time. Its work adds to the two round trips.
+    # The lease store processes one message at a time, which adds up to 5 ms to two round trips.
     assert sorted(figures.waits)[int(len(figures.waits) * 0.99)] <= 2 * distance_ms / 1000 + 0.005
 
 
@@ -172,8 +172,8 @@ def test_a_distant_lease_store_shares_a_contended_pool_like_a_near_one(tenants: 
 
 
 @pytest.mark.parametrize("seed", SEEDS[1:4])
-def test_capacity_taken_ahead_is_within_its_bound(seed: int) -> None:
-    """Ceilings are just reached, the pool has ample room, and the lease store is distant."""
+def test_admissions_before_their_report_stay_within_their_bound(seed: int) -> None:
+    """Bursts that reach their ceilings, ample room in the pool, and a distant lease store."""
     figures = simulate(ample(seed=seed))
     assert figures.taken_ahead > 10
     assert figures.over_admitted <= BURSTY / 2

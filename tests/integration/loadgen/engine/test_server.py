@@ -1,4 +1,4 @@
-"""The simulator over loopback: routes, errors, streams, clients that leave."""
+"""The simulator on loopback: routes, errors, streams and disconnects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loadgen.engine.server import start
 
 FAST = Costs(step_s=0.002, per_sequence_s=0.0, per_prompt_token_s=0.0)
 HELD = Costs(step_s=60.0)
-"""A step that does not end within a test: whatever runs stays where it is."""
+"""A step longer than a test, so running sequences make no progress."""
 
 
 class Client:
@@ -53,11 +53,11 @@ class Client:
         return [None if line == b"[DONE]" else json.loads(line) for line in lines]
 
     def begin(self, **body: object) -> asyncio.Task[Any]:
-        """A request in the background."""
+        """Send a request in the background."""
         return asyncio.create_task(self.post("/v1/completions", **{"prompt": "hello there", **body}))
 
     async def until(self, *, running: int, waiting: int = 0) -> None:
-        """Wait until so many sequences run and wait."""
+        """Wait until so many sequences are running and waiting."""
         async with asyncio.timeout(10):
             while (len(self.scheduler.running), len(self.scheduler.waiting)) != (running, waiting):
                 await asyncio.sleep(0.002)
@@ -118,7 +118,7 @@ async def test_a_chat_is_answered_by_the_assistant() -> None:
     assert answer["choices"][0]["message"]["content"] == "the pool "
 
 
-async def test_lists_and_n_multiply_choices_and_usage_sums() -> None:
+async def test_lists_and_n_multiply_choices_and_usage_is_their_sum() -> None:
     async with simulated() as client:
         _, answer = await client.post("/v1/completions", prompt=[[1, 2, 3], [4, 5]], n=2, max_tokens=3)
 
@@ -138,7 +138,7 @@ async def test_a_stream_has_all_tokens_and_ends_with_done() -> None:
     assert events[-1]["system_fingerprint"]
 
 
-async def test_a_chat_stream_says_first_who_speaks_for_each_choice() -> None:
+async def test_a_chat_stream_begins_with_the_role_of_each_choice() -> None:
     async with simulated() as client:
         messages = [{"role": "user", "content": "hi"}]
         events = await client.events("/v1/chat/completions", messages=messages, max_tokens=3, n=2)
@@ -151,7 +151,7 @@ async def test_a_chat_stream_says_first_who_speaks_for_each_choice() -> None:
     assert {e["object"] for e in events[:-1]} == {"chat.completion.chunk"}
 
 
-async def test_usage_comes_last_where_it_is_asked_for_and_in_every_event_where_that_is() -> None:
+async def test_usage_is_in_the_last_event_or_in_every_event_on_request() -> None:
     once = {"include_usage": True}
     async with simulated() as client:
         last = await client.events("/v1/completions", prompt=[1, 2], max_tokens=2, stream_options=once)
@@ -169,7 +169,7 @@ async def test_usage_comes_last_where_it_is_asked_for_and_in_every_event_where_t
     assert always[-3]["usage"] == expected
 
 
-async def test_cached_tokens_are_told_where_the_engine_tells_them() -> None:
+async def test_cached_tokens_are_in_the_usage_if_enabled() -> None:
     async with simulated(tells_cached_tokens=True) as client:
         seen = [
             (await client.post("/v1/completions", prompt=[7] * 40, n=2, max_tokens=1))[1]["usage"]
@@ -183,7 +183,7 @@ async def test_cached_tokens_are_told_where_the_engine_tells_them() -> None:
     assert streamed[-2]["usage"]["prompt_tokens_details"] == {"cached_tokens": 32}
 
 
-async def test_answers_end_by_themselves_unless_told_to_go_on() -> None:
+async def test_responses_end_by_themselves_without_ignore_eos() -> None:
     async with simulated(output_tokens=5.0) as client:
         free = [(await client.post("/v1/completions", prompt="x", max_tokens=200))[1] for _ in range(5)]
         _, least = await client.post("/v1/completions", prompt="x", max_tokens=200, min_tokens=60)
@@ -195,7 +195,7 @@ async def test_answers_end_by_themselves_unless_told_to_go_on() -> None:
     assert bound["choices"][0]["finish_reason"] == "length"
 
 
-async def test_the_same_seed_ends_the_same_answers_at_the_same_tokens() -> None:
+async def test_the_same_seed_gives_the_same_lengths() -> None:
     lengths = []
     for _ in range(2):
         async with simulated(output_tokens=10.0) as client:
@@ -205,7 +205,7 @@ async def test_the_same_seed_ends_the_same_answers_at_the_same_tokens() -> None:
     assert lengths[0] == lengths[1]
 
 
-async def test_the_small_routes_answer_as_vllms() -> None:
+async def test_the_small_routes_answer_like_vllm() -> None:
     async with simulated() as client:
         models = json.loads((await client.get("/v1/models"))[1])
         assert models["data"][0]["id"] == "tiny"
@@ -218,7 +218,7 @@ async def test_the_small_routes_answer_as_vllms() -> None:
         assert await client.get("/v1/completions") == (405, '{"detail":"Method Not Allowed"}')
 
 
-async def test_text_becomes_tokens_and_tokens_some_text() -> None:
+async def test_text_is_tokenized_and_tokens_are_detokenized() -> None:
     async with simulated() as client:
         status, made = await client.post("/tokenize", prompt="hello there")
         _, chat = await client.post("/tokenize", messages=[{"role": "user", "content": "hi"}])
@@ -293,7 +293,7 @@ async def test_a_backlog_of_prompts_is_refused_with_503() -> None:
     assert "prefill token backlog limit" in body["error"]["message"]
 
 
-async def test_a_client_that_leaves_ends_its_sequences_and_frees_their_blocks() -> None:
+async def test_a_disconnect_ends_the_sequences_and_frees_their_blocks() -> None:
     async with simulated(costs=HELD, slots=2) as client:
         whole, waiting = client.begin(n=2), client.begin()
         await client.until(running=2, waiting=1)
@@ -308,7 +308,7 @@ async def test_a_client_that_leaves_ends_its_sequences_and_frees_their_blocks() 
         assert client.scheduler.statistics.endings["abort"] == 3
 
 
-async def test_a_client_that_leaves_a_stream_ends_it() -> None:
+async def test_a_disconnect_ends_a_stream() -> None:
     async with simulated() as client:
         body = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "stream": True}
         async with client.session.post(client.url + "/v1/completions", json=body) as response:
@@ -321,7 +321,7 @@ async def test_a_client_that_leaves_a_stream_ends_it() -> None:
         assert client.scheduler.pool.used == 0
 
 
-async def test_priority_decides_who_waits() -> None:
+async def test_priority_decides_the_order() -> None:
     async with simulated(policy=Policy.PRIORITY, slots=1, costs=Costs(step_s=0.02)) as client:
         order: list[int] = []
 
@@ -342,7 +342,7 @@ async def test_priority_decides_who_waits() -> None:
     assert order == [-3, 1, 5]
 
 
-async def test_load_counts_what_is_served_now() -> None:
+async def test_load_counts_requests_in_progress() -> None:
     async with simulated(costs=HELD) as client:
         first = client.begin()
         async with in_background(first):
@@ -350,7 +350,7 @@ async def test_load_counts_what_is_served_now() -> None:
             assert json.loads((await client.get("/load"))[1]) == {"server_load": 1}
 
 
-async def test_the_metrics_page_is_one_that_prometheus_reads() -> None:
+async def test_the_metrics_page_is_valid_for_prometheus() -> None:
     async with simulated() as client:
         await client.post("/v1/completions", prompt="x", max_tokens=3)
         async with client.session.get(client.url + "/metrics") as response:
@@ -363,9 +363,9 @@ async def test_the_metrics_page_is_one_that_prometheus_reads() -> None:
     assert families["vllm:num_requests_running"].samples[0].labels == {"engine": "0", "model_name": "tiny"}
 
 
-async def test_calibration_recovers_the_costs_that_were_set() -> None:
+async def test_calibration_finds_the_configured_costs() -> None:
     costs = Costs(step_s=0.012, per_sequence_s=0.0015, per_prompt_token_s=0.00006)
-    # Three rounds, so that one in which the machine stalls does not count.
+    # Three rounds, so that one slow round does not change the medians.
     effort = Effort(lengths=(64, 512, 1024), streams=(1, 8, 16), rounds=3, repeats=3, tokens=24)
 
     async with simulated(costs=costs, slots=16) as client:
@@ -379,7 +379,7 @@ async def test_calibration_recovers_the_costs_that_were_set() -> None:
     assert (result.shape.window, result.shape.block_size, result.shape.blocks) == (2048, 16, 4096)
 
 
-async def test_calibration_measures_only_as_many_streams_as_run_at_once() -> None:
+async def test_calibration_measures_at_most_as_many_streams_as_slots() -> None:
     effort = Effort(lengths=(16, 1024), streams=(1, 2, 8), rounds=1, repeats=1, tokens=120)
 
     async with simulated(costs=Costs(step_s=0.004), slots=2) as client:
@@ -388,13 +388,13 @@ async def test_calibration_measures_only_as_many_streams_as_run_at_once() -> Non
     assert [point.streams for point in result.points if point.streams] == [1, 2]
 
 
-async def test_calibration_says_which_models_there_are() -> None:
+async def test_the_error_of_an_unknown_model_names_the_served_models() -> None:
     async with simulated() as client:
         with pytest.raises(CalibrationError, match="serves tiny, not large: give --model"):
             await calibrate(client.url, "large", Effort(), random.Random(1))
 
 
-async def test_calibration_names_an_engine_that_does_not_answer() -> None:
+async def test_the_error_of_an_unreachable_engine_names_it() -> None:
     async with simulated() as client:
         url = client.url
 

@@ -1,4 +1,4 @@
-"""A scheduler on a clock of the test's own, step by step."""
+"""A scheduler with a virtual clock, step by step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEP_S = 1.0
 
 
 class Engine:
-    """One scheduler whose every step takes a second."""
+    """A scheduler with steps of one second."""
 
     def __init__(self, **model: Any) -> None:
         given: dict[str, Any] = {
@@ -27,13 +27,13 @@ class Engine:
         self.scheduler = Scheduler(Model(**given | model))
         self.now = 0.0
         self.tokens: list[Sequence] = []
-        """Who got a token, in order."""
+        """The sequences that got tokens, in order."""
         self._numbers = itertools.count(1)
 
     def add(
         self, prompt: int | Iterable[int], bound: int = 4, *, priority: int = 0, natural: int | None = None
     ) -> Sequence:
-        """A new sequence; a number as the prompt is so many tokens that no other has."""
+        """Add a new sequence. A number as the prompt stands for so many tokens that no other prompt has."""
         number = next(self._numbers)
         tokens = range(number * 1000, number * 1000 + prompt) if isinstance(prompt, int) else prompt
         sequence = Sequence(
@@ -43,17 +43,17 @@ class Engine:
         return sequence
 
     def step(self) -> Plan:
-        """One step."""
+        """Compute one step."""
         plan = self.scheduler.plan(self.now)
         self.now += STEP_S
         self.tokens += self.scheduler.complete(plan, self.now)
         return plan
 
     def run(self, steps: int = 1000) -> list[Plan]:
-        """Step until nothing is left to do."""
+        """Compute steps until all sequences have ended."""
         plans = []
         while self.scheduler.unfinished:
-            assert len(plans) < steps, "the scheduler does not come to an end"
+            assert len(plans) < steps, "the scheduler does not finish"
             plans.append(self.step())
         return plans
 

@@ -1,4 +1,4 @@
-"""Tokens, request bodies, answers, the metrics page, calibration's arithmetic: everything without a clock."""
+"""Pure parts: tokens, request bodies, responses, the metrics page, and the fit of the calibration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATIOS = st.floats(0.05, 1.0)
 
 
 @given(st.text(max_size=80), RATIOS)
-def test_pieces_are_the_whole_text_in_order(text: str, ratio: float) -> None:
+def test_the_pieces_of_a_text_give_the_text(text: str, ratio: float) -> None:
     assert b"".join(pieces(text.encode(), ratio)) == text.encode()
 
 
@@ -84,7 +84,7 @@ def test_values_are_read_as_leniently_as_vllm_reads_them() -> None:
     assert (asked.bounds, asked.n, asked.streams, asked.ignores_end) == ((3,), 2, True, True)
 
 
-def test_usage_in_every_event_needs_usage_at_all() -> None:
+def test_usage_in_every_event_needs_include_usage() -> None:
     options = {"continuous_usage_stats": True}
 
     assert not completion(stream=True, stream_options=options).tells_usage_always
@@ -128,7 +128,7 @@ PRIORITY = Model(policy=Policy.PRIORITY)
         ({"model": 5}, 400, "Bad Request", "body.model", "Input should be a valid string"),
     ],
 )  # fmt: skip
-def test_what_vllm_refuses_is_refused_in_its_words(
+def test_refusals_have_the_messages_of_vllm(
     body: dict[str, object], status: int, kind: str, param: str | None, words: str
 ) -> None:
     with pytest.raises(Refused) as caught:
@@ -150,7 +150,7 @@ def test_what_vllm_refuses_is_refused_in_its_words(
         ([{"role": "user", "content": 5}], "Input should be a valid string"),
     ],
 )
-def test_conversations_that_are_none_are_refused(messages: object, words: str) -> None:
+def test_invalid_conversations_are_refused(messages: object, words: str) -> None:
     with pytest.raises(Refused, match=words):
         chat(messages=messages)
 
@@ -165,22 +165,22 @@ def test_conversations_that_are_none_are_refused(messages: object, words: str) -
         ("application/json", b"[" * 100_000, "JSON decode error"),
     ],
 )
-def test_bodies_that_are_none_are_refused(content_type: str, raw: bytes, words: str) -> None:
+def test_invalid_bodies_are_refused(content_type: str, raw: bytes, words: str) -> None:
     with pytest.raises(Refused, match=words):
         read_body(content_type, raw)
 
 
-def test_half_a_character_is_a_character() -> None:
+def test_half_of_a_surrogate_pair_is_encoded() -> None:
     assert completion(prompt="\ud800").prompts[0] != completion(prompt="\ud801").prompts[0]
 
 
-def test_priorities_are_taken_where_they_are_scheduled_by_and_may_be_ignored_elsewhere() -> None:
+def test_priorities_are_accepted_by_the_priority_policy_and_may_be_ignored_by_others() -> None:
     assert completion(PRIORITY, priority=3).priority == 3
     assert completion(Model(refuses_priority=False), priority=3).priority == 3
     assert completion(priority=0).priority == 0
 
 
-def test_tokens_of_several_steps_come_in_one_event() -> None:
+def test_tokens_of_several_steps_share_one_event() -> None:
     engine = Engine()
     asked = completion(stream=True, max_tokens=3, prompt=[1, 2, 3])
     sequence = engine.add(asked.prompts[0], asked.bounds[0])
@@ -207,7 +207,7 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
     assert histogram.total == 12.0
 
 
-def test_the_metrics_page_parses_and_says_what_happened() -> None:
+def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
     engine = Engine(slots=1, name='odd "name"')
     engine.add(range(9), 2)
     engine.run()
@@ -241,7 +241,7 @@ def test_the_metrics_page_parses_and_says_what_happened() -> None:
     assert {s.labels["model_name"] for s in samples.values() if s.name.startswith("vllm:")} == {'odd "name"'}
 
 
-def test_the_command_line_of_old_makes_the_engine_of_old() -> None:
+def test_the_default_command_line_gives_the_default_engine() -> None:
     arguments = make_parser().parse_args(
         ["--port", "81", "--slots", "3", "--blocks", "500", "--step", "0.02"]
     )
@@ -260,7 +260,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert model == Model(blocks=200, costs=Costs(step_s=0.004, per_sequence_s=0.001))
 
 
-def test_an_engine_that_cannot_be_is_refused_before_it_listens(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_engine_is_refused_before_it_listens(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--blocks", "3"])
 
@@ -278,7 +278,7 @@ def test_an_engine_that_cannot_be_is_refused_before_it_listens(capsys: pytest.Ca
         ('{"step_s": -1}', "not a number of 0 or more"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(
+def test_the_error_of_an_unusable_file_names_the_file_and_the_problem(
     tmp_path: Path, content: str, words: str
 ) -> None:
     file = tmp_path / "costs.json"
@@ -290,7 +290,7 @@ def test_a_file_that_cannot_be_used_is_named_with_what_is_wrong(
     assert str(caught.value).startswith(str(file))
 
 
-def test_a_file_that_is_not_there_is_named_with_the_command_that_writes_it(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(LikeError, match=r"costs.json: No such file or directory; write it with python -m"):
         read_like(tmp_path / "costs.json")
 
@@ -329,7 +329,7 @@ def test_the_fit_recovers_the_costs_behind_exact_measurements() -> None:
 
 def test_no_cost_is_negative() -> None:
     points = measured(Costs(0.004, 0.0003, 0.00002, 0.0))
-    # First tokens a little sooner than a step: as if taking a request in gave time back.
+    # First tokens come sooner than a step takes, which would need a negative cost per request.
     points = [Point(p.prompt_tokens, p.streams, p.seconds - 0.001 * (p.prompt_tokens > 0)) for p in points]
 
     costs = calibrated(points, Shape()).costs
@@ -338,14 +338,14 @@ def test_no_cost_is_negative() -> None:
     assert costs.step_s > 0
 
 
-def test_measurements_that_do_not_tell_the_costs_apart_are_refused() -> None:
-    with pytest.raises(CalibrationError, match="do not tell the costs apart"):
+def test_measurements_that_do_not_determine_the_costs_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="do not determine the costs"):
         calibrated([p for p in measured(TRUE) if p.streams in (0, 4)], Shape())
     with pytest.raises(CalibrationError, match="no measurement depends on one of the costs"):
         calibrated([p for p in measured(TRUE) if p.streams], Shape())
 
 
-def test_a_cost_of_nothing_but_zeros_fits() -> None:
+def test_measurements_of_zero_give_a_cost_of_zero() -> None:
     assert fit([(1.0,), (1.0,)], [2.0, 2.0]) == [pytest.approx(2.0)]
 
 
@@ -359,12 +359,12 @@ def test_step_time_is_taken_while_all_streams_decode() -> None:
     assert step_seconds([one, merged]) == pytest.approx(0.1)
 
 
-def test_streams_that_came_one_after_the_other_tell_no_step_time() -> None:
+def test_streams_without_a_common_time_give_no_step_time() -> None:
     one = [(0.1 * n, n) for n in range(1, 31)]
     later = [(5.0 + at, tokens) for at, tokens in one]
 
     assert step_seconds([one, later]) is None
 
 
-def test_an_ending_is_told_as_vllm_tells_it() -> None:
+def test_finish_reasons_have_the_names_of_vllm() -> None:
     assert [str(ending) for ending in Ending] == ["stop", "length", "abort"]

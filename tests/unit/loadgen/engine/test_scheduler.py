@@ -1,4 +1,4 @@
-"""The scheduler: slots, budget, blocks, prefixes, preemption, priorities; and that nothing is ever lost."""
+"""The scheduler: slots, budget, blocks, prefixes, preemption and priorities. Every sequence ends once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_lone_sequence_gets_a_token_in_each_step_until_its_bound() -> None:
     assert engine.scheduler.pool.used == 0
 
 
-def test_a_sequence_that_would_end_by_itself_stops_there() -> None:
+def test_a_sequence_stops_at_its_natural_length() -> None:
     engine = Engine()
     sequence = engine.add(10, 10, natural=2)
 
@@ -35,7 +35,7 @@ def test_a_sequence_that_would_end_by_itself_stops_there() -> None:
     assert (sequence.produced, sequence.ending) == (2, Ending.STOP)
 
 
-def test_no_more_run_than_there_are_slots_and_the_next_comes_when_one_ends() -> None:
+def test_at_most_one_sequence_per_slot_runs_and_the_next_begins_when_one_ends() -> None:
     engine = Engine(slots=2)
     first, second, third = engine.add(4, 2), engine.add(4, 5), engine.add(4, 2)
 
@@ -48,7 +48,7 @@ def test_no_more_run_than_there_are_slots_and_the_next_comes_when_one_ends() -> 
     assert engine.scheduler.running == [second, third]
 
 
-def test_a_long_prompt_is_computed_in_parts_beside_the_others_tokens() -> None:
+def test_a_long_prompt_is_computed_in_parts_together_with_other_tokens() -> None:
     engine = Engine(batched_tokens=10)
     short = engine.add(4, 10)
     engine.step()
@@ -71,7 +71,7 @@ def test_a_step_computes_no_more_tokens_than_its_budget() -> None:
     assert engine.tokens == [first]
 
 
-def test_a_prefix_that_another_computed_is_not_computed_again() -> None:
+def test_a_cached_prefix_is_not_computed_again() -> None:
     engine = Engine()
     engine.add(range(12), 1)
     engine.run()
@@ -85,7 +85,7 @@ def test_a_prefix_that_another_computed_is_not_computed_again() -> None:
     assert (statistics.cache_queries, statistics.cache_hits) == (23, 8)
 
 
-def test_the_last_token_of_a_prompt_that_is_known_whole_is_computed_anyway() -> None:
+def test_the_last_token_of_a_fully_cached_prompt_is_computed() -> None:
     engine = Engine()
     engine.add(range(8), 1)
     engine.run()
@@ -97,7 +97,7 @@ def test_the_last_token_of_a_prompt_that_is_known_whole_is_computed_anyway() -> 
     assert plan.prefilled == 4
 
 
-def test_sequences_that_run_together_hold_the_blocks_of_their_prefix_once() -> None:
+def test_running_sequences_share_the_blocks_of_their_prefix() -> None:
     engine = Engine()
     engine.add(range(9), 2)
     engine.add(range(9), 2)
@@ -107,7 +107,7 @@ def test_sequences_that_run_together_hold_the_blocks_of_their_prefix_once() -> N
     assert engine.scheduler.pool.used == 2 + 1 + 1
 
 
-def test_without_prefix_caching_everything_is_computed_again() -> None:
+def test_without_prefix_caching_all_tokens_are_computed() -> None:
     engine = Engine(caches_prefixes=False)
     engine.add(range(12), 1)
     engine.run()
@@ -119,7 +119,7 @@ def test_without_prefix_caching_everything_is_computed_again() -> None:
     assert engine.scheduler.statistics.cache_hits == 0
 
 
-def test_the_longest_idle_blocks_are_forgotten_first_and_a_prefix_from_its_end() -> None:
+def test_the_longest_idle_blocks_are_taken_first_and_a_prefix_from_its_end() -> None:
     engine = Engine(blocks=16)
     old, young = engine.add(9, 1), engine.add(9, 1)
     engine.run()
@@ -130,7 +130,7 @@ def test_the_longest_idle_blocks_are_forgotten_first_and_a_prefix_from_its_end()
     assert [engine.scheduler.pool.known(s.keys(2, 4)) for s in (old, young)] == [1, 2]
 
 
-def test_when_blocks_run_out_the_last_come_is_preempted_and_computed_anew() -> None:
+def test_without_free_blocks_the_last_sequence_is_preempted_and_computed_again() -> None:
     engine = Engine(window=24, blocks=6, caches_prefixes=False)
     first, second = engine.add(8, 16), engine.add(8, 8)
 
@@ -139,12 +139,12 @@ def test_when_blocks_run_out_the_last_come_is_preempted_and_computed_anew() -> N
     assert (first.preemptions, second.preemptions) == (0, 1)
     assert engine.scheduler.statistics.preemptions == 1
     assert (first.produced, second.produced) == (16, 8)
-    # Its prompt and the tokens that it had by then were computed again.
+    # Its prompt and its output so far are computed again.
     assert sum(p.prefilled for p in plans) > 16
     assert sum(p.started for p in plans) == 2
 
 
-def test_the_preempted_waits_before_those_that_came_after_it() -> None:
+def test_a_preempted_sequence_waits_before_later_arrivals() -> None:
     engine = Engine(window=24, blocks=6, slots=2, caches_prefixes=False)
     engine.add(8, 16)
     second, third = engine.add(8, 8), engine.add(4, 1)
@@ -165,7 +165,7 @@ def test_none_overtakes_a_sequence_that_waits_for_blocks() -> None:
     assert engine.scheduler.waiting == [large, small]
 
 
-def test_by_priority_lower_values_are_served_sooner_and_equals_by_arrival() -> None:
+def test_by_priority_lower_values_are_served_first_and_equal_values_by_arrival() -> None:
     engine = Engine(slots=1, policy=Policy.PRIORITY)
     engine.add(4, 2)
     engine.step()
@@ -185,7 +185,7 @@ def test_by_arrival_priorities_do_not_matter() -> None:
     assert engine.tokens == sequences
 
 
-def test_by_priority_the_least_important_is_preempted_even_if_it_came_first() -> None:
+def test_by_priority_the_least_important_sequence_is_preempted_even_if_it_arrived_first() -> None:
     engine = Engine(window=24, blocks=6, caches_prefixes=False, policy=Policy.PRIORITY)
     first, second = engine.add(8, 8, priority=9), engine.add(8, 8, priority=0)
 
@@ -232,7 +232,7 @@ def test_a_waiting_sequence_can_be_aborted_and_an_ended_one_cannot() -> None:
     assert engine.scheduler.prefilling_tokens == 0
 
 
-def test_queue_limits_name_themselves_when_they_are_reached() -> None:
+def test_a_reached_queue_limit_is_named() -> None:
     requests = Engine(max_queued_requests=2, slots=1)
     tokens = Engine(max_queued_tokens=10)
 
@@ -240,7 +240,7 @@ def test_queue_limits_name_themselves_when_they_are_reached() -> None:
     requests.add(4)
     assert requests.scheduler.limit_reached(1) is None
     assert requests.scheduler.limit_reached(2) == REQUESTS
-    # The backlog counts, not the request: a long one is let in while there is none.
+    # The limit compares the backlog without the request, so a long request passes without a backlog.
     assert tokens.scheduler.limit_reached(1) is None
     tokens.add(10, 5)
     assert tokens.scheduler.limit_reached(1) == TOKENS
@@ -262,7 +262,7 @@ def test_times_are_measured_from_arrival_to_each_token() -> None:
     assert statistics.e2e_latency.total == 2.0 + 5.0
 
 
-def test_a_step_takes_time_by_what_it_computes() -> None:
+def test_the_duration_of_a_step_depends_on_its_work() -> None:
     costs = Costs(step_s=1.0, per_sequence_s=0.1, per_prompt_token_s=0.01, per_request_s=0.001)
 
     seconds = costs.seconds(decoding=2, prefilled=3, started=4, chance=random.Random(0))
@@ -270,7 +270,7 @@ def test_a_step_takes_time_by_what_it_computes() -> None:
     assert seconds == pytest.approx(1.234)
 
 
-def test_noise_scatters_steps_around_the_same_mean_and_a_seed_repeats_it() -> None:
+def test_noise_keeps_the_mean_of_steps_and_repeats_with_its_seed() -> None:
     costs, chance = Costs(step_s=1.0, noise=0.2), random.Random(1)
     seen = [costs.seconds(decoding=0, prefilled=0, started=0, chance=chance) for _ in range(2000)]
 
@@ -279,7 +279,7 @@ def test_noise_scatters_steps_around_the_same_mean_and_a_seed_repeats_it() -> No
     assert seen[0] == costs.seconds(decoding=0, prefilled=0, started=0, chance=random.Random(1))
 
 
-def test_natural_lengths_have_the_mean_that_was_asked_for() -> None:
+def test_natural_lengths_have_the_given_mean() -> None:
     model, chance = Model(output_tokens=50.0), random.Random(1)
 
     lengths = [model.natural_length(chance) for _ in range(5000)]
@@ -295,13 +295,13 @@ def test_a_cache_that_cannot_hold_one_sequence_is_refused_with_the_fix() -> None
 
 
 SEQUENCES = st.tuples(
-    st.integers(0, 2),  # whose prefix
+    st.integers(0, 2),  # number of the shared prefix
     st.integers(1, 30),  # prompt
     st.integers(1, 12),  # bound
     st.one_of(st.none(), st.integers(1, 12)),  # natural
     st.integers(-2, 2),  # priority
     st.integers(0, 6),  # steps until the next arrival
-    st.one_of(st.none(), st.integers(0, 8)),  # aborted so many steps after that
+    st.one_of(st.none(), st.integers(0, 8)),  # steps until its abort
 )
 
 
@@ -314,7 +314,7 @@ SEQUENCES = st.tuples(
     st.sampled_from(Policy),
     st.booleans(),
 )
-def test_every_sequence_ends_once_blocks_suffice_and_tokens_add_up(
+def test_every_sequence_ends_once_and_all_blocks_and_tokens_are_accounted_for(
     arrivals: list[tuple[int, int, int, int | None, int, int, int | None]],
     slots: int,
     blocks: int,

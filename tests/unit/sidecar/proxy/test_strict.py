@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.strict import Answer, Request, Riddle, answers, requests
+from tests.support.strict import Ambiguous, Answer, Request, answers, requests
 
 GET = b"GET /a?b HTTP/1.1\r\nhost: t\r\nx: y\r\n\r\n"
 POST = b"POST /a HTTP/1.1\r\nhost: t\r\ncontent-length: 5\r\n\r\nhello"
@@ -47,7 +47,7 @@ def test_requests_are_read_one_after_the_other() -> None:
     ],
 )
 def test_an_ambiguous_request_is_refused(wire: bytes) -> None:
-    with pytest.raises(Riddle):
+    with pytest.raises(Ambiguous):
         requests(wire)
 
 
@@ -91,5 +91,5 @@ def test_answers_are_read_one_after_the_other_and_what_is_left_is_told() -> None
     ],
 )
 def test_an_ambiguous_answer_is_refused(wire: bytes) -> None:
-    with pytest.raises(Riddle):
+    with pytest.raises(Ambiguous):
         answers(wire)

@@ -1,0 +1,66 @@
+"""The simulated clients: arrivals in open loop, or workers in closed loop."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import accumulate
+
+from simulation.clock import VirtualClock
+from simulation.judge import Judge
+from simulation.setup import Setup, Tenant
+from simulation.sidecar import Request, Sidecar
+
+
+class Clients:
+    """The clients of all tenants."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        clock: VirtualClock,
+        chance: random.Random,
+        judge: Judge,
+        sidecars: Sequence[Sidecar],
+    ) -> None:
+        self._setup, self._clock, self._chance = setup, clock, chance
+        self._judge, self._sidecars = judge, sidecars
+        self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
+
+    def start(self) -> None:
+        """Schedule the first requests."""
+        setup = self._setup
+        if setup.open_loop:
+            self._clock.after(setup.warm_up_s / 2, self._arrive_at_random)
+            return
+        for tenant in setup.tenants:
+            for _ in range(tenant.workers):
+                wait = tenant.starts_at + 0.5 + self._chance.random() * max(tenant.think_s, 0.2)
+                self._clock.after(wait, lambda tenant=tenant: self._arrive(tenant))  # type: ignore[misc]
+
+    def send_again(self, tenant: Tenant, wait: float) -> None:
+        """Schedule the next request of a worker after about ``wait`` seconds. Open loop has no workers."""
+        if not self._setup.open_loop:
+            self._clock.after(wait * self._chance.uniform(0.5, 1.5), lambda: self._arrive(tenant))
+
+    def sidecar_lost(self, sidecar: Sidecar) -> None:
+        """Let the workers send again whose requests are lost with a sidecar."""
+        for tenant in self._setup.tenants:
+            for _ in range(sidecar.accounts[tenant.entitlement.name].concurrency_in_use):
+                self.send_again(tenant, 0.5)
+        for request in sidecar.waiting:
+            self.send_again(request.tenant, 0.5)
+
+    def _arrive_at_random(self) -> None:
+        """Poisson arrivals, each of a random tenant."""
+        chosen = self._chance.choices(self._setup.tenants, cum_weights=self._arrivals)
+        self._arrive(chosen[0])
+        self._clock.after(self._chance.expovariate(self._setup.open_loop), self._arrive_at_random)
+
+    def _arrive(self, tenant: Tenant) -> None:
+        chance, sidecars = self._chance, self._sidecars
+        request = Request(tenant, max(round(tenant.tokens * chance.uniform(0.5, 1.5)), 8))
+        sidecar = sidecars[0] if chance.random() < tenant.skew else chance.choice(sidecars)
+        self._judge.offered(request)
+        request.arrived_at = self._clock.now
+        sidecar.when_awake(lambda: sidecar.offer(request))

@@ -1,0 +1,190 @@
+"""The judge: counts the events of a simulation, and checks each admission and each shed.
+
+It sees the whole pool at once, which no sidecar does. It draws no random number and changes no other part.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+
+from simulation.clock import VirtualClock
+from simulation.figures import Figures
+from simulation.network import Network
+from simulation.setup import Setup
+from simulation.sidecar import Request, Sidecar
+from tokenpool.accounting.account import Account
+from tokenpool.admission.rules import Shed
+from tokenpool.leases.messages import Limit
+from tokenpool.leases.settings import Mode
+from tokenpool.outcomes import Reason
+
+_BY_LIMIT = (Reason.CONCURRENCY, Reason.KV_TOKENS, Reason.TOKENS_PER_SECOND)
+
+
+class Judge:
+    """Fills the figures of one simulation."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        clock: VirtualClock,
+        figures: Figures,
+        network: Network,
+        sidecars: Sequence[Sidecar],
+    ) -> None:
+        self._setup, self._clock, self._figures = setup, clock, figures
+        self._network, self._sidecars = network, sidecars
+        self._running: Counter[str] = Counter()
+        """Admitted sequences by entitlement."""
+        self._limits: dict[str, deque[tuple[float, float]]] = {}
+        """For each entitlement, the publication times of its limits of the last lifetime, with the limits."""
+        self._busy = 0
+        self._busy_since = 0.0
+        self._fault_until = 0.0
+        self._all_joined = True
+        self._disturbed_at = 0.0
+        self._on_fallback: dict[str, tuple[float, Sidecar]] = {}
+        """The sidecars that used fallback shares within the last lifetime, each with the last such time."""
+
+    @property
+    def _counts(self) -> bool:
+        return self._clock.now >= self._setup.warm_up_s
+
+    # --- requests ---
+
+    def offered(self, request: Request) -> None:
+        """A client sends a request."""
+        if self._counts:
+            self._figures.requests += 1
+            self._figures.offered[request.entitlement] += 1
+
+    def admitted(self, sidecar: Sidecar, request: Request) -> None:
+        """A sidecar admits a request. Compare the use with all limits of the last lifetime."""
+        now, name, figures = self._clock.now, request.entitlement, self._figures
+        if self._counts:
+            figures.waits.append(now - request.arrived_at)
+            figures.admitted += 1
+        self._running[name] += 1
+        figures.most_running[name] = max(figures.most_running[name], self._running[name])
+        if sidecar.uses_fallback:
+            self._on_fallback[sidecar.name] = (now, sidecar)
+        limits = self._limits.get(name)
+        if limits:
+            while len(limits) > 1 and limits[1][0] < now - self._setup.settings.lifetime_s:
+                limits.popleft()
+            excess = self._running[name] - max(limit for _, limit in limits)
+            if excess > 0:
+                self._count_excess(sidecar, request.account, excess)
+
+    def _count_excess(self, sidecar: Sidecar, account: Account, excess: float) -> None:
+        """Attribute sequences beyond a limit to joined sidecars or to those with fallback shares."""
+        figures, name = self._figures, account.entitlement.name
+        if not account.is_spot:
+            figures.over_fallback = max(figures.over_fallback, excess)
+        if sidecar.name not in self._on_fallback:
+            accounts = (s.accounts[name] for _, s in self._on_fallback.values() if not s.is_gone)
+            excess -= sum(account.concurrency_in_use for account in accounts)
+            figures.over_admitted = max(figures.over_admitted, excess)
+
+    def shed(self, sidecar: Sidecar, request: Request, shed: Shed) -> None:
+        """A sidecar sheds a request. Check whether its limit or its guarantee had room."""
+        if not self._counts:
+            return
+        figures, cost, account = self._figures, request.cost, request.account
+        name, store = request.entitlement, self._network.lease_store
+        figures.sheds[shed.reason.value] += 1
+        figures.shed[name] += 1
+        record = store.record(name, self._clock.now) if store is not None else None
+        in_use = self._running[name]
+        if record is not None and shed.reason in _BY_LIMIT and not sidecar.uses_fallback:
+            kv = sum(s.accounts[name].kv_in_use for s in self._sidecars)
+            figures.idle_refusals += (
+                in_use + cost.sequences <= record.limit.concurrency
+                and kv + cost.kv_tokens <= record.limit.kv_tokens
+                and record.level - record.held.tokens_per_second >= cost.throughput
+            )
+        if in_use + cost.sequences <= account.entitlement.guarantee.concurrency:
+            figures.guaranteed_sheds += 1
+
+    def began(self) -> None:
+        """An engine begins a request."""
+        self._count_busy()
+        self._busy += 1
+
+    def ended(self, request: Request) -> None:
+        """A request is served and settled."""
+        name, figures = request.entitlement, self._figures
+        self._running[name] -= 1
+        self._count_busy()
+        self._busy -= 1
+        figures.service[name] += request.size
+        figures.served.append((request.began_at, self._clock.now, name, request.size))
+
+    def preempted(self, request: Request) -> None:
+        """A spot request is ended for a guarantee."""
+        self._running[request.entitlement] -= 1
+        if request.is_running:
+            self._count_busy()
+            self._busy -= 1
+        if self._counts:
+            self._figures.preempted += 1
+
+    def _count_busy(self) -> None:
+        start = max(self._busy_since, self._setup.warm_up_s)
+        if self._clock.now > start:
+            self._figures.busy += (self._clock.now - start) * self._busy
+        self._busy_since = self._clock.now
+
+    # --- sidecars and limits ---
+
+    @property
+    def knows_limits(self) -> bool:
+        """Whether limits were published."""
+        return bool(self._limits)
+
+    def published(self, limits: Mapping[str, Limit]) -> None:
+        """The coordinator publishes limits."""
+        for name, limit in limits.items():
+            self._limits.setdefault(name, deque()).append((self._clock.now, limit.concurrency))
+
+    def fault_ends_at(self, at: float) -> None:
+        """A fault lasts until then."""
+        self._fault_until = max(self._fault_until, at)
+
+    def sidecar_lost(self, sidecar: Sidecar) -> None:
+        """A sidecar is gone with all its requests."""
+        self._count_queue(sidecar)
+        self._count_busy()
+        self._busy -= sidecar.running
+        for name, account in sidecar.accounts.items():
+            self._running[name] -= account.concurrency_in_use
+
+    def observe(self) -> None:
+        """Once a tick: note the sidecars that are not joined, and measure how long joining takes."""
+        now, figures = self._clock.now, self._figures
+        joined = all(s.leases.mode is Mode.JOINED for s in self._sidecars)
+        if joined and not self._all_joined and now >= self._fault_until:
+            took = now - max(self._fault_until, self._disturbed_at)
+            figures.reconverged_s = max(figures.reconverged_s, took)
+        if not joined and self._all_joined:
+            self._disturbed_at = now
+        self._all_joined = joined
+        for sidecar in self._sidecars:
+            if now < sidecar.paused_until or sidecar.is_cut or sidecar.uses_fallback:
+                self._on_fallback[sidecar.name] = (now, sidecar)
+        since = now - self._setup.settings.lifetime_s
+        self._on_fallback = {key: row for key, row in self._on_fallback.items() if row[0] >= since}
+
+    def finish(self) -> None:
+        """Complete the figures at the end of the simulation."""
+        setup = self._setup
+        self._count_busy()
+        self._figures.possible = setup.sidecars * setup.slots * (setup.seconds - setup.warm_up_s)
+        for sidecar in self._sidecars:
+            self._count_queue(sidecar)
+
+    def _count_queue(self, sidecar: Sidecar) -> None:
+        self._figures.lease_waits += sidecar.control.queue.lease_waits
+        self._figures.lease_waited_s += sidecar.control.queue.lease_waited_s
+        self._figures.taken_ahead += sidecar.leases.taken_ahead

@@ -1,0 +1,82 @@
+"""The input of a simulation: tenants, faults, the size of the pool, and the times of its parts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenpool.admission.queue import QueueSettings
+from tokenpool.entitlements import Entitlement
+from tokenpool.leases.settings import LeaseSettings
+from tokenpool.planning.planner import PlannerSettings
+
+TOKENS_PER_SEQUENCE_S = 50.0
+"""Tokens per second of one running sequence."""
+KV_PER_SLOT = 2048.0
+"""KV tokens of an engine for each of its slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One entitlement and its load: workers in closed loop that send each request to a random sidecar."""
+
+    entitlement: Entitlement
+    workers: int
+    tokens: int = 50
+    """Mean size of a request."""
+    think_s: float = 0.2
+    skew: float = 0.0
+    """The share of requests that goes to the first sidecar instead."""
+    starts_at: float = 0.0
+    arrivals: float = 1.0
+    """The relative rate of this tenant's arrivals in open loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Probabilities of faults per message, and rates of faults per sidecar and second."""
+
+    loss: float = 0.0
+    duplicates: float = 0.0
+    late: float = 0.0
+    """The probability of a delay of up to a second."""
+    crashes: float = 0.0
+    pauses: float = 0.0
+    partitions: float = 0.0
+    outages: Sequence[tuple[float, float, bool]] = ()
+    """Outages of the lease store: start, end, and whether it is empty afterwards."""
+    drift: float = 0.0
+    """Clocks run fast or slow by up to this share."""
+    quiet_after: float = math.inf
+    """No fault begins later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """One simulation."""
+
+    tenants: Sequence[Tenant]
+    sidecars: int
+    slots: int = 8
+    """Sequences that each engine runs."""
+    seconds: float = 20.0
+    faults: Faults = Faults()
+    seed: int = 1
+    settings: LeaseSettings = LeaseSettings()
+    queue: QueueSettings = QueueSettings()
+    planner: PlannerSettings = PlannerSettings()
+    warm_up_s: float = 4.0
+    """The time at the start that counts for over-admission only."""
+    distance_s: float = 0.00035
+    """The one-way delay between a sidecar and the lease store."""
+    message_s: float = 0.0001
+    """The time that the lease store takes for a message ..."""
+    row_s: float = 0.000024
+    """... and for each entitlement in it, measured on Redis 6.2. It processes one message at a time."""
+    open_loop: float = 0.0
+    """Requests per second of all tenants together, independent of answers; 0 means workers in closed loop."""
+    cut_at: float = math.inf
+    """The time at which engines are lost for good ..."""
+    kept: int = 0
+    """... and the number of sidecars that are left."""
