@@ -29,7 +29,7 @@ class LocalPlanner:
         self._telemetry = telemetry
         self._capacity = capacity
         self._settings = settings
-        self._ticked_at = telemetry.clock()
+        self._started_at = self._ticked_at = telemetry.clock()
         self._profiles: dict[str, tuple[Profile, float]] = {}
         """The profile of each entitlement that was active, and the time of its last plan."""
         self._under_way: Iterator[None] = iter(())
@@ -75,7 +75,7 @@ class LocalPlanner:
                 self._settings,
                 {
                     n: after_idle_time(profile, before - at)
-                    for n, (profile, at) in self._known_profiles(accounts)
+                    for n, (profile, at) in self._profiles_of(accounts)
                 },
             )
         )
@@ -92,8 +92,10 @@ class LocalPlanner:
         self._telemetry.limits_computed += 1
         self._controller.driver.serve()
 
-    def _known_profiles(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
-        return [(name, self._profiles[name]) for name in names if name in self._profiles]
+    def _profiles_of(self, names: Iterable[str]) -> list[tuple[str, tuple[Profile, float]]]:
+        """The last profile of each entitlement, and its time. One that was never active was idle."""
+        new = Profile(), self._started_at
+        return [(name, self._profiles.get(name, new)) for name in names]
 
     async def run(self, interval: float) -> None:
         """Tick until cancelled, with ``interval`` seconds between two ticks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
@@ -61,7 +61,7 @@ class Sidecar:
                 {a.entitlement.name: a.debt for a in accounts},
                 now - before,
                 SETTINGS,
-                {n: after_idle_time(p, before - at) for n, (p, at) in self.profiles.items() if n in names},
+                {n: after_idle_time(*self.profile(n, before)) for n in names},
             )
         )
         if not self.plans_all:
@@ -72,6 +72,11 @@ class Sidecar:
             self.profiles[each.entitlement.name] = made.profiles[each.entitlement.name], now
             if not self.plans_all and active.may_retire(each, now):
                 active.retire(each)
+
+    def profile(self, name: str, now: float) -> tuple[Profile, float]:
+        """The last profile of an entitlement, and its age in seconds."""
+        profile, at = self.profiles.get(name, (Profile(), 0.0))
+        return profile, now - at
 
     def offer(self, place: int, tokens: int, kv_tokens: int, sequences: int, now: float) -> object:
         price = cost(tokens=tokens, kv_tokens=kv_tokens, sequences=sequences)
@@ -110,6 +115,20 @@ STEP = st.one_of(OFFER, st.just(("end",)), st.tuples(st.just("pass"), st.integer
 
 
 @given(st.lists(STEP, max_size=60))
+@example(
+    [
+        ("offer", 0, 1, 16, 1),
+        ("pass", 26),
+        ("offer", 3, 1, 16, 2),
+        ("end",),
+        ("end",),
+        ("pass", 70),
+        ("offer", 0, 1, 16, 3),
+        ("offer", 1, 1, 16, 2),
+        ("offer", 3, 1, 16, 1),
+        ("pass", 3),
+    ]
+)  # an entitlement without a profile, because it was idle since the start
 def test_retiring_idle_accounts_changes_no_limits(steps: list[tuple[object, ...]]) -> None:
     """A bucket may be fuller: if its limit rose in its idle time, it is full at once, not within a second."""
     some, all_planned = Sidecar(plans_all=False), Sidecar(plans_all=True)
