@@ -34,6 +34,8 @@ from tokenpool.leases.waits import LeaseWaits, may_be_inside_guarantee
 from tokenpool.planning.idle import IdleTerms, idle_share
 from tokenpool.pricing.cost import Cost
 
+ROUND_TRIP_KEPT = 0.8
+"""The part of a long round trip that remains after each answer, because one quick answer proves nothing."""
 MARGIN = 0.2
 """The part of a lifetime by which a lease expires here before it does in the lease store."""
 HORIZON = 2.0
@@ -349,6 +351,41 @@ class Leases:
             return 0
         return int(account.entitlement.guarantee.concurrency // self.sidecars)
 
+    def store_answered(self, round_trip_s: float, terms: IdleTerms) -> None:
+        """The lease store answered a message after ``round_trip_s`` seconds, with these terms of the pool."""
+        if self.failures:
+            for state in self.states.values():
+                state.share_tokens = None
+        self.failures = 0
+        self.round_trip_s = max(round_trip_s, self.round_trip_s * ROUND_TRIP_KEPT)
+        if terms.capacity != (0.0, 0.0, 0.0):
+            self.terms, self.has_limits = terms, True
+
+    def store_failed(self, now: float) -> None:
+        """The lease store did not answer a message in time: no request waits for it."""
+        self.failures += 1
+        if now >= self.expires_at:
+            self.expire(now)
+        self.waits.end_all(now)
+
+    def answered_late(self, now: float) -> None:
+        """An answer came after all leases had expired: this process was late, not the lease store."""
+        self.round_trip_s = 0.0
+        self.expire(now)
+
+    def join(self, stated: Collection[str]) -> None:
+        """Decide from leases. An entitlement that the complete message did not state holds nothing yet."""
+        if self.mode is not Mode.JOINED:
+            self.mode = Mode.JOINED
+            for name in self.states:
+                if name not in stated:
+                    self.accounts[name].hold_nothing()
+
+    def wait_to_join(self, now: float) -> None:
+        """The lease store is closed, or has no limits yet: decide from shares."""
+        self.mode = Mode.JOINING
+        self.use_shares(now)
+
     def renewed(self, sent_at: float, sidecars: int) -> None:
         """The lease store began or renewed the lifetime of all leases, for a message sent at ``sent_at``."""
         self.sidecars = sidecars
@@ -449,8 +486,6 @@ class Leases:
 
     def _share(self, account: Account, now: float) -> None:
         known = self.limit_of(account) if self.has_limits else None
-        if known is not None:
-            account.set_pool(known_limit(known, has_peers=self.sidecars > 1))
         use_share(account, known, self.sidecars, now)
 
 

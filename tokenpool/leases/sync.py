@@ -27,8 +27,6 @@ SPARE = 0.25
 """The part of the highest recent use that is held in addition to it."""
 GROWTH = 2.0
 """The least tokens to hold, as a multiple of the tokens spent since the last report."""
-ROUND_TRIP_KEPT = 0.8
-"""The part of a long round trip that remains after each answer, because one quick answer proves nothing."""
 MOST_ROWS = 50
 """The most entitlements in one message: about 1 ms of Redis (24 us each). The next message names the rest."""
 PER_STEP = 20
@@ -241,11 +239,8 @@ class LeaseSync:
             if state is not None and state.number == message.number:
                 state.under_way, state.sent = False, None
                 self._resume(name)
-        leases.failures += 1
         self._must_complete = True
-        if now >= leases.expires_at:
-            leases.expire(now)
-        leases.waits.end_all(now)
+        leases.store_failed(now)
 
     def pushed(self, push: Push, now: float) -> None:
         """The lease store sent a notification. A message may be due then."""
@@ -257,14 +252,9 @@ class LeaseSync:
     def _apply_pool_state(self, message: Message, answer: Answer, sent_at: float, now: float) -> None:
         """Apply the fields of an answer other than leases."""
         leases = self.leases
-        was_failing, leases.failures = leases.failures > 0, 0
-        if was_failing:
-            for state in leases.states.values():
-                state.share_tokens = None
-        leases.round_trip_s = max(now - sent_at, leases.round_trip_s * ROUND_TRIP_KEPT)
+        was_failing = leases.failures > 0
+        leases.store_answered(now - sent_at, answer.terms)
         self.answered_at, self.limits_age_s = now, answer.limits_age_s
-        if answer.terms.capacity != (0.0, 0.0, 0.0):
-            leases.terms, leases.has_limits = answer.terms, True
         if answer.is_known and (message.is_complete or message.renews):
             # A closed store does not know every sidecar yet. With too few sidecars, shares would be too
             # large.
@@ -278,21 +268,11 @@ class LeaseSync:
     def _change_mode(self, message: Message, answer: Answer, now: float) -> None:
         leases = self.leases
         if now >= leases.expires_at:
-            leases.round_trip_s = 0.0  # this process was late, not the answer
-            leases.expire(now)
+            leases.answered_late(now)
         elif message.is_complete and answer.is_open and leases.has_limits:
-            self._join(message)
+            leases.join(message.lease_requests)
         elif message.is_complete:
-            leases.mode = Mode.JOINING
-            leases.use_shares(now)
-
-    def _join(self, message: Message) -> None:
-        leases = self.leases
-        if leases.mode is not Mode.JOINED:
-            leases.mode = Mode.JOINED
-            for name in leases.states:
-                if name not in message.lease_requests:
-                    leases.accounts[name].hold_nothing()
+            leases.wait_to_join(now)
 
     def _rows_differ(self, message: Message, answer: Answer) -> bool:
         """Whether the lease store has another number of rows than this sidecar has stated."""
