@@ -410,9 +410,11 @@ class ClientConnection(ReceivingConnection):
             self._transport.abort()
 
     def drain(self) -> None:
-        """End the exchange now."""
+        """End the exchange now, and refuse a request that is not complete yet."""
         if self._exchange is not None:
             self._exchange.drain()
+        elif self._parser.phase in _READING:
+            self._refuse(draining(self._request.account if self._request is not None else None))
         else:
             self._close()
 
