@@ -300,7 +300,9 @@ class ClientConnection(ReceivingConnection):
         ticket = admitted.ticket
         manager.controller.begin(admitted, exchange)
         if ticket is not None:
-            manager.telemetry.overhead(manager.telemetry.clock() - admitted.started_at)
+            now = manager.telemetry.clock()
+            exchange.last_progress = now  # a wait before is no silence of the engine
+            manager.telemetry.overhead(now - admitted.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
         self._manager.controller.refused(refusal)
