@@ -305,7 +305,9 @@ class ClientConnection(ReceivingConnection):
         ticket = admitted.ticket
         manager.controller.begin(admitted, exchange)
         if ticket is not None:
-            manager.telemetry.overhead(manager.telemetry.clock() - admitted.started_at)
+            now = manager.telemetry.clock()
+            exchange.last_progress = now  # a wait before is no silence of the engine
+            manager.telemetry.overhead(now - admitted.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
         self._manager.controller.refused(refusal)
@@ -418,9 +420,11 @@ class ClientConnection(ReceivingConnection):
             self._transport.abort()
 
     def drain(self) -> None:
-        """End the exchange now."""
+        """End the exchange now, and refuse a request that is not complete yet."""
         if self._exchange is not None:
             self._exchange.drain()
+        elif self._parser.phase in _READING:
+            self._refuse(draining(self._request.account if self._request is not None else None))
         else:
             self._close()
 

@@ -29,7 +29,7 @@ class Client(Protocol):
 class Waiting:
     """One request between its pricing and its admission."""
 
-    __slots__ = ("_client", "_controller", "_head", "_pending", "last_progress")
+    __slots__ = ("_client", "_controller", "_head", "_pending")
 
     def __init__(
         self, client: Client, controller: RequestController, pending: PendingRequest, head: RequestHead
@@ -38,7 +38,11 @@ class Waiting:
         self._controller = controller
         self._pending = pending
         self._head = head
-        self.last_progress = pending.arrived_at
+
+    @property
+    def last_progress(self) -> float:
+        """The deadline: until then the admission control answers for the wait."""
+        return self._pending.deadline
 
     def decided(self, outcome: Ticket | Shed) -> None:
         """The driver: the wait is over."""
@@ -54,7 +58,7 @@ class Waiting:
         self._client.on_decided(self._head, draining(self._pending.account))
 
     def time_out(self) -> None:
-        """A wait has a deadline far below any limit on an exchange: a defect lost it. End it."""
+        """The deadline passed long ago and nothing was decided: a defect lost the request. End it."""
         self._controller.withdraw(self._pending)
         self._client.on_decided(
             self._head,

@@ -10,6 +10,7 @@ import pytest
 
 from runtime.options import SettingsError
 from sidecar.app import Sidecar
+from sidecar.proxy.waiting import Waiting
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.harness import (
@@ -276,6 +277,36 @@ async def test_a_request_waits_no_longer_than_its_promised_ttft(engine: FakeEngi
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def test_a_wait_in_the_queue_does_not_count_as_silence_of_the_engine(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    go_on, last = asyncio.Event(), asyncio.Event()
+
+    async def hold(request: Received, writer: asyncio.StreamWriter) -> None:
+        await (go_on if len(engine.received) <= 2 else last).wait()
+        await fake.answer_unary(request, writer)
+
+    engine.answer = hold
+    options = {"queue_timeout_elastic": 60.0, "upstream_timeout": 50.0}
+    async with sidecar_for(engine.port, tmp_path, pool=TWO_SLOTS, **options) as sidecar:
+        running = [asyncio.ensure_future(ask(sidecar, request(key="e-key"))) for _ in range(2)]
+        await until(lambda: len(engine.received) == 2)
+        waits = asyncio.ensure_future(ask(sidecar, request(key="e-key")))
+        await until(lambda: len(sidecar.control.queue) == 1)
+        (guest,) = [each for each in sidecar.manager.connections if isinstance(each._exchange, Waiting)]
+        now = sidecar.telemetry.clock()
+        guest.sweep(now + 55.0)  # its deadline comes after that
+        assert not waits.done()
+        assert len(sidecar.control.queue) == 1
+        go_on.set()
+        assert [answer.status for answer in await asyncio.gather(*running)] == [200, 200]
+        await until(lambda: len(engine.received) == 3)
+        guest.sweep(now + 50.0)  # the engine has had the request for less
+        last.set()
+        assert (await waits).status == 200
+        assert is_whole(sidecar)
 
 
 def waiting_for_engine(sidecar: Sidecar, name: str) -> PendingRequest:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sidecar.decisions import AdmittedRequest, Refusal
+from sidecar.proxy.connection_state import Phase
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
 from tests.fakes import scripted_engine as fake
@@ -530,3 +531,25 @@ async def test_draining_is_bounded(engine: FakeEngine, tmp_path: Path) -> None:
         assert (response.status, response.headers["x-tokenpool-reason"]) == (503, "draining")
         assert is_whole(sidecar)
         assert sidecar.telemetry.outcomes("g") == {"drained": 1}
+
+
+@pytest.mark.parametrize("is_warm", [False, True], ids=["first request", "later request"])
+@pytest.mark.parametrize("sent", [20, -3], ids=["part of the head", "part of the body"])
+async def test_a_request_that_is_incomplete_at_the_end_of_the_drain_is_refused(
+    engine: FakeEngine, tmp_path: Path, sent: int, *, is_warm: bool
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        if is_warm:
+            writer.write(request())
+            assert (await read_response(reader)).status == 200
+        writer.write(request()[:sent])
+        await until(
+            lambda: any(d._parser.phase in (Phase.HEAD, Phase.BODY) for d in sidecar.manager.connections)
+        )
+        stopping = asyncio.ensure_future(sidecar.stop())
+        response = await read_response(reader)
+        assert (response.status, response.headers["x-tokenpool-reason"]) == (503, "draining")
+        assert await reader.read() == b""
+        writer.close()
+        await stopping
+        assert is_whole(sidecar)
