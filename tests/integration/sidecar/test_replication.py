@@ -19,6 +19,7 @@ from sidecar.replication import FAREWELL_S
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Received
+from tests.support.build import from_source
 from tests.support.harness import (
     STREAM,
     admin,
@@ -170,6 +171,7 @@ async def test_a_store_that_fails_is_told_and_survived(
     assert 'tokenpool_store_calls_total{result="failed"} 0.0' not in metrics
 
 
+@from_source
 async def test_no_defect_in_a_decision_ends_a_loop_of_a_lone_sidecar(
     engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

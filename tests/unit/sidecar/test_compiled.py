@@ -14,5 +14,5 @@ def test_the_tested_data_path_is_the_requested_build() -> None:
     first = Path(os.environ.get("PYTHONPATH", "").partition(":")[0])
     is_compiled = first == COMPILED and (COMPILED / ".made").exists()
 
-    for module in (sidecar.controller, sidecar.proxy.connection, tokenpool.accounting.ledger):
+    for module in (sidecar.controller.controller, sidecar.proxy.connection, tokenpool.accounting.ledger):
         assert str(module.__file__).endswith(".so") == is_compiled

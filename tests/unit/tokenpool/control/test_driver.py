@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from tests.support.build import from_source
 from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
 from tests.unit.tokenpool.control.test_admission_control import (
     NONE_NOW,
@@ -501,6 +502,7 @@ class BrokenSync:
         raise KeyError("a defect")
 
 
+@from_source
 def test_a_message_that_cannot_be_made_reaches_no_request() -> None:
     pod = Pod(1, sync=BrokenSync())  # type: ignore[arg-type]
     tenant = account()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from tests.support.build import from_source
 from tests.support.domain_builders import ASK, ROOM, account, cost
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
@@ -80,15 +81,15 @@ def test_when_the_first_waiting_request_leaves_the_next_one_is_tried_soon() -> N
     assert ports.alarm == math.inf
 
 
-class BrokenTick(LeaseSync):
-    """A tick with a defect in one of its entitlements."""
-
-    def tick_steps(self, now: float) -> Iterator[None]:
-        yield from super().tick_steps(now)
-        raise ZeroDivisionError
-
-
+@from_source
 def test_a_failed_tick_still_renews_the_leases() -> None:
+    class BrokenTick(LeaseSync):
+        """A tick with a defect in one of its entitlements."""
+
+        def tick_steps(self, now: float) -> Iterator[None]:
+            yield from super().tick_steps(now)
+            raise ZeroDivisionError
+
     ports = Recorded()
     queue = AdmissionQueue(QueueSettings())
     leases = Leases(LeaseSettings(1.5, 0.25), 1, queue)
