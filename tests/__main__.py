@@ -107,6 +107,8 @@ JOBS = [
         _pytest(
             _AS_INSTALLED,
             *_SHARED,
+            "-m",
+            "not exclusive",
             *_compiled_folders(),
             "tests/unit/simulation",
             "tests/integration/sidecar",

@@ -160,11 +160,9 @@ class Cluster:
         """Wait until an async condition holds, and return the seconds."""
         started = time.monotonic()
         while not await condition():
-            assert time.monotonic() < started + seconds, (
-                await self.modes(),
-                await self.leaders(),
-                self.folder,
-            )
+            if time.monotonic() >= started + seconds:
+                stands = [state and (state["lease_store"], state["engine"]) for state in await self.states()]
+                raise AssertionError(f"not within {seconds:g} s: {stands}, leaders {await self.leaders()}")
             await asyncio.sleep(0.05)
         return time.monotonic() - started
 

@@ -189,6 +189,7 @@ async def test_a_full_sidecar_closes_idle_connections_of_the_largest_caller(
         assert (holds(sidecar, "g"), holds(sidecar, "e")) == (1, 1)
 
 
+@pytest.mark.exclusive  # the refused connections must still linger when the last one comes
 async def test_refused_connections_are_answered_only_up_to_a_point(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
