@@ -124,7 +124,7 @@ class Stack:
                 lines.append(str(checks[-1].get("Output")))
         return "\n".join(lines)
 
-    def address(self, service: str, network: str = "lease_store") -> str:
+    def address(self, service: str, network: str = "store") -> str:
         """The address of a service on one of the networks, reachable from this machine."""
         networks = self.container(service).attrs["NetworkSettings"]["Networks"]
         return str(networks[f"{PROJECT}_{network}"]["IPAddress"])
