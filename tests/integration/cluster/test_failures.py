@@ -25,7 +25,8 @@ from experiments.relay import Relay
 from tests.integration.cluster.load import Load, Tenant, under_load
 from tests.integration.cluster.processes import LIFETIME_S, POOL, Cluster
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# No guaranteed request may be shed, and a call to the lease store takes 0.5 s at most: both need the machine.
+pytestmark = [pytest.mark.exclusive, pytest.mark.asyncio(loop_scope="module")]
 
 RECONVERGED_S = 2 * LIFETIME_S
 SHARES = 8

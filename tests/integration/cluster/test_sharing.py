@@ -7,8 +7,12 @@ import statistics
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.integration.cluster.load import Tenant, under_load
 from tests.integration.cluster.processes import Cluster
+
+pytestmark = pytest.mark.exclusive  # the pool must join, and serve, in time
 
 ONE = """
 pools:
