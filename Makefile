@@ -36,8 +36,8 @@ e2e: .venv/.installed ## run the tests with vLLM, containers and a browser; root
 unit-compiled: .venv/.installed ## run the tests of the data path on the compiled build, and the long simulations
 	@$(TESTS) unit-compiled
 
-# Each of the two tiers leaves a file with what it executed.
-coverage: .venv/.installed ## report the branch coverage of the last `make unit` and `make integration`; fails under 95 %
+# `make test` measures two of the tiers; each leaves a file with what it executed.
+coverage: .venv/.installed ## report the branch coverage of the last `make test`; fails under 95 %
 	@$(BIN)/python -m coverage combine --keep --quiet --data-file out/.coverage out/.coverage.unit out/.coverage.integration
 	@$(BIN)/python -m coverage report --data-file out/.coverage
 
