@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -46,6 +47,19 @@ class Configuration:
     """The pool file and every key file."""
     version: str
     """The version of the file in its published form."""
+
+
+class Enforcer(Protocol):
+    """Puts changed configurations in force."""
+
+    def prepare(self, configuration: Configuration) -> Iterator[None]:
+        """Make the accounts of a configuration, in short steps."""
+
+    def enforce(self, configuration: Configuration) -> None:
+        """Put a configuration in force."""
+
+    def apply(self, configuration: Configuration) -> None:
+        """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
 
 
 class _Request(msgspec.Struct):

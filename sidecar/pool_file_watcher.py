@@ -8,26 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import Protocol
 
 from runtime import collecting
 from runtime.filewatch import FileWatch
-from sidecar.configuration import Configuration, ConfigurationInvalid, load_apart
+from sidecar.configuration import Configuration, ConfigurationInvalid, Enforcer, load_apart
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
-
-
-class Enforcer(Protocol):
-    """Puts changed configurations in force."""
-
-    def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make the accounts of a configuration, in short steps."""
-
-    def apply(self, configuration: Configuration) -> None:
-        """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
 
 
 class PoolFileWatcher:

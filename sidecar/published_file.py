@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from typing import Protocol
 
-from sidecar.configuration import Configuration, ConfigurationInvalid, published
+from sidecar.configuration import Configuration, ConfigurationInvalid, Enforcer, published
 from sidecar.report import Reporter
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
@@ -19,16 +17,6 @@ READ_EVERY_S = 2.0
 """Seconds between two reads of the published version, if no answer names a new one."""
 LONGEST_RETRY_S = 60.0
 """A published pool file that cannot be enforced here is read again after 2 s, then at doubled intervals."""
-
-
-class Enforcer(Protocol):
-    """Puts configurations in force."""
-
-    def prepare(self, configuration: Configuration) -> Iterator[None]:
-        """Make the accounts of a configuration, in short steps."""
-
-    def enforce(self, configuration: Configuration) -> None:
-        """Put a configuration in force."""
 
 
 class PublishedFile:

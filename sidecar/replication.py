@@ -141,9 +141,9 @@ class Replication:
     async def stop(self) -> None:
         """Return every lease, if the lease store answers in time. Then close the connections.
 
-        The messages in flight come first. The last message repeats the usage of a lost one.
+        Call it after ``Driver.stop``. The messages in flight come first. The last message repeats the
+        usage of a lost one.
         """
-        self._driver.stop()
         try:
             async with asyncio.timeout(FAREWELL_S):
                 await self._ports.wait_for_results()

@@ -7,11 +7,11 @@ import secrets
 import socket
 from collections.abc import Mapping
 
-from sidecar.configuration import Configuration
+from sidecar.configuration import Configuration, Enforcer
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
-from sidecar.published_file import Enforcer, PublishedFile
+from sidecar.published_file import PublishedFile
 from sidecar.replication import Replication
 from sidecar.report import Reporter
 from sidecar.settings import Settings

@@ -57,11 +57,6 @@ class OutputEstimate:
 
     quantile: float | None = 0.9
 
-    @property
-    def reserves_the_whole_bound(self) -> bool:
-        """Whether the pool file has ``output_estimate: max``."""
-        return self.quantile is None
-
 
 @dataclass(frozen=True, slots=True)
 class Entitlement:

@@ -60,11 +60,6 @@ class LeaseSync:
         if self.leases.follow(accounts, now):
             self._must_complete = True
 
-    def tick(self, now: float) -> None:
-        """Examine the active entitlements and renew the leases, once per interval."""
-        for _ in self.tick_steps(now):
-            pass
-
     def tick_steps(self, now: float) -> Iterator[None]:
         """Do the same in steps of ``PER_STEP`` entitlements. Requests may be decided between two steps."""
         leases = self.leases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -59,7 +60,7 @@ class Sidecar:
     def send(self, now: float, *, whole: bool = True) -> Message:
         """The next message, after the end of an interval; with ``whole=False``, within an interval."""
         if whole:
-            self.sync.tick(now)
+            deque(self.sync.tick_steps(now), maxlen=0)
         self.sent = message = self.sync.next_message(now)
         assert message is not None
         return message
@@ -655,7 +656,7 @@ def test_a_long_list_is_stated_in_several_messages(lease_store: ReferenceLeaseSt
     for account in many.values():
         made.wait(OPEN, lambda account=account: tickets.append(account), longest_wait_s=0.0, account=account)  # type: ignore[misc]
     sizes = []
-    made.sync.tick(OPEN)
+    deque(made.sync.tick_steps(OPEN), maxlen=0)
     while (message := made.sync.next_message(OPEN)) is not None:
         sizes.append(len(message.lease_requests))
         made.answered(message, lease_store.exchange(message, OPEN).answer, OPEN)
@@ -671,7 +672,7 @@ def test_a_request_of_a_removed_entitlement_does_not_stop_the_messages(
     made.sync.follow({"b": kept}, OPEN)
     made.leases.covers(removed, ONE, OPEN)  # its body ends only now
     assert made.wait(OPEN, longest_wait_s=1.0, account=removed) is None
-    made.sync.tick(OPEN + 0.1)
+    deque(made.sync.tick_steps(OPEN + 0.1), maxlen=0)
     made.exchange_all(OPEN + 0.2)
     assert made.leases.mode is Mode.JOINED
 
