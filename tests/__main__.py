@@ -45,6 +45,8 @@ class Ended:
     """The exit code; none if it did not run, since a job that it needs failed."""
     seconds: float
     output: Path
+    cpu_s: float = 0.0
+    """The CPU time of its processes, in seconds. Daemons, such as dockerd, do not count."""
 
     @property
     def line(self) -> str:
@@ -53,7 +55,8 @@ class Ended:
             return f"{self.job.name}: not run, a job that it needs failed"
         said = self.output.read_text(errors="replace").strip().splitlines()
         outcome = "passed" if self.code == 0 else f"FAILED ({self.code})"
-        return f"{self.job.name}: {outcome} in {self.seconds:.0f} s: {said[-1].strip('= ') if said else ''}"
+        last = said[-1].strip("= ") if said else ""
+        return f"{self.job.name}: {outcome} in {self.seconds:.0f} s, {self.cpu_s:.0f} s of CPU: {last}"
 
 
 def _pytest(*arguments: str) -> list[str]:
@@ -70,6 +73,10 @@ _COVERAGE = ("--cov", "--cov-report=", "--cov-fail-under=0")
 _COMPILED = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{ROOT / '.compiled'}:{ROOT}"}
 _AS_INSTALLED = "--import-mode=importlib"
 """Tests import the packages that the path names first, not those beside them."""
+
+
+_OWN_ENGINES = ("tests/e2e/vllm/test_engine_pages.py",)
+"""Tests that start vLLM with other options."""
 
 
 def _compiled_folders() -> list[str]:
@@ -123,6 +130,13 @@ JOBS = [
         cores=0,
         environment=_COMPILED,
     ),
+    # Mostly starts of engines, of 20 s each. No time is measured, so other jobs may run beside them.
+    Job(
+        "vllm-pages",
+        _pytest(_AS_INSTALLED, *_OWN_ENGINES),
+        frozenset({"engine", "compile"}),
+        environment=_COMPILED,
+    ),
     # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So three run at once.
     Job(
         "integration",
@@ -134,7 +148,7 @@ JOBS = [
     Job("processes", _pytest("-m", "exclusive", "tests/integration"), cores=2),
     Job(
         "vllm",
-        _pytest(_AS_INSTALLED, "tests/e2e/vllm"),
+        _pytest(_AS_INSTALLED, "tests/e2e/vllm", *(f"--ignore={file}" for file in _OWN_ENGINES)),
         frozenset({"engine", "compile"}),
         cores=2,
         environment=_COMPILED,
@@ -143,7 +157,7 @@ JOBS = [
 TIERS = {
     "unit": ["unit"],
     "integration": ["integration", "processes"],
-    "e2e": ["containers", "browser", "vllm"],
+    "e2e": ["containers", "browser", "vllm-pages", "vllm"],
     "unit-compiled": ["unit-compiled"],
     "coverage": ["coverage"],
 }
@@ -178,7 +192,7 @@ def run(jobs: Sequence[Job], out: Path, say: Callable[[str], None], *, cores: in
         say(f"[{minutes:2d}:{seconds:02d}] {text}")
 
     while waiting or running:
-        for each in [each for each in running if each.process.poll() is not None]:
+        for each in [each for each in running if each.has_ended()]:
             running.remove(each)
             ended[each.job.name] = end = each.end()
             tell(end.line)
@@ -218,6 +232,7 @@ class _Running:
         self.job = job
         self._output = output
         self._began = time.monotonic()
+        self._cpu_s = 0.0
         with output.open("wb") as file:
             self.process = subprocess.Popen(
                 job.command,
@@ -228,8 +243,18 @@ class _Running:
                 stderr=file,
             )
 
+    def has_ended(self) -> bool:
+        """Whether the process has ended. ``Popen.poll`` would discard its CPU time."""
+        pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+        if pid == 0:
+            return False
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self._cpu_s = usage.ru_utime + usage.ru_stime
+        return True
+
     def end(self) -> Ended:
-        return Ended(self.job, self.process.returncode, time.monotonic() - self._began, self._output)
+        seconds = time.monotonic() - self._began
+        return Ended(self.job, self.process.returncode, seconds, self._output, self._cpu_s)
 
 
 def _used(running: Iterable[_Running]) -> int:

@@ -28,8 +28,8 @@ def test_jobs_run_and_say_how_they_ended(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (tmp_path / "out" / "good.txt").read_text() == "all well\n"
     lines = "\n".join(said)
-    assert "good: passed in 0 s: all well" in lines
-    assert "bad: FAILED (3) in 0 s: 1 failed" in lines
+    assert "good: passed in 0 s, 0 s of CPU: all well" in lines
+    assert "bad: FAILED (3) in 0 s, 0 s of CPU: 1 failed" in lines
     assert "what went wrong\n1 failed\n" in said
     assert "never: not run, a job that it needs failed" in lines
     assert lines.index("good: passed") < lines.index("later: started")

@@ -50,10 +50,10 @@ def test_a_job_starts_after_what_it_needs_has_passed() -> None:
 def test_how_a_job_ended_is_a_line(tmp_path: Path) -> None:
     output = tmp_path / "a.txt"
     output.write_text("...\n===== 3 passed in 2.00s =====\n")
-    assert Ended(job("a"), 0, 12.3, output).line == "a: passed in 12 s: 3 passed in 2.00s"
-    assert Ended(job("a"), 2, 0.6, output).line == "a: FAILED (2) in 1 s: 3 passed in 2.00s"
+    assert Ended(job("a"), 0, 12.3, output, 7.4).line == "a: passed in 12 s, 7 s of CPU: 3 passed in 2.00s"
+    assert Ended(job("a"), 2, 0.6, output).line == "a: FAILED (2) in 1 s, 0 s of CPU: 3 passed in 2.00s"
     output.write_text("")
-    assert Ended(job("a"), 0, 1.0, output).line == "a: passed in 1 s: "
+    assert Ended(job("a"), 0, 1.0, output).line == "a: passed in 1 s, 0 s of CPU: "
     assert Ended(job("a"), None, 0.0, output).line == "a: not run, a job that it needs failed"
 
 
