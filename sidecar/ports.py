@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from sidecar.report import Reporter
+from tokenpool.admission.placement import PeerAsk
 from tokenpool.leases.messages import Answer, Message
 from tokenpool.store import Store, StoreDown
 
@@ -63,9 +64,19 @@ class LoopPorts:
             self._alarm.clear()
             yield
 
+    # --- other replicas ---
+
+    def ask(self, ask: PeerAsk) -> None:
+        """See ``Ports``."""
+        raise NotImplementedError
+
+    def cancel(self, ask: PeerAsk) -> None:
+        """See ``Ports``."""
+        raise NotImplementedError
+
     # --- the lease store ---
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         """See ``Ports``."""
         task = asyncio.get_running_loop().create_task(self._carry(message))
         self._calls.add(task)

@@ -41,6 +41,10 @@ class Figures:
     """The same after an admission by any sidecar, except for spot: fallback shares may add up to more."""
     reconverged_s: float = 0.0
     """The longest time from the end of a fault until all sidecars are joined again."""
+    handovers: int = 0
+    """Requests that another replica began with."""
+    asks: int = 0
+    """Questions to other replicas."""
     messages: int = 0
     rows: int = 0
     """Lease requests in all messages."""

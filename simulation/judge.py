@@ -156,7 +156,7 @@ class Judge:
         """A sidecar is gone with all its requests."""
         self._count_queue(sidecar)
         self._count_busy()
-        self._busy -= sidecar.running
+        self._busy -= sidecar.engine.running
         for name, account in sidecar.accounts.items():
             self._running[name] -= account.concurrency_in_use
 

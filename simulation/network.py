@@ -67,6 +67,10 @@ class Network:
         if not self._is_lost(sidecar):
             self._clock.after(self._delay(), lambda: answered(answer))
 
+    def between(self, call: Callable[[], None]) -> None:
+        """Make a call after the delay between two sidecars."""
+        self._clock.after(self._delay(), call)
+
     def _push(self, push: Push) -> None:
         number, _, _ = push.holder[1:].partition(".")
         holder = self._sidecars[int(number)] if int(number) < len(self._sidecars) else None

@@ -78,5 +78,7 @@ class Setup:
     """Requests per second of all tenants together, independent of answers; 0 means workers in closed loop."""
     cut_at: float = math.inf
     """The time at which engines are lost for good ..."""
+    handover: bool = True
+    """Whether sidecars hand requests over to replicas with room."""
     kept: int = 0
     """... and the number of sidecars that are left."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
 from simulation.clock import VirtualClock
+from simulation.engine import Engine
+from simulation.handover import Visit
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Setup, Tenant
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.placement import PeerAsk, Placement
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
@@ -59,6 +61,12 @@ class Environment(Protocol):
     def request_preempted(self, request: Request) -> None:
         """A spot request is ended for a guarantee."""
 
+    def request_handed_over(self) -> None:
+        """Another replica begins with a request."""
+
+    def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
+        """An ask at another sidecar; ``None`` if that one is gone."""
+
 
 class Request:
     """One request. It implements ``Waiter`` and ``Runner`` of the driver."""
@@ -73,12 +81,15 @@ class Request:
         "size",
         "tenant",
         "ticket",
+        "visit",
     )
 
     def __init__(self, tenant: Tenant, size: int) -> None:
         self.tenant = tenant
         self.size = size
         self.ticket: Ticket | None = None
+        self.visit: Visit | None = None
+        """Its place on another replica, by handover."""
         self.arrived_at = 0.0
         self.began_at = 0.0
         self.is_running = False
@@ -99,7 +110,15 @@ class Request:
     def start(self) -> None:
         """See ``Runner``."""
         if self.ticket is not None:
-            self.sidecar.queue_in_engine(self)
+            self.sidecar.send(self)
+
+    def began(self) -> None:
+        """See ``Work``."""
+        self.sidecar.began(self)
+
+    def finished(self) -> None:
+        """See ``Work``. The engine continues while the sidecar is paused; the settlement waits."""
+        self.sidecar.when_awake(lambda: self.sidecar.finished(self))
 
     def preempt(self) -> None:
         """See ``Runner``."""
@@ -126,7 +145,10 @@ class Sidecar:
         self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
-        self.control = AdmissionControl(now, queue, leases=self.leases)
+        placement = Placement(self.name) if setup.handover else None
+        self.control = AdmissionControl(now, queue, leases=self.leases, placement=placement)
+        self.control.peer_address = self.name if setup.handover else ""
+        self.control.is_serving = True
         sync = LeaseSync(self.name, self.leases)
         sync.follow(self.accounts, now)
         self.driver = Driver(self.control, self, sync)
@@ -134,9 +156,9 @@ class Sidecar:
         self.control.engine_changed(_room(setup.slots), now)
         self.waiting: dict[Request, None] = {}
         """Requests that wait for their decision."""
-        self.backlog: deque[Request] = deque()
-        """Admitted requests that wait in the engine."""
-        self.running = 0
+        self.engine = Engine(world.clock, setup.slots)
+        self._visits: dict[int, Visit] = {}
+        """The asks at other replicas, by number, until their request is sent."""
         self._awaited: set[int] = set()
         """Numbers of messages that are neither answered nor failed."""
         self._wakes_at = math.inf
@@ -186,45 +208,83 @@ class Sidecar:
         self._world.request_admitted(self, request)
         self.driver.begin(outcome, request)
 
-    def queue_in_engine(self, request: Request) -> None:
-        """An admitted request reaches the engine."""
-        self.backlog.append(request)
-        self._start()
-
-    def _start(self) -> None:
-        while self.backlog and self.running < self._world.setup.slots:
-            request = self.backlog.popleft()
-            self.running += 1
-            request.is_running = True
-            now = self._world.clock.now
-            request.began_at = now
-            self._world.request_began()
-            if request.ticket is not None:
-                self.control.first_token(request.ticket, now - request.arrived_at)
-            seconds = request.size / TOKENS_PER_SEQUENCE_S
-            # The engine continues while the sidecar is paused; the settlement waits.
-            self.later(seconds * self._speed, lambda request=request: self._end(request))  # type: ignore[misc]
-
-    def _end(self, request: Request) -> None:
+    def send(self, request: Request) -> None:
+        """Send an admitted request to the engine, or to the replica that keeps room for it."""
         ticket = request.ticket
+        if ticket is not None and ticket.place is not None:
+            request.visit = visit = self._visits.pop(ticket.place.number)
+            visit.send(request)
+        else:
+            self.engine.add(request)
+
+    def began(self, request: Request) -> None:
+        """The engine begins with a request."""
+        now = self._world.clock.now
+        request.is_running = True
+        request.began_at = now
+        self._world.request_began()
+        if request.ticket is not None:
+            self.control.first_token(request.ticket, now - request.arrived_at)
+
+    def finished(self, request: Request, ending: Ending = Ending.FINISHED) -> None:
+        """Settle a request that its engine has finished. It may have been preempted meanwhile."""
+        ticket, request.ticket = request.ticket, None
         if ticket is None:
-            return  # it was preempted
-        self.running -= 1
-        request.ticket = None
+            return
+        if ending is Ending.PREEMPTED or ending is not Ending.FINISHED:
+            self._world.request_preempted(request)
+            self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), ending)
+            return
         self._world.request_ended(request)
         spent = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
         self.driver.settle(ticket, spent, Ending.FINISHED)
-        self._start()
 
     def preempt(self, request: Request, ticket: Ticket) -> None:
         """End a spot request for a guarantee."""
-        if request.is_running:
-            self.running -= 1
-        elif request in self.backlog:
-            self.backlog.remove(request)
+        self.engine.stop(request)
         self._world.request_preempted(request)
         self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
-        self._start()
+
+    # --- handover ---
+
+    def ask(self, ask: PeerAsk) -> None:
+        """See ``Ports``."""
+        visit = self._world.visit(self, ask)
+        if visit is None:
+            self.later(TIMEOUT_S, lambda: self.refused(ask, has_failed=True))
+            return
+        self._visits[ask.number] = visit
+        visit.send_ask()
+
+    def cancel(self, ask: PeerAsk) -> None:
+        """See ``Ports``."""
+        visit = self._visits.pop(ask.number, None)
+        if visit is not None:
+            visit.cancel()
+
+    def offered(self, visit: Visit) -> None:
+        """See ``Home``."""
+        if visit.ask.number not in self._visits or not self.driver.peer_offered(visit.ask):
+            self._visits.pop(visit.ask.number, None)
+            visit.cancel()
+
+    def refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
+        """See ``Home``."""
+        self._visits.pop(ask.number, None)
+        self.driver.peer_refused(ask, has_failed=has_failed)
+
+    def began_elsewhere(self, visit: Visit) -> None:
+        """See ``Home``."""
+        request = visit.request
+        if isinstance(request, Request) and request.ticket is not None:
+            self._world.request_handed_over()
+            self.began(request)
+
+    def ended_elsewhere(self, visit: Visit, ending: Ending) -> None:
+        """See ``Home``."""
+        request = visit.request
+        if isinstance(request, Request):
+            self.finished(request, ending)
 
     # --- the driver's ports ---
 
@@ -247,7 +307,7 @@ class Sidecar:
         """See ``Ports``. In a simulation a defect ends the run."""
         raise error
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         """See ``Ports``."""
         report = encode_report(SidecarReport(self.capacity, self.capacity, True))
         sent = replace(message, report=report) if message.carries_report else message

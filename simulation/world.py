@@ -13,10 +13,12 @@ from simulation.clients import Clients
 from simulation.clock import VirtualClock
 from simulation.coordinator import Coordinator
 from simulation.figures import Figures
+from simulation.handover import Visit
 from simulation.judge import Judge
 from simulation.network import Network
 from simulation.setup import Setup
 from simulation.sidecar import Request, Sidecar
+from tokenpool.admission.placement import PeerAsk
 from tokenpool.admission.rules import Shed
 from tokenpool.leases.messages import Answer, Message
 
@@ -30,6 +32,8 @@ class World:
         self.clock = VirtualClock()
         self._figures = Figures()
         self._sidecars: list[Sidecar] = []
+        self._visits: dict[Visit, None] = {}
+        """The asks and the requests of all sidecars at others."""
         self._network = Network(setup, self.clock, self.chance, self._figures, self._sidecars)
         self._judge = Judge(setup, self.clock, self._figures, self._network, self._sidecars)
         self._coordinator = Coordinator(setup, self.clock, self._network, self._judge, self._sidecars)
@@ -93,6 +97,29 @@ class World:
         self._judge.preempted(request)
         self._clients.send_again(request.tenant, 1.0)
 
+    def request_handed_over(self) -> None:
+        """See ``Environment``."""
+        self._figures.handovers += 1
+
+    def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
+        """See ``Environment``."""
+        self._figures.asks += 1
+        number, _, _ = ask.peer[1:].partition(".")
+        host = self._sidecars[int(number)] if int(number) < len(self._sidecars) else None
+        if host is None or host.name != ask.peer:
+            return None
+        visit = Visit(self, sidecar, host, ask)
+        self._visits[visit] = None
+        return visit
+
+    def between(self, call: Callable[[], None]) -> None:
+        """See ``Wire``."""
+        self._network.between(call)
+
+    def visit_ended(self, visit: Visit) -> None:
+        """See ``Wire``."""
+        self._visits.pop(visit, None)
+
     # --- faults ---
 
     def _plan_fault(self, sidecar: Sidecar, rate: float, happen: Callable[[Sidecar], None]) -> None:
@@ -105,7 +132,12 @@ class World:
 
     def _lose(self, sidecar: Sidecar) -> None:
         """Remove a sidecar with all its requests."""
-        sidecar.is_gone = True
+        sidecar.is_gone = sidecar.engine.is_gone = True
+        for visit in list(self._visits):
+            if visit.host is sidecar:
+                visit.host_lost()
+            elif visit.home is sidecar:
+                visit.cancel()
         self._judge.sidecar_lost(sidecar)
         self._clients.sidecar_lost(sidecar)
 

@@ -57,6 +57,7 @@ class Account:
 
     __slots__ = (
         "assured",
+        "away",
         "bucket",
         "concurrency_elsewhere",
         "concurrency_in_use",
@@ -108,6 +109,8 @@ class Account:
         self.debt = 0.0
         self.kv_in_use = 0
         self.concurrency_in_use = 0
+        self.away = 0
+        """The part of ``concurrency_in_use`` on other replicas, by handover. Only the ledger changes it."""
 
     # --- limits ---
 
@@ -193,6 +196,18 @@ class Account:
         tokens = max(cost.throughput - self.bucket.level, 0.0)
         self.bucket.level += tokens
         return tokens
+
+    def borrow(self, cost: Cost) -> None:
+        """Hold enough for one more request of this cost, from the free capacity of the pool."""
+        self.meter.borrowed += self.hold_enough(cost)
+
+    def is_below_ceiling(self, cost: Cost) -> bool:
+        """Whether one more request of this cost stays within the ceiling's KV tokens and sequences."""
+        ceiling = self.entitlement.ceiling
+        return (
+            self.concurrency_in_use + self.concurrency_elsewhere + cost.sequences <= ceiling.concurrency
+            and self.kv_in_use + self.kv_elsewhere + cost.kv_tokens <= ceiling.kv_tokens
+        )
 
     def _depth(self, limit: Amount) -> float:
         return bucket_depth(limit.tokens_per_second, self.meter.typical_tokens.value)

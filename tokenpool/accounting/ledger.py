@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.meter import RESIDENCE_PRIOR_S
-from tokenpool.accounting.ticket import Ticket
+from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost, Usage
@@ -18,15 +18,19 @@ from tokenpool.pricing.estimators import Average
 class Ledger:
     """Makes reservations on accounts, and keeps the sums over all accounts of one sidecar."""
 
-    __slots__ = ("concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence")
+    __slots__ = ("away", "concurrency_in_use", "kv_in_use", "preemptible_in_use", "residence", "spent")
 
     def __init__(self) -> None:
         self.kv_in_use = 0
-        """KV tokens that running requests hold."""
+        """KV tokens that requests hold on the engine of this sidecar."""
         self.concurrency_in_use = 0
-        """Running sequences."""
+        """Sequences that run there."""
         self.preemptible_in_use = 0
-        """Running sequences that may be ended for a guarantee."""
+        """Those of them that may be ended for a guarantee."""
+        self.away = 0
+        """Sequences that run on other replicas, by handover. No other sum here has them."""
+        self.spent = 0.0
+        """Throughput tokens charged less refunds, over all accounts. It may fall."""
         self.residence = Average(RESIDENCE_PRIOR_S)
         """Seconds from admission to the end of a request, over all entitlements and endings."""
 
@@ -36,15 +40,18 @@ class Ledger:
         account.is_spot = entitlement.tier is Tier.SPOT
         if entitlement.is_preemptible is not account.is_preemptible:
             account.is_preemptible = entitlement.is_preemptible
-            held = account.concurrency_in_use
+            held = account.concurrency_in_use - account.away
             self.preemptible_in_use += held if account.is_preemptible else -held
         account.pricer.reprice(entitlement, pricing)
 
-    def reserve(self, account: Account, ask: Ask, cost: Cost, now: float) -> Ticket:
-        """Reserve the cost of an admitted request."""
-        self._hold(account, cost.kv_tokens, cost.sequences, now)
-        account.charge(cost.throughput)
-        return Ticket(account, ask, cost, now)
+    def reserve(
+        self, account: Account, ask: Ask, cost: Cost, now: float, place: Place | None = None
+    ) -> Ticket:
+        """Reserve the cost of an admitted request. ``place`` is the other replica that runs it, if any."""
+        ticket = Ticket(account, ask, cost, now, place)
+        self._hold(ticket, cost.kv_tokens, cost.sequences, now)
+        self._charge(account, cost.throughput)
+        return ticket
 
     def extend(self, ticket: Ticket, output_tokens: int, block_size: int, now: float) -> None:
         """Extend a reservation to ``output_tokens`` (over all its sequences).
@@ -60,9 +67,9 @@ class Ledger:
         pricer = ticket.account.pricer
         charge = pricer.throughput(pricer.spent_so_far(ticket.cost, output_tokens)) - ticket.charged
         kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size
-        self._hold(ticket.account, kv_tokens - ticket.kv_held, 0, now)
+        self._hold(ticket, kv_tokens - ticket.kv_held, 0, now)
         ticket.kv_held = kv_tokens
-        ticket.account.charge(charge)
+        self._charge(ticket.account, charge)
         ticket.charged += charge
 
     def settle(
@@ -76,8 +83,8 @@ class Ledger:
         ticket.require_running()
         ticket.ending = ending
         account = ticket.account
-        self._hold(account, -ticket.kv_held, -ticket.cost.sequences, now)
-        account.charge(account.pricer.throughput(spent) - ticket.charged)
+        self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
+        self._charge(account, account.pricer.throughput(spent) - ticket.charged)
         self.residence.observe(max(now - ticket.admitted_at, 0.0))
         if ending is not Ending.FINISHED:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
@@ -85,9 +92,18 @@ class Ledger:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             account.pricer.learn(ticket.ask, spent)
 
-    def _hold(self, account: Account, kv_tokens: int, sequences: int, now: float) -> None:
+    def _charge(self, account: Account, tokens: float) -> None:
+        account.charge(tokens)
+        self.spent += tokens
+
+    def _hold(self, ticket: Ticket, kv_tokens: int, sequences: int, now: float) -> None:
         """Change the gauges of the account and of the sidecar together, so that the sums stay equal."""
+        account = ticket.account
         account.hold(kv_tokens, sequences, now)
+        if ticket.place is not None:
+            self.away += sequences
+            account.away += sequences
+            return
         self.kv_in_use += kv_tokens
         self.concurrency_in_use += sequences
         if account.is_preemptible:

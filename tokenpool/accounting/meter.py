@@ -47,6 +47,7 @@ class Meter:
         "_retried_kv",
         "_retried_sequences",
         "_retried_tokens",
+        "borrowed",
         "concurrency_seconds",
         "demand",
         "fresh",
@@ -65,6 +66,8 @@ class Meter:
         self._retried_tokens = self._retried_kv = self._retried_sequences = 0.0
         self.spent = 0.0
         """Throughput tokens charged less refunds, since the account exists. It may fall."""
+        self.borrowed = 0.0
+        """The part of ``spent`` that the pool's free capacity pays, since the account exists."""
         self._charged = 0.0
         """The part of ``spent`` that is reported."""
         self._peak_kv = self._peak_concurrency = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost
@@ -9,6 +11,17 @@ from tokenpool.pricing.cost import Ask, Cost
 
 class TicketEnded(Exception):
     """A ticket was used after its end. This is a defect of the caller, never of the request."""
+
+
+class Place(NamedTuple):
+    """The other replica on which a request runs, by handover."""
+
+    peer: str
+    """The id of its sidecar."""
+    address: str
+    """``HOST:PORT`` of its peer port."""
+    number: int
+    """The number of the ask that it has offered room for."""
 
 
 class Ticket:
@@ -25,10 +38,13 @@ class Ticket:
         "is_guaranteed",
         "kv_held",
         "output_held",
+        "place",
         "streams",
     )
 
-    def __init__(self, account: Account, ask: Ask, cost: Cost, now: float) -> None:
+    def __init__(
+        self, account: Account, ask: Ask, cost: Cost, now: float, place: Place | None = None
+    ) -> None:
         self.account = account
         self.ask = ask
         self.cost = cost
@@ -38,6 +54,8 @@ class Ticket:
         self.kv_held = cost.kv_tokens
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
+        self.place = place
+        """Where the request runs; ``None`` for the engine of this sidecar."""
         self.ending: Ending | None = None
         """The ending; ``None`` while the request runs."""
         self.streams = True

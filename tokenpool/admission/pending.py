@@ -43,8 +43,10 @@ class PendingRequest:
         "is_counted",
         "is_listed",
         "is_retimed",
+        "leaves_by",
         "longest_wait_s",
         "number",
+        "places_until",
         "rank",
         "request",
         "retry_in_s",
@@ -77,6 +79,8 @@ class PendingRequest:
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
+        self.leaves_by = arrived_at + longest_wait_s
+        """The latest end of its waits for room."""
         self.rank = RANKS[account.entitlement.tier]
         self.number = 0
         """The position in the order of arrival."""
@@ -88,6 +92,9 @@ class PendingRequest:
         """The seconds after which the request may fit without an event, because a token bucket fills."""
         self.first_answer_at = math.inf
         """The time of the lease store's first answer to a message that asked for this request."""
+        self.places_until = -math.inf
+        """Until this time the request looks for room on other replicas, before it may queue at the engine
+        here."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False

@@ -118,6 +118,16 @@ class AdmissionQueue:
         """Whether requests of this entitlement wait for room. A new request must wait behind them."""
         return account.entitlement.name in self._for_room
 
+    def first(self, account: Account) -> PendingRequest | None:
+        """The first of an entitlement's requests that wait for room; ``None`` if none waits."""
+        waiting = self._for_room.get(account.entitlement.name)
+        return waiting[0] if waiting else None
+
+    @property
+    def waiting_for_engine(self) -> int:
+        """The number of requests that wait for the engine's room."""
+        return sum(self._need_engine)
+
     @property
     def needs_engine(self) -> bool:
         """Whether a request waits for the engine's room, but for the one that is tried now."""
@@ -128,20 +138,22 @@ class AdmissionQueue:
 
     # --- waits for room ---
 
-    def may_wait(self, account: Account, expected_s: float, *, needs_engine: bool = False) -> bool:
+    def may_wait(
+        self, pending: PendingRequest, expected_s: float, now: float, *, needs_engine: bool = False
+    ) -> bool:
         """Whether a request that does not fit now may wait.
 
         ``expected_s`` is the expected time in seconds until the next request fits. Requests that are tried
         before this one get room first. A request that is not expected to fit before its deadline may not
         wait.
         """
-        longest = self.settings.longest_wait_s(account)
-        waiting = self._for_room.get(account.entitlement.name)
+        longest = pending.leaves_by - now
+        waiting = self._for_room.get(pending.account.entitlement.name)
         ahead = len(waiting) if waiting is not None else 0
         if longest <= 0 or ahead >= MOST_WAITING:
             return False
         if needs_engine:
-            ahead = sum(self._need_engine[: RANKS[account.entitlement.tier] + 1])
+            ahead = sum(self._need_engine[: pending.rank + 1])
         return expected_s * (ahead + 1) <= longest
 
     def enter(
@@ -151,10 +163,10 @@ class AdmissionQueue:
         waits_for: WaitsFor = WaitsFor.LIMIT,
         retry_in_s: float = math.inf,
     ) -> None:
-        """Make a request wait for room from ``now`` on. The deadline counts from its arrival."""
+        """Make a request wait for room from ``now`` on, until it ``leaves_by``."""
         self._pushed += 1
         pending.number, pending.entered_at = self._pushed, now
-        pending.deadline = pending.arrived_at + self.settings.longest_wait_s(pending.account)
+        pending.deadline = pending.leaves_by
         pending.waits_for, pending.retry_in_s = waits_for, retry_in_s
         pending.has_left = pending.is_listed = pending.is_retimed = False
         self._for_room.setdefault(pending.account.entitlement.name, deque()).append(pending)
@@ -318,11 +330,10 @@ class AdmissionQueue:
         """Schedule the next try of a request, if it is the first of its entitlement."""
         if not self._is_first(pending):
             return
-        if pending.waits_for is WaitsFor.ENGINE:
-            if not pending.is_listed:
-                pending.is_listed = True
-                heappush(self._engine, (pending.rank, pending.deadline, pending.number, pending))
-        elif pending.retry_in_s < math.inf and not pending.is_retimed:
+        if pending.waits_for is WaitsFor.ENGINE and not pending.is_listed:
+            pending.is_listed = True
+            heappush(self._engine, (pending.rank, pending.deadline, pending.number, pending))
+        if pending.retry_in_s < math.inf and not pending.is_retimed:
             pending.is_retimed = True
             self._pushed += 1
             at = now + max(pending.retry_in_s, SHORTEST_RETRY_S)

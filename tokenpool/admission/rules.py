@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
-from tokenpool.accounting.ticket import Ticket
+from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Reason
@@ -62,12 +62,15 @@ def admit(
     *,
     is_retry: bool = False,
     is_counted: bool = False,
+    place: Place | None = None,
+    may_queue: bool = True,
 ) -> Admit | Shed:
     """Decide about a request, and reserve its cost if it may run. The offer counts as demand in both cases.
 
     The account must be active, so that its limits are those of the last plan. ``is_retry`` states that the
     same request was shed recently, so it does not raise the scale hint. ``is_counted`` states that an earlier
-    decision about this request counted its offer.
+    decision about this request counted its offer. ``place`` is another replica that keeps room for it, so the
+    room here does not count. Without ``may_queue`` not even an assured request may queue at a full engine.
     """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
@@ -81,10 +84,11 @@ def admit(
         return _over_gauge(account, cost, Dimension.KV_TOKENS)
     if account.concurrency_in_use + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
-    refusal = engine_full(ledger, account, cost, room)
-    if refusal is not None:
-        return refusal
-    return Admit(ledger.reserve(account, ask, cost, now))
+    if place is None:
+        refusal = engine_full(ledger, account, cost, room, may_queue=may_queue)
+        if refusal is not None:
+            return refusal
+    return Admit(ledger.reserve(account, ask, cost, now, place))
 
 
 def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
@@ -161,28 +165,34 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
     )
 
 
-def engine_full(ledger: Ledger, account: Account, cost: Cost, room: EngineRoom) -> Shed | None:
+def engine_full(
+    ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, may_queue: bool = True
+) -> Shed | None:
     """The refusal of a request for which the engine has no room; ``None`` if it has room.
 
     Each dimension is decided separately. A request within ``assured`` may queue at a full engine. If the pool
     has other engines, such a queue may only be behind preemptible requests, unless the request is inside a
     guarantee. Otherwise a request could wait here while another engine has room, and its wait would count as
-    service.
+    service. Without ``may_queue`` no request may queue.
     """
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
     own = account.concurrency_in_use + sequences
-    is_assured = own <= assured.concurrency and (
-        not account.has_peers
-        or own <= account.entitlement.guarantee.concurrency
-        or running - ledger.preemptible_in_use + sequences <= room.slots
+    is_assured = (
+        may_queue
+        and own <= assured.concurrency
+        and (
+            not account.has_peers
+            or own <= account.entitlement.guarantee.concurrency
+            or running - ledger.preemptible_in_use + sequences <= room.slots
+        )
     )
     queue = max(room.queue, room.preemptible_queue) if account.is_preemptible else room.queue
     open_slots = room.slots + queue - room.reserved_slots
     if not is_assured and running + sequences > open_slots:
         return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
-    is_assured = account.kv_in_use + kv_tokens <= assured.kv_tokens
+    is_assured = may_queue and account.kv_in_use + kv_tokens <= assured.kv_tokens
     if resident + kv_tokens > room.kv_tokens and not is_assured:
         return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger)
     return None

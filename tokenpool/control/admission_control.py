@@ -14,40 +14,57 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
-from tokenpool.accounting.ticket import Ticket
+from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.admission.rules import Shed, admit, engine_full, refused_with_any_lease
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
+from tokenpool.control.guests import GUEST_ASK, Guests
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
+from tokenpool.leases.messages import MOST_ROOM, ReplicaRoom
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
 
+LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
+"""The reasons of a refusal by a limit."""
 GUARANTEED_START_S = 0.25
 """For this time in seconds after a guaranteed admission, no spot request is sent to wait in the engine. The
 time ends earlier at the first token. Each request has its own connection. A spot request that was sent 1 ms
 later was read first and took the freed slot. Guaranteed P99 was 3.6 times the P99 alone (2 of 3 seeds); with
 this rule 1.3."""
 
+PLACE_S = 0.03
+"""For this time in seconds a request looks for room on other replicas before it may queue at a full engine
+here, if one of them had room as last known. An ask takes a round trip of a few milliseconds."""
+MOST_ASKING = 8
+"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement."""
+
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
 
 
 class Effects:
-    """The effects of a call, in this order: end the requests ``to_end``, then deliver the ``decided``."""
+    """The effects of a call, in this order: end the requests ``to_end``, deliver the ``decided``, then ask
+    other replicas."""
 
-    __slots__ = ("decided", "to_end")
+    __slots__ = ("decided", "to_ask", "to_cancel", "to_end")
 
     def __init__(self) -> None:
         self.to_end: list[Ticket] = []
         """Spot requests to end now. They are settled as preempted."""
         self.decided: list[Decision] = []
         """Requests whose wait has ended: admitted or shed."""
+        self.to_ask: list[PeerAsk] = []
+        """Asks to send to other replicas."""
+        self.to_cancel: list[PeerAsk] = []
+        """Asks whose request needs no room any more."""
 
 
 class AdmissionControl:
@@ -59,12 +76,24 @@ class AdmissionControl:
         queue: AdmissionQueue,
         *,
         leases: Leases | None = None,
+        placement: Placement | None = None,
         has_slo_feedback: bool = True,
     ) -> None:
+        """``placement`` is ``None`` without handover."""
         self.ledger = Ledger()
         self.active = ActiveAccounts()
         self.queue = queue
         self.leases = leases
+        self.placement = placement
+        self.guests = Guests(now)
+        self.peer_address = ""
+        """``HOST:PORT`` at which other replicas hand requests over to this one; empty if they cannot."""
+        self.is_serving = False
+        """Whether the engine is up, and the sidecar does not stop."""
+        self.pool_tokens = TokenBucket(now)
+        """A lone sidecar's bucket of the engine's whole throughput."""
+        self._spent_seen = 0.0
+        """The part of ``ledger.spent`` that this bucket has paid."""
         self.room = EngineRoom(0.0, 0.0)
         """The engine's room, with reserved slots and queues."""
         self.slo = SloController(now)
@@ -114,27 +143,55 @@ class AdmissionControl:
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
             pending = self._pending(account, ask, cost, now, body, request, streams)
-            is_retry = account.retries.is_retry(body, now)
-            shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
-            if shed is not None:
-                pending.is_counted = True
-                return self._queue_or_shed(pending, shed, now)
+            if not self._has_room_elsewhere(cost, now):
+                is_retry = account.retries.is_retry(body, now)
+                shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
+                if shed is not None:
+                    pending.is_counted = True
+                    return self._queue_or_shed(pending, shed, now)
             if leases.wait(pending, pending.longest_wait_s, now):
                 return pending
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams)
             if self._enter(pending, None, now):
                 return pending
-        outcome = self._decide(account, ask, cost, body, now, is_counted=False, streams=streams)
+        looks_elsewhere = self._has_room_elsewhere(cost, now)
+        outcome = self._decide(
+            account,
+            ask,
+            cost,
+            body,
+            now,
+            is_counted=False,
+            streams=streams,
+            may_queue=not looks_elsewhere,
+        )
         if isinstance(outcome, Ticket):
             return outcome
         pending = self._pending(account, ask, cost, now, body, request, streams)
         pending.is_counted = True
+        if looks_elsewhere:
+            pending.places_until = now + PLACE_S
         return self._queue_or_shed(pending, outcome, now)
+
+    def offer_guest(
+        self, tier: Tier, cost: Cost, longest_wait_s: float, now: float, *, is_preemptible: bool
+    ) -> Ticket | PendingRequest | Shed:
+        """Decide a request of another sidecar, which needs room on the engine here, or make it wait.
+
+        ``longest_wait_s`` is in seconds; 0 means that it is decided now. It is not passed on any further.
+        """
+        account = self.guests.account(tier, is_preemptible=is_preemptible)
+        outcome = self._decide(account, GUEST_ASK, cost, b"", now, is_counted=True, streams=True)
+        if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
+            return outcome
+        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s)
+        pending.is_counted = True
+        return pending if self._enter(pending, outcome, now) else outcome
 
     def withdraw(self, pending: PendingRequest, now: float) -> None:
         """End the wait of a request without a decision: its client left, or the sidecar stops."""
-        self.queue.leave(pending, now)
+        self._leave(pending, now)
         if self.leases is not None:
             self.leases.waits.withdraw(pending)
 
@@ -170,10 +227,30 @@ class AdmissionControl:
         waits_for = _reason(shed)
         expected_s = shed.expected_s if shed is not None else 0.0
         needs_engine = waits_for is WaitsFor.ENGINE
-        if not self.queue.may_wait(pending.account, expected_s, needs_engine=needs_engine):
+        retry_in_s = _retry_in_s(shed)
+        if needs_engine and self.placement is not None and not self.guests.has(pending.account):
+            expected_s /= self.placement.replicas
+            if self._has_room_elsewhere(pending.cost, now):
+                # Even a request that may not wait has the time to find that room.
+                pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
+                expected_s = 0.0
+            if pending.places_until > now:
+                retry_in_s = min(retry_in_s, pending.places_until - now)
+        if not self.queue.may_wait(pending, expected_s, now, needs_engine=needs_engine):
             return False
-        self.queue.enter(pending, now, waits_for, _retry_in_s(shed))
+        self.queue.enter(pending, now, waits_for, retry_in_s)
+        self._ask_for(self.queue.first(pending.account), now)
         return True
+
+    def _leave(self, pending: PendingRequest, now: float) -> None:
+        """End the wait of a request, and cancel what it has asked of other replicas."""
+        self.queue.leave(pending, now)
+        if self.placement is not None:
+            cancelled = self.placement.withdraw(pending)
+            if cancelled:
+                self._effects.to_cancel += cancelled
+                self.has_effects = True
+            self._ask_for(self.queue.first(pending.account), now)
 
     def _decide(
         self,
@@ -185,22 +262,42 @@ class AdmissionControl:
         *,
         is_counted: bool,
         streams: bool,
+        place: Place | None = None,
+        may_queue: bool = True,
     ) -> Ticket | Shed:
-        """Decide a priced request now."""
+        """Decide a priced request now. ``place`` is another replica that keeps room for it."""
         if not account.is_active:
             self.active.touch(account, now)  # it may have become idle while the request waited
         room, retries = self.room, account.retries
         if room.preemptible_queue and account.is_preemptible and self._is_engine_queue_closed(now):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
-        decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=is_counted)
+        decision = admit(
+            self.ledger,
+            account,
+            ask,
+            cost,
+            room,
+            now,
+            is_retry=is_retry,
+            is_counted=is_counted,
+            place=place,
+            may_queue=may_queue,
+        )
         if isinstance(decision, Shed):
-            return decision
+            if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
+                return decision
+            # The limit does not bind, because nobody else needs the room.
+            decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
+            if isinstance(decision, Shed):
+                return decision
         if is_retry:
             retries.admitted(body)
         ticket = decision.ticket
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
+        if place is not None:
+            return ticket  # it takes no room here
         if account.is_spot:
             self._spot[ticket] = None
         elif ticket.is_guaranteed:
@@ -209,6 +306,37 @@ class AdmissionControl:
             if self._spot:
                 self._make_room()
         return ticket
+
+    def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
+        """Take room of a lone sidecar's engine beyond a limit, while nobody waits for it.
+
+        Returns whether the request may be decided again.
+        """
+        ledger, room, missing = self.ledger, self.room, account.missing(cost)
+        sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
+        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
+        if (
+            self.queue.needs_engine
+            or not account.is_below_ceiling(cost)
+            or sequences > room.slots - room.reserved_slots
+            or kv_tokens > room.kv_tokens
+        ):
+            return False
+        if account.bucket.level <= 0 and (
+            account.entitlement.ceiling.tokens_per_second < math.inf
+            or missing.tokens > self._free_tokens(now)
+        ):
+            return False
+        account.borrow(cost)
+        return True
+
+    def _free_tokens(self, now: float) -> float:
+        """The level of the engine's whole throughput, in tokens."""
+        bucket, spent = self.pool_tokens, self.ledger.spent
+        level = bucket.refill(now)
+        bucket.add(self._spent_seen - spent)
+        level, self._spent_seen = level + self._spent_seen - spent, spent
+        return level
 
     def _is_engine_queue_closed(self, now: float) -> bool:
         """Whether no preemptible request may wait in the engine now.
@@ -264,7 +392,7 @@ class AdmissionControl:
 
     def _decide_pending(self, pending: PendingRequest, now: float, *, was_queued: bool) -> None:
         """Try a request that waited; ``was_queued`` states that it waited for room, not for a lease."""
-        account = pending.account
+        account, placement = pending.account, self.placement
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
         outcome = self._decide(
@@ -275,12 +403,16 @@ class AdmissionControl:
             now,
             is_counted=is_counted,
             streams=pending.streams,
+            may_queue=now >= pending.places_until,
         )
         if isinstance(outcome, Shed):
             if not is_last and self._may_fit_soon(outcome):
                 if was_queued:
                     self.queue.change(pending, _reason(outcome), _retry_in_s(outcome))
+                    self._ask_for(pending, now)
                     return
+                if placement is not None and self._has_room_elsewhere(pending.cost, now):
+                    pending.places_until = now + PLACE_S
                 if self._enter(pending, outcome, now):
                     return
             if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
@@ -289,7 +421,7 @@ class AdmissionControl:
                 outcome = self._reason_of_wait(pending, outcome)
             self._note_shed(pending, outcome, now)
         if was_queued:
-            self.queue.leave(pending, now)
+            self._leave(pending, now)
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
 
@@ -298,8 +430,8 @@ class AdmissionControl:
         leases = self.leases
         if leases is None or shed.reason in (Reason.ENGINE_FULL, Reason.NEVER_FITS):
             return False
-        left_s = max(pending.arrived_at + self.queue.settings.longest_wait_s(pending.account) - now, 0.0)
-        self.queue.leave(pending, now)
+        left_s = max(pending.leaves_by - now, 0.0)
+        self._leave(pending, now)
         return leases.wait(pending, left_s, now)
 
     def _reason_of_wait(self, pending: PendingRequest, shed: Shed) -> Shed:
@@ -316,6 +448,108 @@ class AdmissionControl:
     def _note_shed(self, pending: PendingRequest, shed: Shed, now: float) -> None:
         if shed.reason is not Reason.NEVER_FITS:
             pending.account.retries.shed(pending.body, now)
+
+    # --- other replicas ---
+
+    def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:
+        """Whether another replica had room for such a request, as last known."""
+        placement = self.placement
+        return placement is not None and placement.has_room(cost.sequences, cost.kv_tokens, now)
+
+    def _ask_for(self, pending: PendingRequest | None, now: float) -> None:
+        """Ask other replicas for room for a request, if it waits for the engine's room and has not asked."""
+        placement = self.placement
+        if (
+            placement is None
+            or pending is None
+            or pending.waits_for is not WaitsFor.ENGINE
+            or pending in placement.asks
+            or len(placement.asks) >= MOST_ASKING
+            or self.guests.has(pending.account)
+        ):
+            return
+        asks = placement.ask(pending, pending.deadline - now, now)
+        if asks:
+            self._effects.to_ask += asks
+            self.has_effects = True
+
+    def peers_named(self, peers: Sequence[KnownPeer], now: float) -> None:
+        """An answer of the lease store names other replicas. Waiting requests may ask one that has room."""
+        placement = self.placement
+        if placement is None:
+            return
+        placement.learn(peers, now)
+        for pending in list(placement.asks):
+            if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
+                asks = placement.ask(pending, pending.deadline - now, now, more=1)
+                self._effects.to_ask += asks
+                self.has_effects = self.has_effects or bool(asks)
+
+    def peer_offered(self, ask: PeerAsk, now: float) -> bool:
+        """Another replica keeps room for a request. Returns whether the request takes it."""
+        placement, pending = self.placement, ask.pending
+        if (
+            placement is None
+            or not placement.ended(ask)
+            or pending.has_left
+            or pending.waits_for is not WaitsFor.ENGINE
+        ):
+            return False
+        if self.leases is not None:
+            self.leases.borrow_if_short(pending.account, pending.cost, now)
+        outcome = self._decide(
+            pending.account,
+            pending.ask,
+            pending.cost,
+            pending.body,
+            now,
+            is_counted=pending.is_counted,
+            streams=pending.streams,
+            place=ask.place,
+        )
+        pending.is_counted = True
+        if isinstance(outcome, Shed):
+            # Its limit is short now. It asks again once the limit has room.
+            if not self._waits_for_lease(pending, outcome, now):
+                self._shed_later(pending, outcome, now)
+            return False
+        self._leave(pending, now)
+        self._effects.decided.append((pending, outcome))
+        self.has_effects = True
+        return True
+
+    def _shed_later(self, pending: PendingRequest, shed: Shed, now: float) -> None:
+        """A request can take no room elsewhere: it waits on, or is refused if it has left the queue."""
+        if pending.has_left:
+            self._note_shed(pending, shed, now)
+            self._effects.decided.append((pending, shed))
+            self.has_effects = True
+        else:
+            self.queue.change(pending, _reason(shed), _retry_in_s(shed))
+
+    def peer_refused(self, ask: PeerAsk, now: float, *, has_failed: bool = False) -> None:
+        """Another replica has no room, or did not answer (``has_failed``)."""
+        placement = self.placement
+        if placement is None:
+            return
+        if has_failed:
+            placement.failed(ask.peer, now)
+        if placement.ended(ask) and has_failed and not ask.pending.has_left:
+            self._ask_for(ask.pending, now)
+
+    def stated_room(self) -> ReplicaRoom:
+        """The free room here, for the other replicas."""
+        ledger, room = self.ledger, self.room
+        if not self.is_serving:
+            return ReplicaRoom(0.0, 0.0, ledger.spent)
+        sequences = room.slots - room.reserved_slots - ledger.concurrency_in_use - room.foreign_sequences
+        kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens
+        return ReplicaRoom(
+            min(max(kv_tokens, 0.0), MOST_ROOM),
+            sequences - self.queue.waiting_for_engine,
+            ledger.spent,
+            self.peer_address,
+        )
 
     # --- running requests ---
 

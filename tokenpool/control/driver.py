@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.placement import KnownPeer, PeerAsk
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.leases.messages import Answer, Limit, Message, Push
@@ -54,8 +56,14 @@ class Ports(Protocol):
     def wake_at(self, at: float) -> None:
         """Call ``Driver.wake`` at this time instead of the time before; never if it is infinite."""
 
-    def send(self, message: Message) -> None:
-        """Send a message without waiting. ``answered`` or ``failed`` follows."""
+    def send_message(self, message: Message) -> None:
+        """Send a message to the lease store without waiting. ``answered`` or ``failed`` follows."""
+
+    def ask(self, ask: PeerAsk) -> None:
+        """Ask another replica for room, without waiting. ``peer_offered`` or ``peer_refused`` follows."""
+
+    def cancel(self, ask: PeerAsk) -> None:
+        """The request of an ask needs no room any more. No answer to the ask may follow."""
 
     def failed(self, what: str, error: Exception) -> None:
         """Log the failure of one step by a defect. The other steps continue."""
@@ -145,6 +153,10 @@ class Driver:
                     self._end(ticket)
                 for pending, outcome in effects.decided:
                     self._deliver(pending, outcome)
+                for ask in effects.to_cancel:
+                    self._ports.cancel(ask)
+                for ask in effects.to_ask:
+                    self._ports.ask(ask)
                 if not control.has_effects and self._to_start:
                     self._start(self._to_start.pop(0))
         finally:
@@ -203,6 +215,22 @@ class Driver:
         self.control.serve(self._ports.now())
         self.act()
 
+    # --- other replicas ---
+
+    def peer_offered(self, ask: PeerAsk) -> bool:
+        """Another replica keeps room for a request. Returns whether the request takes it.
+
+        If so, the request was delivered to its owner with a ticket whose ``place`` has the number of the ask.
+        """
+        takes = self.control.peer_offered(ask, self._ports.now())
+        self.act()
+        return takes
+
+    def peer_refused(self, ask: PeerAsk, *, has_failed: bool = False) -> None:
+        """Another replica has no room, or its peer port failed (``has_failed``)."""
+        self.control.peer_refused(ask, self._ports.now(), has_failed=has_failed)
+        self.act()
+
     # --- the lease store ---
 
     def tick_steps(self) -> Iterator[None]:
@@ -220,7 +248,11 @@ class Driver:
     def answered(self, message: Message, answer: Answer) -> None:
         """The lease store answered a message."""
         if self.sync is not None:
-            self.sync.answered(message, answer, self._ports.now())
+            now = self._ports.now()
+            self.sync.answered(message, answer, now)
+            self.control.peers_named(
+                [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences) for p in answer.peers], now
+            )
             self._act_on_answer()
 
     def failed(self, message: Message) -> None:
@@ -260,7 +292,7 @@ class Driver:
             return
         try:
             for message in self.sync.messages(now):
-                self._ports.send(message)
+                self._ports.send_message(replace(message, room=self.control.stated_room()))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)

@@ -27,7 +27,7 @@ from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.lease_state import LeaseState
-from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Lease, LeaseRequest, Limit
+from tokenpool.leases.messages import CONTENDED_S, NO_LIMIT, Lease, LeaseRequest, Limit, Vector
 from tokenpool.leases.settings import LeaseSettings, Mode
 from tokenpool.leases.shares import MOST_RATE, fallback_share, share_of_guarantee, use_share
 from tokenpool.leases.waits import LeaseWaits, may_be_inside_guarantee
@@ -84,6 +84,12 @@ class Leases:
         self._limits: Mapping[str, Limit] = {}
         self._guarantees_divided_by = 0
         """The number of sidecars when the last ``activate_guarantees`` ran."""
+        self.free: Vector = (0.0, 0.0, 0.0)
+        """The free capacity of the pool by the last answer, less what was borrowed since: see ``Answer``."""
+        self.free_at = -math.inf
+        """The time of that answer."""
+        self.borrowed = 0
+        """The number of requests admitted beyond a limit."""
         self._pool_ahead = (0.0, 0.0, 0.0)
         """The same amounts as ``LeaseState.ahead``, for all entitlements together."""
 
@@ -157,7 +163,11 @@ class Leases:
             return self.mode is not Mode.EXPIRED
         if self.queue.waiting_for_lease(name):
             return False
-        return self._is_enough(account, cost) or self._take_ahead(account, state, cost, now)
+        return (
+            self._is_enough(account, cost)
+            or self._take_ahead(account, state, cost, now)
+            or self.borrow(account, cost, now, AHEAD_SHARE / self.sidecars)
+        )
 
     @staticmethod
     def _is_enough(account: Account, cost: Cost) -> bool:
@@ -198,6 +208,45 @@ class Leases:
         self.taken_ahead += 1
         self.urgent.add(account.entitlement.name)
         return True
+
+    def borrow(self, account: Account, cost: Cost, now: float, part: float = 1.0) -> bool:
+        """Take missing capacity beyond the limit, from the capacity that no replica uses.
+
+        Limits bind only under contention: while the pool has free room in every dimension that is short here,
+        an entitlement may use it, up to its ceiling. ``part`` is the part of the free capacity that may be
+        taken. The whole is for a request that has waited for the answer. Between two answers, all sidecars
+        together may take ``AHEAD_SHARE`` of it.
+
+        Several sidecars may take the same free capacity before they report it. The room of the engines bounds
+        that excess.
+        """
+        if (
+            self.mode is not Mode.JOINED
+            or self.failures
+            or now - self.free_at > self.settings.interval_s * FRESH_INTERVALS
+            or not account.is_below_ceiling(cost)
+        ):
+            return False
+        missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
+        if (
+            (missing.tokens and missing.tokens > tokens * part)
+            or (missing.kv_tokens and missing.kv_tokens > kv_tokens * part)
+            or (missing.sequences and missing.sequences > sequences * part)
+            or (missing.tokens and account.entitlement.ceiling.tokens_per_second < math.inf)
+        ):
+            return False
+        self.free = (tokens - missing.tokens, kv_tokens - missing.kv_tokens, sequences - missing.sequences)
+        account.borrow(cost)
+        self.borrowed += 1
+        self.urgent.add(account.entitlement.name)
+        return True
+
+    def borrow_if_short(self, account: Account, cost: Cost, now: float) -> None:
+        """Borrow for a request that has room on an engine, if its lease is too small."""
+        if self.mode is Mode.JOINED and self.accounts.get(account.entitlement.name) is account:
+            missing = account.missing(cost)
+            if account.bucket.level <= 0 or missing.kv_tokens or missing.sequences:
+                self.borrow(account, cost, now)
 
     def _may_take_ahead(self) -> tuple[float, float, float]:
         """This sidecar's part of the pool's free capacity; zero unless the free capacity is ample."""
@@ -287,7 +336,7 @@ class Leases:
                 if state is not None:
                     is_joined = self.mode is Mode.JOINED
                     yield from waits.fitting(
-                        name, state, now, is_joined=is_joined, round_trip_s=self.round_trip_s
+                        name, state, now, self, is_joined=is_joined, round_trip_s=self.round_trip_s
                     )
                     if is_answered:
                         self._return_surplus(name, state, now)
@@ -317,6 +366,7 @@ class Leases:
             self.mode is Mode.JOINED
             and now < state.contended_until
             and not self.queue.waiting_for_lease(name)
+            and self.queue.first(account) is None
             and (limit.concurrency > account.concurrency_in_use or limit.kv_tokens > account.kv_in_use)
         ):
             self.returns.add(name)
@@ -351,8 +401,12 @@ class Leases:
             return 0
         return int(account.entitlement.guarantee.concurrency // self.sidecars)
 
-    def store_answered(self, round_trip_s: float, terms: IdleTerms) -> None:
-        """The lease store answered a message after ``round_trip_s`` seconds, with these terms of the pool."""
+    def store_answered(self, round_trip_s: float, terms: IdleTerms, free: Vector, now: float) -> None:
+        """The lease store answered a message after ``round_trip_s`` seconds.
+
+        ``terms`` and ``free`` are the state of the pool, see ``Answer``.
+        """
+        self.free, self.free_at = free, now
         if self.failures:
             for state in self.states.values():
                 state.share_tokens = None

@@ -65,6 +65,38 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, gc=False):
 NO_LIMIT = Limit()
 
 
+class ReplicaRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The free room of one replica, as its sidecar states it with each message."""
+
+    kv_tokens: float = 0.0
+    """Free KV-cache tokens of its engine."""
+    sequences: float = 0.0
+    """Free slots of its engine, less the sequences that wait there for room. It may be negative."""
+    tokens_spent: float = 0.0
+    """Throughput tokens charged less refunds, since this sidecar started. It may fall."""
+    address: str = ""
+    """``HOST:PORT`` of its peer port; empty if it takes no handovers."""
+
+
+class PeerRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The free room of another replica, as its sidecar last stated it."""
+
+    name: str
+    """The id of its sidecar."""
+    address: str
+    kv_tokens: float
+    sequences: float
+
+
+MOST_PEERS = 4
+"""The most replicas in one answer. The store chooses them at random, so that sidecars do not all choose the
+same one."""
+MOST_ROOM = 1e12
+"""KV-cache tokens that represent an absent bound in a ``ReplicaRoom``: an infinite number has no sum."""
+POOL_BUCKET_S = 1.0
+"""The size of the pool's token bucket, in seconds of live capacity: as for an entitlement's bucket."""
+
+
 class LeaseRequest(NamedTuple):
     """One sidecar's current use, usage totals and wanted lease of one entitlement. Never a change."""
 
@@ -98,6 +130,8 @@ class LeaseRequest(NamedTuple):
     row."""
     idle_limit: Limit = NO_LIMIT
     """The limit in force if none is published for this entitlement."""
+    tokens_borrowed: float = 0.0
+    """The part of ``tokens_spent`` that the pool's bucket pays, since this sidecar started."""
 
 
 class Lease(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -147,6 +181,8 @@ class Message:
     them."""
     renews: bool = False
     """Whether the lifetime starts again. This has no effect for a sidecar without a lifetime."""
+    room: ReplicaRoom | None = None
+    """The free room of this replica; ``None`` if it gives none, since it stops."""
 
     @property
     def carries_report(self) -> bool:
@@ -175,6 +211,11 @@ class Answer:
     rows: int = 0
     """The number of entitlements with a row of the sidecar. If it differs from the sidecar's own count, the
     sidecar sends a complete message."""
+    free: Vector = _ZERO
+    """The free capacity of the pool: the level of its token bucket, and the sums of the replicas' free KV
+    tokens and sequences. Each may be negative."""
+    peers: Sequence[PeerRoom] = ()
+    """At most ``MOST_PEERS`` other replicas that take handovers."""
 
 
 class Push(NamedTuple):

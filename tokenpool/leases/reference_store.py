@@ -34,7 +34,9 @@ import msgspec
 from tokenpool.leases.messages import (
     CONTENDED_S,
     FREED,
+    MOST_PEERS,
     NO_LIMIT,
+    POOL_BUCKET_S,
     RECLAIM,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
@@ -45,8 +47,10 @@ from tokenpool.leases.messages import (
     LeaseRequest,
     Limit,
     Message,
+    PeerRoom,
     PoolSnapshot,
     Push,
+    ReplicaRoom,
     StoredScaleHint,
     Vector,
 )
@@ -69,13 +73,15 @@ class Exchange(NamedTuple):
 class _Row:
     """One sidecar's part of an entitlement."""
 
-    __slots__ = ("number", "served", "values")
+    __slots__ = ("borrowed", "number", "served", "values")
 
-    def __init__(self, served: Vector) -> None:
+    def __init__(self, served: Vector, borrowed: float) -> None:
         self.number = -1
         """The number of the message that wrote it."""
         self.served = served
         """The holder's usage totals in its last message."""
+        self.borrowed = borrowed
+        """The part of its spent tokens that the pool's bucket pays, in its last message."""
         self.values = NO_ROW
 
 
@@ -106,12 +112,13 @@ class _Record(StoredRecord):
         self.sums = self.sums.replaced(row.values, values)
         row.values = values
 
-    def charge(self, row: _Row, served: Vector, is_open: bool) -> None:
-        """Charge a holder's usage since its last message."""
+    def charge(self, row: _Row, served: Vector, borrowed: float, is_open: bool) -> None:
+        """Charge a holder's usage since its last message. The pool's bucket pays the borrowed part."""
         tokens, kv_seconds, sequence_seconds = (
             after - before for after, before in zip(served, row.served, strict=True)
         )
-        self.level -= tokens
+        self.level -= tokens - (borrowed - row.borrowed)
+        row.borrowed = borrowed
         if is_open:
             self.level = min(self.level, self.limit.depth)
         own = self.served
@@ -147,7 +154,7 @@ class _Record(StoredRecord):
 class _Holder:
     """One sidecar."""
 
-    __slots__ = ("entitlements", "expires_at", "heard_at", "is_alive", "number", "report")
+    __slots__ = ("entitlements", "expires_at", "heard_at", "is_alive", "number", "report", "room")
 
     def __init__(self) -> None:
         self.number = -1
@@ -159,6 +166,8 @@ class _Holder:
         self.entitlements: set[str] = set()
         """The entitlements in which it has a row."""
         self.report = b""
+        self.room: ReplicaRoom | None = None
+        """The free room of its replica, as last stated."""
 
 
 class ReferenceLeaseStore:
@@ -180,6 +189,10 @@ class ReferenceLeaseStore:
         self._scale_hint: tuple[bytes, float] | None = None
         self._epoch = 0
         self._file: tuple[str, bytes] | None = None
+        self._pool_level, self._pool_at = 0.0, now
+        """The pool's token bucket, and the time of its last update."""
+        self._turn = 0
+        """The number of choices of peers so far. Redis chooses them at random."""
 
     # --- the coordinator's side ---
 
@@ -306,6 +319,8 @@ class ReferenceLeaseStore:
             holder.expires_at = now + self._lifetime_s
             self._expire_at = min(self._expire_at, holder.expires_at)
             holder.report = message.report
+        if is_accepted:
+            self._state_room(holder, message.room, now)
         leases = {}
         for name, request in message.lease_requests.items():
             record = self._records.get(name)
@@ -323,6 +338,8 @@ class ReferenceLeaseStore:
             self._terms,
             holder.is_alive,
             len(holder.entitlements),
+            self._free(now),
+            self._peers_of(me),
         )
         return Exchange(answer, pushes)
 
@@ -343,6 +360,36 @@ class ReferenceLeaseStore:
                     record.refill(now, self._is_open(now))
                     pushes += _notify_waiters(name, record, message.holder, now)
         return pushes
+
+    def _state_room(self, holder: _Holder, room: ReplicaRoom | None, now: float) -> None:
+        """Remember a replica's free room, and charge its spending to the pool's bucket."""
+        if room is not None and holder.room is not None:
+            self._refill_pool(now)
+            self._pool_level -= room.tokens_spent - holder.room.tokens_spent
+        holder.room = room
+
+    def _refill_pool(self, now: float) -> None:
+        rate = self._terms.capacity[0]
+        level = self._pool_level + rate * max(now - self._pool_at, 0.0)
+        self._pool_level, self._pool_at = min(level, rate * POOL_BUCKET_S), now
+
+    def _free(self, now: float) -> Vector:
+        """The free capacity of the pool."""
+        self._refill_pool(now)
+        rooms = [holder.room for holder in self._holders.values() if holder.room is not None]
+        kv_tokens, sequences = sum(room.kv_tokens for room in rooms), sum(room.sequences for room in rooms)
+        return (self._pool_level, kv_tokens, sequences)
+
+    def _peers_of(self, me: str) -> list[PeerRoom]:
+        """The next replicas in turn that take handovers, at most ``MOST_PEERS``."""
+        found = [
+            PeerRoom(name, room.address, room.kv_tokens, room.sequences)
+            for name, holder in self._holders.items()
+            if name != me and (room := holder.room) is not None and room.address
+        ]
+        start = self._turn % max(len(found), 1)
+        self._turn += MOST_PEERS
+        return (found[start:] + found[:start])[:MOST_PEERS]
 
     def _is_open(self, now: float) -> bool:
         return now >= self._opens_at
@@ -367,10 +414,10 @@ class ReferenceLeaseStore:
         row = record.rows.get(me)
         served = (request.tokens_spent, request.kv_seconds, request.concurrency_seconds)
         if row is None:
-            row = record.rows[me] = _Row(served)
+            row = record.rows[me] = _Row(served, request.tokens_borrowed)
             holder.entitlements.add(name)
         row.number = message.number
-        record.charge(row, served, is_open)
+        record.charge(row, served, request.tokens_borrowed, is_open)
         old_floor, floor = record.floor, request.floor
         record.floor = (
             max(old_floor[0], floor[0]),
@@ -413,7 +460,7 @@ class ReferenceLeaseStore:
             return
         for name, holder in list(self._holders.items()):
             if holder.is_alive and holder.expires_at <= now:
-                holder.is_alive = False
+                holder.is_alive, holder.room = False, None
                 self._alive -= 1
                 for entitlement in sorted(holder.entitlements):
                     record = self._records[entitlement]

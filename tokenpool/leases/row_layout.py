@@ -14,7 +14,8 @@ from typing import NamedTuple
 import msgspec
 
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.leases.messages import Lease, LeaseRequest, Limit
+from tokenpool.leases.messages import Lease, LeaseRequest, Limit, PeerRoom, ReplicaRoom
+from tokenpool.planning.idle import IdleTerms
 
 
 class HolderRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -69,6 +70,9 @@ LAYOUTS = (
     Layout("REQUEST", LeaseRequest._fields),
     Layout("LIMIT", Limit.__struct_fields__),
     Layout("LEASE", Lease.__struct_fields__),
+    Layout("ROOM", ReplicaRoom.__struct_fields__),
+    Layout("PEER", PeerRoom.__struct_fields__),
+    Layout("TERMS", IdleTerms.__struct_fields__),
     Layout("DIM", [dimension.value for dimension in Dimension]),
 )
 """The table. ``DIM`` is a ``Vector``: its columns are the dimensions."""

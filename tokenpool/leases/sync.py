@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from tokenpool.accounting.account import Account, PoolView
+from tokenpool.admission.pending import WaitsFor
 from tokenpool.leases.lease_state import LeaseState
 from tokenpool.leases.leases import HORIZON, Leases, tokens_are_short
 from tokenpool.leases.messages import RECLAIM, Answer, Lease, LeaseRequest, Message, Push
@@ -192,6 +193,7 @@ class LeaseSync:
                 tokens_spent=meter.spent,
                 kv_seconds=meter.kv_seconds,
                 concurrency_seconds=meter.concurrency_seconds,
+                tokens_borrowed=meter.borrowed,
             )
         return Message(self.holder, self._number, lease_requests)
 
@@ -248,7 +250,7 @@ class LeaseSync:
         """Apply the fields of an answer other than leases."""
         leases = self.leases
         was_failing = leases.failures > 0
-        leases.store_answered(now - sent_at, answer.terms)
+        leases.store_answered(now - sent_at, answer.terms, answer.free, now)
         self.answered_at, self.limits_age_s = now, answer.limits_age_s
         if answer.is_known and (message.is_complete or message.renews):
             # A closed store does not know every sidecar yet. With too few sidecars, shares would be too
@@ -321,6 +323,9 @@ class LeaseSync:
             if tokens_are_short(account, state):
                 tokens_wanted = 0.0
         needed = [pending.cost for pending in leases.queue.waiting_for_lease(name)]
+        first = leases.queue.first(account)
+        if first is not None and first.waits_for is WaitsFor.ENGINE:
+            needed.append(first.cost)  # another replica may offer room for it at any time
         kv_wanted = max(kv_wanted, kv_in_use + sum(cost.kv_tokens for cost in needed))
         wanted = max(wanted, in_use + sum(cost.sequences for cost in needed))
         tokens_wanted = max(tokens_wanted, math.fsum(cost.throughput for cost in needed))
@@ -340,7 +345,7 @@ class LeaseSync:
             wanted,
             meter.spent,
             tokens_wanted,
-            bool(needed),
+            bool(leases.queue.waiting_for_lease(name)),
             report.demand.values(),
             meter.kv_seconds,
             meter.concurrency_seconds,
@@ -348,6 +353,7 @@ class LeaseSync:
             (meter.typical_tokens.value, floor.kv_tokens, floor.concurrency),
             is_last,
             leases.idle_limit(account),
+            meter.borrowed,
         )
 
     def _wanted(self, account: Account, state: LeaseState) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from typing import Protocol
 
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
@@ -25,6 +26,13 @@ ANSWER_S = 1.0
 RECLAIM_S, RECLAIM_TRIPS, LONGEST_RECLAIM_S = 0.1, 10, 2.0
 """The time for other sidecars to return unused leases: ``RECLAIM_S`` seconds, or ``RECLAIM_TRIPS`` round
 trips if they take longer; at most ``LONGEST_RECLAIM_S``."""
+
+
+class Lender(Protocol):
+    """Lends free capacity of the pool beyond a limit."""
+
+    def borrow(self, account: Account, cost: Cost, now: float) -> bool:
+        """Hold enough for one more request of this cost if the pool has it. Returns whether it has."""
 
 
 class LeaseWaits:
@@ -89,21 +97,31 @@ class LeaseWaits:
     # --- end ---
 
     def fitting(
-        self, name: str, state: LeaseState, now: float, *, is_joined: bool, round_trip_s: float
+        self,
+        name: str,
+        state: LeaseState,
+        now: float,
+        lender: Lender,
+        *,
+        is_joined: bool,
+        round_trip_s: float,
     ) -> Iterator[PendingRequest]:
         """Yield the requests of an entitlement that fit, in order. Then yield those whose wait is over.
 
         All of them have left their wait. Without a lease store (``is_joined`` is false) all requests fit.
+        ``lender`` may lend free capacity of the pool to a request for which the lease store has answered.
         """
         queue = self._queue
         while waiting := queue.waiting_for_lease(name):
             pending = waiting[0]
             account, cost = pending.account, pending.cost
-            if is_joined and not (
+            fits = not is_joined or (
                 account.bucket.level > 0
                 and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
                 and account.kv_in_use + cost.kv_tokens <= account.limit.kv_tokens
-            ):
+            )
+            is_answered = pending.first_answer_at < math.inf
+            if not (fits or (is_answered and lender.borrow(account, cost, now))):
                 break
             state.resume_asking()
             queue.leave_lease_wait(pending, now)

@@ -17,6 +17,8 @@
 -- PREFIX:alive       sorted set: holders by the end of their lifetime
 -- PREFIX:known       sorted set: holders by the time of their last message
 -- PREFIX:reports     hash by holder
+-- PREFIX:rooms       hash by holder: its packed room (ROOM_...)
+-- PREFIX:pool        hash: kv_tokens and sequences, the sums over all rooms; level and at, the pool's token bucket
 -- PREFIX:file        hash: version, content
 -- PREFIX:scale_hint  hash: content, at
 -- PREFIX:leader      the packed candidate and epoch of the leader
@@ -40,6 +42,7 @@ local MOST_FIELDS = 500
 local META, REPORTS = prefix .. ':meta', prefix .. ':reports'
 local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
+local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
 local LEADER = prefix .. ':leader'
 
@@ -163,11 +166,23 @@ local function for_all_of(holder, act)
   save(records, holder)
 end
 
+-- Recompute the sums over all rooms. So an error of a sum lasts until the next replica comes or goes.
+local function sum_rooms()
+  local kv_tokens, sequences = 0, 0
+  for _, packed in ipairs(redis.call('HVALS', ROOMS)) do
+    local room = cmsgpack.unpack(packed)
+    kv_tokens, sequences = kv_tokens + room[ROOM_KV_TOKENS], sequences + room[ROOM_SEQUENCES]
+  end
+  redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences))
+  keep(POOL)
+end
+
 -- Take back the leases of holders whose lifetime has ended. Their usage totals are removed after REMEMBER.
 local function expire()
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', ALIVE, '-inf', exact(now))) do
     redis.call('ZREM', ALIVE, holder)
     redis.call('HDEL', REPORTS, holder)
+    if redis.call('HDEL', ROOMS, holder) == 1 then sum_rooms() end
     for_all_of(holder, function(record) write(record, new_row()) end)
   end
   for _, holder in ipairs(redis.call('ZRANGEBYSCORE', KNOWN, '-inf', exact(now - REMEMBER))) do

@@ -119,13 +119,16 @@ local function charge(record, request)
   served[DIM_TOKENS_PER_SECOND] = request[REQUEST_TOKENS_SPENT]
   served[DIM_KV_TOKENS] = request[REQUEST_KV_SECONDS]
   served[DIM_CONCURRENCY] = request[REQUEST_CONCURRENCY_SECONDS]
+  local borrowed = request[REQUEST_TOKENS_BORROWED] or 0
   if not record.row then
-    record.row = {served = served, values = new_row()}
+    record.row = {served = served, values = new_row(), borrowed = borrowed}
     record.rows = record.rows + 1
     redis.call('SADD', NAMES, record.name)
   end
   local before = record.row.served
   record.level = record.level - (served[DIM_TOKENS_PER_SECOND] - before[DIM_TOKENS_PER_SECOND])
+    + borrowed - (record.row.borrowed or 0)
+  record.row.borrowed = borrowed
   if is_open then record.level = math.min(record.level, record.limit[LIMIT_DEPTH]) end
   for i = 1, #served do
     record.served[i] = record.served[i] + served[i] - before[i]
@@ -203,14 +206,65 @@ save(changed, me)
 if next(changed) then keep(NAMES) end
 
 local meta = redis.call('HMGET', META, 'file_version', 'published_at', 'terms')
-local file_version, published_at, terms = unpack(meta)
+local file_version, published_at, packed_terms = unpack(meta)
+local terms = packed_terms and cmsgpack.unpack(packed_terms) or {}
+
+-- Remember this replica's free room, and charge its spending to the pool's bucket. Returns the free capacity.
+local function state_room(room)
+  local pool = redis.call('HMGET', POOL, 'kv_tokens', 'sequences', 'level', 'at')
+  local kv_tokens, sequences = tonumber(pool[1] or 0), tonumber(pool[2] or 0)
+  local rate = terms[TERMS_CAPACITY] and terms[TERMS_CAPACITY][DIM_TOKENS_PER_SECOND] or 0
+  local level = tonumber(pool[3] or 0) + rate * math.max(now - tonumber(pool[4] or now), 0)
+  level = math.min(level, rate * (message.pool_bucket or 1))
+  if is_accepted then
+    local packed = redis.call('HGET', ROOMS, me)
+    local before = packed and cmsgpack.unpack(packed)
+    if room then
+      redis.call('HSET', ROOMS, me, cmsgpack.pack(room))
+      if before then
+        kv_tokens = kv_tokens + room[ROOM_KV_TOKENS] - before[ROOM_KV_TOKENS]
+        sequences = sequences + room[ROOM_SEQUENCES] - before[ROOM_SEQUENCES]
+        level = level - (room[ROOM_TOKENS_SPENT] - before[ROOM_TOKENS_SPENT])
+      end
+    elseif before then
+      redis.call('HDEL', ROOMS, me)
+    end
+    if (room and true or false) ~= (before and true or false) then
+      sum_rooms()
+      kv_tokens, sequences = unpack(redis.call('HMGET', POOL, 'kv_tokens', 'sequences'))
+    end
+    if message.complete or message.renews then keep(ROOMS, POOL) end
+  end
+  redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
+    'level', exact(level), 'at', exact(now))
+  return {level, tonumber(kv_tokens), tonumber(sequences)}
+end
+
+-- Replicas that take handovers, at random. The holder itself may be among them; the sender drops it.
+local function peers()
+  local found = {}
+  local rooms = redis.call('HRANDFIELD', ROOMS, (message.most_peers or 0) + 1, 'WITHVALUES')
+  for i = 1, #rooms, 2 do
+    local room = cmsgpack.unpack(rooms[i + 1])
+    if rooms[i] ~= me and room[ROOM_ADDRESS] ~= '' and #found < (message.most_peers or 0) then
+      local peer = new_peer()
+      peer[PEER_NAME], peer[PEER_ADDRESS] = rooms[i], room[ROOM_ADDRESS]
+      peer[PEER_KV_TOKENS], peer[PEER_SEQUENCES] = room[ROOM_KV_TOKENS], room[ROOM_SEQUENCES]
+      found[#found + 1] = peer
+    end
+  end
+  return found
+end
+
 local answer = new_answer()
 answer[ANSWER_LEASES] = leases
 answer[ANSWER_IS_OPEN] = is_open
 answer[ANSWER_SIDECARS] = redis.call('ZCARD', ALIVE)
 answer[ANSWER_FILE_VERSION] = file_version or ''
 answer[ANSWER_LIMITS_AGE_S] = published_at and now - tonumber(published_at) or math.huge
-answer[ANSWER_TERMS] = terms and cmsgpack.unpack(terms) or {}
+answer[ANSWER_TERMS] = terms
 answer[ANSWER_IS_KNOWN] = is_alive and true or false
 answer[ANSWER_ROWS] = redis.call('SCARD', NAMES)
+answer[ANSWER_FREE] = state_room(message.room)
+answer[ANSWER_PEERS] = peers()
 return cmsgpack.pack(answer)

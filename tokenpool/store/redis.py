@@ -16,7 +16,9 @@ from msgspec import msgpack
 
 from tokenpool.leases.messages import (
     CONTENDED_S,
+    MOST_PEERS,
     NO_LIMIT,
+    POOL_BUCKET_S,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
     WAIT_S,
@@ -94,6 +96,9 @@ class RedisStore:
             renews=message.renews,
             names=[*requests],
             requests=[*requests.values()],
+            room=message.room,
+            most_peers=MOST_PEERS,
+            pool_bucket=POOL_BUCKET_S,
         )
         with failures():
             result = _answers.decode(packed)
@@ -106,6 +111,8 @@ class RedisStore:
                 result.terms,
                 result.is_known,
                 result.rows,
+                result.free,
+                result.peers,
             )
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:

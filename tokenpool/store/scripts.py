@@ -11,7 +11,7 @@ from importlib import resources
 
 import msgspec
 
-from tokenpool.leases.messages import Lease
+from tokenpool.leases.messages import Lease, PeerRoom, Vector
 from tokenpool.leases.row_layout import LAYOUTS, Layout, lua_prelude
 from tokenpool.planning.idle import IdleTerms
 
@@ -27,6 +27,8 @@ class ExchangeResult(msgspec.Struct, array_like=True):
     terms: IdleTerms
     is_known: bool
     rows: int
+    free: Vector
+    peers: list[PeerRoom]
 
 
 class SnapshotResult(msgspec.Struct, array_like=True):

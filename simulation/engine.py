@@ -1,0 +1,68 @@
+"""A simulated engine: it runs a number of requests at once, and the others wait in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from simulation.clock import VirtualClock
+from simulation.setup import TOKENS_PER_SEQUENCE_S
+
+
+class Work(Protocol):
+    """A request on an engine."""
+
+    @property
+    def size(self) -> int:
+        """Its tokens, which determine its time."""
+
+    def began(self) -> None:
+        """The engine begins with it."""
+
+    def finished(self) -> None:
+        """The engine has finished it."""
+
+
+class Engine:
+    """One engine with ``slots`` sequences."""
+
+    def __init__(self, clock: VirtualClock, slots: int) -> None:
+        self._clock = clock
+        self._slots = slots
+        self._backlog: deque[Work] = deque()
+        self._running: dict[Work, None] = {}
+        self.is_gone = False
+
+    @property
+    def running(self) -> int:
+        """The number of running requests."""
+        return len(self._running)
+
+    def add(self, work: Work) -> None:
+        """A request arrives."""
+        self._backlog.append(work)
+        self._start()
+
+    def stop(self, work: Work) -> bool:
+        """A request is aborted. Returns whether it was running."""
+        was_running = work in self._running
+        if was_running:
+            del self._running[work]
+            self._start()
+        elif work in self._backlog:
+            self._backlog.remove(work)
+        return was_running
+
+    def _start(self) -> None:
+        while self._backlog and len(self._running) < self._slots and not self.is_gone:
+            work = self._backlog.popleft()
+            self._running[work] = None
+            work.began()
+            seconds = work.size / TOKENS_PER_SEQUENCE_S
+            self._clock.after(seconds, lambda work=work: self._finish(work))  # type: ignore[misc]
+
+    def _finish(self, work: Work) -> None:
+        if work in self._running and not self.is_gone:
+            del self._running[work]
+            work.finished()
+            self._start()

@@ -1,0 +1,181 @@
+"""Handover in the simulation: one ask of a sidecar at another one, and the request that follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from simulation.engine import Engine
+from tokenpool.admission.placement import PeerAsk
+from tokenpool.control.driver import Driver
+from tokenpool.control.guest import Guest
+from tokenpool.outcomes import Ending
+
+
+class Host(Protocol):
+    """The sidecar that is asked."""
+
+    name: str
+    driver: Driver
+    engine: Engine
+
+    def now(self) -> float:
+        """Seconds by its clock."""
+
+    def when_awake(self, call: Callable[[], None]) -> None:
+        """Make a call, at the end of a pause."""
+
+
+class Hosted(Protocol):
+    """The request that is handed over."""
+
+    @property
+    def size(self) -> int:
+        """Its tokens."""
+
+
+class Home(Protocol):
+    """The sidecar that asks."""
+
+    name: str
+
+    def when_awake(self, call: Callable[[], None]) -> None:
+        """Make a call, at the end of a pause."""
+
+    def offered(self, visit: Visit) -> None:
+        """The other sidecar keeps room."""
+
+    def refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
+        """The other sidecar has no room, or is lost."""
+
+    def began_elsewhere(self, visit: Visit) -> None:
+        """The other engine begins with the request."""
+
+    def ended_elsewhere(self, visit: Visit, ending: Ending) -> None:
+        """The request has ended on the other engine."""
+
+
+class Wire(Protocol):
+    """The network between sidecars."""
+
+    def between(self, call: Callable[[], None]) -> None:
+        """Make a call after the delay of the network."""
+
+    def visit_ended(self, visit: Visit) -> None:
+        """Forget a visit."""
+
+
+class Visit:
+    """One ask, from its sending to the end of the request. It is the guest's port, and the engine's work."""
+
+    def __init__(self, wire: Wire, home: Home, host: Host, ask: PeerAsk) -> None:
+        self.home = home
+        self.host = host
+        self.ask = ask
+        self.request: Hosted | None = None
+        self._wire = wire
+        self._guest = Guest(host.driver, self)
+        self._is_over = False
+        self._arrived_at = 0.0
+
+    # --- from the home sidecar ---
+
+    def send_ask(self) -> None:
+        """Ask for room."""
+        self._to_host(self._on_ask)
+
+    def cancel(self) -> None:
+        """The request needs no room any more, or its client left."""
+        self._to_host(lambda: self.end(Ending.CLIENT_GONE))
+
+    def send(self, request: Hosted) -> None:
+        """Send the request."""
+        self.request = request
+        self._to_host(self._on_request)
+
+    # --- on the host ---
+
+    def _on_ask(self) -> None:
+        ask = self.ask
+        if not self._is_over:
+            self._guest.ask(
+                ask.tier,
+                ask.sequences,
+                ask.kv_tokens,
+                ask.longest_wait_s,
+                self.host.now(),
+                is_preemptible=ask.pending.account.is_preemptible,
+            )
+
+    def _on_request(self) -> None:
+        if self._guest.has_room:
+            self._arrived_at = self.host.now()
+            self.host.engine.add(self)
+        else:
+            self._report_end(Ending.PREEMPTED)
+
+    def end(self, ending: Ending) -> None:
+        """Free the room on the host."""
+        self._is_over = True
+        self.host.engine.stop(self)
+        self._guest.end(ending)
+        self._wire.visit_ended(self)
+
+    # --- the guest's port ---
+
+    def offer(self) -> None:
+        """See ``GuestPort``."""
+        self._to_home(lambda: self.home.offered(self))
+
+    def refuse(self) -> None:
+        """See ``GuestPort``."""
+        self._is_over = True
+        self._wire.visit_ended(self)
+        self._to_home(lambda: self.home.refused(self.ask, has_failed=False))
+
+    def preempt(self) -> None:
+        """See ``GuestPort``."""
+        self.host.engine.stop(self)
+        if self.request is not None:
+            self._report_end(Ending.PREEMPTED)
+
+    # --- the engine's work ---
+
+    @property
+    def size(self) -> int:
+        """See ``Work``."""
+        assert self.request is not None
+        return self.request.size
+
+    def began(self) -> None:
+        """See ``Work``."""
+        self._guest.begun(self.host.now() - self._arrived_at)
+        self._to_home(lambda: self.home.began_elsewhere(self))
+
+    def finished(self) -> None:
+        """See ``Work``. The engine continues while its sidecar is paused."""
+        self.host.when_awake(self._on_finished)
+
+    def _on_finished(self) -> None:
+        self._report_end(Ending.FINISHED)
+        self.end(Ending.FINISHED)
+
+    # --- faults ---
+
+    def host_lost(self) -> None:
+        """The host is gone."""
+        self._is_over = True
+        self._wire.visit_ended(self)
+        if self.request is None:
+            self._to_home(lambda: self.home.refused(self.ask, has_failed=True))
+        else:
+            self._report_end(Ending.UPSTREAM_ERROR)
+
+    def _report_end(self, ending: Ending) -> None:
+        self._to_home(lambda: self.home.ended_elsewhere(self, ending))
+
+    def _to_host(self, call: Callable[[], None]) -> None:
+        self._wire.between(lambda: self.host.when_awake(call))
+
+    def _to_home(self, call: Callable[[], None]) -> None:
+        self._wire.between(lambda: self.home.when_awake(call))

@@ -1,0 +1,175 @@
+"""Placement: the other replicas of the pool, their room as last known, and the choice of those to ask. Pure.
+
+A request for which the engine here has no room is asked for at a few other replicas (``PeerAsk``). Each one
+answers with an offer as soon as it has room, and keeps that room. The first offer gets the request
+(*handover*), and the other asks are cancelled. This is the power of two choices with late binding: a replica
+is not chosen by what it had a moment ago, but by who has room first (Ousterhout et al., "Sparrow", SOSP
+2013).
+
+The room of other replicas comes with the answers of the lease store, which names a few at random. ``now`` is
+in seconds of the sidecar's monotonic clock.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tokenpool.accounting.ticket import Place
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.entitlements import Tier
+
+MOST_ASKED = 2
+"""The most replicas that are asked for one request at a time."""
+FORGET_S = 3.0
+"""Seconds after which a replica is forgotten that no answer of the lease store has named."""
+AVOID_S = 1.0
+"""Seconds for which a replica is not asked after its peer port failed."""
+TRUST_S = 0.5
+"""Seconds for which the stated room of a replica counts: two intervals of its messages."""
+MOST_KNOWN = 32
+"""The most replicas to remember. Answers name others all the time."""
+
+
+class KnownPeer(NamedTuple):
+    """Another replica, as the lease store last named it."""
+
+    name: str
+    address: str
+    kv_tokens: float
+    sequences: float
+
+
+class _Peer:
+    """What is known about one replica."""
+
+    __slots__ = ("address", "avoid_until", "kv_tokens", "name", "named_at", "sequences")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.address = ""
+        self.kv_tokens = self.sequences = 0.0
+        self.named_at = self.avoid_until = 0.0
+
+
+class PeerAsk:
+    """A question to one replica: has it room for this request? At most one answer comes."""
+
+    __slots__ = ("kv_tokens", "longest_wait_s", "number", "peer", "pending", "place", "sequences", "tier")
+
+    def __init__(self, number: int, peer: str, address: str, pending: PendingRequest, wait_s: float) -> None:
+        self.number = number
+        self.peer = peer
+        """The id of the other replica's sidecar."""
+        self.pending = pending
+        self.place = Place(peer, address, number)
+        self.sequences = pending.cost.sequences
+        self.kv_tokens = pending.cost.kv_tokens
+        self.tier: Tier = pending.account.entitlement.tier
+        self.longest_wait_s = wait_s
+        """The longest time that the request may wait there, in seconds."""
+
+
+class Placement:
+    """The other replicas, and the asks that are under way. ``seed`` names this sidecar."""
+
+    def __init__(self, seed: str) -> None:
+        self._peers: dict[str, _Peer] = {}
+        self._state = zlib.crc32(seed.encode()) | 1
+        """The state of a small generator: other sidecars choose in another order."""
+        self._number = 0
+        self.asks: dict[PendingRequest, list[PeerAsk]] = {}
+        """The asks that are under way, by request."""
+
+    # --- what is known ---
+
+    def learn(self, named: Iterable[KnownPeer], now: float) -> None:
+        """An answer of the lease store names these replicas."""
+        for name, address, kv_tokens, sequences in named:
+            peer = self._peers.get(name)
+            if peer is None:
+                peer = self._peers[name] = _Peer(name)
+            peer.address, peer.kv_tokens, peer.sequences = address, kv_tokens, sequences
+            peer.named_at = now
+        for name in [n for n, p in self._peers.items() if now - p.named_at > FORGET_S]:
+            del self._peers[name]
+        while len(self._peers) > MOST_KNOWN:
+            del self._peers[min(self._peers, key=lambda name: self._peers[name].named_at)]
+
+    @property
+    def known(self) -> list[KnownPeer]:
+        """The other replicas, as last known."""
+        return [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences) for p in self._peers.values()]
+
+    @property
+    def replicas(self) -> int:
+        """The number of replicas that are known, with this one."""
+        return len(self._peers) + 1
+
+    def has_room(self, sequences: int, kv_tokens: int, now: float) -> bool:
+        """Whether another replica had room for a request of this size, as last known."""
+        return any(_fits(peer, sequences, kv_tokens, now) for peer in self._peers.values())
+
+    def failed(self, name: str, now: float) -> None:
+        """The peer port of a replica failed: do not ask it for a while."""
+        peer = self._peers.get(name)
+        if peer is not None:
+            peer.avoid_until = now + AVOID_S
+
+    # --- asks ---
+
+    def ask(self, pending: PendingRequest, wait_s: float, now: float, more: int = 0) -> list[PeerAsk]:
+        """Ask for a request at up to ``MOST_ASKED`` replicas: those with room, as last known, come first.
+
+        With ``more``, ask at up to so many further ones that have room.
+        """
+        sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
+        asked = {ask.peer for ask in self.asks.get(pending, ())}
+        usable = [p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked]
+        with_room = [p for p in usable if _fits(p, sequences, kv_tokens, now)]
+        chosen = self._choose(with_room, more or MOST_ASKED - len(asked))
+        if wait_s > 0 and not more and len(chosen) + len(asked) < MOST_ASKED:
+            others = [p for p in usable if p not in chosen]
+            chosen += self._choose(others, MOST_ASKED - len(asked) - len(chosen))
+        made = []
+        for peer in chosen:
+            # Requests of the next milliseconds find the rest of the room, until an answer states it anew.
+            peer.sequences -= sequences
+            self._number += 1
+            made.append(PeerAsk(self._number, peer.name, peer.address, pending, wait_s))
+        if made:
+            self.asks.setdefault(pending, []).extend(made)
+        return made
+
+    def ended(self, ask: PeerAsk) -> bool:
+        """An ask has its answer, or failed. Returns whether it was under way."""
+        asks = self.asks.get(ask.pending)
+        if asks is None or ask not in asks:
+            return False
+        asks.remove(ask)
+        if not asks:
+            del self.asks[ask.pending]
+        return True
+
+    def withdraw(self, pending: PendingRequest) -> list[PeerAsk]:
+        """The request needs no room any more. Returns the asks to cancel."""
+        return self.asks.pop(pending, [])
+
+    def _choose(self, peers: list[_Peer], count: int) -> list[_Peer]:
+        """Choose ``count`` replicas at random."""
+        chosen: list[_Peer] = []
+        rest = list(peers)
+        while rest and len(chosen) < count:
+            self._state = (self._state * 1103515245 + 12345) % 2147483648
+            chosen.append(rest.pop((self._state >> 8) % len(rest)))
+        return chosen
+
+
+def _fits(peer: _Peer, sequences: int, kv_tokens: int, now: float) -> bool:
+    return (
+        peer.avoid_until <= now
+        and now - peer.named_at <= TRUST_S
+        and peer.sequences >= sequences
+        and peer.kv_tokens >= kv_tokens
+    )
