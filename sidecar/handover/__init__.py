@@ -1,0 +1,1 @@
+"""Handover: requests that run on another replica, over the peer ports of the sidecars."""

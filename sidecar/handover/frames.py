@@ -1,0 +1,179 @@
+"""The protocol between two sidecars: frames on one connection, and the proof that both know the pool's key.
+
+Sans-IO. The asking sidecar connects. Both prove the key with an HMAC over random numbers of both sides, so the
+key itself is never sent. Then the connection serves one ask at a time:
+
+1. ``ASK``: the asking sidecar needs room. The other one answers ``OFFER``, at once or later, or ``REFUSE``.
+2. ``DATA`` in both directions: the bytes of the request to the engine, and of its response. The peer does not
+   parse them.
+3. ``END``: the response is complete. ``PREEMPTED`` or ``LOST`` end it early. ``CANCEL`` ends an ask.
+
+Each frame has a type (one byte), a length (four bytes, big-endian) and a payload.
+"""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+VERSION = 1
+NONCE_BYTES = 16
+MAC_BYTES = 32
+MOST_CONTROL_BYTES = 1024
+"""The longest payload of a frame that is not ``DATA``."""
+_HEADER = struct.Struct("!BI")
+
+
+class Kind(enum.IntEnum):
+    """The type of a frame."""
+
+    HELLO = 1
+    """From the peer: the version, and its random number."""
+    PROOF = 2
+    """From the asking sidecar: its random number, and its proof."""
+    WELCOME = 3
+    """From the peer: its proof."""
+    ASK = 4
+    OFFER = 5
+    REFUSE = 6
+    CANCEL = 7
+    DATA = 8
+    END = 9
+    """The response is complete. The payload is ``KEEP`` if the engine keeps its connection open."""
+    PREEMPTED = 10
+    """A guarantee needed the room of the request."""
+    LOST = 11
+    """The engine did not answer. The payload is ``REFUSED`` if it cannot have begun with the request."""
+
+
+KEEP = b"k"
+REFUSED = b"r"
+
+
+class ProtocolError(Exception):
+    """The other side broke the protocol, or does not know the key."""
+
+
+class Frame(NamedTuple):
+    """One frame, or a part of a ``DATA`` frame."""
+
+    kind: Kind
+    payload: bytes
+
+
+class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The payload of ``ASK``. Append new fields."""
+
+    number: int
+    tier: str
+    is_preemptible: bool
+    sequences: int
+    kv_tokens: int
+    longest_wait_ms: int
+
+
+_asks = msgspec.msgpack.Decoder(AskFields)
+_numbers = struct.Struct("!I")
+
+
+def frame(kind: Kind, payload: bytes = b"") -> bytes:
+    """Encode a frame."""
+    return _HEADER.pack(kind, len(payload)) + payload
+
+
+def header(kind: Kind, length: int) -> bytes:
+    """The header of a frame whose payload follows."""
+    return _HEADER.pack(kind, length)
+
+
+def encode_ask(fields: AskFields) -> bytes:
+    """An ``ASK`` frame."""
+    return frame(Kind.ASK, msgspec.msgpack.encode(fields))
+
+
+def decode_ask(payload: bytes) -> AskFields:
+    """The fields of an ``ASK``. Raises ``ProtocolError``."""
+    try:
+        fields = _asks.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"an ask cannot be read: {error}") from error
+    if fields.sequences < 1 or fields.kv_tokens < 0 or fields.longest_wait_ms < 0:
+        raise ProtocolError("an ask has a negative number")
+    return fields
+
+
+def numbered(kind: Kind, number: int) -> bytes:
+    """A frame about the ask with this number."""
+    return frame(kind, _numbers.pack(number & 0xFFFFFFFF))
+
+
+def number_of(payload: bytes) -> int:
+    """The number of the ask that a frame is about. Raises ``ProtocolError``."""
+    if len(payload) != _numbers.size:
+        raise ProtocolError("a frame has no number of an ask")
+    (number,) = _numbers.unpack(payload)
+    return int(number)
+
+
+def proof(key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bytes:
+    """What only a sidecar with the key can compute, for both random numbers."""
+    return hmac.digest(key, role + of_peer + of_asker, "sha256")
+
+
+def proves(given: bytes, key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bool:
+    """Whether a proof is the right one."""
+    return hmac.compare_digest(given, proof(key, role, of_peer, of_asker))
+
+
+ASKER, PEER = b"asker", b"peer"
+"""The roles in a proof. So a proof of one side cannot be sent back as the other's."""
+
+
+class FrameReader:
+    """Splits received bytes into frames. The payload of ``DATA`` is passed on as it arrives."""
+
+    def __init__(self, longest_data: int) -> None:
+        self._longest_data = longest_data
+        self._buffer = b""
+        self._data_left = 0
+
+    def receive(self, data: bytes) -> Iterator[Frame]:
+        """The frames in the bytes so far. Raises ``ProtocolError``."""
+        buffer = self._buffer + data if self._buffer else data
+        at, size = 0, len(buffer)
+        while True:
+            if self._data_left:
+                part = buffer[at : at + self._data_left]
+                if not part:
+                    break
+                at += len(part)
+                self._data_left -= len(part)
+                yield Frame(Kind.DATA, part)
+                continue
+            if size - at < _HEADER.size:
+                break
+            number, length = _HEADER.unpack_from(buffer, at)
+            try:
+                kind = Kind(number)
+            except ValueError:
+                raise ProtocolError(f"{number} is no type of a frame") from None
+            if kind is Kind.DATA:
+                if length > self._longest_data:
+                    raise ProtocolError(f"a frame of {length} bytes is too long")
+                at += _HEADER.size
+                self._data_left = length
+                continue
+            if length > MOST_CONTROL_BYTES:
+                raise ProtocolError(f"a frame of {length} bytes is too long")
+            end = at + _HEADER.size + length
+            if end > size:
+                break
+            payload = buffer[at + _HEADER.size : end]
+            at = end
+            yield Frame(kind, payload)
+        self._buffer = buffer[at:]
