@@ -1,0 +1,506 @@
+"""The asking side: connections to the peer ports of other sidecars, and the requests that are handed over.
+
+A connection serves one ask at a time. When the other sidecar offers room, the request is sent on the same
+connection, so closing it always frees the room. To the exchange it looks like a connection to the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import Protocol, cast
+
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+from sidecar.handover.frames import (
+    ASKER,
+    KEEP,
+    NONCE_BYTES,
+    PEER,
+    REFUSED,
+    AskFields,
+    FrameReader,
+    Kind,
+    ProtocolError,
+    encode_ask,
+    frame,
+    header,
+    number_of,
+    numbered,
+    proof,
+    proves,
+)
+from sidecar.proxy.upstream import Connection, Waiter
+from tokenpool.accounting.ticket import Place
+from tokenpool.admission.placement import PeerAsk
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 1.0
+"""Seconds for a connection to a peer, with its proofs."""
+LATE_S = 1.0
+"""Seconds after the end of an ask's longest wait at which a silent peer counts as lost."""
+IDLE_S = 30.0
+"""Seconds after which an unused connection to a peer is closed."""
+MOST_IDLE = 16
+"""The most unused connections to one peer."""
+LONGEST_DATA = 4 << 20
+"""The longest ``DATA`` frame from a peer, in bytes: much more than one read of its engine."""
+BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+"""Upper bounds of the histogram of seconds from an ask to its offer."""
+
+
+class Result(enum.StrEnum):
+    """The result of an ask."""
+
+    TAKEN = "taken"
+    """The other replica had room first, and runs the request."""
+    REFUSED = "refused"
+    """It had no room in time."""
+    CANCELLED = "cancelled"
+    """The request found room elsewhere, or left."""
+    FAILED = "failed"
+    """It could not be reached, or broke off."""
+
+
+class Asker(Protocol):
+    """The driver, as this file needs it."""
+
+    def peer_offered(self, ask: PeerAsk) -> bool:
+        """Another replica keeps room. Returns whether the request takes it."""
+
+    def peer_refused(self, ask: PeerAsk, *, has_failed: bool = False) -> None:
+        """Another replica has no room, or failed."""
+
+
+class _State(enum.Enum):
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    ASKING = "asking"
+    RUNNING = "running"
+    CLOSED = "closed"
+
+
+class PeerLinks:
+    """All connections to other sidecars, by address."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.key = b""
+        """The pool's key; empty until the lease store was read."""
+        self.results: Counter[Result] = Counter()
+        self.late: Counter[float] = Counter()
+        """Offers by the upper bound of their time."""
+        self.waited_s = 0.0
+        """The sum of the seconds from an ask to its taken offer."""
+        self._clock = clock
+        self._asker: Asker | None = None
+        self._idle: dict[str, deque[PeerLink]] = {}
+        self._open: set[PeerLink] = set()
+        self._asking: dict[int, PeerLink] = {}
+        """The connection of each ask, by number, until the request is sent or the ask ends."""
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def connect_to(self, asker: Asker) -> None:
+        """Deliver offers to this driver."""
+        self._asker = asker
+
+    # --- the driver's ports ---
+
+    def ask(self, ask: PeerAsk) -> None:
+        """Ask another sidecar for room."""
+        links = self._idle.get(ask.place.address)
+        if links:
+            link = links.pop()
+            self._asking[ask.number] = link
+            link.ask(ask)
+            return
+        link = PeerLink(self, ask.place.address)
+        self._asking[ask.number] = link
+        task = asyncio.get_running_loop().create_task(self._connect(link, ask))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, link: PeerLink, ask: PeerAsk) -> None:
+        host, _, port = ask.place.address.rpartition(":")
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await loop.create_connection(lambda: link, host.strip("[]"), int(port))
+                await link.ready
+        except (OSError, ValueError, ProtocolError) as error:
+            link.close()
+            if self._asking.pop(ask.number, None) is not None:
+                log.info("a peer cannot be asked", extra={"peer": ask.peer, "error": str(error)})
+                self.end(ask, Result.FAILED)
+            return
+        if self._asking.get(ask.number) is link:
+            link.ask(ask)
+        else:
+            self.release(link)  # the ask was cancelled meanwhile
+
+    def cancel(self, ask: PeerAsk) -> None:
+        """The request of an ask needs no room any more."""
+        link = self._asking.pop(ask.number, None)
+        if link is not None:
+            self.results[Result.CANCELLED] += 1
+            link.cancel()
+
+    # --- calls of the links ---
+
+    def opened(self, link: PeerLink) -> None:
+        """A connection is open."""
+        self._open.add(link)
+
+    def closed(self, link: PeerLink) -> None:
+        """A connection is closed."""
+        self._open.discard(link)
+        idle = self._idle.get(link.address)
+        if idle is not None and link in idle:
+            idle.remove(link)
+
+    def release(self, link: PeerLink) -> None:
+        """A connection is free for the next ask."""
+        idle = self._idle.setdefault(link.address, deque())
+        link.idle_since = self._clock()
+        if len(idle) < MOST_IDLE:
+            idle.append(link)
+        else:
+            link.close()
+
+    def offered(self, link: PeerLink, ask: PeerAsk) -> bool:
+        """A peer keeps room. Returns whether the request takes it; it was sent then."""
+        assert self._asker is not None
+        takes = self._asker.peer_offered(ask)
+        self._asking.pop(ask.number, None)
+        if not takes:
+            self.results[Result.CANCELLED] += 1
+            return False
+        seconds = self._clock() - link.asked_at
+        self.waited_s += seconds
+        self.late[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
+        self.results[Result.TAKEN] += 1
+        return True
+
+    def end(self, ask: PeerAsk, result: Result) -> None:
+        """An ask has ended without an offer that was taken."""
+        self._asking.pop(ask.number, None)
+        self.results[result] += 1
+        if self._asker is not None:
+            self._asker.peer_refused(ask, has_failed=result is Result.FAILED)
+
+    # --- the proxy's side ---
+
+    def connection_of(self, place: Place) -> PeerConnections:
+        """The source of connections for the exchange of a request that is handed over."""
+        return PeerConnections(self._asking.get(place.number))
+
+    # --- upkeep ---
+
+    def close_idle(self) -> None:
+        """Close connections that have been unused for long, and asks whose peer is silent."""
+        now = self._clock()
+        for address, links in list(self._idle.items()):
+            while links and now - links[0].idle_since > IDLE_S:
+                links.popleft().close()
+            if not links:
+                del self._idle[address]
+        for link in list(self._open):
+            link.check(now)
+
+    def close(self) -> None:
+        """Close every connection."""
+        for task in self._connecting:
+            task.cancel()
+        for link in list(self._open):
+            link.close()
+
+    def metrics(self) -> Iterator[Metric]:
+        """The asks by result, and the time to an offer, for Prometheus."""
+        counts = CounterMetricFamily(
+            "tokenpool_handovers", "Asks for room at other replicas, by result.", labels=("result",)
+        )
+        for result in Result:
+            counts.add_metric((result.value,), self.results[result])
+        yield counts
+        total, buckets = 0, []
+        for bound in BOUNDS_S:
+            total += self.late[bound]
+            buckets.append((f"{bound:g}", float(total)))
+        buckets.append(("+Inf", float(self.results[Result.TAKEN])))
+        yield HistogramMetricFamily(
+            "tokenpool_handover_seconds",
+            "Seconds from an ask to the offer that was taken.",
+            buckets=buckets,
+            sum_value=self.waited_s,
+        )
+
+
+class PeerLink(asyncio.Protocol):
+    """One connection to the peer port of another sidecar."""
+
+    def __init__(self, links: PeerLinks, address: str) -> None:
+        self.address = address
+        self.idle_since = 0.0
+        self.asked_at = 0.0
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when both sides have proved the key; has the error if they have not."""
+        self._links = links
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader(LONGEST_DATA)
+        self._state = _State.CONNECTING
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._peer_nonce = b""
+        self._ask: PeerAsk | None = None
+        self._http: Connection | None = None
+
+    # --- asyncio's callbacks ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the connection is open. The peer speaks first."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._links.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes of the peer."""
+        try:
+            for kind, payload in self._reader.receive(data):
+                self._on_frame(kind, payload)
+                if self._state is _State.CLOSED:
+                    return
+        except ProtocolError as error:
+            if not self.ready.done():
+                self.ready.set_exception(error)
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is closed."""
+        self._transport = None
+        if not self.ready.done():
+            self.ready.set_exception(ConnectionResetError("the peer closed the connection"))
+            self.ready.exception()
+        self._ended(Result.FAILED)
+
+    def pause_writing(self) -> None:
+        """asyncio: the peer reads slowly. A request body is bounded, so it is kept in memory."""
+
+    # --- frames ---
+
+    def _on_frame(self, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.DATA and self._http is not None:
+            self._http.data_received(payload)
+        elif self._state is _State.CONNECTING:
+            self._prove(kind, payload)
+        elif kind is Kind.OFFER:
+            self._on_offer(number_of(payload))
+        elif kind is Kind.REFUSE:
+            self._on_refuse(number_of(payload))
+        elif kind is Kind.PREEMPTED and self._http is not None:
+            self._http.preempted()
+        elif kind is Kind.LOST and self._http is not None:
+            if payload == REFUSED:
+                self._http.refused(ConnectionRefusedError("the engine of the other replica is down"))
+            self.close()
+        elif kind is not Kind.DATA:
+            raise ProtocolError(f"{kind.name} is not expected now")
+
+    def _prove(self, kind: Kind, payload: bytes) -> None:
+        links = self._links
+        if kind is Kind.HELLO and not self._peer_nonce and len(payload) == 1 + NONCE_BYTES:
+            self._peer_nonce = payload[1:]
+            if not links.key:
+                raise ProtocolError("the pool's key is not known yet")
+            mac = proof(links.key, ASKER, self._peer_nonce, self._nonce)
+            self._write(frame(Kind.PROOF, self._nonce + mac))
+        elif kind is Kind.WELCOME and self._peer_nonce:
+            if not proves(payload, links.key, PEER, self._peer_nonce, self._nonce):
+                raise ProtocolError("the peer does not know the pool's key")
+            self._state = _State.IDLE
+            if not self.ready.done():
+                self.ready.set_result(None)
+        else:
+            raise ProtocolError("the peer did not prove that it knows the pool's key")
+
+    def _on_offer(self, number: int) -> None:
+        ask = self._ask
+        if ask is None or ask.number & 0xFFFFFFFF != number:
+            return  # the ask was cancelled before the offer came; the peer has the cancel by now
+        if not self._links.offered(self, ask):
+            self.cancel()
+
+    def _on_refuse(self, number: int) -> None:
+        ask = self._ask
+        if ask is None or ask.number & 0xFFFFFFFF != number:
+            return
+        self._ask = None
+        self._state = _State.IDLE
+        self._links.release(self)
+        self._links.end(ask, Result.REFUSED)
+
+    # --- asks ---
+
+    def ask(self, ask: PeerAsk) -> None:
+        """Ask for room."""
+        self._ask, self._state, self.asked_at = ask, _State.ASKING, time.monotonic()
+        self._write(
+            encode_ask(
+                AskFields(
+                    ask.number & 0xFFFFFFFF,
+                    ask.tier.value,
+                    ask.pending.account.is_preemptible,
+                    ask.sequences,
+                    ask.kv_tokens,
+                    max(round(ask.longest_wait_s * 1000), 0),
+                )
+            )
+        )
+
+    def cancel(self) -> None:
+        """The ask needs no room any more."""
+        ask, self._ask = self._ask, None
+        if ask is not None and self._state is _State.ASKING:
+            self._state = _State.IDLE
+            self._write(numbered(Kind.CANCEL, ask.number))
+            self._links.release(self)
+
+    def check(self, now: float) -> None:
+        """Close the connection if its peer is silent for longer than the ask may wait."""
+        ask = self._ask
+        if ask is not None and now - self.asked_at > ask.longest_wait_s + LATE_S:
+            self.close()
+
+    # --- the request ---
+
+    def http(self) -> Connection | None:
+        """The connection on which the exchange sends its request; ``None`` if this one is lost."""
+        if self._transport is None or self._ask is None:
+            return None
+        self._ask, self._state = None, _State.RUNNING
+        self._http = connection = Connection(_Released(self))
+        connection.connection_made(_FramedTransport(self))
+        return connection
+
+    def send(self, parts: tuple[bytes, ...]) -> None:
+        """Send bytes of a request."""
+        if self._transport is not None:
+            self._transport.writelines((header(Kind.DATA, sum(map(len, parts))), *parts))
+
+    def finish(self, *, keeps_alive: bool) -> None:
+        """The response is complete."""
+        self._http = None
+        if self._state is _State.RUNNING:
+            self._state = _State.IDLE
+            self._write(frame(Kind.END, KEEP if keeps_alive else b""))
+            self._links.release(self)
+
+    def pause(self) -> None:
+        """Stop reading, because the client reads too slowly."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    # --- the end ---
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection: the peer frees the room."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._ended(Result.FAILED)
+
+    def _ended(self, result: Result) -> None:
+        self._state = _State.CLOSED
+        self._links.closed(self)
+        ask, self._ask = self._ask, None
+        http, self._http = self._http, None
+        if ask is not None:
+            self._links.end(ask, result)
+        if http is not None:
+            http.connection_lost(None)
+
+
+class _Released:
+    """The pool of a ``Connection`` that belongs to a link."""
+
+    def __init__(self, link: PeerLink) -> None:
+        self._link = link
+
+    def release(self, connection: Connection) -> None:
+        """The response is complete, and the engine keeps its connection open."""
+        self._link.finish(keeps_alive=True)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is closed."""
+
+
+class _FramedTransport(asyncio.Transport):
+    """Writes the bytes of a request as frames."""
+
+    def __init__(self, link: PeerLink) -> None:
+        super().__init__()
+        self._link = link
+        self._is_closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes."""
+        self._link.send((bytes(data),))
+
+    def writelines(self, list_of_data: object) -> None:
+        """Send bytes in parts."""
+        self._link.send(cast("tuple[bytes, ...]", list_of_data))
+
+    def is_closing(self) -> bool:
+        """Whether the exchange has closed it."""
+        return self._is_closing
+
+    def close(self) -> None:
+        """The response is complete, and the engine closes its connection."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._link.finish(keeps_alive=False)
+
+    def abort(self) -> None:
+        """The request must end now."""
+        if not self._is_closing:
+            self._is_closing = True
+            self._link.close()
+
+    def pause_reading(self) -> None:
+        """Stop reading."""
+        self._link.pause()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        self._link.resume()
+
+
+class PeerConnections:
+    """The one connection of a request that is handed over, as ``Connections`` of the proxy."""
+
+    def __init__(self, link: PeerLink | None) -> None:
+        self._link = link
+
+    def take(self) -> Connection | None:
+        """The connection, once."""
+        link, self._link = self._link, None
+        return link.http() if link is not None else None
+
+    def connect(self, waiter: Waiter) -> None:
+        """The connection was lost before the request was sent."""
+        error = ConnectionResetError("the connection to the other replica was lost")
+        asyncio.get_running_loop().call_soon(waiter.on_refused, error)
+
+    def release(self, connection: Connection) -> None:
+        """The request was ended before it was sent: free the room."""
+        connection.abort()
