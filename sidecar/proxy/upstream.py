@@ -45,6 +45,32 @@ class Exchange(Protocol):
     def on_refused(self, error: OSError) -> None:
         """No connection could be made; ``error`` has the reason."""
 
+    def preempt(self) -> None:
+        """Another replica has ended the request for a guarantee."""
+
+
+class Owner(Protocol):
+    """The owner of connections between two exchanges."""
+
+    def release(self, connection: Connection) -> None:
+        """A response is complete, and the connection stays open."""
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is closed."""
+
+
+class Connections(Protocol):
+    """The source of an exchange's connection: the pool of the engine, or a place on another replica."""
+
+    def take(self) -> Connection | None:
+        """An open connection, or ``None``."""
+
+    def connect(self, waiter: Waiter) -> None:
+        """Make a new connection for a waiting request."""
+
+    def release(self, connection: Connection) -> None:
+        """A connection is not needed."""
+
 
 class Connection(asyncio.Protocol):
     """One connection to the engine. At most one exchange uses it at a time."""
@@ -69,7 +95,7 @@ class Connection(asyncio.Protocol):
         "on_body",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
@@ -249,6 +275,20 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         self._is_complete = True
         self._keeps_alive = self._parser.should_keep_alive()
+
+    # --- another replica ---
+
+    def preempted(self) -> None:
+        """The other replica has ended the request for a guarantee."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.preempt()
+
+    def refused(self, error: OSError) -> None:
+        """The engine of the other replica cannot have begun with the request."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_refused(error)
 
     # --- endings ---
 
