@@ -26,7 +26,7 @@ class Refusal:
 class AdmittedRequest:
     """A request that may go to the engine. It is settled exactly once."""
 
-    __slots__ = ("account", "body", "hides_usage", "priority", "started_at", "ticket")
+    __slots__ = ("account", "body", "hides_usage", "parsed", "priority", "started_at", "ticket")
 
     def __init__(
         self,
@@ -46,6 +46,8 @@ class AdmittedRequest:
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
+        self.parsed: object = None
+        """The parsed request, if it is handed over and may have to be decided again."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

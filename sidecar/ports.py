@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+from sidecar.handover.asking import PeerLinks
 from sidecar.report import Reporter
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.leases.messages import Answer, Message
@@ -31,6 +32,8 @@ class LoopPorts:
         self._clock = clock
         self._store = store
         self._reporter = reporter
+        self.peers: PeerLinks | None = None
+        """The connections to other sidecars; ``None`` without handover."""
         self.results: asyncio.Queue[Result] = asyncio.Queue()
         """The answers, and the messages that failed, in the order of their arrival."""
         self._calls: set[asyncio.Task[None]] = set()
@@ -68,11 +71,13 @@ class LoopPorts:
 
     def ask(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
-        raise NotImplementedError
+        if self.peers is not None:
+            self.peers.ask(ask)
 
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
-        raise NotImplementedError
+        if self.peers is not None:
+            self.peers.cancel(ask)
 
     # --- the lease store ---
 

@@ -184,7 +184,22 @@ class Controller:
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
         self._priority.write(admitted, parsed)
+        if ticket.place is not None:
+            admitted.parsed = parsed
         return admitted
+
+    def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
+        """Decide a settled request again, because another replica cannot have begun with it."""
+        now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
+        assert ticket is not None
+        assert isinstance(parsed, Parsed)
+        account = ticket.account
+        outcome = self.control.offer(
+            account, ticket.ask, ticket.cost, now, body=parsed.body, request=parsed, streams=parsed.streams
+        )
+        if isinstance(outcome, Ticket):
+            return self._admitted(outcome, parsed, admitted.started_at)
+        return self._shed(account, outcome) if isinstance(outcome, Shed) else outcome
 
     def _shed(self, account: Account, shed: Shed) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
@@ -241,6 +256,7 @@ class Controller:
             self._restarts_seen = engine.restarts
             for account in self.accounts.values():
                 account.pricer.forget_cache()  # the new process has an empty prefix cache
+        control.is_serving = engine.is_up and not self.is_draining
         engine.reserve(control.slots_to_reserve(engine.room.slots, now))
         control.engine_changed(engine.room, now)
         self.driver.act()

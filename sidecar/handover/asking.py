@@ -304,6 +304,8 @@ class PeerLink(asyncio.Protocol):
         elif kind is Kind.LOST and self._http is not None:
             if payload == REFUSED:
                 self._http.refused(ConnectionRefusedError("the engine of the other replica is down"))
+            else:
+                self._http.eof_received()  # a response without a length ends so
             self.close()
         elif kind is not Kind.DATA:
             raise ProtocolError(f"{kind.name} is not expected now")

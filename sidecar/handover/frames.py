@@ -1,7 +1,7 @@
 """The protocol between two sidecars: frames on one connection, and the proof that both know the pool's key.
 
-Sans-IO. The asking sidecar connects. Both prove the key with an HMAC over random numbers of both sides, so the
-key itself is never sent. Then the connection serves one ask at a time:
+Sans-IO. The asking sidecar connects. Both prove the key with an HMAC over random numbers of both sides, so
+the key itself is never sent. Then the connection serves one ask at a time:
 
 1. ``ASK``: the asking sidecar needs room. The other one answers ``OFFER``, at once or later, or ``REFUSE``.
 2. ``DATA`` in both directions: the bytes of the request to the engine, and of its response. The peer does not

@@ -298,11 +298,12 @@ class ClientConnection(ReceivingConnection):
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
         head_bytes = manager.framer.frame(head, len(admitted.body))
+        ticket = admitted.ticket
+        connections = manager.connections_for(ticket)
         exchange = Exchange(
-            self, manager.controller, manager.telemetry, manager.pool, head, admitted, head_bytes
+            self, manager.controller, manager.telemetry, connections, head, admitted, head_bytes
         )
         self._serve_by(Serving.EXCHANGING, exchange)
-        ticket = admitted.ticket
         manager.controller.begin(admitted, exchange)
         if ticket is not None:
             now = manager.telemetry.clock()
@@ -376,6 +377,23 @@ class ClientConnection(ReceivingConnection):
         self._serve_nothing()
         self.write(refusal_bytes(refusal, head, self._manager.controller.engine.cors, closes=True))
         self._close()
+
+    def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
+        """Another replica cannot have begun with the request: decide it again."""
+        self._serve_nothing()
+        controller = self._manager.controller
+        decided = controller.admit_again(admitted)
+        if isinstance(decided, PendingRequest):
+            waiting = Waiting(self, controller, decided, head)
+            self._serve_by(Serving.WAITING, waiting)
+            controller.wait(decided, waiting)
+        elif isinstance(decided, AdmittedRequest):
+            self._send(head, decided)
+        else:
+            self._release()
+            self._answer(decided, Request(head))
+            self._next()
+        controller.act()
 
     # --- closing ---
 

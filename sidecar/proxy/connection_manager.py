@@ -16,9 +16,10 @@ from sidecar.proxy.bounds import Bounds, Caller
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
 from sidecar.proxy.request_parser import ParserLimits
-from sidecar.proxy.upstream import Pool
+from sidecar.proxy.upstream import Connections, Pool
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
+from tokenpool.accounting.ticket import Place, Ticket
 
 log = logging.getLogger(__name__)
 SEARCH_EVERY_S = 0.1
@@ -65,6 +66,13 @@ class ManagedConnection(CountedConnection, Protocol):
         """Close without waiting for anything."""
 
 
+class Places(Protocol):
+    """The requests that run on other replicas."""
+
+    def connection_of(self, place: Place) -> Connections:
+        """The source of connections for a request at this place."""
+
+
 class ConnectionManager:
     """The objects that all connections of one listening socket share, and the connections themselves."""
 
@@ -75,12 +83,15 @@ class ConnectionManager:
         telemetry: Telemetry,
         pool: Pool,
         framer: RequestFramer,
+        places: Places | None = None,
     ) -> None:
+        """``places`` is ``None`` without handover."""
         self.settings = settings
         self.controller = controller
         self.telemetry = telemetry
         self.pool = pool
         self.framer = framer
+        self._places = places
         self.parser_limits = ParserLimits(
             max_head_bytes=settings.max_head_bytes,
             head_timeout=settings.head_timeout,
@@ -176,6 +187,12 @@ class ConnectionManager:
             if number % PER_SWEEP == 0:
                 yield
         self.pool.close_idle(now)
+
+    def connections_for(self, ticket: Ticket | None) -> Connections:
+        """The source of connections for a request: the engine here, or another replica."""
+        if ticket is None or ticket.place is None or self._places is None:
+            return self.pool
+        return self._places.connection_of(ticket.place)
 
     @property
     def exchanges(self) -> int:

@@ -18,7 +18,7 @@ from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
 from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
 from sidecar.proxy.interface import RequestController
-from sidecar.proxy.upstream import Connection, Pool
+from sidecar.proxy.upstream import Connection, Connections
 from sidecar.telemetry import Telemetry
 from tokenpool.outcomes import Ending, Reason
 
@@ -49,6 +49,9 @@ class Client(Protocol):
 
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """No byte of a response was sent: answer with a refusal."""
+
+    def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
+        """Another replica cannot have begun with the request: find another place for it."""
 
 
 class Exchange:
@@ -82,7 +85,7 @@ class Exchange:
         client: Client,
         controller: RequestController,
         telemetry: Telemetry,
-        pool: Pool,
+        pool: Connections,
         request: RequestHead,
         admitted: AdmittedRequest,
         head_bytes: bytes,
@@ -136,6 +139,12 @@ class Exchange:
     def on_refused(self, error: OSError) -> None:
         """No connection could be made."""
         if not self._has_ended:
+            self._connection = None
+            ticket = self._admitted.ticket
+            if ticket is not None and ticket.place is not None:
+                self._end(Ending.UPSTREAM_ERROR, spent=False)
+                self._client.place_again(self._admitted, self._request)
+                return
             if self._controller.engine.is_up:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
             if error.errno not in OUR_OWN:
