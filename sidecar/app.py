@@ -26,6 +26,7 @@ from sidecar.engine.address import engine_address
 from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import EngineWatcher
+from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
 from sidecar.pool_file_watcher import PoolFileWatcher
@@ -89,6 +90,7 @@ class Sidecar:
             telemetry.clock(),
             queue,
             leases=self._shared.leases if self._shared is not None else None,
+            placement=self._shared.placement if self._shared is not None else None,
             has_slo_feedback=settings.slo_feedback,
         )
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
@@ -106,12 +108,14 @@ class Sidecar:
         )
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
+        self.handover: Handover | None = None
         if self._shared is None:
             planner = PlannerSettings(debt_gain=settings.debt_gain)
             self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
             self.replication = self._shared.replication(self.driver, self)
+            self.handover = self._shared.handover(self.driver, address)
         self.watcher = EngineWatcher(
             address,
             self.engine,
@@ -122,7 +126,8 @@ class Sidecar:
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
-        self.manager = ConnectionManager(settings, self.controller, telemetry, self._upstream, framer)
+        places = self.handover.links if self.handover is not None else None
+        self.manager = ConnectionManager(settings, self.controller, telemetry, self._upstream, framer, places)
         self.loop_delay = LoopDelay(telemetry.clock)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -140,6 +145,8 @@ class Sidecar:
         )
         if self.replication is not None:
             self.admin.sources.append(self.replication)
+        if self.handover is not None:
+            self.admin.sources.append(self.handover)
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
@@ -181,6 +188,8 @@ class Sidecar:
         if self.local_planner is not None:
             self.local_planner.tick(self.telemetry.clock())
             self._spawn(self.local_planner.run(self.settings.tick))
+        if self.handover is not None:
+            await self.handover.start()
         if self.replication is not None:
             self._spawn(self.replication.run())
         for work in (
@@ -264,7 +273,8 @@ class Sidecar:
         self.manager.close_idle()
         self.manager.end_waits()
         deadline = self.telemetry.clock() + self.settings.drain_timeout
-        while self.manager.exchanges and self.telemetry.clock() < deadline:
+        self.control.is_serving = False
+        while (self.manager.exchanges or self._has_guests) and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
         for server in self._servers:
             server.close()
@@ -277,9 +287,16 @@ class Sidecar:
         self.driver.stop()
         if self.replication is not None:
             await self.replication.stop()
+        if self.handover is not None:
+            await self.handover.stop()
         await self._pages.stop()
         self._upstream.close()
         log.info("stopped", extra={"cut": cut})
+
+    @property
+    def _has_guests(self) -> bool:
+        """Whether requests of other sidecars run here."""
+        return self.handover is not None and self.handover.port.is_busy
 
     async def _last_writes(self) -> None:
         """Wait until answers are sent. Then abort the connections of clients that do not read."""

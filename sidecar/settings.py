@@ -61,6 +61,16 @@ class Settings:
     lease_lifetime: float = option(
         "time until an unrenewed lease expires, s; at least three ticks", default=1.5
     )
+    handover: str = option(
+        "hand requests over to replicas with room: on, or off where a router in front places requests",
+        default="on",
+        read=options.one_of("on", "off"),
+    )
+    peer: Addresses | None = option(
+        "addresses for the other sidecars of the pool, HOST:PORT; by default a free port of the address"
+        " that faces the store",
+        default=None,
+    )
     name: str | None = option(
         "name of this sidecar in the lease store; by default the name of the host", default=None, read=_name
     )

@@ -8,7 +8,10 @@ import socket
 from collections.abc import Mapping
 
 from sidecar.configuration import Configuration, Enforcer
+from sidecar.engine.address import EngineAddress
 from sidecar.engine.state import EngineState
+from sidecar.handover.asking import PeerLinks
+from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
 from sidecar.published_file import PublishedFile
@@ -17,6 +20,7 @@ from sidecar.report import Reporter
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
+from tokenpool.admission.placement import Placement
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.control.driver import Driver
 from tokenpool.leases.leases import Leases
@@ -50,10 +54,20 @@ class SharedLimits:
         self._store = store
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
         self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
+        self.placement: Placement | None = None
+        if settings.handover == "on":
+            self.placement, self.ports.peers = Placement(holder), PeerLinks(telemetry.clock)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:
         """Use these accounts from now on."""
         self.sync.follow(accounts, now)
+
+    def handover(self, driver: Driver, engine: EngineAddress) -> Handover | None:
+        """Handover, if it is on."""
+        links = self.ports.peers
+        if links is None:
+            return None
+        return Handover(self._settings, driver, links, engine, self._store, self._telemetry.clock)
 
     def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:
         """The loops of the exchange. ``enforcer`` puts a published pool file in force."""

@@ -17,6 +17,7 @@ class MemoryStore:
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self._peer_key = b""
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def connect(self, count: int) -> None:
@@ -38,6 +39,15 @@ class MemoryStore:
                 yield await queue.get()
         finally:
             self._listeners.pop(holder, None)
+
+    async def peer_key(self, new: bytes) -> bytes:
+        """See ``Store``."""
+        self._peer_key = self._peer_key or new
+        return self._peer_key
+
+    def host(self) -> tuple[str, int]:
+        """See ``Store``."""
+        return ("127.0.0.1", 1)
 
     async def limits(self) -> tuple[Mapping[str, Limit], IdleTerms]:
         """See ``Store``."""

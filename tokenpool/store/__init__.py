@@ -66,5 +66,14 @@ class Store(Protocol):
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
 
+    async def peer_key(self, new: bytes) -> bytes:
+        """The key with which the sidecars of the pool prove that they belong to it; ``new`` if there is none.
+
+        Each call renews its expiry.
+        """
+
+    def host(self) -> tuple[str, int]:
+        """The host and port of the server, to find the address of this machine that faces it."""
+
     async def close(self) -> None:
         """Close all connections."""

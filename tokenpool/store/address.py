@@ -44,7 +44,13 @@ def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> Redi
     store retries nothing: its callers repeat their messages at their next interval.
     """
     client, *helpers = _clients(url, timeout_s)
-    return RedisStore(client, pool, lifetime_s, helpers=helpers)
+    return RedisStore(client, pool, lifetime_s, helpers=helpers, host=_first_host(url))
+
+
+def _first_host(url: str) -> tuple[str, int]:
+    """The first host and port of a URL; loopback for a Unix socket."""
+    first = urlsplit(url).netloc.rpartition("@")[2].split(",")[0]
+    return _node(first, 6379) if first else ("127.0.0.1", 6379)
 
 
 def check(url: str) -> None:

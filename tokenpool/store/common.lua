@@ -19,6 +19,7 @@
 -- PREFIX:reports     hash by holder
 -- PREFIX:rooms       hash by holder: its packed room (ROOM_...)
 -- PREFIX:pool        hash: kv_tokens and sequences, the sums over all rooms; level and at, the pool's token bucket
+-- PREFIX:peer_key    the key of the peer ports
 -- PREFIX:file        hash: version, content
 -- PREFIX:scale_hint  hash: content, at
 -- PREFIX:leader      the packed candidate and epoch of the leader
@@ -44,6 +45,7 @@ local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
+local PEER_KEY = prefix .. ':peer_key'
 local LEADER = prefix .. ':leader'
 
 -- A number as a text that is read as exactly the same number.

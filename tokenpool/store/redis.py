@@ -66,10 +66,12 @@ class RedisStore:
         lifetime_s: float,
         clock: Callable[[], float] | None = None,
         helpers: Sequence[Client] = (),
+        host: tuple[str, int] = ("127.0.0.1", 6379),
     ) -> None:
         self.client = RedisClient(client, helpers)
         self._prefix = f"tokenpool:{{{pool}}}"
         self._clock = clock
+        self._host = host
         self._common = {
             "v": SCHEMA,
             "lifetime": lifetime_s,
@@ -211,6 +213,14 @@ class RedisStore:
         at = await self._run(scripts.PUBLISH_SCALE_HINT, content, epoch=epoch)
         with failures():
             return float(at) or None
+
+    async def peer_key(self, new: bytes) -> bytes:
+        """See ``Store``."""
+        return bytes(await self._run(scripts.PEER_KEY, new))
+
+    def host(self) -> tuple[str, int]:
+        """See ``Store``."""
+        return self._host
 
     async def close(self) -> None:
         """See ``Store``."""

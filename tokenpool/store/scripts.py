@@ -65,6 +65,7 @@ class Script:
 
 EXCHANGE = Script("exchange")
 LEAD = Script("lead")
+PEER_KEY = Script("peer_key")
 PUBLISH = Script("publish")
 PUBLISH_FILE = Script("publish_file")
 PUBLISH_SCALE_HINT = Script("publish_scale_hint")

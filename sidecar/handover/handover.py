@@ -1,0 +1,127 @@
+"""Handover of one sidecar: its peer port, its connections to other sidecars, and the pool's key."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import Metric
+
+from runtime.listening import BACKLOG, bound, listening
+from runtime.options import Addresses
+from sidecar.engine.address import EngineAddress
+from sidecar.handover.asking import PeerLinks
+from sidecar.handover.peer_port import PeerPort
+from sidecar.settings import Settings
+from tokenpool.control.driver import Driver
+from tokenpool.store import Store, StoreDown
+
+log = logging.getLogger(__name__)
+
+KEY_BYTES = 32
+READ_KEY_EVERY_S = 10.0
+"""Seconds between two reads of the pool's key, which also renew its expiry."""
+ANY_HOST = ("0.0.0.0", "::")
+UPKEEP_EVERY_S = 0.25
+
+
+class Handover:
+    """The parts of handover, in the order of their dependencies."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        driver: Driver,
+        links: PeerLinks,
+        engine: EngineAddress,
+        store: Store,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._driver = driver
+        self._store = store
+        self.links = links
+        self.port = PeerPort(
+            driver,
+            engine,
+            clock,
+            longest_request=settings.max_body_bytes + 2 * settings.max_head_bytes,
+            connect_timeout=settings.connect_timeout,
+        )
+        links.connect_to(driver)
+        self._servers: list[asyncio.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Listen for other sidecars, and state the address to them. Raises ``OSError``."""
+        facing = await asyncio.to_thread(facing_host, *self._store.host())
+        chosen = self._settings.peer or Addresses.of(facing, 0)
+        sockets = listening(chosen, "--peer")
+        loop = asyncio.get_running_loop()
+        for each in sockets:
+            self._servers.append(await loop.create_server(self.port.session, sock=each, backlog=BACKLOG))
+        address = bound(sockets)[0]
+        host = facing if address.host in ANY_HOST else address.host
+        self._driver.control.peer_address = (
+            f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
+        )
+        for work in (self.port.sweep_forever(), self._read_key_forever(), self._upkeep_forever()):
+            self._tasks.append(loop.create_task(work))
+
+    async def _read_key_forever(self) -> None:
+        """Read the key that all sidecars of the pool share. The first one makes it."""
+        while True:
+            try:
+                self._use_key(await self._store.peer_key(secrets.token_bytes(KEY_BYTES)))
+                wait = READ_KEY_EVERY_S
+            except StoreDown:
+                wait = 1.0  # reported by the messages
+            except Exception:
+                log.critical("reading the pool's key failed", exc_info=True)
+                wait = READ_KEY_EVERY_S
+            await asyncio.sleep(wait)
+
+    def _use_key(self, key: bytes) -> None:
+        if key != self.links.key:
+            # Others may still use the key before.
+            self.port.keys = [key, *self.port.keys[:1]]
+            self.links.key = key
+
+    async def _upkeep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP_EVERY_S)
+            self.links.close_idle()
+
+    async def stop(self) -> None:
+        """Accept no further asks, and close all connections."""
+        for server in self._servers:
+            server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.links.close()
+        self.port.close()
+
+    def metrics(self) -> Iterator[Metric]:
+        """The metrics of both sides, for Prometheus."""
+        yield from self.links.metrics()
+        yield from self.port.metrics()
+
+
+def facing_host(host: str, port: int) -> str:
+    """The address of this machine that faces another host: the one that packets to it come from.
+
+    The lease store and the other sidecars are usually in one network. Without a route it is loopback.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.connect(address)  # sends nothing
+                return str(probe.getsockname()[0])
+    except OSError as error:
+        log.warning("the address that faces the lease store is unknown", extra={"error": str(error)})
+    return "127.0.0.1"
