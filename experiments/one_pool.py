@@ -6,6 +6,8 @@ replica, without retries. Sidecars have default options. Every point starts a ne
 are not counted. Beside each point are the bounds of ``experiments.queues``.
 
     python -m experiments one-pool --loads 60,80,95 --seconds 30 --skew 0.9
+
+With ``--guaranteed`` it measures a guarantee beside floods instead: ``experiments.pool_guarantee``.
 """
 
 from __future__ import annotations
@@ -14,26 +16,19 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from experiments import metrics
-from experiments.processes import MODEL, Backend, Front, backends, finished, load, sidecars
+from experiments import pool_guarantee
+from experiments.fixed_pool import INPUT, STEP_S, TENANT, TOKENS, Case, Counts, record
+from experiments.processes import MODEL
 from experiments.queues import Bound, Placement, Shape, simulate
 from loadgen.records import Attempt, Outcome, Run
-from loadgen.records import load as read_run
 from toolbox.percentiles import percentile
 
 OUT = Path(__file__).parent.parent / "out" / "one_pool"
-STEP_S, TOKENS = 0.02, 50
-"""A request of a second. 30 of them a second leave half of two cores idle."""
-INPUT = 16
-JOINED_S = 4.0
-"""Seconds until every sidecar has joined and read all limits twice."""
 WARM_UP = 2.0
 """Times of a request. An empty pool refuses less."""
 QUEUE_S = 1.0
@@ -54,34 +49,6 @@ timeout_s: 30
 spread: {spread}
 tenants:
 {tenants}"""
-TENANT = "  - {{name: {name}, key: {name}-key, arrivals: {{poisson: {{rate: {rate:.4f}}}}}, "
-SIZES = "input: {input}, output: {output}}}\n"
-POOL = """\
-pools:
-  - name: chat
-    models: [{model}]
-    replica: {{tokens_per_second: auto, kv_tokens: auto, concurrency: {slots}}}
-    replicas: {{min: {replicas}, max: {replicas}}}
-entitlements:
-{entitlements}"""
-
-
-class Case(NamedTuple):
-    """One point to measure."""
-
-    shape: Shape
-    load: int
-    """Percent of all slots."""
-    seconds: float
-    seed: int
-    engine: str = "simulator"
-    options: tuple[str, ...] = ()
-    """Options of the sidecars."""
-
-    @property
-    def warm_up_s(self) -> float:
-        """The time at the beginning that does not count, s."""
-        return WARM_UP * self.shape.service_s
 
 
 @dataclass(frozen=True)
@@ -141,80 +108,34 @@ def goals(point: Point) -> list[tuple[str, bool]]:
     return found
 
 
-def pool_file(shape: Shape, entitlements: Mapping[str, str]) -> str:
-    """The pool file. ``entitlements`` are terms by name."""
-    rows = [f"  - {{name: {n}, pool: chat, api_keys: [{n}-key], {t}}}\n" for n, t in entitlements.items()]
-    return POOL.format(model=MODEL, slots=shape.slots, replicas=shape.replicas, entitlements="".join(rows))
-
-
-def engine_flags(kind: str, shape: Shape) -> list[str]:
-    """The options of an engine. A simulated one has a fixed time per step."""
-    if kind == "vllm":
-        return []
-    fixed = ("--per-sequence", "0", "--per-prompt-token", "0", "--per-request", "0")
-    return ["--step", f"{shape.step_s:g}", *fixed]
-
-
 def scenario(case: Case) -> str:
     """The scenario file for loadgen."""
     shape = case.shape
     rate = shape.rate(case.load / 100) / len(TENANTS)
-    row = TENANT + SIZES
-    rows = [row.format(name=name, rate=rate, input=INPUT, output=shape.tokens) for name in TENANTS]
+    more = {"rate": rate, "input": INPUT, "output": shape.tokens, "starts": 0}
+    rows = [TENANT.format(name=name, **more) for name in TENANTS]
     return SCENARIO.format(
-        model=MODEL, duration=case.warm_up_s + case.seconds, spread=shape.weights, tenants="".join(rows)
+        model=MODEL, duration=_warm_up_s(case) + case.seconds, spread=shape.weights, tenants="".join(rows)
     )
 
 
 def measure(case: Case, out: Path) -> Point:
     """Start a pool, and measure one point."""
-    folder = out / "parts"
-    folder.mkdir(parents=True, exist_ok=True)
-    file, pool = out / "scenario.yaml", folder / "pool.yaml"
-    file.write_text(scenario(case))
-    pool.write_text(pool_file(case.shape, dict.fromkeys(TENANTS, "tier: elastic")))
-    shape, flags = case.shape, engine_flags(case.engine, case.shape)
-    with (
-        backends(case.engine, folder, shape.replicas, flags, shape.slots) as engines,
-        sidecars(folder, pool, engines, case.options, None) as front,
-    ):
-        time.sleep(JOINED_S)
-        before = Counts.read(engines, front)
-        finished(load(file, front, out / "run", case.seed, "one pool"), case.seconds + 120)
-        counts = Counts.read(engines, front) - before
-    return point_of(read_run(out / "run"), case, counts)
+    duration = _warm_up_s(case) + case.seconds
+    run, counts = record(case, scenario(case), duration, dict.fromkeys(TENANTS, "tier: elastic"), out)
+    return point_of(run, case, counts)
 
 
-class Counts(NamedTuple):
-    """Counters of the engines and sidecars."""
-
-    endings: Counter[str]
-    tokens: float
-    handovers: Counter[str]
-
-    @classmethod
-    def read(cls, engines: Sequence[Backend], front: Front) -> Counts:
-        """The counters now."""
-        pages = [f"{engine.url}/metrics" for engine in engines]
-        ours = [state.replace("/debug/state", "/metrics") for state in front.states]
-        return cls(
-            metrics.by_label(pages, "vllm:request_success_total", "finished_reason"),
-            metrics.total(pages, "vllm:generation_tokens_total"),
-            metrics.by_label(ours, "tokenpool_handovers_total", "result"),
-        )
-
-    def __sub__(self, before: Counts) -> Counts:
-        return Counts(
-            self.endings - before.endings, self.tokens - before.tokens, self.handovers - before.handovers
-        )
+def _warm_up_s(case: Case) -> float:
+    return WARM_UP * case.shape.service_s
 
 
 def point_of(run: Run, case: Case, counts: Counts) -> Point:
     """The results of a recorded run."""
-    shape, counted = case.shape, [a for a in run.attempts if a.intended_s >= case.warm_up_s]
+    shape, counted = case.shape, [a for a in run.attempts if a.intended_s >= _warm_up_s(case)]
     served = [attempt for attempt in counted if attempt.outcome is Outcome.SERVED]
     firsts = [a.first_s - a.intended_s for a in served if a.first_s is not None]
-    capacity = shape.replicas * shape.slots * (case.warm_up_s + case.seconds)
+    capacity = shape.replicas * shape.slots * (_warm_up_s(case) + case.seconds)
     return Point(
         load=case.load,
         skew=shape.skew,
@@ -248,13 +169,10 @@ def bound(placement: Placement, queue_s: float, shape: Shape, load: int) -> Boun
     return simulate(placement, shape, load / 100, queue_s, SIMULATED, seed=1)
 
 
-HEAD = (
-    """\
+HEAD = """\
 | load, % | | offered | served | refused, % | first token P50, ms | P99 | slots used, % | finished - served \
 | handovers per request | reasons |
-| --- |"""
-    + " --- |" * 10
-)
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def line(point: Point) -> str:
@@ -284,36 +202,50 @@ def _listed(counts: Mapping[str, int]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure all points, and return 1 if a goal is missed."""
     arguments = _arguments(argv)
-    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, STEP_S, arguments.skew)
     out = Path(arguments.out)
-    points, reached = [], True
+    reached = (_measure_guarantee if arguments.guaranteed else _measure_points)(arguments, out)
+    for goal, is_reached in reached:
+        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
+    return 0 if all(is_reached for _, is_reached in reached) else 1
+
+
+def _measure_points(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+    points = []
     print(HEAD, flush=True)
-    for percent in (int(part) for part in arguments.loads.split(",")):
+    for load in (int(part) for part in arguments.loads.split(",")):
         for seed in range(1, arguments.seeds + 1):
-            case = Case(
-                shape,
-                percent,
-                arguments.seconds,
-                seed,
-                arguments.engine,
-                tuple(shlex.split(arguments.options)),
-            )
-            points.append(measure(case, out / f"load{percent}" / str(seed)))
+            points.append(measure(_case(arguments, load, seed), out / f"load{load}" / str(seed)))
             print(line(points[-1]), flush=True)
         for placement, queue_s in BOUNDS:
-            print(
-                bound_line(placement, queue_s, percent, bound(placement, queue_s, shape, percent)), flush=True
-            )
-    (out / "results.json").write_text(json.dumps([asdict(point) for point in points], indent=1))
-    for goal, is_reached in [goal for point in points for goal in goals(point)]:
-        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
-        reached = reached and is_reached
-    return 0 if reached else 1
+            found = bound(placement, queue_s, _case(arguments, load, 1).shape, load)
+            print(bound_line(placement, queue_s, load, found), flush=True)
+    _keep(points, out / "points.json")
+    return [goal for point in points for goal in goals(point)]
+
+
+def _measure_guarantee(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+    results = []
+    print(pool_guarantee.HEAD, flush=True)
+    for seed in range(1, arguments.seeds + 1):
+        results.append(pool_guarantee.measure(_case(arguments, 0, seed), out / "guarantee" / str(seed)))
+        print(pool_guarantee.lines(results[-1]), flush=True)
+    _keep(results, out / "guarantee.json")
+    return pool_guarantee.goals(results)
+
+
+def _case(arguments: argparse.Namespace, load: int, seed: int) -> Case:
+    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, STEP_S, arguments.skew)
+    return Case(shape, load, arguments.seconds, seed, arguments.engine, tuple(shlex.split(arguments.options)))
+
+
+def _keep(results: Sequence[Point] | Sequence[pool_guarantee.Result], file: Path) -> None:
+    file.write_text(json.dumps([asdict(result) for result in results], indent=1))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments one-pool", description=__doc__)
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="simulator")
+    parser.add_argument("--guaranteed", action="store_true", help="measure a guarantee beside floods")
     parser.add_argument("--loads", default="60,80,95", help="percent of all slots [60,80,95]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each point [30]")
     parser.add_argument("--replicas", type=int, default=4, help="replicas [4]")

@@ -67,14 +67,14 @@ def simulate(
     placement: Placement, shape: Shape, load: float, queue_s: float, requests: int, seed: int
 ) -> Bound:
     """Simulate Poisson arrivals of so many requests. Equal seeds give equal arrivals to all placements."""
-    chance = random.Random(f"queues {seed}")
+    chance, order = random.Random(f"arrivals {seed}"), random.Random(f"order {seed}")
     # A central queue is one replica with all slots.
     parts = 1 if placement is Placement.CENTRAL else shape.replicas
     free_at = [[0.0] * (shape.replicas * shape.slots // parts) for _ in range(parts)]
     refused, firsts = 0, []
     for at, home, lag in _arrivals(shape, load, requests, chance):
         wait = math.inf
-        for replica in _tried(placement, home, shape.replicas, chance):
+        for replica in _tried(placement, home, shape.replicas, order):
             wait = max(free_at[replica][0] - at, 0.0)
             if wait <= queue_s:
                 # Engines begin a sequence with their next step, so a request waits for a part of one.
@@ -96,12 +96,12 @@ def _arrivals(
         yield at, chance.choices(range(shape.replicas), weights)[0], chance.uniform(0, shape.step_s)
 
 
-def _tried(placement: Placement, home: int, replicas: int, chance: random.Random) -> Sequence[int]:
+def _tried(placement: Placement, home: int, replicas: int, order: random.Random) -> Sequence[int]:
     """The replicas that a request tries, in order."""
     if placement is Placement.CENTRAL:
         return (0,)
     if placement is Placement.SEPARATE:
         return (home,)
     others = [replica for replica in range(replicas) if replica != home]
-    chance.shuffle(others)
+    order.shuffle(others)
     return (home, *others)
