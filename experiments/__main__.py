@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, hostile, one_pool, overload, pool, scarcity, soak
+from experiments import fidelity, hostile, one_pool, overload, pool, prefix_caches, scarcity, soak
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
 from toolbox.processes import module
@@ -33,7 +33,7 @@ WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile")
 SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
-SEPARATE = {"one-pool": one_pool.main}
+SEPARATE = {"one-pool": one_pool.main, "prefix-caches": prefix_caches.main}
 """Experiments with options of their own. The name is the first argument."""
 
 System = overload.System | scarcity.System | pool.System

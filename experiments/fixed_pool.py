@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,16 +55,10 @@ class Counts(NamedTuple):
     tokens: float
     handovers: Counter[str]
 
-    @classmethod
-    def read(cls, engines: Sequence[Backend], front: Front) -> Counts:
-        """The counters now."""
-        pages = [f"{engine.url}/metrics" for engine in engines]
-        ours = [state.replace("/debug/state", "/metrics") for state in front.states]
-        return cls(
-            metrics.by_label(pages, "vllm:request_success_total", "finished_reason"),
-            metrics.total(pages, "vllm:generation_tokens_total"),
-            metrics.by_label(ours, "tokenpool_handovers_total", "result"),
-        )
+    @property
+    def finished(self) -> int:
+        """Requests that the engines finished."""
+        return self.endings["stop"] + self.endings["length"]
 
     def __sub__(self, before: Counts) -> Counts:
         return Counts(
@@ -84,21 +80,54 @@ def engine_flags(case: Case) -> list[str]:
     return ["--step", f"{case.shape.step_s:g}", *fixed]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A running pool."""
+
+    engines: Sequence[Backend]
+    front: Front
+
+    @property
+    def engine_pages(self) -> list[str]:
+        """The engines' metrics pages."""
+        return [f"{engine.url}/metrics" for engine in self.engines]
+
+    def counts(self) -> Counts:
+        """The counters now."""
+        ours = [state.replace("/debug/state", "/metrics") for state in self.front.states]
+        return Counts(
+            metrics.by_label(self.engine_pages, "vllm:request_success_total", "finished_reason"),
+            metrics.total(self.engine_pages, "vllm:generation_tokens_total"),
+            metrics.by_label(ours, "tokenpool_handovers_total", "result"),
+        )
+
+
+@contextlib.contextmanager
+def running(
+    engine: str, shape: Shape, flags: Sequence[str], pool: str, options: Sequence[str], out: Path
+) -> Iterator[Parts]:
+    """Start a pool. ``flags`` are options of the engines, ``options`` those of the sidecars."""
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "pool.yaml"
+    file.write_text(pool)
+    with (
+        backends(engine, folder, shape.replicas, flags, shape.slots) as engines,
+        sidecars(folder, file, engines, options, None) as front,
+    ):
+        time.sleep(JOINED_S)
+        yield Parts(engines, front)
+
+
 def record(
     case: Case, scenario: str, duration_s: float, entitlements: Mapping[str, str], out: Path
 ) -> tuple[Run, Counts]:
     """Start a pool, and run a scenario once. ``entitlements`` are terms by name."""
-    folder, shape = out / "parts", case.shape
-    folder.mkdir(parents=True, exist_ok=True)
-    file, pool = out / "scenario.yaml", folder / "pool.yaml"
-    file.write_text(scenario)
-    pool.write_text(pool_file(shape, entitlements))
-    with (
-        backends(case.engine, folder, shape.replicas, engine_flags(case), shape.slots) as engines,
-        sidecars(folder, pool, engines, case.options, None) as front,
-    ):
-        time.sleep(JOINED_S)
-        before = Counts.read(engines, front)
-        finished(load(file, front, out / "run", case.seed, out.name), duration_s + 120)
-        counts = Counts.read(engines, front) - before
+    pool = pool_file(case.shape, entitlements)
+    with running(case.engine, case.shape, engine_flags(case), pool, case.options, out) as parts:
+        file = out / "scenario.yaml"
+        file.write_text(scenario)
+        before = parts.counts()
+        finished(load(file, parts.front, out / "run", case.seed, out.name), duration_s + 120)
+        counts = parts.counts() - before
     return read_run(out / "run"), counts

@@ -24,7 +24,7 @@ from pathlib import Path
 from experiments import pool_guarantee
 from experiments.fixed_pool import INPUT, STEP_S, TENANT, TOKENS, Case, Counts, record
 from experiments.processes import MODEL
-from experiments.queues import Bound, Placement, Shape, simulate
+from experiments.queues import Arrival, Bound, Placement, Shape, poisson, simulate
 from loadgen.records import Attempt, Outcome, Run
 from toolbox.percentiles import percentile
 
@@ -75,6 +75,8 @@ class Point:
     """The share of all slots that were in use."""
     handovers: dict[str, int]
     """Handovers by result; empty if the sidecars have no such metric."""
+    one_queue: Bound
+    """One central queue with the same arrivals."""
     complaints: list[str]
     """Reasons why the load generator's figures are unreliable."""
 
@@ -143,19 +145,26 @@ def point_of(run: Run, case: Case, counts: Counts) -> Point:
         seconds=case.seconds,
         offered=len(counted),
         served=len(served),
-        refused=dict(Counter(map(_why, counted)) - Counter({"": len(served)})),
+        refused=dict(Counter(map(why, counted)) - Counter({"": len(served)})),
         ttft_p50_s=percentile(firsts, 0.5),
         ttft_p99_s=percentile(firsts, 0.99),
         served_in_all=sum(attempt.outcome is Outcome.SERVED for attempt in run.attempts),
-        finished=sum(n for ending, n in counts.endings.items() if ending in ("stop", "length")),
+        finished=counts.finished,
         aborted=counts.endings["abort"],
         used=counts.tokens * shape.step_s / capacity,
         handovers=dict(counts.handovers),
+        one_queue=simulate(
+            Placement.CENTRAL,
+            shape,
+            sorted(Arrival(attempt.intended_s, attempt.url) for attempt in run.attempts),
+            QUEUE_S,
+            from_s=_warm_up_s(case),
+        ),
         complaints=run.meta.complaints,
     )
 
 
-def _why(attempt: Attempt) -> str:
+def why(attempt: Attempt) -> str:
     """The reason of a failure; empty for served requests."""
     return "" if attempt.outcome is Outcome.SERVED else attempt.reason or str(attempt.outcome)
 
@@ -166,7 +175,7 @@ BOUNDS = tuple((placement, queue_s) for placement in Placement for queue_s in (0
 
 def bound(placement: Placement, queue_s: float, shape: Shape, load: int) -> Bound:
     """One bound for a load in percent."""
-    return simulate(placement, shape, load / 100, queue_s, SIMULATED, seed=1)
+    return simulate(placement, shape, poisson(shape, load / 100, SIMULATED, seed=1), queue_s)
 
 
 HEAD = """\
@@ -175,10 +184,13 @@ HEAD = """\
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
-def line(point: Point) -> str:
-    """A row of the table for a measured point."""
+def lines(point: Point) -> str:
+    """The rows of the table for a measured point and for one queue with the same arrivals."""
     handed = f"{point.handovers_per_request:.2f}" if point.handovers else "-"
+    best = point.one_queue
     return (
+        f"| {point.load} | one central queue, the arrivals of seed {point.seed} | | |"
+        f" {100 * best.refused:.2f} | {1000 * best.ttft_p50_s:.0f} | {1000 * best.ttft_p99_s:.0f} | | | | |\n"
         f"| {point.load} | measured, seed {point.seed} | {point.offered} | {point.served}"
         f" | {100 * point.refused_share:.2f} | {1000 * point.ttft_p50_s:.0f} | {1000 * point.ttft_p99_s:.0f}"
         f" | {100 * point.used:.0f} | {point.finished - point.served_in_all} | {handed}"
@@ -215,7 +227,7 @@ def _measure_points(arguments: argparse.Namespace, out: Path) -> list[tuple[str,
     for load in (int(part) for part in arguments.loads.split(",")):
         for seed in range(1, arguments.seeds + 1):
             points.append(measure(_case(arguments, load, seed), out / f"load{load}" / str(seed)))
-            print(line(points[-1]), flush=True)
+            print(lines(points[-1]), flush=True)
         for placement, queue_s in BOUNDS:
             found = bound(placement, queue_s, _case(arguments, load, 1).shape, load)
             print(bound_line(placement, queue_s, load, found), flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -63,37 +63,53 @@ class Bound(NamedTuple):
     ttft_p99_s: float
 
 
+class Arrival(NamedTuple):
+    """One request."""
+
+    at_s: float
+    replica: int
+    """The replica that receives it."""
+
+
+def poisson(shape: Shape, load: float, requests: int, seed: int) -> Iterator[Arrival]:
+    """Random arrivals that use this share of all slots."""
+    chance, at = random.Random(f"arrivals {seed}"), 0.0
+    rate, weights, replicas = shape.rate(load), shape.weights, range(shape.replicas)
+    for _ in range(requests):
+        at += chance.expovariate(rate)
+        yield Arrival(at, chance.choices(replicas, weights)[0])
+
+
 def simulate(
-    placement: Placement, shape: Shape, load: float, queue_s: float, requests: int, seed: int
+    placement: Placement,
+    shape: Shape,
+    arrivals: Iterable[Arrival],
+    queue_s: float,
+    *,
+    seed: int = 1,
+    from_s: float = 0.0,
 ) -> Bound:
-    """Simulate Poisson arrivals of so many requests. Equal seeds give equal arrivals to all placements."""
-    chance, order = random.Random(f"arrivals {seed}"), random.Random(f"order {seed}")
+    """Serve arrivals, which are in the order of time. Only those since ``from_s`` count."""
+    lags, order = random.Random(f"lags {seed}"), random.Random(f"order {seed}")
     # A central queue is one replica with all slots.
     parts = 1 if placement is Placement.CENTRAL else shape.replicas
     free_at = [[0.0] * (shape.replicas * shape.slots // parts) for _ in range(parts)]
-    refused, firsts = 0, []
-    for at, home, lag in _arrivals(shape, load, requests, chance):
-        wait = math.inf
-        for replica in _tried(placement, home, shape.replicas, order):
-            wait = max(free_at[replica][0] - at, 0.0)
-            if wait <= queue_s:
-                # Engines begin a sequence with their next step, so a request waits for a part of one.
-                heapq.heapreplace(free_at[replica], at + wait + lag + shape.service_s)
-                firsts.append(wait + lag + shape.step_s)
-                break
+    offered, refused, firsts = 0, 0, []
+    for at, home in arrivals:
+        # Engines begin a sequence with their next step, so a request waits for a part of one.
+        lag = lags.uniform(0, shape.step_s)
+        waits = ((i, max(free_at[i][0] - at, 0.0)) for i in _tried(placement, home, shape.replicas, order))
+        replica, wait = next(((i, wait) for i, wait in waits if wait <= queue_s), (-1, math.inf))
+        if replica >= 0:
+            heapq.heapreplace(free_at[replica], at + wait + lag + shape.service_s)
+        if at < from_s:
+            continue
+        offered += 1
+        if replica >= 0:
+            firsts.append(wait + lag + shape.step_s)
         else:
             refused += 1
-    return Bound(refused / requests, percentile(firsts, 0.5), percentile(firsts, 0.99))
-
-
-def _arrivals(
-    shape: Shape, load: float, requests: int, chance: random.Random
-) -> Iterator[tuple[float, int, float]]:
-    """The time, the replica and the wait for a step of each request."""
-    at, rate, weights = 0.0, shape.rate(load), shape.weights
-    for _ in range(requests):
-        at += chance.expovariate(rate)
-        yield at, chance.choices(range(shape.replicas), weights)[0], chance.uniform(0, shape.step_s)
+    return Bound(refused / max(offered, 1), percentile(firsts, 0.5), percentile(firsts, 0.99))
 
 
 def _tried(placement: Placement, home: int, replicas: int, order: random.Random) -> Sequence[int]:

@@ -11,7 +11,7 @@ import pytest
 from experiments import one_pool, pool_guarantee
 from experiments.fixed_pool import Case, Counts, pool_file
 from experiments.one_pool import Point
-from experiments.queues import Bound, Placement, Shape, simulate
+from experiments.queues import Arrival, Bound, Placement, Shape, poisson, simulate
 from loadgen.reading import parse
 from loadgen.records import Outcome
 from tests.support.loadgen_builders import attempt, run
@@ -34,6 +34,7 @@ GOOD = Point(
     aborted=0,
     used=0.6,
     handovers={},
+    one_queue=Bound(0.0, 0.03, 0.04),
     complaints=[],
 )
 TIMES = pool_guarantee.Times(90, 0, 0.03, 0.04, 0.3)
@@ -133,7 +134,7 @@ def test_the_phases_of_a_guarantee_are_counted_apart() -> None:
 
 
 def bound(placement: Placement, load: float, queue_s: float = 0.0, shape: Shape = SHAPE) -> Bound:
-    return simulate(placement, shape, load, queue_s, requests=20_000, seed=1)
+    return simulate(placement, shape, poisson(shape, load, requests=20_000, seed=1), queue_s)
 
 
 def erlang_b(slots: int, offered: float) -> float:
@@ -161,6 +162,24 @@ def test_one_central_queue_is_the_best(load: float, queue_s: float) -> None:
     )
     assert central.refused <= retries.refused <= separate.refused
     assert central.ttft_p99_s <= separate.ttft_p99_s + 0.001
+
+
+def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
+    shape = Shape(replicas=2, slots=1, tokens=100, step_s=0.01)
+    arrivals = [Arrival(0.0, 0), Arrival(0.1, 0), Arrival(0.2, 0), Arrival(0.5, 0), Arrival(5.0, 0)]
+    separate, central = (
+        simulate(placement, shape, arrivals, 0.6) for placement in (Placement.SEPARATE, Placement.CENTRAL)
+    )
+    # Alone, the replica refuses at 0.1 and 0.2 s, and lets the request at 0.5 s wait for half a second.
+    assert separate.refused == pytest.approx(2 / 5)
+    assert separate.ttft_p99_s == pytest.approx(0.51, abs=0.021)
+    assert central.refused == pytest.approx(1 / 5)
+
+
+def test_only_arrivals_after_the_warm_up_count() -> None:
+    shape = Shape(replicas=1, slots=1, tokens=100, step_s=0.01)
+    arrivals = [Arrival(0.0, 0), Arrival(0.1, 0), Arrival(0.2, 0), Arrival(5.0, 0)]
+    assert simulate(Placement.SEPARATE, shape, arrivals, 0.0, from_s=0.2).refused == pytest.approx(1 / 2)
 
 
 def test_skew_harms_separate_queues_only() -> None:
