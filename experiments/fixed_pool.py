@@ -13,6 +13,7 @@ from typing import NamedTuple
 from experiments import metrics
 from experiments.processes import MODEL, Backend, Front, backends, finished, load, sidecars
 from experiments.queues import Shape
+from experiments.service import tokens
 from loadgen.records import Run
 from loadgen.records import load as read_run
 
@@ -117,6 +118,36 @@ def running(
     ):
         time.sleep(JOINED_S)
         yield Parts(engines, front)
+
+
+CALIBRATION = """\
+name: calibration
+model: {model}
+duration_s: {duration:g}
+drain_s: 10
+tenants:
+  - {{name: all, arrivals: {{closed: {{workers: {slots}}}}}, input: {input}, output: {output}}}
+"""
+CALIBRATION_S = 20.0
+
+
+def calibrated(engine: str, shape: Shape, seed: int, out: Path) -> Shape:
+    """The shape with the time of a token while all slots of all engines are in use. Uses no sidecars.
+
+    A real engine's tokens take longer with more sequences, and engines that share cores slow each other.
+    """
+    folder = out / "parts"
+    folder.mkdir(parents=True, exist_ok=True)
+    file, slots = out / "scenario.yaml", shape.replicas * shape.slots
+    file.write_text(
+        CALIBRATION.format(model=MODEL, duration=CALIBRATION_S, slots=slots, input=INPUT, output=shape.tokens)
+    )
+    with backends(engine, folder, shape.replicas, (), shape.slots) as engines:
+        front = Front([each.url for each in engines])
+        finished(load(file, front, out / "run", seed, out.name), CALIBRATION_S + 120)
+    start, end = CALIBRATION_S / 4, CALIBRATION_S
+    made = tokens(read_run(out / "run"), ["all"], start, end, prompts=False)["all"]
+    return shape._replace(step_s=slots * (end - start) / made)
 
 
 def record(

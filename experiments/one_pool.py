@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments import pool_guarantee
-from experiments.fixed_pool import INPUT, STEP_S, TENANT, TOKENS, Case, Counts, record
+from experiments.fixed_pool import INPUT, STEP_S, TENANT, TOKENS, Case, Counts, calibrated, record
 from experiments.processes import MODEL
 from experiments.queues import Arrival, Bound, Placement, Shape, poisson, simulate
 from loadgen.records import Attempt, Outcome, Run
@@ -215,38 +215,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure all points, and return 1 if a goal is missed."""
     arguments = _arguments(argv)
     out = Path(arguments.out)
-    reached = (_measure_guarantee if arguments.guaranteed else _measure_points)(arguments, out)
+    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, STEP_S, arguments.skew)
+    if arguments.engine == "vllm":
+        shape = calibrated(arguments.engine, shape, 1, out / "calibration")
+        print(f"{1000 * shape.step_s:.1f} ms per token with all slots in use\n", flush=True)
+    reached = (_measure_guarantee if arguments.guaranteed else _measure_points)(arguments, shape, out)
     for goal, is_reached in reached:
         print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
     return 0 if all(is_reached for _, is_reached in reached) else 1
 
 
-def _measure_points(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+def _measure_points(arguments: argparse.Namespace, shape: Shape, out: Path) -> list[tuple[str, bool]]:
     points = []
     print(HEAD, flush=True)
     for load in (int(part) for part in arguments.loads.split(",")):
         for seed in range(1, arguments.seeds + 1):
-            points.append(measure(_case(arguments, load, seed), out / f"load{load}" / str(seed)))
+            points.append(measure(_case(arguments, shape, load, seed), out / f"load{load}" / str(seed)))
             print(lines(points[-1]), flush=True)
         for placement, queue_s in BOUNDS:
-            found = bound(placement, queue_s, _case(arguments, load, 1).shape, load)
-            print(bound_line(placement, queue_s, load, found), flush=True)
+            print(bound_line(placement, queue_s, load, bound(placement, queue_s, shape, load)), flush=True)
     _keep(points, out / "points.json")
     return [goal for point in points for goal in goals(point)]
 
 
-def _measure_guarantee(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+def _measure_guarantee(arguments: argparse.Namespace, shape: Shape, out: Path) -> list[tuple[str, bool]]:
     results = []
     print(pool_guarantee.HEAD, flush=True)
     for seed in range(1, arguments.seeds + 1):
-        results.append(pool_guarantee.measure(_case(arguments, 0, seed), out / "guarantee" / str(seed)))
+        case = _case(arguments, shape, 0, seed)
+        results.append(pool_guarantee.measure(case, out / "guarantee" / str(seed)))
         print(pool_guarantee.lines(results[-1]), flush=True)
     _keep(results, out / "guarantee.json")
     return pool_guarantee.goals(results)
 
 
-def _case(arguments: argparse.Namespace, load: int, seed: int) -> Case:
-    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, STEP_S, arguments.skew)
+def _case(arguments: argparse.Namespace, shape: Shape, load: int, seed: int) -> Case:
     return Case(shape, load, arguments.seconds, seed, arguments.engine, tuple(shlex.split(arguments.options)))
 
 
