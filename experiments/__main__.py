@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, hostile, overload, pool, scarcity, soak
+from experiments import fidelity, hostile, one_pool, overload, pool, prefix_caches, scarcity, soak
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
 from toolbox.processes import module
@@ -33,6 +33,8 @@ WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile")
 SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
+SEPARATE = {"one-pool": one_pool.main, "prefix-caches": prefix_caches.main}
+"""Experiments with options of their own. The name is the first argument."""
 
 System = overload.System | scarcity.System | pool.System
 SYSTEMS: tuple[System, ...] = (
@@ -50,6 +52,9 @@ _R = TypeVar("_R", overload.Result, scarcity.Result, pool.Result)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the named experiments, and return 1 if a goal is missed."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in SEPARATE:
+        return SEPARATE[words[0]](words[1:])
     arguments = _arguments(argv)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)}; or {SOAK}")
+    parser.add_argument(
+        "what", nargs="*", default=WHAT, help=f"{', '.join(WHAT)}; or {SOAK}; or first {', '.join(SEPARATE)}"
+    )
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="vllm")
     parser.add_argument("--seeds", type=int, default=5, help="runs of each system [5]")
     parser.add_argument("--seed", type=int, default=1, help="the first seed [1]")

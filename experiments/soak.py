@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import fmean
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
 
+from experiments.metrics import total
 from experiments.processes import Backend, Front, backends, finished, load, sidecars
 from loadgen.records import Outcome, Run
 from loadgen.records import load as read_run
@@ -239,28 +239,14 @@ def _sidecar_tokens(front: Front) -> list[float]:
     """The sidecars' counters of input tokens, cached ones included, and of output tokens."""
     pages = [state.replace("/debug/state", "/metrics") for state in front.states]
     by_kind = {
-        kind: _total(pages, "tokenpool_tokens_total", kind=kind) for kind in ("input", "cached", "output")
+        kind: total(pages, "tokenpool_tokens_total", kind=kind) for kind in ("input", "cached", "output")
     }
     return [by_kind["input"] + by_kind["cached"], by_kind["output"]]
 
 
 def _engine_tokens(engines: Sequence[Backend]) -> list[float]:
     pages = [f"{engine.url}/metrics" for engine in engines]
-    return [_total(pages, f"vllm:{kind}_tokens_total") for kind in ("prompt", "generation")]
-
-
-def _total(pages: Sequence[str], name: str, **labels: str) -> float:
-    total = 0.0
-    for page in pages:
-        with urllib.request.urlopen(page, timeout=10) as response:
-            families = text_string_to_metric_families(response.read().decode())
-            total += sum(
-                sample.value
-                for family in families
-                for sample in family.samples
-                if sample.name == name and labels.items() <= sample.labels.items()
-            )
-    return total
+    return [total(pages, f"vllm:{kind}_tokens_total") for kind in ("prompt", "generation")]
 
 
 def _result(

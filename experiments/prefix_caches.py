@@ -1,0 +1,276 @@
+"""Prefix caches in one pool: a trace of conversations, replayed on simulated replicas with prefix caches.
+
+The trace is Mooncake's conversation trace (``kvcache-ai/Mooncake``, Apache-2.0): arrival times, lengths, and
+an id for each 512 tokens of the prompt. Equal ids are equal text, so prompts are rebuilt from them. All
+lengths are divided by ``SCALE``. Whole conversations are kept or left out, so that their requests still share
+prefixes. The order of arrivals and the ratios of gaps stay.
+
+``random`` sends each request to a random replica. ``router`` sends it to the replica that has seen the
+longest part of its prompt, whatever its load is. ``--options`` sets options of the sidecars.
+
+    python -m experiments prefix-caches --trace mooncake-conversation.jsonl.gz --placement random,router
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import random
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import uvloop
+
+from experiments import metrics
+from experiments.fixed_pool import pool_file, running
+from experiments.one_pool import why
+from experiments.processes import MODEL
+from experiments.queues import Shape
+from loadgen.client import Client
+from loadgen.prompts import token_ids
+from loadgen.records import Attempt, Outcome
+from toolbox.percentiles import percentile
+
+OUT = Path(__file__).parent.parent / "out" / "prefix_caches"
+BLOCK, SCALE = 512, 16
+"""Tokens of an id in the trace; all lengths are divided by the scale."""
+SHAPE = Shape(replicas=4, slots=8, tokens=21, step_s=0.02)
+"""The mean response of the trace has 343 / 16 tokens."""
+ENGINE = (
+    *("--per-prompt-token", "0.0005", "--per-sequence", "0", "--enable-prompt-tokens-details"),
+    *("--window", "8192", "--blocks", "4096", "--max-num-batched-tokens", "512"),
+)
+"""A mean prompt of 750 tokens takes 0.38 s without the cache, which holds the prompts of 90 requests."""
+TIMEOUT_S = 60.0
+TENANT = "a"
+PLACEMENTS = ("random", "router")
+
+
+class Row(msgspec.Struct):
+    """One line of the trace."""
+
+    timestamp: float
+    """Milliseconds."""
+    input_length: int
+    output_length: int
+    hash_ids: list[int]
+
+
+class Request(NamedTuple):
+    """One request of the replay."""
+
+    at_s: float
+    ids: tuple[int, ...]
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One replay."""
+
+    placement: str
+    options: str
+    requests: int
+    served: int
+    refused: dict[str, int]
+    """Refused or failed requests, by reason."""
+    hit_rate: float
+    """The share of prompt tokens that engines found in their caches."""
+    best_hit_rate: float
+    """The same of one cache without a bound, if every request is served."""
+    ttft_p50_s: float
+    ttft_p99_s: float
+    finished: int
+    handovers: dict[str, int]
+
+
+def read(path: Path) -> list[Row]:
+    """The trace: JSON lines, compressed with gzip or not."""
+    content = path.read_bytes()
+    lines = (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()
+    return [msgspec.json.decode(text, type=Row) for text in lines if text.strip()]
+
+
+def requests(rows: Sequence[Row], count: int, rate: float, seed: int) -> list[Request]:
+    """About ``count`` requests of whole conversations, at ``rate`` per second on average."""
+    kept = [row for row in rows if _draw(row, seed) < count / len(rows)]
+    span_ms = kept[-1].timestamp - kept[0].timestamp
+    factor = len(kept) / rate / span_ms if span_ms else 0.0
+    return [
+        Request(
+            (row.timestamp - kept[0].timestamp) * factor,
+            tuple(row.hash_ids),
+            max(row.input_length // SCALE, 1),
+            max(row.output_length // SCALE, 1),
+        )
+        for row in kept
+    ]
+
+
+def _draw(row: Row, seed: int) -> float:
+    """A number from 0 to 1 that all requests of a conversation share. All prompts begin with the same id."""
+    conversation = row.hash_ids[1] if len(row.hash_ids) > 1 else row.timestamp
+    return random.Random(f"{seed} {conversation}").random()
+
+
+def best_hit_rate(replayed: Sequence[Request]) -> float:
+    """The share of prompt tokens that one cache without a bound holds. Engines keep whole blocks of 16."""
+    seen: set[int] = set()
+    hits = 0
+    for request in replayed:
+        known = next((n for n, id_ in enumerate(request.ids) if id_ not in seen), len(request.ids))
+        hits += min(known * (BLOCK // SCALE), (request.input_tokens - 1) // 16 * 16)
+        seen.update(request.ids)
+    return hits / sum(request.input_tokens for request in replayed)
+
+
+def body(request: Request) -> bytes:
+    """The body of a request."""
+    ids = [token for id_ in request.ids for token in token_ids(BLOCK // SCALE, "block", str(id_), seed=0)]
+    fields = {
+        "model": MODEL,
+        "prompt": msgspec.Raw(b"[" + b",".join(ids[: request.input_tokens]) + b"]"),
+        "max_tokens": request.output_tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    return msgspec.json.encode(fields)
+
+
+class Router:
+    """Places requests at the replica that has seen the longest part of their prompts."""
+
+    def __init__(self, replicas: int, chance: random.Random) -> None:
+        self._replicas = replicas
+        self._chance = chance
+        self._seen: dict[int, int] = {}
+        """The replica of each id."""
+
+    def place(self, request: Request) -> int:
+        """The replica of the deepest known id. New conversations go to a random one."""
+        chosen = self._chance.randrange(self._replicas)
+        # All prompts share the first id, so it says nothing.
+        for id_ in reversed(request.ids[1:]):
+            if id_ in self._seen:
+                chosen = self._seen[id_]
+                break
+        self._seen.update(dict.fromkeys(request.ids, chosen))
+        return chosen
+
+
+async def replay(
+    replayed: Sequence[Request], urls: Sequence[str], place: Callable[[Request], int]
+) -> list[Attempt]:
+    """Send all requests at their times, and return them when all have ended."""
+    attempts, zero = [], time.monotonic()
+
+    def now() -> float:
+        return time.monotonic() - zero
+
+    async with (
+        Client(list(urls), "/v1/completions", TIMEOUT_S, now) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        for number, request in enumerate(replayed):
+            await asyncio.sleep(max(request.at_s - now(), 0.0))
+            attempt = Attempt(
+                TENANT, str(number), request.at_s, request.at_s, request.at_s, request.at_s,
+                request.input_tokens, request.output_tokens, url=place(request),
+            )  # fmt: skip
+            attempts.append(attempt)
+            group.create_task(client.perform(attempt, body(request), f"{TENANT}-key"))
+    return attempts
+
+
+def measure(
+    replayed: Sequence[Request], placement: str, options: Sequence[str], seed: int, out: Path
+) -> Result:
+    """Start a pool with empty caches, and replay the requests once."""
+    chance = random.Random(f"{seed} placement")
+    router = Router(SHAPE.replicas, chance)
+    place = router.place if placement == "router" else lambda _: chance.randrange(SHAPE.replicas)
+    pool, flags = pool_file(SHAPE, {TENANT: "tier: elastic"}), ("--step", f"{SHAPE.step_s:g}", *ENGINE)
+    with running("simulator", SHAPE, flags, pool, options, out) as parts:
+        before = parts.counts()
+        attempts = uvloop.run(replay(replayed, parts.front.urls, place))
+        counts = parts.counts() - before
+        hits, asked = (
+            metrics.total(parts.engine_pages, f"vllm:prefix_cache_{name}_total")
+            for name in ("hits", "queries")
+        )
+    served = [attempt for attempt in attempts if attempt.outcome is Outcome.SERVED]
+    firsts = [a.first_s - a.intended_s for a in served if a.first_s is not None]
+    return Result(
+        placement,
+        shlex.join(options),
+        len(attempts),
+        len(served),
+        dict(Counter(why(attempt) for attempt in attempts if attempt.outcome is not Outcome.SERVED)),
+        hits / asked if asked else 0.0,
+        best_hit_rate(replayed),
+        percentile(firsts, 0.5),
+        percentile(firsts, 0.99),
+        counts.finished,
+        dict(counts.handovers),
+    )
+
+
+def goals(result: Result) -> list[tuple[str, bool]]:
+    """The goals of a replay, and whether each is reached."""
+    text = (
+        f"{result.placement}: engines finished {result.finished} requests, exactly the {result.served} served"
+    )
+    return [(text, result.finished == result.served > 0)]
+
+
+HEAD = """\
+| placement | options | requests | refused, % | cache hits, % of tokens (best) | first token P50, ms | P99 \
+| handovers | reasons |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def line(result: Result) -> str:
+    """A row of the table."""
+    refused = 100 * (1 - result.served / result.requests)
+    return (
+        f"| {result.placement} | {result.options} | {result.requests} | {refused:.2f}"
+        f" | {100 * result.hit_rate:.1f} ({100 * result.best_hit_rate:.1f}) | {1000 * result.ttft_p50_s:.0f}"
+        f" | {1000 * result.ttft_p99_s:.0f} | {result.handovers or '-'} | {result.refused or ''} |"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Replay the trace with each placement, and return 1 if a goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m experiments prefix-caches", description=__doc__)
+    parser.add_argument("--trace", type=Path, required=True, help="the file of the trace")
+    parser.add_argument("--placement", default="random,router", help="random, router or both [random,router]")
+    parser.add_argument("--requests", type=int, default=800, help="about so many [800]")
+    parser.add_argument("--rate", type=float, default=8.0, help="requests per second on average [8]")
+    parser.add_argument("--seed", type=int, default=1, help="selects conversations and replicas [1]")
+    parser.add_argument("--options", default="", help="options of the sidecars, in one argument")
+    parser.add_argument("--out", default=str(OUT), help="the folder of the results")
+    arguments = parser.parse_args(argv)
+    placements = arguments.placement.split(",")
+    if unknown := [name for name in placements if name not in PLACEMENTS]:
+        parser.error(f"{unknown[0]!r} is not a placement; these are {', '.join(PLACEMENTS)}")
+    replayed = requests(read(arguments.trace), arguments.requests, arguments.rate, arguments.seed)
+    options, out, results = shlex.split(arguments.options), Path(arguments.out), []
+    print(HEAD, flush=True)
+    for placement in placements:
+        results.append(measure(replayed, placement, options, arguments.seed, out / placement))
+        print(line(results[-1]), flush=True)
+    (out / "results.json").write_text(json.dumps([asdict(result) for result in results], indent=1))
+    reached = [goal for result in results for goal in goals(result)]
+    for goal, is_reached in reached:
+        print(f"{'reached' if is_reached else 'MISSED '}  {goal}")
+    return 0 if all(is_reached for _, is_reached in reached) else 1
