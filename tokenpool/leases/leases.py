@@ -215,7 +215,8 @@ class Leases:
         Limits bind only under contention: while the pool has free room in every dimension that is short here,
         an entitlement may use it, up to its ceiling. ``part`` is the part of the free capacity that may be
         taken. The whole is for a request that has waited for the answer. Between two answers, all sidecars
-        together may take ``AHEAD_SHARE`` of it.
+        together may take ``AHEAD_SHARE`` of it. While the last plan gave every claim what it wants, only the
+        room of the engines counts.
 
         Several sidecars may take the same free capacity before they report it. The room of the engines bounds
         that excess.
@@ -228,11 +229,14 @@ class Leases:
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
-        if (
-            (missing.tokens and missing.tokens > tokens * part)
-            or (missing.kv_tokens and missing.kv_tokens > kv_tokens * part)
+        if missing.tokens and (
+            missing.tokens > tokens * part or account.entitlement.ceiling.tokens_per_second < math.inf
+        ):
+            return False
+        is_contended = self.terms.others_want or account.is_spot
+        if is_contended and (
+            (missing.kv_tokens and missing.kv_tokens > kv_tokens * part)
             or (missing.sequences and missing.sequences > sequences * part)
-            or (missing.tokens and account.entitlement.ceiling.tokens_per_second < math.inf)
         ):
             return False
         self.free = (tokens - missing.tokens, kv_tokens - missing.kv_tokens, sequences - missing.sequences)
