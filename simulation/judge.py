@@ -37,6 +37,8 @@ class Judge:
         self._network, self._sidecars = network, sidecars
         self._running: Counter[str] = Counter()
         """Admitted sequences by entitlement."""
+        self._borrowed: Counter[str] = Counter()
+        """Those beyond a limit, on free capacity of the pool."""
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         """For each entitlement, the publication times of its limits of the last lifetime, with the limits."""
         self._busy = 0
@@ -66,6 +68,7 @@ class Judge:
             figures.waits.append(now - request.arrived_at)
             figures.admitted += 1
         self._running[name] += 1
+        self._borrowed[name] += request.is_borrowed
         figures.most_running[name] = max(figures.most_running[name], self._running[name])
         if sidecar.uses_fallback:
             self._on_fallback[sidecar.name] = (now, sidecar)
@@ -73,8 +76,8 @@ class Judge:
         if limits:
             while len(limits) > 1 and limits[1][0] < now - self._setup.settings.lifetime_s:
                 limits.popleft()
-            excess = self._running[name] - max(limit for _, limit in limits)
-            if excess > 0:
+            excess = self._running[name] - self._borrowed[name] - max(limit for _, limit in limits)
+            if excess > 0 and not request.is_borrowed:
                 self._count_excess(sidecar, request.account, excess)
 
     def _count_excess(self, sidecar: Sidecar, account: Account, excess: float) -> None:
@@ -116,6 +119,7 @@ class Judge:
         """A request is served and settled."""
         name, figures = request.entitlement, self._figures
         self._running[name] -= 1
+        self._borrowed[name] -= request.is_borrowed
         self._count_busy()
         self._busy -= 1
         figures.service[name] += request.size
@@ -124,6 +128,7 @@ class Judge:
     def preempted(self, request: Request) -> None:
         """A spot request is ended for a guarantee."""
         self._running[request.entitlement] -= 1
+        self._borrowed[request.entitlement] -= request.is_borrowed
         if request.is_running:
             self._count_busy()
             self._busy -= 1
@@ -159,6 +164,8 @@ class Judge:
         self._busy -= sidecar.engine.running
         for name, account in sidecar.accounts.items():
             self._running[name] -= account.concurrency_in_use
+        for request in sidecar.admitted:
+            self._borrowed[request.entitlement] -= request.is_borrowed
 
     def observe(self) -> None:
         """Once a tick: note the sidecars that are not joined, and measure how long joining takes."""

@@ -75,6 +75,7 @@ class Request:
         "account",
         "arrived_at",
         "began_at",
+        "is_borrowed",
         "cost",
         "is_running",
         "sidecar",
@@ -93,6 +94,8 @@ class Request:
         self.arrived_at = 0.0
         self.began_at = 0.0
         self.is_running = False
+        self.is_borrowed = False
+        """Whether it runs beyond its limit."""
 
     @property
     def entitlement(self) -> str:
@@ -156,6 +159,8 @@ class Sidecar:
         self.control.engine_changed(_room(setup.slots), now)
         self.waiting: dict[Request, None] = {}
         """Requests that wait for their decision."""
+        self.admitted: dict[Request, None] = {}
+        """Requests that run."""
         self.engine = Engine(world.clock, setup.slots)
         self._visits: dict[int, Visit] = {}
         """The asks at other replicas, by number, until their request is sent."""
@@ -204,7 +209,8 @@ class Sidecar:
         if isinstance(outcome, Shed):
             self._world.request_shed(self, request, outcome)
             return
-        request.ticket = outcome
+        request.ticket, request.is_borrowed = outcome, outcome.is_borrowed
+        self.admitted[request] = None
         self._world.request_admitted(self, request)
         self.driver.begin(outcome, request)
 
@@ -229,6 +235,7 @@ class Sidecar:
     def finished(self, request: Request, ending: Ending = Ending.FINISHED) -> None:
         """Settle a request that its engine has finished. It may have been preempted meanwhile."""
         ticket, request.ticket = request.ticket, None
+        self.admitted.pop(request, None)
         if ticket is None:
             return
         if ending is Ending.PREEMPTED or ending is not Ending.FINISHED:
@@ -242,6 +249,7 @@ class Sidecar:
     def preempt(self, request: Request, ticket: Ticket) -> None:
         """End a spot request for a guarantee."""
         self.engine.stop(request)
+        self.admitted.pop(request, None)
         self._world.request_preempted(request)
         self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
 

@@ -64,12 +64,14 @@ class Account:
         "debt",
         "depth",
         "entitlement",
+        "has_borrowed",
         "has_peers",
         "is_active",
         "is_preemptible",
         "is_spot",
         "kv_elsewhere",
         "kv_in_use",
+        "lent",
         "level_elsewhere",
         "limit",
         "meter",
@@ -109,6 +111,10 @@ class Account:
         self.debt = 0.0
         self.kv_in_use = 0
         self.concurrency_in_use = 0
+        self.has_borrowed = False
+        """Whether the request that is decided next has borrowed free capacity of the pool."""
+        self.lent = NOTHING
+        """The part of ``limit`` that was borrowed since it was set."""
         self.away = 0
         """The part of ``concurrency_in_use`` on other replicas, by handover. Only the ledger changes it."""
 
@@ -139,7 +145,7 @@ class Account:
 
         ``tokens`` may be negative, if more was spent than the lease held.
         """
-        self.limit, self.assured = limit, assured
+        self.limit, self.assured, self.lent = limit, assured, NOTHING
         self.bucket.hold(tokens)
 
     def set_share(self, limit: Amount, assured: Amount, tokens: float, now: float) -> None:
@@ -199,14 +205,39 @@ class Account:
 
     def borrow(self, cost: Cost) -> None:
         """Hold enough for one more request of this cost, from the free capacity of the pool."""
+        before = self.limit
         self.meter.borrowed += self.hold_enough(cost)
+        self.lent += Amount(
+            0.0,
+            self.limit.kv_tokens - before.kv_tokens,
+            self.limit.concurrency - before.concurrency,
+        )
+        self.has_borrowed = True
+
+    def give_back(self, kv_tokens: float, sequences: float) -> None:
+        """A request that has borrowed ends: its part of the lease ends with it. Only the ledger calls this."""
+        lent, limit = self.lent, self.limit
+        back = Amount(0.0, min(lent.kv_tokens, kv_tokens), min(lent.concurrency, sequences))
+        self.lent = lent - back
+        self.limit = limit - back
+
+    def take_borrowed(self) -> bool:
+        """Whether the request that is decided now has borrowed. The next one has not."""
+        has_borrowed, self.has_borrowed = self.has_borrowed, False
+        return has_borrowed
 
     def is_below_ceiling(self, cost: Cost) -> bool:
-        """Whether one more request of this cost stays within the ceiling's KV tokens and sequences."""
-        ceiling = self.entitlement.ceiling
+        """Whether one more request of this cost stays within the ceiling, beyond the limit.
+
+        A limit that reaches the ceiling in a dimension bounds it exactly, by its leases.
+        """
+        ceiling, limit = self.entitlement.ceiling, self.pool_limit
+        sequences, kv_tokens = self.concurrency_in_use + cost.sequences, self.kv_in_use + cost.kv_tokens
         return (
-            self.concurrency_in_use + self.concurrency_elsewhere + cost.sequences <= ceiling.concurrency
-            and self.kv_in_use + self.kv_elsewhere + cost.kv_tokens <= ceiling.kv_tokens
+            sequences + self.concurrency_elsewhere <= ceiling.concurrency
+            and kv_tokens + self.kv_elsewhere <= ceiling.kv_tokens
+            and (limit.concurrency < ceiling.concurrency or sequences <= self.limit.concurrency)
+            and (limit.kv_tokens < ceiling.kv_tokens or kv_tokens <= self.limit.kv_tokens)
         )
 
     def _depth(self, limit: Amount) -> float:

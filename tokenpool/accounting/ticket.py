@@ -35,6 +35,7 @@ class Ticket:
         "cost",
         "ending",
         "has_begun",
+        "is_borrowed",
         "is_guaranteed",
         "kv_held",
         "output_held",
@@ -62,6 +63,8 @@ class Ticket:
         """Whether the answer is a stream, so that the sidecar sees its first token."""
         self.has_begun = False
         """Whether the first token has arrived."""
+        self.is_borrowed = False
+        """Whether the request runs beyond its entitlement's limit, on free capacity of the pool."""
         self.is_guaranteed = False
         """Whether the request was inside its entitlement's guarantee when it was admitted."""
 

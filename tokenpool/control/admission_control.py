@@ -286,16 +286,17 @@ class AdmissionControl:
         )
         if isinstance(decision, Shed):
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
-                return decision
+                return self._without_loan(account, cost, decision)
             # The limit does not bind, because nobody else needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                return decision
+                return self._without_loan(account, cost, decision)
         if is_retry:
             retries.admitted(body)
         ticket = decision.ticket
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
+        ticket.is_borrowed = account.take_borrowed()
         if place is not None:
             return ticket  # it takes no room here
         if account.is_spot:
@@ -306,6 +307,13 @@ class AdmissionControl:
             if self._spot:
                 self._make_room()
         return ticket
+
+    @staticmethod
+    def _without_loan(account: Account, cost: Cost, shed: Shed) -> Shed:
+        """The refusal of a request. What it has borrowed goes back: another request must not use it."""
+        if account.take_borrowed():
+            account.give_back(cost.kv_tokens, cost.sequences)
+        return shed
 
     def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
         """Take room of a lone sidecar's engine beyond a limit, while nobody waits for it.
@@ -395,6 +403,8 @@ class AdmissionControl:
         account, placement = pending.account, self.placement
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
+        if was_queued and self.leases is not None:
+            self.leases.borrow_if_short(account, pending.cost, now)
         outcome = self._decide(
             account,
             pending.ask,
