@@ -50,8 +50,6 @@ class LeaseSync:
         """Entitlements whose change is not urgent, oldest first."""
         self._postponed: dict[str, bool] = {}
         """Urgent and returned entitlements whose last message is unanswered, and whether they are urgent."""
-        self._paused_until = -math.inf
-        """The end of the last pause of this process."""
         self._is_renewal_due = False
         self._must_complete = True
         self._under_way: dict[int, tuple[Message, float]] = {}
@@ -229,8 +227,8 @@ class LeaseSync:
     def failed(self, message: Message, now: float) -> None:
         """A message was not answered in time. No request waits for a store that does not answer.
 
-        A message that is older than a lifetime shows that this process was paused. Its leases have expired
-        then, and its requests wait for the next message. If that one fails too, the lease store has failed.
+        A message from before a pause of this process says nothing about the lease store. The requests wait
+        for the next message. If that one fails too, the lease store has failed.
         """
         leases = self.leases
         _, sent_at = self._under_way.pop(message.number, (message, None))
@@ -242,12 +240,12 @@ class LeaseSync:
                 state.under_way, state.sent = False, None
                 self._resume(name)
         self._must_complete = True
-        is_old = now - sent_at > leases.settings.lifetime_s
-        if is_old and not leases.failures and leases.mode is Mode.JOINED:
-            self._paused_until = now
-            leases.answered_late(now)
-        elif not (is_old and sent_at < self._paused_until):
-            leases.store_failed(now)
+        if now - sent_at > leases.settings.lifetime_s:
+            if now >= leases.expires_at:
+                leases.expire(now)
+            if sent_at < leases.paused_until:
+                return
+        leases.store_failed(now)
 
     def pushed(self, push: Push, now: float) -> None:
         """The lease store sent a notification. A message may be due then."""

@@ -447,7 +447,10 @@ def test_the_last_message_states_all_usage_and_returns_all_leases(lease_store: R
     assert page.level == pytest.approx(900)
 
 
-def test_messages_that_fail_after_a_pause_refuse_no_request(lease_store: ReferenceLeaseStore) -> None:
+@pytest.mark.parametrize("first", ["a failed message", "a new request", "a tick"])
+def test_messages_that_fail_after_a_pause_refuse_no_request(
+    lease_store: ReferenceLeaseStore, first: str
+) -> None:
     made = joined(lease_store)
     decided: list[object] = []
     before = made.send(OPEN + 0.1)
@@ -455,6 +458,10 @@ def test_messages_that_fail_after_a_pause_refuse_no_request(lease_store: Referen
         OPEN + 0.2, lambda: decided.append(made.admit(OPEN + 4.3)), price=cost(tokens=100, kv_tokens=1000)
     )
     also = made.send(OPEN + 0.3)
+    if first == "a new request":
+        made.leases.covers(made.account, ONE, OPEN + 4.2)
+    elif first == "a tick":
+        deque(made.sync.tick_steps(OPEN + 4.2), maxlen=0)
     for message in (before, also):  # both were in flight during a pause of four seconds
         made.sent = message
         made.fail(OPEN + 4.2)
@@ -464,6 +471,20 @@ def test_messages_that_fail_after_a_pause_refuse_no_request(lease_store: Referen
 
     made.exchange_all(OPEN + 4.3)
     assert isinstance(decided[0], Ticket)
+
+
+def test_an_old_message_that_fails_does_not_end_leases_that_were_renewed(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN + 0.1, price=cost(tokens=100, kv_tokens=1000))
+    old = made.send(OPEN + 0.1, whole=False)
+    for later in (0.5, 1.2, 1.9):
+        made.exchange_all(OPEN + later)
+    made.sent = old
+    made.fail(OPEN + 2.0)  # a time limit of the store that is longer than a lifetime
+    assert made.leases.mode is Mode.JOINED
+    assert made.leases.failures == 1
 
 
 def test_a_store_that_fails_after_a_pause_has_failed(lease_store: ReferenceLeaseStore) -> None:
