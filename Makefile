@@ -33,7 +33,7 @@ integration: .venv/.installed ## run the tests with Redis, processes and a live 
 e2e: .venv/.installed ## run the tests with vLLM, containers and a browser; root on Debian installs what is missing
 	@$(TESTS) e2e
 
-unit-compiled: .venv/.installed ## run the tests of the data path on the compiled build, and the long simulations
+unit-compiled: .venv/.installed ## run all unit tests and those of a live sidecar on the compiled build, with the long simulations
 	@$(TESTS) unit-compiled
 
 # `make test` measures two of the tiers; each leaves a file with what it executed.
