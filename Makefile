@@ -19,7 +19,7 @@ help: ## list these targets
 demo: .venv/.installed ## run a real engine, a sidecar and three tenants under load; SIDECARS=3 DEMO_SECONDS=30
 	@$(BIN)/python -m demo
 
-test: check ## run the checks and every tier of tests, as CI does; at most 15 minutes on two cores
+test: check ## run the checks and every tier of tests, as CI does; some 20 minutes on two cores
 	@$(TESTS) unit integration e2e unit-compiled coverage
 
 # The tiers. tests/__main__.py lists the tests of each tier, and the jobs that `make test` runs in parallel.
@@ -33,7 +33,7 @@ integration: .venv/.installed ## run the tests with Redis, processes and a live 
 e2e: .venv/.installed ## run the tests with vLLM, containers and a browser; root on Debian installs what is missing
 	@$(TESTS) e2e
 
-unit-compiled: .venv/.installed ## run the tests of the data path on the compiled build, and the long simulations
+unit-compiled: .venv/.installed ## run all unit tests and those of a live sidecar on the compiled build, with the long simulations
 	@$(TESTS) unit-compiled
 
 # `make test` measures two of the tiers; each leaves a file with what it executed.

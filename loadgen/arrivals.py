@@ -93,6 +93,14 @@ def workers_at(scenario: Scenario, tenant: Tenant, at_s: float) -> int:
     return round(tenant.process.workers * scenario.factor(tenant.name, at_s))
 
 
+def works_from(scenario: Scenario, tenant: Tenant, worker: int, at_s: float) -> float | None:
+    """The first time, not before ``at_s``, at which a worker of a closed loop is active; None if never."""
+    starts, ends = scenario.span(tenant)
+    edges = (moment for moment in (starts, *scenario.edges()) if at_s < moment < ends)
+    moments = itertools.chain((at_s,), sorted(edges))
+    return next((moment for moment in moments if worker < workers_at(scenario, tenant, moment)), None)
+
+
 def most_workers(scenario: Scenario, tenant: Tenant) -> int:
     """The largest number of workers of a closed loop."""
     starts, ends = scenario.span(tenant)

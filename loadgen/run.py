@@ -194,11 +194,10 @@ class Runner:
         """One worker of a closed loop: sends, waits for the response, thinks, and sends again."""
         scenario, name = self._scenario, f"w{worker}"
         for request in arrivals.requests(tenant, scenario.seed, name):
-            while worker >= arrivals.workers_at(scenario, tenant, self.now()):
-                resumes = _next_turn(scenario, tenant, self.now())
-                if resumes is None:
-                    return
-                await self._sleep_until(resumes)
+            resumes = arrivals.works_from(scenario, tenant, worker, self.now())
+            if resumes is None:
+                return
+            await self._sleep_until(resumes)
             last = await self._request(tenant, request, max(self.now(), 0.0), name)
             pause = process.think_s
             if last.outcome is not Outcome.SERVED:
@@ -296,13 +295,6 @@ class Runner:
 
 def _may_retry(attempt: Attempt) -> bool:
     return attempt.outcome in _RETRIED or (attempt.outcome is Outcome.BROKEN and attempt.status == 0)
-
-
-def _next_turn(scenario: Scenario, tenant: Tenant, at_s: float) -> float | None:
-    """The next time at which the number of workers may change."""
-    starts, ends = scenario.span(tenant)
-    moments = (moment for moment in (starts, *scenario.edges()) if at_s < moment < ends)
-    return min(moments, default=None)
 
 
 def _cpu_s() -> float:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from runtime import data_path
-
 ROOT = Path(__file__).parent.parent
 CORES = 2
 """Jobs run as if the machine had two cores, so that a run takes about as long everywhere."""
@@ -69,7 +67,9 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-_COVERAGE = ("--cov", "--cov-report=", "--cov-fail-under=0")
+# A measured example takes twice the time, so a quarter of them is measured. `unit-compiled` and `make unit`
+# run all examples.
+_COVERAGE = ("--cov", "--cov-report=", "--cov-fail-under=0", "--hypothesis-profile=measured")
 _COMPILED = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{ROOT / '.compiled'}:{ROOT}"}
 _AS_INSTALLED = "--import-mode=importlib"
 """Tests import the packages that the path names first, not those beside them."""
@@ -77,15 +77,6 @@ _AS_INSTALLED = "--import-mode=importlib"
 
 _OWN_ENGINES = ("tests/e2e/vllm/test_engine_pages.py",)
 """Tests that start vLLM with other options."""
-
-
-def _compiled_folders() -> list[str]:
-    """The unit tests of packages with modules that are compiled."""
-    packages = {module.rpartition(".")[0] for module in data_path.MODULES}
-    folders = {f"tests/unit/{package.replace('.', '/')}" for package in packages}
-    return sorted(
-        folder for folder in folders if not any(folder.startswith(f"{other}/") for other in folders)
-    )
 
 
 def _measured(name: str) -> dict[str, str]:
@@ -116,8 +107,7 @@ JOBS = [
             *_SHARED,
             "-m",
             "not exclusive",
-            *_compiled_folders(),
-            "tests/unit/simulation",
+            "tests/unit",
             "tests/integration/sidecar",
         ),
         frozenset({"compile"}),

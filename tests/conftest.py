@@ -14,6 +14,7 @@ from tests.fakes.scripted_engine import FakeEngine
 
 # How long an example takes says nothing on a machine that is shared.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("measured", parent=settings.get_profile("shared"), max_examples=25)
 settings.load_profile("shared")
 
 

@@ -64,6 +64,8 @@ class Leases:
         """The number of sidecars, by the last answer; before the first answer, an upper bound."""
         self.failures = 0
         """The number of successive messages without an answer."""
+        self.paused_until = -math.inf
+        """The end of the last pause of this process in which the leases expired."""
         self.round_trip_s = 0.0
         """The duration of the last exchange, or a decreasing value after a longer one."""
         self.expires_at = -math.inf
@@ -524,16 +526,18 @@ class Leases:
     # --- without the lease store ---
 
     def expire(self, now: float) -> None:
-        """The leases have expired: hold nothing, or use shares if the lease store fails."""
+        """The leases have expired: hold nothing, or use shares if the lease store fails.
+
+        If no message has failed, this process was paused; the lease store was not slow.
+        """
         if self.failures:
             if self.mode is not Mode.CUT_OFF:
                 self.mode = Mode.CUT_OFF
                 self.use_shares(now)
         elif self.mode is Mode.JOINED:
-            self.mode = Mode.EXPIRED
+            self.mode, self.paused_until = Mode.EXPIRED, now
             for name in self.states:
                 self.accounts[name].hold_nothing()
-                # This process was paused; the lease store was not slow. So the waits begin again.
                 if self.waits.begin_again(name, now):
                     self.urgent.add(name)
 

@@ -227,9 +227,14 @@ class LeaseSync:
                 leases.waits.answered(name, sent_at, now)
 
     def failed(self, message: Message, now: float) -> None:
-        """A message was not answered in time. No request waits for a store that does not answer."""
+        """A message was not answered in time. No request waits for a store that does not answer.
+
+        A message from before a pause of this process says nothing about the lease store. The requests wait
+        for the next message. If that one fails too, the lease store has failed.
+        """
         leases = self.leases
-        if self._under_way.pop(message.number, None) is None:
+        _, sent_at = self._under_way.pop(message.number, (message, None))
+        if sent_at is None:
             return
         for name in message.lease_requests:
             state = leases.states.get(name)
@@ -237,6 +242,11 @@ class LeaseSync:
                 state.under_way, state.sent = False, None
                 self._resume(name)
         self._must_complete = True
+        if now - sent_at > leases.settings.lifetime_s:
+            if now >= leases.expires_at:
+                leases.expire(now)
+            if sent_at < leases.paused_until:
+                return
         leases.store_failed(now)
 
     def pushed(self, push: Push, now: float) -> None:

@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.arrivals import Arrival, Segment, arrivals, most_workers, requests, segments, workers_at
+from loadgen.arrivals import (
+    Arrival,
+    Segment,
+    arrivals,
+    most_workers,
+    requests,
+    segments,
+    workers_at,
+    works_from,
+)
 from loadgen.lengths import draw, mean
 from loadgen.prompts import body, text, token_ids
 from loadgen.scenario import (
@@ -163,6 +172,14 @@ def test_a_closed_loops_workers_follow_the_phases() -> None:
     world = scenario(who, phases=(Phase("twice", 50.0, 60.0, (("gold", 2.0),)),))
     assert [workers_at(world, who, at) for at in (5.0, 10.0, 55.0, 60.0, 100.0)] == [0, 4, 8, 4, 0]
     assert most_workers(world, who) == 8
+
+
+def test_a_worker_knows_when_it_is_active_next() -> None:
+    who = tenant(process=Closed(4, 0.0), starts_s=10.0, ends_s=90.0)
+    world = scenario(who, phases=(Phase("twice", 50.0, 60.0, (("gold", 2.0),)),))
+    times = (-0.001, 9.0, 10.0, 49.0, 55.0, 60.0, 89.0, 90.0)
+    assert [works_from(world, who, 3, at) for at in times] == [10.0, 10.0, 10.0, 49.0, 55.0, 60.0, 89.0, None]
+    assert [works_from(world, who, 7, at) for at in times] == [50.0, 50.0, 50.0, 50.0, 55.0, None, None, None]
 
 
 def test_workers_send_different_requests() -> None:

@@ -363,6 +363,7 @@ async def test_the_metrics_page_is_valid_for_prometheus() -> None:
     assert families["vllm:num_requests_running"].samples[0].labels == {"engine": "0", "model_name": "tiny"}
 
 
+@pytest.mark.exclusive
 async def test_calibration_finds_the_configured_costs() -> None:
     costs = Costs(step_s=0.012, per_sequence_s=0.0015, per_prompt_token_s=0.00006)
     # Three rounds, so that one slow round does not change the medians.

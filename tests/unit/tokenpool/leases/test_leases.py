@@ -163,7 +163,8 @@ def test_an_empty_lease_store_does_not_replace_known_limits(lease_store: Referen
     made = joined(lease_store)
     made.leases.learn({}, IdleTerms(), OPEN)
     made.send(OPEN)
-    made.fail(OPEN + 2)
+    made.fail(OPEN + 0.5)
+    made.leases.expire(OPEN + 2)
     assert made.leases.covers(made.account, ONE, OPEN + 2)
     assert made.account.limit.concurrency == 4  # one sidecar: its share is the whole limit
 
@@ -189,7 +190,8 @@ def test_a_share_of_a_guarantee_leaves_room_for_uneven_spread_and_no_more(
     made = joined(lease_store, tenant=entitlement(tier=Tier.GUARANTEED, guarantee=guarantee))
     made.leases.sidecars = 20
     made.send(OPEN)
-    made.fail(OPEN + 2)
+    made.fail(OPEN + 0.5)
+    made.leases.expire(OPEN + 2)
     assert made.leases.covers(made.account, ONE, OPEN + 2)
     # 4 / 20 on average, and three standard deviations: not the whole guarantee twenty times.
     assert made.account.limit.concurrency == made.account.assured.concurrency == 2
@@ -420,7 +422,8 @@ def test_an_entitlement_whose_last_lease_was_returned_is_not_named_again(
 def test_spot_uses_free_room_while_the_lease_store_fails(lease_store: ReferenceLeaseStore) -> None:
     made = joined(lease_store, tenant=entitlement(tier=Tier.SPOT))
     made.send(OPEN)
-    made.fail(OPEN + 2)
+    made.fail(OPEN + 0.5)
+    made.leases.expire(OPEN + 2)
     assert made.leases.covers(made.account, ONE, OPEN + 2)
     assert made.account.assured == Amount()
     for _ in range(8):
@@ -442,6 +445,58 @@ def test_the_last_message_states_all_usage_and_returns_all_leases(lease_store: R
     assert page is not None
     assert page.held == Amount()
     assert page.level == pytest.approx(900)
+
+
+@pytest.mark.parametrize("first", ["a failed message", "a new request", "a tick"])
+def test_messages_that_fail_after_a_pause_refuse_no_request(
+    lease_store: ReferenceLeaseStore, first: str
+) -> None:
+    made = joined(lease_store)
+    decided: list[object] = []
+    before = made.send(OPEN + 0.1)
+    made.wait(
+        OPEN + 0.2, lambda: decided.append(made.admit(OPEN + 4.3)), price=cost(tokens=100, kv_tokens=1000)
+    )
+    also = made.send(OPEN + 0.3)
+    if first == "a new request":
+        made.leases.covers(made.account, ONE, OPEN + 4.2)
+    elif first == "a tick":
+        deque(made.sync.tick_steps(OPEN + 4.2), maxlen=0)
+    for message in (before, also):  # both were in flight during a pause of four seconds
+        made.sent = message
+        made.fail(OPEN + 4.2)
+    assert made.leases.mode is Mode.EXPIRED
+    assert made.leases.failures == 0
+    assert decided == []
+
+    made.exchange_all(OPEN + 4.3)
+    assert isinstance(decided[0], Ticket)
+
+
+def test_an_old_message_that_fails_does_not_end_leases_that_were_renewed(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    made = joined(lease_store)
+    made.wait(OPEN + 0.1, price=cost(tokens=100, kv_tokens=1000))
+    old = made.send(OPEN + 0.1, whole=False)
+    for later in (0.5, 1.2, 1.9):
+        made.exchange_all(OPEN + later)
+    made.sent = old
+    made.fail(OPEN + 2.0)  # a time limit of the store that is longer than a lifetime
+    assert made.leases.mode is Mode.JOINED
+    assert made.leases.failures == 1
+
+
+def test_a_store_that_fails_after_a_pause_has_failed(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    decided: list[object] = []
+    made.send(OPEN + 0.1)
+    made.wait(OPEN + 0.2, lambda: decided.append(True))
+    made.fail(OPEN + 4.2)
+    made.send(OPEN + 4.3)
+    made.fail(OPEN + 8.4)  # a time limit of the store that is longer than a lifetime
+    assert made.leases.mode is Mode.CUT_OFF
+    assert decided == [True]
 
 
 def test_a_paused_sidecar_asks_again_before_it_decides_a_waiting_request(
