@@ -282,7 +282,7 @@ def _learned_costs(pricer: Pricer) -> dict[str, Any]:
             {"route": route, "model": model, **_learned(learned)}
             for (route, model), learned in pricer.learned_by_target
         ],
-        "prefixes": pricer.known_prefixes,
+        "prefixes": pricer.experts.cached_prefixes,
     }
 
 

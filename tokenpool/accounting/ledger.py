@@ -83,7 +83,7 @@ class Ledger:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
-            account.pricer.learn(ticket.ask, spent)
+            account.pricer.learn(ticket.ask, spent, ticket.cost)
 
     def _hold(self, account: Account, kv_tokens: int, sequences: int, now: float) -> None:
         """Change the gauges of the account and of the sidecar together, so that the sums stay equal."""

@@ -102,9 +102,13 @@ async def test_a_prefix_in_the_engines_cache_is_not_charged_until_the_engine_res
         for _ in range(2):
             await ask(sidecar, request(body={"model": "tiny", "prompt": "x" * 1200, "max_tokens": 5}))
         pricers = {name: account.pricer for name, account in sidecar.controller.accounts.items()}
-        assert {name: pricer.known_prefixes for name, pricer in pricers.items()} == {"g": 1, "e": 0, "s": 0}
+        assert {name: pricer.experts.cached_prefixes for name, pricer in pricers.items()} == {
+            "g": 1,
+            "e": 0,
+            "s": 0,
+        }
         engine.started_at = 2.0
-        await until(lambda: pricers["g"].known_prefixes == 0)
+        await until(lambda: pricers["g"].experts.cached_prefixes == 0)
 
 
 async def test_an_engine_that_is_down_is_refused_at_once(tmp_path: Path) -> None:
