@@ -140,6 +140,8 @@ class Sidecar:
         )
         if self.replication is not None:
             self.admin.sources.append(self.replication)
+        if self._shared is not None:
+            self.admin.sources.append(self._shared.prices)
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
@@ -183,6 +185,8 @@ class Sidecar:
             self._spawn(self.local_planner.run(self.settings.tick))
         if self.replication is not None:
             self._spawn(self.replication.run())
+        if self._shared is not None:
+            self._spawn(self._shared.prices.run())
         for work in (
             self.watcher.run(),
             self._follow_engine(),

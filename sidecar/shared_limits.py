@@ -11,6 +11,7 @@ from sidecar.configuration import Configuration, Enforcer
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
+from sidecar.price_sharing import PriceSharing
 from sidecar.published_file import PublishedFile
 from sidecar.replication import Replication
 from sidecar.report import Reporter
@@ -50,10 +51,12 @@ class SharedLimits:
         self._store = store
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
         self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
+        self.prices = PriceSharing(holder, store, telemetry)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:
         """Use these accounts from now on."""
         self.sync.follow(accounts, now)
+        self.prices.follow(accounts)
 
     def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:
         """The loops of the exchange. ``enforcer`` puts a published pool file in force."""

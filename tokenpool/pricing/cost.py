@@ -269,6 +269,7 @@ class Pricer:
 
     def statistics(self) -> EntitlementStatistics:
         """Its own observations, for other sidecars."""
+        experts = self._experts.statistics()
         targets = [
             TargetStatistics(
                 target[0],
@@ -276,7 +277,7 @@ class Pricer:
                 learned.input.own,
                 learned.input.observations,
                 output_statistics(learned.output),
-                self._experts.statistics(target),
+                experts.get(target, {}),
             )
             for target, learned in self._learned_by_target
             if learned.observations

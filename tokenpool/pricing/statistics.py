@@ -17,9 +17,10 @@ import msgspec
 
 from tokenpool.pricing.estimators import NO_SUMS, Coverage, InputTokens, LineSums, OutputQuantile
 
-MOST_OUTPUTS: Final = 32
-"""The most points that stand for the outputs of one expert: about 60 bytes."""
-MOST_COMBINED: Final = 16
+MOST_OUTPUTS: Final = 64
+"""The most points that stand for the outputs of one expert: about 130 bytes. With 32 points, prices that were
+learned from them covered 93 % instead of 90 %."""
+MOST_COMBINED: Final = 8
 """The most statements that are combined into one: those with the most observations. It bounds the time."""
 _WHOLE_LINE: Final = 1.0 / (1.0 - InputTokens.DECAY)
 """The weight of a line after many observations, in requests."""
@@ -32,7 +33,7 @@ class OutputStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The outputs of one expert."""
 
     outputs: tuple[int, ...] = ()
-    """The longest of each of ``MOST_OUTPUTS`` equal parts of the last outputs, in ascending order."""
+    """The middle of each of at most ``MOST_OUTPUTS`` equal parts of the last outputs, in ascending order."""
     count: int = 0
     """The number of the last outputs."""
     predictions: int = 0
@@ -114,11 +115,11 @@ def of_outputs(output: OutputQuantile, cached_tokens: int = 0) -> OutputStatisti
 
 
 def thinned(ordered: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most ``most`` of ascending numbers: the largest of each equal part, so none is understated."""
+    """At most ``most`` of ascending numbers: the middle of each equal part."""
     count = len(ordered)
     if count <= most:
         return tuple(ordered)
-    return tuple([ordered[-(-(part + 1) * count // most) - 1] for part in range(most)])
+    return tuple([ordered[(2 * part + 1) * count // (2 * most)] for part in range(most)])
 
 
 def combined_outputs(
@@ -138,7 +139,7 @@ def combined_outputs(
     reached = 0.0
     for value, weight in points:
         reached += weight
-        while len(outputs) < wanted and (len(outputs) + 1) * whole <= reached * wanted + 1e-6:
+        while len(outputs) < wanted and (2 * len(outputs) + 1) * whole < 2 * reached * wanted:
             outputs.append(value)
     predictions, misses = sum(p.predictions for p in known), sum(p.misses for p in known)
     if predictions > Coverage.WINDOW:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from tokenpool.leases.messages import Answer, Limit, Message, PoolSnapshot, Push, StoredScaleHint
+from tokenpool.leases.messages import (
+    Answer,
+    Limit,
+    Message,
+    PoolSnapshot,
+    Push,
+    StoredPrices,
+    StoredScaleHint,
+)
 from tokenpool.planning.idle import IdleTerms
 
 
@@ -65,6 +73,15 @@ class Store(Protocol):
 
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
+
+    async def publish_prices(self, holder: str, content: bytes) -> None:
+        """Replace what a sidecar has learned about prices. It is kept for ``PRICES_REMEMBER_S``."""
+
+    async def prices(self, key: bytes) -> StoredPrices:
+        """The prices of the ``MOST_PRICES`` sidecars that wrote last, and the key of prefix hashes.
+
+        ``key`` becomes the key of the pool if it has none.
+        """
 
     async def close(self) -> None:
         """Close all connections."""

@@ -16,7 +16,9 @@ from msgspec import msgpack
 
 from tokenpool.leases.messages import (
     CONTENDED_S,
+    MOST_PRICES,
     NO_LIMIT,
+    PRICES_REMEMBER_S,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
     WAIT_S,
@@ -26,6 +28,7 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
+    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.leases.records import StoredRecord
@@ -204,6 +207,26 @@ class RedisStore:
         at = await self._run(scripts.PUBLISH_SCALE_HINT, content, epoch=epoch)
         with failures():
             return float(at) or None
+
+    async def publish_prices(self, holder: str, content: bytes) -> None:
+        """See ``Store``."""
+        await self._run(
+            scripts.PUBLISH_PRICES,
+            content,
+            holder=holder,
+            remember_prices=PRICES_REMEMBER_S,
+            most_prices=MOST_PRICES,
+        )
+
+    async def prices(self, key: bytes) -> StoredPrices:
+        """See ``Store``."""
+        answer = await self._run(scripts.PRICES, key, remember_prices=PRICES_REMEMBER_S)
+        with failures():
+            pools_key, holders, contents = answer
+            found = zip(holders, contents, strict=True)
+            return StoredPrices(
+                bytes(pools_key), {holder.decode(): bytes(content) for holder, content in found if content}
+            )
 
     async def close(self) -> None:
         """See ``Store``."""

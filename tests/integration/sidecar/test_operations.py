@@ -40,13 +40,26 @@ async def test_the_state_page_shows_the_data_of_decisions(engine: FakeEngine, tm
     assert entry["in_use"] == {"kv_tokens": 0, "concurrency": 0}
     assert isinstance(entry["level"], float)
     assert entry["debt"] == 0
-    learned = {"tokens_per_byte": 0.25, "tokens_per_prompt": 0.0, "expected_output": 256}
+    learned = {
+        "tokens_per_byte": 0.25,
+        "tokens_per_prompt": 0.0,
+        "expected_output": 256,
+        "coverage": 1.0,
+        "is_certified": False,
+    }
     assert set(entry["learned"]["overall"]) == set(learned)
     assert entry["learned"]["targets"] == [
         {"route": "/v1/completions", "model": "tiny", **entry["learned"]["overall"]}
     ]
     assert entry["learned"]["prefixes"] == 0
-    assert state["entitlements"]["e"]["learned"] == {"overall": learned, "targets": [], "prefixes": 0}
+    assert state["entitlements"]["e"]["learned"] == {
+        "overall": learned,
+        "targets": [],
+        "prefixes": 0,
+        "experts": {"known": 0, "certified": 0, "candidates": 0},
+        "coverage": 1.0,
+        "reserved_ratio": 0.0,
+    }
 
 
 async def test_metrics_count_and_measure(engine: FakeEngine, tmp_path: Path) -> None:
