@@ -67,14 +67,20 @@ class PriceSharing:
         """Use these accounts from now on."""
         self._accounts = accounts
 
-    async def run(self) -> None:
+    async def run(
+        self,
+        *,
+        write_every_s: float = WRITE_EVERY_S,
+        read_every_s: float = READ_EVERY_S,
+        retry_s: float = RETRY_S,
+    ) -> None:
         """Read, then write and read at intervals, until cancelled."""
         while not await self._attempt_read():
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(retry_s)
         while True:
-            await asyncio.sleep(WRITE_EVERY_S)
+            await asyncio.sleep(write_every_s)
             await self._attempt_write()
-            if self._telemetry.clock() >= self._read_at + READ_EVERY_S:
+            if self._telemetry.clock() >= self._read_at + read_every_s:
                 await self._attempt_read()
 
     async def _attempt_read(self) -> bool:
@@ -112,7 +118,9 @@ class PriceSharing:
                     statements[holder] = decode_prices(content)
             except WireError:
                 self.results["unreadable"] += 1
-        self.pool = PoolStatistics(statements)
+        # A late write may have replaced a later one, and an unreadable one a readable one.
+        known = {h: each for h, each in self.pool.statements.items() if h in stored.contents}
+        self.pool = PoolStatistics(known).merged(PoolStatistics(statements))
         for name in self.pool.entitlements():
             await asyncio.sleep(0)
             account = self._accounts.get(name)
@@ -130,7 +138,7 @@ class PriceSharing:
         try:
             for _ in account.pricer.lend(parts):
                 await asyncio.sleep(0)
-        except ValueError:
+        except (ValueError, OverflowError):
             self.results["unreadable"] += 1
 
     async def write(self) -> None:
