@@ -269,7 +269,7 @@ class Pricer:
 
     def statistics(self) -> EntitlementStatistics:
         """Its own observations, for other sidecars."""
-        experts = self._experts.statistics()
+        experts, cached_tokens = self._experts.statistics(), self._experts.cached_tokens()
         targets = [
             TargetStatistics(
                 target[0],
@@ -278,6 +278,7 @@ class Pricer:
                 learned.input.observations,
                 output_statistics(learned.output),
                 experts.get(target, {}),
+                cached_tokens.get(target, {}),
             )
             for target, learned in self._learned_by_target
             if learned.observations

@@ -39,8 +39,6 @@ class OutputStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     predictions: int = 0
     misses: int = 0
     """The last predictions of the expert, and how many of them were exceeded."""
-    cached_tokens: int = 0
-    """The tokens of this prefix that the sidecar's engine is known to have in its cache."""
 
 
 class TargetStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -54,6 +52,9 @@ class TargetStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The number of prompts in these sums."""
     output: OutputStatistics = OutputStatistics()
     experts: Mapping[Prefix, OutputStatistics] = {}
+    cached_tokens: Mapping[Prefix, int] = {}
+    """The tokens that this sidecar's own engine is known to have in its cache, by prefix. No other sidecar
+    prices with them, because each engine has its own cache. They tell where a prefix is cached."""
 
 
 class EntitlementStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -108,10 +109,10 @@ def _rank(statement: Statement) -> tuple[int, list[tuple[str, bytes]]]:
     return statement.number, sorted(statement.entitlements.items())
 
 
-def of_outputs(output: OutputQuantile, cached_tokens: int = 0) -> OutputStatistics:
+def of_outputs(output: OutputQuantile) -> OutputStatistics:
     """The statistics of an expert's own outputs."""
     own, (predictions, misses) = output.own, output.own_coverage
-    return OutputStatistics(thinned(own, MOST_OUTPUTS), len(own), predictions, misses, cached_tokens)
+    return OutputStatistics(thinned(own, MOST_OUTPUTS), len(own), predictions, misses)
 
 
 def thinned(ordered: Sequence[int], most: int) -> tuple[int, ...]:
@@ -125,10 +126,7 @@ def thinned(ordered: Sequence[int], most: int) -> tuple[int, ...]:
 def combined_outputs(
     parts: Iterable[OutputStatistics], most: int = OutputQuantile.WINDOW
 ) -> OutputStatistics:
-    """One expert with the outputs and predictions of several, as at most ``most`` points.
-
-    Cached tokens are not combined: each engine has its own cache.
-    """
+    """One expert with the outputs and predictions of several, as at most ``most`` points."""
     known = sorted([p for p in parts if p.outputs and p.count > 0], key=lambda p: (-p.count, p.outputs))
     known = known[:MOST_COMBINED]
     # Each point stands for the same number of outputs of its own sidecar.
@@ -171,7 +169,7 @@ def combined(
 
 def _without_predictions(target: TargetStatistics) -> TargetStatistics:
     def bare(one: OutputStatistics) -> OutputStatistics:
-        return OutputStatistics(one.outputs, one.count, 0, 0, one.cached_tokens)
+        return OutputStatistics(one.outputs, one.count)
 
     experts = {prefix: bare(one) for prefix, one in target.experts.items()}
     return TargetStatistics(

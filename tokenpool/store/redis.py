@@ -210,6 +210,7 @@ class RedisStore:
 
     async def publish_prices(self, holder: str, content: bytes) -> None:
         """See ``Store``."""
+        self.client.check_up()
         await self._run(
             scripts.PUBLISH_PRICES,
             content,
@@ -220,6 +221,7 @@ class RedisStore:
 
     async def prices(self, key: bytes) -> StoredPrices:
         """See ``Store``."""
+        self.client.check_up()
         answer = await self._run(scripts.PRICES, key, remember_prices=PRICES_REMEMBER_S)
         with failures():
             pools_key, holders, contents = answer
