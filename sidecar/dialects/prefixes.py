@@ -3,10 +3,10 @@
 The hashes cover the texts as the client sent them, in the order of chat templates: tools, system, messages.
 Short prompts have no hashes, so they cost no time.
 
-The hashes have a key, so no client can construct two prompts with equal hashes, and a reader of the lease
-store cannot test which prompt a hash stands for. All sidecars of a pool use one key, because they share what
-they learn about prefixes. A process begins with a random key. SHA-256 takes 1.5 µs for 1 kB and 17 µs for
-16 kB. Python's own hash takes 6 µs, but differs in each process.
+The hashes have a key, so no client can construct two prompts with equal hashes. All sidecars of a pool use
+one key, because they share what they learn about prefixes. A process begins with a random key. The
+hashes of a prompt of 1, 5 and 20 kB take 2, 5 and 13 µs. Python's own hash is faster (0.3 µs for 1 kB, 5 µs for
+16 kB), but differs in each process.
 """
 
 from __future__ import annotations

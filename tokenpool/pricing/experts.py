@@ -34,7 +34,7 @@ IDLE_OBSERVATIONS: Final = 1000
 MOST_CANDIDATES: Final = 256
 """The most prefixes of an entitlement that are remembered, besides those of experts."""
 MOST_EXPERTS: Final = 128
-"""The most experts of an entitlement: about 400 kB."""
+"""The most experts of an entitlement: about 560 kB."""
 WINDOW: Final = 64
 """The outputs that an expert remembers."""
 REPEATED: Final = 4
