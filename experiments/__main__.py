@@ -1,7 +1,8 @@
 """``make experiments``: runs the experiments with several seeds, and writes reports to out/.
 
 They are: overload and scarcity on a real engine with all baselines, a larger pool of simulated engines, a
-comparison of the simulator with a real engine, and a hostile tenant. CI runs them with ``--short``.
+comparison of the simulator with a real engine, a hostile tenant, and prices by prefix. CI runs them with
+``--short``.
 ``--engine simulator`` needs no vLLM. Results of several calls accumulate in ``--out``.
 """
 
@@ -21,7 +22,7 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, hostile, one_pool, overload, pool, prefix_caches, scarcity, soak
+from experiments import fidelity, hostile, one_pool, overload, pool, prefix_caches, prices, scarcity, soak
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
 from toolbox.processes import module
@@ -29,7 +30,7 @@ from toolbox.processes import module
 OUT = Path(__file__).parent.parent / "out" / "experiments"
 MOST_RATIO, LEAST_THROUGHPUT = 1.5, 0.95
 
-WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile")
+WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile", "prices")
 SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _fidelity(arguments, out / "fidelity")
     if "hostile" in arguments.what:
         goals += _hostile(arguments, out / "hostile")
+    if "prices" in arguments.what:
+        goals += _prices(arguments, out / "prices")
     if SOAK in arguments.what:
         goals += _soak(arguments, out / SOAK)
     for goal, is_reached in goals:
@@ -92,6 +95,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only", default="", help="systems (ablations too) or attacks by name, separated by commas"
     )
     parser.add_argument("--attackers", type=int, default=1, help="concurrent attacker processes [1]")
+    parser.add_argument("--traces", type=Path, help="the folder of the real traces, for prices")
     parser.add_argument("--out", default=str(OUT), help="the folder of the reports")
     arguments = parser.parse_args(argv)
     for what in arguments.what:
@@ -282,6 +286,15 @@ def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]
     (out / "results.json").write_text(json.dumps([asdict(one) for one in results], indent=1))
     print(hostile.table(results))
     return hostile.goals(results)
+
+
+def _prices(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
+    sizes = prices.Sizes(20_000, 60) if arguments.short else prices.Sizes()
+    result = prices.run(sizes, arguments.seed, arguments.traces)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.md").write_text(prices.table(result))
+    print("\n" + prices.table(result))
+    return prices.goals(result)
 
 
 def _soak(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:

@@ -70,6 +70,7 @@ MODULES = (
     "tokenpool.planning.active_accounts",
     "tokenpool.pricing.cost",
     "tokenpool.pricing.estimators",
+    "tokenpool.pricing.experts",
     "tokenpool.pricing.learned_costs",
 )
 """Dotted names, in alphabetical order."""

@@ -282,15 +282,24 @@ def _learned_costs(pricer: Pricer) -> dict[str, Any]:
             {"route": route, "model": model, **_learned(learned)}
             for (route, model), learned in pricer.learned_by_target
         ],
-        "prefixes": pricer.known_prefixes,
+        "prefixes": pricer.experts.cached_prefixes,
+        "experts": {
+            "known": len(pricer.experts),
+            "certified": pricer.experts.certified,
+            "candidates": pricer.experts.candidates,
+        },
+        "coverage": pricer.coverage.share,
+        "reserved_ratio": pricer.reserved_ratio,
     }
 
 
-def _learned(learned: LearnedCosts) -> dict[str, float]:
+def _learned(learned: LearnedCosts) -> dict[str, Any]:
     return {
         "tokens_per_byte": learned.input.per_byte,
         "tokens_per_prompt": learned.input.offset,
         "expected_output": learned.output.value,
+        "coverage": learned.output.coverage.share,
+        "is_certified": learned.output.is_certified,
     }
 
 

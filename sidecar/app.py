@@ -143,10 +143,8 @@ class Sidecar:
             self.replication,
             self.certificate,
         )
-        if self.replication is not None:
-            self.admin.sources.append(self.replication)
-        if self.handover is not None:
-            self.admin.sources.append(self.handover)
+        prices = self._shared.prices if self._shared is not None else None
+        self.admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
@@ -192,6 +190,8 @@ class Sidecar:
             await self.handover.start()
         if self.replication is not None:
             self._spawn(self.replication.run())
+        if self._shared is not None:
+            self._spawn(self._shared.prices.run())
         for work in (
             self.watcher.run(),
             self._follow_engine(),

@@ -14,6 +14,7 @@ from sidecar.handover.asking import PeerLinks
 from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
+from sidecar.price_sharing import PriceSharing
 from sidecar.published_file import PublishedFile
 from sidecar.replication import Replication
 from sidecar.report import Reporter
@@ -57,10 +58,12 @@ class SharedLimits:
         self.placement: Placement | None = None
         if settings.handover == "on":
             self.placement, self.ports.peers = Placement(holder), PeerLinks(telemetry.clock)
+        self.prices = PriceSharing(holder, store, telemetry)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:
         """Use these accounts from now on."""
         self.sync.follow(accounts, now)
+        self.prices.follow(accounts)
 
     def handover(self, driver: Driver, engine: EngineAddress) -> Handover | None:
         """Handover, if it is on."""

@@ -81,6 +81,24 @@ _DEBT = Family("tokenpool_debt", "gauge", "Service owed to the entitlement, in s
 _LEASE = Family(
     "tokenpool_lease", "gauge", "The part of the limit that this sidecar holds.", ("entitlement", "dimension")
 )
+_COVERAGE = Family(
+    "tokenpool_price_coverage",
+    "gauge",
+    "Share of the last 128 finished requests that did not outgrow their reservation.",
+    ("entitlement",),
+)
+_EXPERTS = Family(
+    "tokenpool_price_experts",
+    "gauge",
+    "Prompt prefixes with prices of their own. Certified: their observed coverage is inside the promise.",
+    ("entitlement", "state"),
+)
+_RESERVED_RATIO = Family(
+    "tokenpool_reserved_output_ratio",
+    "gauge",
+    "Reserved divided by produced output tokens of the last requests, about a hundred; 0 before the first.",
+    ("entitlement",),
+)
 _CONFIG_CURRENT = Family(
     "tokenpool_config_current", "gauge", "Whether the pool file on disk is the one in force."
 )
@@ -112,6 +130,9 @@ FAMILIES = (
     _LIMIT,
     _LEVEL,
     _DEBT,
+    _COVERAGE,
+    _EXPERTS,
+    _RESERVED_RATIO,
     _LEASE,
     _CONFIG_CURRENT,
     _FIRST_TOKEN,
@@ -119,6 +140,9 @@ FAMILIES = (
     _OVERHEAD,
 )
 """The metrics that this module writes."""
+
+
+_GAUGES = (_RESERVED, _LIMIT, _LEVEL, _DEBT, _COVERAGE, _EXPERTS, _RESERVED_RATIO)
 
 
 class Histogram:
@@ -432,7 +456,7 @@ class Telemetry:
     def _gauges(self, names: list[str], limits: AccountRefresher, shows_leases: bool | None) -> Iterator[str]:
         accounts = self._accounts
         # One pass, so that the amounts in use add up. The limit of an idle account is computed first.
-        families = [_RESERVED, _LIMIT, _LEVEL, _DEBT, *([_LEASE] if shows_leases is not None else ())]
+        families = [*_GAUGES, *([_LEASE] if shows_leases is not None else ())]
         parts: list[list[str]] = [[family.head()] for family in families]
         kv_tokens = concurrency = 0
         for first in range(0, len(names), PER_PIECE):
@@ -480,13 +504,18 @@ def _of_each(
 
 def _gauges_of(name: str, account: Account, shows_leases: bool) -> list[str]:
     """An account's lines in each family of gauges."""
-    limit, held = account.pool_limit, account.limit
+    limit, held, pricer = account.pool_limit, account.limit, account.pricer
+    certified = pricer.experts.certified
     before = f'tokenpool_limit{{dimension="%s",entitlement="{name}"}} %s\n'
     lines = [
         _reserved(name, account.kv_in_use, account.concurrency_in_use),
         "".join([before % (each.value, number(limit.get(each))) for each in Dimension]),
         f'tokenpool_bucket_level_tokens{{entitlement="{name}"}} {number(account.bucket.level)}\n',
         f'tokenpool_debt{{entitlement="{name}"}} {number(account.debt)}\n',
+        f'{_COVERAGE.name}{{entitlement="{name}"}} {number(pricer.coverage.share)}\n',
+        f'{_EXPERTS.name}{{entitlement="{name}",state="certified"}} {certified}.0\n'
+        f'{_EXPERTS.name}{{entitlement="{name}",state="learning"}} {len(pricer.experts) - certified}.0\n',
+        f'{_RESERVED_RATIO.name}{{entitlement="{name}"}} {number(pricer.reserved_ratio)}\n',
     ]
     if shows_leases:
         lines.append(

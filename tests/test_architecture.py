@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "simulation": {"tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},
     "demo": {"toolbox"},
-    "experiments": {"loadgen", "demo", "toolbox"},
+    "experiments": {"loadgen", "demo", "tokenpool", "toolbox"},
 }  # fmt: skip
 """What each package may import besides itself. The benchmark may import anything."""
 
@@ -67,7 +67,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"proxy"}),
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner"}),
-        frozenset({"ports", "published_file"}),
+        frozenset({"ports", "price_sharing", "published_file"}),
         frozenset({"replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),

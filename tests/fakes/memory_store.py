@@ -6,7 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
-from tokenpool.leases.messages import Answer, Limit, Message, PoolSnapshot, Push, StoredScaleHint
+from tokenpool.leases.messages import (
+    Answer,
+    Limit,
+    Message,
+    PoolSnapshot,
+    Push,
+    StoredPrices,
+    StoredScaleHint,
+)
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.planning.idle import IdleTerms
 
@@ -85,6 +93,14 @@ class MemoryStore:
         """See ``Store``."""
         now = self._clock()
         return now if self.rules.publish_scale_hint(content, epoch, now) else None
+
+    async def publish_prices(self, holder: str, content: bytes) -> None:
+        """See ``Store``."""
+        self.rules.publish_prices(holder, content, self._clock())
+
+    async def prices(self, key: bytes) -> StoredPrices:
+        """See ``Store``."""
+        return self.rules.prices(key, self._clock())
 
     async def close(self) -> None:
         """See ``Store``."""

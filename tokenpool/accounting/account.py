@@ -215,7 +215,7 @@ class Account:
         self.has_borrowed = True
 
     def give_back(self, kv_tokens: float, sequences: float) -> None:
-        """A request that has borrowed ends: its part of the lease ends with it. Only the ledger calls this."""
+        """A request that has borrowed ends, and its part of the lease with it. Only the ledger calls this."""
         lent, limit = self.lent, self.limit
         back = Amount(0.0, min(lent.kv_tokens, kv_tokens), min(lent.concurrency, sequences))
         self.lent = lent - back

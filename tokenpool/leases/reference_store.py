@@ -35,8 +35,10 @@ from tokenpool.leases.messages import (
     CONTENDED_S,
     FREED,
     MOST_PEERS,
+    MOST_PRICES,
     NO_LIMIT,
     POOL_BUCKET_S,
+    PRICES_REMEMBER_S,
     RECLAIM,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
@@ -51,6 +53,7 @@ from tokenpool.leases.messages import (
     PoolSnapshot,
     Push,
     ReplicaRoom,
+    StoredPrices,
     StoredScaleHint,
     Vector,
 )
@@ -187,6 +190,8 @@ class ReferenceLeaseStore:
         """The earliest time at which a holder expires or is forgotten."""
         self._leader, self._leader_epoch, self._leads_until = "", 0, -math.inf
         self._scale_hint: tuple[bytes, float] | None = None
+        self._prices: dict[str, tuple[float, bytes]] = {}
+        self._price_key = b""
         self._epoch = 0
         self._file: tuple[str, bytes] | None = None
         self._pool_level, self._pool_at = 0.0, now
@@ -283,6 +288,18 @@ class ReferenceLeaseStore:
     def file(self) -> tuple[str, bytes] | None:
         """The version and the content of the published pool file; ``None`` before the first."""
         return self._file
+
+    def publish_prices(self, holder: str, content: bytes, now: float) -> None:
+        """Replace what a sidecar has learned about prices. Those that wrote longest ago are forgotten."""
+        self._prices[holder] = now, content
+        kept = sorted((at, each) for each, (at, _) in self._prices.items() if at > now - PRICES_REMEMBER_S)
+        self._prices = {each: self._prices[each] for _, each in kept[-MOST_PRICES:]}
+
+    def prices(self, key: bytes, now: float) -> StoredPrices:
+        """What the sidecars have learned. ``key`` becomes the key of the pool if it has none."""
+        self._price_key = self._price_key or key
+        kept = {h: content for h, (at, content) in self._prices.items() if at > now - PRICES_REMEMBER_S}
+        return StoredPrices(self._price_key, kept)
 
     @property
     def file_version(self) -> str:

@@ -1,4 +1,4 @@
-"""The encoded records that the lease store carries without decoding: reports, pool file and scale hint.
+"""The encoded records that the lease store carries without decoding: reports, prices, pool file, scale hint.
 
 They are msgpack with a schema version. A reader ignores unknown fields and uses defaults for missing ones, so
 versions can be rolled out one process at a time.
@@ -16,8 +16,11 @@ from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import KeyRef, KeySource, PoolFile
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.stabiliser import PublishedHint
+from tokenpool.pricing.statistics import EntitlementStatistics, Statement
 
 SCHEMA = 1
+PRICES_SCHEMA = 1
+"""The version of shared prices. A reader ignores other versions: their sums may mean something else."""
 REPORTED_OUTCOMES = frozenset(
     {Ending.FINISHED.value, *(reason.value for reason in Reason if reason.status in (429, 503))}
 )
@@ -57,6 +60,16 @@ class SidecarReport:
     ``FIRST_TOKEN_BOUNDS_S``. Only for entitlements in ``outcomes`` with changes in the last few seconds."""
 
 
+class _Prices(msgspec.Struct, array_like=True, frozen=True):
+    """A sidecar's statement, with the encoded statistics of its entitlements."""
+
+    schema: int
+    number: int
+    entitlements: dict[str, msgspec.Raw]
+
+
+_prices = msgspec.msgpack.Decoder(_Prices)
+_statistics = msgspec.msgpack.Decoder(EntitlementStatistics)
 _reports = msgspec.msgpack.Decoder(SidecarReport)
 _files = msgspec.msgpack.Decoder(PoolFile)
 _hints = msgspec.msgpack.Decoder(PublishedHint)
@@ -73,6 +86,36 @@ def decode_report(content: bytes) -> SidecarReport:
         return _reports.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"a sidecar's report: {error}") from error
+
+
+def encode_prices(statement: Statement) -> bytes:
+    """Encode what a sidecar has learned about prices."""
+    entitlements = {name: msgspec.Raw(content) for name, content in statement.entitlements.items()}
+    return msgspec.msgpack.encode(_Prices(PRICES_SCHEMA, statement.number, entitlements))
+
+
+def decode_prices(content: bytes) -> Statement:
+    """Decode what a sidecar has learned about prices. Raises ``WireError``, also for another version."""
+    try:
+        prices = _prices.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"a sidecar's prices: {error}") from error
+    if prices.schema != PRICES_SCHEMA:
+        raise WireError(f"a sidecar's prices: version {prices.schema} is not {PRICES_SCHEMA}")
+    return Statement(prices.number, {name: bytes(raw) for name, raw in prices.entitlements.items()})
+
+
+def encode_statistics(statistics: EntitlementStatistics) -> bytes:
+    """Encode the statistics of one entitlement in a ``Statement``."""
+    return msgspec.msgpack.encode(statistics)
+
+
+def decode_statistics(content: bytes) -> EntitlementStatistics:
+    """Decode the statistics of one entitlement. Raises ``WireError``."""
+    try:
+        return _statistics.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"an entitlement's prices: {error}") from error
 
 
 def encode_file(file: PoolFile) -> tuple[str, bytes]:

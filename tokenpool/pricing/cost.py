@@ -8,13 +8,21 @@ weighted tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from tokenpool.entitlements import Entitlement, Pricing
-from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts, Prefixes, Target
+from tokenpool.pricing.estimators import Coverage
+from tokenpool.pricing.experts import MOST_EXPERTS, PriceExperts, Target
+from tokenpool.pricing.experts import WINDOW as EXPERT_WINDOW
+from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts
+from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined, combined_outputs
+from tokenpool.pricing.statistics import of_outputs as output_statistics
 
 WINDOW = -1
 """An input bound that stands for the engine's context window, of any length."""
+RATIO_DECAY = 0.99
+"""The factor of a request's weight in the ratio of reserved to produced tokens, at each later request."""
 
 
 class Ask(NamedTuple):
@@ -60,6 +68,9 @@ class Cost(NamedTuple):
     cached_tokens: int = 0
     """Input tokens that the engine is expected to have in its prefix cache. They are held, but not
     charged."""
+    expert: int = 0
+    """The depth of the expert that estimated the output: the number of the request's prefixes in its path; 0
+    = the learned costs of the route and model. With ``Ask.target`` and ``Ask.prefixes`` it is the path."""
 
 
 class Usage(NamedTuple):
@@ -83,15 +94,28 @@ class EngineShape(NamedTuple):
 class Pricer:
     """Prices the requests of one entitlement, and learns from their actual usage."""
 
-    __slots__ = ("_learned_by_target", "_prefixes", "_pricing", "_quantile", "_window")
+    __slots__ = (
+        "_experts",
+        "_learned_by_target",
+        "_pricing",
+        "_produced",
+        "_quantile",
+        "_reserved",
+        "_window",
+        "coverage",
+    )
 
     def __init__(self, entitlement: Entitlement, pricing: Pricing) -> None:
         self._pricing = pricing
         self._quantile = entitlement.output_estimate.quantile
         self._learned_by_target = LearnedByTarget(self._quantile or 1.0)
-        self._prefixes = Prefixes()
+        self._experts = PriceExperts(self._quantile or 1.0)
         self._window: int | None = None
         """The context window at the last pricing of a request with an input bound."""
+        self.coverage = Coverage()
+        """The last reservations of output: the share of finished requests that did not outgrow theirs."""
+        self._reserved = self._produced = 0.0
+        """Decayed sums over finished requests, in output tokens."""
 
     def reprice(self, entitlement: Entitlement, pricing: Pricing) -> None:
         """Use changed prices from now on. The learned costs stay."""
@@ -99,6 +123,8 @@ class Pricer:
         if entitlement.output_estimate.quantile != self._quantile:
             self._quantile = entitlement.output_estimate.quantile
             self._learned_by_target.set_quantile(self._quantile or 1.0)
+            self._experts.set_quantile(self._quantile or 1.0)
+            self.coverage = Coverage()
 
     def price(self, ask: Ask, engine: EngineShape) -> Cost:
         """The cost of a request before it runs."""
@@ -111,14 +137,33 @@ class Pricer:
         if ask.input_bound is not None or ask.pads_input:
             input_tokens = self._kept(input_tokens, ask, engine.context_window)
         input_tokens += images * pricing.image_tokens + audios * pricing.audio_tokens
-        cached_tokens = 0
+        cached_tokens = depth = 0
+        expected = learned.output.value
         if prefixes:
-            # The engine always computes the last token.
-            cached_tokens = min(self._prefixes.expect(prefixes), max(input_tokens - 1, 0))
+            nodes = self._experts.of(target)
+            if nodes is not None:
+                raised = 0
+                for depth in range(len(prefixes), 0, -1):
+                    node = nodes.get(prefixes[depth - 1])
+                    if node is not None:
+                        if not cached_tokens:
+                            cached_tokens = node.cached_tokens
+                        if node.is_certified:
+                            expected = node.reserve
+                            break
+                        if node.reserve > raised:
+                            raised = node.reserve
+                else:
+                    depth = 0
+                if raised > expected:
+                    expected = raised
+                # The engine always computes the last token.
+                if cached_tokens >= input_tokens:
+                    cached_tokens = input_tokens - 1 if input_tokens > 0 else 0
         sequences = prompts * per_prompt
         # This assumes prompts of equal length. The sum is exact, and the number of whole blocks nearly exact.
         prompt_tokens = -(-input_tokens // prompts)
-        output = self._output_tokens(bound, learned.output.value, prompt_tokens, engine)
+        output = self._output_tokens(bound, expected, prompt_tokens, engine)
         block_size = engine.block_size
         blocks = -(-(prompt_tokens + output) // block_size)
         output_tokens = output * sequences
@@ -129,6 +174,7 @@ class Pricer:
             pricing.input_weight * (input_tokens - cached_tokens) + pricing.output_weight * output_tokens,
             blocks * block_size * sequences,
             cached_tokens,
+            depth,
         )
 
     def _kept(self, text_tokens: int, ask: Ask, window: int | None) -> int:
@@ -165,19 +211,28 @@ class Pricer:
         """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
-    def learn(self, ask: Ask, usage: Usage) -> None:
-        """Learn from a request that the engine finished."""
+    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None) -> None:
+        """Learn from a request that the engine finished, and that was priced at ``cost``.
+
+        The learned costs of its route and model learn, and all experts on the path of its prefixes.
+        """
         text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
         output = -(-usage.output_tokens // (prompts * per_prompt))
         is_text = not (images or audios or token_ids) and self._was_read_whole(ask, usage)
         text_tokens = usage.input_tokens - tools * self._pricing.tool_tokens
-        for learned in self._learned_by_target.learners_of(target):
+        learners = self._learned_by_target.learners_of(target)
+        for learned in learners:
             if bound != 0:
                 learned.output.observe(output)
             if is_text:
                 learned.input.observe(text_bytes / prompts, text_tokens / prompts)
-        if prefixes:
-            self._prefixes.observe(prefixes, usage.cached_tokens)
+        expert_output = output if bound != 0 else None
+        count = learners[0].observations
+        self._experts.observe(target, prefixes, count, expert_output, usage.cached_tokens)
+        if cost is not None and bound != 0:
+            self.coverage.observe(is_missed=usage.output_tokens > cost.output_tokens)
+            self._reserved = self._reserved * RATIO_DECAY + cost.output_tokens
+            self._produced = self._produced * RATIO_DECAY + usage.output_tokens
 
     def _was_read_whole(self, ask: Ask, usage: Usage) -> bool:
         """Whether the input tokens that the engine reports cover the whole text of the request.
@@ -204,10 +259,46 @@ class Pricer:
             output = -(-output_tokens // (ask.prompts * ask.sequences_per_prompt))
             for learned in self._learned_by_target.learners_of(ask.target):
                 learned.output.observe_cut(output)
+            self._experts.observe_cut(ask.target, ask.prefixes, output)
 
     def forget_cache(self) -> None:
         """The engine has restarted: its prefix cache is empty."""
-        self._prefixes.forget()
+        self._experts.forget_cache()
+
+    # --- sharing ---
+
+    def statistics(self) -> EntitlementStatistics:
+        """Its own observations, for other sidecars."""
+        experts, cached_tokens = self._experts.statistics(), self._experts.cached_tokens()
+        targets = [
+            TargetStatistics(
+                target[0],
+                target[1],
+                learned.input.own,
+                learned.input.observations,
+                output_statistics(learned.output),
+                experts.get(target, {}),
+                cached_tokens.get(target, {}),
+            )
+            for target, learned in self._learned_by_target
+            if learned.observations
+        ]
+        return EntitlementStatistics(self._quantile or 0.0, tuple(targets))
+
+    def lend(self, parts: Sequence[EntitlementStatistics]) -> Iterator[None]:
+        """Start from what other sidecars observed, in short steps. Estimates with own observations stay.
+
+        Raises ``ValueError`` for invalid statistics.
+        """
+        known = combined(parts, self._quantile or 0.0)
+        self._learned_by_target.lend(known)
+        yield
+        for target, statistics in known.items():
+            prefixes = sorted({prefix for one in statistics for prefix in one.experts})
+            for prefix in prefixes[:MOST_EXPERTS]:
+                found = [one.experts[prefix] for one in statistics if prefix in one.experts]
+                self._experts.lend(target, prefix, combined_outputs(found, EXPERT_WINDOW))
+                yield
 
     @property
     def overall(self) -> LearnedCosts:
@@ -220,6 +311,11 @@ class Pricer:
         return self._learned_by_target
 
     @property
-    def known_prefixes(self) -> int:
-        """The number of prompt prefixes that the engine is known to have in its cache, for the debug page."""
-        return len(self._prefixes)
+    def experts(self) -> PriceExperts:
+        """The price experts by prefix, for the debug page."""
+        return self._experts
+
+    @property
+    def reserved_ratio(self) -> float:
+        """Reserved divided by produced output tokens over the last finished requests; 0 before the first."""
+        return self._reserved / self._produced if self._produced > 0 else 0.0

@@ -52,7 +52,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Sequence
 from typing import Final
+
+LineSums = tuple[float, float, float, float, float]
+"""The decayed sums of a fitted line: of the weights w, and of w x, w y, w x², w x y."""
+NO_SUMS: Final = (0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class InputTokens:
@@ -84,7 +89,7 @@ class InputTokens:
     SMALL_BYTES: Final = 64.0
     RIDGE: Final = 1.001
 
-    __slots__ = ("_w", "_wx", "_wxx", "_wxy", "_wy", "offset", "per_byte")
+    __slots__ = ("_fade", "_lent", "_w", "_wx", "_wxx", "_wxy", "_wy", "observations", "offset", "per_byte")
 
     def __init__(self) -> None:
         size = self.PRIOR_BYTES
@@ -92,18 +97,66 @@ class InputTokens:
         self._w = self._wx = self._wy = 0.0  # the prior has no opinion on the offset
         self._wxx = weight * size * size
         self._wxy = self._wxx * self.PRIOR
+        self._lent: LineSums = self._sums()
+        """The sums at the start: the prior, or the knowledge of others."""
+        self._fade = 1.0
+        """The decay of ``_lent`` since the start."""
+        self.observations = 0
+        """Own observations."""
         self.offset = 0.0
         """Tokens of a prompt in addition to its text."""
         self.per_byte = self.PRIOR
         """Tokens per byte of text."""
 
-    def copy(self) -> InputTokens:
-        """A copy of this estimator with the same knowledge."""
+    def copy(self, *, is_lent: bool = False) -> InputTokens:
+        """A copy with the same knowledge. With ``is_lent``, none of it counts as the copy's own."""
         made = InputTokens()
         made._w, made._wx, made._wy = self._w, self._wx, self._wy
         made._wxx, made._wxy = self._wxx, self._wxy
+        if is_lent:
+            made._lent = self._sums()
+        else:
+            made._lent, made._fade, made.observations = self._lent, self._fade, self.observations
         made.offset, made.per_byte = self.offset, self.per_byte
         return made
+
+    @property
+    def own(self) -> LineSums:
+        """The sums over its own observations, without the prior and the knowledge of others."""
+        fade = self._fade
+        w, wx, wy, wxx, wxy = self._sums()
+        before = self._lent
+        return (
+            max(w - before[0] * fade, 0.0),
+            max(wx - before[1] * fade, 0.0),
+            max(wy - before[2] * fade, 0.0),
+            max(wxx - before[3] * fade, 0.0),
+            max(wxy - before[4] * fade, 0.0),
+        )
+
+    def lend(self, sums: LineSums) -> None:
+        """Add the observations of others. They decay like its own. Raises ``ValueError`` for invalid sums."""
+        if not all(0.0 <= each < math.inf for each in sums):
+            raise ValueError("the sums of a line are finite and not negative")
+        fade = self._fade
+        self._w += sums[0] * fade
+        self._wx += sums[1] * fade
+        self._wy += sums[2] * fade
+        self._wxx += sums[3] * fade
+        self._wxy += sums[4] * fade
+        before = self._lent
+        self._lent = (
+            before[0] + sums[0],
+            before[1] + sums[1],
+            before[2] + sums[2],
+            before[3] + sums[3],
+            before[4] + sums[4],
+        )
+        if self._w > 0:
+            self._fit()
+
+    def _sums(self) -> LineSums:
+        return (self._w, self._wx, self._wy, self._wxx, self._wxy)
 
     def expect(self, text_bytes: int, prompts: int = 1) -> float:
         """Expected tokens of ``prompts`` with ``text_bytes`` in all; 0 without text."""
@@ -120,15 +173,65 @@ class InputTokens:
         decay = self.DECAY
         weight = (text_bytes + self.SMALL_BYTES) ** self.SHARPNESS
         weighted = weight * text_bytes
-        self._w = w = self._w * decay + weight
-        self._wx = wx = self._wx * decay + weighted
-        self._wy = wy = self._wy * decay + weight * tokens
-        self._wxx = wxx = self._wxx * decay + weighted * text_bytes
-        self._wxy = wxy = self._wxy * decay + weighted * tokens
+        self._w = self._w * decay + weight
+        self._wx = self._wx * decay + weighted
+        self._wy = self._wy * decay + weight * tokens
+        self._wxx = self._wxx * decay + weighted * text_bytes
+        self._wxy = self._wxy * decay + weighted * tokens
+        self._fade *= decay
+        self.observations += 1
+        self._fit()
+
+    def _fit(self) -> None:
+        w, wx, wy, wxx, wxy = self._w, self._wx, self._wy, self._wxx, self._wxy
         offset = (wy * wxx - wx * wxy) / (w * self.RIDGE * wxx - wx * wx)
         offset = 0.0 if offset < 0 else min(offset, self.MOST_OFFSET)
         self.offset = offset
         self.per_byte = min(max((wxy - offset * wx) / wxx, self.LOWEST), self.HIGHEST)
+
+
+class Coverage:
+    """The share of the last ``WINDOW`` predictions that were not exceeded."""
+
+    WINDOW: Final = 128
+    _MASK: Final = (1 << 128) - 1
+
+    __slots__ = ("_missed", "predictions")
+
+    def __init__(self) -> None:
+        self._missed = 0
+        """A bit for each prediction, the latest one last; 1 if it was exceeded."""
+        self.predictions = 0
+        """Predictions in the window."""
+
+    def copy(self) -> Coverage:
+        """A copy with the same predictions."""
+        made = Coverage()
+        made._missed, made.predictions = self._missed, self.predictions
+        return made
+
+    def observe(self, *, is_missed: bool) -> None:
+        """Count one prediction."""
+        self._missed = (self._missed << 1 | is_missed) & self._MASK
+        if self.predictions < self.WINDOW:
+            self.predictions += 1
+
+    def lend(self, predictions: int, misses: int) -> None:
+        """Replace all predictions by ``predictions`` of others, with the misses spread evenly."""
+        predictions = max(min(predictions, self.WINDOW), 0)
+        misses = max(min(misses, predictions), 0)
+        self.predictions, self._missed = predictions, 0
+        for number in range(misses):
+            self._missed |= 1 << number * predictions // misses
+
+    def misses(self, last: int = WINDOW) -> int:
+        """The number of exceeded predictions among the ``last``."""
+        return (self._missed & ((1 << last) - 1)).bit_count()
+
+    @property
+    def share(self) -> float:
+        """The covered share; 1 without predictions."""
+        return 1.0 - self.misses() / self.predictions if self.predictions else 1.0
 
 
 class OutputQuantile:
@@ -145,8 +248,18 @@ class OutputQuantile:
 
     The bounds for any observations are 1 to ``MOST`` tokens, and never above the longest output of the
     window.
+
+    Each observation is first predicted, so the observed coverage is a certificate (``is_certified``). It
+    needs three things:
+
+    - The longest of the observed outputs can carry the promised rank: of n + 1 equal chances, one exceeds n.
+    - At least one miss was to be expected so far. Before, no misses prove nothing.
+    - The misses are at most the promised share plus ``MARGIN`` of the predictions.
     """
 
+    MARGIN: Final = 0.02
+    """The tolerance of the promised coverage. The tracked rank stays within 0.009 of it (see the table), so
+    a steady workload keeps its certificate."""
     PRIOR: Final = 256
     ENOUGH: Final = 8
     WINDOW: Final = 128
@@ -157,39 +270,105 @@ class OutputQuantile:
     MOST: Final = 1 << 20
     _TURN: Final = (math.sqrt(5) - 1) / 2
 
-    __slots__ = ("_level", "_order", "_quantile", "_sorted", "_turn", "value")
+    __slots__ = (
+        "_lent",
+        "_level",
+        "_order",
+        "_own_predictions",
+        "_quantile",
+        "_sorted",
+        "_turn",
+        "_window",
+        "coverage",
+        "is_certified",
+        "observations",
+        "value",
+    )
 
-    def __init__(self, quantile: float = 0.9) -> None:
+    def __init__(self, quantile: float = 0.9, window: int = WINDOW) -> None:
         self._quantile = self._level = quantile
+        self._window = window
+        self._lent = 0
+        """Outputs at the start of the window that others observed."""
+        self._own_predictions = 0
+        self.coverage = Coverage()
+        """The last predictions."""
+        self.is_certified = False
+        """Whether the observed coverage is inside the promise."""
+        self.observations = 0
+        """Own observations."""
         self._order: deque[int] = deque()
         self._sorted: list[int] = []
         self._turn = 0.0
         self.value = self.PRIOR
         """Output tokens to reserve for one sequence."""
 
-    def copy(self) -> OutputQuantile:
-        """A copy of this estimator with the same knowledge."""
-        made = OutputQuantile(self._quantile)
+    def copy(self, *, is_lent: bool = False) -> OutputQuantile:
+        """A copy with the same knowledge. With ``is_lent``, none of it counts as the copy's own."""
+        made = OutputQuantile(self._quantile, self._window)
         made._level, made.value, made._turn = self._level, self.value, self._turn
         made._order, made._sorted = self._order.copy(), self._sorted.copy()
+        made.coverage, made.is_certified = self.coverage.copy(), self.is_certified
+        if is_lent:
+            made._lent = len(self._order)
+        else:
+            made._lent, made._own_predictions = self._lent, self._own_predictions
+            made.observations = self.observations
         return made
 
     def set_quantile(self, quantile: float) -> None:
-        """Change the quantile. The observed outputs stay."""
+        """Change the quantile. The observed outputs stay, and the certificate ends."""
         self._quantile = self._level = quantile
+        self.coverage, self._own_predictions, self.is_certified = Coverage(), 0, False
         self._rank()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the value comes from observations."""
+        return len(self._order) >= self.ENOUGH
+
+    @property
+    def own(self) -> list[int]:
+        """Its own outputs in the window, in ascending order, without those of others."""
+        if not self._lent:
+            return self._sorted
+        return sorted(list(self._order)[self._lent :])
+
+    @property
+    def own_coverage(self) -> tuple[int, int]:
+        """The number of its own last predictions, and of the exceeded ones among them."""
+        return self._own_predictions, self.coverage.misses(self._own_predictions)
+
+    def lend(self, outputs: Sequence[int], predictions: int, misses: int) -> None:
+        """Start from the ``outputs`` of others and their coverage. Does nothing after own observations.
+
+        The first own observations replace these outputs.
+        """
+        if self.observations:
+            return
+        known = [1 if each < 1 else min(each, self.MOST) for each in outputs[-self._window :]]
+        # In an order that keeps the distribution while the oldest are replaced.
+        turns = sorted([((number * self._TURN) % 1.0, each) for number, each in enumerate(sorted(known))])
+        self._order, self._sorted, self._lent = deque([each for _, each in turns]), sorted(known), len(known)
+        self.coverage.lend(predictions, misses)
+        self._rank()
+        self._certify()
 
     def observe(self, output_tokens: int) -> None:
         """Learn the length of one finished sequence."""
         order, ranked = self._order, self._sorted
         output_tokens = 1 if output_tokens < 1 else min(output_tokens, self.MOST)
+        self.observations += 1
         if len(order) >= self.ENOUGH:
             self._correct(output_tokens)
-        if len(order) == self.WINDOW:
+        if len(order) == self._window:
             del ranked[bisect_left(ranked, order.popleft())]
+            if self._lent:
+                self._lent -= 1
         order.append(output_tokens)
         insort(ranked, output_tokens)
         self._rank()
+        self._certify()
 
     def observe_cut(self, output_tokens: int) -> None:
         """Learn from a sequence that was cut short after ``output_tokens``, and would have continued.
@@ -211,11 +390,22 @@ class OutputQuantile:
 
     def _correct(self, output_tokens: int) -> None:
         quantile = self._quantile
+        self.coverage.observe(is_missed=output_tokens > self.value)
+        if self._own_predictions < Coverage.WINDOW:
+            self._own_predictions += 1
         if output_tokens > self.value:
             self._level = min(self._level + self.GAIN * quantile, 1.0)
         elif output_tokens < self.value:
             lowest = max(quantile - self.LEEWAY, 0.0)
             self._level = max(self._level - self.GAIN * (1 - quantile), lowest)
+
+    def _certify(self) -> None:
+        predictions, share = self.coverage.predictions, 1.0 - self._quantile + 1e-9
+        self.is_certified = (
+            predictions * share >= 1.0
+            and (len(self._sorted) + 1) * share >= 1.0
+            and self.coverage.misses() <= predictions * (share + self.MARGIN)
+        )
 
     def _rank(self) -> None:
         count = len(self._sorted)

@@ -1,44 +1,47 @@
-"""Learned costs: the estimates of one entitlement, by route and model, and by the prefix of the prompt.
+"""Learned costs: the estimates of one entitlement by route and model.
 
 Each entitlement has its own, so no tenant can infer another tenant's requests from prices. All of them are
-bounded, so no tenant can make them grow. ``estimators`` has the rules by which a single number is learned.
+bounded, so no tenant can make them grow. ``experts`` has the estimates by the prefix of the prompt, and
+``estimators`` the rules by which a single number is learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tokenpool.pricing.estimators import InputTokens, OutputQuantile
-
-Target = tuple[str, str]
-"""The route and the model of a request."""
+from tokenpool.pricing.experts import IDLE_OBSERVATIONS, Target
+from tokenpool.pricing.statistics import TargetStatistics, combined_lines, combined_outputs
 
 MOST_TARGETS = 16
-"""The most targets with their own learned costs."""
-IDLE_OBSERVATIONS = 1000
-"""A new target replaces a target that had none of the entitlement's last ``IDLE_OBSERVATIONS`` observations.
-Without such a target, it is priced by the overall costs. So no rotation of names can displace a target in
-use."""
+"""The most targets with their own learned costs. A new target replaces one that was idle for
+``IDLE_OBSERVATIONS``. Without such a target, it is priced by the overall costs. So no rotation of names can
+displace a target in use."""
 PREFIX_BYTES = (1024, 4096, 16384)
 """The prefix lengths by which prompts are recognised, in bytes."""
-MOST_PREFIXES = 256
-"""The most prefixes that are remembered. A new one replaces the least recently used one."""
 
 
 class LearnedCosts:
     """The estimates of one kind of request."""
 
-    __slots__ = ("input", "last_observation", "output")
+    __slots__ = ("input", "last_observation", "observations", "output")
 
     def __init__(self, prompt: InputTokens, output: OutputQuantile) -> None:
         self.input = prompt
         self.output = output
+        self.observations = 0
         self.last_observation = 0
         """The number of its last observation, in the order of all observations of the entitlement."""
 
     def copy(self) -> LearnedCosts:
         """A copy with the same knowledge."""
-        return LearnedCosts(self.input.copy(), self.output.copy())
+        made = LearnedCosts(self.input.copy(), self.output.copy())
+        made.observations, made.last_observation = self.observations, self.last_observation
+        return made
+
+    def lent(self) -> LearnedCosts:
+        """A copy with the same knowledge, none of which counts as its own."""
+        return LearnedCosts(self.input.copy(is_lent=True), self.output.copy(is_lent=True))
 
 
 class LearnedByTarget:
@@ -48,9 +51,10 @@ class LearnedByTarget:
     so names that no engine serves take no memory. The first target shares one object with the overall costs.
     """
 
-    __slots__ = ("_observations", "_own", "overall")
+    __slots__ = ("_observations", "_own", "_quantile", "overall")
 
     def __init__(self, quantile: float) -> None:
+        self._quantile = quantile
         self.overall = LearnedCosts(InputTokens(), OutputQuantile(quantile))
         """The costs learned from all requests together."""
         self._own: dict[Target, LearnedCosts] = {}
@@ -68,10 +72,12 @@ class LearnedByTarget:
         self._observations += 1
         own = self._own.get(target) or self._begin(target)
         own.last_observation = self._observations
+        own.observations += 1
         return (own,) if own is self.overall else (own, self.overall)
 
     def set_quantile(self, quantile: float) -> None:
         """Change the quantile of outputs. The observed outputs stay."""
+        self._quantile = quantile
         for learned in (self.overall, *self._own.values()):
             learned.output.set_quantile(quantile)
 
@@ -83,8 +89,41 @@ class LearnedByTarget:
                 own[first] = self.overall.copy()
         elif len(own) == MOST_TARGETS and not self._remove_idle_target():
             return self.overall
-        own[target] = made = self.overall.copy() if own else self.overall
+        own[target] = made = self.overall.lent() if own else self.overall
         return made
+
+    def lend(self, known: Mapping[Target, Sequence[TargetStatistics]]) -> None:
+        """Start from what other sidecars observed of these targets. Targets with own costs stay as they are.
+
+        Raises ``ValueError`` for invalid statistics.
+        """
+        own = self._own
+        if not known:
+            return
+        if not self._observations:
+            own.clear()
+            self.overall = LearnedCosts(InputTokens(), OutputQuantile(self._quantile))
+            self._lend(self.overall, [part for parts in known.values() for part in parts])
+        new = [target for target in known if target not in own]
+        new.sort(key=lambda target: -sum([part.prompts for part in known[target]]))
+        is_alone = not own and len(new) == 1
+        for target in new[: MOST_TARGETS - len(own)]:
+            if is_alone:
+                own[target] = self.overall
+                continue
+            if len(own) == 1:
+                for first in own:
+                    if own[first] is self.overall:
+                        own[first] = self.overall.copy()
+            made = LearnedCosts(InputTokens(), OutputQuantile(self._quantile))
+            self._lend(made, known[target])
+            made.last_observation = self._observations
+            own[target] = made
+
+    def _lend(self, made: LearnedCosts, parts: Sequence[TargetStatistics]) -> None:
+        made.input.lend(combined_lines(parts))
+        output = combined_outputs([part.output for part in parts])
+        made.output.lend(output.outputs, output.predictions, output.misses)
 
     def _remove_idle_target(self) -> bool:
         own = self._own
@@ -93,53 +132,3 @@ class LearnedByTarget:
             return False
         del own[idle]
         return True
-
-
-class Prefixes:
-    """The number of prompt tokens that the engine has in its cache, by the prefix of the prompt.
-
-    The numbers come from the engine's reports. A smaller number counts at once. A larger one moves the
-    estimate by half of the difference. So the first request that had to compute an evicted prefix corrects
-    its estimate. Without reports from the engine there are no estimates.
-    """
-
-    __slots__ = ("_cached",)
-
-    def __init__(self) -> None:
-        self._cached: dict[int, int] = {}
-        """Tokens by the hash of a prefix, in the order of use."""
-
-    def __len__(self) -> int:
-        return len(self._cached)
-
-    def expect(self, prefixes: Sequence[int]) -> int:
-        """The expected cached tokens of a prompt with these prefixes (shortest first)."""
-        known = self._cached
-        if known:
-            for prefix in reversed(prefixes):
-                if prefix in known:
-                    return known[prefix]
-        return 0
-
-    def observe(self, prefixes: Sequence[int], cached_tokens: int) -> None:
-        """Learn the number of tokens that the engine found in its cache for a prompt with these prefixes.
-
-        The longest known prefix learns the number, and longer prefixes start with it. Shorter prefixes also
-        price other prompts, so they learn only a smaller number.
-        """
-        known, is_longest = self._cached, True
-        for prefix in reversed(prefixes):
-            believed = known.pop(prefix, None)
-            if believed is None or cached_tokens < believed:
-                value = cached_tokens
-            else:
-                value = (believed + cached_tokens) // 2 if is_longest else believed
-            is_longest = is_longest and believed is None
-            if value > 0:
-                known[prefix] = value
-        while len(known) > MOST_PREFIXES:
-            del known[next(iter(known))]
-
-    def forget(self) -> None:
-        """The engine's cache is empty."""
-        self._cached.clear()

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
-from tokenpool.leases.messages import Answer, Limit, Message, PoolSnapshot, Push, StoredScaleHint
+from tokenpool.leases.messages import (
+    Answer,
+    Limit,
+    Message,
+    PoolSnapshot,
+    Push,
+    StoredPrices,
+    StoredScaleHint,
+)
 from tokenpool.planning.idle import IdleTerms
 
 
@@ -74,6 +82,15 @@ class Store(Protocol):
 
     def host(self) -> tuple[str, int]:
         """The host and port of the server, to find the address of this machine that faces it."""
+
+    async def publish_prices(self, holder: str, content: bytes) -> None:
+        """Replace what a sidecar has learned about prices. It is kept for ``PRICES_REMEMBER_S``."""
+
+    async def prices(self, key: bytes) -> StoredPrices:
+        """The prices of the ``MOST_PRICES`` sidecars that wrote last, and the key of prefix hashes.
+
+        ``key`` becomes the key of the pool if it has none.
+        """
 
     async def close(self) -> None:
         """Close all connections."""

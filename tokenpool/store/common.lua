@@ -22,6 +22,9 @@
 -- PREFIX:peer_key    the key of the peer ports
 -- PREFIX:file        hash: version, content
 -- PREFIX:scale_hint  hash: content, at
+-- PREFIX:prices      hash by holder: its content
+-- PREFIX:price_writers  sorted set: holders by the time of writing it
+-- PREFIX:price_key   the key of the prefix hashes in it
 -- PREFIX:leader      the packed candidate and epoch of the leader
 --
 -- One hash has all records and one has all limits, because a call from a script costs ten times the look-up. So one
@@ -46,6 +49,7 @@ local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
 local PEER_KEY = prefix .. ':peer_key'
+local PRICES, PRICE_WRITERS, PRICE_KEY = prefix .. ':prices', prefix .. ':price_writers', prefix .. ':price_key'
 local LEADER = prefix .. ':leader'
 
 -- A number as a text that is read as exactly the same number.

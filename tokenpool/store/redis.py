@@ -17,8 +17,10 @@ from msgspec import msgpack
 from tokenpool.leases.messages import (
     CONTENDED_S,
     MOST_PEERS,
+    MOST_PRICES,
     NO_LIMIT,
     POOL_BUCKET_S,
+    PRICES_REMEMBER_S,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
     WAIT_S,
@@ -28,6 +30,7 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
+    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.leases.records import StoredRecord
@@ -221,6 +224,28 @@ class RedisStore:
     def host(self) -> tuple[str, int]:
         """See ``Store``."""
         return self._host
+
+    async def publish_prices(self, holder: str, content: bytes) -> None:
+        """See ``Store``."""
+        self.client.check_up()
+        await self._run(
+            scripts.PUBLISH_PRICES,
+            content,
+            holder=holder,
+            remember_prices=PRICES_REMEMBER_S,
+            most_prices=MOST_PRICES,
+        )
+
+    async def prices(self, key: bytes) -> StoredPrices:
+        """See ``Store``."""
+        self.client.check_up()
+        answer = await self._run(scripts.PRICES, key, remember_prices=PRICES_REMEMBER_S)
+        with failures():
+            pools_key, holders, contents = answer
+            found = zip(holders, contents, strict=True)
+            return StoredPrices(
+                bytes(pools_key), {holder.decode(): bytes(content) for holder, content in found if content}
+            )
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -40,13 +40,26 @@ async def test_the_state_page_shows_the_data_of_decisions(engine: FakeEngine, tm
     assert entry["in_use"] == {"kv_tokens": 0, "concurrency": 0}
     assert isinstance(entry["level"], float)
     assert entry["debt"] == 0
-    learned = {"tokens_per_byte": 0.25, "tokens_per_prompt": 0.0, "expected_output": 256}
+    learned = {
+        "tokens_per_byte": 0.25,
+        "tokens_per_prompt": 0.0,
+        "expected_output": 256,
+        "coverage": 1.0,
+        "is_certified": False,
+    }
     assert set(entry["learned"]["overall"]) == set(learned)
     assert entry["learned"]["targets"] == [
         {"route": "/v1/completions", "model": "tiny", **entry["learned"]["overall"]}
     ]
     assert entry["learned"]["prefixes"] == 0
-    assert state["entitlements"]["e"]["learned"] == {"overall": learned, "targets": [], "prefixes": 0}
+    assert state["entitlements"]["e"]["learned"] == {
+        "overall": learned,
+        "targets": [],
+        "prefixes": 0,
+        "experts": {"known": 0, "certified": 0, "candidates": 0},
+        "coverage": 1.0,
+        "reserved_ratio": 0.0,
+    }
 
 
 async def test_metrics_count_and_measure(engine: FakeEngine, tmp_path: Path) -> None:
@@ -102,9 +115,13 @@ async def test_a_prefix_in_the_engines_cache_is_not_charged_until_the_engine_res
         for _ in range(2):
             await ask(sidecar, request(body={"model": "tiny", "prompt": "x" * 1200, "max_tokens": 5}))
         pricers = {name: account.pricer for name, account in sidecar.controller.accounts.items()}
-        assert {name: pricer.known_prefixes for name, pricer in pricers.items()} == {"g": 1, "e": 0, "s": 0}
+        assert {name: pricer.experts.cached_prefixes for name, pricer in pricers.items()} == {
+            "g": 1,
+            "e": 0,
+            "s": 0,
+        }
         engine.started_at = 2.0
-        await until(lambda: pricers["g"].known_prefixes == 0)
+        await until(lambda: pricers["g"].experts.cached_prefixes == 0)
 
 
 async def test_an_engine_that_is_down_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import fidelity, overload, pool, scarcity, soak
+from experiments import fidelity, overload, pool, prices, scarcity, soak
 from experiments.__main__ import _headline, _keep, _kept, _overload_goals, _replaced, main
 from experiments.fixed_limit import Window
 from experiments.service import sequence_seconds
@@ -167,3 +170,33 @@ def test_a_sequence_runs_from_its_first_token_and_not_from_its_sending() -> None
     made = run(waited, at_once, shed)
     assert sequence_seconds(made, "ab", 0.0, 2.0) == {"a": pytest.approx(0.6), "b": pytest.approx(0.6)}
     assert sequence_seconds(made, "ab", 0.0, 1.2) == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}
+
+
+def test_prices_by_prefix_reach_their_goals_in_the_short_form(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prices", "--short", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("reached  prices") == 5
+    assert "| ten templates | 19000 |" in (tmp_path / "prices" / "results.md").read_text()
+
+
+def test_the_goals_of_prices_can_be_missed() -> None:
+    flat = prices.measure(list(prices.mix(1, 2000)), by_prefix=False)
+    late = [prices.Start(20, 0.03, 0.8, 0.7), prices.Start(50, 0.03, 0.9, 0.9)]
+    missed = prices.Result({"ten templates": (flat, flat)}, late, late)
+    assert [is_reached for _, is_reached in prices.goals(missed)] == [False, True, False, False, True]
+    assert prices.within(late[:1]) == math.inf
+
+
+def test_traces_are_read_in_the_order_of_their_times(tmp_path: Path) -> None:
+    for name, rows in (("code", "2,400,7\n"), ("conv", "1,100,50\n3,200,60\n")):
+        with gzip.open(tmp_path / f"azure-llm-2023-{name}.csv.gz", "wt") as file:
+            file.write("TIMESTAMP,ContextTokens,GeneratedTokens\n" + rows)
+    with gzip.open(tmp_path / "mooncake-conversation.jsonl.gz", "wt") as file:
+        for ids in ([0, 1, 2], [0, 1, 3], [0, 4, 5]):
+            row = {"timestamp": 0, "input_length": 1200, "output_length": 9, "hash_ids": ids}
+            file.write(json.dumps(row) + "\n")
+    assert [drawn.usage.output_tokens for drawn in prices.azure(tmp_path)] == [50, 7, 60]
+    first, second, third = (drawn.ask.prefixes for drawn in prices.mooncake(tmp_path))
+    assert first == second
+    assert (first[0] == third[0], first[1] == third[1]) == (True, False)

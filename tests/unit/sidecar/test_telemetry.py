@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -103,6 +104,18 @@ def test_an_entitlement_with_running_requests_is_shown_before_one_ends() -> None
     pool.ledger.reserve(account, ASK, cost(kv_tokens=112), 0.0)
 
     assert pool.page()["tokenpool_reserved{dimension=kv_tokens,entitlement=a}"] == 112
+
+
+def test_the_certificates_of_prices_are_shown() -> None:
+    pool = Pool(entitlement("a"))
+    pool.use("a", tokens=10)
+    pool.use("a", tokens=1000)
+    page = pool.page()
+    assert page["tokenpool_price_coverage{entitlement=a}"] == 0.5
+    assert page["tokenpool_price_experts{entitlement=a,state=certified}"] == 0
+    assert page["tokenpool_price_experts{entitlement=a,state=learning}"] == 0
+    reserved = cost().output_tokens * 1.99
+    assert page["tokenpool_reserved_output_ratio{entitlement=a}"] == pytest.approx(reserved / 1009.9)
 
 
 def test_every_family_has_its_head_though_nothing_was_used() -> None:

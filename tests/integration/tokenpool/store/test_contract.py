@@ -25,7 +25,9 @@ from tests.integration.tokenpool.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.leases.messages import (
     FREED,
+    MOST_PRICES,
     NO_LIMIT,
+    PRICES_REMEMBER_S,
     RECLAIM,
     Answer,
     LeaseRequest,
@@ -33,6 +35,7 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
+    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
@@ -185,6 +188,38 @@ async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clo
     assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts like any other
     assert (await store.read()).epoch == 5
     assert await store.limits() == ({"a": LIMIT}, TERMS)
+
+
+async def test_the_first_proposed_key_is_the_pools(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.prices(b"\xff\x00first") == StoredPrices(b"\xff\x00first", {})
+    assert (await store.prices(b"second")).key == b"\xff\x00first"
+
+
+async def test_prices_are_replaced_by_their_sidecar_and_expire(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    await store.publish_prices("s1", b"\xff\x00one")
+    clock.now += 5
+    await store.publish_prices("s2", b"two")
+    await store.publish_prices("s2", b"two, later")
+    assert (await store.prices(b"k")).contents == {"s1": b"\xff\x00one", "s2": b"two, later"}
+    clock.now += PRICES_REMEMBER_S - 5
+    assert (await store.prices(b"k")).contents == {"s2": b"two, later"}
+    await store.publish_prices("s3", b"three")
+    clock.now -= 10  # a clock may step back
+    assert (await store.prices(b"k")).contents == {"s2": b"two, later", "s3": b"three"}
+
+
+async def test_the_prices_of_the_sidecars_that_wrote_last_are_kept(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    for number in range(MOST_PRICES + 3):
+        clock.now += 1
+        await store.publish_prices(f"s{number}", b"x")
+    await store.publish_prices("s3", b"again")
+    assert set((await store.prices(b"k")).contents) == {f"s{number}" for number in range(3, MOST_PRICES + 3)}
+    for name in ("y", "z"):  # at one time, the last in alphabetical order
+        await store.publish_prices(name, b"x")
+    assert {"y", "z", "s3"} <= set((await store.prices(b"k")).contents)
 
 
 async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
@@ -351,6 +386,8 @@ calls = st.one_of(
     st.tuples(st.just("read")),
     st.tuples(st.just("publish_scale_hint"), st.binary(max_size=3), st.integers(1, 3)),
     st.tuples(st.just("scale_hint")),
+    st.tuples(st.just("publish_prices"), st.sampled_from(["s1", "s2"]), st.binary(min_size=1, max_size=3)),
+    st.tuples(st.just("prices"), st.sampled_from([b"k", b"l"])),
     st.builds(
         lambda holder, number, lease_requests, kind, kept: (
             "exchange",
@@ -427,6 +464,8 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.lead("one", 10)
     await store.lead("two", 10)
     await store.publish_scale_hint(b"hint", await store.lead("one", 10))
+    await store.publish_prices("s1", b"prices")
+    await store.prices(b"key")
     await send(store, "s1", 0, {"a": WANT, "b": WANT})
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5

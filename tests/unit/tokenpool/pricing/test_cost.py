@@ -123,7 +123,7 @@ def test_a_cached_prompt_costs_only_its_computed_tokens() -> None:
     assert made.spent_so_far(cost, 3) == Usage(1000, 3, 960)
     assert made.price(ask._replace(text_bytes=400), SHAPE).cached_tokens == 99  # the last token is computed
     made.forget_cache()
-    assert (made.price(ask, SHAPE).cached_tokens, made.known_prefixes) == (0, 0)
+    assert (made.price(ask, SHAPE).cached_tokens, made.experts.cached_prefixes) == (0, 0)
 
 
 def test_new_prices_and_another_quantile_keep_the_learned_costs() -> None:

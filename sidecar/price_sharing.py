@@ -1,0 +1,183 @@
+"""The exchange of learned prices with the other sidecars of a pool, through the lease store.
+
+A new sidecar starts from what the pool has learned. Each one writes its own observations, and reads those of
+the others. All of it is beside the path of requests, in steps of at most 0.3 ms. Failures of the store are
+reported by ``Replication``; without the store, prices are learned from this sidecar's requests alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+from sidecar.dialects.prefixes import KEY
+from sidecar.telemetry import Telemetry
+from tokenpool.accounting.account import Account
+from tokenpool.leases.wire import (
+    WireError,
+    decode_prices,
+    decode_statistics,
+    encode_prices,
+    encode_statistics,
+)
+from tokenpool.pricing.statistics import EntitlementStatistics, PoolStatistics, Statement
+from tokenpool.store import Store, StoreDown
+
+log = logging.getLogger(__name__)
+
+WRITE_EVERY_S = 5.0
+"""Seconds between two writes of what was learned since."""
+READ_EVERY_S = 60.0
+"""Seconds between two reads after the first. They find the prefixes that only others have seen."""
+RETRY_S = 1.0
+"""Seconds between two attempts of the first read."""
+KEEP_S = 120.0
+"""Seconds after which an idle sidecar writes again, so that the lease store keeps what it has learned."""
+MOST_BYTES = 64 * 1024
+"""The size of what one sidecar writes: some 40 entitlements of ten templates, or 300 without. Those whose
+requests ended last come first."""
+RESULTS = ("written", "read", "failed", "unreadable")
+
+
+class PriceSharing:
+    """One sidecar's exchange of prices."""
+
+    def __init__(self, holder: str, store: Store, telemetry: Telemetry) -> None:
+        self._holder = holder
+        self._store = store
+        self._telemetry = telemetry
+        self._changes = telemetry.changes()
+        self._accounts: Mapping[str, Account] = {}
+        self._encoded: dict[str, bytes] = {}
+        """The encoded statistics of entitlements, in the order of their last change."""
+        self._has_news = False
+        """Whether something was learned since the last write."""
+        self._number = 0
+        self._written_at = self._read_at = telemetry.clock()
+        self.pool = PoolStatistics({})
+        """The last statements of the other sidecars."""
+        self.results: Counter[str] = Counter()
+        """Exchanges by result, and unreadable records."""
+
+    def follow(self, accounts: Mapping[str, Account]) -> None:
+        """Use these accounts from now on."""
+        self._accounts = accounts
+
+    async def run(
+        self,
+        *,
+        write_every_s: float = WRITE_EVERY_S,
+        read_every_s: float = READ_EVERY_S,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        """Read, then write and read at intervals, until cancelled."""
+        while not await self._attempt_read():
+            await asyncio.sleep(retry_s)
+        while True:
+            await asyncio.sleep(write_every_s)
+            await self._attempt_write()
+            if self._telemetry.clock() >= self._read_at + read_every_s:
+                await self._attempt_read()
+
+    async def _attempt_read(self) -> bool:
+        try:
+            await self.read()
+        except StoreDown:
+            self.results["failed"] += 1
+            return False
+        except Exception:
+            log.critical("the prices that others have learned could not be used", exc_info=True)
+        return True
+
+    async def _attempt_write(self) -> None:
+        try:
+            await self.write()
+        except StoreDown:
+            self.results["failed"] += 1
+        except Exception:
+            log.critical("the learned prices could not be shared", exc_info=True)
+
+    async def read(self) -> None:
+        """Read what the other sidecars have learned, and start from it where nothing is known yet.
+
+        Raises ``StoreDown``.
+        """
+        stored = await self._store.prices(KEY.value)
+        self._read_at = self._telemetry.clock()
+        self.results["read"] += 1
+        KEY.value = stored.key
+        statements: dict[str, Statement] = {}
+        for holder, content in stored.contents.items():
+            await asyncio.sleep(0)
+            try:
+                if holder != self._holder:
+                    statements[holder] = decode_prices(content)
+            except WireError:
+                self.results["unreadable"] += 1
+        # A late write may have replaced a later one, and an unreadable one a readable one.
+        known = {h: each for h, each in self.pool.statements.items() if h in stored.contents}
+        self.pool = PoolStatistics(known).merged(PoolStatistics(statements))
+        for name in self.pool.entitlements():
+            await asyncio.sleep(0)
+            account = self._accounts.get(name)
+            if account is not None:
+                await self._lend(account, self.pool.of(name))
+
+    async def _lend(self, account: Account, contents: list[bytes]) -> None:
+        """Start an account's prices from these encoded statistics."""
+        parts: list[EntitlementStatistics] = []
+        for content in contents:
+            try:
+                parts.append(decode_statistics(content))
+            except WireError:
+                self.results["unreadable"] += 1
+        try:
+            for _ in account.pricer.lend(parts):
+                await asyncio.sleep(0)
+        except (ValueError, OverflowError):
+            self.results["unreadable"] += 1
+
+    async def write(self) -> None:
+        """Write what was learned since the last write. Raises ``StoreDown``."""
+        now = self._telemetry.clock()
+        for name in self._changes.take():
+            await asyncio.sleep(0)
+            self._encode(name)
+        await asyncio.sleep(0)
+        if not self._encoded or (not self._has_news and now < self._written_at + KEEP_S):
+            return
+        self._number += 1
+        await self._store.publish_prices(self._holder, encode_prices(Statement(self._number, self._encoded)))
+        self._written_at, self._has_news = now, False
+        self.results["written"] += 1
+
+    def _encode(self, name: str) -> None:
+        """Encode the statistics of one entitlement. If all take too much, those that changed first go."""
+        encoded = self._encoded
+        encoded.pop(name, None)
+        account = self._accounts.get(name)
+        if account is None:
+            return
+        statistics = account.pricer.statistics()
+        if statistics.targets:
+            encoded[name] = encode_statistics(statistics)
+            self._has_news = True
+        whole = sum(len(each) + len(content) + 8 for each, content in encoded.items())
+        while whole > MOST_BYTES:
+            oldest = next(iter(encoded))
+            whole -= len(oldest) + len(encoded.pop(oldest)) + 8
+
+    def metrics(self) -> Iterator[Metric]:
+        """The metrics of the exchange, for Prometheus."""
+        exchanges = CounterMetricFamily(
+            "tokenpool_price_exchanges",
+            "Writes and reads of learned prices in the lease store, and records that could not be read.",
+            labels=("result",),
+        )
+        for result in RESULTS:
+            exchanges.add_metric((result,), self.results[result])
+        yield exchanges

@@ -1,0 +1,14 @@
+-- Replace what a sidecar has learned about prices.
+-- Arguments: message.holder, message.remember_prices, message.most_prices. ARGV[2]: the content. Result: none.
+-- Atomic: the sidecars that wrote longest ago are removed with their content.
+local function forget(holders)
+  for _, holder in ipairs(holders) do
+    redis.call('ZREM', PRICE_WRITERS, holder)
+    redis.call('HDEL', PRICES, holder)
+  end
+end
+redis.call('ZADD', PRICE_WRITERS, exact(now), message.holder)
+redis.call('HSET', PRICES, message.holder, ARGV[2])
+forget(redis.call('ZRANGEBYSCORE', PRICE_WRITERS, '-inf', exact(now - message.remember_prices)))
+forget(redis.call('ZRANGE', PRICE_WRITERS, 0, -message.most_prices - 1))
+keep(PRICES, PRICE_WRITERS, PRICE_KEY)
