@@ -369,6 +369,14 @@ class AdmissionControl:
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)
+        if self.leases is not None and self.queue.is_any_waiting_for_lease:
+            self._lend_room(self.leases, now)
+
+    def _lend_room(self, leases: Leases, now: float) -> None:
+        """Lend the room of the engine here that no request needs to those that wait for a larger lease."""
+        room = self.stated_room()
+        if room.sequences >= 1 and leases.has_room_here(room.kv_tokens, room.sequences):
+            self.serve_lease_waits(now)
 
     def serve_lease_waits(self, now: float) -> None:
         """The lease store answered or failed: decide the requests whose wait for a lease has ended.

@@ -47,6 +47,9 @@ AMPLE = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
 AHEAD_SHARE = 0.5
 """The part of the free capacity that all sidecars together may take before they report it."""
+MOST_TRIED = 16
+"""The most entitlements whose waiting requests are tried when the engine here has free room. They are those
+that have waited longest. Each request that ends tries them, so their number is bounded."""
 FRESH_INTERVALS = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
 
@@ -246,6 +249,19 @@ class Leases:
         self.borrowed += 1
         self.urgent.add(account.entitlement.name)
         return True
+
+    def has_room_here(self, kv_tokens: float, sequences: float) -> bool:
+        """The engine here has free room, which waiting requests may borrow before the next answer states it.
+
+        Returns whether a request may fit. The requests of a few entitlements are tried, those of the highest
+        tier first.
+        """
+        tokens, pool_kv_tokens, pool_sequences = self.free
+        self.free = (tokens, max(pool_kv_tokens, kv_tokens), max(pool_sequences, sequences))
+        names = self.queue.entitlements_waiting_for_lease()[:MOST_TRIED]
+        for name in sorted(names, key=lambda name: self.queue.waiting_for_lease(name)[0].rank):
+            self.waits.may_fit(name)
+        return bool(self.waits.to_serve)
 
     def borrow_if_short(self, account: Account, cost: Cost, now: float) -> None:
         """Borrow for a request that has room on an engine, if its lease is too small."""
