@@ -254,6 +254,7 @@ class PeerSession(asyncio.Protocol):
             fields.longest_wait_ms / 1000,
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
+            is_beyond=fields.is_beyond,
         )
 
     def _on_data(self, data: bytes) -> None:

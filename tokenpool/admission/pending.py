@@ -12,8 +12,12 @@ from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 
-RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
+RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 3}
 """The order of the tiers in the admission queue."""
+RANK_BEYOND = 2
+"""The place in that order of a request beyond its entitlement's limit, but for spot: it uses what others
+leave."""
+MOST_RANKS = 4
 
 
 class WaitsFor(enum.Enum):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from tokenpool.accounting.account import Account
-from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
+from tokenpool.admission.pending import MOST_RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
@@ -83,7 +83,7 @@ class AdmissionQueue:
         self._engine: list[tuple[int, float, int, PendingRequest]] = []
         """A heap with the first request of each entitlement that needs the engine. Stale entries are
         skipped."""
-        self._need_engine = [0] * len(RANKS)
+        self._need_engine = [0] * MOST_RANKS
         """The number of requests that need the engine, by rank."""
         self._tried: PendingRequest | None = None
         """The request that the caller tries now. It does not count as one that needs the engine."""
