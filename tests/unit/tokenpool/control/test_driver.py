@@ -21,6 +21,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.placement import PeerAsk
 from tokenpool.admission.queue import QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
@@ -37,6 +38,8 @@ class Ports:
         self.at = at
         self.alarms: list[float] = []
         self.sent: list[Message] = []
+        self.asked: list[PeerAsk] = []
+        self.cancelled: list[PeerAsk] = []
         self.errors: list[str] = []
 
     def now(self) -> float:
@@ -45,8 +48,14 @@ class Ports:
     def wake_at(self, at: float) -> None:
         self.alarms.append(at)
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def ask(self, ask: PeerAsk) -> None:
+        self.asked.append(ask)
+
+    def cancel(self, ask: PeerAsk) -> None:
+        self.cancelled.append(ask)
 
     def failed(self, what: str, error: Exception) -> None:
         self.errors.append(f"{what}: {error}")
@@ -88,12 +97,15 @@ class Pod:
         self,
         slots: float = 1,
         *,
+        foreign: float = 0.0,
         control: AdmissionControl | None = None,
         sync: LeaseSync | None = None,
         at: float = 0.0,
     ) -> None:
         self.ports = Ports(at)
         self.control = control or control_of(slots)
+        if foreign:
+            self.control.engine_changed(room(slots, foreign), at)
         self.driver = Driver(self.control, self.ports, sync)
 
     def offer(self, tenant: Account, client: Client | None = None) -> Client:
@@ -112,6 +124,11 @@ class Pod:
         made = self.control.offer(tenant, ASK, cost(), self.ports.at, body=b"body")
         assert isinstance(made, PendingRequest)
         return made
+
+    def free_all(self, tenant: Account) -> None:
+        """The tenant gets a limit, and the whole engine is free."""
+        tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+        self.control.room = room(self.control.room.slots)
 
     def finish(self, *clients: Client) -> None:
         for client in clients:
@@ -172,13 +189,13 @@ def test_an_admitted_request_without_an_owner_is_settled_and_its_room_is_used() 
 
 
 def test_a_client_that_leaves_during_another_delivery_uses_no_room() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
     first, second = Client(pod.driver), Client(pod.driver)
     pending = [pod.wait(tenant) for _ in range(2)]
     for each, client in zip(pending, (first, second), strict=True):
         pod.driver.wait(each, client)
     first.on_decided = lambda: pod.driver.withdraw(pending[1])
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert second.outcome is None
     assert pod.control.ledger.concurrency_in_use == 1
@@ -187,14 +204,14 @@ def test_a_client_that_leaves_during_another_delivery_uses_no_room() -> None:
 
 
 def test_a_withdrawn_request_is_not_decided_and_the_next_is_tried_soon() -> None:
-    pod, tenant = Pod(), account(NONE_NOW)
+    pod, tenant = Pod(1, foreign=1), account(NONE_NOW)
     first = pod.wait(tenant)
     pod.driver.wait(first, Client(pod.driver))
     second = pod.offer(tenant)
     before = pod.ports.alarms[-1]
     pod.driver.withdraw(first)
     assert pod.ports.alarms[-1] < 0.01 < before
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.ports.at = pod.ports.alarms[-1]
     pod.driver.wake()
     pod.finish(second)
@@ -202,14 +219,14 @@ def test_a_withdrawn_request_is_not_decided_and_the_next_is_tried_soon() -> None
 
 
 def test_a_failed_delivery_is_reported_and_the_others_continue() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
 
     def fail() -> None:
         raise ValueError("a defect")
 
     first = pod.offer(tenant, Client(pod.driver, fail))
     second = pod.offer(tenant)
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert pod.ports.errors == ["a decision could not be delivered: a defect"]
     assert isinstance(second.outcome, Ticket)
@@ -455,10 +472,10 @@ class Broken(Client):
 
 
 def test_a_ticket_that_its_owner_did_not_begin_with_is_settled() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
     pod.offer(tenant, Broken(pod.driver))
     second = pod.offer(tenant)
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert pod.ports.errors == ["a decision could not be delivered: a defect"]
     pod.finish(second)
