@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.support.build import from_source
 from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
@@ -11,6 +12,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
     NONE_NOW,
     OPEN,
     SPENT,
+    WAITS,
     Leased,
     assert_is_empty,
     control_of,
@@ -21,12 +23,12 @@ from tests.unit.tokenpool.control.test_admission_control import (
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
-from tokenpool.admission.placement import PeerAsk
-from tokenpool.admission.queue import QueueSettings
+from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
-from tokenpool.leases.messages import RECLAIM, Message, Push
+from tokenpool.leases.messages import RECLAIM, Message, PeerRoom, Push
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending, Reason
 
@@ -527,3 +529,83 @@ def test_a_message_that_cannot_be_made_reaches_no_request() -> None:
     client = pod.offer(tenant)
     assert isinstance(client.outcome, Ticket)
     assert pod.ports.errors[0].startswith("a message to the lease store could not be made")
+
+
+# --- other replicas ---
+
+
+def with_peer() -> tuple[Pod, Client, Client]:
+    """A sidecar with a running request and a waiting one that asks another replica."""
+    control = AdmissionControl(0.0, AdmissionQueue(WAITS), placement=Placement("me"))
+    control.engine_changed(room(1), 0.0)
+    pod = Pod(control=control)
+    control.peers_named([KnownPeer("p", "p:1", 1e6, 4.0)], 0.0)
+    return pod, pod.offer(account()), pod.offer(account(name="b"))
+
+
+def test_an_ask_is_sent_and_its_offer_starts_the_request() -> None:
+    pod, running, waiting = with_peer()
+    (ask,) = pod.ports.asked
+    assert waiting.outcome is None
+    assert pod.driver.peer_offered(ask)
+    assert waiting.has_started
+    assert waiting.ticket.place == ask.place
+    assert pod.ports.cancelled == []
+    assert not pod.driver.peer_offered(ask)
+    pod.finish(running, waiting)
+    pod.assert_is_empty()
+
+
+def test_an_ask_is_cancelled_when_its_request_needs_it_no_more() -> None:
+    pod, running, waiting = with_peer()
+    pod.finish(running)
+    assert waiting.ticket.place is None
+    assert pod.ports.cancelled == pod.ports.asked
+    assert not pod.driver.peer_offered(pod.ports.asked[0])
+    pod.finish(waiting)
+    pod.assert_is_empty()
+
+
+def test_a_client_that_leaves_cancels_its_ask() -> None:
+    pod, running, _ = with_peer()
+    (pending,) = pod.driver._waiters
+    pod.driver.withdraw(pending)
+    assert pod.ports.cancelled == pod.ports.asked
+    assert not pod.driver.peer_offered(pod.ports.asked[0])
+    pod.finish(running)
+    pod.assert_is_empty()
+
+
+def test_a_request_that_ends_while_its_offer_is_delivered_leaves_no_state() -> None:
+    pod, running, waiting = with_peer()
+    waiting.on_decided = lambda: pod.driver.settle(waiting.ticket, SPENT, Ending.CLIENT_GONE)
+    assert pod.driver.peer_offered(pod.ports.asked[0])
+    assert waiting.ticket.ending is Ending.CLIENT_GONE
+    pod.finish(running)
+    pod.assert_is_empty()
+
+
+def test_a_refused_request_waits_on_and_a_failed_peer_is_not_asked_again_at_once() -> None:
+    pod, running, waiting = with_peer()
+    pod.driver.peer_refused(pod.ports.asked[0], has_failed=True)
+    assert len(pod.ports.asked) == 1
+    assert waiting.outcome is None
+    pod.finish(running)
+    pod.finish(waiting)
+    pod.assert_is_empty()
+
+
+def test_messages_state_the_room_here_and_answers_name_other_replicas() -> None:
+    pod, sidecar = leased()
+    pod.control.is_serving, pod.control.placement = True, Placement("me")
+    for _ in pod.driver.tick_steps():
+        pass
+    (message,) = pod.ports.sent
+    assert message.room == pod.control.stated_room()
+    answer = sidecar.store.exchange(message, OPEN).answer
+    named = [PeerRoom("p", "p:1", 1000.0, 3.0)]
+    pod.driver.answered(message, replace(answer, peers=named))
+    assert pod.control.placement.known == [KnownPeer("p", "p:1", 1000.0, 3.0)]
+    last_message = pod.driver.last_message()
+    assert last_message is not None
+    assert last_message.room is None  # a sidecar that stops has none
