@@ -156,6 +156,7 @@ class AdmissionControl:
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams)
             if self._enter(pending, None, now):
+                account.return_loan(cost)
                 return pending
         looks_elsewhere = self._has_room_elsewhere(cost, now)
         outcome = self._decide(
@@ -302,11 +303,13 @@ class AdmissionControl:
         )
         if isinstance(decision, Shed):
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
-                return self._without_loan(account, cost, decision)
+                account.return_loan(cost)
+                return decision
             # The limit does not bind, because nobody else needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                return self._without_loan(account, cost, decision)
+                account.return_loan(cost)
+                return decision
         if is_retry:
             retries.admitted(body)
         ticket = decision.ticket
@@ -323,13 +326,6 @@ class AdmissionControl:
             if self._spot:
                 self._make_room()
         return ticket
-
-    @staticmethod
-    def _without_loan(account: Account, cost: Cost, shed: Shed) -> Shed:
-        """The refusal of a request. What it has borrowed goes back: another request must not use it."""
-        if account.take_borrowed():
-            account.give_back(cost.kv_tokens, cost.sequences)
-        return shed
 
     def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
         """Take room of a lone sidecar's engine beyond a limit, while nobody waits for it.

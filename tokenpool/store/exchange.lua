@@ -221,7 +221,7 @@ local function state_room(room)
     local packed = redis.call('HGET', ROOMS, me)
     local before = packed and cmsgpack.unpack(packed)
     if room then
-      redis.call('HSET', ROOMS, me, cmsgpack.pack(room))
+      if redis.call('HSET', ROOMS, me, cmsgpack.pack(room)) == 1 then keep(ROOMS) end
       if before then
         kv_tokens = kv_tokens + room[ROOM_KV_TOKENS] - before[ROOM_KV_TOKENS]
         sequences = sequences + room[ROOM_SEQUENCES] - before[ROOM_SEQUENCES]
@@ -236,8 +236,9 @@ local function state_room(room)
     end
     if message.complete or message.renews then keep(ROOMS, POOL) end
   end
-  redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
+  local added = redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
     'level', exact(level), 'at', exact(now))
+  if added > 0 then keep(POOL) end
   local free = new_dim()
   free[DIM_TOKENS_PER_SECOND], free[DIM_KV_TOKENS], free[DIM_CONCURRENCY] =
     level, tonumber(kv_tokens), tonumber(sequences)
