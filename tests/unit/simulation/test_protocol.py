@@ -168,9 +168,8 @@ def test_a_distant_lease_store_shares_a_contended_pool_like_a_near_one(tenants: 
     assert far.over_admitted < 1
     assert far.guaranteed_sheds == 0
     assert far.served_part("light") == pytest.approx(near.served_part("light"), abs=0.1)
-    # Between two requests, a lease needs four messages of 20 ms: its return, a notification, a question and
-    # the answer. A fifth may be on its way. A request takes 480 ms. The greedy tenants get what remains.
-    assert far.utilisation >= near.utilisation / (1 + 5 * 0.02 / 0.48)
+    # A message takes 20 ms and a request 480 ms. The greedy tenants get what remains.
+    assert far.utilisation >= near.utilisation - 0.1
 
 
 @pytest.mark.parametrize("seed", SEEDS[1:4])

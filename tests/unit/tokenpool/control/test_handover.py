@@ -245,7 +245,7 @@ def test_the_stated_room_is_what_is_free_here_less_what_waits() -> None:
     full = with_peers(1)
     admitted(full, account())
     pending(full, account(name="b"))
-    assert full.stated_room().sequences == -1
+    assert full.stated_room().sequences == 0  # not less: a request waits at several replicas
     full.is_serving = False
     assert (full.stated_room().sequences, full.stated_room().address) == (0, "")
 
@@ -388,3 +388,76 @@ def test_an_offer_is_not_taken_if_the_limit_is_short_then() -> None:
     assert waiting.waits_for is WaitsFor.LEASE
     assert control.take_effects().to_cancel == [asks[1]]
     assert (tenant.concurrency_in_use, control.ledger.away) == (0, 0)
+
+
+# --- beyond a limit ---
+
+
+def beyond_its_limit(slots: float) -> tuple[Leased, PendingRequest]:
+    """A request that waits for a lease: its entitlement's limit is none, and the engine is full."""
+    sidecar = Leased(entitlement(), terms=CONTENDED, slots=slots)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.is_serving = True
+    control.engine_changed(room(slots, foreign=slots), OPEN)
+    control.placement = Placement("me")
+    control.peers_named(FULL, OPEN)
+    sidecar.lower_the_limit(OPEN)
+    waiting = pending(control, tenant, OPEN)
+    assert waiting.waits_for is WaitsFor.LEASE
+    return sidecar, waiting
+
+
+def test_a_request_beyond_its_limit_asks_others_once_the_lease_store_has_answered() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    assert not control.has_effects
+    sidecar.exchange(OPEN + 0.01)
+    first, second = asked(control)
+    assert first.is_beyond
+    assert waiting.waits_for is WaitsFor.LEASE
+    assert control.peer_offered(first, OPEN + 0.02)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert (decided, effects.to_cancel) == (waiting, [second])
+    assert isinstance(ticket, Ticket)
+    assert ticket.is_borrowed
+    control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.5)
+    assert (tenant.limit.concurrency, tenant.concurrency_in_use) == (0, 0)
+
+
+def test_free_room_here_serves_a_request_beyond_its_limit_and_cancels_its_asks() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    control = sidecar.control
+    sidecar.exchange(OPEN + 0.01)
+    asks = asked(control)
+    control.engine_changed(room(1), OPEN + 0.02)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place is None
+    assert effects.to_cancel == asks
+
+
+def test_a_request_beyond_its_limit_asks_nobody_without_tokens() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    waiting.account.bucket.hold(-1e6)
+    sidecar.leases.free = (0.0, 0.0, 0.0)
+    waiting.first_answer_at = OPEN
+    sidecar.control.serve_lease_waits(OPEN + 0.01)
+    assert not sidecar.control.has_effects
+
+
+def test_guests_beyond_their_limits_wait_behind_those_within() -> None:
+    control = with_peers(1)
+    running = admitted(control, account())
+    beyond = control.offer_guest(
+        Tier.GUARANTEED, guest_cost(1, 112), 1.0, 0.0, is_preemptible=False, is_beyond=True
+    )
+    within = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    for expected in (within, beyond):
+        control.settle(running, SPENT, Ending.FINISHED, 0.1)
+        ((decided, ticket),) = control.take_effects().decided
+        assert decided is expected
+        assert isinstance(ticket, Ticket)
+        running = ticket
