@@ -423,13 +423,15 @@ class AdmissionControl:
 
     def _decide_pending(self, pending: PendingRequest, now: float, *, was_queued: bool) -> None:
         """Try a request that waited; ``was_queued`` states that it waited for room, not for a lease."""
-        account, placement = pending.account, self.placement
+        account = pending.account
         if not was_queued:
             self._cancel_asks(pending)
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
         if was_queued and self.leases is not None:
             self.leases.borrow_if_short(account, pending.cost, now)
+        if not was_queued and self._has_room_elsewhere(pending.cost, now):
+            pending.places_until = now + PLACE_S
         outcome = self._decide(
             account,
             pending.ask,
@@ -446,8 +448,6 @@ class AdmissionControl:
                     self.queue.change(pending, _reason(outcome), _retry_in_s(outcome))
                     self._ask_for(pending, now)
                     return
-                if placement is not None and self._has_room_elsewhere(pending.cost, now):
-                    pending.places_until = now + PLACE_S
                 if self._enter(pending, outcome, now):
                     return
             if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
@@ -577,6 +577,11 @@ class AdmissionControl:
             placement.failed(ask.peer, now)
         if placement.ended(ask) and has_failed and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
+
+    def place_failed(self, place: Place, now: float) -> None:
+        """Another replica kept room for a request, but cannot run it: do not ask that replica for a while."""
+        if self.placement is not None:
+            self.placement.failed(place.peer, now)
 
     def stated_room(self) -> ReplicaRoom:
         """The free room here, for the other replicas."""
