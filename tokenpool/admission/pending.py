@@ -41,6 +41,7 @@ class PendingRequest:
         "first_answer_at",
         "has_left",
         "is_counted",
+        "is_guest",
         "is_listed",
         "is_retimed",
         "leaves_by",
@@ -65,6 +66,7 @@ class PendingRequest:
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
+        is_guest: bool = False,
     ) -> None:
         self.account = account
         self.ask = ask
@@ -75,6 +77,8 @@ class PendingRequest:
         """The caller's record of the request."""
         self.streams = streams
         """Whether the answer is a stream, so that the sidecar sees its first token."""
+        self.is_guest = is_guest
+        """Whether it is a request of another sidecar, which waits there, too."""
         self.arrived_at = arrived_at
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
