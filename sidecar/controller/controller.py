@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import cast
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from sidecar.configuration import Configuration
 from sidecar.controller import refusals
@@ -20,6 +20,7 @@ from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
+from sidecar.controller.queue_metrics import queue_metrics
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest, Refusal, draining
@@ -283,15 +284,7 @@ class Controller:
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""
-        queue = self.control.queue
-        yield CounterMetricFamily(
-            "tokenpool_queue_waits",
-            "Requests that waited in the admission queue for room.",
-            value=queue.waits,
-        )
-        yield CounterMetricFamily(
-            "tokenpool_queue_wait_seconds", "The sum of those waits.", value=queue.waited_s
-        )
+        yield from queue_metrics(self.control.queue)
         yield GaugeMetricFamily(
             "tokenpool_slots_reserved",
             "Slots reserved from spot and bursts while guaranteed requests miss their SLO.",

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from sidecar.handover.frames import (
     ASKER,
@@ -207,6 +207,11 @@ class PeerLinks:
         """The source of connections for the exchange of a request that is handed over."""
         return PeerConnections(self._asking.get(place.number))
 
+    @property
+    def running(self) -> int:
+        """The requests of this sidecar that run on other replicas now."""
+        return sum(link.is_running for link in self._open)
+
     # --- upkeep ---
 
     def close_idle(self) -> None:
@@ -246,6 +251,11 @@ class PeerLinks:
             buckets=buckets,
             sum_value=self.waited_s,
         )
+        yield GaugeMetricFamily(
+            "tokenpool_handovers_running",
+            "Requests of this replica that run on others now.",
+            value=self.running,
+        )
 
 
 class PeerLink(asyncio.Protocol):
@@ -265,6 +275,11 @@ class PeerLink(asyncio.Protocol):
         self._peer_nonce = b""
         self._ask: PeerAsk | None = None
         self._http: Connection | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a request runs over this connection."""
+        return self._state is _State.RUNNING
 
     # --- asyncio's callbacks ---
 

@@ -85,6 +85,8 @@ class PeerPort:
         """Requests of other sidecars, by ending."""
         self.refused = 0
         """Asks without room."""
+        self.unused = 0
+        """Offers whose request found room elsewhere first, or whose client left."""
         self.rejected = 0
         """Connections that did not prove the key, or broke the protocol."""
         self.unproven: dict[PeerSession, None] = {}
@@ -95,6 +97,12 @@ class PeerPort:
     def session(self) -> PeerSession:
         """A new connection, for asyncio."""
         return PeerSession(self)
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """The requests of other sidecars that wait for room here now, by tier."""
+        waits = self.driver.control.queue.guest_waits
+        return {tier.value: waits[tier].under_way for tier in Tier}
 
     @property
     def is_busy(self) -> bool:
@@ -133,6 +141,11 @@ class PeerPort:
             "tokenpool_handover_asks_refused", "Asks of other replicas without room here.", value=self.refused
         )
         yield CounterMetricFamily(
+            "tokenpool_handover_offers_unused",
+            "Offers of room here whose request never came: it found room elsewhere, or its client left.",
+            value=self.unused,
+        )
+        yield CounterMetricFamily(
             "tokenpool_peer_connections_rejected",
             "Connections to the peer port that did not prove the pool's key, or broke the protocol.",
             value=self.rejected,
@@ -142,6 +155,14 @@ class PeerPort:
             "Sequences of other replicas that run here.",
             value=self.driver.control.guests.sequences,
         )
+        waiting = GaugeMetricFamily(
+            "tokenpool_guests_waiting",
+            "Requests of other replicas that wait here for room now. They wait at their own replica, too.",
+            labels=("tier",),
+        )
+        for tier, number in self.waiting.items():
+            waiting.add_metric((tier,), number)
+        yield waiting
 
 
 class PeerSession(asyncio.Protocol):
@@ -354,8 +375,8 @@ class PeerSession(asyncio.Protocol):
 
     def preempt(self) -> None:
         """See ``GuestPort``. The connection ends with the request."""
-        self._port.received[Ending.PREEMPTED.value] += 1
-        self._guest = None
+        self._count(Ending.PREEMPTED)
+        self._guest, self._offered_at = None, None
         self._drop_engine()
         self._write(frame(Kind.PREEMPTED))
         if self._transport is not None:
@@ -400,12 +421,20 @@ class PeerSession(asyncio.Protocol):
 
     def _end(self, ending: Ending) -> None:
         guest, self._guest = self._guest, None
-        self._offered_at, self._heard_at = None, math.inf
+        self._heard_at = math.inf
         self._drop_engine()
         if guest is not None:
             if guest.has_room:
-                self._port.received[ending.value] += 1
+                self._count(ending)
             guest.end(ending)
+        self._offered_at = None
+
+    def _count(self, ending: Ending) -> None:
+        """Count the end of a request that had room. Without the request, the room was not used."""
+        if self._offered_at is None:
+            self._port.received[ending.value] += 1
+        else:
+            self._port.unused += 1
 
 
 class EngineLinks:

@@ -196,7 +196,7 @@ class AdmissionControl:
         outcome = self._decide(account, GUEST_ASK, cost, b"", now, is_counted=True, streams=True)
         if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
             return outcome
-        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s)
+        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s, is_guest=True)
         pending.is_counted = True
         if is_beyond:
             pending.rank = max(pending.rank, RANK_BEYOND)

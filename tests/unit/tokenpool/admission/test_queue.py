@@ -91,7 +91,32 @@ def test_tiers_come_first_then_deadlines() -> None:
     made.serve(0.3)
     assert made.log == ["g1 in", "e1 in", "f1 in", "e2 in", "s1 in"]
     assert len(made.queue) == 0
-    assert (made.queue.waits, round(made.queue.waited_s, 6)) == (5, 1.15)
+    counts = [(each.count, each.under_way, round(each.seconds, 6)) for each in made.queue.room_waits.values()]
+    assert counts == [(1, 0, 0.1), (3, 0, 0.75), (1, 0, 0.3)]
+
+
+def test_waits_are_counted_by_tier_and_guests_by_themselves() -> None:
+    made = Tries()
+    queue, tenant = made.queue, account(name="e", tier=Tier.ELASTIC)
+    own = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=1.0)
+    guest = PendingRequest(account(name="x"), ASK, cost(), 0.0, longest_wait_s=1.0, is_guest=True)
+    for pending in (own, guest):
+        queue.enter(pending, 0.0, ENGINE)
+    assert [each.under_way for each in queue.room_waits.values()] == [0, 1, 0]
+    assert [each.under_way for each in queue.guest_waits.values()] == [0, 1, 0]
+    queue.leave(own, 0.25)
+    queue.enter_for_lease(own, 0.25, 1.0)
+    queue.leave(guest, 0.5)
+    assert [each.under_way for each in queue.lease_waits.values()] == [0, 1, 0]
+    queue.leave(own, 0.75)
+    queue.leave(own, 0.9)  # nothing is counted twice
+    for waits, seconds in ((queue.room_waits, 0.25), (queue.lease_waits, 0.5), (queue.guest_waits, 0.5)):
+        assert (waits[Tier.ELASTIC].count, waits[Tier.ELASTIC].under_way, waits[Tier.ELASTIC].seconds) == (
+            1,
+            0,
+            seconds,
+        )
+    assert len(queue) == 0
 
 
 def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> None:
@@ -249,7 +274,8 @@ def test_a_lease_wait_has_no_alarm_of_the_earlier_wait_for_room() -> None:
     made.serve(0.6)
     assert made.log == []
     queue.leave(pending, 0.7)
-    assert (len(queue), queue.lease_waits, round(queue.lease_waited_s, 6)) == (0, 1, 0.5)
+    waits = queue.lease_waits[Tier.ELASTIC]
+    assert (len(queue), waits.count, round(waits.seconds, 6)) == (0, 1, 0.5)
 
 
 def test_a_request_that_waits_for_the_engine_again_is_tried_in_order() -> None:

@@ -213,7 +213,7 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_waits_for_a_lease(
     assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.exchange_all(OPEN + 0.001, whole=False)
     assert isinstance(decided[0], Ticket)
-    assert made.queue.lease_waits == 1
+    assert made.queue.lease_waits[Tier.ELASTIC].count == 1
 
 
 def test_a_steady_demand_is_held_in_advance(lease_store: ReferenceLeaseStore) -> None:
