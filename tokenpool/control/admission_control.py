@@ -156,7 +156,7 @@ class AdmissionControl:
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams)
             if self._enter(pending, None, now):
-                account.return_loan(cost)
+                account.return_loan()
                 return pending
         looks_elsewhere = self._has_room_elsewhere(cost, now)
         outcome = self._decide(
@@ -303,12 +303,12 @@ class AdmissionControl:
         )
         if isinstance(decision, Shed):
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
-                account.return_loan(cost)
+                account.return_loan()
                 return decision
             # The limit does not bind, because nobody else needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                account.return_loan(cost)
+                account.return_loan()
                 return decision
         if is_retry:
             retries.admitted(body)
