@@ -47,7 +47,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture(autouse=True)
 def root_logger() -> Iterator[None]:
-    """A command that runs in the process of a test sets up the root logger. The next test finds it as before."""
+    """Commands that run in the process of a test set up the root logger. The next test finds it as before."""
     root = logging.getLogger()
     level, handlers = root.level, [*root.handlers]
     yield
