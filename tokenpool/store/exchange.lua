@@ -237,6 +237,7 @@ local function state_room(room)
   end
   redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
     'level', exact(level), 'at', exact(now))
+  if not pool[4] then keep(POOL) end -- a new key has no expiry yet
   return {level, tonumber(kv_tokens), tonumber(sequences)}
 end
 

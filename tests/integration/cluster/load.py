@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-
 CUT = "cut"
 """The reason of an answer that broke off in its body."""
 

@@ -25,16 +25,20 @@ from tests.integration.tokenpool.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.leases.messages import (
     FREED,
+    MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
+    POOL_BUCKET_S,
     PRICES_REMEMBER_S,
     RECLAIM,
     Answer,
     LeaseRequest,
     Limit,
     Message,
+    PeerRoom,
     PoolSnapshot,
     Push,
+    ReplicaRoom,
     StoredPrices,
     StoredScaleHint,
 )
@@ -222,6 +226,90 @@ async def test_the_prices_of_the_sidecars_that_wrote_last_are_kept(kept: tuple[S
     assert {"y", "z", "s3"} <= set((await store.prices(b"k")).contents)
 
 
+async def test_all_sidecars_prove_the_key_that_was_proposed_first(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert [await store.peer_key(new) for new in (b"\xff\x00one", b"two", b"three")] == [b"\xff\x00one"] * 3
+    assert (await store.prices(b"hashes")).key == b"hashes"  # it is no other key of the pool
+
+
+def room_of(
+    number: int, *, sequences: float = 2.0, spent: float = 0.0, address: str | None = None
+) -> ReplicaRoom:
+    """The free room that the sidecar with this number states."""
+    return ReplicaRoom(100.0 * number, sequences, spent, f"s{number}:1" if address is None else address)
+
+
+async def state(store: Store, number: int, sent: int, room: ReplicaRoom | None) -> Answer:
+    """Send the room of the sidecar with this number."""
+    return await store.exchange(Message(f"s{number}", sent, {}, room=room))
+
+
+async def test_the_free_room_of_a_pool_is_the_sum_of_its_replicas(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert (await state(store, 1, 0, room_of(1))).free[1:] == (100, 2)
+    assert (await state(store, 2, 0, room_of(2, sequences=-3))).free[1:] == (300, -1)
+    assert (await state(store, 1, 1, room_of(3, sequences=5))).free[1:] == (500, 2)
+    assert (await state(store, 1, 1, room_of(9))).free[1:] == (500, 2)  # a late message states nothing
+    assert (await part(store, 0, {})).free[1:] == (500, 2)
+    assert (await state(store, 1, 2, None)).free[1:] == (200, -3)  # it stops
+    assert (await state(store, 3, 0, None)).free[1:] == (200, -3)
+
+
+async def test_the_room_of_a_sidecar_expires_with_its_leases(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    await state(store, 1, 0, room_of(1))
+    clock.now += LIFETIME / 2
+    assert [p.name for p in (await state(store, 2, 0, room_of(2))).peers] == ["s1"]
+    clock.now += LIFETIME / 2
+    answer = await part(store, 3, {})  # of s1 itself, too late
+    assert answer.free[1:] == (200, 2)
+    answer = await state(store, 3, 0, room_of(3))
+    assert (answer.free[1:], [p.name for p in answer.peers]) == ((500, 4), ["s2"])
+
+
+async def test_an_answer_names_other_replicas_that_take_handovers(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert (await state(store, 1, 0, room_of(1))).peers == []
+    assert (await state(store, 2, 0, room_of(2, address=""))).peers == [PeerRoom("s1", "s1:1", 100, 2)]
+    assert (await state(store, 1, 1, room_of(1, sequences=1))).peers == []
+    assert (await state(store, 2, 1, room_of(2))).peers == [PeerRoom("s1", "s1:1", 100, 1)]
+    assert (await state(store, 3, 0, None)).peers != []  # it may ask others, too
+
+
+async def test_an_answer_names_few_of_many_replicas_and_all_of_them_in_time(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    for number in range(1, 13):
+        await state(store, number, 0, room_of(number))
+    named: set[str] = set()
+    for sent in range(1, 100):
+        peers = [peer.name for peer in (await state(store, 1, sent, room_of(1))).peers]
+        assert len(set(peers)) == len(peers) == MOST_PEERS
+        named.update(peers)
+    assert named == {f"s{number}" for number in range(2, 13)}
+
+
+async def test_the_throughput_of_the_pool_is_a_bucket_that_replicas_charge(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, clock = kept
+    rate = TERMS.capacity[0]
+    await state(store, 1, 0, room_of(1, spent=1000))  # what a sidecar spent before is not charged
+    clock.now += LIFETIME * 0.9
+    level = rate * POOL_BUCKET_S
+    assert (await state(store, 1, 1, room_of(1, spent=1000))).free[0] == pytest.approx(level)
+    assert (await state(store, 1, 2, room_of(1, spent=1150))).free[0] == pytest.approx(level - 150)
+    assert (await state(store, 2, 0, room_of(2, spent=7))).free[0] == pytest.approx(level - 150)
+    assert (await state(store, 1, 3, room_of(1, spent=1130))).free[0] == pytest.approx(
+        level - 130
+    )  # a refund
+    clock.now += 0.5
+    assert (await state(store, 2, 1, room_of(2, spent=7))).free[0] == pytest.approx(level - 130 + rate / 2)
+    clock.now -= 10  # a clock may step back
+    assert (await state(store, 2, 2, room_of(2, spent=7))).free[0] == pytest.approx(level - 130 + rate / 2)
+
+
 async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
     kept: tuple[Store, Clock],
 ) -> None:
@@ -381,6 +469,15 @@ limits = st.dictionaries(
         st.integers(0, 8),
     ),
 )
+rooms = st.none() | st.builds(
+    lambda kv_tokens, sequences, spent, address: ReplicaRoom(
+        float(kv_tokens), float(sequences), float(spent), address
+    ),
+    st.integers(0, 500),
+    st.integers(-3, 8),
+    st.integers(0, 300),
+    st.sampled_from(["", "h:1", "h:2"]),
+)
 calls = st.one_of(
     st.tuples(st.just("publish"), limits, st.just(TERMS), st.integers(1, 3)),
     st.tuples(st.just("read")),
@@ -388,16 +485,18 @@ calls = st.one_of(
     st.tuples(st.just("scale_hint")),
     st.tuples(st.just("publish_prices"), st.sampled_from(["s1", "s2"]), st.binary(min_size=1, max_size=3)),
     st.tuples(st.just("prices"), st.sampled_from([b"k", b"l"])),
+    st.tuples(st.just("peer_key"), st.sampled_from([b"k", b"l"])),
     st.builds(
-        lambda holder, number, lease_requests, kind, kept: (
+        lambda holder, number, lease_requests, kind, kept, room: (
             "exchange",
-            Message(holder, number, lease_requests, kind == "whole", b"", kept, kind == "renewal"),
+            Message(holder, number, lease_requests, kind == "whole", b"", kept, kind == "renewal", room),
         ),
         st.sampled_from(["s1", "s2", "s3"]),
         st.integers(0, 30),
         messages,
         st.sampled_from(["whole", "renewal", "part"]),
         st.sampled_from([(), ("a",), ("b", "c")]),
+        rooms,
     ),
 )
 scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.125, 0.5, 2.0, 61.0]), calls), max_size=25)
@@ -437,6 +536,10 @@ def numbers(answer: object) -> dict[str, float]:
     if isinstance(answer, Answer):
         flat |= {"open": answer.is_open, "sidecars": answer.sidecars, "rows": answer.rows}
         flat |= {"known": answer.is_known, "pool": sum(answer.terms.headroom)}
+        flat |= {f"free {i}": value for i, value in enumerate(answer.free)}
+        for peer in answer.peers:  # all of them: there are fewer than one answer may name
+            flat |= {f"{peer.name} {peer.address} kv": peer.kv_tokens}
+            flat |= {f"{peer.name} {peer.address} sequences": peer.sequences}
         for name, lease in answer.leases.items():
             values = msgspec.to_builtins(lease)
             flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
@@ -466,7 +569,10 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.publish_scale_hint(b"hint", await store.lead("one", 10))
     await store.publish_prices("s1", b"prices")
     await store.prices(b"key")
+    await store.peer_key(b"key")
+    await part(store, 0, {}, renews=True)  # of a holder without a lifetime
     await send(store, "s1", 0, {"a": WANT, "b": WANT})
+    await store.exchange(Message("s2", 0, {}, room=room_of(2)))
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5
     assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)
@@ -475,6 +581,36 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     records, rows = left[b"tokenpool:{mine}:records"], left[b"tokenpool:{mine}:rows:a"]
     assert rows - records > 60_000  # records are renewed each minute, and never later than rows
     await store.close()
+
+
+async def test_a_message_that_changes_nothing_leaves_no_key_that_never_expires(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    store = RedisStore(client, "mine", LIFETIME)
+    await part(store, 0, {}, renews=True)
+    await store.exchange(Message("s2", -1, {}, room=room_of(2)))
+    assert {
+        key: await client.pttl(key) async for key in client.scan_iter() if await client.pttl(key) < 0
+    } == {}
+    await store.close()
+
+
+async def test_the_key_of_the_peer_ports_is_renewed_with_each_read_and_replaced_once_lost(
+    server: int,
+) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    one, other = RedisStore(client, "mine", LIFETIME), RedisStore(client, "other", LIFETIME)
+    assert await one.peer_key(b"first") == b"first"
+    assert await other.peer_key(b"of another pool") == b"of another pool"
+    (key,) = [key async for key in client.scan_iter("tokenpool:{mine}:*")]
+    await client.pexpire(key, 1000)
+    assert await one.peer_key(b"second") == b"first"
+    assert await client.pttl(key) > 60_000
+    await client.delete(key)
+    assert await one.peer_key(b"third") == b"third"
+    await one.close()
+    await other.close()
 
 
 async def test_the_rows_of_a_lost_record_are_removed(server: int) -> None:
