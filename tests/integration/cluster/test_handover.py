@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ FIRST = [1.0, 0.0, 0.0]
 TENANTS = [Tenant("e", 9, weights=FIRST, tokens=20)]
 """Nine workers for twelve slots, of which four are at the first sidecar."""
 FLOOD = 1000
+"""The connections that the client keeps open before it closes them all."""
 OUT = Path(__file__).parents[3] / "out" / "handover.txt"
 
 
@@ -223,18 +225,16 @@ async def test_a_peer_port_is_flooded(pool: Cluster) -> None:
 
     async def flood() -> None:
         nonlocal floods
-        writers: list[asyncio.StreamWriter] = []
-        try:
+        loop = asyncio.get_running_loop()
+        with contextlib.ExitStack() as stack:
             while True:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.write(bytes(floods % 20))
-                writers.append(writer)
+                made = stack.enter_context(socket.socket())
+                made.setblocking(False)
+                await loop.sock_connect(made, ("127.0.0.1", port))
+                await loop.sock_sendall(made, bytes(floods % 20))
                 floods += 1
-                if len(writers) > FLOOD:
-                    writers.pop(0).transport.abort()
-        finally:
-            for writer in writers:
-                writer.transport.abort()
+                if floods % FLOOD == 0:
+                    stack.close()
 
     started = await metric(pool, 1, "tokenpool_handovers_received_total", "finished")
     async with loaded(pool) as load:
