@@ -225,7 +225,7 @@ local function state_room(room)
       if before then
         kv_tokens = kv_tokens + room[ROOM_KV_TOKENS] - before[ROOM_KV_TOKENS]
         sequences = sequences + room[ROOM_SEQUENCES] - before[ROOM_SEQUENCES]
-        level = level - (room[ROOM_TOKENS_SPENT] - before[ROOM_TOKENS_SPENT])
+        level = math.min(level - (room[ROOM_TOKENS_SPENT] - before[ROOM_TOKENS_SPENT]), most)
       end
     elseif before then
       redis.call('HDEL', ROOMS, me)
