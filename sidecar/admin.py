@@ -185,8 +185,8 @@ class Admin:
             "sidecars": leases.sidecars,
             "failures": leases.failures,
             "round_trip_s": leases.round_trip_s,
-            "lease_waits": sum(waits.count for waits in leases.queue.lease_waits),
-            "lease_waited_s": sum(waits.seconds for waits in leases.queue.lease_waits),
+            "lease_waits": sum(waits.count for waits in leases.queue.lease_waits.values()),
+            "lease_waited_s": sum(waits.seconds for waits in leases.queue.lease_waits.values()),
             "config_differs": self._telemetry.config_differs,
             "degraded": self._limits.degraded(),
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from tokenpool.admission.pending import RANKS
 from tokenpool.admission.queue import AdmissionQueue, WaitCounts
 from tokenpool.entitlements import Tier
 
@@ -15,10 +14,10 @@ def length_by_tier(queue: AdmissionQueue) -> Mapping[Tier, Mapping[str, int]]:
     """This replica's requests that wait now, by tier: for room, and for a lease."""
     return {
         tier: {
-            "room": queue.room_waits[rank].under_way,
-            "lease": queue.lease_waits[rank].under_way,
+            "room": queue.room_waits[tier].under_way,
+            "lease": queue.lease_waits[tier].under_way,
         }
-        for tier, rank in RANKS.items()
+        for tier in Tier
     }
 
 
@@ -38,11 +37,11 @@ def queue_metrics(queue: AdmissionQueue) -> Iterator[Metric]:
     )
 
 
-def wait_metrics(prefix: str, text: str, waits: Sequence[WaitCounts]) -> Iterator[Metric]:
-    """The number of waits and their sum in seconds, by tier. ``waits`` is by rank."""
+def wait_metrics(prefix: str, text: str, waits: Mapping[Tier, WaitCounts]) -> Iterator[Metric]:
+    """The number of waits and their sum in seconds, by tier."""
     count = CounterMetricFamily(f"{prefix}s", text, labels=("tier",))
     seconds = CounterMetricFamily(f"{prefix}_seconds", "The sum of those waits.", labels=("tier",))
-    for tier, rank in RANKS.items():
-        count.add_metric((tier.value,), waits[rank].count)
-        seconds.add_metric((tier.value,), waits[rank].seconds)
+    for tier in Tier:
+        count.add_metric((tier.value,), waits[tier].count)
+        seconds.add_metric((tier.value,), waits[tier].seconds)
     yield from (count, seconds)

@@ -53,6 +53,7 @@ class Handover:
             clock,
             longest_request=settings.max_body_bytes + 2 * settings.max_head_bytes,
             connect_timeout=settings.connect_timeout,
+            upstream_timeout=settings.upstream_timeout,
         )
         links.connect_to(driver)
         self._servers: list[asyncio.Server] = []

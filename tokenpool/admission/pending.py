@@ -12,8 +12,12 @@ from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 
-RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
+RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 3}
 """The order of the tiers in the admission queue."""
+RANK_BEYOND = 2
+"""The place in that order of a request beyond its entitlement's limit, but for spot: it uses what others
+leave."""
+MOST_RANKS = 4
 
 
 class WaitsFor(enum.Enum):
@@ -52,6 +56,7 @@ class PendingRequest:
         "request",
         "retry_in_s",
         "streams",
+        "tier",
         "waits_for",
     )
 
@@ -85,7 +90,8 @@ class PendingRequest:
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
         self.leaves_by = arrived_at + longest_wait_s
         """The latest end of its waits for room."""
-        self.rank = RANKS[account.entitlement.tier]
+        self.tier = account.entitlement.tier
+        self.rank = RANKS[self.tier]
         self.number = 0
         """The position in the order of arrival."""
         self.entered_at = arrived_at

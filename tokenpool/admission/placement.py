@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_ASKED = 2
@@ -56,7 +56,17 @@ class _Peer:
 class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
-    __slots__ = ("kv_tokens", "longest_wait_s", "number", "peer", "pending", "place", "sequences", "tier")
+    __slots__ = (
+        "is_beyond",
+        "kv_tokens",
+        "longest_wait_s",
+        "number",
+        "peer",
+        "pending",
+        "place",
+        "sequences",
+        "tier",
+    )
 
     def __init__(self, number: int, peer: str, address: str, pending: PendingRequest, wait_s: float) -> None:
         self.number = number
@@ -67,6 +77,8 @@ class PeerAsk:
         self.sequences = pending.cost.sequences
         self.kv_tokens = pending.cost.kv_tokens
         self.tier: Tier = pending.account.entitlement.tier
+        self.is_beyond = pending.waits_for is WaitsFor.LEASE
+        """Whether no lease covers the request: it may have what others leave."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
 

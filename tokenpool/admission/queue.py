@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from tokenpool.accounting.account import Account
-from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
+from tokenpool.admission.pending import MOST_RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
@@ -103,7 +103,7 @@ class AdmissionQueue:
         self._engine: list[tuple[int, float, int, PendingRequest]] = []
         """A heap with the first request of each entitlement that needs the engine. Stale entries are
         skipped."""
-        self._need_engine = [0] * len(RANKS)
+        self._need_engine = [0] * MOST_RANKS
         """The number of requests that need the engine, by rank."""
         self._tried: PendingRequest | None = None
         """The request that the caller tries now. It does not count as one that needs the engine."""
@@ -111,12 +111,12 @@ class AdmissionQueue:
         """The number of requests and heap entries so far, for their order."""
         self._size = 0
         """The number of requests that wait for room."""
-        self.room_waits = [WaitCounts() for _ in RANKS]
-        """The waits for room, by rank."""
-        self.lease_waits = [WaitCounts() for _ in RANKS]
-        """The waits for a lease, by rank."""
-        self.guest_waits = [WaitCounts() for _ in RANKS]
-        """The waits of requests of other sidecars for room, by rank. They are counted there, too."""
+        self.room_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits for room, by tier."""
+        self.lease_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits for a lease, by tier."""
+        self.guest_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits of requests of other sidecars for room, by tier. They are counted there, too."""
 
     def __len__(self) -> int:
         """The number of requests that wait, for room or for a lease."""
@@ -251,7 +251,7 @@ class AdmissionQueue:
         pending.waits_for, pending.entered_at, pending.deadline = WaitsFor.LEASE, now, deadline
         pending.has_left, pending.first_answer_at = False, math.inf
         self._for_lease.setdefault(pending.account.entitlement.name, deque()).append(pending)
-        self.lease_waits[pending.rank].begin()
+        self.lease_waits[pending.tier].begin()
 
     def leave_lease_wait(self, pending: PendingRequest, now: float) -> None:
         """End the wait of a request for a lease. Does nothing if it has ended."""
@@ -260,7 +260,7 @@ class AdmissionQueue:
         if pending.has_left or waiting is None:
             return
         pending.has_left = True
-        self.lease_waits[pending.rank].end(now - pending.entered_at)
+        self.lease_waits[pending.tier].end(now - pending.entered_at)
         if waiting[0] is pending:
             waiting.popleft()
         else:
@@ -341,7 +341,7 @@ class AdmissionQueue:
 
     def _waits_of(self, pending: PendingRequest) -> WaitCounts:
         """The counts of waits for room to which this request belongs."""
-        return (self.guest_waits if pending.is_guest else self.room_waits)[pending.rank]
+        return (self.guest_waits if pending.is_guest else self.room_waits)[pending.tier]
 
     def _count(self, pending: PendingRequest, change: int) -> None:
         self._size += change

@@ -55,14 +55,20 @@ class Guest:
         now: float,
         *,
         is_preemptible: bool,
+        is_beyond: bool = False,
     ) -> None:
-        """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds."""
+        """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds.
+
+        ``is_beyond`` states that the request lies beyond its entitlement's limit.
+        """
         cost = guest_cost(sequences, kv_tokens)
         control = self._driver.control
         if not control.is_serving:
             self._port.refuse()
             return
-        outcome = control.offer_guest(tier, cost, longest_wait_s, now, is_preemptible=is_preemptible)
+        outcome = control.offer_guest(
+            tier, cost, longest_wait_s, now, is_preemptible=is_preemptible, is_beyond=is_beyond
+        )
         if isinstance(outcome, PendingRequest):
             self._pending = outcome
             self._driver.wait(outcome, self)
