@@ -596,6 +596,8 @@ class AdmissionControl:
             return
         if has_failed:
             placement.failed(ask.peer, now)
+        else:
+            placement.refused(ask.peer)
         if placement.ended(ask) and has_failed and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 
