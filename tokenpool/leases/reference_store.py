@@ -390,7 +390,8 @@ class ReferenceLeaseStore:
                 self._sum_rooms()
             return
         self._refill_pool(now)
-        self._pool_level -= room.tokens_spent - before.tokens_spent
+        level = self._pool_level - (room.tokens_spent - before.tokens_spent)
+        self._pool_level = min(level, self._terms.capacity[0] * POOL_BUCKET_S)  # a new sidecar has spent less
         self._kv_free += room.kv_tokens - before.kv_tokens
         self._sequences_free += room.sequences - before.sequences
 
