@@ -161,7 +161,7 @@ class PeerSession(asyncio.Protocol):
         self._sent_at = 0.0
         """The time of the request's first byte."""
         self._heard_at = math.inf
-        """The time of the last byte of the request or its response; infinite while no request runs."""
+        """The time of the request's first byte, or of its response's last; infinite while no request runs."""
         self._engine: EngineLink | None = None
         self._request: list[bytes] | None = None
         """The request as far as it has come, until the first byte of its response."""
@@ -193,7 +193,8 @@ class PeerSession(asyncio.Protocol):
                 self._on_frame(each)
         except ProtocolError as error:
             self._port.rejected += 1
-            log.info("a connection to the peer port is closed", extra={"error": str(error)})
+            # The metric counts it. A line for each would let a hostile client fill the log.
+            log.debug("a connection to the peer port is closed", extra={"error": str(error)})
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
