@@ -6,6 +6,7 @@ the source of the limits sets the limits. ``now`` is in seconds of any monotonic
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tokenpool.accounting.bucket import TokenBucket, bucket_depth
@@ -250,18 +251,24 @@ class Account:
             self.meter.borrowed -= tokens
             self.give_back()
 
-    def is_below_ceiling(self, cost: Cost) -> bool:
+    def is_below_ceiling(self, cost: Cost, sidecars: int = 1) -> bool:
         """Whether one more request of this cost stays within the ceiling, beyond the limit.
 
-        A limit that reaches the ceiling in a dimension bounds it exactly, by its leases.
+        Leases bound the use up to the limit exactly. What lies between the limit and a ceiling is divided
+        among the sidecars, because several of them may borrow before they know of each other.
         """
-        ceiling, limit = self.entitlement.ceiling, self.pool_limit
-        sequences, kv_tokens = self.concurrency_in_use + cost.sequences, self.kv_in_use + cost.kv_tokens
-        return (
-            sequences + self.concurrency_elsewhere <= ceiling.concurrency
-            and kv_tokens + self.kv_elsewhere <= ceiling.kv_tokens
-            and (limit.concurrency < ceiling.concurrency or sequences <= self.limit.concurrency)
-            and (limit.kv_tokens < ceiling.kv_tokens or kv_tokens <= self.limit.kv_tokens)
+        ceiling, limit, lent = self.entitlement.ceiling, self.pool_limit, self.lent
+        own = max(self.concurrency_in_use - lent.concurrency, 0.0), max(self.kv_in_use - lent.kv_tokens, 0.0)
+        return _is_in_gap(
+            ceiling.concurrency,
+            max(limit.concurrency, own[0] + self.concurrency_elsewhere),
+            self.concurrency_in_use + cost.sequences - self.limit.concurrency + lent.concurrency,
+            sidecars,
+        ) and _is_in_gap(
+            ceiling.kv_tokens,
+            max(limit.kv_tokens, own[1] + self.kv_elsewhere),
+            self.kv_in_use + cost.kv_tokens - self.limit.kv_tokens + lent.kv_tokens,
+            sidecars,
         )
 
     def _depth(self, limit: Amount) -> float:
@@ -314,3 +321,8 @@ class Account:
         """Charge throughput tokens; a negative number refunds. Only the ledger calls this."""
         self.bucket.add(-tokens)
         self.meter.spent += tokens
+
+
+def _is_in_gap(ceiling: float, used: float, lent: float, sidecars: int) -> bool:
+    """Whether ``lent`` is at most one sidecar's part of what lies between ``used`` and a ceiling."""
+    return lent <= 0 or ceiling == math.inf or lent <= (ceiling - used) / sidecars

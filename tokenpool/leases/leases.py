@@ -230,7 +230,7 @@ class Leases:
             self.mode is not Mode.JOINED
             or self.failures
             or now - self.free_at > self.settings.interval_s * FRESH_INTERVALS
-            or not account.is_below_ceiling(cost)
+            or not account.is_below_ceiling(cost, self.sidecars)
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
@@ -278,7 +278,7 @@ class Leases:
         missing = account.missing(cost).tokens
         return (
             pending.first_answer_at <= now
-            and account.is_below_ceiling(cost)
+            and account.is_below_ceiling(cost, self.sidecars)
             and (missing <= 0 or missing <= self.free[0])
         )
 

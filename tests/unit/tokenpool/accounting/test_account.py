@@ -270,12 +270,24 @@ def test_after_any_loans_the_lease_is_as_granted(
 def test_a_loan_stays_within_the_ceiling_of_the_whole_pool(
     sequences_elsewhere: float, kv_elsewhere: float, is_below: bool
 ) -> None:
-    tenant = account(ceiling=Amount(math.inf, 1000, 4))
+    tenant = leased(Amount(100, 0, 0), tokens=100.0, ceiling=Amount(math.inf, 1000, 4))
     limit = Amount(100, 500, 2)
     tenant.set_pool(
         PoolView(limit, 100, kv_elsewhere=kv_elsewhere, concurrency_elsewhere=sequences_elsewhere)
     )
     assert tenant.is_below_ceiling(cost()) is is_below
+
+
+def test_sidecars_that_do_not_know_of_each_other_stay_within_a_ceiling_together() -> None:
+    tenants = [
+        leased(Amount(100, 0, 0), tokens=1e6, ceiling=Amount(math.inf, math.inf, 10)) for _ in range(3)
+    ]
+    for tenant in tenants:
+        tenant.set_pool(PoolView(Amount(100, 1e6, 3), 100))
+        while tenant.is_below_ceiling(cost(), sidecars=3):
+            tenant.borrow(cost())
+            tenant.hold(112, 1, 0.0)
+    assert [tenant.concurrency_in_use for tenant in tenants] == [2, 2, 2]  # and three by leases: nine in all
 
 
 def test_a_limit_at_the_ceiling_is_not_exceeded_by_loans() -> None:

@@ -704,11 +704,15 @@ def test_while_nobody_else_wants_more_only_the_engines_room_bounds_a_request(
 def test_a_ceiling_binds_whatever_is_free(lease_store: ReferenceLeaseStore) -> None:
     lease_store.publish(LIMITS, msgspec.structs.replace(TERMS, others_want=False), 2, 0.0)
     made = joined(lease_store, tenant=entitlement(ceiling=Amount(math.inf, math.inf, 6)))
-    count = 0
-    while made.leases.covers(made.account, ONE, OPEN):
-        assert isinstance(made.admit(OPEN), Ticket)
-        count += 1
-    assert count == 6  # two more than its limit
+    admitted = []
+    for now in (OPEN, OPEN + 0.1, OPEN + 0.2, OPEN + 0.3, OPEN + 0.4, OPEN + 0.5):
+        while made.leases.covers(made.account, ONE, now):
+            assert isinstance(made.admit(now), Ticket)
+        admitted.append(made.account.concurrency_in_use)
+        made.wait(now, lambda now=now: made.admit(now))  # type: ignore[misc]
+        made.exchange_all(now, whole=False)
+    # Two lie between the limit of four and the ceiling of six. The rest comes by leases.
+    assert (admitted[0], admitted[-1]) == (2, 6)
 
 
 def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseStore) -> None:
