@@ -29,8 +29,10 @@ AVOID_S = 1.0
 """Seconds for which a replica is not asked after its peer port failed."""
 TRUST_S = 0.5
 """Seconds for which the stated room of a replica counts: two intervals of its messages."""
-MOST_KNOWN = 32
-"""The most replicas to remember. Answers name others all the time."""
+MOST_KNOWN = 128
+"""The most replicas to remember. A sidecar hands over at most what these have room for. In the simulation,
+nine of ten requests arrived at one of 100 replicas at 80 % load. With 32 known replicas 16 % of the elastic
+requests were refused, and with 128 0.3 %."""
 
 
 class KnownPeer(NamedTuple):
