@@ -258,16 +258,17 @@ class Account:
         among the sidecars, because several of them may borrow before they know of each other.
         """
         ceiling, limit, lent = self.entitlement.ceiling, self.pool_limit, self.lent
+        missing = self.missing(cost)
         own = max(self.concurrency_in_use - lent.concurrency, 0.0), max(self.kv_in_use - lent.kv_tokens, 0.0)
         return _is_in_gap(
             ceiling.concurrency,
             max(limit.concurrency, own[0] + self.concurrency_elsewhere),
-            self.concurrency_in_use + cost.sequences - self.limit.concurrency + lent.concurrency,
+            min(missing.sequences, cost.sequences) + lent.concurrency,
             sidecars,
         ) and _is_in_gap(
             ceiling.kv_tokens,
             max(limit.kv_tokens, own[1] + self.kv_elsewhere),
-            self.kv_in_use + cost.kv_tokens - self.limit.kv_tokens + lent.kv_tokens,
+            min(missing.kv_tokens, cost.kv_tokens) + lent.kv_tokens,
             sidecars,
         )
 
@@ -325,4 +326,4 @@ class Account:
 
 def _is_in_gap(ceiling: float, used: float, lent: float, sidecars: int) -> bool:
     """Whether ``lent`` is at most one sidecar's part of what lies between ``used`` and a ceiling."""
-    return lent <= 0 or ceiling == math.inf or lent <= (ceiling - used) / sidecars
+    return not lent or ceiling == math.inf or lent <= (ceiling - used) / sidecars
