@@ -105,6 +105,7 @@ class Visit:
                 ask.longest_wait_s,
                 self.host.now(),
                 is_preemptible=ask.pending.account.is_preemptible,
+                prompt=ask.prompt,
             )
 
     def _on_request(self) -> None:

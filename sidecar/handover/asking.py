@@ -357,6 +357,7 @@ class PeerLink(asyncio.Protocol):
                     ask.sequences,
                     ask.kv_tokens,
                     max(round(ask.longest_wait_s * 1000), 0),
+                    ask.prompt,
                 )
             )
         )

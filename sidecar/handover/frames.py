@@ -75,6 +75,8 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequences: int
     kv_tokens: int
     longest_wait_ms: int
+    prompt: tuple[tuple[int, int], ...] = ()
+    """The beginnings of the prompt, as hashes and tokens (``affinity.Cached``)."""
 
 
 _asks = msgspec.msgpack.Decoder(AskFields)
@@ -104,6 +106,8 @@ def decode_ask(payload: bytes) -> AskFields:
         raise ProtocolError(f"an ask cannot be read: {error}") from error
     if fields.sequences < 1 or fields.kv_tokens < 0 or fields.longest_wait_ms < 0:
         raise ProtocolError("an ask has a negative number")
+    if any(not (0 <= prefix < 1 << 56 and tokens >= 0) for prefix, tokens in fields.prompt):
+        raise ProtocolError("a beginning of a prompt is out of range")
     return fields
 
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator
 
-from prometheus_client.core import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from runtime.listening import BACKLOG, bound, listening
 from runtime.options import Addresses
@@ -16,6 +16,7 @@ from sidecar.engine.address import EngineAddress
 from sidecar.handover.asking import PeerLinks
 from sidecar.handover.peer_port import PeerPort
 from sidecar.settings import Settings
+from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.control.driver import Driver
 from tokenpool.store import Store, StoreDown
 
@@ -109,6 +110,41 @@ class Handover:
         """The metrics of both sides, for Prometheus."""
         yield from self.links.metrics()
         yield from self.port.metrics()
+        placement = self._driver.control.placement
+        if placement is not None and placement.caches is not None:
+            yield from affinity_metrics(placement.caches)
+
+
+def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
+    """The effect of prefix affinity and its error, for Prometheus."""
+    gains = caches.gains
+    yield CounterMetricFamily(
+        "tokenpool_affinity_requests",
+        "Finished requests that ran at the replica with their prompt's beginning in its cache.",
+        value=gains.requests,
+    )
+    tokens = CounterMetricFamily(
+        "tokenpool_affinity_tokens",
+        "Cached prompt tokens of those requests beyond the ones expected here: expected before, reported"
+        " by the engine after, and the sum of the differences of both (error).",
+        labels=("kind",),
+    )
+    for kind, count in (("expected", gains.expected), ("reported", gains.reported), ("error", gains.error)):
+        tokens.add_metric((kind,), count)
+    yield tokens
+    known = GaugeMetricFamily(
+        "tokenpool_affinity_prefixes",
+        "Known beginnings of prompts in the cache of the own engine (here) and of others (elsewhere).",
+        labels=("place",),
+    )
+    known.add_metric(("here",), caches.own)
+    known.add_metric(("elsewhere",), caches.elsewhere)
+    yield known
+    yield GaugeMetricFamily(
+        "tokenpool_affinity_trust",
+        "Cached tokens that the own engine reports, of those that were expected; at most 1.",
+        value=caches.trust,
+    )
 
 
 def facing_host(host: str, port: int) -> str:

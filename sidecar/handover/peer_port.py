@@ -37,6 +37,7 @@ from sidecar.handover.frames import (
     proof,
     proves,
 )
+from tokenpool.admission.affinity import Cached
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
 from tokenpool.entitlements import Tier
@@ -254,6 +255,7 @@ class PeerSession(asyncio.Protocol):
             fields.longest_wait_ms / 1000,
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
+            prompt=[Cached(prefix, tokens) for prefix, tokens in fields.prompt],
         )
 
     def _on_data(self, data: bytes) -> None:

@@ -13,10 +13,11 @@ in seconds of the sidecar's monotonic clock.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
+from tokenpool.admission.affinity import Preference, PrefixCaches, beginnings
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.entitlements import Tier
 
@@ -28,6 +29,10 @@ AVOID_S = 1.0
 """Seconds for which a replica is not asked after its peer port failed."""
 TRUST_S = 0.5
 """Seconds for which the stated room of a replica counts: two intervals of its messages."""
+REPEAT_S = 5.0
+"""Seconds after which an unchanged statement of a cache counts again: an idle engine keeps its cache."""
+LEAST_FREE_SHARE = 0.5
+"""The share of the free slots here that a replica must have free, to be preferred for its cache."""
 MOST_KNOWN = 32
 """The most replicas to remember. Answers name others all the time."""
 
@@ -39,24 +44,45 @@ class KnownPeer(NamedTuple):
     address: str
     kv_tokens: float
     sequences: float
+    cached: str = ""
+    """What its engine has in its cache (``PrefixCaches.statement``)."""
 
 
 class _Peer:
     """What is known about one replica."""
 
-    __slots__ = ("address", "avoid_until", "kv_tokens", "name", "named_at", "sequences")
+    __slots__ = (
+        "address",
+        "avoid_until",
+        "cached",
+        "kv_tokens",
+        "learned_at",
+        "name",
+        "named_at",
+        "sequences",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.address = ""
+        self.address = self.cached = ""
         self.kv_tokens = self.sequences = 0.0
-        self.named_at = self.avoid_until = 0.0
+        self.named_at = self.avoid_until = self.learned_at = 0.0
 
 
 class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
-    __slots__ = ("kv_tokens", "longest_wait_s", "number", "peer", "pending", "place", "sequences", "tier")
+    __slots__ = (
+        "kv_tokens",
+        "longest_wait_s",
+        "number",
+        "peer",
+        "pending",
+        "place",
+        "prompt",
+        "sequences",
+        "tier",
+    )
 
     def __init__(self, number: int, peer: str, address: str, pending: PendingRequest, wait_s: float) -> None:
         self.number = number
@@ -69,12 +95,18 @@ class PeerAsk:
         self.tier: Tier = pending.account.entitlement.tier
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
+        self.prompt = beginnings(pending.ask, pending.cost.input_tokens)
+        """The beginnings of its prompt, which the other engine will have in its cache."""
 
 
 class Placement:
-    """The other replicas, and the asks that are under way. ``seed`` names this sidecar."""
+    """The other replicas, and the asks that are under way. ``seed`` names this sidecar.
 
-    def __init__(self, seed: str) -> None:
+    ``caches`` is ``None`` without prefix affinity.
+    """
+
+    def __init__(self, seed: str, caches: PrefixCaches | None = None) -> None:
+        self.caches = caches
         self._peers: dict[str, _Peer] = {}
         self._state = zlib.crc32(seed.encode()) | 1
         """The state of a small generator: other sidecars choose in another order."""
@@ -86,12 +118,15 @@ class Placement:
 
     def learn(self, named: Iterable[KnownPeer], now: float) -> None:
         """An answer of the lease store names these replicas."""
-        for name, address, kv_tokens, sequences in named:
+        for name, address, kv_tokens, sequences, cached in named:
             peer = self._peers.get(name)
             if peer is None:
                 peer = self._peers[name] = _Peer(name)
             peer.address, peer.kv_tokens, peer.sequences = address, kv_tokens, sequences
             peer.named_at = now
+            if self.caches is not None and (cached != peer.cached or now > peer.learned_at + REPEAT_S):
+                peer.cached, peer.learned_at = cached, now
+                self.caches.learn(name, cached, now)
         for name in [n for n, p in self._peers.items() if now - p.named_at > FORGET_S]:
             del self._peers[name]
         while len(self._peers) > MOST_KNOWN:
@@ -100,7 +135,9 @@ class Placement:
     @property
     def known(self) -> list[KnownPeer]:
         """The other replicas, as last known."""
-        return [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences) for p in self._peers.values()]
+        return [
+            KnownPeer(p.name, p.address, p.kv_tokens, p.sequences, p.cached) for p in self._peers.values()
+        ]
 
     @property
     def replicas(self) -> int:
@@ -128,19 +165,51 @@ class Placement:
         asked = {ask.peer for ask in self.asks.get(pending, ())}
         usable = [p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked]
         with_room = [p for p in usable if _fits(p, sequences, kv_tokens, now)]
-        chosen = self._choose(with_room, more or MOST_ASKED - len(asked))
+        chosen = self._choose(with_room, more or MOST_ASKED - len(asked), self._holders(pending, now))
         if wait_s > 0 and not more and len(chosen) + len(asked) < MOST_ASKED:
             others = [p for p in usable if p not in chosen]
             chosen += self._choose(others, MOST_ASKED - len(asked) - len(chosen))
-        made = []
-        for peer in chosen:
-            # Requests of the next milliseconds find the rest of the room, until an answer states it anew.
-            peer.sequences -= sequences
-            self._number += 1
-            made.append(PeerAsk(self._number, peer.name, peer.address, pending, wait_s))
+        made = [self._ask(peer, pending, wait_s) for peer in chosen]
         if made:
             self.asks.setdefault(pending, []).extend(made)
         return made
+
+    def prefer(
+        self, pending: PendingRequest, free: float, wait_s: float, now: float
+    ) -> tuple[PeerAsk, Preference] | None:
+        """Ask for a request that has room here at the replica that has more of its prompt in its cache.
+
+        ``free`` is the free slots that are left here if it runs elsewhere. The other replica must have at
+        least ``LEAST_FREE_SHARE`` of them left. So a beginning that many requests share spreads over the
+        replicas, each of which computes it once. The ask is not among ``asks``: the caller keeps it.
+        """
+        caches, cost = self.caches, pending.cost
+        if caches is None:
+            return None
+        prompt = beginnings(pending.ask, cost.input_tokens)
+        for preference in caches.preferences(prompt, cost.input_tokens, now):
+            peer = self._peers.get(preference.name)
+            if (
+                peer is not None
+                and _fits(peer, cost.sequences, cost.kv_tokens, now)
+                and peer.sequences - cost.sequences >= LEAST_FREE_SHARE * free
+            ):
+                return self._ask(peer, pending, wait_s), preference
+        return None
+
+    def _ask(self, peer: _Peer, pending: PendingRequest, wait_s: float) -> PeerAsk:
+        # Requests of the next milliseconds find the rest of the room, until an answer states it anew.
+        peer.sequences -= pending.cost.sequences
+        self._number += 1
+        return PeerAsk(self._number, peer.name, peer.address, pending, wait_s)
+
+    def _holders(self, pending: PendingRequest, now: float) -> list[str]:
+        """The replicas that have more of a prompt in their caches, the one with the most first."""
+        if self.caches is None or not pending.ask.prefixes:
+            return []
+        tokens = pending.cost.input_tokens
+        found = self.caches.preferences(beginnings(pending.ask, tokens), tokens, now)
+        return [each.name for each in found]
 
     def ended(self, ask: PeerAsk) -> bool:
         """An ask has its answer, or failed. Returns whether it was under way."""
@@ -156,10 +225,16 @@ class Placement:
         """The request needs no room any more. Returns the asks to cancel."""
         return self.asks.pop(pending, [])
 
-    def _choose(self, peers: list[_Peer], count: int) -> list[_Peer]:
-        """Choose ``count`` replicas at random."""
+    def _choose(self, peers: list[_Peer], count: int, first: Sequence[str] = ()) -> list[_Peer]:
+        """Choose ``count`` replicas: one of those to take ``first``, and the others at random."""
         chosen: list[_Peer] = []
         rest = list(peers)
+        for name in first:
+            found = [peer for peer in rest if peer.name == name]
+            if found and count > 0:
+                chosen.append(found[0])
+                rest.remove(found[0])
+                break
         while rest and len(chosen) < count:
             self._state = (self._state * 1103515245 + 12345) % 2147483648
             chosen.append(rest.pop((self._state >> 8) % len(rest)))

@@ -12,11 +12,12 @@ virtual ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import KnownPeer, PeerAsk
 from tokenpool.admission.rules import Shed
@@ -98,8 +99,10 @@ class Driver:
     def withdraw(self, pending: PendingRequest) -> None:
         """End the wait of a pending request without a decision. The next request may become due."""
         self._waiters.pop(pending, None)
-        self.control.withdraw(pending, self._ports.now())
+        ticket = self.control.withdraw(pending, self._ports.now())
         pending.drop_body()
+        if ticket is not None:
+            self.settle(ticket, NOTHING_SPENT, Ending.CLIENT_GONE, reported=False)
         self.act()
 
     def begin(self, ticket: Ticket | None, runner: Runner) -> None:
@@ -231,6 +234,10 @@ class Driver:
         self.control.peer_refused(ask, self._ports.now(), has_failed=has_failed)
         self.act()
 
+    def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int) -> None:
+        """The engine here has computed a request of another sidecar."""
+        self.control.guest_computed(prompt, kv_tokens, self._ports.now())
+
     # --- the lease store ---
 
     def tick_steps(self) -> Iterator[None]:
@@ -251,7 +258,7 @@ class Driver:
             now = self._ports.now()
             self.sync.answered(message, answer, now)
             self.control.peers_named(
-                [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences) for p in answer.peers], now
+                [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences, p.cached) for p in answer.peers], now
             )
             self._act_on_answer()
 

@@ -400,7 +400,7 @@ class ReferenceLeaseStore:
     def _peers_of(self, me: str) -> list[PeerRoom]:
         """The next replicas in turn that take handovers, at most ``MOST_PEERS``."""
         found = [
-            PeerRoom(name, room.address, room.kv_tokens, room.sequences)
+            PeerRoom(name, room.address, room.kv_tokens, room.sequences, room.cached)
             for name, holder in self._holders.items()
             if name != me and (room := holder.room) is not None and room.address
         ]
