@@ -82,6 +82,21 @@ class Replicas(msgspec.Struct, frozen=True):
     """The reason of the hint, or the reason why there is none."""
 
 
+class ShownHandover(msgspec.Struct, frozen=True):
+    """The handover of one sidecar. Counts are totals since its start."""
+
+    peers: int = 0
+    """The number of other replicas that are known."""
+    results: tuple[tuple[str, int], ...] = ()
+    """The asks at other replicas, by result."""
+    elsewhere: int = 0
+    """Requests of this replica that run on others now."""
+    guests: int = 0
+    """Sequences of other replicas that run here now."""
+    guests_waiting: int = 0
+    """Requests of other replicas that wait here now."""
+
+
 class ShownPool(msgspec.Struct, frozen=True):
     """One pool."""
 
@@ -104,6 +119,10 @@ class ShownPool(msgspec.Struct, frozen=True):
     """The sum of all guarantees; ``None``: the sum over ``entitlements``."""
     spent_from_zero: bool = False
     """Whether ``spent`` began at 0 for an entitlement that the first snapshot did not have."""
+    waiting: tuple[tuple[str, int], ...] = ()
+    """The requests that wait now, by tier. Empty on a coordinator, whose reports do not have them."""
+    handover: ShownHandover | None = None
+    """``None`` on a coordinator, and without handover."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -17,7 +17,15 @@ import msgspec
 
 from dashboard.history import BUCKET_S, History
 from dashboard.recent import IDLE, Recent, UseMeans
-from dashboard.snapshot import SERVED, Replicas, ShownEntitlement, ShownPool, Snapshot, Vector
+from dashboard.snapshot import (
+    SERVED,
+    Replicas,
+    ShownEntitlement,
+    ShownHandover,
+    ShownPool,
+    Snapshot,
+    Vector,
+)
 from dashboard.words import CONCURRENCY, SHED_BY_LIMIT, TOKENS_PER_SECOND, why
 
 MOST_ROWS = 200
@@ -99,6 +107,9 @@ class PoolView(msgspec.Struct, frozen=True):
     """The number of entitlements without a row."""
     hidden_active: int
     """The number of these that were active within the window."""
+    waiting: tuple[tuple[str, int], ...] = ()
+    """The requests that wait now, by tier; empty if they are not known."""
+    handover: ShownHandover | None = None
 
 
 class LiveView(msgspec.Struct, frozen=True):
@@ -312,6 +323,8 @@ class _PoolViewMaker:
             shed_per_s=_short(everything - served) if has_rates else None,
             hidden=max(total - len(rows), 0),
             hidden_active=len(active - rows),
+            waiting=pool.waiting,
+            handover=pool.handover,
         )
 
     def _row(

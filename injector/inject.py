@@ -91,7 +91,7 @@ def _injected(before: Json, wished: Wish) -> tuple[Json, list[str]]:
     moved = engine_container.move(found, settled.engine, is_said="engine_port" in wished.said)
     places = _places(found, template, settled)
     turned, doubts = probes.turned(found.container, places)
-    warnings += [*moved.doubts, *doubts, *_about_keys(found, template)]
+    warnings += [*moved.doubts, *doubts, *_about_keys(found, template), *_about_peers(settled, template)]
     fields = {**moved.fields, **turned}
     warnings += _wait_for_sidecar(found.container, fields, places, template)
 
@@ -130,13 +130,26 @@ def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
         )
     else:
         admin = _free(admin, used)
+    ours = {listen: sidecar_container.NAME, admin: sidecar_container.NAME}
+    peer = _peer_port({**declared, found.port: found.name, **ours}, wished)
+    if peer is not None:
+        ours[peer] = sidecar_container.NAME
     stays = found.port if listen != found.port else None
-    local = template.engine_port or stays or _free(_FIRST_ENGINE_PORT, {*used, admin})
+    local = template.engine_port or stays or _free(_FIRST_ENGINE_PORT, {*used, *ours})
     others = {port: name for port, name in declared.items() if name != found.name}
-    _must_be_free(
-        "engine_port", local, {**others, listen: sidecar_container.NAME, admin: sidecar_container.NAME}
-    )
-    return Settled(local, listen, admin, tuple(taken_over))
+    _must_be_free("engine_port", local, {**others, **ours})
+    return Settled(local, listen, admin, peer, tuple(taken_over))
+
+
+def _peer_port(used: Mapping[int, str], wished: Wish) -> int | None:
+    """The port for the other sidecars; ``None`` without handover. Raises ``SettingsError``."""
+    template = wished.template
+    if not sidecar_container.hands_over(template):
+        return None
+    if "peer_port" in wished.said:
+        _must_be_free("peer_port", template.peer_port, used)
+        return template.peer_port
+    return _free(template.peer_port, {*used, template.engine_port})
 
 
 def _is_engines(port: Json, found: EngineContainer) -> bool:
@@ -150,7 +163,7 @@ def _must_be_free(field: str, port: int, declared: Mapping[int, str]) -> None:
         )
 
 
-def _free(first: int, used: Iterable[int]) -> int:
+def _free(first: int, used: Iterable[int | None]) -> int:
     return next(port for port in itertools.count(first) if port not in used)
 
 
@@ -167,6 +180,16 @@ def _about_keys(found: EngineContainer, template: Template) -> list[str]:
     return [
         f"container {found.name} requires an API key of its own: name its Secret in annotation"
         f" {annotation('upstream_key_secret')}, or remove the key"
+    ]
+
+
+def _about_peers(settled: Settled, template: Template) -> list[str]:
+    """All pods of a pool should have the same peer port, because a network policy names it."""
+    if settled.peer in (None, template.peer_port):
+        return []
+    return [
+        f"the peer port is {settled.peer}, because another part of the pod has {template.peer_port}: open it"
+        f" between the pool's pods, or give annotation {annotation('peer_port')}"
     ]
 
 

@@ -25,7 +25,7 @@ STATUS = PREFIX + "status"
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}
-    | {"--upstream-key-file"}
+    | {"--upstream-key-file", "--handover", "--peer"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
 """Options that name files, which no injected sidecar has."""
@@ -79,6 +79,7 @@ _image = options.matching(r"[^\s]{1,512}", "the name of an image")
 _pull_policy = options.one_of("Always", "IfNotPresent", "Never")
 _pool_name = options.matching(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", "the name of a pool")
 _bind = options.one_of("0.0.0.0", "[::]")
+_switch = options.one_of("on", "off")
 _probes = options.one_of("auto", "exec", "sidecar")
 
 
@@ -126,8 +127,18 @@ class Template:
         "port of the engine inside the pod; by default a free port from 18000", default=None, read=_port
     )
     admin_port: int = option("port of the sidecar's metrics, health and state", default=9090, read=_port)
+    handover: str = option(
+        "hand requests over to replicas with room: on, or off where a router in front places requests",
+        default="on",
+        read=_switch,
+    )
+    peer_port: int = option(
+        "port for the other sidecars of the pool; network policies must open it between them",
+        default=9095,
+        read=_port,
+    )
     bind: str = option(
-        "address of the sidecar's two ports: 0.0.0.0, or [::] on IPv6 clusters", default="0.0.0.0", read=_bind
+        "address of the sidecar's ports: 0.0.0.0, or [::] on IPv6 clusters", default="0.0.0.0", read=_bind
     )
     pool_config: str = option(
         "ConfigMap with the pool file, under pool.yaml", default="tokenpool-pool", read=_object_name

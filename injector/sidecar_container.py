@@ -12,6 +12,7 @@ from injector.shape import Json
 
 NAME = "tokenpool-sidecar"
 ADMIN_PORT_NAME = "tokenpool-admin"
+PEER_PORT_NAME = "tokenpool-peer"
 PROXY_PORT_NAME = "tokenpool"
 _ROOT = "/etc/tokenpool"
 _POOL_VOLUME, _KEYS_VOLUME, _KEY_VOLUME = "tokenpool-pool", "tokenpool-keys", "tokenpool-upstream-key"
@@ -30,6 +31,8 @@ class Settled:
     engine: int
     listen: int
     admin: int
+    peer: int | None
+    """The port for the other sidecars; ``None`` without handover."""
     taken_over: tuple[Json, ...]
     """Declared ports of the engine that become the sidecar's, names included."""
 
@@ -42,7 +45,7 @@ def sidecar(template: Template, ports: Settled) -> Json:
         "imagePullPolicy": template.pull_policy,
         "command": ["tokenpool-sidecar", "run"],
         "args": _arguments(template, ports),
-        "ports": [*_proxied(ports), {"name": ADMIN_PORT_NAME, "containerPort": ports.admin}],
+        "ports": [*_proxied(ports), *_own(ports)],
         "startupProbe": _asks("/healthz", ports.admin, periodSeconds=1, failureThreshold=60),
         "readinessProbe": _asks("/readyz", ports.admin, periodSeconds=2, failureThreshold=2),
         "livenessProbe": _asks("/healthz", ports.admin, periodSeconds=10, failureThreshold=3),
@@ -74,6 +77,10 @@ def _arguments(template: Template, ports: Settled) -> list[str]:
         "--admin": f"{template.bind}:{ports.admin}",
         "--drain-timeout": f"{template.drain_timeout:g}",
     }
+    if ports.peer is not None:
+        given["--peer"] = f"{template.bind}:{ports.peer}"
+    elif template.store_secret is not None:
+        given["--handover"] = "off"
     if template.pool is not None:
         given["--pool"] = template.pool
     if template.upstream_key_secret is not None:
@@ -91,6 +98,17 @@ def _proxied(ports: Settled) -> list[Json]:
     if not ports.taken_over:
         return [{"name": PROXY_PORT_NAME, "containerPort": ports.listen}]
     return [{**each, "containerPort": ports.listen} for each in ports.taken_over]
+
+
+def _own(ports: Settled) -> list[Json]:
+    """The ports that are not for tenants."""
+    own = [{"name": ADMIN_PORT_NAME, "containerPort": ports.admin}]
+    return own if ports.peer is None else [*own, {"name": PEER_PORT_NAME, "containerPort": ports.peer}]
+
+
+def hands_over(template: Template) -> bool:
+    """Whether the sidecar has a peer port. A lone sidecar knows no other replica."""
+    return template.handover == "on" and template.store_secret is not None
 
 
 def _asks(path: str, port: int, **timing: int) -> Json:

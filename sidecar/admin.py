@@ -14,6 +14,7 @@ from dashboard.snapshot import (
     EVERYTHING,
     Replicas,
     ShownEntitlement,
+    ShownHandover,
     ShownPool,
     Snapshot,
     Tally,
@@ -26,6 +27,9 @@ from runtime.admin import AdminPages, Readiness
 from runtime.exposition import rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
+from sidecar.controller.queue_metrics import length_by_tier
+from sidecar.handover.asking import Result
+from sidecar.handover.handover import Handover
 from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
@@ -69,6 +73,7 @@ class Admin:
         sources: list[MetricSource],
         replication: Replication | None = None,
         certificate: Certificate | None = None,
+        handover: Handover | None = None,
     ) -> None:
         self._controller = controller
         self._limits = limits
@@ -79,6 +84,8 @@ class Admin:
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
+        self._handover = handover
+        """The exchange of requests with other sidecars; ``None`` without it."""
         self._common = AdminPages(self.readiness, self._metrics_pieces)
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)
@@ -160,8 +167,10 @@ class Admin:
             "engine": controller.engine.shown(),
             "in_flight": self._manager.exchanges,
             "queued": len(controller.control.queue),
+            "waiting": length_by_tier(controller.control.queue),
             "config_is_current": self._telemetry.config_is_current,
             "lease_store": self._lease_store(),
+            "handover": self._handover.shown() if self._handover is not None else None,
         }
 
     def _lease_store(self) -> dict[str, Any] | None:
@@ -176,8 +185,8 @@ class Admin:
             "sidecars": leases.sidecars,
             "failures": leases.failures,
             "round_trip_s": leases.round_trip_s,
-            "lease_waits": leases.queue.lease_waits,
-            "lease_waited_s": leases.queue.lease_waited_s,
+            "lease_waits": sum(waits.count for waits in leases.queue.lease_waits.values()),
+            "lease_waited_s": sum(waits.seconds for waits in leases.queue.lease_waits.values()),
             "config_differs": self._telemetry.config_differs,
             "degraded": self._limits.degraded(),
         }
@@ -252,6 +261,23 @@ class Admin:
             total=len(accounts),
             guarantees=self._promised(accounts),
             spent_from_zero=True,
+            waiting=tuple(
+                (tier.value, sum(lengths.values()))
+                for tier, lengths in length_by_tier(controller.control.queue).items()
+            ),
+            handover=self._shown_handover(),
+        )
+
+    def _shown_handover(self) -> ShownHandover | None:
+        handover = self._handover
+        if handover is None:
+            return None
+        return ShownHandover(
+            peers=len(handover.peers),
+            results=tuple((result.value, handover.links.results[result]) for result in Result),
+            elsewhere=handover.links.running,
+            guests=self._controller.control.guests.sequences,
+            guests_waiting=sum(handover.port.waiting.values()),
         )
 
     def _promised(self, accounts: Mapping[str, Account]) -> Vector:

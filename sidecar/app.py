@@ -142,6 +142,7 @@ class Sidecar:
             [self.engine, self.controller, self.loop_delay],
             self.replication,
             self.certificate,
+            self.handover,
         )
         prices = self._shared.prices if self._shared is not None else None
         self.admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]

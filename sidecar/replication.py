@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from sidecar.controller.queue_metrics import wait_metrics
 from sidecar.ports import LoopPorts
 from sidecar.published_file import READ_EVERY_S, PublishedFile
 from sidecar.telemetry import Telemetry
@@ -186,7 +187,6 @@ class Replication:
     def metrics(self) -> Iterator[Metric]:
         """The metrics of the exchange with the lease store, for Prometheus."""
         leases = self.sync.leases
-        queue = leases.queue
         mode = GaugeMetricFamily(
             "tokenpool_store_mode", "1 for the current source of limits.", labels=("mode",)
         )
@@ -198,11 +198,8 @@ class Replication:
         for result in ("answered", "failed"):
             calls.add_metric((result,), self.calls[result])
         yield from (mode, calls)
-        yield CounterMetricFamily(
-            "tokenpool_lease_waits", "Requests that waited for a larger lease.", value=queue.lease_waits
-        )
-        yield CounterMetricFamily(
-            "tokenpool_lease_wait_seconds", "The sum of those waits.", value=queue.lease_waited_s
+        yield from wait_metrics(
+            "tokenpool_lease_wait", "Requests that waited for a larger lease.", leases.queue.lease_waits
         )
         for name, text, value in (
             ("tokenpool_store_up", "Whether the lease store answers.", not leases.failures),

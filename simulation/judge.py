@@ -192,6 +192,7 @@ class Judge:
             self._count_queue(sidecar)
 
     def _count_queue(self, sidecar: Sidecar) -> None:
-        self._figures.lease_waits += sidecar.control.queue.lease_waits
-        self._figures.lease_waited_s += sidecar.control.queue.lease_waited_s
+        for waits in sidecar.control.queue.lease_waits.values():
+            self._figures.lease_waits += waits.count
+            self._figures.lease_waited_s += waits.seconds
         self._figures.taken_ahead += sidecar.leases.taken_ahead

@@ -65,6 +65,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
+        frozenset({"handover"}),
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner"}),
         frozenset({"ports", "price_sharing", "published_file"}),

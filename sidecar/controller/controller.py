@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import cast
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from sidecar.configuration import Configuration
 from sidecar.controller import refusals
@@ -20,10 +20,12 @@ from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
+from sidecar.controller.queue_metrics import queue_metrics
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpriced
+from sidecar.dialects.fields import without_priority
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
 from sidecar.lifecycle import Lifecycle
@@ -35,7 +37,7 @@ from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
-from tokenpool.control.driver import Driver
+from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
 
 
@@ -189,11 +191,18 @@ class Controller:
         return admitted
 
     def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
-        """Decide a settled request again, because another replica cannot have begun with it."""
+        """Decide a request again, because its replica cannot have begun with it.
+
+        Its ticket ends without usage, and does not count as an ended request. That replica is not asked for
+        a while.
+        """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
+        assert ticket.place is not None
         assert isinstance(parsed, Parsed)
-        account = ticket.account
+        account, admitted.ticket = ticket.account, None
+        self.control.place_failed(ticket.place, now)
+        self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
         outcome = self.control.offer(
             account,
             ticket.ask,
@@ -249,6 +258,10 @@ class Controller:
     def priority_refused(self, admitted: AdmittedRequest) -> None:
         """The engine refused the request for its priority. The request is sent again without it."""
         self._priority.refused(admitted)
+        parsed = admitted.parsed
+        if isinstance(parsed, Parsed):  # it may be sent to another engine that refuses it, too
+            body = without_priority(parsed.body, is_ours=False) if parsed.has_priority else parsed.body
+            admitted.parsed = parsed._replace(body=body, takes_priority=False)
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
@@ -279,15 +292,7 @@ class Controller:
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""
-        queue = self.control.queue
-        yield CounterMetricFamily(
-            "tokenpool_queue_waits",
-            "Requests that waited in the admission queue for room.",
-            value=queue.waits,
-        )
-        yield CounterMetricFamily(
-            "tokenpool_queue_wait_seconds", "The sum of those waits.", value=queue.waited_s
-        )
+        yield from queue_metrics(self.control.queue)
         yield GaugeMetricFamily(
             "tokenpool_slots_reserved",
             "Slots reserved from spot and bursts while guaranteed requests miss their SLO.",

@@ -10,12 +10,13 @@ import asyncio
 import enum
 import logging
 import secrets
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from sidecar.handover.frames import (
     ASKER,
@@ -49,6 +50,13 @@ IDLE_S = 30.0
 """Seconds after which an unused connection to a peer is closed."""
 MOST_IDLE = 16
 """The most unused connections to one peer."""
+KEEPALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 5),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 2),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
+"""Socket options: a peer whose host is gone counts as lost after 11 s. Its request ends then."""
 LONGEST_DATA = 4 << 20
 """The longest ``DATA`` frame from a peer, in bytes: much more than one read of its engine."""
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -199,6 +207,11 @@ class PeerLinks:
         """The source of connections for the exchange of a request that is handed over."""
         return PeerConnections(self._asking.get(place.number))
 
+    @property
+    def running(self) -> int:
+        """The requests of this sidecar that run on other replicas now."""
+        return sum(link.is_running for link in self._open)
+
     # --- upkeep ---
 
     def close_idle(self) -> None:
@@ -238,6 +251,11 @@ class PeerLinks:
             buckets=buckets,
             sum_value=self.waited_s,
         )
+        yield GaugeMetricFamily(
+            "tokenpool_handovers_running",
+            "Requests of this replica that run on others now.",
+            value=self.running,
+        )
 
 
 class PeerLink(asyncio.Protocol):
@@ -258,11 +276,19 @@ class PeerLink(asyncio.Protocol):
         self._ask: PeerAsk | None = None
         self._http: Connection | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a request runs over this connection."""
+        return self._state is _State.RUNNING
+
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection is open. The peer speaks first."""
         self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        for option, value in KEEPALIVE:
+            sock.setsockopt(*option, value)
         self._links.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -357,6 +383,7 @@ class PeerLink(asyncio.Protocol):
                     ask.sequences,
                     ask.kv_tokens,
                     max(round(ask.longest_wait_s * 1000), 0),
+                    ask.is_beyond,
                     ask.prompt,
                 )
             )

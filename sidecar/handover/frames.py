@@ -75,6 +75,8 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequences: int
     kv_tokens: int
     longest_wait_ms: int
+    is_beyond: bool = False
+    """Whether the request lies beyond its entitlement's limit."""
     prompt: tuple[tuple[int, int], ...] = ()
     """The beginnings of the prompt, as hashes and tokens (``affinity.Cached``)."""
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from runtime.listening import BACKLOG, bound, listening
 from runtime.options import Addresses
 from sidecar.engine.address import EngineAddress
-from sidecar.handover.asking import PeerLinks
+from sidecar.handover.asking import PeerLinks, Result
 from sidecar.handover.peer_port import PeerPort
 from sidecar.settings import Settings
 from tokenpool.admission.affinity import PrefixCaches
+from tokenpool.admission.placement import KnownPeer
 from tokenpool.control.driver import Driver
 from tokenpool.store import Store, StoreDown
 
@@ -51,6 +54,7 @@ class Handover:
             clock,
             longest_request=settings.max_body_bytes + 2 * settings.max_head_bytes,
             connect_timeout=settings.connect_timeout,
+            upstream_timeout=settings.upstream_timeout,
         )
         links.connect_to(driver)
         self._servers: list[asyncio.Server] = []
@@ -106,8 +110,42 @@ class Handover:
         self.links.close()
         self.port.close()
 
+    @property
+    def peers(self) -> list[KnownPeer]:
+        """The other replicas, as the lease store last named them."""
+        placement = self._driver.control.placement
+        return placement.known if placement is not None else []
+
+    def shown(self) -> dict[str, Any]:
+        """The state of handover, for ``/debug/state``."""
+        links, port = self.links, self.port
+        return {
+            "address": self._driver.control.peer_address,
+            "peers": [
+                {
+                    "name": peer.name,
+                    "address": peer.address,
+                    "room": {"kv_tokens": _known(peer.kv_tokens), "concurrency": _known(peer.sequences)},
+                }
+                for peer in self.peers
+            ],
+            "asks": {result.value: links.results[result] for result in Result},
+            "running_elsewhere": links.running,
+            "received": {ending: number for ending, number in port.received.items() if number},
+            "guests": self._driver.control.guests.sequences,
+            "guests_waiting": port.waiting,
+            "refused": port.refused,
+            "unused_offers": port.unused,
+            "rejected_connections": port.rejected,
+        }
+
     def metrics(self) -> Iterator[Metric]:
         """The metrics of both sides, for Prometheus."""
+        yield GaugeMetricFamily(
+            "tokenpool_peers",
+            "Other replicas that this one knows, and may hand requests over to.",
+            value=len(self.peers),
+        )
         yield from self.links.metrics()
         yield from self.port.metrics()
         placement = self._driver.control.placement
@@ -145,6 +183,11 @@ def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
         "Cached tokens that the own engine reports, of those that were expected; at most 1.",
         value=caches.trust,
     )
+
+
+def _known(amount: float) -> float | None:
+    """An amount for JSON, which has no infinity. An engine may have no bound of KV tokens."""
+    return amount if amount < math.inf else None
 
 
 def facing_host(host: str, port: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections import Counter, deque
@@ -37,6 +38,7 @@ from sidecar.handover.frames import (
     proof,
     proves,
 )
+from sidecar.proxy.exchange import OUR_OWN
 from tokenpool.admission.affinity import Cached
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
@@ -47,8 +49,9 @@ log = logging.getLogger(__name__)
 
 PROVE_S = 5.0
 """Seconds for a connection to prove the key."""
-MOST_UNPROVEN = 64
-"""The most connections that have not proved the key. Further ones are closed at once."""
+MOST_UNPROVEN = 256
+"""The most connections that have not proved the key. For each further one, the oldest is closed: connections
+that stay open without a proof must not keep other sidecars out."""
 MOST_PROVEN = 4096
 """The most connections of other sidecars."""
 HOLD_S = 1.0
@@ -70,20 +73,25 @@ class PeerPort:
         *,
         longest_request: int,
         connect_timeout: float,
+        upstream_timeout: float,
     ) -> None:
         self.driver = driver
         self.clock = clock
         self.longest_request = longest_request
         self.connect_timeout = connect_timeout
+        self.upstream_timeout = upstream_timeout
         self.keys: list[bytes] = []
         """The pool's key, and the one before it for a while."""
         self.received: Counter[str] = Counter()
         """Requests of other sidecars, by ending."""
         self.refused = 0
         """Asks without room."""
+        self.unused = 0
+        """Offers whose request found room elsewhere first, or whose client left."""
         self.rejected = 0
         """Connections that did not prove the key, or broke the protocol."""
-        self.unproven: set[PeerSession] = set()
+        self.unproven: dict[PeerSession, None] = {}
+        """Connections that have not proved the key, the oldest first."""
         self.proven: set[PeerSession] = set()
         self.engine = EngineLinks(engine)
 
@@ -92,18 +100,27 @@ class PeerPort:
         return PeerSession(self)
 
     @property
+    def waiting(self) -> dict[str, int]:
+        """The requests of other sidecars that wait for room here now, by tier."""
+        waits = self.driver.control.queue.guest_waits
+        return {tier.value: waits[tier].under_way for tier in Tier}
+
+    @property
     def is_busy(self) -> bool:
         """Whether a request of another sidecar runs here."""
         return any(session.has_request for session in self.proven)
 
     async def sweep_forever(self) -> None:
-        """Apply the time limits."""
+        """Apply the time limits until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_EVERY_S)
-            now = self.clock()
-            for session in [*self.unproven, *self.proven]:
-                session.sweep(now)
+            self.sweep(self.clock())
             self.engine.close_idle()
+
+    def sweep(self, now: float) -> None:
+        """Close the connections whose time is up."""
+        for session in [*self.unproven, *self.proven]:
+            session.sweep(now)
 
     def close(self) -> None:
         """Close every connection."""
@@ -125,6 +142,11 @@ class PeerPort:
             "tokenpool_handover_asks_refused", "Asks of other replicas without room here.", value=self.refused
         )
         yield CounterMetricFamily(
+            "tokenpool_handover_offers_unused",
+            "Offers of room here whose request never came: it found room elsewhere, or its client left.",
+            value=self.unused,
+        )
+        yield CounterMetricFamily(
             "tokenpool_peer_connections_rejected",
             "Connections to the peer port that did not prove the pool's key, or broke the protocol.",
             value=self.rejected,
@@ -134,6 +156,14 @@ class PeerPort:
             "Sequences of other replicas that run here.",
             value=self.driver.control.guests.sequences,
         )
+        waiting = GaugeMetricFamily(
+            "tokenpool_guests_waiting",
+            "Requests of other replicas that wait here for room now. They wait at their own replica, too.",
+            labels=("tier",),
+        )
+        for tier, number in self.waiting.items():
+            waiting.add_metric((tier,), number)
+        yield waiting
 
 
 class PeerSession(asyncio.Protocol):
@@ -151,6 +181,9 @@ class PeerSession(asyncio.Protocol):
         self._offered_at: float | None = None
         """The time of an offer whose request has not arrived."""
         self._sent_at = 0.0
+        """The time of the request's first byte."""
+        self._heard_at = math.inf
+        """The time of the last byte of the request or its response; infinite while no request runs."""
         self._engine: EngineLink | None = None
         self._to_send: list[bytes] | None = None
         """The request, while the connection to the engine is being made."""
@@ -169,9 +202,8 @@ class PeerSession(asyncio.Protocol):
         port = self._port
         if len(port.unproven) >= MOST_UNPROVEN:
             port.rejected += 1
-            self._transport.abort()
-            return
-        port.unproven.add(self)
+            next(iter(port.unproven)).close()
+        port.unproven[self] = None
         self._write(frame(Kind.HELLO, bytes([VERSION]) + self._nonce))
 
     def data_received(self, data: bytes) -> None:
@@ -189,8 +221,7 @@ class PeerSession(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is closed: the request needs no room any more."""
         self._transport = None
-        self._port.unproven.discard(self)
-        self._port.proven.discard(self)
+        self._forget()
         self._end(Ending.CLIENT_GONE)
 
     def pause_writing(self) -> None:
@@ -234,7 +265,7 @@ class PeerSession(asyncio.Protocol):
         if len(port.proven) >= MOST_PROVEN:
             raise ProtocolError("too many connections of other sidecars")
         self._is_proven = True
-        port.unproven.discard(self)
+        del port.unproven[self]
         port.proven.add(self)
         self._write(frame(Kind.WELCOME, proof(key, PEER, self._nonce, nonce)))
 
@@ -255,6 +286,7 @@ class PeerSession(asyncio.Protocol):
             fields.longest_wait_ms / 1000,
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
+            is_beyond=fields.is_beyond,
             prompt=[Cached(prefix, tokens) for prefix, tokens in fields.prompt],
         )
 
@@ -272,6 +304,7 @@ class PeerSession(asyncio.Protocol):
 
     def _send_first(self, data: bytes) -> None:
         self._offered_at, self._sent_at = None, time.monotonic()
+        self._heard_at = self._port.clock()
         idle = self._port.engine.take()
         if idle is not None:
             self._engine = idle
@@ -285,8 +318,11 @@ class PeerSession(asyncio.Protocol):
         try:
             async with asyncio.timeout(self._port.connect_timeout):
                 link = await self._port.engine.open()
-        except (OSError, TimeoutError):
+        except OSError as error:
             self._connecting = self._to_send = None
+            if error.errno not in OUR_OWN:
+                # No other ask gets an offer before the next health check succeeds.
+                self._port.driver.control.is_serving = False
             self._lose(REFUSED)
             return
         self._connecting = None
@@ -309,6 +345,7 @@ class PeerSession(asyncio.Protocol):
 
     def on_answer(self, data: bytes, *, is_first: bool) -> None:
         """The engine sent bytes of the response."""
+        self._heard_at = self._port.clock()
         if is_first and self._guest is not None:
             self._guest.begun(time.monotonic() - self._sent_at)
         if self._transport is not None:
@@ -340,8 +377,8 @@ class PeerSession(asyncio.Protocol):
 
     def preempt(self) -> None:
         """See ``GuestPort``. The connection ends with the request."""
-        self._port.received[Ending.PREEMPTED.value] += 1
-        self._guest = None
+        self._count(Ending.PREEMPTED)
+        self._guest, self._offered_at = None, None
         self._drop_engine()
         self._write(frame(Kind.PREEMPTED))
         if self._transport is not None:
@@ -356,6 +393,9 @@ class PeerSession(asyncio.Protocol):
             self.close()
         elif self._offered_at is not None and now - self._offered_at > HOLD_S:
             self.close()
+        elif now - self._heard_at > self._port.upstream_timeout:
+            # The other sidecar has the same time limit. It is paused, or its host is gone.
+            self.close()
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:
@@ -365,7 +405,12 @@ class PeerSession(asyncio.Protocol):
         """Close the connection, and abort its request."""
         if self._transport is not None:
             self._transport.abort()
+        self._forget()
         self._end(Ending.CLIENT_GONE)
+
+    def _forget(self) -> None:
+        self._port.unproven.pop(self, None)
+        self._port.proven.discard(self)
 
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -378,12 +423,20 @@ class PeerSession(asyncio.Protocol):
 
     def _end(self, ending: Ending) -> None:
         guest, self._guest = self._guest, None
-        self._offered_at = None
+        self._heard_at = math.inf
         self._drop_engine()
         if guest is not None:
             if guest.has_room:
-                self._port.received[ending.value] += 1
+                self._count(ending)
             guest.end(ending)
+        self._offered_at = None
+
+    def _count(self, ending: Ending) -> None:
+        """Count the end of a request that had room. Without the request, the room was not used."""
+        if self._offered_at is None:
+            self._port.received[ending.value] += 1
+        else:
+            self._port.unused += 1
 
 
 class EngineLinks:

@@ -72,6 +72,7 @@ class Account:
         "kv_elsewhere",
         "kv_in_use",
         "lent",
+        "lent_tokens",
         "level_elsewhere",
         "limit",
         "meter",
@@ -113,6 +114,8 @@ class Account:
         self.concurrency_in_use = 0
         self.has_borrowed = False
         """Whether the request that is decided next has borrowed free capacity of the pool."""
+        self.lent_tokens = 0.0
+        """The tokens of that loan."""
         self.lent = NOTHING
         """The part of ``limit`` that was borrowed since it was set."""
         self.away = 0
@@ -125,7 +128,7 @@ class Account:
     ) -> None:
         """Set the limits from the planner of a lone sidecar. With ``is_full``, fill the bucket."""
         self.set_pool(PoolView(limit, self._depth(limit), debt, has_peers=self.has_peers))
-        self.limit, self.assured = limit, assured
+        self.limit, self.assured, self.lent = limit, assured, NOTHING
         self.bucket.resize(limit.tokens_per_second, self.depth, now)
         if is_full:
             self.bucket.fill()
@@ -153,7 +156,7 @@ class Account:
 
         If the bucket held a lease, its level becomes at least ``tokens``. A new bucket starts full.
         """
-        self.limit, self.assured = limit, assured
+        self.limit, self.assured, self.lent = limit, assured, NOTHING
         if self.bucket.holds_lease:
             self.bucket.level = max(self.bucket.level, tokens)
         self.bucket.resize(limit.tokens_per_second, self._depth(limit), now)
@@ -161,7 +164,7 @@ class Account:
     def hold_nothing(self) -> None:
         """Give up the whole lease. A bucket level below zero stays."""
         self.limit = Amount(self.pool_limit.tokens_per_second, 0.0, 0.0)
-        self.assured = NOTHING
+        self.assured = self.lent = NOTHING
         self.bucket.hold(min(self.bucket.level, 0.0))
 
     def forget_bucket(self) -> None:
@@ -205,8 +208,9 @@ class Account:
 
     def borrow(self, cost: Cost) -> None:
         """Hold enough for one more request of this cost, from the free capacity of the pool."""
-        before = self.limit
-        self.meter.borrowed += self.hold_enough(cost)
+        before, tokens = self.limit, self.hold_enough(cost)
+        self.meter.borrowed += tokens
+        self.lent_tokens += tokens
         self.lent += Amount(
             0.0,
             self.limit.kv_tokens - before.kv_tokens,
@@ -215,7 +219,7 @@ class Account:
         self.has_borrowed = True
 
     def give_back(self, kv_tokens: float, sequences: float) -> None:
-        """A request that has borrowed ends, and its part of the lease with it. Only the ledger calls this."""
+        """A request that has borrowed ends, and its part of the lease with it."""
         lent, limit = self.lent, self.limit
         back = Amount(0.0, min(lent.kv_tokens, kv_tokens), min(lent.concurrency, sequences))
         self.lent = lent - back
@@ -223,8 +227,19 @@ class Account:
 
     def take_borrowed(self) -> bool:
         """Whether the request that is decided now has borrowed. The next one has not."""
-        has_borrowed, self.has_borrowed = self.has_borrowed, False
+        has_borrowed, self.has_borrowed, self.lent_tokens = self.has_borrowed, False, 0.0
         return has_borrowed
+
+    def return_loan(self, cost: Cost) -> None:
+        """The request that is decided now does not run: what it has borrowed goes back.
+
+        Otherwise the next request would use it, at the expense of others.
+        """
+        tokens = self.lent_tokens
+        if self.take_borrowed():
+            self.bucket.level -= tokens
+            self.meter.borrowed -= tokens
+            self.give_back(cost.kv_tokens, cost.sequences)
 
     def is_below_ceiling(self, cost: Cost) -> bool:
         """Whether one more request of this cost stays within the ceiling, beyond the limit.

@@ -12,8 +12,12 @@ from tokenpool.accounting.account import Account
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 
-RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 2}
+RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 3}
 """The order of the tiers in the admission queue."""
+RANK_BEYOND = 2
+"""The place in that order of a request beyond its entitlement's limit, but for spot: it uses what others
+leave."""
+MOST_RANKS = 4
 
 
 class WaitsFor(enum.Enum):
@@ -41,6 +45,7 @@ class PendingRequest:
         "first_answer_at",
         "has_left",
         "is_counted",
+        "is_guest",
         "is_listed",
         "is_retimed",
         "leaves_by",
@@ -51,6 +56,7 @@ class PendingRequest:
         "request",
         "retry_in_s",
         "streams",
+        "tier",
         "waits_for",
     )
 
@@ -65,6 +71,7 @@ class PendingRequest:
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
+        is_guest: bool = False,
     ) -> None:
         self.account = account
         self.ask = ask
@@ -75,13 +82,16 @@ class PendingRequest:
         """The caller's record of the request."""
         self.streams = streams
         """Whether the answer is a stream, so that the sidecar sees its first token."""
+        self.is_guest = is_guest
+        """Whether it is a request of another sidecar, which waits there, too."""
         self.arrived_at = arrived_at
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
         self.leaves_by = arrived_at + longest_wait_s
         """The latest end of its waits for room."""
-        self.rank = RANKS[account.entitlement.tier]
+        self.tier = account.entitlement.tier
+        self.rank = RANKS[self.tier]
         self.number = 0
         """The position in the order of arrival."""
         self.entered_at = arrived_at

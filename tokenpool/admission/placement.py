@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
 from tokenpool.admission.affinity import Preference, PrefixCaches, beginnings
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_ASKED = 2
@@ -73,6 +73,7 @@ class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
     __slots__ = (
+        "is_beyond",
         "kv_tokens",
         "longest_wait_s",
         "number",
@@ -93,6 +94,8 @@ class PeerAsk:
         self.sequences = pending.cost.sequences
         self.kv_tokens = pending.cost.kv_tokens
         self.tier: Tier = pending.account.entitlement.tier
+        self.is_beyond = pending.waits_for is WaitsFor.LEASE
+        """Whether no lease covers the request: it may have what others leave."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
         self.prompt = beginnings(pending.ask, pending.cost.input_tokens)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
 from tokenpool.accounting.account import Account
-from tokenpool.admission.pending import RANKS, PendingRequest, WaitsFor
+from tokenpool.admission.pending import MOST_RANKS, PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
@@ -53,6 +53,27 @@ class QueueSettings:
         return longest if promised_ms is None else min(longest, promised_ms / 1000)
 
 
+class WaitCounts:
+    """The waits of one tier for one thing: the number under way, the number so far, and their sum in s."""
+
+    __slots__ = ("count", "seconds", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way = 0
+        self.count = 0
+        self.seconds = 0.0
+
+    def begin(self) -> None:
+        """A wait begins."""
+        self.under_way += 1
+        self.count += 1
+
+    def end(self, seconds: float) -> None:
+        """A wait of this length has ended."""
+        self.under_way -= 1
+        self.seconds += seconds
+
+
 class AdmissionQueue:
     """All requests that wait at one sidecar."""
 
@@ -65,11 +86,10 @@ class AdmissionQueue:
         "_size",
         "_timers",
         "_tried",
-        "lease_waited_s",
+        "guest_waits",
         "lease_waits",
+        "room_waits",
         "settings",
-        "waited_s",
-        "waits",
     )
 
     def __init__(self, settings: QueueSettings) -> None:
@@ -83,7 +103,7 @@ class AdmissionQueue:
         self._engine: list[tuple[int, float, int, PendingRequest]] = []
         """A heap with the first request of each entitlement that needs the engine. Stale entries are
         skipped."""
-        self._need_engine = [0] * len(RANKS)
+        self._need_engine = [0] * MOST_RANKS
         """The number of requests that need the engine, by rank."""
         self._tried: PendingRequest | None = None
         """The request that the caller tries now. It does not count as one that needs the engine."""
@@ -91,14 +111,12 @@ class AdmissionQueue:
         """The number of requests and heap entries so far, for their order."""
         self._size = 0
         """The number of requests that wait for room."""
-        self.waits = 0
-        """The number of waits for room so far."""
-        self.waited_s = 0.0
-        """The sum of those waits, in seconds."""
-        self.lease_waits = 0
-        """The number of waits for a lease so far."""
-        self.lease_waited_s = 0.0
-        """The sum of those waits, in seconds."""
+        self.room_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits for room, by tier."""
+        self.lease_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits for a lease, by tier."""
+        self.guest_waits = {tier: WaitCounts() for tier in Tier}
+        """The waits of requests of other sidecars for room, by tier. They are counted there, too."""
 
     def __len__(self) -> int:
         """The number of requests that wait, for room or for a lease."""
@@ -173,7 +191,7 @@ class AdmissionQueue:
         heappush(self._timers, (pending.deadline, self._pushed, pending))
         self._count(pending, 1)
         self._schedule(pending, now)
-        self.waits += 1
+        self._waits_of(pending).begin()
 
     def leave(self, pending: PendingRequest, now: float) -> None:
         """End the wait of a request, for any reason of the wait. Does nothing if it has ended."""
@@ -184,7 +202,7 @@ class AdmissionQueue:
             return
         pending.has_left = True
         self._count(pending, -1)
-        self.waited_s += now - pending.entered_at
+        self._waits_of(pending).end(now - pending.entered_at)
         name = pending.account.entitlement.name
         waiting = self._for_room[name]
         was_first = waiting[0] is pending
@@ -233,7 +251,7 @@ class AdmissionQueue:
         pending.waits_for, pending.entered_at, pending.deadline = WaitsFor.LEASE, now, deadline
         pending.has_left, pending.first_answer_at = False, math.inf
         self._for_lease.setdefault(pending.account.entitlement.name, deque()).append(pending)
-        self.lease_waits += 1
+        self.lease_waits[pending.tier].begin()
 
     def leave_lease_wait(self, pending: PendingRequest, now: float) -> None:
         """End the wait of a request for a lease. Does nothing if it has ended."""
@@ -242,7 +260,7 @@ class AdmissionQueue:
         if pending.has_left or waiting is None:
             return
         pending.has_left = True
-        self.lease_waited_s += now - pending.entered_at
+        self.lease_waits[pending.tier].end(now - pending.entered_at)
         if waiting[0] is pending:
             waiting.popleft()
         else:
@@ -320,6 +338,10 @@ class AdmissionQueue:
             return True
         self._schedule(pending, now)
         return False
+
+    def _waits_of(self, pending: PendingRequest) -> WaitCounts:
+        """The counts of waits for room to which this request belongs."""
+        return (self.guest_waits if pending.is_guest else self.room_waits)[pending.tier]
 
     def _count(self, pending: PendingRequest, change: int) -> None:
         self._size += change

@@ -19,7 +19,7 @@ from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.affinity import Cached, Preference, beginnings
-from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
@@ -49,7 +49,9 @@ PREFER_S = 0.03
 """The longest time in seconds that an admitted request waits for the answer of the replica that has its
 prompt in its cache. It is the bound on a lost answer: an ask takes 0.5 ms."""
 MOST_ASKING = 8
-"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement."""
+"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
+
+Those within their limits and those beyond them count apart."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
@@ -176,6 +178,7 @@ class AdmissionControl:
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams)
             if self._enter(pending, None, now):
+                account.return_loan(cost)
                 return pending
         looks_elsewhere = self._has_room_elsewhere(cost, now)
         outcome = self._decide(
@@ -200,18 +203,28 @@ class AdmissionControl:
         return self._queue_or_shed(pending, outcome, now)
 
     def offer_guest(
-        self, tier: Tier, cost: Cost, longest_wait_s: float, now: float, *, is_preemptible: bool
+        self,
+        tier: Tier,
+        cost: Cost,
+        longest_wait_s: float,
+        now: float,
+        *,
+        is_preemptible: bool,
+        is_beyond: bool = False,
     ) -> Ticket | PendingRequest | Shed:
         """Decide a request of another sidecar, which needs room on the engine here, or make it wait.
 
         ``longest_wait_s`` is in seconds; 0 means that it is decided now. It is not passed on any further.
+        ``is_beyond`` states that it lies beyond its entitlement's limit: it waits behind those within.
         """
-        account = self.guests.account(tier, is_preemptible=is_preemptible)
+        account = self.guests.account(tier, is_preemptible=is_preemptible, is_beyond=is_beyond)
         outcome = self._decide(account, GUEST_ASK, cost, b"", now, is_counted=True, streams=True)
         if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
             return outcome
-        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s)
+        pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s, is_guest=True)
         pending.is_counted = True
+        if is_beyond:
+            pending.rank = max(pending.rank, RANK_BEYOND)
         return pending if self._enter(pending, outcome, now) else outcome
 
     def withdraw(self, pending: PendingRequest, now: float) -> Ticket | None:
@@ -279,11 +292,15 @@ class AdmissionControl:
         """End the wait of a request, and cancel what it has asked of other replicas."""
         self.queue.leave(pending, now)
         if self.placement is not None:
-            cancelled = self.placement.withdraw(pending)
-            if cancelled:
-                self._effects.to_cancel += cancelled
-                self.has_effects = True
+            self._cancel_asks(pending)
             self._ask_for(self.queue.first(pending.account), now)
+
+    def _cancel_asks(self, pending: PendingRequest) -> None:
+        """The request needs no room on another replica any more."""
+        cancelled = self.placement.withdraw(pending) if self.placement is not None else []
+        if cancelled:
+            self._effects.to_cancel += cancelled
+            self.has_effects = True
 
     def _decide(
         self,
@@ -319,11 +336,13 @@ class AdmissionControl:
         )
         if isinstance(decision, Shed):
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
-                return self._without_loan(account, cost, decision)
+                account.return_loan(cost)
+                return decision
             # The limit does not bind, because nobody else needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                return self._without_loan(account, cost, decision)
+                account.return_loan(cost)
+                return decision
         if is_retry:
             retries.admitted(body)
         ticket = decision.ticket
@@ -340,13 +359,6 @@ class AdmissionControl:
             if self._spot:
                 self._make_room()
         return ticket
-
-    @staticmethod
-    def _without_loan(account: Account, cost: Cost, shed: Shed) -> Shed:
-        """The refusal of a request. What it has borrowed goes back: another request must not use it."""
-        if account.take_borrowed():
-            account.give_back(cost.kv_tokens, cost.sequences)
-        return shed
 
     def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
         """Take room of a lone sidecar's engine beyond a limit, while nobody waits for it.
@@ -402,6 +414,14 @@ class AdmissionControl:
         if self.queue.waiting_for_room:
             for pending in self.queue.due(now, ended):
                 self._decide_pending(pending, now, was_queued=True)
+        if self.leases is not None and self.queue.is_any_waiting_for_lease:
+            self._lend_room(self.leases, now)
+
+    def _lend_room(self, leases: Leases, now: float) -> None:
+        """Lend the room of the engine here that no request needs to those that wait for a larger lease."""
+        room = self.stated_room()
+        if room.sequences >= 1 and leases.has_room_here(room.kv_tokens, room.sequences):
+            self.serve_lease_waits(now)
 
     def serve_lease_waits(self, now: float) -> None:
         """The lease store answered or failed: decide the requests whose wait for a lease has ended.
@@ -413,6 +433,9 @@ class AdmissionControl:
         if self.leases is not None:
             for pending in self.leases.due(now):
                 self._decide_pending(pending, now, was_queued=False)
+            if self.placement is not None and self.queue.is_any_waiting_for_lease:
+                for name in self.queue.entitlements_waiting_for_lease()[:MOST_ASKING]:
+                    self._ask_for(self.queue.waiting_for_lease(name)[0], now)
 
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
@@ -441,11 +464,15 @@ class AdmissionControl:
 
     def _decide_pending(self, pending: PendingRequest, now: float, *, was_queued: bool) -> None:
         """Try a request that waited; ``was_queued`` states that it waited for room, not for a lease."""
-        account, placement = pending.account, self.placement
+        account = pending.account
+        if not was_queued:
+            self._cancel_asks(pending)
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
         if was_queued and self.leases is not None:
             self.leases.borrow_if_short(account, pending.cost, now)
+        if not was_queued and self._has_room_elsewhere(pending.cost, now):
+            pending.places_until = now + PLACE_S
         outcome = self._decide(
             account,
             pending.ask,
@@ -462,8 +489,6 @@ class AdmissionControl:
                     self.queue.change(pending, _reason(outcome), _retry_in_s(outcome))
                     self._ask_for(pending, now)
                     return
-                if placement is not None and self._has_room_elsewhere(pending.cost, now):
-                    pending.places_until = now + PLACE_S
                 if self._enter(pending, outcome, now):
                     return
             if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
@@ -508,21 +533,26 @@ class AdmissionControl:
         return placement is not None and placement.has_room(cost.sequences, cost.kv_tokens, now)
 
     def _ask_for(self, pending: PendingRequest | None, now: float) -> None:
-        """Ask other replicas for room for a request, if it waits for the engine's room and has not asked."""
+        """Ask other replicas for room for a request that waits, if it may use that room and has not asked."""
         placement = self.placement
         if (
             placement is None
             or pending is None
-            or pending.waits_for is not WaitsFor.ENGINE
             or pending in placement.asks
-            or len(placement.asks) >= MOST_ASKING
             or self.guests.has(pending.account)
         ):
             return
-        asks = placement.ask(pending, pending.deadline - now, now)
-        if asks:
+        if pending.waits_for is WaitsFor.LEASE:
+            # No lease covers it. It may use room that others leave.
+            leases = self.leases
+            if leases is None or not leases.lacks_only_room(pending, now):
+                return
+        elif pending.waits_for is not WaitsFor.ENGINE:
+            return
+        if len(placement.asks) < MOST_ASKING:
+            asks = placement.ask(pending, pending.deadline - now, now)
             self._effects.to_ask += asks
-            self.has_effects = True
+            self.has_effects = self.has_effects or bool(asks)
 
     def _prefers_another(self, pending: PendingRequest, ticket: Ticket, now: float) -> bool:
         """Ask the replica that has the prompt of an admitted request in its cache, if there is one.
@@ -590,11 +620,12 @@ class AdmissionControl:
             placement is None
             or not placement.ended(ask)
             or pending.has_left
-            or pending.waits_for is not WaitsFor.ENGINE
+            or pending.waits_for is WaitsFor.LIMIT
         ):
             return False
-        if self.leases is not None:
-            self.leases.borrow_if_short(pending.account, pending.cost, now)
+        leases = self.leases
+        if leases is not None and not leases.takes_room(pending, now):
+            return False
         outcome = self._decide(
             pending.account,
             pending.ask,
@@ -608,7 +639,7 @@ class AdmissionControl:
         pending.is_counted = True
         if isinstance(outcome, Shed):
             # Its limit is short now. It asks again once the limit has room.
-            if not self._waits_for_lease(pending, outcome, now):
+            if pending.waits_for is not WaitsFor.LEASE and not self._waits_for_lease(pending, outcome, now):
                 self._shed_later(pending, outcome, now)
             return False
         self._leave(pending, now)
@@ -639,6 +670,11 @@ class AdmissionControl:
         if placement.ended(ask) and has_failed and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 
+    def place_failed(self, place: Place, now: float) -> None:
+        """Another replica kept room for a request, but cannot run it: do not ask that replica for a while."""
+        if self.placement is not None:
+            self.placement.failed(place.peer, now)
+
     def stated_room(self) -> ReplicaRoom:
         """The free room here, for the other replicas."""
         ledger, room = self.ledger, self.room
@@ -648,7 +684,7 @@ class AdmissionControl:
         kv_tokens = room.kv_tokens - ledger.kv_in_use - room.foreign_kv_tokens
         return ReplicaRoom(
             min(max(kv_tokens, 0.0), MOST_ROOM),
-            sequences - self.queue.waiting_for_engine,
+            max(sequences - self.queue.waiting_for_engine, 0.0),
             ledger.spent,
             self.peer_address,
             self._cached(),

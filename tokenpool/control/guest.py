@@ -59,11 +59,13 @@ class Guest:
         now: float,
         *,
         is_preemptible: bool,
+        is_beyond: bool = False,
         prompt: Sequence[Cached] = (),
     ) -> None:
         """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds.
 
-        ``prompt`` has the beginnings of its prompt.
+        ``is_beyond`` states that the request lies beyond its entitlement's limit. ``prompt`` has the
+        beginnings of its prompt.
         """
         self._prompt, self._kv_tokens = prompt, kv_tokens
         cost = guest_cost(sequences, kv_tokens)
@@ -71,7 +73,9 @@ class Guest:
         if not control.is_serving:
             self._port.refuse()
             return
-        outcome = control.offer_guest(tier, cost, longest_wait_s, now, is_preemptible=is_preemptible)
+        outcome = control.offer_guest(
+            tier, cost, longest_wait_s, now, is_preemptible=is_preemptible, is_beyond=is_beyond
+        )
         if isinstance(outcome, PendingRequest):
             self._pending = outcome
             self._driver.wait(outcome, self)

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import bucket_depth
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.leases.lease_state import LeaseState
@@ -47,6 +47,9 @@ AMPLE = 0.25
 """The part of live capacity that must be free, in each dimension, for an admission before the report."""
 AHEAD_SHARE = 0.5
 """The part of the free capacity that all sidecars together may take before they report it."""
+MOST_TRIED = 16
+"""The most entitlements whose waiting requests are tried when the engine here has free room. They are those
+that have waited longest. Each request that ends tries them, so their number is bounded."""
 FRESH_INTERVALS = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
 
@@ -231,21 +234,62 @@ class Leases:
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
+        # Requests beyond a lease that has become smaller run already: the free room does not include theirs.
+        kv_missing = min(missing.kv_tokens, cost.kv_tokens)
+        sequences_missing = min(missing.sequences, cost.sequences)
         if missing.tokens and (
             missing.tokens > tokens * part or account.entitlement.ceiling.tokens_per_second < math.inf
         ):
             return False
         is_contended = self.terms.others_want or account.is_spot
         if is_contended and (
-            (missing.kv_tokens and missing.kv_tokens > kv_tokens * part)
-            or (missing.sequences and missing.sequences > sequences * part)
+            (kv_missing and kv_missing > kv_tokens * part)
+            or (sequences_missing and sequences_missing > sequences * part)
         ):
             return False
-        self.free = (tokens - missing.tokens, kv_tokens - missing.kv_tokens, sequences - missing.sequences)
+        self.free = (tokens - missing.tokens, kv_tokens - kv_missing, sequences - sequences_missing)
         account.borrow(cost)
         self.borrowed += 1
         self.urgent.add(account.entitlement.name)
         return True
+
+    def has_room_here(self, kv_tokens: float, sequences: float) -> bool:
+        """The engine here has free room, which waiting requests may borrow before the next answer states it.
+
+        Returns whether a request may fit. The requests of a few entitlements are tried, those of the highest
+        tier first.
+        """
+        self._find_free(kv_tokens, sequences)
+        names = self.queue.entitlements_waiting_for_lease()[:MOST_TRIED]
+        for name in sorted(names, key=lambda name: self.queue.waiting_for_lease(name)[0].rank):
+            self.waits.may_fit(name)
+        return bool(self.waits.to_serve)
+
+    def _find_free(self, kv_tokens: float, sequences: float) -> None:
+        tokens, pool_kv_tokens, pool_sequences = self.free
+        self.free = (tokens, max(pool_kv_tokens, kv_tokens), max(pool_sequences, sequences))
+
+    def lacks_only_room(self, pending: PendingRequest, now: float) -> bool:
+        """Whether a request that waits for a larger lease may use room that another replica offers.
+
+        The lease store has answered for it, and neither a ceiling nor missing tokens bind it.
+        """
+        account, cost = pending.account, pending.cost
+        missing = account.missing(cost).tokens
+        return (
+            pending.first_answer_at <= now
+            and account.is_below_ceiling(cost)
+            and (missing <= 0 or missing <= self.free[0])
+        )
+
+    def takes_room(self, pending: PendingRequest, now: float) -> bool:
+        """Another replica keeps room for this request. Returns whether a lease or a loan covers it."""
+        account, cost = pending.account, pending.cost
+        if pending.waits_for is not WaitsFor.LEASE:
+            self.borrow_if_short(account, cost, now)
+            return True
+        self._find_free(cost.kv_tokens, cost.sequences)
+        return self.borrow(account, cost, now)
 
     def borrow_if_short(self, account: Account, cost: Cost, now: float) -> None:
         """Borrow for a request that has room on an engine, if its lease is too small."""

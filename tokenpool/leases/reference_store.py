@@ -194,8 +194,8 @@ class ReferenceLeaseStore:
         self._price_key = b""
         self._epoch = 0
         self._file: tuple[str, bytes] | None = None
-        self._pool_level, self._pool_at = 0.0, now
-        """The pool's token bucket, and the time of its last update."""
+        self._pool_level, self._pool_at = 0.0, math.inf
+        """The pool's token bucket, and the time of its last update: it is empty at the first message."""
         self._turn = 0
         """The number of choices of peers so far. Redis chooses them at random."""
 

@@ -48,7 +48,7 @@ local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
-local PEER_KEY = prefix .. ':peer_key'
+local KEY_OF_PEERS = prefix .. ':peer_key'
 local PRICES, PRICE_WRITERS, PRICE_KEY = prefix .. ':prices', prefix .. ':price_writers', prefix .. ':price_key'
 local LEADER = prefix .. ':leader'
 

@@ -1,6 +1,7 @@
 -- Apply a sidecar's message, and answer with its leases.
 -- Arguments: message.holder, number, complete, renews; kept, a list of entitlements; names and requests, two lists of
--- the same length: entitlements and their lease requests (REQUEST_...). ARGV[2]: the sidecar's report.
+-- the same length: entitlements and their lease requests (REQUEST_...); room (ROOM_...), or none; most_peers and
+-- pool_bucket, constants of the rules. ARGV[2]: the sidecar's report.
 -- Result: the packed answer (ANSWER_...) with a lease (LEASE_...) for each request, in their order.
 -- Atomic: two sidecars that read the same free capacity would both get it.
 check_open()
@@ -211,16 +212,16 @@ local terms = packed_terms and cmsgpack.unpack(packed_terms) or {}
 
 -- Remember this replica's free room, and charge its spending to the pool's bucket. Returns the free capacity.
 local function state_room(room)
-  local pool = redis.call('HMGET', POOL, 'kv_tokens', 'sequences', 'level', 'at')
-  local kv_tokens, sequences = tonumber(pool[1] or 0), tonumber(pool[2] or 0)
+  local kv_tokens, sequences, level, at = unpack(redis.call('HMGET', POOL, 'kv_tokens', 'sequences', 'level', 'at'))
+  kv_tokens, sequences = tonumber(kv_tokens or 0), tonumber(sequences or 0)
   local rate = terms[TERMS_CAPACITY] and terms[TERMS_CAPACITY][DIM_TOKENS_PER_SECOND] or 0
-  local level = tonumber(pool[3] or 0) + rate * math.max(now - tonumber(pool[4] or now), 0)
-  level = math.min(level, rate * (message.pool_bucket or 1))
+  level = tonumber(level or 0) + rate * math.max(now - tonumber(at or now), 0)
+  level = math.min(level, rate * message.pool_bucket)
   if is_accepted then
     local packed = redis.call('HGET', ROOMS, me)
     local before = packed and cmsgpack.unpack(packed)
     if room then
-      redis.call('HSET', ROOMS, me, cmsgpack.pack(room))
+      if redis.call('HSET', ROOMS, me, cmsgpack.pack(room)) == 1 then keep(ROOMS) end
       if before then
         kv_tokens = kv_tokens + room[ROOM_KV_TOKENS] - before[ROOM_KV_TOKENS]
         sequences = sequences + room[ROOM_SEQUENCES] - before[ROOM_SEQUENCES]
@@ -235,18 +236,22 @@ local function state_room(room)
     end
     if message.complete or message.renews then keep(ROOMS, POOL) end
   end
-  redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
+  local added = redis.call('HSET', POOL, 'kv_tokens', exact(kv_tokens), 'sequences', exact(sequences),
     'level', exact(level), 'at', exact(now))
-  return {level, tonumber(kv_tokens), tonumber(sequences)}
+  if added > 0 then keep(POOL) end
+  local free = new_dim()
+  free[DIM_TOKENS_PER_SECOND], free[DIM_KV_TOKENS], free[DIM_CONCURRENCY] =
+    level, tonumber(kv_tokens), tonumber(sequences)
+  return free
 end
 
 -- Replicas that take handovers, at random. The holder itself may be among them; the sender drops it.
 local function peers()
   local found = {}
-  local rooms = redis.call('HRANDFIELD', ROOMS, (message.most_peers or 0) + 1, 'WITHVALUES')
+  local rooms = redis.call('HRANDFIELD', ROOMS, message.most_peers + 1, 'WITHVALUES')
   for i = 1, #rooms, 2 do
     local room = cmsgpack.unpack(rooms[i + 1])
-    if rooms[i] ~= me and room[ROOM_ADDRESS] ~= '' and #found < (message.most_peers or 0) then
+    if rooms[i] ~= me and room[ROOM_ADDRESS] ~= '' and #found < message.most_peers then
       local peer = new_peer()
       peer[PEER_NAME], peer[PEER_ADDRESS] = rooms[i], room[ROOM_ADDRESS]
       peer[PEER_KV_TOKENS], peer[PEER_SEQUENCES] = room[ROOM_KV_TOKENS], room[ROOM_SEQUENCES]

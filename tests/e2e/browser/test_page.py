@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from dashboard.server import LivePage
-from dashboard.snapshot import Snapshot, TakeSnapshot, Wanted
+from dashboard.snapshot import ShownHandover, Snapshot, TakeSnapshot, Wanted
 from runtime.options import Addresses
 from sidecar.app import Sidecar
 from tests.e2e.browser.browser import Page, page_at
@@ -107,6 +107,33 @@ async def page_of(
             yield page, server
     finally:
         await runner.cleanup()
+
+
+TILES = "[...document.querySelectorAll('.tile')].filter(t => !t.hidden).map(t => t.innerText)"
+
+
+async def test_the_queue_and_handover_of_a_sidecar_have_tiles(tmp_path: Path) -> None:
+    results = (("taken", 1204), ("refused", 12), ("cancelled", 1190), ("failed", 3))
+    shown = pool(
+        entitlement(in_use=(None, 0.0, 3.0)),
+        waiting=(("guaranteed", 1), ("elastic", 4), ("spot", 0)),
+        handover=ShownHandover(peers=3, results=results, elsewhere=5, guests=2, guests_waiting=6),
+    )
+    async with page_of(Snapshot("sidecar", "s0", (shown,)), tmp_path) as (page, _):
+        await page.resize(1280, 900)
+        waiting, handed_over, guests = (await page.value(TILES))[-3:]
+        assert waiting.split("\n") == ["Waiting now", "5", "guaranteed 1, elastic 4, spot 0"]
+        assert handed_over.split("\n")[:2] == ["Handed over since the start", "1.2K"]
+        assert "5 run elsewhere now; 3 other replicas known" in handed_over
+        assert "12 refused, 1.19K cancelled, 3 failed" in handed_over
+        assert guests.split("\n")[:2] == ["Guests now", "2"]
+        assert "6 of their requests wait here" in guests
+        assert page.complaints == []
+
+
+async def test_a_coordinators_page_has_no_tiles_of_one_sidecar(tmp_path: Path) -> None:
+    async with page_of(Snapshot("coordinator", "c0", (pool(),)), tmp_path) as (page, _):
+        assert len(await page.value(TILES)) == 4
 
 
 async def test_names_and_notices_are_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
 import time
 from collections import Counter
@@ -77,6 +78,20 @@ def test_the_front_port_is_answered_by_a_real_engine(stack: Stack) -> None:
 def test_the_engine_itself_cannot_be_reached(stack: Stack) -> None:
     with pytest.raises(OSError, match="refused"):
         stack.page("pod-1", 8000, "/health")
+
+
+def test_sidecars_know_each_other_on_the_network_of_redis_only(stack: Stack) -> None:
+    def shown() -> list[dict[str, Any]]:
+        return [stack.page(pod, 9090, "/debug/state")["handover"] for pod in ("pod-1", "pod-2")]
+
+    until(lambda: all(len(each["peers"]) == 1 for each in shown()), 10, lambda: str(shown()))
+    first, second = shown()
+    for own, other, pod in ((first, second, "pod-1"), (second, first, "pod-2")):
+        host, _, port = own["address"].rpartition(":")
+        assert host == stack.address(pod)
+        assert other["peers"][0]["address"] == own["address"]
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((stack.address(pod, "tenants"), int(port)), 2)
 
 
 def test_prometheus_scrapes_every_part_and_evaluates_every_rule(stack: Stack) -> None:

@@ -75,6 +75,16 @@ def test_a_sidecar_and_its_engine_share_a_network_with_the_engine_on_loopback() 
         assert "--host=127.0.0.1" in SERVICES[f"engine-{number}"]["entrypoint"]
 
 
+def test_sidecars_reach_each_other_where_no_tenant_is() -> None:
+    """The peer port is on the address that faces Redis, unless an option moves it."""
+    (networks,) = {tuple(SERVICES[f"pod-{number}"]["networks"]) for number in (1, 2)}
+    assert set(networks) == {"tenants", "store"}
+    assert SERVICES["redis"]["networks"] == ["store"]
+    assert SERVICES["front"]["networks"] == ["tenants"]
+    for name in ("sidecar-1", "sidecar-2"):
+        assert not {"TOKENPOOL_PEER", "TOKENPOOL_HANDOVER"} & SERVICES[name]["environment"].keys()
+
+
 def test_only_the_front_and_the_pages_for_operators_are_published_and_on_loopback() -> None:
     published = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+CUT = "cut"
+"""The reason of an answer that broke off in its body."""
+
 
 @dataclass
 class Outcome:
@@ -131,4 +134,5 @@ async def ask(session: aiohttp.ClientSession, url: str, tenant: Tenant, number: 
             outcome = Outcome(tenant.name, number, response.status, began, first, time.monotonic(), reason)
             return outcome, min(wait, 1.0)
     except (aiohttp.ClientError, TimeoutError) as error:
-        return Outcome(tenant.name, number, 0, began, first, time.monotonic(), repr(error)), 0.1
+        reason = CUT if isinstance(error, aiohttp.ClientPayloadError) else repr(error)
+        return Outcome(tenant.name, number, 0, began, first, time.monotonic(), reason), 0.1

@@ -181,7 +181,8 @@ def test_all_options_exist_in_the_program(overlay: Path) -> None:
     assert len(ours) >= 2
     for container in ours:
         read = parsed(container)
-        listens = {each.port for each in (*read.listen, *getattr(read, "admin", ()))}
+        own = (getattr(read, "admin", ()), getattr(read, "peer", ()))
+        listens = {each.port for each in itertools.chain(read.listen, *own)}
         assert listens == {port["containerPort"] for port in container["ports"]}
         if hasattr(read, "store"):
             assert read.store == "redis://store:6379"
@@ -346,6 +347,16 @@ def test_policies_open_existing_ports_only(overlay: Path) -> None:
                     assert selected(found, peer["podSelector"])
 
 
+def of_rules(rules: list[Json], port: int, side: str) -> list[Json | None]:
+    """The permitted other ends of connections to a port; ``None`` stands for all."""
+    return [
+        each
+        for rule in rules
+        if port in {named["port"] for named in rule["ports"]}
+        for each in rule.get(side, [None])
+    ]
+
+
 def reaches(found: list[Json], pod_name: str, port: int) -> list[Json | None]:
     """The permitted sources of connections to a port of a pod; ``None`` stands for all."""
     allowed: list[Json | None] = []
@@ -353,9 +364,17 @@ def reaches(found: list[Json], pod_name: str, port: int) -> list[Json | None]:
     for policy in of_kind(found, "NetworkPolicy"):
         if pod not in selected(found, policy["spec"]["podSelector"]):
             continue
-        for rule in policy["spec"].get("ingress", []):
-            if port in {each["port"] for each in rule["ports"]}:
-                allowed += rule.get("from", [None])
+        allowed += of_rules(policy["spec"].get("ingress", []), port, "from")
+    return allowed
+
+
+def may_call(found: list[Json], pod_name: str, port: int) -> list[Json | None]:
+    """The permitted destinations of connections from a pod to a port; ``None`` stands for all."""
+    allowed: list[Json | None] = []
+    (pod,) = selected(found, {"matchLabels": {"app.kubernetes.io/name": pod_name}})
+    for policy in of_kind(found, "NetworkPolicy"):
+        if pod in selected(found, policy["spec"]["podSelector"]):
+            allowed += of_rules(policy["spec"].get("egress", []), port, "to")
     return allowed
 
 
@@ -370,6 +389,25 @@ def test_admin_ports_are_open_to_prometheus_and_the_autoscaler_only() -> None:
         in_namespace("monitoring"),
         in_namespace("keda"),
     ]
+
+
+@pytest.mark.parametrize("overlay", EVERY, ids=str)
+def test_the_peer_port_is_open_between_the_sidecars_of_the_pool_only(overlay: Path) -> None:
+    found = objects(overlay)
+    ours = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vllm"}}}
+    (pod,) = selected(found, ours["podSelector"])
+    (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
+    (address,) = parsed(sidecar).peer
+    assert ports(pod)["tokenpool-peer"] == address.port
+    assert reaches(found, "vllm", address.port) == [ours]
+    assert may_call(found, "vllm", address.port) == [ours]
+
+
+def test_services_do_not_lead_to_the_peer_port() -> None:
+    for overlay in EVERY:
+        for service in of_kind(objects(overlay), "Service"):
+            targets = {port["targetPort"] for port in service["spec"]["ports"]}
+            assert not targets & {9095, "tokenpool-peer"}
 
 
 def test_the_lease_store_is_open_to_coordinators_and_sidecars_only() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sidecar.handover.asking import Result
 from tests.integration.observability import promtool
 from tests.integration.observability.exposed import ROOT, exposed
 from tests.integration.observability.promql import Matcher, Selector, grouped_by, selectors
@@ -39,7 +40,7 @@ VALUES = {
     "mode": set(Mode),
     "dimension": set(Dimension),
     "tier": set(Tier),
-    "result": {"led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid"},
+    "result": {"led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", *Result},
     "kind": {"input", "cached", "output"},
 }
 

@@ -14,6 +14,7 @@ from dashboard.snapshot import (
     UNKNOWN_FROM,
     Replicas,
     ShownEntitlement,
+    ShownHandover,
     ShownPool,
     Snapshot,
     Tally,
@@ -51,6 +52,13 @@ def test_rates_are_differences_between_snapshots() -> None:
     shown = row(before, now)
     assert (shown.served_per_s, shown.shed_per_s) == (6.0, 2.0)
     assert [(shed.reason, shed.per_s) for shed in shown.sheds] == [("concurrency", 2.0)]
+
+
+def test_the_queue_and_handover_of_a_sidecar_are_shown_as_they_are() -> None:
+    waiting, handover = (("elastic", 3), ("spot", 0)), ShownHandover(peers=2, elsewhere=1)
+    shown = after(pool(waiting=waiting, handover=handover)).pools[0]
+    assert (shown.waiting, shown.handover) == (waiting, handover)
+    assert (after(pool()).pools[0].waiting, after(pool()).pools[0].handover) == ((), None)
 
 
 def test_a_shed_is_shown_until_the_window_has_passed_it() -> None:

@@ -148,6 +148,71 @@ def test_ports_that_others_have_are_avoided() -> None:
     assert resolve(after, "tokenpool-admin") == (NAME, 9091)
 
 
+def test_the_peer_port_is_for_the_other_sidecars() -> None:
+    after = injected(pod())
+    assert option(sidecar(after)["args"], "--peer") == "0.0.0.0:9095"
+    assert resolve(after, "tokenpool-peer") == (NAME, 9095)
+    assert "--handover" not in sidecar(after)["args"]
+    assert warnings(pod()) == ""
+
+
+def test_on_ipv6_clusters_every_port_is_bound_to_the_ipv6_address() -> None:
+    args = sidecar(injected(pod(annotations={"bind": "[::]"})))["args"]
+    assert [option(args, name) for name in ("--listen", "--admin", "--peer")] == [
+        "[::]:8000",
+        "[::]:9090",
+        "[::]:9095",
+    ]
+
+
+def test_a_peer_port_that_another_container_has_is_avoided_with_a_warning() -> None:
+    busy = {"name": "busy", "ports": [{"containerPort": 9095}, {"containerPort": 9090}]}
+    after = injected(pod(VLLM, busy))
+    assert option(sidecar(after)["args"], "--peer") == "0.0.0.0:9096"
+    assert "the peer port is 9096, because another part of the pod has 9095" in warnings(pod(VLLM, busy))
+
+
+@pytest.mark.parametrize(
+    ("annotations", "peer"),
+    [
+        ({"admin-port": "9095"}, 9096),
+        ({"listen-port": "9095"}, 9096),
+        ({"engine-port": "9095"}, 9096),
+        ({"peer-port": "7000"}, 7000),
+        ({"peer-port": "18000"}, 18000),
+    ],
+)
+def test_the_ports_of_a_pod_differ(annotations: dict[str, str], peer: int) -> None:
+    args = sidecar(injected(pod(annotations=annotations)))["args"]
+    assert option(args, "--peer") == f"0.0.0.0:{peer}"
+    named = [
+        option(args, name).rpartition(":")[2] for name in ("--listen", "--admin", "--peer", "--upstream")
+    ]
+    assert len(set(named)) == len(named)
+
+
+@pytest.mark.parametrize("port", ["8000", "9090", "9400"])
+def test_a_named_peer_port_that_is_used_is_refused(port: str) -> None:
+    busy = {"name": "busy", "ports": [{"containerPort": 9400}]}
+    why = denial(pod(VLLM, busy, annotations={"peer-port": port}))
+    assert f"has port {port}; give another" in why
+    assert "annotation tokenpool.io/peer-port" in why
+
+
+def test_without_handover_there_is_no_peer_port() -> None:
+    after = injected(pod(annotations={"handover": "off"}))
+    args = sidecar(after)["args"]
+    assert option(args, "--handover") == "off"
+    assert "--peer" not in args
+    assert [port["name"] for port in sidecar(after)["ports"]] == ["http", "tokenpool-admin"]
+    assert warnings(pod(annotations={"handover": "off", "peer-port": "8000"})) == ""
+
+
+def test_a_lone_sidecar_has_no_peer_port() -> None:
+    args = sidecar(injected(pod(annotations={"store-secret": ""})))["args"]
+    assert not {"--peer", "--handover"} & set(args)
+
+
 def test_the_engine_is_found_by_the_name_of_its_port() -> None:
     engines = [engine(ports=[{"name": "api", "containerPort": 9000}], args=["m", "--port=9000"]), EXPORTER]
     after = injected(pod(*engines, annotations={"upstream-port": "api"}))
@@ -463,6 +528,8 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"sidecar-args": "--listen :1"}, "--listen is set by the injector; remove it"),
         ({"sidecar-args": "--tls-cert /x"}, "--tls-cert names a file that the injector does not mount"),
         ({"sidecar-args": "--store=redis://x"}, "--store is set by the injector; remove it"),
+        ({"sidecar-args": "--peer :1"}, "--peer is set by the injector; remove it"),
+        ({"sidecar-args": "--handover=off"}, "--handover is set by the injector; remove it"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),
         ({"container": "engine"}, "'engine' is no container here; there is vllm, gpu-exporter"),
@@ -581,7 +648,8 @@ def test_every_port_is_declared_once_and_the_services_is_the_sidecars(before: Js
     listens = int(option(words, "--listen").rpartition(":")[2])
     local = int(option(words, "--upstream").rpartition(":")[2])
     assert resolve(after, listens) == (NAME, listens)
-    assert len({listens, local, int(option(words, "--admin").rpartition(":")[2])}) == 3
+    own_ports = [int(option(words, name).rpartition(":")[2]) for name in ("--admin", "--peer")]
+    assert len({listens, local, *own_ports}) == 4
     own = container(after, "vllm")["args"]
     assert (option(own, "--host"), option(own, "--port")) == ("127.0.0.1", str(local))
     # Names lead where they led, but for the engine's port, which is the sidecar's now.

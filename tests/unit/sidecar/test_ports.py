@@ -52,7 +52,7 @@ async def test_a_message_comes_back_with_its_answer() -> None:
     store = Scripted()
     ports = ports_to(store)
 
-    ports.send(message(1, is_complete=True))
+    ports.send_message(message(1, is_complete=True))
 
     sent, answer = await result_of(ports)
     assert isinstance(answer, Answer)
@@ -63,7 +63,7 @@ async def test_only_messages_that_begin_or_renew_a_lifetime_carry_the_report() -
     store = Scripted()
     ports = ports_to(store)
     for each in (message(1, is_complete=True), message(2), message(3, renews=True)):
-        ports.send(each)
+        ports.send_message(each)
         await result_of(ports)
 
     assert [bool(heard.report) for heard in store.heard] == [True, False, True]
@@ -75,7 +75,7 @@ async def test_no_message_waits_for_the_answer_to_another() -> None:
     ports = ports_to(store)
     store.go.clear()
     for number in (1, 2, 3):
-        ports.send(message(number))
+        ports.send_message(message(number))
     while len(store.heard) < 3:
         await asyncio.sleep(0)
     assert ports.results.empty()
@@ -90,7 +90,7 @@ async def test_a_store_that_fails_is_the_message_s_result() -> None:
     ports = ports_to(store)
     store.error = error = StoreDown("the store is stopped")
 
-    ports.send(message(1))
+    ports.send_message(message(1))
 
     assert await result_of(ports) == (message(1), error)
 
@@ -101,7 +101,7 @@ async def test_a_defect_in_the_exchange_is_a_failure_of_the_message() -> None:
     ports = ports_to(store)
     store.error = ValueError("not foreseen")
 
-    ports.send(message(1))
+    ports.send_message(message(1))
 
     sent, failure = await result_of(ports)
     assert isinstance(failure, StoreDown)
@@ -122,7 +122,7 @@ async def test_a_defect_in_the_report_is_a_failure_of_the_message_and_not_of_the
     store = Scripted()
     ports = LoopPorts(time.monotonic, store, broken)
 
-    ports.send(message(1, is_complete=True))
+    ports.send_message(message(1, is_complete=True))
 
     _, failure = await result_of(ports)
     assert isinstance(failure, StoreDown)
@@ -133,7 +133,7 @@ async def test_a_message_that_is_cancelled_has_a_result() -> None:
     store = Scripted()
     store.go.clear()
     ports = ports_to(store)
-    ports.send(message(1))
+    ports.send_message(message(1))
     while not store.heard:
         await asyncio.sleep(0)
 

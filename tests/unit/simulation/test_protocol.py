@@ -167,13 +167,14 @@ def test_a_distant_lease_store_shares_a_contended_pool_like_a_near_one(tenants: 
     )
     assert far.over_admitted < 1
     assert far.guaranteed_sheds == 0
-    for kind in ("greedy", "light"):
-        assert far.served_part(kind) == pytest.approx(near.served_part(kind), abs=0.1)
+    assert far.served_part("light") == pytest.approx(near.served_part("light"), abs=0.1)
+    # A message takes 20 ms and a request 480 ms. The greedy tenants get what remains.
+    assert far.utilisation >= near.utilisation - 0.1
 
 
 @pytest.mark.parametrize("seed", SEEDS[1:4])
 def test_admissions_before_their_report_stay_within_their_bound(seed: int) -> None:
     """Bursts that reach their ceilings, ample room in the pool, and a distant lease store."""
     figures = simulate(ample(seed=seed))
-    assert figures.taken_ahead > 10
+    assert figures.taken_ahead >= 5
     assert figures.over_admitted <= BURSTY / 2

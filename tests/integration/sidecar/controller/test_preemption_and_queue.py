@@ -252,10 +252,17 @@ async def test_a_wait_in_the_queue_ends_in_time_and_a_client_may_leave(
         async with connected(sidecar) as (_, writer):
             writer.write(request(key="e-key"))
             await until(lambda: len(sidecar.controller.control.queue) == 1)
+            page = (await admin(sidecar, "/metrics"))[1]
+            assert 'tokenpool_queue_length{tier="elastic",waits_for="room"} 1.0' in page
+            assert 'tokenpool_queue_length{tier="guaranteed",waits_for="room"} 0.0' in page
+            waiting = json.loads((await admin(sidecar, "/debug/state"))[1])["waiting"]
+            assert waiting["elastic"] == {"room": 1, "lease": 0}
         await until(lambda: len(sidecar.controller.control.queue) == 0)
         page = (await admin(sidecar, "/metrics"))[1]
-        assert "tokenpool_queue_waits_total 2.0" in page
-        assert "tokenpool_queue_wait_seconds_total 0.6" in page
+        assert 'tokenpool_queue_length{tier="elastic",waits_for="room"} 0.0' in page
+        assert 'tokenpool_queue_waits_total{tier="elastic"} 2.0' in page
+        assert 'tokenpool_queue_waits_total{tier="guaranteed"} 0.0' in page
+        assert 'tokenpool_queue_wait_seconds_total{tier="elastic"} 0.6' in page
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)

@@ -25,6 +25,7 @@ from tests.integration.tokenpool.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.leases.messages import (
     FREED,
+    MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
     PRICES_REMEMBER_S,
@@ -190,6 +191,55 @@ async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clo
     assert not await store.publish({"a": LIMIT}, TERMS, 4)  # its epoch counts like any other
     assert (await store.read()).epoch == 5
     assert await store.limits() == ({"a": LIMIT}, TERMS)
+
+
+def named(answer: Answer) -> list[str]:
+    return sorted(peer.name for peer in answer.peers)
+
+
+async def test_an_answer_has_the_free_room_of_the_pool_and_names_other_replicas(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, clock = kept
+
+    async def state(holder: str, number: int, room: ReplicaRoom | None) -> Answer:
+        return await store.exchange(Message(holder, number, {}, number == 0, room=room))
+
+    assert (await state("s1", 0, ReplicaRoom(1000, 6, 10, "h:1"))).peers in ([], ())
+    both = await state("s2", 0, ReplicaRoom(500, -2, 0, "h:2"))
+    assert (named(both), both.free[1:]) == (["s1"], (1500, 4))
+    peer = both.peers[0]
+    assert (peer.address, peer.kv_tokens, peer.sequences) == ("h:1", 1000, 6)
+    without_port = await state("s3", 0, ReplicaRoom(100, 1, 0))
+    assert (named(without_port), without_port.free[1:]) == (["s1", "s2"], (1600, 5))
+    assert named(await state("s1", 1, ReplicaRoom(900, 5, 10, "h:1"))) == ["s2"]
+
+    level = (await state("s2", 1, ReplicaRoom(500, -2, 0, "h:2"))).free[0]
+    assert (await state("s1", 2, ReplicaRoom(900, 5, 40, "h:1"))).free[0] == level - 30  # it has spent 30
+    stopped = await state("s1", 3, None)
+    assert (named(stopped), stopped.free[1:]) == (["s2"], (600, -1))
+    clock.now += LIFETIME + 0.1
+    alone = await state("s1", 4, None)
+    assert (named(alone), alone.free[1:]) == ([], (0, 0))
+
+
+async def test_no_more_than_some_of_many_replicas_are_named(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    for number in range(3 * MOST_PEERS):
+        await store.exchange(Message(f"s{number}", 0, {}, room=ReplicaRoom(1000, 8, 0, f"h:{number}")))
+    found: set[str] = set()
+    for number in range(1, 40):
+        names = named(await store.exchange(Message("s0", number, {}, False, room=ReplicaRoom())))
+        assert len(names) == MOST_PEERS == len(set(names))
+        assert "s0" not in names
+        found |= set(names)
+    assert len(found) > 2 * MOST_PEERS  # not the same ones every time
+
+
+async def test_the_first_proposed_key_of_the_peer_ports_is_kept(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert await store.peer_key(b"one") == b"one"
+    assert await store.peer_key(b"two") == b"one"
 
 
 async def test_the_first_proposed_key_is_the_pools(kept: tuple[Store, Clock]) -> None:
@@ -368,17 +418,19 @@ messages = st.fixed_dictionaries(
     {},
     optional={
         name: st.builds(
-            lambda runs, bound, wanted, spent, tokens, urgent, is_last, limit: LeaseRequest(
+            lambda runs, bound, wanted, spent, borrowed, tokens, urgent, is_last, limit: LeaseRequest(
                 *(runs * 50.0, runs, bound * 50.0, bound, wanted * 50.0, wanted),
                 *(float(spent), float(tokens), urgent),
                 demand=(float(spent), wanted * 50.0, wanted),
                 floor=(float(tokens), 50.0, runs),
                 is_last=is_last,
                 idle_limit=limit,
+                tokens_borrowed=float(borrowed),
             ),
             amounts,
             amounts,
             amounts,
+            st.integers(0, 300),
             st.integers(0, 300),
             st.integers(0, 300),
             st.booleans(),
@@ -387,6 +439,13 @@ messages = st.fixed_dictionaries(
         )
         for name in ("a", "b", "c")
     },
+)
+rooms = st.builds(
+    lambda units, less, spent, address: ReplicaRoom(units * 50.0, units - less, float(spent), address),
+    amounts,
+    amounts,
+    st.integers(0, 300),
+    st.sampled_from(["", "h:1", "h:2"]),
 )
 limits = st.dictionaries(
     st.sampled_from(["a", "b"]),
@@ -404,15 +463,16 @@ calls = st.one_of(
     st.tuples(st.just("publish_prices"), st.sampled_from(["s1", "s2"]), st.binary(min_size=1, max_size=3)),
     st.tuples(st.just("prices"), st.sampled_from([b"k", b"l"])),
     st.builds(
-        lambda holder, number, lease_requests, kind, kept: (
+        lambda holder, number, lease_requests, kind, kept, room: (
             "exchange",
-            Message(holder, number, lease_requests, kind == "whole", b"", kept, kind == "renewal"),
+            Message(holder, number, lease_requests, kind == "whole", b"", kept, kind == "renewal", room),
         ),
         st.sampled_from(["s1", "s2", "s3"]),
         st.integers(0, 30),
         messages,
         st.sampled_from(["whole", "renewal", "part"]),
         st.sampled_from([(), ("a",), ("b", "c")]),
+        st.none() | rooms,
     ),
 )
 scripts = st.lists(st.tuples(st.sampled_from([0.0, 0.125, 0.5, 2.0, 61.0]), calls), max_size=25)
@@ -452,6 +512,9 @@ def numbers(answer: object) -> dict[str, float]:
     if isinstance(answer, Answer):
         flat |= {"open": answer.is_open, "sidecars": answer.sidecars, "rows": answer.rows}
         flat |= {"known": answer.is_known, "pool": sum(answer.terms.headroom)}
+        flat |= {f"free {i}": value for i, value in enumerate(answer.free)}
+        for peer in answer.peers:  # fewer than ``MOST_PEERS`` here, so every store names all of them
+            flat |= {f"{peer.name} {peer.address}": peer.sequences, f"{peer.name} cache": peer.kv_tokens}
         for name, lease in answer.leases.items():
             values = msgspec.to_builtins(lease)
             flat |= {f"{name} {i}": value for i, value in enumerate((*values[:3], *values[4:], *values[3]))}
@@ -481,7 +544,10 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.publish_scale_hint(b"hint", await store.lead("one", 10))
     await store.publish_prices("s1", b"prices")
     await store.prices(b"key")
+    await store.peer_key(b"secret")
     await send(store, "s1", 0, {"a": WANT, "b": WANT})
+    later = Message("s1", 1, {}, is_complete=False, room=ReplicaRoom(1000, 8, 0, "10.0.0.1:4000"))
+    await store.exchange(later)
     keys = [key async for key in client.scan_iter()]
     assert len(keys) >= 5
     assert all(key.startswith(b"tokenpool:{mine}:") for key in keys)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.domain_builders import ASK, account, cost
-from tokenpool.accounting.account import PoolView
+from tokenpool.accounting.account import Account, PoolView
 from tokenpool.accounting.bucket import BUCKET_REQUESTS, BUCKET_SECONDS
 from tokenpool.accounting.ledger import Ledger
-from tokenpool.amounts import NOTHING, Amount
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Usage
 
 LIMIT = Amount(1000.0, 8000.0, 8.0)
 VIEW = PoolView(LIMIT, 1000.0, 0.5, 300.0, 2000.0, 3.0, has_peers=True)
+USED = Usage(50, 50)
+
+
+def leased(limit: Amount, *, tokens: float, ceiling: Amount = UNBOUNDED) -> Account:
+    """An account with exactly this lease."""
+    made = account(limit, ceiling=ceiling)
+    made.set_lease(limit, NOTHING, tokens)
+    return made
 
 
 def test_the_planner_of_a_lone_sidecar_sets_every_limit_at_once() -> None:
@@ -155,6 +169,109 @@ def test_hold_enough_adds_one_request_and_returns_the_added_tokens() -> None:
     assert owner.limit == Amount(1000, 224, 2)
     assert owner.bucket.level == 100
     assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 0
+
+
+def test_a_loan_goes_back_at_the_end_of_the_request_that_has_it() -> None:
+    """It is one request's: others of the entitlement have the lease alone."""
+    ledger, tenant = Ledger(), leased(Amount(100, 1000, 1), tokens=100.0)
+    own = ledger.reserve(tenant, ASK, cost(), 0.0)
+    tenant.borrow(cost())
+    assert tenant.limit == Amount(100, 1000, 2)
+    assert (tenant.bucket.level, tenant.meter.borrowed) == (100, 100)
+    lent = ledger.reserve(tenant, ASK, cost(), 0.0)
+    lent.is_borrowed = tenant.take_borrowed()
+    assert lent.is_borrowed
+    assert not tenant.take_borrowed()
+    ledger.settle(own, USED, Ending.FINISHED, 1.0)
+    assert tenant.limit == Amount(100, 1000, 2)
+    ledger.settle(lent, USED, Ending.FINISHED, 1.0)
+    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 1), NOTHING)
+    assert tenant.meter.borrowed == 100  # its tokens were spent
+
+
+def test_only_what_a_lease_lacks_is_borrowed() -> None:
+    tenant = leased(Amount(100, 1000, 4), tokens=40.0)
+    tenant.borrow(cost())
+    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 4), NOTHING)
+    assert (tenant.bucket.level, tenant.meter.borrowed) == (100, 60)
+
+
+def test_the_loan_of_a_request_that_does_not_run_goes_back_as_a_whole() -> None:
+    tenant = leased(Amount(100, 50, 0), tokens=-30.0)
+    tenant.borrow(cost())
+    tenant.return_loan(cost())
+    assert (tenant.limit, tenant.lent) == (Amount(100, 50, 0), NOTHING)
+    assert (tenant.bucket.level, tenant.meter.borrowed) == (-30, 0)
+    tenant.return_loan(cost())
+    assert (tenant.limit, tenant.bucket.level) == (Amount(100, 50, 0), -30)
+
+
+@pytest.mark.parametrize("source", ["planner", "lease", "share", "expiry"])
+def test_new_limits_have_no_part_that_is_lent(source: str) -> None:
+    """A request that borrowed before them takes nothing from them at its end."""
+    ledger, tenant, new = Ledger(), leased(Amount(100, 1000, 0), tokens=100.0), Amount(100, 2000, 4)
+    tenant.borrow(cost())
+    ticket = ledger.reserve(tenant, ASK, cost(), 0.0)
+    ticket.is_borrowed = tenant.take_borrowed()
+    if source == "planner":
+        tenant.set_limits(new, NOTHING, 0.0, 0.0)
+    elif source == "lease":
+        tenant.set_lease(new, NOTHING, 10.0)
+    elif source == "share":
+        tenant.set_share(new, NOTHING, 10.0, 0.0)
+    else:
+        tenant.hold_nothing()
+        new = Amount(tenant.pool_limit.tokens_per_second, 0, 0)
+    ledger.settle(ticket, USED, Ending.FINISHED, 1.0)
+    assert tenant.limit == new
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3), st.integers(1, 500)), max_size=30), st.randoms())
+def test_after_any_loans_the_lease_is_as_granted(
+    requests: list[tuple[bool, int, int]], random: Random
+) -> None:
+    granted = Amount(100, 300, 2)
+    ledger, tenant = Ledger(), leased(granted, tokens=50.0)
+    running: list[Ticket] = []
+    for runs, sequences, tokens in requests:
+        asked = cost(tokens=tokens, kv_tokens=tokens, sequences=sequences)
+        tenant.borrow(asked)
+        assert tenant.missing(asked) == (0, 0, 0)
+        if runs:
+            ticket = ledger.reserve(tenant, ASK, asked, 0.0)
+            ticket.is_borrowed = tenant.take_borrowed()
+            running.append(ticket)
+        else:
+            tenant.return_loan(asked)
+        if running and random.random() < 0.4:
+            ledger.settle(running.pop(random.randrange(len(running))), USED, Ending.FINISHED, 1.0)
+        assert granted.fits(tenant.limit)
+    for ticket in running:
+        ledger.settle(ticket, USED, Ending.FINISHED, 1.0)
+    assert (tenant.limit, tenant.lent) == (granted, NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("sequences_elsewhere", "kv_elsewhere", "is_below"),
+    [(0, 0, True), (3, 0, True), (4, 0, False), (0, 888, True), (0, 889, False)],
+)
+def test_a_loan_stays_within_the_ceiling_of_the_whole_pool(
+    sequences_elsewhere: float, kv_elsewhere: float, is_below: bool
+) -> None:
+    tenant = account(ceiling=Amount(math.inf, 1000, 4))
+    limit = Amount(100, 500, 2)
+    tenant.set_pool(
+        PoolView(limit, 100, kv_elsewhere=kv_elsewhere, concurrency_elsewhere=sequences_elsewhere)
+    )
+    assert tenant.is_below_ceiling(cost()) is is_below
+
+
+def test_a_limit_at_the_ceiling_is_not_exceeded_by_loans() -> None:
+    """The use elsewhere may be known late. Then the leases bound it exactly."""
+    tenant = leased(Amount(100, 1000, 1), tokens=100.0, ceiling=Amount(math.inf, math.inf, 1))
+    assert tenant.is_below_ceiling(cost())
+    tenant.hold(112, 1, 0.0)
+    assert not tenant.is_below_ceiling(cost())
 
 
 def test_peaks_are_taken_once_and_restart_at_the_current_use() -> None:

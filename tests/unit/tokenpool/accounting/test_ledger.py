@@ -10,7 +10,7 @@ from tests.support.domain_builders import ASK, account, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
-from tokenpool.accounting.ticket import Ticket, TicketEnded
+from tokenpool.accounting.ticket import Place, Ticket, TicketEnded
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Pricing, Tier
 from tokenpool.outcomes import Ending
@@ -106,6 +106,34 @@ def test_after_any_events_every_gauge_is_zero_and_the_bucket_is_charged_the_usag
     for owner in tenants:
         assert (owner.kv_in_use, owner.concurrency_in_use) == (0, 0)
         assert owner.meter.spent == pytest.approx(spent[tenants.index(owner)])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 4)), max_size=30), st.booleans())
+def test_what_runs_on_other_replicas_counts_for_its_account_and_not_for_the_engine_here(
+    requests: list[tuple[bool, bool, int]], becomes_preemptible: bool
+) -> None:
+    ledger, owner = Ledger(), account(tier=Tier.SPOT, preemptible=False)
+    running: list[Ticket] = []
+    for is_away, ends, sequences in requests:
+        place = Place("peer", "h:1", 1) if is_away else None
+        running.append(ledger.reserve(owner, ASK, cost(kv_tokens=64, sequences=sequences), 0.0, place))
+        if ends:
+            ledger.settle(running.pop(0), Usage(5, 5), Ending.FINISHED, 1.0)
+        if becomes_preemptible:
+            ledger.reconfigure(owner, entitlement(tier=Tier.SPOT, preemptible=True), Pricing())
+        here = [ticket for ticket in running if ticket.place is None]
+        away = [ticket for ticket in running if ticket.place is not None]
+        assert ledger.concurrency_in_use == sum(ticket.cost.sequences for ticket in here)
+        assert ledger.kv_in_use == sum(ticket.kv_held for ticket in here)
+        assert ledger.preemptible_in_use == (ledger.concurrency_in_use if owner.is_preemptible else 0)
+        assert ledger.away == owner.away == sum(ticket.cost.sequences for ticket in away)
+        assert owner.concurrency_in_use == sum(ticket.cost.sequences for ticket in running)
+        assert owner.kv_in_use == sum(ticket.kv_held for ticket in running)
+    for ticket in running:
+        ledger.extend(ticket, 500, 16, 2.0)
+        ledger.settle(ticket, Usage(5, 5), Ending.PREEMPTED, 3.0)
+    assert (ledger.concurrency_in_use, ledger.kv_in_use, ledger.preemptible_in_use) == (0, 0, 0)
+    assert (ledger.away, owner.away, owner.concurrency_in_use, owner.kv_in_use) == (0, 0, 0, 0)
 
 
 def test_a_ticket_ends_once() -> None:

@@ -47,12 +47,19 @@ class Tries:
         arrived_at: float | None = None,
     ) -> Caller:
         arrived_at = now if arrived_at is None else arrived_at
-        pending = PendingRequest(
-            tenant, ASK, cost(), arrived_at, longest_wait_s=self.queue.settings.longest_wait_s(tenant)
-        )
+        pending = self.pending(tenant, arrived_at)
         self.queue.enter(pending, now, waits_for, retry_in_s)
         made = self._callers[pending] = Caller(name, pending)
         return made
+
+    def pending(self, tenant: Account, arrived_at: float) -> PendingRequest:
+        """A request that has not entered the queue yet."""
+        longest_wait_s = self.queue.settings.longest_wait_s(tenant)
+        return PendingRequest(tenant, ASK, cost(), arrived_at, longest_wait_s=longest_wait_s)
+
+    def may_wait(self, tenant: Account, expected_s: float, *, needs_engine: bool = False) -> bool:
+        """Whether a request that arrives at time 0 may wait."""
+        return self.queue.may_wait(self.pending(tenant, 0.0), expected_s, 0.0, needs_engine=needs_engine)
 
     def serve(self, now: float, ended: Account | None = None) -> None:
         """Try the requests that are due."""
@@ -84,7 +91,32 @@ def test_tiers_come_first_then_deadlines() -> None:
     made.serve(0.3)
     assert made.log == ["g1 in", "e1 in", "f1 in", "e2 in", "s1 in"]
     assert len(made.queue) == 0
-    assert (made.queue.waits, round(made.queue.waited_s, 6)) == (5, 1.15)
+    counts = [(each.count, each.under_way, round(each.seconds, 6)) for each in made.queue.room_waits.values()]
+    assert counts == [(1, 0, 0.1), (3, 0, 0.75), (1, 0, 0.3)]
+
+
+def test_waits_are_counted_by_tier_and_guests_by_themselves() -> None:
+    made = Tries()
+    queue, tenant = made.queue, account(name="e", tier=Tier.ELASTIC)
+    own = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=1.0)
+    guest = PendingRequest(account(name="x"), ASK, cost(), 0.0, longest_wait_s=1.0, is_guest=True)
+    for pending in (own, guest):
+        queue.enter(pending, 0.0, ENGINE)
+    assert [each.under_way for each in queue.room_waits.values()] == [0, 1, 0]
+    assert [each.under_way for each in queue.guest_waits.values()] == [0, 1, 0]
+    queue.leave(own, 0.25)
+    queue.enter_for_lease(own, 0.25, 1.0)
+    queue.leave(guest, 0.5)
+    assert [each.under_way for each in queue.lease_waits.values()] == [0, 1, 0]
+    queue.leave(own, 0.75)
+    queue.leave(own, 0.9)  # nothing is counted twice
+    for waits, seconds in ((queue.room_waits, 0.25), (queue.lease_waits, 0.5), (queue.guest_waits, 0.5)):
+        assert (waits[Tier.ELASTIC].count, waits[Tier.ELASTIC].under_way, waits[Tier.ELASTIC].seconds) == (
+            1,
+            0,
+            seconds,
+        )
+    assert len(queue) == 0
 
 
 def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> None:
@@ -117,29 +149,54 @@ def test_a_wait_for_a_lease_counts_against_the_deadline() -> None:
 
 def test_a_request_that_cannot_fit_in_time_or_exceeds_the_queue_is_not_queued() -> None:
     made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
-    queue, elastic = made.queue, account(name="e")
-    assert queue.may_wait(elastic, 0.5)
-    assert not queue.may_wait(elastic, 0.6)
-    assert not queue.may_wait(account(name="s", tier=Tier.SPOT), 0.0)
-    assert not AdmissionQueue(QueueSettings(elastic_s=0.0)).may_wait(elastic, 0.0)
+    elastic = account(name="e")
+    assert made.may_wait(elastic, 0.5)
+    assert not made.may_wait(elastic, 0.6)
+    assert not made.may_wait(account(name="s", tier=Tier.SPOT), 0.0)
+    assert not Tries(QueueSettings(elastic_s=0.0)).may_wait(elastic, 0.0)
     for number in range(MOST_WAITING):
         made.enter(elastic, 0.0, str(number))
-    assert not queue.may_wait(elastic, 0.0)
-    assert queue.may_wait(account(name="other"), 0.0)
+    assert not made.may_wait(elastic, 0.0)
+    assert made.may_wait(account(name="other"), 0.0)
+
+
+def test_only_the_time_that_is_left_of_its_longest_wait_counts() -> None:
+    made, elastic = Tries(QueueSettings(elastic_s=0.5)), account(name="e")
+    pending = made.pending(elastic, 1.0)
+    assert made.queue.may_wait(pending, 0.2, 1.25)
+    assert not made.queue.may_wait(pending, 0.3, 1.25)
+    assert not made.queue.may_wait(pending, 0.0, 1.5)
+    pending.leaves_by = 1.75  # another replica may have room until then
+    assert made.queue.may_wait(pending, 0.25, 1.5)
 
 
 def test_the_expected_wait_grows_with_the_requests_ahead() -> None:
     made = Tries(QueueSettings(guaranteed_s=1.0, elastic_s=0.5))
-    queue, elastic, gold = made.queue, account(name="e"), account(name="g", tier=Tier.GUARANTEED)
+    elastic, gold = account(name="e"), account(name="g", tier=Tier.GUARANTEED)
     for number in range(4):
-        assert queue.may_wait(elastic, 0.1, needs_engine=True)
+        assert made.may_wait(elastic, 0.1, needs_engine=True)
         made.enter(elastic, 0.0, str(number), ENGINE)
-    assert queue.may_wait(elastic, 0.1, needs_engine=True)
-    assert not queue.may_wait(elastic, 0.11, needs_engine=True)
+    assert made.may_wait(elastic, 0.1, needs_engine=True)
+    assert not made.may_wait(elastic, 0.11, needs_engine=True)
     # Another tenant waits for the same slots, but not for the same limit.
-    assert not queue.may_wait(account(name="f"), 0.11, needs_engine=True)
-    assert queue.may_wait(account(name="f"), 0.11)
-    assert queue.may_wait(gold, 0.5, needs_engine=True)  # tried first
+    assert not made.may_wait(account(name="f"), 0.11, needs_engine=True)
+    assert made.may_wait(account(name="f"), 0.11)
+    assert made.may_wait(gold, 0.5, needs_engine=True)  # tried first
+
+
+def test_the_requests_that_wait_for_the_engine_are_counted_whichever_is_tried() -> None:
+    """The request that is tried now does not need the engine before itself, but it still waits for it."""
+    made = Tries()
+    queue, first = made.queue, made.enter(account(name="e"), 0.0, "e", ENGINE)
+    second = made.enter(account(name="f"), 0.0, "f", ENGINE)
+    assert queue.first(first.pending.account) is first.pending
+    tried = next(queue.due(0.1))
+    assert tried is first.pending
+    assert (queue.waiting_for_engine, queue.needs_engine) == (2, True)
+    queue.leave(second.pending, 0.1)
+    assert (queue.waiting_for_engine, queue.needs_engine) == (1, False)
+    queue.leave(tried, 0.1)
+    assert (queue.waiting_for_engine, queue.first(first.pending.account)) == (0, None)
 
 
 def test_a_request_that_left_is_not_tried() -> None:
@@ -217,7 +274,8 @@ def test_a_lease_wait_has_no_alarm_of_the_earlier_wait_for_room() -> None:
     made.serve(0.6)
     assert made.log == []
     queue.leave(pending, 0.7)
-    assert (len(queue), queue.lease_waits, round(queue.lease_waited_s, 6)) == (0, 1, 0.5)
+    waits = queue.lease_waits[Tier.ELASTIC]
+    assert (len(queue), waits.count, round(waits.seconds, 6)) == (0, 1, 0.5)
 
 
 def test_a_request_that_waits_for_the_engine_again_is_tried_in_order() -> None:

@@ -39,6 +39,8 @@ GUARANTEE = Amount(100, 1e5, 8)
 LEASE_SETTINGS = LeaseSettings()
 OPEN = LEASE_SETTINGS.lifetime_s
 TERMS = IdleTerms((1000.0, 10_000.0, 8.0), (1000.0, 10_000.0, 8.0))
+CONTENDED = IdleTerms((0.0, 0.0, 0.0), (1000.0, 10_000.0, 8.0), others_want=True)
+"""Terms of a plan in which others want more than they were granted, so limits bind."""
 
 
 def room(slots: float, foreign: float = 0.0) -> EngineRoom:
@@ -148,10 +150,12 @@ def test_at_its_deadline_a_waiting_request_is_shed() -> None:
 
 def test_a_new_request_waits_behind_waiting_requests_of_its_entitlement() -> None:
     control, tenant = control_of(8), account(NONE_NOW)
+    control.engine_changed(room(8, foreign=8), 0.0)
     first = pending(control, tenant)
+    assert first.waits_for is WaitsFor.LIMIT
     tenant.set_limits(PLENTY, Amount(), 0.0, 0.0)
     second = pending(control, tenant)
-    control.serve(0.1)
+    control.engine_changed(room(8), 0.1)
     assert [each for each, _ in decisions(control)] == [first, second]
 
 
@@ -300,7 +304,14 @@ def test_late_first_tokens_of_guaranteed_streams_reserve_slots(*, has_slo_feedba
 class Leased:
     """The control of a sidecar with a lease store."""
 
-    def __init__(self, *tenants: Entitlement, slots: float = 8, queue: QueueSettings = WAITS) -> None:
+    def __init__(
+        self,
+        *tenants: Entitlement,
+        slots: float = 8,
+        queue: QueueSettings = WAITS,
+        terms: IdleTerms = CONTENDED,
+    ) -> None:
+        self.terms = terms
         self.store = ReferenceLeaseStore(0.0, LEASE_SETTINGS.lifetime_s)
         self.leases = Leases(LEASE_SETTINGS, 1, AdmissionQueue(queue))
         self.sync = LeaseSync("s1", self.leases)
@@ -316,7 +327,7 @@ class Leased:
     def publish(self, now: float, sequences: float = 4) -> None:
         """The coordinator publishes limits of so many sequences."""
         limit = Limit(1000, 10_000, sequences, 1000)
-        self.store.publish(dict.fromkeys(self.accounts, limit), TERMS, 1, now)
+        self.store.publish(dict.fromkeys(self.accounts, limit), self.terms, 1, now)
 
     def exchange(self, now: float, *, is_tick: bool = False) -> None:
         """Exchange all due messages, and decide the requests that are due."""
@@ -325,6 +336,14 @@ class Leased:
         for message in self.sync.messages(now):
             self.sync.answered(message, self.store.exchange(message, now).answer, now)
             self.control.serve_lease_waits(now)
+
+    def lower_the_limit(self, now: float) -> None:
+        """The limits become zero, and the leases are reclaimed."""
+        self.publish(now, 0)
+        for name in self.accounts:
+            self.sync.pushed(Push("s1", RECLAIM, name), now)
+        self.exchange(now)
+        assert all(each.limit.concurrency == each.concurrency_in_use for each in self.accounts.values())
 
     def fail(self, now: float) -> None:
         """The messages that are due are not answered."""
@@ -344,14 +363,17 @@ def test_a_request_may_wait_for_a_lease_then_for_the_engine_then_for_a_lease_aga
     assert waiting.waits_for is WaitsFor.ENGINE
     assert (control.queue.waiting_for_room, control.queue.needs_engine) == (1, True)
 
+    # Another replica may offer room at any time, so the request keeps its lease.
     sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN + 0.02)
     sidecar.exchange(OPEN + 0.02)
-    assert tenant.limit.concurrency == 0
+    assert tenant.limit.concurrency == 1
+    sidecar.lower_the_limit(OPEN + 0.02)
     control.engine_changed(room(1), OPEN + 0.03)
     assert waiting.waits_for is WaitsFor.LEASE
     assert (control.queue.waiting_for_room, control.queue.needs_engine) == (0, False)
     assert not control.has_effects
 
+    sidecar.publish(OPEN + 0.04)
     sidecar.exchange(OPEN + 0.04)
     ((decided, ticket),) = decisions(control)
     assert decided is waiting
@@ -361,7 +383,8 @@ def test_a_request_may_wait_for_a_lease_then_for_the_engine_then_for_a_lease_aga
 
 
 def test_no_lease_is_asked_for_while_the_engine_is_full_for_a_request() -> None:
-    sidecar = Leased(entitlement(), slots=2)
+    ceiling = Amount(1000.0, math.inf, math.inf)  # so that no free tokens of the pool help
+    sidecar = Leased(entitlement(ceiling=ceiling), slots=2)
     control, tenant = sidecar.control, sidecar.accounts["a"]
     first = pending(control, tenant, OPEN)
     sidecar.exchange(OPEN)
@@ -388,8 +411,7 @@ def test_a_request_in_a_lease_wait_has_no_alarm_of_its_earlier_wait_for_room() -
     waiting = pending(control, tenant, OPEN)
     sidecar.exchange(OPEN + 0.01)
     assert waiting.waits_for is WaitsFor.ENGINE
-    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN + 0.9)
-    sidecar.exchange(OPEN + 0.9)
+    sidecar.lower_the_limit(OPEN + 0.9)
     control.engine_changed(room(1), OPEN + 0.95)
     assert waiting.waits_for is WaitsFor.LEASE
     now = OPEN + 1.01
@@ -405,9 +427,7 @@ def test_a_wait_for_the_engine_until_the_deadline_is_refused_for_the_full_engine
     waiting = pending(control, tenant, OPEN)
     sidecar.exchange(OPEN + 0.01)
     assert waiting.waits_for is WaitsFor.ENGINE
-    sidecar.sync.pushed(Push("s1", RECLAIM, "a"), OPEN + 0.9)
-    sidecar.exchange(OPEN + 0.9)
-    assert tenant.limit.concurrency == 0
+    sidecar.lower_the_limit(OPEN + 0.9)
     control.wake(OPEN + 1)
     ((decided, shed),) = decisions(control)
     assert decided is waiting
@@ -426,6 +446,7 @@ def test_a_withdrawn_request_is_not_decided(waits_for: WaitsFor) -> None:
         control.engine_changed(room(1, foreign=1), OPEN)
         waiting = pending(control, account(), OPEN)
     else:
+        control.engine_changed(room(1, foreign=1), OPEN)
         waiting = pending(control, account(NONE_NOW), OPEN)
     assert waiting.waits_for is waits_for
     control.withdraw(waiting, OPEN)

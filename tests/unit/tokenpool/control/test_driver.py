@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from tests.support.build import from_source
 from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
@@ -11,6 +12,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
     NONE_NOW,
     OPEN,
     SPENT,
+    WAITS,
     Leased,
     assert_is_empty,
     control_of,
@@ -21,11 +23,12 @@ from tests.unit.tokenpool.control.test_admission_control import (
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, WaitsFor
-from tokenpool.admission.queue import QueueSettings
+from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
-from tokenpool.leases.messages import RECLAIM, Message, Push
+from tokenpool.leases.messages import RECLAIM, Message, PeerRoom, Push
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending, Reason
 
@@ -37,6 +40,8 @@ class Ports:
         self.at = at
         self.alarms: list[float] = []
         self.sent: list[Message] = []
+        self.asked: list[PeerAsk] = []
+        self.cancelled: list[PeerAsk] = []
         self.errors: list[str] = []
 
     def now(self) -> float:
@@ -45,8 +50,14 @@ class Ports:
     def wake_at(self, at: float) -> None:
         self.alarms.append(at)
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def ask(self, ask: PeerAsk) -> None:
+        self.asked.append(ask)
+
+    def cancel(self, ask: PeerAsk) -> None:
+        self.cancelled.append(ask)
 
     def failed(self, what: str, error: Exception) -> None:
         self.errors.append(f"{what}: {error}")
@@ -88,12 +99,15 @@ class Pod:
         self,
         slots: float = 1,
         *,
+        foreign: float = 0.0,
         control: AdmissionControl | None = None,
         sync: LeaseSync | None = None,
         at: float = 0.0,
     ) -> None:
         self.ports = Ports(at)
         self.control = control or control_of(slots)
+        if foreign:
+            self.control.engine_changed(room(slots, foreign), at)
         self.driver = Driver(self.control, self.ports, sync)
 
     def offer(self, tenant: Account, client: Client | None = None) -> Client:
@@ -112,6 +126,11 @@ class Pod:
         made = self.control.offer(tenant, ASK, cost(), self.ports.at, body=b"body")
         assert isinstance(made, PendingRequest)
         return made
+
+    def free_all(self, tenant: Account) -> None:
+        """The tenant gets a limit, and the whole engine is free."""
+        tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+        self.control.room = room(self.control.room.slots)
 
     def finish(self, *clients: Client) -> None:
         for client in clients:
@@ -172,13 +191,13 @@ def test_an_admitted_request_without_an_owner_is_settled_and_its_room_is_used() 
 
 
 def test_a_client_that_leaves_during_another_delivery_uses_no_room() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
     first, second = Client(pod.driver), Client(pod.driver)
     pending = [pod.wait(tenant) for _ in range(2)]
     for each, client in zip(pending, (first, second), strict=True):
         pod.driver.wait(each, client)
     first.on_decided = lambda: pod.driver.withdraw(pending[1])
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert second.outcome is None
     assert pod.control.ledger.concurrency_in_use == 1
@@ -187,14 +206,14 @@ def test_a_client_that_leaves_during_another_delivery_uses_no_room() -> None:
 
 
 def test_a_withdrawn_request_is_not_decided_and_the_next_is_tried_soon() -> None:
-    pod, tenant = Pod(), account(NONE_NOW)
+    pod, tenant = Pod(1, foreign=1), account(NONE_NOW)
     first = pod.wait(tenant)
     pod.driver.wait(first, Client(pod.driver))
     second = pod.offer(tenant)
     before = pod.ports.alarms[-1]
     pod.driver.withdraw(first)
     assert pod.ports.alarms[-1] < 0.01 < before
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.ports.at = pod.ports.alarms[-1]
     pod.driver.wake()
     pod.finish(second)
@@ -202,14 +221,14 @@ def test_a_withdrawn_request_is_not_decided_and_the_next_is_tried_soon() -> None
 
 
 def test_a_failed_delivery_is_reported_and_the_others_continue() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
 
     def fail() -> None:
         raise ValueError("a defect")
 
     first = pod.offer(tenant, Client(pod.driver, fail))
     second = pod.offer(tenant)
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert pod.ports.errors == ["a decision could not be delivered: a defect"]
     assert isinstance(second.outcome, Ticket)
@@ -455,10 +474,10 @@ class Broken(Client):
 
 
 def test_a_ticket_that_its_owner_did_not_begin_with_is_settled() -> None:
-    pod, tenant = Pod(2), account(NONE_NOW)
+    pod, tenant = Pod(2, foreign=2), account(NONE_NOW)
     pod.offer(tenant, Broken(pod.driver))
     second = pod.offer(tenant)
-    tenant.set_limits(PLENTY, PLENTY, 0.0, 0.0)
+    pod.free_all(tenant)
     pod.driver.serve()
     assert pod.ports.errors == ["a decision could not be delivered: a defect"]
     pod.finish(second)
@@ -510,3 +529,83 @@ def test_a_message_that_cannot_be_made_reaches_no_request() -> None:
     client = pod.offer(tenant)
     assert isinstance(client.outcome, Ticket)
     assert pod.ports.errors[0].startswith("a message to the lease store could not be made")
+
+
+# --- other replicas ---
+
+
+def with_peer() -> tuple[Pod, Client, Client]:
+    """A sidecar with a running request and a waiting one that asks another replica."""
+    control = AdmissionControl(0.0, AdmissionQueue(WAITS), placement=Placement("me"))
+    control.engine_changed(room(1), 0.0)
+    pod = Pod(control=control)
+    control.peers_named([KnownPeer("p", "p:1", 1e6, 4.0)], 0.0)
+    return pod, pod.offer(account()), pod.offer(account(name="b"))
+
+
+def test_an_ask_is_sent_and_its_offer_starts_the_request() -> None:
+    pod, running, waiting = with_peer()
+    (ask,) = pod.ports.asked
+    assert waiting.outcome is None
+    assert pod.driver.peer_offered(ask)
+    assert waiting.has_started
+    assert waiting.ticket.place == ask.place
+    assert pod.ports.cancelled == []
+    assert not pod.driver.peer_offered(ask)
+    pod.finish(running, waiting)
+    pod.assert_is_empty()
+
+
+def test_an_ask_is_cancelled_when_its_request_needs_it_no_more() -> None:
+    pod, running, waiting = with_peer()
+    pod.finish(running)
+    assert waiting.ticket.place is None
+    assert pod.ports.cancelled == pod.ports.asked
+    assert not pod.driver.peer_offered(pod.ports.asked[0])
+    pod.finish(waiting)
+    pod.assert_is_empty()
+
+
+def test_a_client_that_leaves_cancels_its_ask() -> None:
+    pod, running, _ = with_peer()
+    (pending,) = pod.driver._waiters
+    pod.driver.withdraw(pending)
+    assert pod.ports.cancelled == pod.ports.asked
+    assert not pod.driver.peer_offered(pod.ports.asked[0])
+    pod.finish(running)
+    pod.assert_is_empty()
+
+
+def test_a_request_that_ends_while_its_offer_is_delivered_leaves_no_state() -> None:
+    pod, running, waiting = with_peer()
+    waiting.on_decided = lambda: pod.driver.settle(waiting.ticket, SPENT, Ending.CLIENT_GONE)
+    assert pod.driver.peer_offered(pod.ports.asked[0])
+    assert waiting.ticket.ending is Ending.CLIENT_GONE
+    pod.finish(running)
+    pod.assert_is_empty()
+
+
+def test_a_refused_request_waits_on_and_a_failed_peer_is_not_asked_again_at_once() -> None:
+    pod, running, waiting = with_peer()
+    pod.driver.peer_refused(pod.ports.asked[0], has_failed=True)
+    assert len(pod.ports.asked) == 1
+    assert waiting.outcome is None
+    pod.finish(running)
+    pod.finish(waiting)
+    pod.assert_is_empty()
+
+
+def test_messages_state_the_room_here_and_answers_name_other_replicas() -> None:
+    pod, sidecar = leased()
+    pod.control.is_serving, pod.control.placement = True, Placement("me")
+    for _ in pod.driver.tick_steps():
+        pass
+    (message,) = pod.ports.sent
+    assert message.room == pod.control.stated_room()
+    answer = sidecar.store.exchange(message, OPEN).answer
+    named = [PeerRoom("p", "p:1", 1000.0, 3.0)]
+    pod.driver.answered(message, replace(answer, peers=named))
+    assert pod.control.placement.known == [KnownPeer("p", "p:1", 1000.0, 3.0)]
+    last_message = pod.driver.last_message()
+    assert last_message is not None
+    assert last_message.room is None  # a sidecar that stops has none

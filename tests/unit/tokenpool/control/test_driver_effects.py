@@ -9,6 +9,7 @@ from tests.support.build import from_source
 from tests.support.domain_builders import ASK, ROOM, account, cost
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.placement import PeerAsk
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
@@ -27,6 +28,8 @@ class Recorded:
         self.at = 100.0
         self.alarm = math.inf
         self.sent: list[Message] = []
+        self.asked: list[PeerAsk] = []
+        self.cancelled: list[PeerAsk] = []
         self.failures: list[Exception] = []
 
     def now(self) -> float:
@@ -35,8 +38,14 @@ class Recorded:
     def wake_at(self, at: float) -> None:
         self.alarm = at
 
-    def send(self, message: Message) -> None:
+    def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def ask(self, ask: PeerAsk) -> None:
+        self.asked.append(ask)
+
+    def cancel(self, ask: PeerAsk) -> None:
+        self.cancelled.append(ask)
 
     def failed(self, what: str, error: Exception) -> None:
         self.failures.append(error)
@@ -58,7 +67,7 @@ def test_when_the_first_waiting_request_leaves_the_next_one_is_tried_soon() -> N
     control = AdmissionControl(ports.at, AdmissionQueue(QueueSettings(elastic_s=5.0)))
     control.room = ROOM
     driver = Driver(control, ports)
-    tenant = account(Amount(1e6, 1e6, 2))
+    tenant = account(Amount(1e6, 1e6, 2), ceiling=Amount(math.inf, math.inf, 2))
     running = control.offer(tenant, ASK, cost(), ports.at)
     large = control.offer(tenant, ASK, cost(sequences=2), ports.at)
     small = control.offer(tenant, ASK, cost(), ports.at)

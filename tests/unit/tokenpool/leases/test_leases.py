@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from tests.support.domain_builders import ASK, ROOM, cost, entitlement
@@ -14,7 +15,7 @@ from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
-from tokenpool.admission.rules import Admit, Shed, admit
+from tokenpool.admission.rules import Shed, admit
 from tokenpool.amounts import Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.entitlements import Entitlement, Pricing, Tier
@@ -33,7 +34,7 @@ OPEN = SETTINGS.lifetime_s
 LIMITS = {"a": Limit(1000, 10_000, 4, 1000, assured_kv_tokens=5000, assured_concurrency=2)}
 ONE = cost(tokens=100, kv_tokens=112)
 LONGEST_WAIT_S = 0.01
-TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0))
+TERMS = IdleTerms((1000.0, 10_000.0, 4.0), (1000.0, 10_000.0, 4.0), others_want=True)
 
 
 class Sidecar:
@@ -112,7 +113,10 @@ class Sidecar:
 
     def admit(self, now: float, price: Cost = ONE) -> Ticket | Shed:
         decision = admit(self.ledger, self.account, ASK, price, self.room, now)
-        return decision.ticket if isinstance(decision, Admit) else decision
+        if isinstance(decision, Shed):
+            return decision
+        decision.ticket.is_borrowed = self.account.take_borrowed()
+        return decision.ticket
 
     def settle(self, ticket: Ticket, now: float) -> None:
         self.ledger.settle(ticket, Usage(50, 50), Ending.FINISHED, now)
@@ -209,7 +213,7 @@ def test_once_joined_an_idle_entitlement_holds_nothing_and_waits_for_a_lease(
     assert made.wait(OPEN, lambda: decided.append(made.admit(OPEN)))
     made.exchange_all(OPEN + 0.001, whole=False)
     assert isinstance(decided[0], Ticket)
-    assert made.queue.lease_waits == 1
+    assert made.queue.lease_waits[Tier.ELASTIC].count == 1
 
 
 def test_a_steady_demand_is_held_in_advance(lease_store: ReferenceLeaseStore) -> None:
@@ -608,7 +612,7 @@ def test_a_request_does_not_wait_for_the_answer_to_another(lease_store: Referenc
 
 
 AMPLE = Limit(100_000, 1_000_000, 40, 100_000)
-ROOMY = IdleTerms((100_000.0, 1_000_000.0, 40.0), (100_000.0, 1_000_000.0, 40.0))
+ROOMY = IdleTerms((100_000.0, 1_000_000.0, 40.0), (100_000.0, 1_000_000.0, 40.0), others_want=True)
 
 
 def joined_with_ample_room(lease_store: ReferenceLeaseStore, count: int = 2) -> list[Sidecar]:
@@ -670,12 +674,41 @@ def test_no_capacity_is_taken_ahead_with_a_small_limit_a_busy_pool_or_old_answer
     for _ in range(held):
         late.admit(OPEN + 0.3)
     assert not late.leases.covers(late.account, ONE, OPEN + 0.25 + 0.6)
-    lease_store.publish({"a": AMPLE}, IdleTerms((100.0, 1e6, 40.0), (100_000.0, 1e6, 40.0)), 1, OPEN + 0.8)
+    busy = IdleTerms((100.0, 1e6, 40.0), (100_000.0, 1e6, 40.0), others_want=True)
+    lease_store.publish({"a": AMPLE}, busy, 1, OPEN + 0.8)
     late.exchange_all(OPEN + 0.9)
     before = late.leases.taken_ahead
     while late.leases.covers(late.account, ONE, OPEN + 0.9):
         late.admit(OPEN + 0.9)
     assert late.leases.taken_ahead == before
+
+
+def test_while_nobody_else_wants_more_only_the_engines_room_bounds_a_request(
+    lease_store: ReferenceLeaseStore,
+) -> None:
+    other, made = joined(lease_store, "s2"), joined(lease_store)
+    for _ in range(4):
+        other.wait(OPEN, lambda: other.admit(OPEN))
+    other.exchange_all(OPEN, whole=False)
+    assert other.account.concurrency_in_use == 4  # the whole limit
+    lease_store.publish(LIMITS, msgspec.structs.replace(TERMS, others_want=False), 2, OPEN + 0.1)
+    made.exchange_all(OPEN + 0.2)
+    assert made.leases.covers(made.account, ONE, OPEN + 0.2)
+    ticket = made.admit(OPEN + 0.2)
+    assert isinstance(ticket, Ticket)
+    assert made.account.limit.concurrency == 1  # borrowed
+    made.settle(ticket, OPEN + 0.3)
+    assert made.account.limit.concurrency == 0  # a borrowed part of a lease ends with its request
+
+
+def test_a_ceiling_binds_whatever_is_free(lease_store: ReferenceLeaseStore) -> None:
+    lease_store.publish(LIMITS, msgspec.structs.replace(TERMS, others_want=False), 2, 0.0)
+    made = joined(lease_store, tenant=entitlement(ceiling=Amount(math.inf, math.inf, 6)))
+    count = 0
+    while made.leases.covers(made.account, ONE, OPEN):
+        assert isinstance(made.admit(OPEN), Ticket)
+        count += 1
+    assert count == 6  # two more than its limit
 
 
 def test_an_idle_entitlement_is_named_in_no_message(lease_store: ReferenceLeaseStore) -> None:

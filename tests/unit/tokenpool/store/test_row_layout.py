@@ -10,16 +10,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from tokenpool.leases.messages import Lease, LeaseRequest, Limit
+from tokenpool.leases.messages import Lease, LeaseRequest, Limit, PeerRoom, ReplicaRoom
 from tokenpool.leases.row_layout import LAYOUTS, HolderRow, Layout, lua_prelude
+from tokenpool.planning.idle import IdleTerms
 from tokenpool.store import scripts
 
 SCRIPTS = sorted(path for path in Path(scripts.__file__).parent.glob("*.lua"))
 ENCODED = {
     "ROW": HolderRow(*range(11)),
-    "REQUEST": LeaseRequest(*range(16)),  # type: ignore[arg-type]
+    "REQUEST": LeaseRequest(*range(17)),  # type: ignore[arg-type]
     "LIMIT": Limit(*range(7)),
     "LEASE": Lease(*range(11)),  # type: ignore[arg-type]
+    "ROOM": ReplicaRoom(*range(4)),  # type: ignore[arg-type]
+    "PEER": PeerRoom(*range(4)),  # type: ignore[arg-type]
+    "TERMS": IdleTerms(*range(3)),  # type: ignore[arg-type]
 }
 """One value of each type in which every column has another number."""
 
@@ -79,7 +83,13 @@ def test_two_columns_in_the_wrong_order_are_detected() -> None:
 def test_a_column_that_was_renamed_or_removed_in_python_is_detected() -> None:
     text = (SCRIPTS[0].parent / "exchange.lua").read_text()
     planted = [Layout(each.prefix, each.columns[:-1]) for each in scripts.SCRIPT_LAYOUTS]
-    assert {"REQUEST_IDLE_LIMIT", "LEASE_TOKENS_ELSEWHERE", "ANSWER_ROWS"} <= unknown(text, planted)
+    assert {
+        "REQUEST_TOKENS_BORROWED",
+        "LEASE_TOKENS_ELSEWHERE",
+        "ROOM_ADDRESS",
+        "PEER_SEQUENCES",
+        "ANSWER_PEERS",
+    } <= unknown(text, planted)
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

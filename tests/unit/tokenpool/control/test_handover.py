@@ -1,0 +1,463 @@
+"""Handover in the admission control: asks, offers, guests, and limits that bind only under contention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tests.support.domain_builders import ASK, account, cost, entitlement
+from tests.unit.tokenpool.control.test_admission_control import (
+    CONTENDED,
+    NONE_NOW,
+    OPEN,
+    SPENT,
+    TERMS,
+    WAITS,
+    Leased,
+    admitted,
+    assert_is_empty,
+    control_of,
+    gold,
+    offer,
+    pending,
+    room,
+    spot,
+)
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
+from tokenpool.admission.queue import AdmissionQueue, QueueSettings
+from tokenpool.admission.rules import Shed
+from tokenpool.amounts import NOTHING, Amount
+from tokenpool.control.admission_control import MOST_ASKING, PLACE_S, AdmissionControl
+from tokenpool.control.guests import guest_cost
+from tokenpool.entitlements import Tier
+from tokenpool.leases.messages import MOST_ROOM, Limit
+from tokenpool.outcomes import Ending, Reason
+
+FULL = [KnownPeer("p", "p:1", 0.0, 0.0), KnownPeer("q", "q:1", 0.0, 0.0)]
+FREE = [KnownPeer("p", "p:1", 1e6, 4.0), KnownPeer("q", "q:1", 1e6, 4.0)]
+
+
+def with_peers(
+    slots: float = 1, peers: list[KnownPeer] = FULL, queue: QueueSettings = WAITS
+) -> AdmissionControl:
+    """A control whose limits do not bind, with an engine of so many slots and two other replicas."""
+    made = AdmissionControl(0.0, AdmissionQueue(queue), placement=Placement("me"))
+    made.is_serving = True
+    made.engine_changed(room(slots), 0.0)
+    made.peers_named(peers, 0.0)
+    return made
+
+
+def asked(control: AdmissionControl) -> list[PeerAsk]:
+    effects = control.take_effects()
+    assert (effects.to_end, effects.decided, effects.to_cancel) == ([], [], [])
+    return effects.to_ask
+
+
+# --- a request without room here ---
+
+
+def test_a_request_for_which_the_engine_is_full_asks_other_replicas() -> None:
+    control = with_peers()
+    assert isinstance(offer(control, account()), Ticket)
+    assert not control.has_effects
+    waiting = pending(control, account(name="b"))
+    asks = asked(control)
+    assert {ask.peer for ask in asks} == {"p", "q"}
+    assert all(ask.pending is waiting for ask in asks)
+    assert {ask.longest_wait_s for ask in asks} == {WAITS.elastic_s}
+
+
+def test_the_first_offer_gets_the_request_and_the_other_asks_are_cancelled() -> None:
+    control, tenant = with_peers(), account(name="b")
+    running, waiting = admitted(control, account()), pending(control, tenant)
+    first, second = asked(control)
+    assert control.peer_offered(first, 0.1)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place == first.place
+    assert effects.to_cancel == [second]
+    assert not control.peer_offered(second, 0.1)  # its cancel and this offer crossed
+    # It counts for its account, and not for the engine here.
+    assert (tenant.concurrency_in_use, control.ledger.concurrency_in_use) == (1, 1)
+    control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
+    control.settle(running, SPENT, Ending.FINISHED, 1.0)
+    assert_is_empty(control)
+    assert control.ledger.away == 0
+
+
+def test_room_that_becomes_free_here_cancels_the_asks() -> None:
+    control = with_peers()
+    running, waiting = admitted(control, account()), pending(control, account(name="b"))
+    asks = asked(control)
+    control.settle(running, SPENT, Ending.FINISHED, 0.1)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place is None
+    assert effects.to_cancel == asks
+    assert not control.peer_offered(asks[0], 0.1)
+
+
+@pytest.mark.parametrize("ending", ["withdrawn", "deadline"])
+def test_the_asks_of_a_request_that_leaves_are_cancelled(ending: str) -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, account(name="b"))
+    asks = asked(control)
+    if ending == "withdrawn":
+        control.withdraw(waiting, 0.1)
+    else:
+        control.wake(WAITS.elastic_s)
+    effects = control.take_effects()
+    assert effects.to_cancel == asks
+    assert [each for each, _ in effects.decided] == ([] if ending == "withdrawn" else [waiting])
+    assert not control.peer_offered(asks[0], WAITS.elastic_s)
+    assert control.placement is not None
+    assert control.placement.asks == {}
+
+
+def test_the_requests_of_one_entitlement_keep_their_order() -> None:
+    """Only the first one asks. The next one is tried soon after it has left, and asks then."""
+    control, tenant = with_peers(), account(name="b")
+    admitted(control, account())
+    first, second = pending(control, tenant), pending(control, tenant)
+    asks = asked(control)
+    assert {ask.pending for ask in asks} == {first}
+    assert control.peer_offered(asks[0], 0.1)
+    effects = control.take_effects()
+    assert [each for each, _ in effects.decided] == [first]
+    assert effects.to_cancel == [asks[1]]
+    assert control.wakes_at() < 0.11
+    control.wake(control.wakes_at())
+    assert {ask.pending for ask in asked(control)} == {second}
+
+
+def test_a_bounded_number_of_requests_asks_at_a_time() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = [pending(control, account(name=f"t{number}")) for number in range(MOST_ASKING + 2)]
+    assert [*dict.fromkeys(ask.pending for ask in asked(control))] == waiting[:MOST_ASKING]
+
+
+def test_a_replica_that_failed_is_replaced_by_another() -> None:
+    control = with_peers()
+    control.peers_named([*FULL, KnownPeer("r", "r:1", 0.0, 0.0)], 0.0)
+    admitted(control, account())
+    waiting = pending(control, account(name="b"))
+    first, second = asked(control)
+    control.peer_refused(first, 0.1)  # it has no room: the other one may offer some later
+    assert asked(control) == []
+    control.peer_refused(second, 0.1, has_failed=True)
+    again = asked(control)
+    assert len(again) == MOST_ASKED
+    assert {ask.pending for ask in again} == {waiting}
+    assert second.peer not in {ask.peer for ask in again}
+
+
+def test_a_waiting_request_asks_a_replica_that_is_named_with_room() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, account(name="b"))
+    assert len(asked(control)) == MOST_ASKED
+    control.peers_named([KnownPeer("r", "r:1", 1e6, 1.0)], 0.1)
+    (ask,) = asked(control)
+    assert (ask.peer, ask.pending) == ("r", waiting)
+    control.peers_named([KnownPeer("r", "r:1", 1e6, 1.0)], 0.2)
+    assert asked(control) == []
+
+
+def test_a_request_that_may_not_wait_asks_while_another_replica_has_room() -> None:
+    impatient = QueueSettings(elastic_s=0.0, spot_s=0.0)
+    control = with_peers(peers=FREE, queue=impatient)
+    admitted(control, account())
+    waiting = pending(control, spot())
+    assert len(asked(control)) == MOST_ASKED
+    assert control.wakes_at() <= PLACE_S
+    control.wake(PLACE_S)
+    ((decided, shed),) = control.take_effects().decided
+    assert decided is waiting
+    assert isinstance(shed, Shed)
+    assert shed.reason is Reason.ENGINE_FULL
+    assert isinstance(offer(with_full_engine(impatient), spot()), Shed)
+
+
+def with_full_engine(queue: QueueSettings) -> AdmissionControl:
+    """A control without room here or elsewhere."""
+    control = with_peers(queue=queue)
+    admitted(control, account())
+    return control
+
+
+def test_an_assured_request_looks_elsewhere_before_it_waits_in_the_engine_here() -> None:
+    control, owner = with_peers(peers=FREE), gold()
+    admitted(control, account())
+    waiting = pending(control, owner)
+    assert waiting.places_until == PLACE_S
+    assert len(asked(control)) == MOST_ASKED
+    assert control.wakes_at() == PLACE_S
+    control.wake(PLACE_S)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place is None
+    assert len(effects.to_cancel) == MOST_ASKED
+    assert isinstance(offer(with_full_engine(WAITS), gold()), Ticket)  # at once if nobody has room
+
+
+def test_the_expected_wait_is_that_of_the_whole_pool() -> None:
+    """With three replicas a slot becomes free three times as often."""
+    settings = QueueSettings(elastic_s=1.0)
+    alone, pool = control_of(1, settings), with_peers(queue=settings)
+    for control in (alone, pool):
+        control.ledger.residence.value = 2.0
+        admitted(control, account())
+    assert isinstance(offer(alone, account(name="b")), Shed)
+    assert isinstance(offer(pool, account(name="b")), PendingRequest)
+
+
+def test_without_handover_nothing_is_asked() -> None:
+    control = control_of(1)
+    control.peers_named(FREE, 0.0)
+    admitted(control, account())
+    pending(control, account(name="b"))
+    assert not control.has_effects
+
+
+# --- the room here, for others ---
+
+
+def test_the_stated_room_is_what_is_free_here_less_what_waits() -> None:
+    control = with_peers(4)
+    control.peer_address = "me:1"
+    admitted(control, account())
+    stated = control.stated_room()
+    assert (stated.sequences, stated.kv_tokens, stated.address) == (3, 1e6 - 112, "me:1")
+    assert stated.tokens_spent == control.ledger.spent == 100
+    full = with_peers(1)
+    admitted(full, account())
+    pending(full, account(name="b"))
+    assert full.stated_room().sequences == 0  # not less: a request waits at several replicas
+    full.is_serving = False
+    assert (full.stated_room().sequences, full.stated_room().address) == (0, "")
+
+
+def test_an_engine_without_a_bound_states_a_number_that_can_be_added_up() -> None:
+    control = with_peers()
+    control.engine_changed(replace(control.room, kv_tokens=math.inf), 0.0)
+    assert control.stated_room().kv_tokens == MOST_ROOM
+
+
+def test_a_guest_takes_room_and_is_no_demand_of_anyone_here() -> None:
+    control = with_peers(1)
+    ticket = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    assert isinstance(ticket, Ticket)
+    assert (control.ledger.concurrency_in_use, control.guests.sequences) == (1, 1)
+    assert control.ledger.spent == 0
+    assert isinstance(offer(control, account()), PendingRequest)
+    control.settle(ticket, SPENT, Ending.FINISHED, 1.0, reported=False)
+    assert control.guests.sequences == 0
+
+
+def test_a_guest_without_room_waits_as_long_as_it_may_and_is_not_passed_on() -> None:
+    control = with_peers(1, FREE)
+    admitted(control, account())
+    asked(control)
+    refused = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    assert isinstance(refused, Shed)
+    waiting = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    assert isinstance(waiting, PendingRequest)
+    assert asked(control) == []
+    control.wake(9.0)
+    ((decided, shed),) = control.take_effects().decided
+    assert decided is waiting
+    assert isinstance(shed, Shed)
+
+
+def test_guests_and_own_requests_are_served_by_tier_and_deadline() -> None:
+    control = with_peers(1)
+    running = admitted(control, account())
+    own = pending(control, account(name="b"))
+    elastic = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 3.0, 0.0, is_preemptible=False)
+    guarantee = control.offer_guest(Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    order = [guarantee, elastic, own]
+    for expected in order:
+        control.settle(running, SPENT, Ending.FINISHED, 0.1)
+        ((decided, ticket),) = control.take_effects().decided
+        assert decided is expected
+        assert isinstance(ticket, Ticket)
+        running = ticket
+
+
+def test_a_preemptible_guest_ends_for_a_guarantee_here() -> None:
+    control = with_peers(1)
+    kept = control.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=True)
+    admitted(control, gold(), 0.1)
+    assert control.take_effects().to_end == [kept]
+    other = with_peers(1)
+    other.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=False)
+    admitted(other, gold(), 0.1)
+    assert other.take_effects().to_end == []
+
+
+# --- limits bind only under contention ---
+
+
+def test_a_lone_sidecar_admits_beyond_a_limit_while_its_engine_has_room() -> None:
+    control, tenant = control_of(2), account(NONE_NOW)
+    tickets = [admitted(control, tenant) for _ in range(2)]
+    assert all(ticket.is_borrowed for ticket in tickets)
+    assert isinstance(offer(control, tenant), PendingRequest)
+    for ticket in tickets:
+        control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
+    assert tenant.limit.concurrency == tenant.concurrency_in_use
+
+
+def test_a_lone_sidecar_keeps_free_room_for_those_who_wait_for_it() -> None:
+    control, greedy = control_of(2), account(NONE_NOW)
+    admitted(control, account())
+    large = control.offer(account(name="large"), ASK, cost(sequences=2), 0.0)
+    assert isinstance(large, PendingRequest)
+    assert large.waits_for is WaitsFor.ENGINE
+    waiting = pending(control, greedy)
+    assert waiting.waits_for is WaitsFor.LIMIT
+
+
+def test_no_loan_exceeds_a_ceiling() -> None:
+    control, tenant = control_of(8), account(NONE_NOW, ceiling=Amount(math.inf, math.inf, 1))
+    tenant.set_limits(NONE_NOW, NOTHING, 0.0, 0.0)
+    admitted(control, tenant)
+    assert pending(control, tenant).waits_for is WaitsFor.LIMIT
+
+
+def test_no_loan_exceeds_the_throughput_of_the_engine() -> None:
+    control, tenant = control_of(8), account(Amount(1.0, 1e6, 8))
+    tenant.bucket.level = -50.0
+    assert isinstance(offer(control, tenant), Shed)
+    control.pool_tokens.resize(1000.0, 1000.0, 0.0)
+    ticket = admitted(control, tenant)
+    assert ticket.is_borrowed
+    assert tenant.meter.borrowed == 150  # what it lacks to pay for the request
+
+
+def test_with_leases_a_request_is_admitted_at_once_while_every_claim_is_met() -> None:
+    sidecar = Leased(entitlement(), terms=TERMS)
+    ticket = admitted(sidecar.control, sidecar.accounts["a"], OPEN)
+    assert ticket.is_borrowed
+    sidecar.control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.1)
+    assert sidecar.accounts["a"].limit.concurrency == 0
+
+
+def test_with_leases_a_request_waits_for_the_lease_store_while_others_want_more() -> None:
+    sidecar = Leased(entitlement(), terms=CONTENDED)
+    assert pending(sidecar.control, sidecar.accounts["a"], OPEN).waits_for is WaitsFor.LEASE
+
+
+def test_a_request_behind_another_of_its_entitlement_keeps_no_loan() -> None:
+    sidecar = Leased(entitlement(), terms=TERMS, slots=1)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    admitted(control, tenant, OPEN)
+    held = tenant.limit
+    for _ in range(3):
+        pending(control, tenant, OPEN)
+        assert not tenant.has_borrowed
+        assert tenant.limit == held
+
+
+def test_an_offer_is_not_taken_if_the_limit_is_short_then() -> None:
+    sidecar = Leased(entitlement(), terms=CONTENDED, slots=1)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.placement = Placement("me")
+    control.engine_changed(room(1, foreign=1), OPEN)
+    control.peers_named(FULL, OPEN)
+    waiting = pending(control, tenant, OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    asks = asked(control)
+    assert {ask.pending for ask in asks} == {waiting}
+    sidecar.store.publish({"a": Limit(1000, 10_000, 0, 1000)}, CONTENDED, 1, OPEN + 0.02)
+    sidecar.lower_the_limit(OPEN + 0.02)
+    assert not control.peer_offered(asks[0], OPEN + 0.03)
+    assert waiting.waits_for is WaitsFor.LEASE
+    assert control.take_effects().to_cancel == [asks[1]]
+    assert (tenant.concurrency_in_use, control.ledger.away) == (0, 0)
+
+
+# --- beyond a limit ---
+
+
+def beyond_its_limit(slots: float) -> tuple[Leased, PendingRequest]:
+    """A request that waits for a lease: its entitlement's limit is none, and the engine is full."""
+    sidecar = Leased(entitlement(), terms=CONTENDED, slots=slots)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.is_serving = True
+    control.engine_changed(room(slots, foreign=slots), OPEN)
+    control.placement = Placement("me")
+    control.peers_named(FULL, OPEN)
+    sidecar.lower_the_limit(OPEN)
+    waiting = pending(control, tenant, OPEN)
+    assert waiting.waits_for is WaitsFor.LEASE
+    return sidecar, waiting
+
+
+def test_a_request_beyond_its_limit_asks_others_once_the_lease_store_has_answered() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    assert not control.has_effects
+    sidecar.exchange(OPEN + 0.01)
+    first, second = asked(control)
+    assert first.is_beyond
+    assert waiting.waits_for is WaitsFor.LEASE
+    assert control.peer_offered(first, OPEN + 0.02)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert (decided, effects.to_cancel) == (waiting, [second])
+    assert isinstance(ticket, Ticket)
+    assert ticket.is_borrowed
+    control.settle(ticket, SPENT, Ending.FINISHED, OPEN + 0.5)
+    assert (tenant.limit.concurrency, tenant.concurrency_in_use) == (0, 0)
+
+
+def test_free_room_here_serves_a_request_beyond_its_limit_and_cancels_its_asks() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    control = sidecar.control
+    sidecar.exchange(OPEN + 0.01)
+    asks = asked(control)
+    control.engine_changed(room(1), OPEN + 0.02)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place is None
+    assert effects.to_cancel == asks
+
+
+def test_a_request_beyond_its_limit_asks_nobody_without_tokens() -> None:
+    sidecar, waiting = beyond_its_limit(1)
+    waiting.account.bucket.hold(-1e6)
+    sidecar.leases.free = (0.0, 0.0, 0.0)
+    waiting.first_answer_at = OPEN
+    sidecar.control.serve_lease_waits(OPEN + 0.01)
+    assert not sidecar.control.has_effects
+
+
+def test_guests_beyond_their_limits_wait_behind_those_within() -> None:
+    control = with_peers(1)
+    running = admitted(control, account())
+    beyond = control.offer_guest(
+        Tier.GUARANTEED, guest_cost(1, 112), 1.0, 0.0, is_preemptible=False, is_beyond=True
+    )
+    within = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    for expected in (within, beyond):
+        control.settle(running, SPENT, Ending.FINISHED, 0.1)
+        ((decided, ticket),) = control.take_effects().decided
+        assert decided is expected
+        assert isinstance(ticket, Ticket)
+        running = ticket
