@@ -46,6 +46,9 @@ class Figures:
     """Requests that another replica began with."""
     asks: int = 0
     """Questions to other replicas."""
+    prompt_tokens: int = 0
+    found_tokens: int = 0
+    """Tokens of all prompts that engines began with, and those of them that were in their caches."""
     messages: int = 0
     rows: int = 0
     """Lease requests in all messages."""

@@ -80,5 +80,9 @@ class Setup:
     """The time at which engines are lost for good ..."""
     handover: bool = True
     """Whether sidecars hand requests over to replicas with room."""
+    affinity: bool = True
+    """Whether they prefer the replica that has a prompt in its cache."""
+    conversations: int = 0
+    """The conversations of all tenants at a time, with open loop; 0 means requests without prompts."""
     kept: int = 0
     """... and the number of sidecars that are left."""

@@ -287,7 +287,7 @@ class PeerSession(asyncio.Protocol):
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
             is_beyond=fields.is_beyond,
-            prompt=[Cached(prefix, tokens) for prefix, tokens in fields.prompt],
+            prompt=[Cached(*each) for each in fields.prompt],
         )
 
     def _on_data(self, data: bytes) -> None:

@@ -5,10 +5,10 @@ its cache, until it has computed as many other tokens as the cache holds. Each s
 that its own engine computed, and states the newest ones with its messages to the lease store. From the
 statements of the others it knows where else a beginning is cached.
 
-The number of cached tokens is learned from the engine's reports. A new beginning is expected to have its part
-of the prompt. When it is seen again, the reported number corrects it: the rest of a conversation or of a
-template is cached too. ``trust`` is the share of the first expectation that is reported. So an engine that
-evicts early states less, and one that reports no cached tokens states nothing.
+The number of cached tokens is learned from the engine's reports. A beginning is expected to have its part of
+the prompt, and a share of the rest: all of it in a conversation, and less with a template. The share is
+learned by beginning; a new one starts with the mean. ``trust`` is the reported share of the beginning itself.
+So an engine that evicts early states less, and one that reports no cached tokens states nothing.
 
 All tables are bounded. ``now`` is in seconds of the sidecar's monotonic clock.
 """
@@ -48,7 +48,9 @@ RATE_S: Final = 30.0
 LONGEST_S: Final = 65535
 """The longest stated time in seconds for which a beginning stays in a cache."""
 TRUST_SHARE: Final = 0.1
-"""The share of a new report in ``trust``."""
+"""The share of a new report in ``trust`` and ``rest``."""
+REST_SHARE: Final = 0.5
+"""The share of a new report in the estimate of its beginning."""
 _RECORD = 9
 """Bytes of a beginning in a statement: seven of its hash, and two of its blocks."""
 _MOST_BLOCKS: Final = 65535
@@ -60,17 +62,27 @@ class Cached(NamedTuple):
     prefix: int
     """The keyed hash of the beginning, of the route and of the model."""
     tokens: int
+    """The tokens of the beginning."""
+    longest: int = 0
+    """The tokens up to the next beginning, or to the end of the answer: a later prompt may share them."""
 
 
 class _Own:
     """A beginning that the own engine has computed."""
 
-    __slots__ = ("computed", "tokens")
+    __slots__ = ("computed", "longest", "rest", "tokens")
 
-    def __init__(self, tokens: int, computed: float) -> None:
-        self.tokens = tokens
-        self.computed = computed
+    def __init__(self, rest: float) -> None:
+        self.tokens = self.longest = 0
+        self.rest = rest
+        """The share of the tokens beyond the beginning that the next prompt is expected to have: 1 for a
+        conversation, and less for a template."""
+        self.computed = 0.0
         """The tokens that the engine had computed by its last use."""
+
+    def expected(self, trust: float) -> int:
+        """The cached tokens that the next prompt is expected to have."""
+        return int(trust * (self.tokens + self.rest * max(self.longest - self.tokens, 0)))
 
 
 class _There:
@@ -111,7 +123,7 @@ class Gains:
         """The sum of the differences between expected and reported tokens, without their signs."""
 
 
-def beginnings(ask: Ask, input_tokens: int) -> tuple[Cached, ...]:
+def beginnings(ask: Ask, input_tokens: int, output_tokens: int) -> tuple[Cached, ...]:
     """The beginnings of a prompt of ``input_tokens``, shortest first, each with its part of the tokens."""
     prefixes = ask.prefixes
     if not prefixes:
@@ -119,17 +131,17 @@ def beginnings(ask: Ask, input_tokens: int) -> tuple[Cached, ...]:
     route, model = ask.target
     # Other routes have other templates, and other models have other caches.
     target = zlib.crc32(f"{route} {model}".encode()) << 24
-    found: list[Cached] = []
-    for number, prefix in enumerate(prefixes):
-        size = PREFIX_BYTES[number]
+    sizes: list[int] = []
+    for size in PREFIX_BYTES[: len(prefixes)]:
         if ask.text_bytes > 0:
             tokens = min(input_tokens * size // ask.text_bytes, size // LEAST_BYTES_PER_TOKEN)
         else:
             # The prompt is shorter than the next size.
             longest = PREFIX_BYTES[len(prefixes)] if len(prefixes) < len(PREFIX_BYTES) else math.inf
             tokens = max(size // BYTES_PER_ID, int(input_tokens * size / longest))
-        found.append(Cached(prefix ^ target, min(tokens, input_tokens) // BLOCK * BLOCK))
-    return tuple(found)
+        sizes.append(min(tokens, input_tokens) // BLOCK * BLOCK)
+    sizes.append(input_tokens + output_tokens)
+    return tuple([Cached(prefix ^ target, sizes[at], sizes[at + 1]) for at, prefix in enumerate(prefixes)])
 
 
 class PrefixCaches:
@@ -143,8 +155,10 @@ class PrefixCaches:
         "_own",
         "_rate",
         "_rate_at",
+        "_reports",
         "_statement",
         "gains",
+        "rest",
         "trust",
     )
 
@@ -164,6 +178,9 @@ class PrefixCaches:
         self._statement = ""
         self.trust = 1.0
         """The tokens that the own engine reports as cached, of the first expectation; at most 1."""
+        self.rest = 0.0
+        """The share of the tokens beyond a beginning that its next prompt has, over all beginnings."""
+        self._reports = 0
         self.gains = Gains()
 
     # --- the own engine ---
@@ -184,10 +201,10 @@ class PrefixCaches:
 
     def here(self, prompt: Sequence[Cached]) -> int:
         """The tokens of a prompt that the own engine is expected to have in its cache."""
-        for prefix, _ in reversed(prompt):
+        for prefix, _, _ in reversed(prompt):
             own = self._own.get(prefix)
             if own is not None and self._computed - own.computed <= self._capacity:
-                return int(own.tokens * self.trust)
+                return own.expected(self.trust)
         return 0
 
     def computed(self, prompt: Sequence[Cached], tokens: int, now: float) -> None:
@@ -195,42 +212,35 @@ class PrefixCaches:
         self._computed += tokens
         self._rate = self._rate * math.exp((self._rate_at - now) / RATE_S) + tokens
         self._rate_at = now
-        for prefix, part in prompt:
-            self._keep(prefix, part)
+        for prefix, part, longest in prompt:
+            own = self._own.pop(prefix, None)
+            if own is None:
+                own = _Own(self.rest)
+            own.tokens, own.longest, own.computed = part, longest, self._computed
+            self._own[prefix] = own
         while len(self._own) > MOST_OWN:
             del self._own[next(iter(self._own))]
         self._statement = ""
 
-    def _keep(self, prefix: int, tokens: int) -> None:
-        """Keep a beginning as the one that was used last, with the larger number of tokens."""
-        own = self._own.pop(prefix, None)
-        if own is None:
-            own = _Own(tokens, self._computed)
-        elif self._computed - own.computed > self._capacity or own.tokens < tokens:
-            own.tokens = tokens  # it was evicted, or its estimate was low
-        own.computed = self._computed
-        self._own[prefix] = own
-
     def reported(self, prompt: Sequence[Cached], cached_tokens: int) -> None:
         """The own engine reports the tokens of a prompt that it had. Call it before ``computed``.
 
-        The longest known beginning learns the number. A larger one moves the estimate by half of the
-        difference, because it may belong to this prompt alone. A smaller one counts at once. Fewer tokens
-        than its part of the prompt show that the cache has lost it, so ``trust`` falls.
+        The longest known beginning learns which share of its rest the prompt has. Fewer tokens than the
+        beginning itself show that the cache has lost it, so ``trust`` falls.
         """
         if cached_tokens > 0:
             self._is_proven = True
-        for prefix, part in reversed(prompt):
+        for prefix, part, longest in reversed(prompt):
             own = self._own.get(prefix)
-            if own is None or self._computed - own.computed > self._capacity:
+            if own is None or self._computed - own.computed > self._capacity or part <= 0:
                 continue
-            if part > 0:
-                ratio = min(cached_tokens / part, 1.0)
-                self.trust += TRUST_SHARE * (ratio - self.trust)
-            if cached_tokens > own.tokens:
-                own.tokens = (own.tokens + cached_tokens) // 2
-            else:
-                own.tokens = max(cached_tokens, part)
+            self.trust += TRUST_SHARE * (min(cached_tokens / part, 1.0) - self.trust)
+            rest = min(own.longest, longest) - part
+            if cached_tokens >= part and rest > 0:
+                share = min((cached_tokens - part) / rest, 1.0)
+                own.rest += REST_SHARE * (share - own.rest)
+                self._reports += 1
+                self.rest += max(TRUST_SHARE, 1 / self._reports) * (share - self.rest)
             return
 
     def forget(self) -> None:
@@ -252,7 +262,7 @@ class PrefixCaches:
             stays_s = min(self._capacity / rate, LONGEST_S) if rate > 0 else LONGEST_S
             parts = [int(stays_s).to_bytes(2, "big")]
             for prefix, own in islice(reversed(self._own.items()), MOST_STATED):
-                tokens = int(own.tokens * self.trust)
+                tokens = own.expected(self.trust)
                 if tokens >= LEAST_GAIN:
                     blocks = min(tokens // BLOCK, _MOST_BLOCKS)
                     parts.append(prefix.to_bytes(7, "big") + blocks.to_bytes(2, "big"))
@@ -287,7 +297,7 @@ class PrefixCaches:
         The one with the most tokens comes first, and of equal ones the one that stated them last.
         """
         most: dict[str, int] = {}
-        for prefix, _ in reversed(prompt):
+        for prefix, _, _ in reversed(prompt):
             for place in reversed(self._elsewhere.get(prefix, ())):
                 if place.until > now and place.name not in most:
                     # The engine always computes the last token.

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
-from tokenpool.admission.affinity import Preference, PrefixCaches, beginnings
+from tokenpool.admission.affinity import Cached, Preference, PrefixCaches, beginnings
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
@@ -31,7 +31,7 @@ TRUST_S = 0.5
 """Seconds for which the stated room of a replica counts: two intervals of its messages."""
 REPEAT_S = 5.0
 """Seconds after which an unchanged statement of a cache counts again: an idle engine keeps its cache."""
-LEAST_FREE_SHARE = 0.5
+LEAST_FREE_SHARE = 0.25
 """The share of the free slots here that a replica must have free, to be preferred for its cache."""
 MOST_KNOWN = 32
 """The most replicas to remember. Answers name others all the time."""
@@ -98,7 +98,7 @@ class PeerAsk:
         """Whether no lease covers the request: it may have what others leave."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
-        self.prompt = beginnings(pending.ask, pending.cost.input_tokens)
+        self.prompt = _prompt(pending)
         """The beginnings of its prompt, which the other engine will have in its cache."""
 
 
@@ -189,7 +189,7 @@ class Placement:
         caches, cost = self.caches, pending.cost
         if caches is None:
             return None
-        prompt = beginnings(pending.ask, cost.input_tokens)
+        prompt = _prompt(pending)
         for preference in caches.preferences(prompt, cost.input_tokens, now):
             peer = self._peers.get(preference.name)
             if (
@@ -211,7 +211,7 @@ class Placement:
         if self.caches is None or not pending.ask.prefixes:
             return []
         tokens = pending.cost.input_tokens
-        found = self.caches.preferences(beginnings(pending.ask, tokens), tokens, now)
+        found = self.caches.preferences(_prompt(pending), tokens, now)
         return [each.name for each in found]
 
     def ended(self, ask: PeerAsk) -> bool:
@@ -242,6 +242,11 @@ class Placement:
             self._state = (self._state * 1103515245 + 12345) % 2147483648
             chosen.append(rest.pop((self._state >> 8) % len(rest)))
         return chosen
+
+
+def _prompt(pending: PendingRequest) -> tuple[Cached, ...]:
+    cost = pending.cost
+    return beginnings(pending.ask, cost.input_tokens, cost.output_tokens)
 
 
 def _fits(peer: _Peer, sequences: int, kv_tokens: int, now: float) -> bool:

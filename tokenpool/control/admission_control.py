@@ -166,7 +166,7 @@ class AdmissionControl:
             self.active.touch(account, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
-            pending = self._pending(account, ask, cost, now, body, request, streams)
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             if not self._has_room_elsewhere(cost, now):
                 is_retry = account.retries.is_retry(body, now)
                 shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
@@ -176,7 +176,7 @@ class AdmissionControl:
             if leases.wait(pending, pending.longest_wait_s, now):
                 return pending
         elif self.queue.has_waiting(account):
-            pending = self._pending(account, ask, cost, now, body, request, streams)
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             if self._enter(pending, None, now):
                 account.return_loan(cost)
                 return pending
@@ -194,9 +194,9 @@ class AdmissionControl:
         if isinstance(outcome, Ticket):
             if self.placement is None or not may_prefer or not ask.prefixes:
                 return outcome
-            pending = self._pending(account, ask, cost, now, body, request, streams)
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             return pending if self._prefers_another(pending, outcome, now) else outcome
-        pending = self._pending(account, ask, cost, now, body, request, streams)
+        pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
@@ -242,10 +242,18 @@ class AdmissionControl:
         return None
 
     def _pending(
-        self, account: Account, ask: Ask, cost: Cost, now: float, body: bytes, request: object, streams: bool
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        may_prefer: bool,
     ) -> PendingRequest:
         longest_wait_s = self.queue.settings.longest_wait_s(account)
-        return PendingRequest(
+        pending = PendingRequest(
             account,
             ask,
             cost,
@@ -255,6 +263,8 @@ class AdmissionControl:
             request=request,
             streams=streams,
         )
+        pending.may_prefer = may_prefer
+        return pending
 
     def _queue_or_shed(self, pending: PendingRequest, shed: Shed, now: float) -> PendingRequest | Shed:
         if self._may_fit_soon(shed) and self._enter(pending, shed, now):
@@ -498,6 +508,8 @@ class AdmissionControl:
             self._note_shed(pending, outcome, now)
         if was_queued:
             self._leave(pending, now)
+        if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
+            return
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
 
@@ -560,8 +572,8 @@ class AdmissionControl:
         The request keeps its room here until the answer. So it cannot be refused for the ask.
         """
         placement = self.placement
-        if placement is None or self._effects.to_end:
-            return False  # others end for it
+        if placement is None or not pending.may_prefer or not pending.ask.prefixes or self._effects.to_end:
+            return False  # with effects, others end for it
         ledger, room = self.ledger, self.room
         free = room.slots - ledger.concurrency_in_use - room.foreign_sequences + pending.cost.sequences
         found = placement.prefer(pending, free, 0.0, now)
@@ -720,7 +732,7 @@ class AdmissionControl:
             return
         caches, ask = placement.caches, ticket.ask
         if ticket.place is None:
-            prompt = beginnings(ask, spent.input_tokens)
+            prompt = beginnings(ask, spent.input_tokens, spent.output_tokens)
             if reported:
                 caches.reported(prompt, spent.cached_tokens)
             tokens = spent.input_tokens - spent.cached_tokens + spent.output_tokens

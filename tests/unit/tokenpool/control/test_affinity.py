@@ -31,7 +31,7 @@ def statement() -> str:
     """The statement of a replica that has the prompt in its cache."""
     caches = PrefixCaches()
     caches.reported((), 16)
-    caches.computed(beginnings(ASK, COST.input_tokens), 1000, 0.0)
+    caches.computed(beginnings(ASK, COST.input_tokens, COST.output_tokens), 1000, 0.0)
     return caches.statement()
 
 
@@ -83,7 +83,8 @@ def test_a_request_asks_the_replica_with_its_prompt_and_moves_there() -> None:
     control, tenant = control_of(), account(tier=Tier.SPOT)
     offer(control, tenant)
     ask = asked(control)
-    assert (ask.peer, ask.longest_wait_s, ask.prompt) == ("b", 0.0, beginnings(ASK, COST.input_tokens))
+    prompt = beginnings(ASK, COST.input_tokens, COST.output_tokens)
+    assert (ask.peer, ask.longest_wait_s, ask.prompt) == ("b", 0.0, prompt)
     assert control.ledger.concurrency_in_use == 1  # its room here is kept meanwhile
     assert control.peer_offered(ask, 0.001)
     ticket = decided(control)
@@ -143,7 +144,7 @@ def test_a_client_that_leaves_frees_its_room() -> None:
         control_of(affinity=False),
         control_of(cached=""),
         control_of(sequences=0),
-        control_of(sequences=2),  # one is left there, and four are free here
+        control_of(sequences=1),  # none is left there
     ],
     ids=["affinity is off", "nothing is cached there", "no room there", "little room there"],
 )
@@ -182,7 +183,7 @@ def test_what_ran_here_is_stated_also_if_it_came_from_another_replica() -> None:
     assert isinstance(ticket, Ticket)
     control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
     before = control.stated_room().cached
-    control.guest_computed(beginnings(ASK, 1024), 2048, 2.0)
+    control.guest_computed(beginnings(ASK, 1024, 100), 2048, 2.0)
     after = control.stated_room().cached
     assert "" != before != after
     control.forget_cache()
