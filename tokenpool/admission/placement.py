@@ -13,7 +13,7 @@ in seconds of the sidecar's monotonic clock.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
@@ -73,6 +73,7 @@ class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
     __slots__ = (
+        "is_alone",
         "is_beyond",
         "kv_tokens",
         "longest_wait_s",
@@ -96,6 +97,8 @@ class PeerAsk:
         self.tier: Tier = pending.account.entitlement.tier
         self.is_beyond = pending.waits_for is WaitsFor.LEASE
         """Whether no lease covers the request: it may have what others leave."""
+        self.is_alone = False
+        """Whether other replicas are asked only when this one refuses, because it has the prompt cached."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
         self.prompt = _prompt(pending)
@@ -157,18 +160,34 @@ class Placement:
         if peer is not None:
             peer.avoid_until = now + AVOID_S
 
+    def full(self, name: str) -> None:
+        """A replica had no room: its room as last known is gone."""
+        peer = self._peers.get(name)
+        if peer is not None:
+            peer.sequences = 0.0
+
     # --- asks ---
 
     def ask(self, pending: PendingRequest, wait_s: float, now: float, more: int = 0) -> list[PeerAsk]:
         """Ask for a request at up to ``MOST_ASKED`` replicas: those with room, as last known, come first.
 
-        With ``more``, ask at up to so many further ones that have room.
+        If one of them has its prompt in its cache, ask there alone for room at once. The others are asked
+        when it refuses. Two asks at a time would often give the request to the other one. With ``more``, ask
+        at up to so many further ones that have room.
         """
         sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
+        if not more and pending not in self.asks:
+            for name in self._holders(pending, now):
+                holder = self._peers.get(name)
+                if holder is not None and _fits(holder, sequences, kv_tokens, now):
+                    alone = self._ask(holder, pending, 0.0)
+                    alone.is_alone = True
+                    self.asks[pending] = [alone]
+                    return [alone]
         asked = {ask.peer for ask in self.asks.get(pending, ())}
         usable = [p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked]
         with_room = [p for p in usable if _fits(p, sequences, kv_tokens, now)]
-        chosen = self._choose(with_room, more or MOST_ASKED - len(asked), self._holders(pending, now))
+        chosen = self._choose(with_room, more or MOST_ASKED - len(asked))
         if wait_s > 0 and not more and len(chosen) + len(asked) < MOST_ASKED:
             others = [p for p in usable if p not in chosen]
             chosen += self._choose(others, MOST_ASKED - len(asked) - len(chosen))
@@ -228,16 +247,10 @@ class Placement:
         """The request needs no room any more. Returns the asks to cancel."""
         return self.asks.pop(pending, [])
 
-    def _choose(self, peers: list[_Peer], count: int, first: Sequence[str] = ()) -> list[_Peer]:
-        """Choose ``count`` replicas: one of those to take ``first``, and the others at random."""
+    def _choose(self, peers: list[_Peer], count: int) -> list[_Peer]:
+        """Choose ``count`` replicas at random."""
         chosen: list[_Peer] = []
         rest = list(peers)
-        for name in first:
-            found = [peer for peer in rest if peer.name == name]
-            if found and count > 0:
-                chosen.append(found[0])
-                rest.remove(found[0])
-                break
         while rest and len(chosen) < count:
             self._state = (self._state * 1103515245 + 12345) % 2147483648
             chosen.append(rest.pop((self._state >> 8) % len(rest)))

@@ -679,7 +679,9 @@ class AdmissionControl:
         if preferred is not None and preferred.ask is ask:
             self._start_here(ask.pending)
             return
-        if placement.ended(ask) and has_failed and not ask.pending.has_left:
+        if ask.is_alone and not has_failed:
+            placement.full(ask.peer)
+        if placement.ended(ask) and (has_failed or ask.is_alone) and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 
     def place_failed(self, place: Place, now: float) -> None:

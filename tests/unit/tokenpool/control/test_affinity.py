@@ -13,7 +13,7 @@ from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import PrefixCaches, beginnings
 from tokenpool.admission.pending import PendingRequest
-from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
+from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.admission_control import PREFER_S, AdmissionControl
@@ -168,13 +168,21 @@ def test_a_request_whose_replica_was_lost_prefers_none() -> None:
     assert isinstance(outcome, Ticket)
 
 
-def test_a_request_without_room_here_asks_the_replica_with_its_prompt_first() -> None:
-    for seed in range(8):
-        placement = Placement(str(seed), PrefixCaches())
-        placement.learn([KnownPeer(f"p{n}", "host:1", 1e6, SLOTS) for n in range(8)], 0.0)
-        placement.learn([KnownPeer("b", "host:1", 1e6, SLOTS, HELD)], 0.0)
-        pending = PendingRequest(account(), ASK, COST, 0.0, longest_wait_s=1.0)
-        assert placement.ask(pending, 1.0, 0.0)[0].peer == "b"
+def test_a_request_without_room_here_asks_the_replica_with_its_prompt_alone_and_then_others() -> None:
+    control, tenant = control_of(), account()
+    others = [KnownPeer(f"p{number}", "host:1", 1e6, SLOTS) for number in range(8)]
+    control.peers_named(others, 0.0)
+    for _ in range(SLOTS):
+        assert isinstance(control.offer(tenant, Ask(), COST, 0.0), Ticket)
+    offer(control, tenant)
+    first = asked(control)
+    assert (first.peer, first.longest_wait_s) == ("b", 0.0)
+    control.peer_refused(first, 0.001)
+    effects = control.take_effects()
+    assert len(effects.to_ask) == MOST_ASKED
+    assert "b" not in [ask.peer for ask in effects.to_ask]
+    assert control.peer_offered(effects.to_ask[0], 0.002)
+    assert decided(control).place == effects.to_ask[0].place
 
 
 def test_what_ran_here_is_stated_also_if_it_came_from_another_replica() -> None:
