@@ -12,12 +12,13 @@ in seconds of the sidecar's monotonic clock.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
-from tokenpool.admission.affinity import Cached, Preference, PrefixCaches, beginnings
+from tokenpool.admission.affinity import STATE_EVERY_S, Cached, Preference, PrefixCaches, beginnings
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.entitlements import Tier
 
@@ -66,7 +67,8 @@ class _Peer:
         self.name = name
         self.address = self.cached = ""
         self.kv_tokens = self.sequences = 0.0
-        self.named_at = self.avoid_until = self.learned_at = 0.0
+        self.named_at = self.avoid_until = 0.0
+        self.learned_at = -math.inf
 
 
 class PeerAsk:
@@ -130,7 +132,8 @@ class Placement:
                 peer = self._peers[name] = _Peer(name)
             peer.address, peer.kv_tokens, peer.sequences = address, kv_tokens, sequences
             peer.named_at = now
-            if self.caches is not None and (cached != peer.cached or now > peer.learned_at + REPEAT_S):
+            age_s = now - peer.learned_at
+            if self.caches is not None and age_s >= (STATE_EVERY_S if cached != peer.cached else REPEAT_S):
                 peer.cached, peer.learned_at = cached, now
                 self.caches.learn(name, cached, now)
         for name in [n for n, p in self._peers.items() if now - p.named_at > FORGET_S]:

@@ -701,17 +701,16 @@ class AdmissionControl:
             max(sequences - self.queue.waiting_for_engine, 0.0),
             ledger.spent,
             self.peer_address,
-            self._cached(),
         )
 
-    def _cached(self) -> str:
+    def stated_cache(self, now: float) -> str:
         """The beginnings of prompts in the engine's cache, for the other replicas."""
         placement, room = self.placement, self.room
         if placement is None or placement.caches is None:
             return ""
         caches = placement.caches
         caches.resize(room.kv_tokens - self.ledger.kv_in_use - room.foreign_kv_tokens)
-        return caches.statement()
+        return caches.statement(now)
 
     def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int, now: float) -> None:
         """The engine here has computed a request of another sidecar."""

@@ -22,7 +22,7 @@ from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import KnownPeer, PeerAsk
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.leases.messages import Answer, Limit, Message, Push
+from tokenpool.leases.messages import Answer, Limit, Message, Push, ReplicaRoom
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
 from tokenpool.planning.idle import IdleTerms
@@ -294,12 +294,17 @@ class Driver:
         """The last message, which returns all leases. All messages before it have an answer or failed."""
         return self.sync.last_message() if self.sync is not None else None
 
+    def _room(self, now: float) -> ReplicaRoom:
+        """The room of this replica, and what its engine has in its cache."""
+        room, cached = self.control.stated_room(), self.control.stated_cache(now)
+        return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
+
     def _send(self, now: float) -> None:
         if self.sync is None or self._is_stopped:
             return
         try:
             for message in self.sync.messages(now):
-                self._ports.send_message(replace(message, room=self.control.stated_room()))
+                self._ports.send_message(replace(message, room=self._room(now)))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)

@@ -12,6 +12,7 @@ from tokenpool.admission.affinity import (
     MOST_OWN,
     MOST_PLACES,
     MOST_STATED,
+    STATE_EVERY_S,
     Cached,
     Preference,
     PrefixCaches,
@@ -37,7 +38,7 @@ def proven(*prompts: tuple[Cached, ...]) -> PrefixCaches:
 def told(teacher: PrefixCaches, name: str = "b", now: float = 0.0) -> PrefixCaches:
     """The caches of another sidecar that has read its statement."""
     made = PrefixCaches()
-    made.learn(name, teacher.statement(), now)
+    made.learn(name, teacher.statement(now), now)
     return made
 
 
@@ -95,7 +96,7 @@ def test_an_engine_that_reports_no_cached_tokens_states_nothing() -> None:
     silent = PrefixCaches()
     silent.reported(PROMPT, 0)
     silent.computed(PROMPT, 1024, 0.0)
-    assert silent.statement() == ""
+    assert silent.statement(0.0) == ""
 
 
 def test_the_newest_beginnings_are_stated() -> None:
@@ -115,11 +116,19 @@ def test_what_was_stated_expires() -> None:
     assert not caches.preferences(PROMPT, 1500, 10.1)
 
 
+def test_a_statement_is_made_at_most_once_in_a_while() -> None:
+    teacher = proven(PROMPT)
+    first = teacher.statement(1.0)
+    teacher.computed((Cached(9, 512),), 512, 1.0)
+    assert teacher.statement(1.0 + STATE_EVERY_S / 2) == first
+    assert teacher.statement(1.0 + STATE_EVERY_S) != first
+
+
 def test_a_restarted_engine_states_nothing() -> None:
     teacher = proven(PROMPT)
-    assert teacher.statement()
+    assert teacher.statement(100.0)
     teacher.forget()
-    assert (teacher.statement(), teacher.here(PROMPT), teacher.own) == ("", 0, 0)
+    assert (teacher.statement(100.0), teacher.here(PROMPT), teacher.own) == ("", 0, 0)
 
 
 @given(st.text() | st.binary().map(lambda content: content.hex()))
@@ -138,7 +147,7 @@ def test_a_statement_tells_no_more_than_the_own_cache_has(
     for now, prompt in enumerate(prompts):
         teacher.reported(prompt, 100)
         teacher.computed(prompt, 500, float(now))
-    assert len(teacher.statement()) <= 400
+    assert len(teacher.statement(100.0)) <= 400
     caches = told(teacher)
     for prompt in prompts:
         for each in prompt:
@@ -209,7 +218,7 @@ def test_the_tables_are_bounded() -> None:
     for number in range(MOST_OWN + 10):
         caches.computed((Cached(number, 512),), 1, 0.0)
     for first in range(0, MOST_ELSEWHERE + 10 * MOST_STATED, MOST_STATED):
-        statement = proven(*((Cached(first + n, 512),) for n in range(MOST_STATED))).statement()
+        statement = proven(*((Cached(first + n, 512),) for n in range(MOST_STATED))).statement(0.0)
         for peer in range(MOST_PLACES + 2):
             caches.learn(f"p{peer}", statement, 0.0)
     assert (caches.own, caches.elsewhere) == (MOST_OWN, MOST_ELSEWHERE)

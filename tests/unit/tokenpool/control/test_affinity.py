@@ -32,7 +32,7 @@ def statement() -> str:
     caches = PrefixCaches()
     caches.reported((), 16)
     caches.computed(beginnings(ASK, COST.input_tokens, COST.output_tokens), 1000, 0.0)
-    return caches.statement()
+    return caches.statement(0.0)
 
 
 HELD = statement()
@@ -190,12 +190,12 @@ def test_what_ran_here_is_stated_also_if_it_came_from_another_replica() -> None:
     ticket = control.offer(account(), ASK._replace(prefixes=(1,)), COST, 0.0)
     assert isinstance(ticket, Ticket)
     control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
-    before = control.stated_room().cached
+    before = control.stated_cache(1.0)
     control.guest_computed(beginnings(ASK, 1024, 100), 2048, 2.0)
-    after = control.stated_room().cached
+    after = control.stated_cache(2.0)
     assert "" != before != after
     control.forget_cache()
-    assert control.stated_room().cached == ""
+    assert control.stated_cache(3.0) == ""
 
 
 @given(
