@@ -75,7 +75,6 @@ class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
     __slots__ = (
-        "is_alone",
         "is_beyond",
         "kv_tokens",
         "longest_wait_s",
@@ -83,6 +82,7 @@ class PeerAsk:
         "peer",
         "pending",
         "place",
+        "preference",
         "prompt",
         "sequences",
         "tier",
@@ -99,8 +99,8 @@ class PeerAsk:
         self.tier: Tier = pending.account.entitlement.tier
         self.is_beyond = pending.waits_for is WaitsFor.LEASE
         """Whether no lease covers the request: it may have what others leave."""
-        self.is_alone = False
-        """Whether other replicas are asked only when this one refuses, because it has the prompt cached."""
+        self.preference: Preference | None = None
+        """Why this replica is asked alone, and others only when it refuses: it has the prompt cached."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
         self.prompt = _prompt(pending)
@@ -180,11 +180,11 @@ class Placement:
         """
         sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
         if not more and pending not in self.asks:
-            for name in self._holders(pending, now):
-                holder = self._peers.get(name)
+            for preference in self._preferences(pending, now):
+                holder = self._peers.get(preference.name)
                 if holder is not None and _fits(holder, sequences, kv_tokens, now):
                     alone = self._ask(holder, pending, 0.0)
-                    alone.is_alone = True
+                    alone.preference = preference
                     self.asks[pending] = [alone]
                     return [alone]
         asked = {ask.peer for ask in self.asks.get(pending, ())}
@@ -228,13 +228,11 @@ class Placement:
         self._number += 1
         return PeerAsk(self._number, peer.name, peer.address, pending, wait_s)
 
-    def _holders(self, pending: PendingRequest, now: float) -> list[str]:
+    def _preferences(self, pending: PendingRequest, now: float) -> list[Preference]:
         """The replicas that have more of a prompt in their caches, the one with the most first."""
-        if self.caches is None or not pending.ask.prefixes:
+        if self.caches is None or not pending.may_prefer or not pending.ask.prefixes:
             return []
-        tokens = pending.cost.input_tokens
-        found = self.caches.preferences(_prompt(pending), tokens, now)
-        return [each.name for each in found]
+        return self.caches.preferences(_prompt(pending), pending.cost.input_tokens, now)
 
     def ended(self, ask: PeerAsk) -> bool:
         """An ask has its answer, or failed. Returns whether it was under way."""

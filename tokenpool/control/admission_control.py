@@ -654,6 +654,8 @@ class AdmissionControl:
             if pending.waits_for is not WaitsFor.LEASE and not self._waits_for_lease(pending, outcome, now):
                 self._shed_later(pending, outcome, now)
             return False
+        if ask.preference is not None:
+            self._preferred[outcome] = ask.preference
         self._leave(pending, now)
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
@@ -679,9 +681,9 @@ class AdmissionControl:
         if preferred is not None and preferred.ask is ask:
             self._start_here(ask.pending)
             return
-        if ask.is_alone and not has_failed:
+        if ask.preference is not None and not has_failed:
             placement.full(ask.peer)
-        if placement.ended(ask) and (has_failed or ask.is_alone) and not ask.pending.has_left:
+        if placement.ended(ask) and (has_failed or ask.preference is not None) and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 
     def place_failed(self, place: Place, now: float) -> None:
