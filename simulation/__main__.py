@@ -1,4 +1,7 @@
-"""``make sim``: simulates large pools, and prints their figures. ``SIM_SEED`` sets the seed."""
+"""``make sim``: simulates large pools, and prints their figures. ``SIM_SEED`` sets the seed.
+
+``python -m simulation one-pool`` compares handover with its alternatives instead: ``simulation.one_pool``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from simulation import one_pool
 from simulation.fairness import Convergence, fairness_of
 from simulation.figures import Figures
 from simulation.mixes import all_of, lone_tenant, scarcity, skewed, small_tenants
@@ -28,6 +32,8 @@ def main() -> int:
     """Run all simulations once, print the figures, and return 1 if a goal is missed."""
     seed = int(os.environ.get("SIM_SEED") or secrets.randbelow(10**6))
     print(f"sim: seed {seed} (SIM_SEED={seed} repeats it)\n", flush=True)
+    if sys.argv[1:] == ["one-pool"]:
+        return one_pool.main(seed)
     print(_HEAD)
     runs: list[tuple[str, Setup]] = [
         ("small tenants", small_tenants(seed=seed)),

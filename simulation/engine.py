@@ -44,10 +44,29 @@ class Work(Protocol):
         """The engine has finished it."""
 
 
+class RoomWatch:
+    """The engines with a free slot, each with the time since which it has always had one."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self._clock = clock
+        self.free_since: dict[Engine, float] = {}
+        """In the order of these times."""
+
+    def changed(self, engine: Engine) -> None:
+        """The number of requests on an engine changed, or the engine is gone."""
+        if not engine.has_room:
+            self.free_since.pop(engine, None)
+        elif engine not in self.free_since:
+            self.free_since[engine] = self._clock.now
+
+
 class Engine:
     """One engine with ``slots`` sequences."""
 
-    def __init__(self, clock: VirtualClock, slots: int) -> None:
+    def __init__(self, clock: VirtualClock, slots: int, watch: RoomWatch, number: int) -> None:
+        self.number = number
+        """The number of its sidecar."""
+        self._watch = watch
         self._clock = clock
         self._slots = slots
         self._backlog: deque[Work] = deque()
@@ -58,6 +77,17 @@ class Engine:
         self.prompt_tokens = self.found_tokens = 0
         """Tokens of all prompts, and those of them that were in the cache."""
         self.is_gone = False
+        watch.changed(self)
+
+    def lose(self) -> None:
+        """The engine is gone, with all its requests."""
+        self.is_gone = True
+        self._watch.changed(self)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it has a slot for one more request."""
+        return not self.is_gone and len(self._running) + len(self._backlog) < self._slots
 
     @property
     def running(self) -> int:
@@ -77,6 +107,7 @@ class Engine:
             self._start()
         elif work in self._backlog:
             self._backlog.remove(work)
+            self._watch.changed(self)
         return was_running
 
     def _start(self) -> None:
@@ -86,6 +117,7 @@ class Engine:
             work.began()
             seconds = work.size / TOKENS_PER_SEQUENCE_S + self._compute(work)
             self._clock.after(seconds, lambda work=work: self._finish(work))  # type: ignore[misc]
+        self._watch.changed(self)
 
     def _compute(self, work: Work) -> float:
         """The seconds for the uncached part of a prompt."""

@@ -5,6 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from tokenpool.entitlements import Tier
+
+
+@dataclass(slots=True)
+class TierFigures:
+    """Counts and times of the requests of one tier."""
+
+    requests: int = 0
+    refused: int = 0
+    room_refusals: int = 0
+    """Refused requests below their ceiling, while a live replica had a free slot for ``notice_s``."""
+    waits: list[float] = field(default_factory=list)
+    """For every request that an engine began, the seconds since its arrival."""
+
 
 @dataclass(slots=True)
 class Figures:
@@ -42,6 +56,11 @@ class Figures:
     """The same after an admission by any sidecar, except for spot: fallback shares may add up to more."""
     reconverged_s: float = 0.0
     """The longest time from the end of a fault until all sidecars are joined again."""
+    tiers: dict[Tier, TierFigures] = field(default_factory=lambda: {tier: TierFigures() for tier in Tier})
+    room_refusals: Counter[str] = field(default_factory=Counter)
+    """Refusals while there was room, by reason: see ``TierFigures``."""
+    room_ages: list[float] = field(default_factory=list)
+    """For each refusal while a replica had a free slot: the seconds for which the slot had been free."""
     handovers: int = 0
     """Requests that another replica began with."""
     asks: int = 0
@@ -49,7 +68,12 @@ class Figures:
     prompt_tokens: int = 0
     found_tokens: int = 0
     """Tokens of all prompts that engines began with, and those of them that were in their caches."""
+    peer_messages: int = 0
+    """Messages between sidecars after the warm-up: asks, answers, requests and their ends."""
     messages: int = 0
+    """Messages to the lease store."""
+    measured_messages: int = 0
+    """Those after the warm-up."""
     rows: int = 0
     """Lease requests in all messages."""
     service: Counter[str] = field(default_factory=Counter)

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from simulation.engine import Engine, Prompt
+from simulation.setup import Lie
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
 from tokenpool.outcomes import Ending
+
+HOLD_S = 1.0
+"""Seconds for which offered room is kept until the request arrives: as in ``sidecar.handover.peer_port``."""
 
 
 class Host(Protocol):
@@ -18,12 +22,16 @@ class Host(Protocol):
     name: str
     driver: Driver
     engine: Engine
+    lie: Lie | None
 
     def now(self) -> float:
         """Seconds by its clock."""
 
     def when_awake(self, call: Callable[[], None]) -> None:
         """Make a call, at the end of a pause."""
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Make a call after some seconds."""
 
 
 class Hosted(Protocol):
@@ -65,8 +73,8 @@ class Home(Protocol):
 class Wire(Protocol):
     """The network between sidecars."""
 
-    def between(self, call: Callable[[], None]) -> None:
-        """Make a call after the delay of the network."""
+    def between(self, call: Callable[[], None], *, may_be_lost: bool = False) -> None:
+        """Make a call after the delay of the network, or never."""
 
     def visit_ended(self, visit: Visit) -> None:
         """Forget a visit."""
@@ -82,7 +90,7 @@ class Visit:
         self.request: Hosted | None = None
         self._wire = wire
         self._guest = Guest(host.driver, self)
-        self._is_over = False
+        self._is_over = self._has_arrived = False
         self._arrived_at = 0.0
 
     # --- from the home sidecar ---
@@ -104,7 +112,9 @@ class Visit:
 
     def _on_ask(self) -> None:
         ask = self.ask
-        if not self._is_over:
+        if self.host.lie is Lie.BOASTS:
+            self.refuse()
+        elif not self._is_over and self.host.lie is not Lie.SILENT:
             self._guest.ask(
                 ask.tier,
                 ask.sequences,
@@ -118,6 +128,7 @@ class Visit:
 
     def _on_request(self) -> None:
         if self._guest.has_room:
+            self._has_arrived = True
             self._arrived_at = self.host.now()
             self.host.engine.add(self)
         else:
@@ -134,13 +145,20 @@ class Visit:
 
     def offer(self) -> None:
         """See ``GuestPort``."""
-        self._to_home(lambda: self.home.offered(self))
+        self._to_home(lambda: self.home.offered(self), may_be_lost=True)
+        self.host.later(HOLD_S, self._end_hold)
+
+    def _end_hold(self) -> None:
+        """The request did not arrive in time: close the connection."""
+        if not self._has_arrived and not self._is_over:
+            self.end(Ending.CLIENT_GONE)
+            self._tell_lost()
 
     def refuse(self) -> None:
         """See ``GuestPort``."""
         self._is_over = True
         self._wire.visit_ended(self)
-        self._to_home(lambda: self.home.refused(self.ask, has_failed=False))
+        self._to_home(lambda: self.home.refused(self.ask, has_failed=False), may_be_lost=True)
 
     def preempt(self) -> None:
         """See ``GuestPort``."""
@@ -185,6 +203,10 @@ class Visit:
         """The host is gone."""
         self._is_over = True
         self._wire.visit_ended(self)
+        self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        """The home sidecar notices that its connection is closed."""
         if self.request is None:
             self._to_home(lambda: self.home.refused(self.ask, has_failed=True))
         else:
@@ -194,7 +216,7 @@ class Visit:
         self._to_home(lambda: self.home.ended_elsewhere(self, ending))
 
     def _to_host(self, call: Callable[[], None]) -> None:
-        self._wire.between(lambda: self.host.when_awake(call))
+        self._wire.between(lambda: self.host.when_awake(call), may_be_lost=True)
 
-    def _to_home(self, call: Callable[[], None]) -> None:
-        self._wire.between(lambda: self.home.when_awake(call))
+    def _to_home(self, call: Callable[[], None], *, may_be_lost: bool = False) -> None:
+        self._wire.between(lambda: self.home.when_awake(call), may_be_lost=may_be_lost)

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
 from simulation.clock import VirtualClock
+from simulation.engine import RoomWatch
 from simulation.figures import Figures
 from simulation.network import Network
 from simulation.setup import Setup
@@ -32,9 +33,10 @@ class Judge:
         figures: Figures,
         network: Network,
         sidecars: Sequence[Sidecar],
+        watch: RoomWatch,
     ) -> None:
         self._setup, self._clock, self._figures = setup, clock, figures
-        self._network, self._sidecars = network, sidecars
+        self._network, self._sidecars, self._watch = network, sidecars, watch
         self._running: Counter[str] = Counter()
         """Admitted sequences by entitlement."""
         self._borrowed: Counter[str] = Counter()
@@ -60,6 +62,7 @@ class Judge:
         if self._counts:
             self._figures.requests += 1
             self._figures.offered[request.entitlement] += 1
+            self._figures.tiers[request.tenant.entitlement.tier].requests += 1
 
     def admitted(self, sidecar: Sidecar, request: Request) -> None:
         """A sidecar admits a request. Compare the use with all limits of the last lifetime."""
@@ -109,11 +112,35 @@ class Judge:
             )
         if in_use + cost.sequences <= account.entitlement.guarantee.concurrency:
             figures.guaranteed_sheds += 1
+        figures.tiers[account.entitlement.tier].refused += 1
+        if not sidecar.uses_fallback and in_use + cost.sequences <= account.entitlement.ceiling.concurrency:
+            self._compare_with_room(request, shed)
 
-    def began(self) -> None:
+    def _compare_with_room(self, request: Request, shed: Shed) -> None:
+        """Check whether a live replica had a free slot for long enough that every sidecar may know of it.
+
+        Only slots are compared. The setups with these figures have requests that fit into the KV cache of
+        their slot, and tenants without a ceiling in another dimension.
+        """
+        now, figures = self._clock.now, self._figures
+        for engine, since in self._watch.free_since.items():
+            host = self._sidecars[engine.number]
+            if now < host.paused_until or host.is_cut or host.uses_fallback or host.lie is not None:
+                continue
+            age = now - max(since, host.paused_until, host.cut_until)
+            figures.room_ages.append(age)
+            if age > self._setup.notice_s:
+                figures.room_refusals[shed.reason.value] += 1
+                figures.tiers[request.tenant.entitlement.tier].room_refusals += 1
+            return
+
+    def began(self, request: Request) -> None:
         """An engine begins a request."""
         self._count_busy()
         self._busy += 1
+        if self._counts:
+            waits = self._figures.tiers[request.tenant.entitlement.tier].waits
+            waits.append(self._clock.now - request.arrived_at)
 
     def ended(self, request: Request) -> None:
         """A request is served and settled."""

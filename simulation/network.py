@@ -46,6 +46,7 @@ class Network:
     def carry(self, sidecar: Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         """Deliver a message, possibly twice or never, and call ``answered`` with each answer that arrives."""
         self._figures.messages += 1
+        self._figures.measured_messages += self._clock.now >= self._setup.warm_up_s
         self._figures.rows += len(message.lease_requests)
         copies = 1 + (self._may_fail and self._chance.random() < self._setup.faults.duplicates)
         for _ in range(copies):
@@ -67,8 +68,16 @@ class Network:
         if not self._is_lost(sidecar):
             self._clock.after(self._delay(), lambda: answered(answer))
 
-    def between(self, call: Callable[[], None]) -> None:
-        """Make a call after the delay between two sidecars."""
+    def between(self, call: Callable[[], None], *, may_be_lost: bool) -> None:
+        """Make a call after the delay between two sidecars, or never."""
+        self._figures.peer_messages += self._clock.now >= self._setup.warm_up_s
+        faults, chance = self._setup.faults, self._chance
+        if self._may_fail:
+            if may_be_lost and faults.peer_loss and chance.random() < faults.peer_loss:
+                return
+            if faults.peer_late and chance.random() < faults.peer_late:
+                self._clock.after(chance.uniform(0.0, 1.0), call)
+                return
         self._clock.after(self._delay(), call)
 
     def _push(self, push: Push) -> None:

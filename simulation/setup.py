@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,12 +45,27 @@ class Faults:
     crashes: float = 0.0
     pauses: float = 0.0
     partitions: float = 0.0
+    peer_loss: float = 0.0
+    """The probability that an ask, an answer to it, or the request after it is lost between two sidecars."""
+    peer_late: float = 0.0
+    """The probability that a message between two sidecars is delayed by up to a second."""
     outages: Sequence[tuple[float, float, bool]] = ()
     """Outages of the lease store: start, end, and whether it is empty afterwards."""
     drift: float = 0.0
     """Clocks run fast or slow by up to this share."""
     quiet_after: float = math.inf
     """No fault begins later."""
+
+
+class Lie(enum.Enum):
+    """A replica that gives other replicas wrong information."""
+
+    BOASTS = "boasts"
+    """It always states room for its whole capacity, and refuses every ask."""
+    HIDES = "hides"
+    """It always states that it has no room."""
+    SILENT = "silent"
+    """It states its room, and answers no ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +94,29 @@ class Setup:
     """Requests per second of all tenants together, independent of answers; 0 means workers in closed loop."""
     cut_at: float = math.inf
     """The time at which engines are lost for good ..."""
+    kept: int = 0
+    """... and the number of sidecars that are left."""
     handover: bool = True
     """Whether sidecars hand requests over to replicas with room."""
     affinity: bool = True
     """Whether they prefer the replica that has a prompt in its cache."""
     conversations: int = 0
     """The conversations of all tenants at a time, with open loop; 0 means requests without prompts."""
-    kept: int = 0
-    """... and the number of sidecars that are left."""
+    tries: int = 1
+    """The number of replicas at which a client tries a request that is refused."""
+    unaddressed: int = 0
+    """The last sidecars, to which no client sends a request. All others see their room."""
+    liars: Sequence[Lie] = ()
+    """The lies of the last sidecars."""
+
+    @property
+    def notice_s(self) -> float:
+        """The longest time in seconds for which free room may be unknown to a sidecar, in a small pool.
+
+        A replica states its room at the latest one interval after a request has ended there. Another sidecar
+        reads it at the latest one interval after that. Each statement and answer takes the way to the lease
+        store or back. Then follow an ask, an offer and the request. So it is two intervals, three ways to the
+        lease store and three ways between sidecars. The distances are equal here, and a way takes at most 1.7
+        distances. In a pool of more than ``MOST_PEERS + 1`` replicas an answer does not name all of them.
+        """
+        return 2 * self.settings.interval_s + 6 * 1.7 * self.distance_s

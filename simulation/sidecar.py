@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from simulation.clock import VirtualClock
-from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt
+from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt, RoomWatch
 from simulation.handover import Visit
-from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Setup, Tenant
+from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Setup, Tenant
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import PrefixCaches
@@ -25,7 +25,7 @@ from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.entitlements import Pricing
 from tokenpool.leases.leases import Leases
-from tokenpool.leases.messages import Answer, Message, Push
+from tokenpool.leases.messages import Answer, Message, Push, ReplicaRoom
 from tokenpool.leases.settings import Mode
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.leases.wire import SidecarReport, encode_report
@@ -35,6 +35,9 @@ from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 TIMEOUT_S = 0.5
 """The time after which a sidecar treats a message as lost."""
+LATE_S = 1.0
+"""Seconds after the longest wait of an ask at which a silent sidecar counts as lost: as in
+``sidecar.handover.asking``."""
 SHAPE = EngineShape(16, None)
 BYTES_PER_TOKEN = 4
 
@@ -45,6 +48,7 @@ class Environment(Protocol):
     setup: Setup
     chance: random.Random
     clock: VirtualClock
+    watch: RoomWatch
 
     def carry(self, sidecar: Sidecar, message: Message, answered: Callable[[Answer], None]) -> None:
         """Send a message to the lease store, and call ``answered`` with each answer that arrives."""
@@ -55,7 +59,7 @@ class Environment(Protocol):
     def request_shed(self, sidecar: Sidecar, request: Request, shed: Shed) -> None:
         """A sidecar sheds a request."""
 
-    def request_began(self) -> None:
+    def request_began(self, request: Request) -> None:
         """An engine begins a request."""
 
     def request_ended(self, request: Request) -> None:
@@ -87,10 +91,13 @@ class Request:
         "size",
         "tenant",
         "ticket",
+        "tried",
         "visit",
     )
 
     def __init__(self, tenant: Tenant, size: int, prompt: Prompt | None = None) -> None:
+        self.tried: list[Sidecar] = []
+        """The sidecars that have refused it."""
         self.tenant = tenant
         self.size = size
         """Its tokens; with a prompt, its output tokens."""
@@ -151,7 +158,8 @@ class Sidecar:
         self.is_gone = False
         self.is_cut = False
         """Whether a partition separates it from the lease store."""
-        self.paused_until = 0.0
+        self.paused_until = self.cut_until = 0.0
+        self.lie = lie_of(world.setup, number)
         self._world = world
         setup, chance = world.setup, world.chance
         self._offset = chance.uniform(0, 1000)
@@ -175,7 +183,7 @@ class Sidecar:
         """Requests that wait for their decision."""
         self.admitted: dict[Request, None] = {}
         """Requests that run."""
-        self.engine = Engine(world.clock, setup.slots)
+        self.engine = Engine(world.clock, setup.slots, world.watch, number)
         self._visits: dict[int, Visit] = {}
         """The asks at other replicas, by number, until their request is sent."""
         self._awaited: set[int] = set()
@@ -242,7 +250,7 @@ class Sidecar:
         now = self._world.clock.now
         request.is_running = True
         request.began_at = now
-        self._world.request_began()
+        self._world.request_began(request)
         if request.ticket is not None:
             self.control.first_token(request.ticket, now - request.arrived_at)
 
@@ -279,6 +287,13 @@ class Sidecar:
             return
         self._visits[ask.number] = visit
         visit.send_ask()
+        self.later(ask.longest_wait_s + LATE_S, lambda: self._give_up(visit))
+
+    def _give_up(self, visit: Visit) -> None:
+        """The other sidecar is silent: close the connection."""
+        if self._visits.get(visit.ask.number) is visit:
+            visit.cancel()
+            self.refused(visit.ask, has_failed=True)
 
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
@@ -335,9 +350,18 @@ class Sidecar:
         """See ``Ports``."""
         report = encode_report(SidecarReport(self.capacity, self.capacity, True))
         sent = replace(message, report=report) if message.carries_report else message
+        if self.lie is not None and sent.room is not None:
+            sent = replace(sent, room=self._untrue(sent.room))
         self._awaited.add(message.number)
         self._world.carry(self, sent, lambda answer: self.when_awake(lambda: self._answered(message, answer)))
         self.later(TIMEOUT_S, lambda: self._missed(message))
+
+    def _untrue(self, room: ReplicaRoom) -> ReplicaRoom:
+        if self.lie is Lie.BOASTS:
+            return ReplicaRoom(
+                self.capacity.kv_tokens, self.capacity.concurrency, room.tokens_spent, room.address
+            )
+        return ReplicaRoom(0.0, 0.0, room.tokens_spent, room.address) if self.lie is Lie.HIDES else room
 
     def _answered(self, message: Message, answer: Answer) -> None:
         if self._is_awaited(message):
@@ -376,6 +400,12 @@ def _ask(request: Request) -> Ask:
         if length <= text_bytes
     )
     return Ask(text_bytes=text_bytes, output_bound=size, target=("chat", "m"), prefixes=prefixes)
+
+
+def lie_of(setup: Setup, number: int) -> Lie | None:
+    """The lie of a sidecar; ``None`` for an honest one."""
+    first = setup.sidecars - len(setup.liars)
+    return setup.liars[number - first] if number >= first else None
 
 
 def _room(slots: int) -> EngineRoom:

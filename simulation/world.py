@@ -12,6 +12,7 @@ from collections.abc import Callable
 from simulation.clients import Clients
 from simulation.clock import VirtualClock
 from simulation.coordinator import Coordinator
+from simulation.engine import RoomWatch
 from simulation.figures import Figures
 from simulation.handover import Visit
 from simulation.judge import Judge
@@ -30,12 +31,13 @@ class World:
         self.setup = setup
         self.chance = random.Random(setup.seed)
         self.clock = VirtualClock()
+        self.watch = RoomWatch(self.clock)
         self._figures = Figures()
         self._sidecars: list[Sidecar] = []
         self._visits: dict[Visit, None] = {}
         """The asks and the requests of all sidecars at others."""
         self._network = Network(setup, self.clock, self.chance, self._figures, self._sidecars)
-        self._judge = Judge(setup, self.clock, self._figures, self._network, self._sidecars)
+        self._judge = Judge(setup, self.clock, self._figures, self._network, self._sidecars, self.watch)
         self._coordinator = Coordinator(setup, self.clock, self._network, self._judge, self._sidecars)
         self._clients = Clients(setup, self.clock, self.chance, self._judge, self._sidecars)
         self._sidecars += [Sidecar(self, number, 0) for number in range(setup.sidecars)]
@@ -83,12 +85,14 @@ class World:
 
     def request_shed(self, sidecar: Sidecar, request: Request, shed: Shed) -> None:
         """See ``Environment``. The worker sends again when the answer says so, within a second."""
+        if self._clients.try_elsewhere(sidecar, request):
+            return
         self._judge.shed(sidecar, request, shed)
         self._clients.send_again(request.tenant, min(max(shed.retry_after_s, 0.05), 1.0))
 
-    def request_began(self) -> None:
+    def request_began(self, request: Request) -> None:
         """See ``Environment``."""
-        self._judge.began()
+        self._judge.began(request)
 
     def request_ended(self, request: Request) -> None:
         """See ``Environment``. The worker sends again after its think time."""
@@ -102,11 +106,11 @@ class World:
 
     def request_handed_over(self) -> None:
         """See ``Environment``."""
-        self._figures.handovers += 1
+        self._figures.handovers += self.clock.now >= self.setup.warm_up_s
 
     def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
         """See ``Environment``."""
-        self._figures.asks += 1
+        self._figures.asks += self.clock.now >= self.setup.warm_up_s
         number, _, _ = ask.peer[1:].partition(".")
         host = self._sidecars[int(number)] if int(number) < len(self._sidecars) else None
         if host is None or host.name != ask.peer:
@@ -115,9 +119,9 @@ class World:
         self._visits[visit] = None
         return visit
 
-    def between(self, call: Callable[[], None]) -> None:
+    def between(self, call: Callable[[], None], *, may_be_lost: bool = False) -> None:
         """See ``Wire``."""
-        self._network.between(call)
+        self._network.between(call, may_be_lost=may_be_lost)
 
     def visit_ended(self, visit: Visit) -> None:
         """See ``Wire``."""
@@ -135,7 +139,8 @@ class World:
 
     def _lose(self, sidecar: Sidecar) -> None:
         """Remove a sidecar with all its requests."""
-        sidecar.is_gone = sidecar.engine.is_gone = True
+        sidecar.is_gone = True
+        sidecar.engine.lose()
         for visit in list(self._visits):
             if visit.host is sidecar:
                 visit.host_lost()
@@ -171,6 +176,7 @@ class World:
         """Separate a sidecar from the lease store for some seconds."""
         seconds = self.chance.uniform(0.1, 5.0)
         sidecar.is_cut = True
+        sidecar.cut_until = max(sidecar.cut_until, self.clock.now + seconds)
         self._judge.fault_ends_at(self.clock.now + seconds)
 
         def reconnect() -> None:

@@ -183,10 +183,10 @@ class PeerSession(asyncio.Protocol):
         self._sent_at = 0.0
         """The time of the request's first byte."""
         self._heard_at = math.inf
-        """The time of the last byte of the request or its response; infinite while no request runs."""
+        """The time of the request's first byte, or of its response's last; infinite while no request runs."""
         self._engine: EngineLink | None = None
-        self._to_send: list[bytes] | None = None
-        """The request, while the connection to the engine is being made."""
+        self._request: list[bytes] | None = None
+        """The request as far as it has come, until the first byte of its response."""
         self._connecting: asyncio.Task[None] | None = None
 
     @property
@@ -215,7 +215,8 @@ class PeerSession(asyncio.Protocol):
                 self._on_frame(each)
         except ProtocolError as error:
             self._port.rejected += 1
-            log.info("a connection to the peer port is closed", extra={"error": str(error)})
+            # The metric counts it. A line for each would let a hostile client fill the log.
+            log.debug("a connection to the peer port is closed", extra={"error": str(error)})
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -295,41 +296,43 @@ class PeerSession(asyncio.Protocol):
             return  # the request was preempted while it was being sent
         if not self._guest.has_room:
             raise ProtocolError("a request came without an offer")
+        if self._engine is None and self._connecting is None:
+            self._send_first(data)
+            return
+        if self._request is not None:
+            self._request.append(data)
         if self._engine is not None:
             self._engine.write(data)
-        elif self._to_send is not None:
-            self._to_send.append(data)
-        else:
-            self._send_first(data)
 
     def _send_first(self, data: bytes) -> None:
         self._offered_at, self._sent_at = None, time.monotonic()
         self._heard_at = self._port.clock()
+        self._request = [data]
         idle = self._port.engine.take()
         if idle is not None:
-            self._engine = idle
-            idle.begin(self)
-            idle.write(data)
-            return
-        self._to_send = [data]
-        self._connecting = asyncio.get_running_loop().create_task(self._connect())
+            self._send_on(idle, self._request)
+        else:
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(REFUSED))
 
-    async def _connect(self) -> None:
+    async def _connect(self, if_refused: bytes) -> None:
+        """Send the request on a new connection. Without one, ``LOST`` has the payload ``if_refused``."""
         try:
             async with asyncio.timeout(self._port.connect_timeout):
                 link = await self._port.engine.open()
         except OSError as error:
-            self._connecting = self._to_send = None
+            self._connecting = None
             if error.errno not in OUR_OWN:
                 # No other ask gets an offer before the next health check succeeds.
                 self._port.driver.control.is_serving = False
-            self._lose(REFUSED)
+            self._lose(if_refused)
             return
         self._connecting = None
-        parts, self._to_send = self._to_send, None
-        if parts is None or self._guest is None:
+        if self._request is None:
             link.close()
-            return
+        else:
+            self._send_on(link, self._request)
+
+    def _send_on(self, link: EngineLink, parts: list[bytes]) -> None:
         self._engine = link
         link.begin(self)
         for part in parts:
@@ -346,14 +349,20 @@ class PeerSession(asyncio.Protocol):
     def on_answer(self, data: bytes, *, is_first: bool) -> None:
         """The engine sent bytes of the response."""
         self._heard_at = self._port.clock()
-        if is_first and self._guest is not None:
-            self._guest.begun(time.monotonic() - self._sent_at)
+        if is_first:
+            self._request = None
+            if self._guest is not None:
+                self._guest.begun(time.monotonic() - self._sent_at)
         if self._transport is not None:
             self._transport.writelines((header(Kind.DATA, len(data)), data))
 
     def on_engine_lost(self) -> None:
         """The engine closed its connection. A response without a length ends so, too."""
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None and engine.was_used and self._request is not None:
+            # As the proxy does: an engine may close an idle connection at the moment of its next request.
+            self._connecting = asyncio.get_running_loop().create_task(self._connect(b""))
+            return
         self._lose(b"")
 
     def _lose(self, why: bytes) -> None:
@@ -419,7 +428,7 @@ class PeerSession(asyncio.Protocol):
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        self._to_send = None
+        self._request = None
 
     def _end(self, ending: Ending) -> None:
         guest, self._guest = self._guest, None
@@ -508,6 +517,8 @@ class EngineLink(asyncio.Protocol):
 
     def __init__(self, links: EngineLinks) -> None:
         self.idle_since = 0.0
+        self.was_used = False
+        """Whether it has served a request before."""
         self._links = links
         self._transport: asyncio.Transport | None = None
         self._session: PeerSession | None = None
@@ -532,6 +543,7 @@ class EngineLink(asyncio.Protocol):
         self._session = None
         if keeps_alive and self._transport is not None:
             self.resume()
+            self.was_used = True
             self._links.release(self)
         else:
             self.close()

@@ -73,6 +73,14 @@ def test_an_sdist_has_what_a_compiled_build_needs(sources: Path, tmp_path: Path)
     } <= names
 
 
+def test_every_folder_of_an_installed_package_is_listed() -> None:
+    """A folder that is missing is found only where the package is installed, as in the image."""
+    listed = set(PROJECT["tool"]["setuptools"]["packages"])
+    tops = {name.partition(".")[0] for name in listed}
+    folders = {path.parent.relative_to(ROOT) for top in tops for path in (ROOT / top).rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} == listed
+
+
 def test_the_python_versions_that_are_claimed_begin_with_the_oldest_required() -> None:
     claimed = [
         line.rpartition(" ")[2]

@@ -218,19 +218,28 @@ class Account:
         )
         self.has_borrowed = True
 
-    def give_back(self, kv_tokens: float, sequences: float) -> None:
-        """A request that has borrowed ends, and its part of the lease with it."""
+    def give_back(self) -> None:
+        """Return the lent part of ``limit`` that no request uses.
+
+        So no later request uses the loan of an earlier one. While more is in use than the lease, as after a
+        lower limit, a loan covers that too: it ends with whichever requests end first.
+        """
         lent, limit = self.lent, self.limit
-        back = Amount(0.0, min(lent.kv_tokens, kv_tokens), min(lent.concurrency, sequences))
-        self.lent = lent - back
-        self.limit = limit - back
+        if lent.kv_tokens or lent.concurrency:
+            back = Amount(
+                0.0,
+                min(lent.kv_tokens, max(limit.kv_tokens - self.kv_in_use, 0.0)),
+                min(lent.concurrency, max(limit.concurrency - self.concurrency_in_use, 0.0)),
+            )
+            self.lent = lent - back
+            self.limit = limit - back
 
     def take_borrowed(self) -> bool:
         """Whether the request that is decided now has borrowed. The next one has not."""
         has_borrowed, self.has_borrowed, self.lent_tokens = self.has_borrowed, False, 0.0
         return has_borrowed
 
-    def return_loan(self, cost: Cost) -> None:
+    def return_loan(self) -> None:
         """The request that is decided now does not run: what it has borrowed goes back.
 
         Otherwise the next request would use it, at the expense of others.
@@ -239,7 +248,7 @@ class Account:
         if self.take_borrowed():
             self.bucket.level -= tokens
             self.meter.borrowed -= tokens
-            self.give_back(cost.kv_tokens, cost.sequences)
+            self.give_back()
 
     def is_below_ceiling(self, cost: Cost) -> bool:
         """Whether one more request of this cost stays within the ceiling, beyond the limit.

@@ -96,8 +96,7 @@ class Ledger:
         ticket.ending = ending
         account = ticket.account
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
-        if ticket.is_borrowed:
-            account.give_back(ticket.cost.kv_tokens, ticket.cost.sequences)
+        account.give_back()
         self._charge(account, account.pricer.throughput(spent) - ticket.charged)
         self.residence.observe(max(now - ticket.admitted_at, 0.0))
         if ending is not Ending.FINISHED:

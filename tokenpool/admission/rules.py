@@ -11,6 +11,7 @@ guarantee is never refused.
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,17 @@ SHORTEST_WAIT_S = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
 LONGEST_WAIT_S = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
+
+
+class EngineQueue(enum.Enum):
+    """The part of a full engine's queue that a request may join."""
+
+    NONE = "none"
+    """None: it looks for room on other replicas first."""
+    BEHIND_PREEMPTIBLE = "behind preemptible"
+    """An assured request may wait behind preemptible ones, which can be ended for it."""
+    ANY = "any"
+    """A request inside its guarantee may wait behind all others, too."""
 
 
 class Admit(NamedTuple):
@@ -63,14 +75,14 @@ def admit(
     is_retry: bool = False,
     is_counted: bool = False,
     place: Place | None = None,
-    may_queue: bool = True,
+    may_queue: EngineQueue = EngineQueue.ANY,
 ) -> Admit | Shed:
     """Decide about a request, and reserve its cost if it may run. The offer counts as demand in both cases.
 
     The account must be active, so that its limits are those of the last plan. ``is_retry`` states that the
     same request was shed recently, so it does not raise the scale hint. ``is_counted`` states that an earlier
     decision about this request counted its offer. ``place`` is another replica that keeps room for it, so the
-    room here does not count. Without ``may_queue`` not even an assured request may queue at a full engine.
+    room here does not count.
     """
     refusal = never_fits(account.entitlement.ceiling, cost, room)
     if refusal is not None:
@@ -166,24 +178,29 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
 
 
 def engine_full(
-    ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, may_queue: bool = True
+    ledger: Ledger,
+    account: Account,
+    cost: Cost,
+    room: EngineRoom,
+    *,
+    may_queue: EngineQueue = EngineQueue.ANY,
 ) -> Shed | None:
     """The refusal of a request for which the engine has no room; ``None`` if it has room.
 
     Each dimension is decided separately. A request within ``assured`` may queue at a full engine. If the pool
     has other engines, such a queue may only be behind preemptible requests, unless the request is inside a
     guarantee. Otherwise a request could wait here while another engine has room, and its wait would count as
-    service. Without ``may_queue`` no request may queue.
+    service.
     """
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
     own = account.concurrency_in_use + sequences
     is_assured = (
-        may_queue
+        may_queue is not EngineQueue.NONE
         and own <= assured.concurrency
         and (
             not account.has_peers
-            or own <= account.entitlement.guarantee.concurrency
+            or (may_queue is EngineQueue.ANY and own <= account.entitlement.guarantee.concurrency)
             or running - ledger.preemptible_in_use + sequences <= room.slots
         )
     )
@@ -192,7 +209,7 @@ def engine_full(
     if not is_assured and running + sequences > open_slots:
         return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
-    is_assured = may_queue and account.kv_in_use + kv_tokens <= assured.kv_tokens
+    is_assured = may_queue is not EngineQueue.NONE and account.kv_in_use + kv_tokens <= assured.kv_tokens
     if resident + kv_tokens > room.kv_tokens and not is_assured:
         return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger)
     return None

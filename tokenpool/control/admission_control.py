@@ -23,7 +23,7 @@ from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import Shed, admit, engine_full, refused_with_any_lease
+from tokenpool.admission.rules import EngineQueue, Shed, admit, engine_full, refused_with_any_lease
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.guests import GUEST_ASK, Guests
@@ -178,7 +178,7 @@ class AdmissionControl:
         elif self.queue.has_waiting(account):
             pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             if self._enter(pending, None, now):
-                account.return_loan(cost)
+                account.return_loan()
                 return pending
         looks_elsewhere = self._has_room_elsewhere(cost, now)
         outcome = self._decide(
@@ -189,7 +189,7 @@ class AdmissionControl:
             now,
             is_counted=False,
             streams=streams,
-            may_queue=not looks_elsewhere,
+            may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
             if self.placement is None or not may_prefer or not ask.prefixes:
@@ -200,7 +200,9 @@ class AdmissionControl:
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
-        return self._queue_or_shed(pending, outcome, now)
+        if self._may_fit_soon(outcome) and self._enter(pending, outcome, now):
+            return pending
+        return self._last_try(pending, outcome, now)
 
     def offer_guest(
         self,
@@ -218,7 +220,16 @@ class AdmissionControl:
         ``is_beyond`` states that it lies beyond its entitlement's limit: it waits behind those within.
         """
         account = self.guests.account(tier, is_preemptible=is_preemptible, is_beyond=is_beyond)
-        outcome = self._decide(account, GUEST_ASK, cost, b"", now, is_counted=True, streams=True)
+        outcome = self._decide(
+            account,
+            GUEST_ASK,
+            cost,
+            b"",
+            now,
+            is_counted=True,
+            streams=True,
+            may_queue=EngineQueue.NONE,
+        )
         if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
             return outcome
         pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s, is_guest=True)
@@ -272,6 +283,34 @@ class AdmissionControl:
         self._note_shed(pending, shed, now)
         return shed
 
+    def _engine_queue(self) -> EngineQueue:
+        """The queue of the engine that a request may join before its deadline.
+
+        With handover, a guaranteed request waits in the admission queue while other replicas may have room
+        first. A slot that becomes free on any replica that it has asked goes to it. In the queue of an engine
+        it would wait for that engine alone. In the simulation, the P99 of guaranteed waits fell from 374 to
+        46 ms (100 replicas, 95 % load), and from 370 to 72 ms (nine of ten requests at one of four, 80 %).
+        """
+        has_others = self.placement is not None and self.placement.replicas > 1
+        return EngineQueue.BEHIND_PREEMPTIBLE if has_others else EngineQueue.ANY
+
+    def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
+        """A request may not wait: inside its guarantee it joins the engine's queue, others are shed."""
+        outcome: Ticket | Shed = shed
+        if shed.reason is Reason.ENGINE_FULL and self.placement is not None:
+            outcome = self._decide(
+                pending.account,
+                pending.ask,
+                pending.cost,
+                pending.body,
+                now,
+                is_counted=True,
+                streams=pending.streams,
+            )
+        if isinstance(outcome, Shed):
+            self._note_shed(pending, outcome, now)
+        return outcome
+
     def _may_fit_soon(self, shed: Shed) -> bool:
         """Whether a wait for room may help. With a lease store, requests wait for a limit in a lease wait."""
         if shed.reason is Reason.NEVER_FITS:
@@ -323,13 +362,17 @@ class AdmissionControl:
         is_counted: bool,
         streams: bool,
         place: Place | None = None,
-        may_queue: bool = True,
+        may_queue: EngineQueue = EngineQueue.ANY,
     ) -> Ticket | Shed:
         """Decide a priced request now. ``place`` is another replica that keeps room for it."""
         if not account.is_active:
             self.active.touch(account, now)  # it may have become idle while the request waited
         room, retries = self.room, account.retries
-        if room.preemptible_queue and account.is_preemptible and self._is_engine_queue_closed(now):
+        if (
+            room.preemptible_queue
+            and account.is_preemptible
+            and (may_queue is EngineQueue.NONE or self._is_engine_queue_closed(now))
+        ):
             room = replace(room, preemptible_queue=0.0)
         is_retry = retries.is_retry(body, now)
         decision = admit(
@@ -346,12 +389,12 @@ class AdmissionControl:
         )
         if isinstance(decision, Shed):
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
-                account.return_loan(cost)
+                account.return_loan()
                 return decision
             # The limit does not bind, because nobody else needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
-                account.return_loan(cost)
+                account.return_loan()
                 return decision
         if is_retry:
             retries.admitted(body)
@@ -479,6 +522,11 @@ class AdmissionControl:
             self._cancel_asks(pending)
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
+        may_queue = self._engine_queue()
+        if now < pending.places_until or self.guests.has(account):
+            may_queue = EngineQueue.NONE
+        elif is_last:
+            may_queue = EngineQueue.ANY
         if was_queued and self.leases is not None:
             self.leases.borrow_if_short(account, pending.cost, now)
         if not was_queued and self._has_room_elsewhere(pending.cost, now):
@@ -491,7 +539,7 @@ class AdmissionControl:
             now,
             is_counted=is_counted,
             streams=pending.streams,
-            may_queue=now >= pending.places_until,
+            may_queue=may_queue,
         )
         if isinstance(outcome, Shed):
             if not is_last and self._may_fit_soon(outcome):
@@ -501,6 +549,10 @@ class AdmissionControl:
                     return
                 if self._enter(pending, outcome, now):
                     return
+                outcome = self._last_try(pending, outcome, now)
+                self._effects.decided.append((pending, outcome))
+                self.has_effects = True
+                return
             if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
                 return
             if is_last:
@@ -508,6 +560,10 @@ class AdmissionControl:
             self._note_shed(pending, outcome, now)
         if was_queued:
             self._leave(pending, now)
+        self._deliver(pending, outcome, now)
+
+    def _deliver(self, pending: PendingRequest, outcome: Ticket | Shed, now: float) -> None:
+        """The wait of a request has ended. If it was admitted, it may still prefer another replica."""
         if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
             return
         self._effects.decided.append((pending, outcome))
@@ -677,12 +733,12 @@ class AdmissionControl:
             return
         if has_failed:
             placement.failed(ask.peer, now)
+        else:
+            placement.refused(ask.peer)
         preferred = self._preferring.get(ask.pending)
         if preferred is not None and preferred.ask is ask:
             self._start_here(ask.pending)
             return
-        if ask.preference is not None and not has_failed:
-            placement.full(ask.peer)
         if placement.ended(ask) and (has_failed or ask.preference is not None) and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 

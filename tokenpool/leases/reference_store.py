@@ -196,8 +196,12 @@ class ReferenceLeaseStore:
         self._file: tuple[str, bytes] | None = None
         self._pool_level, self._pool_at = 0.0, math.inf
         """The pool's token bucket, and the time of its last update: it is empty at the first message."""
-        self._turn = 0
-        """The number of choices of peers so far. Redis chooses them at random."""
+        self._with_room: list[str] = []
+        """The holders that state their room, and the sums over all rooms: KV tokens, sequences. So a message
+        costs the same for any number of replicas."""
+        self._kv_free = self._sequences_free = 0.0
+        self._state = 1
+        """The state of the small generator that chooses the holders to name."""
 
     # --- the coordinator's side ---
 
@@ -380,10 +384,23 @@ class ReferenceLeaseStore:
 
     def _state_room(self, holder: _Holder, room: ReplicaRoom | None, now: float) -> None:
         """Remember a replica's free room, and charge its spending to the pool's bucket."""
-        if room is not None and holder.room is not None:
-            self._refill_pool(now)
-            self._pool_level -= room.tokens_spent - holder.room.tokens_spent
-        holder.room = room
+        before, holder.room = holder.room, room
+        if room is None or before is None:
+            if room is not before:
+                self._sum_rooms()
+            return
+        self._refill_pool(now)
+        level = self._pool_level - (room.tokens_spent - before.tokens_spent)
+        self._pool_level = min(level, self._terms.capacity[0] * POOL_BUCKET_S)  # a new sidecar has spent less
+        self._kv_free += room.kv_tokens - before.kv_tokens
+        self._sequences_free += room.sequences - before.sequences
+
+    def _sum_rooms(self) -> None:
+        """Recompute the sums over all rooms, because a replica came or left."""
+        rooms = {name: holder.room for name, holder in self._holders.items() if holder.room is not None}
+        self._with_room = list(rooms)
+        self._kv_free = sum(room.kv_tokens for room in rooms.values())
+        self._sequences_free = sum(room.sequences for room in rooms.values())
 
     def _refill_pool(self, now: float) -> None:
         rate = self._terms.capacity[0]
@@ -393,20 +410,18 @@ class ReferenceLeaseStore:
     def _free(self, now: float) -> Vector:
         """The free capacity of the pool."""
         self._refill_pool(now)
-        rooms = [holder.room for holder in self._holders.values() if holder.room is not None]
-        kv_tokens, sequences = sum(room.kv_tokens for room in rooms), sum(room.sequences for room in rooms)
-        return (self._pool_level, kv_tokens, sequences)
+        return (self._pool_level, self._kv_free, self._sequences_free)
 
     def _peers_of(self, me: str) -> list[PeerRoom]:
-        """The next replicas in turn that take handovers, at most ``MOST_PEERS``."""
-        found = [
-            PeerRoom(name, room.address, room.kv_tokens, room.sequences, room.cached)
-            for name, holder in self._holders.items()
-            if name != me and (room := holder.room) is not None and room.address
-        ]
-        start = self._turn % max(len(found), 1)
-        self._turn += MOST_PEERS
-        return (found[start:] + found[:start])[:MOST_PEERS]
+        """Replicas that take handovers, at most ``MOST_PEERS``, beginning at a random one."""
+        names, found = self._with_room, list[PeerRoom]()
+        self._state = (self._state * 1103515245 + 12345) % 2147483648
+        for number in range(min(MOST_PEERS + 1, len(names))):
+            name = names[((self._state >> 8) + number) % len(names)]
+            room = self._holders[name].room
+            if name != me and room is not None and room.address and len(found) < MOST_PEERS:
+                found.append(PeerRoom(name, room.address, room.kv_tokens, room.sequences, room.cached))
+        return found
 
     def _is_open(self, now: float) -> bool:
         return now >= self._opens_at
@@ -475,8 +490,10 @@ class ReferenceLeaseStore:
         """
         if now < self._expire_at:
             return
+        had_room = len(self._with_room)
         for name, holder in list(self._holders.items()):
             if holder.is_alive and holder.expires_at <= now:
+                had_room -= holder.room is not None
                 holder.is_alive, holder.room = False, None
                 self._alive -= 1
                 for entitlement in sorted(holder.entitlements):
@@ -486,6 +503,8 @@ class ReferenceLeaseStore:
                 for entitlement in sorted(holder.entitlements):
                     self._records[entitlement].drop(name)
                 del self._holders[name]
+        if had_room < len(self._with_room):
+            self._sum_rooms()
         ends = [h.expires_at if h.is_alive else h.heard_at + REMEMBER_S for h in self._holders.values()]
         self._expire_at = min(ends, default=math.inf)
 

@@ -216,7 +216,8 @@ local function state_room(room)
   kv_tokens, sequences = tonumber(kv_tokens or 0), tonumber(sequences or 0)
   local rate = terms[TERMS_CAPACITY] and terms[TERMS_CAPACITY][DIM_TOKENS_PER_SECOND] or 0
   level = tonumber(level or 0) + rate * math.max(now - tonumber(at or now), 0)
-  level = math.min(level, rate * message.pool_bucket)
+  local most = rate * message.pool_bucket
+  level = math.min(level, most)
   if is_accepted then
     local packed = redis.call('HGET', ROOMS, me)
     local before = packed and cmsgpack.unpack(packed)
@@ -225,7 +226,7 @@ local function state_room(room)
       if before then
         kv_tokens = kv_tokens + room[ROOM_KV_TOKENS] - before[ROOM_KV_TOKENS]
         sequences = sequences + room[ROOM_SEQUENCES] - before[ROOM_SEQUENCES]
-        level = level - (room[ROOM_TOKENS_SPENT] - before[ROOM_TOKENS_SPENT])
+        level = math.min(level - (room[ROOM_TOKENS_SPENT] - before[ROOM_TOKENS_SPENT]), most)
       end
     elseif before then
       redis.call('HDEL', ROOMS, me)

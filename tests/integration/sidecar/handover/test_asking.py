@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
-from sidecar.handover.asking import MOST_IDLE, Result
+from sidecar.handover.asking import KEEPALIVE, LATE_S, MOST_IDLE, Result
 from sidecar.handover.frames import KEEP, MAC_BYTES, NONCE_BYTES, REFUSED, VERSION, Kind
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
@@ -359,21 +359,56 @@ async def test_after_a_failure_the_request_is_asked_for_at_the_next_replica(
         await filled.free()
 
 
-async def test_a_peer_that_is_silent_after_an_ask_counts_as_failed(
+async def test_the_deadline_of_a_request_ends_its_ask(
     engine: FakeEngine, store: MemoryStore, tmp_path: Path
 ) -> None:
-    async def silent(peer: Peer) -> None:
-        await peer.welcome()
-
     async with (
         replica(engine.port, tmp_path, store, queue_timeout_elastic=0.3) as here,
-        scripted_peer(store, silent) as peers,
+        scripted_peer(store, Peer.welcome) as peers,
     ):
         filled = await full(here, engine)
         refused = await filled.send()
         assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "engine_full")
         assert results(here) == {"cancelled": 1}
         assert len(peers) == 1
+        await filled.free()
+
+
+async def test_a_peer_that_is_silent_for_longer_than_an_ask_may_wait_counts_as_failed(
+    engine: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    asked = asyncio.Event()
+
+    async def silent(peer: Peer) -> None:
+        await peer.welcome()
+        await peer.asked()
+        asked.set()
+
+    async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, silent) as peers:
+        filled = await full(here, engine)
+        waiting = filled.send()
+        await asyncio.wait_for(asked.wait(), 2)
+        (link,) = handover_of(here).links._open
+        now, longest = here.telemetry.clock(), here.settings.queue_timeout_elastic
+        link.check(now + longest)
+        assert results(here) == {}
+        link.check(now + longest + 2 * LATE_S)
+        assert results(here)["failed"] == 1
+        await until(peers[0].reader.at_eof)
+        await filled.free()
+        assert (await waiting).status == 200
+
+
+async def test_a_connection_notices_that_the_host_of_its_peer_is_gone(
+    engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
+        filled = await full(here, engine)
+        assert (await filled.send()).status == 200
+        (link,) = handover_of(here).links._open
+        assert link._transport is not None
+        sock = link._transport.get_extra_info("socket")
+        assert [sock.getsockopt(*option) for option, _ in KEEPALIVE] == [value for _, value in KEEPALIVE]
         await filled.free()
 
 

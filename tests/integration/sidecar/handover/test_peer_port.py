@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
@@ -177,6 +178,32 @@ async def test_an_engine_without_a_connection_cannot_have_begun(
             await peer.join()
             peer.ask()
             await peer.expect(Kind.REFUSE)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+async def test_an_engine_that_closes_an_idle_connection_gets_the_request_again(
+    returns: bool, sidecar: Sidecar, engine: FakeEngine
+) -> None:
+    async def closes(given: Received, writer: asyncio.StreamWriter) -> None:
+        if len(engine.received) == 2:
+            if not returns:
+                await engine.stop()
+            writer.transport.abort()
+        else:
+            writer.write(fake.unary())
+
+    engine.answer = closes
+    async with peer_of(sidecar) as peer:
+        await peer.join()
+        await run(peer)
+        await peer.expect(Kind.DATA)
+        peer.send(Kind.END, KEEP)
+        await run(peer)
+        if returns:
+            assert await peer.expect(Kind.DATA) == fake.unary()
+            assert len(engine.received) == 3
+        else:  # it may have begun with the request on the connection that it closed
+            assert await peer.expect(Kind.LOST) == b""
 
 
 async def test_an_engine_that_fails_before_or_in_its_answer_may_have_begun(

@@ -28,6 +28,7 @@ from tokenpool.leases.messages import (
     MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
+    POOL_BUCKET_S,
     PRICES_REMEMBER_S,
     RECLAIM,
     Answer,
@@ -193,55 +194,6 @@ async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clo
     assert await store.limits() == ({"a": LIMIT}, TERMS)
 
 
-def named(answer: Answer) -> list[str]:
-    return sorted(peer.name for peer in answer.peers)
-
-
-async def test_an_answer_has_the_free_room_of_the_pool_and_names_other_replicas(
-    kept: tuple[Store, Clock],
-) -> None:
-    store, clock = kept
-
-    async def state(holder: str, number: int, room: ReplicaRoom | None) -> Answer:
-        return await store.exchange(Message(holder, number, {}, number == 0, room=room))
-
-    assert (await state("s1", 0, ReplicaRoom(1000, 6, 10, "h:1"))).peers in ([], ())
-    both = await state("s2", 0, ReplicaRoom(500, -2, 0, "h:2"))
-    assert (named(both), both.free[1:]) == (["s1"], (1500, 4))
-    peer = both.peers[0]
-    assert (peer.address, peer.kv_tokens, peer.sequences) == ("h:1", 1000, 6)
-    without_port = await state("s3", 0, ReplicaRoom(100, 1, 0))
-    assert (named(without_port), without_port.free[1:]) == (["s1", "s2"], (1600, 5))
-    assert named(await state("s1", 1, ReplicaRoom(900, 5, 10, "h:1"))) == ["s2"]
-
-    level = (await state("s2", 1, ReplicaRoom(500, -2, 0, "h:2"))).free[0]
-    assert (await state("s1", 2, ReplicaRoom(900, 5, 40, "h:1"))).free[0] == level - 30  # it has spent 30
-    stopped = await state("s1", 3, None)
-    assert (named(stopped), stopped.free[1:]) == (["s2"], (600, -1))
-    clock.now += LIFETIME + 0.1
-    alone = await state("s1", 4, None)
-    assert (named(alone), alone.free[1:]) == ([], (0, 0))
-
-
-async def test_no_more_than_some_of_many_replicas_are_named(kept: tuple[Store, Clock]) -> None:
-    store, _ = kept
-    for number in range(3 * MOST_PEERS):
-        await store.exchange(Message(f"s{number}", 0, {}, room=ReplicaRoom(1000, 8, 0, f"h:{number}")))
-    found: set[str] = set()
-    for number in range(1, 40):
-        names = named(await store.exchange(Message("s0", number, {}, False, room=ReplicaRoom())))
-        assert len(names) == MOST_PEERS == len(set(names))
-        assert "s0" not in names
-        found |= set(names)
-    assert len(found) > 2 * MOST_PEERS  # not the same ones every time
-
-
-async def test_the_first_proposed_key_of_the_peer_ports_is_kept(kept: tuple[Store, Clock]) -> None:
-    store, _ = kept
-    assert await store.peer_key(b"one") == b"one"
-    assert await store.peer_key(b"two") == b"one"
-
-
 async def test_the_first_proposed_key_is_the_pools(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert await store.prices(b"\xff\x00first") == StoredPrices(b"\xff\x00first", {})
@@ -285,6 +237,90 @@ async def test_an_answer_names_other_replicas_with_their_room_and_their_caches(
     assert answer.peers == [PeerRoom("s1", "s1:1", 100.0, 3.0, "AAEC")]
     answer = await store.exchange(Message("s1", 1, {}))
     assert answer.peers == [PeerRoom("s2", "s2:1", 100.0, 3.0, "BBBB")]
+
+
+async def test_all_sidecars_prove_the_key_that_was_proposed_first(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert [await store.peer_key(new) for new in (b"\xff\x00one", b"two", b"three")] == [b"\xff\x00one"] * 3
+    assert (await store.prices(b"hashes")).key == b"hashes"  # it is no other key of the pool
+
+
+def room_of(
+    number: int, *, sequences: float = 2.0, spent: float = 0.0, address: str | None = None
+) -> ReplicaRoom:
+    """The free room that the sidecar with this number states."""
+    return ReplicaRoom(100.0 * number, sequences, spent, f"s{number}:1" if address is None else address)
+
+
+async def state(store: Store, number: int, sent: int, room: ReplicaRoom | None) -> Answer:
+    """Send the room of the sidecar with this number."""
+    return await store.exchange(Message(f"s{number}", sent, {}, room=room))
+
+
+async def test_the_free_room_of_a_pool_is_the_sum_of_its_replicas(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert (await state(store, 1, 0, room_of(1))).free[1:] == (100, 2)
+    assert (await state(store, 2, 0, room_of(2, sequences=-3))).free[1:] == (300, -1)
+    assert (await state(store, 1, 1, room_of(3, sequences=5))).free[1:] == (500, 2)
+    assert (await state(store, 1, 1, room_of(9))).free[1:] == (500, 2)  # a late message states nothing
+    assert (await part(store, 0, {})).free[1:] == (500, 2)
+    assert (await state(store, 1, 2, None)).free[1:] == (200, -3)  # it stops
+    assert (await state(store, 3, 0, None)).free[1:] == (200, -3)
+
+
+async def test_the_room_of_a_sidecar_expires_with_its_leases(kept: tuple[Store, Clock]) -> None:
+    store, clock = kept
+    await state(store, 1, 0, room_of(1))
+    clock.now += LIFETIME / 2
+    assert [p.name for p in (await state(store, 2, 0, room_of(2))).peers] == ["s1"]
+    clock.now += LIFETIME / 2
+    answer = await part(store, 3, {})  # of s1 itself, too late
+    assert answer.free[1:] == (200, 2)
+    answer = await state(store, 3, 0, room_of(3))
+    assert (answer.free[1:], [p.name for p in answer.peers]) == ((500, 4), ["s2"])
+
+
+async def test_an_answer_names_other_replicas_that_take_handovers(kept: tuple[Store, Clock]) -> None:
+    store, _ = kept
+    assert (await state(store, 1, 0, room_of(1))).peers == []
+    assert (await state(store, 2, 0, room_of(2, address=""))).peers == [PeerRoom("s1", "s1:1", 100, 2)]
+    assert (await state(store, 1, 1, room_of(1, sequences=1))).peers == []
+    assert (await state(store, 2, 1, room_of(2))).peers == [PeerRoom("s1", "s1:1", 100, 1)]
+    assert (await state(store, 3, 0, None)).peers != []  # it may ask others, too
+
+
+async def test_an_answer_names_few_of_many_replicas_and_all_of_them_in_time(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    for number in range(1, 13):
+        await state(store, number, 0, room_of(number))
+    named: set[str] = set()
+    for sent in range(1, 100):
+        peers = [peer.name for peer in (await state(store, 1, sent, room_of(1))).peers]
+        assert len(set(peers)) == len(peers) == MOST_PEERS
+        named.update(peers)
+    assert named == {f"s{number}" for number in range(2, 13)}
+
+
+async def test_the_throughput_of_the_pool_is_a_bucket_that_replicas_charge(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, clock = kept
+    rate = TERMS.capacity[0]
+    await state(store, 1, 0, room_of(1, spent=1000))  # what a sidecar spent before is not charged
+    clock.now += LIFETIME * 0.9
+    level = rate * POOL_BUCKET_S
+    assert (await state(store, 1, 1, room_of(1, spent=1000))).free[0] == pytest.approx(level)
+    assert (await state(store, 1, 2, room_of(1, spent=1150))).free[0] == pytest.approx(level - 150)
+    assert (await state(store, 2, 0, room_of(2, spent=7))).free[0] == pytest.approx(level - 150)
+    assert (await state(store, 1, 3, room_of(1, spent=1130))).free[0] == pytest.approx(
+        level - 130
+    )  # a refund
+    clock.now += 0.5
+    assert (await state(store, 2, 1, room_of(2, spent=7))).free[0] == pytest.approx(level - 130 + rate / 2)
+    clock.now -= 10  # a clock may step back
+    assert (await state(store, 2, 2, room_of(2, spent=7))).free[0] == pytest.approx(level - 130 + rate / 2)
 
 
 async def test_unused_leases_are_reclaimed_and_their_return_is_notified(
@@ -462,6 +498,7 @@ calls = st.one_of(
     st.tuples(st.just("scale_hint")),
     st.tuples(st.just("publish_prices"), st.sampled_from(["s1", "s2"]), st.binary(min_size=1, max_size=3)),
     st.tuples(st.just("prices"), st.sampled_from([b"k", b"l"])),
+    st.tuples(st.just("peer_key"), st.sampled_from([b"k", b"l"])),
     st.builds(
         lambda holder, number, lease_requests, kind, kept, room: (
             "exchange",
@@ -556,6 +593,36 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     records, rows = left[b"tokenpool:{mine}:records"], left[b"tokenpool:{mine}:rows:a"]
     assert rows - records > 60_000  # records are renewed each minute, and never later than rows
     await store.close()
+
+
+async def test_a_message_that_changes_nothing_leaves_no_key_that_never_expires(server: int) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    store = RedisStore(client, "mine", LIFETIME)
+    await part(store, 0, {}, renews=True)
+    await store.exchange(Message("s2", -1, {}, room=room_of(2)))
+    assert {
+        key: await client.pttl(key) async for key in client.scan_iter() if await client.pttl(key) < 0
+    } == {}
+    await store.close()
+
+
+async def test_the_key_of_the_peer_ports_is_renewed_with_each_read_and_replaced_once_lost(
+    server: int,
+) -> None:
+    client = redis.asyncio.Redis(port=server)
+    await client.flushdb()
+    one, other = RedisStore(client, "mine", LIFETIME), RedisStore(client, "other", LIFETIME)
+    assert await one.peer_key(b"first") == b"first"
+    assert await other.peer_key(b"of another pool") == b"of another pool"
+    (key,) = [key async for key in client.scan_iter("tokenpool:{mine}:*")]
+    await client.pexpire(key, 1000)
+    assert await one.peer_key(b"second") == b"first"
+    assert await client.pttl(key) > 60_000
+    await client.delete(key)
+    assert await one.peer_key(b"third") == b"third"
+    await one.close()
+    await other.close()
 
 
 async def test_the_rows_of_a_lost_record_are_removed(server: int) -> None:

@@ -171,22 +171,34 @@ def test_hold_enough_adds_one_request_and_returns_the_added_tokens() -> None:
     assert owner.hold_enough(cost(tokens=100, kv_tokens=112)) == 0
 
 
-def test_a_loan_goes_back_at_the_end_of_the_request_that_has_it() -> None:
-    """It is one request's: others of the entitlement have the lease alone."""
+def test_a_loan_goes_back_as_soon_as_the_lease_is_enough() -> None:
     ledger, tenant = Ledger(), leased(Amount(100, 1000, 1), tokens=100.0)
     own = ledger.reserve(tenant, ASK, cost(), 0.0)
     tenant.borrow(cost())
     assert tenant.limit == Amount(100, 1000, 2)
     assert (tenant.bucket.level, tenant.meter.borrowed) == (100, 100)
     lent = ledger.reserve(tenant, ASK, cost(), 0.0)
-    lent.is_borrowed = tenant.take_borrowed()
-    assert lent.is_borrowed
+    assert tenant.take_borrowed()
     assert not tenant.take_borrowed()
     ledger.settle(own, USED, Ending.FINISHED, 1.0)
-    assert tenant.limit == Amount(100, 1000, 2)
+    assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 1), NOTHING)
     ledger.settle(lent, USED, Ending.FINISHED, 1.0)
     assert (tenant.limit, tenant.lent) == (Amount(100, 1000, 1), NOTHING)
     assert tenant.meter.borrowed == 100  # its tokens were spent
+
+
+def test_a_loan_above_a_lowered_limit_lasts_no_longer_than_the_use() -> None:
+    """A new request then borrows what is in use beyond the limit, too."""
+    ledger, tenant = Ledger(), leased(Amount(100, 1000, 4), tokens=1000.0)
+    running = [ledger.reserve(tenant, ASK, cost(), 0.0) for _ in range(3)]
+    tenant.set_lease(Amount(100, 0, 0), NOTHING, 1000.0)
+    tenant.borrow(cost())
+    running.append(ledger.reserve(tenant, ASK, cost(), 0.0))
+    assert tenant.take_borrowed()
+    for ticket in reversed(running):
+        assert tenant.limit.concurrency == tenant.concurrency_in_use
+        ledger.settle(ticket, USED, Ending.FINISHED, 1.0)
+    assert (tenant.limit, tenant.lent) == (Amount(100, 0, 0), NOTHING)
 
 
 def test_only_what_a_lease_lacks_is_borrowed() -> None:
@@ -199,10 +211,10 @@ def test_only_what_a_lease_lacks_is_borrowed() -> None:
 def test_the_loan_of_a_request_that_does_not_run_goes_back_as_a_whole() -> None:
     tenant = leased(Amount(100, 50, 0), tokens=-30.0)
     tenant.borrow(cost())
-    tenant.return_loan(cost())
+    tenant.return_loan()
     assert (tenant.limit, tenant.lent) == (Amount(100, 50, 0), NOTHING)
     assert (tenant.bucket.level, tenant.meter.borrowed) == (-30, 0)
-    tenant.return_loan(cost())
+    tenant.return_loan()
     assert (tenant.limit, tenant.bucket.level) == (Amount(100, 50, 0), -30)
 
 
@@ -212,7 +224,7 @@ def test_new_limits_have_no_part_that_is_lent(source: str) -> None:
     ledger, tenant, new = Ledger(), leased(Amount(100, 1000, 0), tokens=100.0), Amount(100, 2000, 4)
     tenant.borrow(cost())
     ticket = ledger.reserve(tenant, ASK, cost(), 0.0)
-    ticket.is_borrowed = tenant.take_borrowed()
+    tenant.take_borrowed()
     if source == "planner":
         tenant.set_limits(new, NOTHING, 0.0, 0.0)
     elif source == "lease":
@@ -239,10 +251,10 @@ def test_after_any_loans_the_lease_is_as_granted(
         assert tenant.missing(asked) == (0, 0, 0)
         if runs:
             ticket = ledger.reserve(tenant, ASK, asked, 0.0)
-            ticket.is_borrowed = tenant.take_borrowed()
+            tenant.take_borrowed()
             running.append(ticket)
         else:
-            tenant.return_loan(asked)
+            tenant.return_loan()
         if running and random.random() < 0.4:
             ledger.settle(running.pop(random.randrange(len(running))), USED, Ending.FINISHED, 1.0)
         assert granted.fits(tenant.limit)
