@@ -93,9 +93,14 @@ class Parts:
         """The engines' metrics pages."""
         return [f"{engine.url}/metrics" for engine in self.engines]
 
+    @property
+    def sidecar_pages(self) -> list[str]:
+        """The sidecars' metrics pages."""
+        return [state.replace("/debug/state", "/metrics") for state in self.front.states]
+
     def counts(self) -> Counts:
         """The counters now."""
-        ours = [state.replace("/debug/state", "/metrics") for state in self.front.states]
+        ours = self.sidecar_pages
         return Counts(
             metrics.by_label(self.engine_pages, "vllm:request_success_total", "finished_reason"),
             metrics.total(self.engine_pages, "vllm:generation_tokens_total"),

@@ -91,6 +91,9 @@ class Result:
     ttft_p99_s: float
     finished: int
     handovers: dict[str, int]
+    affinity: dict[str, int]
+    """Requests that ran where their prompt was cached, and the tokens expected and reported there beyond
+    those of the first replica, with the error."""
 
 
 def read(path: Path) -> list[Row]:
@@ -208,6 +211,9 @@ def measure(
             metrics.total(parts.engine_pages, f"vllm:prefix_cache_{name}_total")
             for name in ("hits", "queries")
         )
+        ours = parts.sidecar_pages
+        affinity = metrics.by_label(ours, "tokenpool_affinity_tokens_total", "kind")
+        affinity["requests"] = round(metrics.total(ours, "tokenpool_affinity_requests_total"))
     served = [attempt for attempt in attempts if attempt.outcome is Outcome.SERVED]
     firsts = [a.first_s - a.intended_s for a in served if a.first_s is not None]
     return Result(
@@ -222,6 +228,7 @@ def measure(
         percentile(firsts, 0.99),
         counts.finished,
         dict(counts.handovers),
+        dict(affinity),
     )
 
 
@@ -235,8 +242,8 @@ def goals(result: Result) -> list[tuple[str, bool]]:
 
 HEAD = """\
 | placement | options | requests | refused, % | cache hits, % of tokens (best) | first token P50, ms | P99 \
-| handovers | reasons |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
+| handovers | affinity | reasons |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def line(result: Result) -> str:
@@ -245,7 +252,8 @@ def line(result: Result) -> str:
     return (
         f"| {result.placement} | {result.options} | {result.requests} | {refused:.2f}"
         f" | {100 * result.hit_rate:.1f} ({100 * result.best_hit_rate:.1f}) | {1000 * result.ttft_p50_s:.0f}"
-        f" | {1000 * result.ttft_p99_s:.0f} | {result.handovers or '-'} | {result.refused or ''} |"
+        f" | {1000 * result.ttft_p99_s:.0f} | {result.handovers or '-'} | {result.affinity or '-'}"
+        f" | {result.refused or ''} |"
     )
 
 

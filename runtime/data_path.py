@@ -54,6 +54,7 @@ MODULES = (
     "tokenpool.accounting.meter",
     "tokenpool.accounting.retries",
     "tokenpool.accounting.ticket",
+    "tokenpool.admission.affinity",
     "tokenpool.admission.pending",
     "tokenpool.admission.placement",
     "tokenpool.admission.preemption",

@@ -66,6 +66,11 @@ class Settings:
         default="on",
         read=options.one_of("on", "off"),
     )
+    prefix_affinity: str = option(
+        "with handover, prefer the replica that has the prompt's beginning in its prefix cache: on or off",
+        default="on",
+        read=options.one_of("on", "off"),
+    )
     peer: Addresses | None = option(
         "addresses for the other sidecars of the pool, HOST:PORT; by default a free port of the address"
         " that faces the store",

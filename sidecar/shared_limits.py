@@ -21,6 +21,7 @@ from sidecar.report import Reporter
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
+from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.placement import Placement
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.control.driver import Driver
@@ -57,7 +58,8 @@ class SharedLimits:
         self.ports = LoopPorts(telemetry.clock, self._store, self._reporter)
         self.placement: Placement | None = None
         if settings.handover == "on":
-            self.placement, self.ports.peers = Placement(holder), PeerLinks(telemetry.clock)
+            caches = PrefixCaches() if settings.prefix_affinity == "on" else None
+            self.placement, self.ports.peers = Placement(holder, caches), PeerLinks(telemetry.clock)
         self.prices = PriceSharing(holder, store, telemetry)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:

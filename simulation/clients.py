@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from simulation.clock import VirtualClock
+from simulation.engine import Prompt
 from simulation.judge import Judge
 from simulation.setup import Setup, Tenant
 from simulation.sidecar import Request, Sidecar
+
+TURNS = 4
+"""The mean number of requests of a conversation, as in Mooncake's trace."""
+LONGEST_PROMPT = 1500
 
 
 class Clients:
@@ -25,6 +30,9 @@ class Clients:
     ) -> None:
         self._setup, self._clock, self._chance = setup, clock, chance
         self._judge, self._sidecars = judge, sidecars
+        self._talks: dict[int, Prompt] = {}
+        """The conversations by place, with their tokens so far."""
+        self._begun = 0
         self._arrival_chance = random.Random(f"arrivals {setup.seed}")
         self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
 
@@ -70,9 +78,23 @@ class Clients:
         self._arrive(chosen[0], chance)
         self._clock.after(chance.expovariate(self._setup.open_loop), self._arrive_at_random)
 
+    def _next_turn(self, output_tokens: int, chance: random.Random) -> Prompt:
+        """The next prompt of a random conversation: all before it, and a new question."""
+        talks = self._talks
+        place = chance.randrange(self._setup.conversations)
+        talk = talks.get(place)
+        if talk is None or talk.tokens > LONGEST_PROMPT or chance.random() < 1 / TURNS:
+            self._begun += 1
+            talk = Prompt(self._begun, 0)
+        prompt = Prompt(talk.conversation, talk.tokens + chance.randint(100, 500))
+        talks[place] = prompt._replace(tokens=prompt.tokens + output_tokens)
+        return prompt
+
     def _arrive(self, tenant: Tenant, chance: random.Random) -> None:
         sidecars = self._sidecars
         request = Request(tenant, max(round(tenant.tokens * chance.uniform(0.5, 1.5)), 8))
+        if self._setup.conversations:
+            request.prompt = self._next_turn(request.size, chance)
         is_skewed, place = chance.random() < tenant.skew, chance.random()
         sidecar = sidecars[0 if is_skewed else int(place * (len(sidecars) - self._setup.unaddressed))]
         self._judge.offered(request)

@@ -1,12 +1,26 @@
-"""A simulated engine: it runs a number of requests at once, and the others wait in their order."""
+"""A simulated engine: it runs a number of requests at once, and the others wait in their order.
+
+Its prefix cache keeps the conversations that it computed last. A prompt takes time for its uncached tokens.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from simulation.clock import VirtualClock
-from simulation.setup import TOKENS_PER_SEQUENCE_S
+from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S
+
+PROMPT_TOKENS_S = 2000.0
+"""Prompt tokens per second that an engine computes for one sequence."""
+BLOCK = 16
+
+
+class Prompt(NamedTuple):
+    """A prompt that continues a conversation."""
+
+    conversation: int
+    tokens: int
 
 
 class Work(Protocol):
@@ -15,6 +29,13 @@ class Work(Protocol):
     @property
     def size(self) -> int:
         """Its tokens, which determine its time."""
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """Its prompt; ``None`` if its time is part of the size."""
+
+    def found(self, cached_tokens: int) -> None:
+        """The engine has so many tokens of the prompt in its cache."""
 
     def began(self) -> None:
         """The engine begins with it."""
@@ -50,6 +71,11 @@ class Engine:
         self._slots = slots
         self._backlog: deque[Work] = deque()
         self._running: dict[Work, None] = {}
+        self._cache: dict[int, int] = {}
+        """Tokens by conversation, the least recently used one first."""
+        self._cached = 0
+        self.prompt_tokens = self.found_tokens = 0
+        """Tokens of all prompts, and those of them that were in the cache."""
         self.is_gone = False
         watch.changed(self)
 
@@ -89,9 +115,25 @@ class Engine:
             work = self._backlog.popleft()
             self._running[work] = None
             work.began()
-            seconds = work.size / TOKENS_PER_SEQUENCE_S
+            seconds = work.size / TOKENS_PER_SEQUENCE_S + self._compute(work)
             self._clock.after(seconds, lambda work=work: self._finish(work))  # type: ignore[misc]
         self._watch.changed(self)
+
+    def _compute(self, work: Work) -> float:
+        """The seconds for the uncached part of a prompt."""
+        prompt = work.prompt
+        if prompt is None:
+            return 0.0
+        before = self._cache.pop(prompt.conversation, 0)
+        cached = min(before, prompt.tokens - 1) // BLOCK * BLOCK
+        self._cache[prompt.conversation] = after = max(before, prompt.tokens + work.size)
+        self._cached += after - before
+        while self._cached > self._slots * KV_PER_SLOT:
+            self._cached -= self._cache.pop(next(iter(self._cache)))
+        self.prompt_tokens += prompt.tokens
+        self.found_tokens += cached
+        work.found(cached)
+        return (prompt.tokens - cached) / PROMPT_TOKENS_S
 
     def _finish(self, work: Work) -> None:
         if work in self._running and not self.is_gone:

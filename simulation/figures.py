@@ -65,6 +65,9 @@ class Figures:
     """Requests that another replica began with."""
     asks: int = 0
     """Questions to other replicas."""
+    prompt_tokens: int = 0
+    found_tokens: int = 0
+    """Tokens of all prompts that engines began with, and those of them that were in their caches."""
     peer_messages: int = 0
     """Messages between sidecars after the warm-up: asks, answers, requests and their ends."""
     messages: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from simulation.engine import Engine
+from simulation.engine import Engine, Prompt
 from simulation.setup import Lie
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.control.driver import Driver
@@ -40,6 +40,13 @@ class Hosted(Protocol):
     @property
     def size(self) -> int:
         """Its tokens."""
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """Its prompt."""
+
+    def found(self, cached_tokens: int) -> None:
+        """The engine has so many tokens of the prompt in its cache."""
 
 
 class Home(Protocol):
@@ -116,6 +123,7 @@ class Visit:
                 self.host.now(),
                 is_preemptible=ask.pending.account.is_preemptible,
                 is_beyond=ask.is_beyond,
+                prompt=ask.prompt,
             )
 
     def _on_request(self) -> None:
@@ -165,6 +173,16 @@ class Visit:
         """See ``Work``."""
         assert self.request is not None
         return self.request.size
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """See ``Work``."""
+        return self.request.prompt if self.request is not None else None
+
+    def found(self, cached_tokens: int) -> None:
+        """See ``Work``."""
+        if self.request is not None:
+            self.request.found(cached_tokens)
 
     def began(self) -> None:
         """See ``Work``."""

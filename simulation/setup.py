@@ -98,6 +98,10 @@ class Setup:
     """... and the number of sidecars that are left."""
     handover: bool = True
     """Whether sidecars hand requests over to replicas with room."""
+    affinity: bool = True
+    """Whether they prefer the replica that has a prompt in its cache."""
+    conversations: int = 0
+    """The conversations of all tenants at a time, with open loop; 0 means requests without prompts."""
     tries: int = 1
     """The number of replicas at which a client tries a request that is refused."""
     unaddressed: int = 0

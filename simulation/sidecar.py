@@ -9,11 +9,12 @@ from dataclasses import replace
 from typing import Protocol
 
 from simulation.clock import VirtualClock
-from simulation.engine import Engine, RoomWatch
+from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt, RoomWatch
 from simulation.handover import Visit
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Setup, Tenant
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import PeerAsk, Placement
 from tokenpool.admission.queue import AdmissionQueue
@@ -30,6 +31,7 @@ from tokenpool.leases.sync import LeaseSync
 from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost, EngineShape, Usage
+from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 TIMEOUT_S = 0.5
 """The time after which a sidecar treats a message as lost."""
@@ -37,6 +39,7 @@ LATE_S = 1.0
 """Seconds after the longest wait of an ask at which a silent sidecar counts as lost: as in
 ``sidecar.handover.asking``."""
 SHAPE = EngineShape(16, None)
+BYTES_PER_TOKEN = 4
 
 
 class Environment(Protocol):
@@ -79,9 +82,11 @@ class Request:
         "account",
         "arrived_at",
         "began_at",
+        "cached_tokens",
         "cost",
         "is_borrowed",
         "is_running",
+        "prompt",
         "sidecar",
         "size",
         "tenant",
@@ -90,11 +95,14 @@ class Request:
         "visit",
     )
 
-    def __init__(self, tenant: Tenant, size: int) -> None:
+    def __init__(self, tenant: Tenant, size: int, prompt: Prompt | None = None) -> None:
         self.tried: list[Sidecar] = []
         """The sidecars that have refused it."""
         self.tenant = tenant
         self.size = size
+        """Its tokens; with a prompt, its output tokens."""
+        self.prompt = prompt
+        self.cached_tokens = 0
         self.ticket: Ticket | None = None
         self.visit: Visit | None = None
         """Its place on another replica, by handover."""
@@ -121,6 +129,10 @@ class Request:
         """See ``Runner``."""
         if self.ticket is not None:
             self.sidecar.send(self)
+
+    def found(self, cached_tokens: int) -> None:
+        """See ``Work``."""
+        self.cached_tokens = cached_tokens
 
     def began(self) -> None:
         """See ``Work``."""
@@ -156,14 +168,16 @@ class Sidecar:
         self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
-        placement = Placement(self.name) if setup.handover else None
+        caches = PrefixCaches() if setup.affinity else None
+        placement = Placement(self.name, caches) if setup.handover else None
         self.control = AdmissionControl(now, queue, leases=self.leases, placement=placement)
         self.control.peer_address = self.name if setup.handover else ""
         self.control.is_serving = True
         sync = LeaseSync(self.name, self.leases)
         sync.follow(self.accounts, now)
         self.driver = Driver(self.control, self, sync)
-        self.capacity = Amount(setup.slots * TOKENS_PER_SEQUENCE_S, setup.slots * KV_PER_SLOT, setup.slots)
+        rate = PROMPT_TOKENS_S if setup.conversations else TOKENS_PER_SEQUENCE_S
+        self.capacity = Amount(setup.slots * rate, setup.slots * KV_PER_SLOT, setup.slots)
         self.control.engine_changed(_room(setup.slots), now)
         self.waiting: dict[Request, None] = {}
         """Requests that wait for their decision."""
@@ -200,7 +214,7 @@ class Sidecar:
     def offer(self, request: Request) -> None:
         """Decide a request, or let it wait."""
         account = self.accounts[request.entitlement]
-        ask = Ask(token_ids=request.size // 4, output_bound=request.size - request.size // 4)
+        ask = _ask(request)
         cost = account.pricer.price(ask, SHAPE)
         request.assign(self, account, cost)
         outcome = self.control.offer(account, ask, cost, self.now(), request=request)
@@ -251,7 +265,9 @@ class Sidecar:
             self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), ending)
             return
         self._world.request_ended(request)
-        spent = Usage(ticket.cost.input_tokens, ticket.ask.output_bound or 0)
+        prompt = request.prompt
+        input_tokens = ticket.cost.input_tokens if prompt is None else prompt.tokens
+        spent = Usage(input_tokens, ticket.ask.output_bound or 0, request.cached_tokens)
         self.driver.settle(ticket, spent, Ending.FINISHED)
 
     def preempt(self, request: Request, ticket: Ticket) -> None:
@@ -370,6 +386,20 @@ class Sidecar:
     def pushed(self, push: Push) -> None:
         """Process a notification of the lease store."""
         self.driver.pushed(push)
+
+
+def _ask(request: Request) -> Ask:
+    """The ask of a request. Without a prompt, a quarter of its tokens is its input."""
+    prompt, size = request.prompt, request.size
+    if prompt is None:
+        return Ask(token_ids=size // 4, output_bound=size - size // 4)
+    text_bytes = BYTES_PER_TOKEN * prompt.tokens
+    prefixes = tuple(
+        prompt.conversation * len(PREFIX_BYTES) + depth
+        for depth, length in enumerate(PREFIX_BYTES)
+        if length <= text_bytes
+    )
+    return Ask(text_bytes=text_bytes, output_bound=size, target=("chat", "m"), prefixes=prefixes)
 
 
 def lie_of(setup: Setup, number: int) -> Lie | None:

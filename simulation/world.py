@@ -56,6 +56,9 @@ class World:
             clock.after(setup.cut_at, self._cut)
         clock.run_until(setup.seconds)
         self._judge.finish()
+        for sidecar in self._sidecars:
+            self._figures.prompt_tokens += sidecar.engine.prompt_tokens
+            self._figures.found_tokens += sidecar.engine.found_tokens
         return self._figures
 
     def _begin(self, sidecar: Sidecar) -> None:

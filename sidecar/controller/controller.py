@@ -204,7 +204,14 @@ class Controller:
         self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
         outcome = self.control.offer(
-            account, ticket.ask, ticket.cost, now, body=parsed.body, request=parsed, streams=parsed.streams
+            account,
+            ticket.ask,
+            ticket.cost,
+            now,
+            body=parsed.body,
+            request=parsed,
+            streams=parsed.streams,
+            may_prefer=False,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at)
@@ -269,6 +276,7 @@ class Controller:
             self._restarts_seen = engine.restarts
             for account in self.accounts.values():
                 account.pricer.forget_cache()  # the new process has an empty prefix cache
+            control.forget_cache()
         control.is_serving = engine.is_up and not self.is_draining
         engine.reserve(control.slots_to_reserve(engine.room.slots, now))
         control.engine_changed(engine.room, now)

@@ -171,7 +171,9 @@ def parse_completion(body: bytes) -> Parsed:
         output_bound=output_bound(COMPLETIONS_DEFAULT_TOKENS if bound is None else bound, "max_tokens"),
         target=(COMPLETIONS_ROUTE, request.model or ""),
         # Several prompts have no common beginning, and a truncated one may begin anywhere.
-        prefixes=prefixes(text_bytes, (request.prompt,)) if count == 1 and kept is None else (),
+        prefixes=prefixes(text_bytes or len(memoryview(request.prompt)), (request.prompt,))
+        if count == 1 and kept is None
+        else (),
         input_bound=kept,
     )
     return _parsed(ask, request, body)

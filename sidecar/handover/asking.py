@@ -384,6 +384,7 @@ class PeerLink(asyncio.Protocol):
                     ask.kv_tokens,
                     max(round(ask.longest_wait_s * 1000), 0),
                     ask.is_beyond,
+                    ask.prompt,
                 )
             )
         )

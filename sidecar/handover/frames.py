@@ -77,6 +77,8 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     longest_wait_ms: int
     is_beyond: bool = False
     """Whether the request lies beyond its entitlement's limit."""
+    prompt: tuple[tuple[int, int, int], ...] = ()
+    """The beginnings of the prompt (``affinity.Cached``)."""
 
 
 _asks = msgspec.msgpack.Decoder(AskFields)
@@ -106,6 +108,10 @@ def decode_ask(payload: bytes) -> AskFields:
         raise ProtocolError(f"an ask cannot be read: {error}") from error
     if fields.sequences < 1 or fields.kv_tokens < 0 or fields.longest_wait_ms < 0:
         raise ProtocolError("an ask has a negative number")
+    for prefix, part, longest in fields.prompt:
+        if 0 <= prefix < 1 << 56 and 0 <= part < 1 << 32 and 0 <= longest < 1 << 32:
+            continue
+        raise ProtocolError("a beginning of a prompt is out of range")
     return fields
 
 

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from runtime.listening import BACKLOG, bound, listening
 from runtime.options import Addresses
@@ -18,6 +18,7 @@ from sidecar.engine.address import EngineAddress
 from sidecar.handover.asking import PeerLinks, Result
 from sidecar.handover.peer_port import PeerPort
 from sidecar.settings import Settings
+from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.placement import KnownPeer
 from tokenpool.control.driver import Driver
 from tokenpool.store import Store, StoreDown
@@ -147,6 +148,41 @@ class Handover:
         )
         yield from self.links.metrics()
         yield from self.port.metrics()
+        placement = self._driver.control.placement
+        if placement is not None and placement.caches is not None:
+            yield from affinity_metrics(placement.caches)
+
+
+def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
+    """The effect of prefix affinity and its error, for Prometheus."""
+    gains = caches.gains
+    yield CounterMetricFamily(
+        "tokenpool_affinity_requests",
+        "Finished requests that ran at the replica with their prompt's beginning in its cache.",
+        value=gains.requests,
+    )
+    tokens = CounterMetricFamily(
+        "tokenpool_affinity_tokens",
+        "Cached prompt tokens of those requests beyond the ones expected here: expected before, reported"
+        " by the engine after, and the sum of the differences of both (error).",
+        labels=("kind",),
+    )
+    for kind, count in (("expected", gains.expected), ("reported", gains.reported), ("error", gains.error)):
+        tokens.add_metric((kind,), count)
+    yield tokens
+    known = GaugeMetricFamily(
+        "tokenpool_affinity_prefixes",
+        "Known beginnings of prompts in the cache of the own engine (here) and of others (elsewhere).",
+        labels=("place",),
+    )
+    known.add_metric(("here",), caches.own)
+    known.add_metric(("elsewhere",), caches.elsewhere)
+    yield known
+    yield GaugeMetricFamily(
+        "tokenpool_affinity_trust",
+        "Cached tokens that the own engine reports, of those that were expected; at most 1.",
+        value=caches.trust,
+    )
 
 
 def _known(amount: float) -> float | None:

@@ -39,6 +39,7 @@ from sidecar.handover.frames import (
     proves,
 )
 from sidecar.proxy.exchange import OUR_OWN
+from tokenpool.admission.affinity import Cached
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
 from tokenpool.entitlements import Tier
@@ -287,6 +288,7 @@ class PeerSession(asyncio.Protocol):
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
             is_beyond=fields.is_beyond,
+            prompt=[Cached(*each) for each in fields.prompt],
         )
 
     def _on_data(self, data: bytes) -> None:

@@ -72,6 +72,18 @@ class Ledger:
         self._charge(ticket.account, charge)
         ticket.charged += charge
 
+    def move(self, ticket: Ticket, place: Place) -> None:
+        """A request that was reserved here runs at another replica. Raises ``TicketEnded``."""
+        ticket.require_running()
+        account, sequences = ticket.account, ticket.cost.sequences
+        ticket.place = place
+        self.kv_in_use -= ticket.kv_held
+        self.concurrency_in_use -= sequences
+        if account.is_preemptible:
+            self.preemptible_in_use -= sequences
+        self.away += sequences
+        account.away += sequences
+
     def settle(
         self, ticket: Ticket, spent: Usage, ending: Ending, now: float, *, reported: bool = True
     ) -> None:

@@ -50,6 +50,7 @@ class PendingRequest:
         "is_retimed",
         "leaves_by",
         "longest_wait_s",
+        "may_prefer",
         "number",
         "places_until",
         "rank",
@@ -105,6 +106,8 @@ class PendingRequest:
         self.places_until = -math.inf
         """Until this time the request looks for room on other replicas, before it may queue at the engine
         here."""
+        self.may_prefer = True
+        """Whether it may go to the replica that has its prompt in its cache."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False

@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Place, Ticket
+from tokenpool.admission.affinity import Cached, Preference, beginnings
 from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Running, victims
@@ -43,6 +45,9 @@ this rule 1.3."""
 PLACE_S = 0.03
 """For this time in seconds a request looks for room on other replicas before it may queue at a full engine
 here, if one of them had room as last known. An ask takes a round trip of a few milliseconds."""
+PREFER_S = 0.03
+"""The longest time in seconds that an admitted request waits for the answer of the replica that has its
+prompt in its cache. It is the bound on a lost answer: an ask takes 0.5 ms."""
 MOST_ASKING = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
@@ -50,6 +55,16 @@ Those within their limits and those beyond them count apart."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
+
+
+class _Preferred(NamedTuple):
+    """A request that has room here, and asks the replica that has its prompt in its cache."""
+
+    ticket: Ticket
+    ask: PeerAsk
+    preference: Preference
+    until: float
+    """The time at which it starts here without an answer."""
 
 
 class Effects:
@@ -107,6 +122,10 @@ class AdmissionControl:
         """Running spot requests."""
         self._ending: dict[Ticket, None] = {}
         """Spot requests that the driver is about to end. They still count in the ledger."""
+        self._preferring: dict[PendingRequest, _Preferred] = {}
+        """Requests that ask the replica with their prompt, in the order of their deadlines."""
+        self._preferred: dict[Ticket, Preference] = {}
+        """Requests that run there."""
         self._not_begun: dict[Ticket, None] = {}
         """Guaranteed requests without a first token. The engine may still queue them."""
         self._last_guaranteed: Ticket | None = None
@@ -115,7 +134,8 @@ class AdmissionControl:
     @property
     def has_waiting(self) -> bool:
         """Whether a request waits."""
-        return self.queue.waiting_for_room > 0 or self.queue.is_any_waiting_for_lease
+        queue = self.queue
+        return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or bool(self._preferring)
 
     def take_effects(self) -> Effects:
         """Return the effects since the last call. The caller must perform all of them."""
@@ -134,17 +154,19 @@ class AdmissionControl:
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
+        may_prefer: bool = True,
     ) -> Ticket | PendingRequest | Shed:
         """Decide a priced request, or make it wait. A ticket must be settled exactly once.
 
         ``body`` has the bytes by which a retry is recognised. ``request`` is the caller's record, which the
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
+        ``may_prefer`` states whether it may go to the replica that has its prompt in its cache.
         """
         if not account.is_active:
             self.active.touch(account, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
-            pending = self._pending(account, ask, cost, now, body, request, streams)
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             if not self._has_room_elsewhere(cost, now):
                 is_retry = account.retries.is_retry(body, now)
                 shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
@@ -154,7 +176,7 @@ class AdmissionControl:
             if leases.wait(pending, pending.longest_wait_s, now):
                 return pending
         elif self.queue.has_waiting(account):
-            pending = self._pending(account, ask, cost, now, body, request, streams)
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
@@ -170,8 +192,11 @@ class AdmissionControl:
             may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
-            return outcome
-        pending = self._pending(account, ask, cost, now, body, request, streams)
+            if self.placement is None or not may_prefer or not ask.prefixes:
+                return outcome
+            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
+            return pending if self._prefers_another(pending, outcome, now) else outcome
+        pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
@@ -213,17 +238,33 @@ class AdmissionControl:
             pending.rank = max(pending.rank, RANK_BEYOND)
         return pending if self._enter(pending, outcome, now) else outcome
 
-    def withdraw(self, pending: PendingRequest, now: float) -> None:
-        """End the wait of a request without a decision: its client left, or the sidecar stops."""
+    def withdraw(self, pending: PendingRequest, now: float) -> Ticket | None:
+        """End the wait of a request without a decision: its client left, or the sidecar stops.
+
+        Returns its ticket if it was admitted already. The caller must settle it.
+        """
+        preferred = self._preferring.pop(pending, None)
+        if preferred is not None:
+            self._cancel(preferred.ask)
+            return preferred.ticket
         self._leave(pending, now)
         if self.leases is not None:
             self.leases.waits.withdraw(pending)
+        return None
 
     def _pending(
-        self, account: Account, ask: Ask, cost: Cost, now: float, body: bytes, request: object, streams: bool
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        may_prefer: bool,
     ) -> PendingRequest:
         longest_wait_s = self.queue.settings.longest_wait_s(account)
-        return PendingRequest(
+        pending = PendingRequest(
             account,
             ask,
             cost,
@@ -233,6 +274,8 @@ class AdmissionControl:
             request=request,
             streams=streams,
         )
+        pending.may_prefer = may_prefer
+        return pending
 
     def _queue_or_shed(self, pending: PendingRequest, shed: Shed, now: float) -> PendingRequest | Shed:
         if self._may_fit_soon(shed) and self._enter(pending, shed, now):
@@ -450,12 +493,20 @@ class AdmissionControl:
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
         at = self.queue.wakes_at()
+        for preferred in self._preferring.values():
+            at = min(at, preferred.until)
+            break
         if self.leases is not None:
             at = min(at, self.leases.waits.wakes_at())
         return at
 
     def wake(self, now: float) -> None:
         """Decide the requests whose deadline has passed, or whose entitlement's bucket has refilled."""
+        for pending, preferred in list(self._preferring.items()):
+            if preferred.until > now:
+                break
+            self._cancel(preferred.ask)
+            self._start_here(pending)
         leases = self.leases
         if leases is not None and leases.waits.wakes_at() <= now:
             leases.wake(now)
@@ -509,6 +560,12 @@ class AdmissionControl:
             self._note_shed(pending, outcome, now)
         if was_queued:
             self._leave(pending, now)
+        self._deliver(pending, outcome, now)
+
+    def _deliver(self, pending: PendingRequest, outcome: Ticket | Shed, now: float) -> None:
+        """The wait of a request has ended. If it was admitted, it may still prefer another replica."""
+        if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
+            return
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
 
@@ -565,6 +622,50 @@ class AdmissionControl:
             self._effects.to_ask += asks
             self.has_effects = self.has_effects or bool(asks)
 
+    def _prefers_another(self, pending: PendingRequest, ticket: Ticket, now: float) -> bool:
+        """Ask the replica that has the prompt of an admitted request in its cache, if there is one.
+
+        The request keeps its room here until the answer. So it cannot be refused for the ask.
+        """
+        placement = self.placement
+        if placement is None or not pending.may_prefer or not pending.ask.prefixes or self._effects.to_end:
+            return False  # with effects, others end for it
+        ledger, room = self.ledger, self.room
+        free = room.slots - ledger.concurrency_in_use - room.foreign_sequences + pending.cost.sequences
+        found = placement.prefer(pending, free, 0.0, now)
+        if found is None:
+            return False
+        ask, preference = found
+        self._preferring[pending] = _Preferred(ticket, ask, preference, now + PREFER_S)
+        self._effects.to_ask.append(ask)
+        self.has_effects = True
+        return True
+
+    def _cancel(self, ask: PeerAsk) -> None:
+        self._effects.to_cancel.append(ask)
+        self.has_effects = True
+
+    def _start_here(self, pending: PendingRequest) -> None:
+        """The replica that a request prefers does not take it: it starts here."""
+        preferred = self._preferring.pop(pending)
+        self._effects.decided.append((pending, preferred.ticket))
+        self.has_effects = True
+
+    def _moves(self, pending: PendingRequest, preferred: _Preferred, now: float) -> bool:
+        """The replica that a request prefers offers room. Returns whether the request moves there."""
+        ticket = preferred.ticket
+        self._start_here(pending)
+        if ticket in self._ending:
+            return False
+        self.ledger.move(ticket, preferred.ask.place)
+        self._spot.pop(ticket, None)
+        self._not_begun.pop(ticket, None)
+        if ticket is self._last_guaranteed:
+            self._last_guaranteed = None
+        self._preferred[ticket] = preferred.preference
+        self.serve(now)
+        return True
+
     def peers_named(self, peers: Sequence[KnownPeer], now: float) -> None:
         """An answer of the lease store names other replicas. Waiting requests may ask one that has room."""
         placement = self.placement
@@ -580,6 +681,9 @@ class AdmissionControl:
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
         placement, pending = self.placement, ask.pending
+        preferred = self._preferring.get(pending)
+        if preferred is not None:
+            return ask is preferred.ask and self._moves(pending, preferred, now)
         if (
             placement is None
             or not placement.ended(ask)
@@ -606,6 +710,8 @@ class AdmissionControl:
             if pending.waits_for is not WaitsFor.LEASE and not self._waits_for_lease(pending, outcome, now):
                 self._shed_later(pending, outcome, now)
             return False
+        if ask.preference is not None:
+            self._preferred[outcome] = ask.preference
         self._leave(pending, now)
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
@@ -629,7 +735,11 @@ class AdmissionControl:
             placement.failed(ask.peer, now)
         else:
             placement.refused(ask.peer)
-        if placement.ended(ask) and has_failed and not ask.pending.has_left:
+        preferred = self._preferring.get(ask.pending)
+        if preferred is not None and preferred.ask is ask:
+            self._start_here(ask.pending)
+            return
+        if placement.ended(ask) and (has_failed or ask.preference is not None) and not ask.pending.has_left:
             self._ask_for(ask.pending, now)
 
     def place_failed(self, place: Place, now: float) -> None:
@@ -650,6 +760,44 @@ class AdmissionControl:
             ledger.spent,
             self.peer_address,
         )
+
+    def stated_cache(self, now: float) -> str:
+        """The beginnings of prompts in the engine's cache, for the other replicas."""
+        placement, room = self.placement, self.room
+        if placement is None or placement.caches is None:
+            return ""
+        caches = placement.caches
+        caches.resize(room.kv_tokens - self.ledger.kv_in_use - room.foreign_kv_tokens)
+        return caches.statement(now)
+
+    def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int, now: float) -> None:
+        """The engine here has computed a request of another sidecar."""
+        placement = self.placement
+        if placement is not None and placement.caches is not None:
+            caches = placement.caches
+            caches.computed(prompt, max(kv_tokens - caches.here(prompt), 0), now)
+
+    def forget_cache(self) -> None:
+        """The engine has restarted: its prefix cache is empty."""
+        placement = self.placement
+        if placement is not None and placement.caches is not None:
+            placement.caches.forget()
+
+    def _learn_cached(self, ticket: Ticket, spent: Usage, now: float, *, reported: bool) -> None:
+        """A request has finished: its engine has the beginnings of its prompt in its cache."""
+        placement = self.placement
+        preference = self._preferred.pop(ticket, None)
+        if placement is None or placement.caches is None:
+            return
+        caches, ask = placement.caches, ticket.ask
+        if ticket.place is None:
+            prompt = beginnings(ask, spent.input_tokens, spent.output_tokens)
+            if reported:
+                caches.reported(prompt, spent.cached_tokens)
+            tokens = spent.input_tokens - spent.cached_tokens + spent.output_tokens
+            caches.computed(prompt, max(tokens, 0), now)
+        elif preference is not None and reported:
+            caches.gained(preference, spent.cached_tokens)
 
     # --- running requests ---
 
@@ -678,6 +826,10 @@ class AdmissionControl:
         Raises ``TicketEnded`` the second time.
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
+        if ending is Ending.FINISHED and not self.guests.has(ticket.account):
+            self._learn_cached(ticket, spent, now, reported=reported)
+        else:
+            self._preferred.pop(ticket, None)
         if self._ending:
             self._ending.pop(ticket, None)
         self._spot.pop(ticket, None)

@@ -12,16 +12,17 @@ virtual ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import KnownPeer, PeerAsk
 from tokenpool.admission.rules import Shed
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.leases.messages import Answer, Limit, Message, Push
+from tokenpool.leases.messages import Answer, Limit, Message, Push, ReplicaRoom
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.outcomes import Ending
 from tokenpool.planning.idle import IdleTerms
@@ -98,8 +99,10 @@ class Driver:
     def withdraw(self, pending: PendingRequest) -> None:
         """End the wait of a pending request without a decision. The next request may become due."""
         self._waiters.pop(pending, None)
-        self.control.withdraw(pending, self._ports.now())
+        ticket = self.control.withdraw(pending, self._ports.now())
         pending.drop_body()
+        if ticket is not None:
+            self.settle(ticket, NOTHING_SPENT, Ending.CLIENT_GONE, reported=False)
         self.act()
 
     def begin(self, ticket: Ticket | None, runner: Runner) -> None:
@@ -231,6 +234,10 @@ class Driver:
         self.control.peer_refused(ask, self._ports.now(), has_failed=has_failed)
         self.act()
 
+    def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int) -> None:
+        """The engine here has computed a request of another sidecar."""
+        self.control.guest_computed(prompt, kv_tokens, self._ports.now())
+
     # --- the lease store ---
 
     def tick_steps(self) -> Iterator[None]:
@@ -251,7 +258,7 @@ class Driver:
             now = self._ports.now()
             self.sync.answered(message, answer, now)
             self.control.peers_named(
-                [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences) for p in answer.peers], now
+                [KnownPeer(p.name, p.address, p.kv_tokens, p.sequences, p.cached) for p in answer.peers], now
             )
             self._act_on_answer()
 
@@ -287,12 +294,17 @@ class Driver:
         """The last message, which returns all leases. All messages before it have an answer or failed."""
         return self.sync.last_message() if self.sync is not None else None
 
+    def _room(self, now: float) -> ReplicaRoom:
+        """The room of this replica, and what its engine has in its cache."""
+        room, cached = self.control.stated_room(), self.control.stated_cache(now)
+        return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
+
     def _send(self, now: float) -> None:
         if self.sync is None or self._is_stopped:
             return
         try:
             for message in self.sync.messages(now):
-                self._ports.send_message(replace(message, room=self.control.stated_room()))
+                self._ports.send_message(replace(message, room=self._room(now)))
         except Exception as error:
             # A defect must not reach the request that is being served: the next interval tries again.
             self._ports.failed("a message to the lease store could not be made", error)

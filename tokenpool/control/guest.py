@@ -6,9 +6,11 @@ answers on to the other sidecar.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
 from tokenpool.control.driver import NOTHING_SPENT, Driver
@@ -33,13 +35,15 @@ class GuestPort(Protocol):
 class Guest:
     """One ask, and the request that follows it. It implements ``Waiter`` and ``Runner`` of the driver."""
 
-    __slots__ = ("_driver", "_pending", "_port", "_ticket")
+    __slots__ = ("_driver", "_kv_tokens", "_pending", "_port", "_prompt", "_ticket")
 
     def __init__(self, driver: Driver, port: GuestPort) -> None:
         self._driver = driver
         self._port = port
         self._pending: PendingRequest | None = None
         self._ticket: Ticket | None = None
+        self._prompt: Sequence[Cached] = ()
+        self._kv_tokens = 0
 
     @property
     def has_room(self) -> bool:
@@ -56,11 +60,14 @@ class Guest:
         *,
         is_preemptible: bool,
         is_beyond: bool = False,
+        prompt: Sequence[Cached] = (),
     ) -> None:
         """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds.
 
-        ``is_beyond`` states that the request lies beyond its entitlement's limit.
+        ``is_beyond`` states that the request lies beyond its entitlement's limit. ``prompt`` has the
+        beginnings of its prompt.
         """
+        self._prompt, self._kv_tokens = prompt, kv_tokens
         cost = guest_cost(sequences, kv_tokens)
         control = self._driver.control
         if not control.is_serving:
@@ -108,5 +115,7 @@ class Guest:
         if pending is not None:
             self._driver.withdraw(pending)
         if ticket is not None:
+            if ending is Ending.FINISHED:
+                self._driver.guest_computed(self._prompt, self._kv_tokens)
             # Its own sidecar settles the usage.
             self._driver.settle(ticket, NOTHING_SPENT, ending, reported=False)

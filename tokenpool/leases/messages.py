@@ -81,6 +81,9 @@ class ReplicaRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Throughput tokens charged less refunds, since this sidecar started. It may fall."""
     address: str = ""
     """``HOST:PORT`` of its peer port; empty if it takes no handovers."""
+    cached: str = ""
+    """The beginnings of prompts in its engine's cache. The store does not decode it
+    (``PrefixCaches.statement``)."""
 
 
 class PeerRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -91,6 +94,8 @@ class PeerRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     address: str
     kv_tokens: float
     sequences: float
+    cached: str = ""
+    """See ``ReplicaRoom``."""
 
 
 MOST_PEERS = 4

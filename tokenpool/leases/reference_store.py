@@ -420,7 +420,7 @@ class ReferenceLeaseStore:
             name = names[((self._state >> 8) + number) % len(names)]
             room = self._holders[name].room
             if name != me and room is not None and room.address and len(found) < MOST_PEERS:
-                found.append(PeerRoom(name, room.address, room.kv_tokens, room.sequences))
+                found.append(PeerRoom(name, room.address, room.kv_tokens, room.sequences, room.cached))
         return found
 
     def _is_open(self, now: float) -> bool:

@@ -269,7 +269,7 @@ class Pricer:
 
     def statistics(self) -> EntitlementStatistics:
         """Its own observations, for other sidecars."""
-        experts, cached_tokens = self._experts.statistics(), self._experts.cached_tokens()
+        experts = self._experts.statistics()
         targets = [
             TargetStatistics(
                 target[0],
@@ -278,7 +278,6 @@ class Pricer:
                 learned.input.observations,
                 output_statistics(learned.output),
                 experts.get(target, {}),
-                cached_tokens.get(target, {}),
             )
             for target, learned in self._learned_by_target
             if learned.observations

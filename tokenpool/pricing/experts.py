@@ -45,9 +45,6 @@ MOST_SHARED: Final = 32
 """The most experts that are shared with other sidecars: those with the most observations. Their statistics
 take 0.2 ms."""
 
-MOST_CACHED: Final = 64
-"""The most cached prefixes that are told to other sidecars: those that were used last."""
-
 
 class Node:
     """One prefix of the prompts to one target: a candidate or an expert."""
@@ -260,19 +257,6 @@ class PriceExperts:
         shared: dict[Target, dict[int, OutputStatistics]] = {}
         for _, node, output in found[:MOST_SHARED]:
             shared.setdefault(node.target, {})[node.prefix] = of_outputs(output)
-        return shared
-
-    def cached_tokens(self) -> dict[Target, dict[int, int]]:
-        """The tokens in the engine's cache by target and prefix, of the prefixes that were used last."""
-        found: list[tuple[int, Node]] = []
-        for nodes in self._nodes.values():
-            for node in nodes.values():
-                if node.cached_tokens > 0:
-                    found.append((-node.last_observation, node))
-        found.sort(key=lambda each: each[0])
-        shared: dict[Target, dict[int, int]] = {}
-        for _, node in found[:MOST_CACHED]:
-            shared.setdefault(node.target, {})[node.prefix] = node.cached_tokens
         return shared
 
     def _observe_cached(

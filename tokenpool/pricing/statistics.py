@@ -52,9 +52,6 @@ class TargetStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The number of prompts in these sums."""
     output: OutputStatistics = OutputStatistics()
     experts: Mapping[Prefix, OutputStatistics] = {}
-    cached_tokens: Mapping[Prefix, int] = {}
-    """The tokens that this sidecar's own engine is known to have in its cache, by prefix. No other sidecar
-    prices with them, because each engine has its own cache. They tell where a prefix is cached."""
 
 
 class EntitlementStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -256,6 +256,7 @@ local function peers()
       local peer = new_peer()
       peer[PEER_NAME], peer[PEER_ADDRESS] = rooms[i], room[ROOM_ADDRESS]
       peer[PEER_KV_TOKENS], peer[PEER_SEQUENCES] = room[ROOM_KV_TOKENS], room[ROOM_SEQUENCES]
+      peer[PEER_CACHED] = room[ROOM_CACHED] or ''
       found[#found + 1] = peer
     end
   end

@@ -15,7 +15,7 @@ from experiments.prefix_caches import Request, Result, Router, best_hit_rate, bo
 
 EXCERPT = Path(__file__).parents[2] / "support" / "traces" / "mooncake-conversation-excerpt.jsonl"
 ROWS = read(EXCERPT)
-GOOD = Result("random", "", 10, 9, {"engine_full": 1}, 0.2, 0.3, 0.1, 0.5, 9, {})
+GOOD = Result("random", "", 10, 9, {"engine_full": 1}, 0.2, 0.3, 0.1, 0.5, 9, {}, {})
 
 
 def test_the_rate_and_the_order_are_as_asked() -> None:

@@ -226,6 +226,19 @@ async def test_the_prices_of_the_sidecars_that_wrote_last_are_kept(kept: tuple[S
     assert {"y", "z", "s3"} <= set((await store.prices(b"k")).contents)
 
 
+async def test_an_answer_names_other_replicas_with_their_room_and_their_caches(
+    kept: tuple[Store, Clock],
+) -> None:
+    store, _ = kept
+    for holder, cached in (("s1", "AAEC"), ("s2", "")):
+        room = ReplicaRoom(100.0, 3.0, 0.0, f"{holder}:1", cached)
+        await store.exchange(Message(holder, 0, {}, room=room))
+    answer = await store.exchange(Message("s2", 1, {}, room=ReplicaRoom(100.0, 3.0, 0.0, "s2:1", "BBBB")))
+    assert answer.peers == [PeerRoom("s1", "s1:1", 100.0, 3.0, "AAEC")]
+    answer = await store.exchange(Message("s1", 1, {}))
+    assert answer.peers == [PeerRoom("s2", "s2:1", 100.0, 3.0, "BBBB")]
+
+
 async def test_all_sidecars_prove_the_key_that_was_proposed_first(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
     assert [await store.peer_key(new) for new in (b"\xff\x00one", b"two", b"three")] == [b"\xff\x00one"] * 3

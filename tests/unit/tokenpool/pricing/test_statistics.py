@@ -246,15 +246,6 @@ def test_each_target_starts_from_its_own() -> None:
     assert lone.price(Ask(text_bytes=1000, target=("chat", "b")), OPEN).output_tokens == 90
 
 
-def test_cached_tokens_are_told_and_not_lent() -> None:
-    teacher = Pricer(entitlement(), Pricing())
-    for _ in range(3):
-        teacher.learn(Ask(text_bytes=4000, target=CHAT, prefixes=(1, 2)), Usage(1000, 10, 960))
-    told = teacher.statistics()
-    assert told.targets[0].cached_tokens == {1: 960, 2: 960}
-    assert new(told).price(Ask(text_bytes=4000, target=CHAT, prefixes=(1, 2)), OPEN).cached_tokens == 0
-
-
 numbers = st.integers(-(2**63), 2**63 - 1)
 anything = st.builds(OutputStatistics, st.lists(numbers, max_size=70).map(tuple), numbers, numbers, numbers)
 
