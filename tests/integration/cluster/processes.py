@@ -59,9 +59,13 @@ class Cluster:
         self.urls: list[str] = []
         self.admins: list[str] = []
         self.pages: list[str] = []
+        self.peers: list[int] = []
+        """The peer ports of the sidecars."""
         where = store or (lambda number, port: f"redis://127.0.0.1:{port}")
         for number in range(sidecars):
-            engine, listen, admin = free_port(), free_port(), free_port()
+            # A peer port that the system chooses could be one of the ports that are free now.
+            engine, listen, admin, peer = (free_port() for _ in range(4))
+            self.peers.append(peer)
             self.engines.append(
                 self._process(
                     f"engine{number}",
@@ -79,6 +83,7 @@ class Cluster:
                         *(*module("sidecar"), "run", "--config", str(self.file)),
                         *("--upstream", f"http://127.0.0.1:{engine}", "--name", f"s{number}"),
                         *("--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}"),
+                        *("--peer", f"127.0.0.1:{peer}"),
                         *("--store", where(number, self.redis.port), "--drain-timeout", "2", *options),
                     ],
                     admin,

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -82,25 +82,6 @@ async def finished(pool: Cluster, number: int) -> float:
 def _sum_of(page: str, name: str, label: str) -> float:
     rows = (row for row in page.splitlines() if row.startswith((f"{name} ", f"{name}{{")))
     return sum(float(row.rpartition(" ")[2]) for row in rows if label in row)
-
-
-def peer_port(pool: Cluster, number: int) -> int:
-    """The peer port of a sidecar: its listening port that no option names."""
-    given = {int(url.rpartition(":")[2]) for url in (pool.urls[number], pool.admins[number])}
-    (port,) = set(_listening(pool.sidecars[number].pid)) - given
-    return port
-
-
-def _listening(pid: int) -> Iterator[int]:
-    """The ports at which a process listens."""
-    sockets = set()
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            sockets.add(file.readlink().name)
-    for row in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
-        fields = row.split()
-        if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
-            yield int(fields[1].rpartition(":")[2], 16)
 
 
 def write_down(what: str, load: Load, **more: object) -> None:
@@ -219,7 +200,7 @@ async def test_a_peer_has_another_key(pool: Cluster) -> None:
 
 
 async def test_a_peer_port_is_flooded(pool: Cluster) -> None:
-    port, before = peer_port(pool, 1), [await finished(pool, number) for number in range(3)]
+    port, before = pool.peers[1], [await finished(pool, number) for number in range(3)]
     memory = _memory_mib(pool.sidecars[1].pid)
     floods = 0
 
