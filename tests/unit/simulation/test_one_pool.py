@@ -89,7 +89,7 @@ def test_handover_refuses_hardly_more_than_one_queue_for_all_slots() -> None:
 
 
 def test_a_client_that_tries_other_replicas_counts_as_one_request() -> None:
-    setup = one_pool(4, 0.8, seed=3, seconds=24.0)
+    setup = one_pool(4, 0.95, seed=3, seconds=24.0)
     alone, retried = simulate(without_handover(setup)), simulate(clients_retry(setup))
     assert retried.requests == alone.requests
     assert 0 < refused(retried) < refused(alone)

@@ -86,8 +86,8 @@ def test_a_column_that_was_renamed_or_removed_in_python_is_detected() -> None:
     assert {
         "REQUEST_TOKENS_BORROWED",
         "LEASE_TOKENS_ELSEWHERE",
-        "ROOM_ADDRESS",
-        "PEER_SEQUENCES",
+        "ROOM_CACHED",
+        "PEER_CACHED",
         "ANSWER_PEERS",
     } <= unknown(text, planted)
 
