@@ -300,9 +300,17 @@ class Account:
             and self.entitlement.tier is not Tier.SPOT
         )
 
-    def report(self, now: float) -> Report:
-        """The demand and the service since the last report, for the planner."""
-        return self.meter.report(self.kv_in_use, self.concurrency_in_use, now)
+    def report(self, now: float, waiting: Amount = NOTHING) -> Report:
+        """The demand and the service since the last report, for the planner.
+
+        ``waiting`` is the size of the requests that wait. They are demand at once inside the guarantee: its
+        owner returns before an average shows it.
+        """
+        held = Amount(0.0, self.kv_in_use, self.concurrency_in_use)
+        guarantee = self.entitlement.guarantee
+        if NOTHING not in (waiting, guarantee):
+            held = held.at_least((held + waiting).at_most(guarantee))
+        return self.meter.report(self.kv_in_use, self.concurrency_in_use, now, held)
 
     def take_peaks(self) -> tuple[int, int]:
         """The highest KV tokens and sequences in use since the last call."""

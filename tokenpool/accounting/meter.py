@@ -134,8 +134,11 @@ class Meter:
         self._peak_kv, self._peak_concurrency = kv_tokens, concurrency
         return peaks
 
-    def report(self, kv_in_use: int, concurrency_in_use: int, now: float) -> Report:
-        """Close the interval and report it. An interval of zero length repeats the last demand."""
+    def report(self, kv_in_use: int, concurrency_in_use: int, now: float, held: Amount) -> Report:
+        """Close the interval and report it. An interval of zero length repeats the last demand.
+
+        The demand is at least ``held``.
+        """
         self.integrate(kv_in_use, concurrency_in_use, now)
         # Read before the decay: a floor slightly below the largest request would exclude that request.
         floor = self.floor
@@ -151,7 +154,6 @@ class Meter:
             self._charged += spent
             self._reported_kv_s, self._reported_concurrency_s = self.kv_seconds, self.concurrency_seconds
             self._reported_at = now
-        held = Amount(0.0, kv_in_use, concurrency_in_use)
         self.demand = self.demand.at_least(held)
         self.fresh = self.fresh.at_least(held)
         return Report(demand=self.demand, service=service, floor=floor)

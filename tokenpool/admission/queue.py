@@ -20,6 +20,7 @@ from heapq import heapify, heappop, heappush
 
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import MOST_RANKS, PendingRequest, WaitsFor
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Tier
 
 MOST_WAITING = 64
@@ -140,6 +141,13 @@ class AdmissionQueue:
         """The first of an entitlement's requests that wait for room; ``None`` if none waits."""
         waiting = self._for_room.get(account.entitlement.name)
         return waiting[0] if waiting else None
+
+    def waiting_amount(self, name: str) -> Amount:
+        """The KV tokens and sequences of an entitlement's requests that wait, for any reason."""
+        found = (*self._for_room.get(name, ()), *self._for_lease.get(name, ()))
+        if not found:
+            return NOTHING
+        return Amount(0.0, sum(p.cost.kv_tokens for p in found), sum(p.cost.sequences for p in found))
 
     @property
     def waiting_for_engine(self) -> int:

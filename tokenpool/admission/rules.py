@@ -205,7 +205,7 @@ def engine_full(
         )
     )
     queue = max(room.queue, room.preemptible_queue) if account.is_preemptible else room.queue
-    open_slots = room.slots + (queue if may_queue else 0.0) - room.reserved_slots
+    open_slots = room.slots + (queue if may_queue is not EngineQueue.NONE else 0.0) - room.reserved_slots
     if not is_assured and running + sequences > open_slots:
         return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger)
     resident = ledger.kv_in_use + room.foreign_kv_tokens

@@ -527,7 +527,9 @@ class AdmissionControl:
             may_queue = EngineQueue.NONE
         elif is_last:
             may_queue = EngineQueue.ANY
+        was_paused = False
         if was_queued and self.leases is not None:
+            was_paused = self.leases.were_lost(now)
             self.leases.borrow_if_short(account, pending.cost, now)
         if not was_queued and self._has_room_elsewhere(pending.cost, now):
             pending.places_until = now + PLACE_S
@@ -553,7 +555,8 @@ class AdmissionControl:
                 self._effects.decided.append((pending, outcome))
                 self.has_effects = True
                 return
-            if was_queued and not is_last and self._waits_for_lease(pending, outcome, now):
+            # In a pause of this process the deadline may have passed while it did not run.
+            if was_queued and (was_paused or not is_last) and self._waits_for_lease(pending, outcome, now):
                 return
             if is_last:
                 outcome = self._reason_of_wait(pending, outcome)

@@ -144,6 +144,12 @@ class Leases:
             rate, limit.kv_tokens, limit.concurrency, depth, assured.kv_tokens, assured.concurrency, 0.0
         )
 
+    def were_lost(self, now: float) -> bool:
+        """Whether the leases have expired in a pause of this process: it must ask for them again."""
+        if now >= self.expires_at:
+            self.expire(now)
+        return self.mode is Mode.EXPIRED
+
     @property
     def active(self) -> Collection[str]:
         """The names of entitlements with recent requests, a lease, or a reserved part of a guarantee."""

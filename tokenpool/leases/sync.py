@@ -297,7 +297,7 @@ class LeaseSync:
         account = leases.accounts[name]
         meter = account.meter
         state.peaks.append(account.take_peaks())
-        state.report = account.report(now)
+        state.report = account.report(now, leases.queue.waiting_amount(name))
         state.fresh = meter.fresh
         state.is_idle = (
             meter.is_idle and not account.concurrency_in_use and not leases.queue.waiting_for_lease(name)

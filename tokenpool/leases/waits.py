@@ -70,7 +70,7 @@ class LeaseWaits:
         """Begin all waits of an entitlement again. Returns whether there are any."""
         waiting = self._queue.waiting_for_lease(name)
         for pending in waiting:
-            pending.first_answer_at = math.inf
+            pending.first_answer_at, pending.entered_at = math.inf, now
             pending.deadline = now + max(pending.longest_wait_s, ANSWER_S)
             self.wake_by(pending.deadline)
         return bool(waiting)

@@ -131,4 +131,5 @@ async def test_a_lone_tenant_uses_the_pool_and_a_lent_guarantee_returns_to_its_o
     assert max(seen) == 16
     assert load.statuses("o")[429] == 0
     assert limit <= 8
-    assert lone.most_at_once("s", came + 2) <= 8
+    # Between two requests of its owner, a slot may serve one more request of spot.
+    assert lone.most_at_once("s", came + 2) <= 8 + 2

@@ -15,6 +15,7 @@ from tokenpool.accounting.bucket import BUCKET_REQUESTS, BUCKET_SECONDS
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
+from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Usage
 
@@ -276,6 +277,16 @@ def test_a_loan_stays_within_the_ceiling_of_the_whole_pool(
         PoolView(limit, 100, kv_elsewhere=kv_elsewhere, concurrency_elsewhere=sequences_elsewhere)
     )
     assert tenant.is_below_ceiling(cost()) is is_below
+
+
+def test_requests_that_wait_are_demand_inside_the_guarantee_only() -> None:
+    waiting, guarantee = Amount(0.0, 3000, 30), Amount(1000, 1120, 10)
+    owner = account(tier=Tier.GUARANTEED, guarantee=guarantee)
+    owner.hold(112, 1, 0.0)
+    assert owner.report(1.0, waiting).demand == Amount(0.0, 1120, 10)
+    other = account()
+    other.hold(112, 1, 0.0)
+    assert other.report(1.0, waiting).demand == Amount(0.0, 112, 1)
 
 
 def test_sidecars_that_do_not_know_of_each_other_stay_within_a_ceiling_together() -> None:

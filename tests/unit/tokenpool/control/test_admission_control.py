@@ -170,10 +170,10 @@ def test_a_wait_is_counted_as_demand_once() -> None:
     pending(control, tenant)
     control.wake(1.0)
     control.settle(running, SPENT, Ending.FINISHED, 2.0)
-    offered = tenant.meter.report(0, 0, 3.0).demand
+    offered = tenant.meter.report(0, 0, 3.0, NOTHING).demand
     alone, once = control_of(1), account(name="b")
     admitted(alone, once)
-    assert offered.concurrency <= once.meter.report(0, 0, 3.0).demand.concurrency + 1e-9
+    assert offered.concurrency <= once.meter.report(0, 0, 3.0, NOTHING).demand.concurrency + 1e-9
 
 
 # --- preemption ---
@@ -355,6 +355,23 @@ class Leased:
         for message in list(self.sync.messages(now)):
             self.sync.failed(message, now)
         self.control.serve_lease_waits(now)
+
+
+def test_a_request_whose_deadline_passed_in_a_pause_asks_for_its_lease_again() -> None:
+    sidecar = Leased(entitlement(), slots=1)
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.placement = Placement("me")
+    control.peers_named([KnownPeer("p", "p:1", 0.0, 0.0)], OPEN)
+    first = pending(control, tenant, OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    assert [each for each, _ in decisions(control)] == [first]
+    waiting = pending(control, tenant, OPEN + 0.02)
+    sidecar.exchange(OPEN + 0.03)
+    assert waiting.waits_for is WaitsFor.ENGINE
+    control.room = room(2)
+    control.wake(OPEN + 0.02 + WAITS.elastic_s + 1)
+    assert decisions(control) == []
+    assert waiting.waits_for is WaitsFor.LEASE
 
 
 def test_a_request_may_wait_for_a_lease_then_for_the_engine_then_for_a_lease_again() -> None:
