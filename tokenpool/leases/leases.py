@@ -377,7 +377,8 @@ class Leases:
         """The requests to decide now: their lease is large enough, or their wait for it has ended.
 
         They have left their wait for a lease. The caller decides each one before it asks for the next,
-        because the admission of one may leave no room for the next.
+        because the admission of one may leave no room for the next. After a pause of this process no request
+        is due before the next answer.
         """
         waits = self.waits
         while waits.ended or waits.to_serve:
@@ -389,7 +390,7 @@ class Leases:
             for name in list(waits.to_serve):
                 is_answered = waits.to_serve.pop(name)
                 state = self.states.get(name)
-                if state is not None:
+                if state is not None and self.mode is not Mode.EXPIRED:
                     is_joined = self.mode is Mode.JOINED
                     yield from waits.fitting(
                         name, state, now, self, is_joined=is_joined, round_trip_s=self.round_trip_s

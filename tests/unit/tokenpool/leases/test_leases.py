@@ -569,6 +569,22 @@ def test_a_decision_may_cause_the_next_request_at_once(lease_store: ReferenceLea
     assert waits[0] is not None
 
 
+def test_after_a_pause_no_request_is_decided_before_an_answer(lease_store: ReferenceLeaseStore) -> None:
+    made = joined(lease_store)
+    late = OPEN + 4
+    decided: list[Ticket | Shed] = []
+    assert not made.leases.covers(made.account, ONE, late)
+    assert made.wait(late, lambda: decided.append(made.admit(late)))
+    assert made.leases.mode is Mode.EXPIRED
+    made.leases.ended(made.account, late)  # another request ends: this one may fit
+    made.leases.has_room_here(1e6, 8)
+    made.decide_due(late)
+    assert decided == []
+    made.exchange_all(late + 0.01)
+    made.exchange_all(late + OPEN)
+    assert isinstance(decided[0], Ticket)
+
+
 def test_a_pause_of_the_sidecar_does_not_count_as_a_slow_lease_store(
     lease_store: ReferenceLeaseStore,
 ) -> None:
