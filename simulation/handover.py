@@ -122,7 +122,7 @@ class Visit:
                 ask.longest_wait_s,
                 self.host.now(),
                 is_preemptible=ask.pending.account.is_preemptible,
-                is_beyond=ask.is_beyond,
+                standing=ask.standing,
                 prompt=ask.prompt,
             )
 

@@ -383,7 +383,7 @@ class PeerLink(asyncio.Protocol):
                     ask.sequences,
                     ask.kv_tokens,
                     max(round(ask.longest_wait_s * 1000), 0),
-                    ask.is_beyond,
+                    ask.standing.value,
                     ask.prompt,
                 )
             )

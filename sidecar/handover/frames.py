@@ -75,8 +75,8 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sequences: int
     kv_tokens: int
     longest_wait_ms: int
-    is_beyond: bool = False
-    """Whether the request lies beyond its entitlement's limit."""
+    standing: str = "within"
+    """What it may use (``pending.Standing``)."""
     prompt: tuple[tuple[int, int, int], ...] = ()
     """The beginnings of the prompt (``affinity.Cached``)."""
 

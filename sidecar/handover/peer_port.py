@@ -40,6 +40,7 @@ from sidecar.handover.frames import (
 )
 from sidecar.proxy.exchange import OUR_OWN
 from tokenpool.admission.affinity import Cached
+from tokenpool.admission.pending import Standing
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
 from tokenpool.entitlements import Tier
@@ -275,9 +276,9 @@ class PeerSession(asyncio.Protocol):
             raise ProtocolError("an ask came before the end of the one before it")
         fields = decode_ask(payload)
         try:
-            tier = Tier(fields.tier)
-        except ValueError:
-            raise ProtocolError(f"{fields.tier} is no tier") from None
+            tier, standing = Tier(fields.tier), Standing(fields.standing)
+        except ValueError as error:
+            raise ProtocolError(f"an ask has a wrong word: {error}") from None
         self._number = fields.number
         self._guest = guest = Guest(self._port.driver, self)
         guest.ask(
@@ -287,7 +288,7 @@ class PeerSession(asyncio.Protocol):
             fields.longest_wait_ms / 1000,
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
-            is_beyond=fields.is_beyond,
+            standing=standing,
             prompt=[Cached(*each) for each in fields.prompt],
         )
 

@@ -20,6 +20,17 @@ leave."""
 MOST_RANKS = 4
 
 
+class Standing(enum.Enum):
+    """What a request that is handed over may use on the other replica."""
+
+    ASSURED = "assured"
+    """It lies inside its guarantee: preemptible requests may be ended for it."""
+    WITHIN = "within"
+    """It lies within its entitlement's limit."""
+    BEYOND = "beyond"
+    """It lies beyond that limit, so it waits behind all others but spot."""
+
+
 class WaitsFor(enum.Enum):
     """The reason of a wait."""
 

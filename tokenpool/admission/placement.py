@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tokenpool.accounting.ticket import Place
 from tokenpool.admission.affinity import STATE_EVERY_S, Cached, Preference, PrefixCaches, beginnings
-from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.entitlements import Tier
 
 MOST_ASKED = 2
@@ -79,7 +79,6 @@ class PeerAsk:
     """A question to one replica: has it room for this request? At most one answer comes."""
 
     __slots__ = (
-        "is_beyond",
         "known_at",
         "kv_tokens",
         "longest_wait_s",
@@ -90,6 +89,7 @@ class PeerAsk:
         "preference",
         "prompt",
         "sequences",
+        "standing",
         "tier",
     )
 
@@ -102,8 +102,8 @@ class PeerAsk:
         self.sequences = pending.cost.sequences
         self.kv_tokens = pending.cost.kv_tokens
         self.tier: Tier = pending.account.entitlement.tier
-        self.is_beyond = pending.waits_for is WaitsFor.LEASE
-        """Whether no lease covers the request: it may have what others leave."""
+        self.standing = Standing.BEYOND if pending.waits_for is WaitsFor.LEASE else Standing.WITHIN
+        """Without a lease that covers it, the request may have what others leave."""
         self.preference: Preference | None = None
         """Why this replica is asked alone, and others only when it refuses: it has the prompt cached."""
         self.longest_wait_s = wait_s
@@ -197,6 +197,10 @@ class Placement:
             chosen += self._choose(others, MOST_ASKED - len(asked) - len(chosen))
         made = [self._ask(peer, pending, wait_s) for peer in chosen]
         if made:
+            is_assured = pending.account.is_inside_guarantee(sequences, kv_tokens)
+            if is_assured and not asked and made[0].standing is Standing.WITHIN:
+                # Only one replica may end a spot request for it: two offers at a time would end two.
+                made[0].standing = Standing.ASSURED
             self.asks.setdefault(pending, []).extend(made)
         return made
 

@@ -19,7 +19,7 @@ from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.affinity import Cached, Preference, beginnings
-from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, WaitsFor
+from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Running, victims
 from tokenpool.admission.queue import AdmissionQueue
@@ -212,14 +212,15 @@ class AdmissionControl:
         now: float,
         *,
         is_preemptible: bool,
-        is_beyond: bool = False,
+        standing: Standing = Standing.WITHIN,
     ) -> Ticket | PendingRequest | Shed:
         """Decide a request of another sidecar, which needs room on the engine here, or make it wait.
 
         ``longest_wait_s`` is in seconds; 0 means that it is decided now. It is not passed on any further.
-        ``is_beyond`` states that it lies beyond its entitlement's limit: it waits behind those within.
+        ``standing`` states what it may use: spot ends for an assured request, and a request beyond its limit
+        waits behind those within theirs.
         """
-        account = self.guests.account(tier, is_preemptible=is_preemptible, is_beyond=is_beyond)
+        account = self.guests.account(tier, is_preemptible=is_preemptible, standing=standing)
         outcome = self._decide(
             account,
             GUEST_ASK,
@@ -228,13 +229,13 @@ class AdmissionControl:
             now,
             is_counted=True,
             streams=True,
-            may_queue=EngineQueue.NONE,
+            may_queue=self.guests.engine_queue(account),
         )
         if isinstance(outcome, Ticket) or longest_wait_s <= 0 or outcome.reason is not Reason.ENGINE_FULL:
             return outcome
         pending = PendingRequest(account, GUEST_ASK, cost, now, longest_wait_s=longest_wait_s, is_guest=True)
         pending.is_counted = True
-        if is_beyond:
+        if standing is Standing.BEYOND:
             pending.rank = max(pending.rank, RANK_BEYOND)
         return pending if self._enter(pending, outcome, now) else outcome
 
@@ -293,6 +294,14 @@ class AdmissionControl:
         """
         has_others = self.placement is not None and self.placement.replicas > 1
         return EngineQueue.BEHIND_PREEMPTIBLE if has_others else EngineQueue.ANY
+
+    def _engine_queue_of(self, pending: PendingRequest, now: float, *, is_last: bool) -> EngineQueue:
+        """The queue of the engine that a request may join after a wait."""
+        if pending.is_guest:
+            return self.guests.engine_queue(pending.account)
+        if now < pending.places_until:
+            return EngineQueue.NONE
+        return EngineQueue.ANY if is_last else self._engine_queue()
 
     def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
         """A request may not wait: inside its guarantee it joins the engine's queue, others are shed."""
@@ -522,11 +531,7 @@ class AdmissionControl:
             self._cancel_asks(pending)
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
-        may_queue = self._engine_queue()
-        if now < pending.places_until or self.guests.has(account):
-            may_queue = EngineQueue.NONE
-        elif is_last:
-            may_queue = EngineQueue.ANY
+        may_queue = self._engine_queue_of(pending, now, is_last=is_last)
         was_paused = False
         if was_queued and self.leases is not None:
             was_paused = self.leases.were_lost(now)

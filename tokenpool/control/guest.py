@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import Cached
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, Standing
 from tokenpool.admission.rules import Shed
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.control.guests import guest_cost
@@ -59,12 +59,12 @@ class Guest:
         now: float,
         *,
         is_preemptible: bool,
-        is_beyond: bool = False,
+        standing: Standing = Standing.WITHIN,
         prompt: Sequence[Cached] = (),
     ) -> None:
         """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds.
 
-        ``is_beyond`` states that the request lies beyond its entitlement's limit. ``prompt`` has the
+        ``standing`` states what it may use here. ``prompt`` has the
         beginnings of its prompt.
         """
         self._prompt, self._kv_tokens = prompt, kv_tokens
@@ -74,7 +74,7 @@ class Guest:
             self._port.refuse()
             return
         outcome = control.offer_guest(
-            tier, cost, longest_wait_s, now, is_preemptible=is_preemptible, is_beyond=is_beyond
+            tier, cost, longest_wait_s, now, is_preemptible=is_preemptible, standing=standing
         )
         if isinstance(outcome, PendingRequest):
             self._pending = outcome

@@ -2,8 +2,8 @@
 
 The sidecar that received such a request keeps its ticket, its lease and its settlement. Here the request only
 takes room on the engine. So it belongs to an account without limits, one for each tier, that no planner, page
-or metric of entitlements sees. Requests beyond their entitlement's limit have an account of their own, since
-they wait behind those within.
+or metric of entitlements sees. Each standing has accounts of its own, because requests of one account keep
+their order of arrival.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 
 from tokenpool.accounting.account import Account
-from tokenpool.amounts import Amount
+from tokenpool.admission.pending import Standing
+from tokenpool.admission.rules import EngineQueue
+from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Ask, Cost
 
 UNLIMITED = Amount(math.inf, math.inf, math.inf)
+ASSURED = Amount(math.inf, 0.0, math.inf)
+"""The part of an assured guest: slots of preemptible requests, and no KV cache beyond what is free."""
 GUEST_ASK = Ask()
 
 
@@ -24,18 +28,23 @@ class Guests:
 
     def __init__(self, now: float) -> None:
         self._accounts = {
-            (tier, is_preemptible, is_beyond): _account(tier, is_preemptible, is_beyond, now)
+            (tier, is_preemptible, standing): _account(tier, is_preemptible, standing, now)
             for tier in Tier
             for is_preemptible in ((False, True) if tier is Tier.SPOT else (False,))
-            for is_beyond in (False, True)
+            for standing in Standing
         }
 
-    def account(self, tier: Tier, *, is_preemptible: bool, is_beyond: bool = False) -> Account:
-        """The account of guests of this tier. Only spot is preemptible.
+    def account(self, tier: Tier, *, is_preemptible: bool, standing: Standing = Standing.WITHIN) -> Account:
+        """The account of guests of this tier and standing. Only spot is preemptible, and never assured."""
+        is_spot = tier is Tier.SPOT
+        if is_spot and standing is Standing.ASSURED:
+            standing = Standing.WITHIN
+        return self._accounts[tier, is_preemptible and is_spot, standing]
 
-        ``is_beyond`` states that the request lies beyond its entitlement's limit.
-        """
-        return self._accounts[tier, is_preemptible and tier is Tier.SPOT, is_beyond]
+    @staticmethod
+    def engine_queue(account: Account) -> EngineQueue:
+        """The part of a full engine's queue that guests of this account may join."""
+        return EngineQueue.BEHIND_PREEMPTIBLE if account.assured.concurrency else EngineQueue.NONE
 
     def has(self, account: Account) -> bool:
         """Whether an account belongs to guests."""
@@ -52,10 +61,15 @@ def guest_cost(sequences: int, kv_tokens: int) -> Cost:
     return Cost(0, 0, sequences, 0.0, kv_tokens)
 
 
-def _account(tier: Tier, is_preemptible: bool, is_beyond: bool, now: float) -> Account:
+def _account(tier: Tier, is_preemptible: bool, standing: Standing, now: float) -> Account:
     name = f"handover:{tier.value}" + ("" if is_preemptible or tier is not Tier.SPOT else ":kept")
-    name += ":beyond" if is_beyond else ""
-    account = Account(Entitlement(name, "", tier, preemptible=is_preemptible), Pricing(), now)
+    name += "" if standing is Standing.WITHIN else f":{standing.value}"
+    is_assured = standing is Standing.ASSURED
+    guarantee = ASSURED if is_assured else NOTHING
+    entitlement = Entitlement(name, "", tier, preemptible=is_preemptible, guarantee=guarantee)
+    account = Account(entitlement, Pricing(), now)
+    if is_assured:
+        account.assured, account.has_peers = ASSURED, True
     account.is_active = True  # no planner sets its limits
     account.limit = account.pool_limit = UNLIMITED
     account.bucket.hold(math.inf)

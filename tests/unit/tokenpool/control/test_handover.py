@@ -26,7 +26,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
     spot,
 )
 from tokenpool.accounting.ticket import Ticket
-from tokenpool.admission.pending import PendingRequest, WaitsFor
+from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
@@ -413,7 +413,7 @@ def test_a_request_beyond_its_limit_asks_others_once_the_lease_store_has_answere
     assert not control.has_effects
     sidecar.exchange(OPEN + 0.01)
     first, second = asked(control)
-    assert first.is_beyond
+    assert (first.standing, second.standing) == (Standing.BEYOND, Standing.BEYOND)
     assert waiting.waits_for is WaitsFor.LEASE
     assert control.peer_offered(first, OPEN + 0.02)
     effects = control.take_effects()
@@ -452,7 +452,7 @@ def test_guests_beyond_their_limits_wait_behind_those_within() -> None:
     control = with_peers(1)
     running = admitted(control, account())
     beyond = control.offer_guest(
-        Tier.GUARANTEED, guest_cost(1, 112), 1.0, 0.0, is_preemptible=False, is_beyond=True
+        Tier.GUARANTEED, guest_cost(1, 112), 1.0, 0.0, is_preemptible=False, standing=Standing.BEYOND
     )
     within = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
     for expected in (within, beyond):
@@ -461,3 +461,34 @@ def test_guests_beyond_their_limits_wait_behind_those_within() -> None:
         assert decided is expected
         assert isinstance(ticket, Ticket)
         running = ticket
+
+
+def test_a_request_inside_its_guarantee_ends_spot_on_one_of_the_replicas_that_it_asks() -> None:
+    control = with_peers(1)
+    owner = gold(name="o")
+    owner.has_peers = True
+    admitted(control, account())
+    pending(control, owner)
+    assert [ask.standing for ask in asked(control)] == [Standing.ASSURED, Standing.WITHIN]
+
+
+def test_spot_ends_for_an_assured_guest_and_for_no_other() -> None:
+    control = with_peers(1)
+    running = admitted(control, spot())
+    other = control.offer_guest(Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    assert isinstance(other, PendingRequest)
+    control.withdraw(other, 0.0)
+    assured = control.offer_guest(
+        Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
+    )
+    assert isinstance(assured, Ticket)
+    assert control.take_effects().to_end == [running]
+
+
+def test_an_assured_guest_waits_where_nothing_is_preemptible() -> None:
+    control = with_peers(1)
+    admitted(control, account())
+    guest = control.offer_guest(
+        Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
+    )
+    assert isinstance(guest, PendingRequest)
