@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bench import decide, lease_store, machine, many, peers, relay
+from bench import decide, handover, lease_store, machine, many, peers, relay
 from toolbox.processes import NotReady
 
 FOLDER = Path(__file__).resolve().parent.parent / "out" / "bench"
@@ -94,6 +94,21 @@ class Bench:
         self.goals += [
             at_most("time added at a tenth of saturation, p50", 0.3, p50 * 1000, " ms"),
             at_most("... p99", 1.0, p99 * 1000, " ms"),
+        ]
+
+    def handover(self) -> None:
+        """Time added to a request that another replica serves."""
+        seen = handover.added(FOLDER, self.rounds, self.seconds)
+        self.raw["handover"] = asdict(seen)
+        print(
+            f"  at {handover.RATE} requests/s: here p50 {seen.here_p50 * 1000:.2f}, p99"
+            f" {seen.here_p99 * 1000:.2f} ms; handed over p50 {seen.elsewhere_p50 * 1000:.2f}, p99"
+            f" {seen.elsewhere_p99 * 1000:.2f} ms ({seen.share:.1%} of the requests)"
+        )
+        p50, p99 = seen.elsewhere_p50 - seen.here_p50, seen.elsewhere_p99 - seen.here_p99
+        self.goals += [
+            at_most("time added by handover, p50", 0.5, p50 * 1000, " ms"),
+            at_most("... p99", 1.5, p99 * 1000, " ms"),
         ]
 
     def decide(self) -> None:
@@ -181,6 +196,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "unary": Bench.unary,
     "streaming": Bench.streaming,
     "latency": Bench.latency,
+    "handover": Bench.handover,
     "decide": Bench.decide,
     "lease-store": Bench.lease_store,
     "memory": Bench.memory,

@@ -46,8 +46,8 @@ EVENT = f"data: {_EVENT_JSON}\n\n".encode()
 """About 230 bytes, like an event of vLLM."""
 
 
-def unary_upstream(folder: Path) -> tuple[Process, int]:
-    """An nginx that answers every chat with the same response."""
+def unary_upstream(folder: Path, running: int = 0) -> tuple[Process, int]:
+    """An nginx that answers every chat with the same response. It says that ``running`` sequences run."""
     port = free_port()
     configuration = folder / "upstream.conf"
     configuration.write_text(
@@ -60,7 +60,7 @@ http {{
   uwsgi_temp_path {folder}/uu; scgi_temp_path {folder}/us;
   server {{
     listen 127.0.0.1:{port};
-    location = /metrics {{ return 200 '{metrics(MODEL)}'; }}
+    location = /metrics {{ return 200 '{metrics(MODEL, running)}'; }}
     location = /health {{ return 200 ''; }}
     location = /v1/models {{ return 200 '{models(MODEL)}'; }}
     location / {{ return 200 '{ANSWER}'; }}

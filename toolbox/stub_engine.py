@@ -26,12 +26,12 @@ _ANSWER = json.dumps(
 )
 
 
-def metrics(model: str) -> str:
-    """The page ``/metrics`` of a large and idle engine."""
+def metrics(model: str, running: int = 0) -> str:
+    """The page ``/metrics`` of a large engine, by default an idle one."""
     label = f'{{model_name="{model}"}}'
     return (
         "process_start_time_seconds 1.0\n"
-        f"vllm:num_requests_running{label} 0.0\n"
+        f"vllm:num_requests_running{label} {running}.0\n"
         f"vllm:num_requests_waiting{label} 0.0\n"
         f"vllm:kv_cache_usage_perc{label} 0.0\n"
         'vllm:cache_config_info{block_size="16",num_gpu_blocks="10000000"} 1.0\n'
