@@ -67,9 +67,15 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-# A measured example takes twice the time, so a quarter of them is measured. `unit-compiled` and `make unit`
-# run all examples.
-_COVERAGE = ("--cov", "--cov-report=", "--cov-fail-under=0", "--hypothesis-profile=measured")
+# A measured example takes twice the time, so a quarter of them is measured, and no simulation. `unit-compiled`
+# and `make unit` run all.
+_COVERAGE = (
+    "--cov",
+    "--cov-report=",
+    "--cov-fail-under=0",
+    "--hypothesis-profile=measured",
+    "--ignore=tests/unit/simulation",
+)
 _COMPILED = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{ROOT / '.compiled'}:{ROOT}"}
 _AS_INSTALLED = "--import-mode=importlib"
 """Tests import the packages that the path names first, not those beside them."""
