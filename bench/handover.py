@@ -1,4 +1,4 @@
-"""The time that handover adds to a request: the engine where it arrives is full, and another one is idle."""
+"""The time that handover adds to a request whose engine is full, while another engine is idle."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from toolbox.processes import Process
 from toolbox.redis import RedisProcess
 
 RATE = 300
-"""Requests per second. Both sidecars share one core with each other."""
+"""Requests per second. Both sidecars share one core."""
 CONNECTIONS = 8
 SLOTS = 10_000
-"""As many sequences as the pool file gives a replica."""
+"""The slots of a replica in the pool file."""
 LEAST_SHARE = 0.99
-"""The share of the requests that must have been handed over, or the measurement says nothing."""
+"""The least share of requests that are handed over. Below it, the measurement is not valid."""
 
 
 @dataclass(frozen=True)
 class Handover:
-    """Latencies in seconds: of requests that run where they arrive, and of those that are handed over."""
+    """Latencies in seconds of requests that run where they arrive, and of requests that are handed over."""
 
     here_p50: float
     here_p99: float
@@ -39,7 +39,7 @@ class Handover:
 
 
 def added(folder: Path, rounds: int, seconds: float) -> Handover:
-    """Send the same requests to a sidecar before an idle engine, and to one before a full engine, in turn.
+    """Send the same requests to the sidecar of an idle engine, and to the sidecar of a full engine, in turn.
 
     Raises ``BenchError`` if the requests at the full engine were not handed over.
     """

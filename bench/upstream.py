@@ -47,7 +47,7 @@ EVENT = f"data: {_EVENT_JSON}\n\n".encode()
 
 
 def unary_upstream(folder: Path, running: int = 0) -> tuple[Process, int]:
-    """An nginx that answers every chat with the same response. It says that ``running`` sequences run."""
+    """An nginx that answers every chat with the same response. Its metrics state ``running`` sequences."""
     port = free_port()
     configuration = folder / "upstream.conf"
     configuration.write_text(

@@ -120,7 +120,7 @@ class ShownPool(msgspec.Struct, frozen=True):
     spent_from_zero: bool = False
     """Whether ``spent`` began at 0 for an entitlement that the first snapshot did not have."""
     waiting: tuple[tuple[str, int], ...] = ()
-    """The requests that wait now, by tier. Empty on a coordinator, whose reports do not have them."""
+    """The requests that wait now, by tier. Empty on a coordinator: reports do not contain them."""
     handover: ShownHandover | None = None
     """``None`` on a coordinator, and without handover."""
 

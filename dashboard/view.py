@@ -108,7 +108,7 @@ class PoolView(msgspec.Struct, frozen=True):
     hidden_active: int
     """The number of these that were active within the window."""
     waiting: tuple[tuple[str, int], ...] = ()
-    """The requests that wait now, by tier; empty if they are not known."""
+    """The requests that wait now, by tier; empty if they are unknown."""
     handover: ShownHandover | None = None
 
 

@@ -1,4 +1,4 @@
-"""The pool of ``experiments.one_pool``: real processes, with engines that have a fixed time per token."""
+"""The pool of ``experiments.one_pool``: real processes, and engines with a fixed time per token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from loadgen.records import Run
 from loadgen.records import load as read_run
 
 STEP_S, TOKENS = 0.02, 50
-"""A request of a second. 30 of them a second leave half of two cores idle."""
+"""A request takes a second. 30 of them per second leave half of two cores idle."""
 INPUT = 16
 JOINED_S = 4.0
 """Seconds until every sidecar has joined and read all limits twice."""
@@ -68,7 +68,7 @@ class Counts(NamedTuple):
 
 
 def pool_file(shape: Shape, entitlements: Mapping[str, str]) -> str:
-    """The pool file. ``entitlements`` are terms by name."""
+    """The pool file. ``entitlements`` has the terms of each entitlement by name."""
     rows = [f"  - {{name: {n}, pool: chat, api_keys: [{n}-key], {t}}}\n" for n, t in entitlements.items()]
     return POOL.format(model=MODEL, slots=shape.slots, replicas=shape.replicas, entitlements="".join(rows))
 
@@ -137,9 +137,9 @@ CALIBRATION_S = 20.0
 
 
 def calibrated(engine: str, shape: Shape, seed: int, out: Path) -> Shape:
-    """The shape with the time of a token while all slots of all engines are in use. Uses no sidecars.
+    """The shape with the time per token while all slots of all engines are in use. Starts no sidecars.
 
-    A real engine's tokens take longer with more sequences, and engines that share cores slow each other.
+    A real engine takes longer per token with more sequences. Engines that share cores slow each other down.
     """
     folder = out / "parts"
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def calibrated(engine: str, shape: Shape, seed: int, out: Path) -> Shape:
 def record(
     case: Case, scenario: str, duration_s: float, entitlements: Mapping[str, str], out: Path
 ) -> tuple[Run, Counts]:
-    """Start a pool, and run a scenario once. ``entitlements`` are terms by name."""
+    """Start a pool, and run a scenario once. ``entitlements`` has the terms of each entitlement by name."""
     pool = pool_file(case.shape, entitlements)
     with running(case.engine, case.shape, engine_flags(case), pool, case.options, out) as parts:
         file = out / "scenario.yaml"

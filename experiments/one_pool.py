@@ -1,9 +1,9 @@
 """One pool: replicas with random placement are compared with one queue for all their slots.
 
-Real processes: Redis, a coordinator, and sidecars, each before an engine with a fixed time per token, so that
-the load is exact. Two elastic tenants without a ceiling send Poisson arrivals, each request to a random
-replica, without retries. Sidecars have default options. Every point starts a new pool. Its first seconds
-are not counted. Beside each point are the bounds of ``experiments.queues``.
+It starts real processes: Redis, a coordinator, and sidecars. Each sidecar is in front of an engine with a
+fixed time per token, so that the load is exact. Two elastic tenants without a ceiling send Poisson arrivals,
+each request to a random replica, without retries. Sidecars have default options. Every point starts a new
+pool. Its first seconds are not counted. Beside each point are the bounds of ``experiments.queues``.
 
     python -m experiments one-pool --loads 60,80,95 --seconds 30 --skew 0.9
 
@@ -30,15 +30,15 @@ from toolbox.percentiles import percentile
 
 OUT = Path(__file__).parent.parent / "out" / "one_pool"
 WARM_UP = 2.0
-"""Times of a request. An empty pool refuses less."""
+"""The warm-up, in durations of a request. An empty pool refuses fewer requests."""
 QUEUE_S = 1.0
 """The default of ``--queue-timeout-elastic``."""
 SIMULATED = 40_000
-"""Requests of a bound. Shares of 1 % then vary by a twentieth."""
+"""Simulated requests of a bound. A share of 1 % then varies by a twentieth of itself."""
 MOST_REFUSED = {60: 0.002, 80: 0.01, 95: 0.04}
-"""Goals: the share of refused requests by load in percent ..."""
+"""Goals: the largest share of refused requests, by load in percent ..."""
 MOST_TTFT_P99_S = {60: 0.15, 80: 0.5}
-"""... and the P99 of the time to first token."""
+"""... and the largest P99 of the time to first token, in seconds."""
 TENANTS = ("a", "b")
 SCENARIO = """\
 name: one pool
@@ -133,7 +133,7 @@ def _warm_up_s(case: Case) -> float:
 
 
 def point_of(run: Run, case: Case, counts: Counts) -> Point:
-    """The results of a recorded run."""
+    """The figures of a recorded run."""
     shape, counted = case.shape, [a for a in run.attempts if a.intended_s >= _warm_up_s(case)]
     served = [attempt for attempt in counted if attempt.outcome is Outcome.SERVED]
     firsts = [a.first_s - a.intended_s for a in served if a.first_s is not None]
@@ -262,14 +262,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine", choices=("vllm", "simulator"), default="simulator")
     parser.add_argument("--guaranteed", action="store_true", help="measure a guarantee beside floods")
     parser.add_argument("--loads", default="60,80,95", help="percent of all slots [60,80,95]")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of each point [30]")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of each point [30]")
     parser.add_argument("--replicas", type=int, default=4, help="replicas [4]")
     parser.add_argument("--slots", type=int, default=8, help="slots of each replica [8]")
     parser.add_argument(
         "--skew", type=float, metavar="SHARE", help="share of the requests at the first replica [equal]"
     )
     parser.add_argument(
-        "--tokens", type=int, default=TOKENS, help=f"of each response, {STEP_S:g} s each [{TOKENS}]"
+        "--tokens", type=int, default=TOKENS, help=f"tokens of each response, {STEP_S:g} s each [{TOKENS}]"
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point [1]")
     parser.add_argument("--options", default="", help="options of the sidecars, in one argument")

@@ -1,9 +1,9 @@
-"""A guarantee in one pool: a guaranteed tenant alone, and beside floods that arrive mostly at one replica.
+"""A guarantee in one pool: a guaranteed tenant alone, and beside floods of requests, mostly at one replica.
 
 The pool and its processes are those of ``experiments.one_pool``. The guaranteed tenant is alone at first.
 Then elastic requests ask for 60 % of the pool, and spot for 150 %. All tenants send the same share of
-their requests to the first replica. Goals: the P99 of the time to first token and of the whole time is at
-most 1.5 times the P99 alone, and no guaranteed request is refused.
+their requests to the first replica. Goals: no guaranteed request is refused. The P99 of the time to first
+token, and that of the whole time, are at most 1.5 times the P99 alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ GUARANTEED = "guaranteed"
 FLOODS = {"elastic": 0.6, "spot": 1.5}
 """The share of the pool that each flood asks for."""
 SEQUENCES, RATE, OUTPUT = 4, 3.0, 12
-"""The guarantee, requests per second, and tokens of a response. With 20 ms a token, 0.6 % of the requests
-arrive while four others run, and are bursts."""
+"""The guarantee in sequences, the requests per second, and the tokens of a response. With 20 ms per token,
+0.6 % of the requests arrive while four others run. These are bursts."""
 TERMS = f"tier: guaranteed, guarantee: {{tokens_per_second: 200, kv_tokens: 1024, concurrency: {SEQUENCES}}}"
 MOST_RATIO = 1.5
 SETTLED_S = 2.0
-"""The beginning of the floods, which does not count: limits are recomputed meanwhile."""
+"""The first seconds of the floods, which do not count: limits are recomputed meanwhile."""
 SCENARIO = """\
 name: a guarantee in one pool
 model: {model}
@@ -48,7 +48,7 @@ class Times:
 
     requests: int
     refused: int
-    """Refused or failed ones."""
+    """Refused or failed requests."""
     ttft_p50_s: float
     ttft_p99_s: float
     total_p99_s: float
@@ -97,7 +97,7 @@ class Result:
 
 
 def goals(results: Sequence[Result]) -> list[tuple[str, bool]]:
-    """The goals over all seeds, and whether each is reached. Ratios are medians: a P99 has few requests."""
+    """The goals over all seeds, and whether each is reached. Ratios are medians: few requests make a P99."""
     first, whole = median(r.ttft_ratio for r in results), median(r.total_ratio for r in results)
     refused, requests = (sum(getattr(r.floods, name) for r in results) for name in ("refused", "requests"))
     return [
@@ -131,7 +131,7 @@ def measure(case: Case, out: Path) -> Result:
 
 
 def result_of(run: Run, case: Case, counts: Counts) -> Result:
-    """The results of a recorded run."""
+    """The figures of a recorded run."""
     shape, cut = case.shape, case.seconds
     outcomes = {name: [a.outcome for a in run.attempts if a.tenant == name] for name in FLOODS}
     return Result(

@@ -1,12 +1,12 @@
 """Prefix caches in one pool: a trace of conversations, replayed on simulated replicas with prefix caches.
 
-The trace is Mooncake's conversation trace (``kvcache-ai/Mooncake``, Apache-2.0): arrival times, lengths, and
-an id for each 512 tokens of the prompt. Equal ids are equal text, so prompts are rebuilt from them. All
-lengths are divided by ``SCALE``. Whole conversations are kept or left out, so that their requests still share
-prefixes. The order of arrivals and the ratios of gaps stay.
+The trace is Mooncake's conversation trace (``kvcache-ai/Mooncake``, Apache-2.0). It has arrival times,
+lengths, and an id for each 512 tokens of the prompt. Equal ids mean equal text, so prompts are rebuilt from
+them. All lengths are divided by ``SCALE``. Whole conversations are kept or omitted, so that their requests
+still share prefixes. The order of arrivals and the ratios of the gaps between them stay.
 
 ``random`` sends each request to a random replica. ``router`` sends it to the replica that has seen the
-longest part of its prompt, whatever its load is. ``--options`` sets options of the sidecars.
+longest part of its prompt, at any load. ``--options`` sets options of the sidecars.
 
     python -m experiments prefix-caches --trace mooncake-conversation.jsonl.gz --placement random,router
 """
@@ -41,14 +41,14 @@ from toolbox.percentiles import percentile
 
 OUT = Path(__file__).parent.parent / "out" / "prefix_caches"
 BLOCK, SCALE = 512, 16
-"""Tokens of an id in the trace; all lengths are divided by the scale."""
+"""The tokens per id in the trace, and the divisor of all lengths."""
 SHAPE = Shape(replicas=4, slots=8, tokens=21, step_s=0.02)
 """The mean response of the trace has 343 / 16 tokens."""
 ENGINE = (
     *("--per-prompt-token", "0.0005", "--per-sequence", "0", "--enable-prompt-tokens-details"),
     *("--window", "8192", "--blocks", "4096", "--max-num-batched-tokens", "512"),
 )
-"""A mean prompt of 750 tokens takes 0.38 s without the cache, which holds the prompts of 90 requests."""
+"""A mean prompt of 750 tokens takes 0.38 s without the cache. The cache holds the prompts of 90 requests."""
 TIMEOUT_S = 60.0
 TENANT = "a"
 PLACEMENTS = ("random", "router")
@@ -86,14 +86,14 @@ class Result:
     hit_rate: float
     """The share of prompt tokens that engines found in their caches."""
     best_hit_rate: float
-    """The same of one cache without a bound, if every request is served."""
+    """The same share for one cache without a bound, if every request is served."""
     ttft_p50_s: float
     ttft_p99_s: float
     finished: int
     handovers: dict[str, int]
     affinity: dict[str, int]
-    """Requests that ran where their prompt was cached, and the tokens expected and reported there beyond
-    those of the first replica, with the error."""
+    """The number of requests that ran where their prompt was cached. Also the tokens expected and reported
+    there beyond those expected at the first replica, and the error."""
 
 
 def read(path: Path) -> list[Row]:
@@ -126,7 +126,7 @@ def _draw(row: Row, seed: int) -> float:
 
 
 def best_hit_rate(replayed: Sequence[Request]) -> float:
-    """The share of prompt tokens that one cache without a bound holds. Engines keep whole blocks of 16."""
+    """The share of prompt tokens that one unbounded cache holds. Engines keep whole blocks of 16 tokens."""
     seen: set[int] = set()
     hits = 0
     for request in replayed:
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments prefix-caches", description=__doc__)
     parser.add_argument("--trace", type=Path, required=True, help="the file of the trace")
     parser.add_argument("--placement", default="random,router", help="random, router or both [random,router]")
-    parser.add_argument("--requests", type=int, default=800, help="about so many [800]")
+    parser.add_argument("--requests", type=int, default=800, help="approximate number of requests [800]")
     parser.add_argument("--rate", type=float, default=8.0, help="requests per second on average [8]")
     parser.add_argument("--seed", type=int, default=1, help="selects conversations and replicas [1]")
     parser.add_argument("--options", default="", help="options of the sidecars, in one argument")
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     placements = arguments.placement.split(",")
     if unknown := [name for name in placements if name not in PLACEMENTS]:
-        parser.error(f"{unknown[0]!r} is not a placement; these are {', '.join(PLACEMENTS)}")
+        parser.error(f"{unknown[0]!r} is not a placement; choose from {', '.join(PLACEMENTS)}")
     replayed = requests(read(arguments.trace), arguments.requests, arguments.rate, arguments.seed)
     options, out, results = shlex.split(arguments.options), Path(arguments.out), []
     print(HEAD, flush=True)

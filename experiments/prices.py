@@ -1,14 +1,14 @@
 """Prices by prefix: reservations, coverage, and the first requests of a new replica. Pure: no processes.
 
-The shipped ``Pricer`` prices and learns from requests that are drawn here. It is compared with itself without
-prefixes, which is one quantile per route. Two workloads:
+The shipped ``Pricer`` prices generated requests, and learns from them. It is compared with itself without
+prefixes, which is one quantile per route. There are two kinds of workloads:
 
 - *templates*: ten prompt templates in equal parts, with median outputs from 10 to 1,500 tokens.
 - *traces*: real requests from the folder ``--traces``. The two Azure traces are one workload: code and
-  conversations behind one route, each with a prefix of its own. The prefixes of Mooncake's conversations are
-  those of its hash ids (blocks of 512 tokens).
+  conversations behind one route, each with its own prefix. The prefixes of Mooncake's conversations follow
+  from its hash ids (blocks of 512 tokens).
 
-A request teaches only after ``IN_FLIGHT`` later ones were priced.
+The pricer learns from a request only after ``IN_FLIGHT`` later ones were priced.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Sizes(NamedTuple):
     """The size of the measurement."""
 
     requests: int = 40_000
-    """Requests of the mix of templates; a twentieth of them come before the measurement."""
+    """Requests of the mix of templates. The first twentieth is not measured."""
     replicas: int = 100
-    """New replicas, each with a pool of its own."""
+    """New replicas, each in its own pool."""
     taught: int = 1500
     """Requests that each of the three other replicas of such a pool has served."""
 
 
 class Template(NamedTuple):
-    """A prompt template with its answers. Texts and outputs are lognormal."""
+    """A prompt template with its answers. The lengths of texts and outputs are lognormal."""
 
     name: str
     size: int
@@ -89,7 +89,7 @@ class Drawn(NamedTuple):
 
 
 def draw(chance: random.Random, number: int) -> Drawn:
-    """A request of the template ``number``: the template's prefixes, then those of its own text."""
+    """A request of the template ``number``: it has the template's prefixes, then those of its own text."""
     template = TEMPLATES[number]
     size = template.size + round(chance.lognormvariate(math.log(template.text), 0.6))
     prefixes = tuple(
@@ -122,7 +122,7 @@ def azure(folder: Path) -> Iterator[Drawn]:
 
 
 def mooncake(folder: Path) -> Iterator[Drawn]:
-    """The requests of Mooncake's conversations. A prefix is the blocks that lie in it, or begin in it."""
+    """The requests of Mooncake's conversations. A prefix has the blocks that lie in it, or begin in it."""
     with gzip.open(folder / "mooncake-conversation.jsonl.gz", "rt") as file:
         for line in file:
             row = json.loads(line)
@@ -163,7 +163,7 @@ class Measured:
 
 
 def made(*, parts: Sequence[EntitlementStatistics] = ()) -> Pricer:
-    """A new pricer, which starts from the statistics of other sidecars."""
+    """A new pricer that starts from the statistics of other sidecars."""
     pricer = Pricer(Entitlement("tenant", "pool", Tier.ELASTIC), Pricing())
     for _ in pricer.lend(parts):
         pass
@@ -203,12 +203,12 @@ class Start:
 
     @property
     def is_good(self) -> bool:
-        """Whether both are inside their bounds, over all requests."""
+        """Whether error and coverage over all requests are within their bounds."""
         return self.input_error <= MOST_INPUT_ERROR and abs(self.coverage - PROMISE) <= LEEWAY
 
 
 def starts(sizes: Sizes, seed: int, *, from_pool: bool) -> list[Start]:
-    """Examine new replicas with requests that they do not learn."""
+    """Examine new replicas with requests that they do not learn from."""
     errors: dict[int, list[float]] = {count: [] for count in CHECKPOINTS}
     covered: dict[int, dict[str, list[bool]]] = {count: {} for count in CHECKPOINTS}
     for number in range(sizes.replicas):
@@ -244,7 +244,7 @@ def taught(seed: int, requests: int) -> EntitlementStatistics:
 
 
 def within(found: Sequence[Start]) -> float:
-    """The requests from which on all starts are inside the bounds; infinite if there are none."""
+    """The number of requests from which on all starts are within the bounds; infinite if there is none."""
     needed = math.inf
     for start in reversed(found):
         if not start.is_good:

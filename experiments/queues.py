@@ -1,7 +1,7 @@
 """The bounds of a pool in theory: one central queue, separate queues, and clients that try other replicas.
 
-Pure simulation of engines with fixed times, and of first come, first served. A request waits at most
-``queue_s`` seconds. If it would wait longer, it is refused at once, because its wait is known.
+This is a pure simulation. Engines have fixed times, and serve requests in the order of arrival. A request
+waits at most ``queue_s`` seconds. If it would wait longer, it is refused at once, because its wait is known.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from toolbox.percentiles import percentile
 
 
 class Placement(StrEnum):
-    """The way of a request to a slot."""
+    """The rule by which a request gets a slot."""
 
     CENTRAL = "one central queue"
     SEPARATE = "separate queues"
@@ -29,21 +29,21 @@ class Shape(NamedTuple):
 
     replicas: int
     slots: int
-    """Of each replica."""
+    """The slots of each replica."""
     tokens: int
     """Output tokens of a request."""
     step_s: float
-    """The fixed time of a token, s."""
+    """The fixed time per token, in seconds."""
     skew: float | None = None
-    """The share of the requests that goes to the first replica; ``None``: equal shares."""
+    """The share of the requests that goes to the first replica; ``None`` means equal shares."""
 
     @property
     def service_s(self) -> float:
-        """The time of a request in its slot, s."""
+        """The time of a request in its slot, in seconds."""
         return self.tokens * self.step_s
 
     def rate(self, load: float) -> float:
-        """The requests per second that use this share of all slots."""
+        """The number of requests per second that use this share of all slots."""
         return load * self.replicas * self.slots / self.service_s
 
     @property
@@ -96,7 +96,7 @@ def simulate(
     free_at = [[0.0] * (shape.replicas * shape.slots // parts) for _ in range(parts)]
     offered, refused, firsts = 0, 0, []
     for at, home in arrivals:
-        # Engines begin a sequence with their next step, so a request waits for a part of one.
+        # An engine begins a sequence with its next step, so a request waits for a part of a step.
         lag = lags.uniform(0, shape.step_s)
         waits = ((i, max(free_at[i][0] - at, 0.0)) for i in _tried(placement, home, shape.replicas, order))
         replica, wait = next(((i, wait) for i, wait in waits if wait <= queue_s), (-1, math.inf))

@@ -142,7 +142,7 @@ def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
 
 
 def _peer_port(used: Mapping[int, str], wished: Wish) -> int | None:
-    """The port for the other sidecars; ``None`` without handover. Raises ``SettingsError``."""
+    """The peer port; ``None`` without handover. Raises ``SettingsError``."""
     template = wished.template
     if not sidecar_container.hands_over(template):
         return None
@@ -184,7 +184,7 @@ def _about_keys(found: EngineContainer, template: Template) -> list[str]:
 
 
 def _about_peers(settled: Settled, template: Template) -> list[str]:
-    """All pods of a pool should have the same peer port, because a network policy names it."""
+    """A warning if the peer port is another one. Network policies name one port for all pods of a pool."""
     if settled.peer in (None, template.peer_port):
         return []
     return [

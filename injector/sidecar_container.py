@@ -32,7 +32,7 @@ class Settled:
     listen: int
     admin: int
     peer: int | None
-    """The port for the other sidecars; ``None`` without handover."""
+    """The peer port; ``None`` without handover."""
     taken_over: tuple[Json, ...]
     """Declared ports of the engine that become the sidecar's, names included."""
 

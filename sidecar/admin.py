@@ -85,7 +85,7 @@ class Admin:
         """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
         self._handover = handover
-        """The exchange of requests with other sidecars; ``None`` without it."""
+        """The handover of requests to other sidecars; ``None`` without handover."""
         self._common = AdminPages(self.readiness, self._metrics_pieces)
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)

@@ -1,8 +1,8 @@
 """The exchange of learned prices with the other sidecars of a pool, through the lease store.
 
-A new sidecar starts from what the pool has learned. Each one writes its own observations, and reads those of
-the others. All of it is beside the path of requests, in steps of at most 0.3 ms. Failures of the store are
-reported by ``Replication``; without the store, prices are learned from this sidecar's requests alone.
+A new sidecar starts from the prices that the pool has learned. Each sidecar writes its own observations, and
+reads those of the others. This runs beside the path of requests, in steps of at most 0.3 ms. ``Replication``
+reports failures of the store. Without the store, a sidecar learns prices from its own requests only.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from tokenpool.store import Store, StoreDown
 log = logging.getLogger(__name__)
 
 WRITE_EVERY_S = 5.0
-"""Seconds between two writes of what was learned since."""
+"""Seconds between two writes of new observations."""
 READ_EVERY_S = 60.0
-"""Seconds between two reads after the first. They find the prefixes that only others have seen."""
+"""Seconds between two reads after the first. They find prefixes that only other sidecars have seen."""
 RETRY_S = 1.0
 """Seconds between two attempts of the first read."""
 KEEP_S = 120.0
-"""Seconds after which an idle sidecar writes again, so that the lease store keeps what it has learned."""
+"""Seconds after which an idle sidecar writes again, so that the lease store keeps its record."""
 MOST_BYTES = 64 * 1024
-"""The size of what one sidecar writes: some 40 entitlements of ten templates, or 300 without. Those whose
-requests ended last come first."""
+"""The most bytes that one sidecar writes: about 40 entitlements with ten templates each, or 300 without
+templates. The entitlements whose requests ended last are kept."""
 RESULTS = ("written", "read", "failed", "unreadable")
 
 
@@ -90,7 +90,7 @@ class PriceSharing:
             self.results["failed"] += 1
             return False
         except Exception:
-            log.critical("the prices that others have learned could not be used", exc_info=True)
+            log.critical("the prices of other sidecars could not be used", exc_info=True)
         return True
 
     async def _attempt_write(self) -> None:
@@ -102,7 +102,7 @@ class PriceSharing:
             log.critical("the learned prices could not be shared", exc_info=True)
 
     async def read(self) -> None:
-        """Read what the other sidecars have learned, and start from it where nothing is known yet.
+        """Read the prices of other sidecars. Estimates without own observations start from them.
 
         Raises ``StoreDown``.
         """
@@ -118,7 +118,7 @@ class PriceSharing:
                     statements[holder] = decode_prices(content)
             except WireError:
                 self.results["unreadable"] += 1
-        # A late write may have replaced a later one, and an unreadable one a readable one.
+        # A delayed write may have replaced a newer record, and an unreadable record a readable one.
         known = {h: each for h, each in self.pool.statements.items() if h in stored.contents}
         self.pool = PoolStatistics(known).merged(PoolStatistics(statements))
         for name in self.pool.entitlements():
@@ -142,7 +142,7 @@ class PriceSharing:
             self.results["unreadable"] += 1
 
     async def write(self) -> None:
-        """Write what was learned since the last write. Raises ``StoreDown``."""
+        """Write the learned prices if they have changed. Raises ``StoreDown``."""
         now = self._telemetry.clock()
         for name in self._changes.take():
             await asyncio.sleep(0)
@@ -156,7 +156,7 @@ class PriceSharing:
         self.results["written"] += 1
 
     def _encode(self, name: str) -> None:
-        """Encode the statistics of one entitlement. If all take too much, those that changed first go."""
+        """Encode the statistics of one entitlement. If all are too long, drop those that changed first."""
         encoded = self._encoded
         encoded.pop(name, None)
         account = self._accounts.get(name)

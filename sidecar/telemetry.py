@@ -90,13 +90,13 @@ _COVERAGE = Family(
 _EXPERTS = Family(
     "tokenpool_price_experts",
     "gauge",
-    "Prompt prefixes with prices of their own. Certified: their observed coverage is inside the promise.",
+    "Prompt prefixes with a price of their own. Certified: their observed coverage keeps the promise.",
     ("entitlement", "state"),
 )
 _RESERVED_RATIO = Family(
     "tokenpool_reserved_output_ratio",
     "gauge",
-    "Reserved divided by produced output tokens of the last requests, about a hundred; 0 before the first.",
+    "Reserved divided by produced output tokens of about the last 100 requests; 0 before the first.",
     ("entitlement",),
 )
 _CONFIG_CURRENT = Family(

@@ -1,8 +1,8 @@
 """Prefix affinity in the simulation: ``python -m simulation.affinity`` prints the cache hits of a pool.
 
-Sixty conversations send Poisson arrivals to random replicas of four, with eight slots each. A conversation
-has four requests on average, and each prompt continues it. An engine's cache has the tokens of its slots. The
-bound is one engine with all slots and all caches.
+Sixty conversations send Poisson arrivals to four replicas with eight slots each, at random. A conversation
+has four requests on average, and each prompt continues it. The cache of an engine is as large as the KV cache
+of its slots. The bound is one engine with all slots and all caches.
 """
 
 from __future__ import annotations

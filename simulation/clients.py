@@ -72,14 +72,14 @@ class Clients:
             self.send_again(request.tenant, 0.5)
 
     def _arrive_at_random(self) -> None:
-        """Poisson arrivals, each of a random tenant. They do not depend on the pool that serves them."""
+        """Poisson arrivals, each of a random tenant. They are the same for every pool that serves them."""
         chance = self._arrival_chance
         chosen = chance.choices(self._setup.tenants, cum_weights=self._arrivals)
         self._arrive(chosen[0], chance)
         self._clock.after(chance.expovariate(self._setup.open_loop), self._arrive_at_random)
 
     def _next_turn(self, output_tokens: int, chance: random.Random) -> Prompt:
-        """The next prompt of a random conversation: all before it, and a new question."""
+        """The next prompt of a random conversation: everything before it, and a new question."""
         talks = self._talks
         place = chance.randrange(self._setup.conversations)
         talk = talks.get(place)

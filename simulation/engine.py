@@ -1,6 +1,6 @@
-"""A simulated engine: it runs a number of requests at once, and the others wait in their order.
+"""A simulated engine: it runs a number of requests at once. Other requests wait in the order of arrival.
 
-Its prefix cache keeps the conversations that it computed last. A prompt takes time for its uncached tokens.
+Its prefix cache keeps the conversations that it computed last. The uncached tokens of a prompt take time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Work(Protocol):
         """Its prompt; ``None`` if its time is part of the size."""
 
     def found(self, cached_tokens: int) -> None:
-        """The engine has so many tokens of the prompt in its cache."""
+        """The engine has this number of the prompt's tokens in its cache."""
 
     def began(self) -> None:
         """The engine begins with it."""
@@ -45,7 +45,7 @@ class Work(Protocol):
 
 
 class RoomWatch:
-    """The engines with a free slot, each with the time since which it has always had one."""
+    """The engines with a free slot, each with the time since which it has had one without a break."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
@@ -75,7 +75,7 @@ class Engine:
         """Tokens by conversation, the least recently used one first."""
         self._cached = 0
         self.prompt_tokens = self.found_tokens = 0
-        """Tokens of all prompts, and those of them that were in the cache."""
+        """The tokens of all prompts, and the number of them that were in the cache."""
         self.is_gone = False
         watch.changed(self)
 

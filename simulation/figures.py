@@ -15,7 +15,8 @@ class TierFigures:
     requests: int = 0
     refused: int = 0
     room_refusals: int = 0
-    """Refused requests below their ceiling, while a live replica had a free slot for ``notice_s``."""
+    """Requests below their ceiling that were refused while a live replica had had a free slot for more than
+    ``Setup.notice_s``."""
     waits: list[float] = field(default_factory=list)
     """For every request that an engine began, the seconds since its arrival."""
 
@@ -60,20 +61,20 @@ class Figures:
     room_refusals: Counter[str] = field(default_factory=Counter)
     """Refusals while there was room, by reason: see ``TierFigures``."""
     room_ages: list[float] = field(default_factory=list)
-    """For each refusal while a replica had a free slot: the seconds for which the slot had been free."""
+    """The seconds for which a slot had been free, for each refusal while a replica had a free slot."""
     handovers: int = 0
     """Requests that another replica began with."""
     asks: int = 0
     """Questions to other replicas."""
     prompt_tokens: int = 0
     found_tokens: int = 0
-    """Tokens of all prompts that engines began with, and those of them that were in their caches."""
+    """The tokens of all prompts that engines computed, and the number of them that were in their caches."""
     peer_messages: int = 0
     """Messages between sidecars after the warm-up: asks, answers, requests and their ends."""
     messages: int = 0
     """Messages to the lease store."""
     measured_messages: int = 0
-    """Those after the warm-up."""
+    """Messages to the lease store after the warm-up."""
     rows: int = 0
     """Lease requests in all messages."""
     service: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Handover in the simulation: one ask of a sidecar at another one, and the request that follows it."""
+"""Handover in the simulation: one ask of a sidecar to another sidecar, and the request that follows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Host(Protocol):
         """Seconds by its clock."""
 
     def when_awake(self, call: Callable[[], None]) -> None:
-        """Make a call, at the end of a pause."""
+        """Make a call now, or at the end of a pause."""
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Make a call after some seconds."""
@@ -46,7 +46,7 @@ class Hosted(Protocol):
         """Its prompt."""
 
     def found(self, cached_tokens: int) -> None:
-        """The engine has so many tokens of the prompt in its cache."""
+        """The engine has this number of the prompt's tokens in its cache."""
 
 
 class Home(Protocol):
@@ -55,7 +55,7 @@ class Home(Protocol):
     name: str
 
     def when_awake(self, call: Callable[[], None]) -> None:
-        """Make a call, at the end of a pause."""
+        """Make a call now, or at the end of a pause."""
 
     def offered(self, visit: Visit) -> None:
         """The other sidecar keeps room."""
@@ -81,7 +81,7 @@ class Wire(Protocol):
 
 
 class Visit:
-    """One ask, from its sending to the end of the request. It is the guest's port, and the engine's work."""
+    """One ask, until the end of its request. It is the port of the guest, and the work of the engine."""
 
     def __init__(self, wire: Wire, home: Home, host: Host, ask: PeerAsk) -> None:
         self.home = home

@@ -40,7 +40,7 @@ class Judge:
         self._running: Counter[str] = Counter()
         """Admitted sequences by entitlement."""
         self._borrowed: Counter[str] = Counter()
-        """Those beyond a limit, on free capacity of the pool."""
+        """Admitted sequences beyond a limit, on free capacity of the pool."""
         self._limits: dict[str, deque[tuple[float, float]]] = {}
         """For each entitlement, the publication times of its limits of the last lifetime, with the limits."""
         self._busy = 0
@@ -117,10 +117,10 @@ class Judge:
             self._compare_with_room(request, shed)
 
     def _compare_with_room(self, request: Request, shed: Shed) -> None:
-        """Check whether a live replica had a free slot for long enough that every sidecar may know of it.
+        """Check whether a live replica had a free slot for so long that every sidecar should know it.
 
-        Only slots are compared. The setups with these figures have requests that fit into the KV cache of
-        their slot, and tenants without a ceiling in another dimension.
+        Only slots are compared. In the setups with these figures, each request fits into the KV cache of its
+        slot, and no tenant has a ceiling in another dimension.
         """
         now, figures = self._clock.now, self._figures
         for engine, since in self._watch.free_since.items():

@@ -1,7 +1,7 @@
-"""One pool of many replicas: how near handover comes to one queue for all slots, and its price in messages.
+"""One pool of many replicas: handover is compared with one queue for all slots, and its messages are counted.
 
 The same load reaches pools with handover, without it, with clients that try other replicas by themselves, and
-one sidecar with all slots (the bound). Further worlds have unlike arrivals, lost messages and replicas that
+one sidecar with all slots (the bound). Other worlds have uneven arrivals, lost messages, and replicas that
 give wrong information. ``python -m simulation one-pool`` prints the tables.
 """
 
@@ -23,19 +23,19 @@ from toolbox.percentiles import percentile
 SLOTS = 8
 """Slots of a replica."""
 TOKENS = 50
-"""The mean size of a request; it then runs for a second."""
+"""The mean size of a request in tokens. A request of this size runs for a second."""
 GUARANTEED = 0.25
 """The part of the pool that is guaranteed. Its owner offers a fifth of the load."""
 WARM_UP_S = 8.0
-"""Arrivals begin after half of this time, and figures at its end."""
+"""Arrivals begin after half of this time. Figures are counted from its end on."""
 TRIES = 4
-"""Replicas that a client tries by itself: all of four."""
+"""The number of replicas that a client tries by itself. With four replicas these are all."""
 
 
 def one_pool(replicas: int, load: float, *, seed: int, seconds: float = 30.0) -> Setup:
     """Poisson arrivals at random replicas: a fifth guaranteed, three fifths elastic, a fifth spot.
 
-    ``load`` is the ratio of offered sequence-seconds to those of all slots.
+    ``load`` is the ratio of offered sequence-seconds to the sequence-seconds of all slots.
     """
     slots = replicas * SLOTS
     part = max(slots * GUARANTEED, 1.0)
@@ -73,7 +73,7 @@ def skewed(setup: Setup, share: float = 0.9) -> Setup:
 
 
 def herd(setup: Setup) -> Setup:
-    """The same load, without arrivals at the last replica: the others all see its room."""
+    """The same load, without arrivals at the last replica. All other replicas see its room."""
     return replace(setup, unaddressed=1)
 
 
@@ -99,13 +99,13 @@ class Row:
     """The refused share of requests."""
     refused_elastic: float
     room_refused: float
-    """The share of requests that were refused while there was room: see ``TierFigures``."""
+    """The share of requests that were refused while there was room (``TierFigures.room_refusals``)."""
     preempted: float
     handovers: float
     """Handovers per request."""
     utilisation: float
     wait_ms: dict[str, tuple[float, float]]
-    """By tier: median and P99 of the milliseconds until an engine begins."""
+    """The median and the P99 of the milliseconds until an engine begins, by tier."""
     peer_messages: float
     """Messages between sidecars per request."""
     store_messages: float
@@ -146,13 +146,13 @@ WAYS: Sequence[tuple[str, Callable[[Setup], Setup]]] = (
 
 
 def ways(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """The same load in all ways."""
+    """The same load for all alternatives."""
     for name, change in WAYS:
         yield name, change(setup)
 
 
 def troubles(setup: Setup) -> Sequence[tuple[str, Setup]]:
-    """The pool with handover: with unlike arrivals, faults of messages, and wrong information."""
+    """The pool with handover: with uneven arrivals, lost and late messages, and wrong information."""
     return [
         ("nine of ten at one", skewed(setup)),
         ("one without arrivals", herd(setup)),
@@ -174,7 +174,7 @@ POINTS: Sequence[tuple[int, float, float]] = (
 )
 """Replicas, load and seconds of the comparison."""
 TROUBLED: Sequence[tuple[int, float, float]] = ((4, 0.8, 300.0), (10, 0.8, 120.0), (100, 0.8, 24.0))
-"""The same for unlike arrivals, faults of messages and wrong information."""
+"""The same for uneven arrivals, lost and late messages, and wrong information."""
 _COLUMNS: Sequence[tuple[str, int, Callable[[Row], str]]] = (
     ("replicas", 8, lambda row: str(row.replicas)),
     ("load", 5, lambda row: f"{row.load:.0%}"),

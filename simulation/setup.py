@@ -101,11 +101,11 @@ class Setup:
     affinity: bool = True
     """Whether they prefer the replica that has a prompt in its cache."""
     conversations: int = 0
-    """The conversations of all tenants at a time, with open loop; 0 means requests without prompts."""
+    """The number of conversations at a time, with ``open_loop``; 0 means requests without prompts."""
     tries: int = 1
     """The number of replicas at which a client tries a request that is refused."""
     unaddressed: int = 0
-    """The last sidecars, to which no client sends a request. All others see their room."""
+    """The number of the last sidecars to which no client sends a request. All others see their room."""
     liars: Sequence[Lie] = ()
     """The lies of the last sidecars."""
 
@@ -114,9 +114,10 @@ class Setup:
         """The longest time in seconds for which free room may be unknown to a sidecar, in a small pool.
 
         A replica states its room at the latest one interval after a request has ended there. Another sidecar
-        reads it at the latest one interval after that. Each statement and answer takes the way to the lease
-        store or back. Then follow an ask, an offer and the request. So it is two intervals, three ways to the
-        lease store and three ways between sidecars. The distances are equal here, and a way takes at most 1.7
-        distances. In a pool of more than ``MOST_PEERS + 1`` replicas an answer does not name all of them.
+        reads it at the latest one interval later. The statement, the message of the other sidecar and its
+        answer each take one way to or from the lease store. Then follow an ask, an offer and the request.
+        Each of these takes one way between sidecars. All distances are equal here, and a way takes at most
+        1.7 times the distance. In a pool of more than ``MOST_PEERS + 1`` replicas an answer does not name all
+        of them.
         """
         return 2 * self.settings.interval_s + 6 * 1.7 * self.distance_s

@@ -36,7 +36,7 @@ from tokenpool.pricing.learned_costs import PREFIX_BYTES
 TIMEOUT_S = 0.5
 """The time after which a sidecar treats a message as lost."""
 LATE_S = 1.0
-"""Seconds after the longest wait of an ask at which a silent sidecar counts as lost: as in
+"""Seconds after the longest wait of an ask at which a silent sidecar counts as lost. The value is that of
 ``sidecar.handover.asking``."""
 SHAPE = EngineShape(16, None)
 BYTES_PER_TOKEN = 4
@@ -72,7 +72,7 @@ class Environment(Protocol):
         """Another replica begins with a request."""
 
     def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
-        """An ask at another sidecar; ``None`` if that one is gone."""
+        """An ask to another sidecar; ``None`` if that sidecar is gone."""
 
 
 class Request:
@@ -185,7 +185,7 @@ class Sidecar:
         """Requests that run."""
         self.engine = Engine(world.clock, setup.slots, world.watch, number)
         self._visits: dict[int, Visit] = {}
-        """The asks at other replicas, by number, until their request is sent."""
+        """The asks to other replicas by number, until their request is sent."""
         self._awaited: set[int] = set()
         """Numbers of messages that are neither answered nor failed."""
         self._wakes_at = math.inf

@@ -35,7 +35,7 @@ class World:
         self._figures = Figures()
         self._sidecars: list[Sidecar] = []
         self._visits: dict[Visit, None] = {}
-        """The asks and the requests of all sidecars at others."""
+        """The asks of all sidecars to others, and their requests."""
         self._network = Network(setup, self.clock, self.chance, self._figures, self._sidecars)
         self._judge = Judge(setup, self.clock, self._figures, self._network, self._sidecars, self.watch)
         self._coordinator = Coordinator(setup, self.clock, self._network, self._judge, self._sidecars)

@@ -27,7 +27,7 @@ _ANSWER = json.dumps(
 
 
 def metrics(model: str, running: int = 0) -> str:
-    """The page ``/metrics`` of a large engine, by default an idle one."""
+    """The page ``/metrics`` of a large engine. By default the engine is idle."""
     label = f'{{model_name="{model}"}}'
     return (
         "process_start_time_seconds 1.0\n"

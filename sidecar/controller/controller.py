@@ -191,10 +191,10 @@ class Controller:
         return admitted
 
     def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
-        """Decide a request again, because its replica cannot have begun with it.
+        """Decide a request again, because the engine at its place cannot have begun with it.
 
-        Its ticket ends without usage, and does not count as an ended request. That replica is not asked for
-        a while.
+        Its ticket ends without usage, and does not count as an ended request. The replica at that place is
+        not asked for a while.
         """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
@@ -259,7 +259,7 @@ class Controller:
         """The engine refused the request for its priority. The request is sent again without it."""
         self._priority.refused(admitted)
         parsed = admitted.parsed
-        if isinstance(parsed, Parsed):  # it may be sent to another engine that refuses it, too
+        if isinstance(parsed, Parsed):  # the next engine may refuse the field, too
             body = without_priority(parsed.body, is_ours=False) if parsed.has_priority else parsed.body
             admitted.parsed = parsed._replace(body=body, takes_priority=False)
 

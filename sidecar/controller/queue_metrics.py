@@ -1,4 +1,4 @@
-"""The metrics of the admission queue: its length, and the number and sum of its waits, by tier."""
+"""The metrics of the admission queue by tier: its length, and the number and the sum of its waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tokenpool.entitlements import Tier
 
 
 def length_by_tier(queue: AdmissionQueue) -> Mapping[Tier, Mapping[str, int]]:
-    """This replica's requests that wait now, by tier: for room, and for a lease."""
+    """The number of this replica's requests that wait now for room, and for a lease, by tier."""
     return {
         tier: {
             "room": queue.room_waits[tier].under_way,
@@ -22,7 +22,7 @@ def length_by_tier(queue: AdmissionQueue) -> Mapping[Tier, Mapping[str, int]]:
 
 
 def queue_metrics(queue: AdmissionQueue) -> Iterator[Metric]:
-    """The length of the queue, and the waits for room, for Prometheus."""
+    """The length of the queue, and its waits for room, for Prometheus."""
     length = GaugeMetricFamily(
         "tokenpool_queue_length",
         "Requests that wait now: for room on an engine, or for a lease.",
@@ -40,7 +40,8 @@ def queue_metrics(queue: AdmissionQueue) -> Iterator[Metric]:
 def wait_metrics(prefix: str, text: str, waits: Mapping[Tier, WaitCounts]) -> Iterator[Metric]:
     """The number of waits and their sum in seconds, by tier."""
     count = CounterMetricFamily(f"{prefix}s", text, labels=("tier",))
-    seconds = CounterMetricFamily(f"{prefix}_seconds", "The sum of those waits.", labels=("tier",))
+    sum_text = f"Sum of the waits that {prefix}s_total counts, in seconds."
+    seconds = CounterMetricFamily(f"{prefix}_seconds", sum_text, labels=("tier",))
     for tier in Tier:
         count.add_metric((tier.value,), waits[tier].count)
         seconds.add_metric((tier.value,), waits[tier].seconds)

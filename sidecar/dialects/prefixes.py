@@ -1,12 +1,12 @@
-"""Hashes of a long prompt's beginnings: they find experts of price, and tokens in the engine's prefix cache.
+"""Hashes of a long prompt's beginnings. They find price experts, and tokens in the engine's prefix cache.
 
 The hashes cover the texts as the client sent them, in the order of chat templates: tools, system, messages.
 Short prompts have no hashes, so they cost no time.
 
 The hashes have a key, so no client can construct two prompts with equal hashes. All sidecars of a pool use
-one key, because they share what they learn about prefixes. A process begins with a random key. The
-hashes of a prompt of 1, 5 and 20 kB take 2, 5 and 13 µs. Python's own hash is faster (0.3 µs for 1 kB,
-5 µs for 16 kB), but differs in each process.
+one key, because they share learned prices by prefix. A process begins with a random key. The hashes of a
+prompt of 1, 5 and 20 kB take 2, 5 and 13 µs. Python's own hash is faster (0.3 µs for 1 kB, 5 µs for 16 kB),
+but differs in each process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from tokenpool.pricing.learned_costs import PREFIX_BYTES
 _SHORTEST, _LONGEST = PREFIX_BYTES[0], PREFIX_BYTES[-1]
 KEY_BYTES = 16
 _HASH_BYTES = 7
-"""Such a number fits a machine word. Two of 100,000 prefixes are equal in one of 10 million pools."""
+"""Such a hash fits into a machine word. Two of 100,000 prefixes have equal hashes in one of 10 million
+pools."""
 
 
 class PrefixKey:
-    """The key of this process' hashes."""
+    """The key of the hashes of this process."""
 
     __slots__ = ("value",)
 

@@ -1,7 +1,8 @@
 """The asking side: connections to the peer ports of other sidecars, and the requests that are handed over.
 
 A connection serves one ask at a time. When the other sidecar offers room, the request is sent on the same
-connection, so closing it always frees the room. To the exchange it looks like a connection to the engine.
+connection. So closing the connection always frees the room. For the exchange it is like a connection to the
+engine.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from tokenpool.admission.placement import PeerAsk
 log = logging.getLogger(__name__)
 
 CONNECT_S = 1.0
-"""Seconds for a connection to a peer, with its proofs."""
+"""The most seconds until a connection to a peer is open, with its proofs."""
 LATE_S = 1.0
 """Seconds after the end of an ask's longest wait at which a silent peer counts as lost."""
 IDLE_S = 30.0
@@ -56,9 +57,9 @@ KEEPALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 2),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
 )
-"""Socket options: a peer whose host is gone counts as lost after 11 s. Its request ends then."""
+"""Socket options: a peer whose host is gone counts as lost after 11 s. Then its request ends."""
 LONGEST_DATA = 4 << 20
-"""The longest ``DATA`` frame from a peer, in bytes: much more than one read of its engine."""
+"""The longest ``DATA`` frame from a peer, in bytes: much longer than one read from its engine."""
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of seconds from an ask to its offer."""
 
@@ -69,15 +70,15 @@ class Result(enum.StrEnum):
     TAKEN = "taken"
     """The other replica had room first, and runs the request."""
     REFUSED = "refused"
-    """It had no room in time."""
+    """The other replica had no room in time."""
     CANCELLED = "cancelled"
-    """The request found room elsewhere, or left."""
+    """The request found room elsewhere, or its client left."""
     FAILED = "failed"
-    """It could not be reached, or broke off."""
+    """The other replica could not be reached, or closed the connection."""
 
 
 class Asker(Protocol):
-    """The driver, as this file needs it."""
+    """The part of the driver that this module calls."""
 
     def peer_offered(self, ask: PeerAsk) -> bool:
         """Another replica keeps room. Returns whether the request takes it."""
@@ -102,7 +103,7 @@ class PeerLinks:
         """The pool's key; empty until the lease store was read."""
         self.results: Counter[Result] = Counter()
         self.late: Counter[float] = Counter()
-        """Offers by the upper bound of their time."""
+        """Taken offers, by the upper bound of the seconds since their ask."""
         self.waited_s = 0.0
         """The sum of the seconds from an ask to its taken offer."""
         self._clock = clock
@@ -181,7 +182,7 @@ class PeerLinks:
             link.close()
 
     def offered(self, link: PeerLink, ask: PeerAsk) -> bool:
-        """A peer keeps room. Returns whether the request takes it; it was sent then."""
+        """A peer keeps room. Returns whether the request takes it. If so, the request was sent."""
         assert self._asker is not None
         takes = self._asker.peer_offered(ask)
         self._asking.pop(ask.number, None)
@@ -215,7 +216,7 @@ class PeerLinks:
     # --- upkeep ---
 
     def close_idle(self) -> None:
-        """Close connections that have been unused for long, and asks whose peer is silent."""
+        """Close connections that were unused for too long, and those whose peer is silent."""
         now = self._clock()
         for address, links in list(self._idle.items()):
             while links and now - links[0].idle_since > IDLE_S:
@@ -266,7 +267,7 @@ class PeerLink(asyncio.Protocol):
         self.idle_since = 0.0
         self.asked_at = 0.0
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when both sides have proved the key; has the error if they have not."""
+        """Done when both sides have proved the key. Otherwise it has the error."""
         self._links = links
         self._transport: asyncio.Transport | None = None
         self._reader = FrameReader(LONGEST_DATA)
@@ -331,7 +332,7 @@ class PeerLink(asyncio.Protocol):
             if payload == REFUSED:
                 self._http.refused(ConnectionRefusedError("the engine of the other replica is down"))
             else:
-                self._http.eof_received()  # a response without a length ends so
+                self._http.eof_received()  # this is how a response without a length ends
             self.close()
         elif kind is not Kind.DATA:
             raise ProtocolError(f"{kind.name} is not expected now")
@@ -356,7 +357,7 @@ class PeerLink(asyncio.Protocol):
     def _on_offer(self, number: int) -> None:
         ask = self._ask
         if ask is None or ask.number & 0xFFFFFFFF != number:
-            return  # the ask was cancelled before the offer came; the peer has the cancel by now
+            return  # the ask was cancelled before the offer came; the peer gets the cancel
         if not self._links.offered(self, ask):
             self.cancel()
 
@@ -406,7 +407,7 @@ class PeerLink(asyncio.Protocol):
     # --- the request ---
 
     def http(self) -> Connection | None:
-        """The connection on which the exchange sends its request; ``None`` if this one is lost."""
+        """The connection on which the exchange sends its request; ``None`` if it is lost."""
         if self._transport is None or self._ask is None:
             return None
         self._ask, self._state = None, _State.RUNNING
@@ -433,7 +434,7 @@ class PeerLink(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue to read."""
         if self._transport is not None:
             self._transport.resume_reading()
 
@@ -444,7 +445,7 @@ class PeerLink(asyncio.Protocol):
             self._transport.write(data)
 
     def close(self) -> None:
-        """Close the connection: the peer frees the room."""
+        """Close the connection, so that the peer frees the room."""
         if self._transport is not None:
             self._transport.abort()
         self._ended(Result.FAILED)
@@ -511,7 +512,7 @@ class _FramedTransport(asyncio.Transport):
         self._link.pause()
 
     def resume_reading(self) -> None:
-        """Read on."""
+        """Continue to read."""
         self._link.resume()
 
 
@@ -522,7 +523,7 @@ class PeerConnections:
         self._link = link
 
     def take(self) -> Connection | None:
-        """The connection, once."""
+        """The connection at the first call, then ``None``."""
         link, self._link = self._link, None
         return link.http() if link is not None else None
 

@@ -1,11 +1,11 @@
 """The protocol between two sidecars: frames on one connection, and the proof that both know the pool's key.
 
-Sans-IO. The asking sidecar connects. Both prove the key with an HMAC over random numbers of both sides, so
-the key itself is never sent. Then the connection serves one ask at a time:
+This module does no I/O. The asking sidecar connects. Both sides prove the key with an HMAC over random
+numbers of both sides, so the key itself is never sent. Then the connection serves one ask at a time:
 
-1. ``ASK``: the asking sidecar needs room. The other one answers ``OFFER``, at once or later, or ``REFUSE``.
-2. ``DATA`` in both directions: the bytes of the request to the engine, and of its response. The peer does not
-   parse them.
+1. ``ASK``: the asking sidecar needs room. The peer answers ``OFFER``, at once or later, or ``REFUSE``.
+2. ``DATA`` in both directions: the bytes of the request for the engine, and those of the response. The peer
+   does not parse them.
 3. ``END``: the response is complete. ``PREEMPTED`` or ``LOST`` end it early. ``CANCEL`` ends an ask.
 
 Each frame has a type (one byte), a length (four bytes, big-endian) and a payload.
@@ -46,7 +46,7 @@ class Kind(enum.IntEnum):
     END = 9
     """The response is complete. The payload is ``KEEP`` if the engine keeps its connection open."""
     PREEMPTED = 10
-    """A guarantee needed the room of the request."""
+    """The request was ended, because a guarantee needed its room."""
     LOST = 11
     """The engine did not answer. The payload is ``REFUSED`` if it cannot have begun with the request."""
 
@@ -67,7 +67,7 @@ class Frame(NamedTuple):
 
 
 class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The payload of ``ASK``. Append new fields."""
+    """The payload of ``ASK``. A new field goes to the end."""
 
     number: int
     tier: str
@@ -76,7 +76,7 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kv_tokens: int
     longest_wait_ms: int
     standing: str = "within"
-    """What it may use (``pending.Standing``)."""
+    """The capacity that the request may use (``pending.Standing``)."""
     prompt: tuple[tuple[int, int, int], ...] = ()
     """The beginnings of the prompt (``affinity.Cached``)."""
 
@@ -107,7 +107,7 @@ def decode_ask(payload: bytes) -> AskFields:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ProtocolError(f"an ask cannot be read: {error}") from error
     if fields.sequences < 1 or fields.kv_tokens < 0 or fields.longest_wait_ms < 0:
-        raise ProtocolError("an ask has a negative number")
+        raise ProtocolError("an ask has a negative amount, or no sequence")
     for prefix, part, longest in fields.prompt:
         if 0 <= prefix < 1 << 56 and 0 <= part < 1 << 32 and 0 <= longest < 1 << 32:
             continue
@@ -123,23 +123,23 @@ def numbered(kind: Kind, number: int) -> bytes:
 def number_of(payload: bytes) -> int:
     """The number of the ask that a frame is about. Raises ``ProtocolError``."""
     if len(payload) != _numbers.size:
-        raise ProtocolError("a frame has no number of an ask")
+        raise ProtocolError("the payload of a frame is not the number of an ask")
     (number,) = _numbers.unpack(payload)
     return int(number)
 
 
 def proof(key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bytes:
-    """What only a sidecar with the key can compute, for both random numbers."""
+    """A code over both random numbers that only a sidecar with the key can compute."""
     return hmac.digest(key, role + of_peer + of_asker, "sha256")
 
 
 def proves(given: bytes, key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bool:
-    """Whether a proof is the right one."""
+    """Whether a proof is correct."""
     return hmac.compare_digest(given, proof(key, role, of_peer, of_asker))
 
 
 ASKER, PEER = b"asker", b"peer"
-"""The roles in a proof. So a proof of one side cannot be sent back as the other's."""
+"""The roles in a proof. With them, neither side can return the proof of the other as its own."""
 
 
 class FrameReader:
@@ -169,7 +169,7 @@ class FrameReader:
             try:
                 kind = Kind(number)
             except ValueError:
-                raise ProtocolError(f"{number} is no type of a frame") from None
+                raise ProtocolError(f"{number} is not a frame type") from None
             if kind is Kind.DATA:
                 if length > self._longest_data:
                     raise ProtocolError(f"a frame of {length} bytes is too long")

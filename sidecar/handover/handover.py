@@ -33,7 +33,7 @@ UPKEEP_EVERY_S = 0.25
 
 
 class Handover:
-    """The parts of handover, in the order of their dependencies."""
+    """The parts of handover: the peer port, the connections to peers, and the key."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Handover:
 
     def _use_key(self, key: bytes) -> None:
         if key != self.links.key:
-            # Others may still use the key before.
+            # Other sidecars may still use the previous key.
             self.port.keys = [key, *self.port.keys[:1]]
             self.links.key = key
 
@@ -101,7 +101,7 @@ class Handover:
             self.links.close_idle()
 
     async def stop(self) -> None:
-        """Accept no further asks, and close all connections."""
+        """Accept no more asks, and close all connections."""
         for server in self._servers:
             server.close()
         for task in self._tasks:
@@ -158,13 +158,13 @@ def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
     gains = caches.gains
     yield CounterMetricFamily(
         "tokenpool_affinity_requests",
-        "Finished requests that ran at the replica with their prompt's beginning in its cache.",
+        "Finished requests that ran at another replica because it had their prompt in its prefix cache.",
         value=gains.requests,
     )
     tokens = CounterMetricFamily(
         "tokenpool_affinity_tokens",
-        "Cached prompt tokens of those requests beyond the ones expected here: expected before, reported"
-        " by the engine after, and the sum of the differences of both (error).",
+        "Cached prompt tokens of those requests beyond those expected on this engine: expected before,"
+        " reported by the other engine after, and the sum of the differences (error).",
         labels=("kind",),
     )
     for kind, count in (("expected", gains.expected), ("reported", gains.reported), ("error", gains.error)):
@@ -172,7 +172,7 @@ def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
     yield tokens
     known = GaugeMetricFamily(
         "tokenpool_affinity_prefixes",
-        "Known beginnings of prompts in the cache of the own engine (here) and of others (elsewhere).",
+        "Known beginnings of prompts in the cache of this engine (here) and of others (elsewhere).",
         labels=("place",),
     )
     known.add_metric(("here",), caches.own)
@@ -180,7 +180,7 @@ def affinity_metrics(caches: PrefixCaches) -> Iterator[Metric]:
     yield known
     yield GaugeMetricFamily(
         "tokenpool_affinity_trust",
-        "Cached tokens that the own engine reports, of those that were expected; at most 1.",
+        "Cached tokens that this engine reports divided by those that were expected; at most 1.",
         value=caches.trust,
     )
 
@@ -191,9 +191,10 @@ def _known(amount: float) -> float | None:
 
 
 def facing_host(host: str, port: int) -> str:
-    """The address of this machine that faces another host: the one that packets to it come from.
+    """The address of this machine that faces another host: the source address of packets to that host.
 
-    The lease store and the other sidecars are usually in one network. Without a route it is loopback.
+    The lease store and the other sidecars are usually in one network. Without a route, the address is
+    loopback.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
@@ -202,5 +203,8 @@ def facing_host(host: str, port: int) -> str:
                 probe.connect(address)  # sends nothing
                 return str(probe.getsockname()[0])
     except OSError as error:
-        log.warning("the address that faces the lease store is unknown", extra={"error": str(error)})
+        log.warning(
+            "the address that faces the lease store is unknown: set --peer to one that others can reach",
+            extra={"error": str(error)},
+        )
     return "127.0.0.1"

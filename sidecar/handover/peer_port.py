@@ -1,7 +1,8 @@
-"""The peer port: other sidecars ask here for room, and send the requests that got it.
+"""The peer port: other sidecars ask here for room, and send the requests for which room was offered.
 
-Only sidecars that know the pool's key are served. A request is passed on to the engine byte by byte: it was
-authorized, priced and framed by the sidecar that received it. Here it only counts as running.
+Only sidecars that know the pool's key are served. The bytes of a request are passed on to the engine
+unchanged: the sidecar that received the request has authorized, priced and framed it. Here the request only
+counts as running.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from tokenpool.outcomes import Ending
 log = logging.getLogger(__name__)
 
 PROVE_S = 5.0
-"""Seconds for a connection to prove the key."""
+"""The seconds within which a connection must prove the key."""
 MOST_UNPROVEN = 256
-"""The most connections that have not proved the key. For each further one, the oldest is closed: connections
-that stay open without a proof must not keep other sidecars out."""
+"""The most connections that have not proved the key. For each further one, the oldest is closed. So
+connections that stay open without a proof do not keep other sidecars out."""
 MOST_PROVEN = 4096
 """The most connections of other sidecars."""
 HOLD_S = 1.0
@@ -82,11 +83,11 @@ class PeerPort:
         self.connect_timeout = connect_timeout
         self.upstream_timeout = upstream_timeout
         self.keys: list[bytes] = []
-        """The pool's key, and the one before it for a while."""
+        """The pool's key, and the previous one."""
         self.received: Counter[str] = Counter()
         """Requests of other sidecars, by ending."""
         self.refused = 0
-        """Asks without room."""
+        """Asks for which there was no room."""
         self.unused = 0
         """Offers whose request found room elsewhere first, or whose client left."""
         self.rejected = 0
@@ -140,7 +141,9 @@ class PeerPort:
             received.add_metric((ending.value,), self.received[ending.value])
         yield received
         yield CounterMetricFamily(
-            "tokenpool_handover_asks_refused", "Asks of other replicas without room here.", value=self.refused
+            "tokenpool_handover_asks_refused",
+            "Asks of other replicas for which there was no room here.",
+            value=self.refused,
         )
         yield CounterMetricFamily(
             "tokenpool_handover_offers_unused",
@@ -198,7 +201,7 @@ class PeerSession(asyncio.Protocol):
     # --- asyncio's callbacks ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio: another sidecar connected, or somebody else."""
+        """asyncio: another sidecar connected, or an unknown client."""
         self._transport = cast(asyncio.Transport, transport)
         port = self._port
         if len(port.unproven) >= MOST_UNPROVEN:
@@ -221,7 +224,7 @@ class PeerSession(asyncio.Protocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio: the connection is closed: the request needs no room any more."""
+        """asyncio: the connection is closed, so the request needs no room any more."""
         self._transport = None
         self._forget()
         self._end(Ending.CLIENT_GONE)
@@ -232,7 +235,7 @@ class PeerSession(asyncio.Protocol):
             self._engine.pause()
 
     def resume_writing(self) -> None:
-        """asyncio: it has caught up."""
+        """asyncio: the other sidecar reads fast enough again."""
         if self._engine is not None:
             self._engine.resume()
 
@@ -278,7 +281,7 @@ class PeerSession(asyncio.Protocol):
         try:
             tier, standing = Tier(fields.tier), Standing(fields.standing)
         except ValueError as error:
-            raise ProtocolError(f"an ask has a wrong word: {error}") from None
+            raise ProtocolError(f"an ask has an unknown tier or standing: {error}") from None
         self._number = fields.number
         self._guest = guest = Guest(self._port.driver, self)
         guest.ask(
@@ -316,7 +319,7 @@ class PeerSession(asyncio.Protocol):
             self._connecting = asyncio.get_running_loop().create_task(self._connect(REFUSED))
 
     async def _connect(self, if_refused: bytes) -> None:
-        """Send the request on a new connection. Without one, ``LOST`` has the payload ``if_refused``."""
+        """Send the request on a new connection. If there is none, ``LOST`` has the payload ``if_refused``."""
         try:
             async with asyncio.timeout(self._port.connect_timeout):
                 link = await self._port.engine.open()
@@ -358,7 +361,7 @@ class PeerSession(asyncio.Protocol):
             self._transport.writelines((header(Kind.DATA, len(data)), data))
 
     def on_engine_lost(self) -> None:
-        """The engine closed its connection. A response without a length ends so, too."""
+        """The engine closed its connection. A response without a length also ends like this."""
         engine, self._engine = self._engine, None
         if engine is not None and engine.was_used and self._request is not None:
             # As the proxy does: an engine may close an idle connection at the moment of its next request.
@@ -404,7 +407,7 @@ class PeerSession(asyncio.Protocol):
         elif self._offered_at is not None and now - self._offered_at > HOLD_S:
             self.close()
         elif now - self._heard_at > self._port.upstream_timeout:
-            # The other sidecar has the same time limit. It is paused, or its host is gone.
+            # The other sidecar has the same time limit, so it is paused, or its host is gone.
             self.close()
 
     def _write(self, data: bytes) -> None:
@@ -442,7 +445,7 @@ class PeerSession(asyncio.Protocol):
         self._offered_at = None
 
     def _count(self, ending: Ending) -> None:
-        """Count the end of a request that had room. Without the request, the room was not used."""
+        """Count the end of a request that had room, or an offer whose request never arrived."""
         if self._offered_at is None:
             self._port.received[ending.value] += 1
         else:
@@ -555,7 +558,7 @@ class EngineLink(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue to read."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -379,7 +379,7 @@ class ClientConnection(ReceivingConnection):
         self._close()
 
     def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
-        """Another replica cannot have begun with the request: decide it again."""
+        """Another replica cannot have begun with the request, so it is decided again."""
         self._serve_nothing()
         controller = self._manager.controller
         decided = controller.admit_again(admitted)

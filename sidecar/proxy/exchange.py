@@ -2,9 +2,9 @@
 
 It connects a client's connection with a connection to the engine; both know only the exchange. The first of
 these events ends it: the response ends, the client disconnects, the engine fails, a timeout, the end of
-draining. ``_end`` is the only exit, so the admitted request is settled exactly once. Only a request that its
-replica cannot have begun goes back to the controller instead. It is one file, because all of its methods
-share that ending.
+draining. ``_end`` is the only exit, so the admitted request is settled exactly once. One
+exception: a request that another replica cannot have begun goes back to the controller. It is one file,
+because all of its methods share that ending.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Client(Protocol):
         """No byte of a response was sent: answer with a refusal."""
 
     def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
-        """Another replica cannot have begun with the request: find another place for it."""
+        """Another replica cannot have begun with the request, so it needs another place."""
 
 
 class Exchange:
@@ -143,7 +143,7 @@ class Exchange:
             self._connection = None
             ticket = self._admitted.ticket
             if ticket is not None and ticket.place is not None:
-                self._has_ended = True  # its ticket goes back with the next decision
+                self._has_ended = True  # the next decision settles its ticket
                 self._client.place_again(self._admitted, self._request)
                 return
             if self._controller.engine.is_up:

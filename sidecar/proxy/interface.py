@@ -83,7 +83,7 @@ class RequestController(Protocol):
         """Price a request and decide, or make it wait. ``act`` follows."""
 
     def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
-        """Settle a request without usage and decide it again: its replica cannot have begun with it."""
+        """Settle a request without usage and decide it again. Its replica cannot have begun with it."""
 
     def wait(self, pending: PendingRequest, waiting: WaitingRequest) -> None:
         """Tell this owner the decision about its pending request."""

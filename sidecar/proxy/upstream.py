@@ -50,7 +50,7 @@ class Exchange(Protocol):
 
 
 class Owner(Protocol):
-    """The owner of connections between two exchanges."""
+    """The owner of a connection that no exchange uses."""
 
     def release(self, connection: Connection) -> None:
         """A response is complete, and the connection stays open."""
@@ -63,7 +63,7 @@ class Connections(Protocol):
     """The source of an exchange's connection: the pool of the engine, or a place on another replica."""
 
     def take(self) -> Connection | None:
-        """An open connection, or ``None``."""
+        """An open connection; ``None`` if there is none."""
 
     def connect(self, waiter: Waiter) -> None:
         """Make a new connection for a waiting request."""

@@ -116,7 +116,7 @@ class Account:
         self.has_borrowed = False
         """Whether the request that is decided next has borrowed free capacity of the pool."""
         self.lent_tokens = 0.0
-        """The tokens of that loan."""
+        """The tokens that this request has borrowed."""
         self.lent = NOTHING
         """The part of ``limit`` that was borrowed since it was set."""
         self.away = 0
@@ -220,10 +220,10 @@ class Account:
         self.has_borrowed = True
 
     def give_back(self) -> None:
-        """Return the lent part of ``limit`` that no request uses.
+        """Return the borrowed part of ``limit`` that no request uses.
 
-        So no later request uses the loan of an earlier one. While more is in use than the lease, as after a
-        lower limit, a loan covers that too: it ends with whichever requests end first.
+        So no later request uses the loan of an earlier one. After a limit has fallen, more than the lease may
+        be in use. A loan then covers that use, too. It ends with the requests that end first.
         """
         lent, limit = self.lent, self.limit
         if lent.kv_tokens or lent.concurrency:
@@ -236,14 +236,14 @@ class Account:
             self.limit = limit - back
 
     def take_borrowed(self) -> bool:
-        """Whether the request that is decided now has borrowed. The next one has not."""
+        """Whether the request that is decided now has borrowed. Clears this state for the next request."""
         has_borrowed, self.has_borrowed, self.lent_tokens = self.has_borrowed, False, 0.0
         return has_borrowed
 
     def return_loan(self) -> None:
-        """The request that is decided now does not run: what it has borrowed goes back.
+        """The request that is decided now does not run: return the capacity that it has borrowed.
 
-        Otherwise the next request would use it, at the expense of others.
+        Otherwise the next request would use that capacity, at the expense of other entitlements.
         """
         tokens = self.lent_tokens
         if self.take_borrowed():
@@ -254,8 +254,8 @@ class Account:
     def is_below_ceiling(self, cost: Cost, sidecars: int = 1) -> bool:
         """Whether one more request of this cost stays within the ceiling, beyond the limit.
 
-        Leases bound the use up to the limit exactly. What lies between the limit and a ceiling is divided
-        among the sidecars, because several of them may borrow before they know of each other.
+        Leases bound the use up to the limit exactly. The gap between the limit and a ceiling is divided among
+        the sidecars, because several of them may borrow before they know of each other.
         """
         ceiling, limit, lent = self.entitlement.ceiling, self.pool_limit, self.lent
         missing = self.missing(cost)
@@ -303,8 +303,8 @@ class Account:
     def report(self, now: float, waiting: Amount = NOTHING) -> Report:
         """The demand and the service since the last report, for the planner.
 
-        ``waiting`` is the size of the requests that wait. They are demand at once inside the guarantee: its
-        owner returns before an average shows it.
+        ``waiting`` is the size of the requests that wait. Inside the guarantee they are demand at once,
+        because an average shows the return of its owner too late.
         """
         held = Amount(0.0, self.kv_in_use, self.concurrency_in_use)
         guarantee = self.entitlement.guarantee
@@ -333,5 +333,5 @@ class Account:
 
 
 def _is_in_gap(ceiling: float, used: float, lent: float, sidecars: int) -> bool:
-    """Whether ``lent`` is at most one sidecar's part of what lies between ``used`` and a ceiling."""
+    """Whether ``lent`` is at most one sidecar's part of the gap between ``used`` and a ceiling."""
     return not lent or ceiling == math.inf or lent <= (ceiling - used) / sidecars

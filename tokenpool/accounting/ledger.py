@@ -22,13 +22,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self.kv_in_use = 0
-        """KV tokens that requests hold on the engine of this sidecar."""
+        """KV tokens that running requests hold on the engine of this sidecar."""
         self.concurrency_in_use = 0
-        """Sequences that run there."""
+        """Sequences that run on this engine."""
         self.preemptible_in_use = 0
-        """Those of them that may be ended for a guarantee."""
+        """Sequences on this engine that may be ended for a guarantee."""
         self.away = 0
-        """Sequences that run on other replicas, by handover. No other sum here has them."""
+        """Sequences that run on other replicas, by handover. No other sum here includes them."""
         self.spent = 0.0
         """Throughput tokens charged less refunds, over all accounts. It may fall."""
         self.residence = Average(RESIDENCE_PRIOR_S)

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     address: str
     """``HOST:PORT`` of its peer port."""
     number: int
-    """The number of the ask that it has offered room for."""
+    """The number of the ask for which it has offered room."""
 
 
 class Ticket:
@@ -56,7 +56,7 @@ class Ticket:
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
         self.place = place
-        """Where the request runs; ``None`` for the engine of this sidecar."""
+        """The place at which the request runs; ``None`` for the engine of this sidecar."""
         self.ending: Ending | None = None
         """The ending; ``None`` while the request runs."""
         self.streams = True

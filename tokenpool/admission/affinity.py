@@ -3,12 +3,12 @@
 A prompt has up to three beginnings (``Ask.prefixes``). An engine that computed a prompt has its beginnings in
 its cache, until it has computed as many other tokens as the cache holds. Each sidecar keeps the beginnings
 that its own engine computed, and states the newest ones with its messages to the lease store. From the
-statements of the others it knows where else a beginning is cached.
+statements of other sidecars it knows the other engines that have a beginning in their caches.
 
 The number of cached tokens is learned from the engine's reports. A beginning is expected to have its part of
-the prompt, and a share of the rest: all of it in a conversation, and less with a template. The share is
-learned by beginning; a new one starts with the mean. ``trust`` is the reported share of the beginning itself.
-So an engine that evicts early states less, and one that reports no cached tokens states nothing.
+the prompt, and a share of the rest. The share is 1 in a conversation, and smaller with a template. It is
+learned for each beginning, and starts with the mean. ``trust`` is the reported share of the beginning itself.
+So a sidecar states fewer tokens if its engine evicts early, and none if its engine reports no cached tokens.
 
 All tables are bounded. ``now`` is in seconds of the sidecar's monotonic clock.
 """
@@ -27,33 +27,33 @@ from tokenpool.pricing.cost import Ask
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
 
 LEAST_GAIN: Final = 64
-"""The cached tokens more than here for which a request is handed over. An engine that computes 50,000 prompt
-tokens per second needs 1.3 ms for them, and a handover takes about 0.5 ms."""
+"""The least number of additional cached tokens for which a request is handed over. An engine that computes
+50,000 prompt tokens per second needs 1.3 ms for them, and an ask takes about 0.5 ms."""
 MOST_OWN: Final = 4096
 """The most beginnings of the own engine: about 0.7 MB."""
 MOST_ELSEWHERE: Final = 8192
 """The most beginnings at other engines: about 3 MB with one place each."""
 MOST_PLACES: Final = 4
-"""The most engines to remember for one beginning: those that stated it last."""
+"""The most engines to remember for one beginning: the ones that stated it last."""
 MOST_STATED: Final = 32
-"""The most beginnings in a statement: those that were computed last. It has at most 400 bytes."""
+"""The most beginnings in a statement: the ones that were computed last. A statement has at most 400 bytes."""
 STATE_EVERY_S: Final = 0.1
-"""Seconds between two statements. Making one takes 40 µs, and reading one 160 µs (from source). In contention
-a sidecar sends 200 messages per second."""
+"""Seconds between two statements. It takes 40 µs to make one, and 160 µs to read one (from source). Under
+contention a sidecar sends 200 messages per second."""
 BLOCK: Final = 16
 """Tokens in a block of the cache. Engines keep whole blocks."""
 BYTES_PER_ID: Final = 7
-"""The bytes of one token id in a prompt of ids, at most: six digits and a comma."""
+"""The most bytes of one token id in a prompt of ids: six digits and a comma."""
 LEAST_BYTES_PER_TOKEN: Final = 2
-"""Text has at least so many bytes per token. With fewer, the tokens are those of images."""
+"""The least number of bytes per token of text. If there are fewer, images have a part of the tokens."""
 RATE_S: Final = 30.0
 """Time constant in seconds of the rate at which the engine computes tokens."""
 LONGEST_S: Final = 65535
-"""The longest stated time in seconds for which a beginning stays in a cache."""
+"""The longest time in seconds for which a statement can say that a beginning stays in a cache."""
 TRUST_SHARE: Final = 0.1
-"""The share of a new report in ``trust`` and ``rest``."""
+"""The weight of a new report in ``trust`` and ``rest``."""
 REST_SHARE: Final = 0.5
-"""The share of a new report in the estimate of its beginning."""
+"""The weight of a new report in the estimate of its beginning."""
 _RECORD = 9
 """Bytes of a beginning in a statement: seven of its hash, and two of its blocks."""
 _MOST_BLOCKS: Final = 65535
@@ -67,7 +67,7 @@ class Cached(NamedTuple):
     tokens: int
     """The tokens of the beginning."""
     longest: int = 0
-    """The tokens up to the next beginning, or to the end of the answer: a later prompt may share them."""
+    """The tokens up to the next beginning, or to the end of the answer. A later prompt may share them."""
 
 
 class _Own:
@@ -78,7 +78,7 @@ class _Own:
     def __init__(self, rest: float) -> None:
         self.tokens = self.longest = 0
         self.rest = rest
-        """The share of the tokens beyond the beginning that the next prompt is expected to have: 1 for a
+        """The share of the tokens beyond the beginning that the next prompt is expected to repeat: 1 for a
         conversation, and less for a template."""
         self.computed = 0.0
         """The tokens that the engine had computed by its last use."""
@@ -107,7 +107,7 @@ class Preference(NamedTuple):
     tokens: int
     """The tokens that its engine is expected to have."""
     gain: int
-    """Those of them that the own engine is not expected to have."""
+    """The part of these tokens that the own engine is not expected to have."""
 
 
 class Gains:
@@ -123,7 +123,7 @@ class Gains:
         self.reported = 0
         """Cached tokens that engines reported beyond those expected here; 0 for a request with fewer."""
         self.error = 0
-        """The sum of the differences between expected and reported tokens, without their signs."""
+        """The sum of the absolute differences between expected and reported tokens."""
 
 
 def beginnings(ask: Ask, input_tokens: int, output_tokens: int) -> tuple[Cached, ...]:
@@ -169,9 +169,9 @@ class PrefixCaches:
 
     def __init__(self) -> None:
         self._own: dict[int, _Own] = {}
-        """By prefix, the least recently used one first."""
+        """By prefix. The least recently used prefix comes first."""
         self._elsewhere: dict[int, list[_There]] = {}
-        """By prefix, the one that was stated longest ago first."""
+        """By prefix. The prefix that was stated longest ago comes first."""
         self._computed = 0.0
         """The tokens that the own engine has computed."""
         self._rate = 0.0
@@ -185,9 +185,9 @@ class PrefixCaches:
         self._has_news = False
         """Whether something was computed since the statement was made."""
         self.trust = 1.0
-        """The tokens that the own engine reports as cached, of the first expectation; at most 1."""
+        """The reported share of the tokens of known beginnings; at most 1."""
         self.rest = 0.0
-        """The share of the tokens beyond a beginning that its next prompt has, over all beginnings."""
+        """The mean share of the tokens beyond a beginning that the next prompt repeats."""
         self._reports = 0
         self.gains = Gains()
 
@@ -204,7 +204,7 @@ class PrefixCaches:
         return len(self._elsewhere)
 
     def resize(self, capacity: float) -> None:
-        """The own engine's cache has room for so many tokens, besides those of running requests."""
+        """Set the tokens for which the own engine's cache has room, besides those of running requests."""
         self._capacity = max(capacity, 0.0)
 
     def here(self, prompt: Sequence[Cached]) -> int:
@@ -216,7 +216,7 @@ class PrefixCaches:
         return 0
 
     def computed(self, prompt: Sequence[Cached], tokens: int, now: float) -> None:
-        """The own engine has computed ``tokens`` for a prompt, and has its beginnings in its cache now."""
+        """The own engine has computed ``tokens`` for a prompt. Its beginnings are in the cache now."""
         self._computed += tokens
         self._rate = self._rate * math.exp((self._rate_at - now) / RATE_S) + tokens
         self._rate_at = now
@@ -231,10 +231,10 @@ class PrefixCaches:
         self._has_news = True
 
     def reported(self, prompt: Sequence[Cached], cached_tokens: int) -> None:
-        """The own engine reports the tokens of a prompt that it had. Call it before ``computed``.
+        """The own engine reports the cached tokens of a prompt. Call it before ``computed``.
 
-        The longest known beginning learns which share of its rest the prompt has. Fewer tokens than the
-        beginning itself show that the cache has lost it, so ``trust`` falls.
+        The longest known beginning learns which share of its rest the prompt repeats. If the engine reports
+        fewer tokens than the beginning itself has, the cache has lost it, so ``trust`` falls.
         """
         if cached_tokens > 0:
             self._is_proven = True
@@ -260,10 +260,10 @@ class PrefixCaches:
     # --- statements ---
 
     def statement(self, now: float) -> str:
-        """The beginnings that the own engine computed last, for other sidecars, as text.
+        """The beginnings that the own engine computed last, as text for other sidecars.
 
-        It also has the time for which such a beginning stays in the cache. It is made at most once per
-        ``STATE_EVERY_S``.
+        The statement also has the time for which such a beginning stays in the cache. A new one is made at
+        most once per ``STATE_EVERY_S``.
         """
         if not self._is_proven:
             return ""
@@ -290,7 +290,7 @@ class PrefixCaches:
             return
         until = now + int.from_bytes(content[:2], "big")
         end = min(len(content), 2 + MOST_STATED * _RECORD)
-        # The newest one is first. It must be kept longest.
+        # The newest beginning is first in the statement. It must be kept longest, so it is stored last.
         for at in range(2 + (end - 2) // _RECORD * _RECORD - _RECORD, 1, -_RECORD):
             prefix = int.from_bytes(content[at : at + 7], "big")
             tokens = int.from_bytes(content[at + 7 : at + _RECORD], "big") * BLOCK
@@ -303,9 +303,9 @@ class PrefixCaches:
     # --- choices ---
 
     def preferences(self, prompt: Sequence[Cached], input_tokens: int, now: float) -> list[Preference]:
-        """The replicas whose engines have at least ``LEAST_GAIN`` tokens more of a prompt than the own one.
+        """The replicas whose engines have at least ``LEAST_GAIN`` more tokens of a prompt than the own one.
 
-        The one with the most tokens comes first, and of equal ones the one that stated them last.
+        The replica with the most tokens is first. Of equal replicas, the one with the last statement is.
         """
         most: dict[str, int] = {}
         for prefix, _, _ in reversed(prompt):

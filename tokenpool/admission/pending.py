@@ -15,20 +15,20 @@ from tokenpool.pricing.cost import Ask, Cost
 RANKS = {Tier.GUARANTEED: 0, Tier.ELASTIC: 1, Tier.SPOT: 3}
 """The order of the tiers in the admission queue."""
 RANK_BEYOND = 2
-"""The place in that order of a request beyond its entitlement's limit, but for spot: it uses what others
-leave."""
+"""The rank of a request beyond its entitlement's limit, except for spot. It uses room that other requests do
+not need."""
 MOST_RANKS = 4
 
 
 class Standing(enum.Enum):
-    """What a request that is handed over may use on the other replica."""
+    """The capacity that a request may use on the other replica when it is handed over."""
 
     ASSURED = "assured"
-    """It lies inside its guarantee: preemptible requests may be ended for it."""
+    """The request is inside its guarantee: preemptible requests may be ended for it."""
     WITHIN = "within"
-    """It lies within its entitlement's limit."""
+    """The request is within its entitlement's limit."""
     BEYOND = "beyond"
-    """It lies beyond that limit, so it waits behind all others but spot."""
+    """The request is beyond that limit, so it waits behind all others except spot."""
 
 
 class WaitsFor(enum.Enum):
@@ -95,13 +95,13 @@ class PendingRequest:
         self.streams = streams
         """Whether the answer is a stream, so that the sidecar sees its first token."""
         self.is_guest = is_guest
-        """Whether it is a request of another sidecar, which waits there, too."""
+        """Whether it is a request of another sidecar. It waits at that sidecar, too."""
         self.arrived_at = arrived_at
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
         self.leaves_by = arrived_at + longest_wait_s
-        """The latest end of its waits for room."""
+        """The time at which its waits for room end at the latest."""
         self.tier = account.entitlement.tier
         self.rank = RANKS[self.tier]
         self.number = 0
@@ -115,8 +115,8 @@ class PendingRequest:
         self.first_answer_at = math.inf
         """The time of the lease store's first answer to a message that asked for this request."""
         self.places_until = -math.inf
-        """Until this time the request looks for room on other replicas, before it may queue at the engine
-        here."""
+        """The time until which the request looks for room on other replicas. Then it may join the queue of
+        the engine here."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
         self.is_counted = False

@@ -1,10 +1,10 @@
 """Placement: the other replicas of the pool, their room as last known, and the choice of those to ask. Pure.
 
-A request for which the engine here has no room is asked for at a few other replicas (``PeerAsk``). Each one
-answers with an offer as soon as it has room, and keeps that room. The first offer gets the request
-(*handover*), and the other asks are cancelled. This is the power of two choices with late binding: a replica
-is not chosen by what it had a moment ago, but by who has room first (Ousterhout et al., "Sparrow", SOSP
-2013).
+If the engine here has no room for a request, the sidecar asks a few other replicas (``PeerAsk``). Each of
+them answers with an offer as soon as it has room, and keeps that room. The replica with the first offer gets
+the request (*handover*), and the other asks are cancelled. This is the power of two choices with late
+binding. The choice depends on which replica has room first, and not on the room that it stated before
+(Ousterhout et al., "Sparrow", SOSP 2013).
 
 The room of other replicas comes with the answers of the lease store, which names a few at random. ``now`` is
 in seconds of the sidecar's monotonic clock.
@@ -25,21 +25,21 @@ from tokenpool.entitlements import Tier
 MOST_ASKED = 2
 """The most replicas that are asked for one request at a time."""
 FORGET_S = 3.0
-"""Seconds after which a replica is forgotten that no answer of the lease store has named."""
+"""Seconds after which a replica is forgotten if no answer of the lease store has named it."""
 AVOID_S = 1.0
 """Seconds for which a replica is not asked after its peer port failed."""
 TRUST_S = 0.5
 """Seconds for which the stated room of a replica counts: two intervals of its messages."""
 REPEAT_S = 5.0
-"""Seconds after which an unchanged statement of a cache counts again: an idle engine keeps its cache."""
+"""Seconds after which an unchanged statement about a cache counts again: an idle engine keeps its cache."""
 LEAST_FREE_SHARE = 0.25
-"""The share of the free slots here that a replica must have free, to be preferred for its cache. With 0.5,
-0.25 and 0, 32.6, 36.5 and 39.3 % of the tokens were cached (simulation, 12 requests/s). 0 lets one beginning
-that all requests share fill one replica while others are idle."""
+"""A replica that is preferred for its cache must have free slots: at least this share of those here. With
+0.5, 0.25 and 0, 32.6, 36.5 and 39.3 % of the tokens were cached (simulation, 12 requests/s). With 0, one
+beginning that all requests share can fill one replica while others are idle."""
 MOST_KNOWN = 128
-"""The most replicas to remember. A sidecar hands over at most what these have room for. In the simulation,
-nine of ten requests arrived at one of 100 replicas at 80 % load. With 32 known replicas 16 % of the elastic
-requests were refused, and with 128 0.3 %."""
+"""The most replicas to remember. A sidecar hands requests over only while these have room. In the simulation,
+nine of ten requests arrived at one of 100 replicas at 80 % load. With 32 known replicas, 16 % of the elastic
+requests were refused. With 128 known replicas, 0.3 % were."""
 
 
 class KnownPeer(NamedTuple):
@@ -50,11 +50,11 @@ class KnownPeer(NamedTuple):
     kv_tokens: float
     sequences: float
     cached: str = ""
-    """What its engine has in its cache (``PrefixCaches.statement``)."""
+    """The beginnings of prompts in its engine's cache (``PrefixCaches.statement``)."""
 
 
 class _Peer:
-    """What is known about one replica."""
+    """The known state of one replica."""
 
     __slots__ = (
         "address",
@@ -76,7 +76,7 @@ class _Peer:
 
 
 class PeerAsk:
-    """A question to one replica: has it room for this request? At most one answer comes."""
+    """A question to one replica: does it have room for this request? There is at most one answer."""
 
     __slots__ = (
         "known_at",
@@ -103,15 +103,15 @@ class PeerAsk:
         self.kv_tokens = pending.cost.kv_tokens
         self.tier: Tier = pending.account.entitlement.tier
         self.standing = Standing.BEYOND if pending.waits_for is WaitsFor.LEASE else Standing.WITHIN
-        """Without a lease that covers it, the request may have what others leave."""
+        """Without a lease that covers it, the request may only use room that other requests do not need."""
         self.preference: Preference | None = None
-        """Why this replica is asked alone, and others only when it refuses: it has the prompt cached."""
+        """Set if this replica has the prompt in its cache. Then others are asked only when it refuses."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
         self.prompt = _prompt(pending)
-        """The beginnings of its prompt, which the other engine will have in its cache."""
+        """The beginnings of its prompt. The other engine has them in its cache after it ran the request."""
         self.known_at = -math.inf
-        """The time at which the replica had been named when it was asked."""
+        """The time of the last answer that had named the replica when it was asked."""
 
 
 class Placement:
@@ -129,7 +129,7 @@ class Placement:
         self.asks: dict[PendingRequest, list[PeerAsk]] = {}
         """The asks that are under way, by request."""
 
-    # --- what is known ---
+    # --- the known replicas ---
 
     def learn(self, named: Iterable[KnownPeer], now: float) -> None:
         """An answer of the lease store names these replicas."""
@@ -173,11 +173,11 @@ class Placement:
     # --- asks ---
 
     def ask(self, pending: PendingRequest, wait_s: float, now: float, more: int = 0) -> list[PeerAsk]:
-        """Ask for a request at up to ``MOST_ASKED`` replicas: those with room, as last known, come first.
+        """Ask up to ``MOST_ASKED`` replicas for room. Replicas with room, as last known, come first.
 
-        If one of them has its prompt in its cache, ask there alone for room at once. The others are asked
-        when it refuses. Two asks at a time would often give the request to the other one. With ``more``, ask
-        at up to so many further ones that have room.
+        If a replica with room has the prompt in its cache, ask only that replica, for room at once. The
+        others are asked when it refuses. With two asks at a time, the other replica would often get the
+        request. ``more`` is the number of further replicas with room to ask.
         """
         sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
         if not more and pending not in self.asks:
@@ -207,11 +207,11 @@ class Placement:
     def prefer(
         self, pending: PendingRequest, free: float, wait_s: float, now: float
     ) -> tuple[PeerAsk, Preference] | None:
-        """Ask for a request that has room here at the replica that has more of its prompt in its cache.
+        """Ask the replica that has more of a prompt in its cache, for a request that has room here.
 
-        ``free`` is the free slots that are left here if it runs elsewhere. The other replica must have at
-        least ``LEAST_FREE_SHARE`` of them left. So a beginning that many requests share spreads over the
-        replicas, each of which computes it once. The ask is not among ``asks``: the caller keeps it.
+        ``free`` is the number of free slots here if the request runs elsewhere. The other replica must have
+        at least ``LEAST_FREE_SHARE`` of this number free. So a beginning that many requests share spreads
+        over the replicas, and each of them computes it once. The ask is not in ``asks``: the caller keeps it.
         """
         caches, cost = self.caches, pending.cost
         if caches is None:
@@ -228,7 +228,7 @@ class Placement:
         return None
 
     def _ask(self, peer: _Peer, pending: PendingRequest, wait_s: float) -> PeerAsk:
-        # Requests of the next milliseconds find the rest of the room, until an answer states it anew.
+        # The next requests find the rest of the room, until an answer states the room again.
         peer.sequences -= pending.cost.sequences
         self._number += 1
         ask = PeerAsk(self._number, peer.name, peer.address, pending, wait_s)
@@ -236,7 +236,7 @@ class Placement:
         return ask
 
     def _preferences(self, pending: PendingRequest, now: float) -> list[Preference]:
-        """The replicas that have more of a prompt in their caches, the one with the most first."""
+        """The replicas that have more of a prompt in their caches. The replica with the most is first."""
         if self.caches is None or not pending.may_prefer or not pending.ask.prefixes:
             return []
         return self.caches.preferences(_prompt(pending), pending.cost.input_tokens, now)
@@ -254,9 +254,9 @@ class Placement:
     def withdraw(self, pending: PendingRequest) -> list[PeerAsk]:
         """The request needs no room any more. Returns the asks to cancel.
 
-        Their replicas have the room that was counted for them. Without that, each request used up the known
-        room of two replicas. In the simulation with nine of ten requests at one of four replicas, 0.5 % were
-        refused while another one had room; with it none.
+        The room that was counted for these asks is added to the known room of their replicas again. Without
+        that, each request used up the known room of two replicas. In the simulation with nine of ten requests
+        at one of four replicas, 0.5 % were refused while another replica had room. With it none were.
         """
         cancelled = self.asks.pop(pending, [])
         for ask in cancelled:
@@ -266,7 +266,7 @@ class Placement:
         return cancelled
 
     def refused(self, name: str) -> None:
-        """A replica has no room, whatever it stated before."""
+        """A replica has no room, although it may have stated some."""
         peer = self._peers.get(name)
         if peer is not None:
             peer.sequences = min(peer.sequences, 0.0)

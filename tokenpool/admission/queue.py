@@ -55,7 +55,7 @@ class QueueSettings:
 
 
 class WaitCounts:
-    """The waits of one tier for one thing: the number under way, the number so far, and their sum in s."""
+    """The waits of one tier: the number under way, the number so far, and their sum in seconds."""
 
     __slots__ = ("count", "seconds", "under_way")
 
@@ -117,7 +117,7 @@ class AdmissionQueue:
         self.lease_waits = {tier: WaitCounts() for tier in Tier}
         """The waits for a lease, by tier."""
         self.guest_waits = {tier: WaitCounts() for tier in Tier}
-        """The waits of requests of other sidecars for room, by tier. They are counted there, too."""
+        """The waits for room of requests of other sidecars, by tier. Those sidecars count them, too."""
 
     def __len__(self) -> int:
         """The number of requests that wait, for room or for a lease."""

@@ -34,11 +34,11 @@ class EngineQueue(enum.Enum):
     """The part of a full engine's queue that a request may join."""
 
     NONE = "none"
-    """None: it looks for room on other replicas first."""
+    """The request joins no queue: it looks for room on other replicas first."""
     BEHIND_PREEMPTIBLE = "behind preemptible"
-    """An assured request may wait behind preemptible ones, which can be ended for it."""
+    """An assured request may wait behind preemptible requests, which can be ended for it."""
     ANY = "any"
-    """A request inside its guarantee may wait behind all others, too."""
+    """A request inside its guarantee may also wait behind other requests."""
 
 
 class Admit(NamedTuple):

@@ -43,28 +43,26 @@ later was read first and took the freed slot. Guaranteed P99 was 3.6 times the P
 this rule 1.3."""
 
 PLACE_S = 0.03
-"""For this time in seconds a request looks for room on other replicas before it may queue at a full engine
-here, if one of them had room as last known. An ask takes a round trip of a few milliseconds."""
+"""If another replica had room as last known, a request looks there for these seconds. Then it may join the
+queue of a full engine here. An ask takes about 0.5 ms, and more at a busy replica."""
 PREFER_S = 0.03
-"""The longest time in seconds that an admitted request waits for the answer of the replica that has its
-prompt in its cache. It is the bound on a lost answer: an ask takes 0.5 ms."""
+"""The longest time in seconds that an admitted request waits for the answer of the replica with its prompt in
+the cache. An ask takes about 0.5 ms, so this bounds the effect of a lost answer."""
 MOST_ASKING = 8
-"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
-
-Those within their limits and those beyond them count apart."""
+"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
 
 
 class _Preferred(NamedTuple):
-    """A request that has room here, and asks the replica that has its prompt in its cache."""
+    """A request that has room here, and asks the replica with its prompt in the cache."""
 
     ticket: Ticket
     ask: PeerAsk
     preference: Preference
     until: float
-    """The time at which it starts here without an answer."""
+    """The time at which it starts here if there is no answer."""
 
 
 class Effects:
@@ -104,9 +102,9 @@ class AdmissionControl:
         self.placement = placement
         self.guests = Guests(now)
         self.peer_address = ""
-        """``HOST:PORT`` at which other replicas hand requests over to this one; empty if they cannot."""
+        """``HOST:PORT`` of the peer port; empty if other replicas cannot hand requests over to this one."""
         self.is_serving = False
-        """Whether the engine is up, and the sidecar does not stop."""
+        """Whether the engine is up, and the sidecar is not stopping."""
         self.pool_tokens = TokenBucket(now)
         """A lone sidecar's bucket of the engine's whole throughput."""
         self._spent_seen = 0.0
@@ -123,9 +121,9 @@ class AdmissionControl:
         self._ending: dict[Ticket, None] = {}
         """Spot requests that the driver is about to end. They still count in the ledger."""
         self._preferring: dict[PendingRequest, _Preferred] = {}
-        """Requests that ask the replica with their prompt, in the order of their deadlines."""
+        """Requests that ask the replica with their prompt in its cache, in the order of their deadlines."""
         self._preferred: dict[Ticket, Preference] = {}
-        """Requests that run there."""
+        """Requests that run at such a replica."""
         self._not_begun: dict[Ticket, None] = {}
         """Guaranteed requests without a first token. The engine may still queue them."""
         self._last_guaranteed: Ticket | None = None
@@ -160,7 +158,7 @@ class AdmissionControl:
 
         ``body`` has the bytes by which a retry is recognised. ``request`` is the caller's record, which the
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
-        ``may_prefer`` states whether it may go to the replica that has its prompt in its cache.
+        ``may_prefer`` states whether it may go to the replica with its prompt in the cache.
         """
         if not account.is_active:
             self.active.touch(account, now)
@@ -216,9 +214,9 @@ class AdmissionControl:
     ) -> Ticket | PendingRequest | Shed:
         """Decide a request of another sidecar, which needs room on the engine here, or make it wait.
 
-        ``longest_wait_s`` is in seconds; 0 means that it is decided now. It is not passed on any further.
-        ``standing`` states what it may use: spot ends for an assured request, and a request beyond its limit
-        waits behind those within theirs.
+        ``longest_wait_s`` is in seconds; 0 means that it is decided now. It is not handed over again.
+        ``standing`` states the capacity that it may use. Spot is preempted for an assured request. A request
+        beyond its limit waits behind those within theirs.
         """
         account = self.guests.account(tier, is_preemptible=is_preemptible, standing=standing)
         outcome = self._decide(
@@ -287,10 +285,11 @@ class AdmissionControl:
     def _engine_queue(self) -> EngineQueue:
         """The queue of the engine that a request may join before its deadline.
 
-        With handover, a guaranteed request waits in the admission queue while other replicas may have room
-        first. A slot that becomes free on any replica that it has asked goes to it. In the queue of an engine
-        it would wait for that engine alone. In the simulation, the P99 of guaranteed waits fell from 374 to
-        46 ms (100 replicas, 95 % load), and from 370 to 72 ms (nine of ten requests at one of four, 80 %).
+        With handover, a guaranteed request waits in the admission queue while another replica may have room
+        first. It gets the first slot that becomes free on a replica that it has asked. In the queue of an
+        engine it would wait for that engine only. In the simulation, the P99 of guaranteed waits fell from
+        374 to 46 ms (100 replicas, 95 % load). With nine of ten requests at one of four replicas (80 % load),
+        it fell from 370 to 72 ms.
         """
         has_others = self.placement is not None and self.placement.replicas > 1
         return EngineQueue.BEHIND_PREEMPTIBLE if has_others else EngineQueue.ANY
@@ -304,7 +303,7 @@ class AdmissionControl:
         return EngineQueue.ANY if is_last else self._engine_queue()
 
     def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
-        """A request may not wait: inside its guarantee it joins the engine's queue, others are shed."""
+        """A request may not wait. Inside its guarantee it joins the engine's queue. Otherwise it is shed."""
         outcome: Ticket | Shed = shed
         if shed.reason is Reason.ENGINE_FULL and self.placement is not None:
             outcome = self._decide(
@@ -335,7 +334,7 @@ class AdmissionControl:
         if needs_engine and self.placement is not None and not self.guests.has(pending.account):
             expected_s /= self.placement.replicas
             if self._has_room_elsewhere(pending.cost, now):
-                # Even a request that may not wait has the time to find that room.
+                # Even a request without a queue timeout gets the time to find that room.
                 pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
                 expected_s = 0.0
             if pending.places_until > now:
@@ -347,7 +346,7 @@ class AdmissionControl:
         return True
 
     def _leave(self, pending: PendingRequest, now: float) -> None:
-        """End the wait of a request, and cancel what it has asked of other replicas."""
+        """End the wait of a request, and cancel its asks at other replicas."""
         self.queue.leave(pending, now)
         if self.placement is not None:
             self._cancel_asks(pending)
@@ -400,7 +399,7 @@ class AdmissionControl:
             if not (self.leases is None and decision.reason in LIMITED and self._borrow(account, cost, now)):
                 account.return_loan()
                 return decision
-            # The limit does not bind, because nobody else needs the room.
+            # The limit does not bind, because no other request needs the room.
             decision = admit(self.ledger, account, ask, cost, room, now, is_retry=is_retry, is_counted=True)
             if isinstance(decision, Shed):
                 account.return_loan()
@@ -423,7 +422,7 @@ class AdmissionControl:
         return ticket
 
     def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
-        """Take room of a lone sidecar's engine beyond a limit, while nobody waits for it.
+        """Take room of a lone sidecar's engine beyond a limit, while no request waits for it.
 
         Returns whether the request may be decided again.
         """
@@ -446,7 +445,7 @@ class AdmissionControl:
         return True
 
     def _free_tokens(self, now: float) -> float:
-        """The level of the engine's whole throughput, in tokens."""
+        """The level of the bucket of the engine's whole throughput, in tokens."""
         bucket, spent = self.pool_tokens, self.ledger.spent
         level = bucket.refill(now)
         bucket.add(self._spent_seen - spent)
@@ -480,7 +479,7 @@ class AdmissionControl:
             self._lend_room(self.leases, now)
 
     def _lend_room(self, leases: Leases, now: float) -> None:
-        """Lend the room of the engine here that no request needs to those that wait for a larger lease."""
+        """Lend unused room of the engine here to requests that wait for a larger lease."""
         room = self.stated_room()
         if room.sequences >= 1 and leases.has_room_here(room.kv_tokens, room.sequences):
             self.serve_lease_waits(now)
@@ -560,7 +559,7 @@ class AdmissionControl:
                 self._effects.decided.append((pending, outcome))
                 self.has_effects = True
                 return
-            # In a pause of this process the deadline may have passed while it did not run.
+            # The deadline may have passed in a pause of this process.
             if was_queued and (was_paused or not is_last) and self._waits_for_lease(pending, outcome, now):
                 return
             if is_last:
@@ -571,7 +570,7 @@ class AdmissionControl:
         self._deliver(pending, outcome, now)
 
     def _deliver(self, pending: PendingRequest, outcome: Ticket | Shed, now: float) -> None:
-        """The wait of a request has ended. If it was admitted, it may still prefer another replica."""
+        """Deliver a decision. An admitted request may first ask the replica with its prompt in the cache."""
         if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
             return
         self._effects.decided.append((pending, outcome))
@@ -609,7 +608,7 @@ class AdmissionControl:
         return placement is not None and placement.has_room(cost.sequences, cost.kv_tokens, now)
 
     def _ask_for(self, pending: PendingRequest | None, now: float) -> None:
-        """Ask other replicas for room for a request that waits, if it may use that room and has not asked."""
+        """Ask other replicas for room for a waiting request, if it may use that room and has no asks yet."""
         placement = self.placement
         if (
             placement is None
@@ -619,7 +618,7 @@ class AdmissionControl:
         ):
             return
         if pending.waits_for is WaitsFor.LEASE:
-            # No lease covers it. It may use room that others leave.
+            # No lease covers it. It may use room that other requests do not need.
             leases = self.leases
             if leases is None or not leases.lacks_only_room(pending, now):
                 return
@@ -633,11 +632,11 @@ class AdmissionControl:
     def _prefers_another(self, pending: PendingRequest, ticket: Ticket, now: float) -> bool:
         """Ask the replica that has the prompt of an admitted request in its cache, if there is one.
 
-        The request keeps its room here until the answer. So it cannot be refused for the ask.
+        The request keeps its room here until the answer. So the ask cannot lead to a refusal.
         """
         placement = self.placement
         if placement is None or not pending.may_prefer or not pending.ask.prefixes or self._effects.to_end:
-            return False  # with effects, others end for it
+            return False  # requests that end for it are ended for its room here
         ledger, room = self.ledger, self.room
         free = room.slots - ledger.concurrency_in_use - room.foreign_sequences + pending.cost.sequences
         found = placement.prefer(pending, free, 0.0, now)
@@ -654,13 +653,13 @@ class AdmissionControl:
         self.has_effects = True
 
     def _start_here(self, pending: PendingRequest) -> None:
-        """The replica that a request prefers does not take it: it starts here."""
+        """The preferred replica does not take the request, so it starts here."""
         preferred = self._preferring.pop(pending)
         self._effects.decided.append((pending, preferred.ticket))
         self.has_effects = True
 
     def _moves(self, pending: PendingRequest, preferred: _Preferred, now: float) -> bool:
-        """The replica that a request prefers offers room. Returns whether the request moves there."""
+        """The preferred replica offers room. Returns whether the request moves there."""
         ticket = preferred.ticket
         self._start_here(pending)
         if ticket in self._ending:
@@ -714,7 +713,7 @@ class AdmissionControl:
         )
         pending.is_counted = True
         if isinstance(outcome, Shed):
-            # Its limit is short now. It asks again once the limit has room.
+            # Its limit is used up now. It asks again once the limit has room.
             if pending.waits_for is not WaitsFor.LEASE and not self._waits_for_lease(pending, outcome, now):
                 self._shed_later(pending, outcome, now)
             return False
@@ -726,7 +725,7 @@ class AdmissionControl:
         return True
 
     def _shed_later(self, pending: PendingRequest, shed: Shed, now: float) -> None:
-        """A request can take no room elsewhere: it waits on, or is refused if it has left the queue."""
+        """A request cannot take room elsewhere: it keeps waiting, or is shed if it has left the queue."""
         if pending.has_left:
             self._note_shed(pending, shed, now)
             self._effects.decided.append((pending, shed))
@@ -751,7 +750,7 @@ class AdmissionControl:
             self._ask_for(ask.pending, now)
 
     def place_failed(self, place: Place, now: float) -> None:
-        """Another replica kept room for a request, but cannot run it: do not ask that replica for a while."""
+        """Another replica kept room for a request but cannot run it. Do not ask that replica for a while."""
         if self.placement is not None:
             self.placement.failed(place.peer, now)
 

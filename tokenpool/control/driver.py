@@ -223,7 +223,7 @@ class Driver:
     def peer_offered(self, ask: PeerAsk) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it.
 
-        If so, the request was delivered to its owner with a ticket whose ``place`` has the number of the ask.
+        If so, the owner of the request got its ticket, whose ``place`` has the number of the ask.
         """
         takes = self.control.peer_offered(ask, self._ports.now())
         self.act()
@@ -295,7 +295,7 @@ class Driver:
         return self.sync.last_message() if self.sync is not None else None
 
     def _room(self, now: float) -> ReplicaRoom:
-        """The room of this replica, and what its engine has in its cache."""
+        """The room of this replica, and the beginnings of prompts in its engine's cache."""
         room, cached = self.control.stated_room(), self.control.stated_cache(now)
         return ReplicaRoom(room.kv_tokens, room.sequences, room.tokens_spent, room.address, cached)
 

@@ -1,6 +1,6 @@
 """One guest: a request of another sidecar, from its ask to its end on the engine here. Pure.
 
-The peer port of a sidecar has one ``Guest`` for each ask, and so has the simulation. ``GuestPort`` passes the
+The peer port of a sidecar has one ``Guest`` for each ask. So has the simulation. ``GuestPort`` passes the
 answers on to the other sidecar.
 """
 
@@ -62,10 +62,10 @@ class Guest:
         standing: Standing = Standing.WITHIN,
         prompt: Sequence[Cached] = (),
     ) -> None:
-        """Ask for room. The port hears of the answer, at once or within ``longest_wait_s`` seconds.
+        """Ask for room. The port gets the answer at once, or within ``longest_wait_s`` seconds.
 
-        ``standing`` states what it may use here. ``prompt`` has the
-        beginnings of its prompt.
+        ``standing`` states the capacity that the request may use here. ``prompt`` has the beginnings of its
+        prompt.
         """
         self._prompt, self._kv_tokens = prompt, kv_tokens
         cost = guest_cost(sequences, kv_tokens)

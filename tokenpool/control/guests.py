@@ -1,9 +1,9 @@
 """Guests: requests of other sidecars that run on the engine here, by handover. Pure.
 
 The sidecar that received such a request keeps its ticket, its lease and its settlement. Here the request only
-takes room on the engine. So it belongs to an account without limits, one for each tier, that no planner, page
-or metric of entitlements sees. Each standing has accounts of its own, because requests of one account keep
-their order of arrival.
+takes room on the engine. So it belongs to an account without limits. There is one for each tier. No planner,
+page or metric of entitlements includes them. Each standing has its own accounts, because requests of one
+account keep their order of arrival.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenpool.pricing.cost import Ask, Cost
 
 UNLIMITED = Amount(math.inf, math.inf, math.inf)
 ASSURED = Amount(math.inf, 0.0, math.inf)
-"""The part of an assured guest: slots of preemptible requests, and no KV cache beyond what is free."""
+"""The assured part of such a guest: slots of preemptible requests, and no KV cache beyond the free part."""
 GUEST_ASK = Ask()
 
 

@@ -48,8 +48,8 @@ AMPLE = 0.25
 AHEAD_SHARE = 0.5
 """The part of the free capacity that all sidecars together may take before they report it."""
 MOST_TRIED = 16
-"""The most entitlements whose waiting requests are tried when the engine here has free room. They are those
-that have waited longest. Each request that ends tries them, so their number is bounded."""
+"""The most entitlements whose waiting requests are tried when the engine here has free room: those that have
+waited longest. Their number is bounded, because they are tried at the end of each request."""
 FRESH_INTERVALS = 2.0
 """The largest age of the entitlement's last answer, in intervals, for an admission before the report."""
 
@@ -90,7 +90,7 @@ class Leases:
         self._guarantees_divided_by = 0
         """The number of sidecars when the last ``activate_guarantees`` ran."""
         self.free: Vector = (0.0, 0.0, 0.0)
-        """The free capacity of the pool by the last answer, less what was borrowed since: see ``Answer``."""
+        """The free capacity of the pool (``Answer.free``), less the capacity that was borrowed since."""
         self.free_at = -math.inf
         """The time of that answer."""
         self.borrowed = 0
@@ -145,7 +145,7 @@ class Leases:
         )
 
     def were_lost(self, now: float) -> bool:
-        """Whether the leases have expired in a pause of this process: it must ask for them again."""
+        """Whether the leases have expired in a pause of this process, so that it must ask for them again."""
         if now >= self.expires_at:
             self.expire(now)
         return self.mode is Mode.EXPIRED
@@ -223,11 +223,11 @@ class Leases:
     def borrow(self, account: Account, cost: Cost, now: float, part: float = 1.0) -> bool:
         """Take missing capacity beyond the limit, from the capacity that no replica uses.
 
-        Limits bind only under contention: while the pool has free room in every dimension that is short here,
+        Limits bind only under contention. While the pool has free room in every dimension that is short here,
         an entitlement may use it, up to its ceiling. ``part`` is the part of the free capacity that may be
-        taken. The whole is for a request that has waited for the answer. Between two answers, all sidecars
-        together may take ``AHEAD_SHARE`` of it. While the last plan gave every claim what it wants, only the
-        room of the engines counts.
+        taken. A request that has waited for the answer may take all of it. Between two answers, all sidecars
+        together may take ``AHEAD_SHARE`` of it. If the last plan satisfied every claim, only the room of the
+        engines counts.
 
         Several sidecars may take the same free capacity before they report it. The room of the engines bounds
         that excess.
@@ -240,7 +240,7 @@ class Leases:
         ):
             return False
         missing, (tokens, kv_tokens, sequences) = account.missing(cost), self.free
-        # Requests beyond a lease that has become smaller run already: the free room does not include theirs.
+        # Requests beyond a lease that has become smaller run already. The free room does not include theirs.
         kv_missing = min(missing.kv_tokens, cost.kv_tokens)
         sequences_missing = min(missing.sequences, cost.sequences)
         if missing.tokens and (
@@ -260,10 +260,10 @@ class Leases:
         return True
 
     def has_room_here(self, kv_tokens: float, sequences: float) -> bool:
-        """The engine here has free room, which waiting requests may borrow before the next answer states it.
+        """The engine here has free room. Waiting requests may borrow it before the next answer states it.
 
-        Returns whether a request may fit. The requests of a few entitlements are tried, those of the highest
-        tier first.
+        Returns whether a request may fit. The requests of a few entitlements are tried, in the order of their
+        tiers.
         """
         self._find_free(kv_tokens, sequences)
         names = self.queue.entitlements_waiting_for_lease()[:MOST_TRIED]
@@ -278,7 +278,7 @@ class Leases:
     def lacks_only_room(self, pending: PendingRequest, now: float) -> bool:
         """Whether a request that waits for a larger lease may use room that another replica offers.
 
-        The lease store has answered for it, and neither a ceiling nor missing tokens bind it.
+        So it is if the lease store has answered for it, and neither a ceiling nor missing tokens bind it.
         """
         account, cost = pending.account, pending.cost
         missing = account.missing(cost).tokens
@@ -378,7 +378,7 @@ class Leases:
 
         They have left their wait for a lease. The caller decides each one before it asks for the next,
         because the admission of one may leave no room for the next. After a pause of this process no request
-        is due before the next answer.
+        fits before the next answer.
         """
         waits = self.waits
         while waits.ended or waits.to_serve:
@@ -461,7 +461,7 @@ class Leases:
     def store_answered(self, round_trip_s: float, terms: IdleTerms, free: Vector, now: float) -> None:
         """The lease store answered a message after ``round_trip_s`` seconds.
 
-        ``terms`` and ``free`` are the state of the pool, see ``Answer``.
+        ``terms`` and ``free`` are the state of the pool (``Answer``).
         """
         self.free, self.free_at = free, now
         if self.failures:

@@ -35,7 +35,7 @@ With 5 s, a tenant with one request in three seconds had a limit of half a reque
 PRICES_REMEMBER_S = 600.0
 """The time for which the lease store keeps the prices that a sidecar has learned, after their last write."""
 MOST_PRICES = 16
-"""The most sidecars whose prices the lease store keeps: those that wrote last. It bounds each read."""
+"""The most sidecars whose prices the lease store keeps: those that wrote last. This bounds each read."""
 
 RECLAIM, FREED = "reclaim", "freed"
 """The kinds of a ``Push``."""
@@ -76,11 +76,11 @@ class ReplicaRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kv_tokens: float = 0.0
     """Free KV-cache tokens of its engine."""
     sequences: float = 0.0
-    """Free slots of its engine, less the sequences that wait there for room. It may be negative."""
+    """Free slots of its engine, less the requests that wait there for the engine; at least 0."""
     tokens_spent: float = 0.0
     """Throughput tokens charged less refunds, since this sidecar started. It may fall."""
     address: str = ""
-    """``HOST:PORT`` of its peer port; empty if it takes no handovers."""
+    """``HOST:PORT`` of its peer port; empty if it accepts no handover."""
     cached: str = ""
     """The beginnings of prompts in its engine's cache. The store does not decode it
     (``PrefixCaches.statement``)."""
@@ -99,12 +99,12 @@ class PeerRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 MOST_PEERS = 4
-"""The most replicas in one answer. The store chooses them at random, so that sidecars do not all choose the
-same one."""
+"""The most replicas in one answer. The store chooses them at random, so that not all sidecars ask the same
+one."""
 MOST_ROOM = 1e12
-"""KV-cache tokens that represent an absent bound in a ``ReplicaRoom``: an infinite number has no sum."""
+"""KV-cache tokens that represent an absent bound in a ``ReplicaRoom``: infinite numbers have no sum."""
 POOL_BUCKET_S = 1.0
-"""The size of the pool's token bucket, in seconds of live capacity: as for an entitlement's bucket."""
+"""The size of the pool's token bucket, in seconds of live capacity."""
 
 
 class LeaseRequest(NamedTuple):
@@ -192,7 +192,7 @@ class Message:
     renews: bool = False
     """Whether the lifetime starts again. This has no effect for a sidecar without a lifetime."""
     room: ReplicaRoom | None = None
-    """The free room of this replica; ``None`` if it gives none, since it stops."""
+    """The free room of this replica; ``None`` if it states none, because it stops."""
 
     @property
     def carries_report(self) -> bool:
@@ -225,7 +225,7 @@ class Answer:
     """The free capacity of the pool: the level of its token bucket, and the sums of the replicas' free KV
     tokens and sequences. Each may be negative."""
     peers: Sequence[PeerRoom] = ()
-    """At most ``MOST_PEERS`` other replicas that take handovers."""
+    """At most ``MOST_PEERS`` other replicas that accept handovers."""
 
 
 class Push(NamedTuple):
@@ -290,7 +290,7 @@ class StoredScaleHint:
 
 @dataclass(frozen=True, slots=True)
 class StoredPrices:
-    """What the sidecars of a pool have learned about prices."""
+    """The learned prices of the sidecars of a pool."""
 
     key: bytes
     """The key of the pool's prefix hashes: the first one that a sidecar proposed."""

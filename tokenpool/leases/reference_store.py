@@ -197,8 +197,8 @@ class ReferenceLeaseStore:
         self._pool_level, self._pool_at = 0.0, math.inf
         """The pool's token bucket, and the time of its last update: it is empty at the first message."""
         self._with_room: list[str] = []
-        """The holders that state their room, and the sums over all rooms: KV tokens, sequences. So a message
-        costs the same for any number of replicas."""
+        """The holders that state their room, and the sums of KV tokens and sequences over all rooms. With
+        these sums, a message takes the same time for any number of replicas."""
         self._kv_free = self._sequences_free = 0.0
         self._state = 1
         """The state of the small generator that chooses the holders to name."""
@@ -294,13 +294,13 @@ class ReferenceLeaseStore:
         return self._file
 
     def publish_prices(self, holder: str, content: bytes, now: float) -> None:
-        """Replace what a sidecar has learned about prices. Those that wrote longest ago are forgotten."""
+        """Replace the learned prices of a sidecar. The sidecars that wrote longest ago are forgotten."""
         self._prices[holder] = now, content
         kept = sorted((at, each) for each, (at, _) in self._prices.items() if at > now - PRICES_REMEMBER_S)
         self._prices = {each: self._prices[each] for _, each in kept[-MOST_PRICES:]}
 
     def prices(self, key: bytes, now: float) -> StoredPrices:
-        """What the sidecars have learned. ``key`` becomes the key of the pool if it has none."""
+        """The learned prices of all sidecars. ``key`` becomes the key of the pool if it has none."""
         self._price_key = self._price_key or key
         kept = {h: content for h, (at, content) in self._prices.items() if at > now - PRICES_REMEMBER_S}
         return StoredPrices(self._price_key, kept)
@@ -391,7 +391,7 @@ class ReferenceLeaseStore:
             return
         self._refill_pool(now)
         level = self._pool_level - (room.tokens_spent - before.tokens_spent)
-        self._pool_level = min(level, self._terms.capacity[0] * POOL_BUCKET_S)  # a new sidecar has spent less
+        self._pool_level = min(level, self._terms.capacity[0] * POOL_BUCKET_S)  # a refund may have raised it
         self._kv_free += room.kv_tokens - before.kv_tokens
         self._sequences_free += room.sequences - before.sequences
 
@@ -413,7 +413,7 @@ class ReferenceLeaseStore:
         return (self._pool_level, self._kv_free, self._sequences_free)
 
     def _peers_of(self, me: str) -> list[PeerRoom]:
-        """Replicas that take handovers, at most ``MOST_PEERS``, beginning at a random one."""
+        """At most ``MOST_PEERS`` replicas that accept handovers, beginning at a random one."""
         names, found = self._with_room, list[PeerRoom]()
         self._state = (self._state * 1103515245 + 12345) % 2147483648
         for number in range(min(MOST_PEERS + 1, len(names))):

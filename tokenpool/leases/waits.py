@@ -32,7 +32,7 @@ class Lender(Protocol):
     """Lends free capacity of the pool beyond a limit."""
 
     def borrow(self, account: Account, cost: Cost, now: float) -> bool:
-        """Hold enough for one more request of this cost if the pool has it. Returns whether it has."""
+        """Hold enough for one more request of this cost, if the pool has enough. Returns whether it has."""
 
 
 class LeaseWaits:

@@ -20,7 +20,7 @@ from tokenpool.pricing.statistics import EntitlementStatistics, Statement
 
 SCHEMA = 1
 PRICES_SCHEMA = 1
-"""The version of shared prices. A reader ignores other versions: their sums may mean something else."""
+"""The version of shared prices. A reader ignores other versions: their fields may have another meaning."""
 REPORTED_OUTCOMES = frozenset(
     {Ending.FINISHED.value, *(reason.value for reason in Reason if reason.status in (429, 503))}
 )
@@ -89,13 +89,13 @@ def decode_report(content: bytes) -> SidecarReport:
 
 
 def encode_prices(statement: Statement) -> bytes:
-    """Encode what a sidecar has learned about prices."""
+    """Encode the learned prices of a sidecar."""
     entitlements = {name: msgspec.Raw(content) for name, content in statement.entitlements.items()}
     return msgspec.msgpack.encode(_Prices(PRICES_SCHEMA, statement.number, entitlements))
 
 
 def decode_prices(content: bytes) -> Statement:
-    """Decode what a sidecar has learned about prices. Raises ``WireError``, also for another version."""
+    """Decode the learned prices of a sidecar. Raises ``WireError``, also for another version."""
     try:
         prices = _prices.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -22,7 +22,7 @@ from tokenpool.pricing.statistics import of_outputs as output_statistics
 WINDOW = -1
 """An input bound that stands for the engine's context window, of any length."""
 RATIO_DECAY = 0.99
-"""The factor of a request's weight in the ratio of reserved to produced tokens, at each later request."""
+"""Each later request multiplies a request's weight in the ratio of reserved to produced tokens by this."""
 
 
 class Ask(NamedTuple):
@@ -69,8 +69,8 @@ class Cost(NamedTuple):
     """Input tokens that the engine is expected to have in its prefix cache. They are held, but not
     charged."""
     expert: int = 0
-    """The depth of the expert that estimated the output: the number of the request's prefixes in its path; 0
-    = the learned costs of the route and model. With ``Ask.target`` and ``Ask.prefixes`` it is the path."""
+    """The depth of the expert that estimated the output: the number of the request's prefixes on its path. 0
+    means the learned costs of the route and model. ``Ask.target`` and ``Ask.prefixes`` complete the path."""
 
 
 class Usage(NamedTuple):
@@ -113,7 +113,7 @@ class Pricer:
         self._window: int | None = None
         """The context window at the last pricing of a request with an input bound."""
         self.coverage = Coverage()
-        """The last reservations of output: the share of finished requests that did not outgrow theirs."""
+        """The share of the last finished requests that did not outgrow their reservation of output."""
         self._reserved = self._produced = 0.0
         """Decayed sums over finished requests, in output tokens."""
 
@@ -214,7 +214,7 @@ class Pricer:
     def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None) -> None:
         """Learn from a request that the engine finished, and that was priced at ``cost``.
 
-        The learned costs of its route and model learn, and all experts on the path of its prefixes.
+        The learned costs of its route and model learn from it. So do all experts on the path of its prefixes.
         """
         text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
         output = -(-usage.output_tokens // (prompts * per_prompt))
@@ -268,7 +268,7 @@ class Pricer:
     # --- sharing ---
 
     def statistics(self) -> EntitlementStatistics:
-        """Its own observations, for other sidecars."""
+        """The own observations of this pricer, for other sidecars."""
         experts = self._experts.statistics()
         targets = [
             TargetStatistics(
@@ -285,9 +285,9 @@ class Pricer:
         return EntitlementStatistics(self._quantile or 0.0, tuple(targets))
 
     def lend(self, parts: Sequence[EntitlementStatistics]) -> Iterator[None]:
-        """Start from what other sidecars observed, in short steps. Estimates with own observations stay.
+        """Start from the observations of other sidecars, in short steps.
 
-        Raises ``ValueError`` for invalid statistics.
+        Estimates with own observations stay. Raises ``ValueError`` for invalid statistics.
         """
         known = combined(parts, self._quantile or 0.0)
         self._learned_by_target.lend(known)

@@ -98,11 +98,11 @@ class InputTokens:
         self._wxx = weight * size * size
         self._wxy = self._wxx * self.PRIOR
         self._lent: LineSums = self._sums()
-        """The sums at the start: the prior, or the knowledge of others."""
+        """The sums that are not its own observations: the prior, and the observations of others."""
         self._fade = 1.0
         """The decay of ``_lent`` since the start."""
         self.observations = 0
-        """Own observations."""
+        """The number of its own observations."""
         self.offset = 0.0
         """Tokens of a prompt in addition to its text."""
         self.per_byte = self.PRIOR
@@ -191,7 +191,7 @@ class InputTokens:
 
 
 class Coverage:
-    """The share of the last ``WINDOW`` predictions that were not exceeded."""
+    """The share of predictions that were not exceeded, among the last ``WINDOW``."""
 
     WINDOW: Final = 128
     _MASK: Final = (1 << 128) - 1
@@ -217,7 +217,7 @@ class Coverage:
             self.predictions += 1
 
     def lend(self, predictions: int, misses: int) -> None:
-        """Replace all predictions by ``predictions`` of others, with the misses spread evenly."""
+        """Replace all predictions by ``predictions`` of others. The misses are spread evenly over them."""
         predictions = max(min(predictions, self.WINDOW), 0)
         misses = max(min(misses, predictions), 0)
         self.predictions, self._missed = predictions, 0
@@ -249,12 +249,13 @@ class OutputQuantile:
     The bounds for any observations are 1 to ``MOST`` tokens, and never above the longest output of the
     window.
 
-    Each observation is first predicted, so the observed coverage is a certificate (``is_certified``). It
-    needs three things:
+    Each observation is first predicted, so the observed coverage is a certificate (``is_certified``). It has
+    three conditions:
 
-    - The longest of the observed outputs can carry the promised rank: of n + 1 equal chances, one exceeds n.
-    - At least one miss was to be expected so far. Before, no misses prove nothing.
-    - The misses are at most the promised share plus ``MARGIN`` of the predictions.
+    - The promised rank lies within the n observed outputs: the next output exceeds all of them with a chance
+      of 1 in n + 1.
+    - At least one miss was expected so far. Before that, the absence of misses proves nothing.
+    - The share of misses among the predictions is at most the promised one plus ``MARGIN``.
     """
 
     MARGIN: Final = 0.02
@@ -289,14 +290,14 @@ class OutputQuantile:
         self._quantile = self._level = quantile
         self._window = window
         self._lent = 0
-        """Outputs at the start of the window that others observed."""
+        """The number of outputs at the start of the window that others observed."""
         self._own_predictions = 0
         self.coverage = Coverage()
         """The last predictions."""
         self.is_certified = False
-        """Whether the observed coverage is inside the promise."""
+        """Whether the observed coverage keeps the promise."""
         self.observations = 0
-        """Own observations."""
+        """The number of its own observations."""
         self._order: deque[int] = deque()
         self._sorted: list[int] = []
         self._turn = 0.0
@@ -336,7 +337,7 @@ class OutputQuantile:
 
     @property
     def own_coverage(self) -> tuple[int, int]:
-        """The number of its own last predictions, and of the exceeded ones among them."""
+        """The number of its own last predictions, and the number of exceeded ones among them."""
         return self._own_predictions, self.coverage.misses(self._own_predictions)
 
     def lend(self, outputs: Sequence[int], predictions: int, misses: int) -> None:
@@ -347,7 +348,7 @@ class OutputQuantile:
         if self.observations:
             return
         known = [1 if each < 1 else min(each, self.MOST) for each in outputs[-self._window :]]
-        # In an order that keeps the distribution while the oldest are replaced.
+        # This order keeps the distribution while the oldest outputs are replaced.
         turns = sorted([((number * self._TURN) % 1.0, each) for number, each in enumerate(sorted(known))])
         self._order, self._sorted, self._lent = deque([each for _, each in turns]), sorted(known), len(known)
         self.coverage.lend(predictions, misses)

@@ -1,20 +1,20 @@
-"""Price experts: what requests with the same beginning produced. A bounded trie of prompt prefixes. Pure.
+"""Price experts: the outputs of requests with the same prefix, in a bounded trie of prompt prefixes. Pure.
 
-A path in the trie is a route and model, then the hashes of longer and longer prefixes. The route's own
-learned costs are its root (``learned_costs``). A node starts as a *candidate*: a prefix that was seen, with
-the tokens that the engine had in its cache. A candidate that is seen repeatedly becomes an *expert*, with a
-quantile of outputs of its own. Every finished request teaches all nodes on its path.
+A path in the trie is a route and model, then the hashes of longer and longer prefixes. The root is the
+learned costs of the route and model (``learned_costs``). A node starts as a *candidate*: a prefix that was
+seen, with the tokens that the engine had in its cache. A candidate that is seen repeatedly becomes an
+*expert*, with its own quantile of outputs. Every finished request teaches all nodes on its path.
 
-**Which expert prices a request.** The deepest certified one (``OutputQuantile.is_certified``). Its ancestors
-are the fall-back. An expert without a certificate may raise the price of its fall-back, and never lower it.
-Only a lower reservation can break the promise, so only a lower one needs the certificate. So an expert that
-learns too little, or whose requests have changed, costs capacity and no coverage.
+**The expert that prices a request** is the deepest certified one (``OutputQuantile.is_certified``). Its
+ancestors are the fall-back. An expert without a certificate may raise the price of its fall-back, and never
+lower it. Only a lower reservation can break the promise, so only a lower one needs the certificate. If an
+expert learns too little, or its requests have changed, it costs capacity, and coverage stays.
 
-**What bounds it.** Each entitlement has a trie of its own, so no tenant learns from another, or displaces its
-experts. ``MOST_CANDIDATES`` prefixes are remembered; the least recently used one goes first. A candidate is
-small, and only served requests make one. An expert is made after ``REPEATED`` requests with the same prefix,
-and only while the prefix is not all that its parent sees: then both would say the same. With all places
-taken, a new expert replaces the least recently used one if that was idle for ``IDLE_OBSERVATIONS``. So
+**Bounds.** Each entitlement has its own trie, so no tenant learns from another tenant, or displaces its
+experts. At most ``MOST_CANDIDATES`` candidates are remembered. The least recently used one is removed first.
+A candidate is small, and only served requests make one. ``REPEATED`` requests with the same prefix make an
+expert, if its parent also sees other requests. Otherwise both would have the same quantile. If all places are
+taken, a new expert replaces the least recently used one, if that was idle for ``IDLE_OBSERVATIONS``. So
 random prefixes displace candidates, and no expert that is in use.
 """
 
@@ -30,20 +30,20 @@ Target = tuple[str, str]
 """The route and the model of a request."""
 
 IDLE_OBSERVATIONS: Final = 1000
-"""The number of an entitlement's observations after which an unused place may be taken by another."""
+"""The number of an entitlement's observations after which an unused place may be reused."""
 MOST_CANDIDATES: Final = 256
 """The most prefixes of an entitlement that are remembered, besides those of experts."""
 MOST_EXPERTS: Final = 128
 """The most experts of an entitlement: about 560 kB."""
 WINDOW: Final = 64
-"""The outputs that an expert remembers."""
+"""The number of outputs that an expert remembers."""
 REPEATED: Final = 4
-"""The requests with the same prefix that make it an expert."""
+"""The number of requests with the same prefix that make it an expert."""
 REDUNDANT: Final = 0.95
-"""The share of its parent's requests from which on a prefix gets no expert of its own."""
+"""A prefix with at least this share of its parent's requests gets no expert."""
 MOST_SHARED: Final = 32
-"""The most experts that are shared with other sidecars: those with the most observations. Their statistics
-take 0.2 ms."""
+"""The most experts that are shared with other sidecars: those with the most observations. It takes 0.2 ms to
+make their statistics."""
 
 
 class Node:
@@ -130,7 +130,7 @@ class PriceExperts:
         """All nodes by target and prefix."""
         self._candidates: dict[Node, None] = {}
         self._experts: dict[Node, None] = {}
-        """Both in the order of use."""
+        """The candidates and the experts are in the order of use."""
         self._observations = 0
 
     def __len__(self) -> int:
@@ -175,7 +175,7 @@ class PriceExperts:
         output: int | None,
         cached_tokens: int,
     ) -> None:
-        """Learn from a finished request: its output per sequence (``None``: it had none) and cached tokens.
+        """Learn from a finished request: its output per sequence (``None`` without one) and cached tokens.
 
         ``target_count`` is the number of observations of its target, this one included.
         """
@@ -225,7 +225,7 @@ class PriceExperts:
                 node.cached_tokens = 0
 
     def lend(self, target: Target, prefix: int, known: OutputStatistics) -> None:
-        """Start an expert from what other sidecars observed. Does nothing for one with own observations."""
+        """Start an expert from observations of other sidecars, if it has no own observations."""
         node = self._nodes.get(target, {}).get(prefix)
         if node is None or node.output is None:
             if not known.outputs or not self._has_place():
@@ -292,7 +292,7 @@ class PriceExperts:
         self._experts[node] = None
 
     def _has_place(self) -> bool:
-        """Whether there is a place for one more expert. The least recently used one goes if it is idle."""
+        """Whether there is a place for one more expert. Removes the least recently used one if it is idle."""
         if len(self._experts) < MOST_EXPERTS:
             return True
         oldest = next(iter(self._experts))

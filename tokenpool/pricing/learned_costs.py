@@ -40,7 +40,7 @@ class LearnedCosts:
         return made
 
     def lent(self) -> LearnedCosts:
-        """A copy with the same knowledge, none of which counts as its own."""
+        """A copy with the same knowledge. None of it counts as the copy's own."""
         return LearnedCosts(self.input.copy(is_lent=True), self.output.copy(is_lent=True))
 
 
@@ -93,7 +93,7 @@ class LearnedByTarget:
         return made
 
     def lend(self, known: Mapping[Target, Sequence[TargetStatistics]]) -> None:
-        """Start from what other sidecars observed of these targets. Targets with own costs stay as they are.
+        """Start from the observations of other sidecars. Targets with own costs stay as they are.
 
         Raises ``ValueError`` for invalid statistics.
         """

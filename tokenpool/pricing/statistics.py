@@ -1,7 +1,7 @@
-"""Statistics: what one sidecar has learned about prices, in the form in which sidecars share it. Pure.
+"""Statistics: the learned prices of one sidecar, in the form in which sidecars share them. Pure.
 
-Each sidecar states its own observations only, as totals. What it learned from others is not among them. So
-nothing counts twice, whatever a sidecar began with. ``PoolStatistics`` keeps the latest statement of each
+Each sidecar states only its own observations, as totals. The observations of others are not among them. So
+nothing counts twice, whatever a sidecar started from. ``PoolStatistics`` keeps the latest statement of each
 sidecar. Its merge is commutative, associative and idempotent, so order, loss and repetition do no harm.
 
 The records are positional, so a new field goes to the end of its type and has a default.
@@ -18,10 +18,10 @@ import msgspec
 from tokenpool.pricing.estimators import NO_SUMS, Coverage, InputTokens, LineSums, OutputQuantile
 
 MOST_OUTPUTS: Final = 64
-"""The most points that stand for the outputs of one expert: about 130 bytes. With 32 points, prices that were
+"""The most points that represent the outputs of one expert: about 130 bytes. With 32 points, prices that were
 learned from them covered 93 % instead of 90 %."""
 MOST_COMBINED: Final = 8
-"""The most statements that are combined into one: those with the most observations. It bounds the time."""
+"""The most statements that are combined into one: those with the most observations. This bounds the time."""
 _WHOLE_LINE: Final = 1.0 / (1.0 - InputTokens.DECAY)
 """The weight of a line after many observations, in requests."""
 
@@ -38,7 +38,7 @@ class OutputStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The number of the last outputs."""
     predictions: int = 0
     misses: int = 0
-    """The last predictions of the expert, and how many of them were exceeded."""
+    """The number of the expert's last predictions, and the number of exceeded ones among them."""
 
 
 class TargetStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -63,7 +63,7 @@ class EntitlementStatistics(msgspec.Struct, frozen=True, array_like=True, gc=Fal
 
 
 class Statement(NamedTuple):
-    """The statistics of one sidecar."""
+    """The statistics that one sidecar states."""
 
     number: int
     """A number that rises with every statement of this sidecar."""
@@ -81,7 +81,7 @@ class PoolStatistics:
         """By sidecar."""
 
     def merged(self, other: PoolStatistics) -> PoolStatistics:
-        """Both together. Of two statements of a sidecar, the later one counts."""
+        """The statements of both. Of two statements of a sidecar, the later one counts."""
         latest = dict(self.statements)
         for holder, statement in other.statements.items():
             known = latest.get(holder)
@@ -144,7 +144,7 @@ def combined_outputs(
 
 
 def combined_lines(parts: Iterable[TargetStatistics]) -> LineSums:
-    """The sums of several lines, with at most the weight of one that has seen many prompts."""
+    """The sums of several lines, with at most the weight of one line that has seen many prompts."""
     known = [part for part in parts if part.prompts > 0]
     whole = math.fsum((1.0 - InputTokens.DECAY**part.prompts) * _WHOLE_LINE for part in known)
     scale = min(_WHOLE_LINE / whole, 1.0) if whole > 0 else 0.0

@@ -75,16 +75,16 @@ class Store(Protocol):
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
 
     async def peer_key(self, new: bytes) -> bytes:
-        """The key with which the sidecars of the pool prove that they belong to it; ``new`` if there is none.
+        """The key with which the sidecars of the pool prove that they belong to it.
 
-        Each call renews its expiry.
+        ``new`` becomes the key if there is none. Each call renews its expiry.
         """
 
     def host(self) -> tuple[str, int]:
         """The host and port of the server, to find the address of this machine that faces it."""
 
     async def publish_prices(self, holder: str, content: bytes) -> None:
-        """Replace what a sidecar has learned about prices. It is kept for ``PRICES_REMEMBER_S``."""
+        """Replace the learned prices of a sidecar. They are kept for ``PRICES_REMEMBER_S``."""
 
     async def prices(self, key: bytes) -> StoredPrices:
         """The prices of the ``MOST_PRICES`` sidecars that wrote last, and the key of prefix hashes.

@@ -48,7 +48,7 @@ def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> Redi
 
 
 def _first_host(url: str) -> tuple[str, int]:
-    """The first host and port of a URL; loopback for a Unix socket."""
+    """The first host and port in a URL; loopback for a Unix socket."""
     first = urlsplit(url).netloc.rpartition("@")[2].split(",")[0]
     return _node(first, 6379) if first else ("127.0.0.1", 6379)
 

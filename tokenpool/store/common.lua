@@ -22,9 +22,9 @@
 -- PREFIX:peer_key    the key of the peer ports
 -- PREFIX:file        hash: version, content
 -- PREFIX:scale_hint  hash: content, at
--- PREFIX:prices      hash by holder: its content
--- PREFIX:price_writers  sorted set: holders by the time of writing it
--- PREFIX:price_key   the key of the prefix hashes in it
+-- PREFIX:prices      hash by holder: its learned prices
+-- PREFIX:price_writers  sorted set: holders by the time of their last write of prices
+-- PREFIX:price_key   the key of the prefix hashes in the prices
 -- PREFIX:leader      the packed candidate and epoch of the leader
 --
 -- One hash has all records and one has all limits, because a call from a script costs ten times the look-up. So one
@@ -172,7 +172,7 @@ local function for_all_of(holder, act)
   save(records, holder)
 end
 
--- Recompute the sums over all rooms. So an error of a sum lasts until the next replica comes or goes.
+-- Recompute the sums over all rooms. So an error of a sum lasts until the next replica joins or leaves.
 local function sum_rooms()
   local kv_tokens, sequences = 0, 0
   for _, packed in ipairs(redis.call('HVALS', ROOMS)) do

@@ -246,7 +246,7 @@ local function state_room(room)
   return free
 end
 
--- Replicas that take handovers, at random. The holder itself may be among them; the sender drops it.
+-- Random replicas that accept handovers, without the holder itself. It may be drawn, so one more is drawn.
 local function peers()
   local found = {}
   local rooms = redis.call('HRANDFIELD', ROOMS, message.most_peers + 1, 'WITHVALUES')

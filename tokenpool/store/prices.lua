@@ -1,6 +1,6 @@
--- Read what the sidecars have learned about prices.
+-- Read the learned prices of all sidecars.
 -- Arguments: message.remember_prices. ARGV[2]: a key for the pool's prefix hashes, if it has none.
--- Result: the key, the holders, and the content of each holder.
+-- Result: the key, the holders, and the prices of each holder.
 -- Atomic: all sidecars must get the same key.
 redis.call('SET', PRICE_KEY, ARGV[2], 'NX')
 keep(PRICE_KEY)

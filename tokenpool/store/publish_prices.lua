@@ -1,6 +1,6 @@
--- Replace what a sidecar has learned about prices.
--- Arguments: message.holder, message.remember_prices, message.most_prices. ARGV[2]: the content. Result: none.
--- Atomic: the sidecars that wrote longest ago are removed with their content.
+-- Replace the learned prices of a sidecar.
+-- Arguments: message.holder, message.remember_prices, message.most_prices. ARGV[2]: the prices. Result: none.
+-- Atomic: the sidecars that wrote longest ago are removed with their prices.
 local function forget(holders)
   for _, holder in ipairs(holders) do
     redis.call('ZREM', PRICE_WRITERS, holder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import aiohttp
 
 CUT = "cut"
-"""The reason of an answer that broke off in its body."""
+"""The reason of an answer whose connection was closed within its body."""
 
 
 @dataclass

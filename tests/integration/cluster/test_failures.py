@@ -122,10 +122,10 @@ def all_is_well(load: Load, gone: float = math.inf) -> None:
 
 
 def lost_elsewhere(load: Load, number: int, since: float) -> list[Outcome]:
-    """The failed requests that another sidecar than ``number`` received.
+    """The failed requests that other sidecars than ``number`` received.
 
-    Only requests that ran on the lost replica by handover may fail so: they began before it was lost, at
-    ``since``, and there are no more of them than it has slots.
+    Only requests that ran on the lost replica by handover may fail like this. They began before ``since``,
+    when it was lost, and there are no more of them than it has slots.
     """
     lost = [o for o in load.failures() if o.sidecar != number]
     assert len(lost) <= SLOTS, lost
@@ -249,7 +249,7 @@ async def test_a_sidecar_is_killed_in_mid_stream(pool: Cluster) -> None:
     lost = load.failures()
     write_down("sidecar killed", load, reconverged_s=round(took, 2), streams_lost=len(lost))
     assert holders == 3
-    # Only requests at that sidecar failed, and those that it ran for others.
+    # Only requests at that sidecar failed, and requests that it ran for other sidecars.
     elsewhere = lost_elsewhere(load, 1, killed)
     assert all(o.status in {0, 503} for o in lost if o.sidecar == 1)
     unserved = [o for o in load.of("g") if o.sidecar != 1 and o.status != 200 and o not in elsewhere]

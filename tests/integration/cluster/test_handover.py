@@ -1,8 +1,8 @@
 """Handover between processes: a peer that is killed, paused, flooded, or has another key, under load.
 
-Three sidecars of four slots. All requests go to the first one, so most of them run on the other two. Unless
-a request ran on what was lost, it is served. Nothing runs twice: the engines finish as many requests as
-clients receive. The figures go to out/handover.txt.
+Three sidecars have four slots each. All requests go to the first sidecar, so most of them run on the other
+two. A request is served unless it ran on a lost process. No request runs twice: the engines finish as many
+requests as clients receive. The figures go to out/handover.txt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ entitlements:
 """
 FIRST = [1.0, 0.0, 0.0]
 TENANTS = [Tenant("e", 9, weights=FIRST, tokens=20)]
-"""Nine workers for twelve slots, of which four are at the first sidecar."""
+"""Nine workers for twelve slots. Four of the slots are at the first sidecar."""
 FLOOD = 1000
 """The connections that the client keeps open before it closes them all."""
 OUT = Path(__file__).parents[3] / "out" / "handover.txt"
@@ -58,7 +58,7 @@ async def pool(whole: Cluster) -> AsyncIterator[Cluster]:
 
 @contextlib.asynccontextmanager
 async def loaded(pool: Cluster) -> AsyncIterator[Load]:
-    """The load, from some time before the context until all requests have ended."""
+    """The load, from before the context until all requests have ended."""
     async with under_load(pool.session, pool.urls, TENANTS) as load:
         await asyncio.sleep(1.5)
         yield load
@@ -113,7 +113,7 @@ async def test_engines_finish_as_many_requests_as_clients_receive(pool: Cluster)
     before = [await finished(pool, number) for number in range(3)]
     async with under_load(pool.session, pool.urls, TENANTS) as load:
         await asyncio.sleep(4)
-    # The load is cut at its end: the engines abort what has not finished.
+    # At its end the load is cut: the engines abort unfinished requests.
     served = load.statuses()[200]
     after = [await finished(pool, number) for number in range(3)]
     taken = await metric(pool, 0, "tokenpool_handovers_total", "taken")
@@ -164,7 +164,7 @@ async def test_a_peer_is_paused(pool: Cluster) -> None:
             resumed = time.monotonic()
         await pool.until_joined(6)
     write_down("peer paused for 4 s", load)
-    # What ran there goes on afterwards. Nothing failed, and new requests did not wait for it.
+    # The requests there continue afterwards. No request failed, and new requests did not wait for it.
     assert load.failures() == []
     stuck = [o for o in load.of("e", 0, resumed) if o.ended > paused + 3]
     begun = [o for o in stuck if o.began < resumed - 2.5]
@@ -174,7 +174,7 @@ async def test_a_peer_is_paused(pool: Cluster) -> None:
 
 
 async def test_a_peer_has_another_key(pool: Cluster) -> None:
-    """A sidecar that read another key, because the store lost it meanwhile, takes and gives no request."""
+    """If the store loses the key, a sidecar with another key neither takes nor gives requests."""
     key = "tokenpool:{chat}:peer_key"
     async with redis.asyncio.Redis(port=pool.redis.port) as own:
         right = await own.get(key)
@@ -243,7 +243,7 @@ async def test_a_peer_port_is_flooded(pool: Cluster) -> None:
 
 
 async def _all_came_once(pool: Cluster, load: Load, before: list[float]) -> None:
-    """The engines have finished each served request once, but for those that the end of the load cut."""
+    """The engines have finished each served request once, except those that the end of the load cut."""
     after = [await finished(pool, number) for number in range(3)]
     served = load.statuses()[200]
     assert served <= sum(after) - sum(before) <= served + TENANTS[0].workers

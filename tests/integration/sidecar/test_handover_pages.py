@@ -39,7 +39,7 @@ entitlements:
 
 @asynccontextmanager
 async def two_replicas(engine: FakeEngine, folder: Path) -> AsyncIterator[tuple[Sidecar, Sidecar, Held]]:
-    """Two sidecars that know each other, and hold what they answer."""
+    """Two sidecars that know each other, and hold their answers."""
     store = MemoryStore(LIFETIME_S, time.monotonic)
     await store.publish({"e": PLENTY}, TERMS, 1)
     other = FakeEngine()

@@ -1,4 +1,4 @@
-"""The exchange of learned prices: new sidecars start from the pool's, and nothing unreadable stops it."""
+"""The exchange of learned prices: new sidecars start from the pool's. Unreadable records do not stop it."""
 
 from __future__ import annotations
 

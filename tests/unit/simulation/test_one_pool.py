@@ -67,7 +67,7 @@ def test_near_saturation_hardly_any_request_is_refused_while_a_replica_has_room(
     figures = simulate(world(one_pool(4, 0.95, seed=seed, seconds=24.0)))
     assert refused(figures, Tier.GUARANTEED) == 0
     assert with_room(figures, Tier.GUARANTEED) == 0
-    # The remaining ones are spot, by a limit that has just fallen below the use.
+    # The remaining refusals are of spot, by a limit that has just fallen below the use.
     assert with_room(figures, Tier.ELASTIC) <= 0.005 * figures.requests
     assert with_room(figures) <= 0.03 * figures.requests
 

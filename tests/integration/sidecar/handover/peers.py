@@ -1,4 +1,4 @@
-"""A pool for handover: sidecars in this process, and ends of peer connections whose frames a test chooses."""
+"""A pool for handover: sidecars in this process, and peer connections whose frames a test chooses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _numbers = itertools.count(1)
 
 
 async def shared_store() -> MemoryStore:
-    """A lease store in which every entitlement may have a lot."""
+    """A lease store in which every entitlement has large limits."""
     ahead = 0.0
     store = MemoryStore(LIFETIME_S, lambda: time.monotonic() + ahead)
     await store.publish(dict.fromkeys("ges", PLENTY), TERMS, 1)

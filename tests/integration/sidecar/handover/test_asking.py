@@ -150,7 +150,7 @@ async def test_a_refused_ask_leaves_the_request_in_the_queue(
     async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, refuse) as peers:
         filled = await full(here, engine)
         waiting = filled.send()
-        await until(lambda: results(here).get("refused", 0) >= 2)  # asked again while it is said to have room
+        await until(lambda: results(here).get("refused", 0) >= 2)  # asked again while the store states room
         assert not waiting.done()
         await filled.free()
         assert (await waiting).status == 200
@@ -276,7 +276,7 @@ async def _closes(peer: Peer) -> None:
 
 
 async def _silent(peer: Peer) -> None:
-    """As a process that is paused: the kernel accepts its connections."""
+    """It acts like a paused process: the kernel accepts its connections."""
 
 
 async def _closes_after_ask(peer: Peer) -> None:
@@ -446,7 +446,7 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         await filled.free()
         assert (await waiting).status == 200
         assert len(requests) == 1  # that replica is not asked again at once
-        assert here.telemetry.outcomes("e") == {"finished": 2}  # the lost place is no outcome
+        assert here.telemetry.outcomes("e") == {"finished": 2}  # the lost place has no outcome
         await until(lambda: is_whole(here))
 
 
@@ -471,7 +471,7 @@ async def test_a_request_whose_place_is_lost_is_refused_without_room_elsewhere(
             await filled.free()
             body = await reader.read(4096)
             assert b"engine" in body
-            writer.write(request(key="e-key"))  # the connection is still of use
+            writer.write(request(key="e-key"))  # the connection can still be used
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert here.telemetry.outcomes("e") == {"finished": 2, "engine_full": 1}
         await until(lambda: is_whole(here))
@@ -521,7 +521,7 @@ async def test_a_peer_lost_before_the_first_byte_is_an_engine_that_failed(
         filled = await full(here, engine)
         answer = await filled.send()
         assert (answer.status, answer.headers["x-tokenpool-reason"]) == (502, "upstream_error")
-        assert len(requests) == 1  # its engine may have begun: nobody else gets it
+        assert len(requests) == 1  # its engine may have begun: no other replica gets it
         assert len(engine.received) == 1
         await filled.free()
         assert here.telemetry.outcomes("e") == {"finished": 1, "upstream_error": 1}

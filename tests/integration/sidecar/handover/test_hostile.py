@@ -1,4 +1,4 @@
-"""A hostile client at the peer port: it has no key. No byte reaches the engine, and no tenant notices."""
+"""A hostile client without the key at the peer port: no byte reaches the engine, and tenants are served."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_a_recorded_proof_opens_no_other_connection(sidecar: Sidecar, engi
 
 
 async def test_the_peers_own_proof_is_none_of_the_asking_side(sidecar: Sidecar, engine: FakeEngine) -> None:
-    """A client that lets the sidecar compute a code for it cannot use that code on another connection."""
+    """A client that makes the sidecar compute a code cannot use that code on another connection."""
     async with peer_of(sidecar) as peer:
         await peer.prove(KEY)
         code = await peer.expect(Kind.WELCOME)

@@ -1,4 +1,4 @@
-"""Prefix affinity: what each engine has in its cache, as stated, learned, bounded and expired."""
+"""Prefix affinity: the beginnings in each engine's cache are stated, learned, bounded, and expire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Placement: what is known about other replicas, and which of them are asked for a request."""
+"""Placement: the known room of other replicas, and the choice of those to ask for a request."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def test_the_asks_of_a_request_that_leaves_are_cancelled(ending: str) -> None:
 
 
 def test_the_requests_of_one_entitlement_keep_their_order() -> None:
-    """Only the first one asks. The next one is tried soon after it has left, and asks then."""
+    """Only the first request asks. When it has left, the next request is tried soon, and asks then."""
     control, tenant = with_peers(), account(name="b")
     admitted(control, account())
     first, second = pending(control, tenant), pending(control, tenant)
@@ -210,7 +210,7 @@ def test_an_assured_request_looks_elsewhere_before_it_waits_in_the_engine_here()
     assert isinstance(ticket, Ticket)
     assert ticket.place is None
     assert len(effects.to_cancel) == MOST_ASKED
-    assert isinstance(offer(with_full_engine(WAITS), gold()), Ticket)  # at once if nobody has room
+    assert isinstance(offer(with_full_engine(WAITS), gold()), Ticket)  # at once if no replica has room
 
 
 def test_the_expected_wait_is_that_of_the_whole_pool() -> None:

@@ -727,7 +727,7 @@ def test_a_ceiling_binds_whatever_is_free(lease_store: ReferenceLeaseStore) -> N
         admitted.append(made.account.concurrency_in_use)
         made.wait(now, lambda now=now: made.admit(now))  # type: ignore[misc]
         made.exchange_all(now, whole=False)
-    # Two lie between the limit of four and the ceiling of six. The rest comes by leases.
+    # The gap between the limit of four and the ceiling of six is two. The others have leases.
     assert (admitted[0], admitted[-1]) == (2, 6)
 
 

@@ -1,4 +1,4 @@
-"""Price experts by prefix: who prices a request, what makes an expert, and what bounds them."""
+"""Price experts by prefix: the expert that prices a request, the conditions for an expert, and the bounds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def teach(pricer: Pricer, prefixes: tuple[int, ...], output: int, times: int = 1
 
 
 def reserved(pricer: Pricer, *prefixes: int) -> tuple[int, int]:
-    """The reserved output, and the depth of the expert that said so."""
+    """The reserved output, and the depth of the expert that estimated it."""
     cost = pricer.price(Ask(text_bytes=2000, target=CHAT, prefixes=prefixes), OPEN)
     return cost.output_tokens, cost.expert
 
@@ -167,7 +167,7 @@ def test_the_same_prefix_of_two_models_has_two_experts() -> None:
     assert [cost.output_tokens for cost in costs] == [10, 300]
 
 
-# --- what makes an expert ---
+# --- the conditions for an expert ---
 
 
 def test_a_prefix_becomes_an_expert_when_it_is_repeated_among_others() -> None:
@@ -280,7 +280,7 @@ def test_an_idle_expert_makes_place_for_a_new_one() -> None:
 def test_coverage_is_never_below_that_of_one_quantile_per_route(
     seed: int, templates: list[tuple[float, float]], promise: float
 ) -> None:
-    """On steady mixes, within the tolerance of a certificate: over all requests, and for each template."""
+    """On steady mixes, coverage is within a certificate's tolerance, for all requests and each template."""
     chance = random.Random(seed)
     deep = Pricer(entitlement(output_estimate=OutputEstimate(promise)), Pricing())
     flat = Pricer(entitlement(output_estimate=OutputEstimate(promise)), Pricing())
@@ -298,7 +298,7 @@ def test_coverage_is_never_below_that_of_one_quantile_per_route(
     share = {name: sum(covered[name, t] for t in met) / met.total() for name in ("deep", "flat")}
     assert share["deep"] >= min(share["flat"], promise) - OutputQuantile.MARGIN
     for template, count in met.items():
-        # Less than the route's only where the route gave more than the promise.
+        # It is below the route's coverage only where that was above the promise.
         least = min(covered["flat", template] / count, promise)
         allowed = OutputQuantile.MARGIN + 2 * math.sqrt(promise * (1 - promise) / count)
         assert covered["deep", template] / count >= least - allowed
