@@ -67,8 +67,8 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-# A measured example takes twice the time, so a quarter of them is measured, and no simulation. `unit-compiled`
-# and `make unit` run all.
+# A measured example takes twice the time, so a quarter is measured, and no simulation. `make unit` and
+# `unit-compiled` run all.
 _COVERAGE = (
     "--cov",
     "--cov-report=",
