@@ -51,7 +51,11 @@ prompt in its cache. It is the bound on a lost answer: an ask takes 0.5 ms."""
 MOST_ASKING = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
-Those within their limits and those beyond them count apart."""
+Requests behind which others wait do not count: a backlog beyond limits keeps nobody within theirs from
+asking."""
+
+MOST_TRIED = 64
+"""The most waiting entitlements that are looked at when a replica is named with room."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
@@ -180,7 +184,7 @@ class AdmissionControl:
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
-        looks_elsewhere = self._has_room_elsewhere(cost, now)
+        looks_elsewhere = not self._has_room_here(cost) and self._has_room_elsewhere(cost, now)
         outcome = self._decide(
             account,
             ask,
@@ -496,7 +500,7 @@ class AdmissionControl:
             for pending in self.leases.due(now):
                 self._decide_pending(pending, now, was_queued=False)
             if self.placement is not None and self.queue.is_any_waiting_for_lease:
-                for name in self.queue.entitlements_waiting_for_lease()[:MOST_ASKING]:
+                for name in self.queue.entitlements_waiting_for_lease(MOST_ASKING):
                     self._ask_for(self.queue.waiting_for_lease(name)[0], now)
 
     def wakes_at(self) -> float:
@@ -603,6 +607,13 @@ class AdmissionControl:
 
     # --- other replicas ---
 
+    def _has_room_here(self, cost: Cost) -> bool:
+        """Whether the engine here has room for such a request."""
+        ledger, room = self.ledger, self.room
+        sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
+        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
+        return sequences <= room.slots - room.reserved_slots and kv_tokens <= room.kv_tokens
+
     def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:
         """Whether another replica had room for such a request, as last known."""
         placement = self.placement
@@ -625,7 +636,8 @@ class AdmissionControl:
                 return
         elif pending.waits_for is not WaitsFor.ENGINE:
             return
-        if len(placement.asks) < MOST_ASKING:
+        rank = _rank_of_ask(pending)
+        if sum(1 for each in placement.asks if _rank_of_ask(each) <= rank) < MOST_ASKING:
             asks = placement.ask(pending, pending.deadline - now, now)
             self._effects.to_ask += asks
             self.has_effects = self.has_effects or bool(asks)
@@ -685,6 +697,13 @@ class AdmissionControl:
                 asks = placement.ask(pending, pending.deadline - now, now, more=1)
                 self._effects.to_ask += asks
                 self.has_effects = self.has_effects or bool(asks)
+        self._ask_for_others(now)
+
+    def _ask_for_others(self, now: float) -> None:
+        """Ask for waiting requests that do not ask yet, while another replica has room, as last known."""
+        for pending in self.queue.waiting_first(MOST_TRIED):
+            if self._has_room_elsewhere(pending.cost, now):
+                self._ask_for(pending, now)
 
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
@@ -700,7 +719,7 @@ class AdmissionControl:
         ):
             return False
         leases = self.leases
-        if leases is not None and not leases.takes_room(pending, now):
+        if leases is not None and (leases.were_lost(now) or not leases.takes_room(pending, now)):
             return False
         outcome = self._decide(
             pending.account,
@@ -747,8 +766,18 @@ class AdmissionControl:
         if preferred is not None and preferred.ask is ask:
             self._start_here(ask.pending)
             return
-        if placement.ended(ask) and (has_failed or ask.preference is not None) and not ask.pending.has_left:
-            self._ask_for(ask.pending, now)
+        pending = ask.pending
+        if not placement.ended(ask) or pending.has_left:
+            return
+        if has_failed or ask.preference is not None:
+            self._ask_for(pending, now)
+        if pending not in placement.asks:
+            if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
+                # No replica has room: it may wait in the engine here, or end spot there.
+                pending.places_until = now
+                if self.queue.first(pending.account) is pending:
+                    self._decide_pending(pending, now, was_queued=True)
+            self._ask_for_others(now)
 
     def place_failed(self, place: Place, now: float) -> None:
         """Another replica kept room for a request, but cannot run it: do not ask that replica for a while."""
@@ -912,6 +941,11 @@ class AdmissionControl:
             self._ending[ticket] = None
             self._effects.to_end.append(ticket)
             self.has_effects = True
+
+
+def _rank_of_ask(pending: PendingRequest) -> int:
+    """The place of a request in the order of asks. Without a lease for it, it lies beyond its limit."""
+    return max(pending.rank, RANK_BEYOND) if pending.waits_for is WaitsFor.LEASE else pending.rank
 
 
 def _reason(shed: Shed | None) -> WaitsFor:
