@@ -564,8 +564,12 @@ class AdmissionControl:
                 self._effects.decided.append((pending, outcome))
                 self.has_effects = True
                 return
-            # In a pause of this process the deadline may have passed while it did not run.
-            if was_queued and (was_paused or not is_last) and self._waits_for_lease(pending, outcome, now):
+            # In a pause of this process the deadline may have passed. And the lease may have gone to another
+            # sidecar a moment ago: inside its guarantee, the request gets it back.
+            is_owed = was_paused or account.is_inside_guarantee(
+                pending.cost.sequences, pending.cost.kv_tokens
+            )
+            if was_queued and (is_owed or not is_last) and self._waits_for_lease(pending, outcome, now):
                 return
             if is_last:
                 outcome = self._reason_of_wait(pending, outcome)
