@@ -68,7 +68,7 @@ def _make(target: str) -> list[str]:
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
 # A measured example takes twice the time. So a quarter of the examples is measured, and no simulation.
-# `unit-compiled` and `make unit` run all of them.
+# `make unit` and `unit-compiled` run all of them.
 _COVERAGE = (
     "--cov",
     "--cov-report=",

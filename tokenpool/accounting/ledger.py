@@ -98,7 +98,9 @@ class Ledger:
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
         account.give_back()
         self._charge(account, account.pricer.throughput(spent) - ticket.charged)
-        self.residence.observe(max(now - ticket.admitted_at, 0.0))
+        if reported or ticket.has_begun or ending is Ending.FINISHED:
+            # The time for which unused room was kept says nothing about the time of a request.
+            self.residence.observe(max(now - ticket.admitted_at, 0.0))
         if ending is not Ending.FINISHED:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from itertools import islice
 
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import MOST_RANKS, PendingRequest, WaitsFor
@@ -280,9 +281,15 @@ class AdmissionQueue:
         """An entitlement's requests that wait for a lease, in order of arrival. Read-only."""
         return self._for_lease.get(name, _NO_REQUESTS)
 
-    def entitlements_waiting_for_lease(self) -> list[str]:
-        """The names of the entitlements with requests that wait for a lease."""
-        return list(self._for_lease)
+    def entitlements_waiting_for_lease(self, most: int | None = None) -> list[str]:
+        """The names of the entitlements with requests that wait for a lease, at most ``most``."""
+        return list(islice(self._for_lease, most))
+
+    def waiting_first(self, most: int) -> list[PendingRequest]:
+        """The first requests of up to ``most`` entitlements that need the engine, by urgency."""
+        heads = (waiting[0] for waiting in islice(self._for_room.values(), most))
+        needed = [head for head in heads if head.waits_for is WaitsFor.ENGINE]
+        return sorted(needed, key=lambda head: (head.rank, head.deadline, head.number))
 
     # --- the order ---
 

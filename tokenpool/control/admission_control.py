@@ -49,7 +49,13 @@ PREFER_S = 0.03
 """The longest time in seconds that an admitted request waits for the answer of the replica with its prompt in
 the cache. An ask takes about 0.5 ms, so this bounds the effect of a lost answer."""
 MOST_ASKING = 8
-"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement."""
+"""The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
+
+Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
+asking."""
+
+MOST_TRIED = 64
+"""The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
 Decision = tuple[PendingRequest, Ticket | Shed]
 """A request that waited, and the decision about it."""
@@ -178,7 +184,7 @@ class AdmissionControl:
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
-        looks_elsewhere = self._has_room_elsewhere(cost, now)
+        looks_elsewhere = not self._has_room_here(cost) and self._has_room_elsewhere(cost, now)
         outcome = self._decide(
             account,
             ask,
@@ -495,7 +501,7 @@ class AdmissionControl:
             for pending in self.leases.due(now):
                 self._decide_pending(pending, now, was_queued=False)
             if self.placement is not None and self.queue.is_any_waiting_for_lease:
-                for name in self.queue.entitlements_waiting_for_lease()[:MOST_ASKING]:
+                for name in self.queue.entitlements_waiting_for_lease(MOST_ASKING):
                     self._ask_for(self.queue.waiting_for_lease(name)[0], now)
 
     def wakes_at(self) -> float:
@@ -559,8 +565,12 @@ class AdmissionControl:
                 self._effects.decided.append((pending, outcome))
                 self.has_effects = True
                 return
-            # The deadline may have passed in a pause of this process.
-            if was_queued and (was_paused or not is_last) and self._waits_for_lease(pending, outcome, now):
+            # The deadline may have passed in a pause of this process. Or the lease has just gone to another
+            # sidecar: inside its guarantee, the request gets it back.
+            is_owed = was_paused or account.is_inside_guarantee(
+                pending.cost.sequences, pending.cost.kv_tokens
+            )
+            if was_queued and (is_owed or not is_last) and self._waits_for_lease(pending, outcome, now):
                 return
             if is_last:
                 outcome = self._reason_of_wait(pending, outcome)
@@ -602,6 +612,13 @@ class AdmissionControl:
 
     # --- other replicas ---
 
+    def _has_room_here(self, cost: Cost) -> bool:
+        """Whether the engine here has room for such a request."""
+        ledger, room = self.ledger, self.room
+        sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
+        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
+        return sequences <= room.slots - room.reserved_slots and kv_tokens <= room.kv_tokens
+
     def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:
         """Whether another replica had room for such a request, as last known."""
         placement = self.placement
@@ -624,7 +641,8 @@ class AdmissionControl:
                 return
         elif pending.waits_for is not WaitsFor.ENGINE:
             return
-        if len(placement.asks) < MOST_ASKING:
+        rank = _rank_of_ask(pending)
+        if sum(1 for each in placement.asks if _rank_of_ask(each) <= rank) < MOST_ASKING:
             asks = placement.ask(pending, pending.deadline - now, now)
             self._effects.to_ask += asks
             self.has_effects = self.has_effects or bool(asks)
@@ -684,6 +702,13 @@ class AdmissionControl:
                 asks = placement.ask(pending, pending.deadline - now, now, more=1)
                 self._effects.to_ask += asks
                 self.has_effects = self.has_effects or bool(asks)
+        self._ask_for_others(now)
+
+    def _ask_for_others(self, now: float) -> None:
+        """Ask for waiting requests without asks, while another replica has room, as last known."""
+        for pending in self.queue.waiting_first(MOST_TRIED):
+            if self._has_room_elsewhere(pending.cost, now):
+                self._ask_for(pending, now)
 
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
@@ -699,7 +724,7 @@ class AdmissionControl:
         ):
             return False
         leases = self.leases
-        if leases is not None and not leases.takes_room(pending, now):
+        if leases is not None and (leases.were_lost(now) or not leases.takes_room(pending, now)):
             return False
         outcome = self._decide(
             pending.account,
@@ -746,8 +771,18 @@ class AdmissionControl:
         if preferred is not None and preferred.ask is ask:
             self._start_here(ask.pending)
             return
-        if placement.ended(ask) and (has_failed or ask.preference is not None) and not ask.pending.has_left:
-            self._ask_for(ask.pending, now)
+        pending = ask.pending
+        if not placement.ended(ask) or pending.has_left:
+            return
+        if has_failed or ask.preference is not None:
+            self._ask_for(pending, now)
+        if pending not in placement.asks:
+            if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
+                # No replica has room. It may join the queue of the engine here, or preempt spot on it.
+                pending.places_until = now
+                if self.queue.first(pending.account) is pending:
+                    self._decide_pending(pending, now, was_queued=True)
+            self._ask_for_others(now)
 
     def place_failed(self, place: Place, now: float) -> None:
         """Another replica kept room for a request but cannot run it. Do not ask that replica for a while."""
@@ -911,6 +946,11 @@ class AdmissionControl:
             self._ending[ticket] = None
             self._effects.to_end.append(ticket)
             self.has_effects = True
+
+
+def _rank_of_ask(pending: PendingRequest) -> int:
+    """The rank of a request in the order of asks. Without a lease, it is beyond its limit."""
+    return max(pending.rank, RANK_BEYOND) if pending.waits_for is WaitsFor.LEASE else pending.rank
 
 
 def _reason(shed: Shed | None) -> WaitsFor:

@@ -266,7 +266,7 @@ class Leases:
         tiers.
         """
         self._find_free(kv_tokens, sequences)
-        names = self.queue.entitlements_waiting_for_lease()[:MOST_TRIED]
+        names = self.queue.entitlements_waiting_for_lease(MOST_TRIED)
         for name in sorted(names, key=lambda name: self.queue.waiting_for_lease(name)[0].rank):
             self.waits.may_fit(name)
         return bool(self.waits.to_serve)
@@ -381,6 +381,8 @@ class Leases:
         fits before the next answer.
         """
         waits = self.waits
+        if now >= self.expires_at:
+            self.expire(now)
         while waits.ended or waits.to_serve:
             while waits.ended:
                 pending = waits.ended.popleft()

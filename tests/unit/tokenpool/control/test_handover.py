@@ -492,3 +492,75 @@ def test_an_assured_guest_waits_where_nothing_is_preemptible() -> None:
         Tier.GUARANTEED, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False, standing=Standing.ASSURED
     )
     assert isinstance(guest, PendingRequest)
+
+
+def test_a_backlog_beyond_limits_keeps_nobody_within_theirs_from_asking() -> None:
+    names = [f"t{number}" for number in range(MOST_ASKING)]
+    sidecar = Leased(*(entitlement(name) for name in names), entitlement("w"), terms=CONTENDED, slots=1)
+    control = sidecar.control
+    control.is_serving, control.placement = True, Placement("me")
+    control.engine_changed(room(1, foreign=1), OPEN)
+    control.peers_named(FULL, OPEN)
+    within = pending(control, sidecar.accounts["w"], OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    assert {ask.pending for ask in asked(control)} == {within}
+    control.withdraw(within, OPEN + 0.02)
+    control.take_effects()
+    sidecar.lower_the_limit(OPEN + 0.03)
+    beyond = {pending(control, sidecar.accounts[name], OPEN + 0.04) for name in names}
+    sidecar.exchange(OPEN + 0.05)
+    assert {ask.pending for ask in asked(control)} == beyond
+    sidecar.publish(OPEN + 0.06)
+    again = pending(control, sidecar.accounts["w"], OPEN + 0.06)
+    sidecar.exchange(OPEN + 0.07)
+    assert again in {ask.pending for ask in control.take_effects().to_ask}
+
+
+def test_a_request_whose_asks_were_refused_asks_again_when_room_is_named() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, account(name="b"))
+    for ask in asked(control):
+        control.peer_refused(ask, 0.01)
+    assert not control.has_effects
+    control.peers_named(FREE, 0.05)
+    assert {ask.pending for ask in asked(control)} == {waiting}
+
+
+def test_a_request_does_not_look_elsewhere_longer_than_others_take_to_refuse() -> None:
+    control, owner = with_peers(1, FREE), gold(name="o")
+    owner.has_peers = True
+    running = admitted(control, spot())
+    waiting = pending(control, owner)
+    asks = control.take_effects().to_ask
+    assert waiting.places_until == PLACE_S
+    for ask in asks:
+        control.peer_refused(ask, 0.002)
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert effects.to_end == [running]
+
+
+def test_an_offer_after_a_pause_is_not_taken_by_leases_that_have_expired() -> None:
+    sidecar = Leased(entitlement(), terms=CONTENDED, slots=1)
+    control = sidecar.control
+    control.placement = Placement("me")
+    control.engine_changed(room(1, foreign=1), OPEN)
+    control.peers_named(FULL, OPEN)
+    pending(control, sidecar.accounts["a"], OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    first, _ = asked(control)
+    assert not control.peer_offered(first, sidecar.leases.expires_at + 0.1)
+    assert control.take_effects().decided == []
+
+
+def test_an_unused_offer_says_nothing_about_the_time_of_requests() -> None:
+    control = with_peers(4)
+    control.settle(admitted(control, account()), SPENT, Ending.FINISHED, 10.0)
+    before = control.ledger.residence.value
+    guest = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 1.0, 10.0, is_preemptible=False)
+    assert isinstance(guest, Ticket)
+    control.settle(guest, SPENT, Ending.CLIENT_GONE, 10.001, reported=False)
+    assert control.ledger.residence.value == before
