@@ -76,7 +76,7 @@ class ReplicaRoom(msgspec.Struct, frozen=True, array_like=True, gc=False):
     kv_tokens: float = 0.0
     """Free KV-cache tokens of its engine."""
     sequences: float = 0.0
-    """Free slots of its engine, less the sequences that wait there for room. It may be negative."""
+    """Free slots of its engine, less the sequences that wait there for room."""
     tokens_spent: float = 0.0
     """Throughput tokens charged less refunds, since this sidecar started. It may fall."""
     address: str = ""
