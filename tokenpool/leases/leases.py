@@ -93,8 +93,6 @@ class Leases:
         """The free capacity of the pool (``Answer.free``), less the capacity that was borrowed since."""
         self.free_at = -math.inf
         """The time of that answer."""
-        self.borrowed = 0
-        """The number of requests admitted beyond a limit."""
         self._pool_ahead = (0.0, 0.0, 0.0)
         """The same amounts as ``LeaseState.ahead``, for all entitlements together."""
 
@@ -255,7 +253,6 @@ class Leases:
             return False
         self.free = (tokens - missing.tokens, kv_tokens - kv_missing, sequences - sequences_missing)
         account.borrow(cost)
-        self.borrowed += 1
         self.urgent.add(account.entitlement.name)
         return True
 

@@ -93,12 +93,12 @@ class PoolStatistics:
         """The names of all entitlements, sorted."""
         return sorted({name for statement in self.statements.values() for name in statement.entitlements})
 
-    def of(self, entitlement: str, *, without: str = "") -> list[bytes]:
-        """The encoded statistics of one entitlement, in a fixed order, ``without`` those of one sidecar."""
+    def of(self, entitlement: str) -> list[bytes]:
+        """The encoded statistics of one entitlement, in a fixed order."""
         return [
             statement.entitlements[entitlement]
             for holder, statement in sorted(self.statements.items())
-            if holder != without and entitlement in statement.entitlements
+            if entitlement in statement.entitlements
         ]
 
 
