@@ -425,6 +425,7 @@ class PeerLink(asyncio.Protocol):
         if self._state is _State.RUNNING:
             self._state = _State.IDLE
             self._write(frame(Kind.END, KEEP if keeps_alive else b""))
+            self.resume()  # the client may have paused it in the read that completed the response
             self._links.release(self)
 
     def pause(self) -> None:
