@@ -180,19 +180,18 @@ class PeerLinks:
         else:
             link.close()
 
-    def offered(self, link: PeerLink, ask: PeerAsk) -> bool:
-        """A peer keeps room. Returns whether the request takes it; it was sent then."""
+    def offered(self, link: PeerLink, ask: PeerAsk) -> None:
+        """A peer keeps room. The request is sent if it takes it, and nothing fails."""
         assert self._asker is not None
         takes = self._asker.peer_offered(ask)
         self._asking.pop(ask.number, None)
         if not takes:
             self.results[Result.CANCELLED] += 1
-            return False
+            return
         seconds = self._clock() - link.asked_at
         self.waited_s += seconds
         self.late[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
         self.results[Result.TAKEN] += 1
-        return True
 
     def end(self, ask: PeerAsk, result: Result) -> None:
         """An ask has ended without an offer that was taken."""
@@ -357,8 +356,9 @@ class PeerLink(asyncio.Protocol):
         ask = self._ask
         if ask is None or ask.number & 0xFFFFFFFF != number:
             return  # the ask was cancelled before the offer came; the peer has the cancel by now
-        if not self._links.offered(self, ask):
-            self.cancel()
+        self._links.offered(self, ask)
+        if self._ask is ask:
+            self.cancel()  # the request does not take the room, or took it and did not start
 
     def _on_refuse(self, number: int) -> None:
         ask = self._ask

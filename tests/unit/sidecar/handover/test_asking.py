@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+import pytest
+
 from sidecar.handover.asking import PeerLink, PeerLinks
 from sidecar.handover.frames import KEEP, NONCE_BYTES, PEER, VERSION, Frame, FrameReader, Kind, frame, proof
 from tests.support.domain_builders import ASK, account, cost
@@ -153,3 +155,31 @@ async def test_a_link_that_is_released_while_it_is_paused_reads_on() -> None:
     assert pair.transport.written() == [(Kind.END, KEEP)]
     assert not pair.transport.is_paused
     pair.ask(2)  # on the same connection
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_the_room_of_a_request_that_does_not_start_is_returned_at_once(takes: bool) -> None:
+    pair = Pair()
+    pair.asker.offered = lambda ask: takes  # its delivery fails, or it has found room elsewhere
+    pair.ask(1)
+    pair.offer(1)
+    assert pair.transport.written() == [(Kind.CANCEL, (1).to_bytes(4))]
+    pair.ask(2)  # on the same connection
+
+
+async def test_an_ask_that_follows_a_cancelled_one_at_once_is_not_cancelled() -> None:
+    pair = Pair()
+
+    def asks_again(ask: PeerAsk) -> bool:
+        pair.links.cancel(ask)
+        assert [each.kind for each in pair.transport.written()] == [Kind.CANCEL]
+        pair.ask(2)
+        return False
+
+    pair.asker.offered = asks_again
+    pair.ask(1)
+    pair.offer(1)
+    assert pair.transport.written() == []
+    pair.asker.offered = lambda ask: False
+    pair.offer(2)
+    assert pair.transport.written() == [(Kind.CANCEL, (2).to_bytes(4))]
