@@ -11,7 +11,6 @@ import enum
 import logging
 import secrets
 import socket
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
@@ -98,6 +97,7 @@ class PeerLinks:
     """All connections to other sidecars, by address."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.key = b""
         """The pool's key; empty until the lease store was read."""
         self.results: Counter[Result] = Counter()
@@ -105,7 +105,6 @@ class PeerLinks:
         """Offers by the upper bound of their time."""
         self.waited_s = 0.0
         """The sum of the seconds from an ask to its taken offer."""
-        self._clock = clock
         self._asker: Asker | None = None
         self._idle: dict[str, deque[PeerLink]] = {}
         self._open: set[PeerLink] = set()
@@ -174,7 +173,7 @@ class PeerLinks:
     def release(self, link: PeerLink) -> None:
         """A connection is free for the next ask."""
         idle = self._idle.setdefault(link.address, deque())
-        link.idle_since = self._clock()
+        link.idle_since = self.clock()
         if len(idle) < MOST_IDLE:
             idle.append(link)
         else:
@@ -188,7 +187,7 @@ class PeerLinks:
         if not takes:
             self.results[Result.CANCELLED] += 1
             return
-        seconds = self._clock() - link.asked_at
+        seconds = self.clock() - link.asked_at
         self.waited_s += seconds
         self.late[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
         self.results[Result.TAKEN] += 1
@@ -215,7 +214,7 @@ class PeerLinks:
 
     def close_idle(self) -> None:
         """Close connections that have been unused for long, and asks whose peer is silent."""
-        now = self._clock()
+        now = self.clock()
         for address, links in list(self._idle.items()):
             while links and now - links[0].idle_since > IDLE_S:
                 links.popleft().close()
@@ -373,7 +372,7 @@ class PeerLink(asyncio.Protocol):
 
     def ask(self, ask: PeerAsk) -> None:
         """Ask for room."""
-        self._ask, self._state, self.asked_at = ask, _State.ASKING, time.monotonic()
+        self._ask, self._state, self.asked_at = ask, _State.ASKING, self._links.clock()
         self._write(
             encode_ask(
                 AskFields(

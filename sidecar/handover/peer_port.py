@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import secrets
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -94,7 +93,7 @@ class PeerPort:
         self.unproven: dict[PeerSession, None] = {}
         """Connections that have not proved the key, the oldest first."""
         self.proven: set[PeerSession] = set()
-        self.engine = EngineLinks(engine)
+        self.engine = EngineLinks(engine, clock)
 
     def session(self) -> PeerSession:
         """A new connection, for asyncio."""
@@ -306,8 +305,8 @@ class PeerSession(asyncio.Protocol):
             self._engine.write(data)
 
     def _send_first(self, data: bytes) -> None:
-        self._offered_at, self._sent_at = None, time.monotonic()
-        self._heard_at = self._port.clock()
+        self._offered_at, self._sent_at = None, self._port.clock()
+        self._heard_at = self._sent_at
         self._request = [data]
         idle = self._port.engine.take()
         if idle is not None:
@@ -353,7 +352,7 @@ class PeerSession(asyncio.Protocol):
         if is_first:
             self._request = None
             if self._guest is not None:
-                self._guest.begun(time.monotonic() - self._sent_at)
+                self._guest.begun(self._heard_at - self._sent_at)
         if self._transport is not None:
             self._transport.writelines((header(Kind.DATA, len(data)), data))
 
@@ -452,14 +451,15 @@ class PeerSession(asyncio.Protocol):
 class EngineLinks:
     """Connections to the engine for requests of other sidecars. Unused ones are kept for a while."""
 
-    def __init__(self, engine: EngineAddress) -> None:
+    def __init__(self, engine: EngineAddress, clock: Callable[[], float]) -> None:
         self._address = engine
+        self._clock = clock
         self._idle: deque[EngineLink] = deque()
         self._open: set[EngineLink] = set()
 
     def take(self) -> EngineLink | None:
         """An unused connection that the engine cannot have closed yet."""
-        now = time.monotonic()
+        now = self._clock()
         while self._idle:
             link = self._idle.pop()
             if now - link.idle_since < ENGINE_IDLE_S:
@@ -495,7 +495,7 @@ class EngineLinks:
 
     def release(self, link: EngineLink) -> None:
         """A connection is free for the next request."""
-        link.idle_since = time.monotonic()
+        link.idle_since = self._clock()
         if len(self._idle) < MOST_ENGINE_IDLE:
             self._idle.append(link)
         else:
@@ -503,7 +503,7 @@ class EngineLinks:
 
     def close_idle(self) -> None:
         """Close the connections that the engine would close soon."""
-        now = time.monotonic()
+        now = self._clock()
         while self._idle and now - self._idle[0].idle_since >= ENGINE_IDLE_S:
             self._idle.popleft().close()
 

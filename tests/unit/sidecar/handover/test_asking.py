@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from sidecar.handover.asking import PeerLink, PeerLinks
+from sidecar.handover.asking import LATE_S, PeerLink, PeerLinks, Result
 from sidecar.handover.frames import KEEP, NONCE_BYTES, PEER, VERSION, Frame, FrameReader, Kind, frame, proof
 from tests.support.domain_builders import ASK, account, cost
 from tokenpool.admission.pending import PendingRequest
@@ -183,3 +183,21 @@ async def test_an_ask_that_follows_a_cancelled_one_at_once_is_not_cancelled() ->
     pair.asker.offered = lambda ask: False
     pair.offer(2)
     assert pair.transport.written() == [(Kind.CANCEL, (2).to_bytes(4))]
+
+
+async def test_an_ask_is_timed_by_the_clock_of_the_sidecar() -> None:
+    pair = Pair()
+    pair.ask(1)
+    pair.now += 0.02
+    pair.offer(1)
+    assert pair.links.results == {Result.TAKEN: 1}
+    assert pair.links.waited_s == pytest.approx(0.02)
+    pair.transport.written()
+    pair.ask(2, wait_s=5.0)
+    pair.now += 5.0
+    pair.links.close_idle()
+    assert pair.asker.refused == []
+    pair.now += LATE_S + 0.1
+    pair.links.close_idle()  # its peer is silent
+    assert pair.asker.refused == [True]
+    assert pair.transport.is_aborted
