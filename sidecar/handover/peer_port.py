@@ -401,7 +401,7 @@ class PeerSession(asyncio.Protocol):
             self._port.rejected += 1
             self.close()
         elif self._offered_at is not None and now - self._offered_at > HOLD_S:
-            self.close()
+            self._lose(REFUSED)  # the engine cannot have begun, so a late request is placed again
         elif now - self._heard_at > self._port.upstream_timeout:
             # The other sidecar has the same time limit. It is paused, or its host is gone.
             self.close()

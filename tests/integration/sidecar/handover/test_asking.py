@@ -11,7 +11,17 @@ import pytest_asyncio
 
 from sidecar.app import Sidecar
 from sidecar.handover.asking import KEEPALIVE, LATE_S, MOST_IDLE, Result
-from sidecar.handover.frames import KEEP, MAC_BYTES, NONCE_BYTES, REFUSED, VERSION, Kind, decode_ask
+from sidecar.handover.frames import (
+    KEEP,
+    MAC_BYTES,
+    NONCE_BYTES,
+    REFUSED,
+    VERSION,
+    Kind,
+    decode_ask,
+    frame,
+    numbered,
+)
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
@@ -449,6 +459,30 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         assert (await waiting).status == 200
         assert len(requests) == 1  # that replica is not asked again at once
         assert here.telemetry.outcomes("e") == {"finished": 2}  # the lost place is no outcome
+        await until(lambda: is_whole(here))
+
+
+async def test_a_request_that_comes_after_its_offer_has_expired_is_served_elsewhere(
+    engine: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    offers = 0
+
+    async def expires(peer: Peer) -> None:
+        nonlocal offers
+        await peer.welcome()
+        asked = await peer.asked()
+        offers += 1
+        peer.writer.write(numbered(Kind.OFFER, asked.number) + frame(Kind.LOST, REFUSED))  # one read has both
+        peer.writer.close()
+
+    async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, expires):
+        filled = await full(here, engine)
+        waiting = filled.send()
+        await until(lambda: offers == 1)
+        await until(lambda: len(here.control.queue) == 1 and results(here) == {"taken": 1})
+        await filled.free()
+        assert (await waiting).status == 200
+        assert here.telemetry.outcomes("e") == {"finished": 2}
         await until(lambda: is_whole(here))
 
 
