@@ -55,11 +55,18 @@ KEEPALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 2),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
 )
-"""Socket options: a peer whose host is gone counts as lost after 11 s. Its request ends then."""
+"""Socket options: the other side counts as lost 11 s after its host is gone. The request ends then."""
 LONGEST_DATA = 4 << 20
 """The longest ``DATA`` frame from a peer, in bytes: much more than one read of its engine."""
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of seconds from an ask to its offer."""
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Let the kernel end a connection between two sidecars when the host of the other one is gone."""
+    sock = transport.get_extra_info("socket")
+    for option, value in KEEPALIVE:
+        sock.setsockopt(*option, value)
 
 
 class Result(enum.StrEnum):
@@ -284,9 +291,7 @@ class PeerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection is open. The peer speaks first."""
         self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        for option, value in KEEPALIVE:
-            sock.setsockopt(*option, value)
+        keep_alive(transport)
         self._links.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import cast
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.engine.address import EngineAddress
+from sidecar.handover.asking import keep_alive
 from sidecar.handover.frames import (
     ASKER,
     KEEP,
@@ -199,6 +200,7 @@ class PeerSession(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: another sidecar connected, or somebody else."""
         self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport)
         port = self._port
         if len(port.unproven) >= MOST_UNPROVEN:
             port.rejected += 1

@@ -411,16 +411,21 @@ async def test_a_peer_that_is_silent_for_longer_than_an_ask_may_wait_counts_as_f
         assert (await waiting).status == 200
 
 
-async def test_a_connection_notices_that_the_host_of_its_peer_is_gone(
+async def test_both_sides_notice_that_the_host_of_the_other_one_is_gone(
     engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
 ) -> None:
-    async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
+    async with (
+        replica(engine.port, tmp_path, store) as here,
+        replica(second.port, tmp_path, store) as there,
+    ):
         filled = await full(here, engine)
         assert (await filled.send()).status == 200
         (link,) = handover_of(here).links._open
-        assert link._transport is not None
-        sock = link._transport.get_extra_info("socket")
-        assert [sock.getsockopt(*option) for option, _ in KEEPALIVE] == [value for _, value in KEEPALIVE]
+        (session,) = handover_of(there).port.proven
+        for end in (link, session):
+            assert end._transport is not None
+            sock = end._transport.get_extra_info("socket")
+            assert [sock.getsockopt(*option) for option, _ in KEEPALIVE] == [value for _, value in KEEPALIVE]
         await filled.free()
 
 
