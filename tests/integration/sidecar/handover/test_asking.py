@@ -690,8 +690,24 @@ async def test_an_engine_that_refuses_priorities_gets_the_request_without_one(
         waiting = asyncio.ensure_future(ask(here, request(CHAT_PATH, CHAT, key="e-key"), seconds=10))
         assert (await waiting).status == 200
         assert [("priority" in given.json()) for given in second.received] == [True, False]
+        assert here.engine.takes_priority is None  # nothing is known about the engine here
+        assert here.control.placement is not None
+        assert not any(each.avoid_until for each in here.control.placement._peers.values())
         await filled.free()
         assert here.telemetry.outcomes("e") == {"finished": 2}
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM], ids=["whole", "stream"])
+async def test_a_priority_that_another_engine_accepts_shows_nothing_about_the_engine_here(
+    body: dict[str, object], engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    second.answer = fake.answer_stream if body is STREAM else fake.answer_unary
+    async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
+        filled = await full(here, engine)
+        assert (await ask(here, request(CHAT_PATH, body, key="e-key"), seconds=10)).status == 200
+        assert ["priority" in given.json() for given in second.received] == [True]
+        assert here.engine.takes_priority is None
+        await filled.free()
 
 
 async def test_connections_are_reused_and_their_number_is_bounded(
