@@ -190,18 +190,21 @@ class Controller:
             admitted.parsed = parsed
         return admitted
 
-    def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
-        """Decide a request again, because the engine at its place cannot have begun with it.
+    def admit_again(
+        self, admitted: AdmittedRequest, *, has_failed: bool
+    ) -> AdmittedRequest | PendingRequest | Refusal:
+        """Decide a request again, because another replica does not serve it.
 
-        Its ticket ends without usage, and does not count as an ended request. The replica at that place is
-        not asked for a while.
+        Its ticket ends without usage, and does not count as an ended request. If that replica could not
+        begin with it (``has_failed``), it is not asked for a while.
         """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
         assert ticket.place is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
-        self.control.place_failed(ticket.place, now)
+        if has_failed:
+            self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
         outcome = self.control.offer(
             account,

@@ -12,7 +12,6 @@ import enum
 import logging
 import secrets
 import socket
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Protocol, cast
@@ -57,11 +56,18 @@ KEEPALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 2),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
 )
-"""Socket options: a peer whose host is gone counts as lost after 11 s. Then its request ends."""
+"""Socket options: the other side counts as lost 11 s after its host is gone. The request ends then."""
 LONGEST_DATA = 4 << 20
 """The longest ``DATA`` frame from a peer, in bytes: much longer than one read from its engine."""
 BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the histogram of seconds from an ask to its offer."""
+
+
+def keep_alive(transport: asyncio.BaseTransport) -> None:
+    """Let the kernel end a connection between two sidecars when the host of the other one is gone."""
+    sock = transport.get_extra_info("socket")
+    for option, value in KEEPALIVE:
+        sock.setsockopt(*option, value)
 
 
 class Result(enum.StrEnum):
@@ -99,6 +105,7 @@ class PeerLinks:
     """All connections to other sidecars, by address."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.key = b""
         """The pool's key; empty until the lease store was read."""
         self.results: Counter[Result] = Counter()
@@ -106,7 +113,6 @@ class PeerLinks:
         """Taken offers, by the upper bound of the seconds since their ask."""
         self.waited_s = 0.0
         """The sum of the seconds from an ask to its taken offer."""
-        self._clock = clock
         self._asker: Asker | None = None
         self._idle: dict[str, deque[PeerLink]] = {}
         self._open: set[PeerLink] = set()
@@ -175,25 +181,24 @@ class PeerLinks:
     def release(self, link: PeerLink) -> None:
         """A connection is free for the next ask."""
         idle = self._idle.setdefault(link.address, deque())
-        link.idle_since = self._clock()
+        link.idle_since = self.clock()
         if len(idle) < MOST_IDLE:
             idle.append(link)
         else:
             link.close()
 
-    def offered(self, link: PeerLink, ask: PeerAsk) -> bool:
-        """A peer keeps room. Returns whether the request takes it. If so, the request was sent."""
+    def offered(self, link: PeerLink, ask: PeerAsk) -> None:
+        """A peer keeps room. The request is sent if it takes it, and nothing fails."""
         assert self._asker is not None
         takes = self._asker.peer_offered(ask)
         self._asking.pop(ask.number, None)
         if not takes:
             self.results[Result.CANCELLED] += 1
-            return False
-        seconds = self._clock() - link.asked_at
+            return
+        seconds = self.clock() - link.asked_at
         self.waited_s += seconds
         self.late[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
         self.results[Result.TAKEN] += 1
-        return True
 
     def end(self, ask: PeerAsk, result: Result) -> None:
         """An ask has ended without an offer that was taken."""
@@ -216,8 +221,8 @@ class PeerLinks:
     # --- upkeep ---
 
     def close_idle(self) -> None:
-        """Close connections that were unused for too long, and those whose peer is silent."""
-        now = self._clock()
+        """Close connections that have been unused for long, and asks whose peer is silent."""
+        now = self.clock()
         for address, links in list(self._idle.items()):
             while links and now - links[0].idle_since > IDLE_S:
                 links.popleft().close()
@@ -287,9 +292,7 @@ class PeerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection is open. The peer speaks first."""
         self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
-        for option, value in KEEPALIVE:
-            sock.setsockopt(*option, value)
+        keep_alive(transport)
         self._links.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -357,9 +360,10 @@ class PeerLink(asyncio.Protocol):
     def _on_offer(self, number: int) -> None:
         ask = self._ask
         if ask is None or ask.number & 0xFFFFFFFF != number:
-            return  # the ask was cancelled before the offer came; the peer gets the cancel
-        if not self._links.offered(self, ask):
-            self.cancel()
+            return  # the ask was cancelled before the offer came; the peer has the cancel by now
+        self._links.offered(self, ask)
+        if self._ask is ask:
+            self.cancel()  # the request does not take the room, or took it and did not start
 
     def _on_refuse(self, number: int) -> None:
         ask = self._ask
@@ -374,7 +378,7 @@ class PeerLink(asyncio.Protocol):
 
     def ask(self, ask: PeerAsk) -> None:
         """Ask for room."""
-        self._ask, self._state, self.asked_at = ask, _State.ASKING, time.monotonic()
+        self._ask, self._state, self.asked_at = ask, _State.ASKING, self._links.clock()
         self._write(
             encode_ask(
                 AskFields(
@@ -426,6 +430,7 @@ class PeerLink(asyncio.Protocol):
         if self._state is _State.RUNNING:
             self._state = _State.IDLE
             self._write(frame(Kind.END, KEEP if keeps_alive else b""))
+            self.resume()  # the client may have paused it in the read that completed the response
             self._links.release(self)
 
     def pause(self) -> None:

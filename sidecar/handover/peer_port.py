@@ -11,7 +11,6 @@ import asyncio
 import logging
 import math
 import secrets
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import cast
@@ -19,6 +18,7 @@ from typing import cast
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.engine.address import EngineAddress
+from sidecar.handover.asking import keep_alive
 from sidecar.handover.frames import (
     ASKER,
     KEEP,
@@ -95,7 +95,7 @@ class PeerPort:
         self.unproven: dict[PeerSession, None] = {}
         """Connections that have not proved the key, the oldest first."""
         self.proven: set[PeerSession] = set()
-        self.engine = EngineLinks(engine)
+        self.engine = EngineLinks(engine, clock)
 
     def session(self) -> PeerSession:
         """A new connection, for asyncio."""
@@ -203,6 +203,7 @@ class PeerSession(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: another sidecar connected, or an unknown client."""
         self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport)
         port = self._port
         if len(port.unproven) >= MOST_UNPROVEN:
             port.rejected += 1
@@ -309,8 +310,8 @@ class PeerSession(asyncio.Protocol):
             self._engine.write(data)
 
     def _send_first(self, data: bytes) -> None:
-        self._offered_at, self._sent_at = None, time.monotonic()
-        self._heard_at = self._port.clock()
+        self._offered_at, self._sent_at = None, self._port.clock()
+        self._heard_at = self._sent_at
         self._request = [data]
         idle = self._port.engine.take()
         if idle is not None:
@@ -356,7 +357,7 @@ class PeerSession(asyncio.Protocol):
         if is_first:
             self._request = None
             if self._guest is not None:
-                self._guest.begun(time.monotonic() - self._sent_at)
+                self._guest.begun(self._heard_at - self._sent_at)
         if self._transport is not None:
             self._transport.writelines((header(Kind.DATA, len(data)), data))
 
@@ -405,7 +406,7 @@ class PeerSession(asyncio.Protocol):
             self._port.rejected += 1
             self.close()
         elif self._offered_at is not None and now - self._offered_at > HOLD_S:
-            self.close()
+            self._lose(REFUSED)  # the engine cannot have begun, so a late request is placed again
         elif now - self._heard_at > self._port.upstream_timeout:
             # The other sidecar has the same time limit, so it is paused, or its host is gone.
             self.close()
@@ -455,14 +456,15 @@ class PeerSession(asyncio.Protocol):
 class EngineLinks:
     """Connections to the engine for requests of other sidecars. Unused ones are kept for a while."""
 
-    def __init__(self, engine: EngineAddress) -> None:
+    def __init__(self, engine: EngineAddress, clock: Callable[[], float]) -> None:
         self._address = engine
+        self._clock = clock
         self._idle: deque[EngineLink] = deque()
         self._open: set[EngineLink] = set()
 
     def take(self) -> EngineLink | None:
         """An unused connection that the engine cannot have closed yet."""
-        now = time.monotonic()
+        now = self._clock()
         while self._idle:
             link = self._idle.pop()
             if now - link.idle_since < ENGINE_IDLE_S:
@@ -498,7 +500,7 @@ class EngineLinks:
 
     def release(self, link: EngineLink) -> None:
         """A connection is free for the next request."""
-        link.idle_since = time.monotonic()
+        link.idle_since = self._clock()
         if len(self._idle) < MOST_ENGINE_IDLE:
             self._idle.append(link)
         else:
@@ -506,7 +508,7 @@ class EngineLinks:
 
     def close_idle(self) -> None:
         """Close the connections that the engine would close soon."""
-        now = time.monotonic()
+        now = self._clock()
         while self._idle and now - self._idle[0].idle_since >= ENGINE_IDLE_S:
             self._idle.popleft().close()
 

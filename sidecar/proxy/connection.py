@@ -378,11 +378,11 @@ class ClientConnection(ReceivingConnection):
         self.write(refusal_bytes(refusal, head, self._manager.controller.engine.cors, closes=True))
         self._close()
 
-    def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
-        """Another replica cannot have begun with the request, so it is decided again."""
+    def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
+        """Another replica does not serve the request: decide it again. ``has_failed``: it could not."""
         self._serve_nothing()
         controller = self._manager.controller
-        decided = controller.admit_again(admitted)
+        decided = controller.admit_again(admitted, has_failed=has_failed)
         if isinstance(decided, PendingRequest):
             waiting = Waiting(self, controller, decided, head)
             self._serve_by(Serving.WAITING, waiting)

@@ -51,8 +51,8 @@ class Client(Protocol):
     def refuse(self, refusal: Refusal, head: RequestHead) -> None:
         """No byte of a response was sent: answer with a refusal."""
 
-    def place_again(self, admitted: AdmittedRequest, head: RequestHead) -> None:
-        """Another replica cannot have begun with the request, so it needs another place."""
+    def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
+        """Another replica does not serve the request: find a place for it. ``has_failed``: it could not."""
 
 
 class Exchange:
@@ -141,10 +141,8 @@ class Exchange:
         """No connection could be made."""
         if not self._has_ended:
             self._connection = None
-            ticket = self._admitted.ticket
-            if ticket is not None and ticket.place is not None:
-                self._has_ended = True  # the next decision settles its ticket
-                self._client.place_again(self._admitted, self._request)
+            if self._is_elsewhere:
+                self._place_again(has_failed=True)
                 return
             if self._controller.engine.is_up:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
@@ -300,7 +298,7 @@ class Exchange:
             return
         is_unknown = priority != 0 and not controller.engine.takes_priority
         self._is_judging = status in REFUSALS or (is_unknown and head.is_event_stream and status == 200)
-        if status == 200 and not self._is_judging:
+        if status == 200 and not self._is_judging and not self._is_elsewhere:
             controller.engine.priority_answered(priority, is_accepted=True)
 
     def _judge(self, body: bytes, is_complete: bool) -> bytes | None:
@@ -316,7 +314,7 @@ class Exchange:
         if concerns_priority(answer, is_event=is_stream):
             self._send_again(priority)
             return None
-        if is_stream:
+        if is_stream and not self._is_elsewhere:
             self._controller.engine.priority_answered(priority, is_accepted=True)
         return answer
 
@@ -325,6 +323,9 @@ class Exchange:
         admitted = self._admitted
         self._drop_connection()
         self._controller.priority_refused(admitted)
+        if self._is_elsewhere:
+            self._place_again(has_failed=False)
+            return
         self._refused_priority = priority
         self._reader = self._head = None
         self._status = self._attempts = 0
@@ -389,6 +390,19 @@ class Exchange:
         """The client has caught up: read on."""
         if self._connection is not None:
             self._connection.resume()
+
+    # --- another replica ---
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether the request was handed over. Its answer shows nothing about the engine here."""
+        ticket = self._admitted.ticket
+        return ticket is not None and ticket.place is not None
+
+    def _place_again(self, *, has_failed: bool) -> None:
+        """Find another place for a request that was handed over. Its ticket goes back with the decision."""
+        self._has_ended = True
+        self._client.place_again(self._admitted, self._request, has_failed=has_failed)
 
     # --- endings ---
 

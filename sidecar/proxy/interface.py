@@ -82,8 +82,13 @@ class RequestController(Protocol):
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 
-    def admit_again(self, admitted: AdmittedRequest) -> AdmittedRequest | PendingRequest | Refusal:
-        """Settle a request without usage and decide it again. Its replica cannot have begun with it."""
+    def admit_again(
+        self, admitted: AdmittedRequest, *, has_failed: bool
+    ) -> AdmittedRequest | PendingRequest | Refusal:
+        """Settle a request without usage and decide it again, because another replica does not serve it.
+
+        ``has_failed``: that replica is not asked for a while.
+        """
 
     def wait(self, pending: PendingRequest, waiting: WaitingRequest) -> None:
         """Tell this owner the decision about its pending request."""

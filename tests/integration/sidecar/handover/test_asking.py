@@ -11,7 +11,17 @@ import pytest_asyncio
 
 from sidecar.app import Sidecar
 from sidecar.handover.asking import KEEPALIVE, LATE_S, MOST_IDLE, Result
-from sidecar.handover.frames import KEEP, MAC_BYTES, NONCE_BYTES, REFUSED, VERSION, Kind, decode_ask
+from sidecar.handover.frames import (
+    KEEP,
+    MAC_BYTES,
+    NONCE_BYTES,
+    REFUSED,
+    VERSION,
+    Kind,
+    decode_ask,
+    frame,
+    numbered,
+)
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
@@ -401,16 +411,21 @@ async def test_a_peer_that_is_silent_for_longer_than_an_ask_may_wait_counts_as_f
         assert (await waiting).status == 200
 
 
-async def test_a_connection_notices_that_the_host_of_its_peer_is_gone(
+async def test_both_sides_notice_that_the_host_of_the_other_one_is_gone(
     engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
 ) -> None:
-    async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
+    async with (
+        replica(engine.port, tmp_path, store) as here,
+        replica(second.port, tmp_path, store) as there,
+    ):
         filled = await full(here, engine)
         assert (await filled.send()).status == 200
         (link,) = handover_of(here).links._open
-        assert link._transport is not None
-        sock = link._transport.get_extra_info("socket")
-        assert [sock.getsockopt(*option) for option, _ in KEEPALIVE] == [value for _, value in KEEPALIVE]
+        (session,) = handover_of(there).port.proven
+        for end in (link, session):
+            assert end._transport is not None
+            sock = end._transport.get_extra_info("socket")
+            assert [sock.getsockopt(*option) for option, _ in KEEPALIVE] == [value for _, value in KEEPALIVE]
         await filled.free()
 
 
@@ -449,6 +464,30 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         assert (await waiting).status == 200
         assert len(requests) == 1  # that replica is not asked again at once
         assert here.telemetry.outcomes("e") == {"finished": 2}  # the lost place has no outcome
+        await until(lambda: is_whole(here))
+
+
+async def test_a_request_that_comes_after_its_offer_has_expired_is_served_elsewhere(
+    engine: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    offers = 0
+
+    async def expires(peer: Peer) -> None:
+        nonlocal offers
+        await peer.welcome()
+        asked = await peer.asked()
+        offers += 1
+        peer.writer.write(numbered(Kind.OFFER, asked.number) + frame(Kind.LOST, REFUSED))  # one read has both
+        peer.writer.close()
+
+    async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, expires):
+        filled = await full(here, engine)
+        waiting = filled.send()
+        await until(lambda: offers == 1)
+        await until(lambda: len(here.control.queue) == 1 and results(here) == {"taken": 1})
+        await filled.free()
+        assert (await waiting).status == 200
+        assert here.telemetry.outcomes("e") == {"finished": 2}
         await until(lambda: is_whole(here))
 
 
@@ -651,8 +690,24 @@ async def test_an_engine_that_refuses_priorities_gets_the_request_without_one(
         waiting = asyncio.ensure_future(ask(here, request(CHAT_PATH, CHAT, key="e-key"), seconds=10))
         assert (await waiting).status == 200
         assert [("priority" in given.json()) for given in second.received] == [True, False]
+        assert here.engine.takes_priority is None  # nothing is known about the engine here
+        assert here.control.placement is not None
+        assert not any(each.avoid_until for each in here.control.placement._peers.values())
         await filled.free()
         assert here.telemetry.outcomes("e") == {"finished": 2}
+
+
+@pytest.mark.parametrize("body", [CHAT, STREAM], ids=["whole", "stream"])
+async def test_a_priority_that_another_engine_accepts_shows_nothing_about_the_engine_here(
+    body: dict[str, object], engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    second.answer = fake.answer_stream if body is STREAM else fake.answer_unary
+    async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
+        filled = await full(here, engine)
+        assert (await ask(here, request(CHAT_PATH, body, key="e-key"), seconds=10)).status == 200
+        assert ["priority" in given.json() for given in second.received] == [True]
+        assert here.engine.takes_priority is None
+        await filled.free()
 
 
 async def test_connections_are_reused_and_their_number_is_bounded(

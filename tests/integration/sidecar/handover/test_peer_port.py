@@ -146,7 +146,11 @@ async def test_room_is_kept_for_a_bounded_time(sidecar: Sidecar, engine: FakeEng
         assert sidecar.control.guests.sequences == 1
         port.sweep(port.clock() + HOLD_S + 0.1)
         assert sidecar.control.guests.sequences == 0
+        assert port.unused == 1
+        peer.send(Kind.DATA, BODY)  # it was on its way
+        assert await peer.expect(Kind.LOST) == REFUSED  # so its sidecar finds another place for it
         assert await peer.is_closed()
+    assert engine.received == []
 
 
 async def test_the_engine_stops_when_the_other_sidecar_is_gone(sidecar: Sidecar, engine: FakeEngine) -> None:

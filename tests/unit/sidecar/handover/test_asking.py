@@ -1,0 +1,203 @@
+"""A connection to another sidecar, whose frames and time a test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from sidecar.handover.asking import LATE_S, PeerLink, PeerLinks, Result
+from sidecar.handover.frames import KEEP, NONCE_BYTES, PEER, VERSION, Frame, FrameReader, Kind, frame, proof
+from tests.support.domain_builders import ASK, account, cost
+from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.placement import PeerAsk
+
+KEY = b"k" * 32
+ADDRESS = "peer:1"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n"
+
+
+class Socket:
+    """A socket that takes every option."""
+
+    def setsockopt(self, *option: int) -> None:
+        """Set an option."""
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written, and whether its reading is paused."""
+
+    def __init__(self) -> None:
+        super().__init__(extra={"socket": Socket()})
+        self.is_paused = self.is_aborted = False
+        self._frames = FrameReader(1 << 20)
+        self._written = b""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._written += bytes(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._written += b"".join(list_of_data)
+
+    def written(self) -> list[Frame]:
+        """The frames that were written since the last call."""
+        data, self._written = self._written, b""
+        return list(self._frames.receive(data))
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+    def is_closing(self) -> bool:
+        return self.is_aborted
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+class Asker:
+    """A driver whose answer to an offer is a function of the test."""
+
+    def __init__(self) -> None:
+        self.offered: Callable[[PeerAsk], bool] = lambda ask: True
+        self.refused: list[bool] = []
+        """Asks that ended without room: whether the peer failed."""
+
+    def peer_offered(self, ask: PeerAsk) -> bool:
+        """See ``asking.Asker``."""
+        return self.offered(ask)
+
+    def peer_refused(self, ask: PeerAsk, *, has_failed: bool = False) -> None:
+        """See ``asking.Asker``."""
+        self.refused.append(has_failed)
+
+
+class Exchange:
+    """An exchange that stops reading when the response begins, as for a client that reads slowly."""
+
+    def __init__(self, link: PeerLink) -> None:
+        self._link = link
+        self.body = b""
+
+    def on_head(self, head: object) -> None:
+        self._link.pause()
+
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
+        self.body += body
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        raise AssertionError("the connection is lost")
+
+    def on_refused(self, error: OSError) -> None:
+        raise error
+
+    def preempt(self) -> None:
+        raise AssertionError("the request is preempted")
+
+
+class Pair:
+    """The links of a sidecar, and one link that has proved the key and is unused."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asker = Asker()
+        self.links = PeerLinks(lambda: self.now)
+        self.links.key = KEY
+        self.links.connect_to(self.asker)
+        self.transport = Transport()
+        self.link = PeerLink(self.links, ADDRESS)
+        self.link.connection_made(self.transport)
+        nonce = b"p" * NONCE_BYTES
+        self.receive(frame(Kind.HELLO, bytes([VERSION]) + nonce))
+        (proved,) = self.transport.written()
+        theirs = proved.payload[:NONCE_BYTES]
+        self.receive(frame(Kind.WELCOME, proof(KEY, PEER, nonce, theirs)))
+        assert self.link.ready.done()
+        self.links.release(self.link)
+
+    def receive(self, data: bytes) -> None:
+        """The other sidecar sends bytes."""
+        self.link.data_received(data)
+
+    def ask(self, number: int, wait_s: float = 5.0) -> PeerAsk:
+        """Ask for room on the link."""
+        pending = PendingRequest(account(), ASK, cost(), self.now, longest_wait_s=wait_s)
+        made = PeerAsk(number, "peer", ADDRESS, pending, wait_s)
+        self.links.ask(made)
+        assert [each.kind for each in self.transport.written()] == [Kind.ASK]
+        return made
+
+    def offer(self, number: int) -> None:
+        """The other sidecar offers room."""
+        self.receive(frame(Kind.OFFER, number.to_bytes(4)))
+
+
+async def test_a_link_that_is_released_while_it_is_paused_reads_on() -> None:
+    pair = Pair()
+
+    def starts(ask: PeerAsk) -> bool:
+        connection = pair.links.connection_of(ask.place).take()
+        assert connection is not None
+        connection.send(exchange, b"POST / HTTP/1.1\r\n\r\n", b"")
+        return True
+
+    exchange = Exchange(pair.link)
+    pair.asker.offered = starts
+    pair.ask(1)
+    pair.offer(1)
+    assert [each.kind for each in pair.transport.written()] == [Kind.DATA]
+    # One read has two frames: the first one pauses the link, and the second one completes the response.
+    pair.receive(frame(Kind.DATA, HEAD) + frame(Kind.DATA, b"{}"))
+    assert exchange.body == b"{}"
+    assert pair.transport.written() == [(Kind.END, KEEP)]
+    assert not pair.transport.is_paused
+    pair.ask(2)  # on the same connection
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_the_room_of_a_request_that_does_not_start_is_returned_at_once(takes: bool) -> None:
+    pair = Pair()
+    pair.asker.offered = lambda ask: takes  # its delivery fails, or it has found room elsewhere
+    pair.ask(1)
+    pair.offer(1)
+    assert pair.transport.written() == [(Kind.CANCEL, (1).to_bytes(4))]
+    pair.ask(2)  # on the same connection
+
+
+async def test_an_ask_that_follows_a_cancelled_one_at_once_is_not_cancelled() -> None:
+    pair = Pair()
+
+    def asks_again(ask: PeerAsk) -> bool:
+        pair.links.cancel(ask)
+        assert [each.kind for each in pair.transport.written()] == [Kind.CANCEL]
+        pair.ask(2)
+        return False
+
+    pair.asker.offered = asks_again
+    pair.ask(1)
+    pair.offer(1)
+    assert pair.transport.written() == []
+    pair.asker.offered = lambda ask: False
+    pair.offer(2)
+    assert pair.transport.written() == [(Kind.CANCEL, (2).to_bytes(4))]
+
+
+async def test_an_ask_is_timed_by_the_clock_of_the_sidecar() -> None:
+    pair = Pair()
+    pair.ask(1)
+    pair.now += 0.02
+    pair.offer(1)
+    assert pair.links.results == {Result.TAKEN: 1}
+    assert pair.links.waited_s == pytest.approx(0.02)
+    pair.transport.written()
+    pair.ask(2, wait_s=5.0)
+    pair.now += 5.0
+    pair.links.close_idle()
+    assert pair.asker.refused == []
+    pair.now += LATE_S + 0.1
+    pair.links.close_idle()  # its peer is silent
+    assert pair.asker.refused == [True]
+    assert pair.transport.is_aborted
