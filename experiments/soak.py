@@ -67,8 +67,8 @@ entitlements:
 """
 IMPATIENT_EVERY_S = 2.0
 MOST_GROWTH_MB, MOST_COUNT_ERROR = 3.0, 0.01
-REFUSALS = (Outcome.SHED, Outcome.UNAVAILABLE)
-"""Outcomes that are not failures: the request had not begun."""
+EXPECTED = (Outcome.SHED, Outcome.UNAVAILABLE, Outcome.PREEMPTED)
+"""Outcomes that are not failures: the request had not begun, or spot ended for a guarantee."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Result:
 def goals(result: Result) -> list[tuple[str, bool]]:
     """The goals, and whether each is reached."""
     ratios = (result.input_ratio, result.output_ratio)
-    failed = {how: count for how, count in result.ended_otherwise.items() if how not in REFUSALS}
+    failed = {how: count for how, count in result.ended_otherwise.items() if how not in EXPECTED}
     return [
         (
             f"memory grew by {result.growth_mb:.1f} MB, at most {MOST_GROWTH_MB:g}",

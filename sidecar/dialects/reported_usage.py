@@ -124,7 +124,7 @@ class UsageBlock(msgspec.Struct):
         if units.image_tokens:
             fresh = (fresh or 0) + units.image_tokens
         if prompt is None and fresh is None and self.total_tokens is not None:
-            prompt = max(self.total_tokens - (output or 0), 0)
+            prompt = max(int(self.total_tokens) - int(output or 0), 0)
         return TokenCounts(
             prompt,
             fresh,
