@@ -35,6 +35,12 @@ def test_a_body_is_read_across_any_split(cut: int) -> None:
     assert reader.usage == Usage(7, 2, 4)
 
 
+def test_a_fractional_count_of_output_leaves_whole_tokens_of_the_total() -> None:
+    for reader in (BodyReader(), BodyReader(longest=0)):
+        run(reader, [b'{"usage": {"completion_tokens": 1.5, "total_tokens": 2}}'])
+        assert reader.usage == Usage(1, 1, 0)
+
+
 @given(st.lists(st.integers(0, len(NESTED)), max_size=10))
 def test_a_body_is_read_in_any_number_of_pieces(cuts: list[int]) -> None:
     reader = BodyReader()
