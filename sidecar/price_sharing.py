@@ -8,6 +8,7 @@ reports failures of the store. Without the store, a sidecar learns prices from i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -144,10 +145,7 @@ class PriceSharing:
     async def write(self) -> None:
         """Write the learned prices if they have changed. Raises ``StoreDown``."""
         now = self._telemetry.clock()
-        for name in self._changes.take():
-            await asyncio.sleep(0)
-            self._encode(name)
-        await asyncio.sleep(0)
+        await self._encode()
         if not self._encoded or (not self._has_news and now < self._written_at + KEEP_S):
             return
         self._number += 1
@@ -155,21 +153,38 @@ class PriceSharing:
         self._written_at, self._has_news = now, False
         self.results["written"] += 1
 
-    def _encode(self, name: str) -> None:
-        """Encode the statistics of one entitlement. If all are too long, drop those that changed first."""
-        encoded = self._encoded
-        encoded.pop(name, None)
+    async def _encode(self) -> None:
+        """Encode what has changed, from the last change back, as long as all of it fits.
+
+        What has not changed since the last write follows. So a pool of many active entitlements costs no
+        more than one whose statistics just fit.
+        """
+        changed, before = self._changes.take(), self._encoded
+        kept: dict[str, bytes] = {}
+        size = 0
+        unchanged = [name for name in reversed(before) if name not in changed]
+        for name in itertools.chain(reversed(changed), unchanged):
+            if name in changed:
+                await asyncio.sleep(0)
+                content = self._statistics(name)
+            else:
+                content = before[name]
+            if content is None:
+                continue
+            size += len(name) + len(content) + 8
+            if size > MOST_BYTES:
+                break
+            kept[name] = content
+            self._has_news = self._has_news or name in changed
+        self._encoded = dict(reversed(kept.items()))
+
+    def _statistics(self, name: str) -> bytes | None:
+        """The encoded statistics of one entitlement; ``None`` if it is gone, or nothing was learned."""
         account = self._accounts.get(name)
         if account is None:
-            return
+            return None
         statistics = account.pricer.statistics()
-        if statistics.targets:
-            encoded[name] = encode_statistics(statistics)
-            self._has_news = True
-        whole = sum(len(each) + len(content) + 8 for each, content in encoded.items())
-        while whole > MOST_BYTES:
-            oldest = next(iter(encoded))
-            whole -= len(oldest) + len(encoded.pop(oldest)) + 8
+        return encode_statistics(statistics) if statistics.targets else None
 
     def metrics(self) -> Iterator[Metric]:
         """The metrics of the exchange, for Prometheus."""

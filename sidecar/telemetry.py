@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -242,14 +242,19 @@ class Tally:
 class Changes:
     """The names of entitlements whose counts have changed since the last ``take``."""
 
-    __slots__ = ("names",)
+    __slots__ = ("_names",)
 
-    def __init__(self) -> None:
-        self.names: set[str] = set()
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
 
-    def take(self) -> set[str]:
-        """Return the names, and start a new set."""
-        names, self.names = self.names, set()
+    def add(self, name: str) -> None:
+        """An entitlement has changed. Its name moves to the end."""
+        self._names.pop(name, None)
+        self._names[name] = None
+
+    def take(self) -> dict[str, None]:
+        """Return the names in the order of their last change, and forget them. The values mean nothing."""
+        names, self._names = self._names, {}
         return names
 
 
@@ -347,7 +352,7 @@ class Telemetry:
             return self._tallies[UNIDENTIFIED]
         name = account.entitlement.name
         for changes in self._changes:
-            changes.names.add(name)
+            changes.add(name)
         tally = self._tallies.get(name)
         return tally if tally is not None else self._start_tally(name, account)
 
@@ -385,9 +390,8 @@ class Telemetry:
         return tally.first_token.total, tuple(tally.first_token.counts)
 
     def changes(self) -> Changes:
-        """A new set of changed names for one reader. It begins with all used entitlements."""
-        made = Changes()
-        made.names.update(self.used())
+        """A new record of changed names for one reader. It begins with all used entitlements."""
+        made = Changes(self.used())
         self._changes.append(made)
         return made
 

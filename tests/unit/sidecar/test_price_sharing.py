@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import UserDict
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -231,18 +232,46 @@ async def test_a_failed_write_is_repeated() -> None:
     assert store.writes == 1
 
 
-async def test_what_is_written_is_bounded_and_has_the_last_used_entitlements() -> None:
+@pytest.mark.parametrize("writes_every", [1, 7, 1000])
+async def test_what_is_written_is_bounded_and_has_the_last_used_entitlements(writes_every: int) -> None:
     names = [f"tenant-{number:04}" for number in range(1000)]
+    store = Store()
+    replica = Replica("s1", store, *names)
+    for name in names[500:]:
+        replica.serve(10, times=20, tenant=name)
+    for number, name in enumerate(names, start=1):
+        replica.serve(10, times=20, tenant=name)
+        if number % writes_every == 0:
+            await replica.sharing.write()
+    await replica.sharing.write()
+    content = (await store.prices(b"")).contents["s1"]
+    assert 0.9 * MOST_BYTES <= len(content) <= MOST_BYTES + 100
+    told = list(decode_prices(content).entitlements)
+    assert 100 < len(told) < 1000
+    assert told == names[-len(told) :]
+
+
+class Counted(UserDict[str, Account]):
+    """Accounts that count how often one is looked up."""
+
+    lookups = 0
+
+    def __getitem__(self, name: str) -> Account:
+        self.lookups += 1
+        return super().__getitem__(name)
+
+
+async def test_only_what_fits_is_encoded() -> None:
+    names = [f"tenant-{number:04}" for number in range(2000)]
     store = Store()
     replica = Replica("s1", store, *names)
     for name in names:
         replica.serve(10, times=20, tenant=name)
-        await replica.sharing.write()
-    content = (await store.prices(b"")).contents["s1"]
-    assert len(content) <= MOST_BYTES + 100
-    told = list(decode_prices(content).entitlements)
-    assert 100 < len(told) < 1000
-    assert told == names[-len(told) :]
+    accounts = Counted(replica.accounts)
+    replica.sharing.follow(accounts)
+    await replica.sharing.write()
+    told = decode_prices((await store.prices(b"")).contents["s1"]).entitlements
+    assert accounts.lookups == len(told) + 1  # the last one does not fit
 
 
 async def test_an_entitlement_that_is_gone_is_not_told() -> None:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.proxy.bounds import PER_PIECE as HOLDERS_PER_PIECE
 from sidecar.proxy.bounds import Bounds
-from sidecar.telemetry import FAMILIES, OTHER, PER_PIECE, UNIDENTIFIED, Telemetry
+from sidecar.telemetry import FAMILIES, OTHER, PER_PIECE, UNIDENTIFIED, Changes, Telemetry
 from tests.support.domain_builders import ASK, PLENTY, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
@@ -271,3 +271,11 @@ def test_connections_and_bytes_are_shown_under_the_same_names() -> None:
     assert page[f"tokenpool_buffered_bytes{{entitlement={OTHER}}}"] == 2490
     assert page[f"tokenpool_connections{{entitlement={UNIDENTIFIED}}}"] == 0
     assert len(pieces) >= 250 / HOLDERS_PER_PIECE
+
+
+def test_changes_are_taken_in_the_order_of_the_last_change() -> None:
+    changes = Changes(["a", "b"])
+    changes.add("c")
+    changes.add("a")
+    assert list(changes.take()) == ["b", "c", "a"]
+    assert list(changes.take()) == []
