@@ -115,7 +115,7 @@ class Sidecar:
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
             self.replication = self._shared.replication(self.driver, self)
-            self.handover = self._shared.handover(self.driver, address)
+            self.handover = self._shared.handover(self.driver, address, self.controller.connection_refused)
         self.watcher = EngineWatcher(
             address,
             self.engine,
@@ -274,7 +274,7 @@ class Sidecar:
         self.manager.close_idle()
         self.manager.end_waits()
         deadline = self.telemetry.clock() + self.settings.drain_timeout
-        self.control.is_serving = False
+        self.controller.update_serving()
         while (self.manager.exchanges or self._has_guests) and self.telemetry.clock() < deadline:
             await asyncio.sleep(0.02)
         for server in self._servers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sidecar.configuration import Configuration, Enforcer
 from sidecar.engine.address import EngineAddress
@@ -67,12 +67,22 @@ class SharedLimits:
         self.sync.follow(accounts, now)
         self.prices.follow(accounts)
 
-    def handover(self, driver: Driver, engine: EngineAddress) -> Handover | None:
-        """Handover, if it is on."""
+    def handover(
+        self, driver: Driver, engine: EngineAddress, connection_refused: Callable[[], None]
+    ) -> Handover | None:
+        """Handover, if it is on. ``connection_refused`` is called when the engine refuses a connection."""
         links = self.ports.peers
         if links is None:
             return None
-        return Handover(self._settings, driver, links, engine, self._store, self._telemetry.clock)
+        return Handover(
+            self._settings,
+            driver,
+            links,
+            engine,
+            self._store,
+            self._telemetry.clock,
+            connection_refused=connection_refused,
+        )
 
     def replication(self, driver: Driver, enforcer: Enforcer) -> Replication:
         """The loops of the exchange. ``enforcer`` puts a published pool file in force."""

@@ -280,10 +280,19 @@ class Controller:
             for account in self.accounts.values():
                 account.pricer.forget_cache()  # the new process has an empty prefix cache
             control.forget_cache()
-        control.is_serving = engine.is_up and not self.is_draining
+        self.update_serving()
         engine.reserve(control.slots_to_reserve(engine.room.slots, now))
         control.engine_changed(engine.room, now)
         self.driver.act()
+
+    def connection_refused(self) -> None:
+        """The engine refused a connection: it gets no request before its next successful health check."""
+        self.engine.connection_refused()
+        self.update_serving()
+
+    def update_serving(self) -> None:
+        """Decide whether other replicas may send requests here: the engine is up, and nothing drains."""
+        self.control.is_serving = self.engine.is_up and not self.is_draining
 
     # --- answers of the sidecar itself ---
 

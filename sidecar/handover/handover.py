@@ -43,6 +43,8 @@ class Handover:
         engine: EngineAddress,
         store: Store,
         clock: Callable[[], float],
+        *,
+        connection_refused: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._driver = driver
@@ -52,6 +54,7 @@ class Handover:
             driver,
             engine,
             clock,
+            connection_refused=connection_refused,
             longest_request=settings.max_body_bytes + 2 * settings.max_head_bytes,
             connect_timeout=settings.connect_timeout,
             upstream_timeout=settings.upstream_timeout,

@@ -73,12 +73,15 @@ class PeerPort:
         engine: EngineAddress,
         clock: Callable[[], float],
         *,
+        connection_refused: Callable[[], None],
         longest_request: int,
         connect_timeout: float,
         upstream_timeout: float,
     ) -> None:
         self.driver = driver
         self.clock = clock
+        self.connection_refused = connection_refused
+        """Called when the engine refuses a connection: no ask gets an offer until it is up again."""
         self.longest_request = longest_request
         self.connect_timeout = connect_timeout
         self.upstream_timeout = upstream_timeout
@@ -327,8 +330,7 @@ class PeerSession(asyncio.Protocol):
         except OSError as error:
             self._connecting = None
             if error.errno not in OUR_OWN:
-                # No other ask gets an offer before the next health check succeeds.
-                self._port.driver.control.is_serving = False
+                self._port.connection_refused()
             self._lose(if_refused)
             return
         self._connecting = None

@@ -147,7 +147,7 @@ class Exchange:
             if self._controller.engine.is_up:
                 log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
             if error.errno not in OUR_OWN:
-                self._controller.engine.connection_refused()
+                self._controller.connection_refused()
             self._end(Ending.UPSTREAM_ERROR, spent=False)
             self._refuse(
                 Reason.ENGINE_DOWN,

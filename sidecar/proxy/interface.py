@@ -111,6 +111,9 @@ class RequestController(Protocol):
     def priority_refused(self, admitted: AdmittedRequest) -> None:
         """The engine refused the request for its priority. The request is sent again without it."""
 
+    def connection_refused(self) -> None:
+        """The engine refused a connection: it gets no request before its next successful health check."""
+
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
 

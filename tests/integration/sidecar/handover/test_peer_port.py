@@ -178,10 +178,16 @@ async def test_an_engine_without_a_connection_cannot_have_begun(
             assert await peer.is_closed()
         assert received(sidecar) == {"upstream_error": 1}
         assert sidecar.control.guests.sequences == 0
+        assert not sidecar.engine.is_up
+        sidecar.controller.engine_changed()  # its metrics page may be read before its health
         async with peer_of(sidecar) as peer:  # no other request comes before the next health check
             await peer.join()
             peer.ask()
             await peer.expect(Kind.REFUSE)
+            sidecar.engine.health_answered()
+            sidecar.controller.engine_changed()
+            peer.ask()
+            await peer.expect(Kind.OFFER)
 
 
 @pytest.mark.parametrize("returns", [True, False])

@@ -273,3 +273,27 @@ def test_a_refused_priority_is_taken_out_and_counted() -> None:
     }
     assert counts["tokenpool_engine_priority_refused_total"] == 1
     assert counts[f"tokenpool_engine_priority_total{PRIORITY_SPOT}"] == 1
+
+
+# --- requests of other replicas ---
+
+
+def test_after_a_refused_connection_other_replicas_wait_for_the_next_health_check() -> None:
+    made = serving()
+    assert made.control.is_serving
+    made.connection_refused()
+    assert not made.control.is_serving
+    made.engine_changed()
+    assert not made.control.is_serving
+    made.engine.health_answered()
+    made.engine_changed()
+    assert made.control.is_serving
+
+
+def test_a_sidecar_that_drains_takes_no_requests_of_other_replicas() -> None:
+    made = serving()
+    made._lifecycle.is_draining = True
+    made.update_serving()
+    assert not made.control.is_serving
+    made.engine_changed()
+    assert not made.control.is_serving
