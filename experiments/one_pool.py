@@ -88,7 +88,7 @@ class Point:
     @property
     def handovers_per_request(self) -> float:
         """Handovers, whatever their result, for each request."""
-        return sum(self.handovers.values()) / max(self.offered, 1)
+        return self.handovers.get("taken", 0) / max(self.offered, 1)
 
 
 def goals(point: Point) -> list[tuple[str, bool]]:
