@@ -87,7 +87,7 @@ class Point:
 
     @property
     def handovers_per_request(self) -> float:
-        """Handovers, whatever their result, for each request."""
+        """The part of the requests that ran at another replica."""
         return self.handovers.get("taken", 0) / max(self.offered, 1)
 
 

@@ -109,7 +109,7 @@ def test_the_counts_of_a_point_add_up() -> None:
         attempt(4.0, None, outcome=Outcome.SHED, reason="engine_full"),
         attempt(5.0, None, outcome=Outcome.BROKEN),
     )
-    counts = Counts(Counter({"length": 2, "abort": 1}), 3200.0, Counter({"accepted": 1}))
+    counts = Counts(Counter({"length": 2, "abort": 1}), 3200.0, Counter({"taken": 1, "refused": 4}))
     point = one_pool.point_of(made, CASE, counts)
     assert (point.offered, point.served, point.refused) == (3, 1, {"engine_full": 1, "broken": 1})
     assert (point.served_in_all, point.finished, point.aborted) == (2, 2, 1)
