@@ -155,10 +155,11 @@ class Process:
         return child.returncode
 
     def cpu_seconds(self) -> float:
-        """CPU time of all its threads so far, user and kernel, with nanosecond resolution."""
+        """CPU time of all its running threads so far, user and kernel, with nanosecond resolution."""
         total = 0
         for task in Path(f"/proc/{self.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread may end meanwhile
+                total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
     def resident_mb(self) -> float:
