@@ -118,21 +118,27 @@ class UsageBlock(msgspec.Struct):
         """The counts of the block."""
         units = self.tokens or self.billed_units or self
         details = self.prompt_tokens_details or self.input_tokens_details
-        prompt, fresh, output = self.prompt_tokens, units.input_tokens, self.completion_tokens
+        prompt, fresh = _whole(self.prompt_tokens), _whole(units.input_tokens)
+        output, total = _whole(self.completion_tokens), _whole(self.total_tokens)
         if not output and units.output_tokens is not None:
-            output = units.output_tokens
+            output = _whole(units.output_tokens)
         if units.image_tokens:
-            fresh = (fresh or 0) + units.image_tokens
-        if prompt is None and fresh is None and self.total_tokens is not None:
-            prompt = max(int(self.total_tokens) - int(output or 0), 0)
+            fresh = (fresh or 0) + int(units.image_tokens)
+        if prompt is None and fresh is None and total is not None:
+            prompt = max(total - (output or 0), 0)
         return TokenCounts(
             prompt,
             fresh,
-            self.cache_read_input_tokens,
-            self.cache_creation_input_tokens,
-            details.cached_tokens if details is not None else self.cached_tokens,
+            _whole(self.cache_read_input_tokens),
+            _whole(self.cache_creation_input_tokens),
+            _whole(details.cached_tokens if details is not None else self.cached_tokens),
             output,
         )
+
+
+def _whole(count: float | None) -> int | None:
+    """A count in whole tokens: a fraction below one is none."""
+    return None if count is None else int(count)
 
 
 class Answer(msgspec.Struct):

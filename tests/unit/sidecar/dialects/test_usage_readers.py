@@ -35,10 +35,18 @@ def test_a_body_is_read_across_any_split(cut: int) -> None:
     assert reader.usage == Usage(7, 2, 4)
 
 
-def test_a_fractional_count_of_output_leaves_whole_tokens_of_the_total() -> None:
+@pytest.mark.parametrize(
+    ("block", "usage"),
+    [
+        (b'{"completion_tokens": 1.5, "total_tokens": 2}', Usage(1, 1, 0)),
+        (b'{"prompt_tokens": 0.5, "input_tokens": 3}', Usage(3, 0, 0)),
+        (b'{"completion_tokens": 0.5, "output_tokens": 2.5, "input_tokens": 1}', Usage(1, 2, 0)),
+    ],
+)
+def test_fractional_counts_are_whole_tokens(block: bytes, usage: Usage) -> None:
     for reader in (BodyReader(), BodyReader(longest=0)):
-        run(reader, [b'{"usage": {"completion_tokens": 1.5, "total_tokens": 2}}'])
-        assert reader.usage == Usage(1, 1, 0)
+        run(reader, [b'{"usage": ' + block + b"}"])
+        assert reader.usage == usage
 
 
 @given(st.lists(st.integers(0, len(NESTED)), max_size=10))
