@@ -337,7 +337,7 @@ class AdmissionControl:
         expected_s = shed.expected_s if shed is not None else 0.0
         needs_engine = waits_for is WaitsFor.ENGINE
         retry_in_s = _retry_in_s(shed)
-        if needs_engine and self.placement is not None and not self.guests.has(pending.account):
+        if needs_engine and self.placement is not None and not pending.is_guest:
             expected_s /= self.placement.replicas
             if self._has_room_elsewhere(pending.cost, now):
                 # Even a request without a queue timeout gets the time to find that room.
@@ -432,15 +432,8 @@ class AdmissionControl:
 
         Returns whether the request may be decided again.
         """
-        ledger, room, missing = self.ledger, self.room, account.missing(cost)
-        sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
-        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
-        if (
-            self.queue.needs_engine
-            or not account.is_below_ceiling(cost)
-            or sequences > room.slots - room.reserved_slots
-            or kv_tokens > room.kv_tokens
-        ):
+        missing = account.missing(cost)
+        if self.queue.needs_engine or not account.is_below_ceiling(cost) or not self._has_room_here(cost):
             return False
         if account.bucket.level <= 0 and (
             account.entitlement.ceiling.tokens_per_second < math.inf
@@ -536,13 +529,13 @@ class AdmissionControl:
             self._cancel_asks(pending)
         is_last = was_queued and now >= pending.deadline
         is_counted, pending.is_counted = pending.is_counted, True
-        may_queue = self._engine_queue_of(pending, now, is_last=is_last)
         was_paused = False
         if was_queued and self.leases is not None:
             was_paused = self.leases.were_lost(now)
             self.leases.borrow_if_short(account, pending.cost, now)
         if not was_queued and self._has_room_elsewhere(pending.cost, now):
             pending.places_until = now + PLACE_S
+        may_queue = self._engine_queue_of(pending, now, is_last=is_last)
         outcome = self._decide(
             account,
             pending.ask,
@@ -627,12 +620,7 @@ class AdmissionControl:
     def _ask_for(self, pending: PendingRequest | None, now: float) -> None:
         """Ask other replicas for room for a waiting request, if it may use that room and has no asks yet."""
         placement = self.placement
-        if (
-            placement is None
-            or pending is None
-            or pending in placement.asks
-            or self.guests.has(pending.account)
-        ):
+        if placement is None or pending is None or pending in placement.asks or pending.is_guest:
             return
         if pending.waits_for is WaitsFor.LEASE:
             # No lease covers it. It may use room that other requests do not need.

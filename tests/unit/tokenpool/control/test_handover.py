@@ -564,3 +564,15 @@ def test_an_unused_offer_says_nothing_about_the_time_of_requests() -> None:
     assert isinstance(guest, Ticket)
     control.settle(guest, SPENT, Ending.CLIENT_GONE, 10.001, reported=False)
     assert control.ledger.residence.value == before
+
+
+def test_after_its_wait_for_a_lease_spot_looks_elsewhere_before_it_waits_in_the_engine_here() -> None:
+    sidecar = Leased(entitlement(tier=Tier.SPOT), terms=CONTENDED, slots=1)
+    control = sidecar.control
+    control.placement = Placement("me")
+    control.engine_changed(replace(room(1, foreign=1), preemptible_queue=2.0), OPEN)
+    control.peers_named(FREE, OPEN)
+    waiting = pending(control, sidecar.accounts["a"], OPEN)
+    assert waiting.waits_for is WaitsFor.LEASE
+    sidecar.exchange(OPEN + 0.01)
+    assert {ask.pending for ask in asked(control)} == {waiting}
