@@ -103,7 +103,7 @@ class PriceSharing:
             log.critical("the learned prices could not be shared", exc_info=True)
 
     async def read(self) -> None:
-        """Read the prices of other sidecars. Estimates without own observations start from them.
+        """Read the prices of other sidecars. Estimates start from them, and own observations stay.
 
         Raises ``StoreDown``.
         """

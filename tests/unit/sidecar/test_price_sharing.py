@@ -334,7 +334,7 @@ def test_statistics_are_the_same_after_the_wire() -> None:
                 "m",
                 (1.5, 2.0, 3.0, 4.0, 5.0),
                 7,
-                OutputStatistics((1, 20, 300), 3, 3, 1),
+                OutputStatistics((1, 20, 300), 3, 3, 1, 0.88),
                 {2**56 - 1: OutputStatistics((5,), 1)},
             ),
         ),
@@ -347,7 +347,7 @@ def test_statistics_are_the_same_after_the_wire() -> None:
 
 
 def test_a_later_version_may_add_fields() -> None:
-    target = ["r", "m", [0.0] * 5, 0, [[1], 1, 0, 0, "new"], {}, {}, "new"]
+    target = ["r", "m", [0.0] * 5, 0, [[1], 1, 0, 0, 0.9, "new"], {}, {}, "new"]
     content = msgspec.msgpack.encode([PRICES_SCHEMA, 1, {"a": [0.9, [target], "new"]}, "new"])
     (decoded,) = decode_prices(content).entitlements.values()
     assert decode_statistics(decoded).targets[0].output.outputs == (1,)
