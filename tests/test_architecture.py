@@ -61,7 +61,7 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects"}),
-        frozenset({"identity", "decisions", "telemetry"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
