@@ -141,6 +141,11 @@ class AdmissionControl:
         queue = self.queue
         return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or bool(self._preferring)
 
+    @property
+    def knows_others(self) -> bool:
+        """Whether requests can be handed over to other replicas."""
+        return self.placement is not None and self.placement.replicas > 1
+
     def take_effects(self) -> Effects:
         """Return the effects since the last call. The caller must perform all of them."""
         effects, self._effects, self.has_effects = self._effects, Effects(), False
@@ -297,8 +302,7 @@ class AdmissionControl:
         374 to 46 ms (100 replicas, 95 % load). With nine of ten requests at one of four replicas (80 % load),
         it fell from 370 to 72 ms.
         """
-        has_others = self.placement is not None and self.placement.replicas > 1
-        return EngineQueue.BEHIND_PREEMPTIBLE if has_others else EngineQueue.ANY
+        return EngineQueue.BEHIND_PREEMPTIBLE if self.knows_others else EngineQueue.ANY
 
     def _engine_queue_of(self, pending: PendingRequest, now: float, *, is_last: bool) -> EngineQueue:
         """The queue of the engine that a request may join after a wait."""
@@ -338,7 +342,10 @@ class AdmissionControl:
         needs_engine = waits_for is WaitsFor.ENGINE
         retry_in_s = _retry_in_s(shed)
         if needs_engine and self.placement is not None and not pending.is_guest:
-            expected_s /= self.placement.replicas
+            usable = self.placement.replicas - (1 if self.room.is_down else 0)
+            if not usable:
+                return False
+            expected_s /= usable
             if self._has_room_elsewhere(pending.cost, now):
                 # Even a request without a queue timeout gets the time to find that room.
                 pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
@@ -527,7 +534,8 @@ class AdmissionControl:
         account = pending.account
         if not was_queued:
             self._cancel_asks(pending)
-        is_last = was_queued and now >= pending.deadline
+        # A guest does not wait for an engine that is down: its own sidecar asks another replica.
+        is_last = was_queued and (now >= pending.deadline or (pending.is_guest and self.room.is_down))
         is_counted, pending.is_counted = pending.is_counted, True
         was_paused = False
         if was_queued and self.leases is not None:
@@ -610,7 +618,8 @@ class AdmissionControl:
         ledger, room = self.ledger, self.room
         sequences = ledger.concurrency_in_use + room.foreign_sequences + cost.sequences
         kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens + cost.kv_tokens
-        return sequences <= room.slots - room.reserved_slots and kv_tokens <= room.kv_tokens
+        slots = 0.0 if room.is_down else room.slots - room.reserved_slots
+        return sequences <= slots and kv_tokens <= room.kv_tokens
 
     def _has_room_elsewhere(self, cost: Cost, now: float) -> bool:
         """Whether another replica had room for such a request, as last known."""
@@ -873,6 +882,10 @@ class AdmissionControl:
     def slots_to_reserve(self, slots: float, now: float) -> float:
         """The number of slots to reserve, of ``slots``, while guaranteed requests miss their SLO."""
         return self.slo.judge(slots, now) if self._has_slo_feedback else 0.0
+
+    def engine_refused(self, room: EngineRoom) -> None:
+        """The engine has just refused a connection. The next event decides the waiting requests."""
+        self.room = room
 
     def engine_changed(self, room: EngineRoom, now: float) -> None:
         """Use the room of a new observation of the engine."""
