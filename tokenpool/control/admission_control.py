@@ -557,7 +557,7 @@ class AdmissionControl:
         if isinstance(outcome, Shed):
             if not is_last and self._may_fit_soon(outcome):
                 if was_queued:
-                    self.queue.change(pending, _reason(outcome), _retry_in_s(outcome))
+                    self.queue.change(pending, _reason(outcome), _retry_in_s(outcome), outcome.dimension)
                     self._ask_for(pending, now)
                     return
                 if self._enter(pending, outcome, now):
@@ -753,7 +753,7 @@ class AdmissionControl:
             self._effects.decided.append((pending, shed))
             self.has_effects = True
         else:
-            self.queue.change(pending, _reason(shed), _retry_in_s(shed))
+            self.queue.change(pending, _reason(shed), _retry_in_s(shed), shed.dimension)
 
     def peer_refused(self, ask: PeerAsk, now: float, *, has_failed: bool = False) -> None:
         """Another replica has no room, or did not answer (``has_failed``)."""

@@ -297,6 +297,21 @@ def test_guests_and_own_requests_are_served_by_tier_and_deadline() -> None:
         running = ticket
 
 
+def test_a_large_guest_delays_no_smaller_guest_of_its_tier() -> None:
+    control = with_peers(2)
+    first, second = admitted(control, account()), admitted(control, account())
+    large = control.offer_guest(Tier.ELASTIC, guest_cost(2, 112), 5.0, 0.0, is_preemptible=False)
+    small = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    control.settle(first, SPENT, Ending.FINISHED, 0.1)
+    ((decided, ticket),) = control.take_effects().decided
+    assert decided is small
+    assert isinstance(ticket, Ticket)
+    for each in (second, ticket):
+        control.settle(each, SPENT, Ending.FINISHED, 0.2)
+    ((decided, ticket),) = control.take_effects().decided
+    assert decided is large
+
+
 def test_a_preemptible_guest_ends_for_a_guarantee_here() -> None:
     control = with_peers(1)
     kept = control.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=True)
