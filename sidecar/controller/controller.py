@@ -196,8 +196,8 @@ class Controller:
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Decide a request again, because the engine here or another replica has not begun with it.
 
-        Its ticket ends without usage, and does not count as an ended request. If another replica could not
-        begin with it (``has_failed``), that replica is not asked for a while.
+        Its ticket ends without usage, and does not count as an ended request. The request keeps its deadline.
+        If another replica could not begin with it (``has_failed``), that replica is not asked for a while.
         """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
@@ -214,7 +214,7 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            may_prefer=False,
+            arrived_at=admitted.started_at,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at)

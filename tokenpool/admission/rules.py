@@ -116,7 +116,13 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
 
 
 def refused_with_any_lease(
-    ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, is_retry: bool = False
+    ledger: Ledger,
+    account: Account,
+    cost: Cost,
+    room: EngineRoom,
+    *,
+    is_retry: bool = False,
+    is_counted: bool = False,
 ) -> Shed | None:
     """The refusal of a request that no lease would admit here; ``None`` if a larger lease might help."""
     refusal = never_fits(account.entitlement.ceiling, cost, room)
@@ -127,7 +133,7 @@ def refused_with_any_lease(
     if account.entitlement.guarantee != NOTHING or is_unknown:
         return None
     refusal = engine_full(ledger, account, cost, room)
-    if refusal is not None:
+    if refusal is not None and not is_counted:
         account.meter.offer(cost, is_retry=is_retry)
     return refusal
 

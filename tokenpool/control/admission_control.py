@@ -163,29 +163,32 @@ class AdmissionControl:
         body: bytes = b"",
         request: object = None,
         streams: bool = True,
-        may_prefer: bool = True,
+        arrived_at: float | None = None,
     ) -> Ticket | PendingRequest | Shed:
         """Decide a priced request, or make it wait. A ticket must be settled exactly once.
 
         ``body`` has the bytes by which a retry is recognised. ``request`` is the caller's record, which the
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
-        ``may_prefer`` states whether it may go to the replica with its prompt in the cache.
+        ``arrived_at`` is the time of arrival of a request that was admitted before and is placed again: it
+        keeps its deadline, its demand is counted already, and it is not handed over for a cache only.
         """
         if not account.is_active:
             self.active.touch(account, now)
         leases = self.leases
         if leases is not None and not leases.covers(account, cost, now):
-            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
             if not self._has_room_elsewhere(cost, now):
                 is_retry = account.retries.is_retry(body, now)
-                shed = refused_with_any_lease(self.ledger, account, cost, self.room, is_retry=is_retry)
+                shed = refused_with_any_lease(
+                    self.ledger, account, cost, self.room, is_retry=is_retry, is_counted=pending.is_counted
+                )
                 if shed is not None:
                     pending.is_counted = True
                     return self._queue_or_shed(pending, shed, now)
-            if leases.wait(pending, pending.longest_wait_s, now):
+            if leases.wait(pending, max(pending.leaves_by - now, 0.0), now):
                 return pending
         elif self.queue.has_waiting(account):
-            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
@@ -196,16 +199,16 @@ class AdmissionControl:
             cost,
             body,
             now,
-            is_counted=False,
+            is_counted=arrived_at is not None,
             streams=streams,
             may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
-            if self.placement is None or not may_prefer or not ask.prefixes:
+            if self.placement is None or arrived_at is not None or not ask.prefixes:
                 return outcome
-            pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
             return pending if self._prefers_another(pending, outcome, now) else outcome
-        pending = self._pending(account, ask, cost, now, body, request, streams, may_prefer)
+        pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
@@ -271,20 +274,21 @@ class AdmissionControl:
         body: bytes,
         request: object,
         streams: bool,
-        may_prefer: bool,
+        arrived_at: float | None,
     ) -> PendingRequest:
         longest_wait_s = self.queue.settings.longest_wait_s(account)
         pending = PendingRequest(
             account,
             ask,
             cost,
-            now,
+            now if arrived_at is None else arrived_at,
             longest_wait_s=longest_wait_s,
             body=body,
             request=request,
             streams=streams,
         )
-        pending.may_prefer = may_prefer
+        pending.is_counted = arrived_at is not None
+        pending.may_prefer = arrived_at is None
         return pending
 
     def _queue_or_shed(self, pending: PendingRequest, shed: Shed, now: float) -> PendingRequest | Shed:

@@ -460,6 +460,12 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         waiting = filled.send()
         await until(lambda: len(requests) == 1)
         await until(lambda: len(here.control.queue) == 1)
+        again = here.control.queue.first(here.controller.accounts["e"])
+        assert again is not None
+        # It keeps its deadline, and its demand is counted once.
+        assert again.arrived_at < again.entered_at
+        assert again.deadline == again.arrived_at + 5.0
+        assert again.is_counted
         await filled.free()
         assert (await waiting).status == 200
         assert len(requests) == 1  # that replica is not asked again at once

@@ -25,6 +25,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
     room,
     spot,
 )
+from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
@@ -36,6 +37,7 @@ from tokenpool.control.guests import guest_cost
 from tokenpool.entitlements import Tier
 from tokenpool.leases.messages import MOST_ROOM, Limit
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Usage
 
 FULL = [KnownPeer("p", "p:1", 0.0, 0.0), KnownPeer("q", "q:1", 0.0, 0.0)]
 FREE = [KnownPeer("p", "p:1", 1e6, 4.0), KnownPeer("q", "q:1", 1e6, 4.0)]
@@ -90,6 +92,52 @@ def test_the_first_offer_gets_the_request_and_the_other_asks_are_cancelled() -> 
     control.settle(running, SPENT, Ending.FINISHED, 1.0)
     assert_is_empty(control)
     assert control.ledger.away == 0
+
+
+def lost_elsewhere(control: AdmissionControl, tenant: Account, now: float) -> Ticket:
+    """A request that arrived at time 0, and whose replica could not begin with it."""
+    pending(control, tenant)
+    first, _ = asked(control)
+    assert control.peer_offered(first, now)
+    ((_, ticket),) = control.take_effects().decided
+    assert isinstance(ticket, Ticket)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, now, reported=False)
+    return ticket
+
+
+def test_a_request_that_is_placed_again_keeps_its_arrival_and_its_deadline() -> None:
+    control, tenant = with_peers(), account(name="b")
+    admitted(control, account())
+    lost_elsewhere(control, tenant, 3.0)
+    again = control.offer(tenant, ASK, cost(), 3.0, arrived_at=0.0)
+    assert isinstance(again, PendingRequest)
+    assert (again.arrived_at, again.deadline) == (0.0, WAITS.elastic_s)
+    assert not again.may_prefer
+    # At the end of its longest wait it is decided for the last time.
+    control.withdraw(again, 3.0)
+    assert isinstance(control.offer(tenant, ASK, cost(), WAITS.elastic_s, arrived_at=0.0), Shed)
+
+
+def test_the_demand_of_a_request_that_is_placed_again_is_counted_once() -> None:
+    control, tenant = with_peers(), account(name="b")
+    admitted(control, account())
+    lost_elsewhere(control, tenant, 0.5)
+    control.offer(tenant, ASK, cost(), 0.5, arrived_at=0.0)
+    once = account(name="c")
+    pending(control, once, 0.5)
+    demands = [each.meter.report(0, 0, 1.0, NOTHING).demand for each in (tenant, once)]
+    assert demands[0] == demands[1]
+
+
+def test_with_leases_a_request_that_is_placed_again_waits_for_a_lease_as_long_as_it_has_left() -> None:
+    sidecar = Leased(entitlement(), terms=CONTENDED)
+    tenant = sidecar.accounts["a"]
+    again = sidecar.control.offer(tenant, ASK, cost(), OPEN, arrived_at=OPEN - 4.0)
+    assert isinstance(again, PendingRequest)
+    assert again.waits_for is WaitsFor.LEASE
+    longest_s = sidecar.control.queue.settings.longest_wait_s(tenant)
+    assert again.longest_wait_s == max(longest_s - 4.0, 0.0)
+    assert again.is_counted
 
 
 def test_room_that_becomes_free_here_cancels_the_asks() -> None:
