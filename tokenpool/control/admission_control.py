@@ -29,7 +29,7 @@ from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.guests import GUEST_ASK, Guests
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
-from tokenpool.leases.messages import MOST_ROOM, ReplicaRoom
+from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
@@ -111,8 +111,8 @@ class AdmissionControl:
         """``HOST:PORT`` of the peer port; empty if other replicas cannot hand requests over to this one."""
         self.is_serving = False
         """Whether the engine is up, and the sidecar is not stopping."""
-        self.pool_tokens = TokenBucket(now)
-        """A lone sidecar's bucket of the engine's whole throughput."""
+        self._pool_tokens = TokenBucket(now)
+        """A lone sidecar's bucket of its engine's throughput, like that of a pool in the lease store."""
         self._spent_seen = 0.0
         """The part of ``ledger.spent`` that this bucket has paid."""
         self.room = EngineRoom(0.0, 0.0)
@@ -454,13 +454,21 @@ class AdmissionControl:
         account.borrow(cost)
         return True
 
+    def set_throughput(self, tokens_per_second: float, now: float) -> None:
+        """Set the throughput of a lone sidecar's engine. Its unused part is lent beyond limits.
+
+        Call it at each tick: a bucket that is charged late for a longer time would seem empty.
+        """
+        self._free_tokens(now)
+        self._pool_tokens.resize(tokens_per_second, tokens_per_second * POOL_BUCKET_S, now)
+
     def _free_tokens(self, now: float) -> float:
         """The level of the bucket of the engine's whole throughput, in tokens."""
-        bucket, spent = self.pool_tokens, self.ledger.spent
-        level = bucket.refill(now)
+        bucket, spent = self._pool_tokens, self.ledger.spent
+        bucket.refill(now)  # first, so that never more than the bucket is lent
         bucket.add(self._spent_seen - spent)
-        level, self._spent_seen = level + self._spent_seen - spent, spent
-        return level
+        self._spent_seen = spent
+        return bucket.level
 
     def _is_engine_queue_closed(self, now: float) -> bool:
         """Whether no preemptible request may wait in the engine now.
