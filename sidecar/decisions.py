@@ -47,7 +47,8 @@ class AdmittedRequest:
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
         self.parsed: object = None
-        """The parsed request if it is handed over, because it may have to be decided again."""
+        """The parsed request, until an engine may have begun with it. Until then it can be decided again.
+        ``None`` without other replicas."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

@@ -379,7 +379,7 @@ class ClientConnection(ReceivingConnection):
         self._close()
 
     def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
-        """Another replica does not serve the request: decide it again. ``has_failed``: it could not."""
+        """No engine has begun with the request: decide it again. ``has_failed``: its place failed."""
         self._serve_nothing()
         controller = self._manager.controller
         decided = controller.admit_again(admitted, has_failed=has_failed)

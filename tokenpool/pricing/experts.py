@@ -173,10 +173,11 @@ class PriceExperts:
         prefixes: Sequence[int],
         target_count: int,
         output: int | None,
-        cached_tokens: int,
+        cached_tokens: int | None,
     ) -> None:
         """Learn from a finished request: its output per sequence (``None`` without one) and cached tokens.
 
+        ``cached_tokens`` is ``None`` if another engine served it, because that engine has another cache.
         ``target_count`` is the number of observations of its target, this one included.
         """
         self._observations += 1
@@ -268,10 +269,11 @@ class PriceExperts:
         return shared
 
     def _observe_cached(
-        self, target: Target, nodes: dict[int, Node], prefixes: Sequence[int], cached_tokens: int
+        self, target: Target, nodes: dict[int, Node], prefixes: Sequence[int], cached_tokens: int | None
     ) -> None:
         """Learn the tokens that the engine found in its cache for a prompt with these prefixes.
 
+        New prefixes become candidates.
         The longest known prefix learns the number, and longer prefixes start with it. Shorter prefixes also
         price other prompts, so they learn only a smaller number. A smaller number counts at once. A larger
         one moves the estimate by half of the difference. So the first request that had to compute an evicted
@@ -284,6 +286,8 @@ class PriceExperts:
                 node = nodes[prefix] = Node(target, prefix)
                 self._candidates[node] = None
             node.last_observation = self._observations
+            if cached_tokens is None:
+                continue
             believed = node.cached_tokens
             if not believed or cached_tokens < believed:
                 node.cached_tokens = cached_tokens
