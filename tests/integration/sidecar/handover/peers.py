@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.app import Sidecar
+from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import (
     ASKER,
     NONCE_BYTES,
     PEER,
     VERSION,
-    AskFields,
     Frame,
     Kind,
     decode_ask,
