@@ -46,6 +46,7 @@ MODULES = (
     "sidecar.proxy.heads",
     "sidecar.proxy.interface",
     "sidecar.proxy.receiving",
+    "sidecar.proxy.request_ids",
     "sidecar.proxy.request_parser",
     "sidecar.proxy.tls",
     "sidecar.proxy.upstream",

@@ -299,11 +299,11 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal) -> None:
-        """Count an answer of the sidecar itself."""
+    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+        """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(refusal.account, refusal.reason, 0.0)
+            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0)
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

@@ -133,4 +133,4 @@ _KINDS = {
     OVERLOADED: "overloaded_error",
 }
 
-ANTHROPIC = Dialect(error_body, error_event, limit_headers, _OWN_STATUSES)
+ANTHROPIC = Dialect(error_body, error_event, limit_headers, _OWN_STATUSES, names_request_id=True)

@@ -24,6 +24,14 @@ class Dialect:
     own_statuses: Mapping[Reason, int] = field(default_factory=dict)
     """Status codes that differ from the default ones."""
 
+    names_request_id: bool = False
+    """Whether clients read the id of a request from ``request-id``, too."""
+
+    def id_lines(self, request_id: bytes) -> bytes:
+        """Header lines with the id of a request."""
+        lines = b"x-request-id: %b\r\n" % request_id
+        return b"%brequest-id: %b\r\n" % (lines, request_id) if self.names_request_id else lines
+
     def status(self, reason: Reason) -> int:
         """The status code of an answer."""
         return self.own_statuses.get(reason, reason.status)

@@ -16,6 +16,7 @@ from sidecar.memory_bounds import MemoryBounds
 from sidecar.proxy.bounds import Bounds, Caller
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
+from sidecar.proxy.request_ids import RequestIds
 from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Connections, Pool
 from sidecar.settings import Settings
@@ -94,6 +95,7 @@ class ConnectionManager:
         self.pool = pool
         self.framer = framer
         self._places = places
+        self.request_ids = RequestIds()
         self.parser_limits = ParserLimits(
             max_head_bytes=settings.max_head_bytes,
             head_timeout=settings.head_timeout,

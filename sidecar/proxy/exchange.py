@@ -166,11 +166,10 @@ class Exchange:
         self._status = head.status
         if admitted.ticket is not None and head.status == 200:
             self._reader = self._reader_of(head)
-        extra = (
-            self._request.dialect.limit_headers(admitted.account)
-            if admitted.ticket and admitted.account
-            else b""
-        )
+        dialect = self._request.dialect
+        extra = dialect.id_lines(self._request.id)
+        if admitted.ticket and admitted.account:
+            extra += dialect.limit_headers(admitted.account)
         origin = self._request.origin
         if origin is not None:
             extra += self._controller.engine.cors.relayed(
@@ -337,7 +336,7 @@ class Exchange:
         self._keeps_alive, self._frames_chunks = self._request.keeps_alive, False
         framed = self._request.framed
         assert framed is not None
-        self._head_bytes = with_length(framed, len(admitted.body))
+        self._head_bytes = with_length(framed, self._request.id, len(admitted.body))
         self.start()
 
     # --- the client's side and time limits ---

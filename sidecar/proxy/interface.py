@@ -117,5 +117,5 @@ class RequestController(Protocol):
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
 
-    def refused(self, refusal: Refusal) -> None:
-        """Count an answer of the sidecar itself."""
+    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+        """Count and log an answer of the sidecar itself."""

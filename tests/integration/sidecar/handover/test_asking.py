@@ -140,9 +140,10 @@ async def test_a_request_is_passed_on_as_its_own_engine_would_get_it(
 ) -> None:
     engine.answer = second.answer = fake.answer_stream
     async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
-        own = await ask(here, request(CHAT_PATH, STREAM, key="e-key"))
+        same = {"x-request-id": "mine"}
+        own = await ask(here, request(CHAT_PATH, STREAM, key="e-key", headers=same))
         filled = await full(here, engine)
-        other = await ask(here, request(CHAT_PATH, STREAM, key="e-key"))
+        other = await ask(here, request(CHAT_PATH, STREAM, key="e-key", headers=same))
         assert (other.status, other.body) == (own.status, own.body)
         assert second.received[0].body == engine.received[0].body
         assert second.received[0].headers == engine.received[0].headers
