@@ -346,9 +346,9 @@ class AdmissionQueue:
                     passed.pop()
                     self._put_back(pending, now)
                 elif pending.lacks is Dimension.KV_TOKENS:
-                    kv_tokens = pending.cost.kv_tokens
+                    kv_tokens = float(pending.cost.kv_tokens)
                 else:
-                    sequences = pending.cost.sequences
+                    sequences = float(pending.cost.sequences)
         finally:
             for pending in passed:
                 if not _is_stale(pending):
