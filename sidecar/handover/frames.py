@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import hmac
 import struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -28,7 +28,9 @@ MAC_BYTES = 32
 MOST_CONTROL_BYTES = 1024
 """The longest payload of a frame that is not ``DATA``."""
 _HEADER = struct.Struct("!BI")
-_NUMBER_BYTES = 4
+_HEADER_BYTES: Final = 5
+_NUMBERED = struct.Struct("!BII")
+_NUMBER_BYTES: Final = 4
 
 
 class Kind(enum.IntEnum):
@@ -104,14 +106,19 @@ def decode_ask(payload: bytes) -> AskFields:
 
 def numbered(kind: Kind, number: int) -> bytes:
     """A frame about the ask with this number."""
-    return frame(kind, (number & 0xFFFFFFFF).to_bytes(_NUMBER_BYTES, "big"))
+    return _NUMBERED.pack(kind, _NUMBER_BYTES, number & 0xFFFFFFFF)
 
 
 def number_of(payload: bytes) -> int:
     """The number of the ask that a frame is about. Raises ``ProtocolError``."""
     if len(payload) != _NUMBER_BYTES:
         raise ProtocolError("the payload of a frame is not the number of an ask")
-    return int.from_bytes(payload, "big")
+    return _integer(payload, 0)
+
+
+def _integer(data: bytes, at: int) -> int:
+    """Four bytes as a number. Compiled, it takes a fifth of the time of ``struct``."""
+    return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
 
 
 def proof(key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bytes:
@@ -139,7 +146,8 @@ class FrameReader:
     def receive(self, data: bytes) -> list[Frame]:
         """The frames in the bytes so far. Raises ``ProtocolError``; then no frame of this read counts."""
         buffer = self._buffer + data if self._buffer else data
-        at, size, found = 0, len(buffer), list[Frame]()
+        at, size = 0, len(buffer)
+        found: list[Frame] = []
         while at < size:
             if self._data_left:
                 end = min(at + self._data_left, size)
@@ -147,13 +155,12 @@ class FrameReader:
                 found.append(Frame(Kind.DATA, buffer[at:end]))
                 at = end
                 continue
-            start = at + _HEADER.size
+            start = at + _HEADER_BYTES
             if start > size:
                 break
-            number, length = _HEADER.unpack_from(buffer, at)
-            kind = _KINDS.get(number)
+            kind, length = _KINDS.get(buffer[at]), _integer(buffer, at + 1)
             if kind is None:
-                raise ProtocolError(f"{number} is not a frame type")
+                raise ProtocolError(f"{buffer[at]} is not a frame type")
             if length > (self._longest_data if kind is Kind.DATA else MOST_CONTROL_BYTES):
                 raise ProtocolError(f"a frame of {length} bytes is too long")
             if kind is Kind.DATA:

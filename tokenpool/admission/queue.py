@@ -272,6 +272,12 @@ class AdmissionQueue:
                 yield from self._due_of(self._for_room.get(ended.entitlement.name), now)
             yield from self._due_by_time(now)
 
+    def due_of(self, account: Account, now: float) -> Iterator[PendingRequest]:
+        """Yield the first request of an entitlement, as ``due`` does, if it was not decided yet."""
+        waiting = self._for_room.get(account.entitlement.name)
+        if waiting and waiting[0].waits_for is not WaitsFor.ENGINE:
+            yield from self._due_of(waiting, now)
+
     def wakes_at(self) -> float:
         """The latest time for the next call of ``due``; infinite while no request waits for room."""
         timers = self._timers
@@ -346,9 +352,9 @@ class AdmissionQueue:
                     passed.pop()
                     self._put_back(pending, now)
                 elif pending.lacks is Dimension.KV_TOKENS:
-                    kv_tokens = pending.cost.kv_tokens
+                    kv_tokens = float(pending.cost.kv_tokens)
                 else:
-                    sequences = pending.cost.sequences
+                    sequences = float(pending.cost.sequences)
         finally:
             for pending in passed:
                 if not _is_stale(pending):

@@ -756,6 +756,9 @@ class AdmissionControl:
         self._leave(pending, now)
         self._effects.decided.append((pending, outcome))
         self.has_effects = True
+        # The next one asks now. Two milliseconds later, at the retry, one of ten handovers took 3 ms longer.
+        for following in self.queue.due_of(pending.account, now):
+            self._decide_pending(following, now, was_queued=True)
         return True
 
     def _shed_later(self, pending: PendingRequest, shed: Shed, now: float) -> None:
