@@ -26,7 +26,7 @@ from tests.support.harness import (
     until,
 )
 from tokenpool.admission.pending import PendingRequest, WaitsFor
-from tokenpool.control.admission_control import GUARANTEED_START_S
+from tokenpool.admission.preemption import GUARANTEED_START_S
 from tokenpool.pricing.cost import Ask
 
 TWO_SLOTS = """
@@ -374,7 +374,7 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         writer.write(request("/v1/chat/completions", STREAM, key="g-key"))
         await until(lambda: len(engine.received) == 2)
         control, spot = sidecar.control, sidecar.controller.accounts["s"]
-        guaranteed = control._last_guaranteed
+        guaranteed = control.preemption.last_guaranteed
         assert guaranteed is not None
         at = guaranteed.admitted_at
         assert control._is_engine_queue_closed(at + 0.9 * GUARANTEED_START_S)
@@ -385,8 +385,8 @@ async def test_spot_does_not_overtake_a_guarantee_on_its_way_to_the_engine(
         await until(lambda: spot.concurrency_in_use == 2)
         # What does not stream tells nothing of its beginning.
         tasks.append(asyncio.ensure_future(ask(sidecar, request(key="g-key"))))
-        await until(lambda: control._last_guaranteed not in (None, guaranteed))
-        guaranteed = control._last_guaranteed
+        await until(lambda: control.preemption.last_guaranteed not in (None, guaranteed))
+        guaranteed = control.preemption.last_guaranteed
         assert guaranteed is not None
         at = guaranteed.admitted_at
         assert control._is_engine_queue_closed(at + 0.9 * GUARANTEED_START_S)
