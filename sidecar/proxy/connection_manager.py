@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
+from sidecar.memory_bounds import MemoryBounds
 from sidecar.proxy.bounds import Bounds, Caller
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
@@ -79,6 +80,7 @@ class ConnectionManager:
     def __init__(
         self,
         settings: Settings,
+        memory: MemoryBounds,
         controller: RequestController,
         telemetry: Telemetry,
         pool: Pool,
@@ -99,8 +101,8 @@ class ConnectionManager:
         )
         self.connections: set[ManagedConnection] = set()
         self.bounds = Bounds(
-            settings.max_connections,
-            settings.max_buffered_bytes,
+            memory.connections,
+            memory.buffered_bytes,
             settings.entitlement_share,
             settings.unidentified_share,
             unmetered_rate=settings.unmetered_rate,

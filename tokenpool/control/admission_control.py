@@ -496,7 +496,7 @@ class AdmissionControl:
         was_paused = False
         if was_queued and self.leases is not None:
             was_paused = self.leases.were_lost(now)
-            self.leases.borrow_if_short(account, pending.cost, now)
+            self.leases.cover_queued(account, pending.cost, now)
         if not was_queued and self._has_room_elsewhere(pending.cost, now):
             pending.places_until = now + PLACE_S
         outcome = self._try(pending, now, self._engine_queue_of(pending, now, is_last=is_last))

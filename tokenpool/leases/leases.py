@@ -289,17 +289,25 @@ class Leases:
         """Another replica keeps room for this request. Returns whether a lease or a loan covers it."""
         account, cost = pending.account, pending.cost
         if pending.waits_for is not WaitsFor.LEASE:
-            self.borrow_if_short(account, cost, now)
+            self.cover_queued(account, cost, now)
             return True
         self._find_free(cost.kv_tokens, cost.sequences)
         return self.borrow(account, cost, now)
 
-    def borrow_if_short(self, account: Account, cost: Cost, now: float) -> None:
-        """Borrow for a request that has room on an engine, if its lease is too small."""
-        if self.mode is Mode.JOINED and self.accounts.get(account.entitlement.name) is account:
-            missing = account.missing(cost)
-            if account.bucket.level <= 0 or missing.kv_tokens or missing.sequences:
-                self.borrow(account, cost, now)
+    def cover_queued(self, account: Account, cost: Cost, now: float) -> None:
+        """Hold enough for a request that waited for room, if its lease has become too small meanwhile.
+
+        The capacity is borrowed. If the lease store has just failed, it is this sidecar's share.
+        """
+        if self.mode is not Mode.JOINED or self.accounts.get(account.entitlement.name) is not account:
+            return
+        missing = account.missing(cost)
+        if account.bucket.level > 0 and not (missing.kv_tokens or missing.sequences):
+            return
+        if self.failures:
+            self._admit_within_share(account, cost, now)
+        else:
+            self.borrow(account, cost, now)
 
     def _may_take_ahead(self) -> tuple[float, float, float]:
         """This sidecar's part of the pool's free capacity; zero unless the free capacity is ample."""

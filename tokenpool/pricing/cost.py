@@ -14,9 +14,8 @@ from typing import NamedTuple
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.pricing.estimators import Coverage
 from tokenpool.pricing.experts import MOST_EXPERTS, PriceExperts, Target
-from tokenpool.pricing.experts import WINDOW as EXPERT_WINDOW
 from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts
-from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined, combined_outputs
+from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined
 from tokenpool.pricing.statistics import of_outputs as output_statistics
 
 WINDOW = -1
@@ -290,7 +289,7 @@ class Pricer:
     def lend(self, parts: Sequence[EntitlementStatistics]) -> Iterator[None]:
         """Start from the observations of other sidecars, in short steps.
 
-        Estimates with own observations stay. Raises ``ValueError`` for invalid statistics.
+        Own observations stay. Raises ``ValueError`` for invalid statistics.
         """
         known = combined(parts, self._quantile or 0.0)
         self._learned_by_target.lend(known)
@@ -299,7 +298,7 @@ class Pricer:
             prefixes = sorted({prefix for one in statistics for prefix in one.experts})
             for prefix in prefixes[:MOST_EXPERTS]:
                 found = [one.experts[prefix] for one in statistics if prefix in one.experts]
-                self._experts.lend(target, prefix, combined_outputs(found, EXPERT_WINDOW))
+                self._experts.lend(target, prefix, found)
                 yield
 
     @property

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tokenpool.pricing.estimators import OutputQuantile
-from tokenpool.pricing.statistics import OutputStatistics, of_outputs
+from tokenpool.pricing.statistics import OutputStatistics, combined_outputs, of_outputs
 
 Target = tuple[str, str]
 """The route and the model of a request."""
@@ -225,11 +225,22 @@ class PriceExperts:
             for node in nodes.values():
                 node.cached_tokens = 0
 
-    def lend(self, target: Target, prefix: int, known: OutputStatistics) -> None:
-        """Start an expert from observations of other sidecars, if it has no own observations."""
+    def lend(self, target: Target, prefix: int, parts: Sequence[OutputStatistics]) -> None:
+        """Fill the window of an expert with observations of other sidecars, and make it if it is missing.
+
+        Its own observations stay. A window of own observations only stays as it is.
+        """
         node = self._nodes.get(target, {}).get(prefix)
-        if node is None or node.output is None:
-            if not known.outputs or not self._has_place():
+        quantile = node.output if node is not None else None
+        if quantile is not None:
+            room = quantile.room
+        else:
+            room = WINDOW - (len(node.early) if node is not None else 0)
+        known = combined_outputs(parts, room)
+        if not known.outputs:
+            return
+        if node is None or quantile is None:
+            if not self._has_place():
                 return
             if node is None:
                 node = Node(target, prefix)
@@ -239,12 +250,9 @@ class PriceExperts:
                 nodes[prefix] = node
             else:
                 del self._candidates[node]
-            node.output, node.early = OutputQuantile(self._quantile, WINDOW), []
             node.last_observation = self._observations
-            self._experts[node] = None
-        quantile = node.output
-        assert quantile is not None
-        quantile.lend(known.outputs, known.predictions, known.misses)
+            quantile = self._promote(node)
+        quantile.lend(known.outputs, known.predictions, known.misses, known.level)
         node.show()
 
     def statistics(self) -> dict[Target, dict[int, OutputStatistics]]:
@@ -287,13 +295,14 @@ class PriceExperts:
                 node.cached_tokens = (believed + cached_tokens) // 2
             is_longest = is_longest and not believed
 
-    def _promote(self, node: Node) -> None:
-        """Make a candidate an expert that knows the outputs so far."""
-        node.output = OutputQuantile(self._quantile, WINDOW)
+    def _promote(self, node: Node) -> OutputQuantile:
+        """Make a candidate an expert that knows the outputs so far. Returns its quantile."""
+        quantile = node.output = OutputQuantile(self._quantile, WINDOW)
         for output in node.early:
             node.learn(output)
         node.early = []
         self._experts[node] = None
+        return quantile
 
     def _has_place(self) -> bool:
         """Whether there is a place for one more expert. Removes the least recently used one if it is idle."""

@@ -191,8 +191,8 @@ async def test_a_peer_is_paused(pool: Cluster) -> None:
 
 
 async def test_a_peer_has_another_key(pool: Cluster) -> None:
-    """If the store loses the key, a sidecar with another key neither takes nor gives requests."""
-    key = "tokenpool:{chat}:peer_key"
+    """If the store loses the secret, a sidecar with another one neither takes nor gives requests."""
+    key = "tokenpool:{chat}:secret"
     async with redis.asyncio.Redis(port=pool.redis.port) as own:
         right = await own.get(key)
         await own.set(key, b"w" * 32)
@@ -210,7 +210,7 @@ async def test_a_peer_has_another_key(pool: Cluster) -> None:
         assert load.failures() == []
         assert received == 0
         assert rejected > 0 < failed
-        # All sidecars read the key again within ten seconds.
+        # All sidecars read the secret again within ten seconds.
         async with loaded(pool) as load:
             await asyncio.sleep(10)
         assert await metric(pool, 1, "tokenpool_handovers_received_total", "finished") > 0

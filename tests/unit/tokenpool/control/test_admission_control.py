@@ -505,6 +505,23 @@ def test_if_the_lease_store_fails_waiting_requests_are_decided_in_their_order() 
     assert [each for each, _ in decisions(sidecar.control)] == waiting
 
 
+def test_if_the_lease_store_fails_a_request_that_waits_for_the_engine_has_this_sidecars_share() -> None:
+    sidecar = Leased(entitlement())
+    control, tenant = sidecar.control, sidecar.accounts["a"]
+    control.engine_changed(room(1, foreign=1), OPEN)
+    waiting = pending(control, tenant, OPEN)
+    sidecar.exchange(OPEN + 0.01)
+    assert waiting.waits_for is WaitsFor.ENGINE
+    sidecar.lower_the_limit(OPEN + 0.02)
+    sidecar.publish(OPEN + 0.03)
+    sidecar.leases.urgent.add("a")
+    sidecar.fail(OPEN + 0.03)
+    control.engine_changed(room(1), OPEN + 0.04)
+    ((decided, ticket),) = decisions(control)
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+
+
 # --- any sequence of events ---
 
 
