@@ -313,8 +313,16 @@ class AdmissionQueue:
 
     def waiting_first(self, most: int) -> list[PendingRequest]:
         """The first requests of up to ``most`` entitlements that need the engine, by urgency. No guests."""
-        heads = (waiting[0] for waiting in self._for_room.values() if not waiting[0].is_guest)
-        needed = [head for head in islice(heads, most) if head.waits_for is WaitsFor.ENGINE]
+        needed: list[PendingRequest] = []
+        for waiting in self._for_room.values():
+            head = waiting[0]
+            if head.is_guest:
+                continue
+            if head.waits_for is WaitsFor.ENGINE:
+                needed.append(head)
+            most -= 1
+            if most <= 0:
+                break
         return sorted(needed, key=lambda head: (head.rank, head.deadline, head.number))
 
     # --- the order ---
@@ -324,7 +332,8 @@ class AdmissionQueue:
 
         If one finds no room, only requests that need less in the same dimension are tried after it.
         """
-        heap, passed = self._engine, list[PendingRequest]()
+        heap = self._engine
+        passed: list[PendingRequest] = []
         sequences, kv_tokens = math.inf, math.inf
         try:
             while heap and sequences > 1 and len(passed) < MOST_SMALLER:
@@ -346,9 +355,9 @@ class AdmissionQueue:
                     passed.pop()
                     self._put_back(pending, now)
                 elif pending.lacks is Dimension.KV_TOKENS:
-                    kv_tokens = pending.cost.kv_tokens
+                    kv_tokens = float(pending.cost.kv_tokens)
                 else:
-                    sequences = pending.cost.sequences
+                    sequences = float(pending.cost.sequences)
         finally:
             for pending in passed:
                 if not _is_stale(pending):
