@@ -657,7 +657,7 @@ class AdmissionControl:
         self.preferring.runs(outcome, ask.preference)
         self._leave(pending, now)
         self._effects.decide(pending, outcome)
-        # The next one asks now. Two milliseconds later, at the retry, one of ten handovers took 3 ms longer.
+        # The next request of the entitlement is tried now, and asks. Its retry would come 2 ms later.
         for following in self.queue.due_of(pending.account, now):
             self._decide_pending(following, now, was_queued=True)
         return True
