@@ -138,10 +138,10 @@ JOBS = [
         frozenset({"engine", "provide", "compile"}),
         environment=_COMPILED,
     ),
-    # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So three run at once.
+    # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So two run on one core.
     Job(
         "integration",
-        _pytest("-n", "3", "--dist", "worksteal", *_COVERAGE, "-m", "not exclusive", "tests/integration"),
+        _pytest(*_SHARED, *_COVERAGE, "-m", "not exclusive", "tests/integration"),
         environment=_measured("integration"),
     ),
     Job(
