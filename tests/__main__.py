@@ -315,6 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs = [unmeasured(job) for job in jobs]  # measuring takes twice the time
     if len(tiers) == 1:
         return run_in_turn(jobs)
+    # The jobs in the background end with the run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     ended = run(jobs, ROOT / "out", lambda line: print(line, flush=True))
     failed = [each.job.name for each in ended if each.code != 0]
     print(f"FAILED: {', '.join(failed)}" if failed else "everything passed")
