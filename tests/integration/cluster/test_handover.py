@@ -212,8 +212,11 @@ async def test_a_peer_has_another_key(pool: Cluster) -> None:
         assert rejected > 0 < failed
         # All sidecars read the secret again within ten seconds.
         async with loaded(pool) as load:
-            await asyncio.sleep(10)
-        assert await metric(pool, 1, "tokenpool_handovers_received_total", "finished") > 0
+            await pool.until(lambda: _has_received(pool, 1), 10)
+
+
+async def _has_received(pool: Cluster, number: int) -> bool:
+    return await metric(pool, number, "tokenpool_handovers_received_total", "finished") > 0
 
 
 async def test_a_peer_port_is_flooded(pool: Cluster) -> None:
