@@ -102,7 +102,8 @@ def test_templates_of_other_objects_pass() -> None:
 
 
 def test_warnings_are_printed_beside_the_manifest() -> None:
-    status, _, said = inject(yaml.safe_dump(pod(hostNetwork=True)))
+    accepted = pod(hostNetwork=True, annotations={"allow-host-network": "true"})
+    status, _, said = inject(yaml.safe_dump(accepted))
     assert status == 0
     assert "tokenpool-inject: warning: tokenpool: not injected: a pod with hostNetwork" in said
 
@@ -114,7 +115,7 @@ def test_warnings_are_printed_beside_the_manifest() -> None:
         ("{kind: Pod}", (), 2, "not a pod: "),
         (DEPLOYMENT, ("--admin-port", "x"), 2, "--admin-port: 'x' is not a port"),
         (
-            DEPLOYMENT.replace("args:", "command: [sh, -c]\n          args:"),
+            DEPLOYMENT.replace("args:", "command: [sh, /start.sh]\n          args:"),
             (),
             1,
             "denied: vllm: tokenpool: ",

@@ -123,8 +123,11 @@ def test_a_pod_without_the_label_is_allowed_unchanged() -> None:
     assert asked(review(plain)) == {"uid": review(plain)["request"]["uid"], "allowed": True}
 
 
-def test_a_pod_on_the_nodes_network_is_allowed_with_a_warning() -> None:
-    response = asked(review(pod(hostNetwork=True)))
+def test_a_pod_on_the_nodes_network_is_denied_unless_it_accepts_that_with_a_warning() -> None:
+    denied = asked(review(pod(hostNetwork=True)))
+    assert denied["allowed"] is False
+    assert "spec.hostNetwork" in denied["status"]["message"]
+    response = asked(review(pod(hostNetwork=True, annotations={"allow-host-network": "true"})))
     assert response["allowed"]
     assert "patch" not in response
     assert "hostNetwork" in response["warnings"][0]
