@@ -15,6 +15,10 @@ _OTHER_PAIRS = frozenset({("ollama", "serve"), ("lmdeploy", "serve"), ("sglang",
 _OTHER_MODULES = ("sglang.", "huggingfaceserver", "tensorrt_llm.", "lmdeploy.", "aphrodite.", "mlc_llm")
 _HOST_OPTION = re.compile(r"--([a-z]+-)*(host|hostname|address)")
 _TAG = re.compile(r"(:[^/@]*)?(@.*)?$")
+_IMAGES = frozenset({"vllm", "sglang", "tritonserver", "ollama", "lmdeploy", "huggingfaceserver"})
+_TGI = "text-generation-inference"
+_HELPERS = frozenset({"router", "gateway", "proxy", "exporter", "sidecar", "bench", "benchmark"})
+"""Parts of the names of images that belong to an engine and are none."""
 
 
 def base(word: str) -> str:
@@ -48,6 +52,15 @@ def starts_vllm(words: Sequence[str]) -> bool:
     )
 
 
+def is_vllm_command(words: Sequence[str]) -> bool:
+    """Whether a command is vLLM's server itself, and not a program that starts it."""
+    if not words:
+        return False
+    module = words[1:4]
+    is_module = _PYTHON.fullmatch(base(words[0])) is not None and "-m" in module[:-1] and starts_vllm(module)
+    return is_module or (base(words[0]) == "vllm" and list(words[1:2]) == ["serve"])
+
+
 def starts_an_engine(words: Sequence[str]) -> bool:
     """Whether a command starts vLLM or another known inference server."""
     pairs = [(base(first), second) for first, second in itertools.pairwise(words)]
@@ -61,7 +74,16 @@ def starts_an_engine(words: Sequence[str]) -> bool:
 
 def is_vllm_image(image: str) -> bool:
     """Whether the name of an image says that its entry point is vLLM's server."""
-    return "vllm" in re.split(r"[/._-]", _TAG.sub("", image))
+    return "vllm" in _parts(image) and not _HELPERS & _parts(image)
+
+
+def is_engine_image(image: str) -> bool:
+    """Whether the name of an image says that its entry point is an inference server."""
+    return bool(_IMAGES & _parts(image) or _TGI in image) and not _HELPERS & _parts(image)
+
+
+def _parts(image: str) -> Set[str]:
+    return frozenset(re.split(r"[/._-]", _TAG.sub("", image)))
 
 
 def is_headless(words: Sequence[str]) -> bool:

@@ -41,9 +41,11 @@ class EngineContainer:
 
 
 def is_engine(container: Json) -> bool:
-    """Whether a container certainly starts an inference server."""
+    """Whether a container certainly starts an inference server, by its command or by its image."""
     found = start.read(container)
-    return found.is_vllm or command_line.starts_an_engine(found.words)
+    if found.is_vllm or command_line.starts_an_engine(found.words):
+        return True
+    return not container.get("command") and command_line.is_engine_image(container.get("image") or "")
 
 
 def find(pod: Json, wish: Wish) -> EngineContainer | Denial:
@@ -81,7 +83,9 @@ def _candidates(every: list[Json], wish: Wish) -> list[Json]:
     declaring = [each for each in every if any(_means(port, wanted) for port in ports(each))]
     if "upstream_port" in wish.said and declaring:
         return declaring
-    engines = [each for each in every if is_engine(each)]
+    engines = [
+        each for each in every if is_engine(each) and not command_line.is_headless(start.read(each).words)
+    ]
     both = [each for each in declaring if each in engines]
     return both or engines or declaring or every
 

@@ -38,7 +38,9 @@ def taken(found: EngineContainer, pod: Json) -> TakenCertificate | Denial | None
     if not cert and not key:
         return None
     field = f"{found.field}: --ssl-certfile"
-    if not found.start.is_vllm or not cert or not key:
+    if not found.start.is_vllm:
+        return Denial(Reason.TLS, field, "only vLLM's TLS options can be moved to the sidecar", _FIX)
+    if not cert or not key:
         return Denial(Reason.TLS, field, "certificate and key are not both known", _FIX)
     if found.option(_CLIENTS[0]) or found.option(_CLIENTS[1]) not in (None, "0"):
         return Denial(

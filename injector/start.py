@@ -77,7 +77,8 @@ class Start:
         so the values of a script need not be cut.
         """
         if self.script is not None:
-            return _edited(self.container, self.script, options, switches, drop)
+            edited = _edited(self.container, self.script, options, switches, drop)
+            return edited if self._is_edited(edited, options, drop, switches) else None
         command, args = self.container.get("command"), self.container.get("args")
         if args is None and command:
             return {"command": [*command_line.without(command, drop, switches), *options]}
@@ -85,6 +86,18 @@ class Start:
         if command and (kept := command_line.without(command, drop, switches)) != command:
             fields["command"] = kept
         return fields
+
+    def _is_edited(
+        self, fields: dict[str, Any], options: Sequence[str], drop: Set[str], switches: Set[str]
+    ) -> bool:
+        """Whether the edited script reads as it should: a cut across quotes may go wrong."""
+        after = read({**self.container, **fields})
+        given = {word for word in options if word.startswith("--")}
+        return (
+            after.script is not None
+            and after.words[-len(options) :] == tuple(options)
+            and not command_line.removed(after.words, drop - given, switches)
+        )
 
 
 def read(container: Json) -> Start:
@@ -133,7 +146,7 @@ def _command(script: str) -> tuple[tuple[shell.Word, ...], int] | None:
     for command in every:
         words = _without_prefixes(command.words)
         values = [word.value for word in words]
-        if command_line.starts_vllm(values[:3]):
+        if command_line.is_vllm_command(values):
             if found is not None or command.depth or "--" in values:
                 return None
             found = words, words[-1].end
@@ -142,7 +155,7 @@ def _command(script: str) -> tuple[tuple[shell.Word, ...], int] | None:
             if found is not None or command.depth or inner is None:
                 return None
             found = inner
-        elif values and values[0] not in _HARMLESS and any(map(_MENTION.search, values)):
+        elif values and values[0] not in _HARMLESS and _MENTION.search(" ".join(values)):
             return None
     return found
 
@@ -195,7 +208,7 @@ def _split(text: str) -> list[str]:
 
 def _edited(
     container: Json, script: _Script, options: Sequence[str], switches: Set[str], drop: Set[str]
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     text = script.text
     text = text[: script.end] + "".join(f" {word}" for word in options) + text[script.end :]
     values = [word.value for word in script.words]
@@ -203,22 +216,9 @@ def _edited(
     cut = command_line.removed(values, drop - {word for word in options if word.startswith("--")}, switches)
     for index in sorted(cut, reverse=True):
         word = script.words[index]
-        if word.expands and _ALL_ARGUMENTS & {word.value}:
-            return None
         text = text[: word.start] + text[word.end :]
-    if command_line.removed([*_arguments(container, script)], drop, switches):
-        return None
     return {
         script.field: [
             text if index == script.index else word for index, word in enumerate(container[script.field])
         ]
     }
-
-
-def _arguments(container: Json, script: _Script) -> list[str]:
-    """The words after the script, which it may read as its own arguments."""
-    command, args = list(container.get("command") or ()), list(container.get("args") or ())
-    at = script.index if script.field == "command" else len(command) + script.index
-    return [
-        word for word in [*command, *args][at + 1 :] if word.partition("=")[0] not in ("--host", "--port")
-    ]
