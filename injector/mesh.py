@@ -13,7 +13,7 @@ from typing import Any
 from injector.decisions import Note, Reason
 from injector.shape import Json, containers, metadata
 
-_PROXY = "istio-proxy"
+_PROXY, _INIT = "istio-proxy", "istio-init"
 _STATUS = "sidecar.istio.io/status"
 _ASKED = "sidecar.istio.io/inject"
 _REVISION = "istio.io/rev"
@@ -86,10 +86,11 @@ def excluded(pod: Json, admin: int, peer: int | None) -> tuple[dict[str, str], t
     if peer is not None:
         wanted[_OUT] = _merged(given.get(_OUT), [peer])
     missing = {name: value for name, value in wanted.items() if value != given.get(name)}
-    if not missing or not has_run(pod):
+    # Istio's CNI plugin reads the annotations later; its init container was given the ports before.
+    if not missing or not any(each["name"] == _INIT for each in containers(pod)):
         return missing, ()
     said = " and ".join(f'{name}: "{value}"' for name, value in missing.items())
-    return {}, (Note(Reason.MESH, f"Istio's injector ran first: add to the pod template {said}"),)
+    return missing, (Note(Reason.MESH, f"Istio's injector ran first: add to the pod template {said}"),)
 
 
 def _merged(given: str | None, ports: list[int]) -> str:

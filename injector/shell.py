@@ -17,7 +17,13 @@ _REDIRECTION = re.compile(r"&>>|&>|>>|>&|<&|>\||<>|>|<(?!<|\()")
 _SEPARATOR = re.compile(r";;&|;;|;&|\|\||&&|\|&|[;&|\n]")
 _ARRAY = re.compile(r"[A-Za-z_]\w*\+?=")
 _NAME = re.compile(r"\$(?:[A-Za-z_]\w*|[0-9@*#?$!-])")
+_PLAIN = re.compile(r"[^ \t\n;&|<>()\\'\"$`]+")
+_QUOTED = re.compile(r"[^\\\"$`]+")
 _META = frozenset(" \t\n;&|<>()")
+
+
+_MAX_NESTING = 32
+"""Expansions inside expansions. The scripts of other projects have three."""
 
 
 class _Unread(Exception):
@@ -70,6 +76,7 @@ class _Reader:
         self._around: list[str] = []
         self._words: list[Word] = []
         self._drops_next = False
+        self._nesting = 0
 
     def commands(self) -> Iterator[Command]:
         """The simple commands. Raises ``_Unread``."""
@@ -206,8 +213,10 @@ class _Reader:
             elif here in _META:
                 break
             else:
-                take(self._at, self._at + 1)
-                self._at += 1
+                plain = _PLAIN.match(text, self._at)
+                end = plain.end() if plain is not None else self._at + 1
+                take(self._at, end)
+                self._at = end
         return Word("".join(value), tuple(places), start, min(self._at, len(text)), expands)
 
     def _quoted(self, take: Callable[[int, int], None]) -> bool:
@@ -229,8 +238,10 @@ class _Reader:
                 expands |= self._at > begin + 1
                 take(begin, self._at)
             else:
-                take(self._at, self._at + 1)
-                self._at += 1
+                plain = _QUOTED.match(text, self._at)
+                end = plain.end() if plain is not None else self._at + 1
+                take(self._at, end)
+                self._at = end
         if self._at >= len(text):
             raise _Unread
         self._at += 1
@@ -256,6 +267,9 @@ class _Reader:
     def _balanced(self, opening: str, closing: str) -> None:
         """Pass a text in balanced brackets. Brackets in quotes do not count."""
         text, depth = self._text, 0
+        self._nesting += 1
+        if self._nesting > _MAX_NESTING:
+            raise _Unread
         while self._at < len(text):
             here = text[self._at]
             if here == "\\":
@@ -271,5 +285,6 @@ class _Reader:
                 depth -= 1
             self._at += 1
             if depth == 0:
+                self._nesting -= 1
                 return
         raise _Unread

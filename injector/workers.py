@@ -43,4 +43,6 @@ def _is_worker(container: Json) -> bool:
 
 def _joins_ray(container: Json) -> bool:
     text = " ".join((*(container.get("command") or ()), *(container.get("args") or ())))
+    if len(text) > start.MAX_SCRIPT_CHARS:
+        return False
     return _RAY_WORKER.search(text) is not None and _SERVER.search(text) is None

@@ -16,7 +16,9 @@ PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 AGENT = {"startupProbe": "startupz", "readinessProbe": "readyz", "livenessProbe": "livez"}
 
 
-def meshed(*, native: bool = True, extra: dict[str, str] | None = None, **fields: Any) -> Json:
+def meshed(
+    *, native: bool = True, cni: bool = True, extra: dict[str, str] | None = None, **fields: Any
+) -> Json:
     """A pod as Istio's injector leaves it: probes lead to its agent, which knows the original ones."""
     before = engine(**fields)
     known: dict[str, Json] = {}
@@ -35,10 +37,11 @@ def meshed(*, native: bool = True, extra: dict[str, str] | None = None, **fields
         "env": [{"name": "ISTIO_KUBE_APP_PROBERS", "value": json.dumps(known)}],
         "readinessProbe": {"httpGet": {"path": "/healthz/ready", "port": 15021}},
     }
+    init = {"name": "istio-validation" if cni else "istio-init", "image": "istio/proxyv2:1.28"}
     if native:
-        made = pod(before, initContainers=[{**proxy, "restartPolicy": "Always"}])
+        made = pod(before, initContainers=[init, {**proxy, "restartPolicy": "Always"}])
     else:
-        made = pod(before, proxy)
+        made = pod(before, proxy, initContainers=[init])
     made["metadata"]["annotations"] |= {"sidecar.istio.io/status": "{}", **(extra or {})}
     return made
 
@@ -102,11 +105,15 @@ def test_all_ports_may_be_excluded_already() -> None:
     assert (annotations[IN], annotations[OUT]) == ("*", "*")
 
 
-def test_where_istio_ran_first_the_owner_is_told_what_to_add() -> None:
-    said = warnings(meshed())
+def test_where_istio_gave_the_ports_to_its_init_container_the_owner_is_told_what_to_add() -> None:
+    said = warnings(meshed(cni=False))
     assert f'add to the pod template {IN}: "9090,9095" and {OUT}: "9095"' in said
-    assert IN not in injected(meshed())["metadata"]["annotations"]
-    assert warnings(meshed(extra={IN: "9095,9090", OUT: "9095"})) == ""
+    assert warnings(meshed(cni=False, extra={IN: "9095,9090", OUT: "9095"})) == ""
+
+
+def test_istios_cni_plugin_reads_the_annotations_later() -> None:
+    assert injected(meshed())["metadata"]["annotations"][IN] == "9090,9095"
+    assert warnings(meshed()) == ""
 
 
 @pytest.mark.parametrize(
@@ -142,7 +149,7 @@ def test_a_probe_over_the_network_is_left_to_istio_where_it_runs_later() -> None
 @pytest.mark.parametrize("value", ["{", "[]", '{"/app-health/vllm/livez": 1}', None])
 def test_an_unreadable_variable_of_istio_changes_nothing(value: str | None) -> None:
     before = meshed()
-    before["spec"]["initContainers"][0]["env"] = [{"name": "ISTIO_KUBE_APP_PROBERS", "value": value}]
+    before["spec"]["initContainers"][1]["env"] = [{"name": "ISTIO_KUBE_APP_PROBERS", "value": value}]
     after = container(injected(before), "vllm")
     assert after["livenessProbe"]["httpGet"] == {"path": "/app-health/vllm/livez", "port": 15020}
 
@@ -150,11 +157,15 @@ def test_an_unreadable_variable_of_istio_changes_nothing(value: str | None) -> N
 def test_istio_may_run_again_after_the_sidecar_is_there() -> None:
     after = injected(meshed())
     assert decided(after) == Injection()
-    assert [each["name"] for each in after["spec"]["initContainers"]] == ["istio-proxy", NAME]
+    assert [each["name"] for each in after["spec"]["initContainers"]] == [
+        "istio-validation",
+        "istio-proxy",
+        NAME,
+    ]
 
 
 def test_istios_agent_scrapes_the_engine_at_the_sidecar() -> None:
     before = meshed()
     taken = {"name": "ISTIO_PROMETHEUS_ANNOTATIONS", "value": json.dumps({"scrape": "true", "port": "8000"})}
-    before["spec"]["initContainers"][0]["env"].append(taken)
+    before["spec"]["initContainers"][1]["env"].append(taken)
     assert "--expose-engine-metrics" in sidecar(injected(before))["args"]

@@ -69,6 +69,19 @@ def test_the_words_after_a_script_are_its_arguments() -> None:
     assert read.words == ("vllm", "serve", "m", "--port", "9", "--x")
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        "vllm serve " + '"$(' * 10_000,
+        "vllm serve " + "${a:-" * 10_000,
+        "vllm serve m; " + "x " * 20_000,
+        "ray start " * 4_000,
+    ],
+)
+def test_a_script_that_is_long_or_deep_is_not_read(script: str) -> None:
+    assert found(script).script is None
+
+
 @given(script=st.text(alphabet="vs m\n;&|<>(){}'\"\\$`#=!-[]"))
 def test_any_text_is_read_or_not(script: str) -> None:
     read = shell.commands(script)
