@@ -30,6 +30,7 @@ MODULES = (
     "sidecar.dialects.stream_reader",
     "sidecar.dialects.usage_readers",
     "sidecar.engine.state",
+    "sidecar.histogram",
     "sidecar.lifecycle",
     "sidecar.proxy.answers",
     "sidecar.proxy.bounds",

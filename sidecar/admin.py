@@ -86,7 +86,7 @@ class Admin:
         self._certificate = certificate
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
-        self._common = AdminPages(self.readiness, self._metrics_pieces)
+        self._common = AdminPages(self.readiness, self._metrics_pieces, self._labels)
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
@@ -104,9 +104,13 @@ class Admin:
         is_joined = replication is not None and replication.sync.leases.mode is Mode.JOINED
         leases = None if replication is None else is_joined
         yield from self._telemetry.pieces(self._controller, shows_leases=leases)
-        yield from self._manager.bounds.pieces(self._telemetry.label)
+        yield from self._manager.bounds.pieces(self._telemetry.label, self._controller.pool.name)
         for source in self.sources:
-            yield rendered(source.metrics())
+            yield rendered(source.metrics(), self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        """The label of every series: one Prometheus reads the sidecars of many pools."""
+        return {"pool": self._controller.pool.name}
 
     def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.

@@ -26,7 +26,16 @@ class Refusal:
 class AdmittedRequest:
     """A request that may go to the engine. It is settled exactly once."""
 
-    __slots__ = ("account", "body", "hides_usage", "parsed", "priority", "started_at", "ticket")
+    __slots__ = (
+        "account",
+        "body",
+        "first_token_s",
+        "hides_usage",
+        "parsed",
+        "priority",
+        "started_at",
+        "ticket",
+    )
 
     def __init__(
         self,
@@ -46,6 +55,8 @@ class AdmittedRequest:
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
+        self.first_token_s = -1.0
+        """The seconds from ``started_at`` to the first output; below 0 before it."""
         self.parsed: object = None
         """The parsed request if it is handed over, because it may have to be decided again."""
         self.priority: int | None = None

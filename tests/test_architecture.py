@@ -60,7 +60,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"store"}),
     ],
     "sidecar": [
-        frozenset({"settings", "lifecycle", "dialects"}),
+        frozenset({"settings", "lifecycle", "dialects", "histogram"}),
         frozenset({"identity", "decisions", "telemetry"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),

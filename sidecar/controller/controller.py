@@ -85,7 +85,7 @@ class Controller:
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
         self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
-        telemetry.follow(self.accounts, control.ledger, control.active)
+        telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
     def is_draining(self) -> bool:
@@ -109,7 +109,7 @@ class Controller:
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active)
+        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -268,7 +268,8 @@ class Controller:
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
-        self._telemetry.first_token(admitted.account, seconds)
+        admitted.first_token_s = seconds
+        self._telemetry.first_token(admitted.account, seconds, admitted.ticket)
         if admitted.ticket is not None:
             self.control.first_token(admitted.ticket, seconds)
 
