@@ -28,6 +28,7 @@ from runtime.exposition import rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
+from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.handover.asking import Result
 from sidecar.handover.handover import Handover
 from sidecar.proxy.connection_manager import ConnectionManager
@@ -71,6 +72,7 @@ class Admin:
         telemetry: Telemetry,
         manager: ConnectionManager,
         sources: list[MetricSource],
+        engine_metrics: MetricsRelay,
         replication: Replication | None = None,
         certificate: Certificate | None = None,
         handover: Handover | None = None,
@@ -81,6 +83,7 @@ class Admin:
         self._manager = manager
         self.sources = sources
         """The parts whose metrics are on the page, after those of requests and connections."""
+        self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
@@ -95,7 +98,13 @@ class Admin:
     def application(self) -> web.Application:
         """The aiohttp application."""
         application = web.Application()
-        application.add_routes([*self._common.routes(), web.get("/debug/state", self.state)])
+        application.add_routes(
+            [
+                *self._common.routes(),
+                web.get("/engine/metrics", self._engine_metrics.answer),
+                web.get("/debug/state", self.state),
+            ]
+        )
         self.live.add_to(application)
         return application
 

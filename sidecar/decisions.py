@@ -21,6 +21,8 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     account: Account | None = None
+    has_waited: bool = False
+    """Whether the request was in the admission queue until its deadline."""
 
 
 class AdmittedRequest:

@@ -297,7 +297,7 @@ class ClientConnection(ReceivingConnection):
 
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
-        head_bytes = manager.framer.frame(head, len(admitted.body))
+        head_bytes = manager.framer.frame(head, len(admitted.body), admitted.account)
         ticket = admitted.ticket
         connections = manager.connections_for(ticket)
         exchange = Exchange(

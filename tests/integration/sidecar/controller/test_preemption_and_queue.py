@@ -252,6 +252,7 @@ async def test_a_wait_in_the_queue_ends_in_time_and_a_client_may_leave(
         await until(lambda: len(engine.received) == 2)
         shed = await ask(sidecar, request(key="e-key"))
         assert shed.status == 429
+        assert shed.headers["x-llm-d-request-dropped-reason"] == "rejected-ttl-expired"
         async with connected(sidecar) as (_, writer):
             writer.write(request(key="e-key"))
             await until(lambda: len(sidecar.controller.control.queue) == 1)
