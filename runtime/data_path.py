@@ -33,6 +33,7 @@ MODULES = (
     "sidecar.handover.asking",
     "sidecar.handover.frames",
     "sidecar.handover.peer_port",
+    "sidecar.histogram",
     "sidecar.lifecycle",
     "sidecar.proxy.answers",
     "sidecar.proxy.bounds",
