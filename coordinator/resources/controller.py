@@ -69,6 +69,7 @@ class Controller:
         leaders: Callable[[], Mapping[str, PoolLeader]],
         clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
+        scan_s: float = SCAN_S,
     ) -> None:
         self._api = api
         self._base = base
@@ -92,10 +93,15 @@ class Controller:
         self._rollouts: dict[str, Rollout] = {}
         self._pool_of: dict[Key, str] = {}
         """The pool of each resource that is in force."""
+        self._urgent: dict[Key, None] = {}
+        """The resources that changed, in the order of their changes: their status is written first."""
         self._dirty: dict[Key, None] = {}
-        """The resources whose status may have changed, in the order of their changes."""
+        """The resources whose status may differ."""
         self._again: deque[tuple[float, Key]] = deque()
         self._scan: list[Key] = []
+        self._scan_s = scan_s
+        self._credit = 0.0
+        """The resources that the scan may look at now."""
         self._pause_until = 0.0
         self._writing = Backoff()
         self._counts: dict[str, Counter[tuple[bool, bool]]] = {}
@@ -299,7 +305,11 @@ class Controller:
         if before is not None:
             old, new = before.in_force, self.merge.in_force
             moved = {key for key in old.keys() | new.keys() if _record(old, key) != _record(new, key)}
-        self._dirty |= dict.fromkeys(judged | changed.keys())
+        changes = dict.fromkeys(judged | changed.keys())
+        if self.is_synced:
+            self._urgent |= changes
+        else:
+            self._dirty |= changes
         if self.merge.revision != self._encoded_revision:
             self._encoded_revision = self.merge.revision
             await self._publish_file(moved)
@@ -346,14 +356,15 @@ class Controller:
             if leader is None or leader.state is None:
                 continue
             sidecars = leader.state.tick.sidecars.values()
-            self._dirty |= dict.fromkeys(rollout.observe([each.file_version for each in sidecars], now))
+            self._urgent |= dict.fromkeys(rollout.observe([each.file_version for each in sidecars], now))
         while self._again and self._again[0][0] <= now:
-            self._dirty[self._again.popleft()[1]] = None
+            self._urgent[self._again.popleft()[1]] = None
         if not self._scan:
             self._scan = list(self.merge.resources)
             self._counts = self._counted()
-        number = -(-len(self.merge.resources) * LOOK_EVERY_S // SCAN_S)
-        for _ in range(min(int(number), len(self._scan))):
+        self._credit += len(self.merge.resources) * LOOK_EVERY_S / self._scan_s
+        while self._scan and self._credit >= 1:
+            self._credit -= 1
             self._dirty.setdefault(self._scan.pop())
 
     async def _write_some(self) -> None:
@@ -361,9 +372,9 @@ class Controller:
         lives: dict[str, Live] = {}
         ends = self._clock() + 1.0
         examined = 0
-        while self._dirty and self._pause_until <= self._clock() < ends:
-            key = next(iter(self._dirty))
-            del self._dirty[key]
+        while (waiting := self._urgent or self._dirty) and self._pause_until <= self._clock() < ends:
+            key = next(iter(waiting))
+            del waiting[key]
             examined += 1
             if examined % PER_STEP == 0:
                 await asyncio.sleep(0)
@@ -394,11 +405,11 @@ class Controller:
             self._again.append((now + AGAIN_S, key))
         elif failure.status in (400, 422):
             self.writes["refused"] += 1
-            log.error("the API server refuses a status; it is tried again in %g s: %s", SCAN_S, failure)
+            log.error("the API server refuses a status; it is tried again in %g s: %s", self._scan_s, failure)
         else:
             self.writes["failed"] += 1
             self._pause_until = now + self._writing.wait_s(self._chance(), failure.retry_after_s)
-            self._dirty[key] = None
+            self._urgent[key] = None
             log.info("no status is written for a time: %s", failure)
 
     def _status(self, key: Key, lives: dict[str, Live]) -> Json | None:

@@ -246,10 +246,10 @@ class Merge:
             # Keys of Secrets are in the published file as digests. They count until the Secret is read.
             keys = tuple(ref.value for ref in last.api_keys if ref.source is KeySource.SHA256)
             last = replace(last, api_keys=())
-            self._recovered[resource.key] = keys
         version = replace(resource, record=last, keys=keys, generation=0, problem="")
         if self._objection(version) is None:
             self._enforce(version)
+            self._recovered[resource.key] = keys
 
     # --- verdicts ---
     def _settle(self, touched: set[Key]) -> Iterator[None]:

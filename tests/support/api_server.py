@@ -63,6 +63,15 @@ class Definition:
         # OpenAPI 3.0 has draft 4's boolean exclusiveMinimum.
         self._validator = jsonschema.Draft4Validator(self.schema)
 
+    def check_status(self, object_: Json, status: Json) -> None:
+        """Check a new status. Ratcheting, since Kubernetes 1.30: a ``spec`` that is not valid may stay."""
+        schema = self.schema["properties"]["status"]
+        errors = [each.message for each in jsonschema.Draft4Validator(schema).iter_errors(status)]
+        if errors or _pruned(status, schema) != status:
+            raise Refused(
+                422, "Invalid", f"{object_['metadata']['name']}: status: {errors or 'unknown fields'}"
+            )
+
     def check(self, object_: Json) -> Json:
         """The object without unknown fields. Raises ``Refused`` with 422, as the API server does."""
         pruned: Json = _pruned(object_, self.schema)
@@ -305,6 +314,8 @@ class ApiServer:
         except Refused as refused:
             headers = {} if refused.retry_after is None else {"Retry-After": str(refused.retry_after)}
             response = web.json_response(_status(refused), status=refused.code, headers=headers)
+        except ConnectionResetError:
+            raise web.HTTPBadRequest from None  # the client is gone
         self.answers[response.status] += 1
         return response
 
@@ -383,6 +394,8 @@ class ApiServer:
                 await response.write(b'{"type":"MODI')  # in the middle of a line
                 assert request.transport is not None
                 request.transport.abort()
+        except ConnectionResetError:
+            pass  # the client is gone
         finally:
             self.watches -= 1
             self._endings.discard(ending)
@@ -444,7 +457,8 @@ class ApiServer:
         if wanted is not None and wanted != old["metadata"]["resourceVersion"]:
             raise Refused(409, "Conflict", "the object has been modified; please apply your changes")
         status = _merged(old.get("status", {}), body.get("status", {}))
-        new = self.definitions[plural].check(old | {"status": status})
+        self.definitions[plural].check_status(old, status)
+        new = old | {"status": status}
         if new == old:
             return web.json_response(old)
         return web.json_response(self._store(plural, *key, new, "MODIFIED"))
