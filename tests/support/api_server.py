@@ -34,6 +34,7 @@ Json = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "k8s/entitlements/crds"
+RBAC = ROOT / "k8s/entitlements/rbac.yaml"
 HISTORY = 20_000
 """Events that a watch can resume from."""
 GROUP = "tokenpool.io"
@@ -186,6 +187,11 @@ class ApiServer:
         self.requests: Counter[str] = Counter()
         """Requests by verb and resource, such as ``list entitlements``."""
         self.answers: Counter[int] = Counter()
+        self.named_secrets = {"keys"}
+        """Secrets that an operator added to the Role."""
+        self._rules = next(each for each in yaml.safe_load_all(RBAC.read_text()) if each["kind"] == "Role")[
+            "rules"
+        ]
         self.secrets_read: set[tuple[str, str]] = set()
         self.watches = 0
         self._random = random.Random(seed)
@@ -319,39 +325,48 @@ class ApiServer:
         self.answers[response.status] += 1
         return response
 
-    def _refuse_some(self, verb: str, plural: str) -> None:
+    def _refuse_some(self, verb: str, plural: str, *, name: str = "", part: str = "") -> None:
         self.requests[f"{verb} {plural}"] += 1
-        if plural in self.faults.forbidden:
+        group = "" if plural == "secrets" else GROUP
+        if plural in self.faults.forbidden or not self._may(verb, group, plural + part, name):
             raise Refused(403, "Forbidden", f"{plural} is forbidden: no RBAC policy matched")
         if self.faults.refuse[verb] > 0:
             self.faults.refuse[verb] -= 1
             raise Refused(429, "TooManyRequests", "too many requests", self.faults.retry_after_s)
 
-    def _selected(self, request: web.Request) -> Callable[[Json], bool]:
-        """The filter of a request. A Secret is read by name only, as the Role admits."""
+    def _may(self, verb: str, group: str, resource: str, name: str) -> bool:
+        """Whether the Role of the coordinators admits a request. The name is that of a field selector."""
+        return any(
+            verb in rule["verbs"]
+            and group in rule["apiGroups"]
+            and resource in rule["resources"]
+            and ("resourceNames" not in rule or name in {*rule["resourceNames"], *self.named_secrets})
+            for rule in self._rules
+        )
+
+    def _selected(self, request: web.Request) -> tuple[str, Callable[[Json], bool]]:
+        """The name that a request selects, and the filter."""
         namespace, plural = request.match_info["namespace"], request.match_info["plural"]
         selector = request.query.get("fieldSelector", "")
         name = selector.removeprefix("metadata.name=") if selector else ""
         if plural == "secrets":
-            if not name:
-                raise Refused(403, "Forbidden", "secrets is forbidden: the Role names single Secrets")
             self.secrets_read.add((namespace, name))
 
         def wanted(object_: Json) -> bool:
             metadata = object_["metadata"]
             return metadata["namespace"] == namespace and (not name or metadata["name"] == name)
 
-        return wanted
+        return name, wanted
 
     async def _read(self, request: web.Request) -> web.StreamResponse:
         plural = request.match_info["plural"]
         if plural not in self.collections:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
-        wanted = self._selected(request)
+        name, wanted = self._selected(request)
         if request.query.get("watch") == "true":
-            self._refuse_some("watch", plural)
+            self._refuse_some("watch", plural, name=name)
             return await self._watch(request, self.collections[plural], wanted)
-        self._refuse_some("list", plural)
+        self._refuse_some("list", plural, name=name)
         return self._list(request, self.collections[plural], wanted)
 
     def _list(
@@ -440,7 +455,7 @@ class ApiServer:
             request.match_info["plural"],
             (request.match_info["namespace"], request.match_info["name"]),
         )
-        self._refuse_some("patch", plural)
+        self._refuse_some("patch", plural, name=request.match_info["name"], part="/status")
         if request.content_type != "application/merge-patch+json":
             raise Refused(415, "UnsupportedMediaType", request.content_type)
         body = await request.json()
