@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.certificates import certify, trusting
 from tests.support.pods import container, injected, option, pod, sidecar
 from toolbox.ports import free_port
 
@@ -86,3 +88,80 @@ async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
         assert await status(session, f"http://127.0.0.2:{service}/health") == 200
         assert await status(session, f"http://127.0.0.2:{engine_port}/health") == 0
         assert await status(session, f"http://127.0.0.1:{engine_port}/health") == 200
+
+
+STUB = """\
+#!/bin/sh
+host=0.0.0.0 port=8000
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --host) host="$2" ;;
+        --port) port="$2" ;;
+        --ssl*) echo "TLS is not the engine's any more" >&2; exit 1 ;;
+    esac
+    shift
+done
+exec PYTHON -m loadgen.engine --host "$host" --port "$port"
+"""
+"""A program with vLLM's name and two of its options, which runs the engine simulator."""
+START = """\
+# The engine, as KServe starts it.
+if [ -n "$NOTHING" ]; then
+  export ROCE=1
+fi
+eval "exec vllm serve m \\\\
+  --port SERVICE \\\\
+  --enable-ssl-refresh --ssl-certfile TLS/tls.crt --ssl-keyfile TLS/tls.key \\\\
+  $@"
+"""
+
+
+async def test_a_shell_with_tls_is_moved_and_the_sidecar_serves_its_certificate(tmp_path: Path) -> None:
+    service, engine_port, admin = free_port(), free_port(), free_port()
+    (tmp_path / "tls").mkdir()
+    cert, _ = certify(tmp_path / "tls", "engine")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").write_text(STUB.replace("PYTHON", sys.executable))
+    (tmp_path / "bin" / "vllm").chmod(0o755)
+    script = START.replace("SERVICE", str(service)).replace("TLS", str(tmp_path / "tls"))
+    engine = {
+        "name": "main",
+        "image": "llm-d-cuda:1",
+        "command": ["/bin/bash", "-c", script, "--"],
+        "args": ["--max-num-seqs", "8"],
+        "ports": [{"containerPort": service}],
+        "volumeMounts": [{"name": "tls", "mountPath": str(tmp_path / "tls")}],
+        "livenessProbe": {"exec": {"command": ["curl", "-k", f"https://localhost:{service}/health"]}},
+        "startupProbe": {"httpGet": {"path": "/health", "port": service, "scheme": "HTTPS"}},
+    }
+    wanted = {"engine-port": str(engine_port), "admin-port": str(admin), "store-secret": ""}
+    volumes = [{"name": "tls", "secret": {"secretName": "engine-tls"}}]
+    after = injected(pod(engine, annotations=wanted, volumes=volumes))
+    made = container(after, "main")
+    assert made["livenessProbe"]["exec"]["command"][2] == f"http://127.0.0.1:{engine_port}/health"
+    (tmp_path / "a").write_text("a-key")
+    (tmp_path / "pool.yaml").write_text(POOL.replace("KEYS", str(tmp_path)))
+    arguments = list(sidecar(after)["args"])
+    arguments[arguments.index("--config") + 1] = str(tmp_path / "pool.yaml")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+    async with (
+        running(
+            ["env", f"PATH={path}", *made["command"], *made["args"]],
+            [sys.executable, "-m", "sidecar", "run", *arguments],
+        ),
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusting(cert))) as session,
+        asyncio.timeout(30),
+    ):
+        while await status(session, f"http://127.0.0.1:{admin}/readyz") != 200:
+            await asyncio.sleep(0.05)
+        async with session.post(
+            f"https://127.0.0.1:{service}/v1/completions",
+            json=COMPLETION,
+            headers={"authorization": "Bearer a-key"},
+        ) as response:
+            assert response.status == 200
+        assert await status(session, f"https://127.0.0.1:{service}/health") == 200
+        assert await status(session, f"http://127.0.0.2:{engine_port}/health") == 0
+        probe = await asyncio.create_subprocess_exec(*made["startupProbe"]["exec"]["command"])
+        assert await probe.wait() == 0
