@@ -33,8 +33,13 @@ class EngineContainer:
         return f"container {self.name}"
 
     def option(self, name: str) -> str | None:
-        """The last value of an option in its command line; empty if the option has no value."""
-        return command_line.option(self.start.words, name) if self.start.is_read else None
+        """The last value of an option in its command line.
+
+        Empty if the option has no value, or is somewhere in a script that cannot be read.
+        """
+        if self.start.is_read:
+            return command_line.option(self.start.words, name)
+        return "" if command_line.mentions(self.start.words, name) else None
 
     def interpreter(self) -> str | None:
         """A Python interpreter that its image certainly has; ``None`` if none is known."""

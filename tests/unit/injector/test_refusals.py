@@ -696,3 +696,21 @@ def test_the_name_of_another_host_is_not_the_loopback() -> None:
 def test_a_prefix_is_not_part_of_the_key_in_a_secret() -> None:
     keyed = engine(envFrom=[{"prefix": "VLLM_", "secretRef": {"name": "s"}}])
     assert "upstream-key-secret: s/API_KEY" in denied(pod(keyed), Reason.ENGINE_KEY)
+
+
+@pytest.mark.parametrize(
+    ("option_", "reason"),
+    [
+        ("--api-key x", Reason.ENGINE_KEY),
+        ("--api_key=x", Reason.ENGINE_KEY),
+        ("--uds /s", Reason.SOCKET),
+        ("--ssl-keyfile k", Reason.TLS),
+        ("--data-parallel-multi-port-external-lb", Reason.RANK_PORTS),
+    ],
+)
+def test_a_script_that_is_accepted_unread_is_searched_for_options(option_: str, reason: Reason) -> None:
+    script = f"for m in a; do vllm serve $m --port 18000 {option_}; done"
+    told = {"engine-port": "18000"}
+    denied(pod(engine(command=["sh", "-c"], args=[script]), annotations=told), reason)
+    comment = f"# {option_}\n{script.replace(option_, '--api-keys')}"
+    assert injected(pod(engine(command=["sh", "-c"], args=[comment]), annotations=told))
