@@ -7,10 +7,12 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.certificates import certify, trusting
 from tests.support.pods import container, injected, option, pod, sidecar
@@ -46,10 +48,19 @@ async def status(session: aiohttp.ClientSession, url: str) -> int:
         return 0
 
 
-@pytest.mark.parametrize("native", ["true", "false"])
-async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
-    tmp_path: Path, native: str
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A pod whose containers run as processes; its ports."""
+
+    service: int
+    engine: int
+    admin: int
+    session: aiohttp.ClientSession
+
+
+@contextlib.asynccontextmanager
+async def running_pod(folder: Path, labels: dict[str, str], **annotations: str) -> AsyncIterator[Running]:
+    """An injected pod of the engine simulator, ready."""
     service, engine_port, admin = free_port(), free_port(), free_port()
     engine = {
         "name": "engine",
@@ -57,14 +68,15 @@ async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
         "command": [sys.executable, "-m", "loadgen.engine", "--host", "0.0.0.0", "--port", str(service)],
         "ports": [{"name": "http", "containerPort": service}],
     }
-    wanted = {"engine-port": str(engine_port), "admin-port": str(admin), "store-secret": "", "native": native}
-    after = injected(pod(engine, annotations={**wanted, "upstream-port": "http", "keys-secret": "keys"}))
-    (tmp_path / "a").write_text("a-key")
-    (tmp_path / "pool.yaml").write_text(POOL.replace("KEYS", str(tmp_path)))
+    wanted = {"engine-port": str(engine_port), "admin-port": str(admin), "store-secret": "", **annotations}
+    before = pod(engine, annotations={**wanted, "upstream-port": "http", "keys-secret": "keys"})
+    before["metadata"]["labels"] |= labels
+    after = injected(before)
+    (folder / "a").write_text("a-key")
+    (folder / "pool.yaml").write_text(POOL.replace("KEYS", str(folder)))
     arguments = list(sidecar(after)["args"])
-    arguments[arguments.index("--config") + 1] = str(tmp_path / "pool.yaml")
+    arguments[arguments.index("--config") + 1] = str(folder / "pool.yaml")
     assert option(arguments, "--upstream") == f"http://127.0.0.1:{engine_port}"
-
     async with (
         running(
             container(after, "engine")["command"],
@@ -75,19 +87,57 @@ async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
     ):
         while await status(session, f"http://127.0.0.1:{admin}/readyz") != 200:
             await asyncio.sleep(0.05)
+        yield Running(service, engine_port, admin, session)
+
+
+@pytest.mark.parametrize("native", ["true", "false"])
+async def test_an_injected_pod_answers_at_the_sidecar_and_not_at_the_engine(
+    tmp_path: Path, native: str
+) -> None:
+    async with running_pod(tmp_path, {}, native=native) as made:
         for key, expected in (("a-key", 200), ("wrong", 401)):
-            async with session.post(
-                f"http://127.0.0.1:{service}/v1/completions",
+            async with made.session.post(
+                f"http://127.0.0.1:{made.service}/v1/completions",
                 json=COMPLETION,
                 headers={"authorization": f"Bearer {key}"},
             ) as response:
                 assert response.status == expected
         # The probe that a kubelet may send through the sidecar, without a key.
-        assert await status(session, f"http://127.0.0.1:{service}/health") == 200
+        assert await status(made.session, f"http://127.0.0.1:{made.service}/health") == 200
         # Another address of this machine stands for the pod's: the sidecar is there, the engine is not.
-        assert await status(session, f"http://127.0.0.2:{service}/health") == 200
-        assert await status(session, f"http://127.0.0.2:{engine_port}/health") == 0
-        assert await status(session, f"http://127.0.0.1:{engine_port}/health") == 200
+        assert await status(made.session, f"http://127.0.0.2:{made.service}/health") == 200
+        assert await status(made.session, f"http://127.0.0.2:{made.engine}/health") == 0
+        assert await status(made.session, f"http://127.0.0.1:{made.engine}/health") == 200
+        # Nobody marked the pod as one that a router reads.
+        assert await status(made.session, f"http://127.0.0.1:{made.service}/metrics") == 404
+
+
+PROTOCOL = ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc")
+"""The metrics that an endpoint picker of the Gateway API's inference extension requires of a model server."""
+
+
+@pytest.mark.parametrize("native", ["true", "false"])
+async def test_an_endpoint_picker_reads_the_engines_metrics_of_a_pod_that_it_is_labelled_for(
+    tmp_path: Path, native: str
+) -> None:
+    labels = {"llm-d.ai/inference-serving": "true"}
+    async with running_pod(tmp_path, labels, native=native) as made:
+        async with made.session.get(f"http://127.0.0.2:{made.service}/metrics") as response:
+            page = await response.text()
+            assert response.status == 200
+        families = {family.name: family for family in text_string_to_metric_families(page)}
+        for name in PROTOCOL:
+            assert families[name].type == "gauge"
+            assert families[name].samples[0].value == 0
+        (sample,) = families["vllm:cache_config_info"].samples
+        assert sample.labels["block_size"]
+        async with made.session.get(f"http://127.0.0.2:{made.service}/v1/models") as response:
+            assert response.status == 200
+        # Everything else still needs a key.
+        async with made.session.post(
+            f"http://127.0.0.2:{made.service}/v1/completions", json=COMPLETION
+        ) as response:
+            assert response.status == 401
 
 
 STUB = """\
