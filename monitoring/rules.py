@@ -602,5 +602,71 @@ ABSENCE = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE)
+_INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
+_EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
+_EXPIRES = "expires in {{ $value | humanizeDuration }}"
+_NOT_RENEWED = "It should have been renewed 30 days before its end."
+
+INJECTOR = Group(
+    "tokenpool-injector",
+    (
+        # While no injector answers, no pod with the label is created. An injector serves all pools.
+        Alert(
+            "TokenpoolInjectorDown",
+            Severity.CRITICAL,
+            f"sum by (namespace) ({_INJECTOR}) == 0 or (count by (namespace) ({_INJECTOR} offset 1h)"
+            f" unless on (namespace) count by (namespace) ({_INJECTOR}))",
+            "2m",
+            "No injector answers",
+            "Prometheus has reached no injector for 2 minutes. Pods with the label are not created until one"
+            " answers; running pods are not affected.",
+            "injector-down",
+        ),
+        # The owner, such as a ReplicaSet, has an Event with the message.
+        Alert(
+            "TokenpoolInjectorDenies",
+            Severity.WARNING,
+            "sum by (namespace, reason)"
+            ' (increase(tokenpool_injector_reviews_total{decision="denied"}[15m])) > 0',
+            "5m",
+            "The injector denies pods: {{ $labels.reason }}",
+            'The injector has denied {{ printf "%.0f" $value }} pods in 15 minutes with the reason'
+            " {{ $labels.reason }}. They are not created until their manifest is changed.",
+            "injector-denies",
+        ),
+        # The API server gives up after 5 s.
+        Alert(
+            "TokenpoolInjectorSlow",
+            Severity.WARNING,
+            "histogram_quantile(0.99, sum by (namespace, le)"
+            " (rate(tokenpool_injector_review_seconds_bucket[5m]))) > 1",
+            "10m",
+            'Reviews take {{ printf "%.1f" $value }} s',
+            "The slowest hundredth of all reviews takes longer than 1 s. The API server gives up after 5 s.",
+            "injector-slow",
+        ),
+        # cert-manager renews 30 days before the end, and a renewed file is in force within a second.
+        Alert(
+            "TokenpoolCertificateExpires",
+            Severity.CRITICAL,
+            f"max by (namespace, job) ({_EXPIRES_S}) < 86400",
+            "15m",
+            f"The certificate of {{{{ $labels.job }}}} {_EXPIRES}",
+            f"Every certificate in force at {{{{ $labels.job }}}} expires in less than a day. {_NOT_RENEWED}",
+            "certificate-expires",
+        ),
+        Alert(
+            "TokenpoolCertificateExpires",
+            Severity.WARNING,
+            f"{_EXPIRES_S} < 7 * 86400",
+            "1h",
+            f"The certificate of {{{{ $labels.instance }}}} {_EXPIRES}",
+            "The certificate in force at {{ $labels.instance }} ({{ $labels.job }}) expires in less than 7"
+            f" days. {_NOT_RENEWED}",
+            "certificate-expires",
+        ),
+    ),
+)
+
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, INJECTOR)
 """All groups, in the order of the files."""

@@ -35,6 +35,7 @@ class AdmittedRequest:
         "hides_usage",
         "parsed",
         "priority",
+        "request_id",
         "started_at",
         "ticket",
     )
@@ -60,7 +61,10 @@ class AdmittedRequest:
         self.first_token_s = -1.0
         """The seconds from ``started_at`` to the first output; below 0 before it."""
         self.parsed: object = None
-        """The parsed request if it is handed over, because it may have to be decided again."""
+        """The parsed request, until an engine may have begun with it. Until then it can be decided again.
+        ``None`` without other replicas."""
+        self.request_id = b""
+        """The id of the request, for the access log."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

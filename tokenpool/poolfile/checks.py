@@ -67,6 +67,18 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
             f"entitlement {name!r} is in pool {entitlement.pool!r}, which is not defined",
             f"define it, or use one of: {known}",
         )
+    check_promise(entitlement, located)
+    if not entitlement.api_keys and file.anonymous != name:
+        problems.warn(
+            located.line(entitlement),
+            f"entitlement {name!r} has no api_keys",
+            "only a gateway's identity header can reach it: add a key, or remove it",
+        )
+
+
+def check_promise(entitlement: Entitlement, located: Located) -> None:
+    """Check an entitlement's guarantee against its tier and its ceiling."""
+    problems, name = located.problems, entitlement.name
     promised = [d for d in Dimension if entitlement.guarantee.get(d) > 0]
     line = located.line(entitlement, "guarantee")
     if entitlement.tier is Tier.SPOT and promised:
@@ -81,12 +93,6 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
                 f" below its guarantee of {entitlement.guarantee.get(dimension):g}",
                 "raise the ceiling or lower the guarantee",
             )
-    if not entitlement.api_keys and file.anonymous != name:
-        problems.warn(
-            located.line(entitlement),
-            f"entitlement {name!r} has no api_keys",
-            "only a gateway's identity header can reach it: add a key, or remove it",
-        )
 
 
 def _check_guarantee(entitlement: Entitlement, promised: list[Dimension], located: Located) -> None:

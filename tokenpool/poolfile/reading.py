@@ -22,7 +22,7 @@ from tokenpool.entitlements import (
     Slo,
     Tier,
 )
-from tokenpool.poolfile.checks import Located, check
+from tokenpool.poolfile.checks import Located, check, check_promise
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
@@ -51,6 +51,25 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
     if problems.errors or file is None:
         raise PoolFileError(name, problems.errors)
     return Parsed(file, tuple(sorted(problems.warnings)))
+
+
+def pool_of(node: Node, problems: Problems) -> Pool | None:
+    """Read one pool that is not in a file. Its problems go to ``problems``."""
+    made = _pool(node, Located(problems))
+    return None if problems.errors else made
+
+
+def entitlement_of(node: Node, problems: Problems) -> Entitlement | None:
+    """Read one entitlement that is not in a file, with the rules that concern it alone.
+
+    Its problems go to ``problems``. The caller checks the rules between records: its pool exists, and the
+    pool can carry its guarantee.
+    """
+    located = Located(problems)
+    made = _entitlement(node, located)
+    if made is not None:
+        check_promise(made, located)
+    return None if problems.errors else made
 
 
 def _file(top: Node, problems: Problems) -> PoolFile:

@@ -15,7 +15,7 @@ from injector.patch import apply
 Json = dict[str, Any]
 
 KNOWN = {"apiVersion", "kind", "resources", "components", "images", "namespace", "patches"}
-CLUSTER_WIDE = {"MutatingWebhookConfiguration"}
+CLUSTER_WIDE = {"CustomResourceDefinition", "MutatingWebhookConfiguration"}
 
 
 def build(folder: Path) -> list[Json]:

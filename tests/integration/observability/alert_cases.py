@@ -46,6 +46,8 @@ class Case:
     well_min: int = 30
     clears_min: int = 30
     is_everywhere: bool = False
+    is_of_namespace: bool = False
+    """Whether the fault is of a namespace, not of a pool."""
     about: str = ""
 
 
@@ -60,6 +62,13 @@ def counter(name: str, well: float, faulty: float, **labels: str) -> Series:
 def of_pool(name: str, well: float | None, faulty: float | None, **labels: str) -> Series:
     """A series of a coordinator."""
     return Series(name, {"job": COORDINATOR, "instance": "c1"} | labels, well, faulty)
+
+
+def of_injector(name: str, well: float | None, faulty: float | None, **labels: str) -> Series:
+    """A series of an injector, which belongs to no pool."""
+    given = {"job": "tokenpool-injector", "instance": "i1"} | labels
+    name, is_counter = name.replace("_bucket_total", "_bucket"), name.endswith("_total")
+    return Series(name, given, well, faulty, is_counter, has_pool=False)
 
 
 def requests(outcome: str, well: float, faulty: float, **labels: str) -> Series:
@@ -410,6 +419,71 @@ CASES = (
         WARNING,
         {},
         (gauge("tokenpool_store_mode", 1, 1, mode="joined"), of_pool("tokenpool_leader", 1, None)),
+    ),
+    Case(
+        "TokenpoolInjectorDown",
+        CRITICAL,
+        {},
+        tuple(of_injector("up", 1, 0, instance=name) for name in ("i1", "i2")),
+        is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolInjectorDown",
+        CRITICAL,
+        {},
+        (of_injector("up", 1, None),),
+        value=1,
+        well_min=90,
+        is_of_namespace=True,
+        about="its targets are gone",
+    ),
+    Case(
+        "TokenpoolInjectorDenies",
+        WARNING,
+        {"reason": "host_network"},
+        (
+            of_injector("tokenpool_injector_reviews_total", 0, 1, decision="denied", reason="host_network"),
+            of_injector("tokenpool_injector_reviews_total", 0, 0, decision="denied", reason="engine_key"),
+            of_injector("tokenpool_injector_reviews_total", 5, 5, decision="injected", reason=""),
+        ),
+        value=15,
+        is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolInjectorSlow",
+        WARNING,
+        {},
+        tuple(
+            of_injector("tokenpool_injector_review_seconds_bucket_total", 10, faulty, le=le)
+            for le, faulty in (("0.01", 0), ("1.0", 0), ("2.5", 10), ("+Inf", 10))
+        ),
+        value=2.485,
+        is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolCertificateExpires",
+        WARNING,
+        {"job": "tokenpool-injector", "instance": "i1"},
+        (
+            of_injector("tokenpool_certificate_not_after_seconds", 7_776_000, 606_540),
+            of_injector("tokenpool_certificate_not_after_seconds", 7_776_000, 7_776_000, instance="i2"),
+        ),
+        value=600_000,
+        faulty_min=80,
+        is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolCertificateExpires",
+        CRITICAL,
+        {"job": "tokenpool-injector"},
+        tuple(
+            of_injector("tokenpool_certificate_not_after_seconds", 7_776_000, 82_940, instance=name)
+            for name in ("i1", "i2")
+        ),
+        value=80_000,
+        faulty_min=20,
+        is_of_namespace=True,
+        about="every one in less than a day",
     ),
     Case("TokenpoolNothingScraped", WARNING, {}, sidecars(1, 1, None), is_everywhere=True),
 )

@@ -34,7 +34,7 @@ def firing_and_clearing(case: Case, alerts: Sequence[Alert]) -> dict[str, Any]:
                 "series": named(each, place),
                 "values": values(each, step, (begins, ends, last), place == FAULTY or case.is_everywhere),
             }
-            for place in PLACES
+            for place in (PLACES[::2] if case.is_of_namespace else PLACES)
             for each in case.series
         ],
         "alert_rule_test": [
@@ -137,7 +137,7 @@ def expected(alert: Alert, case: Case) -> dict[str, Any]:
     """The alert as it fires: with its labels, and its texts filled in."""
     labels = placed(case.labels, FAULTY)
     if not case.is_everywhere:
-        labels |= {"namespace": FAULTY[0], "pool": FAULTY[1]}
+        labels |= {"namespace": FAULTY[0]} | ({} if case.is_of_namespace else {"pool": FAULTY[1]})
     content = alert.content(RUNBOOK_URL)
     annotations = content["annotations"]
     assert isinstance(annotations, dict)
@@ -156,6 +156,10 @@ def filled(text: str, labels: Mapping[str, str], value: float) -> str:
             return labels[asked.removeprefix("$labels.")]
         if asked == "$value":
             return f"{value:g}"
+        if asked == "$value | humanizeDuration":
+            minutes, seconds = divmod(round(value), 60)
+            days, hours = divmod(minutes // 60, 24)
+            return f"{days}d " * (days > 0) + f"{hours}h {minutes % 60}m {seconds}s"
         if asked == "$value | humanizePercentage":
             return f"{100 * value:.4g}%"
         form = re.fullmatch(r'printf "(%\.\df)" \$value', asked)
