@@ -76,17 +76,26 @@ def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool
     return list(keys), has_other
 
 
-def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str]) -> dict[bytes, str]:
+def digests(
+    entitlements: Iterable[Entitlement],
+    resolve: Callable[[KeyRef], str],
+    taken: list[tuple[str, str]] | None = None,
+) -> dict[bytes, str]:
     """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
 
-    Raises ``KeyUnreadable``.
+    A key of two entitlements is an error. With ``taken``, the earlier entitlement keeps it, and the pair of
+    names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
     by_digest: dict[bytes, str] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
             owner = by_digest.setdefault(digest, entitlement.name)
-            if owner != entitlement.name:
+            if owner == entitlement.name:
+                continue
+            if taken is not None:
+                taken.append((entitlement.name, owner))
+            else:
                 raise KeyUnreadable(
                     f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
                     " entitlement needs its own"
