@@ -21,12 +21,24 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     account: Account | None = None
+    has_waited: bool = False
+    """Whether the request was in the admission queue until its deadline."""
 
 
 class AdmittedRequest:
     """A request that may go to the engine. It is settled exactly once."""
 
-    __slots__ = ("account", "body", "hides_usage", "parsed", "priority", "started_at", "ticket")
+    __slots__ = (
+        "account",
+        "body",
+        "first_token_s",
+        "hides_usage",
+        "parsed",
+        "priority",
+        "request_id",
+        "started_at",
+        "ticket",
+    )
 
     def __init__(
         self,
@@ -46,8 +58,13 @@ class AdmittedRequest:
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
+        self.first_token_s = -1.0
+        """The seconds from ``started_at`` to the first output; below 0 before it."""
         self.parsed: object = None
-        """The parsed request if it is handed over, because it may have to be decided again."""
+        """The parsed request, until an engine may have begun with it. Until then it can be decided again.
+        ``None`` without other replicas."""
+        self.request_id = b""
+        """The id of the request, for the access log."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

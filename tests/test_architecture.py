@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
-    "toolbox", "demo", "experiments", "bench",
+    "toolbox", "demo", "experiments", "bench", "monitoring",
 )  # fmt: skip
 MODULES = modules_in(ROOT, OURS)
 
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "sidecar": {"dashboard", "runtime", "tokenpool"},
     "coordinator": {"dashboard", "runtime", "tokenpool"},
     "injector": {"runtime"},
+    "monitoring": set(),
     "toolbox": {"loadgen"},
     "simulation": {"tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},
@@ -60,8 +61,8 @@ LAYERS: dict[str, Layers] = {
         frozenset({"store"}),
     ],
     "sidecar": [
-        frozenset({"settings", "lifecycle", "dialects"}),
-        frozenset({"identity", "decisions", "telemetry"}),
+        frozenset({"settings", "lifecycle", "dialects", "histogram"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
@@ -230,7 +231,7 @@ def compiled_classes() -> frozenset[str]:
 def what_cannot_be_compiled(path: Path) -> list[str]:
     """Classes of a module that mypyc would make something else of, without a word."""
     bases_left = {"NamedTuple", "Protocol", "asyncio.Protocol", "Exception", "ValueError", "Collector"}
-    bases_left |= {"enum.Enum", "StrEnum"}
+    bases_left |= {"enum.Enum", "enum.IntEnum", "StrEnum"}
     bases_left |= compiled_classes()
     return [
         node.name

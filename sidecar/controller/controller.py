@@ -48,6 +48,8 @@ class Policies:
     identity_header: str | None = None
     """The request header that names the entitlement, behind a trusted gateway."""
     engine_priority: PriorityPolicy = PriorityPolicy.AUTO
+    exposes_engine: bool = False
+    """Whether callers without a key see the engine's metrics and models."""
 
 
 class Controller:
@@ -81,11 +83,16 @@ class Controller:
         self._random = random
         self._stored = StoredResponses()
         self._authenticator = Authenticator(
-            self.pool_accounts, configuration.keys, self._stored, policies.identity_header
+            self.pool_accounts,
+            configuration.keys,
+            configuration.administrators,
+            self._stored,
+            policies.identity_header,
+            exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
         self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
-        telemetry.follow(self.accounts, control.ledger, control.active)
+        telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
     def is_draining(self) -> bool:
@@ -109,7 +116,8 @@ class Controller:
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active)
+        self._authenticator.administrators = configuration.administrators
+        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -142,7 +150,8 @@ class Controller:
         request exactly once.
         """
         now = self._telemetry.clock()
-        if not self.engine.is_up:
+        is_priced = route.parse is not None and account is not None
+        if not self.engine.is_up and not (is_priced and self.control.knows_others):
             return refusals.engine_down(account)
         if route.parse is None or account is None:
             return AdmittedRequest(body, now, account)
@@ -186,24 +195,23 @@ class Controller:
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
         self._priority.write(admitted, parsed)
-        if ticket.place is not None:
+        if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
         return admitted
 
     def admit_again(
         self, admitted: AdmittedRequest, *, has_failed: bool
     ) -> AdmittedRequest | PendingRequest | Refusal:
-        """Decide a request again, because another replica does not serve it.
+        """Decide a request again, because the engine here or another replica has not begun with it.
 
-        Its ticket ends without usage, and does not count as an ended request. If that replica could not
-        begin with it (``has_failed``), it is not asked for a while.
+        Its ticket ends without usage, and does not count as an ended request. The request keeps its deadline.
+        If another replica could not begin with it (``has_failed``), that replica is not asked for a while.
         """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
-        assert ticket.place is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
-        if has_failed:
+        if has_failed and ticket.place is not None:
             self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
         outcome = self.control.offer(
@@ -214,18 +222,21 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            may_prefer=False,
+            arrived_at=admitted.started_at,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at)
         return self._shed(account, outcome) if isinstance(outcome, Shed) else outcome
 
-    def _shed(self, account: Account, shed: Shed) -> Refusal:
+    def _shed(self, account: Account, shed: Shed, *, has_waited: bool = False) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
             self.engine.lacked_throughput()
+        elif shed.reason is Reason.ENGINE_FULL and not self.engine.is_up:
+            return refusals.engine_down(account)
         elif shed.dimension is Dimension.CONCURRENCY:
             self.engine.lacked_slots()
-        return refusals.of_shed(account, shed, self._random.random() if self._random is not None else 0.0)
+        random = self._random.random() if self._random is not None else 0.0
+        return refusals.of_shed(account, shed, random, has_waited=has_waited)
 
     # --- waiting requests ---
 
@@ -249,7 +260,7 @@ class Controller:
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
         """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
-            return self._shed(pending.account, outcome)
+            return self._shed(pending.account, outcome, has_waited=True)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at)
 
     def act(self) -> None:
@@ -268,7 +279,8 @@ class Controller:
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
-        self._telemetry.first_token(admitted.account, seconds)
+        admitted.first_token_s = seconds
+        self._telemetry.first_token(admitted.account, seconds, admitted.ticket)
         if admitted.ticket is not None:
             self.control.first_token(admitted.ticket, seconds)
 
@@ -288,6 +300,7 @@ class Controller:
     def connection_refused(self) -> None:
         """The engine refused a connection: it gets no request before its next successful health check."""
         self.engine.connection_refused()
+        self.control.engine_refused(self.engine.room)
         self.update_serving()
 
     def update_serving(self) -> None:
@@ -296,11 +309,11 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal) -> None:
-        """Count an answer of the sidecar itself."""
+    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+        """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(refusal.account, refusal.reason, 0.0)
+            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0)
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

@@ -14,9 +14,17 @@ from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
 from sidecar.identity import KEY_HEADERS
+from sidecar.proxy.request_ids import RequestIds, is_valid
+from tokenpool.accounting.account import Account
 
 Headers = list[tuple[bytes, bytes]]
 """Names and values in the order of the message. A request's names are in lower case."""
+
+FAIRNESS_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
+"""The request headers by which llm-d's router and the Gateway API's inference extension tell flows apart. The
+second is the older name. Both are sent, because the extension's endpoint picker reads only the older one."""
+OBJECTIVE_HEADERS = (b"x-llm-d-inference-objective", b"x-gateway-inference-objective")
+"""The headers that name the InferenceObjective, from which those routers take a request's priority."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -32,6 +40,8 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
+_NOT_RELAYED = HOP_BY_HOP | {b"x-request-id"}
+"""Headers of an answer that its client does not get. The sidecar states the id itself."""
 _NOT_FORWARDED = HOP_BY_HOP | {
     b"host",
     b"content-length",
@@ -39,6 +49,11 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # Credentials are for the sidecar, not for the engine.
     b"authorization",
     *KEY_HEADERS,
+    # The sidecar states the id of every request (``with_length``).
+    b"x-request-id",
+    # The entitlement decides them. A client that chose a new flow for each request would evade fairness.
+    *FAIRNESS_HEADERS,
+    *OBJECTIVE_HEADERS,
     # Usage in a compressed answer cannot be read. The engine is on the same machine: compression saves
     # nothing.
     b"accept-encoding",
@@ -73,8 +88,10 @@ class RequestHead:
     """The head of one request, as parsed."""
 
     __slots__ = (
+        "_given_id",
         "framed",
         "headers",
+        "id",
         "is_http10",
         "keeps_alive",
         "method",
@@ -98,6 +115,18 @@ class RequestHead:
         self.headers: Headers = []
         self.is_http10 = False
         self.keeps_alive = True
+        self.id = b""
+        """The id of the request that is served. A cached head serves one request after the other."""
+        self._given_id: bytes | None = None
+        """The client's own id; empty without a valid one, ``None`` until it was looked up."""
+
+    def identify(self, ids: RequestIds) -> None:
+        """Set the id for the next request with this head."""
+        given = self._given_id
+        if given is None:
+            found = self.all(b"x-request-id")
+            given = self._given_id = found[0] if len(found) == 1 and is_valid(found[0]) else b""
+        self.id = given or ids.next()
 
     @property
     def dialect(self) -> Dialect:
@@ -124,9 +153,9 @@ def nominated(headers: Headers) -> frozenset[bytes]:
     )
 
 
-def with_length(framed: bytes, body_length: int) -> bytes:
-    """A framed head with the length of its body."""
-    return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+def with_length(framed: bytes, request_id: bytes, body_length: int) -> bytes:
+    """A framed head with the id of its request and the length of its body."""
+    return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (framed, request_id, body_length)
 
 
 class RequestFramer:
@@ -143,16 +172,16 @@ class RequestFramer:
             name = identity_header.lower().encode()
             self._dropped = self._dropped | {name, canonical(name)}
 
-    def frame(self, head: RequestHead, body_length: int) -> bytes:
-        """The head of the request to the engine."""
+    def frame(self, head: RequestHead, body_length: int, account: Account | None) -> bytes:
+        """The head of the request to the engine. A head belongs to one account."""
         framed = head.framed
         if framed is None:
-            framed = head.framed = self._without_framing(head)
+            framed = head.framed = self._without_framing(head, account)
         if body_length or head.method == b"POST":
-            return with_length(framed, body_length)
-        return framed + b"\r\n"
+            return with_length(framed, head.id, body_length)
+        return b"%bx-request-id: %b\r\n\r\n" % (framed, head.id)
 
-    def _without_framing(self, head: RequestHead) -> bytes:
+    def _without_framing(self, head: RequestHead, account: Account | None) -> bytes:
         dropped = self._dropped
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
@@ -161,6 +190,13 @@ class RequestFramer:
         if read_as:
             dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
+        if account is not None:
+            entitlement = account.entitlement
+            name, tier = entitlement.name.encode(), entitlement.tier.value.encode()
+            for header in FAIRNESS_HEADERS:
+                lines += (header, b": ", name, b"\r\n")
+            for header in OBJECTIVE_HEADERS:
+                lines += (header, b": ", tier, b"\r\n")
         for name, value in head.headers:
             if name not in dropped and not name.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")
@@ -195,7 +231,7 @@ class ResponseHead:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
         lines = [line]
         lowered = [(name.lower(), value) for name, value in headers]
-        dropped = HOP_BY_HOP | nominated(lowered)
+        dropped = _NOT_RELAYED | nominated(lowered)
         for (name, value), (original, _) in zip(lowered, headers, strict=True):
             if name == b"content-type":
                 self.is_event_stream = value[:17].lower() == b"text/event-stream"

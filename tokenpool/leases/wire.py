@@ -155,6 +155,7 @@ def _for_the_wire(file: PoolFile) -> PoolFile:
             e if _is_ready(e) else replace(e, api_keys=tuple(_hashed(ref) for ref in e.api_keys))
             for e in file.entitlements
         ),
+        administrator_keys=tuple(_hashed(ref) for ref in file.administrator_keys),
     )
 
 

@@ -141,20 +141,21 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
 
 def _check_keys(file: PoolFile, located: Located) -> None:
     seen: dict[tuple[str, str], tuple[str, int]] = {}
-    for entitlement in file.entitlements:
-        for key in entitlement.api_keys:
+    owners = [(repr(each.name), each.api_keys) for each in file.entitlements]
+    for name, keys in (*owners, ("the administrators", file.administrator_keys)):
+        for key in keys:
             if key.source is KeySource.PLAIN:
                 located.problems.warn(
                     key.line,
-                    f"a key of {entitlement.name!r} is in plain text",
+                    f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
                 )
-            owner, line = seen.setdefault(_identity(key), (entitlement.name, key.line))
-            if line != key.line or owner != entitlement.name:
+            owner, line = seen.setdefault(_identity(key), (name, key.line))
+            if line != key.line or owner != name:
                 located.problems.error(
                     key.line,
-                    f"a key of {entitlement.name!r} is also a key of {owner!r} on line {line}",
-                    "give each entitlement its own keys, and each key once",
+                    f"a key of {name} is also a key of {owner} on line {line}",
+                    "give each entitlement and the administrators their own keys, and each key once",
                 )
 
 

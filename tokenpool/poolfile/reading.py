@@ -73,7 +73,9 @@ def entitlement_of(node: Node, problems: Problems) -> Entitlement | None:
 
 
 def _file(top: Node, problems: Problems) -> PoolFile:
-    fields = top.fields(("pools", "entitlements", "anonymous"), required=("pools", "entitlements"))
+    fields = top.fields(
+        ("pools", "entitlements", "anonymous", "administrator_keys"), required=("pools", "entitlements")
+    )
     located = Located(problems)
     pools = [_pool(node, located) for node in _items(fields, "pools")]
     entitlements = [_entitlement(node, located) for node in _items(fields, "entitlements")]
@@ -82,6 +84,7 @@ def _file(top: Node, problems: Problems) -> PoolFile:
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
+        _keys(fields, "administrator_keys"),
     )
     check(file, located, anonymous_line=fields["anonymous"].line if "anonymous" in fields else 0)
     return file
@@ -198,9 +201,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
     estimate = (
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
-    keys = tuple(
-        key for item in (fields["api_keys"].items() if "api_keys" in fields else ()) if (key := _key(item))
-    )
+    keys = _keys(fields, "api_keys")
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -250,6 +251,10 @@ def _output_estimate(node: Node) -> OutputEstimate:
         node.error(f"is {quantile:g}", "write a quantile below 1, or max")
         return OutputEstimate()
     return OutputEstimate() if quantile is None else OutputEstimate(quantile)
+
+
+def _keys(fields: dict[str, Node], name: str) -> tuple[KeyRef, ...]:
+    return tuple(key for item in (fields[name].items() if name in fields else ()) if (key := _key(item)))
 
 
 def _key(node: Node) -> KeyRef | None:

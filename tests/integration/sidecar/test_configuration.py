@@ -136,7 +136,24 @@ async def test_in_a_published_file_the_earlier_entitlement_keeps_a_shared_key(
 
     assert made.keys.find(b"shared") == "e"
     assert made.keys.find(b"late-key") == "late"
-    assert "a key of 'late' is also a key of 'e', which keeps it" in caplog.text
+    assert "a key of 'late' is also a key of 'e', and stays there" in caplog.text
+    with pytest.raises(ConfigurationInvalid, match="the same key"):
+        await load_apart(settings(tmp_path, text))
+
+
+async def test_in_a_published_file_the_administrators_keep_a_shared_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ADMIN_KEY", "shared")
+    late = "  - {name: late, pool: chat, tier: spot, api_keys: [shared, late-key]}\n"
+    text = POOL + late + "administrator_keys: [{env: ADMIN_KEY}]\n"
+    _, content = encode_file(parsed(text))
+
+    made = await published(content, settings(tmp_path), "chat")
+
+    assert (made.administrators.find(b"shared"), made.keys.find(b"shared")) == ("administrator", None)
+    assert made.keys.find(b"late-key") == "late"
+    assert "a key of 'late' is also a key of 'the administrators', and stays there" in caplog.text
     with pytest.raises(ConfigurationInvalid, match="the same key"):
         await load_apart(settings(tmp_path, text))
 
