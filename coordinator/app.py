@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHORTEST_PAUSE_S = 0.01
+"""The pause between two ticks, for the pages."""
 STORE_AGAIN_S = 1.0
 """The time between two reads of a lease store that does not answer, before this coordinator leads."""
 
@@ -46,6 +49,8 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
+        self._changed = asyncio.Event()
+        """Whether a changed pool file is to be published: the next tick begins at once."""
         made = read(settings.config) if settings.config is not None else None
         self.resources: Controller | None = None
         if settings.entitlements_from is not None:
@@ -117,6 +122,7 @@ class Coordinator:
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
+        self._changed.set()
 
     async def reload(self) -> None:
         """Read the pool file and put it in force, or log the reason against it."""
@@ -155,12 +161,20 @@ class Coordinator:
     async def _tick_forever(self) -> None:
         while True:
             started = self._clock()
+            self._changed.clear()
             async with asyncio.TaskGroup() as group:
                 for leader in list(self.leaders.values()):
                     group.create_task(leader.run_tick())
             while self._removed:
                 await _resign(self._removed.pop())
-            await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
+            await asyncio.sleep(SHORTEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left(started)):
+                    await self._changed.wait()
+
+    def _left(self, started: float) -> float:
+        """The time until the next tick."""
+        return max(self.settings.tick - (self._clock() - started), 0.0)
 
     async def stop(self) -> None:
         """Resign the leadership and end."""

@@ -127,8 +127,9 @@ class Api:
 
     def __init__(self) -> None:
         """Use the configuration of the pod or of ``KUBECONFIG``. Raises ``ApiFailure``."""
-        # It logs each request; a status write is no news.
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        # They log each request; a status write is no news.
+        for name in ("httpx2", "httpcore2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             config = KubeConfig.from_env().get()
             if config is None:

@@ -637,3 +637,12 @@ def test_the_example_of_resources_is_admitted_and_valid() -> None:
     assert not list(filter(None, merge.update(resources, secrets)))
     assert all(each.holds for each in (*merge.accepted.values(), *merge.resolved.values()))
     assert merge.secrets == secrets.keys()
+
+
+def test_the_rights_are_those_of_the_coordinators_service_account() -> None:
+    found = objects("overlays/entitlements")
+    binding = one(found, "RoleBinding", "tokenpool-entitlements")
+    [subject] = binding["subjects"]
+    account = one(found, "ServiceAccount", "tokenpool-coordinator")["metadata"]
+    assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
+    assert binding["roleRef"]["name"] == one(found, "Role", "tokenpool-entitlements")["metadata"]["name"]
