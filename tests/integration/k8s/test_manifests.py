@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from tokenpool.poolfile.reading import parse
 K8S = Path(__file__).parents[3] / "k8s"
 OVERLAYS = sorted(path.parent.relative_to(K8S) for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 EVERY = [Path("base"), *OVERLAYS]
-CUSTOM = {"Issuer", "Certificate", "PodMonitor", "ScaledObject"}
+CUSTOM = {"Issuer", "Certificate", "PodMonitor", "PrometheusRule", "ScaledObject"}
 """Kinds with schemas of their operators. Tests below check their fields."""
 MAJOR, MINOR = map(int, kubernetes_validate.latest_version().split(".")[:2])
 NEWEST = [f"{MAJOR}.{MINOR - 1}", f"{MAJOR}.{MINOR}"]
@@ -284,7 +285,7 @@ def test_selectors_match_existing_pods(overlay: Path) -> None:
         (pod,) = selected(found, each["spec"]["selector"])
         for endpoint in each["spec"]["podMetricsEndpoints"]:
             assert endpoint["port"] in ports(pod)
-            assert endpoint["path"] == "/metrics"
+            assert endpoint["path"] in ("/metrics", "/engine/metrics")
 
 
 @pytest.mark.parametrize("overlay", EVERY, ids=str)
@@ -512,7 +513,37 @@ def test_the_horizontal_autoscaler_sets_the_replicas_of_the_metric() -> None:
     assert {each["metadata"]["name"] for each in of_kind(found, "PodMonitor")} == {
         "tokenpool-coordinator",
         "tokenpool-sidecar",
+        "vllm",
     }
+
+
+def test_the_jobs_have_the_names_that_the_alerts_expect() -> None:
+    """By the pod's label or by a relabelling; and the operator's own name for a job would do, too."""
+    found = objects("overlays/hpa")
+    rules = str(one(found, "PrometheusRule", "tokenpool")["spec"])
+    expected = re.search(r'up\{job=~"([^"]+)"\}', rules)
+    assert expected is not None
+    jobs = {}
+    for each in of_kind(found, "PodMonitor"):
+        spec, name = each["spec"], each["metadata"]["name"]
+        (pod,) = selected(found, spec["selector"])
+        (endpoint,) = spec["podMetricsEndpoints"]
+        named = [r["replacement"] for r in endpoint.get("relabelings", []) if r["targetLabel"] == "job"]
+        labels = pod["metadata"]["labels"]
+        jobs[name] = named[0] if named else labels[spec["jobLabel"]]
+        assert bool(re.fullmatch(expected[1], f"any-namespace/{name}")) == name.startswith("tokenpool-")
+    assert jobs == {name: name for name in ("tokenpool-coordinator", "tokenpool-sidecar", "vllm")}
+    assert [name for name in jobs if re.fullmatch(expected[1], jobs[name])] == sorted(jobs)[:2]
+
+
+def test_the_dashboards_are_config_maps_that_grafana_finds() -> None:
+    found = of_kind(objects("overlays/hpa"), "ConfigMap")
+    pages = [each for each in found if each["metadata"]["labels"].get("grafana_dashboard") == "1"]
+    assert {each["metadata"]["name"] for each in pages} == {
+        f"tokenpool-dashboard-{name}" for name in ("pod", "pool", "tenants")
+    }
+    for each in pages:
+        assert len(str(each)) < 262_144  # kubectl apply keeps a copy in an annotation
 
 
 # --- the webhook ---
