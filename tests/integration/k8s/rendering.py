@@ -6,6 +6,7 @@ Both programs come from PyPI with the ``dev`` extra, as they are published: kube
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 import subprocess
 import sys
@@ -88,3 +89,12 @@ def files(values: Mapping[str, Any], *, namespace: str = NAMESPACE, release: str
 def objects(rendering: str) -> list[Json]:
     """The objects of one of ``EVERY``. Do not change them."""
     return charted(values_of(rendering)) if rendering in VALUES else kustomized(K8S / rendering)
+
+
+@functools.cache
+def distinct() -> list[Json]:
+    """The objects of all renderings, each once. The checks of `helm test` are among them."""
+    helm_tests = (files(values_of(each))["tokenpool/templates/tests/test.yaml"] for each in VALUES)
+    found = [each for overlay in EVERY for each in objects(overlay)]
+    found += [each for text in helm_tests for each in documents(text)]
+    return list({json.dumps(each, sort_keys=True): each for each in found}.values())

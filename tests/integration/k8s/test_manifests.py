@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,13 +21,12 @@ from injector.settings import Template
 from injector.sidecar_container import NAME
 from sidecar import settings as sidecar_settings
 from tests.integration.k8s.api_schema import NEWEST, validate
-from tests.integration.k8s.rendering import EVERY, K8S, VALUES, Json, documents, files, objects, values_of
+from tests.integration.k8s.rendering import EVERY, K8S, Json, distinct, objects
 from tokenpool.entitlements import KeySource, PoolFile
 from tokenpool.poolfile.reading import parse
 
 COMPLETE = [each for each in EVERY if each not in ("chart", "chart/several-pools")]
 """The renderings of one pool with its engine. The chart by default has no engine."""
-TESTS = "tokenpool/templates/tests/test.yaml"
 CUSTOM = {"Issuer", "Certificate", "PodMonitor", "ScaledObject", "PrometheusRule"}
 """Kinds with schemas of their operators. Tests here and in test_chart.py check their fields."""
 AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
@@ -126,15 +124,6 @@ def pool_file() -> PoolFile:
 
 
 # --- kustomize and the API ---
-@functools.cache
-def distinct() -> list[Json]:
-    """The objects of all renderings, each once. The checks of `helm test` are among them."""
-    helm_tests = (files(values_of(each))[TESTS] for each in VALUES)
-    found = [each for overlay in EVERY for each in objects(overlay)]
-    found += [each for text in helm_tests for each in documents(text)]
-    return list({json.dumps(each, sort_keys=True): each for each in found}.values())
-
-
 @pytest.mark.parametrize("release", NEWEST)
 def test_every_object_is_valid_in_the_two_newest_releases(release: str) -> None:
     known = [each for each in distinct() if each["kind"] not in CUSTOM]
