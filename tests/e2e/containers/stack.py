@@ -79,7 +79,7 @@ class Stack:
 
     def build_ours(self) -> None:
         """Build the image of sidecar, coordinator and loadgen."""
-        self.compose("build", "sidecar-1", timeout=BUILD_S)
+        self.compose("build", "pod-1", timeout=BUILD_S)
 
     def up(self) -> None:
         """Start every part, and wait until all are healthy."""

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import yaml
+
+from tests.support.programs import program
 
 Json = dict[str, Any]
 
@@ -35,14 +35,6 @@ VALUES = {
 """The values with which the chart is tested, by the name of the rendering."""
 EVERY = ["base", *OVERLAYS, *VALUES]
 """Each rendering that a user can install."""
-
-
-def program(name: str) -> str:
-    """A program of the tests' environment, or of the path."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    assert found is not None, f"{name} is not installed: run make check"
-    return found
 
 
 def kustomized(folder: Path) -> list[Json]:

@@ -1,4 +1,4 @@
-"""Trivy's policies for the manifests, the chart and the Dockerfiles. k8s/trivyignore.yaml explains what stays."""
+"""Trivy on the manifests, the chart and the Dockerfiles. k8s/trivyignore.yaml explains what stays."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.k8s.rendering import K8S, ROOT, Json, distinct, program
+from tests.integration.k8s.rendering import K8S, ROOT, Json, distinct
+from tests.support.programs import program
 
 IGNORED = K8S / "trivyignore.yaml"
 
@@ -28,7 +29,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Json:
         shutil.copy(path, folder)
     done = subprocess.run(
         [
-            *(program("trivy"), "fs", "--scanners", "misconfig", "--misconfig-scanners", "kubernetes,dockerfile"),
+            *(program("trivy"), "fs", "--scanners", "misconfig"),
+            *("--misconfig-scanners", "kubernetes,dockerfile"),
             *("--skip-check-update", "--skip-version-check", "--quiet", "--format", "json"),
             *("--show-suppressed", "--ignorefile", IGNORED, folder),
         ],
