@@ -1,4 +1,4 @@
-"""`make release` with a container engine: the image of this machine's architecture, and what it consists of."""
+"""`make release` with a container engine: the image of this architecture, and what it consists of."""
 
 from __future__ import annotations
 
