@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from release.steps import CannotRelease, Image, bake, build_here, kustomize_lines, stamped
+from release.steps import CannotRelease, Image, bake, build_here, kustomize_lines, stamped, wheels_for
 
 ROOT = Path(__file__).parent.parent
 STEPS = ("wheels", "image", "chart")
@@ -62,7 +63,9 @@ class Release:
         self.registry = registry
         self._out = out
         self._made: list[Path] = []
-        self._version = str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        self._version = str(project["version"])
+        self._dependencies: list[str] = project["dependencies"]
         self._revision = _output("git", "describe", "--always", "--dirty", "--abbrev=40") or "unknown"
         if self._revision.endswith("-dirty"):
             print("release: the working tree has changes that are in no commit", file=sys.stderr)
@@ -103,7 +106,24 @@ class Release:
         if _works("docker", "buildx", "version"):
             return self._baked()
         print(f"the image is for {platform.machine()} only, and has no provenance: docker has no buildx")
+        self._look_for_wheels()
         return self._built_here()
+
+    def _look_for_wheels(self) -> None:
+        """Say whether the image can be built for the architectures that are not built here."""
+        found = re.search(
+            r"^ARG PYTHON_IMAGE=python:(3\.\d+)", (ROOT / "docker/Dockerfile").read_text(), re.M
+        )
+        if found is None:
+            raise CannotRelease("docker/Dockerfile has no `ARG PYTHON_IMAGE=python:VERSION`")
+        for machine in sorted({"aarch64", "x86_64"} - {platform.machine()}):
+            with tempfile.TemporaryDirectory() as folder:
+                options = wheels_for(machine, found[1], self._dependencies, folder)
+                works = _works(sys.executable, "-m", "pip", *options)
+            every = (
+                "every dependency has a wheel" if works else "pip does not find a wheel of every dependency"
+            )
+            print(f"for {machine}, Python {found[1]}: {every}")
 
     def _baked(self) -> Image:
         archive = self._out / f"tokenpool-{self._version}.oci.tar"

@@ -74,3 +74,17 @@ def kustomize_lines(image: Image, version: str) -> str:
     name = f"{image.registry}/tokenpool" if image.registry else "tokenpool"
     which = f"digest: {image.digest}" if image.digest else f'newTag: "{version}"'
     return f"images:\n  - {{name: tokenpool, newName: {name}, {which}}}"
+
+
+def wheels_for(machine: str, python: str, requirements: Sequence[str], folder: str) -> list[str]:
+    """The options of pip that find wheels for another architecture, and install nothing.
+
+    ``machine`` is pip's name of it, such as ``aarch64``; ``python`` such as ``3.12``.
+    """
+    tags = [f"manylinux{each}_{machine}" for each in ("_2_28", "_2_17", "2014")]
+    platforms = [word for tag in tags for word in ("--platform", tag)]
+    return [
+        *("install", "--quiet", "--disable-pip-version-check", "--dry-run", "--target", folder),
+        *(*platforms, "--python-version", python, "--implementation", "cp", "--only-binary", ":all:"),
+        *requirements,
+    ]

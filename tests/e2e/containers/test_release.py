@@ -22,6 +22,7 @@ def test_a_release_builds_the_image_and_lists_what_is_in_it(built: Stack, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert f"the image is for {platform.machine()} only" in done.stdout
+    assert ": every dependency has a wheel" in done.stdout
     assert "the image is in no registry" in done.stdout
 
     (sbom,) = tmp_path.glob("*.cdx.json")

@@ -20,6 +20,7 @@ from release.steps import (
     build_here,
     kustomize_lines,
     stamped,
+    wheels_for,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -65,6 +66,13 @@ def test_a_kustomization_names_the_digest_or_else_the_version() -> None:
     assert named == [{"name": "tokenpool", "newName": f"{REGISTRY}/tokenpool", "digest": DIGEST}]
     here = yaml.safe_load(kustomize_lines(Image("", None), "1.2.3"))["images"]
     assert here == [{"name": "tokenpool", "newName": "tokenpool", "newTag": "1.2.3"}]
+
+
+def test_wheels_of_another_architecture_are_looked_for_and_not_installed() -> None:
+    options = wheels_for("aarch64", "3.12", ["aiohttp>=3"], "folder")
+    assert "--dry-run" in options
+    assert "manylinux2014_aarch64" in options
+    assert options[options.index("--only-binary") + 1 :] == [":all:", "aiohttp>=3"]
 
 
 # --- the build file ---
