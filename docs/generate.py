@@ -29,6 +29,9 @@ from coordinator import telemetry as coordinator_telemetry
 from coordinator.admin import Admin as CoordinatorAdmin
 from coordinator.app import Coordinator
 from injector.app import Injector
+from injector.decisions import Reason as InjectorReason
+from injector.settings import Allow
+from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime import options
 from runtime.build import BuildInfo
 from runtime.exposition import Family
@@ -200,6 +203,13 @@ def coordinator_metrics() -> list[Exposed]:
     return [*_of_families(coordinator_telemetry.FAMILIES), *_of_metrics(metrics)]
 
 
+def injector_metrics() -> list[Exposed]:
+    """All that the injector exposes."""
+    with tempfile.TemporaryDirectory() as folder:
+        telemetry = InjectorTelemetry(Certificate(*certify(Path(folder), "docs")))
+    return [*_of_metrics(telemetry.metrics()), *_of_metrics(BuildInfo().collect())]
+
+
 def _words(values: Iterable[str]) -> str:
     return ", ".join(f"`{value}`" for value in values)
 
@@ -221,7 +231,7 @@ LABELS = (
 
 
 def metrics_page() -> str:
-    """Every metric of a sidecar and of a coordinator."""
+    """Every metric of a sidecar, a coordinator and the injector."""
 
     def rows(found: Iterable[Exposed]) -> Iterator[tuple[str, ...]]:
         for each in sorted(found):
@@ -234,13 +244,16 @@ def metrics_page() -> str:
         "`/metrics` on the admin port, in Prometheus' text format. The series of an entitlement appear at its"
         " first use. The metrics of the lease store need `--store redis://…`, those of certificates"
         " `--tls-cert`. Both programs also expose `process_*`: CPU time, memory and open files of the"
-        " process. The injector has no metrics page.",
+        " process. The injector has its metrics page on the port of the webhook, over HTTPS.",
         "## Labels",
         table(("label", "values"), LABELS),
         "## Sidecar",
         table(heads, rows(sidecar_metrics())),
         "## Coordinator",
         table(heads, rows(coordinator_metrics())),
+        "## Injector",
+        table(heads, rows(injector_metrics())),
+        f"Its reasons are {_words(each.value for each in InjectorReason)}.",
     )
 
 
@@ -359,9 +372,12 @@ def annotations_page() -> str:
         f'A pod with the label `{template.label}: "true"` gets a sidecar when it is created. Its annotations'
         " change the injector's defaults. Unknown annotations and invalid values are refused.",
         table(("annotation", "default", "meaning"), rows),
+        "The injector refuses a pod that would not work, or would be open to all clients. These annotations,"
+        ' with the value "true", accept such a pod explicitly. No option of the injector does the same.',
+        table(("annotation", "consequence"), ((f"`{each.annotation}`", each.help) for each in Allow)),
         f"The defaults are options of the injector ([options](options.md)). Only the operator sets `--label`"
         f" and `--run-as-user`. The injector writes `{injector.settings.STATUS}: injected` on each pod that"
-        " it changes.",
+        f" it changes, and its warnings in `{injector.settings.WARNINGS}`.",
     )
 
 

@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from injector import settings as injector_settings
-from injector.inject import Injection, inject
+from injector.decisions import Injection
+from injector.inject import inject
 from injector.settings import Template
 from tests.integration.k8s.rendering import (
     CHART,
@@ -134,6 +135,17 @@ def test_rules_dashboards_and_pod_monitors_are_the_files_of_the_project() -> Non
     for path in folder.glob("*.json"):
         data = one(found, "ConfigMap", f"{RELEASE}-dashboard-{path.stem}")["data"]
         assert json.loads(data[path.name]) == json.loads(path.read_text())
+
+
+def test_the_injectors_pod_monitor_is_that_of_the_component() -> None:
+    written = yaml.safe_load((K8S / "components" / "monitoring-injector" / "podmonitor.yaml").read_text())
+    monitor = one(objects("chart/full"), "PodMonitor", "tokenpool-injector")
+    assert _without(monitor["spec"], ADDED_LABELS) == written["spec"]
+    # With a generated certificate, its authority is in the same Secret.
+    found = charted({"monitoring": {"podMonitors": True}})
+    (endpoint,) = one(found, "PodMonitor", "tokenpool-injector")["spec"]["podMetricsEndpoints"]
+    authority = endpoint["tlsConfig"]["ca"]["secret"]
+    assert authority["key"] in one(found, "Secret", authority["name"])["data"]
 
 
 def test_a_packaged_chart_holds_what_it_links(tmp_path: Path) -> None:

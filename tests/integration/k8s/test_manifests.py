@@ -15,7 +15,8 @@ import yaml
 from coordinator import settings as coordinator_settings
 from coordinator.telemetry import Telemetry
 from injector import settings as injector_settings
-from injector.inject import Injection, inject
+from injector.decisions import Injection
+from injector.inject import inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.sidecar_container import NAME
@@ -513,6 +514,25 @@ def test_the_horizontal_autoscaler_sets_the_replicas_of_the_metric() -> None:
 
 
 # --- the webhook ---
+def test_the_injectors_pod_monitor_reads_its_port_and_trusts_its_certificate() -> None:
+    found = objects("overlays/injected")
+    monitor = yaml.safe_load((K8S / "components/monitoring-injector/podmonitor.yaml").read_text())
+    (pod,) = selected(found, monitor["spec"]["selector"])
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert (endpoint["path"], endpoint["scheme"]) == ("/metrics", "https")
+    assert endpoint["port"] in ports(pod)
+    certificate = one(found, "Certificate", "tokenpool-injector")["spec"]
+    assert endpoint["tlsConfig"]["serverName"] in certificate["dnsNames"]
+    assert endpoint["tlsConfig"]["ca"]["secret"]["name"] == certificate["secretName"]
+
+
+def test_the_webhook_is_asked_again_after_another_webhook_changed_the_pod() -> None:
+    (hook,) = one(objects("overlays/injected"), "MutatingWebhookConfiguration", "tokenpool-injector")[
+        "webhooks"
+    ]
+    assert hook["reinvocationPolicy"] == "IfNeeded"
+
+
 def test_the_webhook_leads_to_the_injector_and_trusts_its_certificate() -> None:
     found = objects("overlays/injected")
     webhook = one(found, "MutatingWebhookConfiguration", "tokenpool-injector")

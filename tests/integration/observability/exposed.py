@@ -1,4 +1,4 @@
-"""The metrics of a sidecar and a coordinator, from their telemetry without a running process."""
+"""The metrics of all processes, from their telemetry without a running process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
+from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime.build import BuildInfo
 from runtime.options import Origin
 from runtime.tls import Certificate
@@ -29,7 +30,7 @@ _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def exposed() -> Mapping[str, frozenset[str]]:
-    """The labels of every series that either process may expose, by the series' name."""
+    """The labels of every series that a process may expose, by the series' name."""
     sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
     coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
     found: dict[str, frozenset[str]] = {}
@@ -45,6 +46,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
         *(source.metrics() for source in sidecar.admin.sources),
         *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
         tls.metrics(),
+        InjectorTelemetry(certificate).metrics(),
     ):
         for name, labels in _series(families):
             found[name] = found.get(name, frozenset()) | labels

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from injector.inject import Injection, inject
+from injector.decisions import Injection
+from injector.inject import inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.shape import PodMalformed
@@ -66,22 +67,25 @@ def test_a_pod_that_has_its_sidecar_is_not_patched_again() -> None:
     assert decided(injected(pod())) == Injection()
 
 
-def test_a_sidecar_in_the_manifest_is_left_unchanged_with_a_warning() -> None:
-    by_hand = pod(VLLM, {"name": NAME, "image": "tokenpool:1"})
-    decision = decided(by_hand)
+def test_a_sidecar_in_the_manifest_is_refused_unless_the_pod_says_that_it_is_its_own() -> None:
+    by_hand = [VLLM, {"name": NAME, "image": "tokenpool:1"}]
+    assert "which the injector did not add; remove the container" in denial(pod(*by_hand))
+    accepted = pod(*by_hand, annotations={"allow-own-sidecar": "true"})
+    decision = decided(accepted)
     assert isinstance(decision, Injection)
     assert decision.patch == ()
-    assert "there is a container tokenpool-sidecar already" in warnings(by_hand)
+    assert "there is a container tokenpool-sidecar already" in warnings(accepted)
 
 
 def test_a_copied_annotation_does_not_keep_the_sidecar_away() -> None:
     assert sidecar(injected(pod(annotations={"status": "injected"})))
 
 
-def test_a_pod_with_host_network_is_left_unchanged_with_a_warning() -> None:
-    hosted = pod(hostNetwork=True)
-    assert decided(hosted).patch == ()  # type: ignore[union-attr]
-    assert "not injected: a pod with hostNetwork" in warnings(hosted)
+def test_a_pod_with_host_network_is_refused_unless_it_accepts_that() -> None:
+    assert "spec.hostNetwork: the pod shares its ports" in denial(pod(hostNetwork=True))
+    accepted = pod(hostNetwork=True, annotations={"allow-host-network": "true"})
+    assert decided(accepted).patch == ()  # type: ignore[union-attr]
+    assert "not injected: a pod with hostNetwork" in warnings(accepted)
 
 
 def test_a_static_pod_is_left_unchanged_with_a_warning() -> None:
@@ -226,7 +230,10 @@ def test_the_engine_is_found_by_its_command_where_no_port_tells() -> None:
 
 
 def test_the_engine_is_found_by_its_name_among_several() -> None:
-    twins = [engine(name="a"), engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port=8001"])]
+    twins = [
+        engine(name="a", args=["m", "--host", "127.0.0.1"]),
+        engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port=8001"]),
+    ]
     after = injected(pod(*twins, annotations={"container": "b"}))
     assert resolve(after, 8001) == (NAME, 8001)
     assert container(after, "a") == twins[0]
@@ -275,15 +282,15 @@ def test_an_engine_without_a_host_option_is_warned_of() -> None:
     assert container(injected(pod(other)), "vllm")["command"] == ["serve", "--port", "18000"]
 
 
-def test_a_shell_is_not_rewritten_and_the_fix_is_named() -> None:
-    shell = engine(command=["/bin/bash", "-c"], args=["vllm serve m --port 8000"])
+def test_a_shell_that_cannot_be_read_is_not_rewritten_and_the_fix_is_named() -> None:
+    shell = engine(command=["/bin/bash", "-c"], args=["while true; do vllm serve m --port 8000; done"])
     why = denial(pod(shell))
-    assert "container vllm cannot be moved from port 8000" in why
+    assert "container vllm: it cannot be moved from port 8000" in why
     assert "annotation tokenpool.io/engine-port" in why
 
 
 def test_a_shell_command_with_the_annotation_is_trusted() -> None:
-    shell = engine(command=["sh", "-c"], args=["vllm serve m --host 127.0.0.1 --port 18000"])
+    shell = engine(command=["sh", "-c"], args=["for m in *; do vllm serve $m --port 18000; done"])
     after = injected(pod(shell, annotations={"engine-port": "18000"}))
     assert option(sidecar(after)["args"], "--upstream") == "http://127.0.0.1:18000"
     assert resolve(after, "http") == (NAME, 8000)
@@ -296,15 +303,15 @@ def test_an_engine_that_listens_where_it_is_to_be_is_not_taken_for_the_services_
 
 
 def test_a_shell_may_stay_where_it_is_but_is_warned_of() -> None:
-    shell = engine(command=["sh", "-c"], args=["vllm serve m"])
+    shell = engine(command=["sh", "-c"], args=["/start.sh"])
     said = pod(shell, annotations={"listen-port": "8080"})
     assert "may listen on other addresses" in warnings(said)
-    assert container(injected(said), "vllm")["args"] == ["vllm serve m"]
+    assert container(injected(said), "vllm")["args"] == ["/start.sh"]
 
 
-def test_an_engine_with_a_key_of_its_own_is_warned_of_until_the_sidecar_has_it() -> None:
+def test_an_engine_with_a_key_of_its_own_is_refused_until_the_sidecar_has_it() -> None:
     keyed = engine(env=[{"name": "VLLM_API_KEY", "value": "k"}])
-    assert "requires an API key of its own" in warnings(pod(keyed))
+    assert "the engine requires a key that the sidecar does not have" in denial(pod(keyed))
     told = pod(keyed, annotations={"upstream-key-secret": "engine-key"})
     assert warnings(told) == ""
     assert option(sidecar(injected(told))["args"], "--upstream-key-file") == "/etc/tokenpool/upstream/api-key"
@@ -421,11 +428,15 @@ def test_a_hook_of_the_engine_stays_and_is_warned_of() -> None:
     assert "must last until the sidecar has drained (37 s at most)" in warnings(pod(engine(lifecycle=own)))
 
 
-def test_a_native_sidecar_is_not_told_by_the_number_of_a_process_that_all_share() -> None:
-    shared = pod(shareProcessNamespace=True)
-    assert "restartPolicy" not in sidecar(injected(shared))
-    assert sidecar(injected(shared)) in injected(shared)["spec"]["containers"]
-    assert "injected as a plain container" in warnings(shared)
+@pytest.mark.parametrize("shared", ["shareProcessNamespace", "hostPID"])
+def test_a_native_sidecar_is_not_told_by_the_number_of_a_process_that_others_share(shared: str) -> None:
+    made = sidecar(injected(pod(**{shared: True})))
+    hook = made["lifecycle"]["preStop"]["exec"]["command"][2]
+    assert made["restartPolicy"] == "Always"
+    assert "os.kill(1" not in hook
+    assert "/proc/self/ns/mnt" in hook
+    compile(hook, "hook", "exec")
+    assert warnings(pod(**{shared: True})) == ""
 
 
 # The sidecar's container.
@@ -532,13 +543,13 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"sidecar-args": "--handover=off"}, "--handover is set by the injector; remove it"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),
-        ({"container": "engine"}, "'engine' is no container here; there is vllm, gpu-exporter"),
+        ({"container": "engine"}, "'engine' is no container here; name one of vllm, gpu-exporter"),
         (
             {"listen-prot": "1"},
-            "tokenpool.io/listen-prot is not known; did you mean tokenpool.io/listen-port?",
+            "tokenpool.io/listen-prot: it is not known; did you mean tokenpool.io/listen-port?",
         ),
-        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user is not known"),
-        ({"zzz": "0"}, "annotation tokenpool.io/zzz is not known; there are admin-port, bind"),
+        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user: it is not known"),
+        ({"zzz": "0"}, "annotation tokenpool.io/zzz: it is not known; there are admin-port, allow-env-from"),
     ],
 )
 def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str) -> None:
@@ -549,10 +560,13 @@ def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str)
     ("containers", "words"),
     [
         ([engine(name="a"), engine(name="b")], "which container is the engine? a, b could be it"),
-        ([engine(args=["m", "--uds=/s"])], "container vllm has --uds"),
-        ([engine(args=["m", "--ssl_keyfile", "k"])], "container vllm has --ssl-keyfile"),
-        ([engine(args=["m", "--port", "$(PORT)"])], "has --port $(PORT), which is no number"),
-        ([engine(image="x:1", command=None, args=None)], "container vllm cannot be moved from port 8000"),
+        ([engine(args=["m", "--uds=/s"])], "container vllm: with --uds it does not serve HTTP on a TCP port"),
+        (
+            [engine(args=["m", "--ssl_keyfile", "k"])],
+            "certificate and key are not both known",
+        ),
+        ([engine(args=["m", "--port", "$(PORT)"])], "container vllm: --port $(PORT) is no number"),
+        ([engine(image="x:1", command=None, args=None)], "container vllm: it cannot be moved from port 8000"),
     ],
 )
 def test_an_engine_that_cannot_be_rewired_is_refused(containers: list[Json], words: str) -> None:
@@ -560,7 +574,9 @@ def test_an_engine_that_cannot_be_rewired_is_refused(containers: list[Json], wor
 
 
 def test_a_volume_of_the_sidecars_name_is_refused() -> None:
-    assert "volume tokenpool-pool is the sidecar's" in denial(pod(volumes=[{"name": "tokenpool-pool"}]))
+    assert "volume tokenpool-pool: the name is the sidecar's" in denial(
+        pod(volumes=[{"name": "tokenpool-pool"}])
+    )
 
 
 @pytest.mark.parametrize(
