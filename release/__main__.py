@@ -65,7 +65,11 @@ class Release:
         self._made: list[Path] = []
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         self._version = str(project["version"])
-        self._dependencies: list[str] = project["dependencies"]
+        self._dependencies: list[str] = [
+            *project["dependencies"],
+            *project["optional-dependencies"].get("kubernetes", []),
+        ]
+        """Those of the image, see docker/Dockerfile."""
         self._revision = _output("git", "describe", "--always", "--dirty", "--abbrev=40") or "unknown"
         if self._revision.endswith("-dirty"):
             print("release: the working tree has changes that are in no commit", file=sys.stderr)
