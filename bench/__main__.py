@@ -98,7 +98,7 @@ class Bench:
 
     def handover(self) -> None:
         """Time added to a request that another replica serves."""
-        seen = handover.added(FOLDER, self.rounds, self.seconds)
+        seen = handover.added(FOLDER, 2 * self.rounds * self.seconds)
         self.raw["handover"] = asdict(seen)
         print(
             f"  at {handover.RATE} requests/s: here p50 {seen.here_p50 * 1000:.2f}, p99"

@@ -7,19 +7,22 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
+
+import uvloop
 
 from bench import peers
-from bench.load import wrk
+from bench.load import latencies
 from bench.machine import LOAD_CORE, PROXY_CORE, BenchError
 from bench.upstream import unary_upstream
 from toolbox.ports import free_port
 from toolbox.processes import Process
 from toolbox.redis import RedisProcess
 
-RATE = 300
-"""Requests per second. Both sidecars share one core."""
-CONNECTIONS = 8
+RATE = 300.0
+"""Requests per second at both sidecars. They share one core."""
+SETTLING = 150
+"""The first requests at each sidecar do not count. They open connections, which costs more."""
 SLOTS = 10_000
 """The slots of a replica in the pool file."""
 LEAST_SHARE = 0.99
@@ -30,6 +33,8 @@ LEAST_SHARE = 0.99
 class Handover:
     """Latencies in seconds of requests that run where they arrive, and of requests that are handed over."""
 
+    requests: int
+    """The number of requests at each sidecar."""
     here_p50: float
     here_p99: float
     elsewhere_p50: float
@@ -38,13 +43,11 @@ class Handover:
     """The share of the requests at the full engine that were handed over."""
 
 
-def added(folder: Path, rounds: int, seconds: float) -> Handover:
-    """Send the same requests to the sidecar of an idle engine, and to the sidecar of a full engine, in turn.
+def added(folder: Path, seconds: float) -> Handover:
+    """Send requests to the sidecar of an idle engine, and to the sidecar of a full engine, in turn.
 
     Raises ``BenchError`` if the requests at the full engine were not handed over.
     """
-    rows: list[tuple[float, float, float, float]] = []
-    sent = 0
     folders = [folder / name for name in ("idle", "full")]
     for each in folders:
         each.mkdir(exist_ok=True)
@@ -64,18 +67,20 @@ def added(folder: Path, rounds: int, seconds: float) -> Handover:
     ]
     with idle, full, store, peers.coordinator(store.url, folders[0]), sidecars[0], sidecars[1]:
         time.sleep(peers.LEARN_S)
-        pause_ms = CONNECTIONS / RATE * 1000
-        for _ in range(rounds):
-            here, elsewhere = (
-                wrk(to, folder, connections=CONNECTIONS, seconds=seconds, delay_ms=pause_ms) for to in ports
-            )
-            rows.append((here.p50, here.p99, elsewhere.p50, elsewhere.p99))
-            sent += elsewhere.requests
-        share = _handed_over(admins[1]) / sent
+        here, elsewhere = uvloop.run(latencies(ports, RATE, seconds))
+        share = _handed_over(admins[1]) / len(elsewhere)
+    here, elsewhere = here[SETTLING:], elsewhere[SETTLING:]
     if share < LEAST_SHARE:
         raise BenchError(f"only {share:.1%} of the requests were handed over")
-    here_p50, here_p99, elsewhere_p50, elsewhere_p99 = (median(column) for column in zip(*rows, strict=True))
-    return Handover(here_p50, here_p99, elsewhere_p50, elsewhere_p99, share)
+    here_p50, here_p99 = _percentiles(here)
+    elsewhere_p50, elsewhere_p99 = _percentiles(elsewhere)
+    return Handover(len(here), here_p50, here_p99, elsewhere_p50, elsewhere_p99, share)
+
+
+def _percentiles(seconds: list[float]) -> tuple[float, float]:
+    """P50 and P99."""
+    cuts = quantiles(seconds, n=100)
+    return cuts[49], cuts[98]
 
 
 def _handed_over(admin: int) -> float:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -137,3 +140,82 @@ class Streams:
         self.is_closing = True
         for transport in self.transports:
             transport.abort()
+
+
+ANSWERED_S = 1.0
+"""Seconds for the last answers."""
+
+
+class _Caller(asyncio.Protocol):
+    """One connection for unary chats, one at a time. Measures each in seconds."""
+
+    def __init__(self, latencies: list[float], idle: list[_Caller]) -> None:
+        self.latencies = latencies
+        self._idle = idle
+        self._transport: asyncio.Transport | None = None
+        self._sent_at = 0.0
+        self._missing = 0
+        """Bytes of the response's body that have not arrived; 0 before its head."""
+
+    def itself(self) -> _Caller:
+        """The factory of its connection."""
+        return self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self) -> None:
+        """Send a chat."""
+        assert self._transport is not None
+        self._sent_at = time.monotonic()
+        self._transport.write(_UNARY)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._missing:
+            head, _, data = data.partition(b"\r\n\r\n")
+            length = re.search(rb"\r\ncontent-length: (\d+)", head.lower())
+            if not head.startswith(b"HTTP/1.1 200") or length is None:
+                raise BenchError(f"a request failed: {head[:200]!r}")
+            self._missing = int(length[1])
+        self._missing -= len(data)
+        if not self._missing:
+            self.latencies.append(time.monotonic() - self._sent_at)
+            self._idle.append(self)
+
+
+_UNARY = (
+    f"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer {KEY}\r\n"
+    f"content-type: application/json\r\ncontent-length: {len(CHAT_BODY)}\r\n\r\n{CHAT_BODY}"
+).encode()
+
+
+async def latencies(ports: Sequence[int], rate: float, seconds: float) -> list[list[float]]:
+    """POST chats to these ports in turn, and return the seconds of each request, by port.
+
+    They arrive at random, ``rate`` per second in all. So each port is measured in the same moments of the
+    machine. Raises ``BenchError`` if a request fails.
+    """
+    loop = asyncio.get_running_loop()
+    failures: list[BaseException] = []
+    loop.set_exception_handler(lambda _, context: failures.append(context.get("exception") or BenchError()))
+    found: list[list[float]] = [[] for _ in ports]
+    idle: list[list[_Caller]] = [[] for _ in ports]
+    gaps = random.Random(1)
+    number, opened, at = 0, 0, time.monotonic()
+    ends_at = at + seconds
+    while at < ends_at and not failures:
+        at += gaps.expovariate(rate)
+        await asyncio.sleep(max(at - time.monotonic(), 0.0))
+        which = number % len(ports)
+        number += 1
+        if idle[which]:
+            caller = idle[which].pop()
+        else:
+            caller = _Caller(found[which], idle[which])
+            await loop.create_connection(caller.itself, "127.0.0.1", ports[which])
+            opened += 1
+        caller.send()
+    await asyncio.sleep(ANSWERED_S)
+    if failures or sum(map(len, idle)) < opened:
+        raise BenchError(f"requests failed, or had no answer: {failures[:1]}")
+    return found

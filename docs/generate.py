@@ -345,7 +345,8 @@ def errors_page() -> str:
         "Answers with `Retry-After` (seconds) also have `retry-after-ms`. `x-should-retry: false` marks"
         " answers that a retry cannot change. Admitted and shed answers have limit headers: `x-ratelimit-*`,"
         " or `anthropic-ratelimit-*` for Anthropic. `-tokens` describes the token bucket (the limit is its"
-        " depth), `-requests` the concurrent sequences.",
+        " depth), `-requests` the concurrent sequences. `RateLimit` and `RateLimit-Policy` have the same"
+        " numbers in the form of the IETF draft.",
         "## Endings",
         "An admitted request has exactly one ending. `tokenpool_requests_total` counts endings and reasons.",
         table(("ending", "meaning"), ((f"`{ending}`", ending.meaning) for ending in Ending)),

@@ -289,7 +289,7 @@ def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]
 
 
 def _prices(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
-    sizes = prices.Sizes(20_000, 60) if arguments.short else prices.Sizes()
+    sizes = prices.Sizes(20_000, 100, 800, 200) if arguments.short else prices.Sizes()
     result = prices.run(sizes, arguments.seed, arguments.traces)
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.md").write_text(prices.table(result))

@@ -18,6 +18,9 @@ from runtime.options import ANY, ANY_IPV4, ANY_IPV6, Address, Addresses
 BACKLOG = 1024
 MOST_PORTS_TRIED = 16
 """Attempts if the system chooses the port: a port may be free in one family and used in the other."""
+UNSENT = 64 * 1024
+"""The most bytes that the kernel keeps for a client that reads nothing. By default it takes 3 MB on loopback,
+which count as memory of the container."""
 _FIXES = {
     errno.EADDRINUSE: "another server listens there; stop it, or choose another port",
     errno.EACCES: "ports below 1024 need the capability NET_BIND_SERVICE; choose a higher one",
@@ -84,6 +87,7 @@ def _listen(family: socket.AddressFamily, where: tuple[Any, ...], is_for_ipv6_al
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)  # accepted sockets inherit it
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, is_for_ipv6_alone)
         sock.bind(where)

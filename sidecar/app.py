@@ -11,7 +11,7 @@ import signal
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
-from runtime import collecting
+from runtime import collecting, memory_limit
 from runtime.admin import PageServer
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
@@ -29,6 +29,7 @@ from sidecar.engine.watcher import EngineWatcher
 from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
+from sidecar.memory_bounds import derive
 from sidecar.pool_file_watcher import PoolFileWatcher
 from sidecar.ports import LoopPorts
 from sidecar.proxy.connection import ClientConnection
@@ -57,11 +58,13 @@ FINAL_WRITE_S = 1.0
 class Sidecar:
     """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
-    ``store`` is its lease store; without one, the settings name it.
+    ``store`` is its lease store; without one, the settings name it. ``memory`` is the limit of its memory in
+    bytes.
     """
 
-    def __init__(self, settings: Settings, store: Store | None = None) -> None:
+    def __init__(self, settings: Settings, store: Store | None = None, *, memory: int | None = None) -> None:
         configuration = load(settings)
+        self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory)
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.telemetry = telemetry = Telemetry(settings.metrics_entitlements)
@@ -127,7 +130,9 @@ class Sidecar:
         self._upstream = UpstreamPool(address, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
         places = self.handover.links if self.handover is not None else None
-        self.manager = ConnectionManager(settings, self.controller, telemetry, self._upstream, framer, places)
+        self.manager = ConnectionManager(
+            settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
+        )
         self.loop_delay = LoopDelay(telemetry.clock)
         self.certificate: Certificate | None = None
         if settings.tls_cert is not None and settings.tls_key is not None:
@@ -211,6 +216,8 @@ class Sidecar:
                 "tls": self.certificate is not None,
                 "upstream": self.settings.upstream.url,
                 "pool": self.controller.pool.name,
+                "max_connections": self.memory_bounds.connections,
+                "max_buffered_bytes": self.memory_bounds.buffered_bytes,
             },
         )
 
@@ -341,11 +348,11 @@ def raise_open_files(max_connections: int) -> None:
 
 async def serve(settings: Settings) -> None:
     """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
-    raise_open_files(settings.max_connections)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     with collecting.postponed():  # saves a third of the time with 10,000 entitlements
-        sidecar = Sidecar(settings)
+        sidecar = Sidecar(settings, memory=memory_limit.read())
+    raise_open_files(sidecar.memory_bounds.connections)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await sidecar.start()

@@ -26,7 +26,16 @@ class Refusal:
 class AdmittedRequest:
     """A request that may go to the engine. It is settled exactly once."""
 
-    __slots__ = ("account", "body", "hides_usage", "parsed", "priority", "started_at", "ticket")
+    __slots__ = (
+        "account",
+        "body",
+        "hides_usage",
+        "parsed",
+        "priority",
+        "request_id",
+        "started_at",
+        "ticket",
+    )
 
     def __init__(
         self,
@@ -47,7 +56,10 @@ class AdmittedRequest:
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
         self.parsed: object = None
-        """The parsed request if it is handed over, because it may have to be decided again."""
+        """The parsed request, until an engine may have begun with it. Until then it can be decided again.
+        ``None`` without other replicas."""
+        self.request_id = b""
+        """The id of the request, for the access log."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

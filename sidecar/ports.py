@@ -39,7 +39,11 @@ class LoopPorts:
         self._calls: set[asyncio.Task[None]] = set()
         """Messages in flight."""
         self._alarm = asyncio.Event()
+        self._wakes_at = math.inf
+        """The time of the next alarm."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        """The time for which the timer is set: at or before the next alarm."""
 
     def now(self) -> float:
         """See ``Ports``."""
@@ -52,13 +56,28 @@ class LoopPorts:
     # --- the alarm ---
 
     def wake_at(self, at: float) -> None:
-        """See ``Ports``."""
+        """See ``Ports``. A timer that is set for an earlier time stays, and is set again when it goes off.
+
+        Most requests wait for a millisecond, with a deadline seconds later. So they set no timers.
+        """
+        self._wakes_at = at
+        if at < self._timer_at:
+            self._set_timer(at)
+
+    def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        if at < math.inf:
-            delay = max(at - self._clock(), 0.0)
-            self._timer = asyncio.get_running_loop().call_later(delay, self._alarm.set)
+        delay = max(at - self._clock(), 0.0)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._timer_ended)
+        self._timer_at = at
+
+    def _timer_ended(self) -> None:
+        was_set_for, self._timer, self._timer_at = self._timer_at, None, math.inf
+        if self._wakes_at <= was_set_for:
+            self._wakes_at = math.inf
+            self._alarm.set()
+        elif self._wakes_at < math.inf:
+            self._set_timer(self._wakes_at)
 
     async def alarms(self) -> AsyncIterator[None]:
         """Yield each time the alarm goes off, until cancelled."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, Metric
 
 from sidecar.dialects.prefixes import KEY
+from sidecar.pool_secret import PREFIX_HASHES, derived_key, read_secret
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.leases.wire import (
@@ -103,16 +104,17 @@ class PriceSharing:
             log.critical("the learned prices could not be shared", exc_info=True)
 
     async def read(self) -> None:
-        """Read the prices of other sidecars. Estimates without own observations start from them.
+        """Read the prices of other sidecars. Estimates start from them, and own observations stay.
 
         Raises ``StoreDown``.
         """
-        stored = await self._store.prices(KEY.value)
+        secret = await read_secret(self._store)
+        stored = await self._store.prices()
         self._read_at = self._telemetry.clock()
         self.results["read"] += 1
-        KEY.value = stored.key
+        KEY.value = derived_key(secret, PREFIX_HASHES)
         statements: dict[str, Statement] = {}
-        for holder, content in stored.contents.items():
+        for holder, content in stored.items():
             await asyncio.sleep(0)
             try:
                 if holder != self._holder:
@@ -120,7 +122,7 @@ class PriceSharing:
             except WireError:
                 self.results["unreadable"] += 1
         # A delayed write may have replaced a newer record, and an unreadable record a readable one.
-        known = {h: each for h, each in self.pool.statements.items() if h in stored.contents}
+        known = {h: each for h, each in self.pool.statements.items() if h in stored}
         self.pool = PoolStatistics(known).merged(PoolStatistics(statements))
         for name in self.pool.entitlements():
             await asyncio.sleep(0)

@@ -148,9 +148,14 @@ class Settings:
     upstream_timeout: float = option("time limit for the engine's silence during a request, s", default=600.0)
     max_head_bytes: int = option("size limit of a request head, bytes", default=32 * 1024)
     max_body_bytes: int = option("size limit of a request body, bytes", default=16 * 1024 * 1024)
-    max_connections: int = option("limit of client connections", default=10_000)
-    max_buffered_bytes: int = option(
-        "size limit of all requests and unread responses in memory, bytes", default=256 * 1024 * 1024
+    max_connections: int | None = option(
+        "limit of client connections; by default 10000, or fewer if the memory limit has no room for them",
+        default=None,
+    )
+    max_buffered_bytes: int | None = option(
+        "size limit of all requests and unread responses in memory, bytes; by default 256 MiB, or less if the"
+        " memory limit has no room for them",
+        default=None,
     )
     entitlement_share: float = option(
         "one entitlement's part of the free connections and buffered bytes, 0 to 1",
@@ -183,9 +188,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         )
     _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
-    if made.entitlement_share * made.max_buffered_bytes <= made.max_body_bytes:
+    buffered = made.max_buffered_bytes
+    if buffered is not None and made.entitlement_share * buffered <= made.max_body_bytes:
         raise SettingsError(
-            f"--max-buffered-bytes: {made.entitlement_share:g} of {made.max_buffered_bytes} bytes, the share"
+            f"--max-buffered-bytes: {made.entitlement_share:g} of {buffered} bytes, the share"
             f" of one entitlement, has no room for a body of --max-body-bytes {made.max_body_bytes}"
         )
     for name in ("upstream_tls_ca", "upstream_tls_cert", "upstream_tls_name"):

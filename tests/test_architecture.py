@@ -62,7 +62,7 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects"}),
-        frozenset({"identity", "decisions", "telemetry"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
@@ -231,7 +231,7 @@ def compiled_classes() -> frozenset[str]:
 def what_cannot_be_compiled(path: Path) -> list[str]:
     """Classes of a module that mypyc would make something else of, without a word."""
     bases_left = {"NamedTuple", "Protocol", "asyncio.Protocol", "Exception", "ValueError", "Collector"}
-    bases_left |= {"enum.Enum", "StrEnum"}
+    bases_left |= {"enum.Enum", "enum.IntEnum", "StrEnum"}
     bases_left |= compiled_classes()
     return [
         node.name

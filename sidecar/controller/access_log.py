@@ -18,12 +18,18 @@ class AccessLog:
         self.is_on = is_on
 
     def write(
-        self, account: Account | None, outcome: Ending | Reason, seconds: float, usage: Usage | None = None
+        self,
+        request_id: bytes,
+        account: Account | None,
+        outcome: Ending | Reason,
+        seconds: float,
+        usage: Usage | None = None,
     ) -> None:
-        """Log one request: its entitlement, outcome, duration and usage."""
+        """Log one request: its id, entitlement, outcome, duration and usage."""
         if not self.is_on:
             return
         entry: dict[str, object] = {
+            "request_id": request_id.decode("ascii", "replace"),
             "entitlement": account.entitlement.name if account is not None else None,
             "outcome": outcome.value,
             "seconds": round(seconds, 6),

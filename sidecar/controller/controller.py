@@ -142,7 +142,8 @@ class Controller:
         request exactly once.
         """
         now = self._telemetry.clock()
-        if not self.engine.is_up:
+        is_priced = route.parse is not None and account is not None
+        if not self.engine.is_up and not (is_priced and self.control.knows_others):
             return refusals.engine_down(account)
         if route.parse is None or account is None:
             return AdmittedRequest(body, now, account)
@@ -186,24 +187,23 @@ class Controller:
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
         self._priority.write(admitted, parsed)
-        if ticket.place is not None:
+        if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
         return admitted
 
     def admit_again(
         self, admitted: AdmittedRequest, *, has_failed: bool
     ) -> AdmittedRequest | PendingRequest | Refusal:
-        """Decide a request again, because another replica does not serve it.
+        """Decide a request again, because the engine here or another replica has not begun with it.
 
-        Its ticket ends without usage, and does not count as an ended request. If that replica could not
-        begin with it (``has_failed``), it is not asked for a while.
+        Its ticket ends without usage, and does not count as an ended request. The request keeps its deadline.
+        If another replica could not begin with it (``has_failed``), that replica is not asked for a while.
         """
         now, ticket, parsed = self._telemetry.clock(), admitted.ticket, admitted.parsed
         assert ticket is not None
-        assert ticket.place is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
-        if has_failed:
+        if has_failed and ticket.place is not None:
             self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
         outcome = self.control.offer(
@@ -214,7 +214,7 @@ class Controller:
             body=parsed.body,
             request=parsed,
             streams=parsed.streams,
-            may_prefer=False,
+            arrived_at=admitted.started_at,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at)
@@ -223,6 +223,8 @@ class Controller:
     def _shed(self, account: Account, shed: Shed) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
             self.engine.lacked_throughput()
+        elif shed.reason is Reason.ENGINE_FULL and not self.engine.is_up:
+            return refusals.engine_down(account)
         elif shed.dimension is Dimension.CONCURRENCY:
             self.engine.lacked_slots()
         return refusals.of_shed(account, shed, self._random.random() if self._random is not None else 0.0)
@@ -288,6 +290,7 @@ class Controller:
     def connection_refused(self) -> None:
         """The engine refused a connection: it gets no request before its next successful health check."""
         self.engine.connection_refused()
+        self.control.engine_refused(self.engine.room)
         self.update_serving()
 
     def update_serving(self) -> None:
@@ -296,11 +299,11 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal) -> None:
-        """Count an answer of the sidecar itself."""
+    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+        """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(refusal.account, refusal.reason, 0.0)
+            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0)
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

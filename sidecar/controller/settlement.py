@@ -103,4 +103,4 @@ class Settlement:
     def _log(self, admitted: AdmittedRequest, ending: Ending, usage: Usage | None) -> None:
         if self._access_log.is_on:
             seconds = self._telemetry.clock() - admitted.started_at
-            self._access_log.write(admitted.account, ending, seconds, usage)
+            self._access_log.write(admitted.request_id, admitted.account, ending, seconds, usage)

@@ -20,7 +20,7 @@ from sidecar.dialects.bodies import (
     size,
     total,
 )
-from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.dialect import Dialect, limits, rate_limit_fields
 from sidecar.dialects.items import NOTHING, Item
 from sidecar.dialects.prefixes import prefixes
 from tokenpool.accounting.account import Account
@@ -92,8 +92,10 @@ def error_event(reason: Reason, message: str, _: int) -> bytes:
 
 def limit_headers(account: Account) -> bytes:
     """``anthropic-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
-    sequences, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
-    return _LIMITS % (sequences, left, _moment(free_in_s), tokens, tokens_left, _moment(full_in_s))
+    found = limits(account)
+    sequences, left, free_in_s, tokens, tokens_left, full_in_s, _ = found
+    lines = _LIMITS % (sequences, left, _moment(free_in_s), tokens, tokens_left, _moment(full_in_s))
+    return lines + rate_limit_fields(found).encode()
 
 
 _LIMITS = (
@@ -131,4 +133,4 @@ _KINDS = {
     OVERLOADED: "overloaded_error",
 }
 
-ANTHROPIC = Dialect(error_body, error_event, limit_headers, _OWN_STATUSES)
+ANTHROPIC = Dialect(error_body, error_event, limit_headers, _OWN_STATUSES, names_request_id=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,6 +24,14 @@ class Dialect:
     own_statuses: Mapping[Reason, int] = field(default_factory=dict)
     """Status codes that differ from the default ones."""
 
+    names_request_id: bool = False
+    """Whether clients read the id of a request from ``request-id``, too."""
+
+    def id_lines(self, request_id: bytes) -> bytes:
+        """Header lines with the id of a request."""
+        lines = b"x-request-id: %b\r\n" % request_id
+        return b"%brequest-id: %b\r\n" % (lines, request_id) if self.names_request_id else lines
+
     def status(self, reason: Reason) -> int:
         """The status code of an answer."""
         return self.own_statuses.get(reason, reason.status)
@@ -38,6 +47,8 @@ class Limits(NamedTuple):
     """The depth of its token bucket."""
     tokens_left: float
     tokens_full_in_s: float
+    tokens_window_s: float
+    """The time in which an empty bucket fills; 0 if it does not."""
 
 
 def limits(account: Account) -> Limits:
@@ -46,6 +57,21 @@ def limits(account: Account) -> Limits:
     running = account.concurrency_in_use + account.concurrency_elsewhere
     free = limit - running if limit > running else 0.0
     depth, level = account.depth, account.bucket.level + account.level_elsewhere
-    full_s = (depth - level) / rate if rate > 0 else 0.0
+    full_s, window_s = ((depth - level) / rate, depth / rate) if rate > 0 else (0.0, 0.0)
     one_ends_s = 0.0 if free >= 1 else account.meter.residence.value
-    return Limits(limit, free, one_ends_s, depth, level if level > 0 else 0.0, full_s)
+    return Limits(limit, free, one_ends_s, depth, level if level > 0 else 0.0, full_s, window_s)
+
+
+def rate_limit_fields(found: Limits) -> str:
+    """``RateLimit-Policy`` and ``RateLimit`` lines, for all dialects (draft-ietf-httpapi-ratelimit-headers).
+
+    ``tokens`` is the token bucket: its depth, and the seconds in which it fills. ``requests`` is the number
+    of concurrent sequences, which has no time window.
+    """
+    sequences, left, free_in_s, tokens, tokens_left, full_in_s, window_s = found
+    return (
+        f'ratelimit-policy: "tokens";q={int(tokens)};w={math.ceil(window_s)};qu="tokens",'
+        f' "requests";q={int(sequences)};qu="concurrent-requests"\r\n'
+        f'ratelimit: "tokens";r={int(tokens_left)};t={math.ceil(full_in_s)},'
+        f' "requests";r={int(left)};t={math.ceil(free_in_s)}\r\n'
+    )

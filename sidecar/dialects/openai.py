@@ -29,7 +29,7 @@ from sidecar.dialects.bodies import (
     size,
     total,
 )
-from sidecar.dialects.dialect import Dialect, limits
+from sidecar.dialects.dialect import Dialect, limits, rate_limit_fields
 from sidecar.dialects.fields import is_given, with_field
 from sidecar.dialects.items import NOTHING
 from sidecar.dialects.openai_bodies import (
@@ -221,8 +221,9 @@ def error_kind(reason: Reason) -> tuple[str, str | int]:
 
 
 def limit_headers(account: Account) -> bytes:
-    """``x-ratelimit-*`` lines: ``-tokens`` of the token bucket, ``-requests`` of the sequences."""
-    sequences_, left, free_in_s, tokens, tokens_left, full_in_s = limits(account)
+    """``x-ratelimit-*`` lines (``-tokens``: the bucket, ``-requests``: the sequences), and ``ratelimit``."""
+    found = limits(account)
+    sequences_, left, free_in_s, tokens, tokens_left, full_in_s, _ = found
     # A text is formatted first: compiled, that takes three quarters of the time of formatting bytes.
     return (
         f"x-ratelimit-limit-requests: {int(sequences_)}\r\n"
@@ -231,6 +232,7 @@ def limit_headers(account: Account) -> bytes:
         f"x-ratelimit-limit-tokens: {int(tokens)}\r\n"
         f"x-ratelimit-remaining-tokens: {int(tokens_left)}\r\n"
         f"x-ratelimit-reset-tokens: {duration(full_in_s)}\r\n"
+        f"{rate_limit_fields(found)}"
     ).encode()
 
 

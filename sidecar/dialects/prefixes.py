@@ -33,7 +33,7 @@ class PrefixKey:
 
     def __init__(self) -> None:
         self.value = secrets.token_bytes(KEY_BYTES)
-        """Only the exchange of prices changes it, to the key of the pool."""
+        """Only the exchange of prices changes it, to the key that all sidecars of the pool derive."""
 
 
 KEY = PrefixKey()

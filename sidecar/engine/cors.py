@@ -20,6 +20,7 @@ METHODS = (b"GET", b"POST", b"OPTIONS")
 """The methods of a route that the sidecar does not know."""
 _EXPOSED = (
     b"access-control-expose-headers: retry-after, retry-after-ms, x-should-retry, x-tokenpool-reason"
+    b", ratelimit, ratelimit-policy, x-request-id, request-id"
     + b"".join(
         b", x-ratelimit-%b-%b" % (what, of)
         for of in (b"requests", b"tokens")

@@ -17,6 +17,7 @@ from sidecar.dialects.stream_reader import FingerprintField
 from sidecar.engine.address import METRICS
 from sidecar.engine.cors import Cors
 from sidecar.engine.health import Health, PageHealth
+from tokenpool.amounts import NO_KV_BOUND
 from tokenpool.capacity.model import CapacityModel, EngineObservation
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, PRIORITY_QUEUE
 from tokenpool.entitlements import ReplicaCapacity
@@ -124,6 +125,7 @@ class EngineState:
     def connection_refused(self) -> None:
         """A request found no connection: no other one is sent before the next health check succeeds."""
         self.is_up = False
+        self._update_room()
 
     def _down(self, was_well: bool, error_before: str | None) -> None:
         error = self.health.error
@@ -132,7 +134,6 @@ class EngineState:
         if was_well:
             self.page.forget()
             self.capacity.forget_load()
-            self._update_room()
         self._update_is_up()
 
     # --- the metrics page ---
@@ -260,13 +261,19 @@ class EngineState:
 
     def _update_is_up(self) -> None:
         self.is_up = self.health.is_well and not (self._awaits_metrics or self._awaits_models)
+        self._update_room()
 
     def _update_room(self) -> None:
+        room = self.capacity.room(self._own_sequences, self._own_kv_tokens)
+        is_down = not self.is_up
         self.room = replace(
-            self.capacity.room(self._own_sequences, self._own_kv_tokens),
+            room,
+            # An engine that was never seen may be of any size: the other replicas decide.
+            kv_tokens=room.kv_tokens if self.capacity.is_known or self.is_up else NO_KV_BOUND,
             reserved_slots=self._reserved_slots,
             queue=self._queue,
             preemptible_queue=PREEMPTIBLE_QUEUE,
+            is_down=is_down,
         )
 
     # --- shown to operators ---

@@ -12,19 +12,21 @@ import enum
 import logging
 import secrets
 import socket
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from typing import Protocol, cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import (
     ASKER,
     KEEP,
     NONCE_BYTES,
     PEER,
     REFUSED,
-    AskFields,
     FrameReader,
     Kind,
     ProtocolError,
@@ -70,7 +72,7 @@ def keep_alive(transport: asyncio.BaseTransport) -> None:
         sock.setsockopt(*option, value)
 
 
-class Result(enum.StrEnum):
+class Result(StrEnum):
     """The result of an ask."""
 
     TAKEN = "taken"
@@ -109,8 +111,8 @@ class PeerLinks:
         self.key = b""
         """The pool's key; empty until the lease store was read."""
         self.results: Counter[Result] = Counter()
-        self.late: Counter[float] = Counter()
-        """Taken offers, by the upper bound of the seconds since their ask."""
+        self.late = [0] * (len(BOUNDS_S) + 1)
+        """Taken offers, by the upper bound of the seconds since their ask. The last number has no bound."""
         self.waited_s = 0.0
         """The sum of the seconds from an ask to its taken offer."""
         self._asker: Asker | None = None
@@ -197,7 +199,7 @@ class PeerLinks:
             return
         seconds = self.clock() - link.asked_at
         self.waited_s += seconds
-        self.late[next((bound for bound in BOUNDS_S if seconds <= bound), float("inf"))] += 1
+        self.late[bisect_left(BOUNDS_S, seconds)] += 1
         self.results[Result.TAKEN] += 1
 
     def end(self, ask: PeerAsk, result: Result) -> None:
@@ -247,8 +249,8 @@ class PeerLinks:
             counts.add_metric((result.value,), self.results[result])
         yield counts
         total, buckets = 0, []
-        for bound in BOUNDS_S:
-            total += self.late[bound]
+        for bound, count in zip(BOUNDS_S, self.late, strict=False):
+            total += count
             buckets.append((f"{bound:g}", float(total)))
         buckets.append(("+Inf", float(self.results[Result.TAKEN])))
         yield HistogramMetricFamily(
@@ -281,6 +283,11 @@ class PeerLink(asyncio.Protocol):
         self._peer_nonce = b""
         self._ask: PeerAsk | None = None
         self._http: Connection | None = None
+        """The connection of the request that runs, for its exchange."""
+        self._kept: Connection | None = None
+        """The same object after the end of the request. It knows the head of the last response."""
+        self._end: bytes | None = None
+        """The payload of the ``END`` that is sent after the exchange has relayed the response."""
 
     @property
     def is_running(self) -> bool:
@@ -322,7 +329,7 @@ class PeerLink(asyncio.Protocol):
 
     def _on_frame(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.DATA and self._http is not None:
-            self._http.data_received(payload)
+            self._on_data(self._http, payload)
         elif self._state is _State.CONNECTING:
             self._prove(kind, payload)
         elif kind is Kind.OFFER:
@@ -339,6 +346,21 @@ class PeerLink(asyncio.Protocol):
             self.close()
         elif kind is not Kind.DATA:
             raise ProtocolError(f"{kind.name} is not expected now")
+
+    def _on_data(self, http: Connection, payload: bytes) -> None:
+        """Relay bytes of the response. The client gets the last ones before the peer gets the ``END``.
+
+        The other order would make the client wait for this write, and for the peer if it shares a core.
+        """
+        try:
+            http.data_received(payload)
+        finally:
+            end, self._end = self._end, None
+            if end is not None and self._state is _State.RUNNING:
+                self._state = _State.IDLE
+                self._write(frame(Kind.END, end))
+                self.resume()  # the client may have paused it in the read that completed the response
+                self._links.release(self)
 
     def _prove(self, kind: Kind, payload: bytes) -> None:
         links = self._links
@@ -415,23 +437,26 @@ class PeerLink(asyncio.Protocol):
         if self._transport is None or self._ask is None:
             return None
         self._ask, self._state = None, _State.RUNNING
-        self._http = connection = Connection(_Released(self))
-        connection.connection_made(_FramedTransport(self))
+        connection, self._kept = self._kept, None
+        if connection is None:
+            connection = Connection(_Released(self))
+            connection.connection_made(cast(asyncio.Transport, _FramedTransport(self)))
+        self._http = connection
         return connection
 
     def send(self, parts: tuple[bytes, ...]) -> None:
         """Send bytes of a request."""
         if self._transport is not None:
-            self._transport.writelines((header(Kind.DATA, sum(map(len, parts))), *parts))
+            self._transport.writelines((header(Kind.DATA, sum([len(part) for part in parts])), *parts))
 
     def finish(self, *, keeps_alive: bool) -> None:
         """The response is complete."""
-        self._http = None
-        if self._state is _State.RUNNING:
-            self._state = _State.IDLE
-            self._write(frame(Kind.END, KEEP if keeps_alive else b""))
-            self.resume()  # the client may have paused it in the read that completed the response
-            self._links.release(self)
+        http, self._http = self._http, None
+        self._end = KEEP if keeps_alive else b""
+        if keeps_alive:
+            self._kept = http
+        elif http is not None:
+            http.connection_lost(None)  # its parser has no state for a next response
 
     def pause(self) -> None:
         """Stop reading, because the client reads too slowly."""
@@ -460,10 +485,12 @@ class PeerLink(asyncio.Protocol):
         self._links.closed(self)
         ask, self._ask = self._ask, None
         http, self._http = self._http, None
+        kept, self._kept = self._kept, None
         if ask is not None:
             self._links.end(ask, result)
-        if http is not None:
-            http.connection_lost(None)
+        for each in (http, kept):
+            if each is not None:
+                each.connection_lost(None)
 
 
 class _Released:
@@ -480,21 +507,16 @@ class _Released:
         """The connection is closed."""
 
 
-class _FramedTransport(asyncio.Transport):
-    """Writes the bytes of a request as frames."""
+class _FramedTransport:
+    """Writes the bytes of requests as frames. For a ``Connection`` it is a transport of asyncio."""
 
     def __init__(self, link: PeerLink) -> None:
-        super().__init__()
         self._link = link
         self._is_closing = False
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes."""
-        self._link.send((bytes(data),))
-
-    def writelines(self, list_of_data: object) -> None:
+    def writelines(self, parts: tuple[bytes, ...]) -> None:
         """Send bytes in parts."""
-        self._link.send(cast("tuple[bytes, ...]", list_of_data))
+        self._link.send(parts)
 
     def is_closing(self) -> bool:
         """Whether the exchange has closed it."""

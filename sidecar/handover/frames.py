@@ -16,10 +16,11 @@ from __future__ import annotations
 import enum
 import hmac
 import struct
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
+
+from sidecar.handover.ask_fields import AskFields
 
 VERSION = 1
 NONCE_BYTES = 16
@@ -27,6 +28,9 @@ MAC_BYTES = 32
 MOST_CONTROL_BYTES = 1024
 """The longest payload of a frame that is not ``DATA``."""
 _HEADER = struct.Struct("!BI")
+_HEADER_BYTES: Final = 5
+_NUMBERED = struct.Struct("!BII")
+_NUMBER_BYTES: Final = 4
 
 
 class Kind(enum.IntEnum):
@@ -66,23 +70,8 @@ class Frame(NamedTuple):
     payload: bytes
 
 
-class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The payload of ``ASK``. A new field goes to the end."""
-
-    number: int
-    tier: str
-    is_preemptible: bool
-    sequences: int
-    kv_tokens: int
-    longest_wait_ms: int
-    standing: str = "within"
-    """The capacity that the request may use (``pending.Standing``)."""
-    prompt: tuple[tuple[int, int, int], ...] = ()
-    """The beginnings of the prompt (``affinity.Cached``)."""
-
-
+_KINDS = {int(kind): kind for kind in Kind}
 _asks = msgspec.msgpack.Decoder(AskFields)
-_numbers = struct.Struct("!I")
 
 
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
@@ -117,15 +106,19 @@ def decode_ask(payload: bytes) -> AskFields:
 
 def numbered(kind: Kind, number: int) -> bytes:
     """A frame about the ask with this number."""
-    return frame(kind, _numbers.pack(number & 0xFFFFFFFF))
+    return _NUMBERED.pack(kind, _NUMBER_BYTES, number & 0xFFFFFFFF)
 
 
 def number_of(payload: bytes) -> int:
     """The number of the ask that a frame is about. Raises ``ProtocolError``."""
-    if len(payload) != _numbers.size:
+    if len(payload) != _NUMBER_BYTES:
         raise ProtocolError("the payload of a frame is not the number of an ask")
-    (number,) = _numbers.unpack(payload)
-    return int(number)
+    return _integer(payload, 0)
+
+
+def _integer(data: bytes, at: int) -> int:
+    """Four bytes as a number. Compiled, it takes a fifth of the time of ``struct``."""
+    return data[at] << 24 | data[at + 1] << 16 | data[at + 2] << 8 | data[at + 3]
 
 
 def proof(key: bytes, role: bytes, of_peer: bytes, of_asker: bytes) -> bytes:
@@ -150,38 +143,33 @@ class FrameReader:
         self._buffer = b""
         self._data_left = 0
 
-    def receive(self, data: bytes) -> Iterator[Frame]:
-        """The frames in the bytes so far. Raises ``ProtocolError``."""
+    def receive(self, data: bytes) -> list[Frame]:
+        """The frames in the bytes so far. Raises ``ProtocolError``; then no frame of this read counts."""
         buffer = self._buffer + data if self._buffer else data
         at, size = 0, len(buffer)
-        while True:
+        found: list[Frame] = []
+        while at < size:
             if self._data_left:
-                part = buffer[at : at + self._data_left]
-                if not part:
-                    break
-                at += len(part)
-                self._data_left -= len(part)
-                yield Frame(Kind.DATA, part)
+                end = min(at + self._data_left, size)
+                self._data_left -= end - at
+                found.append(Frame(Kind.DATA, buffer[at:end]))
+                at = end
                 continue
-            if size - at < _HEADER.size:
+            start = at + _HEADER_BYTES
+            if start > size:
                 break
-            number, length = _HEADER.unpack_from(buffer, at)
-            try:
-                kind = Kind(number)
-            except ValueError:
-                raise ProtocolError(f"{number} is not a frame type") from None
-            if kind is Kind.DATA:
-                if length > self._longest_data:
-                    raise ProtocolError(f"a frame of {length} bytes is too long")
-                at += _HEADER.size
-                self._data_left = length
-                continue
-            if length > MOST_CONTROL_BYTES:
+            kind, length = _KINDS.get(buffer[at]), _integer(buffer, at + 1)
+            if kind is None:
+                raise ProtocolError(f"{buffer[at]} is not a frame type")
+            if length > (self._longest_data if kind is Kind.DATA else MOST_CONTROL_BYTES):
                 raise ProtocolError(f"a frame of {length} bytes is too long")
-            end = at + _HEADER.size + length
+            if kind is Kind.DATA:
+                at, self._data_left = start, length
+                continue
+            end = start + length
             if end > size:
                 break
-            payload = buffer[at + _HEADER.size : end]
+            found.append(Frame(kind, buffer[start:end]))
             at = end
-            yield Frame(kind, payload)
         self._buffer = buffer[at:]
+        return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import secrets
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from runtime.options import Addresses
 from sidecar.engine.address import EngineAddress
 from sidecar.handover.asking import PeerLinks, Result
 from sidecar.handover.peer_port import PeerPort
+from sidecar.pool_secret import PEER_PORT, derived_key, read_secret
 from sidecar.settings import Settings
 from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.placement import KnownPeer
@@ -25,9 +25,8 @@ from tokenpool.store import Store, StoreDown
 
 log = logging.getLogger(__name__)
 
-KEY_BYTES = 32
 READ_KEY_EVERY_S = 10.0
-"""Seconds between two reads of the pool's key, which also renew its expiry."""
+"""Seconds between two reads of the pool's secret, which also renew its expiry."""
 ANY_HOST = ("0.0.0.0", "::")
 UPKEEP_EVERY_S = 0.25
 
@@ -80,15 +79,15 @@ class Handover:
             self._tasks.append(loop.create_task(work))
 
     async def _read_key_forever(self) -> None:
-        """Read the key that all sidecars of the pool share. The first one makes it."""
+        """Read the secret that all sidecars of the pool share, and use the key for peer ports."""
         while True:
             try:
-                self._use_key(await self._store.peer_key(secrets.token_bytes(KEY_BYTES)))
+                self._use_key(derived_key(await read_secret(self._store), PEER_PORT))
                 wait = READ_KEY_EVERY_S
             except StoreDown:
                 wait = 1.0  # reported by the messages
             except Exception:
-                log.critical("reading the pool's key failed", exc_info=True)
+                log.critical("reading the pool's secret failed", exc_info=True)
                 wait = READ_KEY_EVERY_S
             await asyncio.sleep(wait)
 

@@ -33,7 +33,6 @@ from sidecar.handover.frames import (
     ProtocolError,
     decode_ask,
     frame,
-    header,
     number_of,
     numbered,
     proof,
@@ -62,6 +61,8 @@ ENGINE_IDLE_S = 4.0
 """vLLM's server closes a connection that was idle for 5 s. One second is left for bytes in transit."""
 MOST_ENGINE_IDLE = 64
 SWEEP_EVERY_S = 0.25
+_TIERS = {tier.value: tier for tier in Tier}
+_STANDINGS = {standing.value: standing for standing in Standing}
 
 
 class PeerPort:
@@ -282,10 +283,9 @@ class PeerSession(asyncio.Protocol):
         if self._guest is not None:
             raise ProtocolError("an ask came before the end of the one before it")
         fields = decode_ask(payload)
-        try:
-            tier, standing = Tier(fields.tier), Standing(fields.standing)
-        except ValueError as error:
-            raise ProtocolError(f"an ask has an unknown tier or standing: {error}") from None
+        tier, standing = _TIERS.get(fields.tier), _STANDINGS.get(fields.standing)
+        if tier is None or standing is None:
+            raise ProtocolError(f"an ask has an unknown tier or standing: {fields.tier}, {fields.standing}")
         self._number = fields.number
         self._guest = guest = Guest(self._port.driver, self)
         guest.ask(
@@ -360,8 +360,7 @@ class PeerSession(asyncio.Protocol):
             self._request = None
             if self._guest is not None:
                 self._guest.begun(self._heard_at - self._sent_at)
-        if self._transport is not None:
-            self._transport.writelines((header(Kind.DATA, len(data)), data))
+        self._write(frame(Kind.DATA, data))
 
     def on_engine_lost(self) -> None:
         """The engine closed its connection. A response without a length also ends like this."""

@@ -29,7 +29,11 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bo
         if preflight:
             connection = b"connection: close\r\n" if closes else b""
             return _NO_CONTENT + _date(int(time.time())) + preflight + connection + b"\r\n"
-    lines = [_date(int(time.time())), b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n"]
+    lines = [
+        _date(int(time.time())),
+        dialect.id_lines(head.id),
+        b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n",
+    ]
     if head.origin is not None:
         lines.append(cors.lines(head.origin))
     if refusal.account is not None:

@@ -130,6 +130,7 @@ class ClientConnection(ReceivingConnection):
             return False  # the path with the parser refuses it
         self.buffered += size
         self._request_bytes = size
+        head.identify(manager.request_ids)
         refusal = self._admit(head, route, account, body)
         if refusal is not None:
             self._release()
@@ -223,6 +224,7 @@ class ClientConnection(ReceivingConnection):
             self._continue()
 
     def _serve(self, request: Request) -> None:
+        request.head.identify(self._manager.request_ids)
         if request.refusal is not None:
             self._answer(request.refusal, request)
             return
@@ -297,6 +299,7 @@ class ClientConnection(ReceivingConnection):
 
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
+        admitted.request_id = head.id
         head_bytes = manager.framer.frame(head, len(admitted.body))
         ticket = admitted.ticket
         connections = manager.connections_for(ticket)
@@ -311,7 +314,7 @@ class ClientConnection(ReceivingConnection):
             manager.telemetry.overhead(now - admitted.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
-        self._manager.controller.refused(refusal)
+        self._manager.controller.refused(refusal, request.head.id)
         self.release_bytes(request.reserved_bytes)
         closes = request.closes or not request.head.keeps_alive or self._manager.controller.is_draining
         answer = refusal_bytes(refusal, request.head, self._manager.controller.engine.cors, closes=closes)
@@ -346,8 +349,10 @@ class ClientConnection(ReceivingConnection):
             self._closes_at = now + self._manager.settings.idle_timeout
 
     def _answer_and_linger(self, refusal: Refusal) -> None:
-        self._manager.controller.refused(refusal)
-        self.write(refusal_bytes(refusal, RequestHead(), self._manager.controller.engine.cors, closes=True))
+        manager, head = self._manager, RequestHead()
+        head.identify(manager.request_ids)
+        manager.controller.refused(refusal, head.id)
+        self.write(refusal_bytes(refusal, head, manager.controller.engine.cors, closes=True))
         self._linger()
 
     # --- calls of the exchange ---
@@ -379,7 +384,7 @@ class ClientConnection(ReceivingConnection):
         self._close()
 
     def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
-        """Another replica does not serve the request: decide it again. ``has_failed``: it could not."""
+        """No engine has begun with the request: decide it again. ``has_failed``: its place failed."""
         self._serve_nothing()
         controller = self._manager.controller
         decided = controller.admit_again(admitted, has_failed=has_failed)

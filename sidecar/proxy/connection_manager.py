@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Protocol
 
+from sidecar.memory_bounds import MemoryBounds
 from sidecar.proxy.bounds import Bounds, Caller
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.interface import RequestController
+from sidecar.proxy.request_ids import RequestIds
 from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Connections, Pool
 from sidecar.settings import Settings
@@ -79,6 +81,7 @@ class ConnectionManager:
     def __init__(
         self,
         settings: Settings,
+        memory: MemoryBounds,
         controller: RequestController,
         telemetry: Telemetry,
         pool: Pool,
@@ -92,6 +95,7 @@ class ConnectionManager:
         self.pool = pool
         self.framer = framer
         self._places = places
+        self.request_ids = RequestIds()
         self.parser_limits = ParserLimits(
             max_head_bytes=settings.max_head_bytes,
             head_timeout=settings.head_timeout,
@@ -99,8 +103,8 @@ class ConnectionManager:
         )
         self.connections: set[ManagedConnection] = set()
         self.bounds = Bounds(
-            settings.max_connections,
-            settings.max_buffered_bytes,
+            memory.connections,
+            memory.buffered_bytes,
             settings.entitlement_share,
             settings.unidentified_share,
             unmetered_rate=settings.unmetered_rate,

@@ -52,7 +52,7 @@ class Client(Protocol):
         """No byte of a response was sent: answer with a refusal."""
 
     def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
-        """Another replica does not serve the request: find a place for it. ``has_failed``: it could not."""
+        """No engine has begun with the request: find a place for it. ``has_failed``: its place failed."""
 
 
 class Exchange:
@@ -135,19 +135,24 @@ class Exchange:
             self._pool.release(connection)
             return
         self._connection = connection
+        if not self._is_elsewhere:
+            self._admitted.parsed = None  # from now on the engine here may begin with it
         connection.send(self, self._head_bytes, self._admitted.body)
 
     def on_refused(self, error: OSError) -> None:
         """No connection could be made."""
         if not self._has_ended:
             self._connection = None
-            if self._is_elsewhere:
+            if not self._is_elsewhere:
+                if self._controller.engine.is_up:
+                    log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
+                if error.errno not in OUR_OWN:
+                    self._controller.connection_refused()
+            if self._is_elsewhere or (
+                self._admitted.parsed is not None and not self._controller.engine.is_up
+            ):
                 self._place_again(has_failed=True)
                 return
-            if self._controller.engine.is_up:
-                log.warning("no connection to the engine", extra={"error": str(error) or repr(error)})
-            if error.errno not in OUR_OWN:
-                self._controller.connection_refused()
             self._end(Ending.UPSTREAM_ERROR, spent=False)
             self._refuse(
                 Reason.ENGINE_DOWN,
@@ -161,11 +166,10 @@ class Exchange:
         self._status = head.status
         if admitted.ticket is not None and head.status == 200:
             self._reader = self._reader_of(head)
-        extra = (
-            self._request.dialect.limit_headers(admitted.account)
-            if admitted.ticket and admitted.account
-            else b""
-        )
+        dialect = self._request.dialect
+        extra = dialect.id_lines(self._request.id)
+        if admitted.ticket and admitted.account:
+            extra += dialect.limit_headers(admitted.account)
         origin = self._request.origin
         if origin is not None:
             extra += self._controller.engine.cors.relayed(
@@ -332,7 +336,7 @@ class Exchange:
         self._keeps_alive, self._frames_chunks = self._request.keeps_alive, False
         framed = self._request.framed
         assert framed is not None
-        self._head_bytes = with_length(framed, len(admitted.body))
+        self._head_bytes = with_length(framed, self._request.id, len(admitted.body))
         self.start()
 
     # --- the client's side and time limits ---
@@ -400,7 +404,7 @@ class Exchange:
         return ticket is not None and ticket.place is not None
 
     def _place_again(self, *, has_failed: bool) -> None:
-        """Find another place for a request that was handed over. Its ticket goes back with the decision."""
+        """Find another place for a request with which no engine has begun. Its ticket ends with that."""
         self._has_ended = True
         self._client.place_again(self._admitted, self._request, has_failed=has_failed)
 

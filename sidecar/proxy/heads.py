@@ -14,6 +14,7 @@ from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
 from sidecar.identity import KEY_HEADERS
+from sidecar.proxy.request_ids import RequestIds, is_valid
 
 Headers = list[tuple[bytes, bytes]]
 """Names and values in the order of the message. A request's names are in lower case."""
@@ -32,6 +33,8 @@ HOP_BY_HOP = frozenset(
         b"http2-settings",
     }
 )
+_NOT_RELAYED = HOP_BY_HOP | {b"x-request-id"}
+"""Headers of an answer that its client does not get. The sidecar states the id itself."""
 _NOT_FORWARDED = HOP_BY_HOP | {
     b"host",
     b"content-length",
@@ -39,6 +42,8 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     # Credentials are for the sidecar, not for the engine.
     b"authorization",
     *KEY_HEADERS,
+    # The sidecar states the id of every request (``with_length``).
+    b"x-request-id",
     # Usage in a compressed answer cannot be read. The engine is on the same machine: compression saves
     # nothing.
     b"accept-encoding",
@@ -73,8 +78,10 @@ class RequestHead:
     """The head of one request, as parsed."""
 
     __slots__ = (
+        "_given_id",
         "framed",
         "headers",
+        "id",
         "is_http10",
         "keeps_alive",
         "method",
@@ -98,6 +105,18 @@ class RequestHead:
         self.headers: Headers = []
         self.is_http10 = False
         self.keeps_alive = True
+        self.id = b""
+        """The id of the request that is served. A cached head serves one request after the other."""
+        self._given_id: bytes | None = None
+        """The client's own id; empty without a valid one, ``None`` until it was looked up."""
+
+    def identify(self, ids: RequestIds) -> None:
+        """Set the id for the next request with this head."""
+        given = self._given_id
+        if given is None:
+            found = self.all(b"x-request-id")
+            given = self._given_id = found[0] if len(found) == 1 and is_valid(found[0]) else b""
+        self.id = given or ids.next()
 
     @property
     def dialect(self) -> Dialect:
@@ -124,9 +143,9 @@ def nominated(headers: Headers) -> frozenset[bytes]:
     )
 
 
-def with_length(framed: bytes, body_length: int) -> bytes:
-    """A framed head with the length of its body."""
-    return b"%bcontent-length: %d\r\n\r\n" % (framed, body_length)
+def with_length(framed: bytes, request_id: bytes, body_length: int) -> bytes:
+    """A framed head with the id of its request and the length of its body."""
+    return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (framed, request_id, body_length)
 
 
 class RequestFramer:
@@ -149,8 +168,8 @@ class RequestFramer:
         if framed is None:
             framed = head.framed = self._without_framing(head)
         if body_length or head.method == b"POST":
-            return with_length(framed, body_length)
-        return framed + b"\r\n"
+            return with_length(framed, head.id, body_length)
+        return b"%bx-request-id: %b\r\n\r\n" % (framed, head.id)
 
     def _without_framing(self, head: RequestHead) -> bytes:
         dropped = self._dropped
@@ -195,7 +214,7 @@ class ResponseHead:
             line = b"HTTP/1.1 %d %b\r\n" % (status, reason)
         lines = [line]
         lowered = [(name.lower(), value) for name, value in headers]
-        dropped = HOP_BY_HOP | nominated(lowered)
+        dropped = _NOT_RELAYED | nominated(lowered)
         for (name, value), (original, _) in zip(lowered, headers, strict=True):
             if name == b"content-type":
                 self.is_event_stream = value[:17].lower() == b"text/event-stream"

@@ -85,9 +85,9 @@ class RequestController(Protocol):
     def admit_again(
         self, admitted: AdmittedRequest, *, has_failed: bool
     ) -> AdmittedRequest | PendingRequest | Refusal:
-        """Settle a request without usage and decide it again, because another replica does not serve it.
+        """Settle a request without usage and decide it again, because no engine has begun with it.
 
-        ``has_failed``: that replica is not asked for a while.
+        ``has_failed``: the replica to which it was handed over is not asked for a while.
         """
 
     def wait(self, pending: PendingRequest, waiting: WaitingRequest) -> None:
@@ -117,5 +117,5 @@ class RequestController(Protocol):
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
 
-    def refused(self, refusal: Refusal) -> None:
-        """Count an answer of the sidecar itself."""
+    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+        """Count and log an answer of the sidecar itself."""

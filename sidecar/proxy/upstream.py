@@ -90,16 +90,17 @@ class Connection(asyncio.Protocol):
         "_pool",
         "_reason",
         "_transport",
-        "_used",
         "idle_since",
         "on_body",
+        "was_used",
     )
 
     def __init__(self, pool: Owner) -> None:
         self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
-        self._used = False
+        self.was_used = False
+        """Whether the engine may have closed it for idleness when its next request arrives."""
         self._body: list[bytes] = []
         self.on_body = self._body.append
         """httptools: a part of the body. The list's own ``append`` saves a Python call per part."""
@@ -222,7 +223,7 @@ class Connection(asyncio.Protocol):
         self._pool.forget(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            exchange.on_lost(before_response=self._is_first_read, was_reused=self._used)
+            exchange.on_lost(before_response=self._is_first_read, was_reused=self.was_used)
 
     def close(self) -> None:
         """Close gracefully."""
@@ -294,7 +295,6 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, exchange: Exchange, body: bytes) -> None:
         self._exchange = None
-        self._used = True
         if self._keeps_alive:
             self._pool.release(self)
         else:
@@ -370,6 +370,7 @@ class Pool:
     def release(self, connection: Connection) -> None:
         """Return a connection to the pool after its exchange."""
         connection.idle_since = time.monotonic()
+        connection.was_used = True
         if len(self._idle) < MOST_IDLE:
             self._idle.append(connection)
         else:

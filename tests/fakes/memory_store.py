@@ -12,7 +12,6 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
-    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.leases.reference_store import ReferenceLeaseStore
@@ -25,7 +24,6 @@ class MemoryStore:
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
-        self._peer_key = b""
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def connect(self, count: int) -> None:
@@ -48,10 +46,9 @@ class MemoryStore:
         finally:
             self._listeners.pop(holder, None)
 
-    async def peer_key(self, new: bytes) -> bytes:
+    async def secret(self, new: bytes) -> bytes:
         """See ``Store``."""
-        self._peer_key = self._peer_key or new
-        return self._peer_key
+        return self.rules.secret(new)
 
     def host(self) -> tuple[str, int]:
         """See ``Store``."""
@@ -98,9 +95,9 @@ class MemoryStore:
         """See ``Store``."""
         self.rules.publish_prices(holder, content, self._clock())
 
-    async def prices(self, key: bytes) -> StoredPrices:
+    async def prices(self) -> Mapping[str, bytes]:
         """See ``Store``."""
-        return self.rules.prices(key, self._clock())
+        return self.rules.prices(self._clock())
 
     async def close(self) -> None:
         """See ``Store``."""

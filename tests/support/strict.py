@@ -24,7 +24,7 @@ _OF_ONE_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authorization te trailer transfer-encoding upgrade"
     b" http2-settings expect".split()
 )
-_END = b"\r\n\r\n"
+_END, _ID = b"\r\n\r\n", b"x-request-id"
 
 
 class Ambiguous(AssertionError):
@@ -37,6 +37,7 @@ class Request(NamedTuple):
     method: bytes
     target: bytes
     headers: Headers
+    """Without the id of the request, which the sidecar makes."""
     body: bytes
 
 
@@ -67,6 +68,9 @@ def requests(wire: bytes) -> list[Request]:
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or any(name in _OF_ONE_HOP for name, _ in headers):
             raise Ambiguous(f"headers that must not go on, or not one host: {head!r}")
+        if [name for name, _ in headers].count(_ID) != 1:
+            raise Ambiguous(f"not one id: {head!r}")
+        headers = tuple(field for field in headers if field[0] != _ID)
         length = _length(headers)
         if length is None and match[1] == b"POST":
             raise Ambiguous(f"a POST without a length: {head!r}")

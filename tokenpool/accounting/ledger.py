@@ -105,7 +105,7 @@ class Ledger:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
-            account.pricer.learn(ticket.ask, spent, ticket.cost)
+            account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
 
     def _charge(self, account: Account, tokens: float) -> None:
         account.charge(tokens)

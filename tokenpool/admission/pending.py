@@ -9,6 +9,7 @@ import enum
 import math
 
 from tokenpool.accounting.account import Account
+from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.pricing.cost import Ask, Cost
 
@@ -59,7 +60,9 @@ class PendingRequest:
         "is_guest",
         "is_listed",
         "is_retimed",
+        "lacks",
         "leaves_by",
+        "line",
         "longest_wait_s",
         "may_prefer",
         "number",
@@ -109,7 +112,11 @@ class PendingRequest:
         self.entered_at = arrived_at
         """The start of the current wait."""
         self.deadline = arrived_at + longest_wait_s
+        self.line = account.entitlement.name
+        """The line in which it waits for room: that of its entitlement. Each guest gets its own."""
         self.waits_for = WaitsFor.LIMIT
+        self.lacks = Dimension.CONCURRENCY
+        """The dimension in which the engine had no room for it at the last try."""
         self.retry_in_s = math.inf
         """The seconds after which the request may fit without an event, because a token bucket fills."""
         self.first_answer_at = math.inf

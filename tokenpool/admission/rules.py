@@ -116,7 +116,13 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
 
 
 def refused_with_any_lease(
-    ledger: Ledger, account: Account, cost: Cost, room: EngineRoom, *, is_retry: bool = False
+    ledger: Ledger,
+    account: Account,
+    cost: Cost,
+    room: EngineRoom,
+    *,
+    is_retry: bool = False,
+    is_counted: bool = False,
 ) -> Shed | None:
     """The refusal of a request that no lease would admit here; ``None`` if a larger lease might help."""
     refusal = never_fits(account.entitlement.ceiling, cost, room)
@@ -127,7 +133,7 @@ def refused_with_any_lease(
     if account.entitlement.guarantee != NOTHING or is_unknown:
         return None
     refusal = engine_full(ledger, account, cost, room)
-    if refusal is not None:
+    if refusal is not None and not is_counted:
         account.meter.offer(cost, is_retry=is_retry)
     return refusal
 
@@ -190,8 +196,11 @@ def engine_full(
     Each dimension is decided separately. A request within ``assured`` may queue at a full engine. If the pool
     has other engines, such a queue may only be behind preemptible requests, unless the request is inside a
     guarantee. Otherwise a request could wait here while another engine has room, and its wait would count as
-    service.
+    service. An engine that is down has no room for any request.
     """
+    if room.is_down:
+        # Slots become free on the other replicas only. Each is assumed to have as many as the engine here.
+        return _full(Dimension.CONCURRENCY, 0.0, 0.0, cost.sequences, ledger, room.slots)
     assured, kv_tokens, sequences = account.assured, cost.kv_tokens, cost.sequences
     running = ledger.concurrency_in_use + room.foreign_sequences
     own = account.concurrency_in_use + sequences
@@ -207,16 +216,20 @@ def engine_full(
     queue = max(room.queue, room.preemptible_queue) if account.is_preemptible else room.queue
     open_slots = room.slots + (queue if may_queue is not EngineQueue.NONE else 0.0) - room.reserved_slots
     if not is_assured and running + sequences > open_slots:
-        return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger)
+        return _full(Dimension.CONCURRENCY, open_slots, running, sequences, ledger, ledger.concurrency_in_use)
     resident = ledger.kv_in_use + room.foreign_kv_tokens
     is_assured = may_queue is not EngineQueue.NONE and account.kv_in_use + kv_tokens <= assured.kv_tokens
     if resident + kv_tokens > room.kv_tokens and not is_assured:
-        return _full(Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger)
+        return _full(
+            Dimension.KV_TOKENS, room.kv_tokens, resident, kv_tokens, ledger, ledger.concurrency_in_use
+        )
     return None
 
 
-def _full(dimension: Dimension, limit: float, in_use: float, cost: float, ledger: Ledger) -> Shed:
-    wait = _until_one_ends(ledger.residence.value, ledger.concurrency_in_use)
+def _full(
+    dimension: Dimension, limit: float, in_use: float, cost: float, ledger: Ledger, running: float
+) -> Shed:
+    wait = _until_one_ends(ledger.residence.value, running)
     return Shed(Reason.ENGINE_FULL, dimension, limit, in_use, cost, _bounded(wait), wait)
 
 

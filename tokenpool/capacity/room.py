@@ -39,3 +39,6 @@ class EngineRoom:
     schedules by priority, else 0."""
     preemptible_queue: float = 0.0
     """Preemptible requests that may wait there: ``PREEMPTIBLE_QUEUE``; 0 while others wait for the engine."""
+    is_down: bool = False
+    """Whether the engine takes no request now. Its size is the last known one, and without bound if it never
+    was known."""

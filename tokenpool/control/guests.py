@@ -1,9 +1,9 @@
 """Guests: requests of other sidecars that run on the engine here, by handover. Pure.
 
 The sidecar that received such a request keeps its ticket, its lease and its settlement. Here the request only
-takes room on the engine. So it belongs to an account without limits. There is one for each tier. No planner,
-page or metric of entitlements includes them. Each standing has its own accounts, because requests of one
-account keep their order of arrival.
+takes room on the engine. So it belongs to an account without limits. There is one for each tier and standing,
+because the assured part differs. No planner, page or metric of entitlements includes them. In the admission
+queue each guest has a line of its own.
 """
 
 from __future__ import annotations

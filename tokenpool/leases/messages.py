@@ -32,8 +32,9 @@ REQUEST_SIZE_MEMORY_S = 60.0
 
 With 5 s, a tenant with one request in three seconds had a limit of half a request at its next one."""
 
-PRICES_REMEMBER_S = 600.0
-"""The time for which the lease store keeps the prices that a sidecar has learned, after their last write."""
+KEEP_S = 600.0
+"""The time for which the lease store keeps what it stores, after the last write: limits, the pool file, the
+secret, learned prices. Rows of leases stay two minutes longer than their record."""
 MOST_PRICES = 16
 """The most sidecars whose prices the lease store keeps: those that wrote last. This bounds each read."""
 
@@ -286,13 +287,3 @@ class StoredScaleHint:
     """The time of storing, in seconds by the store's clock."""
     age_s: float
     """The age at the time of reading, by the same clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPrices:
-    """The learned prices of the sidecars of a pool."""
-
-    key: bytes
-    """The key of the pool's prefix hashes: the first one that a sidecar proposed."""
-    contents: Mapping[str, bytes]
-    """The last content of each sidecar. The store does not decode it (``wire.decode_prices``)."""

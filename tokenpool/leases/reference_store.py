@@ -34,11 +34,11 @@ import msgspec
 from tokenpool.leases.messages import (
     CONTENDED_S,
     FREED,
+    KEEP_S,
     MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
     POOL_BUCKET_S,
-    PRICES_REMEMBER_S,
     RECLAIM,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
@@ -53,7 +53,6 @@ from tokenpool.leases.messages import (
     PoolSnapshot,
     Push,
     ReplicaRoom,
-    StoredPrices,
     StoredScaleHint,
     Vector,
 )
@@ -191,7 +190,7 @@ class ReferenceLeaseStore:
         self._leader, self._leader_epoch, self._leads_until = "", 0, -math.inf
         self._scale_hint: tuple[bytes, float] | None = None
         self._prices: dict[str, tuple[float, bytes]] = {}
-        self._price_key = b""
+        self._secret = b""
         self._epoch = 0
         self._file: tuple[str, bytes] | None = None
         self._pool_level, self._pool_at = 0.0, math.inf
@@ -296,14 +295,17 @@ class ReferenceLeaseStore:
     def publish_prices(self, holder: str, content: bytes, now: float) -> None:
         """Replace the learned prices of a sidecar. The sidecars that wrote longest ago are forgotten."""
         self._prices[holder] = now, content
-        kept = sorted((at, each) for each, (at, _) in self._prices.items() if at > now - PRICES_REMEMBER_S)
+        kept = sorted((at, each) for each, (at, _) in self._prices.items() if at > now - KEEP_S)
         self._prices = {each: self._prices[each] for _, each in kept[-MOST_PRICES:]}
 
-    def prices(self, key: bytes, now: float) -> StoredPrices:
-        """The learned prices of all sidecars. ``key`` becomes the key of the pool if it has none."""
-        self._price_key = self._price_key or key
-        kept = {h: content for h, (at, content) in self._prices.items() if at > now - PRICES_REMEMBER_S}
-        return StoredPrices(self._price_key, kept)
+    def prices(self, now: float) -> Mapping[str, bytes]:
+        """The learned prices of all sidecars."""
+        return {h: content for h, (at, content) in self._prices.items() if at > now - KEEP_S}
+
+    def secret(self, new: bytes) -> bytes:
+        """The secret of the pool; ``new`` if it has none."""
+        self._secret = self._secret or new
+        return self._secret
 
     @property
     def file_version(self) -> str:

@@ -14,9 +14,8 @@ from typing import NamedTuple
 from tokenpool.entitlements import Entitlement, Pricing
 from tokenpool.pricing.estimators import Coverage
 from tokenpool.pricing.experts import MOST_EXPERTS, PriceExperts, Target
-from tokenpool.pricing.experts import WINDOW as EXPERT_WINDOW
 from tokenpool.pricing.learned_costs import LearnedByTarget, LearnedCosts
-from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined, combined_outputs
+from tokenpool.pricing.statistics import EntitlementStatistics, TargetStatistics, combined
 from tokenpool.pricing.statistics import of_outputs as output_statistics
 
 WINDOW = -1
@@ -211,10 +210,12 @@ class Pricer:
         """The usage of a request that ended early: its input, and the output tokens that were relayed."""
         return Usage(cost.input_tokens, relayed_tokens, cost.cached_tokens)
 
-    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None) -> None:
-        """Learn from a request that the engine finished, and that was priced at ``cost``.
+    def learn(self, ask: Ask, usage: Usage, cost: Cost | None = None, *, ran_here: bool = True) -> None:
+        """Learn from a request that an engine finished, and that was priced at ``cost``.
 
         The learned costs of its route and model learn from it. So do all experts on the path of its prefixes.
+        The engines of a pool run the same model, so input and output of all of them count. The cached tokens
+        of another engine (``ran_here`` is false) do not count: it has another cache.
         """
         text_bytes, token_ids, images, audios, tools, prompts, per_prompt, bound, target, prefixes, _, _ = ask
         output = -(-usage.output_tokens // (prompts * per_prompt))
@@ -228,7 +229,8 @@ class Pricer:
                 learned.input.observe(text_bytes / prompts, text_tokens / prompts)
         expert_output = output if bound != 0 else None
         count = learners[0].observations
-        self._experts.observe(target, prefixes, count, expert_output, usage.cached_tokens)
+        cached_tokens = usage.cached_tokens if ran_here else None
+        self._experts.observe(target, prefixes, count, expert_output, cached_tokens)
         if cost is not None and bound != 0:
             self.coverage.observe(is_missed=usage.output_tokens > cost.output_tokens)
             self._reserved = self._reserved * RATIO_DECAY + cost.output_tokens
@@ -287,7 +289,7 @@ class Pricer:
     def lend(self, parts: Sequence[EntitlementStatistics]) -> Iterator[None]:
         """Start from the observations of other sidecars, in short steps.
 
-        Estimates with own observations stay. Raises ``ValueError`` for invalid statistics.
+        Own observations stay. Raises ``ValueError`` for invalid statistics.
         """
         known = combined(parts, self._quantile or 0.0)
         self._learned_by_target.lend(known)
@@ -296,7 +298,7 @@ class Pricer:
             prefixes = sorted({prefix for one in statistics for prefix in one.experts})
             for prefix in prefixes[:MOST_EXPERTS]:
                 found = [one.experts[prefix] for one in statistics if prefix in one.experts]
-                self._experts.lend(target, prefix, combined_outputs(found, EXPERT_WINDOW))
+                self._experts.lend(target, prefix, found)
                 yield
 
     @property

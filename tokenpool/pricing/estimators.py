@@ -216,13 +216,20 @@ class Coverage:
         if self.predictions < self.WINDOW:
             self.predictions += 1
 
-    def lend(self, predictions: int, misses: int) -> None:
-        """Replace all predictions by ``predictions`` of others. The misses are spread evenly over them."""
-        predictions = max(min(predictions, self.WINDOW), 0)
+    def lend(self, predictions: int, misses: int, kept: int = 0) -> None:
+        """Keep the last ``kept`` predictions, and put ``predictions`` of others in place of those before.
+
+        The misses of others are spread evenly over their predictions.
+        """
+        room = self.WINDOW - kept
+        predictions = max(predictions, 0)
         misses = max(min(misses, predictions), 0)
-        self.predictions, self._missed = predictions, 0
+        if predictions > room:
+            predictions, misses = room, -(-misses * room // predictions)
+        self.predictions = kept + predictions
+        self._missed &= (1 << kept) - 1
         for number in range(misses):
-            self._missed |= 1 << number * predictions // misses
+            self._missed |= 1 << kept + number * predictions // misses
 
     def misses(self, last: int = WINDOW) -> int:
         """The number of exceeded predictions among the ``last``."""
@@ -340,18 +347,36 @@ class OutputQuantile:
         """The number of its own last predictions, and the number of exceeded ones among them."""
         return self._own_predictions, self.coverage.misses(self._own_predictions)
 
-    def lend(self, outputs: Sequence[int], predictions: int, misses: int) -> None:
-        """Start from the ``outputs`` of others and their coverage. Does nothing after own observations.
+    @property
+    def level(self) -> float:
+        """The corrected quantile: the rank of the value, as a share of the outputs."""
+        return self._level
 
-        The first own observations replace these outputs.
+    @property
+    def room(self) -> int:
+        """The outputs of the window that are not its own."""
+        return self._window - len(self._order) + self._lent
+
+    def lend(self, outputs: Sequence[int], predictions: int, misses: int, level: float) -> None:
+        """Fill the ``room`` with the ``outputs`` of others, instead of earlier ones of others.
+
+        The next own observations replace them. The own observations and predictions stay. Without own
+        predictions, the rank starts at the ``level`` that the predictions of others corrected. From the
+        quantile itself, equal outputs and whole ranks raised the coverage by up to 2 points. A level of 0
+        is unknown.
         """
-        if self.observations:
+        room = self.room
+        if not outputs or not room:
             return
-        known = [1 if each < 1 else min(each, self.MOST) for each in outputs[-self._window :]]
+        own = list(self._order)[self._lent :]
+        known = [1 if each < 1 else min(each, self.MOST) for each in outputs[-room:]]
         # This order keeps the distribution while the oldest outputs are replaced.
         turns = sorted([((number * self._TURN) % 1.0, each) for number, each in enumerate(sorted(known))])
-        self._order, self._sorted, self._lent = deque([each for _, each in turns]), sorted(known), len(known)
-        self.coverage.lend(predictions, misses)
+        self._order, self._lent = deque([each for _, each in turns] + own), len(known)
+        self._sorted = sorted(self._order)
+        self.coverage.lend(predictions, misses, self._own_predictions)
+        if level > 0 and not self._own_predictions:
+            self._level = max(min(level, 1.0), self._lowest())
         self._rank()
         self._certify()
 
@@ -397,8 +422,10 @@ class OutputQuantile:
         if output_tokens > self.value:
             self._level = min(self._level + self.GAIN * quantile, 1.0)
         elif output_tokens < self.value:
-            lowest = max(quantile - self.LEEWAY, 0.0)
-            self._level = max(self._level - self.GAIN * (1 - quantile), lowest)
+            self._level = max(self._level - self.GAIN * (1 - quantile), self._lowest())
+
+    def _lowest(self) -> float:
+        return max(self._quantile - self.LEEWAY, 0.0)
 
     def _certify(self) -> None:
         predictions, share = self.coverage.predictions, 1.0 - self._quantile + 1e-9

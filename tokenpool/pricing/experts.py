@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tokenpool.pricing.estimators import OutputQuantile
-from tokenpool.pricing.statistics import OutputStatistics, of_outputs
+from tokenpool.pricing.statistics import OutputStatistics, combined_outputs, of_outputs
 
 Target = tuple[str, str]
 """The route and the model of a request."""
@@ -173,10 +173,11 @@ class PriceExperts:
         prefixes: Sequence[int],
         target_count: int,
         output: int | None,
-        cached_tokens: int,
+        cached_tokens: int | None,
     ) -> None:
         """Learn from a finished request: its output per sequence (``None`` without one) and cached tokens.
 
+        ``cached_tokens`` is ``None`` if another engine served it, because that engine has another cache.
         ``target_count`` is the number of observations of its target, this one included.
         """
         self._observations += 1
@@ -224,11 +225,22 @@ class PriceExperts:
             for node in nodes.values():
                 node.cached_tokens = 0
 
-    def lend(self, target: Target, prefix: int, known: OutputStatistics) -> None:
-        """Start an expert from observations of other sidecars, if it has no own observations."""
+    def lend(self, target: Target, prefix: int, parts: Sequence[OutputStatistics]) -> None:
+        """Fill the window of an expert with observations of other sidecars, and make it if it is missing.
+
+        Its own observations stay. A window of own observations only stays as it is.
+        """
         node = self._nodes.get(target, {}).get(prefix)
-        if node is None or node.output is None:
-            if not known.outputs or not self._has_place():
+        quantile = node.output if node is not None else None
+        if quantile is not None:
+            room = quantile.room
+        else:
+            room = WINDOW - (len(node.early) if node is not None else 0)
+        known = combined_outputs(parts, room)
+        if not known.outputs:
+            return
+        if node is None or quantile is None:
+            if not self._has_place():
                 return
             if node is None:
                 node = Node(target, prefix)
@@ -238,12 +250,9 @@ class PriceExperts:
                 nodes[prefix] = node
             else:
                 del self._candidates[node]
-            node.output, node.early = OutputQuantile(self._quantile, WINDOW), []
             node.last_observation = self._observations
-            self._experts[node] = None
-        quantile = node.output
-        assert quantile is not None
-        quantile.lend(known.outputs, known.predictions, known.misses)
+            quantile = self._promote(node)
+        quantile.lend(known.outputs, known.predictions, known.misses, known.level)
         node.show()
 
     def statistics(self) -> dict[Target, dict[int, OutputStatistics]]:
@@ -260,10 +269,11 @@ class PriceExperts:
         return shared
 
     def _observe_cached(
-        self, target: Target, nodes: dict[int, Node], prefixes: Sequence[int], cached_tokens: int
+        self, target: Target, nodes: dict[int, Node], prefixes: Sequence[int], cached_tokens: int | None
     ) -> None:
         """Learn the tokens that the engine found in its cache for a prompt with these prefixes.
 
+        New prefixes become candidates.
         The longest known prefix learns the number, and longer prefixes start with it. Shorter prefixes also
         price other prompts, so they learn only a smaller number. A smaller number counts at once. A larger
         one moves the estimate by half of the difference. So the first request that had to compute an evicted
@@ -276,6 +286,8 @@ class PriceExperts:
                 node = nodes[prefix] = Node(target, prefix)
                 self._candidates[node] = None
             node.last_observation = self._observations
+            if cached_tokens is None:
+                continue
             believed = node.cached_tokens
             if not believed or cached_tokens < believed:
                 node.cached_tokens = cached_tokens
@@ -283,13 +295,14 @@ class PriceExperts:
                 node.cached_tokens = (believed + cached_tokens) // 2
             is_longest = is_longest and not believed
 
-    def _promote(self, node: Node) -> None:
-        """Make a candidate an expert that knows the outputs so far."""
-        node.output = OutputQuantile(self._quantile, WINDOW)
+    def _promote(self, node: Node) -> OutputQuantile:
+        """Make a candidate an expert that knows the outputs so far. Returns its quantile."""
+        quantile = node.output = OutputQuantile(self._quantile, WINDOW)
         for output in node.early:
             node.learn(output)
         node.early = []
         self._experts[node] = None
+        return quantile
 
     def _has_place(self) -> bool:
         """Whether there is a place for one more expert. Removes the least recently used one if it is idle."""

@@ -123,7 +123,7 @@ class LearnedByTarget:
     def _lend(self, made: LearnedCosts, parts: Sequence[TargetStatistics]) -> None:
         made.input.lend(combined_lines(parts))
         output = combined_outputs([part.output for part in parts])
-        made.output.lend(output.outputs, output.predictions, output.misses)
+        made.output.lend(output.outputs, output.predictions, output.misses, output.level)
 
     def _remove_idle_target(self) -> bool:
         own = self._own

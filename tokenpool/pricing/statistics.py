@@ -33,12 +33,14 @@ class OutputStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The outputs of one expert."""
 
     outputs: tuple[int, ...] = ()
-    """The middle of each of at most ``MOST_OUTPUTS`` equal parts of the last outputs, in ascending order."""
+    """At most ``MOST_OUTPUTS`` of the last outputs, evenly spread over their ranks, in ascending order."""
     count: int = 0
     """The number of the last outputs."""
     predictions: int = 0
     misses: int = 0
     """The number of the expert's last predictions, and the number of exceeded ones among them."""
+    level: float = 0.0
+    """The quantile that these predictions have corrected (``OutputQuantile.level``); 0 = unknown."""
 
 
 class TargetStatistics(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -109,15 +111,20 @@ def _rank(statement: Statement) -> tuple[int, list[tuple[str, bytes]]]:
 def of_outputs(output: OutputQuantile) -> OutputStatistics:
     """The statistics of an expert's own outputs."""
     own, (predictions, misses) = output.own, output.own_coverage
-    return OutputStatistics(thinned(own, MOST_OUTPUTS), len(own), predictions, misses)
+    return OutputStatistics(thinned(own, MOST_OUTPUTS), len(own), predictions, misses, output.level)
 
 
 def thinned(ordered: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most ``most`` of ascending numbers: the middle of each equal part."""
+    """At most ``most`` of ascending numbers.
+
+    Number k of m has the rank k / (m + 1) among all, as in a sample. With the middle of each equal part,
+    rank 59 of 64 covered 91.4 % instead of 90.8 %.
+    """
     count = len(ordered)
     if count <= most:
         return tuple(ordered)
-    return tuple([ordered[(2 * part + 1) * count // (2 * most)] for part in range(most)])
+    parts = 2 * (most + 1)
+    return tuple([ordered[(2 * place * (count + 1) + most + 1) // parts - 1] for place in range(1, most + 1)])
 
 
 def combined_outputs(
@@ -134,13 +141,17 @@ def combined_outputs(
     reached = 0.0
     for value, weight in points:
         reached += weight
-        while len(outputs) < wanted and (2 * len(outputs) + 1) * whole < 2 * reached * wanted:
+        # The next output has the same rank among all outputs as among the wanted ones (see ``thinned``).
+        while len(outputs) < wanted and (len(outputs) + 1) * (whole + 1) <= (reached + 0.5) * (wanted + 1):
             outputs.append(value)
     predictions, misses = sum(p.predictions for p in known), sum(p.misses for p in known)
+    correct = [p for p in known if p.predictions > 0 and 0 < p.level <= 1]
+    weight = sum(p.predictions for p in correct)
+    level = math.fsum(p.level * p.predictions / weight for p in correct)
     if predictions > Coverage.WINDOW:
         misses = math.ceil(misses * Coverage.WINDOW / predictions)
         predictions = Coverage.WINDOW
-    return OutputStatistics(tuple(outputs), whole, predictions, misses)
+    return OutputStatistics(tuple(outputs), whole, predictions, misses, level)
 
 
 def combined_lines(parts: Iterable[TargetStatistics]) -> LineSums:

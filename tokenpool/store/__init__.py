@@ -16,7 +16,6 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
-    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
@@ -74,22 +73,22 @@ class Store(Protocol):
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
 
-    async def peer_key(self, new: bytes) -> bytes:
-        """The key with which the sidecars of the pool prove that they belong to it.
+    async def secret(self, new: bytes) -> bytes:
+        """The secret that the sidecars of the pool share.
 
-        ``new`` becomes the key if there is none. Each call renews its expiry.
+        ``new`` becomes the secret if there is none. Each call renews its expiry.
         """
 
     def host(self) -> tuple[str, int]:
         """The host and port of the server, to find the address of this machine that faces it."""
 
     async def publish_prices(self, holder: str, content: bytes) -> None:
-        """Replace the learned prices of a sidecar. They are kept for ``PRICES_REMEMBER_S``."""
+        """Replace the learned prices of a sidecar. They are kept for ``KEEP_S``."""
 
-    async def prices(self, key: bytes) -> StoredPrices:
-        """The prices of the ``MOST_PRICES`` sidecars that wrote last, and the key of prefix hashes.
+    async def prices(self) -> Mapping[str, bytes]:
+        """The last content of each of the ``MOST_PRICES`` sidecars that wrote last.
 
-        ``key`` becomes the key of the pool if it has none.
+        The store does not decode it (``wire.decode_prices``).
         """
 
     async def close(self) -> None:

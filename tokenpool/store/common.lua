@@ -19,12 +19,11 @@
 -- PREFIX:reports     hash by holder
 -- PREFIX:rooms       hash by holder: its packed room (ROOM_...)
 -- PREFIX:pool        hash: kv_tokens and sequences, the sums over all rooms; level and at, the pool's token bucket
--- PREFIX:peer_key    the key of the peer ports
+-- PREFIX:secret      the secret of the pool
 -- PREFIX:file        hash: version, content
 -- PREFIX:scale_hint  hash: content, at
 -- PREFIX:prices      hash by holder: its learned prices
 -- PREFIX:price_writers  sorted set: holders by the time of their last write of prices
--- PREFIX:price_key   the key of the prefix hashes in the prices
 -- PREFIX:leader      the packed candidate and epoch of the leader
 --
 -- One hash has all records and one has all limits, because a call from a script costs ten times the look-up. So one
@@ -37,7 +36,7 @@ if not now then
   now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 end
 local LIFETIME, REMEMBER = message.lifetime, message.remember
-local KEEP_MS = 600000
+local KEEP_MS = message.keep * 1000
 -- Rows expire after records. The expiry of records is renewed once a minute, and when a record is added. Without its
 -- rows, a record would keep wrong sums.
 local KEEP_ROWS_MS = KEEP_MS + 120000
@@ -48,8 +47,8 @@ local RECORDS, LIMITS = prefix .. ':records', prefix .. ':limits'
 local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
-local KEY_OF_PEERS = prefix .. ':peer_key'
-local PRICES, PRICE_WRITERS, PRICE_KEY = prefix .. ':prices', prefix .. ':price_writers', prefix .. ':price_key'
+local SECRET = prefix .. ':secret'
+local PRICES, PRICE_WRITERS = prefix .. ':prices', prefix .. ':price_writers'
 local LEADER = prefix .. ':leader'
 
 -- A number as a text that is read as exactly the same number.

@@ -16,11 +16,11 @@ from msgspec import msgpack
 
 from tokenpool.leases.messages import (
     CONTENDED_S,
+    KEEP_S,
     MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
     POOL_BUCKET_S,
-    PRICES_REMEMBER_S,
     REMEMBER_S,
     REQUEST_SIZE_MEMORY_S,
     WAIT_S,
@@ -30,7 +30,6 @@ from tokenpool.leases.messages import (
     Message,
     PoolSnapshot,
     Push,
-    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.leases.records import StoredRecord
@@ -79,6 +78,7 @@ class RedisStore:
             "v": SCHEMA,
             "lifetime": lifetime_s,
             "remember": REMEMBER_S,
+            "keep": KEEP_S,
             "wait": WAIT_S,
             "contended": CONTENDED_S,
             "request_size_memory": REQUEST_SIZE_MEMORY_S,
@@ -217,9 +217,9 @@ class RedisStore:
         with failures():
             return float(at) or None
 
-    async def peer_key(self, new: bytes) -> bytes:
+    async def secret(self, new: bytes) -> bytes:
         """See ``Store``."""
-        return bytes(await self._run(scripts.PEER_KEY, new))
+        return bytes(await self._run(scripts.SECRET, new))
 
     def host(self) -> tuple[str, int]:
         """See ``Store``."""
@@ -228,24 +228,16 @@ class RedisStore:
     async def publish_prices(self, holder: str, content: bytes) -> None:
         """See ``Store``."""
         self.client.check_up()
-        await self._run(
-            scripts.PUBLISH_PRICES,
-            content,
-            holder=holder,
-            remember_prices=PRICES_REMEMBER_S,
-            most_prices=MOST_PRICES,
-        )
+        await self._run(scripts.PUBLISH_PRICES, content, holder=holder, most_prices=MOST_PRICES)
 
-    async def prices(self, key: bytes) -> StoredPrices:
+    async def prices(self) -> Mapping[str, bytes]:
         """See ``Store``."""
         self.client.check_up()
-        answer = await self._run(scripts.PRICES, key, remember_prices=PRICES_REMEMBER_S)
+        answer = await self._run(scripts.PRICES)
         with failures():
-            pools_key, holders, contents = answer
+            holders, contents = answer
             found = zip(holders, contents, strict=True)
-            return StoredPrices(
-                bytes(pools_key), {holder.decode(): bytes(content) for holder, content in found if content}
-            )
+            return {holder.decode(): bytes(content) for holder, content in found if content}
 
     async def close(self) -> None:
         """See ``Store``."""

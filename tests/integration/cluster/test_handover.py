@@ -155,6 +155,23 @@ async def test_a_peers_engine_is_killed(pool: Cluster) -> None:
     write_down("peer's engine killed", load, lost=len(lost))
 
 
+async def test_the_engine_of_the_sidecar_with_all_requests_is_killed(pool: Cluster) -> None:
+    """The other two engines serve its requests. Only those that ran on the dead engine fail."""
+    before = [await finished(pool, number) for number in (1, 2)]
+    async with loaded(pool) as load:
+        pool.engines[0].kill()
+        killed = time.monotonic()
+        await asyncio.sleep(3)
+        ran = [await finished(pool, number) for number in (1, 2)]
+        pool.engines[0].start()
+        await pool.until_joined(6)
+    lost = ran_there(load, killed)
+    served = [late - early for early, late in zip(before, ran, strict=True)]
+    write_down("own engine killed", load, lost=len(lost), engines=[round(number) for number in served])
+    assert len(load.of("e", killed + 0.5, killed + 3)) > 20
+    assert load.statuses()[503] == 0
+
+
 async def test_a_peer_is_paused(pool: Cluster) -> None:
     before = [await finished(pool, number) for number in range(3)]
     async with loaded(pool) as load:
@@ -174,8 +191,8 @@ async def test_a_peer_is_paused(pool: Cluster) -> None:
 
 
 async def test_a_peer_has_another_key(pool: Cluster) -> None:
-    """If the store loses the key, a sidecar with another key neither takes nor gives requests."""
-    key = "tokenpool:{chat}:peer_key"
+    """If the store loses the secret, a sidecar with another one neither takes nor gives requests."""
+    key = "tokenpool:{chat}:secret"
     async with redis.asyncio.Redis(port=pool.redis.port) as own:
         right = await own.get(key)
         await own.set(key, b"w" * 32)
@@ -193,7 +210,7 @@ async def test_a_peer_has_another_key(pool: Cluster) -> None:
         assert load.failures() == []
         assert received == 0
         assert rejected > 0 < failed
-        # All sidecars read the key again within ten seconds.
+        # All sidecars read the secret again within ten seconds.
         async with loaded(pool) as load:
             await asyncio.sleep(10)
         assert await metric(pool, 1, "tokenpool_handovers_received_total", "finished") > 0

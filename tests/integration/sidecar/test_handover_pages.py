@@ -12,7 +12,8 @@ from typing import Any
 
 from dashboard.snapshot import ShownHandover, ShownPool
 from sidecar.app import Sidecar
-from sidecar.handover.frames import ASKER, NONCE_BYTES, AskFields, Kind, encode_ask, frame, numbered, proof
+from sidecar.handover.ask_fields import AskFields
+from sidecar.handover.frames import ASKER, NONCE_BYTES, Kind, encode_ask, frame, numbered, proof
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held
 from tests.support.harness import admin, ask, request, sidecar_for, until

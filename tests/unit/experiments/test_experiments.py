@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,10 +183,21 @@ def test_prices_by_prefix_reach_their_goals_in_the_short_form(
 
 def test_the_goals_of_prices_can_be_missed() -> None:
     flat = prices.measure(list(prices.mix(1, 2000)), by_prefix=False)
-    late = [prices.Start(20, 0.03, 0.8, 0.7), prices.Start(50, 0.03, 0.9, 0.9)]
-    missed = prices.Result({"ten templates": (flat, flat)}, late, late)
+    late = [
+        prices.Start(20, 0.03, {"a": 0.9, "b": 0.87}, 0.05),
+        prices.Start(50, 0.03, {"a": 0.9, "b": 0.89}, 0.05),
+    ]
+    missed = prices.Result({"ten templates": (flat, flat)}, late, late, late)
     assert [is_reached for _, is_reached in prices.goals(missed)] == [False, True, False, False, True]
     assert prices.within(late[:1]) == math.inf
+
+
+def test_the_coverage_of_a_template_is_exact() -> None:
+    chance, template = random.Random(1), prices.TEMPLATES[3]
+    outputs = [prices.draw(chance, 3).usage.output_tokens for _ in range(4000)]
+    for bound in (20, 40, 76):
+        counted = sum(output <= bound for output in outputs) / len(outputs)
+        assert template.covered(bound) == pytest.approx(counted, abs=0.025)
 
 
 def test_traces_are_read_in_the_order_of_their_times(tmp_path: Path) -> None:

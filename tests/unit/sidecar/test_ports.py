@@ -159,11 +159,33 @@ async def test_the_alarm_goes_off_at_the_last_time_that_was_set() -> None:
 
     ports.wake_at(now)
     ports.wake_at(math.inf)
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await the_timer_ended(ports)
     assert not ports._alarm.is_set()
-    assert ports._timer is None
     await alarms.aclose()
+
+
+async def test_a_timer_that_is_set_for_an_earlier_time_is_set_again() -> None:
+    now = 100.0
+    ports = LoopPorts(lambda: now)
+    ports.wake_at(now)
+    ports.wake_at(now + 3600.0)
+    first = ports._timer
+    await the_timer_ended(ports)
+    assert not ports._alarm.is_set()
+    assert ports._timer is not first
+    ports.wake_at(math.inf)
+    ports.wake_at(now)
+    ports.wake_at(now + 1.0)
+    ports.wake_at(now)
+    await asyncio.wait_for(ports._alarm.wait(), 5)
+    assert ports._timer is None
+
+
+async def the_timer_ended(ports: LoopPorts) -> None:
+    """Wait until a timer that is due has gone off."""
+    first = ports._timer
+    while ports._timer is first:
+        await asyncio.sleep(0)
 
 
 async def test_a_failed_delivery_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 
 import msgspec
@@ -18,7 +18,6 @@ from tests.support.domain_builders import entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.entitlements import Pricing
-from tokenpool.leases.messages import StoredPrices
 from tokenpool.leases.wire import (
     PRICES_SCHEMA,
     WireError,
@@ -57,11 +56,11 @@ class Store(MemoryStore):
         self.writes += 1
         await super().publish_prices(holder, content)
 
-    async def prices(self, key: bytes) -> StoredPrices:
+    async def prices(self) -> Mapping[str, bytes]:
         if self.failures:
             self.failures -= 1
             raise StoreDown("stopped")
-        return await super().prices(key)
+        return await super().prices()
 
 
 class Replica:
@@ -244,7 +243,7 @@ async def test_what_is_written_is_bounded_and_has_the_last_used_entitlements(wri
         if number % writes_every == 0:
             await replica.sharing.write()
     await replica.sharing.write()
-    content = (await store.prices(b"")).contents["s1"]
+    content = (await store.prices())["s1"]
     assert 0.9 * MOST_BYTES <= len(content) <= MOST_BYTES + 100
     told = list(decode_prices(content).entitlements)
     assert 100 < len(told) < 1000
@@ -270,7 +269,7 @@ async def test_only_what_fits_is_encoded() -> None:
     accounts = Counted(replica.accounts)
     replica.sharing.follow(accounts)
     await replica.sharing.write()
-    told = decode_prices((await store.prices(b"")).contents["s1"]).entitlements
+    told = decode_prices((await store.prices())["s1"]).entitlements
     assert accounts.lookups == len(told) + 1  # the last one does not fit
 
 
@@ -284,7 +283,7 @@ async def test_an_entitlement_that_is_gone_is_not_told() -> None:
     replica.serve(10, tenant="b")
     replica.sharing.follow({"b": replica.accounts["b"]})
     await replica.sharing.write()
-    assert set(decode_prices((await store.prices(b"")).contents["s1"]).entitlements) == {"b"}
+    assert set(decode_prices((await store.prices())["s1"]).entitlements) == {"b"}
 
 
 async def test_the_loop_survives_failures_and_reads_again() -> None:
@@ -334,7 +333,7 @@ def test_statistics_are_the_same_after_the_wire() -> None:
                 "m",
                 (1.5, 2.0, 3.0, 4.0, 5.0),
                 7,
-                OutputStatistics((1, 20, 300), 3, 3, 1),
+                OutputStatistics((1, 20, 300), 3, 3, 1, 0.88),
                 {2**56 - 1: OutputStatistics((5,), 1)},
             ),
         ),
@@ -347,7 +346,7 @@ def test_statistics_are_the_same_after_the_wire() -> None:
 
 
 def test_a_later_version_may_add_fields() -> None:
-    target = ["r", "m", [0.0] * 5, 0, [[1], 1, 0, 0, "new"], {}, {}, "new"]
+    target = ["r", "m", [0.0] * 5, 0, [[1], 1, 0, 0, 0.9, "new"], {}, {}, "new"]
     content = msgspec.msgpack.encode([PRICES_SCHEMA, 1, {"a": [0.9, [target], "new"]}, "new"])
     (decoded,) = decode_prices(content).entitlements.values()
     assert decode_statistics(decoded).targets[0].output.outputs == (1,)

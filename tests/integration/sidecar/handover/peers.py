@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from sidecar.app import Sidecar
+from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import (
     ASKER,
     NONCE_BYTES,
     PEER,
     VERSION,
-    AskFields,
     Frame,
     Kind,
     decode_ask,
@@ -28,6 +28,7 @@ from sidecar.handover.frames import (
     proves,
 )
 from sidecar.handover.handover import Handover
+from sidecar.pool_secret import PEER_PORT, derived_key
 from tests.fakes.memory_store import MemoryStore
 from tests.support.harness import sidecar_for, until
 from tokenpool.admission.placement import KnownPeer
@@ -52,7 +53,8 @@ entitlements:
 LIFETIME_S = 3.0
 PLENTY = Limit(1e6, 1e6, 64, depth=1e6)
 TERMS = IdleTerms((1e6, 1e6, 64.0), (1e6, 1e6, 64.0))
-KEY = b"k" * 32
+SECRET = b"s" * 32
+KEY = derived_key(SECRET, PEER_PORT)
 ASK = AskFields(1, "elastic", False, 1, 100, 0)
 _numbers = itertools.count(1)
 
@@ -62,7 +64,7 @@ async def shared_store() -> MemoryStore:
     ahead = 0.0
     store = MemoryStore(LIFETIME_S, lambda: time.monotonic() + ahead)
     await store.publish(dict.fromkeys("ges", PLENTY), TERMS, 1)
-    await store.peer_key(KEY)
+    await store.secret(SECRET)
     # It grants leases once it has been in use for a lifetime.
     ahead = 0.9 * LIFETIME_S
     await store.exchange(Message("first", 0, {}))

@@ -140,9 +140,10 @@ async def test_a_request_is_passed_on_as_its_own_engine_would_get_it(
 ) -> None:
     engine.answer = second.answer = fake.answer_stream
     async with replica(engine.port, tmp_path, store) as here, replica(second.port, tmp_path, store):
-        own = await ask(here, request(CHAT_PATH, STREAM, key="e-key"))
+        same = {"x-request-id": "mine"}
+        own = await ask(here, request(CHAT_PATH, STREAM, key="e-key", headers=same))
         filled = await full(here, engine)
-        other = await ask(here, request(CHAT_PATH, STREAM, key="e-key"))
+        other = await ask(here, request(CHAT_PATH, STREAM, key="e-key", headers=same))
         assert (other.status, other.body) == (own.status, own.body)
         assert second.received[0].body == engine.received[0].body
         assert second.received[0].headers == engine.received[0].headers
@@ -460,6 +461,12 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         waiting = filled.send()
         await until(lambda: len(requests) == 1)
         await until(lambda: len(here.control.queue) == 1)
+        again = here.control.queue.first(here.controller.accounts["e"])
+        assert again is not None
+        # It keeps its deadline, and its demand is counted once.
+        assert again.arrived_at < again.entered_at
+        assert again.deadline == again.arrived_at + 5.0
+        assert again.is_counted
         await filled.free()
         assert (await waiting).status == 200
         assert len(requests) == 1  # that replica is not asked again at once
@@ -736,3 +743,67 @@ async def test_connections_are_reused_and_their_number_is_bounded(
         assert len(peers) == opened
         await filled.free()
         assert results(here) == {Result.TAKEN.value: 2 * MOST_IDLE + 1}
+
+
+# --- the engine here is down ---
+
+
+async def test_requests_run_on_the_other_replica_while_the_engine_here_is_down(
+    engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with (
+        # No health check finds that it is down before the requests do.
+        replica(engine.port, tmp_path, store, poll_interval=60.0) as here,
+        replica(second.port, tmp_path, store),
+    ):
+        await until_known(here)
+        await engine.stop()
+        # The engine refuses the connection for the first request, so it cannot have begun with it.
+        for key in ("e-key", "g-key", "s-key"):
+            await until_known(here)  # spot does not wait for room
+            assert (await ask(here, request(key=key))).status == 200
+            assert not here.engine.is_up
+        assert (len(engine.received), len(second.received)) == (0, 3)
+        assert [here.telemetry.outcomes(name) for name in "egs"] == [{"finished": 1}] * 3
+        refused = [
+            await ask(here, request("/v1/models", method="GET", key="e-key")),
+            await ask(
+                here, request(key="e-key", body={"model": "tiny", "prompt": [1], "n": 99, "best_of": 99})
+            ),
+        ]
+        assert [response.headers["x-tokenpool-reason"] for response in refused] == [
+            "engine_down",
+            "never_fits",
+        ]
+        await until(lambda: is_whole(here))
+
+
+async def test_a_request_is_refused_if_the_engine_here_is_down_and_no_replica_has_room(
+    engine: FakeEngine, second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with (
+        replica(engine.port, tmp_path, store, poll_interval=60.0, queue_timeout_elastic=0.2) as here,
+        replica(second.port, tmp_path, store) as there,
+    ):
+        await until_known(here)
+        filled = Full(there, second)
+        await filled.fill()
+        await engine.stop()
+        response = await ask(here, request(key="e-key"))
+        assert (response.status, response.headers["x-tokenpool-reason"]) == (503, "engine_down")
+        waiting = filled.send()
+        await filled.free()
+        assert (await waiting).status == 200
+        await until(lambda: is_whole(here) and is_whole(there))
+
+
+async def test_a_sidecar_whose_engine_was_never_up_hands_requests_over(
+    second: FakeEngine, store: MemoryStore, tmp_path: Path
+) -> None:
+    async with (
+        replica(free_port(), tmp_path, store, ready=False) as here,
+        replica(second.port, tmp_path, store),
+    ):
+        await until_known(here)
+        assert (await ask(here, request(key="e-key"))).status == 200
+        assert len(second.received) == 1

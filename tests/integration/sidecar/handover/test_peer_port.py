@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 
 from sidecar.app import Sidecar
-from sidecar.handover.frames import KEEP, REFUSED, AskFields, Kind
+from sidecar.handover.ask_fields import AskFields
+from sidecar.handover.frames import KEEP, REFUSED, Kind
 from sidecar.handover.peer_port import HOLD_S
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore

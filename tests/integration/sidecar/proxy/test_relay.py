@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -553,3 +555,59 @@ async def test_a_request_that_is_incomplete_at_the_end_of_the_drain_is_refused(
         writer.close()
         await stopping
         assert is_whole(sidecar)
+
+
+# --- request ids ---
+
+
+async def test_client_engine_and_access_log_have_the_same_id(
+    engine: FakeEngine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="sidecar.access")
+
+    def logged() -> list[str]:
+        return [vars(record)["request_id"] for record in caplog.records if record.name == "sidecar.access"]
+
+    async with sidecar_for(engine.port, tmp_path, log_requests=True) as sidecar, connected(sidecar) as stream:
+        reader, writer = stream
+        answers = []
+        for given in ("mine", None, None, None):  # the third and later ones have a known head
+            writer.write(request(headers={"x-request-id": given} if given else {}))
+            answers.append(await read_response(reader))
+        await until(lambda: len(logged()) == 4)
+
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert ids[0] == "mine"
+    assert len(set(ids)) == 4
+    assert [received.headers["x-request-id"] for received in engine.received] == ids
+    assert logged() == ids
+
+
+async def test_an_engine_that_states_the_id_itself_does_not_double_it(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async def answer(received: Received, writer: asyncio.StreamWriter) -> None:
+        writer.write(fake.unary().replace(b"\r\n\r\n", b"\r\nX-Request-Id: the-engines-own\r\n\r\n", 1))
+
+    engine.answer = answer
+    async with sidecar_for(engine.port, tmp_path) as sidecar, connected(sidecar) as (reader, writer):
+        writer.write(request(headers={"x-request-id": "mine"}))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    assert re.findall(rb"x-request-id: (\S+)", head) == [b"mine"]
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status", "names"),
+    [
+        ("/v1/completions", "unknown", 401, {"x-request-id"}),
+        ("/v1/nothing", "g-key", 404, {"x-request-id"}),
+        ("/v1/messages", "unknown", 401, {"x-request-id", "request-id"}),
+    ],
+)
+async def test_refusals_have_an_id_under_the_names_of_the_dialect(
+    engine: FakeEngine, tmp_path: Path, path: str, key: str, status: int, names: set[str]
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as sidecar:
+        answer = await ask(sidecar, request(path, key=key, headers={"x-request-id": "mine"}))
+    assert answer.status == status
+    assert {name for name, value in answer.headers.items() if value == "mine"} == names

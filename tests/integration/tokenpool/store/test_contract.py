@@ -25,11 +25,11 @@ from tests.integration.tokenpool.store.servers import redis_server
 from tokenpool.amounts import Amount, Dimension
 from tokenpool.leases.messages import (
     FREED,
+    KEEP_S,
     MOST_PEERS,
     MOST_PRICES,
     NO_LIMIT,
     POOL_BUCKET_S,
-    PRICES_REMEMBER_S,
     RECLAIM,
     Answer,
     LeaseRequest,
@@ -39,7 +39,6 @@ from tokenpool.leases.messages import (
     PoolSnapshot,
     Push,
     ReplicaRoom,
-    StoredPrices,
     StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
@@ -194,24 +193,18 @@ async def test_a_stored_scale_hint_fences_earlier_leaders(kept: tuple[Store, Clo
     assert await store.limits() == ({"a": LIMIT}, TERMS)
 
 
-async def test_the_first_proposed_key_is_the_pools(kept: tuple[Store, Clock]) -> None:
-    store, _ = kept
-    assert await store.prices(b"\xff\x00first") == StoredPrices(b"\xff\x00first", {})
-    assert (await store.prices(b"second")).key == b"\xff\x00first"
-
-
 async def test_prices_are_replaced_by_their_sidecar_and_expire(kept: tuple[Store, Clock]) -> None:
     store, clock = kept
     await store.publish_prices("s1", b"\xff\x00one")
     clock.now += 5
     await store.publish_prices("s2", b"two")
     await store.publish_prices("s2", b"two, later")
-    assert (await store.prices(b"k")).contents == {"s1": b"\xff\x00one", "s2": b"two, later"}
-    clock.now += PRICES_REMEMBER_S - 5
-    assert (await store.prices(b"k")).contents == {"s2": b"two, later"}
+    assert await store.prices() == {"s1": b"\xff\x00one", "s2": b"two, later"}
+    clock.now += KEEP_S - 5
+    assert await store.prices() == {"s2": b"two, later"}
     await store.publish_prices("s3", b"three")
     clock.now -= 10  # a clock may step back
-    assert (await store.prices(b"k")).contents == {"s2": b"two, later", "s3": b"three"}
+    assert await store.prices() == {"s2": b"two, later", "s3": b"three"}
 
 
 async def test_the_prices_of_the_sidecars_that_wrote_last_are_kept(kept: tuple[Store, Clock]) -> None:
@@ -220,10 +213,10 @@ async def test_the_prices_of_the_sidecars_that_wrote_last_are_kept(kept: tuple[S
         clock.now += 1
         await store.publish_prices(f"s{number}", b"x")
     await store.publish_prices("s3", b"again")
-    assert set((await store.prices(b"k")).contents) == {f"s{number}" for number in range(3, MOST_PRICES + 3)}
+    assert set(await store.prices()) == {f"s{number}" for number in range(3, MOST_PRICES + 3)}
     for name in ("y", "z"):  # at one time, the last in alphabetical order
         await store.publish_prices(name, b"x")
-    assert {"y", "z", "s3"} <= set((await store.prices(b"k")).contents)
+    assert {"y", "z", "s3"} <= set(await store.prices())
 
 
 async def test_an_answer_names_other_replicas_with_their_room_and_their_caches(
@@ -239,10 +232,9 @@ async def test_an_answer_names_other_replicas_with_their_room_and_their_caches(
     assert answer.peers == [PeerRoom("s2", "s2:1", 100.0, 3.0, "BBBB")]
 
 
-async def test_all_sidecars_prove_the_key_that_was_proposed_first(kept: tuple[Store, Clock]) -> None:
+async def test_all_sidecars_get_the_secret_that_was_proposed_first(kept: tuple[Store, Clock]) -> None:
     store, _ = kept
-    assert [await store.peer_key(new) for new in (b"\xff\x00one", b"two", b"three")] == [b"\xff\x00one"] * 3
-    assert (await store.prices(b"hashes")).key == b"hashes"  # it is no other key of the pool
+    assert [await store.secret(new) for new in (b"\xff\x00one", b"two", b"three")] == [b"\xff\x00one"] * 3
 
 
 def room_of(
@@ -497,8 +489,8 @@ calls = st.one_of(
     st.tuples(st.just("publish_scale_hint"), st.binary(max_size=3), st.integers(1, 3)),
     st.tuples(st.just("scale_hint")),
     st.tuples(st.just("publish_prices"), st.sampled_from(["s1", "s2"]), st.binary(min_size=1, max_size=3)),
-    st.tuples(st.just("prices"), st.sampled_from([b"k", b"l"])),
-    st.tuples(st.just("peer_key"), st.sampled_from([b"k", b"l"])),
+    st.tuples(st.just("prices")),
+    st.tuples(st.just("secret"), st.sampled_from([b"k", b"l"])),
     st.builds(
         lambda holder, number, lease_requests, kind, kept, room: (
             "exchange",
@@ -580,8 +572,7 @@ async def test_every_key_expires_and_lies_in_one_slot(server: int) -> None:
     await store.lead("two", 10)
     await store.publish_scale_hint(b"hint", await store.lead("one", 10))
     await store.publish_prices("s1", b"prices")
-    await store.prices(b"key")
-    await store.peer_key(b"secret")
+    await store.secret(b"secret")
     await send(store, "s1", 0, {"a": WANT, "b": WANT})
     later = Message("s1", 1, {}, is_complete=False, room=ReplicaRoom(1000, 8, 0, "10.0.0.1:4000"))
     await store.exchange(later)
@@ -607,20 +598,20 @@ async def test_a_message_that_changes_nothing_leaves_no_key_that_never_expires(s
     await store.close()
 
 
-async def test_the_key_of_the_peer_ports_is_renewed_with_each_read_and_replaced_once_lost(
+async def test_the_secret_is_renewed_with_each_read_and_replaced_once_lost(
     server: int,
 ) -> None:
     client = redis.asyncio.Redis(port=server)
     await client.flushdb()
     one, other = RedisStore(client, "mine", LIFETIME), RedisStore(client, "other", LIFETIME)
-    assert await one.peer_key(b"first") == b"first"
-    assert await other.peer_key(b"of another pool") == b"of another pool"
+    assert await one.secret(b"first") == b"first"
+    assert await other.secret(b"of another pool") == b"of another pool"
     (key,) = [key async for key in client.scan_iter("tokenpool:{mine}:*")]
     await client.pexpire(key, 1000)
-    assert await one.peer_key(b"second") == b"first"
+    assert await one.secret(b"second") == b"first"
     assert await client.pttl(key) > 60_000
     await client.delete(key)
-    assert await one.peer_key(b"third") == b"third"
+    assert await one.secret(b"third") == b"third"
     await one.close()
     await other.close()
 

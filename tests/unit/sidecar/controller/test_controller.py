@@ -183,9 +183,9 @@ def test_waits_are_spread_and_never_shortened() -> None:
 def test_a_request_is_one_line_with_its_usage(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="sidecar.access")
 
-    AccessLog(is_on=True).write(account(), Ending.FINISHED, 0.12345678, Usage(10, 5, 3))
-    AccessLog(is_on=True).write(None, Reason.UNKNOWN_KEY, 0.0)
-    AccessLog(is_on=False).write(account(), Ending.FINISHED, 1.0)
+    AccessLog(is_on=True).write(b"7", account(), Ending.FINISHED, 0.12345678, Usage(10, 5, 3))
+    AccessLog(is_on=True).write(b"8", None, Reason.UNKNOWN_KEY, 0.0)
+    AccessLog(is_on=False).write(b"9", account(), Ending.FINISHED, 1.0)
 
     served, refused = [vars(record) for record in caplog.records]
     assert served["message"] == refused["message"] == "request"
@@ -193,6 +193,7 @@ def test_a_request_is_one_line_with_its_usage(caplog: pytest.LogCaptureFixture) 
     assert (served["input_tokens"], served["output_tokens"], served["cached_tokens"]) == (10, 5, 3)
     assert (refused["entitlement"], refused["outcome"]) == (None, "unknown_key")
     assert "input_tokens" not in refused
+    assert (served["request_id"], refused["request_id"]) == ("7", "8")
 
 
 # --- the engine's priority ---

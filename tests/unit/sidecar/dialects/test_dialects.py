@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sidecar.controller.stored_responses import MOST_STORED, StoredResponses
 from sidecar.dialects import anthropic, cohere, openai, pooling, responses
 from sidecar.dialects.bodies import MESSAGE_BYTES, MOST_VALUES, Malformed, Parsed
+from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.fields import with_priority
 from sidecar.dialects.items import MOST_ITEMS
 from sidecar.dialects.routes import ROUTES, find, stored_id
@@ -104,6 +105,17 @@ def test_anthropics_limits_are_in_its_own_headers_with_moments_for_resets() -> N
     assert lines["anthropic-ratelimit-requests-remaining"] == "4"
     for name in ("requests", "tokens"):
         assert lines[f"anthropic-ratelimit-{name}-reset"].endswith("Z")
+
+
+@pytest.mark.parametrize("dialect", [openai.OPENAI, anthropic.ANTHROPIC])
+def test_every_dialect_states_the_limits_in_the_form_of_the_ietf_draft(dialect: Dialect) -> None:
+    account = Account(Entitlement("a", "p", Tier.ELASTIC), Pricing(), 0.0)
+    account.pool_limit, account.depth, account.bucket.level = Amount(100, 1000, 4), 1050.0, 850.0
+    written = dialect.limit_headers(account).decode()
+    lines = dict(line.split(": ", 1) for line in written.split("\r\n") if line)
+    policies = '"tokens";q=1050;w=11;qu="tokens", "requests";q=4;qu="concurrent-requests"'
+    assert lines["ratelimit-policy"] == policies
+    assert lines["ratelimit"] == '"tokens";r=850;t=2, "requests";r=4;t=0'
 
 
 # --- Responses ---

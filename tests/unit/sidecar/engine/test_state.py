@@ -210,6 +210,20 @@ def test_a_refused_connection_stops_requests_until_the_next_check() -> None:
     assert engine.is_up
 
 
+def test_an_engine_that_is_down_keeps_its_last_known_size() -> None:
+    engine = EngineState(CapacityModel(REPLICA))
+    assert (engine.room.is_down, engine.room.kv_tokens) == (True, NO_KV_BOUND)  # other replicas decide
+    engine = started()
+    size = engine.room.slots, engine.room.kv_tokens
+    assert not engine.room.is_down
+    engine.connection_refused()
+    assert engine.room.is_down
+    engine.health_failed("/health answers 503")
+    assert (engine.room.is_down, engine.room.slots, engine.room.kv_tokens) == (True, *size)
+    engine.health_answered()
+    assert not engine.room.is_down
+
+
 def test_an_engine_that_is_down_says_why() -> None:
     engine = started()
     engine.health_failed("/health answers 503")

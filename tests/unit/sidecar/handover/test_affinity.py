@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sidecar.dialects.openai import parse_completion
-from sidecar.handover.frames import AskFields, FrameReader, Kind, ProtocolError, decode_ask, encode_ask
+from sidecar.handover.ask_fields import AskFields
+from sidecar.handover.frames import FrameReader, Kind, ProtocolError, decode_ask, encode_ask
 from sidecar.handover.handover import affinity_metrics
 from tokenpool.admission.affinity import Cached, Preference, PrefixCaches
 

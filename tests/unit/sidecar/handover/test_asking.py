@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.handover.asking import LATE_S, PeerLink, PeerLinks, Result
 from sidecar.handover.frames import KEEP, NONCE_BYTES, PEER, VERSION, Frame, FrameReader, Kind, frame, proof
+from sidecar.proxy.upstream import Connection
 from tests.support.domain_builders import ASK, account, cost
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import PeerAsk
@@ -155,6 +156,82 @@ async def test_a_link_that_is_released_while_it_is_paused_reads_on() -> None:
     assert pair.transport.written() == [(Kind.END, KEEP)]
     assert not pair.transport.is_paused
     pair.ask(2)  # on the same connection
+
+
+class Relayed:
+    """An exchange that notes its events, and the frames that were written at the end of the response."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self.events: list[object] = []
+
+    def on_head(self, head: object) -> None:
+        self.events.append("head")
+
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
+        self.events.append((body, is_complete, self._pair.transport.written()))
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        self.events.append(("lost", before_response, was_reused))
+
+    def on_refused(self, error: OSError) -> None:
+        raise error
+
+    def preempt(self) -> None:
+        raise AssertionError("the request is preempted")
+
+    def send(self, number: int) -> Connection:
+        """Ask for room, and send the request when it is offered. Returns its connection."""
+        used: list[Connection] = []
+
+        def starts(ask: PeerAsk) -> bool:
+            connection = self._pair.links.connection_of(ask.place).take()
+            assert connection is not None
+            connection.send(self, b"POST / HTTP/1.1\r\n\r\n", b"{}")
+            used.append(connection)
+            return True
+
+        self._pair.asker.offered = starts
+        self._pair.ask(number)
+        self._pair.offer(number)
+        ((kind, payload),) = self._pair.transport.written()
+        assert (kind, payload) == (Kind.DATA, b"POST / HTTP/1.1\r\n\r\n{}")
+        return used[0]
+
+
+async def test_the_client_gets_the_response_before_the_peer_gets_the_end() -> None:
+    pair = Pair()
+    exchange = Relayed(pair)
+    exchange.send(1)
+    pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+    assert exchange.events == ["head", (b"{}", True, [])]
+    assert pair.transport.written() == [(Kind.END, KEEP)]
+
+
+async def test_a_link_keeps_its_parser_while_the_engine_keeps_its_connection() -> None:
+    pair = Pair()
+    exchange = Relayed(pair)
+    first = exchange.send(1)
+    pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+    pair.transport.written()
+    assert exchange.send(2) is first
+    pair.receive(frame(Kind.DATA, b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"))
+    assert pair.transport.written() == [(Kind.END, b"")]
+    assert exchange.send(3) is not first
+    pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+    assert exchange.events == ["head", (b"{}", True, [])] * 3
+
+
+async def test_a_request_that_is_lost_on_a_used_link_is_not_sent_again() -> None:
+    """Its engine may have begun with it."""
+    pair = Pair()
+    exchange = Relayed(pair)
+    exchange.send(1)
+    pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+    pair.transport.written()
+    exchange.send(2)
+    pair.link.connection_lost(None)
+    assert exchange.events[2:] == [("lost", True, False)]
 
 
 @pytest.mark.parametrize("takes", [True, False])

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.handover.ask_fields import AskFields
 from sidecar.handover.frames import (
     ASKER,
     MAC_BYTES,
     MOST_CONTROL_BYTES,
     PEER,
-    AskFields,
     Frame,
     FrameReader,
     Kind,

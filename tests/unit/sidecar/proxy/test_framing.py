@@ -155,6 +155,7 @@ def check(reader: Reader, outcomes: list[Outcome]) -> None:
         closes = request.closes or not request.head.keeps_alive
         if isinstance(outcome, Relayed):
             assert refusal is None
+            request.head.identify(reader.manager.request_ids)
             wire = reader.manager.framer.frame(request.head, len(request.body)) + request.body
             assert requests(wire) == [as_engine_reads(outcome, HOST)]
             assert outcome.continues is None or continues == outcome.continues

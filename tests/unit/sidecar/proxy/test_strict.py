@@ -6,8 +6,8 @@ import pytest
 
 from tests.support.strict import Ambiguous, Answer, Request, answers, requests
 
-GET = b"GET /a?b HTTP/1.1\r\nhost: t\r\nx: y\r\n\r\n"
-POST = b"POST /a HTTP/1.1\r\nhost: t\r\ncontent-length: 5\r\n\r\nhello"
+GET = b"GET /a?b HTTP/1.1\r\nhost: t\r\nx-request-id: 1\r\nx: y\r\n\r\n"
+POST = b"POST /a HTTP/1.1\r\nhost: t\r\nx-request-id: 2\r\ncontent-length: 5\r\n\r\nhello"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
 
@@ -32,6 +32,8 @@ def test_requests_are_read_one_after_the_other() -> None:
         GET.replace(b"HTTP/1.1", b"HTTP/1.0"),
         GET.replace(b"\r\n", b"\n"),
         GET.replace(b"host: t\r\n", b""),
+        GET.replace(b"x-request-id: 1\r\n", b""),
+        GET.replace(b"x: y", b"x-request-id: 1"),
         GET.replace(b"x: y", b"host: u"),
         *(
             GET.replace(b"x: y", line)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.domain_builders import ASK, account, cost, entitlement
+from tests.support.domain_builders import ASK, SHAPE, account, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
@@ -236,3 +236,29 @@ def test_a_guarantee_of_sequences_alone_does_not_bound_kv_tokens() -> None:
     assert not made.is_inside_guarantee(3, 5000)
     named = Account(entitlement("g", Tier.GUARANTEED, guarantee=Amount(0, 1000, 2)), Pricing(), 0.0)
     assert not named.is_inside_guarantee(2, 5000)
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_a_request_that_ran_elsewhere_teaches_its_output_and_not_its_cached_tokens(*, is_moved: bool) -> None:
+    """The other engine has another cache. The price here assumes what the engine here reported last."""
+    ledger, tenant = Ledger(), account()
+    ask = ASK._replace(text_bytes=4000, output_bound=None, prefixes=(1, 2))
+    place = Place("p", "p:1", 1)
+
+    def run(usage: Usage, *, elsewhere: bool) -> Cost:
+        reserved = None if is_moved or not elsewhere else place
+        ticket = ledger.reserve(tenant, ask, tenant.pricer.price(ask, SHAPE), 0.0, reserved)
+        if elsewhere and is_moved:
+            ledger.move(ticket, place)
+        ledger.settle(ticket, usage, Ending.FINISHED, 1.0)
+        return tenant.pricer.price(ask, SHAPE)
+
+    assert run(Usage(1000, 400, cached_tokens=960), elsewhere=True).cached_tokens == 0
+    assert tenant.pricer.experts.candidates == 2  # its output is learned by prefix, too
+    assert run(Usage(1000, 400, cached_tokens=480), elsewhere=False).cached_tokens == 480
+    for cached_tokens in (0, 960):
+        cost = run(Usage(1000, 400, cached_tokens=cached_tokens), elsewhere=True)
+        assert cost.cached_tokens == 480
+    overall = tenant.pricer.overall
+    assert (overall.output.observations, overall.input.observations) == (4, 4)
+    assert cost.input_tokens == 1000

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tests.support.domain_builders import ASK, account, cost
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest, WaitsFor
-from tokenpool.admission.queue import MOST_WAITING, AdmissionQueue, QueueSettings
+from tokenpool.admission.queue import MOST_SMALLER, MOST_WAITING, AdmissionQueue, QueueSettings
+from tokenpool.amounts import Amount, Dimension
 from tokenpool.entitlements import Slo, Tier
 
 ENGINE, LIMIT = WaitsFor.ENGINE, WaitsFor.LIMIT
@@ -117,6 +118,99 @@ def test_waits_are_counted_by_tier_and_guests_by_themselves() -> None:
             seconds,
         )
     assert len(queue) == 0
+
+
+def in_queue(
+    queue: AdmissionQueue, tenant: Account, longest_wait_s: float, sequences: int = 1, kv_tokens: int = 112
+) -> PendingRequest:
+    """A guest that waits for the engine."""
+    size = cost(sequences=sequences, kv_tokens=kv_tokens)
+    made = PendingRequest(tenant, ASK, size, 0.0, longest_wait_s=longest_wait_s, is_guest=True)
+    queue.enter(made, 0.0, ENGINE)
+    return made
+
+
+def tried(queue: AdmissionQueue, now: float, free: Amount) -> list[PendingRequest]:
+    """The requests that are tried at the end of another one, while the engine has this room."""
+    found = []
+    for pending in queue.due(now, account(name="ended")):
+        found.append(pending)
+        if pending.cost.sequences > free.concurrency:
+            queue.change(pending, ENGINE, math.inf, Dimension.CONCURRENCY)
+        elif pending.cost.kv_tokens > free.kv_tokens:
+            queue.change(pending, ENGINE, math.inf, Dimension.KV_TOKENS)
+        else:
+            free -= Amount(0.0, pending.cost.kv_tokens, pending.cost.sequences)
+            queue.leave(pending, now)
+    return found
+
+
+def test_guests_are_tried_by_deadline_whatever_their_order_of_arrival() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    late, soon = in_queue(queue, tenant, 9.0), in_queue(queue, tenant, 3.0)
+    assert tried(queue, 0.1, Amount(0.0, 1e6, 2)) == [soon, late]
+    assert (len(queue), queue.waiting_for_engine) == (0, 0)
+
+
+def test_a_request_that_does_not_fit_delays_no_smaller_ones_of_others() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    large = in_queue(queue, tenant, 1.0, sequences=4)
+    too_large = in_queue(queue, tenant, 2.0, sequences=4)
+    small, last = in_queue(queue, tenant, 3.0), in_queue(queue, tenant, 4.0)
+    # Each of them is tried at most once, and one of the same size is not tried in vain.
+    assert tried(queue, 0.1, Amount(0.0, 1e6, 1)) == [large, small, last]
+    assert tried(queue, 0.2, Amount(0.0, 1e6, 8)) == [large, too_large, last]
+    assert len(queue) == 1
+
+
+def test_a_request_with_too_many_kv_tokens_delays_no_smaller_ones_of_others() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    large, as_large = (in_queue(queue, tenant, wait_s, kv_tokens=1000) for wait_s in (1.0, 2.0))
+    small = in_queue(queue, tenant, 3.0, sequences=2, kv_tokens=500)
+    assert tried(queue, 0.1, Amount(0.0, 600.0, 8)) == [large, small]
+    assert tried(queue, 0.2, Amount(0.0, 2000.0, 8)) == [large, as_large]
+
+
+def test_the_search_for_a_smaller_request_is_bounded() -> None:
+    queue = AdmissionQueue(QueueSettings())
+    for number in range(2 * MOST_SMALLER):
+        in_queue(queue, account(name=f"t{number}"), 1.0 + number, kv_tokens=10_000 - number)
+    assert len(tried(queue, 0.1, Amount(0.0, 100.0, 8))) == MOST_SMALLER
+    assert queue.waiting_for_engine == 2 * MOST_SMALLER
+    assert len(tried(queue, 0.2, Amount(0.0, 1e9, 1000))) == 2 * MOST_SMALLER
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(0, 1)), min_size=1, max_size=12),
+    st.integers(0, 6),
+    st.integers(0, 30),
+)
+def test_no_request_that_fits_is_left(sizes: list[tuple[int, int, int]], slots: int, kv: int) -> None:
+    """The room that is left after all tries is too small for each request that still waits."""
+    queue, free = AdmissionQueue(QueueSettings()), Amount(0.0, kv, slots)
+    tiers = (Tier.GUARANTEED, Tier.ELASTIC)
+    made = [
+        in_queue(queue, account(name="x", tier=tiers[tier]), float(size), sequences=size, kv_tokens=kv_tokens)
+        for size, kv_tokens, tier in sizes
+    ]
+    tried(queue, 0.1, free)
+    ran = [pending for pending in made if pending.has_left]
+    left = free - Amount(0.0, sum(p.cost.kv_tokens for p in ran), sum(p.cost.sequences for p in ran))
+    for pending in made:
+        size = pending.cost
+        assert pending.has_left or size.sequences > left.concurrency or size.kv_tokens > left.kv_tokens
+
+
+def test_the_guests_of_one_account_are_bounded_and_take_no_place_of_an_entitlement() -> None:
+    queue, tenant = AdmissionQueue(QueueSettings()), account(name="guests")
+    waiting = [in_queue(queue, tenant, 9.0) for _ in range(MOST_WAITING)]
+    another = PendingRequest(tenant, ASK, cost(), 0.0, longest_wait_s=9.0, is_guest=True)
+    assert not queue.may_wait(another, 0.0, 0.0, needs_engine=True)
+    own = PendingRequest(account(name="own"), ASK, cost(), 0.0, longest_wait_s=9.0)
+    queue.enter(own, 0.0, ENGINE)
+    assert queue.waiting_first(1) == [own]
+    queue.leave(waiting[0], 0.1)
+    assert queue.may_wait(another, 0.0, 0.1, needs_engine=True)
 
 
 def test_requests_of_one_entitlement_keep_their_order_and_time_is_bounded() -> None:

@@ -164,7 +164,7 @@ def test_a_prompt_that_is_cached_here_stays() -> None:
 
 
 def test_a_request_whose_replica_was_lost_prefers_none() -> None:
-    outcome = control_of().offer(account(), ASK, COST, 0.0, may_prefer=False)
+    outcome = control_of().offer(account(), ASK, COST, 0.0, arrived_at=0.0)
     assert isinstance(outcome, Ticket)
 
 

@@ -25,6 +25,7 @@ from tests.unit.tokenpool.control.test_admission_control import (
     room,
     spot,
 )
+from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
@@ -36,6 +37,7 @@ from tokenpool.control.guests import guest_cost
 from tokenpool.entitlements import Tier
 from tokenpool.leases.messages import MOST_ROOM, Limit
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.pricing.cost import Usage
 
 FULL = [KnownPeer("p", "p:1", 0.0, 0.0), KnownPeer("q", "q:1", 0.0, 0.0)]
 FREE = [KnownPeer("p", "p:1", 1e6, 4.0), KnownPeer("q", "q:1", 1e6, 4.0)]
@@ -92,6 +94,52 @@ def test_the_first_offer_gets_the_request_and_the_other_asks_are_cancelled() -> 
     assert control.ledger.away == 0
 
 
+def lost_elsewhere(control: AdmissionControl, tenant: Account, now: float) -> Ticket:
+    """A request that arrived at time 0, and whose replica could not begin with it."""
+    pending(control, tenant)
+    first, _ = asked(control)
+    assert control.peer_offered(first, now)
+    ((_, ticket),) = control.take_effects().decided
+    assert isinstance(ticket, Ticket)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, now, reported=False)
+    return ticket
+
+
+def test_a_request_that_is_placed_again_keeps_its_arrival_and_its_deadline() -> None:
+    control, tenant = with_peers(), account(name="b")
+    admitted(control, account())
+    lost_elsewhere(control, tenant, 3.0)
+    again = control.offer(tenant, ASK, cost(), 3.0, arrived_at=0.0)
+    assert isinstance(again, PendingRequest)
+    assert (again.arrived_at, again.deadline) == (0.0, WAITS.elastic_s)
+    assert not again.may_prefer
+    # At the end of its longest wait it is decided for the last time.
+    control.withdraw(again, 3.0)
+    assert isinstance(control.offer(tenant, ASK, cost(), WAITS.elastic_s, arrived_at=0.0), Shed)
+
+
+def test_the_demand_of_a_request_that_is_placed_again_is_counted_once() -> None:
+    control, tenant = with_peers(), account(name="b")
+    admitted(control, account())
+    lost_elsewhere(control, tenant, 0.5)
+    control.offer(tenant, ASK, cost(), 0.5, arrived_at=0.0)
+    once = account(name="c")
+    pending(control, once, 0.5)
+    demands = [each.meter.report(0, 0, 1.0, NOTHING).demand for each in (tenant, once)]
+    assert demands[0] == demands[1]
+
+
+def test_with_leases_a_request_that_is_placed_again_waits_for_a_lease_as_long_as_it_has_left() -> None:
+    sidecar = Leased(entitlement(), terms=CONTENDED)
+    tenant = sidecar.accounts["a"]
+    again = sidecar.control.offer(tenant, ASK, cost(), OPEN, arrived_at=OPEN - 4.0)
+    assert isinstance(again, PendingRequest)
+    assert again.waits_for is WaitsFor.LEASE
+    longest_s = sidecar.control.queue.settings.longest_wait_s(tenant)
+    assert again.longest_wait_s == max(longest_s - 4.0, 0.0)
+    assert again.is_counted
+
+
 def test_room_that_becomes_free_here_cancels_the_asks() -> None:
     control = with_peers()
     running, waiting = admitted(control, account()), pending(control, account(name="b"))
@@ -125,7 +173,7 @@ def test_the_asks_of_a_request_that_leaves_are_cancelled(ending: str) -> None:
 
 
 def test_the_requests_of_one_entitlement_keep_their_order() -> None:
-    """Only the first request asks. When it has left, the next request is tried soon, and asks then."""
+    """Only the first request asks. When an offer takes it, the next request asks at once."""
     control, tenant = with_peers(), account(name="b")
     admitted(control, account())
     first, second = pending(control, tenant), pending(control, tenant)
@@ -135,9 +183,7 @@ def test_the_requests_of_one_entitlement_keep_their_order() -> None:
     effects = control.take_effects()
     assert [each for each, _ in effects.decided] == [first]
     assert effects.to_cancel == [asks[1]]
-    assert control.wakes_at() < 0.11
-    control.wake(control.wakes_at())
-    assert {ask.pending for ask in asked(control)} == {second}
+    assert {ask.pending for ask in effects.to_ask} == {second}
 
 
 def test_a_bounded_number_of_requests_asks_at_a_time() -> None:
@@ -297,6 +343,21 @@ def test_guests_and_own_requests_are_served_by_tier_and_deadline() -> None:
         running = ticket
 
 
+def test_a_large_guest_delays_no_smaller_guest_of_its_tier() -> None:
+    control = with_peers(2)
+    first, second = admitted(control, account()), admitted(control, account())
+    large = control.offer_guest(Tier.ELASTIC, guest_cost(2, 112), 5.0, 0.0, is_preemptible=False)
+    small = control.offer_guest(Tier.ELASTIC, guest_cost(1, 112), 9.0, 0.0, is_preemptible=False)
+    control.settle(first, SPENT, Ending.FINISHED, 0.1)
+    ((decided, ticket),) = control.take_effects().decided
+    assert decided is small
+    assert isinstance(ticket, Ticket)
+    for each in (second, ticket):
+        control.settle(each, SPENT, Ending.FINISHED, 0.2)
+    ((decided, ticket),) = control.take_effects().decided
+    assert decided is large
+
+
 def test_a_preemptible_guest_ends_for_a_guarantee_here() -> None:
     control = with_peers(1)
     kept = control.offer_guest(Tier.SPOT, guest_cost(1, 112), 0.0, 0.0, is_preemptible=True)
@@ -342,10 +403,27 @@ def test_no_loan_exceeds_the_throughput_of_the_engine() -> None:
     control, tenant = control_of(8), account(Amount(1.0, 1e6, 8))
     tenant.bucket.level = -50.0
     assert isinstance(offer(control, tenant), Shed)
-    control.pool_tokens.resize(1000.0, 1000.0, 0.0)
+    control.set_throughput(1000.0, 0.0)
     ticket = admitted(control, tenant)
     assert ticket.is_borrowed
     assert tenant.meter.borrowed == 150  # what it lacks to pay for the request
+
+
+def test_an_engine_that_was_busy_for_long_lends_what_is_left_of_its_throughput() -> None:
+    control, busy = control_of(8), account()
+    control.set_throughput(1000.0, 0.0)
+    for tick in range(1, 101):
+        for _ in range(2):  # 800 tokens per second
+            control.settle(admitted(control, busy, tick / 4), SPENT, Ending.FINISHED, tick / 4)
+        control.set_throughput(1000.0, tick / 4)
+    tenant = account(Amount(1.0, 1e6, 8), name="b")
+    tenant.bucket.level = 0.0
+    borrowed = 0
+    while isinstance(offer(control, tenant, 25.0), Ticket) and borrowed < 100:
+        borrowed += 1
+        tenant.bucket.level = 0.0
+        control.engine_changed(room(1000), 25.0)
+    assert borrowed in (8, 9, 10)  # the bucket has one second of throughput
 
 
 def test_with_leases_a_request_is_admitted_at_once_while_every_claim_is_met() -> None:

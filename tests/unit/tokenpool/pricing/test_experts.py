@@ -315,6 +315,12 @@ def test_coverage_counts_the_last_predictions() -> None:
     assert (coverage.predictions, coverage.misses()) == (40, 5)
     coverage.lend(10**9, 10**9)
     assert coverage.misses() == Coverage.WINDOW
+    for is_missed in (True, True, False):
+        coverage.observe(is_missed=is_missed)
+    coverage.lend(40, 4, kept=2)
+    assert (coverage.predictions, coverage.misses(), coverage.misses(2)) == (42, 5, 1)
+    coverage.lend(1000, 100, kept=28)
+    assert (coverage.predictions, coverage.misses() - coverage.misses(28)) == (Coverage.WINDOW, 10)
 
 
 def test_a_pricer_publishes_the_coverage_and_size_of_its_reservations() -> None:

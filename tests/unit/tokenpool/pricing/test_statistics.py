@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from statistics import median
+from statistics import NormalDist, fmean, median
 
 import pytest
 from hypothesis import given
@@ -103,11 +103,14 @@ def test_the_later_statement_of_a_sidecar_counts() -> None:
 
 
 outputs = st.builds(
-    lambda values, count, n, m: OutputStatistics(tuple(sorted(values)), len(values) + count, n, min(n, m)),
+    lambda values, count, n, m, level: OutputStatistics(
+        tuple(sorted(values)), len(values) + count, n, min(n, m), level
+    ),
     st.lists(st.integers(1, 10**6), min_size=1, max_size=MOST_OUTPUTS),
     st.integers(0, 100),
     st.integers(0, 128),
     st.integers(0, 128),
+    st.sampled_from([0.0, 0.5, 0.86, 0.9, 1.0]),
 )
 
 
@@ -137,12 +140,27 @@ def test_combined_lines_do_not_depend_on_the_order(
     assert combined_lines(chance.sample(parts, len(parts))) == pytest.approx(combined_lines(parts))
 
 
-def test_points_stand_for_equal_parts() -> None:
+def test_points_have_the_ranks_of_a_sample() -> None:
     assert thinned(range(10), 20) == tuple(range(10))
-    assert thinned(range(100), 4) == (12, 37, 62, 87)
+    assert thinned(range(1, 100), 4) == (20, 40, 60, 80)
+    assert thinned(range(1, 193), 64)[58] == round(193 * 59 / 65)
     few, many = OutputStatistics((10,), 1), OutputStatistics((20,), 9)
     assert combined_outputs([few, many]).outputs == (10, *[20] * 9)
     assert combined_outputs([OutputStatistics((10,) * 64, 640), many], most=10).outputs == (10,) * 10
+    thirds = [OutputStatistics(tuple(range(first, 193, 3)), 64) for first in (1, 2, 3)]
+    assert combined_outputs(thirds, most=64).outputs == thinned(range(1, 193), 64)
+    # A point that stands for three outputs has the ranks of all three.
+    heavy = OutputStatistics((10, 20, 30), 9)
+    assert combined_outputs([heavy], most=9).outputs == (10,) * 3 + (20,) * 3 + (30,) * 3
+
+
+def test_the_combined_level_is_the_mean_of_known_levels_by_predictions() -> None:
+    def level(*parts: tuple[int, float]) -> float:
+        return combined_outputs(OutputStatistics((1,), 1, n, 0, value) for n, value in parts).level
+
+    assert level((30, 0.8), (90, 0.9)) == pytest.approx(0.875)
+    assert level((30, 0.8), (90, 0.0), (0, 0.5), (9, math.nan), (9, math.inf), (9, -1.0)) == 0.8
+    assert level((90, 0.0)) == level() == 0.0
 
 
 # --- its own observations only ---
@@ -196,6 +214,75 @@ def test_a_new_sidecar_starts_within_bounds() -> None:
     assert sum(covered for _, covered in met) / len(met) == pytest.approx(0.9, abs=0.03)
 
 
+def covered(pricer: Pricer, prefix: int) -> float:
+    """The exact share of a template's outputs that the present reservation covers."""
+    cost = pricer.price(Ask(text_bytes=3000, target=CHAT, prefixes=(prefix,)), OPEN)
+    return NormalDist(math.log(MEDIANS[prefix]), 0.4).cdf(math.log(cost.output_tokens + 0.5))
+
+
+def test_each_template_of_a_new_sidecar_has_the_promised_coverage() -> None:
+    """The mean over new sidecars is within 2 points of the promise, for each template from the start on."""
+    students = [new(*(used(100 * seed + n, 500).statistics() for n in range(3))) for seed in range(40)]
+    chances = [random.Random(seed) for seed in range(40)]
+    for more in (0, 5, 15, 30):
+        for student, chance in zip(students, chances, strict=True):
+            serve(student, chance, more)
+        for prefix in MEDIANS:
+            assert fmean(covered(each, prefix) for each in students) == pytest.approx(0.9, abs=0.02)
+
+
+def expert(outputs: list[int], level: float = 0.9) -> EntitlementStatistics:
+    """The statistics of a sidecar with one expert, of prefix 1."""
+    known = OutputStatistics(tuple(outputs), 64, 100, 10, level)
+    return EntitlementStatistics(0.9, (TargetStatistics("chat", "m", experts={1: known}),))
+
+
+def after(*outputs: int) -> Pricer:
+    """A pricer that knows these outputs of prefix 1, and as many of another prefix."""
+    pricer = Pricer(entitlement(), Pricing())
+    for output in outputs:
+        pricer.learn(Ask(text_bytes=2000, target=CHAT, prefixes=(1,)), Usage(500, output))
+        pricer.learn(Ask(text_bytes=2000, target=CHAT, prefixes=(2,)), Usage(500, 500))
+    return pricer
+
+
+def reserved(pricer: Pricer) -> tuple[int, int]:
+    """The output tokens and the depth of the expert, for a request with prefix 1."""
+    cost = pricer.price(Ask(text_bytes=2000, target=CHAT, prefixes=(1,)), OPEN)
+    return cost.output_tokens, cost.expert
+
+
+@pytest.mark.parametrize("few", [1, 5, 12])
+def test_an_expert_with_few_own_outputs_is_completed_from_the_pool(few: int) -> None:
+    pricer = after(*[20] * few)
+    assert pricer.experts.certified == 0
+    own = pricer.statistics()
+    for output in (30, 30, 40):  # each read replaces the outputs of the one before
+        lend(pricer, expert([output] * 64))
+        assert reserved(pricer) == (output, 1)
+        if few >= OutputQuantile.ENOUGH:
+            assert pricer.statistics() == own
+
+
+def test_only_own_outputs_are_told_after_others_have_completed_them() -> None:
+    pricer = lend(after(*[20] * 10), expert([30] * 64))
+    for output in range(100, 110):
+        pricer.learn(Ask(text_bytes=2000, target=CHAT, prefixes=(1,)), Usage(500, output))
+    (target,) = pricer.statistics().targets
+    assert target.experts[1].outputs == (*[20] * 10, *range(100, 110))
+    assert target.experts[1].predictions <= 20
+
+
+def test_a_new_expert_starts_at_the_pools_level() -> None:
+    """The level is within its bounds. An unknown one is the quantile, and an own one stays."""
+    outputs = list(range(101, 165))
+    found = [reserved(new(expert(outputs, level)))[0] for level in (0.8, 0.0, 0.9, 0.01, 1.0, math.nan)]
+    assert found == [152, 159, 159, 140, 164, 159]
+    corrected = after(*[20] * 9)
+    lend(corrected, expert(outputs, 0.6))
+    assert reserved(corrected)[0] > 150
+
+
 def test_a_lent_expert_is_certified_at_once() -> None:
     student = new(used(1, 600).statistics(), used(2, 600).statistics())
     assert student.experts.certified >= 2
@@ -247,7 +334,14 @@ def test_each_target_starts_from_its_own() -> None:
 
 
 numbers = st.integers(-(2**63), 2**63 - 1)
-anything = st.builds(OutputStatistics, st.lists(numbers, max_size=70).map(tuple), numbers, numbers, numbers)
+anything = st.builds(
+    OutputStatistics,
+    st.lists(numbers, max_size=70).map(tuple),
+    numbers,
+    numbers,
+    numbers,
+    st.floats(),
+)
 
 
 @given(st.lists(st.tuples(anything, st.dictionaries(st.integers(0, 400), anything, max_size=6), numbers)))
