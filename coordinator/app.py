@@ -10,6 +10,8 @@ import secrets
 import signal
 import socket
 import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
@@ -19,10 +21,19 @@ from coordinator.telemetry import Telemetry
 from runtime import collecting
 from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
-from tokenpool.store import StoreDown
+from runtime.options import SettingsError
+from tokenpool.entitlements import PoolFile
+from tokenpool.leases.wire import WireError, decode_file
+from tokenpool.store import Store, StoreDown
 from tokenpool.store.address import open_store
 
+if TYPE_CHECKING:
+    from coordinator.resources.controller import Controller
+
 log = logging.getLogger(__name__)
+
+STORE_AGAIN_S = 1.0
+"""The time between two reads of a lease store that does not answer, before this coordinator leads."""
 
 
 class Coordinator:
@@ -35,12 +46,61 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
-        self._lead(read(settings.config))
+        made = read(settings.config) if settings.config is not None else None
+        self.resources: Controller | None = None
+        if settings.entitlements_from is not None:
+            self.resources = self._resources(made.file if made is not None else None)
+        elif made is not None:
+            self._lead(made)
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock)
+        if self.resources is not None:
+            self.telemetry.sources.append(self.resources.metrics)
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing)
         self._server = PageServer(admin.application())
-        self.watch = FileWatch((settings.config,), self.reload)
+        self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _resources(self, base: PoolFile | None) -> Controller:
+        """The controller of resources. Only here is its code imported, with its client library."""
+        try:
+            from coordinator.resources.api import Api, ApiFailure  # noqa: PLC0415
+            from coordinator.resources.controller import Controller  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f"--entitlements-from kubernetes: {error}; pip install 'tokenpool[kubernetes]'"
+            ) from error
+        try:
+            api = Api()
+        except ApiFailure as error:
+            raise SettingsError(f"--entitlements-from kubernetes: {error}") from error
+        return Controller(
+            api,
+            self.settings.entitlements_namespaces or (api.namespace,),
+            base,
+            publish=self._lead,
+            last_published=self._last_published,
+            leaders=lambda: self.leaders,
+            clock=self._clock,
+        )
+
+    def _missing(self) -> list[str]:
+        """What this coordinator waits for before it can lead."""
+        return self.resources.problems() if self.resources is not None else []
+
+    async def _last_published(self, pools: Iterable[str]) -> PoolFile | None:
+        """The pool file that is published for one of these pools. It waits until the lease store answers."""
+        settings = self.settings
+        for pool in pools:
+            store = open_store(settings.store, pool, settings.lease_lifetime, settings.store_timeout)
+            try:
+                found = await _answer(store)
+                if found is not None:
+                    return decode_file(found[1])
+            except WireError as error:
+                log.warning("the published pool file cannot be read", extra={"error": str(error)})
+            finally:
+                await store.close()
+        return None
 
     def _lead(self, made: EncodedPoolFile) -> None:
         """Lead the pools of this file, and no others."""
@@ -64,6 +124,8 @@ class Coordinator:
             await self._reload()
 
     async def _reload(self) -> None:
+        if self.settings.config is None:
+            return
         try:
             made = await read_apart(self.settings.config)
         except PoolFileInvalid as error:
@@ -71,7 +133,10 @@ class Coordinator:
             self.telemetry.config_is_current = False
             return
         self.telemetry.config_is_current = True
-        self._lead(made)
+        if self.resources is not None:
+            self.resources.base_changed(made.file)
+        else:
+            self._lead(made)
         collecting.keep()
         log.info("the pool file is in force", extra={"pools": list(self.leaders)})
 
@@ -82,6 +147,8 @@ class Coordinator:
         loop = asyncio.get_running_loop()
         work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
         self._tasks = [loop.create_task(each) for each in work]
+        if self.resources is not None:
+            self._tasks.append(loop.create_task(self.resources.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -104,6 +171,15 @@ class Coordinator:
             await _resign(leader)
         await self._server.stop()
         log.info("stopped")
+
+
+async def _answer(store: Store) -> tuple[str, bytes] | None:
+    while True:
+        try:
+            return await store.file()
+        except StoreDown as error:
+            log.warning("the published pool file cannot be read yet", extra={"error": str(error)})
+            await asyncio.sleep(STORE_AGAIN_S)
 
 
 async def _resign(leader: PoolLeader) -> None:

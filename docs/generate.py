@@ -46,11 +46,12 @@ from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
+from sidecar.telemetry import TPOT, TTFT
 from tests.certificates import certify
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.leases.settings import Mode
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import DROPPED_AT_DEADLINE, DROPPED_REASON_HEADER, Ending, Reason
 from tokenpool.poolfile.described import FIELDS, REQUIRED
 
 FOLDER = Path(__file__).parent / "reference"
@@ -220,7 +221,13 @@ LABELS = (
         "The entitlement; `none` before a caller is identified; `other` for the sum of the entitlements"
         " without series of their own (`--metrics-entitlements`).",
     ),
+    (
+        "`pool`",
+        "The pool. Every series of a sidecar has it, and every series of a coordinator that is about one"
+        " pool.",
+    ),
     ("`tier`", _words(tier.value for tier in Tier)),
+    ("`slo`", f"`{TTFT}`, `{TPOT}`: the promise (`slo.ttft_ms`, `slo.tpot_ms`)"),
     ("`dimension`", _words(dimension.value for dimension in Dimension)),
     ("`outcome`", f"An ending: {_words(Ending)}; or a reason of [errors.md](errors.md)."),
     ("`kind`", "`input` (computed), `cached` (from the prefix cache), `output`"),
@@ -276,7 +283,7 @@ def _route(path: str, route: Route) -> tuple[str, ...]:
     else:
         priced = "Free."
     methods = ", ".join(method.decode() for method in route.methods)
-    return f"`{path}`", methods, dialect, "no" if route.is_public else "yes", priced
+    return f"`{path}`", methods, dialect, route.access.value, priced
 
 
 def routes_page() -> str:
@@ -290,10 +297,9 @@ def routes_page() -> str:
         "Routes",
         "`sidecar/dialects/routes.py` and the pages of each program",
         "## The proxied port",
-        "Every other path is 404, including vLLM's control routes. Errors have the form of the dialect.",
-        table(
-            ("path", "methods", "dialect", "key needed", "what is priced"), (_route(*each) for each in found)
-        ),
+        "Every other path is 404, including vLLM's other control routes. Errors have the form of the dialect."
+        " An administrator's key is one of `administrator_keys` in the [pool file](pool-file.md).",
+        table(("path", "methods", "dialect", "key", "what is priced"), (_route(*each) for each in found)),
         *(
             part
             for title, application in _applications()
@@ -333,7 +339,8 @@ def errors_page() -> str:
             if ANTHROPIC.status(reason) != reason.status:
                 statuses.append(f"{ANTHROPIC.status(reason)} for Anthropic")
             waits = "yes" if reason.states_a_wait else "no"
-            yield f"`{reason}`", ", ".join(statuses), waits, reason.meaning
+            dropped = f"`{reason.dropped_reason}`" if reason.dropped_reason else ""
+            yield f"`{reason}`", ", ".join(statuses), waits, dropped, reason.meaning
 
     return page(
         "Errors",
@@ -341,7 +348,10 @@ def errors_page() -> str:
         "## Reasons",
         "An answer of the sidecar itself names its reason in `x-tokenpool-reason`, and in the message of the"
         " body. The message of a shed request names entitlement, dimension, limit, use, cost and wait.",
-        table(("reason", "status", "`Retry-After`", "meaning"), rows()),
+        table(("reason", "status", "`Retry-After`", "dropped", "meaning"), rows()),
+        f"`{DROPPED_REASON_HEADER}` has the word in the column *dropped*, so that clients of llm-d's router"
+        f" understand the answer. It is `{DROPPED_AT_DEADLINE}` for a request that was in the admission queue"
+        " until its deadline.",
         "Answers with `Retry-After` (seconds) also have `retry-after-ms`. `x-should-retry: false` marks"
         " answers that a retry cannot change. Admitted and shed answers have limit headers: `x-ratelimit-*`,"
         " or `anthropic-ratelimit-*` for Anthropic. `-tokens` describes the token bucket (the limit is its"

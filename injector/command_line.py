@@ -61,6 +61,14 @@ def is_vllm_command(words: Sequence[str]) -> bool:
     return is_module or (base(words[0]) == "vllm" and list(words[1:2]) == ["serve"])
 
 
+def starts_sglang(words: Sequence[str]) -> bool:
+    """Whether a command starts SGLang's server, which also has ``--host`` and ``--port``."""
+    return any(
+        (base(first) == "sglang" and second == "serve") or (first == "-m" and second.startswith("sglang."))
+        for first, second in itertools.pairwise(words)
+    )
+
+
 def starts_an_engine(words: Sequence[str]) -> bool:
     """Whether a command starts vLLM or another known inference server."""
     pairs = [(base(first), second) for first, second in itertools.pairwise(words)]

@@ -67,7 +67,8 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
     if (unchanged := pod_rules.left_alone(before, wished.allowed)) is not None:
         return unchanged
     if (note := workers.note(before, wished)) is not None:
-        return Injection(notes=(note,))
+        denied = other_containers.second_engine(before, "", wished.allowed)
+        return denied or Injection(notes=(note,))
     return _injected(before, wished)
 
 
@@ -183,7 +184,7 @@ def _moved(plan: _Plan, wished: Wish) -> Denial | None:
     moved = move(
         plan.found,
         plan.settled.engine,
-        is_said="engine_port" in wished.said,
+        wish=wished,
         drop=engine_tls.OPTIONS if has_tls else frozenset(),
         switches=engine_tls.SWITCHES if has_tls else frozenset(),
     )

@@ -14,7 +14,7 @@ from injector import command_line
 from injector.command_line import LOOPBACK
 from injector.decisions import Denial, Note, Reason
 from injector.engine_container import EngineContainer
-from injector.settings import annotation
+from injector.settings import Allow, Wish, annotation
 
 _ADDRESS = frozenset({"--host", "--port"})
 
@@ -33,22 +33,23 @@ def move(
     engine: EngineContainer,
     port: int,
     *,
-    is_said: bool,
+    wish: Wish,
     drop: Set[str] = frozenset(),
     switches: Set[str] = frozenset(),
 ) -> Moved | Denial:
     """Make the engine listen on the loopback, on this port.
 
-    ``is_said``: the pod itself states the port, so an unknown command is accepted with a warning. ``drop``
-    and ``switches`` are options, with and without a value, that vLLM must not have there.
+    A pod that states the port itself is accepted with an unknown command, with a warning. ``drop`` and
+    ``switches`` are options, with and without a value, that vLLM must not have there.
     """
     start = engine.start
-    if start.is_vllm:
+    if start.is_vllm or (not start.is_shell and command_line.starts_sglang(start.words)):
         fields = start.with_options(["--host", LOOPBACK, "--port", str(port)], drop | _ADDRESS, switches)
         return Moved(fields) if fields is not None else _cannot_cut(engine, drop | switches)
     if not start.is_shell and engine.option("--port") is not None:
-        return _respelt(engine, port)
-    if is_said:
+        moved = _respelt(engine, port)
+        return moved if engine.option("--host") is not None else _open(engine, moved, wish)
+    if "engine_port" in wish.said:
         return Moved({}, (_unchecked(engine, port),))
     if port != engine.port:
         return Denial(
@@ -59,7 +60,7 @@ def move(
             f"write it so, or let it listen on another port of {LOOPBACK} and name that port in annotation"
             f" {annotation('engine_port')}",
         )
-    return Moved({}, (_open(engine),))
+    return _open(engine, Moved({}), wish)
 
 
 def _cannot_cut(engine: EngineContainer, names: Set[str]) -> Denial:
@@ -78,11 +79,17 @@ def _unchecked(engine: EngineContainer, port: int) -> Note:
     )
 
 
-def _open(engine: EngineContainer) -> Note:
-    return Note(
+def _open(engine: EngineContainer, moved: Moved, wish: Wish) -> Moved | Denial:
+    """The move of an engine that may listen on every address of the pod."""
+    problem = "it may listen on other addresses than the loopback, where clients can bypass the sidecar"
+    if Allow.OPEN_ENGINE in wish.allowed:
+        return Moved(moved.fields, (Note(Reason.ENGINE_OPEN, f"container {engine.name}: {problem}"),))
+    return Denial(
         Reason.ENGINE_OPEN,
-        f"container {engine.name} may listen on other addresses, so that clients can bypass the sidecar: let"
-        f" it listen on {LOOPBACK}",
+        engine.field,
+        problem,
+        f"let it listen on {LOOPBACK}, with --host if it has that option",
+        opt_out=Allow.OPEN_ENGINE.annotation,
     )
 
 
@@ -95,4 +102,4 @@ def _respelt(engine: EngineContainer, port: int) -> Moved:
         if (words := engine.container.get(name)) is not None
     }
     changed = {name: words for name, words in fields.items() if words != engine.container[name]}
-    return Moved(changed, () if engine.option("--host") is not None else (_open(engine),))
+    return Moved(changed)

@@ -102,6 +102,10 @@ class Allow(Enum):
         "allow-own-sidecar",
         "Leave a pod unchanged that has a container `tokenpool-sidecar` of its own.",
     )
+    OPEN_ENGINE = (
+        "allow-open-engine",
+        "The engine may listen on other addresses than the loopback, where clients can bypass the sidecar.",
+    )
     SECOND_ENGINE = (
         "allow-second-engine",
         "Leave another engine in the pod open; it serves every client of its port, without keys and limits.",

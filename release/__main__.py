@@ -149,8 +149,7 @@ class Release:
             f"REVISION={self._revision}",
             f"PYTHON_IMAGE={_base_image()}",
         ]
-        if compile_ := os.environ.get("COMPILE"):
-            arguments.append(f"COMPILE={compile_}")
+        arguments += [f"{name}={os.environ[name]}" for name in ("COMPILE", "OPTIMIZE") if name in os.environ]
         _run(build_here(tag, arguments), {})
         archive = self._out / f"tokenpool-{self._version}-{platform.machine()}.docker.tar"
         _run(["docker", "save", "--output", str(archive), tag], {})

@@ -28,6 +28,7 @@ from runtime.exposition import rendered
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
+from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.handover.asking import Result
 from sidecar.handover.handover import Handover
 from sidecar.proxy.connection_manager import ConnectionManager
@@ -71,6 +72,7 @@ class Admin:
         telemetry: Telemetry,
         manager: ConnectionManager,
         sources: list[MetricSource],
+        engine_metrics: MetricsRelay,
         replication: Replication | None = None,
         certificate: Certificate | None = None,
         handover: Handover | None = None,
@@ -81,12 +83,13 @@ class Admin:
         self._manager = manager
         self.sources = sources
         """The parts whose metrics are on the page, after those of requests and connections."""
+        self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
         self._certificate = certificate
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
-        self._common = AdminPages(self.readiness, self._metrics_pieces)
+        self._common = AdminPages(self.readiness, self._metrics_pieces, self._labels)
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
@@ -95,7 +98,13 @@ class Admin:
     def application(self) -> web.Application:
         """The aiohttp application."""
         application = web.Application()
-        application.add_routes([*self._common.routes(), web.get("/debug/state", self.state)])
+        application.add_routes(
+            [
+                *self._common.routes(),
+                web.get("/engine/metrics", self._engine_metrics.answer),
+                web.get("/debug/state", self.state),
+            ]
+        )
         self.live.add_to(application)
         return application
 
@@ -104,9 +113,13 @@ class Admin:
         is_joined = replication is not None and replication.sync.leases.mode is Mode.JOINED
         leases = None if replication is None else is_joined
         yield from self._telemetry.pieces(self._controller, shows_leases=leases)
-        yield from self._manager.bounds.pieces(self._telemetry.label)
+        yield from self._manager.bounds.pieces(self._telemetry.label, self._controller.pool.name)
         for source in self.sources:
-            yield rendered(source.metrics())
+            yield rendered(source.metrics(), self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        """The label of every series: one Prometheus reads the sidecars of many pools."""
+        return {"pool": self._controller.pool.name}
 
     def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.

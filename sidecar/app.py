@@ -24,8 +24,9 @@ from sidecar.controller.controller import Controller, Policies
 from sidecar.controller.engine_priority import PriorityPolicy
 from sidecar.engine.address import engine_address
 from sidecar.engine.cors_watcher import CorsWatcher
+from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.engine.state import EngineState
-from sidecar.engine.watcher import EngineWatcher
+from sidecar.engine.watcher import PAGE_PATIENCE, EngineWatcher
 from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
@@ -105,7 +106,9 @@ class Sidecar:
             telemetry,
             self.lifecycle,
             configuration,
-            policies=Policies(settings.identity_header, priority),
+            policies=Policies(
+                settings.identity_header, priority, exposes_engine=settings.expose_engine_metrics
+            ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
         )
@@ -139,12 +142,14 @@ class Sidecar:
             self.certificate = Certificate(settings.tls_cert, settings.tls_key)
         limits = self.local_planner or self.replication
         assert limits is not None
+        self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = Admin(
             self.controller,
             limits,
             telemetry,
             self.manager,
             [self.engine, self.controller, self.loop_delay],
+            self._engine_metrics,
             self.replication,
             self.certificate,
             self.handover,
@@ -298,6 +303,7 @@ class Sidecar:
         if self.handover is not None:
             await self.handover.stop()
         await self._pages.stop()
+        await self._engine_metrics.close()
         self._upstream.close()
         log.info("stopped", extra={"cut": cut})
 

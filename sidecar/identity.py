@@ -15,6 +15,8 @@ from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers whose value is a key. Anthropic's clients send the first, OpenAI's clients for Azure the second."""
+ADMINISTRATOR = "administrator"
+"""The owner of each key in the ring of the administrators' keys. It is no entitlement."""
 MOST_KEYS = 4
 """The most different keys of one request that are looked up. Each costs a SHA-256."""
 
@@ -92,6 +94,25 @@ def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str
                     " entitlement needs its own"
                 )
     return by_digest
+
+
+def administrator_digests(
+    refs: Iterable[KeyRef], resolve: Callable[[KeyRef], str], others: Mapping[bytes, str]
+) -> dict[bytes, str]:
+    """The digests of the administrators' keys. ``others`` are the entitlements' keys, which they must not be.
+
+    Raises ``KeyUnreadable``.
+    """
+    found: dict[bytes, str] = {}
+    for ref in refs:
+        digest = _digest(ref, resolve)
+        if digest in others:
+            raise KeyUnreadable(
+                f"line {ref.line}: {others[digest]} and the administrators have the same key;"
+                " each needs its own"
+            )
+        found[digest] = ADMINISTRATOR
+    return found
 
 
 def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:

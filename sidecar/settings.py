@@ -76,6 +76,11 @@ class Settings:
         " that faces the store",
         default=None,
     )
+    expose_engine_metrics: bool = option(
+        "serve the engine's /metrics and /v1/models on the tenants' port without a key, for routers and"
+        " scrapers: true or false",
+        default=False,
+    )
     name: str | None = option(
         "name of this sidecar in the lease store; by default the name of the host", default=None, read=_name
     )

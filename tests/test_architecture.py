@@ -61,7 +61,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"store"}),
     ],
     "sidecar": [
-        frozenset({"settings", "lifecycle", "dialects"}),
+        frozenset({"settings", "lifecycle", "dialects", "histogram"}),
         frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),

@@ -300,7 +300,7 @@ class ClientConnection(ReceivingConnection):
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
         admitted.request_id = head.id
-        head_bytes = manager.framer.frame(head, len(admitted.body))
+        head_bytes = manager.framer.frame(head, len(admitted.body), admitted.account)
         ticket = admitted.ticket
         connections = manager.connections_for(ticket)
         exchange = Exchange(

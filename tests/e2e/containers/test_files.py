@@ -217,6 +217,7 @@ def test_the_image_is_compiled_by_default() -> None:
 
     assert SERVICES["pod-1"]["build"]["args"]["COMPILE"] == "${COMPILE:-1}"
     assert re.search(r"^ARG COMPILE=1$", build, re.MULTILINE)
+    assert re.search(r"^ARG OPTIMIZE=1$", build, re.MULTILINE)
     assert "apt-get" not in final
 
 

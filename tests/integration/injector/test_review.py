@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,9 +185,44 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
 
+def as_written() -> Json:
+    """A pod with every field that the injector reads: with TLS, keys, hooks, commands, owners and Istio."""
+    script = 'eval "exec vllm serve m --ssl-certfile /tls/a --ssl-keyfile /tls/b $@"'
+    main = engine(
+        command=["bash", "-c", script, "--"],
+        args=["--config", "f"],
+        env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        envFrom=[{"prefix": "HF_", "secretRef": {"name": "s"}}],
+        volumeMounts=[{"name": "tls", "mountPath": "/tls"}],
+        livenessProbe={"exec": {"command": ["curl", "localhost:8000"]}, "timeoutSeconds": 2},
+        lifecycle={"postStart": {"httpGet": {"port": 8000}}, "preStop": {"exec": {"command": ["true"]}}},
+        resources={"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1"}},
+    )
+    known = {"/app-health/x/livez": {"httpGet": {"port": 8000}}}
+    proxy = {
+        "name": "istio-proxy",
+        "restartPolicy": "Always",
+        "env": [{"name": "ISTIO_KUBE_APP_PROBERS", "value": json.dumps(known)}],
+        "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+    }
+    made = pod(main, initContainers=[proxy], volumes=[{"name": "tls", "secret": {"defaultMode": 0o444}}])
+    made["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "j"}]
+    made["metadata"]["labels"]["llm-d.ai/role"] = "decode"
+    made["metadata"]["annotations"] |= {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"}
+    made["spec"]["securityContext"] = {"fsGroup": 1}
+    return made
+
+
+def test_a_pod_with_every_field_is_injected() -> None:
+    assert asked(review(as_written()))["patchType"] == "JSONPatch"
+
+
+@pytest.mark.parametrize("made", [as_admitted, as_written])
 @given(data=st.data())
-def test_a_review_with_anything_in_it_is_answered_or_named(data: st.DataObject) -> None:
-    document = review(as_admitted())
+def test_a_review_with_anything_in_it_is_answered_or_named(
+    data: st.DataObject, made: Callable[[], Json]
+) -> None:
+    document = review(made())
     *above, last = data.draw(st.sampled_from(places(document)[1:]))
     inner = document
     for key in above:

@@ -184,6 +184,12 @@ LIKE_THE_KUSTOMIZATION: dict[str, Json] = {
         "keys": {"existingSecret": "tokenpool-keys"},
         "autoscaling": {"kind": "keda"},
     },
+    "overlays/entitlements": {
+        "injector": {"enabled": False},
+        "store": {"existingSecret": "tokenpool-store"},
+        "keys": {"existingSecret": "tokenpool-keys"},
+        "entitlements": {"enabled": True, "secrets": ["tokenpool-tenant-keys"]},
+    },
     "overlays/hpa": {
         "injector": {"enabled": False},
         "store": {"existingSecret": "tokenpool-store"},
@@ -201,6 +207,9 @@ def comparable(each: Json) -> Json:
     """An object without the chart's own labels and namespace, and with the pool file as data."""
     made = copy.deepcopy(each)
     made["metadata"].pop("namespace", None)
+    if made["kind"] == "CustomResourceDefinition":
+        # An uninstall leaves the definitions, because deleting one deletes every entitlement.
+        assert made["metadata"].pop("annotations", {}) in ({}, {"helm.sh/resource-policy": "keep"})
     made["metadata"]["name"] = NAMES.get((made["kind"], made["metadata"]["name"]), made["metadata"]["name"])
     if made["kind"] == "ConfigMap" and "pool.yaml" in made["data"]:
         made["data"]["pool.yaml"] = yaml.safe_load(made["data"]["pool.yaml"])
@@ -334,6 +343,30 @@ def test_releases_beside_each_other_have_no_object_and_no_pod_in_common() -> Non
         if each["kind"] == "Deployment"
     ]
     assert len(selectors) == len(set(selectors))
+
+
+# --- entitlements as resources ---
+def test_the_rights_of_the_coordinators_are_in_every_namespace_with_entitlements() -> None:
+    found = objects("chart/full")
+    bindings = {key(each)[1]: each for each in found if each["kind"] == "RoleBinding"}
+    assert bindings.keys() == {"tokenpool", "tenants"}
+    for each in bindings.values():
+        assert each["subjects"] == [
+            {"kind": "ServiceAccount", "name": "tokenpool-coordinator", "namespace": "tokenpool"}
+        ]
+    (container,) = one(found, "Deployment", "tokenpool-coordinator")["spec"]["template"]["spec"]["containers"]
+    assert "--entitlements-from=kubernetes" in container["args"]
+    assert "--entitlements-namespaces=tokenpool,tenants" in container["args"]
+    kept = [each["metadata"]["annotations"] for each in found if each["kind"] == "CustomResourceDefinition"]
+    assert kept == [{"helm.sh/resource-policy": "keep"}] * 2
+
+
+def test_without_them_no_pod_has_rights_and_no_secret_may_be_read() -> None:
+    assert not any(each["kind"] in ("Role", "RoleBinding") for each in objects("chart"))
+    found = charted({"entitlements": {"enabled": True, "crds": False}})
+    role = one(found, "Role", "tokenpool-entitlements")
+    assert [rule["apiGroups"] for rule in role["rules"]] == [["tokenpool.io"], ["tokenpool.io"]]
+    assert not any(each["kind"] == "CustomResourceDefinition" for each in found)
 
 
 # --- the injector ---

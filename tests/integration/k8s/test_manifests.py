@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from coordinator import settings as coordinator_settings
+from coordinator.resources.merge import Merge, SecretState
+from coordinator.resources.reading import SecretName, read, secret_digests
 from coordinator.telemetry import Telemetry
 from injector import settings as injector_settings
 from injector.decisions import Injection
@@ -23,6 +25,7 @@ from injector.sidecar_container import NAME
 from sidecar import settings as sidecar_settings
 from tests.integration.k8s.api_schema import NEWEST, validate
 from tests.integration.k8s.rendering import EVERY, K8S, Json, distinct, objects
+from tests.support.api_server import ApiServer
 from tokenpool.entitlements import KeySource, PoolFile
 from tokenpool.poolfile.reading import parse
 
@@ -302,10 +305,20 @@ def test_critical_parts_have_two_replicas(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", COMPLETE)
 def test_no_pod_has_permissions_in_the_cluster_or_a_token(overlay: str) -> None:
     found = objects(overlay)
-    assert not of_kind(found, "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    assert not of_kind(found, "ClusterRole", "ClusterRoleBinding")
+    roles = of_kind(found, "Role", "RoleBinding")
+    assert {each["metadata"]["name"] for each in roles} <= {"tokenpool-entitlements"}
+    subjects = [each for role in roles for each in role.get("subjects", ())]
+    # The API refuses an account without its namespace.
+    assert all(each["namespace"] for each in subjects)
+    bound = {each["name"] for each in subjects}
     assert all(each["automountServiceAccountToken"] is False for each in of_kind(found, "ServiceAccount"))
     for pod in pods(found):
-        assert pod["spec"]["automountServiceAccountToken"] is False
+        has_rights = pod["spec"]["serviceAccountName"] in bound
+        assert pod["spec"]["automountServiceAccountToken"] is has_rights
+        assert (
+            not has_rights or pod["metadata"]["labels"]["app.kubernetes.io/name"] == "tokenpool-coordinator"
+        )
         assert pod["spec"]["enableServiceLinks"] is False
 
 
@@ -569,3 +582,38 @@ def test_only_new_pods_with_the_label_depend_on_the_injector() -> None:
     ]
     assert [pod["spec"]["containers"][0]["name"] for pod in asking] == ["vllm"]
     assert [each["name"] for each in containers(asking[0])] == ["vllm"]
+
+
+# --- entitlements as resources ---
+def test_the_coordinators_may_do_no_more_than_needed() -> None:
+    """The API server of ``tests/integration/coordinator`` refuses all that this Role does not admit."""
+    role = one(objects("overlays/entitlements"), "Role", "tokenpool-entitlements")
+    rights = {
+        (resource, verb): rule.get("resourceNames")
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    ours = {(plural, verb) for plural in ("tokenpools", "entitlements") for verb in ("list", "watch")}
+    status = {(f"{plural}/status", "patch") for plural in ("tokenpools", "entitlements")}
+    assert rights.keys() == ours | status | {("secrets", "list"), ("secrets", "watch")}
+    assert rights["secrets", "list"] == ["tokenpool-tenant-keys"]
+
+
+def test_the_example_of_resources_is_admitted_and_valid() -> None:
+    documents = list(yaml.safe_load_all((K8S.parent / "docs/examples/entitlements.yaml").read_text()))
+    server, merge = ApiServer(), Merge(pool_file())
+    resources, secrets = {}, {}
+    for each in documents:
+        name = each["metadata"]["name"]
+        if each["kind"] == "Secret":
+            values = {key: value.encode() for key, value in each["stringData"].items()}
+            secrets[SecretName("tenants", name)] = SecretState(secret_digests(values))
+            continue
+        stored = server.apply(f"{each['kind'].lower()}s", "tenants", name, each["spec"])
+        assert stored["spec"] == each["spec"]
+        made = read(stored)
+        resources[made.key] = made
+    assert not list(filter(None, merge.update(resources, secrets)))
+    assert all(each.holds for each in (*merge.accepted.values(), *merge.resolved.values()))
+    assert merge.secrets == secrets.keys()

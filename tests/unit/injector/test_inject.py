@@ -276,10 +276,20 @@ def test_the_engine_is_started_on_the_loopback(fields: Json, expected: Json) -> 
     assert {name: after[name] for name in expected} == expected
 
 
-def test_an_engine_without_a_host_option_is_warned_of() -> None:
+def test_an_engine_without_a_host_option_is_refused_unless_the_pod_accepts_that() -> None:
     other = engine(image="server:1", command=["serve", "--port", "8000"], args=None)
-    assert "may listen on other addresses" in warnings(pod(other))
-    assert container(injected(pod(other)), "vllm")["command"] == ["serve", "--port", "18000"]
+    assert "container vllm: it may listen on other addresses" in denial(pod(other))
+    accepted = pod(other, annotations={"allow-open-engine": "true"})
+    assert "may listen on other addresses" in warnings(accepted)
+    assert container(injected(accepted), "vllm")["command"] == ["serve", "--port", "18000"]
+
+
+@pytest.mark.parametrize("start", [["python3", "-m", "sglang.launch_server"], ["sglang", "serve"]])
+def test_sglang_has_the_same_options(start: list[str]) -> None:
+    other = engine(image="lmsysorg/sglang:1", command=[*start, "--port", "30000"], args=None, ports=None)
+    after = injected(pod(other))
+    assert container(after, "vllm")["command"] == [*start, "--host", "127.0.0.1", "--port", "18000"]
+    assert resolve(after, 30000) == (NAME, 30000)
 
 
 def test_a_shell_that_cannot_be_read_is_not_rewritten_and_the_fix_is_named() -> None:
@@ -302,9 +312,10 @@ def test_an_engine_that_listens_where_it_is_to_be_is_not_taken_for_the_services_
     assert resolve(injected(pod(settled, annotations={"engine-port": "18000"})), 8000) == (NAME, 8000)
 
 
-def test_a_shell_may_stay_where_it_is_but_is_warned_of() -> None:
+def test_a_shell_may_stay_where_it_is_if_the_pod_accepts_that() -> None:
     shell = engine(command=["sh", "-c"], args=["/start.sh"])
-    said = pod(shell, annotations={"listen-port": "8080"})
+    assert "may listen on other addresses" in denial(pod(shell, annotations={"listen-port": "8080"}))
+    said = pod(shell, annotations={"listen-port": "8080", "allow-open-engine": "true"})
     assert "may listen on other addresses" in warnings(said)
     assert container(injected(said), "vllm")["args"] == ["/start.sh"]
 
@@ -345,7 +356,7 @@ def test_the_interpreter_is_the_engines_own() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "annotations"),
-    [({}, {"engine-probes": "sidecar"}), ({"image": "sim:1", "args": ["--port", "8000"]}, {})],
+    [({}, {"engine-probes": "sidecar"}), ({"image": "sim:1", "args": ["--port", "8000", "--host", ""]}, {})],
 )
 def test_an_engine_that_may_have_no_python_is_asked_through_the_sidecar(
     fields: Json, annotations: dict[str, str]
@@ -358,7 +369,7 @@ def test_an_engine_that_may_have_no_python_is_asked_through_the_sidecar(
 
 def test_python_may_be_asked_for_by_the_pod() -> None:
     after = injected(
-        pod(engine(image="sim:1", args=["--port", "8000"]), annotations={"engine-probes": "exec"})
+        pod(engine(image="sim:1", args=["--port=8000", "--host="]), annotations={"engine-probes": "exec"})
     )
     assert asked(after, "livenessProbe")["exec"]["command"][0] == "python3"
 

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from injector import command_line, start
 from injector.decisions import Denial, Injection, Reason
+from injector.engine_container import is_engine
+from injector.patch import apply
 from injector.settings import Allow, Template
 from injector.sidecar_container import NAME
 from tests.support.pods import (
@@ -46,6 +51,7 @@ def reasons(before: Json) -> set[Reason]:
 OPT_OUTS: dict[Allow, Json] = {
     Allow.HOST_NETWORK: pod(hostNetwork=True),
     Allow.OWN_SIDECAR: pod(VLLM, {"name": NAME, "image": "tokenpool:1"}),
+    Allow.OPEN_ENGINE: pod(engine(image="server:1", command=["serve", "--port", "8000"], args=None)),
     Allow.SECOND_ENGINE: pod(VLLM, engine(name="b", ports=None, args=["m", "--port", "9000"])),
     Allow.EXEC_PROBES: pod(engine(livenessProbe={"exec": {"command": ["probe", "--port=8000"]}})),
     Allow.ENV_FROM: pod(engine(envFrom=[{"secretRef": {"name": "env"}}])),
@@ -598,3 +604,59 @@ def test_warnings_are_written_on_the_pod_because_its_owner_does_not_see_them() -
     assert len(said) == 2
     assert said[0].startswith("container vllm has a preStop hook")
     assert decided(after) == Injection()
+
+
+# No pod comes out open.
+COMMANDS = st.sampled_from(
+    [
+        {"args": ["m"]},
+        {"args": ["m", "--host", "127.0.0.1", "--port", "8001"]},
+        {"args": ["m", "--port", "8001"]},
+        {"args": ["m", "--headless"]},
+        {"args": ["m", "--config", "f"]},
+        {"command": ["sh", "-c"], "args": ["exec vllm serve m --port 8001 | tee log"]},
+        {"command": ["sh", "-c"], "args": ["if true; then vllm serve m; fi"]},
+        {"command": ["sh", "-c", "vllm serve a & vllm serve b"], "args": None},
+        {"command": ["python3", "-m", "sglang.launch_server", "--port", "8001"], "args": None},
+        {"command": ["server"], "args": ["--port", "8000", "--host", "::"]},
+        {"command": ["/start.sh"], "args": None},
+        {"command": ["sleep", "1"], "args": None, "image": "busybox:1"},
+    ]
+)
+
+
+@st.composite
+def several_engines(draw: st.DrawFn) -> Json:
+    """Pods of up to three containers that start something, as native sidecars too."""
+    every = []
+    for index, fields in enumerate(draw(st.lists(COMMANDS, min_size=1, max_size=3))):
+        port = 8000 if index == 0 else 8100 + index
+        ports = [{"containerPort": port}] if draw(st.booleans()) else None
+        every.append(engine(name=f"c{index}", ports=ports, **fields))
+    late = [{**each, "restartPolicy": "Always"} for each in every[1:] if draw(st.booleans())]
+    main = [each for each in every if each["name"] not in {one["name"] for one in late}]
+    flags = st.fixed_dictionaries(
+        {}, optional={name: st.booleans() for name in ("hostNetwork", "hostPID", "shareProcessNamespace")}
+    )
+    return pod(*main, initContainers=late, **draw(flags))
+
+
+def is_open(container: Json) -> bool:
+    """Whether a container certainly serves clients of the pod's address."""
+    words = start.read(container).words
+    serves = is_engine(container) or any("vllm serve" in word for word in words)
+    return serves and not (command_line.is_headless(words) or command_line.is_on_the_loopback(words))
+
+
+@given(before=several_engines())
+def test_no_engine_of_an_injected_pod_is_open_and_no_other_pod_has_one(before: Json) -> None:
+    decision = decided(before)
+    if isinstance(decision, Denial):
+        assert decision.field
+        assert decision.fix
+        return
+    after = apply(before, decision.patch)
+    every = [*after["spec"].get("initContainers", []), *after["spec"]["containers"]]
+    assert not after["spec"].get("hostNetwork")
+    assert not [each["name"] for each in every if is_open(each)]
+    assert decided(after) == Injection() or not decision.patch
