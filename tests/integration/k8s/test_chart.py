@@ -160,6 +160,9 @@ def test_a_packaged_chart_holds_what_it_links(tmp_path: Path) -> None:
 
 
 # --- the kustomizations, kept in step ---
+MONITORED = yaml.safe_load((K8S / "components" / "monitoring" / "kustomization.yaml").read_text())[
+    "resources"
+]
 EXAMPLE_KEYS = {"checkout": "change-me-checkout", "search": "change-me-search", "batch": "change-me-batch"}
 LIKE_THE_KUSTOMIZATION: dict[str, Json] = {
     "base/core": {
@@ -195,12 +198,19 @@ LIKE_THE_KUSTOMIZATION: dict[str, Json] = {
         "store": {"existingSecret": "tokenpool-store"},
         "keys": {"existingSecret": "tokenpool-keys"},
         "autoscaling": {"kind": "hpa"},
-        "monitoring": {"podMonitors": True},
+        "monitoring": {
+            "podMonitors": True,
+            "rules": "prometheusrule.yaml" in MONITORED,
+            "dashboards": "dashboards.yaml" in MONITORED,
+        },
     },
 }
 """The values with which the chart makes the same objects as a kustomization."""
-NAMES = {("PodMonitor", "tokenpool-sidecar"): "tokenpool-chat"}
-"""Names that differ: the chart has one PodMonitor for each pool."""
+NAMES = {
+    ("PodMonitor", "tokenpool-sidecar"): "tokenpool-chat-sidecar",
+    ("PodMonitor", "vllm"): "tokenpool-chat-vllm",
+}
+"""Names that differ: the chart has PodMonitors for the engines of each pool."""
 
 
 def comparable(each: Json) -> Json:
@@ -213,6 +223,8 @@ def comparable(each: Json) -> Json:
     made["metadata"]["name"] = NAMES.get((made["kind"], made["metadata"]["name"]), made["metadata"]["name"])
     if made["kind"] == "ConfigMap" and "pool.yaml" in made["data"]:
         made["data"]["pool.yaml"] = yaml.safe_load(made["data"]["pool.yaml"])
+    if made["kind"] == "ConfigMap" and "-dashboard-" in made["metadata"]["name"]:
+        made["data"] = {name: json.loads(text) for name, text in made["data"].items()}
     if made["kind"] == "Deployment":
         # The autoscaler of a kustomization may come later; the chart knows whether there is one.
         made["spec"] = {
@@ -263,7 +275,7 @@ def test_every_pool_has_its_objects_in_its_namespace() -> None:
             ("Service", namespace, pool),
             ("PodDisruptionBudget", namespace, f"{RELEASE}-{pool}"),
             ("ScaledObject", namespace, f"{RELEASE}-{pool}"),
-            ("PodMonitor", namespace, f"{RELEASE}-{pool}"),
+            ("PodMonitor", namespace, f"{RELEASE}-{pool}-sidecar"),
             ("ConfigMap", namespace, f"{RELEASE}-pool"),
             ("Secret", namespace, f"{RELEASE}-store"),
             ("Secret", namespace, f"{RELEASE}-keys"),
