@@ -44,8 +44,9 @@ RESOURCES: dict[str, dict[str, tuple[str, bool]]] = {
 class ObjectStore:
     """The objects of one server, and how clients find it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, minor: int) -> None:
         self._url = url
+        self.minor = minor
         self.objects: dict[Key, Json] = {}
 
     @property
@@ -80,10 +81,10 @@ class ObjectStore:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[ObjectStore]:
-    """Serve an empty store on a free port of the loopback."""
+def serving(minor: int = 37) -> Iterator[ObjectStore]:
+    """Serve an empty store on a free port of the loopback, as Kubernetes 1.``minor``."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.store = ObjectStore(f"http://127.0.0.1:{server.server_port}")  # type: ignore[attr-defined]
+    server.store = ObjectStore(f"http://127.0.0.1:{server.server_port}", minor)  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
@@ -129,7 +130,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.rstrip("/")
-        found = _discovery(path)
+        found = _discovery(path, self._store.minor)
         if found is not None:
             self._answer(200, found)
             return
@@ -173,11 +174,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(200, {"kind": "Status", "apiVersion": "v1", "status": "Success"})
 
 
-def _discovery(path: str) -> Json | None:
+def _discovery(path: str, minor: int) -> Json | None:
     """The pages that list versions, groups and kinds."""
     groups = [version for version in RESOURCES if "/" in version]
     if path == "/version":
-        return {"major": "1", "minor": "37", "gitVersion": "v1.37.0"}
+        return {"major": "1", "minor": str(minor), "gitVersion": f"v1.{minor}.0"}
     if path == "/api":
         return {"kind": "APIVersions", "versions": ["v1"]}
     if path == "/apis":

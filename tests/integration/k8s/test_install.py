@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,10 +21,11 @@ class Cluster:
     helm: helm_python.Config
 
 
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
+@contextlib.contextmanager
+def running(minor: int) -> Iterator[Cluster]:
+    """A cluster of Kubernetes 1.``minor``."""
     with (
-        serving() as store,
+        serving(minor) as store,
         helm_python.Config(
             kubeconfig_content=store.kubeconfig,
             namespace=RELEASE,
@@ -33,6 +35,12 @@ def cluster() -> Iterator[Cluster]:
         ) as helm,
     ):
         yield Cluster(store, helm)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with running(37) as made:
+        yield made
 
 
 def test_one_command_installs_every_object_and_uninstall_leaves_none(cluster: Cluster) -> None:
@@ -81,3 +89,30 @@ def test_an_upgrade_adds_the_key_of_a_new_tenant_and_takes_keys_that_values_give
     assert after == before | {"editor": "chosen", "new-tenant": after["new-tenant"]}
     assert len(after["new-tenant"]) == 32
     assert cluster.store.secret("search", "tokenpool-keys") == after
+
+
+@pytest.mark.parametrize(
+    ("minor", "values", "native"),
+    [(37, {}, None), (32, {}, None), (31, {}, "--native=false"), (31, {"native": True}, "--native=true")],
+)
+def test_older_clusters_get_plain_sidecars(minor: int, values: Json, native: str | None) -> None:
+    with running(minor) as cluster:
+        cluster.helm.install(CHART, RELEASE, {"injector": {"sidecar": values}}, namespace=RELEASE)
+        injector = cluster.store.objects["apps/v1", RELEASE, "deployments", "tokenpool-injector"]
+    (container,) = injector["spec"]["template"]["spec"]["containers"]
+    assert [each for each in container["args"] if "native" in each] == [native] * (native is not None)
+
+
+def test_the_autoscaler_has_its_tolerance_where_the_cluster_knows_the_field() -> None:
+    def tolerance(minor: int) -> object:
+        with running(minor) as cluster:
+            cluster.helm.install(CHART, RELEASE, {"autoscaling": {"kind": "hpa"}}, namespace=RELEASE)
+            key = ("autoscaling/v2", RELEASE, "horizontalpodautoscalers", "tokenpool-chat")
+            return cluster.store.objects[key]["spec"]["behavior"]["scaleUp"].get("tolerance")
+
+    assert (tolerance(35), tolerance(34)) == ("0", None)
+
+
+def test_a_cluster_that_is_too_old_is_refused() -> None:
+    with running(28) as cluster, pytest.raises(helm_python.HelmError, match="requires kubeVersion"):
+        cluster.helm.install(CHART, RELEASE, {}, namespace=RELEASE)
