@@ -103,8 +103,9 @@ wheel: ## build a wheel with a compiled data path into dist/; PYTHON=python3.12 
 	@echo "  pip install .                         pure Python, on any platform"
 
 .PHONY: docs
-docs: .venv/.installed ## write docs/reference/ from the code
+docs: .venv/.installed ## write docs/reference/ from the code, and rules and dashboards from monitoring/
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m monitoring.generate
 
 clean: ## remove everything that these targets made
 	rm -rf .venv .venv-engine .cache .compiled dist out

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
-    "toolbox", "demo", "experiments", "bench", "release",
+    "toolbox", "demo", "experiments", "bench", "monitoring", "release",
 )  # fmt: skip
 MODULES = modules_in(ROOT, OURS)
 
@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "sidecar": {"dashboard", "runtime", "tokenpool"},
     "coordinator": {"dashboard", "runtime", "tokenpool"},
     "injector": {"runtime"},
+    "monitoring": set(),
     "toolbox": {"loadgen"},
     "simulation": {"tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},

@@ -134,7 +134,7 @@ def test_rules_dashboards_and_pod_monitors_are_the_files_of_the_project() -> Non
     folder = ROOT / "docker" / "grafana" / "dashboards"
     for path in folder.glob("*.json"):
         data = one(found, "ConfigMap", f"{RELEASE}-dashboard-{path.stem}")["data"]
-        assert json.loads(data[path.name]) == json.loads(path.read_text())
+        assert json.loads(data[f"tokenpool-{path.name}"]) == json.loads(path.read_text())
 
 
 def test_the_injectors_pod_monitor_is_that_of_the_component() -> None:

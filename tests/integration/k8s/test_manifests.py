@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -286,7 +287,7 @@ def test_selectors_match_existing_pods(overlay: str) -> None:
         (pod,) = selected(found, each["spec"]["selector"])
         for endpoint in each["spec"]["podMetricsEndpoints"]:
             assert endpoint["port"] in ports(pod)
-            assert endpoint["path"] == "/metrics"
+            assert endpoint["path"] in ("/metrics", "/engine/metrics")
 
 
 @pytest.mark.parametrize("overlay", COMPLETE)
@@ -523,7 +524,37 @@ def test_the_horizontal_autoscaler_sets_the_replicas_of_the_metric() -> None:
     assert {each["metadata"]["name"] for each in of_kind(found, "PodMonitor")} == {
         "tokenpool-coordinator",
         "tokenpool-sidecar",
+        "vllm",
     }
+
+
+def test_the_jobs_have_the_names_that_the_alerts_expect() -> None:
+    """By the pod's label or by a relabelling; and the operator's own name for a job would do, too."""
+    found = objects("overlays/hpa")
+    rules = str(one(found, "PrometheusRule", "tokenpool")["spec"])
+    expected = re.search(r'up\{job=~"([^"]+)"\}', rules)
+    assert expected is not None
+    jobs = {}
+    for each in of_kind(found, "PodMonitor"):
+        spec, name = each["spec"], each["metadata"]["name"]
+        (pod,) = selected(found, spec["selector"])
+        (endpoint,) = spec["podMetricsEndpoints"]
+        named = [r["replacement"] for r in endpoint.get("relabelings", []) if r["targetLabel"] == "job"]
+        labels = pod["metadata"]["labels"]
+        jobs[name] = named[0] if named else labels[spec["jobLabel"]]
+        assert bool(re.fullmatch(expected[1], f"any-namespace/{name}")) == name.startswith("tokenpool-")
+    assert jobs == {name: name for name in ("tokenpool-coordinator", "tokenpool-sidecar", "vllm")}
+    assert [name for name in jobs if re.fullmatch(expected[1], jobs[name])] == sorted(jobs)[:2]
+
+
+def test_the_dashboards_are_config_maps_that_grafana_finds() -> None:
+    found = of_kind(objects("overlays/hpa"), "ConfigMap")
+    pages = [each for each in found if each["metadata"]["labels"].get("grafana_dashboard") == "1"]
+    assert {each["metadata"]["name"] for each in pages} == {
+        f"tokenpool-dashboard-{name}" for name in ("pod", "pool", "tenants")
+    }
+    for each in pages:
+        assert len(str(each)) < 262_144  # kubectl apply keeps a copy in an annotation
 
 
 # --- the webhook ---

@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[3]
 POOL = ROOT / "docker" / "pool.yaml"
 STORE = "redis://127.0.0.1:1"
 """An address without a server."""
+_OF_A_SIDECAR = frozenset({"pool"})
+"""The label that a sidecar adds to all of its series."""
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
@@ -38,18 +40,21 @@ def exposed() -> Mapping[str, frozenset[str]]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "exposed"))
     tls = TlsServer(sidecar.manager, certificate, sidecar.settings)
-    for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
+    ours = (*telemetry.FAMILIES, *bounds.FAMILIES)
+    for family in (*ours, *coordinator_telemetry.FAMILIES):
         labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
         for suffix in _SUFFIXES.get(family.kind, ("",)):
-            found[family.name + suffix] = labels
-    for families in (
-        *(source.metrics() for source in sidecar.admin.sources),
-        *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
-        tls.metrics(),
-        InjectorTelemetry(certificate).metrics(),
+            found[family.name + suffix] = labels | (_OF_A_SIDECAR if family in ours else frozenset())
+    for families, more in (
+        *((source.metrics(), _OF_A_SIDECAR) for source in sidecar.admin.sources),
+        (tls.metrics(), _OF_A_SIDECAR),
+        (coordinator.telemetry.collect(), frozenset()),
+        (process.collect(), _OF_A_SIDECAR),
+        (BuildInfo().collect(), _OF_A_SIDECAR),
+        (InjectorTelemetry(certificate).metrics(), frozenset()),
     ):
         for name, labels in _series(families):
-            found[name] = found.get(name, frozenset()) | labels
+            found[name] = found.get(name, frozenset()) | labels | more
     return found
 
 
