@@ -67,7 +67,7 @@ class Release:
         self._version = str(project["version"])
         self._dependencies: list[str] = [
             *project["dependencies"],
-            *project["optional-dependencies"].get("kubernetes", []),
+            *project["optional-dependencies"]["kubernetes"],
         ]
         """Those of the image, see docker/Dockerfile."""
         self._revision = _output("git", "describe", "--always", "--dirty", "--abbrev=40") or "unknown"
