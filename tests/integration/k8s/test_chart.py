@@ -271,7 +271,6 @@ def test_every_pool_has_its_objects_in_its_namespace() -> None:
     found = {key(each) for each in objects("chart/several-pools")}
     for namespace, pool in (("models", "chat"), ("models", "code-small"), ("search", "embed")):
         assert {
-            ("NetworkPolicy", namespace, f"{RELEASE}-{pool}"),
             ("Service", namespace, pool),
             ("PodDisruptionBudget", namespace, f"{RELEASE}-{pool}"),
             ("ScaledObject", namespace, f"{RELEASE}-{pool}"),
@@ -280,6 +279,8 @@ def test_every_pool_has_its_objects_in_its_namespace() -> None:
             ("Secret", namespace, f"{RELEASE}-store"),
             ("Secret", namespace, f"{RELEASE}-keys"),
         } <= found
+    policies = {namespace for kind, namespace, _ in found if kind == "NetworkPolicy"}
+    assert policies == {"tokenpool", "models"}, "the pool embed has policies of its own"
     assert ("Deployment", "models", "vllm-chat") in found
     assert not any(kind == "Deployment" and namespace == "search" for kind, namespace, _ in found)
 
@@ -308,7 +309,6 @@ def test_only_the_pods_of_a_pool_reach_its_peer_port() -> None:
     for pool, selector in (
         ("chat", {"app.kubernetes.io/name": "vllm", "model": "chat"}),
         ("code-small", {"app.kubernetes.io/name": "vllm", "model": "code"}),
-        ("embed", {"app": "embedder"}),
     ):
         policy = one(objects("chart/several-pools"), "NetworkPolicy", f"{RELEASE}-{pool}")["spec"]
         port = {"protocol": "TCP", "port": 9095}
@@ -487,7 +487,6 @@ def test_helm_test_validates_the_file_and_asks_the_coordinator_and_every_pool() 
         ("NetworkPolicy", "tokenpool", "tokenpool-coordinator-test"),
         ("NetworkPolicy", "models", "tokenpool-chat-test"),
         ("NetworkPolicy", "models", "tokenpool-code-small-test"),
-        ("NetworkPolicy", "search", "tokenpool-embed-test"),
     }
 
 
