@@ -1,7 +1,6 @@
 """The build: pure Python by default; with ``TOKENPOOL_COMPILE=1`` the wheel's data path is machine code.
 
-``TOKENPOOL_OPTIMIZE=0`` compiles without optimizations, as tests of the image do: the C compiler takes 21 s
-instead of 90 s.
+``TOKENPOOL_OPTIMIZE=0`` compiles without optimizations, as tests of the image do. It takes less time.
 
 mypyc compiles the modules that ``runtime/data_path.py`` lists. Their behaviour stays the same;
 a request takes half of the CPU time (docs/decisions/). Compiling needs a C compiler and Python's headers.

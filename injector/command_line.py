@@ -14,6 +14,7 @@ _OTHER_SERVERS = frozenset({"text-generation-launcher", "tritonserver", "trtllm-
 _OTHER_PAIRS = frozenset({("ollama", "serve"), ("lmdeploy", "serve"), ("sglang", "serve")})
 _OTHER_MODULES = ("sglang.", "huggingfaceserver", "tensorrt_llm.", "lmdeploy.", "aphrodite.", "mlc_llm")
 _HOST_OPTION = re.compile(r"--([a-z]+-)*(host|hostname|address)")
+_COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 _TAG = re.compile(r"(:[^/@]*)?(@.*)?$")
 _IMAGES = frozenset({"vllm", "sglang", "tritonserver", "ollama", "lmdeploy", "huggingfaceserver"})
 _TGI = "text-generation-inference"
@@ -38,6 +39,12 @@ def option(words: Sequence[str], name: str) -> str | None:
             following = words[index + 1] if index + 1 < len(words) else ""
             value = text if equals else following
     return value
+
+
+def mentions(words: Sequence[str], name: str) -> bool:
+    """Whether an option is anywhere in a script, except for lines that are comments."""
+    spelt = re.compile(rf"(?<![\w-])--{name.removeprefix('--').replace('-', '[-_]')}(?![\w-])")
+    return any(spelt.search(_COMMENT.sub("", word)) for word in words)
 
 
 def _names(key: str, name: str) -> bool:

@@ -10,6 +10,8 @@ from injector.settings import PREFIX, Wish, annotation
 from injector.shape import Json, is_tcp, ports
 from injector.start import Start
 
+_PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+
 
 @dataclass(frozen=True, slots=True)
 class EngineContainer:
@@ -31,8 +33,13 @@ class EngineContainer:
         return f"container {self.name}"
 
     def option(self, name: str) -> str | None:
-        """The last value of an option in its command line; empty if the option has no value."""
-        return command_line.option(self.start.words, name) if self.start.is_read else None
+        """The last value of an option in its command line.
+
+        Empty if the option has no value, or is somewhere in a script that cannot be read.
+        """
+        if self.start.is_read:
+            return command_line.option(self.start.words, name)
+        return "" if command_line.mentions(self.start.words, name) else None
 
     def interpreter(self) -> str | None:
         """A Python interpreter that its image certainly has; ``None`` if none is known."""
@@ -115,11 +122,28 @@ def _port(container: Json, found: Start, wish: Wish) -> int | Denial:
             f"give the number in annotation {annotation('upstream_port')}",
         )
     file = command_line.option(found.words, "--config") if found.is_vllm else None
-    return (
-        _declared(container, wish.template.upstream_port, "--upstream-port")
-        if file is None
-        else _of_file(container, file)
-    )
+    if file is not None:
+        return _of_file(container, file)
+    wanted = wish.template.upstream_port
+    probed = _probed(container, wanted) if found.is_vllm and isinstance(wanted, int) else None
+    return probed or _declared(container, wanted, "--upstream-port")
+
+
+def _probed(container: Json, wanted: int) -> int | None:
+    """The only declared and probed port of an engine that does not declare the usual one.
+
+    The image may have a start of its own, which reads the port from somewhere else. Services target it.
+    """
+    declared = {int(each["containerPort"]): each.get("name") for each in ports(container) if is_tcp(each)}
+    if wanted in declared:
+        return None
+    asked = {
+        (each.get(kind) or {}).get("port")
+        for each in (container.get(name) or {} for name in _PROBES)
+        for kind in ("httpGet", "tcpSocket")
+    }
+    found = [port for port, name in declared.items() if asked & {port, str(port), name} - {None}]
+    return found[0] if len(found) == 1 else None
 
 
 def _stated(container: Json, listens: int | None, wish: Wish) -> int | Denial:

@@ -118,12 +118,14 @@ def _key_in_secret(found: EngineContainer, wish: Wish, name: str) -> Denial | No
         return None
     for each in found.container.get("envFrom") or []:
         secret = (each.get("secretRef") or {}).get("name")
-        if secret and _KEY.startswith(each.get("prefix") or ""):
+        prefix = each.get("prefix") or ""
+        if secret and _KEY.startswith(prefix):
+            key = _KEY.removeprefix(prefix)
             return Denial(
                 Reason.ENGINE_KEY,
                 f"{found.field}: envFrom {secret}",
-                f"the Secret {secret} may have {_KEY}, with which every request would be 401",
-                f"if it has, set annotation {name}: {secret}/{_KEY}; if not, set env {_KEY} to an empty text",
+                f"the Secret {secret} may have {key}, with which every request would be 401",
+                f"if it has, set annotation {name}: {secret}/{key}; if not, set env {_KEY} to an empty text",
                 opt_out=Allow.ENV_FROM.annotation,
             )
     return None

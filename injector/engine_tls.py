@@ -35,7 +35,7 @@ class TakenCertificate:
 def taken(found: EngineContainer, pod: Json) -> TakenCertificate | Denial | None:
     """The certificate of an engine that speaks TLS; ``None`` for one that does not."""
     cert, key = found.option("--ssl-certfile"), found.option("--ssl-keyfile")
-    if not cert and not key:
+    if cert is None and key is None:
         return None
     field = f"{found.field}: --ssl-certfile"
     if not found.start.is_vllm:

@@ -46,7 +46,7 @@ def followed(
 
 def _rewritten(words: list[str], port: int, new_port: int, *, was_tls: bool) -> list[str]:
     """The words with the new address instead of the old one on the loopback."""
-    address = re.compile(rf"(https?://)?(?:{_LOCAL})([:/ ]|['\"]\s*,\s*){port}(?!\d)")
+    address = re.compile(rf"(https?://)?(?<![\w.-])(?:{_LOCAL})([:/ ]|['\"]\s*,\s*){port}(?!\d)")
 
     def new(found: re.Match[str]) -> str:
         scheme = "http://" if was_tls and found[1] else found[1] or ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from injector import command_line, start
+from injector import command_line, shape, start
 from injector.decisions import Note, Reason
 from injector.engine_container import is_engine
 from injector.settings import Wish
@@ -17,13 +17,18 @@ from injector.shape import Json
 _SERVER = re.compile(r"vllm\s+serve|vllm\.entrypoints|api_server|launch_server|--port\b")
 _RAY_WORKER = re.compile(
     r"\bray\s+start\b(?!.*--head\b)|multi-node-serving\.sh\s+worker|run_cluster\.sh\s.*--worker"
-    r"|\$\{?KUBERAY_GEN_RAY_START_CMD"
+    r"|\$\{?KUBERAY_GEN_RAY_START_CMD",
+    re.DOTALL,
 )
 """Commands that join a Ray cluster. The engine's processes are then started by the leader."""
+_NODE_TYPE = "ray.io/node-type"
+"""KubeRay's label of a pod; the head may serve HTTP with Ray Serve."""
 
 
 def note(pod: Json, wish: Wish) -> Note | None:
     """The note about a pod that only has workers; ``None`` if a container may serve requests."""
+    if shape.metadata(pod, "labels").get(_NODE_TYPE) == "head":
+        return None
     every = pod["spec"]["containers"]
     if wish.container is not None:
         every = [each for each in every if each["name"] == wish.container]

@@ -109,7 +109,7 @@ def _measured(name: str) -> dict[str, str]:
 JOBS = [
     Job("check", _make("check"), is_background=True),
     Job("engine", _make("engine"), cores=0, is_background=True),
-    Job("provide", [sys.executable, "-m", "tests.provide"], cores=0, is_background=True),
+    Job("provide", [sys.executable, "-m", "tests.provide"], is_background=True),
     Job("compile", _make("compiled"), is_background=True),
     Job(
         "unit",

@@ -16,12 +16,12 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import Metric
 
 from coordinator.entitlement_view import view
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile
-from coordinator.resources import status
+from coordinator.resources import metrics, status
 from coordinator.resources.api import Api, ApiFailure, Collection
 from coordinator.resources.fields import Json
 from coordinator.resources.merge import Merge, SecretState
@@ -104,7 +104,7 @@ class Controller:
         """The resources that the scan may look at now."""
         self._pause_until = 0.0
         self._writing = Backoff()
-        self._counts: dict[str, Counter[tuple[bool, bool]]] = {}
+        self._counts: metrics.Counts = {}
         self.writes: Counter[str] = Counter()
         self.published = 0
         self.is_synced = False
@@ -459,43 +459,23 @@ class Controller:
         )
 
     # --- metrics ---
-    def _counted(self) -> dict[str, Counter[tuple[bool, bool]]]:
-        """The number of resources by kind, whether they are accepted, and whether a version is in force."""
-        counts: dict[str, Counter[tuple[bool, bool]]] = {kind.value: Counter() for kind in Kind}
+    def _counted(self) -> metrics.Counts:
+        """The number of resources by kind and state."""
+        counts: metrics.Counts = {kind: Counter() for kind in Kind}
         for key, verdict in self.merge.accepted.items():
-            counts[key.kind.value][verdict.holds, key in self.merge.in_force] += 1
+            rejected = "earlier" if key in self.merge.in_force else "rejected"
+            counts[key.kind]["accepted" if verdict.holds else rejected] += 1
         return counts
 
     def metrics(self) -> Iterator[Metric]:
         """prometheus-client: the state of the resources. Counts are at most 30 s old."""
-        synced = GaugeMetricFamily(
-            "tokenpool_resources_synced",
-            "Whether all resources were listed, and no list or watch fails now.",
-            value=float(self.is_synced and not any(each.error for each in self._reflectors.values())),
+        reflectors = self._reflectors.values()
+        yield from metrics.families(
+            self._counts,
+            sum((each.restarts for each in reflectors), Counter[str]()),
+            self.writes,
+            is_synced=self.is_synced and not any(each.error for each in reflectors),
         )
-        resources = GaugeMetricFamily(
-            "tokenpool_resources",
-            "Resources by kind and state: accepted, earlier (only an earlier version is in force), rejected.",
-            labels=("kind", "state"),
-        )
-        for kind, counts in self._counts.items():
-            resources.add_metric((kind, "accepted"), counts[True, True])
-            resources.add_metric((kind, "earlier"), counts[False, True])
-            resources.add_metric((kind, "rejected"), counts[False, False])
-        restarts = CounterMetricFamily(
-            "tokenpool_resource_watch_restarts",
-            "Ended lists and watches by cause: ended (by the server), gone (410: listed again), failed.",
-            labels=("cause",),
-        )
-        ends = sum((each.restarts for each in self._reflectors.values()), Counter[str]())
-        for cause in ("ended", "gone", "failed"):
-            restarts.add_metric((cause,), ends[cause])
-        writes = CounterMetricFamily(
-            "tokenpool_resource_status_writes", "Writes of a status by result.", labels=("result",)
-        )
-        for result in ("ok", "conflict", "gone", "refused", "failed"):
-            writes.add_metric((result,), self.writes[result])
-        yield from (synced, resources, restarts, writes)
 
 
 def _record(in_force: Mapping[Key, object], key: Key) -> object:

@@ -142,10 +142,13 @@ class Merge:
         for entitlement in self._base.entitlements:
             self._owners[Kind.ENTITLEMENT, entitlement.name] = None
             self._promise(entitlement.pool, entitlement.guarantee)
-            for ref in entitlement.api_keys:
-                digest = _digest(ref)
-                if digest:
-                    self._digests[digest] = None
+        for ref in (
+            *self._base.administrator_keys,
+            *(k for e in self._base.entitlements for k in e.api_keys),
+        ):
+            digest = _digest(ref)
+            if digest:
+                self._digests[digest] = None
 
     @property
     def secrets(self) -> set[SecretName]:
@@ -157,10 +160,10 @@ class Merge:
         pools = [each.record for each in self.in_force.values() if isinstance(each.record, Pool)]
         others = [each.record for each in self.in_force.values() if isinstance(each.record, Entitlement)]
         base = self._base
-        return PoolFile(
-            (*base.pools, *sorted(pools, key=lambda each: each.name)),
-            (*base.entitlements, *sorted(others, key=lambda each: each.name)),
-            base.anonymous,
+        return replace(
+            base,
+            pools=(*base.pools, *sorted(pools, key=lambda each: each.name)),
+            entitlements=(*base.entitlements, *sorted(others, key=lambda each: each.name)),
         )
 
     def update(

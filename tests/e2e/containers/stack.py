@@ -74,7 +74,7 @@ class Stack:
     def build(self) -> None:
         """Build all needed images: that of sidecar, coordinator and loadgen, and that of the engine.
 
-        The first is compiled as for users, but without optimizations, which saves 70 s.
+        The first is compiled as for users, but without optimizations, which takes less time.
         """
         self.compose("build", "--build-arg", "OPTIMIZE=0", "pod-1", timeout=BUILD_S)
         if self.lent is None:

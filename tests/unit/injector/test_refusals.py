@@ -660,3 +660,57 @@ def test_no_engine_of_an_injected_pod_is_open_and_no_other_pod_has_one(before: J
     assert not after["spec"].get("hostNetwork")
     assert not [each["name"] for each in every if is_open(each)]
     assert decided(after) == Injection() or not decision.patch
+
+
+def test_a_port_that_is_declared_and_probed_is_the_services() -> None:
+    asked = {"httpGet": {"path": "/health", "port": "web"}}
+    ports = [{"name": "web", "containerPort": 9000}, {"name": "nixl", "containerPort": 5600}]
+    before = pod(
+        engine(args=["m"], ports=ports, livenessProbe=asked, readinessProbe=asked, startupProbe=None)
+    )
+    assert resolve(injected(before), "web") == (NAME, 9000)
+
+
+@pytest.mark.parametrize(
+    ("labels", "alone"),
+    [({}, True), ({"ray.io/node-type": "worker"}, True), ({"ray.io/node-type": "head"}, False)],
+)
+def test_the_head_that_kuberay_starts_is_no_worker(labels: dict[str, str], alone: bool) -> None:
+    before = pod(
+        engine(command=["bash", "-lc", "--"], args=["ulimit -n 9; $KUBERAY_GEN_RAY_START_CMD"], ports=None)
+    )
+    before["metadata"]["labels"] |= labels
+    assert isinstance(decided(before), Injection) == alone
+
+
+def test_a_head_on_several_lines_is_no_worker() -> None:
+    head = engine(command=["sh", "-c"], args=["ray start \\\n --head --dashboard-host=0.0.0.0"], ports=None)
+    assert "container vllm" in denied(pod(head), Reason.COMMAND)
+
+
+def test_the_name_of_another_host_is_not_the_loopback() -> None:
+    probe = {"exec": {"command": ["curl", "http://mylocalhost:8000/health"]}}
+    assert denied(pod(engine(livenessProbe=probe)), Reason.EXEC_PROBE)
+
+
+def test_a_prefix_is_not_part_of_the_key_in_a_secret() -> None:
+    keyed = engine(envFrom=[{"prefix": "VLLM_", "secretRef": {"name": "s"}}])
+    assert "upstream-key-secret: s/API_KEY" in denied(pod(keyed), Reason.ENGINE_KEY)
+
+
+@pytest.mark.parametrize(
+    ("option_", "reason"),
+    [
+        ("--api-key x", Reason.ENGINE_KEY),
+        ("--api_key=x", Reason.ENGINE_KEY),
+        ("--uds /s", Reason.SOCKET),
+        ("--ssl-keyfile k", Reason.TLS),
+        ("--data-parallel-multi-port-external-lb", Reason.RANK_PORTS),
+    ],
+)
+def test_a_script_that_is_accepted_unread_is_searched_for_options(option_: str, reason: Reason) -> None:
+    script = f"for m in a; do vllm serve $m --port 18000 {option_}; done"
+    told = {"engine-port": "18000"}
+    denied(pod(engine(command=["sh", "-c"], args=[script]), annotations=told), reason)
+    comment = f"# {option_}\n{script.replace(option_, '--api-keys')}"
+    assert injected(pod(engine(command=["sh", "-c"], args=[comment]), annotations=told))

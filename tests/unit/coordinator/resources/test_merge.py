@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tests.support.resources import (
     update,
 )
 from tokenpool.amounts import NOTHING, Dimension
-from tokenpool.entitlements import Entitlement, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, PoolFile
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile.reading import parse
 
@@ -69,6 +70,12 @@ def test_resources_join_the_records_of_the_file() -> None:
     ]
     assert all(verdict.holds for verdict in merge.accepted.values())
     assert decode_file(encode_file(file)[1]).entitlements[1] == file.entitlements[1]
+
+
+def test_the_files_administrators_and_anonymous_callers_remain() -> None:
+    base = replace(BASE, anonymous="first", administrator_keys=(KeyRef(KeySource.PLAIN, "root-key"),))
+    file = made(token_pool(), entitlement("a"), base=base).file()
+    assert (file.anonymous, file.administrator_keys) == ("first", base.administrator_keys)
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:

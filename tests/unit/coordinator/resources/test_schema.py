@@ -28,6 +28,7 @@ NOT_IN_RESOURCES = {
     "entitlements[].api_keys[].env": "a resource names no variable of a sidecar",
     "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
     "anonymous": "a setting of the whole pool file",
+    "administrator_keys": "a setting of the whole pool file",
 }
 
 
