@@ -123,7 +123,8 @@ class Settings:
     tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
     tls_handshake_timeout: float = option("time limit for a TLS handshake, s", default=10.0)
     upstream_key_file: Path | None = option(
-        "file with the engine's own API key; read again when it changes, as are the next three", default=None
+        "file with the engine's own API key; read again when it changes, as are the --upstream-tls files",
+        default=None,
     )
     upstream_tls_ca: Path | None = option(
         "PEM file with the authorities to trust for an https engine; by default the system's", default=None
