@@ -55,10 +55,10 @@ def move(
         return Denial(
             Reason.COMMAND,
             engine.field,
-            f"it cannot be moved from port {engine.port}, because its command is neither a list of words with"
-            " --port nor a shell that runs a plain vllm serve",
-            f'write the command as a list, such as ["vllm", "serve", "MODEL", "--port", "{engine.port}"], or'
-            f" let it listen on another port of {LOOPBACK} and name that port in annotation"
+            f"it cannot be moved from port {engine.port}: its command is neither a list of words with --port"
+            " nor a shell that runs a plain vllm serve",
+            f'write the command as a list, such as ["vllm", "serve", "MODEL", "--port", "{engine.port}"];'
+            f" or let it listen on another port of {LOOPBACK}, named in annotation"
             f" {annotation('engine_port')}",
         )
     return _open(engine, Moved({}), wish)

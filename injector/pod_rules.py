@@ -1,4 +1,4 @@
-"""Rules about the pod as a whole: those that are left alone, and those that are denied. Pure."""
+"""Rules about the pod as a whole: pods that stay unchanged, and pods that are denied. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routers and scrapers that read the engine's metrics: how a pod says so, and what follows. Pure.
+"""Routers and scrapers that read the engine's metrics: the marks of such a pod, and the consequences. Pure.
 
 An endpoint picker scores replicas by the engine's metrics on the proxied port, and a scraper reads them
 there. For such a pod the sidecar serves the engine's metrics and model list on that port without a key.
@@ -35,7 +35,7 @@ class Metrics:
 
     are_exposed: bool
     annotations: dict[str, str]
-    """Annotations that change, because the port does."""
+    """Annotations that change, because the port changes."""
     notes: tuple[Note, ...]
 
 

@@ -24,7 +24,7 @@ PREFIX = "tokenpool.io/"
 STATUS = PREFIX + "status"
 """The annotation of an injected pod; its value is ``injected``."""
 WARNINGS = PREFIX + "warnings"
-"""The annotation with the injector's warnings. A controller that creates a pod shows them to nobody."""
+"""The annotation with the injector's warnings. A controller that creates a pod shows them to no person."""
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}

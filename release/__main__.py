@@ -1,7 +1,8 @@
 """``make release``: wheels, the image with its SBOM, and the chart in ``dist/``, with their digests.
 
-What this machine cannot do is said, with the reason, and the rest is made: an image needs a container engine,
-other architectures need buildx, a digest that manifests can name needs a registry (``REGISTRY``).
+It reports each step that this machine cannot do, with the reason, and does the others. An image needs a
+container engine, and other architectures need buildx. A digest that manifests can name needs a registry
+(``REGISTRY``).
 """
 
 from __future__ import annotations

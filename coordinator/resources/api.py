@@ -127,7 +127,7 @@ class Api:
 
     def __init__(self) -> None:
         """Use the configuration of the pod or of ``KUBECONFIG``. Raises ``ApiFailure``."""
-        # They log each request; a status write is no news.
+        # They log each request; most requests write a status, which is routine.
         for name in ("httpx2", "httpcore2"):
             logging.getLogger(name).setLevel(logging.WARNING)
         try:

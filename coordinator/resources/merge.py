@@ -7,7 +7,7 @@ The rules:
   the others go on. **Its last accepted version stays in force**: a wrong edit takes no capacity away.
 - What is in force has precedence over what changes. A change is tried against all that is in force, so no
   resource can displace another one. Between new resources the older one is accepted first.
-- A missing key takes only itself away. A Secret that does not exist has no keys, so deleting a Secret revokes
+- A missing key affects itself alone. A Secret that does not exist has no keys, so deleting a Secret revokes
   its keys. A Secret that cannot be read keeps the keys that were read last.
 - Deleting an object ends its entitlement at once.
 
