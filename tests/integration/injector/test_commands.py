@@ -222,7 +222,7 @@ def test_the_templates_of_any_kind_are_found(document: dict[str, Any], places: l
     assert inject(yaml.safe_dump(document))[1] == [result.document]
 
 
-def test_the_worker_of_a_leader_worker_set_is_left_alone() -> None:
+def test_the_worker_of_a_leader_worker_set_stays_unchanged() -> None:
     worker = pod()
     worker["spec"]["containers"][0]["args"] = ["m", "--headless"]
     document = {

@@ -60,7 +60,7 @@ def one(found: Iterable[Json], kind: str, name: str) -> Json:
 
 # --- the values ---
 @pytest.mark.parametrize("rendering", VALUES)
-def test_helm_lint_finds_nothing(rendering: str) -> None:
+def test_helm_lint_reports_no_problem(rendering: str) -> None:
     report = helm_python.lint(CHART, values_of(rendering), strict=True)
     assert report["errors"] == []
     assert {each["error"] for each in report["messages"]} <= {"icon is recommended"}
@@ -159,7 +159,7 @@ def test_a_packaged_chart_holds_what_it_links(tmp_path: Path) -> None:
     )
 
 
-# --- the kustomizations, kept in step ---
+# --- the kustomizations have the same objects ---
 MONITORED = yaml.safe_load((K8S / "components" / "monitoring" / "kustomization.yaml").read_text())[
     "resources"
 ]

@@ -48,7 +48,7 @@ def test_the_packaged_chart_installs_the_image_by_digest(tmp_path: Path) -> None
     assert images == {f"registry.example.com/platform/tokenpool:{version}@{DIGEST}"}
 
 
-def test_without_a_container_engine_the_rest_is_made_and_the_image_is_said_to_be_missing(
+def test_without_a_container_engine_all_but_the_image_is_made_and_the_reason_is_reported(
     tmp_path: Path,
 ) -> None:
     done = released(tmp_path, "--only=image", "--only=chart", path=str(tmp_path))

@@ -176,7 +176,7 @@ def test_a_container_per_rank_is_refused() -> None:
         {"command": ["ray", "start", "--block", "--address=head:6379"], "args": None},
     ],
 )
-def test_a_worker_is_left_alone(fields: Json) -> None:
+def test_a_worker_stays_unchanged(fields: Json) -> None:
     before = pod(engine(ports=None, **fields), EXPORTER)
     decision = decided(before)
     assert isinstance(decision, Injection)
@@ -253,7 +253,7 @@ def test_another_class_gets_the_usual_sizes(containers: list[Json], spec: Json) 
     }
 
 
-def test_a_pod_may_give_its_class_up() -> None:
+def test_a_pod_may_leave_the_class_guaranteed() -> None:
     after = injected(pod(engine(resources=GUARANTEED), annotations={"keep-guaranteed": "false"}))
     assert "cpu" not in sidecar(after)["resources"]["limits"]
 

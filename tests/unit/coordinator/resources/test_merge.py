@@ -266,7 +266,7 @@ def test_a_key_of_the_pool_file_cannot_be_taken() -> None:
     assert "is also a key of the pool file" in merge.resolved[key("x")].message
 
 
-def test_secrets_that_nobody_names_are_not_read() -> None:
+def test_secrets_that_no_entitlement_names_are_not_read() -> None:
     merge = made(token_pool(), entitlement("a", apiKeys=[REF]), entitlement("b", apiKeys=[REF]))
     update(merge, entitlement("a", 2))
     assert merge.secrets == {secret()}
