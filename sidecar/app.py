@@ -38,9 +38,10 @@ from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Settings
+from sidecar.settings import MEMORY, Settings, SettingsError
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Tracer
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -128,10 +129,23 @@ class Sidecar:
         )
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        self.tracer = tracer_of(settings, configuration.pool.name, telemetry)
+        framer = RequestFramer(
+            str(settings.upstream),
+            address.key,
+            settings.identity_header,
+            is_traced=self.tracer is not None,
+        )
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
-            settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
+            settings,
+            self.memory_bounds,
+            self.controller,
+            telemetry,
+            self._upstream,
+            framer,
+            places,
+            self.tracer,
         )
         self.loop_delay = LoopDelay(telemetry.clock)
         self.certificate: Certificate | None = None
@@ -150,7 +164,9 @@ class Sidecar:
             self.handover,
         )
         prices = self._shared.prices if self._shared is not None else None
-        self.admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
+        self.admin.sources += [
+            each for each in (self.replication, self.handover, prices, self.tracer) if each is not None
+        ]
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
@@ -185,6 +201,8 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
+        if self.tracer is not None:
+            self.tracer.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -299,6 +317,8 @@ class Sidecar:
             await self.handover.stop()
         await self._pages.stop()
         self._upstream.close()
+        if self.tracer is not None:
+            await self.tracer.stop()
         log.info("stopped", extra={"cut": cut})
 
     @property
@@ -322,6 +342,28 @@ def _store_of(settings: Settings, configuration: Configuration) -> Store:
 
     return open_store(
         settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
+    )
+
+
+def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | None:
+    """The tracer that the settings name. Raises ``SettingsError`` if OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here: without the option, nothing of OpenTelemetry is loaded. It takes 8 MB and 0.2 s.
+    try:
+        from sidecar.tracing.otlp import OtlpTracer  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry, which is not installed ({error}):"
+            " pip install 'tokenpool[tracing]'"
+        ) from error
+    return OtlpTracer(
+        settings.otlp_endpoint,
+        telemetry.clock,
+        pool=pool,
+        name=settings.name,
+        upstream=settings.upstream,
+        is_tls=settings.tls_cert is not None,
     )
 
 

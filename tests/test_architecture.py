@@ -61,7 +61,7 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
