@@ -349,7 +349,7 @@ def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | N
     """The tracer that the settings name. Raises ``SettingsError`` if OpenTelemetry is not installed."""
     if settings.otlp_endpoint is None:
         return None
-    # Imported here: without the option, nothing of OpenTelemetry is loaded. It takes 8 MB and 0.2 s.
+    # Imported here: without the option, nothing of OpenTelemetry is loaded.
     try:
         from sidecar.tracing.otlp import OtlpTracer  # noqa: PLC0415
     except ImportError as error:

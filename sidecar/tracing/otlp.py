@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,10 @@ SERVICE = "tokenpool-sidecar"
 """The default of ``service.name``."""
 FLUSH_S = 2.0
 """The most seconds for which a stopping sidecar waits for the export of its last spans."""
+SWITCH_S = 0.0005
+"""The most seconds for which the exporting thread keeps the interpreter while the event loop wants it.
+Encoding 512 spans takes 18 to 31 ms of CPU. With Python's default of 5 ms, one in ten turns of the event loop
+began 5 ms late meanwhile; with this, 1 ms late."""
 LONGEST_PATH = 256
 """Bytes of ``url.path``. A client chooses it."""
 STORED_PATH = "/v1/responses/{response_id}"
@@ -106,6 +111,7 @@ class OtlpTracer:
         self.clock = clock
         self.upstream = Address(upstream.host, upstream.port)
         self.scheme = "https" if is_tls else "http"
+        self._switch_s = sys.getswitchinterval()
         self.recorded = 0
         """Spans that were handed to the exporting thread."""
         ours: Attributes = {
@@ -121,6 +127,7 @@ class OtlpTracer:
 
     def start(self) -> None:
         """Start the thread that exports. Spans before that are dropped."""
+        sys.setswitchinterval(min(self._switch_s, SWITCH_S))
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
 
     def begin(self, head: TracedHead) -> OtlpTrace | Unsampled:
@@ -158,6 +165,7 @@ class OtlpTracer:
 
     async def stop(self) -> None:
         """Export the last spans, for at most ``FLUSH_S`` seconds."""
+        sys.setswitchinterval(self._switch_s)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
 
