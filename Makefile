@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments soak engine \
-  compiled wheel clean
+  compiled release wheel clean
 
 # The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
 # edited module is never hidden by a compiled one. Without a C compiler there is no tree, and the commands run from
@@ -19,8 +19,8 @@ help: ## list these targets
 demo: .venv/.installed ## run a real engine, a sidecar and three tenants under load; SIDECARS=3 DEMO_SECONDS=30
 	@$(BIN)/python -m demo
 
-test: check ## run the checks and every tier of tests, as CI does; some 25 minutes on two cores
-	@$(TESTS) unit integration e2e unit-compiled coverage
+test: .venv/.installed ## run the checks and every tier of tests, as CI does; some 15 minutes on two cores
+	@$(TESTS) check unit integration e2e unit-compiled coverage
 
 # The tiers. tests/__main__.py lists the tests of each tier, and the jobs that `make test` runs in parallel.
 TESTS := $(BIN)/python -m tests
@@ -85,6 +85,9 @@ compiled: .venv/.installed .compiled/.made ## compile the data path for bench, e
 	  --target .compiled .compiled/dist/*.whl >> .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; exit 1; fi
 	@rm -rf build
 
+release: .venv/.installed ## build wheels, image with SBOM, and chart into dist/, and print their digests; REGISTRY=HOST/PATH pushes the image
+	@$(BIN)/python -m release
+
 # The build uses a virtual environment, since the chosen Python may have no pip of its own.
 wheel: ## build a wheel with a compiled data path into dist/; PYTHON=python3.12 builds for that Python
 	@rm -rf build out/wheel-env && mkdir -p out && $(PYTHON) -m venv out/wheel-env
@@ -100,8 +103,9 @@ wheel: ## build a wheel with a compiled data path into dist/; PYTHON=python3.12 
 	@echo "  pip install .                         pure Python, on any platform"
 
 .PHONY: docs
-docs: .venv/.installed ## write docs/reference/ from the code
+docs: .venv/.installed ## write docs/reference/ from the code, and rules and dashboards from monitoring/
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m monitoring.generate
 
 clean: ## remove everything that these targets made
 	rm -rf .venv .venv-engine .cache .compiled dist out

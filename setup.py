@@ -1,5 +1,7 @@
 """The build: pure Python by default; with ``TOKENPOOL_COMPILE=1`` the wheel's data path is machine code.
 
+``TOKENPOOL_OPTIMIZE=0`` compiles without optimizations, as tests of the image do. It takes less time.
+
 mypyc compiles the modules that ``runtime/data_path.py`` lists. Their behaviour stays the same;
 a request takes half of the CPU time (docs/decisions/). Compiling needs a C compiler and Python's headers.
 """
@@ -25,7 +27,8 @@ def extensions() -> list[Extension]:
     # The list is run by its path: pip does not have this folder on the path, nor the dependencies installed.
     modules = runpy.run_path("runtime/data_path.py")["MODULES"]
     files = [f"{module.replace('.', '/')}.py" for module in modules]
-    return mypycify(files, opt_level="1", debug_level="0", group_name="tokenpool")
+    opt_level = os.environ.get("TOKENPOOL_OPTIMIZE", "1")
+    return mypycify(files, opt_level=opt_level, debug_level="0", group_name="tokenpool")
 
 
 compiles = os.environ.get("TOKENPOOL_COMPILE") == "1"

@@ -84,7 +84,7 @@ def _controller() -> Controller:
         engine,
         telemetry,
         Lifecycle(),
-        Configuration(file, file.pools[0], keys, (), ""),
+        Configuration(file, file.pools[0], keys, KeyRing({}), (), ""),
     )
     for account in controller.accounts.values():
         account.set_limits(Amount(1e12, 1e9, 10_000), Amount(), 0.0, time.monotonic())

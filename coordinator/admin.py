@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
@@ -26,7 +26,15 @@ class Admin:
         leaders: Callable[[], Mapping[str, PoolLeader]],
         telemetry: Telemetry,
         clock: Callable[[], float],
+        missing: Callable[[], Sequence[str]] = list,
+        degraded: Callable[[], Sequence[str]] = list,
     ) -> None:
+        """``missing`` returns what the coordinator waits for before it can lead.
+
+        ``degraded`` returns the faults that do not stop it.
+        """
+        self._missing = missing
+        self._degraded = degraded
         self._leaders = leaders
         self._telemetry = telemetry
         self._clock = clock
@@ -46,10 +54,14 @@ class Admin:
         """Whether this coordinator reaches the lease store of all its pools, as a leader or not."""
         return Readiness(
             [
-                f"pool {name}: {leader.error or 'the lease store has not been read yet'}"
-                for name, leader in self._leaders().items()
-                if leader.error or leader.state is None
-            ]
+                *self._missing(),
+                *(
+                    f"pool {name}: {leader.error or 'the lease store has not been read yet'}"
+                    for name, leader in self._leaders().items()
+                    if leader.error or leader.state is None
+                ),
+            ],
+            self._degraded(),
         )
 
     async def scale(self, request: web.Request) -> web.Response:

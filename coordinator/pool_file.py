@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from runtime import child
-from tokenpool.entitlements import Entitlement, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, Pool, PoolFile
 from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
@@ -39,6 +39,7 @@ class _Request(msgspec.Struct):
 class _Head(msgspec.Struct):
     pools: tuple[Pool, ...]
     anonymous: str | None
+    administrator_keys: tuple[KeyRef, ...]
     version: str
     content: bytes
 
@@ -59,7 +60,7 @@ class _Result:
 
     def made(self) -> EncodedPoolFile:
         head = self._head
-        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous)
+        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
         return EncodedPoolFile(file, head.version, head.content)
 
 
@@ -71,7 +72,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         raise PoolFileInvalid(reason) from error
     except (PoolFileError, UnicodeError) as error:
         raise PoolFileInvalid(str(error)) from error
-    return _Head(file.pools, file.anonymous, *encode_file(file)), _parts(file)
+    return _Head(file.pools, file.anonymous, file.administrator_keys, *encode_file(file)), _parts(file)
 
 
 def _parts(file: PoolFile) -> Iterator[_Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def _store(text: str, source: str) -> str:
     return text
 
 
+def _namespaces(text: str, source: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+            raise SettingsError(f"{source}: {name!r} is not a namespace; give names with commas between them")
+    return names
+
+
 _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
 
 
@@ -33,11 +42,35 @@ _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, d
 class Settings:
     """The settings of one coordinator. Times are in seconds."""
 
-    config: Path = option("the pool file; the coordinator leads all its pools, and all sidecars enforce it")
-    store: str = option("the lease store: redis://...", read=_store)
+    config: Path | None = option(
+        "the pool file; the coordinator leads all its pools, and all sidecars enforce it. Required without"
+        " --entitlements-from",
+        default=None,
+    )
+    store: str | None = option(
+        "the lease store: redis://...; this or --store-file is required", default=None, read=_store
+    )
+    store_file: Path | None = option(
+        "file with the URL of the lease store; read again when it changes", default=None
+    )
+    store_password_file: Path | None = option(
+        "file with the password for the lease store's URL, which then has none; read again when it changes",
+        default=None,
+    )
     listen: Addresses = option(
         "addresses for metrics, health, state and scale hints, HOST:PORT; several with commas",
         default=Addresses.of("127.0.0.1", 9091),
+    )
+    entitlements_from: str | None = option(
+        "kubernetes: read pools and entitlements also from TokenPool and Entitlement resources, and write"
+        " their status. Needs the extra tokenpool[kubernetes]",
+        default=None,
+        read=options.one_of("kubernetes"),
+    )
+    entitlements_namespaces: tuple[str, ...] | None = option(
+        "namespaces of these resources, separated by commas; by default the namespace of the pod",
+        default=None,
+        read=_namespaces,
     )
     name: str | None = option(
         "name of this coordinator in the logs; by default the name of the host", default=None, read=_name
@@ -77,6 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
     made = options.read(Settings, arguments, environment, example=EXAMPLE)
+    if made.store is None and made.store_file is None:
+        raise SettingsError(f"--store must be given, e.g. {EXAMPLE}; or give --store-file")
+    if made.store is not None and made.store_file is not None:
+        raise SettingsError("--store and --store-file are both given; remove one of them")
+    if made.config is None and made.entitlements_from is None:
+        raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or give --entitlements-from kubernetes")
+    if made.entitlements_namespaces is not None and made.entitlements_from is None:
+        raise SettingsError("--entitlements-namespaces: give --entitlements-from kubernetes, too")
     if made.leadership_timeout < 3 * made.tick:
         raise SettingsError(
             f"--leadership-timeout: {made.leadership_timeout:g} s is less than three ticks of {made.tick:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -45,6 +45,8 @@ class Telemetry(Collector):
         self._own: dict[tuple[str, str], None] = {}
         """Pool and name of the entitlements with series of their own, in the order of first use."""
         self.loop_delay = LoopDelay(time.monotonic)
+        self.sources: list[Callable[[], Iterable[Metric]]] = []
+        """Further metrics of this coordinator."""
         self._leaders = leaders
 
     def collect(self) -> Iterator[Metric]:
@@ -58,6 +60,8 @@ class Telemetry(Collector):
         yield from self.loop_delay.metrics()
         yield from self._of_leading(leaders)
         yield from self._of_pools(leaders)
+        for source in self.sources:
+            yield from source()
 
     @staticmethod
     def _of_leading(leaders: Mapping[str, PoolLeader]) -> Iterator[Metric]:

@@ -28,7 +28,11 @@ import sidecar.settings
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.admin import Admin as CoordinatorAdmin
 from coordinator.app import Coordinator
+from coordinator.resources.metrics import families
 from injector.app import Injector
+from injector.decisions import Reason as InjectorReason
+from injector.settings import Allow
+from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime import options
 from runtime.build import BuildInfo
 from runtime.exposition import Family
@@ -43,11 +47,12 @@ from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
+from sidecar.telemetry import TPOT, TTFT
 from tests.certificates import certify
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.leases.settings import Mode
-from tokenpool.outcomes import Ending, Reason
+from tokenpool.outcomes import DROPPED_AT_DEADLINE, DROPPED_REASON_HEADER, Ending, Reason
 from tokenpool.poolfile.described import FIELDS, REQUIRED
 
 FOLDER = Path(__file__).parent / "reference"
@@ -200,8 +205,16 @@ def sidecar_metrics() -> list[Exposed]:
 
 def coordinator_metrics() -> list[Exposed]:
     """All that a coordinator exposes."""
-    metrics = [*_coordinator().telemetry.collect(), *BuildInfo().collect()]
+    resources = families({}, {}, {}, is_synced=True)
+    metrics = [*_coordinator().telemetry.collect(), *resources, *BuildInfo().collect()]
     return [*_of_families(coordinator_telemetry.FAMILIES), *_of_metrics(metrics)]
+
+
+def injector_metrics() -> list[Exposed]:
+    """All that the injector exposes."""
+    with tempfile.TemporaryDirectory() as folder:
+        telemetry = InjectorTelemetry(Certificate(*certify(Path(folder), "docs")))
+    return [*_of_metrics(telemetry.metrics()), *_of_metrics(BuildInfo().collect())]
 
 
 def _words(values: Iterable[str]) -> str:
@@ -214,7 +227,13 @@ LABELS = (
         "The entitlement; `none` before a caller is identified; `other` for the sum of the entitlements"
         " without series of their own (`--metrics-entitlements`).",
     ),
+    (
+        "`pool`",
+        "The pool. Every series of a sidecar has it, and every series of a coordinator that is about one"
+        " pool.",
+    ),
     ("`tier`", _words(tier.value for tier in Tier)),
+    ("`slo`", f"`{TTFT}`, `{TPOT}`: the promise (`slo.ttft_ms`, `slo.tpot_ms`)"),
     ("`dimension`", _words(dimension.value for dimension in Dimension)),
     ("`outcome`", f"An ending: {_words(Ending)}; or a reason of [errors.md](errors.md)."),
     ("`kind`", "`input` (computed), `cached` (from the prefix cache), `output`"),
@@ -225,7 +244,7 @@ LABELS = (
 
 
 def metrics_page() -> str:
-    """Every metric of a sidecar and of a coordinator."""
+    """Every metric of a sidecar, a coordinator and the injector."""
 
     def rows(found: Iterable[Exposed]) -> Iterator[tuple[str, ...]]:
         for each in sorted(found):
@@ -237,14 +256,18 @@ def metrics_page() -> str:
         "`sidecar/telemetry.py`, `coordinator/telemetry.py` and the modules that they collect",
         "`/metrics` on the admin port, in Prometheus' text format. The series of an entitlement appear at its"
         " first use. The metrics of the lease store need `--store redis://…`, those of certificates"
-        " `--tls-cert`. Both programs also expose `process_*`: CPU time, memory and open files of the"
-        " process. The injector has no metrics page.",
+        " `--tls-cert`, and those of resources `--entitlements-from`. Both programs also expose `process_*`:"
+        " CPU time, memory and open files of the process. The injector has its metrics page on the webhook's"
+        " port, over HTTPS.",
         "## Labels",
         table(("label", "values"), LABELS),
         "## Sidecar",
         table(heads, rows(sidecar_metrics())),
         "## Coordinator",
         table(heads, rows(coordinator_metrics())),
+        "## Injector",
+        table(heads, rows(injector_metrics())),
+        f"Its reasons are {_words(each.value for each in InjectorReason)}.",
     )
 
 
@@ -267,7 +290,7 @@ def _route(path: str, route: Route) -> tuple[str, ...]:
     else:
         priced = "Free."
     methods = ", ".join(method.decode() for method in route.methods)
-    return f"`{path}`", methods, dialect, "no" if route.is_public else "yes", priced
+    return f"`{path}`", methods, dialect, route.access.value, priced
 
 
 def routes_page() -> str:
@@ -281,10 +304,9 @@ def routes_page() -> str:
         "Routes",
         "`sidecar/dialects/routes.py` and the pages of each program",
         "## The proxied port",
-        "Every other path is 404, including vLLM's control routes. Errors have the form of the dialect.",
-        table(
-            ("path", "methods", "dialect", "key needed", "what is priced"), (_route(*each) for each in found)
-        ),
+        "Every other path is 404, including vLLM's other control routes. Errors have the form of the dialect."
+        " An administrator's key is one of `administrator_keys` in the [pool file](pool-file.md).",
+        table(("path", "methods", "dialect", "key", "what is priced"), (_route(*each) for each in found)),
         *(
             part
             for title, application in _applications()
@@ -324,7 +346,8 @@ def errors_page() -> str:
             if ANTHROPIC.status(reason) != reason.status:
                 statuses.append(f"{ANTHROPIC.status(reason)} for Anthropic")
             waits = "yes" if reason.states_a_wait else "no"
-            yield f"`{reason}`", ", ".join(statuses), waits, reason.meaning
+            dropped = f"`{reason.dropped_reason}`" if reason.dropped_reason else ""
+            yield f"`{reason}`", ", ".join(statuses), waits, dropped, reason.meaning
 
     return page(
         "Errors",
@@ -332,7 +355,10 @@ def errors_page() -> str:
         "## Reasons",
         "An answer of the sidecar itself names its reason in `x-tokenpool-reason`, and in the message of the"
         " body. The message of a shed request names entitlement, dimension, limit, use, cost and wait.",
-        table(("reason", "status", "`Retry-After`", "meaning"), rows()),
+        table(("reason", "status", "`Retry-After`", "dropped", "meaning"), rows()),
+        f"`{DROPPED_REASON_HEADER}` has the word in the column *dropped*, so that clients of llm-d's router"
+        f" understand the answer. It is `{DROPPED_AT_DEADLINE}` for a request that was in the admission queue"
+        " until its deadline.",
         "Answers with `Retry-After` (seconds) also have `retry-after-ms`. `x-should-retry: false` marks"
         " answers that a retry cannot change. Admitted and shed answers have limit headers: `x-ratelimit-*`,"
         " or `anthropic-ratelimit-*` for Anthropic. `-tokens` describes the token bucket (the limit is its"
@@ -364,9 +390,12 @@ def annotations_page() -> str:
         f'A pod with the label `{template.label}: "true"` gets a sidecar when it is created. Its annotations'
         " change the injector's defaults. Unknown annotations and invalid values are refused.",
         table(("annotation", "default", "meaning"), rows),
+        "The injector refuses a pod that would not work, or would be open to all clients. These annotations,"
+        ' with the value "true", accept such a pod explicitly. No option of the injector does the same.',
+        table(("annotation", "consequence"), ((f"`{each.annotation}`", each.help) for each in Allow)),
         f"The defaults are options of the injector ([options](options.md)). Only the operator sets `--label`"
         f" and `--run-as-user`. The injector writes `{injector.settings.STATUS}: injected` on each pod that"
-        " it changes.",
+        f" it changes, and its warnings in `{injector.settings.WARNINGS}`.",
     )
 
 

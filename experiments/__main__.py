@@ -242,7 +242,7 @@ def _fairness_goals(ours: Sequence[scarcity.Result] | Sequence[pool.Result]) -> 
 
 
 def _scarcity(arguments: argparse.Namespace, seeds: Iterable[int], out: Path) -> list[tuple[str, bool]]:
-    sizes = scarcity.Sizes(6, 30, 8) if arguments.short else scarcity.Sizes()
+    sizes = scarcity.Sizes(4, 30, 4) if arguments.short else scarcity.Sizes()
     systems = _wanted(arguments, scarcity.SYSTEMS)
 
     def once(name: str, seed: int, folder: Path, _: object) -> scarcity.Result:
@@ -280,7 +280,7 @@ def _fidelity(arguments: argparse.Namespace, out: Path) -> None:
 
 
 def _hostile(arguments: argparse.Namespace, out: Path) -> list[tuple[str, bool]]:
-    sizes = hostile.Sizes(1.5, 0.5) if arguments.short else hostile.Sizes()
+    sizes = hostile.Sizes(1.0, 0.3) if arguments.short else hostile.Sizes()
     sizes = replace(sizes, attackers=arguments.attackers)
     results = hostile.run(arguments.engine, sizes, arguments.seed, out, arguments.only)
     (out / "results.json").write_text(json.dumps([asdict(one) for one in results], indent=1))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import time
 
 from aiohttp import web
 
 from injector.review import ReviewMalformed, answer
 from injector.settings import Settings, Template
+from injector.telemetry import Telemetry
 from runtime.admin import AdminPages, PageServer, Readiness
 from runtime.tls import Certificate
 
@@ -29,6 +31,7 @@ class Injector:
         self._settings = settings
         self._template = template
         self.certificate = Certificate(settings.tls_cert, settings.tls_key)
+        self.telemetry = Telemetry(self.certificate)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -36,19 +39,28 @@ class Injector:
         application.add_routes(
             [
                 web.post("/mutate", self.mutate),
-                *AdminPages(self.readiness).routes(),
+                *AdminPages(self.readiness, self.telemetry.page).routes(),
             ]
         )
         return application
 
     async def mutate(self, request: web.Request) -> web.Response:
         """The webhook."""
+        body = await request.read()
+        start = time.perf_counter()
         try:
-            answered = answer(await request.read(), self._template)
+            answered = answer(body, self._template)
         except ReviewMalformed as error:
+            self.telemetry.malformed()
             log.warning("a malformed review: %s", error)
             return web.Response(status=400, text=f"{error}\n")
-        extra = {"pod": answered.pod, "result": answered.result, "reason": answered.reason or None}
+        self.telemetry.answered(answered, time.perf_counter() - start)
+        extra = {
+            "pod": answered.pod,
+            "result": answered.result,
+            "reason": answered.reason or None,
+            "owner": answered.owner,
+        }
         log.info("reviewed", extra=extra)
         return web.json_response(answered.document)
 

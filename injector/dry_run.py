@@ -1,7 +1,7 @@
 """The dry run: ``tokenpool-inject < pod.yaml`` prints a manifest as the webhook would change it.
 
-It changes pods and all objects with a pod template (Deployments, StatefulSets, Jobs, ...). Other documents
-pass unchanged. The items of a List become separate documents.
+It changes pods and all objects with pod templates, of any kind (``templates``). Other documents pass
+unchanged. The items of a List become separate documents.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from injector import settings
-from injector.inject import Denial, inject
+from injector.decisions import Denial
+from injector.inject import inject
 from injector.patch import apply
-from injector.shape import Json, PodMalformed, title
+from injector.shape import PodMalformed, title
+from injector.templates import completed_elsewhere, templates
 from runtime.build import add_version
 from runtime.options import SettingsError
 
@@ -25,8 +28,14 @@ REFUSED = 1
 USAGE_ERROR = 2
 
 
-class Refused(ValueError):
-    """The webhook would deny the pod; the text gives the reason."""
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One document after injection."""
+
+    document: Any
+    warnings: tuple[str, ...] = ()
+    denials: tuple[str, ...] = ()
+    """The reasons why the webhook would deny its pods, each with the place of the template."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,23 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         template = settings.read_template(arguments, os.environ)
         documents = [*_flat(yaml.safe_load_all(sys.stdin))]
-        made = [*injected(documents, template, every=arguments.every_pod)]
+        made = [injected(document, template, every=arguments.every_pod) for document in documents]
     except (SettingsError, PodMalformed, UnicodeError, yaml.YAMLError) as error:
-        print(f"tokenpool-inject: {error}", file=sys.stderr)
+        _say(str(error))
         return USAGE_ERROR
-    except Refused as error:
-        print(f"tokenpool-inject: denied: {error}", file=sys.stderr)
+    for each in made:
+        for warning in each.warnings:
+            _say(f"warning: {warning}")
+    for denial in (denial for each in made for denial in each.denials):
+        _say(f"denied: {denial}")
+    if any(each.denials for each in made):
         return REFUSED
-    for warning in (warning for _, warnings in made for warning in warnings):
-        print(f"tokenpool-inject: warning: {warning}", file=sys.stderr)
-    if [document for document, _ in made] == documents:
-        print(f"tokenpool-inject: nothing to do: {_nothing(template)}", file=sys.stderr)
-    print(yaml.safe_dump_all((document for document, _ in made), sort_keys=False), end="")
+    if [each.document for each in made] == documents:
+        _say(f'nothing to do: no pod without a sidecar has the label {template.label}: "true"')
+    print(yaml.safe_dump_all((each.document for each in made), sort_keys=False), end="")
     return 0
 
 
-def _nothing(template: settings.Template) -> str:
-    return f'no pod without a sidecar has the label {template.label}: "true"'
+def _say(text: str) -> None:
+    print(f"tokenpool-inject: {text}", file=sys.stderr)
 
 
 def _flat(documents: Iterable[Any]) -> Iterator[Any]:
@@ -69,39 +80,35 @@ def _flat(documents: Iterable[Any]) -> Iterator[Any]:
             yield document
 
 
-def injected(
-    documents: Sequence[Any], template: settings.Template, *, every: bool
-) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """Each document after injection, with its warnings. Raises ``Refused`` or ``PodMalformed``."""
-    for document in documents:
-        if (found := _pod(document)) is None:
-            yield document, ()
-            continue
-        pod, place = found
+def injected(document: Any, template: settings.Template, *, every: bool) -> Result:
+    """A document with all its pod templates injected. Raises ``PodMalformed``."""
+    made = document
+    warnings: list[str] = []
+    denials: list[str] = []
+    for pod, place in templates(document):
+        where = title(document) + (f" {place}" if place not in ("", "/spec/template") else "")
         decision = inject(pod, template, every=every)
         if isinstance(decision, Denial):
-            raise Refused(f"{title(document)}: {decision.message}")
-        patch = [{**each, "path": place + each["path"]} for each in decision.patch]
-        yield apply(document, patch), decision.warnings
+            denials.append(f"{where}: {decision.message}")
+            continue
+        warnings += decision.warnings
+        made = apply(made, [{**each, "path": place + each["path"]} for each in decision.patch])
+    if every or _has_label(document, template.label):
+        warnings += [
+            f"{title(document)} {path}: a controller completes this pod spec; give tokenpool-inject the pod"
+            " that the controller makes"
+            for path in completed_elsewhere(document)
+        ]
+    return Result(made, tuple(warnings), tuple(denials))
 
 
-def _pod(document: Any) -> tuple[Json, str] | None:
-    """The pod or pod template in a document, and the path to it."""
-    if not isinstance(document, dict):
-        return None
-    if document.get("kind") == "Pod":
-        return document, ""
-    above = ("spec", "jobTemplate", "spec") if document.get("kind") == "CronJob" else ("spec",)
-    inner: Any = document
-    for key in (*above, "template"):
-        inner = inner.get(key) if isinstance(inner, dict) else None
-    return (inner, "/".join(("", *above, "template"))) if _has_containers(inner) else None
-
-
-def _has_containers(template: Any) -> bool:
-    """Whether this is a template of pods, and not of other objects."""
-    spec = template.get("spec") if isinstance(template, dict) else None
-    return isinstance(spec, dict) and "containers" in spec
+def _has_label(value: Any, label: str) -> bool:
+    """Whether the label is anywhere in a document."""
+    if isinstance(value, list):
+        return any(_has_label(each, label) for each in value)
+    if not isinstance(value, dict):
+        return False
+    return value.get(label) == "true" or any(_has_label(each, label) for each in value.values())
 
 
 if __name__ == "__main__":

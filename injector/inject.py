@@ -5,49 +5,46 @@ The decisions:
 - The sidecar takes over the port that Services target, number and name, and the engine moves to a free
   port of the loopback. So no Service, client or gateway has to change, and no client can bypass the sidecar.
   With another ``listen-port`` the engine keeps its port, on the loopback, and the Service must be changed.
-- A pod that would not work, or would be open to all clients, is refused. A pod that would work less safely
-  gets a warning.
-- A pod with a container of the sidecar's name already has one: a second injection changes nothing.
+- A pod that would not work, or would be open to all clients, is refused, with the field and the fix. An
+  annotation accepts it explicitly. A pod that would work less safely gets a warning, also as an annotation.
+- A pod with a sidecar of ours already has one: a second injection changes nothing, and refuses what another
+  webhook opened since.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from injector import engine_container, probes, shape, sidecar_container
+from injector import (
+    engine_container,
+    engine_rules,
+    engine_tls,
+    exec_probes,
+    mesh,
+    other_containers,
+    pod_rules,
+    ports,
+    probes,
+    qos,
+    routers,
+    shape,
+    sidecar_container,
+    workers,
+)
+from injector.decisions import Denial, Injection, Note, Reason
 from injector.engine_container import EngineContainer
-from injector.patch import Operation, difference
-from injector.settings import STATUS, Template, Wish, annotation, wish
+from injector.move import move
+from injector.patch import difference
+from injector.settings import STATUS, WARNINGS, Template, Wish, wish
 from injector.shape import Json
-from injector.sidecar_container import Settled
+from injector.sidecar_container import Settled, Surroundings
 from runtime.options import SettingsError
 
-_FIRST_ENGINE_PORT = 18000
-"""The first port for the engine, below the range of ports for outgoing connections."""
 _DEFAULT_GRACE_S = 30
 """Kubernetes' default."""
-_MIRROR = "kubernetes.io/config.mirror"
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """The pod may be created, with this patch. An empty patch leaves it unchanged."""
-
-    patch: tuple[Operation, ...] = ()
-    warnings: tuple[str, ...] = ()
-    """For the creator of the pod."""
-
-
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """The pod must not be created unchanged."""
-
-    message: str
-    """The problem and the fix."""
 
 
 def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -> Injection | Denial:
@@ -59,189 +56,239 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
     before = dict(pod)
     if not every and shape.metadata(before, "labels").get(template.label) != "true":
         return Injection()
-    if (why := _left_alone(before)) is not None:
-        return Injection(warnings=why)
     try:
-        after, warnings = _injected(before, wish(template, shape.metadata(before, "annotations")))
+        wished = wish(template, shape.metadata(before, "annotations"))
     except SettingsError as error:
-        return Denial(f"tokenpool: {error}")
-    return Injection(tuple(difference(before, after)), tuple(f"tokenpool: {each}" for each in warnings))
+        return _invalid(error)
+    if denied := pod_rules.refusal(before, wished.allowed):
+        return denied
+    if pod_rules.is_injected(before) and (denied := _opened_since(before, wished)):
+        return denied
+    if (unchanged := pod_rules.left_alone(before, wished.allowed)) is not None:
+        return unchanged
+    if (note := workers.note(before, wished)) is not None:
+        denied = other_containers.second_engine(before, "", wished.allowed)
+        return denied or Injection(notes=(note,))
+    return _injected(before, wished)
 
 
-def _left_alone(pod: Json) -> tuple[str, ...] | None:
-    """The warnings for a pod that requests a sidecar and gets none; ``None`` if it gets one."""
-    if any(each["name"] == sidecar_container.NAME for each in shape.containers(pod)):
-        if shape.metadata(pod, "annotations").get(STATUS) == "injected":
-            return ()
-        return (f"tokenpool: not injected: there is a container {sidecar_container.NAME} already",)
-    if pod["spec"].get("hostNetwork"):
-        return (
-            "tokenpool: not injected: a pod with hostNetwork shares its ports and its loopback with all"
-            " processes of the node",
-        )
-    if _MIRROR in shape.metadata(pod, "annotations"):
-        return ("tokenpool: not injected: the pod is a static one, which only its node can change",)
-    return None
+def _invalid(error: SettingsError) -> Denial:
+    field, _, problem = str(error).partition(": ")
+    problem, _, fix = problem.partition("; ")
+    return Denial(Reason.ANNOTATION, field, problem, fix or "correct it, or remove it")
 
 
-def _injected(before: Json, wished: Wish) -> tuple[Json, list[str]]:
-    found = engine_container.find(before, wished)
-    template, warnings = _as_native_as_possible(before, wished.template)
-    settled = _ports(before, found, wished)
-    moved = engine_container.move(found, settled.engine, is_said="engine_port" in wished.said)
-    places = _places(found, template, settled)
-    turned, doubts = probes.turned(found.container, places)
-    warnings += [*moved.doubts, *doubts, *_about_keys(found, template), *_about_peers(settled, template)]
-    fields = {**moved.fields, **turned}
-    warnings += _wait_for_sidecar(found.container, fields, places, template)
-
-    pod = copy.deepcopy(before)
-    _put(pod, found, fields, settled)
-    _add(pod, template, settled)
-    return pod, warnings
+def _opened_since(pod: Json, wished: Wish) -> Denial | None:
+    """The denial if another webhook added an engine after the sidecar."""
+    found = engine_container.find(pod, wished)
+    own = "" if isinstance(found, Denial) else found.name
+    return other_containers.second_engine(pod, own, wished.allowed)
 
 
-def _as_native_as_possible(pod: Json, template: Template) -> tuple[Template, list[str]]:
-    if not template.native or not pod["spec"].get("shareProcessNamespace"):
-        return template, []
-    # The hook that drains a native sidecar signals process 1, which is another process here.
-    return replace(template, native=False), [
-        "injected as a plain container: with shareProcessNamespace a native sidecar could not drain"
+@dataclass(slots=True)
+class _Plan:
+    """What the steps of an injection have decided."""
+
+    found: EngineContainer
+    template: Template
+    settled: Settled
+    around: Surroundings
+    fields: dict[str, dict[str, Any]]
+    """The changed fields of each container, by its name."""
+    annotations: dict[str, str]
+    notes: list[Note]
+
+
+def _injected(before: Json, wished: Wish) -> Injection | Denial:
+    plan = _planned(_seen(before, wished), wished)
+    if isinstance(plan, Denial):
+        return plan
+    after = copy.deepcopy(before)
+    _put(after, plan)
+    volumes = _volumes(after["spec"], plan.template)
+    if isinstance(volumes, Denial):
+        return volumes
+    _add(after, volumes, plan)
+    return Injection(tuple(difference(before, after)), tuple(plan.notes))
+
+
+def _seen(before: Json, wished: Wish) -> Json:
+    """The pod as its author wrote it: with the probes that Istio redirected."""
+    if not mesh.has_run(before):
+        return before
+    every = [mesh.restored(each, before) for each in before["spec"]["containers"]]
+    return {**before, "spec": {**before["spec"], "containers": every}}
+
+
+def _planned(pod: Json, wished: Wish) -> _Plan | Denial:
+    """All decisions about a pod that gets a sidecar."""
+    found = engine_container.find(pod, wished)
+    if isinstance(found, Denial):
+        return found
+    if denied := (
+        engine_rules.refusal(found, wished)
+        or other_containers.second_engine(pod, found.name, wished.allowed)
+        or pod_rules.never_completes(pod, wished.template, wished.allowed)
+    ):
+        return denied
+    settled = ports.settle(pod, found, wished)
+    if isinstance(settled, Denial):
+        return settled
+    certificate = engine_tls.taken(found, pod)
+    if isinstance(certificate, Denial):
+        return certificate
+    template, notes = qos.fitted(pod, wished)
+    places = _places(found, template, settled, is_tls=certificate is not None, is_in_mesh=mesh.is_in(pod))
+    metrics = routers.metrics(pod, wished, places.asked, settled.listen)
+    excluded, late = mesh.excluded(pod, settled.admin, settled.peer)
+    spec = pod["spec"]
+    around = Surroundings(
+        certificate=certificate,
+        exposes_metrics=metrics.are_exposed,
+        shares_processes=bool(spec.get("shareProcessNamespace") or spec.get("hostPID")),
+        is_in_mesh=places.is_in_mesh,
+    )
+    plan = _Plan(found, template, settled, around, {}, {**metrics.annotations, **excluded}, [])
+    if denied := _moved(plan, wished) or _probed(plan, pod, places, wished):
+        return denied
+    plan.notes += [
+        *engine_rules.notes(found),
+        *(certificate.notes if certificate else ()),
+        *other_containers.callers(pod, found.name, settled.listen, settled.engine),
+        *ports.notes(settled, wished),
+        *notes,
+        *metrics.notes,
+        *late,
     ]
+    return plan
 
 
-def _ports(pod: Json, found: EngineContainer, wished: Wish) -> Settled:
-    """The ports of all containers. Raises ``SettingsError`` if two would be equal."""
-    template = wished.template
-    taken_over = [each for each in shape.ports(found.container) if _is_engines(each, found)]
-    declared = {
-        int(port["containerPort"]): str(each["name"])
-        for each in shape.containers(pod)
-        for port in shape.ports(each)
-        if shape.is_tcp(port) and not (each is found.container and _is_engines(port, found))
-    }
-    listen = template.listen_port or found.port
-    _must_be_free("listen_port", listen, declared)
-    used = {*declared, listen, found.port}
-    admin = template.admin_port
-    if "admin_port" in wished.said:
-        _must_be_free(
-            "admin_port", admin, {**declared, listen: sidecar_container.NAME, found.port: found.name}
-        )
-    else:
-        admin = _free(admin, used)
-    ours = {listen: sidecar_container.NAME, admin: sidecar_container.NAME}
-    peer = _peer_port({**declared, found.port: found.name, **ours}, wished)
-    if peer is not None:
-        ours[peer] = sidecar_container.NAME
-    stays = found.port if listen != found.port else None
-    local = template.engine_port or stays or _free(_FIRST_ENGINE_PORT, {*used, *ours})
-    others = {port: name for port, name in declared.items() if name != found.name}
-    _must_be_free("engine_port", local, {**others, **ours})
-    return Settled(local, listen, admin, peer, tuple(taken_over))
-
-
-def _peer_port(used: Mapping[int, str], wished: Wish) -> int | None:
-    """The peer port; ``None`` without handover. Raises ``SettingsError``."""
-    template = wished.template
-    if not sidecar_container.hands_over(template):
-        return None
-    if "peer_port" in wished.said:
-        _must_be_free("peer_port", template.peer_port, used)
-        return template.peer_port
-    return _free(template.peer_port, {*used, template.engine_port})
-
-
-def _is_engines(port: Json, found: EngineContainer) -> bool:
-    return bool(port["containerPort"] == found.port and shape.is_tcp(port))
-
-
-def _must_be_free(field: str, port: int, declared: Mapping[int, str]) -> None:
-    if port in declared:
-        raise SettingsError(
-            f"annotation {annotation(field)}: container {declared[port]} has port {port}; give another"
-        )
-
-
-def _free(first: int, used: Iterable[int | None]) -> int:
-    return next(port for port in itertools.count(first) if port not in used)
-
-
-def _places(found: EngineContainer, template: Template, settled: Settled) -> probes.Places:
+def _places(
+    found: EngineContainer, template: Template, settled: Settled, *, is_tls: bool, is_in_mesh: bool
+) -> probes.Places:
     names = {str(port["name"]) for port in settled.taken_over if port.get("name")}
     asked: frozenset[int | str] = frozenset({found.port, *names})
     inside = {"exec": found.interpreter() or "python3", "sidecar": None, "auto": found.interpreter()}
-    return probes.Places(asked, settled.engine, settled.listen, settled.admin, inside[template.engine_probes])
-
-
-def _about_keys(found: EngineContainer, template: Template) -> list[str]:
-    if not found.asks_for_a_key() or template.upstream_key_secret is not None:
-        return []
-    return [
-        f"container {found.name} requires an API key of its own: name its Secret in annotation"
-        f" {annotation('upstream_key_secret')}, or remove the key"
-    ]
-
-
-def _about_peers(settled: Settled, template: Template) -> list[str]:
-    """A warning if the peer port is another one. Network policies name one port for all pods of a pool."""
-    if settled.peer in (None, template.peer_port):
-        return []
-    return [
-        f"the peer port is {settled.peer}, because another part of the pod has {template.peer_port}: open it"
-        f" between the pool's pods, or give annotation {annotation('peer_port')}"
-    ]
-
-
-def _wait_for_sidecar(
-    before: Json, fields: dict[str, Any], places: probes.Places, template: Template
-) -> list[str]:
-    """Make the engine end after the sidecar, unless it has a hook of its own."""
-    hooks = fields.get("lifecycle") or before.get("lifecycle") or {}
-    if hooks.get("preStop"):
-        return [
-            f"container {before['name']} has a preStop hook, which must last until the sidecar has drained"
-            f" ({sidecar_container.longest_drain(template)} s at most), or streams are cut"
-        ]
-    waits = probes.waits_for_sidecar(
-        places,
-        drains_within=sidecar_container.drains_within(template),
-        longest=sidecar_container.longest_drain(template),
+    python = inside[template.engine_probes]
+    return probes.Places(
+        asked, settled.engine, settled.listen, settled.admin, python, is_tls=is_tls, is_in_mesh=is_in_mesh
     )
-    fields["lifecycle"] = {**hooks, "preStop": waits}
-    return []
 
 
-def _put(pod: Json, found: EngineContainer, fields: dict[str, Any], settled: Settled) -> None:
-    """Write the changed engine's container into the pod."""
-    every = pod["spec"]["containers"]
-    own = next(each for each in every if each["name"] == found.name)
-    own.update(fields)
-    if settled.taken_over:
-        own["ports"] = [each for each in own["ports"] if each not in settled.taken_over]
-        if not own["ports"]:
-            del own["ports"]
+def _moved(plan: _Plan, wished: Wish) -> Denial | None:
+    """Move the engine to the loopback."""
+    has_tls = plan.around.certificate is not None
+    moved = move(
+        plan.found,
+        plan.settled.engine,
+        wish=wished,
+        drop=engine_tls.OPTIONS if has_tls else frozenset(),
+        switches=engine_tls.SWITCHES if has_tls else frozenset(),
+    )
+    if isinstance(moved, Denial):
+        return moved
+    plan.fields[plan.found.name] = moved.fields
+    plan.notes += moved.notes
+    return None
 
 
-def _add(pod: Json, template: Template, settled: Settled) -> None:
-    """Add the sidecar, its volumes and the time to end."""
+def _probed(plan: _Plan, pod: Json, places: probes.Places, wished: Wish) -> Denial | None:
+    """Make the probes and hooks of all containers follow the engine."""
+    for each in other_containers.serving(pod):
+        followed = exec_probes.followed(
+            each, plan.found.port, places.engine_port, wished.allowed, was_tls=places.is_tls
+        )
+        if isinstance(followed, Denial):
+            return followed
+        seen = {**each, **followed}
+        if each["name"] == plan.found.name:
+            turned, doubts = probes.turned(seen, places)
+        else:
+            turned, doubts = probes.redirected(seen, places)
+        plan.notes += doubts
+        changed = {**followed, **turned}
+        plan.fields.setdefault(each["name"], {}).update(changed)
+        if each["name"] == plan.found.name:
+            _wait_for_sidecar(plan, {**each, **changed}, places)
+            if denied := _stopped_by_mesh(plan, pod, places):
+                return denied
+    return None
+
+
+def _wait_for_sidecar(plan: _Plan, container: Json, places: probes.Places) -> None:
+    """Make the engine end after the sidecar, unless it has a hook of its own."""
+    hooks = container.get("lifecycle") or {}
+    longest = sidecar_container.longest_drain(plan.template)
+    if hook := hooks.get("preStop"):
+        if probes.lasts(hook) < longest:
+            text = (
+                f"container {container['name']}: its preStop hook may end before the sidecar has drained,"
+                f" which cuts streams: remove the hook, or let it last {longest} s"
+            )
+            plan.notes.append(Note(Reason.HOOK, text))
+        return
+    within = sidecar_container.drains_within(plan.template)
+    waits = probes.waits_for_sidecar(places, drains_within=within, longest=longest)
+    plan.fields[container["name"]]["lifecycle"] = {**hooks, "preStop": waits}
+
+
+def _stopped_by_mesh(plan: _Plan, pod: Json, places: probes.Places) -> Denial | None:
+    """The denial of probes over the network that Istio does not rewrite, because it ran first."""
+    if not mesh.has_run(pod) or places.interpreter is not None:
+        return None
+    own = plan.fields[plan.found.name]
+    over = [name for name in ("startupProbe", "livenessProbe", "readinessProbe") if name in own]
+    if not over:
+        return None
+    return Denial(
+        Reason.MESH,
+        f"container {plan.found.name}: {over[0]}",
+        "Istio's injector ran first and does not rewrite it, and mutual TLS would stop it",
+        "set annotation tokenpool.io/engine-probes: exec if the image has Python, or use an exec probe",
+    )
+
+
+def _put(pod: Json, plan: _Plan) -> None:
+    """Write the changed fields into the pod's containers, and take the engine's ports away."""
+    for each in shape.containers(pod):
+        each.update(plan.fields.get(each["name"], {}))
+        if each["name"] == plan.found.name and plan.settled.taken_over:
+            each["ports"] = [port for port in each["ports"] if port not in plan.settled.taken_over]
+            if not each["ports"]:
+                del each["ports"]
+
+
+def _add(pod: Json, volumes: list[Json], plan: _Plan) -> None:
+    """Add the sidecar, its volumes, its annotations and the time to end."""
     spec = pod["spec"]
-    place = "initContainers" if template.native else "containers"
+    place = "initContainers" if plan.template.native else "containers"
     # After the init containers of the pod: those that load a model need no sidecar.
-    spec[place] = [*(spec.get(place) or []), sidecar_container.sidecar(template, settled)]
-    spec["volumes"] = [*(spec.get("volumes") or []), *_new_volumes(spec, template)]
-    given = spec.get("terminationGracePeriodSeconds")
-    if (_DEFAULT_GRACE_S if given is None else given) < sidecar_container.grace(template):
-        spec["terminationGracePeriodSeconds"] = sidecar_container.grace(template)
+    made = sidecar_container.sidecar(plan.template, plan.settled, plan.around)
+    spec[place] = [*(spec.get(place) or []), made]
+    spec["volumes"] = [*(spec.get("volumes") or []), *volumes]
+    given, needed = spec.get("terminationGracePeriodSeconds"), sidecar_container.grace(plan.template)
+    if (_DEFAULT_GRACE_S if given is None else given) < needed:
+        spec["terminationGracePeriodSeconds"] = needed
     if not isinstance(pod.get("metadata"), dict):
         pod["metadata"] = {}
-    pod["metadata"]["annotations"] = {**shape.metadata(pod, "annotations"), STATUS: "injected"}
+    said = {WARNINGS: "\n".join(note.text for note in plan.notes)} if plan.notes else {}
+    pod["metadata"]["annotations"] = {
+        **shape.metadata(pod, "annotations"),
+        **plan.annotations,
+        **said,
+        STATUS: "injected",
+    }
 
 
-def _new_volumes(spec: Json, template: Template) -> list[Json]:
+def _volumes(spec: Json, template: Template) -> list[Json] | Denial:
     named = {each["name"] for each in spec.get("volumes") or []}
     made = sidecar_container.volumes(template)
     for each in made:
         if each["name"] in named:
-            raise SettingsError(f"volume {each['name']} is the sidecar's; rename the pod's own volume")
+            return Denial(
+                Reason.VOLUME,
+                f"volume {each['name']}",
+                "the sidecar's own volume has this name",
+                "rename the pod's volume, and its mounts",
+            )
     return made

@@ -5,7 +5,6 @@ Pure. Only the three operations that a difference needs are known: ``add``, ``re
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -56,7 +55,7 @@ def _grew(before: Any, after: Any) -> bool:
 
 def apply(document: Any, patch: Iterable[Operation]) -> Any:
     """A copy of the document with the patch applied. Raises ``PatchInvalid``."""
-    root = {"": copy.deepcopy(document)}
+    root = {"": _copied(document)}
     for operation in patch:
         name, path = operation.get("op"), operation.get("path")
         if name not in ("add", "remove", "replace") or not isinstance(path, str):
@@ -66,7 +65,7 @@ def apply(document: Any, patch: Iterable[Operation]) -> Any:
             _existing(parent, key, path)
             del parent[key]
             continue
-        value = copy.deepcopy(operation.get("value"))
+        value = _copied(operation.get("value"))
         if name == "replace":
             _existing(parent, key, path)
             parent[key] = value
@@ -75,6 +74,13 @@ def apply(document: Any, patch: Iterable[Operation]) -> Any:
         else:
             parent[key] = value
     return root[""]
+
+
+def _copied(value: Any) -> Any:
+    """A copy in which no part occurs twice, as it does in a document with YAML aliases."""
+    if isinstance(value, dict):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _parent(root: dict[str, Any], path: str) -> tuple[Any, Any]:

@@ -8,10 +8,12 @@ Otherwise they go through the sidecar's ``/health``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine_container import LOOPBACK
+from injector.command_line import LOOPBACK, base
+from injector.decisions import Note, Reason
 from injector.shape import Json
 
 _EXEC_EXTRA_S = 4
@@ -30,27 +32,33 @@ class Places:
     admin_port: int
     interpreter: str | None
     """The Python that probes the engine in its own container; ``None``: probes use the sidecar."""
+    is_tls: bool = False
+    """Whether the sidecar speaks TLS on the proxied port."""
+    is_in_mesh: bool = False
+    """Whether probes over the network would need mutual TLS."""
 
 
-def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[str]]:
+def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[Note]]:
     """The container's changed probes and hooks, and warnings about those that could not be changed."""
     fields: dict[str, Any] = {}
-    doubts: list[str] = []
+    doubts: list[Note] = []
     for name in _PROBES:
         probe = container.get(name) or {}
         if (changed := _probe(name, probe, places)) is not None:
             fields[name] = changed
         elif _asks(probe, "grpc", places):
-            doubts.append(f"{name} of container {container['name']} uses gRPC, which the sidecar has not")
+            text = f"{name} of container {container['name']} uses gRPC: use httpGet with /health instead"
+            doubts.append(Note(Reason.PROBE, text))
     hooks: Json = container.get("lifecycle") or {}
     for name in ("postStart", "preStop"):
         if (kind := _kind(hooks.get(name) or {}, places)) is None:
             continue
         if places.interpreter is None:
-            doubts.append(
-                f"{name} of container {container['name']} probes its own port over the network, where it no"
-                " longer listens"
+            text = (
+                f"{name} of container {container['name']} asks its old port, where it no longer listens: use"
+                f" a command that asks {LOOPBACK}:{places.engine_port}"
             )
+            doubts.append(Note(Reason.PROBE, text))
             continue
         hooks = {**hooks, name: _asked_inside(kind, hooks[name][kind], places, timeout=_EXEC_EXTRA_S)}
         fields["lifecycle"] = hooks
@@ -62,16 +70,34 @@ def _probe(name: str, probe: Json, places: Places) -> Json | None:
     if kind is None:
         return None
     timing = {key: value for key, value in probe.items() if key != kind}
-    if name == "readinessProbe":
+    if name == "readinessProbe" and not places.is_in_mesh:
         return {**timing, "httpGet": {"path": "/readyz", "port": places.admin_port}}
     if places.interpreter is None:
-        return {**timing, "httpGet": {"path": "/health", "port": places.listen_port}}
+        scheme = {"scheme": "HTTPS"} if places.is_tls else {}
+        return {**timing, "httpGet": {"path": "/health", "port": places.listen_port, **scheme}}
     timeout = max(int(probe.get("timeoutSeconds") or 1), 1)
     return {
         **timing,
         "timeoutSeconds": timeout + _EXEC_EXTRA_S,
         **_asked_inside(kind, probe[kind], places, timeout=timeout),
     }
+
+
+def redirected(container: Json, places: Places) -> tuple[dict[str, Any], list[Note]]:
+    """The changed probes of another container, which probe the engine's port: they use ``/health``.
+
+    The sidecar answers there now. It answers every other path with 401 or 404 without a key.
+    """
+    fields: dict[str, Any] = {}
+    doubts = []
+    for name in _PROBES:
+        probe = container.get(name) or {}
+        if not _asks(probe, "httpGet", places) or probe["httpGet"].get("path") == "/health":
+            continue
+        fields[name] = {**probe, "httpGet": {**probe["httpGet"], "path": "/health"}}
+        text = f"{name} of container {container['name']} probes the engine's port: it probes /health now"
+        doubts.append(Note(Reason.PROBE, text))
+    return fields, doubts
 
 
 def _kind(handler: Json, places: Places) -> str | None:
@@ -122,6 +148,22 @@ def waits_for_sidecar(places: Places, *, drains_within: int, longest: int) -> Js
         return {"exec": {"command": ["sleep", str(longest)]}}
     code = _WAIT.format(host=LOOPBACK, port=places.admin_port, within=drains_within, longest=longest)
     return {"exec": {"command": [places.interpreter, "-c", code]}}
+
+
+def lasts(hook: Json) -> float:
+    """Seconds that a hook certainly lasts: of a ``sleep``, or of a command that does nothing else."""
+    action = hook.get("sleep")
+    if isinstance(action, dict):
+        words = ["sleep", str(action.get("seconds"))]
+    else:
+        words = list((hook.get("exec") or {}).get("command") or ())
+    if len(words) == 3 and words[1] == "-c" and base(words[0]) in ("sh", "bash"):
+        words = words[2].split()
+    slept = _SECONDS.fullmatch(words[1]) if len(words) == 2 and base(words[0]) == "sleep" else None
+    return float(slept[1]) if slept else 0.0
+
+
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)s?")
 
 
 _WAIT = """\

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from injector import shape
-from injector.inject import Denial, Injection, inject
+from injector.decisions import MAX_WARNING_CHARS, Denial, Injection, Note, Reason
+from injector.inject import inject
 from injector.settings import Template
 from injector.shape import Json
 
@@ -50,6 +51,11 @@ class Answered:
     result: str
     """``injected``, ``untouched`` or ``denied``."""
     reason: str
+    """The message of a denial, or all warnings."""
+    owner: str | None = None
+    """The controller that creates the pod."""
+    denied_for: Reason | None = None
+    notes: tuple[Note, ...] = ()
 
 
 def answer(body: bytes, template: Template) -> Answered:
@@ -88,15 +94,28 @@ def _answered(request: _Request, decision: Injection | Denial) -> Answered:
     title = f"{request.namespace}/{shape.title(request.object or {})}"
     response: dict[str, Any] = {"uid": request.uid, "allowed": isinstance(decision, Injection)}
     if isinstance(decision, Denial):
+        # A controller, such as a ReplicaSet, writes this message into an Event about itself.
         response["status"] = {"code": 422, "reason": "Invalid", "message": decision.message}
-        return Answered(_review(response), title, "denied", decision.message)
+        response["auditAnnotations"] = {"denied": decision.reason.value}
+        owner = shape.owner(request.object or {})
+        return Answered(_review(response), title, "denied", decision.message, owner, decision.reason)
     if decision.warnings:
-        response["warnings"] = list(decision.warnings)
+        response["warnings"] = _short(decision.warnings)
+        response["auditAnnotations"] = {"warnings": ",".join(note.reason.value for note in decision.notes)}
     if decision.patch:
         patch = base64.b64encode(msgspec.json.encode(decision.patch)).decode()
         response |= {"patchType": "JSONPatch", "patch": patch}
     result = "injected" if decision.patch else "untouched"
-    return Answered(_review(response), title, result, "; ".join(decision.warnings))
+    owner = shape.owner(request.object) if decision.notes and request.object else None
+    reason = "; ".join(decision.warnings)
+    return Answered(_review(response), title, result, reason, owner, notes=decision.notes)
+
+
+def _short(warnings: tuple[str, ...]) -> list[str]:
+    """The warnings, none longer than the API server shows. The pod's annotation has them in full."""
+    return [
+        text if len(text) <= MAX_WARNING_CHARS else f"{text[: MAX_WARNING_CHARS - 3]}..." for text in warnings
+    ]
 
 
 def _review(response: Json) -> Json:

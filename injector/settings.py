@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ PREFIX = "tokenpool.io/"
 """The prefix of every annotation that the injector reads or writes."""
 STATUS = PREFIX + "status"
 """The annotation of an injected pod; its value is ``injected``."""
+WARNINGS = PREFIX + "warnings"
+"""The annotation with the injector's warnings. A controller that creates a pod shows them to nobody."""
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}
-    | {"--upstream-key-file", "--handover", "--peer"}
+    | {"--upstream-key-file", "--handover", "--peer", "--expose-engine-metrics"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})
 """Options that name files, which no injected sidecar has."""
@@ -74,6 +77,7 @@ _quantity = options.matching(
     r"[0-9]+(\.[0-9]+)?(m|k|M|G|Ki|Mi|Gi)?", "an amount of a resource, such as 250m or 128Mi"
 )
 _object_name = options.matching(_NAME, "the name of an object in the cluster")
+_secret_key = options.matching(rf"{_NAME}(/[-._a-zA-Z0-9]{{1,253}})?", "the name of a Secret, or NAME/KEY")
 _label = options.matching(_LABEL, "a label's name, such as tokenpool.io/inject")
 _image = options.matching(r"[^\s]{1,512}", "the name of an image")
 _pull_policy = options.one_of("Always", "IfNotPresent", "Never")
@@ -81,6 +85,65 @@ _pool_name = options.matching(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", "the name
 _bind = options.one_of("0.0.0.0", "[::]")
 _switch = options.one_of("on", "off")
 _probes = options.one_of("auto", "exec", "sidecar")
+_automatic = options.one_of("auto", "on", "off")
+
+
+class Allow(Enum):
+    """What a pod may accept explicitly, with an annotation of this name and the value "true".
+
+    Only a pod can: there is no option for a whole cluster.
+    """
+
+    HOST_NETWORK = (
+        "allow-host-network",
+        "Create a pod with hostNetwork without a sidecar; its engine serves every client.",
+        "to create the pod without a sidecar",
+    )
+    OWN_SIDECAR = (
+        "allow-own-sidecar",
+        "Leave a pod unchanged that has a container `tokenpool-sidecar` of its own.",
+        "to create the pod unchanged",
+    )
+    OPEN_ENGINE = (
+        "allow-open-engine",
+        "The engine may listen on other addresses than the loopback, where clients can bypass the sidecar.",
+        "if clients may bypass the sidecar",
+    )
+    SECOND_ENGINE = (
+        "allow-second-engine",
+        "Leave another engine in the pod open; it serves every client of its port, without keys and limits.",
+        "if clients may use this engine without keys and limits",
+    )
+    EXEC_PROBES = (
+        "allow-exec-probes",
+        "Keep commands of probes and hooks that name the engine's port; the sidecar answers them.",
+        "if the command works when the sidecar answers it",
+    )
+    ENV_FROM = (
+        "allow-env-from",
+        "The Secrets in the engine's envFrom have no `VLLM_API_KEY`.",
+        "if the Secret has no VLLM_API_KEY",
+    )
+    PLAIN_JOB = (
+        "allow-plain-job",
+        "Inject a plain sidecar into a pod of a Job, which then never completes by itself.",
+        "if something else ends the pod",
+    )
+
+    @property
+    def annotation(self) -> str:
+        """The name of the annotation."""
+        return PREFIX + str(self.value[0])
+
+    @property
+    def help(self) -> str:
+        """The consequence, for the reference."""
+        return str(self.value[1])
+
+    @property
+    def offer(self) -> str:
+        """The annotation and its purpose, as the end of a denial."""
+        return f'set annotation {self.annotation}: "true" {self.value[2]}'
 
 
 @options.record
@@ -154,12 +217,22 @@ class Template:
         read=_maybe(_object_name),
     )
     upstream_key_secret: str | None = option(
-        "Secret with the engine's own API key, under api-key; empty: none",
+        "Secret with the engine's own API key, under api-key, or NAME/KEY; empty: none",
         default=None,
-        read=_maybe(_object_name),
+        read=_maybe(_secret_key),
     )
     sidecar_args: tuple[str, ...] | None = option(
         "more options of tokenpool-sidecar run, such as --log-requests", default=None, read=_sidecar_args
+    )
+    expose_engine_metrics: str = option(
+        "serve the engine's metrics and model list on the proxied port without a key: on, off, or auto (if"
+        " labels or annotations of the pod name an endpoint picker or a scraper)",
+        default="auto",
+        read=_automatic,
+    )
+    keep_guaranteed: bool = option(
+        "in a pod of the class Guaranteed, the sidecar requests its limits, so that the class stays",
+        default=True,
     )
     engine_probes: str = option(
         "how the kubelet probes the engine: exec in it, sidecar (its /health), or auto",
@@ -230,23 +303,38 @@ class Wish:
     """The name of the engine's container, if the pod has the annotation."""
     said: frozenset[str]
     """The fields that the pod itself sets. The injector does not change them."""
+    allowed: frozenset[Allow]
+    """What the pod accepts explicitly."""
+
+
+_BY_ALLOWANCE = {each.annotation: each for each in Allow}
+_WRITTEN = frozenset({STATUS, WARNINGS})
 
 
 def wish(template: Template, annotations: Mapping[str, str]) -> Wish:
     """The template as a pod's annotations change it. Raises ``SettingsError``, which names the annotation."""
     given: dict[str, Any] = {}
+    allowed: set[Allow] = set()
     for key, text in annotations.items():
-        if not key.startswith(PREFIX) or key in (STATUS, PREFIX + _ENGINE_CONTAINER):
+        if not key.startswith(PREFIX) or key == PREFIX + _ENGINE_CONTAINER or key in _WRITTEN:
+            continue
+        if key in _BY_ALLOWANCE:
+            if options.boolean(text, f"annotation {key}"):
+                allowed.add(_BY_ALLOWANCE[key])
             continue
         if key not in _BY_ANNOTATION:
-            raise SettingsError(f"annotation {key} is not known{_meant(key)}")
+            raise SettingsError(f"annotation {key}: there is no such annotation; {_meant(key)}")
         field = _BY_ANNOTATION[key]
         given[field.name] = field.read(text, f"annotation {key}")
     container = annotations.get(PREFIX + _ENGINE_CONTAINER)
-    return Wish(replace(template, **given), container, frozenset(given))
+    return Wish(replace(template, **given), container, frozenset(given), frozenset(allowed))
 
 
 def _meant(key: str) -> str:
-    names = [each.removeprefix(PREFIX) for each in (*_BY_ANNOTATION, PREFIX + _ENGINE_CONTAINER)]
+    names = [
+        each.removeprefix(PREFIX) for each in (*_BY_ANNOTATION, *_BY_ALLOWANCE, PREFIX + _ENGINE_CONTAINER)
+    ]
     near = difflib.get_close_matches(key.removeprefix(PREFIX), names, n=1)
-    return f"; did you mean {PREFIX}{near[0]}?" if near else f"; there are {', '.join(sorted(names))}"
+    return (
+        f"did you mean {PREFIX}{near[0]}?" if near else f"remove it, or use one of {', '.join(sorted(names))}"
+    )

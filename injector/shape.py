@@ -38,7 +38,12 @@ class _Asked(msgspec.Struct):
     httpHeaders: list[_Header] | None = None
 
 
+class _Exec(msgspec.Struct):
+    command: list[str] | None = None
+
+
 class _Handler(msgspec.Struct):
+    exec: _Exec | None = None
     httpGet: _Asked | None = None
     tcpSocket: _Asked | None = None
     grpc: _Asked | None = None
@@ -54,13 +59,58 @@ class _Named(msgspec.Struct):
     name: str
 
 
+class _KeyOf(msgspec.Struct):
+    name: str | None = None
+    key: str | None = None
+
+
+class _ValueFrom(msgspec.Struct):
+    secretKeyRef: _KeyOf | None = None
+
+
+class _Variable(msgspec.Struct):
+    name: str
+    value: str | None = None
+    valueFrom: _ValueFrom | None = None
+
+
+class _Variables(msgspec.Struct):
+    prefix: str | None = None
+    secretRef: _KeyOf | None = None
+
+
+class _Mount(msgspec.Struct):
+    name: str
+    mountPath: str
+
+
+class _Source(msgspec.Struct):
+    defaultMode: int | None = None
+
+
+class _Volume(msgspec.Struct):
+    name: str
+    secret: _Source | None = None
+    configMap: _Source | None = None
+    projected: _Source | None = None
+
+
+class _Resources(msgspec.Struct):
+    limits: dict[str, Any] | None = None
+    requests: dict[str, Any] | None = None
+
+
 class _Container(msgspec.Struct):
     name: str
     image: str | None = None
     command: list[str] | None = None
     args: list[str] | None = None
     ports: list[_Port] | None = None
-    env: list[_Named] | None = None
+    env: list[_Variable] | None = None
+    envFrom: list[_Variables] | None = None
+    volumeMounts: list[_Mount] | None = None
+    resources: _Resources | None = None
+    restartPolicy: str | None = None
     livenessProbe: _Handler | None = None
     readinessProbe: _Handler | None = None
     startupProbe: _Handler | None = None
@@ -70,13 +120,23 @@ class _Container(msgspec.Struct):
 class _Spec(msgspec.Struct):
     containers: list[_Container]
     initContainers: list[_Container] | None = None
-    volumes: list[_Named] | None = None
+    volumes: list[_Volume] | None = None
+    resources: _Resources | None = None
+    restartPolicy: str | None = None
+    securityContext: dict[str, Any] | None = None
     hostNetwork: bool | None = None
+    hostPID: bool | None = None
     shareProcessNamespace: bool | None = None
     terminationGracePeriodSeconds: int | None = None
 
 
+class _Owner(msgspec.Struct):
+    kind: str | None = None
+    name: str | None = None
+
+
 class _Metadata(msgspec.Struct):
+    ownerReferences: list[_Owner] | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
 
@@ -115,6 +175,13 @@ def ports(container: Json) -> list[Json]:
 def is_tcp(port: Json) -> bool:
     """Whether a declared port uses TCP, which HTTP needs."""
     return (port.get("protocol") or "TCP") == "TCP"
+
+
+def owner(pod: Json) -> str | None:
+    """The controller that creates a pod, such as ``ReplicaSet/vllm-7d9c``; ``None`` without one."""
+    for each in (pod.get("metadata") or {}).get("ownerReferences") or []:
+        return f"{each.get('kind')}/{each.get('name')}"
+    return None
 
 
 def title(document: Json) -> str:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from injector.engine_container import LOOPBACK
+from injector.command_line import LOOPBACK
+from injector.engine_tls import TakenCertificate
 from injector.settings import Template
 from injector.shape import Json
 
@@ -20,6 +21,8 @@ STOP_S = 15
 """Time for the engine's end after the sidecar has drained."""
 _HOOK_S = 2
 """Time for the hooks themselves."""
+_EXEC_S = 6
+"""Time limit of a probe that starts an interpreter on a busy node."""
 _START_S = 5
 """The longest time between the starts of two hooks on a busy node."""
 
@@ -37,19 +40,34 @@ class Settled:
     """Declared ports of the engine that become the sidecar's, names included."""
 
 
-def sidecar(template: Template, ports: Settled) -> Json:
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Facts about the pod that change its sidecar."""
+
+    certificate: TakenCertificate | None = None
+    """The engine's certificate, which the sidecar serves instead."""
+    exposes_metrics: bool = False
+    """Whether the engine's metrics are served on the proxied port without a key."""
+    shares_processes: bool = False
+    """Whether process 1 is not the sidecar's: the pod's or the node's processes are visible."""
+    is_in_mesh: bool = False
+    """Whether probes over the network would need mutual TLS."""
+
+
+def sidecar(template: Template, ports: Settled, around: Surroundings) -> Json:
     """The container."""
+    asks = _asks_inside if around.is_in_mesh else _asks
     made: Json = {
         "name": NAME,
         "image": template.image,
         "imagePullPolicy": template.pull_policy,
         "command": ["tokenpool-sidecar", "run"],
-        "args": _arguments(template, ports),
+        "args": _arguments(template, ports, around),
         "ports": [*_proxied(ports), *_own(ports)],
-        "startupProbe": _asks("/healthz", ports.admin, periodSeconds=1, failureThreshold=60),
-        "readinessProbe": _asks("/readyz", ports.admin, periodSeconds=2, failureThreshold=2),
-        "livenessProbe": _asks("/healthz", ports.admin, periodSeconds=10, failureThreshold=3),
-        "lifecycle": {"preStop": {"exec": {"command": ["python3", "-c", _ends(template)]}}},
+        "startupProbe": asks("/healthz", ports.admin, periodSeconds=1, failureThreshold=60),
+        "readinessProbe": asks("/readyz", ports.admin, periodSeconds=2, failureThreshold=2),
+        "livenessProbe": asks("/healthz", ports.admin, periodSeconds=10, failureThreshold=3),
+        "lifecycle": {"preStop": {"exec": {"command": ["python3", "-c", _ends(template, around)]}}},
         "resources": _resources(template),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -61,7 +79,8 @@ def sidecar(template: Template, ports: Settled) -> Json:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "volumeMounts": [
-            {"name": name, "mountPath": path, "readOnly": True} for name, path, _ in _mounts(template)
+            *({"name": name, "mountPath": path, "readOnly": True} for name, path, _ in _mounts(template)),
+            *(around.certificate.mounts if around.certificate else ()),
         ],
     }
     if template.store_secret is not None:
@@ -69,7 +88,7 @@ def sidecar(template: Template, ports: Settled) -> Json:
     return {**made, "restartPolicy": "Always"} if template.native else made
 
 
-def _arguments(template: Template, ports: Settled) -> list[str]:
+def _arguments(template: Template, ports: Settled, around: Surroundings) -> list[str]:
     given = {
         "--config": f"{_ROOT}/pool/pool.yaml",
         "--upstream": f"http://{LOOPBACK}:{ports.engine}",
@@ -85,7 +104,11 @@ def _arguments(template: Template, ports: Settled) -> list[str]:
         given["--pool"] = template.pool
     if template.upstream_key_secret is not None:
         given["--upstream-key-file"] = f"{_ROOT}/upstream/api-key"
+    if around.certificate is not None:
+        given |= {"--tls-cert": around.certificate.cert, "--tls-key": around.certificate.key}
     words = [word for pair in given.items() for word in pair]
+    if around.exposes_metrics:
+        words.append("--expose-engine-metrics")
     return [*words, *(template.sidecar_args or ())]
 
 
@@ -115,14 +138,46 @@ def _asks(path: str, port: int, **timing: int) -> Json:
     return {"httpGet": {"path": path, "port": port}, "timeoutSeconds": 2, **timing}
 
 
-def _ends(template: Template) -> str:
+def _asks_inside(path: str, port: int, **timing: int) -> Json:
+    """A probe as a command in the sidecar's container, which a service mesh does not see."""
+    code = (
+        "import sys, urllib.request as u; u.build_opener(u.ProxyHandler({}))"
+        f".open('http://{LOOPBACK}:{port}{path}', timeout=2)"
+    )
+    command = ["python3", "-I", "-S", "-c", code]
+    return {"exec": {"command": command}, "timeoutSeconds": _EXEC_S, **timing}
+
+
+def _ends(template: Template, around: Surroundings) -> str:
     """The hook before the sidecar's end. It delays the drain, because clients learn late that the pod ends.
 
     The kubelet stops a native sidecar only after the engine, which is too late to drain. So this hook sends
     the signal. The kubelet itself stops a plain sidecar, and a second signal would end its requests at once.
     """
     waits = f"import os, signal, time; time.sleep({template.drain_delay:g})"
-    return f"{waits}; os.kill(1, signal.SIGTERM)" if template.native else waits
+    if not template.native:
+        return waits
+    if around.shares_processes:
+        return f"{waits}\n{FINDS_SIDECAR}"
+    return f"{waits}; os.kill(1, signal.SIGTERM)"
+
+
+FINDS_SIDECAR = """\
+def ours(process):
+    try:
+        words = open(f'/proc/{process}/cmdline', 'rb').read().split(b'\\0')
+        return (
+            os.readlink(f'/proc/{process}/ns/mnt') == os.readlink('/proc/self/ns/mnt')
+            and any(a.endswith(b'tokenpool-sidecar') and b == b'run' for a, b in zip(words, words[1:]))
+        )
+    except OSError:
+        return False
+for process in filter(str.isdigit, os.listdir('/proc')):
+    if ours(process):
+        os.kill(int(process), signal.SIGTERM)
+"""
+"""Signals the sidecar where process 1 is another one. Each container has a mount namespace of its own, so a
+sidecar of another pod on the node is not found."""
 
 
 def _resources(template: Template) -> Json:
@@ -143,12 +198,15 @@ def volumes(template: Template) -> list[Json]:
 def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, path and source of each mount. Folders are mounted: Kubernetes never updates a single file."""
     found = [(_POOL_VOLUME, f"{_ROOT}/pool", {"configMap": {"name": template.pool_config}})]
-    for name, folder, secret in (
-        (_KEYS_VOLUME, "keys", template.keys_secret),
-        (_KEY_VOLUME, "upstream", template.upstream_key_secret),
-    ):
-        if secret is not None:
-            found.append((name, f"{_ROOT}/{folder}", {"secret": {"secretName": secret}}))
+    if template.keys_secret is not None:
+        secret: Json = {"secretName": template.keys_secret}
+        found.append((_KEYS_VOLUME, f"{_ROOT}/keys", {"secret": secret}))
+    if template.upstream_key_secret is not None:
+        name, _, key = template.upstream_key_secret.partition("/")
+        secret = {"secretName": name}
+        if key:
+            secret["items"] = [{"key": key, "path": "api-key"}]
+        found.append((_KEY_VOLUME, f"{_ROOT}/upstream", {"secret": secret}))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from aiohttp import web
@@ -35,13 +35,17 @@ class AdminPages:
     """The pages about health and readiness, and the metrics page if the process has metrics.
 
     ``metrics`` makes the process' own part of the metrics page. The build, the CPU time and the memory of the
-    process are added to it.
+    process are added to it, with ``labels``.
     """
 
     def __init__(
-        self, readiness: Callable[[], Readiness], metrics: Callable[[], Iterator[str]] | None = None
+        self,
+        readiness: Callable[[], Readiness],
+        metrics: Callable[[], Iterator[str]] | None = None,
+        labels: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._readiness = readiness
+        self._labels = labels
         self._own_metrics = metrics
         self._process = ProcessCollector(registry=CollectorRegistry())
         self._metrics = SharedPage(self._pieces, CONTENT_TYPE)
@@ -63,7 +67,7 @@ class AdminPages:
     def _pieces(self) -> Iterator[str]:
         if self._own_metrics is not None:
             yield from self._own_metrics()
-        yield rendered([*BuildInfo().collect(), *self._process.collect()])
+        yield rendered([*BuildInfo().collect(), *self._process.collect()], self._labels())
 
 
 class PageServer:

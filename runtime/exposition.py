@@ -7,7 +7,8 @@ a page may be cut between any two entitlements. Small groups of metrics still co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from prometheus_client import Metric
@@ -55,13 +56,21 @@ def bound_labels(bounds: Sequence[float]) -> tuple[str, ...]:
 class _Some:
     """Metrics in the form that ``generate_latest`` takes."""
 
-    def __init__(self, metrics: Iterable[Metric]) -> None:
+    def __init__(self, metrics: Iterable[Metric], labels: Mapping[str, str]) -> None:
         self._metrics = metrics
+        self._labels = labels
 
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._metrics:
+            metric.samples = [
+                each._replace(labels={**each.labels, **self._labels}) for each in metric.samples
+            ]
+            yield metric
 
 
-def rendered(metrics: Iterable[Metric]) -> str:
-    """A few metrics of ``prometheus_client``: those without a series for each entitlement."""
-    return generate_latest(_Some(metrics)).decode()
+def rendered(metrics: Iterable[Metric], labels: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A few metrics of ``prometheus_client``: those without a series for each entitlement.
+
+    Every series gets ``labels`` in addition to its own. The metrics are changed.
+    """
+    return generate_latest(_Some(metrics, labels)).decode()

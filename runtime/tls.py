@@ -8,10 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
+
+from prometheus_client.core import GaugeMetricFamily, Metric
 
 from runtime.filewatch import FileWatch
 from runtime.options import SettingsError
+from runtime.validity import not_after
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +27,13 @@ class Certificate:
         self.paths = (cert, key)
         self.watch = FileWatch(self.paths, self.reload)
         self.context = _server_context()
+        self.not_after: float | None = None
+        """End of the validity of the certificate in force, Unix time in seconds; ``None`` if unknown."""
         self.problem: str | None = None
         """The reason why the files on disk are not in force; ``None`` if they are in force."""
         try:
             _load(self.context, cert, key)
+            self.not_after = _end_of(cert)
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(self._unfit(error)) from error
 
@@ -37,12 +44,28 @@ class Certificate:
             # does this, so that a slow file system blocks no request. The live context changes in one step.
             await asyncio.to_thread(_try, *self.paths)
             _load(self.context, *self.paths)
+            self.not_after = await asyncio.to_thread(_end_of, self.paths[0])
         except (OSError, ssl.SSLError) as error:
             self.problem = self._unfit(error)
             log.error("the certificate cannot be read; the old one stays in force: %s", error)
             return
         self.problem = None
         log.info("the certificate is in force", extra={"cert": str(self.paths[0])})
+
+    def metrics(self) -> Iterator[Metric]:
+        """The metrics of the certificate, for Prometheus."""
+        yield GaugeMetricFamily(
+            "tokenpool_certificate_current",
+            "Whether the certificate on disk is the one in force.",
+            value=float(self.problem is None),
+        )
+        end = GaugeMetricFamily(
+            "tokenpool_certificate_not_after_seconds",
+            "End of the validity of the certificate in force, Unix time, s.",
+        )
+        if self.not_after is not None:
+            end.add_metric((), self.not_after)
+        yield end
 
     def _unfit(self, error: Exception) -> str:
         cert, key = self.paths
@@ -79,6 +102,10 @@ def client_context(
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"{pair_options} {pair[0]}, {pair[1]} cannot be loaded: {error}") from error
     return context
+
+
+def _end_of(cert: Path) -> float | None:
+    return not_after(cert.read_text(encoding="ascii", errors="replace"))
 
 
 def _try(cert: Path, key: Path) -> None:

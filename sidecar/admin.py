@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,9 +25,9 @@ from dashboard.snapshot import (
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from runtime.exposition import rendered
-from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
+from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.handover.asking import Result
 from sidecar.handover.handover import Handover
 from sidecar.proxy.connection_manager import ConnectionManager
@@ -61,6 +61,13 @@ class MetricSource(Protocol):
         """Its metrics, for Prometheus."""
 
 
+class Credentials(Protocol):
+    """Files that are read again when they change."""
+
+    problem: str | None
+    """The reason why the files on disk are not in force."""
+
+
 class Admin:
     """The pages of one sidecar."""
 
@@ -71,8 +78,9 @@ class Admin:
         telemetry: Telemetry,
         manager: ConnectionManager,
         sources: list[MetricSource],
+        engine_metrics: MetricsRelay,
         replication: Replication | None = None,
-        certificate: Certificate | None = None,
+        credentials: Sequence[Credentials] = (),
         handover: Handover | None = None,
     ) -> None:
         self._controller = controller
@@ -81,12 +89,13 @@ class Admin:
         self._manager = manager
         self.sources = sources
         """The parts whose metrics are on the page, after those of requests and connections."""
+        self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
-        self._certificate = certificate
+        self._credentials = credentials
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
-        self._common = AdminPages(self.readiness, self._metrics_pieces)
+        self._common = AdminPages(self.readiness, self._metrics_pieces, self._labels)
         self._changes = telemetry.changes()
         self.live = LivePage(self.snapshot, telemetry.clock)
         self._guarantees: tuple[Mapping[str, Account], Vector] = ({}, vector(0, 0, 0))
@@ -95,7 +104,13 @@ class Admin:
     def application(self) -> web.Application:
         """The aiohttp application."""
         application = web.Application()
-        application.add_routes([*self._common.routes(), web.get("/debug/state", self.state)])
+        application.add_routes(
+            [
+                *self._common.routes(),
+                web.get("/engine/metrics", self._engine_metrics.answer),
+                web.get("/debug/state", self.state),
+            ]
+        )
         self.live.add_to(application)
         return application
 
@@ -104,19 +119,22 @@ class Admin:
         is_joined = replication is not None and replication.sync.leases.mode is Mode.JOINED
         leases = None if replication is None else is_joined
         yield from self._telemetry.pieces(self._controller, shows_leases=leases)
-        yield from self._manager.bounds.pieces(self._telemetry.label)
+        yield from self._manager.bounds.pieces(self._telemetry.label, self._controller.pool.name)
         for source in self.sources:
-            yield rendered(source.metrics())
+            yield rendered(source.metrics(), self._labels())
+
+    def _labels(self) -> dict[str, str]:
+        """The label of every series: one Prometheus reads the sidecars of many pools."""
+        return {"pool": self._controller.pool.name}
 
     def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
 
-        A lease store that does not answer, or a certificate that cannot be renewed, degrades a sidecar. It
-        stays ready.
+        A lease store that does not answer, or a certificate or key file that cannot be used, degrades a
+        sidecar. It stays ready.
         """
         degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
-        if self._certificate is not None and self._certificate.problem is not None:
-            degraded.append(self._certificate.problem)
+        degraded += [each.problem for each in self._credentials if each.problem is not None]
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:

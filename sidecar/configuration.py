@@ -17,9 +17,9 @@ import msgspec
 
 from runtime import child
 from runtime.options import SettingsError
-from sidecar.identity import KeyRing, KeyUnreadable, digests, resolver
+from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
@@ -43,6 +43,8 @@ class Configuration:
     file: PoolFile
     pool: Pool
     keys: KeyRing
+    administrators: KeyRing
+    """The keys that may use the routes for administrators."""
     watched: tuple[Path, ...]
     """The pool file and every key file."""
     version: str
@@ -73,6 +75,9 @@ class _Head(msgspec.Struct):
     pool: str
     pools: tuple[Pool, ...]
     anonymous: str | None
+    administrator_keys: tuple[KeyRef, ...]
+    administrators: dict[bytes, str]
+    """The digests of these keys."""
     watched: tuple[str, ...]
     version: str
     warnings: tuple[tuple[int, str, str], ...]
@@ -98,9 +103,15 @@ class _Result:
     def made(self) -> Configuration:
         head = self._head
         _log_warnings(head.warnings)
-        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous)
-        watched = tuple(Path(path) for path in head.watched)
-        return Configuration(file, file.pool(head.pool), self._keys, watched, head.version)
+        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
+        return Configuration(
+            file,
+            file.pool(head.pool),
+            self._keys,
+            KeyRing(head.administrators),
+            tuple(Path(path) for path in head.watched),
+            head.version,
+        )
 
 
 def _log_warnings(warnings: Sequence[tuple[int, str, str]]) -> None:
@@ -117,6 +128,9 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
     """Read and check a pool file and its keys. Raises ``ConfigurationInvalid``."""
     warnings: tuple[tuple[int, str, str], ...] = ()
     watched: tuple[str, ...] = ()
+    # Only sidecars know the keys that a pool file names by a variable or a file. A resource in the published
+    # file may have the digest of such a key. It must not keep the whole file out of force.
+    taken: list[tuple[str, str]] | None = [] if request.content else None
     try:
         if request.content:
             file = decode_file(request.content)
@@ -126,18 +140,32 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
             warnings = tuple((w.line, w.message, w.fix) for w in parsed.warnings)
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
-        keys = digests(entitlements, resolver(os.environ, _read_key))
+        resolve = resolver(os.environ, _read_key)
+        keys = digests(entitlements, resolve, taken)
+        administrators = administrator_digests(file.administrator_keys, resolve, keys, taken)
+        warnings += tuple(
+            (0, f"a key of {later!r} is also a key of {earlier!r}, and stays there", "give each its own keys")
+            for later, earlier in taken or ()
+        )
     except OSError as error:
         reason = f"--config {request.config}: the pool file cannot be read: {error.strerror or error}"
         raise ConfigurationInvalid(reason) from error
     except (PoolFileError, WireError, KeyUnreadable, SettingsError, UnicodeError) as error:
         raise ConfigurationInvalid(str(error)) from error
     if request.config:
-        key_files = {
-            ref.value for each in entitlements for ref in each.api_keys if ref.source is KeySource.FILE
-        }
+        refs = [ref for each in entitlements for ref in each.api_keys]
+        key_files = {ref.value for ref in (*refs, *file.administrator_keys) if ref.source is KeySource.FILE}
         watched = (request.config, *sorted(key_files))
-    head = _Head(pool.name, file.pools, file.anonymous, watched, encode_file(file)[0], warnings)
+    head = _Head(
+        pool.name,
+        file.pools,
+        file.anonymous,
+        file.administrator_keys,
+        administrators,
+        watched,
+        encode_file(file)[0],
+        warnings,
+    )
     return head, _parts(file, keys)
 
 

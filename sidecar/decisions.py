@@ -22,6 +22,8 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     account: Account | None = None
+    has_waited: bool = False
+    """Whether the request was in the admission queue until its deadline."""
 
 
 class AdmittedRequest:
@@ -30,6 +32,7 @@ class AdmittedRequest:
     __slots__ = (
         "account",
         "body",
+        "first_token_s",
         "hides_usage",
         "parsed",
         "priority",
@@ -57,6 +60,8 @@ class AdmittedRequest:
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
         """Whether the stream has usage that the client did not request."""
+        self.first_token_s = -1.0
+        """The seconds from ``started_at`` to the first output; below 0 before it."""
         self.parsed: object = None
         """The parsed request, until an engine may have begun with it. Until then it can be decided again.
         ``None`` without other replicas."""

@@ -1,7 +1,8 @@
 """Telemetry: the counters of the sidecar, and its Prometheus page.
 
 The request path adds to plain numbers. They become text only for the page, so that no request needs a lock or
-a label look-up. Labels are bounded: entitlements, tiers and closed enums.
+a label look-up. Labels are bounded: entitlements, tiers and closed enums. Every series has the label
+``pool``, because one Prometheus reads the sidecars of many pools.
 
 Only entitlements that were used since the start have series. At most ``most_series`` have series of their
 own: the first ones, with places reserved for every guaranteed one. All others are added up as ``other``. An
@@ -15,14 +16,14 @@ fields that the request path writes.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
-from runtime.exposition import Family, bound_labels, number
+from runtime.exposition import Family, number
 from sidecar.dialects.reported_usage import NoUsage
+from sidecar.histogram import Buckets, Histogram
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Ticket
@@ -40,8 +41,17 @@ OTHER = "other"
 PER_PIECE = 8
 """Entitlements in one piece of the page: 0.2 ms with all of their histograms."""
 
-_OVERHEAD_BUCKETS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1)
-_RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+TTFT, TPOT = "ttft", "tpot"
+"""The values of the label ``slo``: the fields of ``slo`` in the pool file without their unit."""
+
+_OVERHEAD_BUCKETS = Buckets((1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 0.1))
+_RATIO_BUCKETS = Buckets((0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 1.02, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0))
+_FIRST_TOKEN_BUCKETS = Buckets(FIRST_TOKEN_BOUNDS_S)
+_PER_TOKEN_BUCKETS = Buckets(
+    (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+)
+"""The bounds that OpenTelemetry recommends for ``gen_ai.server.time_per_output_token``, and two smaller ones:
+a small model on a CPU needs 2 to 3 ms per token."""
 
 
 _REQUESTS = Family(
@@ -108,6 +118,26 @@ _FIRST_TOKEN = Family(
     "Time from the end of reading the request to the first output, including waits.",
     ("entitlement",),
 )
+_PER_TOKEN = Family(
+    "tokenpool_time_per_output_token_seconds",
+    "histogram",
+    "Time per further output token of a stream: from the first output to the end, divided by the tokens"
+    " after the first one of each sequence.",
+    ("entitlement",),
+)
+_SLO_REQUESTS = Family(
+    "tokenpool_slo_requests",
+    "counter",
+    "Streams with a promised latency (slo in the pool file), by the promise. Of a guaranteed entitlement only"
+    " those inside its guarantee.",
+    ("entitlement", "tier", "slo"),
+)
+_SLO_MET = Family(
+    "tokenpool_slo_met",
+    "counter",
+    "Those of tokenpool_slo_requests_total that kept the promise.",
+    ("entitlement", "tier", "slo"),
+)
 _RATIO = Family(
     "tokenpool_estimate_ratio",
     "histogram",
@@ -124,6 +154,8 @@ FAMILIES = (
     _TOKENS,
     _OUTGROWN,
     _WITHOUT_USAGE,
+    _SLO_REQUESTS,
+    _SLO_MET,
     _RELOADS,
     _PLANS,
     _RESERVED,
@@ -136,6 +168,7 @@ FAMILIES = (
     _LEASE,
     _CONFIG_CURRENT,
     _FIRST_TOKEN,
+    _PER_TOKEN,
     _RATIO,
     _OVERHEAD,
 )
@@ -145,38 +178,20 @@ FAMILIES = (
 _GAUGES = (_RESERVED, _LIMIT, _LEVEL, _DEBT, _COVERAGE, _EXPERTS, _RESERVED_RATIO)
 
 
-class Histogram:
-    """Counts by upper bound; thread-unsafe, for one event loop."""
-
-    __slots__ = ("_labels", "bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float], labels: Sequence[str]) -> None:
-        self.bounds = bounds
-        self._labels = labels
-        self.counts = [0] * len(labels)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def lines(self, name: str, labels: str = "") -> str:
-        """The lines of its series. ``labels`` is formatted, without braces."""
-        before = f"{name}_bucket{{{labels},le=" if labels else f"{name}_bucket{{le="
-        lines, running = [], 0
-        for le, count in zip(self._labels, self.counts, strict=True):
-            running += count
-            lines.append(f'{before}"{le}"}} {running}.0\n')
-        around = f"{{{labels}}}" if labels else ""
-        lines.append(f"{name}_count{around} {running}.0\n{name}_sum{around} {self.total!r}\n")
-        return "".join(lines)
+_NO_COUNTS = (0,) * (len(FIRST_TOKEN_BOUNDS_S) + 1)
 
 
-_TTFT_LABELS = bound_labels(FIRST_TOKEN_BOUNDS_S)
-_NO_COUNTS = (0,) * len(_TTFT_LABELS)
-_OVERHEAD_LABELS = bound_labels(_OVERHEAD_BUCKETS)
-_RATIO_LABELS = bound_labels(_RATIO_BUCKETS)
+class Promises:
+    """Streams with a promised latency, and those that kept it, of one tier."""
+
+    __slots__ = ("tpot", "tpot_met", "ttft", "ttft_met")
+
+    def __init__(self) -> None:
+        self.ttft = self.ttft_met = self.tpot = self.tpot_met = 0
+
+    def counts(self) -> tuple[tuple[str, int, int], ...]:
+        """Each promise with its streams, and with those that kept it."""
+        return (TTFT, self.ttft, self.ttft_met), (TPOT, self.tpot, self.tpot_met)
 
 
 class Series:
@@ -191,6 +206,8 @@ class Series:
         "outgrown",
         "output",
         "output_ratio",
+        "per_token",
+        "promises",
         "without_usage",
     )
 
@@ -202,20 +219,24 @@ class Series:
         """Finished answers without usage, by reason."""
         self.outgrown = 0
         """Requests whose output exceeded its reservation."""
-        self.first_token = Histogram(FIRST_TOKEN_BOUNDS_S, _TTFT_LABELS)
-        self.input_ratio = Histogram(_RATIO_BUCKETS, _RATIO_LABELS)
-        self.output_ratio = Histogram(_RATIO_BUCKETS, _RATIO_LABELS)
+        self.promises: dict[str, Promises] = {tier: Promises()}
+        """Kept and broken promises by tier."""
+        self.first_token = Histogram(_FIRST_TOKEN_BUCKETS)
+        self.per_token = Histogram(_PER_TOKEN_BUCKETS)
+        self.input_ratio = Histogram(_RATIO_BUCKETS)
+        self.output_ratio = Histogram(_RATIO_BUCKETS)
 
 
 class Tally:
     """The counts of one used entitlement."""
 
-    __slots__ = ("first_token", "outcomes", "series", "shared", "tier")
+    __slots__ = ("first_token", "outcomes", "promises", "series", "shared", "tier")
 
     def __init__(self, tier: str, series: Series, *, is_own: bool) -> None:
         self.tier = tier
         self.series = series
-        self.first_token = series.first_token if is_own else Histogram(FIRST_TOKEN_BOUNDS_S, _TTFT_LABELS)
+        self.first_token = series.first_token if is_own else Histogram(_FIRST_TOKEN_BUCKETS)
+        self.promises = series.promises.setdefault(tier, Promises())
         shared = series.outcomes.setdefault(tier, Counter())
         self.shared: Counter[str] | None = None if is_own else shared
         """The outcomes of all entitlements in the series ``other``; ``None`` with a series of its own."""
@@ -225,11 +246,13 @@ class Tally:
         """The entitlement moves to another tier."""
         if tier == self.tier:
             return
-        outcomes = self.series.outcomes
+        outcomes, promises = self.series.outcomes, self.series.promises
         if self.shared is None:
             outcomes[tier] = outcomes.pop(self.tier)
+            promises[tier] = promises.pop(self.tier)
         else:
             self.shared = outcomes.setdefault(tier, Counter())
+            self.promises = promises.setdefault(tier, Promises())
         self.tier = tier
 
     def count(self, outcome: str) -> None:
@@ -286,11 +309,17 @@ class Telemetry:
         """The counts of used entitlements, in the order of first use."""
         self._reserved_for_guaranteed = 0
         """The number of unused guaranteed entitlements. Each has a reserved place for a series of its own."""
-        self._overhead = Histogram(_OVERHEAD_BUCKETS, _OVERHEAD_LABELS)
+        self._overhead = Histogram(_OVERHEAD_BUCKETS)
+        self._first_token_buckets, self._per_token_buckets = _FIRST_TOKEN_BUCKETS, _PER_TOKEN_BUCKETS
+        """With the promises of the pool file. A histogram takes them over with its next value or page."""
+        self._scope = 'pool=""'
         self._changes: list[Changes] = []
 
-    def follow(self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts) -> None:
-        """Use the accounts in force. Counts of a removed entitlement stay until the restart."""
+    def follow(
+        self, accounts: Mapping[str, Account], ledger: Ledger, active: ActiveAccounts, pool: str
+    ) -> None:
+        """Use the accounts of a pool file. Counts of a removed entitlement stay until the restart."""
+        self._scope = f'pool="{pool}"'
         self._accounts = accounts
         self._ledger = ledger
         self._active = active
@@ -304,6 +333,9 @@ class Telemetry:
             for name, account in accounts.items()
             if name not in tallies
         )
+        firsts, others = _promised_s(accounts.values())
+        self._first_token_buckets = self._first_token_buckets.with_promises(firsts, _FIRST_TOKEN_BUCKETS)
+        self._per_token_buckets = self._per_token_buckets.with_promises(others, _PER_TOKEN_BUCKETS)
 
     # --- called on the request path ---
 
@@ -336,12 +368,39 @@ class Telemetry:
         """A finished answer had no usage and is settled by estimate."""
         self._tally(account).series.without_usage[no_usage] += 1
 
-    def first_token(self, account: Account | None, seconds: float) -> None:
+    def first_token(self, account: Account | None, seconds: float, ticket: Ticket | None = None) -> None:
         """The first output of an answer came ``seconds`` after the request."""
-        tally = self._tally(account)
-        tally.first_token.observe(seconds)
+        tally, buckets = self._tally(account), self._first_token_buckets
+        _observe(tally.first_token, seconds, buckets)
         if tally.shared is not None:
-            tally.series.first_token.observe(seconds)
+            _observe(tally.series.first_token, seconds, buckets)
+        if ticket is not None and _is_promised(ticket):
+            promised_ms = ticket.account.entitlement.slo.ttft_ms
+            if promised_ms is not None:
+                promises = tally.promises
+                promises.ttft += 1
+                promises.ttft_met += seconds * 1000 <= promised_ms
+
+    def stream_ended(self, ticket: Ticket, output_tokens: int, first_token_s: float, whole_s: float) -> None:
+        """A stream has ended ``whole_s`` seconds after its request, however it ended.
+
+        ``first_token_s`` is the time to its first output; below 0 without one. A client that leaves before
+        the first output, and later than promised, has a broken promise.
+        """
+        tally, slo = self._tally(ticket.account), ticket.account.entitlement.slo
+        promises, is_promised = tally.promises, _is_promised(ticket)
+        if first_token_s < 0:
+            if is_promised and slo.ttft_ms is not None and whole_s * 1000 > slo.ttft_ms:
+                promises.ttft += 1
+            return
+        further = output_tokens - ticket.cost.sequences
+        if further <= 0:
+            return
+        seconds = (whole_s - first_token_s) * ticket.cost.sequences / further
+        _observe(tally.series.per_token, seconds, self._per_token_buckets)
+        if is_promised and slo.tpot_ms is not None:
+            promises.tpot += 1
+            promises.tpot_met += seconds * 1000 <= slo.tpot_ms
 
     def overhead(self, seconds: float) -> None:
         """The time between reading a request and sending it: pricing, admission and framing."""
@@ -387,7 +446,7 @@ class Telemetry:
         tally = self._tallies.get(name)
         if tally is None:
             return 0.0, _NO_COUNTS
-        return tally.first_token.total, tuple(tally.first_token.counts)
+        return tally.first_token.total, tally.first_token.by(FIRST_TOKEN_BOUNDS_S)
 
     def changes(self) -> Changes:
         """A new record of changed names for one reader. It begins with all used entitlements."""
@@ -417,45 +476,65 @@ class Telemetry:
             for account in some:
                 self._tally(account)
             yield ""
-        own = list(self._own.items())
-        every = [*own, (OTHER, self._other)] if self._other is not None else own
+        names = list(self._own)
+        every = [(self._labels(name), series) for name, series in self._own.items()]
+        if self._other is not None:
+            every.append((self._labels(OTHER), self._other))
         yield from self._counters(every)
-        yield from self._gauges([name for name, _ in own], limits, shows_leases)
+        yield from self._gauges(names, limits, shows_leases)
         yield from self._histograms(every)
 
+    def _labels(self, name: str) -> str:
+        """The labels of each series of an entitlement, formatted."""
+        return f'entitlement="{name}",{self._scope}'
+
     def _counters(self, every: list[tuple[str, Series]]) -> Iterator[str]:
-        def requests(name: str, series: Series) -> str:
+        def requests(who: str, series: Series) -> str:
             return "".join(
-                f'tokenpool_requests_total{{entitlement="{name}",outcome="{outcome}",tier="{tier}"}} {n}.0\n'
+                f'tokenpool_requests_total{{{who},outcome="{outcome}",tier="{tier}"}} {n}.0\n'
                 for tier, outcomes in series.outcomes.items()
                 for outcome, n in sorted(outcomes.items())
             )
 
-        def tokens(name: str, series: Series) -> str:
-            before = f'tokenpool_tokens_total{{entitlement="{name}",kind='
+        def tokens(who: str, series: Series) -> str:
+            before = f"tokenpool_tokens_total{{{who},kind="
             return (
                 f'{before}"input"}} {series.input}.0\n{before}"cached"}} {series.cached}.0\n'
                 f'{before}"output"}} {series.output}.0\n'
             )
 
-        def outgrown(name: str, series: Series) -> str:
-            return f'tokenpool_outgrown_reservations_total{{entitlement="{name}"}} {series.outgrown}.0\n'
+        def outgrown(who: str, series: Series) -> str:
+            return f"tokenpool_outgrown_reservations_total{{{who}}} {series.outgrown}.0\n"
 
-        def without_usage(name: str, series: Series) -> str:
+        def without_usage(who: str, series: Series) -> str:
             return "".join(
-                f'{_WITHOUT_USAGE.series}{{entitlement="{name}",reason="{reason}"}} {n}.0\n'
+                f'{_WITHOUT_USAGE.series}{{{who},reason="{reason}"}} {n}.0\n'
                 for reason, n in sorted(series.without_usage.items())
             )
 
-        yield from _of_each(_REQUESTS, [*every, (UNIDENTIFIED, self._unidentified)], requests)
+        def promises(family: Family, place: int) -> Callable[[str, Series], str]:
+            return lambda who, series: "".join(
+                [
+                    f'{family.series}{{{who},slo="{counts[0]}",tier="{tier}"}} {counts[place]}.0\n'
+                    for tier, kept in series.promises.items()
+                    for counts in kept.counts()
+                    if counts[1]
+                ]
+            )
+
+        yield from _of_each(_REQUESTS, [*every, (self._labels(UNIDENTIFIED), self._unidentified)], requests)
         yield from _of_each(_TOKENS, every, tokens)
         yield from _of_each(_OUTGROWN, every, outgrown)
         yield from _of_each(_WITHOUT_USAGE, every, without_usage)
+        yield from _of_each(_SLO_REQUESTS, every, promises(_SLO_REQUESTS, 1))
+        yield from _of_each(_SLO_MET, every, promises(_SLO_MET, 2))
+        scope = self._scope
         results = "".join(
-            f'{_RELOADS.series}{{result="{result}"}} {self.reloads[result]}.0\n'
+            f'{_RELOADS.series}{{{scope},result="{result}"}} {self.reloads[result]}.0\n'
             for result in ("ok", "invalid")
         )
-        yield f"{_RELOADS.head()}{results}{_PLANS.head()}{_PLANS.series} {self.limits_computed}.0\n"
+        plans = f"{_PLANS.series}{{{scope}}} {self.limits_computed}.0\n"
+        yield f"{_RELOADS.head()}{results}{_PLANS.head()}{plans}"
 
     def _gauges(self, names: list[str], limits: AccountRefresher, shows_leases: bool | None) -> Iterator[str]:
         accounts = self._accounts
@@ -472,65 +551,115 @@ class Telemetry:
                 limits.refresh(account, now)
                 kv_tokens += account.kv_in_use
                 concurrency += account.concurrency_in_use
-                for part, text in zip(parts, _gauges_of(name, account, shows_leases is True), strict=False):
+                lines = _gauges_of(self._labels(name), account, shows_leases is True)
+                for part, text in zip(parts, lines, strict=False):
                     part.append(text)
             yield ""
         if self._other is not None:
             held = (self._ledger.kv_in_use - kv_tokens, self._ledger.concurrency_in_use - concurrency)
-            parts[0].append(_reserved(OTHER, max(held[0], 0), max(held[1], 0)))
+            parts[0].append(_reserved(self._labels(OTHER), max(held[0], 0), max(held[1], 0)))
         for part in parts:
             yield "".join(part)
-        yield (f"{_CONFIG_CURRENT.head()}{_CONFIG_CURRENT.series} {number(self.config_is_current)}\n")
+        is_current = number(self.config_is_current)
+        yield f"{_CONFIG_CURRENT.head()}{_CONFIG_CURRENT.series}{{{self._scope}}} {is_current}\n"
 
     def _histograms(self, every: list[tuple[str, Series]]) -> Iterator[str]:
-        def first_token(name: str, series: Series) -> str:
-            return series.first_token.lines(_FIRST_TOKEN.name, f'entitlement="{name}"')
+        def first_token(who: str, series: Series) -> str:
+            series.first_token.refine(self._first_token_buckets)
+            return series.first_token.lines(_FIRST_TOKEN.name, who)
 
-        def ratio(name: str, series: Series) -> str:
-            before = f'entitlement="{name}",kind='
-            return series.input_ratio.lines(_RATIO.name, f'{before}"input"') + series.output_ratio.lines(
-                _RATIO.name, f'{before}"output"'
+        def per_token(who: str, series: Series) -> str:
+            if not series.per_token.total:
+                return ""  # most entitlements of 10,000 never stream
+            series.per_token.refine(self._per_token_buckets)
+            return series.per_token.lines(_PER_TOKEN.name, who)
+
+        def ratio(who: str, series: Series) -> str:
+            return series.input_ratio.lines(_RATIO.name, f'{who},kind="input"') + series.output_ratio.lines(
+                _RATIO.name, f'{who},kind="output"'
             )
 
         yield from _of_each(_FIRST_TOKEN, every, first_token)
+        yield from _of_each(_PER_TOKEN, every, per_token)
         yield from _of_each(_RATIO, every, ratio)
-        yield _OVERHEAD.head() + self._overhead.lines(_OVERHEAD.name)
+        yield _OVERHEAD.head() + self._overhead.lines(_OVERHEAD.name, self._scope)
 
 
 def _of_each(
     family: Family, every: Sequence[tuple[str, Series]], write: Callable[[str, Series], str]
 ) -> Iterator[str]:
-    """One family with the series of all entitlements, a few at a time."""
+    """One family with the series of all entitlements, a few at a time. Each series has its labels."""
     yield family.head()
     for first in range(0, len(every), PER_PIECE):
-        yield "".join([write(name, series) for name, series in every[first : first + PER_PIECE]])
+        yield "".join([write(who, series) for who, series in every[first : first + PER_PIECE]])
 
 
-def _gauges_of(name: str, account: Account, shows_leases: bool) -> list[str]:
+def _observe(histogram: Histogram, seconds: float, buckets: Buckets) -> None:
+    """Count a value by buckets that may have become finer."""
+    if histogram.buckets is not buckets:
+        histogram.refine(buckets)
+    histogram.observe(seconds)
+
+
+def _is_promised(ticket: Ticket) -> bool:
+    """Whether the latencies of the entitlement are promised to this request.
+
+    Only a stream shows them. Beyond its guarantee a guaranteed entitlement has no claim on time, and the SLO
+    controller does not defend it.
+    """
+    is_guaranteed = ticket.account.entitlement.tier is Tier.GUARANTEED
+    return ticket.streams and (ticket.is_guaranteed or not is_guaranteed)
+
+
+def _promised_s(accounts: Iterable[Account]) -> tuple[list[float], list[float]]:
+    """The promised times to first token and per further token, in seconds; those of guarantees first.
+
+    One pass with few operations: it takes 3 ms for 10,000 accounts, and nothing else runs meanwhile.
+    """
+    guaranteed: tuple[set[float], set[float]] = set(), set()
+    others: tuple[set[float], set[float]] = set(), set()
+    for account in accounts:
+        entitlement = account.entitlement
+        slo = entitlement.slo
+        if slo.ttft_ms is None and slo.tpot_ms is None:
+            continue
+        firsts, furthers = guaranteed if entitlement.tier is Tier.GUARANTEED else others
+        if slo.ttft_ms is not None:
+            firsts.add(slo.ttft_ms)
+        if slo.tpot_ms is not None:
+            furthers.add(slo.tpot_ms)
+    return _in_order(guaranteed[0], others[0]), _in_order(guaranteed[1], others[1])
+
+
+def _in_order(first_ms: set[float], then_ms: set[float]) -> list[float]:
+    return [ms / 1000 for ms in (*sorted(first_ms), *sorted(then_ms))]
+
+
+def _gauges_of(who: str, account: Account, shows_leases: bool) -> list[str]:
     """An account's lines in each family of gauges."""
     limit, held, pricer = account.pool_limit, account.limit, account.pricer
     certified = pricer.experts.certified
-    before = f'tokenpool_limit{{dimension="%s",entitlement="{name}"}} %s\n'
+    before = f'tokenpool_limit{{dimension="%s",{who}}} %s\n'
     lines = [
-        _reserved(name, account.kv_in_use, account.concurrency_in_use),
+        _reserved(who, account.kv_in_use, account.concurrency_in_use),
         "".join([before % (each.value, number(limit.get(each))) for each in Dimension]),
-        f'tokenpool_bucket_level_tokens{{entitlement="{name}"}} {number(account.bucket.level)}\n',
-        f'tokenpool_debt{{entitlement="{name}"}} {number(account.debt)}\n',
-        f'{_COVERAGE.name}{{entitlement="{name}"}} {number(pricer.coverage.share)}\n',
-        f'{_EXPERTS.name}{{entitlement="{name}",state="certified"}} {certified}.0\n'
-        f'{_EXPERTS.name}{{entitlement="{name}",state="learning"}} {len(pricer.experts) - certified}.0\n',
-        f'{_RESERVED_RATIO.name}{{entitlement="{name}"}} {number(pricer.reserved_ratio)}\n',
+        f"tokenpool_bucket_level_tokens{{{who}}} {number(account.bucket.level)}\n",
+        f"tokenpool_debt{{{who}}} {number(account.debt)}\n",
+        f"{_COVERAGE.name}{{{who}}} {number(pricer.coverage.share)}\n",
+        f'{_EXPERTS.name}{{{who},state="certified"}} {certified}.0\n'
+        f'{_EXPERTS.name}{{{who},state="learning"}} {len(pricer.experts) - certified}.0\n',
+        f"{_RESERVED_RATIO.name}{{{who}}} {number(pricer.reserved_ratio)}\n",
     ]
     if shows_leases:
         lines.append(
-            f'tokenpool_lease{{dimension="kv_tokens",entitlement="{name}"}} {number(held.kv_tokens)}\n'
-            f'tokenpool_lease{{dimension="concurrency",entitlement="{name}"}} {number(held.concurrency)}\n'
+            f'tokenpool_lease{{dimension="kv_tokens",{who}}} {number(held.kv_tokens)}\n'
+            f'tokenpool_lease{{dimension="concurrency",{who}}} {number(held.concurrency)}\n'
         )
     return lines
 
 
-def _reserved(name: str, kv_tokens: int, concurrency: int) -> str:
+def _reserved(who: str, kv_tokens: int, concurrency: int) -> str:
     return (
-        f'tokenpool_reserved{{dimension="kv_tokens",entitlement="{name}"}} {kv_tokens}.0\n'
-        f'tokenpool_reserved{{dimension="concurrency",entitlement="{name}"}} {concurrency}.0\n'
+        f'tokenpool_reserved{{dimension="kv_tokens",{who}}} {kv_tokens}.0\n'
+        f'tokenpool_reserved{{dimension="concurrency",{who}}} {concurrency}.0\n'
     )

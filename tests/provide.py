@@ -1,4 +1,4 @@
-"""Installs the Debian packages that tests need, and builds the images for the tests in containers.
+"""Installs the Debian packages that tests need, and makes the base images of the tests in containers.
 
 `make test` runs it beside the first tests. Tests that need what cannot be installed are skipped, and say so.
 """
@@ -11,7 +11,6 @@ from pathlib import Path
 
 from tests import debian
 from tests.e2e.containers import docker_daemon, standins
-from tests.e2e.containers.stack import Stack
 
 
 def main() -> int:
@@ -20,7 +19,6 @@ def main() -> int:
         debian.provide(debian.CHROMIUM | debian.DOCKER | debian.PODMAN)
         with tempfile.TemporaryDirectory() as folder, docker_daemon.running(Path(folder)) as daemon:
             standins.provide(daemon.client, Path(folder))
-            Stack(daemon).build_ours()
     except (debian.NotInstalled, docker_daemon.NoEngine) as error:
         print(error)
     return 0

@@ -129,6 +129,8 @@ class PoolFile:
     entitlements: tuple[Entitlement, ...]
     anonymous: str | None = None
     """The entitlement of callers without a key; ``None`` rejects them."""
+    administrator_keys: tuple[KeyRef, ...] = ()
+    """The keys that may load and unload LoRA adapters. They belong to no entitlement."""
 
     def pool(self, name: str) -> Pool:
         """The pool of that name. Raises ``KeyError`` if there is none."""

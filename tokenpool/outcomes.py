@@ -72,6 +72,11 @@ class Reason(StrEnum):
         return self.status in (429, 503)
 
     @property
+    def dropped_reason(self) -> str | None:
+        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity."""
+        return _DROPPED.get(self)
+
+    @property
     def meaning(self) -> str:
         """One or two sentences for tenants and operators."""
         return _MEANING[self]
@@ -101,6 +106,22 @@ _STATUS = {
     Reason.UNSUPPORTED_EXPECTATION: 417,
     Reason.UPSTREAM_ERROR: 502,
     Reason.UPSTREAM_TIMEOUT: 504,
+}
+
+DROPPED_REASON_HEADER = "x-llm-d-request-dropped-reason"
+"""The response header of llm-d's router (pkg/common/error) that says why it dropped a request."""
+DROPPED_AT_DEADLINE = "rejected-ttl-expired"
+"""The value for a request that was in a queue until its deadline."""
+_DROPPED = {
+    Reason.TOKENS_PER_SECOND: "rejected-saturated",
+    Reason.KV_TOKENS: "rejected-saturated",
+    Reason.CONCURRENCY: "rejected-saturated",
+    Reason.ENGINE_FULL: "rejected-saturated",
+    Reason.SIDECAR_FULL: "rejected-saturated",
+    Reason.TOO_MANY_CONNECTIONS: "rejected-saturated",
+    Reason.PREEMPTED: "evicted-priority",
+    Reason.ENGINE_DOWN: "rejected-no-endpoints",
+    Reason.DRAINING: "rejected-shutting-down",
 }
 
 _MEANING = {

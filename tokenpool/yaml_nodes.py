@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -211,6 +211,35 @@ class Node:
         if isinstance(node, yaml.SequenceNode):
             return "a list"
         return "nothing" if node.tag == "tag:yaml.org,2002:null" else repr(str(node.value)[:40])
+
+
+def of_values(values: object, problems: Problems, *, name: str) -> Node:
+    """A node for values that are not from a YAML text, such as decoded JSON. It has no line (0).
+
+    ``name`` is the value's name in messages; fields are named below it.
+    """
+    return Node(_node_of(values), name, problems)
+
+
+_NOWHERE = yaml.Mark("", 0, -1, 0, None, 0)
+"""The mark of a value that is not from a text: the node's line is 0."""
+
+
+def _node_of(value: object) -> yaml.Node:
+    if isinstance(value, Mapping):
+        pairs = [(_node_of(str(key)), _node_of(each)) for key, each in value.items()]
+        return yaml.MappingNode("tag:yaml.org,2002:map", pairs, _NOWHERE)
+    if isinstance(value, list | tuple):
+        return yaml.SequenceNode("tag:yaml.org,2002:seq", [_node_of(each) for each in value], _NOWHERE)
+    if value is None:
+        kind, text = "null", "null"
+    elif isinstance(value, bool):
+        kind, text = "bool", "true" if value else "false"
+    elif isinstance(value, int | float):
+        kind, text = "float" if isinstance(value, float) else "int", repr(value)
+    else:
+        kind, text = "str", str(value)
+    return yaml.ScalarNode(f"tag:yaml.org,2002:{kind}", text, _NOWHERE)
 
 
 def root(text: str, problems: Problems, *, name: str = "file", fields: str) -> Node | None:

@@ -6,7 +6,7 @@ from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import Refusal
-from sidecar.dialects.routes import Route, find, stored_id
+from sidecar.dialects.routes import Access, Route, find, stored_id
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
@@ -17,17 +17,30 @@ class Authenticator:
     """Finds the route and the account of a request. A caller can never choose its entitlement."""
 
     def __init__(
-        self, accounts: Accounts, keys: KeyRing, stored: StoredResponses, identity_header: str | None
+        self,
+        accounts: Accounts,
+        keys: KeyRing,
+        administrators: KeyRing,
+        stored: StoredResponses,
+        identity_header: str | None,
+        *,
+        exposes_engine: bool = False,
     ) -> None:
         self._accounts = accounts
         self.keys = keys
         """The keys of the pool file in force; replaced when the file changes."""
+        self.administrators = administrators
+        """The administrators' keys of that file."""
+        self._exposes_engine = exposes_engine
+        """Whether the engine's metrics and models are shown to callers without a key."""
         self._stored = stored
         self._identity_header = identity_header.lower().encode() if identity_header else None
 
     def route(self, head: RequestHead) -> Route | Refusal:
         """The route of a request. The head stores it."""
         route = head.route = find(head.path)
+        if route is not None and not self._exists(route):
+            route = None
         if route is None:
             return Refusal(
                 Reason.UNKNOWN_ROUTE,
@@ -43,10 +56,13 @@ class Authenticator:
 
     def account(self, head: RequestHead, route: Route) -> Account | Refusal | None:
         """The account of a request; ``None`` on a route that needs no key."""
-        if route.is_public or head.method == b"OPTIONS":
+        access = route.access
+        if head.method == b"OPTIONS" or access is Access.ANYONE or access is Access.EXPOSED:
             return None
-        account = self._identify(head)
-        if isinstance(account, Refusal):
+        if access is Access.ADMINISTRATOR:
+            return self._administrator(head)
+        account = self._identify(head, may_be_anyone=access is Access.DISCOVERY and self._exposes_engine)
+        if account is None or isinstance(account, Refusal):
             return account
         if route.names_stored:
             name = stored_id(head.path)
@@ -54,7 +70,24 @@ class Authenticator:
                 return refusals.unknown_response(name, account)
         return account
 
-    def _identify(self, head: RequestHead) -> Account | Refusal:
+    def _exists(self, route: Route) -> bool:
+        """Whether the settings and the pool file open a route. Without them its path is unknown."""
+        if route.access is Access.EXPOSED:
+            return self._exposes_engine
+        return route.access is not Access.ADMINISTRATOR or len(self.administrators) > 0
+
+    def _administrator(self, head: RequestHead) -> Refusal | None:
+        """``None`` if every key of the request is an administrator's. The identity header does not count."""
+        keys, _ = sent_keys(head.headers)
+        if 0 < len(keys) <= MOST_KEYS and all(self.administrators.find(key) is not None for key in keys):
+            return None
+        return Refusal(
+            Reason.UNKNOWN_KEY,
+            f"{_printable(head.path)} needs an administrator's key (administrator_keys in the pool file)",
+        )
+
+    def _identify(self, head: RequestHead, *, may_be_anyone: bool = False) -> Account | Refusal | None:
+        """The account of the caller. ``None`` if it sends no key and may be anyone."""
         if self._identity_header is not None:
             names = head.all(self._identity_header)
             if names:
@@ -62,7 +95,7 @@ class Authenticator:
         accounts = self._accounts
         keys, has_other = sent_keys(head.headers)
         if not keys:
-            if accounts.anonymous is not None:
+            if may_be_anyone or accounts.anonymous is not None:
                 return accounts.anonymous
             sent = "the Authorization header holds" if has_other else "the request has"
             return Refusal(Reason.UNKNOWN_KEY, f"{sent} no API key; send it as 'Authorization: Bearer KEY'")

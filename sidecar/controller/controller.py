@@ -49,6 +49,8 @@ class Policies:
     identity_header: str | None = None
     """The request header that names the entitlement, behind a trusted gateway."""
     engine_priority: PriorityPolicy = PriorityPolicy.AUTO
+    exposes_engine: bool = False
+    """Whether callers without a key see the engine's metrics and models."""
 
 
 class Controller:
@@ -82,11 +84,16 @@ class Controller:
         self._random = random
         self._stored = StoredResponses()
         self._authenticator = Authenticator(
-            self.pool_accounts, configuration.keys, self._stored, policies.identity_header
+            self.pool_accounts,
+            configuration.keys,
+            configuration.administrators,
+            self._stored,
+            policies.identity_header,
+            exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
         self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
-        telemetry.follow(self.accounts, control.ledger, control.active)
+        telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
     def is_draining(self) -> bool:
@@ -110,7 +117,8 @@ class Controller:
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
-        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active)
+        self._authenticator.administrators = configuration.administrators
+        self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""
@@ -223,14 +231,15 @@ class Controller:
             return self._admitted(outcome, parsed, admitted.started_at)
         return self._shed(account, outcome) if isinstance(outcome, Shed) else outcome
 
-    def _shed(self, account: Account, shed: Shed) -> Refusal:
+    def _shed(self, account: Account, shed: Shed, *, has_waited: bool = False) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
             self.engine.lacked_throughput()
         elif shed.reason is Reason.ENGINE_FULL and not self.engine.is_up:
             return refusals.engine_down(account)
         elif shed.dimension is Dimension.CONCURRENCY:
             self.engine.lacked_slots()
-        return refusals.of_shed(account, shed, self._random.random() if self._random is not None else 0.0)
+        random = self._random.random() if self._random is not None else 0.0
+        return refusals.of_shed(account, shed, random, has_waited=has_waited)
 
     # --- waiting requests ---
 
@@ -254,7 +263,7 @@ class Controller:
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
         """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
-            return self._shed(pending.account, outcome)
+            return self._shed(pending.account, outcome, has_waited=True)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at)
 
     def act(self) -> None:
@@ -273,7 +282,8 @@ class Controller:
 
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
-        self._telemetry.first_token(admitted.account, seconds)
+        admitted.first_token_s = seconds
+        self._telemetry.first_token(admitted.account, seconds, admitted.ticket)
         if admitted.trace is not None:
             admitted.trace.first_token()
         if admitted.ticket is not None:

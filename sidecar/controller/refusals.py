@@ -12,8 +12,11 @@ JITTER = 0.25
 """The wait of a shed request is lengthened by up to this share, to spread the retries."""
 
 
-def of_shed(account: Account, shed: Shed, random: float) -> Refusal:
-    """The refusal of a request that was shed. ``random`` (0 to 1) spreads the retries."""
+def of_shed(account: Account, shed: Shed, random: float, *, has_waited: bool = False) -> Refusal:
+    """The refusal of a request that was shed. ``random`` (0 to 1) spreads the retries.
+
+    ``has_waited``: the request was shed at the end of its time in the admission queue.
+    """
     name = account.entitlement.name
     if shed.reason is Reason.NEVER_FITS:
         message = (
@@ -33,7 +36,7 @@ def of_shed(account: Account, shed: Shed, random: float) -> Refusal:
         f"entitlement {name!r} shed on {shed.dimension}: limit of {whose} {shed.limit:.0f},"
         f" {use}, cost {shed.cost:.0f}; retry in {wait:.2f} s"
     )
-    return Refusal(shed.reason, message, retry_after_s=wait, account=account)
+    return Refusal(shed.reason, message, retry_after_s=wait, account=account, has_waited=has_waited)
 
 
 def engine_down(account: Account | None) -> Refusal:

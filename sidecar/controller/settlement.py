@@ -91,6 +91,9 @@ class Settlement:
         if ending is Ending.FINISHED and spent and not reported:
             self._telemetry.answered_without_usage(ticket.account, no_usage)
         self._telemetry.settled(ticket, ending, usage, reported=reported)
+        if ticket.streams:
+            seconds = self._telemetry.clock() - admitted.started_at
+            self._telemetry.stream_ended(ticket, usage.output_tokens, admitted.first_token_s, seconds)
         self._log(admitted, ending, usage)
         self._driver.settle(ticket, usage, ending, reported=reported)
         return usage

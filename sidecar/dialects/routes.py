@@ -1,11 +1,13 @@
 """The routes that are relayed, and the rules of each: the one table to read before exposing a path.
 
-The sidecar answers any other path with 404, in particular the engine's control routes. A new route is a line
-here and, if it spends tokens, a function in its dialect that reads its body.
+The sidecar answers any other path with 404, in particular the engine's control routes. Of these, only the
+routes that load LoRA adapters are relayed, for administrators. A new route is a line here and, if it spends
+tokens, a function in its dialect that reads its body.
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +22,20 @@ from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.usage_readers import BodyReader, ResponseReader
 
 
+class Access(enum.Enum):
+    """The callers that a route serves. The values are words for the reference page."""
+
+    TENANT = "a tenant's"
+    ANYONE = "none"
+    """Probes and load balancers."""
+    DISCOVERY = "a tenant's; none with `--expose-engine-metrics`"
+    """Routers that look for models. A key that is sent must still be a tenant's."""
+    EXPOSED = "none; only with `--expose-engine-metrics`"
+    """Routers and scrapers. Without the option the path does not exist."""
+    ADMINISTRATOR = "an administrator's"
+    """Without such keys in the pool file the path does not exist."""
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """The rules of one path."""
@@ -27,8 +43,7 @@ class Route:
     method: bytes
     parse: Callable[[bytes], Parsed] | None = None
     """Reads and prices the body; ``None`` if a request spends no tokens."""
-    is_public: bool = False
-    """Whether it serves callers without a key: probes and load balancers."""
+    access: Access = Access.TENANT
     dialect: Dialect = OPENAI
     reader: Callable[[], BodyReader] = BodyReader
     """Finds the usage in an answer that is not streamed."""
@@ -62,11 +77,14 @@ ROUTES: dict[bytes, Route] = {
     b"/rerank": _RERANKING,
     b"/v1/rerank": _RERANKING,
     b"/v2/rerank": _RERANKING,
-    b"/v1/models": Route(b"GET"),
+    b"/v1/models": Route(b"GET", access=Access.DISCOVERY),
     b"/tokenize": Route(b"POST"),
     b"/detokenize": Route(b"POST"),
-    b"/health": Route(b"GET", is_public=True),
-    b"/version": Route(b"GET", is_public=True),
+    b"/health": Route(b"GET", access=Access.ANYONE),
+    b"/version": Route(b"GET", access=Access.ANYONE),
+    b"/metrics": Route(b"GET", access=Access.EXPOSED),
+    b"/v1/load_lora_adapter": Route(b"POST", access=Access.ADMINISTRATOR),
+    b"/v1/unload_lora_adapter": Route(b"POST", access=Access.ADMINISTRATOR),
 }
 _STORED = re.compile(rb"/v1/responses/([A-Za-z0-9_-]{1,128})(/cancel)?")
 _RETRIEVE = Route(b"GET", dialect=RESPONSES, names_stored=True)

@@ -10,11 +10,12 @@ from functools import lru_cache
 from sidecar.decisions import Refusal
 from sidecar.engine.cors import METHODS, Cors
 from sidecar.proxy.heads import RequestHead, frame_answer
-from tokenpool.outcomes import Reason
+from tokenpool.outcomes import DROPPED_AT_DEADLINE, DROPPED_REASON_HEADER, Reason
 
 LONGEST_SDK_WAIT_S = 60.0
 """Official clients ignore a longer wait and retry early. For such a wait they are told not to retry."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_DROPPED_LINE = DROPPED_REASON_HEADER.encode() + b": %b\r\n"
 _NO_CONTENT = b"HTTP/1.1 204 No Content\r\n"
 
 
@@ -34,6 +35,9 @@ def refusal_bytes(refusal: Refusal, head: RequestHead, cors: Cors, *, closes: bo
         dialect.id_lines(head.id),
         b"x-tokenpool-reason: " + reason.value.encode() + b"\r\n",
     ]
+    dropped = DROPPED_AT_DEADLINE if refusal.has_waited else reason.dropped_reason
+    if dropped is not None:
+        lines.append(_DROPPED_LINE % dropped.encode())
     if head.origin is not None:
         lines.append(cors.lines(head.origin))
     if refusal.account is not None:

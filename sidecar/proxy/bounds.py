@@ -235,7 +235,7 @@ class Bounds:
         """The caller with the most connections."""
         return max((self.unidentified, *self._callers.values()), key=lambda caller: caller.connections)
 
-    def pieces(self, label: Callable[[str], str]) -> Iterator[str]:
+    def pieces(self, label: Callable[[str], str], pool: str) -> Iterator[str]:
         """The metrics for Prometheus, in pieces. ``label`` returns the label of an entitlement."""
         totals: dict[str, list[int]] = {}
         callers = iter([self.unidentified, *self._callers.values()])
@@ -250,7 +250,7 @@ class Bounds:
         for place, family in enumerate(FAMILIES):
             yield family.head() + "".join(
                 [
-                    f'{family.series}{{entitlement="{name}"}} {total[place]}.0\n'
+                    f'{family.series}{{entitlement="{name}",pool="{pool}"}} {total[place]}.0\n'
                     for name, total in totals.items()
                 ]
             )

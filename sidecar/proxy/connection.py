@@ -314,7 +314,7 @@ class ClientConnection(ReceivingConnection):
         trace = admitted.trace = head.trace
         if trace is not None:
             trace.sent(admitted.account, ticket.place if ticket is not None else None, head.id)
-        head_bytes = manager.framer.frame(head, len(admitted.body))
+        head_bytes = manager.framer.frame(head, len(admitted.body), admitted.account)
         connections = manager.connections_for(ticket)
         exchange = Exchange(
             self, manager.controller, manager.telemetry, connections, head, admitted, head_bytes

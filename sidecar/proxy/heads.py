@@ -16,9 +16,16 @@ from sidecar.dialects.routes import Route
 from sidecar.identity import KEY_HEADERS
 from sidecar.proxy.request_ids import RequestIds, is_valid
 from sidecar.tracing.interface import TRACE_HEADERS, Trace
+from tokenpool.accounting.account import Account
 
 Headers = list[tuple[bytes, bytes]]
 """Names and values in the order of the message. A request's names are in lower case."""
+
+FAIRNESS_HEADERS = (b"x-llm-d-inference-fairness-id", b"x-gateway-inference-fairness-id")
+"""The request headers by which llm-d's router and the Gateway API's inference extension tell flows apart. The
+second is the older name. Both are sent, because the extension's endpoint picker reads only the older one."""
+OBJECTIVE_HEADERS = (b"x-llm-d-inference-objective", b"x-gateway-inference-objective")
+"""The headers that name the InferenceObjective, from which those routers take a request's priority."""
 
 HOP_BY_HOP = frozenset(
     {
@@ -45,6 +52,9 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     *KEY_HEADERS,
     # The sidecar states the id of every request (``with_length``).
     b"x-request-id",
+    # The entitlement decides them. A client that chose a new flow for each request would evade fairness.
+    *FAIRNESS_HEADERS,
+    *OBJECTIVE_HEADERS,
     # Usage in a compressed answer cannot be read. The engine is on the same machine: compression saves
     # nothing.
     b"accept-encoding",
@@ -81,6 +91,7 @@ class RequestHead:
     __slots__ = (
         "_given_id",
         "framed",
+        "framed_with",
         "headers",
         "id",
         "is_http10",
@@ -96,6 +107,8 @@ class RequestHead:
     def __init__(self) -> None:
         self.framed: bytes | None = None
         """This head as the engine receives it, without the framing of the body; ``None`` until needed."""
+        self.framed_with = b""
+        """The framer's own headers in ``framed``."""
         self.method = b""
         self.target = b""
         self.path = b""
@@ -155,32 +168,39 @@ def with_length(framed: bytes, request_id: bytes, body_length: int) -> bytes:
 class RequestFramer:
     """Writes the heads of relayed requests to one engine."""
 
-    __slots__ = ("_dropped", "_fixed")
+    __slots__ = ("_dropped", "_fixed", "_host")
 
     def __init__(
         self, host: str, engine_key: str | None, identity_header: str | None, *, is_traced: bool = False
     ) -> None:
         """``is_traced``: each request has a trace, which states its own headers."""
-        self._fixed = b"host: " + host.encode() + b"\r\n" + _NO_COMPRESSION
-        if engine_key:
-            self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
+        self._host = host.encode()
+        self._fixed = b""
+        self.use_key(engine_key)
         self._dropped = _NOT_FORWARDED | TRACE_HEADERS if is_traced else _NOT_FORWARDED
         if identity_header:
             name = identity_header.lower().encode()
             self._dropped = self._dropped | {name, canonical(name)}
 
-    def frame(self, head: RequestHead, body_length: int) -> bytes:
-        """The head of the request to the engine."""
+    def use_key(self, engine_key: str | None) -> None:
+        """Send this API key to the engine from now on, also with heads that were written before."""
+        self._fixed = b"host: " + self._host + b"\r\n" + _NO_COMPRESSION
+        if engine_key:
+            self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
+
+    def frame(self, head: RequestHead, body_length: int, account: Account | None) -> bytes:
+        """The head of the request to the engine. A head belongs to one account."""
         framed = head.framed
-        if framed is None:
-            framed = head.framed = self._without_framing(head)
+        if framed is None or head.framed_with is not self._fixed:
+            framed = head.framed = self._without_framing(head, account)
+            head.framed_with = self._fixed
         if head.trace is not None:
             framed += head.trace.headers()
         if body_length or head.method == b"POST":
             return with_length(framed, head.id, body_length)
         return b"%bx-request-id: %b\r\n\r\n" % (framed, head.id)
 
-    def _without_framing(self, head: RequestHead) -> bytes:
+    def _without_framing(self, head: RequestHead, account: Account | None) -> bytes:
         dropped = self._dropped
         hop_by_hop = nominated(head.headers)
         if hop_by_hop:
@@ -189,6 +209,13 @@ class RequestFramer:
         if read_as:
             dropped = dropped | {name for name, other in read_as.items() if _stays(other, dropped)}
         lines = [head.method, b" ", head.target, b" HTTP/1.1\r\n", self._fixed]
+        if account is not None:
+            entitlement = account.entitlement
+            name, tier = entitlement.name.encode(), entitlement.tier.value.encode()
+            for header in FAIRNESS_HEADERS:
+                lines += (header, b": ", name, b"\r\n")
+            for header in OBJECTIVE_HEADERS:
+                lines += (header, b": ", tier, b"\r\n")
         for name, value in head.headers:
             if name not in dropped and not name.startswith(_OWN_PREFIX):
                 lines += (name, b": ", value, b"\r\n")

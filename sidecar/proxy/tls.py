@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from typing import cast
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from runtime.tls import Certificate
 from sidecar.proxy.bounds import Caller
@@ -93,11 +93,7 @@ class TlsServer:
 
     def metrics(self) -> Iterator[Metric]:
         """The metrics of TLS, for Prometheus."""
-        yield GaugeMetricFamily(
-            "tokenpool_certificate_current",
-            "Whether the certificate on disk is the one in force.",
-            value=float(self._certificate.problem is None),
-        )
+        yield from self._certificate.metrics()
         yield CounterMetricFamily(
             "tokenpool_handshakes_failed", "TLS handshakes that failed or took too long.", value=self._failed
         )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 
-from tests.__main__ import Job, run
+import pytest
+
+from tests.__main__ import NICENESS, Job, run
 
 
 def python(name: str, code: str, *needs: str, cores: int = 1, **environment: str) -> Job:
@@ -28,8 +32,8 @@ def test_jobs_run_and_say_how_they_ended(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (tmp_path / "out" / "good.txt").read_text() == "all well\n"
     lines = "\n".join(said)
-    assert "good: passed in 0 s, 0 s of CPU: all well" in lines
-    assert "bad: FAILED (3) in 0 s, 0 s of CPU: 1 failed" in lines
+    assert re.search(r"good: passed in \d s, \d s of CPU: all well", lines)
+    assert re.search(r"bad: FAILED \(3\) in \d s, \d s of CPU: 1 failed", lines)
     assert "what went wrong\n1 failed\n" in said
     assert "never: not run, a job that it needs failed" in lines
     assert lines.index("good: passed") < lines.index("later: started")
@@ -48,3 +52,25 @@ def test_jobs_that_need_the_machine_to_themselves_get_it(tmp_path: Path) -> None
     ]
     assert all(each.code == 0 for each in run(jobs, tmp_path / "out", lambda _: None))
     assert note.read_text().split()[:2] == ["a", "-a"]
+
+
+def test_a_job_in_the_background_has_the_lowest_priority(tmp_path: Path) -> None:
+    code = "import os; print(os.nice(0))"
+    jobs = [Job(str(each), [sys.executable, "-c", code], is_background=each) for each in (False, True)]
+    assert all(each.code == 0 for each in run(jobs, tmp_path, lambda _: None))
+    first, other = ((tmp_path / f"{each}.txt").read_text() for each in (False, True))
+    assert (int(first), int(other)) == (os.nice(0), NICENESS)
+
+
+def test_an_interrupted_run_ends_its_jobs_in_the_background(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    note.touch()
+    sleeping = Job("sleeping", ["sh", "-c", f"sleep 60; rm {note}"], is_background=True)
+
+    def say(text: str) -> None:
+        if "started" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run([sleeping], tmp_path / "out", say)
+    assert note.exists()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from injector.inject import Denial, Injection, inject
+from injector.decisions import Denial, Injection
+from injector.inject import inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.sidecar_container import NAME

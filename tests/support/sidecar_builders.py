@@ -9,7 +9,7 @@ from sidecar.configuration import Configuration
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.controller import Controller, Policies
 from sidecar.engine.state import EngineState
-from sidecar.identity import KeyRing, digests
+from sidecar.identity import KeyRing, administrator_digests, digests
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
 from sidecar.proxy.heads import RequestHead
@@ -37,7 +37,9 @@ def configuration_of(file: PoolFile, version: str = "") -> Configuration:
     def plain(ref: KeyRef) -> str:
         return ref.value
 
-    return Configuration(file, file.pools[0], KeyRing(digests(file.entitlements, plain)), (), version)
+    keys = digests(file.entitlements, plain)
+    administrators = KeyRing(administrator_digests(file.administrator_keys, plain, keys))
+    return Configuration(file, file.pools[0], KeyRing(keys), administrators, (), version)
 
 
 def controller(

@@ -13,8 +13,8 @@ from tests.__main__ import JOBS, TIERS, Ended, Job, selected, startable
 UNIT = Path(__file__).parent
 
 
-def job(name: str, *needs: str, cores: int = 1) -> Job:
-    return Job(name, ["true"], frozenset(needs), cores)
+def job(name: str, *needs: str, cores: int = 1, is_background: bool = False) -> Job:
+    return Job(name, ["true"], frozenset(needs), cores, is_background=is_background)
 
 
 def names(jobs: list[Job]) -> list[str]:
@@ -28,23 +28,33 @@ def test_a_tier_brings_all_that_it_needs_in_order() -> None:
 
 
 def test_jobs_start_as_far_as_the_cores_allow() -> None:
-    assert names(startable([job("a"), job("b"), job("c")], {}, 2)) == ["a", "b"]
-    assert names(startable([job("a"), job("b")], {}, 0)) == []
+    jobs = [job("a"), job("b"), job("c")]
+    assert names(startable(jobs, {})) == ["a", "b"]
+    assert names(startable(jobs[1:], {}, jobs[:1])) == ["b"]
+    assert names(startable(jobs[2:], {}, jobs[:2])) == []
 
 
 def test_a_job_that_waits_for_two_cores_is_not_overtaken() -> None:
-    assert names(startable([job("exclusive", cores=2), job("b")], {}, 1)) == []
+    assert names(startable([job("exclusive", cores=2), job("b")], {}, [job("a")])) == []
 
 
 def test_a_job_that_mostly_waits_always_starts() -> None:
-    assert names(startable([job("exclusive", cores=2), job("fetch", cores=0)], {}, 1)) == ["fetch"]
+    jobs = [job("exclusive", cores=2), job("fetch", cores=0)]
+    assert names(startable(jobs, {}, [job("a")])) == ["fetch"]
+
+
+def test_a_job_in_the_background_uses_the_cores_of_no_other_job() -> None:
+    build, unit = job("build", is_background=True), job("unit", cores=2, is_background=True)
+    assert names(startable([job("exclusive", cores=2), build], {})) == ["exclusive", "build"]
+    assert names(startable([job("exclusive", cores=2)], {}, [unit])) == ["exclusive"]
+    assert names(startable([build], {}, [unit])) == []
 
 
 def test_a_job_starts_after_what_it_needs_has_passed() -> None:
     waiting = [job("c", "a", "b"), job("d")]
-    assert names(startable(waiting, {"a": True}, 2)) == ["d"]
-    assert names(startable(waiting, {"a": True, "b": False}, 2)) == ["d"]
-    assert names(startable(waiting, {"a": True, "b": True}, 2)) == ["c", "d"]
+    assert names(startable(waiting, {"a": True})) == ["d"]
+    assert names(startable(waiting, {"a": True, "b": False})) == ["d"]
+    assert names(startable(waiting, {"a": True, "b": True})) == ["c", "d"]
 
 
 def test_how_a_job_ended_is_a_line(tmp_path: Path) -> None:
@@ -63,7 +73,7 @@ def test_every_tier_can_run_to_its_end(tier: str) -> None:
     waiting = selected(JOBS, TIERS[tier])
     assert waiting
     while waiting:
-        started = startable(waiting, passed, 2)
+        started = startable(waiting, passed)
         assert started
         passed |= {each.name: True for each in started}
         waiting = [each for each in waiting if each not in started]
@@ -79,7 +89,11 @@ def test_a_unit_test_cannot_start_a_program() -> None:
         subprocess.run(["true"], check=True)
 
 
-def test_every_thorough_test_is_where_the_compiled_tier_runs_it() -> None:
+def test_the_compiled_tier_runs_every_thorough_test() -> None:
     """`make unit` leaves these tests out, so they would not run at all elsewhere."""
-    marked = {path for path in UNIT.rglob("test_*.py") if "mark.thorough" in path.read_text()}
-    assert {path.parent for path in marked - {Path(__file__)}} <= {UNIT / "simulation"}
+    tests = Path(__file__).parents[1]
+    marked = {path for path in tests.rglob("test_*.py") if "mark.thorough" in path.read_text()}
+    assert all(path.is_relative_to(UNIT) for path in marked)
+    (compiled,) = (each for each in JOBS if each.name == "unit-compiled")
+    assert "tests/unit" in compiled.command
+    assert "-m" not in compiled.command[3:]

@@ -107,7 +107,7 @@ class PeerAsk:
         self.standing = Standing.BEYOND if pending.waits_for is WaitsFor.LEASE else Standing.WITHIN
         """Without a lease that covers it, the request may only use room that other requests do not need."""
         self.preference: Preference | None = None
-        """Set if this replica has the prompt in its cache. Then others are asked only when it refuses."""
+        """Set if this replica is asked alone, because it has the prompt in its cache."""
         self.longest_wait_s = wait_s
         """The longest time that the request may wait there, in seconds."""
         self.prompt = _prompt(pending)
@@ -182,14 +182,11 @@ class Placement:
         request. ``more`` is the number of further replicas with room to ask.
         """
         sequences, kv_tokens = pending.cost.sequences, pending.cost.kv_tokens
-        if not more and pending not in self.asks:
-            for preference in self._preferences(pending, now):
-                holder = self._peers.get(preference.name)
-                if holder is not None and _fits(holder, sequences, kv_tokens, now):
-                    alone = self._ask(holder, pending, 0.0, now)
-                    alone.preference = preference
-                    self.asks[pending] = [alone]
-                    return [alone]
+        if not more and pending not in self.asks and pending.may_prefer:
+            alone = self._ask_preferred(pending, 0.0, now)
+            if alone is not None:
+                self.asks[pending] = [alone]
+                return [alone]
         asked = {ask.peer for ask in self.asks.get(pending, ())}
         usable = [p for p in self._peers.values() if p.avoid_until <= now and p.name not in asked]
         with_room = [p for p in usable if _fits(p, sequences, kv_tokens, now)]
@@ -206,27 +203,34 @@ class Placement:
             self.asks.setdefault(pending, []).extend(made)
         return made
 
-    def prefer(
-        self, pending: PendingRequest, free: float, wait_s: float, now: float
-    ) -> tuple[PeerAsk, Preference] | None:
+    def prefer(self, pending: PendingRequest, free: float, now: float) -> PeerAsk | None:
         """Ask the replica that has more of a prompt in its cache, for a request that has room here.
 
         ``free`` is the number of free slots here if the request runs elsewhere. The other replica must have
         at least ``LEAST_FREE_SHARE`` of this number free. So a beginning that many requests share spreads
         over the replicas, and each of them computes it once. The ask is not in ``asks``: the caller keeps it.
         """
+        return self._ask_preferred(pending, LEAST_FREE_SHARE * free, now)
+
+    def _ask_preferred(self, pending: PendingRequest, least_free: float, now: float) -> PeerAsk | None:
+        """Ask the replica with the most of a prompt in its cache, for room at once; ``None`` without one.
+
+        It must have more of the prompt than the engine here, and room for the request. Then ``least_free`` of
+        its slots must be left.
+        """
         caches, cost = self.caches, pending.cost
-        if caches is None:
+        if caches is None or not pending.ask.prefixes:
             return None
-        prompt = _prompt(pending)
-        for preference in caches.preferences(prompt, cost.input_tokens, now):
+        for preference in caches.preferences(_prompt(pending), cost.input_tokens, now):
             peer = self._peers.get(preference.name)
             if (
                 peer is not None
                 and _fits(peer, cost.sequences, cost.kv_tokens, now)
-                and peer.sequences - cost.sequences >= LEAST_FREE_SHARE * free
+                and peer.sequences - cost.sequences >= least_free
             ):
-                return self._ask(peer, pending, wait_s, now), preference
+                ask = self._ask(peer, pending, 0.0, now)
+                ask.preference = preference
+                return ask
         return None
 
     def _ask(self, peer: _Peer, pending: PendingRequest, wait_s: float, now: float) -> PeerAsk:
@@ -236,12 +240,6 @@ class Placement:
         ask = PeerAsk(self._number, peer.name, peer.address, pending, wait_s, now)
         ask.known_at = peer.named_at
         return ask
-
-    def _preferences(self, pending: PendingRequest, now: float) -> list[Preference]:
-        """The replicas that have more of a prompt in their caches. The replica with the most is first."""
-        if self.caches is None or not pending.may_prefer or not pending.ask.prefixes:
-            return []
-        return self.caches.preferences(_prompt(pending), pending.cost.input_tokens, now)
 
     def ended(self, ask: PeerAsk) -> bool:
         """An ask has its answer, or failed. Returns whether it was under way."""

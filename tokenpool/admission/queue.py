@@ -319,8 +319,16 @@ class AdmissionQueue:
 
     def waiting_first(self, most: int) -> list[PendingRequest]:
         """The first requests of up to ``most`` entitlements that need the engine, by urgency. No guests."""
-        heads = (waiting[0] for waiting in self._for_room.values() if not waiting[0].is_guest)
-        needed = [head for head in islice(heads, most) if head.waits_for is WaitsFor.ENGINE]
+        needed: list[PendingRequest] = []
+        for waiting in self._for_room.values():
+            head = waiting[0]
+            if head.is_guest:
+                continue
+            if head.waits_for is WaitsFor.ENGINE:
+                needed.append(head)
+            most -= 1
+            if most <= 0:
+                break
         return sorted(needed, key=lambda head: (head.rank, head.deadline, head.number))
 
     # --- the order ---
@@ -330,7 +338,8 @@ class AdmissionQueue:
 
         If one finds no room, only requests that need less in the same dimension are tried after it.
         """
-        heap, passed = self._engine, list[PendingRequest]()
+        heap = self._engine
+        passed: list[PendingRequest] = []
         sequences, kv_tokens = math.inf, math.inf
         try:
             while heap and sequences > 1 and len(passed) < MOST_SMALLER:

@@ -12,21 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.accounting.ledger import Ledger
 from tokenpool.accounting.ticket import Place, Ticket
-from tokenpool.admission.affinity import Cached, Preference, beginnings
+from tokenpool.admission.affinity import Cached, PrefixCaches
 from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
-from tokenpool.admission.preemption import Running, victims
+from tokenpool.admission.preemption import Preemption
 from tokenpool.admission.queue import AdmissionQueue
 from tokenpool.admission.rules import EngineQueue, Shed, admit, engine_full, refused_with_any_lease
-from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import SloController
+from tokenpool.control.effects import Effects
 from tokenpool.control.guests import GUEST_ASK, Guests
+from tokenpool.control.preferring import Preferred, Preferring
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
@@ -36,18 +37,9 @@ from tokenpool.pricing.cost import Ask, Cost, Usage
 
 LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
-GUARANTEED_START_S = 0.25
-"""For this time in seconds after a guaranteed admission, no spot request is sent to wait in the engine. The
-time ends earlier at the first token. Each request has its own connection. A spot request that was sent 1 ms
-later was read first and took the freed slot. Guaranteed P99 was 3.6 times the P99 alone (2 of 3 seeds); with
-this rule 1.3."""
-
 PLACE_S = 0.03
 """If another replica had room as last known, a request looks there for these seconds. Then it may join the
 queue of a full engine here. An ask takes about 0.5 ms, and more at a busy replica."""
-PREFER_S = 0.03
-"""The longest time in seconds that an admitted request waits for the answer of the replica with its prompt in
-the cache. An ask takes about 0.5 ms, so this bounds the effect of a lost answer."""
 MOST_ASKING = 8
 """The most requests of one sidecar that ask other replicas at a time: the first of each entitlement.
 
@@ -56,36 +48,6 @@ asking."""
 
 MOST_TRIED = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
-
-Decision = tuple[PendingRequest, Ticket | Shed]
-"""A request that waited, and the decision about it."""
-
-
-class _Preferred(NamedTuple):
-    """A request that has room here, and asks the replica with its prompt in the cache."""
-
-    ticket: Ticket
-    ask: PeerAsk
-    preference: Preference
-    until: float
-    """The time at which it starts here if there is no answer."""
-
-
-class Effects:
-    """The effects of a call, in this order: end the requests ``to_end``, deliver the ``decided``, then ask
-    other replicas."""
-
-    __slots__ = ("decided", "to_ask", "to_cancel", "to_end")
-
-    def __init__(self) -> None:
-        self.to_end: list[Ticket] = []
-        """Spot requests to end now. They are settled as preempted."""
-        self.decided: list[Decision] = []
-        """Requests whose wait has ended: admitted or shed."""
-        self.to_ask: list[PeerAsk] = []
-        """Asks to send to other replicas."""
-        self.to_cancel: list[PeerAsk] = []
-        """Asks whose request needs no room any more."""
 
 
 class AdmissionControl:
@@ -118,37 +80,30 @@ class AdmissionControl:
         self.room = EngineRoom(0.0, 0.0)
         """The engine's room, with reserved slots and queues."""
         self.slo = SloController(now)
-        self.has_effects = False
-        """Whether ``take_effects`` has something to return."""
+        self.preemption = Preemption()
+        self.preferring = Preferring()
         self._has_slo_feedback = has_slo_feedback
         self._effects = Effects()
-        self._spot: dict[Ticket, None] = {}
-        """Running spot requests."""
-        self._ending: dict[Ticket, None] = {}
-        """Spot requests that the driver is about to end. They still count in the ledger."""
-        self._preferring: dict[PendingRequest, _Preferred] = {}
-        """Requests that ask the replica with their prompt in its cache, in the order of their deadlines."""
-        self._preferred: dict[Ticket, Preference] = {}
-        """Requests that run at such a replica."""
-        self._not_begun: dict[Ticket, None] = {}
-        """Guaranteed requests without a first token. The engine may still queue them."""
-        self._last_guaranteed: Ticket | None = None
-        """The last guaranteed request, until the engine has started it."""
 
     @property
     def has_waiting(self) -> bool:
         """Whether a request waits."""
         queue = self.queue
-        return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or bool(self._preferring)
+        return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or self.preferring.is_any_asking
 
     @property
     def knows_others(self) -> bool:
         """Whether requests can be handed over to other replicas."""
         return self.placement is not None and self.placement.replicas > 1
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether ``take_effects`` has something to return."""
+        return self._effects.has_any
+
     def take_effects(self) -> Effects:
         """Return the effects since the last call. The caller must perform all of them."""
-        effects, self._effects, self.has_effects = self._effects, Effects(), False
+        effects, self._effects = self._effects, Effects()
         return effects
 
     # --- a request arrives ---
@@ -256,9 +211,9 @@ class AdmissionControl:
 
         Returns its ticket if it was admitted already. The caller must settle it.
         """
-        preferred = self._preferring.pop(pending, None)
+        preferred = self.preferring.end(pending)
         if preferred is not None:
-            self._cancel(preferred.ask)
+            self._effects.cancel([preferred.ask])
             return preferred.ticket
         self._leave(pending, now)
         if self.leases is not None:
@@ -320,15 +275,7 @@ class AdmissionControl:
         """A request may not wait. Inside its guarantee it joins the engine's queue. Otherwise it is shed."""
         outcome: Ticket | Shed = shed
         if shed.reason is Reason.ENGINE_FULL and self.placement is not None:
-            outcome = self._decide(
-                pending.account,
-                pending.ask,
-                pending.cost,
-                pending.body,
-                now,
-                is_counted=True,
-                streams=pending.streams,
-            )
+            outcome = self._try(pending, now, EngineQueue.ANY)
         if isinstance(outcome, Shed):
             self._note_shed(pending, outcome, now)
         return outcome
@@ -371,10 +318,8 @@ class AdmissionControl:
 
     def _cancel_asks(self, pending: PendingRequest) -> None:
         """The request needs no room on another replica any more."""
-        cancelled = self.placement.withdraw(pending) if self.placement is not None else []
-        if cancelled:
-            self._effects.to_cancel += cancelled
-            self.has_effects = True
+        if self.placement is not None:
+            self._effects.cancel(self.placement.withdraw(pending))
 
     def _decide(
         self,
@@ -427,16 +372,26 @@ class AdmissionControl:
         ticket.streams = streams
         ticket.is_guaranteed = account.is_inside_guarantee()
         ticket.is_borrowed = account.take_borrowed()
-        if place is not None:
-            return ticket  # it takes no room here
-        if account.is_spot:
-            self._spot[ticket] = None
-        elif ticket.is_guaranteed:
-            self._last_guaranteed = ticket
-            self._not_begun[ticket] = None
-            if self._spot:
-                self._make_room()
+        if place is None:  # otherwise it takes no room here
+            self._effects.end(self.preemption.admitted(ticket, self.ledger, self.room))
         return ticket
+
+    def _try(
+        self, pending: PendingRequest, now: float, may_queue: EngineQueue, place: Place | None = None
+    ) -> Ticket | Shed:
+        """Decide a pending request now. Its demand is counted at most once."""
+        is_counted, pending.is_counted = pending.is_counted, True
+        return self._decide(
+            pending.account,
+            pending.ask,
+            pending.cost,
+            pending.body,
+            now,
+            is_counted=is_counted,
+            streams=pending.streams,
+            place=place,
+            may_queue=may_queue,
+        )
 
     def _borrow(self, account: Account, cost: Cost, now: float) -> bool:
         """Take room of a lone sidecar's engine beyond a limit, while no request waits for it.
@@ -475,12 +430,7 @@ class AdmissionControl:
 
         It would start before requests that wait for room here, or before a guaranteed one that was just sent.
         """
-        ticket = self._last_guaranteed
-        if ticket is not None:
-            if not ticket.has_begun and now - ticket.admitted_at < GUARANTEED_START_S:
-                return True
-            self._last_guaranteed = None
-        return self.queue.needs_engine
+        return self.preemption.is_guarantee_starting(now) or self.queue.needs_engine
 
     # --- waiting requests ---
 
@@ -518,21 +468,16 @@ class AdmissionControl:
 
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
-        at = self.queue.wakes_at()
-        for preferred in self._preferring.values():
-            at = min(at, preferred.until)
-            break
+        at = min(self.queue.wakes_at(), self.preferring.wakes_at())
         if self.leases is not None:
             at = min(at, self.leases.waits.wakes_at())
         return at
 
     def wake(self, now: float) -> None:
         """Decide the requests whose deadline has passed, or whose entitlement's bucket has refilled."""
-        for pending, preferred in list(self._preferring.items()):
-            if preferred.until > now:
-                break
-            self._cancel(preferred.ask)
-            self._start_here(pending)
+        for pending, preferred in self.preferring.overdue(now):
+            self._effects.cancel([preferred.ask])
+            self._effects.decide(pending, preferred.ticket)
         leases = self.leases
         if leases is not None and leases.waits.wakes_at() <= now:
             leases.wake(now)
@@ -548,24 +493,13 @@ class AdmissionControl:
             self._cancel_asks(pending)
         # A guest does not wait for an engine that is down: its own sidecar asks another replica.
         is_last = was_queued and (now >= pending.deadline or (pending.is_guest and self.room.is_down))
-        is_counted, pending.is_counted = pending.is_counted, True
         was_paused = False
         if was_queued and self.leases is not None:
             was_paused = self.leases.were_lost(now)
             self.leases.cover_queued(account, pending.cost, now)
         if not was_queued and self._has_room_elsewhere(pending.cost, now):
             pending.places_until = now + PLACE_S
-        may_queue = self._engine_queue_of(pending, now, is_last=is_last)
-        outcome = self._decide(
-            account,
-            pending.ask,
-            pending.cost,
-            pending.body,
-            now,
-            is_counted=is_counted,
-            streams=pending.streams,
-            may_queue=may_queue,
-        )
+        outcome = self._try(pending, now, self._engine_queue_of(pending, now, is_last=is_last))
         if isinstance(outcome, Shed):
             if not is_last and self._may_fit_soon(outcome):
                 if was_queued:
@@ -574,9 +508,7 @@ class AdmissionControl:
                     return
                 if self._enter(pending, outcome, now):
                     return
-                outcome = self._last_try(pending, outcome, now)
-                self._effects.decided.append((pending, outcome))
-                self.has_effects = True
+                self._effects.decide(pending, self._last_try(pending, outcome, now))
                 return
             # The deadline may have passed in a pause of this process. Or the lease has just gone to another
             # sidecar: inside its guarantee, the request gets it back.
@@ -596,8 +528,7 @@ class AdmissionControl:
         """Deliver a decision. An admitted request may first ask the replica with its prompt in the cache."""
         if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
             return
-        self._effects.decided.append((pending, outcome))
-        self.has_effects = True
+        self._effects.decide(pending, outcome)
 
     def _waits_for_lease(self, pending: PendingRequest, shed: Shed, now: float) -> bool:
         """Make a request that waited for the engine wait for a larger lease, if it needs one now."""
@@ -652,9 +583,7 @@ class AdmissionControl:
             return
         rank = _rank_of_ask(pending)
         if sum(1 for each in placement.asks if _rank_of_ask(each) <= rank) < MOST_ASKING:
-            asks = placement.ask(pending, pending.deadline - now, now)
-            self._effects.to_ask += asks
-            self.has_effects = self.has_effects or bool(asks)
+            self._effects.ask(placement.ask(pending, pending.deadline - now, now))
 
     def _prefers_another(self, pending: PendingRequest, ticket: Ticket, now: float) -> bool:
         """Ask the replica that has the prompt of an admitted request in its cache, if there is one.
@@ -666,37 +595,23 @@ class AdmissionControl:
             return False  # requests that end for it are ended for its room here
         ledger, room = self.ledger, self.room
         free = room.slots - ledger.concurrency_in_use - room.foreign_sequences + pending.cost.sequences
-        found = placement.prefer(pending, free, 0.0, now)
-        if found is None:
+        ask = placement.prefer(pending, free, now)
+        if ask is None:
             return False
-        ask, preference = found
-        self._preferring[pending] = _Preferred(ticket, ask, preference, now + PREFER_S)
-        self._effects.to_ask.append(ask)
-        self.has_effects = True
+        self.preferring.begin(pending, ticket, ask, now)
+        self._effects.ask([ask])
         return True
 
-    def _cancel(self, ask: PeerAsk) -> None:
-        self._effects.to_cancel.append(ask)
-        self.has_effects = True
-
-    def _start_here(self, pending: PendingRequest) -> None:
-        """The preferred replica does not take the request, so it starts here."""
-        preferred = self._preferring.pop(pending)
-        self._effects.decided.append((pending, preferred.ticket))
-        self.has_effects = True
-
-    def _moves(self, pending: PendingRequest, preferred: _Preferred, now: float) -> bool:
+    def _moves(self, pending: PendingRequest, preferred: Preferred, now: float) -> bool:
         """The preferred replica offers room. Returns whether the request moves there."""
-        ticket = preferred.ticket
-        self._start_here(pending)
-        if ticket in self._ending:
+        ticket, ask = preferred.ticket, preferred.ask
+        self.preferring.end(pending)
+        self._effects.decide(pending, ticket)
+        if ticket in self.preemption.ending:
             return False
-        self.ledger.move(ticket, preferred.ask.place)
-        self._spot.pop(ticket, None)
-        self._not_begun.pop(ticket, None)
-        if ticket is self._last_guaranteed:
-            self._last_guaranteed = None
-        self._preferred[ticket] = preferred.preference
+        self.ledger.move(ticket, ask.place)
+        self.preemption.left(ticket)
+        self.preferring.runs(ticket, ask.preference)
         self.serve(now)
         return True
 
@@ -708,9 +623,7 @@ class AdmissionControl:
         placement.learn(peers, now)
         for pending in list(placement.asks):
             if placement.has_room(pending.cost.sequences, pending.cost.kv_tokens, now):
-                asks = placement.ask(pending, pending.deadline - now, now, more=1)
-                self._effects.to_ask += asks
-                self.has_effects = self.has_effects or bool(asks)
+                self._effects.ask(placement.ask(pending, pending.deadline - now, now, more=1))
         self._ask_for_others(now)
 
     def _ask_for_others(self, now: float) -> None:
@@ -722,7 +635,7 @@ class AdmissionControl:
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
         placement, pending = self.placement, ask.pending
-        preferred = self._preferring.get(pending)
+        preferred = self.preferring.of(pending)
         if preferred is not None:
             return ask is preferred.ask and self._moves(pending, preferred, now)
         if (
@@ -735,28 +648,16 @@ class AdmissionControl:
         leases = self.leases
         if leases is not None and (leases.were_lost(now) or not leases.takes_room(pending, now)):
             return False
-        outcome = self._decide(
-            pending.account,
-            pending.ask,
-            pending.cost,
-            pending.body,
-            now,
-            is_counted=pending.is_counted,
-            streams=pending.streams,
-            place=ask.place,
-        )
-        pending.is_counted = True
+        outcome = self._try(pending, now, EngineQueue.NONE, ask.place)
         if isinstance(outcome, Shed):
             # Its limit is used up now. It asks again once the limit has room.
             if pending.waits_for is not WaitsFor.LEASE and not self._waits_for_lease(pending, outcome, now):
                 self._shed_later(pending, outcome, now)
             return False
-        if ask.preference is not None:
-            self._preferred[outcome] = ask.preference
+        self.preferring.runs(outcome, ask.preference)
         self._leave(pending, now)
-        self._effects.decided.append((pending, outcome))
-        self.has_effects = True
-        # The next one asks now. Two milliseconds later, at the retry, one of ten handovers took 3 ms longer.
+        self._effects.decide(pending, outcome)
+        # The next request of the entitlement is tried now, and asks. Its retry would come 2 ms later.
         for following in self.queue.due_of(pending.account, now):
             self._decide_pending(following, now, was_queued=True)
         return True
@@ -765,8 +666,7 @@ class AdmissionControl:
         """A request cannot take room elsewhere: it keeps waiting, or is shed if it has left the queue."""
         if pending.has_left:
             self._note_shed(pending, shed, now)
-            self._effects.decided.append((pending, shed))
-            self.has_effects = True
+            self._effects.decide(pending, shed)
         else:
             self.queue.change(pending, _reason(shed), _retry_in_s(shed), shed.dimension)
 
@@ -779,9 +679,10 @@ class AdmissionControl:
             placement.failed(ask.peer, now)
         else:
             placement.refused(ask.peer)
-        preferred = self._preferring.get(ask.pending)
+        preferred = self.preferring.of(ask.pending)
         if preferred is not None and preferred.ask is ask:
-            self._start_here(ask.pending)
+            self.preferring.end(ask.pending)
+            self._effects.decide(ask.pending, preferred.ticket)
             return
         pending = ask.pending
         if not placement.ended(ask) or pending.has_left:
@@ -817,41 +718,26 @@ class AdmissionControl:
 
     def stated_cache(self, now: float) -> str:
         """The beginnings of prompts in the engine's cache, for the other replicas."""
-        placement, room = self.placement, self.room
-        if placement is None or placement.caches is None:
+        caches, room = self._caches, self.room
+        if caches is None:
             return ""
-        caches = placement.caches
         caches.resize(room.kv_tokens - self.ledger.kv_in_use - room.foreign_kv_tokens)
         return caches.statement(now)
 
     def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int, now: float) -> None:
         """The engine here has computed a request of another sidecar."""
-        placement = self.placement
-        if placement is not None and placement.caches is not None:
-            caches = placement.caches
+        caches = self._caches
+        if caches is not None:
             caches.computed(prompt, max(kv_tokens - caches.here(prompt), 0), now)
 
     def forget_cache(self) -> None:
         """The engine has restarted: its prefix cache is empty."""
-        placement = self.placement
-        if placement is not None and placement.caches is not None:
-            placement.caches.forget()
+        if self._caches is not None:
+            self._caches.forget()
 
-    def _learn_cached(self, ticket: Ticket, spent: Usage, now: float, *, reported: bool) -> None:
-        """A request has finished: its engine has the beginnings of its prompt in its cache."""
-        placement = self.placement
-        preference = self._preferred.pop(ticket, None)
-        if placement is None or placement.caches is None:
-            return
-        caches, ask = placement.caches, ticket.ask
-        if ticket.place is None:
-            prompt = beginnings(ask, spent.input_tokens, spent.output_tokens)
-            if reported:
-                caches.reported(prompt, spent.cached_tokens)
-            tokens = spent.input_tokens - spent.cached_tokens + spent.output_tokens
-            caches.computed(prompt, max(tokens, 0), now)
-        elif preference is not None and reported:
-            caches.gained(preference, spent.cached_tokens)
+    @property
+    def _caches(self) -> PrefixCaches | None:
+        return self.placement.caches if self.placement is not None else None
 
     # --- running requests ---
 
@@ -865,7 +751,7 @@ class AdmissionControl:
     def first_token(self, ticket: Ticket, seconds: float) -> None:
         """The first output of an answer arrived ``seconds`` after the request."""
         ticket.has_begun = True
-        self._not_begun.pop(ticket, None)
+        self.preemption.began(ticket)
         if ticket.is_guaranteed and ticket.streams and self._has_slo_feedback:
             entitlement = ticket.account.entitlement
             promised_ms = entitlement.slo.ttft_ms
@@ -881,15 +767,10 @@ class AdmissionControl:
         """
         self.ledger.settle(ticket, spent, ending, now, reported=reported)
         if ending is Ending.FINISHED and not self.guests.has(ticket.account):
-            self._learn_cached(ticket, spent, now, reported=reported)
+            self.preferring.finished(ticket, spent, self._caches, now, reported=reported)
         else:
-            self._preferred.pop(ticket, None)
-        if self._ending:
-            self._ending.pop(ticket, None)
-        self._spot.pop(ticket, None)
-        self._not_begun.pop(ticket, None)
-        if ticket is self._last_guaranteed:
-            self._last_guaranteed = None
+            self.preferring.forget(ticket)
+        self.preemption.left(ticket)
         if self.leases is not None:
             self.leases.ended(ticket.account, now)
         self.serve(now, ticket.account)
@@ -905,63 +786,8 @@ class AdmissionControl:
     def engine_changed(self, room: EngineRoom, now: float) -> None:
         """Use the room of a new observation of the engine."""
         self.room = room
-        if self._spot and self._not_begun:
-            self._end_surplus()
+        self._effects.end(self.preemption.surplus(self.ledger, room))
         self.serve(now)
-
-    # --- preemption ---
-
-    def _make_room(self) -> None:
-        """End the spot requests whose room the guaranteed request that was just admitted needs."""
-        ledger, room = self.ledger, self.room
-        sequences = ledger.concurrency_in_use + room.foreign_sequences - room.proven_slots
-        kv_tokens = ledger.kv_in_use + room.foreign_kv_tokens - room.kv_tokens
-        for ticket in self._ending:
-            sequences -= ticket.cost.sequences
-            kv_tokens -= ticket.kv_held
-        if sequences > 0 or kv_tokens > 0:
-            self._preempt(self._preemptible(), sequences, kv_tokens)
-
-    def _end_surplus(self) -> None:
-        """End spot requests if the engine has fewer slots than assumed and guaranteed ones may wait in it.
-
-        Only this sidecar's requests count, because the engine's page shows ended requests for a while. No
-        more are ended than may wait before a guaranteed request, and only once per guaranteed request.
-        """
-        surplus = self.ledger.concurrency_in_use - self.room.slots
-        surplus -= sum(ticket.cost.sequences for ticket in self._ending)
-        if surplus <= PREEMPTIBLE_QUEUE:
-            return
-        running = self._preemptible()
-        waiting = sum(request.sequences for _, request in running if not request.has_begun)
-        at_most = sum(request.sequences for _, request in running)
-        sequences = min(surplus, waiting + len(self._not_begun), at_most)
-        self._not_begun.clear()
-        self._preempt(running, sequences, 0)
-
-    def _preemptible(self) -> list[tuple[Ticket, Running]]:
-        """The running requests that may be ended, without those that are being ended."""
-        return [
-            # An answer that is not streamed shows no first token, so it may have a slot.
-            (
-                ticket,
-                Running(
-                    ticket.admitted_at,
-                    ticket.cost.sequences,
-                    ticket.kv_held,
-                    ticket.has_begun or not ticket.streams,
-                ),
-            )
-            for ticket in self._spot
-            if ticket.account.is_preemptible
-        ]
-
-    def _preempt(self, running: Sequence[tuple[Ticket, Running]], sequences: float, kv_tokens: float) -> None:
-        for ticket, _ in victims(running, sequences, kv_tokens):
-            del self._spot[ticket]
-            self._ending[ticket] = None
-            self._effects.to_end.append(ticket)
-            self.has_effects = True
 
 
 def _rank_of_ask(pending: PendingRequest) -> int:

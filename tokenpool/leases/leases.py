@@ -398,12 +398,36 @@ class Leases:
                 is_answered = waits.to_serve.pop(name)
                 state = self.states.get(name)
                 if state is not None and self.mode is not Mode.EXPIRED:
-                    is_joined = self.mode is Mode.JOINED
-                    yield from waits.fitting(
-                        name, state, now, self, is_joined=is_joined, round_trip_s=self.round_trip_s
-                    )
+                    yield from self._due_of(name, state, now)
                     if is_answered:
                         self._return_surplus(name, state, now)
+
+    def _due_of(self, name: str, state: LeaseState, now: float) -> Iterator[PendingRequest]:
+        """Yield the waiting requests of an entitlement that fit, in order. Then those whose wait is over.
+
+        All of them have left their wait. Without the lease store all requests fit.
+        """
+        waits, is_joined = self.waits, self.mode is Mode.JOINED
+        while (pending := waits.first(name)) is not None and (not is_joined or self._fits(pending, now)):
+            waits.end_fitting(pending, state, now)
+            yield pending
+        for pending in waits.exhausted(name, state, self.round_trip_s, now):
+            waits.end_exhausted(pending, state, now)
+            yield pending
+
+    def _fits(self, pending: PendingRequest, now: float) -> bool:
+        """Whether the lease covers a waiting request now.
+
+        A request for which the lease store has answered may also borrow free capacity of the pool.
+        """
+        account, cost = pending.account, pending.cost
+        limit = account.limit
+        fits = (
+            account.bucket.level > 0
+            and account.concurrency_in_use + cost.sequences <= limit.concurrency
+            and account.kv_in_use + cost.kv_tokens <= limit.kv_tokens
+        )
+        return fits or (pending.first_answer_at < math.inf and self.borrow(account, cost, now))
 
     def wake(self, now: float) -> None:
         """End the waits whose deadline has passed, and ask again for the other requests."""

@@ -1,6 +1,7 @@
 """Lease waits: the requests of one sidecar that wait for a larger lease, and the end of each wait. Pure.
 
-``Leases`` owns this object and reports answers and failures to it. The admission queue keeps the requests
+``Leases`` owns this object, reports answers and failures to it, and decides whether a request fits. The
+admission queue keeps the requests
 themselves, by entitlement and in order of arrival.
 
 - A request waits until the lease store answers a message that asks for it, for at most ``ANSWER_S`` seconds.
@@ -12,8 +13,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
-from typing import Protocol
 
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
@@ -26,13 +25,6 @@ ANSWER_S = 1.0
 RECLAIM_S, RECLAIM_TRIPS, LONGEST_RECLAIM_S = 0.1, 10, 2.0
 """The time for other sidecars to return unused leases: ``RECLAIM_S`` seconds, or ``RECLAIM_TRIPS`` round
 trips if they take longer; at most ``LONGEST_RECLAIM_S``."""
-
-
-class Lender(Protocol):
-    """Lends free capacity of the pool beyond a limit."""
-
-    def borrow(self, account: Account, cost: Cost, now: float) -> bool:
-        """Hold enough for one more request of this cost, if the pool has enough. Returns whether it has."""
 
 
 class LeaseWaits:
@@ -96,54 +88,43 @@ class LeaseWaits:
 
     # --- end ---
 
-    def fitting(
-        self,
-        name: str,
-        state: LeaseState,
-        now: float,
-        lender: Lender,
-        *,
-        is_joined: bool,
-        round_trip_s: float,
-    ) -> Iterator[PendingRequest]:
-        """Yield the requests of an entitlement that fit, in order. Then yield those whose wait is over.
+    def first(self, name: str) -> PendingRequest | None:
+        """The first waiting request of an entitlement."""
+        waiting = self._queue.waiting_for_lease(name)
+        return waiting[0] if waiting else None
 
-        All of them have left their wait. Without a lease store (``is_joined`` is false) all requests fit.
-        ``lender`` may lend free capacity of the pool to a request for which the lease store has answered.
+    def end_fitting(self, pending: PendingRequest, state: LeaseState, now: float) -> None:
+        """A waiting request fits: it leaves its wait."""
+        state.resume_asking()
+        self._queue.leave_lease_wait(pending, now)
+
+    def exhausted(
+        self, name: str, state: LeaseState, round_trip_s: float, now: float
+    ) -> list[PendingRequest]:
+        """The requests of an entitlement that do not fit now, and whose wait is over.
+
+        ``end_exhausted`` follows for each.
         """
-        queue = self._queue
-        while waiting := queue.waiting_for_lease(name):
-            pending = waiting[0]
-            account, cost = pending.account, pending.cost
-            fits = not is_joined or (
-                account.bucket.level > 0
-                and account.concurrency_in_use + cost.sequences <= account.limit.concurrency
-                and account.kv_in_use + cost.kv_tokens <= account.limit.kv_tokens
-            )
-            is_answered = pending.first_answer_at < math.inf
-            if not (fits or (is_answered and lender.borrow(account, cost, now))):
-                break
-            state.resume_asking()
-            queue.leave_lease_wait(pending, now)
-            yield pending
         reclaim_s = min(max(RECLAIM_S, RECLAIM_TRIPS * round_trip_s), LONGEST_RECLAIM_S)
-        for pending in [
-            each for each in queue.waiting_for_lease(name) if not self._continues(state, each, reclaim_s, now)
-        ]:
-            state.pause_asking(pending.account, now)
-            queue.leave_lease_wait(pending, now)
-            yield pending
+        waiting = self._queue.waiting_for_lease(name)
+        return [each for each in waiting if not self._continues(state, each, reclaim_s, now)]
+
+    def end_exhausted(self, pending: PendingRequest, state: LeaseState, now: float) -> None:
+        """The wait of a request is over, and it does not fit: it leaves its wait."""
+        state.pause_asking(pending.account, now)
+        self._queue.leave_lease_wait(pending, now)
 
     def end_overdue(self, name: str, state: LeaseState, now: float) -> None:
         """End the waits of an entitlement whose deadline has passed."""
         for pending in [each for each in self._queue.waiting_for_lease(name) if each.deadline <= now]:
-            state.pause_asking(pending.account, now)
-            self._end(pending, now)
+            self.end_exhausted(pending, state, now)
+            self.ended.append(pending)
 
     def end_all_of(self, name: str, now: float) -> None:
         """End all waits of an entitlement."""
         for pending in list(self._queue.waiting_for_lease(name)):
-            self._end(pending, now)
+            self._queue.leave_lease_wait(pending, now)
+            self.ended.append(pending)
 
     def end_all(self, now: float) -> None:
         """End all waits: the lease store failed."""
@@ -154,10 +135,6 @@ class LeaseWaits:
         """Forget a request whose wait has ended, but that is not decided yet."""
         if pending in self.ended:
             self.ended.remove(pending)
-
-    def _end(self, pending: PendingRequest, now: float) -> None:
-        self._queue.leave_lease_wait(pending, now)
-        self.ended.append(pending)
 
     def _continues(self, state: LeaseState, pending: PendingRequest, reclaim_s: float, now: float) -> bool:
         """Whether a request that does not fit now continues to wait. Sets its deadline."""

@@ -67,6 +67,18 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
             f"entitlement {name!r} is in pool {entitlement.pool!r}, which is not defined",
             f"define it, or use one of: {known}",
         )
+    check_promise(entitlement, located)
+    if not entitlement.api_keys and file.anonymous != name:
+        problems.warn(
+            located.line(entitlement),
+            f"entitlement {name!r} has no api_keys",
+            "only a gateway's identity header can reach it: add a key, or remove it",
+        )
+
+
+def check_promise(entitlement: Entitlement, located: Located) -> None:
+    """Check an entitlement's guarantee against its tier and its ceiling."""
+    problems, name = located.problems, entitlement.name
     promised = [d for d in Dimension if entitlement.guarantee.get(d) > 0]
     line = located.line(entitlement, "guarantee")
     if entitlement.tier is Tier.SPOT and promised:
@@ -81,12 +93,6 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
                 f" below its guarantee of {entitlement.guarantee.get(dimension):g}",
                 "raise the ceiling or lower the guarantee",
             )
-    if not entitlement.api_keys and file.anonymous != name:
-        problems.warn(
-            located.line(entitlement),
-            f"entitlement {name!r} has no api_keys",
-            "only a gateway's identity header can reach it: add a key, or remove it",
-        )
 
 
 def _check_guarantee(entitlement: Entitlement, promised: list[Dimension], located: Located) -> None:
@@ -135,20 +141,21 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
 
 def _check_keys(file: PoolFile, located: Located) -> None:
     seen: dict[tuple[str, str], tuple[str, int]] = {}
-    for entitlement in file.entitlements:
-        for key in entitlement.api_keys:
+    owners = [(repr(each.name), each.api_keys) for each in file.entitlements]
+    for name, keys in (*owners, ("the administrators", file.administrator_keys)):
+        for key in keys:
             if key.source is KeySource.PLAIN:
                 located.problems.warn(
                     key.line,
-                    f"a key of {entitlement.name!r} is in plain text",
+                    f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
                 )
-            owner, line = seen.setdefault(_identity(key), (entitlement.name, key.line))
-            if line != key.line or owner != entitlement.name:
+            owner, line = seen.setdefault(_identity(key), (name, key.line))
+            if line != key.line or owner != name:
                 located.problems.error(
                     key.line,
-                    f"a key of {entitlement.name!r} is also a key of {owner!r} on line {line}",
-                    "give each entitlement its own keys, and each key once",
+                    f"a key of {name} is also a key of {owner} on line {line}",
+                    "give each entitlement and the administrators their own keys, and each key once",
                 )
 
 

@@ -208,5 +208,12 @@ FIELDS = (
         "`reject`",
         "The entitlement of callers without a key.",
     ),
+    Described(
+        "administrator_keys",
+        "list of keys",
+        "none",
+        "The keys that may load and unload LoRA adapters, written as `api_keys`. They belong to no"
+        " entitlement. Without any, the sidecars answer 404 on these routes.",
+    ),
 )
 """All fields, in the order of the page."""

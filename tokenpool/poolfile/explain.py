@@ -17,6 +17,8 @@ def explain(parsed: Parsed) -> str:
         lines += _pool(pool, parsed.file)
     callers = parsed.file.anonymous
     lines.append(f"callers without a key: {f'entitlement {callers}' if callers else 'rejected'}")
+    if parsed.file.administrator_keys:
+        lines.append(f"administrators: {len(parsed.file.administrator_keys)} keys")
     lines += [f"warning: line {w.line}: {w.message}; {w.fix}" for w in parsed.warnings]
     lines.append(f"valid, {len(parsed.warnings)} warnings" if parsed.warnings else "valid")
     return "\n".join(lines)

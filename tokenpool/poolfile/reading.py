@@ -22,7 +22,7 @@ from tokenpool.entitlements import (
     Slo,
     Tier,
 )
-from tokenpool.poolfile.checks import Located, check
+from tokenpool.poolfile.checks import Located, check, check_promise
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
@@ -53,8 +53,29 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
     return Parsed(file, tuple(sorted(problems.warnings)))
 
 
+def pool_of(node: Node, problems: Problems) -> Pool | None:
+    """Read one pool that is not in a file. Its problems go to ``problems``."""
+    made = _pool(node, Located(problems))
+    return None if problems.errors else made
+
+
+def entitlement_of(node: Node, problems: Problems) -> Entitlement | None:
+    """Read one entitlement that is not in a file, with the rules that concern it alone.
+
+    Its problems go to ``problems``. The caller checks the rules between records: its pool exists, and the
+    pool can carry its guarantee.
+    """
+    located = Located(problems)
+    made = _entitlement(node, located)
+    if made is not None:
+        check_promise(made, located)
+    return None if problems.errors else made
+
+
 def _file(top: Node, problems: Problems) -> PoolFile:
-    fields = top.fields(("pools", "entitlements", "anonymous"), required=("pools", "entitlements"))
+    fields = top.fields(
+        ("pools", "entitlements", "anonymous", "administrator_keys"), required=("pools", "entitlements")
+    )
     located = Located(problems)
     pools = [_pool(node, located) for node in _items(fields, "pools")]
     entitlements = [_entitlement(node, located) for node in _items(fields, "entitlements")]
@@ -63,6 +84,7 @@ def _file(top: Node, problems: Problems) -> PoolFile:
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
+        _keys(fields, "administrator_keys"),
     )
     check(file, located, anonymous_line=fields["anonymous"].line if "anonymous" in fields else 0)
     return file
@@ -179,9 +201,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
     estimate = (
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
-    keys = tuple(
-        key for item in (fields["api_keys"].items() if "api_keys" in fields else ()) if (key := _key(item))
-    )
+    keys = _keys(fields, "api_keys")
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -231,6 +251,10 @@ def _output_estimate(node: Node) -> OutputEstimate:
         node.error(f"is {quantile:g}", "write a quantile below 1, or max")
         return OutputEstimate()
     return OutputEstimate() if quantile is None else OutputEstimate(quantile)
+
+
+def _keys(fields: dict[str, Node], name: str) -> tuple[KeyRef, ...]:
+    return tuple(key for item in (fields[name].items() if name in fields else ()) if (key := _key(item)))
 
 
 def _key(node: Node) -> KeyRef | None:

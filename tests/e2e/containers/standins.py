@@ -55,7 +55,7 @@ def _archive() -> tuple[str, str]:
     """The package archive of this machine, and its release."""
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)", "Created-By: Packages"],
-        capture_output=True, text=True, timeout=60, check=True,
+        capture_output=True, text=True, timeout=BOOTSTRAP_S, check=True,
     ).stdout  # fmt: skip
     found = sorted({line for line in listed.splitlines() if line.partition(" ")[0].endswith("/debian/")})
     if not found:

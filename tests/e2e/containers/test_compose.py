@@ -95,11 +95,20 @@ def test_sidecars_know_each_other_on_the_network_of_redis_only(stack: Stack) -> 
 
 
 def test_prometheus_scrapes_every_part_and_evaluates_every_rule(stack: Stack) -> None:
-    def targets() -> dict[str, str]:
+    def targets() -> dict[tuple[str, str], str]:
         active = stack.prometheus("/api/v1/targets?state=active")["activeTargets"]
-        return {target["labels"]["instance"]: target["health"] for target in active}
+        return {(each["labels"]["job"], each["labels"]["instance"]): each["health"] for each in active}
 
-    wanted = {name: "up" for name in PARTS if name.startswith(("sidecar", "coordinator"))}
+    wanted = {
+        (job, name): "up"
+        for name in PARTS
+        for part, job in (
+            ("sidecar", "tokenpool-sidecar"),
+            ("sidecar", "vllm"),  # the engine's own page, through the sidecar
+            ("coordinator", "tokenpool-coordinator"),
+        )
+        if name.startswith(part)
+    }
     until(lambda: targets() == wanted, 30, targets)
     until(lambda: all(rule["health"] == "ok" for rule in _rules(stack)), 60, lambda: _rules(stack))
 

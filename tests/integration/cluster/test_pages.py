@@ -61,16 +61,16 @@ async def test_a_sidecar_shows_its_lease_mode(small: Cluster) -> None:
     admin = small.admins[0]
     assert json.loads((await text(small, f"{admin}/readyz"))[1])["status"] == "ready"
     metrics = (await text(small, f"{admin}/metrics"))[1]
-    assert 'tokenpool_store_mode{mode="joined"} 1.0' in metrics
-    assert "tokenpool_store_up 1.0" in metrics
+    assert 'tokenpool_store_mode{mode="joined",pool="chat"} 1.0' in metrics
+    assert 'tokenpool_store_up{pool="chat"} 1.0' in metrics
     small.redis.kill()
     await small.until(lambda: _is_degraded(small, admin), 5)
     status, body = await text(small, f"{admin}/readyz")
     assert status == 200  # requests are served
     assert any("does not answer" in said for said in json.loads(body)["degraded"])
     metrics = (await text(small, f"{admin}/metrics"))[1]
-    assert 'tokenpool_store_mode{mode="cut_off"} 1.0' in metrics
-    assert "tokenpool_store_up 0.0" in metrics
+    assert 'tokenpool_store_mode{mode="cut_off",pool="chat"} 1.0' in metrics
+    assert 'tokenpool_store_up{pool="chat"} 0.0' in metrics
     page = small.pages[0]
     await asyncio.sleep(5.5)
     status, body = await text(small, f"{page}/readyz")
@@ -104,7 +104,7 @@ async def test_a_sidecar_whose_own_file_differs_enforces_the_published_one(small
 
     await small.until(differs, 5)
     metrics = (await text(small, f"{small.admins[1]}/metrics"))[1]
-    assert "tokenpool_config_differs 1.0" in metrics
+    assert 'tokenpool_config_differs{pool="chat"} 1.0' in metrics
     assert "differs from the published one" in sidecar.log.read_text()
 
 

@@ -58,7 +58,8 @@ def test_every_named_file_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
 def test_every_named_metric_is_exposed(path: Path) -> None:
-    exposed = {each.name for each in (*generate.sidecar_metrics(), *generate.coordinator_metrics())}
+    processes = (generate.sidecar_metrics, generate.coordinator_metrics, generate.injector_metrics)
+    exposed = {each.name for metrics in processes for each in metrics()}
     for named in re.findall(r"`(tokenpool_[a-z_]+)[`{]", path.read_text()):
         assert named in exposed, named
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from injector.dry_run import injected as injected_document
+from injector.settings import Template
 from injector.sidecar_container import NAME
+from injector.templates import templates
 from tests.support.pods import container, pod
 
 DEPLOYMENT = """\
@@ -102,7 +105,8 @@ def test_templates_of_other_objects_pass() -> None:
 
 
 def test_warnings_are_printed_beside_the_manifest() -> None:
-    status, _, said = inject(yaml.safe_dump(pod(hostNetwork=True)))
+    accepted = pod(hostNetwork=True, annotations={"allow-host-network": "true"})
+    status, _, said = inject(yaml.safe_dump(accepted))
     assert status == 0
     assert "tokenpool-inject: warning: tokenpool: not injected: a pod with hostNetwork" in said
 
@@ -114,7 +118,7 @@ def test_warnings_are_printed_beside_the_manifest() -> None:
         ("{kind: Pod}", (), 2, "not a pod: "),
         (DEPLOYMENT, ("--admin-port", "x"), 2, "--admin-port: 'x' is not a port"),
         (
-            DEPLOYMENT.replace("args:", "command: [sh, -c]\n          args:"),
+            DEPLOYMENT.replace("args:", "command: [sh, /start.sh]\n          args:"),
             (),
             1,
             "denied: vllm: tokenpool: ",
@@ -154,3 +158,129 @@ def test_wrong_options_of_the_webhook_are_named(options: list[str], words: str) 
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def template(**fields: Any) -> dict[str, Any]:
+    """A pod template of a controller."""
+    made = pod(**fields)
+    return {"metadata": made["metadata"], "spec": made["spec"]}
+
+
+KINDS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"kind": "StatefulSet", "spec": {"template": template()}}, ["/spec/template"]),
+    ({"kind": "PodTemplate", "template": template()}, ["/template"]),
+    ({"kind": "Rollout", "spec": {"template": template()}}, ["/spec/template"]),
+    (
+        {
+            "kind": "LeaderWorkerSet",
+            "spec": {"leaderWorkerTemplate": {"leaderTemplate": template(), "workerTemplate": template()}},
+        },
+        ["/spec/leaderWorkerTemplate/leaderTemplate", "/spec/leaderWorkerTemplate/workerTemplate"],
+    ),
+    (
+        {
+            "kind": "RayClusterFleet",
+            "spec": {
+                "template": {
+                    "spec": {
+                        "headGroupSpec": {"template": template()},
+                        "workerGroupSpecs": [{"template": template()}],
+                    }
+                }
+            },
+        },
+        [
+            "/spec/template/spec/headGroupSpec/template",
+            "/spec/template/spec/workerGroupSpecs/0/template",
+        ],
+    ),
+    (
+        {
+            "kind": "StormService",
+            "spec": {"template": {"spec": {"roles": [{"name": "prefill"}, {"template": template()}]}}},
+        },
+        ["/spec/template/spec/roles/1/template"],
+    ),
+    (
+        {"kind": "JobSet", "spec": {"replicatedJobs": [{"template": {"spec": {"template": template()}}}]}},
+        ["/spec/replicatedJobs/0/template/spec/template"],
+    ),
+    (
+        {"kind": "PyTorchJob", "spec": {"pytorchReplicaSpecs": {"a/b~c": {"template": template()}}}},
+        ["/spec/pytorchReplicaSpecs/a~1b~0c/template"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "places"), KINDS, ids=[each["kind"] for each, _ in KINDS])
+def test_the_templates_of_any_kind_are_found(document: dict[str, Any], places: list[str]) -> None:
+    result = injected_document(document, Template(), every=False)
+    assert [place for _, place in templates(document)] == places
+    assert [place for _, place in templates(result.document)] == places
+    for made, _ in templates(result.document):
+        assert container(made, NAME)
+    assert inject(yaml.safe_dump(document))[1] == [result.document]
+
+
+def test_the_worker_of_a_leader_worker_set_is_left_alone() -> None:
+    worker = pod()
+    worker["spec"]["containers"][0]["args"] = ["m", "--headless"]
+    document = {
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "wide"},
+        "spec": {
+            "leaderWorkerTemplate": {
+                "leaderTemplate": template(),
+                "workerTemplate": {"metadata": worker["metadata"], "spec": worker["spec"]},
+            }
+        },
+    }
+    status, (made,), said = inject(yaml.safe_dump(document))
+    both = made["spec"]["leaderWorkerTemplate"]
+    assert status == 0
+    assert container(both["leaderTemplate"], NAME)
+    assert both["workerTemplate"] == document["spec"]["leaderWorkerTemplate"]["workerTemplate"]  # type: ignore[index]
+    assert "not injected: vllm is a worker" in said
+
+
+def test_every_denial_is_printed_with_the_place_of_its_template() -> None:
+    document = {
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": "wide"},
+        "spec": {"leaderWorkerTemplate": {"leaderTemplate": template(hostNetwork=True)}},
+    }
+    status, documents, said = inject(yaml.safe_dump_all([document, pod(hostNetwork=True)]))
+    assert (status, documents) == (1, [])
+    assert "denied: wide /spec/leaderWorkerTemplate/leaderTemplate: tokenpool: spec.hostNetwork" in said
+    assert "denied: vllm-7d9c-*: tokenpool: spec.hostNetwork" in said
+
+
+def test_a_pod_spec_that_a_controller_completes_is_named() -> None:
+    inference = {
+        "kind": "LLMInferenceService",
+        "metadata": {"name": "chat"},
+        "spec": {
+            "labels": {"tokenpool.io/inject": "true"},
+            "template": {"containers": [{"name": "main"}]},
+            "worker": {"containers": [{"name": "main"}]},
+        },
+    }
+    status, documents, said = inject(yaml.safe_dump(inference))
+    assert (status, documents) == (0, [inference])
+    assert "warning: chat /spec/template: a controller completes this pod spec; give tokenpool-inject" in said
+    assert "warning: chat /spec/worker: " in said
+    del inference["spec"]["labels"]  # type: ignore[attr-defined]
+    assert "a controller completes" not in inject(yaml.safe_dump(inference))[2]
+
+
+def test_aliases_of_yaml_stay_apart() -> None:
+    text = DEPLOYMENT.replace(
+        "          ports:",
+        "          livenessProbe: &probe {httpGet: {path: /health, port: 8000}}\n"
+        "          readinessProbe: *probe\n          ports:",
+    )
+    status, (_, deployment), _ = inject(text)
+    made = container(deployment["spec"]["template"], "vllm")
+    assert status == 0
+    assert made["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": 9090}
+    assert "exec" in made["livenessProbe"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import pytest
 
 from injector.probes import Places, turned, waits_for_sidecar
+from injector.settings import Template
+from injector.sidecar_container import Settled, Surroundings, sidecar
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.harness import ask, request, sidecar_for, until
@@ -97,3 +101,59 @@ async def test_an_engine_that_is_only_restarted_does_not_wait_for_a_drain(
 async def test_an_engine_without_a_sidecar_ends_at_once() -> None:
     hook = waits_for_sidecar(places(admin=free_port()), drains_within=60, longest=60)
     assert await ended(hook) == (0, "")
+
+
+SIDECAR = "import signal, sys, time; print('up', flush=True); time.sleep(60)"
+"""A process whose command line looks like a sidecar's."""
+
+
+PROGRAM = f"tokenpool-sidecar-of-{os.getpid()}"
+
+
+async def started(*before: str) -> asyncio.subprocess.Process:
+    """That process, which runs."""
+    process = await asyncio.create_subprocess_exec(
+        *before,
+        sys.executable,
+        "-c",
+        SIDECAR,
+        f"/usr/local/bin/{PROGRAM}",
+        "run",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), 20)
+    return process
+
+
+async def test_a_sidecar_that_is_not_process_1_is_found_and_told_to_drain() -> None:
+    template = Template(drain_delay=0)
+    made = sidecar(template, Settled(1, 2, 3, None, ()), Surroundings(shares_processes=True))
+    # Another test of this machine may run a real sidecar, which the hook must not find.
+    code = made["lifecycle"]["preStop"]["exec"]["command"][2].replace("tokenpool-sidecar", PROGRAM)
+    # Its own mount namespace, as that of a container: the sidecar of another pod is not told.
+    ours = await started()
+    theirs = await started("unshare", "--mount") if os.geteuid() == 0 else None
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", SIDECAR, "run")
+    hook = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+    try:
+        assert await asyncio.wait_for(hook.wait(), 20) == 0
+        assert await asyncio.wait_for(ours.wait(), 20) == -signal.SIGTERM
+        assert other.returncode is None
+        assert theirs is None or theirs.returncode is None
+    finally:
+        for process in (ours, theirs, other):
+            if process is not None and process.returncode is None:
+                process.kill()
+                await process.wait()
+
+
+async def test_a_probe_in_the_sidecars_container_tells_ready_from_unready(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    async with sidecar_for(engine.port, tmp_path) as running:
+        ports = Settled(1, 2, running.admin_on.port, None, ())
+        made = sidecar(Template(), ports, Surroundings(is_in_mesh=True))
+        ready = {"exec": {"command": [sys.executable, *made["readinessProbe"]["exec"]["command"][1:]]}}
+        assert (await ended(ready))[0] == 0
+    assert (await ended(ready))[0] == 1

@@ -8,7 +8,8 @@ import io
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from injector.settings import Settings, Template
 from injector.sidecar_container import NAME
 from runtime.options import Addresses, SettingsError
 from tests.certificates import certify, openssl, trusting
-from tests.support.pods import VLLM, Json, pod
+from tests.support.pods import VLLM, Json, engine, pod
 from toolbox.ports import free_port
 
 
@@ -123,8 +124,11 @@ def test_a_pod_without_the_label_is_allowed_unchanged() -> None:
     assert asked(review(plain)) == {"uid": review(plain)["request"]["uid"], "allowed": True}
 
 
-def test_a_pod_on_the_nodes_network_is_allowed_with_a_warning() -> None:
-    response = asked(review(pod(hostNetwork=True)))
+def test_a_pod_on_the_nodes_network_is_denied_unless_it_accepts_that_with_a_warning() -> None:
+    denied = asked(review(pod(hostNetwork=True)))
+    assert denied["allowed"] is False
+    assert "spec.hostNetwork" in denied["status"]["message"]
+    response = asked(review(pod(hostNetwork=True, annotations={"allow-host-network": "true"})))
     assert response["allowed"]
     assert "patch" not in response
     assert "hostNetwork" in response["warnings"][0]
@@ -181,9 +185,44 @@ def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
 
 
+def as_written() -> Json:
+    """A pod with every field that the injector reads: with TLS, keys, hooks, commands, owners and Istio."""
+    script = 'eval "exec vllm serve m --ssl-certfile /tls/a --ssl-keyfile /tls/b $@"'
+    main = engine(
+        command=["bash", "-c", script, "--"],
+        args=["--config", "f"],
+        env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        envFrom=[{"prefix": "HF_", "secretRef": {"name": "s"}}],
+        volumeMounts=[{"name": "tls", "mountPath": "/tls"}],
+        livenessProbe={"exec": {"command": ["curl", "localhost:8000"]}, "timeoutSeconds": 2},
+        lifecycle={"postStart": {"httpGet": {"port": 8000}}, "preStop": {"exec": {"command": ["true"]}}},
+        resources={"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1"}},
+    )
+    known = {"/app-health/x/livez": {"httpGet": {"port": 8000}}}
+    proxy = {
+        "name": "istio-proxy",
+        "restartPolicy": "Always",
+        "env": [{"name": "ISTIO_KUBE_APP_PROBERS", "value": json.dumps(known)}],
+        "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+    }
+    made = pod(main, initContainers=[proxy], volumes=[{"name": "tls", "secret": {"defaultMode": 0o444}}])
+    made["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "j"}]
+    made["metadata"]["labels"]["llm-d.ai/role"] = "decode"
+    made["metadata"]["annotations"] |= {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"}
+    made["spec"]["securityContext"] = {"fsGroup": 1}
+    return made
+
+
+def test_a_pod_with_every_field_is_injected() -> None:
+    assert asked(review(as_written()))["patchType"] == "JSONPatch"
+
+
+@pytest.mark.parametrize("made", [as_admitted, as_written])
 @given(data=st.data())
-def test_a_review_with_anything_in_it_is_answered_or_named(data: st.DataObject) -> None:
-    document = review(as_admitted())
+def test_a_review_with_anything_in_it_is_answered_or_named(
+    data: st.DataObject, made: Callable[[], Json]
+) -> None:
+    document = review(made())
     *above, last = data.draw(st.sampled_from(places(document)[1:]))
     inner = document
     for key in above:
@@ -250,6 +289,53 @@ async def test_the_log_has_the_result_and_its_reason(
         ("models/vllm-7d9c-*", "denied"),
     ]
     assert "tokenpool.io/native" in lines[1].reason  # type: ignore[attr-defined]
+    assert [line.owner for line in lines] == [None, None]  # type: ignore[attr-defined]
+
+
+async def test_the_log_names_the_owner_of_a_denied_pod(
+    injector: Injector, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    hosted = as_admitted()
+    hosted["spec"]["hostNetwork"] = True
+    await ask(injector, "/mutate", json.dumps(review(hosted)))
+    (line,) = [record for record in caplog.records if record.getMessage() == "reviewed"]
+    assert line.owner == "ReplicaSet/vllm-7d9c"  # type: ignore[attr-defined]
+
+
+async def test_the_metrics_count_decisions_and_reasons(injector: Injector) -> None:
+    for body in (
+        review(as_admitted()),
+        review(pod(hostNetwork=True)),
+        review(pod(annotations={"allow-host-network": "true"}, hostNetwork=True)),
+        review(pod(annotations={"native": "x"})),
+        {},
+    ):
+        await ask(injector, "/mutate", json.dumps(body))
+    status, page = await ask(injector, "/metrics")
+    assert status == 200
+    found = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    reviews = "tokenpool_injector_reviews_total"
+    assert found[f'{reviews}{{decision="injected",reason=""}}'] == "1.0"
+    assert found[f'{reviews}{{decision="untouched",reason=""}}'] == "1.0"
+    assert found[f'{reviews}{{decision="denied",reason="host_network"}}'] == "1.0"
+    assert found[f'{reviews}{{decision="denied",reason="annotation"}}'] == "1.0"
+    assert found[f'{reviews}{{decision="malformed",reason=""}}'] == "1.0"
+    assert found['tokenpool_injector_warnings_total{reason="host_network"}'] == "1.0"
+    assert found["tokenpool_injector_review_seconds_count"] == "4.0"
+    assert found['tokenpool_injector_review_seconds_bucket{le="+Inf"}'] == "4.0"
+    assert found["tokenpool_certificate_current"] == "1.0"
+    assert 0 < float(found["tokenpool_certificate_not_after_seconds"]) - time.time() < 3 * 86400
+
+
+def test_the_audit_log_has_the_reason_and_long_warnings_are_cut() -> None:
+    denied = asked(review(pod(hostNetwork=True)))
+    assert denied["auditAnnotations"] == {"denied": "host_network"}
+    noisy = pod(engine(args=["m", "--config", "/etc/" + "x" * 300]))
+    response = asked(review(noisy))
+    assert response["auditAnnotations"] == {"warnings": "unchecked"}
+    (warning,) = response["warnings"]
+    assert (len(warning), warning[-3:]) == (256, "...")
 
 
 async def common_name(injector: Injector) -> str:

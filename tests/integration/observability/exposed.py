@@ -1,4 +1,4 @@
-"""The metrics of a sidecar and a coordinator, from their telemetry without a running process."""
+"""The metrics of all processes, from their telemetry without a running process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
 from coordinator.settings import Settings as CoordinatorSettings
+from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime.build import BuildInfo
 from runtime.options import Origin
 from runtime.tls import Certificate
@@ -25,11 +26,13 @@ ROOT = Path(__file__).parents[3]
 POOL = ROOT / "docker" / "pool.yaml"
 STORE = "redis://127.0.0.1:1"
 """An address without a server."""
+_OF_A_SIDECAR = frozenset({"pool"})
+"""The label that a sidecar adds to all of its series."""
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 
 def exposed() -> Mapping[str, frozenset[str]]:
-    """The labels of every series that either process may expose, by the series' name."""
+    """The labels of every series that a process may expose, by the series' name."""
     sidecar = Sidecar(Settings(config=POOL, upstream=Origin("127.0.0.1", 1), store=STORE))
     coordinator = Coordinator(CoordinatorSettings(config=POOL, store=STORE))
     found: dict[str, frozenset[str]] = {}
@@ -37,17 +40,21 @@ def exposed() -> Mapping[str, frozenset[str]]:
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "exposed"))
     tls = TlsServer(sidecar.manager, certificate, sidecar.settings)
-    for family in (*telemetry.FAMILIES, *bounds.FAMILIES, *coordinator_telemetry.FAMILIES):
+    ours = (*telemetry.FAMILIES, *bounds.FAMILIES)
+    for family in (*ours, *coordinator_telemetry.FAMILIES):
         labels = frozenset(family.labels) | ({"le"} if family.kind == "histogram" else set())
         for suffix in _SUFFIXES.get(family.kind, ("",)):
-            found[family.name + suffix] = labels
-    for families in (
-        *(source.metrics() for source in sidecar.admin.sources),
-        *(c.collect() for c in (coordinator.telemetry, process, BuildInfo())),
-        tls.metrics(),
+            found[family.name + suffix] = labels | (_OF_A_SIDECAR if family in ours else frozenset())
+    for families, more in (
+        *((source.metrics(), _OF_A_SIDECAR) for source in sidecar.admin.sources),
+        (tls.metrics(), _OF_A_SIDECAR),
+        (coordinator.telemetry.collect(), frozenset()),
+        (process.collect(), _OF_A_SIDECAR),
+        (BuildInfo().collect(), _OF_A_SIDECAR),
+        (InjectorTelemetry(certificate).metrics(), frozenset()),
     ):
         for name, labels in _series(families):
-            found[name] = found.get(name, frozenset()) | labels
+            found[name] = found.get(name, frozenset()) | labels | more
     return found
 
 

@@ -1,4 +1,4 @@
-"""Rules and dashboards use existing metrics only, and a test of every alert has it fire and stay silent."""
+"""Rules and dashboards use existing metrics only; an alert fires for the pool with the fault, and clears."""
 
 from __future__ import annotations
 
@@ -13,10 +13,28 @@ from typing import Any
 import pytest
 import yaml
 
+from monitoring.model import Alert
+from monitoring.rules import GROUPS, INJECTOR
 from sidecar.handover.asking import Result
+from sidecar.telemetry import TPOT, TTFT
 from tests.integration.observability import promtool
+from tests.integration.observability.alert_cases import (
+    CASES,
+    ONE_OF_FIVE,
+    ONE_OF_FIVE_GONE,
+    ONE_OF_FIVE_WARNS,
+    QUIET,
+    Case,
+)
 from tests.integration.observability.exposed import ROOT, exposed
 from tests.integration.observability.promql import Matcher, Selector, grouped_by, selectors
+from tests.integration.observability.rule_tests import (
+    STEP_MIN,
+    firing_and_clearing,
+    is_long,
+    one_of_several,
+    staying_silent,
+)
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Tier
 from tokenpool.leases.settings import Mode
@@ -32,9 +50,9 @@ RULES = [
 ]
 ALERTS = [rule for rule in RULES if "alert" in rule]
 RECORDED = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
-OF_PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity"}}
+OF_PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate", "severity", "pool"}}
 """Series that Prometheus creates itself, and their labels."""
-OF_SCRAPES = {"job", "instance"}
+OF_SCRAPES = {"job", "instance", "namespace"}
 VALUES = {
     "outcome": {str(outcome) for outcome in (*Ending, *Reason)},
     "mode": set(Mode),
@@ -42,6 +60,7 @@ VALUES = {
     "tier": set(Tier),
     "result": {"led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", *Result},
     "kind": {"input", "cached", "output"},
+    "slo": {TTFT, TPOT},
 }
 
 
@@ -58,9 +77,11 @@ def dashboard_expressions() -> Iterator[tuple[str, str]]:
             for target in panel["targets"]:
                 yield f"{path.name}: {panel['title']}", target["expr"]
         for variable in page["templating"]["list"]:
+            if variable["type"] == "datasource":
+                continue
             asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
             assert asked is not None, variable
-            yield f"{path.name}: ${variable['name']}", f"sum by ({asked[2]}) ({asked[1]})"
+            yield f"{path.name}: ${variable['name']}", f"sum by (namespace, pool, {asked[2]}) ({asked[1]})"
 
 
 EXPRESSIONS = [
@@ -74,7 +95,11 @@ def labels_of(selector: Selector, series: Mapping[str, frozenset[str]]) -> set[s
     if selector.metric in OF_PROMETHEUS:
         return OF_PROMETHEUS[selector.metric] | OF_SCRAPES
     if selector.metric in RECORDED:
-        inner = [labels_of(each, series) for each in selectors(RECORDED[selector.metric])]
+        inner = [
+            labels_of(each, series)
+            for each in selectors(RECORDED[selector.metric])
+            if each.metric != selector.metric  # a rule that keeps its own last value
+        ]
         assert None not in inner
         return set().union(*(labels for labels in inner if labels))
     found = series.get(selector.metric)
@@ -122,38 +147,71 @@ def test_every_dashboard_exists_with_a_unique_id() -> None:
     assert len({page["uid"] for page in pages}) == len(pages)
     for page in pages:
         assert not [i for i, n in Counter(panel["id"] for panel in page["panels"]).items() if n > 1]
-        assert {panel["datasource"]["uid"] for panel in page["panels"]} == {_datasource()}
+        assert {panel["datasource"]["uid"] for panel in page["panels"]} == {"${datasource}"}
+        corners = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in page["panels"]]
+        assert len(set(corners)) == len(corners)
 
 
-def _datasource() -> str:
-    provisioned = ROOT / "docker" / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
-    return str(yaml.safe_load(provisioned.read_text())["datasources"][0]["uid"])
+def alert_id(alert: dict[str, Any]) -> str:
+    return f"{alert['alert']}-{alert['labels']['severity']}"
 
 
-@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+KEPT = re.compile(r"\b(?:by|on) \(namespace, (?:pool\b|job, instance\b)")
+OF_A_NAMESPACE = {rule.name for rule in INJECTOR.rules}
+"""An injector serves all pools, so its alerts keep the namespace alone."""
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
+def test_every_expression_keeps_the_namespace_and_the_pool(where: str, expression: str) -> None:
+    groupings = re.findall(r"\b(?:by|on|ignoring|without)\s*\(", expression)
+    totals = re.findall(r"\b(?:sum|avg|min|max|count|group|topk)\s*\((?!\))", expression)
+
+    kept = re.compile(r"\b(?:by|on) \(namespace\b") if where in OF_A_NAMESPACE else KEPT
+    assert len(kept.findall(expression)) == len(groupings)
+    assert not totals, "a total over all pools"
+
+
+@pytest.mark.parametrize(
+    ("where", "expression"),
+    list(dashboard_expressions()),
+    ids=[where for where, _ in dashboard_expressions()],
+)
+def test_every_panel_shows_the_chosen_pool(where: str, expression: str) -> None:
+    chosen = {"namespace": "$namespace", "pool": "$pool"}
+    for selector in selectors(expression):
+        matched = {matcher.label: matcher.value for matcher in selector.matchers}
+        if not where.endswith(("$namespace", "$pool")):
+            assert {label: matched[label].removesuffix("|") for label in chosen} == chosen, selector
+
+
+def test_every_dashboard_lets_the_reader_choose_source_namespace_and_pool() -> None:
+    for path in DASHBOARDS:
+        variables = json.loads(path.read_text())["templating"]["list"]
+        assert [each["name"] for each in variables[:3]] == ["datasource", "namespace", "pool"]
+        assert variables[0]["type"] == "datasource"
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=alert_id)
 def test_every_alert_has_a_severity_a_description_and_a_runbook(alert: dict[str, Any]) -> None:
     said = alert["annotations"]
 
-    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert alert["labels"]["severity"] in ("critical", "warning")
     assert said["summary"]
     assert said["description"]
-    assert re.fullmatch(r"docs/runbook\.md#[a-z-]+", said["runbook"])
+    assert re.fullmatch(r"https://[a-z./]+#[a-z-]+", said["runbook_url"])
 
 
 def test_the_runbook_has_a_section_for_every_alert() -> None:
     headings = re.findall(r"^#+ (.+)$", RUNBOOK.read_text(), re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
-    assert {alert["annotations"]["runbook"].partition("#")[2] for alert in ALERTS} <= anchors
+    assert {alert["annotations"]["runbook_url"].partition("#")[2] for alert in ALERTS} <= anchors
 
 
 def test_every_alert_is_tested_to_fire_and_to_stay_silent() -> None:
-    tests = yaml.safe_load((PROMETHEUS / "tests.yml").read_text())["tests"]
-    asked = [case for test in tests for case in test["alert_rule_test"]]
-    names = {alert["alert"] for alert in ALERTS}
+    fires = {(case.alert, severity) for case in CASES for severity in case.severities}
 
-    assert {case["alertname"] for case in asked if case["exp_alerts"]} == names
-    assert {case["alertname"] for case in asked if not case["exp_alerts"]} == names
+    assert fires == {(alert["alert"], alert["labels"]["severity"]) for alert in ALERTS}
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +234,56 @@ def test_prometheus_accepts_its_configuration_and_rules(checker: str) -> None:
     assert f"{len(RULES)} rules found" in said
 
 
-def test_alerts_fire_and_stay_silent(checker: str) -> None:
-    assert "SUCCESS" in check(checker, "test", "rules", str(PROMETHEUS / "tests.yml"))
+BY_NAME: dict[str, list[Alert]] = {}
+for group in GROUPS:
+    for rule in group.rules:
+        if isinstance(rule, Alert):
+            BY_NAME.setdefault(rule.name, []).append(rule)
+
+
+def run_rule_tests(
+    checker: str,
+    folder: Path,
+    step_min: int,
+    tests: list[dict[str, Any]],
+    rules: Path = PROMETHEUS / "rules.yml",
+) -> None:
+    """Run tests of the rules in one file."""
+    file = folder / "tests.yml"
+    content = {
+        "rule_files": [str(rules)],
+        "evaluation_interval": f"{step_min}m",
+        "tests": tests,
+    }
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    assert "SUCCESS" in check(checker, "test", "rules", str(file))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.alert}-{case.about}".rstrip("-"))
+def test_an_alert_fires_for_the_pool_with_the_fault_alone_and_clears(
+    checker: str, tmp_path: Path, case: Case
+) -> None:
+    test = firing_and_clearing(case, BY_NAME[case.alert])
+    rules = PROMETHEUS / "rules.yml"
+    if is_long(case):  # with all rules, three days take half a minute
+        rules = tmp_path / "rules.yml"
+        needed = [r for r in RULES if r.get("alert") == case.alert or "slo" in r.get("record", "")]
+        rules.write_text(yaml.safe_dump({"groups": [{"name": "needed", "rules": needed}]}))
+
+    run_rule_tests(checker, tmp_path, STEP_MIN[is_long(case)], [test], rules)
+
+
+def test_alerts_stay_silent_on_what_looks_like_a_fault(checker: str, tmp_path: Path) -> None:
+    run_rule_tests(checker, tmp_path, 1, [staying_silent(quiet) for quiet in QUIET])
+
+
+def test_no_fault_of_one_sidecar_of_five_is_critical(checker: str, tmp_path: Path) -> None:
+    tests = [
+        one_of_several("every fault at one sidecar", ONE_OF_FIVE, ONE_OF_FIVE_WARNS),
+        one_of_several("one sidecar is gone", ONE_OF_FIVE_GONE, 2),
+    ]
+
+    run_rule_tests(checker, tmp_path, 1, tests)
 
 
 def test_prometheus_parses_the_expressions_of_dashboards(checker: str, tmp_path: Path) -> None:

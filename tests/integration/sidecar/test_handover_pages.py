@@ -110,22 +110,24 @@ async def test_both_sides_of_a_handover_show_it(engine: FakeEngine, tmp_path: Pa
         assert live(one).handover == ShownHandover(1, _results(taken=1), 1, 0, 0)
 
         lines = await metrics(one)
-        assert "tokenpool_peers 1.0" in lines
-        assert "tokenpool_handovers_running 1.0" in lines
-        assert 'tokenpool_handovers_total{result="taken"} 1.0' in lines
-        assert 'tokenpool_handover_seconds_bucket{le="+Inf"} 1.0' in lines
-        assert 'tokenpool_queue_length{tier="elastic",waits_for="room"} 1.0' in lines
+        assert 'tokenpool_peers{pool="chat"} 1.0' in lines
+        assert 'tokenpool_handovers_running{pool="chat"} 1.0' in lines
+        assert 'tokenpool_handovers_total{pool="chat",result="taken"} 1.0' in lines
+        assert 'tokenpool_handover_seconds_bucket{le="+Inf",pool="chat"} 1.0' in lines
+        assert 'tokenpool_queue_length{pool="chat",tier="elastic",waits_for="room"} 1.0' in lines
         lines = await metrics(two)
-        assert "tokenpool_guests 1.0" in lines
-        assert 'tokenpool_guests_waiting{tier="elastic"} 1.0' in lines
-        assert 'tokenpool_queue_length{tier="elastic",waits_for="room"} 0.0' in lines
+        assert 'tokenpool_guests{pool="chat"} 1.0' in lines
+        assert 'tokenpool_guests_waiting{pool="chat",tier="elastic"} 1.0' in lines
+        assert 'tokenpool_queue_length{pool="chat",tier="elastic",waits_for="room"} 0.0' in lines
 
         held.go.set()
         assert [(await each).status for each in [*running, waiting]] == [200] * 3
         await until(lambda: live(two).handover is not None and two.control.guests.sequences == 0)
         received = (await state(two))["handover"]["received"]
         assert set(received) == {"finished"}
-        ended = f'tokenpool_handovers_received_total{{ending="finished"}} {received["finished"]}.0'
+        ended = (
+            f'tokenpool_handovers_received_total{{ending="finished",pool="chat"}} {received["finished"]}.0'
+        )
         assert ended in await metrics(two)
 
 
@@ -145,7 +147,7 @@ async def test_an_offer_whose_request_goes_elsewhere_is_no_received_request(
         await until(lambda: two.control.guests.sequences == 0)
         shown = (await state(two))["handover"]
         assert (shown["unused_offers"], shown["received"]) == (1, {})
-        assert "tokenpool_handover_offers_unused_total 1.0" in await metrics(two)
+        assert 'tokenpool_handover_offers_unused_total{pool="chat"} 1.0' in await metrics(two)
         writer.close()
 
 

@@ -70,19 +70,19 @@ async def test_metrics_count_and_measure(engine: FakeEngine, tmp_path: Path) -> 
         await ask(sidecar, request(key="wrong"))
         _, text = await admin(sidecar, "/metrics")
     for line in (
-        'tokenpool_requests_total{entitlement="g",outcome="finished",tier="guaranteed"} 1.0',
-        'tokenpool_requests_total{entitlement="none",outcome="unknown_key",tier="none"} 1.0',
-        'tokenpool_tokens_total{entitlement="g",kind="input"} 10.0',
-        'tokenpool_tokens_total{entitlement="g",kind="output"} 5.0',
-        'tokenpool_reserved{dimension="concurrency",entitlement="g"} 0.0',
-        'tokenpool_limit{dimension="concurrency",entitlement="g"} 8.0',
-        'tokenpool_debt{entitlement="g"} 0.0',
-        'tokenpool_time_to_first_token_seconds_count{entitlement="g"} 1.0',
-        "tokenpool_overhead_seconds_count 1.0",
-        'tokenpool_estimate_ratio_count{entitlement="g",kind="input"} 1.0',
-        'tokenpool_estimate_ratio_count{entitlement="g",kind="output"} 1.0',
-        'tokenpool_outgrown_reservations_total{entitlement="g"} 0.0',
-        "tokenpool_engine_up 1.0",
+        'tokenpool_requests_total{entitlement="g",pool="chat",outcome="finished",tier="guaranteed"} 1.0',
+        'tokenpool_requests_total{entitlement="none",pool="chat",outcome="unknown_key",tier="none"} 1.0',
+        'tokenpool_tokens_total{entitlement="g",pool="chat",kind="input"} 10.0',
+        'tokenpool_tokens_total{entitlement="g",pool="chat",kind="output"} 5.0',
+        'tokenpool_reserved{dimension="concurrency",entitlement="g",pool="chat"} 0.0',
+        'tokenpool_limit{dimension="concurrency",entitlement="g",pool="chat"} 8.0',
+        'tokenpool_debt{entitlement="g",pool="chat"} 0.0',
+        'tokenpool_time_to_first_token_seconds_count{entitlement="g",pool="chat"} 1.0',
+        'tokenpool_overhead_seconds_count{pool="chat"} 1.0',
+        'tokenpool_estimate_ratio_count{entitlement="g",pool="chat",kind="input"} 1.0',
+        'tokenpool_estimate_ratio_count{entitlement="g",pool="chat",kind="output"} 1.0',
+        'tokenpool_outgrown_reservations_total{entitlement="g",pool="chat"} 0.0',
+        'tokenpool_engine_up{pool="chat"} 1.0',
     ):
         assert line in text
 
@@ -98,8 +98,8 @@ async def test_requests_that_outgrow_their_reservation_are_counted(
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
         await ask(sidecar, request("/v1/chat/completions", body))
         _, text = await admin(sidecar, "/metrics")
-    assert 'tokenpool_outgrown_reservations_total{entitlement="g"} 1.0' in text
-    assert 'tokenpool_estimate_ratio_bucket{entitlement="g",kind="output",le="0.9"} 1.0' in text
+    assert 'tokenpool_outgrown_reservations_total{entitlement="g",pool="chat"} 1.0' in text
+    assert 'tokenpool_estimate_ratio_bucket{entitlement="g",pool="chat",kind="output",le="0.9"} 1.0' in text
 
 
 async def test_a_prefix_in_the_engines_cache_is_not_charged_until_the_engine_restarts(
@@ -205,7 +205,7 @@ async def test_a_changed_pool_file_is_put_in_force(engine: FakeEngine, tmp_path:
         gone = await ask(sidecar, request(key="t-key"))
         _, metrics = await admin(sidecar, "/metrics")
     assert (old.status, new.status, gone.status) == (401, 200, 401)
-    assert 'tokenpool_config_reloads_total{result="ok"} 1.0' in metrics
+    assert 'tokenpool_config_reloads_total{pool="chat",result="ok"} 1.0' in metrics
 
 
 async def test_an_invalid_pool_file_leaves_the_old_in_force(
@@ -228,8 +228,8 @@ async def test_an_invalid_pool_file_leaves_the_old_in_force(
         sidecar.settings.config.write_text(POOL)
         await sidecar.pool_file_watcher.check()
         assert sidecar.telemetry.config_is_current
-    assert 'tokenpool_config_reloads_total{result="invalid"} 5.0' in metrics
-    assert "tokenpool_config_current 0.0" in metrics
+    assert 'tokenpool_config_reloads_total{pool="chat",result="invalid"} 5.0' in metrics
+    assert 'tokenpool_config_current{pool="chat"} 0.0' in metrics
     assert "did you mean 'spot'?" in caplog.text
 
 
@@ -437,4 +437,4 @@ async def test_metrics_of_other_parts_are_on_the_page(engine: FakeEngine, tmp_pa
         sidecar.admin.sources.append(Extra())
         _, page = await admin(sidecar, "/metrics")
 
-    assert 'extra{a="b\\"c"} 2.0' in page
+    assert 'extra{a="b\\"c",pool="chat"} 2.0' in page

@@ -167,8 +167,8 @@ async def test_a_store_that_fails_is_told_and_survived(
         "the lease store does not answer; current leases stay in use",
         "the lease store answers again",
     ]
-    assert "tokenpool_store_up 1.0" in metrics
-    assert 'tokenpool_store_calls_total{result="failed"} 0.0' not in metrics
+    assert 'tokenpool_store_up{pool="chat"} 1.0' in metrics
+    assert 'tokenpool_store_calls_total{pool="chat",result="failed"} 0.0' not in metrics
 
 
 @from_source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sidecar.proxy.heads import FAIRNESS_HEADERS, OBJECTIVE_HEADERS
 from tests.support.framing.cases import Refused, Relayed, get, got, sized
 from tests.support.strict import Answer, Request
 
@@ -33,9 +34,18 @@ def with_last(outcomes: tuple[Outcome, ...]) -> list[Outcome]:
     return [*outcomes] if outcomes[-1].closes else [*outcomes, READ_LAST]
 
 
-def as_engine_reads(outcome: Relayed, host: bytes) -> Request:
-    """The request that the engine must read."""
+OF_THE_CALLER = (
+    *((name, b"g") for name in FAIRNESS_HEADERS),
+    *((name, b"guaranteed") for name in OBJECTIVE_HEADERS),
+)
+"""The headers about the entitlement of the cases' key."""
+
+
+def as_engine_reads(outcome: Relayed, host: bytes, *, is_identified: bool = True) -> Request:
+    """The request that the engine must read. ``/version`` needs no key, so its caller is unknown."""
     ours = ((b"host", host), (b"accept-encoding", b"identity"))
+    if is_identified and not outcome.target.startswith(b"/version"):
+        ours += OF_THE_CALLER
     headers = (*ours, *outcome.headers)
     if outcome.body or outcome.method == b"POST":
         headers += ((b"content-length", b"%d" % len(outcome.body)),)

@@ -173,6 +173,7 @@ def test_a_sequence_runs_from_its_first_token_and_not_from_its_sending() -> None
     assert sequence_seconds(made, "ab", 0.0, 1.2) == {"a": pytest.approx(0.3), "b": pytest.approx(0.3)}
 
 
+@pytest.mark.thorough
 def test_prices_by_prefix_reach_their_goals_in_the_short_form(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from injector.inject import Injection, inject
+from injector.decisions import Injection
+from injector.inject import inject
 from injector.patch import apply
 from injector.settings import Template
 from injector.shape import PodMalformed
@@ -66,29 +67,32 @@ def test_a_pod_that_has_its_sidecar_is_not_patched_again() -> None:
     assert decided(injected(pod())) == Injection()
 
 
-def test_a_sidecar_in_the_manifest_is_left_unchanged_with_a_warning() -> None:
-    by_hand = pod(VLLM, {"name": NAME, "image": "tokenpool:1"})
-    decision = decided(by_hand)
+def test_a_sidecar_in_the_manifest_is_refused_unless_the_pod_says_that_it_is_its_own() -> None:
+    by_hand = [VLLM, {"name": NAME, "image": "tokenpool:1"}]
+    assert "which the injector did not add; remove the container" in denial(pod(*by_hand))
+    accepted = pod(*by_hand, annotations={"allow-own-sidecar": "true"})
+    decision = decided(accepted)
     assert isinstance(decision, Injection)
     assert decision.patch == ()
-    assert "there is a container tokenpool-sidecar already" in warnings(by_hand)
+    assert "there is a container tokenpool-sidecar already" in warnings(accepted)
 
 
 def test_a_copied_annotation_does_not_keep_the_sidecar_away() -> None:
     assert sidecar(injected(pod(annotations={"status": "injected"})))
 
 
-def test_a_pod_with_host_network_is_left_unchanged_with_a_warning() -> None:
-    hosted = pod(hostNetwork=True)
-    assert decided(hosted).patch == ()  # type: ignore[union-attr]
-    assert "not injected: a pod with hostNetwork" in warnings(hosted)
+def test_a_pod_with_host_network_is_refused_unless_it_accepts_that() -> None:
+    assert "spec.hostNetwork: the pod shares its ports" in denial(pod(hostNetwork=True))
+    accepted = pod(hostNetwork=True, annotations={"allow-host-network": "true"})
+    assert decided(accepted).patch == ()  # type: ignore[union-attr]
+    assert "not injected: a pod with hostNetwork" in warnings(accepted)
 
 
 def test_a_static_pod_is_left_unchanged_with_a_warning() -> None:
     static = pod()
     static["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "abc"
     assert decided(static).patch == ()  # type: ignore[union-attr]
-    assert "only its node can change" in warnings(static)
+    assert "only the file on its node changes a static pod" in warnings(static)
 
 
 # Ports.
@@ -195,7 +199,7 @@ def test_the_ports_of_a_pod_differ(annotations: dict[str, str], peer: int) -> No
 def test_a_named_peer_port_that_is_used_is_refused(port: str) -> None:
     busy = {"name": "busy", "ports": [{"containerPort": 9400}]}
     why = denial(pod(VLLM, busy, annotations={"peer-port": port}))
-    assert f"has port {port}; give another" in why
+    assert f"has port {port}; give a port that is free" in why
     assert "annotation tokenpool.io/peer-port" in why
 
 
@@ -226,7 +230,10 @@ def test_the_engine_is_found_by_its_command_where_no_port_tells() -> None:
 
 
 def test_the_engine_is_found_by_its_name_among_several() -> None:
-    twins = [engine(name="a"), engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port=8001"])]
+    twins = [
+        engine(name="a", args=["m", "--host", "127.0.0.1"]),
+        engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port=8001"]),
+    ]
     after = injected(pod(*twins, annotations={"container": "b"}))
     assert resolve(after, 8001) == (NAME, 8001)
     assert container(after, "a") == twins[0]
@@ -269,21 +276,31 @@ def test_the_engine_is_started_on_the_loopback(fields: Json, expected: Json) -> 
     assert {name: after[name] for name in expected} == expected
 
 
-def test_an_engine_without_a_host_option_is_warned_of() -> None:
+def test_an_engine_without_a_host_option_is_refused_unless_the_pod_accepts_that() -> None:
     other = engine(image="server:1", command=["serve", "--port", "8000"], args=None)
-    assert "may listen on other addresses" in warnings(pod(other))
-    assert container(injected(pod(other)), "vllm")["command"] == ["serve", "--port", "18000"]
+    assert "container vllm: it may listen on other addresses" in denial(pod(other))
+    accepted = pod(other, annotations={"allow-open-engine": "true"})
+    assert "may listen on other addresses" in warnings(accepted)
+    assert container(injected(accepted), "vllm")["command"] == ["serve", "--port", "18000"]
 
 
-def test_a_shell_is_not_rewritten_and_the_fix_is_named() -> None:
-    shell = engine(command=["/bin/bash", "-c"], args=["vllm serve m --port 8000"])
+@pytest.mark.parametrize("start", [["python3", "-m", "sglang.launch_server"], ["sglang", "serve"]])
+def test_sglang_has_the_same_options(start: list[str]) -> None:
+    other = engine(image="lmsysorg/sglang:1", command=[*start, "--port", "30000"], args=None, ports=None)
+    after = injected(pod(other))
+    assert container(after, "vllm")["command"] == [*start, "--host", "127.0.0.1", "--port", "18000"]
+    assert resolve(after, 30000) == (NAME, 30000)
+
+
+def test_a_shell_that_cannot_be_read_is_not_rewritten_and_the_fix_is_named() -> None:
+    shell = engine(command=["/bin/bash", "-c"], args=["while true; do vllm serve m --port 8000; done"])
     why = denial(pod(shell))
-    assert "container vllm cannot be moved from port 8000" in why
+    assert "container vllm: it cannot be moved from port 8000" in why
     assert "annotation tokenpool.io/engine-port" in why
 
 
 def test_a_shell_command_with_the_annotation_is_trusted() -> None:
-    shell = engine(command=["sh", "-c"], args=["vllm serve m --host 127.0.0.1 --port 18000"])
+    shell = engine(command=["sh", "-c"], args=["for m in *; do vllm serve $m --port 18000; done"])
     after = injected(pod(shell, annotations={"engine-port": "18000"}))
     assert option(sidecar(after)["args"], "--upstream") == "http://127.0.0.1:18000"
     assert resolve(after, "http") == (NAME, 8000)
@@ -295,16 +312,17 @@ def test_an_engine_that_listens_where_it_is_to_be_is_not_taken_for_the_services_
     assert resolve(injected(pod(settled, annotations={"engine-port": "18000"})), 8000) == (NAME, 8000)
 
 
-def test_a_shell_may_stay_where_it_is_but_is_warned_of() -> None:
-    shell = engine(command=["sh", "-c"], args=["vllm serve m"])
-    said = pod(shell, annotations={"listen-port": "8080"})
+def test_a_shell_may_stay_where_it_is_if_the_pod_accepts_that() -> None:
+    shell = engine(command=["sh", "-c"], args=["/start.sh"])
+    assert "may listen on other addresses" in denial(pod(shell, annotations={"listen-port": "8080"}))
+    said = pod(shell, annotations={"listen-port": "8080", "allow-open-engine": "true"})
     assert "may listen on other addresses" in warnings(said)
-    assert container(injected(said), "vllm")["args"] == ["vllm serve m"]
+    assert container(injected(said), "vllm")["args"] == ["/start.sh"]
 
 
-def test_an_engine_with_a_key_of_its_own_is_warned_of_until_the_sidecar_has_it() -> None:
+def test_an_engine_with_a_key_of_its_own_is_refused_until_the_sidecar_has_it() -> None:
     keyed = engine(env=[{"name": "VLLM_API_KEY", "value": "k"}])
-    assert "requires an API key of its own" in warnings(pod(keyed))
+    assert "the engine requires a key that the sidecar does not have" in denial(pod(keyed))
     told = pod(keyed, annotations={"upstream-key-secret": "engine-key"})
     assert warnings(told) == ""
     assert option(sidecar(injected(told))["args"], "--upstream-key-file") == "/etc/tokenpool/upstream/api-key"
@@ -338,7 +356,7 @@ def test_the_interpreter_is_the_engines_own() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "annotations"),
-    [({}, {"engine-probes": "sidecar"}), ({"image": "sim:1", "args": ["--port", "8000"]}, {})],
+    [({}, {"engine-probes": "sidecar"}), ({"image": "sim:1", "args": ["--port", "8000", "--host", ""]}, {})],
 )
 def test_an_engine_that_may_have_no_python_is_asked_through_the_sidecar(
     fields: Json, annotations: dict[str, str]
@@ -351,7 +369,7 @@ def test_an_engine_that_may_have_no_python_is_asked_through_the_sidecar(
 
 def test_python_may_be_asked_for_by_the_pod() -> None:
     after = injected(
-        pod(engine(image="sim:1", args=["--port", "8000"]), annotations={"engine-probes": "exec"})
+        pod(engine(image="sim:1", args=["--port=8000", "--host="]), annotations={"engine-probes": "exec"})
     )
     assert asked(after, "livenessProbe")["exec"]["command"][0] == "python3"
 
@@ -379,7 +397,7 @@ def test_a_hook_that_asks_the_moved_port_is_asked_inside() -> None:
     assert "18000" in container(after, "vllm")["lifecycle"]["postStart"]["exec"]["command"][2]
     assert "preStop" in container(after, "vllm")["lifecycle"]
     without = engine(lifecycle=hooks, image="sim:1", args=["--port=8000", "--host="])
-    assert "postStart of container vllm probes its own port" in warnings(pod(without))
+    assert "postStart of container vllm asks its old port" in warnings(pod(without))
 
 
 # The end of a pod.
@@ -415,17 +433,41 @@ def test_longer_drains_take_longer() -> None:
 
 
 def test_a_hook_of_the_engine_stays_and_is_warned_of() -> None:
-    own = {"preStop": {"exec": {"command": ["sleep", "60"]}}}
+    own = {"preStop": {"exec": {"command": ["sleep", "15"]}}}
     after = injected(pod(engine(lifecycle=own)))
     assert container(after, "vllm")["lifecycle"] == own
-    assert "must last until the sidecar has drained (37 s at most)" in warnings(pod(engine(lifecycle=own)))
+    assert "remove the hook, or let it last 37 s" in warnings(pod(engine(lifecycle=own)))
 
 
-def test_a_native_sidecar_is_not_told_by_the_number_of_a_process_that_all_share() -> None:
-    shared = pod(shareProcessNamespace=True)
-    assert "restartPolicy" not in sidecar(injected(shared))
-    assert sidecar(injected(shared)) in injected(shared)["spec"]["containers"]
-    assert "injected as a plain container" in warnings(shared)
+@pytest.mark.parametrize(
+    ("hook", "is_long"),
+    [
+        ({"sleep": {"seconds": 37}}, True),
+        ({"sleep": {"seconds": 36}}, False),
+        ({"sleep": {}}, False),
+        ({"exec": {"command": ["/bin/sleep", "40s"]}}, True),
+        ({"exec": {"command": ["sleep", "15"]}}, False),
+        ({"exec": {"command": ["sh", "-c", "sleep 60"]}}, True),
+        ({"exec": {"command": ["sh", "-c", "sleep 60 &"]}}, False),
+        ({"exec": {"command": ["sleep", "$N"]}}, False),
+        ({"exec": {"command": ["sleep", "nan"]}}, False),
+    ],
+)
+def test_a_hook_that_only_sleeps_is_accepted_if_it_lasts_as_long_as_the_drain(
+    hook: Json, is_long: bool
+) -> None:
+    assert (warnings(pod(engine(lifecycle={"preStop": hook}))) == "") == is_long
+
+
+@pytest.mark.parametrize("shared", ["shareProcessNamespace", "hostPID"])
+def test_a_native_sidecar_is_not_told_by_the_number_of_a_process_that_others_share(shared: str) -> None:
+    made = sidecar(injected(pod(**{shared: True})))
+    hook = made["lifecycle"]["preStop"]["exec"]["command"][2]
+    assert made["restartPolicy"] == "Always"
+    assert "os.kill(1" not in hook
+    assert "/proc/self/ns/mnt" in hook
+    compile(hook, "hook", "exec")
+    assert warnings(pod(**{shared: True})) == ""
 
 
 # The sidecar's container.
@@ -512,9 +554,9 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"upstream-port": "-"}, "annotation tokenpool.io/upstream-port: '-' is not a port"),
         ({"upstream-port": "grpc"}, "container vllm declares no port named 'grpc'"),
         ({"upstream-port": "9000"}, "container vllm does not listen on 9000: its --port says 8000"),
-        ({"engine-port": "8000"}, "container tokenpool-sidecar has port 8000; give another"),
+        ({"engine-port": "8000"}, "container tokenpool-sidecar has port 8000; give a port that is free"),
         ({"admin-port": "8000"}, "annotation tokenpool.io/admin-port: container vllm has port 8000"),
-        ({"listen-port": "9400"}, "container gpu-exporter has port 9400; give another"),
+        ({"listen-port": "9400"}, "container gpu-exporter has port 9400; give a port that is free"),
         ({"engine-port": "9400"}, "annotation tokenpool.io/engine-port: container gpu-exporter has port"),
         ({"native": "maybe"}, "annotation tokenpool.io/native: 'maybe' is neither true nor false"),
         ({"image": "a b"}, "annotation tokenpool.io/image: 'a b' is not the name of an image"),
@@ -532,13 +574,16 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"sidecar-args": "--handover=off"}, "--handover is set by the injector; remove it"),
         ({"sidecar-args": "run"}, "'run' is not an option of tokenpool-sidecar run"),
         ({"sidecar-args": "'"}, "is not a list of options"),
-        ({"container": "engine"}, "'engine' is no container here; there is vllm, gpu-exporter"),
+        ({"container": "engine"}, "'engine' is no container here; name one of vllm, gpu-exporter"),
         (
             {"listen-prot": "1"},
-            "tokenpool.io/listen-prot is not known; did you mean tokenpool.io/listen-port?",
+            "tokenpool.io/listen-prot: there is no such annotation; did you mean tokenpool.io/listen-port?",
         ),
-        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user is not known"),
-        ({"zzz": "0"}, "annotation tokenpool.io/zzz is not known; there are admin-port, bind"),
+        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user: there is no such annotation"),
+        (
+            {"zzz": "0"},
+            "annotation tokenpool.io/zzz: there is no such annotation; remove it, or use one of admin-port,",
+        ),
     ],
 )
 def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str) -> None:
@@ -549,10 +594,13 @@ def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str)
     ("containers", "words"),
     [
         ([engine(name="a"), engine(name="b")], "which container is the engine? a, b could be it"),
-        ([engine(args=["m", "--uds=/s"])], "container vllm has --uds"),
-        ([engine(args=["m", "--ssl_keyfile", "k"])], "container vllm has --ssl-keyfile"),
-        ([engine(args=["m", "--port", "$(PORT)"])], "has --port $(PORT), which is no number"),
-        ([engine(image="x:1", command=None, args=None)], "container vllm cannot be moved from port 8000"),
+        ([engine(args=["m", "--uds=/s"])], "container vllm: with --uds it does not serve HTTP on a TCP port"),
+        (
+            [engine(args=["m", "--ssl_keyfile", "k"])],
+            "certificate and key are not both known",
+        ),
+        ([engine(args=["m", "--port", "$(PORT)"])], "container vllm: --port $(PORT) is not a number"),
+        ([engine(image="x:1", command=None, args=None)], "container vllm: it cannot be moved from port 8000"),
     ],
 )
 def test_an_engine_that_cannot_be_rewired_is_refused(containers: list[Json], words: str) -> None:
@@ -560,7 +608,9 @@ def test_an_engine_that_cannot_be_rewired_is_refused(containers: list[Json], wor
 
 
 def test_a_volume_of_the_sidecars_name_is_refused() -> None:
-    assert "volume tokenpool-pool is the sidecar's" in denial(pod(volumes=[{"name": "tokenpool-pool"}]))
+    assert "volume tokenpool-pool: the sidecar's own volume has this name" in denial(
+        pod(volumes=[{"name": "tokenpool-pool"}])
+    )
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,11 @@ def test_the_document_itself_is_not_changed() -> None:
 def test_an_operation_that_does_not_fit_is_named(operation: dict[str, Any], words: str) -> None:
     with pytest.raises(PatchInvalid, match=words):
         apply({"a": [1], "n": 1}, [operation])
+
+
+def test_a_part_that_a_document_has_twice_is_changed_once() -> None:
+    shared = {"path": "/health"}
+    document = {"a": shared, "b": shared}
+    patch = [{"op": "replace", "path": "/a/path", "value": "/readyz"}]
+    assert apply(document, patch) == {"a": {"path": "/readyz"}, "b": {"path": "/health"}}
+    assert document["a"] == {"path": "/health"}

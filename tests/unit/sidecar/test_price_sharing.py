@@ -72,7 +72,7 @@ class Replica:
         self.telemetry.clock = lambda: self.now
         self.accounts = {t: Account(entitlement(t), Pricing(), 0.0) for t in tenants or ("a",)}
         self.ledger = Ledger()
-        self.telemetry.follow(self.accounts, self.ledger, ActiveAccounts())
+        self.telemetry.follow(self.accounts, self.ledger, ActiveAccounts(), "chat")
         self.sharing = PriceSharing(name, store, self.telemetry)
         self.sharing.follow(self.accounts)
 

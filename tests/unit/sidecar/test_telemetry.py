@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from sidecar.telemetry import FAMILIES, OTHER, PER_PIECE, UNIDENTIFIED, Changes,
 from tests.support.domain_builders import ASK, PLENTY, cost, entitlement
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ledger import Ledger
-from tokenpool.entitlements import Entitlement, Pricing, Tier
+from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Usage
@@ -40,13 +41,14 @@ class Pool:
             account = self.accounts[tenant.name]
             account.entitlement = tenant
             account.set_limits(PLENTY, PLENTY, 0.0, 0.0)
-        self.telemetry.follow(self.accounts, self.ledger, self.active)
+        self.telemetry.follow(self.accounts, self.ledger, self.active, "chat")
 
     def use(self, name: str, tokens: int = 10) -> None:
         account = self.accounts[name]
         self.active.touch(account, 0.0)
         ticket = self.ledger.reserve(account, ASK, cost(), 0.0)
-        self.telemetry.first_token(account, 0.02)
+        self.telemetry.first_token(account, 0.02, ticket)
+        self.telemetry.stream_ended(ticket, tokens, 0.02, 0.02 + 0.03 * (tokens - 1))
         self.ledger.settle(ticket, Usage(tokens, tokens), Ending.FINISHED, 1.0)
         self.telemetry.settled(ticket, Ending.FINISHED, Usage(tokens, tokens), reported=True)
 
@@ -67,6 +69,7 @@ def samples(page: str) -> dict[str, float]:
     assert len({family.name for family in families}) == len(families)  # contiguous
     for family in families:
         for sample in family.samples:
+            assert sample.labels.pop("pool") == "chat"
             labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
             name = f"{sample.name}{{{labels}}}"
             assert name not in found, f"{name} is there twice"
@@ -182,6 +185,91 @@ def test_an_entitlement_named_other_is_part_of_other() -> None:
     assert shown(page) == {"a", OTHER, UNIDENTIFIED}
 
 
+def stream(
+    pool: Pool, name: str, first_token_s: float, whole_s: float, tokens: int = 11, *, inside: bool = True
+) -> None:
+    """A stream of an entitlement, with its latencies; a first token below 0 never came."""
+    account = pool.accounts[name]
+    ticket = pool.ledger.reserve(account, ASK, cost(), 0.0)
+    ticket.is_guaranteed = inside
+    if first_token_s >= 0:
+        pool.telemetry.first_token(account, first_token_s, ticket)
+    pool.telemetry.stream_ended(ticket, tokens, first_token_s, whole_s)
+    pool.ledger.settle(ticket, Usage(1, tokens), Ending.FINISHED, whole_s)
+
+
+def promised(name: str, tier: Tier = Tier.GUARANTEED) -> Entitlement:
+    return replace(entitlement(name, tier), slo=Slo(ttft_ms=300, tpot_ms=40))
+
+
+def kept(pool: Pool, name: str, tier: Tier, slo: str) -> tuple[float, float]:
+    """The streams with this promise, and those that kept it."""
+    page, labels = pool.page(), f"entitlement={name},slo={slo},tier={tier.value}"
+    return page[f"tokenpool_slo_requests_total{{{labels}}}"], page[f"tokenpool_slo_met_total{{{labels}}}"]
+
+
+def test_kept_promises_are_counted_at_the_promised_value() -> None:
+    pool = Pool(promised("g"))
+
+    stream(pool, "g", 0.3, 0.3 + 10 * 0.04)
+    stream(pool, "g", 0.301, 0.301 + 10 * 0.041)
+
+    assert kept(pool, "g", Tier.GUARANTEED, "ttft") == (2, 1)
+    assert kept(pool, "g", Tier.GUARANTEED, "tpot") == (2, 1)
+    page = pool.page()
+    assert page["tokenpool_time_to_first_token_seconds_bucket{entitlement=g,le=0.3}"] == 1
+    assert page["tokenpool_time_per_output_token_seconds_bucket{entitlement=g,le=0.04}"] == 1
+    assert page["tokenpool_time_per_output_token_seconds_bucket{entitlement=g,le=0.05}"] == 2
+
+
+def test_the_promises_of_a_changed_pool_file_split_the_buckets_and_keep_the_counts() -> None:
+    pool = Pool(entitlement("e"))
+    pool.use("e")
+    stream(pool, "e", 0.02, 0.12)
+
+    pool.follow(replace(entitlement("e"), slo=Slo(ttft_ms=22)))
+    first = "tokenpool_time_to_first_token_seconds_bucket{entitlement=e,le=%s}"
+    before = pool.page()
+    stream(pool, "e", 0.021, 0.12)
+    page = pool.page()
+
+    assert (before[first % 0.022], before[first % 0.025]) == (0, 2)
+    assert (page[first % 0.022], page[first % 0.025]) == (1, 3)
+    assert pool.telemetry.first_tokens("e")[1][:4] == (0, 0, 3, 0)  # as reported to the coordinators
+
+
+def test_a_client_that_left_later_than_promised_without_a_token_has_a_broken_promise() -> None:
+    pool = Pool(promised("e", Tier.ELASTIC))
+
+    stream(pool, "e", -1.0, 0.2, tokens=0)
+    assert not [name for name in pool.page() if name.startswith("tokenpool_slo")]
+    stream(pool, "e", -1.0, 0.4, tokens=0)
+
+    assert kept(pool, "e", Tier.ELASTIC, "ttft") == (1, 0)
+
+
+def test_bursts_beyond_a_guarantee_answers_in_one_piece_and_single_tokens_have_no_promise() -> None:
+    pool = Pool(promised("g"), entitlement("e"))
+    stream(pool, "g", 9.0, 99.0, inside=False)
+    stream(pool, "g", 0.1, 99.0, tokens=1)
+    stream(pool, "e", 9.0, 99.0)
+
+    assert kept(pool, "g", Tier.GUARANTEED, "ttft") == (1, 1)
+    assert {
+        name for name in pool.page() if "slo=tpot" in name or "slo_requests_total{entitlement=e" in name
+    } == set()
+
+
+def test_promises_of_entitlements_without_series_are_added_up_by_tier() -> None:
+    pool = Pool(entitlement("a"), promised("e", Tier.ELASTIC), promised("s", Tier.SPOT), most_series=1)
+    pool.use("a")
+    for name in ("e", "e", "s"):
+        stream(pool, name, 0.1, 0.2)
+
+    assert kept(pool, OTHER, Tier.ELASTIC, "ttft") == (2, 2)
+    assert kept(pool, OTHER, Tier.SPOT, "tpot") == (1, 1)
+
+
 USES = st.lists(
     st.tuples(
         st.sampled_from("abcdefgh"),
@@ -246,7 +334,7 @@ def test_no_piece_of_the_page_covers_more_than_a_few_entitlements() -> None:
     samples("".join(pieces))
 
 
-def test_a_page_of_ten_thousand_that_were_used_is_within_three_megabytes() -> None:
+def test_a_page_of_ten_thousand_that_were_used_is_within_four_megabytes() -> None:
     tenants = [entitlement(f"tenant-{number:05}") for number in range(10_000)]
     pool = Pool(*tenants, most_series=400)
     for tenant in tenants:
@@ -254,7 +342,7 @@ def test_a_page_of_ten_thousand_that_were_used_is_within_three_megabytes() -> No
 
     size = sum(map(len, pool.pieces()))
 
-    assert 1e6 < size < 3e6
+    assert 1e6 < size < 4e6
 
 
 def test_connections_and_bytes_are_shown_under_the_same_names() -> None:
@@ -263,7 +351,7 @@ def test_connections_and_bytes_are_shown_under_the_same_names() -> None:
     for account in pool.accounts.values():
         bounds.of(account).add_connection(10)
 
-    pieces = list(bounds.pieces(pool.telemetry.label))
+    pieces = list(bounds.pieces(pool.telemetry.label, "chat"))
 
     page = samples("".join(pieces))
     assert page["tokenpool_connections{entitlement=t0}"] == 1

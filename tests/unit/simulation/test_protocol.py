@@ -23,6 +23,7 @@ from simulation.mixes import (
     skewed,
     small_tenants,
 )
+from simulation.setup import Setup
 from simulation.world import simulate
 
 # All processes of one parallel run of pytest-xdist must collect the same tests, so they draw the same seeds.
@@ -51,7 +52,7 @@ def test_with_all_faults_limits_hold_at_joined_sidecars(seed: int) -> None:
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
-@pytest.mark.parametrize("seed", SEEDS[1:4])
+@pytest.mark.parametrize("seed", SEEDS[2:4])
 def test_after_an_outage_of_the_lease_store_all_sidecars_join_within_two_lifetimes(
     seed: int, is_empty: bool
 ) -> None:
@@ -113,10 +114,15 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("seed", SEEDS[2:4])
+def earlier(setup: Setup) -> Setup:
+    """Scarcity that begins earlier and ends after one window of 60 s: 93 s are simulated instead of 110 s."""
+    return replace(setup, cut_at=8.0, seconds=93.0)
+
+
+@pytest.mark.parametrize("seed", SEEDS[3:4])
 def test_in_scarcity_service_converges_to_the_fair_share_across_sidecars(seed: int) -> None:
     # `make sim` checks the medians over 20 mixes. These bounds are wider, for a single mix.
-    setup = scarcity(seed=seed)
+    setup = earlier(scarcity(seed=seed))
     with_debt = fairness_of(setup, simulate(setup))
     assert with_debt.first >= 0.95
     assert with_debt.later >= 0.98
@@ -125,7 +131,7 @@ def test_in_scarcity_service_converges_to_the_fair_share_across_sidecars(seed: i
 
 @pytest.mark.thorough
 def test_without_debt_service_stays_unfair_across_sidecars() -> None:
-    setup = scarcity(seed=1, debt_gain=0.0)
+    setup = earlier(scarcity(seed=1, debt_gain=0.0))
     assert fairness_of(setup, simulate(setup)).deviation > 0.3
 
 
@@ -150,7 +156,7 @@ def test_on_an_idle_pool_no_request_is_refused_and_waits_last_two_round_trips_at
     assert sorted(figures.waits)[int(len(figures.waits) * 0.99)] <= 2 * distance_ms / 1000 + 0.005
 
 
-@pytest.mark.parametrize("seed", SEEDS[2:4])
+@pytest.mark.parametrize("seed", SEEDS[3:4])
 def test_a_distant_lease_store_keeps_limits_guarantees_and_utilisation_under_contention(seed: int) -> None:
     setup = mixed(8, 100, seed=seed, seconds=12)
     near, far = simulate(setup), simulate(replace(setup, distance_s=0.02))

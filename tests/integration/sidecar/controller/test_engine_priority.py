@@ -93,8 +93,10 @@ async def test_a_refused_priority_is_left_out_and_remembered(
         assert not any("priority" in received.json() for received in engine.received[2:])
         await until(lambda: is_whole(sidecar))
         page = (await admin(sidecar, "/metrics"))[1]
-        assert "tokenpool_engine_priority_refused_total 1.0" in page
-        assert 'tokenpool_requests_total{entitlement="s",outcome="finished",tier="spot"} 2.0' in page
+        assert 'tokenpool_engine_priority_refused_total{pool="chat"} 1.0' in page
+        assert (
+            'tokenpool_requests_total{entitlement="s",pool="chat",outcome="finished",tier="spot"} 2.0' in page
+        )
 
 
 async def test_a_stream_that_begins_with_the_refusal_is_sent_again(
@@ -150,7 +152,7 @@ async def test_requests_in_flight_before_the_refusal_is_known_are_each_sent_agai
         assert [answer.status for answer in answers] == [200] * 4
         assert len(engine.received) == 8
         page = (await admin(sidecar, "/metrics"))[1]
-        assert "tokenpool_engine_priority_refused_total 4.0" in page
+        assert 'tokenpool_engine_priority_refused_total{pool="chat"} 4.0' in page
         assert sidecar.controller.accounts["s"].meter.spent == 4 * 15
         assert is_whole(sidecar)
 
@@ -262,7 +264,10 @@ async def test_a_client_that_goes_between_the_two_tries_is_settled_once(
             await until(lambda: len(engine.received) == 2)
         await until(lambda: is_whole(sidecar))
         page = (await admin(sidecar, "/metrics"))[1]
-        assert 'tokenpool_requests_total{entitlement="s",outcome="client_gone",tier="spot"} 1.0' in page
+        assert (
+            'tokenpool_requests_total{entitlement="s",pool="chat",outcome="client_gone",tier="spot"} 1.0'
+            in page
+        )
 
 
 @pytest.mark.parametrize(("key", "priority"), [("g-key", 0), ("e-key", 10), ("s-key", 20)])
@@ -276,7 +281,7 @@ async def test_the_engine_is_told_how_soon_and_not_by_the_client(
             assert engine.received[-1].json() == CHAT | {"priority": priority}
             assert engine.received[-1].body.count(b"priority") == 1
         page = (await admin(sidecar, "/metrics"))[1]
-        assert f'tokenpool_engine_priority_total{{priority="{priority}"}} 2.0' in page
+        assert f'tokenpool_engine_priority_total{{pool="chat",priority="{priority}"}} 2.0' in page
 
 
 async def test_a_clients_own_priority_is_left_out_where_the_engine_takes_none(

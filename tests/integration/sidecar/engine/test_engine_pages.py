@@ -117,7 +117,9 @@ async def of_the_engine(sidecar: Sidecar) -> dict[str, Any]:
 
 async def metric(sidecar: Sidecar, name: str) -> float:
     _, text = await admin(sidecar, "/metrics")
-    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith(name + " "))
+    return next(
+        float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
+    )
 
 
 async def serves(sidecar: Sidecar) -> None:

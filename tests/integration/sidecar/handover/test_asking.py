@@ -128,11 +128,11 @@ async def test_a_request_without_room_here_runs_on_the_other_replica(
         assert there.telemetry.outcomes("e") == {}
         await until(lambda: is_whole(here) and is_whole(there))
         page = (await admin(here, "/metrics"))[1]
-        assert 'tokenpool_handovers_total{result="taken"} 3.0' in page
-        assert "tokenpool_handover_seconds_count 3.0" in page
+        assert 'tokenpool_handovers_total{pool="chat",result="taken"} 3.0' in page
+        assert 'tokenpool_handover_seconds_count{pool="chat"} 3.0' in page
         page = (await admin(there, "/metrics"))[1]
-        assert 'tokenpool_handovers_received_total{ending="finished"} 3.0' in page
-        assert "tokenpool_guests 0.0" in page
+        assert 'tokenpool_handovers_received_total{ending="finished",pool="chat"} 3.0' in page
+        assert 'tokenpool_guests{pool="chat"} 0.0' in page
 
 
 async def test_a_request_is_passed_on_as_its_own_engine_would_get_it(
@@ -347,7 +347,7 @@ async def test_a_peer_that_fails_gets_no_request_and_costs_none(
         assert set(results(here)) <= {"failed", "cancelled"}
         assert Kind.DATA not in data
         assert here.telemetry.outcomes("e") == {"finished": 2}
-        assert 'tokenpool_handovers_total{result="failed"}' in (await admin(here, "/metrics"))[1]
+        assert 'tokenpool_handovers_total{pool="chat",result="failed"}' in (await admin(here, "/metrics"))[1]
 
 
 async def test_after_a_failure_the_request_is_asked_for_at_the_next_replica(

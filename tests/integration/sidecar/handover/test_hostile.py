@@ -55,8 +55,8 @@ async def nothing_happened(sidecar: Sidecar, engine: FakeEngine, rejected: int) 
     assert sidecar.control.guests.sequences == 0
     assert port.rejected == rejected
     page = (await admin(sidecar, "/metrics"))[1]
-    assert f"tokenpool_peer_connections_rejected_total {rejected}.0" in page
-    assert "tokenpool_guests 0.0" in page
+    assert f'tokenpool_peer_connections_rejected_total{{pool="chat"}} {rejected}.0' in page
+    assert 'tokenpool_guests{pool="chat"} 0.0' in page
     assert (await ask(sidecar, request())).status == 200
 
 

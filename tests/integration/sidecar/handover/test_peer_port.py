@@ -84,7 +84,9 @@ async def test_an_ask_without_room_is_refused_at_once_or_waits(sidecar: Sidecar,
         await first.expect(Kind.DATA)
         second.ask()
         assert await second.expect(Kind.REFUSE) == (1).to_bytes(4)
-        assert "tokenpool_handover_asks_refused_total 1.0" in (await admin(sidecar, "/metrics"))[1]
+        assert (
+            'tokenpool_handover_asks_refused_total{pool="chat"} 1.0' in (await admin(sidecar, "/metrics"))[1]
+        )
         second.ask(WAITS)
         await until(lambda: len(sidecar.control.queue) == 1)
         first.send(Kind.END, KEEP)
@@ -267,7 +269,7 @@ async def test_a_guarantee_preempts_a_request_of_another_replica(
         assert (await own).status == 200
         assert received(sidecar) == {"preempted": 1}
         page = (await admin(sidecar, "/metrics"))[1]
-        assert 'tokenpool_handovers_received_total{ending="preempted"} 1.0' in page
+        assert 'tokenpool_handovers_received_total{ending="preempted",pool="chat"} 1.0' in page
 
 
 async def test_a_sidecar_that_drains_refuses_asks_and_finishes_what_runs(

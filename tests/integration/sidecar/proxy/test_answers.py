@@ -636,7 +636,9 @@ async def test_u4_an_answer_without_usage_is_relayed_estimated_and_counted(
         assert counted.output == 5  # the bound: an estimate
         assert is_whole(sidecar)
         page = (await admin(sidecar, "/metrics"))[1]
-    assert f'tokenpool_answers_without_usage_total{{entitlement="g",reason="{reason}"}} 1.0' in page
+    assert (
+        f'tokenpool_answers_without_usage_total{{entitlement="g",pool="chat",reason="{reason}"}} 1.0' in page
+    )
     if name == "gzip":
         assert gzip.decompress(answered.body) == CONTENT
         assert answered.headers["content-encoding"] == "gzip"

@@ -121,8 +121,8 @@ async def test_a_connection_counts_for_the_entitlement_of_its_last_request(
         assert (await served(stream, "e-key")).status == 200
         assert (holds(sidecar, "g"), holds(sidecar, "e"), holds(sidecar, "none")) == (0, 1, 0)
         _, metrics = await admin(sidecar, "/metrics")
-    assert 'tokenpool_connections{entitlement="e"} 1.0' in metrics
-    assert 'tokenpool_connections{entitlement="none"} 0.0' in metrics
+    assert 'tokenpool_connections{entitlement="e",pool="chat"} 1.0' in metrics
+    assert 'tokenpool_connections{entitlement="none",pool="chat"} 0.0' in metrics
 
 
 async def test_the_longest_idle_connection_is_closed_for_a_new_one(
@@ -137,7 +137,7 @@ async def test_the_longest_idle_connection_is_closed_for_a_new_one(
         assert holds(sidecar, "g") == 2
         assert (await served(first, "g-key")).status == 200
         _, metrics = await admin(sidecar, "/metrics")
-    assert 'tokenpool_connections_cut_total{entitlement="g"} 1.0' in metrics
+    assert 'tokenpool_connections_cut_total{entitlement="g",pool="chat"} 1.0' in metrics
 
 
 async def test_without_an_idle_connection_only_the_new_one_is_refused(
@@ -246,7 +246,7 @@ async def test_bodies_of_one_entitlement_are_bounded_and_others_have_room(
     assert (refused.status, refused.headers["x-tokenpool-reason"]) == (429, "sidecar_full")
     assert refused.headers["retry-after"] == "1"
     assert "entitlement 'e'" in refused.error()["message"]
-    assert 'tokenpool_buffered_bytes{entitlement="e"} 32' in metrics
+    assert 'tokenpool_buffered_bytes{entitlement="e",pool="chat"} 32' in metrics
 
 
 async def test_a_body_counts_before_it_arrives(engine: FakeEngine, tmp_path: Path) -> None:

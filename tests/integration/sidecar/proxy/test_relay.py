@@ -60,6 +60,10 @@ async def test_the_engine_gets_the_request_with_a_new_framing(engine: FakeEngine
     assert received.headers == {
         "host": f"127.0.0.1:{engine.port}",
         "accept-encoding": "identity",
+        "x-llm-d-inference-fairness-id": "g",
+        "x-gateway-inference-fairness-id": "g",
+        "x-llm-d-inference-objective": "guaranteed",
+        "x-gateway-inference-objective": "guaranteed",
         "x-request-id": "7",
         "content-length": str(len(body)),
     }

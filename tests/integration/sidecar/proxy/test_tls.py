@@ -155,8 +155,8 @@ async def test_a_pair_that_does_not_fit_leaves_the_old_in_force_and_is_told(
         _, text = await admin(sidecar, "/readyz")
         _, repaired = await admin(sidecar, "/metrics")
     assert "the old one stays in force" in caplog.text
-    assert "tokenpool_certificate_current 0.0" in metrics
-    assert "tokenpool_certificate_current 1.0" in repaired
+    assert 'tokenpool_certificate_current{pool="chat"} 0.0' in metrics
+    assert 'tokenpool_certificate_current{pool="chat"} 1.0' in repaired
     assert json.loads(text)["status"] == "ready"
 
 
@@ -173,7 +173,7 @@ async def test_a_handshake_without_end_counts_and_is_bounded(
         assert await reader.read() == b""
         await until(lambda: not sidecar.manager.connections)
         _, metrics = await admin(sidecar, "/metrics")
-    assert "tokenpool_handshakes_failed_total 1.0" in metrics
+    assert 'tokenpool_handshakes_failed_total{pool="chat"} 1.0' in metrics
     assert failures == []
 
 

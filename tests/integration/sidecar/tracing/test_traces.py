@@ -413,8 +413,8 @@ async def test_a_collector_that_is_down_costs_no_request(
         async with sidecar_for(engine.port, tmp_path, otlp_endpoint=url) as sidecar:
             assert (await ask(sidecar, request())).status == 200
             page = (await admin(sidecar, "/metrics"))[1]
-    assert 'tokenpool_spans_total{result="recorded"} 4.0' in page
-    assert 'tokenpool_spans_total{result="exported"} 0.0' in page
+    assert 'tokenpool_spans_total{pool="chat",result="recorded"} 4.0' in page
+    assert 'tokenpool_spans_total{pool="chat",result="exported"} 0.0' in page
 
 
 async def test_a_collector_that_hangs_costs_no_request_and_bounded_memory(
@@ -433,7 +433,7 @@ async def test_a_collector_that_hangs_costs_no_request_and_bounded_memory(
                     assert (await read_response(reader)).status == 200
             page = (await admin(sidecar, "/metrics"))[1]
     # A cached head is not authenticated again.
-    assert 'tokenpool_spans_total{result="recorded"} 61.0' in page
+    assert 'tokenpool_spans_total{pool="chat",result="recorded"} 61.0' in page
     assert collector.spans == []
 
 

@@ -689,7 +689,7 @@ HEAD_TOKENS = [b"\r\n", b"0", b"9", b"a", b" ", b"\r\n\r\n", b"content-length: 3
 def framed_head(found: list[tuple[bytes, bytes]], body: bytes) -> bytes:
     head = RequestHead()
     head.method, head.target, head.headers = b"POST", b"/v1/completions", found
-    return FRAMER.frame(head, len(body))
+    return FRAMER.frame(head, len(body), None)
 
 
 def check_heads(example: Heads) -> None:

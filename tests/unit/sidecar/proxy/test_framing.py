@@ -156,8 +156,8 @@ def check(reader: Reader, outcomes: list[Outcome]) -> None:
         if isinstance(outcome, Relayed):
             assert refusal is None
             request.head.identify(reader.manager.request_ids)
-            wire = reader.manager.framer.frame(request.head, len(request.body)) + request.body
-            assert requests(wire) == [as_engine_reads(outcome, HOST)]
+            wire = reader.manager.framer.frame(request.head, len(request.body), None) + request.body
+            assert requests(wire) == [as_engine_reads(outcome, HOST, is_identified=False)]
             assert outcome.continues is None or continues == outcome.continues
             assert closes == outcome.closes
         else:

@@ -16,12 +16,13 @@ from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket, TicketEnded
 from tokenpool.admission.pending import PendingRequest, WaitsFor
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
+from tokenpool.admission.preemption import GUARANTEED_START_S
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import WINDOW_S
-from tokenpool.control.admission_control import GUARANTEED_START_S, AdmissionControl
+from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.guests import guest_cost
 from tokenpool.entitlements import Entitlement, Pricing, Slo, Tier
 from tokenpool.leases.leases import Leases
@@ -88,9 +89,9 @@ def assert_is_empty(control: AdmissionControl) -> None:
     assert (len(queue), queue.waiting_for_room, queue.needs_engine) == (0, 0, False)
     assert not queue.is_any_waiting_for_lease
     assert not control.has_waiting
-    assert not control._spot
-    assert not control._not_begun
-    assert not control._ending
+    assert not control.preemption.spot
+    assert not control.preemption.not_begun
+    assert not control.preemption.ending
     assert control.wakes_at() == math.inf
     assert not control.has_effects
     assert (ledger.away, control.guests.sequences) == (0, 0)
@@ -187,7 +188,7 @@ def test_a_guaranteed_request_ends_the_youngest_spot_request_at_a_full_engine() 
     ticket = admitted(control, gold(), 3.0)
     effects = control.take_effects()
     assert (effects.to_end, effects.decided) == ([young], [])
-    assert list(control._ending) == [young]
+    assert list(control.preemption.ending) == [young]
     control.settle(young, SPENT, Ending.PREEMPTED, 3.0)
     for each in (old, ticket):
         control.settle(each, SPENT, Ending.FINISHED, 4.0)
@@ -714,9 +715,10 @@ class Model:
             assert each.lent == NOTHING or each.limit.at_most(each.lent) == each.lent
             assert each.lent.concurrency <= each.concurrency_in_use
             assert each.lent.kv_tokens <= each.kv_in_use
-        assert set(control._spot) | set(control._ending) == {each for each in here if each.account.is_spot}
-        assert not set(control._spot) & set(control._ending)
-        assert set(control._not_begun) <= set(running)
+        spot_here, ending = set(control.preemption.spot), set(control.preemption.ending)
+        assert spot_here | ending == {each for each in here if each.account.is_spot}
+        assert not spot_here & ending
+        assert set(control.preemption.not_begun) <= set(running)
         if control.placement is not None:
             self.check_asks(control.placement)
         waiting = self.waiting.keys() - {each for each, _ in undelivered}

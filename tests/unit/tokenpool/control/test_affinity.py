@@ -16,7 +16,8 @@ from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placement
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.room import EngineRoom
-from tokenpool.control.admission_control import PREFER_S, AdmissionControl
+from tokenpool.control.admission_control import AdmissionControl
+from tokenpool.control.preferring import PREFER_S
 from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Usage
@@ -74,8 +75,8 @@ def assert_is_empty(control: AdmissionControl) -> None:
         0,
     )
     assert not control.has_waiting
-    assert not control._preferred
-    assert not control._spot
+    assert len(control.preferring) == 0
+    assert not control.preemption.spot
     assert control.wakes_at() == math.inf
 
 

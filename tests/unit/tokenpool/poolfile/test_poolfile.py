@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokenpool.amounts import UNBOUNDED, Amount
 from tokenpool.entitlements import KeyRef, KeySource, ReplicaCapacity, Tier
+from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile import explain
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse
@@ -48,6 +49,25 @@ def test_a_good_file_becomes_records() -> None:
     assert file.anonymous is None
     with pytest.raises(KeyError):
         file.pool("other")
+
+
+def test_administrators_have_keys_of_their_own() -> None:
+    text = GOOD + "administrator_keys: [{env: ROOT}, 'sha256:" + "A" * 64 + "', root]\n"
+
+    parsed = parse(text)
+
+    first, second, third = parsed.file.administrator_keys
+    assert (first, second) == (
+        KeyRef(KeySource.ENV, "ROOT", 19),
+        KeyRef(KeySource.SHA256, "a" * 64, 19),
+    )
+    assert third.source is KeySource.PLAIN
+    assert "administrators: 3 keys" in explain(parsed)
+    assert [w.message for w in parsed.warnings if "plain" in w.message] == [
+        "a key of the administrators is in plain text"
+    ]
+    assert "root" not in encode_file(parsed.file)[1].decode("latin-1")
+    assert decode_file(encode_file(parsed.file)[1]).administrator_keys[0] == KeyRef(KeySource.ENV, "ROOT")
 
 
 def test_the_documented_example_is_valid_and_explained() -> None:
@@ -131,6 +151,14 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
     ("anonymous: reject\n", "anonymous: [", 18, "not YAML", "syntax"),
+    (
+        "anonymous: reject",
+        "administrator_keys: [{env: GOLD_KEY}]",
+        18,
+        "a key of the administrators is also a key of 'gold' on line 13",
+        "their own keys",
+    ),
+    ("anonymous: reject", "administrator_keys: root", 18, "is not a list but 'root'", "'- '"),
     ("anonymous: reject", "anonymous: \x00", 1, "not YAML", "not text"),
 ]
 

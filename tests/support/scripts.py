@@ -1,0 +1,70 @@
+"""Shell scripts that start an engine: those that the injector edits, and those that it does not read."""
+
+from __future__ import annotations
+
+from tests.support.stacks import KSERVE_START
+
+READ = (
+    "vllm serve m",
+    "exec vllm serve m --port 8000",
+    'vllm serve m \\\n  --port 8000 \\\n  --x \'{"a":\n "b"}\'\n',
+    "ulimit -n 65536; echo head; $START; vllm serve m --x 1",
+    "set -eux\nexport A=$(date | cut -c1)\nexec vllm serve m",
+    "A=1 B='x y' exec env C=2 vllm serve m",
+    "nohup vllm serve m > log 2>&1",
+    "vllm serve m 2>/dev/null | tee log",
+    "vllm serve m &> log",
+    "vllm serve m & wait",
+    "vllm serve m # the engine\n",
+    "# vllm serve is started below\nvllm serve m",
+    "echo 'starting vllm serve'; vllm serve m",
+    "while ! true; do sleep 1; done; vllm serve m",
+    "for i in 1 2; do echo $i; done\nvllm serve m",
+    "for ((i=0; i<2; i++)); do echo $i; done\nvllm serve m",
+    "if [ -f x ]; then\n  . ./x\nelse\n  echo none\nfi\nvllm serve m",
+    'case "$A" in\n  a|b) echo hi ;;\n  *) echo ho ;;\nesac\nvllm serve m',
+    "{ echo a; echo b; }\n(cd / && ls > /dev/null)\nvllm serve m",
+    "if [[ 1 =~ ^[0-9]+$ ]] && [ 1 = 1 ]; then echo y; fi; vllm serve m",
+    'active=()\nactive+=("a b")\nvllm serve m ${active[@]}',
+    "true && vllm serve m || exit 1",
+    "vllm serve `echo m` --y \"$(echo 'a b')\"",
+    "vllm serve m \"${A:-x y}\" '$B' \\$C",
+    "python3 -m vllm.entrypoints.openai.api_server --model m",
+    'eval "exec vllm serve m $A"',
+    'eval "exec vllm serve m --name "x" "y" \\\n --port 8000"',
+    KSERVE_START.replace("PORT", "8000").replace("TLS", ""),
+)
+"""Each has one plain command at the top level."""
+
+UNREAD = (
+    "if true; then vllm serve m; fi",
+    "while true; do vllm serve m; done",
+    "for m in a b; do vllm serve $m & done; wait",
+    "(vllm serve m)",
+    "{ vllm serve m; }",
+    "f() { vllm serve m; }\nf",
+    "function f { vllm serve m; }; f",
+    "vllm serve a & vllm serve b",
+    "sh -c 'vllm serve m'",
+    "xargs vllm serve < models",
+    "timeout 60 vllm serve a; vllm serve b",
+    "sudo vllm serve a & exec vllm serve b",
+    'eval "exec vllm serve m --name "x" "y z""',
+    "timeout 60 vllm serve m",
+    "echo $(vllm serve m)",
+    "cat <<EOF\nvllm serve x\nEOF\nvllm serve m",
+    "diff <(ls) x; vllm serve m",
+    "vllm serve m -- x",
+    "vllm serve $'a'",
+    "vllm serve 'm",
+    'vllm serve "m',
+    "vllm serve $(m",
+    "if true; vllm serve m",
+    "echo a )\nvllm serve m",
+    'eval vllm serve m "$A"',
+    'eval "vllm serve m; echo done"',
+    'eval "if true; then vllm serve m; fi"',
+    "/start.sh",
+    "",
+)
+"""Each has none, or one that may not run, or more than a reader of shells can be sure of."""
