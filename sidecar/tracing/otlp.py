@@ -12,6 +12,7 @@ batches from a bounded queue. So a collector that is down or slow costs spans, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import sys
@@ -171,7 +172,8 @@ class OtlpTracer:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            loop.call_soon_threadsafe(_finish, done)
+            with contextlib.suppress(RuntimeError):  # after FLUSH_S the loop may be closed
+                loop.call_soon_threadsafe(_finish, done)
 
         # A daemon, so that the process can end before a collector that does not answer.
         threading.Thread(target=shut_down, name="last spans", daemon=True).start()
@@ -417,7 +419,7 @@ class OtlpTrace:
 
     def first_token(self) -> None:
         """See ``Trace``."""
-        if self._engine is not None:
+        if self._engine is not None and "gen_ai.request.stream" in self._attributes:
             seconds = self._tracer.clock() - self._engine_since
             self._engine.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
 
