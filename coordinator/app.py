@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.admin import Admin
@@ -22,11 +23,13 @@ from coordinator.telemetry import Telemetry
 from runtime import collecting
 from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
+from runtime.followed import FollowedFiles
 from runtime.options import SettingsError
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.wire import WireError, decode_file
 from tokenpool.store import Store, StoreDown
-from tokenpool.store.address import open_store
+from tokenpool.store.address import AddressInvalid, StoreFiles
+from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
     from coordinator.resources.controller import Controller
@@ -51,6 +54,10 @@ class Coordinator:
         self._removed: list[PoolLeader] = []
         self._changed = asyncio.Event()
         """Whether a changed pool file is to be published: the next tick begins at once."""
+        try:
+            self._stores = StoreFiles(settings.store, settings.store_file, settings.store_password_file)
+        except AddressInvalid as error:
+            raise SettingsError(str(error)) from error
         made = read(settings.config) if settings.config is not None else None
         self.resources: Controller | None = None
         if settings.entitlements_from is not None:
@@ -60,7 +67,12 @@ class Coordinator:
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing)
+        self.credentials: FollowedFiles | None = None
+        """The files with the store's URL and its password; ``None`` if there are none."""
+        if self._stores.paths:
+            self.credentials = FollowedFiles("store", self._stores.paths, self._move_stores)
+            self.telemetry.sources.append(self.credentials.metrics)
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded)
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,11 +104,21 @@ class Coordinator:
         """What this coordinator waits for before it can lead."""
         return self.resources.problems() if self.resources is not None else []
 
+    def _degraded(self) -> list[str]:
+        """Faults that do not stop this coordinator."""
+        problem = self.credentials.problem if self.credentials is not None else None
+        return [problem] if problem is not None else []
+
+    async def _move_stores(self) -> tuple[Path, ...]:
+        """Read the store's files again, and move the stores of all pools to what they say."""
+        stores = [store for leader in self.leaders.values() if isinstance(store := leader.store, RedisStore)]
+        return await self._stores.follow(stores, self.settings.store_timeout)
+
     async def _last_published(self, pools: Iterable[str]) -> PoolFile | None:
         """The pool file that is published for one of these pools. It waits until the lease store answers."""
         settings = self.settings
         for pool in pools:
-            store = open_store(settings.store, pool, settings.lease_lifetime, settings.store_timeout)
+            store = self._stores.open(pool, settings.lease_lifetime, settings.store_timeout)
             try:
                 found = await _answer(store)
                 if found is not None:
@@ -115,7 +137,7 @@ class Coordinator:
             if leader is not None:
                 leader.follow(file, pool, encoded)
                 continue
-            store = open_store(settings.store, pool.name, settings.lease_lifetime, settings.store_timeout)
+            store = self._stores.open(pool.name, settings.lease_lifetime, settings.store_timeout)
             self.leaders[pool.name] = PoolLeader(
                 settings, store, file, pool, self._candidate, self._clock, encoded
             )
@@ -123,6 +145,12 @@ class Coordinator:
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
         self._changed.set()
+
+    def request_reload(self) -> None:
+        """Read the pool file and the credentials again, changed or not."""
+        self.watch.request_reload()
+        if self.credentials is not None:
+            self.credentials.watch.request_reload()
 
     async def reload(self) -> None:
         """Read the pool file and put it in force, or log the reason against it."""
@@ -155,6 +183,8 @@ class Coordinator:
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
+        if self.credentials is not None:
+            self._tasks.append(loop.create_task(self.credentials.watch.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -205,7 +235,7 @@ async def _resign(leader: PoolLeader) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Run a coordinator until SIGTERM or SIGINT; SIGHUP makes it read the pool file again."""
+    """Run a coordinator until SIGTERM or SIGINT; SIGHUP makes it read its files again."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     with collecting.postponed():
@@ -213,7 +243,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await coordinator.start()
-    loop.add_signal_handler(signal.SIGHUP, coordinator.watch.request_reload)
+    loop.add_signal_handler(signal.SIGHUP, coordinator.request_reload)
     gc.collect()
     collecting.keep()
     await stopping.wait()

@@ -118,7 +118,7 @@ def _port(container: Json, found: Start, wish: Wish) -> int | Denial:
         return Denial(
             Reason.PORTS,
             f"container {name}",
-            f"--port {stated} is no number",
+            f"--port {stated} is not a number",
             f"give the number in annotation {annotation('upstream_port')}",
         )
     file = command_line.option(found.words, "--config") if found.is_vllm else None
@@ -155,7 +155,7 @@ def _stated(container: Json, listens: int | None, wish: Wish) -> int | Denial:
         Reason.PORTS,
         source,
         f"container {container['name']} does not listen on {port}: its --port says {listens}",
-        f"change the annotation to {listens}, or remove it",
+        f'change the annotation to "{listens}", or remove it',
     )
 
 

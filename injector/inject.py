@@ -74,9 +74,6 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
 
 def _invalid(error: SettingsError) -> Denial:
     field, _, problem = str(error).partition(": ")
-    if not problem:  # an unknown annotation: the text names it, and the nearest known ones
-        field, _, problem = str(error).partition(" is not known")
-        problem = f"it is not known{problem}"
     problem, _, fix = problem.partition("; ")
     return Denial(Reason.ANNOTATION, field, problem, fix or "correct it, or remove it")
 
@@ -157,7 +154,7 @@ def _planned(pod: Json, wished: Wish) -> _Plan | Denial:
     plan.notes += [
         *engine_rules.notes(found),
         *(certificate.notes if certificate else ()),
-        *other_containers.callers(pod, found.name, settled.listen),
+        *other_containers.callers(pod, found.name, settled.listen, settled.engine),
         *ports.notes(settled, wished),
         *notes,
         *metrics.notes,
@@ -222,12 +219,13 @@ def _wait_for_sidecar(plan: _Plan, container: Json, places: probes.Places) -> No
     """Make the engine end after the sidecar, unless it has a hook of its own."""
     hooks = container.get("lifecycle") or {}
     longest = sidecar_container.longest_drain(plan.template)
-    if hooks.get("preStop"):
-        text = (
-            f"container {container['name']} has a preStop hook, which must last until the sidecar has drained"
-            f" ({longest} s at most), or streams are cut"
-        )
-        plan.notes.append(Note(Reason.HOOK, text))
+    if hook := hooks.get("preStop"):
+        if probes.lasts(hook) < longest:
+            text = (
+                f"container {container['name']}: its preStop hook may end before the sidecar has drained,"
+                f" which cuts streams: remove the hook, or let it last {longest} s"
+            )
+            plan.notes.append(Note(Reason.HOOK, text))
         return
     within = sidecar_container.drains_within(plan.template)
     waits = probes.waits_for_sidecar(places, drains_within=within, longest=longest)
@@ -290,7 +288,7 @@ def _volumes(spec: Json, template: Template) -> list[Json] | Denial:
             return Denial(
                 Reason.VOLUME,
                 f"volume {each['name']}",
-                "the name is the sidecar's",
-                "rename the pod's volume",
+                "the sidecar's own volume has this name",
+                "rename the pod's volume, and its mounts",
             )
     return made

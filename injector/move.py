@@ -57,7 +57,8 @@ def move(
             engine.field,
             f"it cannot be moved from port {engine.port}, because its command is neither a list of words with"
             " --port nor a shell that runs a plain vllm serve",
-            f"write it so, or let it listen on another port of {LOOPBACK} and name that port in annotation"
+            f'write the command as a list, such as ["vllm", "serve", "MODEL", "--port", "{engine.port}"], or'
+            f" let it listen on another port of {LOOPBACK} and name that port in annotation"
             f" {annotation('engine_port')}",
         )
     return _open(engine, Moved({}), wish)
@@ -68,14 +69,14 @@ def _cannot_cut(engine: EngineContainer, names: Set[str]) -> Denial:
         Reason.COMMAND,
         engine.field,
         f"{', '.join(sorted(names & set(engine.start.words)))} cannot be cut out of its shell command",
-        "write the command as a list of words",
+        "remove it there, or write the command as a list of words",
     )
 
 
 def _unchecked(engine: EngineContainer, port: int) -> Note:
     return Note(
         Reason.UNCHECKED,
-        f"container {engine.name} must listen on {LOOPBACK}:{port}; its command cannot be checked",
+        f"container {engine.name} must listen on {LOOPBACK}:{port} only; its command cannot be checked",
     )
 
 
@@ -88,8 +89,8 @@ def _open(engine: EngineContainer, moved: Moved, wish: Wish) -> Moved | Denial:
         Reason.ENGINE_OPEN,
         engine.field,
         problem,
-        f"let it listen on {LOOPBACK}, with --host if it has that option",
-        opt_out=Allow.OPEN_ENGINE.annotation,
+        f"add --host {LOOPBACK} to its command, or what this server has instead",
+        opt_out=Allow.OPEN_ENGINE,
     )
 
 

@@ -13,6 +13,7 @@ from injector import mesh
 from injector.decisions import Note, Reason
 from injector.settings import Wish, annotation
 from injector.shape import Json, metadata
+from injector.sidecar_container import hands_over
 
 _PICKERS = (
     "llm-d.ai/",
@@ -44,12 +45,12 @@ def metrics(pod: Json, wish: Wish, names: frozenset[int | str], listen: int) -> 
     picker, scraper = _picker(pod), _scraper(pod, names)
     cause = picker or scraper
     notes = [_exposed(cause, listen)] if cause and wanted == "auto" else []
-    if picker and wish.template.handover == "on" and "handover" not in wish.said:
+    if picker and hands_over(wish.template) and "handover" not in wish.said:
         notes.append(
             Note(
                 Reason.ROUTER,
-                f"{picker} says that a router places requests: set annotation {annotation('handover')}: off,"
-                " or both move requests",
+                f"{picker} says that a router places requests: set annotation {annotation('handover')}:"
+                ' "off", or the sidecars move them again',
             )
         )
     is_on = wanted == "on" or (wanted == "auto" and cause is not None)
@@ -61,7 +62,7 @@ def _exposed(cause: str, listen: int) -> Note:
     return Note(
         Reason.METRICS,
         f"{cause} asks for the engine's metrics: port {listen} serves /metrics and /v1/models without a key;"
-        f" annotation {annotation('expose_engine_metrics')}: off forbids it",
+        f' annotation {annotation("expose_engine_metrics")}: "off" prevents it',
     )
 
 
@@ -112,7 +113,8 @@ def _followed(pod: Json, names: frozenset[int | str], listen: int) -> tuple[dict
     doubts = [
         Note(
             Reason.METRICS,
-            f"annotation {_PATH}: {path} is not /metrics, where the sidecar serves the engine's metrics",
+            f"annotation {_PATH}: {path} leads nowhere, because the sidecar serves the engine's metrics at"
+            " /metrics; change it",
         )
     ]
     changed = {_PORT: str(listen)} if port != str(listen) and port.isdigit() else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -25,7 +25,6 @@ from dashboard.snapshot import (
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from runtime.exposition import rendered
-from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
 from sidecar.engine.metrics_relay import MetricsRelay
@@ -62,6 +61,13 @@ class MetricSource(Protocol):
         """Its metrics, for Prometheus."""
 
 
+class Credentials(Protocol):
+    """Files that are read again when they change."""
+
+    problem: str | None
+    """The reason why the files on disk are not in force."""
+
+
 class Admin:
     """The pages of one sidecar."""
 
@@ -74,7 +80,7 @@ class Admin:
         sources: list[MetricSource],
         engine_metrics: MetricsRelay,
         replication: Replication | None = None,
-        certificate: Certificate | None = None,
+        credentials: Sequence[Credentials] = (),
         handover: Handover | None = None,
     ) -> None:
         self._controller = controller
@@ -86,7 +92,7 @@ class Admin:
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
-        self._certificate = certificate
+        self._credentials = credentials
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
         self._common = AdminPages(self.readiness, self._metrics_pieces, self._labels)
@@ -124,12 +130,11 @@ class Admin:
     def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
 
-        A lease store that does not answer, or a certificate that cannot be renewed, degrades a sidecar. It
-        stays ready.
+        A lease store that does not answer, or a certificate or key file that cannot be used, degrades a
+        sidecar. It stays ready.
         """
         degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
-        if self._certificate is not None and self._certificate.problem is not None:
-            degraded.append(self._certificate.problem)
+        degraded += [each.problem for each in self._credentials if each.problem is not None]
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:

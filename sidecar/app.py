@@ -13,16 +13,17 @@ from typing import Any
 
 from runtime import collecting, memory_limit
 from runtime.admin import PageServer
+from runtime.followed import FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.options import Addresses
+from runtime.options import Addresses, SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.controller import Controller, Policies
 from sidecar.controller.engine_priority import PriorityPolicy
-from sidecar.engine.address import engine_address
+from sidecar.engine.address import engine_address, followed
 from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.engine.state import EngineState
@@ -39,7 +40,7 @@ from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Settings
+from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
@@ -84,8 +85,11 @@ class Sidecar:
             )
         )
         self._shared: SharedLimits | None = None
-        if store is None and settings.store != MEMORY:
-            store = _store_of(settings, configuration)
+        self.credentials: list[FollowedFiles] = []
+        """The files with credentials, which are read again when they change."""
+        if store is None and settings.has_store:
+            store, files = _store_of(settings, configuration)
+            self.credentials += files
         if store is not None:
             self._shared = SharedLimits(
                 settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
@@ -132,34 +136,42 @@ class Sidecar:
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
         framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        engine_files = followed(address, settings, lambda: framer.use_key(address.key))
+        if engine_files is not None:
+            self.credentials.append(engine_files)
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
             settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
         )
         self.loop_delay = LoopDelay(telemetry.clock)
-        self.certificate: Certificate | None = None
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            self.certificate = Certificate(settings.tls_cert, settings.tls_key)
-        limits = self.local_planner or self.replication
-        assert limits is not None
+        cert, key = settings.tls_cert, settings.tls_key
+        self.certificate = Certificate(cert, key) if cert is not None and key is not None else None
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
-        self.admin = Admin(
-            self.controller,
-            limits,
-            telemetry,
-            self.manager,
-            [self.engine, self.controller, self.loop_delay],
-            self._engine_metrics,
-            self.replication,
-            self.certificate,
-            self.handover,
-        )
-        prices = self._shared.prices if self._shared is not None else None
-        self.admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
+        self.admin = self._admin()
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
+
+    def _admin(self) -> Admin:
+        """The pages, with the metrics of all parts."""
+        limits = self.local_planner or self.replication
+        assert limits is not None
+        admin = Admin(
+            self.controller,
+            limits,
+            self.telemetry,
+            self.manager,
+            [self.engine, self.controller, self.loop_delay],
+            self._engine_metrics,
+            self.replication,
+            [*self.credentials, *([self.certificate] if self.certificate is not None else [])],
+            self.handover,
+        )
+        prices = self._shared.prices if self._shared is not None else None
+        admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
+        admin.sources += self.credentials
+        return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
 
@@ -211,6 +223,7 @@ class Sidecar:
             self.pool_file_watcher.run(),
             self._sweep(),
             self.loop_delay.run(),
+            *(files.watch.run() for files in self.credentials),
         ):
             self._spawn(work)
         log.info(
@@ -245,8 +258,10 @@ class Sidecar:
         return addresses
 
     def reload(self) -> None:
-        """Make the sidecar read the pool file and the certificate again."""
+        """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
+        for files in self.credentials:
+            files.watch.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -321,14 +336,21 @@ class Sidecar:
             connection.abort()
 
 
-def _store_of(settings: Settings, configuration: Configuration) -> Store:
-    """The lease store that the settings name."""
+def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, list[FollowedFiles]]:
+    """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
-    from tokenpool.store.address import open_store  # noqa: PLC0415
+    from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
 
-    return open_store(
-        settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
-    )
+    url = settings.store if settings.store_file is None else None
+    try:
+        files = StoreFiles(url, settings.store_file, settings.store_password_file)
+    except AddressInvalid as error:
+        raise SettingsError(str(error)) from error
+    timeout_s = settings.store_timeout
+    store = files.open(configuration.pool.name, settings.lease_lifetime, timeout_s)
+    if not files.paths:
+        return store, []
+    return store, [FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))]
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -57,6 +57,13 @@ class Settings:
         default=MEMORY,
         read=_store,
     )
+    store_file: Path | None = option(
+        "file with the URL of the lease store, in place of --store; read again when it changes", default=None
+    )
+    store_password_file: Path | None = option(
+        "file with the password for the lease store's URL, which then has none; read again when it changes",
+        default=None,
+    )
     store_timeout: float = option("time limit for an answer of the store, s", default=0.5)
     lease_lifetime: float = option(
         "time until an unrenewed lease expires, s; at least three ticks", default=1.5
@@ -115,7 +122,9 @@ class Settings:
     )
     tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
     tls_handshake_timeout: float = option("time limit for a TLS handshake, s", default=10.0)
-    upstream_key_file: Path | None = option("file with the engine's own API key", default=None)
+    upstream_key_file: Path | None = option(
+        "file with the engine's own API key; read again when it changes, as are the next three", default=None
+    )
     upstream_tls_ca: Path | None = option(
         "PEM file with the authorities to trust for an https engine; by default the system's", default=None
     )
@@ -177,6 +186,11 @@ class Settings:
         "bytes per second and entitlement of bodies of at least 16 KiB", default=4 * 1024 * 1024
     )
 
+    @property
+    def has_store(self) -> bool:
+        """Whether this sidecar shares its pool with others."""
+        return self.store != MEMORY or self.store_file is not None
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every option on a parser."""
@@ -191,6 +205,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " lease would expire between two messages. Make it longer, or --tick shorter"
         )
+    if made.store_file is not None and made.store != MEMORY:
+        raise SettingsError("--store and --store-file are both given; remove one of them")
+    if made.store_password_file is not None and not made.has_store:
+        raise SettingsError("--store-password-file needs --store redis://... or --store-file")
     _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
     buffered = made.max_buffered_bytes

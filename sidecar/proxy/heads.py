@@ -90,6 +90,7 @@ class RequestHead:
     __slots__ = (
         "_given_id",
         "framed",
+        "framed_with",
         "headers",
         "id",
         "is_http10",
@@ -104,6 +105,8 @@ class RequestHead:
     def __init__(self) -> None:
         self.framed: bytes | None = None
         """This head as the engine receives it, without the framing of the body; ``None`` until needed."""
+        self.framed_with = b""
+        """The framer's own headers in ``framed``."""
         self.method = b""
         self.target = b""
         self.path = b""
@@ -161,22 +164,29 @@ def with_length(framed: bytes, request_id: bytes, body_length: int) -> bytes:
 class RequestFramer:
     """Writes the heads of relayed requests to one engine."""
 
-    __slots__ = ("_dropped", "_fixed")
+    __slots__ = ("_dropped", "_fixed", "_host")
 
     def __init__(self, host: str, engine_key: str | None, identity_header: str | None) -> None:
-        self._fixed = b"host: " + host.encode() + b"\r\n" + _NO_COMPRESSION
-        if engine_key:
-            self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
+        self._host = host.encode()
+        self._fixed = b""
+        self.use_key(engine_key)
         self._dropped = _NOT_FORWARDED
         if identity_header:
             name = identity_header.lower().encode()
             self._dropped = self._dropped | {name, canonical(name)}
 
+    def use_key(self, engine_key: str | None) -> None:
+        """Send this API key to the engine from now on, also with heads that were written before."""
+        self._fixed = b"host: " + self._host + b"\r\n" + _NO_COMPRESSION
+        if engine_key:
+            self._fixed += b"authorization: Bearer " + engine_key.encode() + b"\r\n"
+
     def frame(self, head: RequestHead, body_length: int, account: Account | None) -> bytes:
         """The head of the request to the engine. A head belongs to one account."""
         framed = head.framed
-        if framed is None:
+        if framed is None or head.framed_with is not self._fixed:
             framed = head.framed = self._without_framing(head, account)
+            head.framed_with = self._fixed
         if body_length or head.method == b"POST":
             return with_length(framed, head.id, body_length)
         return b"%bx-request-id: %b\r\n\r\n" % (framed, head.id)

@@ -285,7 +285,10 @@ SHAPES = (
     Shape(
         "llm-d, wide expert parallelism with one port per rank",
         shaped(WIDE_EP_ENGINE, labels={**LLM_D, **LWS}, initContainers=[ROUTING_PROXY]),
-        Refuses(Reason.RANK_PORTS, ("container vllm", "--data-parallel-size without this option")),
+        Refuses(
+            Reason.RANK_PORTS,
+            ("container vllm", "--data-parallel-size without --data-parallel-multi-port-external-lb"),
+        ),
     ),
     Shape(
         "KServe, LLMInferenceService",

@@ -267,7 +267,7 @@ def test_a_pod_spec_that_a_controller_completes_is_named() -> None:
     }
     status, documents, said = inject(yaml.safe_dump(inference))
     assert (status, documents) == (0, [inference])
-    assert "warning: chat /spec/template: a controller completes this pod spec; inject its pods" in said
+    assert "warning: chat /spec/template: a controller completes this pod spec; give tokenpool-inject" in said
     assert "warning: chat /spec/worker: " in said
     del inference["spec"]["labels"]  # type: ignore[attr-defined]
     assert "a controller completes" not in inject(yaml.safe_dump(inference))[2]

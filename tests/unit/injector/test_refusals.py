@@ -63,7 +63,7 @@ OPT_OUTS: dict[Allow, Json] = {
 def test_an_annotation_accepts_a_pod_explicitly_and_the_denial_names_it(allow: Allow) -> None:
     before = OPT_OUTS[allow]
     given = before["metadata"]["annotations"]
-    assert f'or accept it with annotation {allow.annotation}: "true"' in denial(before)
+    assert f'; or set annotation {allow.annotation}: "true" ' in denial(before)
     assert isinstance(
         decided(
             {**before, "metadata": {**before["metadata"], "annotations": {**given, allow.annotation: "true"}}}
@@ -602,7 +602,7 @@ def test_warnings_are_written_on_the_pod_because_its_owner_does_not_see_them() -
     )
     said = after["metadata"]["annotations"]["tokenpool.io/warnings"].splitlines()
     assert len(said) == 2
-    assert said[0].startswith("container vllm has a preStop hook")
+    assert said[0].startswith("container vllm: its preStop hook may end")
     assert decided(after) == Injection()
 
 

@@ -80,12 +80,13 @@ def test_a_path_that_leads_nowhere_is_warned_of() -> None:
     before = told(
         {}, {"prometheus.io/scrape": "true", "prometheus.io/port": "8000", "prometheus.io/path": "/m"}
     )
-    assert "annotation prometheus.io/path: /m is not /metrics" in warnings(before)
+    assert "annotation prometheus.io/path: /m leads nowhere" in warnings(before)
 
 
 def test_two_that_place_requests_are_warned_of() -> None:
     labels = {"llm-d.ai/role": "decode"}
-    assert "set annotation tokenpool.io/handover: off" in warnings(told(labels))
+    assert 'set annotation tokenpool.io/handover: "off"' in warnings(told(labels))
+    assert "handover" not in warnings(told(labels, {"tokenpool.io/store-secret": ""}))
     assert "handover" not in warnings(told(labels, {"tokenpool.io/handover": "off"}))
     assert "handover" not in warnings(told(labels, {"tokenpool.io/handover": "on"}))
     assert "handover" not in warnings(told({}, {"prometheus.io/scrape": "true"}))
