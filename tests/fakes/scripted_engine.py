@@ -153,6 +153,8 @@ class FakeEngine:
     """Other responses to polls, by path: ``/health``, ``/metrics``, ``/v1/models``."""
     polls: list[str] = field(default_factory=list)
     """The paths of all polls, in order."""
+    polled_with: set[str] = field(default_factory=set)
+    """The ``Authorization`` of polls since a test last cleared it."""
     port: int = 0
     tls: ssl.SSLContext | None = None
     """The TLS context; plain HTTP if ``None``."""
@@ -226,6 +228,7 @@ class FakeEngine:
     async def _poll(self, request: Received, writer: asyncio.StreamWriter) -> None:
         path = request.line.split()[1].decode()
         self.polls.append(path)
+        self.polled_with.add(request.headers.get("authorization", ""))
         if self.is_mute:
             await asyncio.Event().wait()
         if path in self.pages:
