@@ -63,7 +63,7 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
