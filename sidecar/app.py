@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime import collecting, memory_limit
 from runtime.admin import PageServer
-from runtime.followed import FollowedFiles
+from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
 from runtime.options import Addresses, SettingsError
@@ -86,11 +86,11 @@ class Sidecar:
             )
         )
         self._shared: SharedLimits | None = None
-        self.credentials: list[FollowedFiles] = []
+        self.credentials = Credentials()
         """The files with credentials, which are read again when they change."""
         if store is None and settings.has_store:
             store, files = _store_of(settings, configuration)
-            self.credentials += files
+            self.credentials.files.append(files)
         if store is not None:
             self._shared = SharedLimits(
                 settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
@@ -143,8 +143,7 @@ class Sidecar:
             is_traced=settings.otlp_endpoint is not None,
         )
         engine_files = followed(address, settings, lambda: framer.use_key(address.key))
-        if engine_files is not None:
-            self.credentials.append(engine_files)
+        self.credentials.files.append(engine_files)
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
             settings,
@@ -178,7 +177,8 @@ class Sidecar:
             [self.engine, self.controller, self.loop_delay],
             self._engine_metrics,
             self.replication,
-            [*self.credentials, *([self.certificate] if self.certificate is not None else [])],
+            self.credentials,
+            self.certificate,
             self.handover,
         )
         prices = self._shared.prices if self._shared is not None else None
@@ -187,7 +187,7 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += self.credentials
+        admin.sources.append(self.credentials)
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -242,7 +242,7 @@ class Sidecar:
             self.pool_file_watcher.run(),
             self._sweep(),
             self.loop_delay.run(),
-            *(files.watch.run() for files in self.credentials),
+            self.credentials.run(),
         ):
             self._spawn(work)
         log.info(
@@ -279,8 +279,7 @@ class Sidecar:
     def reload(self) -> None:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
-        for files in self.credentials:
-            files.watch.request_reload()
+        self.credentials.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -357,7 +356,7 @@ class Sidecar:
             connection.abort()
 
 
-def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, list[FollowedFiles]]:
+def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, FollowedFiles]:
     """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
     from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
@@ -369,9 +368,7 @@ def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, 
         raise SettingsError(str(error)) from error
     timeout_s = settings.store_timeout
     store = files.open(configuration.pool.name, settings.lease_lifetime, timeout_s)
-    if not files.paths:
-        return store, []
-    return store, [FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))]
+    return store, FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))
 
 
 def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | None:

@@ -32,7 +32,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from opentelemetry.util.types import AttributeValue
 from prometheus_client.core import CounterMetricFamily, Metric
 
-from runtime.options import Address, Origin, address
+from runtime.options import Address, Origin
 from sidecar.dialects.bodies import Parsed
 from sidecar.dialects.routes import ROUTES, Route
 from sidecar.tracing.interface import TracedHead
@@ -388,7 +388,8 @@ class OtlpTrace:
         attributes: Attributes = {}
         server = self._tracer.upstream
         if place is not None:
-            server = address(place.address, "a peer")
+            host, _, port = place.address.rpartition(":")
+            server = Address(host.strip("[]"), int(port))
             peer: Attributes = {
                 "tokenpool.peer": place.peer,
                 "server.address": server.host,
