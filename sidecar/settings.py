@@ -41,7 +41,7 @@ _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
 class Settings:
     """The settings of one sidecar. Times are in seconds, sizes in bytes."""
 
-    config: Path = option("the pool file")
+    config: Path = option("the pool file, or a folder of *.yaml files that are merged")
     upstream: Origin = option("the engine, http://HOST:PORT or https://HOST:PORT")
     listen: Addresses = option(
         "addresses for tenants, HOST:PORT; several with commas; [::] serves IPv4, too",
