@@ -64,6 +64,9 @@ class Enforcer(Protocol):
     def apply(self, configuration: Configuration) -> None:
         """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
 
+    def keys_changed(self) -> None:
+        """A key file of the published pool file changed. The sidecar has no file of its own."""
+
 
 class _Request(msgspec.Struct):
     pool: str | None
@@ -216,14 +219,14 @@ _reading = child.Work(
 
 
 def load(settings: Settings) -> Configuration:
-    """Read the pool file in this thread. Raises ``ConfigurationInvalid``."""
+    """Read the pool file that the settings name, in this thread. Raises ``ConfigurationInvalid``."""
     return _reading.here(_Request(settings.pool, str(settings.config))).made()
 
 
 async def load_apart(settings: Settings) -> Configuration:
     """Read the pool file without blocking the event loop. Raises ``ConfigurationInvalid``."""
-    request = _Request(settings.pool, str(settings.config))
-    return (await _reading.apart(request, is_small=child.is_small(settings.config))).made()
+    is_small = settings.config is None or child.is_small(settings.config)
+    return (await _reading.apart(_Request(settings.pool, str(settings.config)), is_small=is_small)).made()
 
 
 async def published(content: bytes, settings: Settings, joined: str) -> Configuration:
