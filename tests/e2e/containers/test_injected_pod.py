@@ -183,7 +183,7 @@ def pods(built: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Map
                 for form in FORMS:
                     made[form] = started(runner, form)
                 for form, pod in made.items():
-                    until(pod.is_ready, 60, functools.partial(runner, "pod", "logs", f"chat-{form}"))
+                    until(pod.is_ready, 120, functools.partial(runner, "pod", "logs", f"chat-{form}"))
             yield made
     except NoEngine as error:
         pytest.skip(f"no podman: {error}")
