@@ -27,9 +27,14 @@ class Admin:
         telemetry: Telemetry,
         clock: Callable[[], float],
         missing: Callable[[], Sequence[str]] = list,
+        degraded: Callable[[], Sequence[str]] = list,
     ) -> None:
-        """``missing`` returns what the coordinator waits for before it can lead."""
+        """``missing`` returns what the coordinator waits for before it can lead.
+
+        ``degraded`` returns the faults that do not stop it.
+        """
         self._missing = missing
+        self._degraded = degraded
         self._leaders = leaders
         self._telemetry = telemetry
         self._clock = clock
@@ -55,7 +60,8 @@ class Admin:
                     for name, leader in self._leaders().items()
                     if leader.error or leader.state is None
                 ),
-            ]
+            ],
+            self._degraded(),
         )
 
     async def scale(self, request: web.Request) -> web.Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.admin import Admin
@@ -21,17 +23,21 @@ from coordinator.telemetry import Telemetry
 from runtime import collecting
 from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
+from runtime.followed import Credentials, FollowedFiles
 from runtime.options import SettingsError
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.wire import WireError, decode_file
 from tokenpool.store import Store, StoreDown
-from tokenpool.store.address import open_store
+from tokenpool.store.address import AddressInvalid, StoreFiles
+from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
     from coordinator.resources.controller import Controller
 
 log = logging.getLogger(__name__)
 
+SHORTEST_PAUSE_S = 0.01
+"""The pause between two ticks, for the pages."""
 STORE_AGAIN_S = 1.0
 """The time between two reads of a lease store that does not answer, before this coordinator leads."""
 
@@ -46,6 +52,12 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
+        self._changed = asyncio.Event()
+        """Whether a changed pool file is to be published: the next tick begins at once."""
+        try:
+            self._stores = StoreFiles(settings.store, settings.store_file, settings.store_password_file)
+        except AddressInvalid as error:
+            raise SettingsError(str(error)) from error
         made = read(settings.config) if settings.config is not None else None
         self.resources: Controller | None = None
         if settings.entitlements_from is not None:
@@ -55,7 +67,12 @@ class Coordinator:
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing)
+        self.credentials = Credentials()
+        """The files with the store's URL and its password."""
+        self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
+        self.telemetry.sources.append(self.credentials.metrics)
+        degraded = self.credentials.problems
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, degraded)
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,11 +104,16 @@ class Coordinator:
         """What this coordinator waits for before it can lead."""
         return self.resources.problems() if self.resources is not None else []
 
+    async def _move_stores(self) -> tuple[Path, ...]:
+        """Read the store's files again, and move the stores of all pools to what they say."""
+        stores = [store for leader in self.leaders.values() if isinstance(store := leader.store, RedisStore)]
+        return await self._stores.follow(stores, self.settings.store_timeout)
+
     async def _last_published(self, pools: Iterable[str]) -> PoolFile | None:
         """The pool file that is published for one of these pools. It waits until the lease store answers."""
         settings = self.settings
         for pool in pools:
-            store = open_store(settings.store, pool, settings.lease_lifetime, settings.store_timeout)
+            store = self._stores.open(pool, settings.lease_lifetime, settings.store_timeout)
             try:
                 found = await _answer(store)
                 if found is not None:
@@ -110,13 +132,19 @@ class Coordinator:
             if leader is not None:
                 leader.follow(file, pool, encoded)
                 continue
-            store = open_store(settings.store, pool.name, settings.lease_lifetime, settings.store_timeout)
+            store = self._stores.open(pool.name, settings.lease_lifetime, settings.store_timeout)
             self.leaders[pool.name] = PoolLeader(
                 settings, store, file, pool, self._candidate, self._clock, encoded
             )
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
+        self._changed.set()
+
+    def request_reload(self) -> None:
+        """Read the pool file and the credentials again, changed or not."""
+        self.watch.request_reload()
+        self.credentials.request_reload()
 
     async def reload(self) -> None:
         """Read the pool file and put it in force, or log the reason against it."""
@@ -145,7 +173,12 @@ class Coordinator:
         addresses = await self._server.start(self.settings.listen)
         self.listens_on = addresses[0]
         loop = asyncio.get_running_loop()
-        work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
+        work = (
+            self._tick_forever(),
+            self.watch.run(),
+            self.credentials.run(),
+            self.telemetry.loop_delay.run(),
+        )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
@@ -155,12 +188,20 @@ class Coordinator:
     async def _tick_forever(self) -> None:
         while True:
             started = self._clock()
+            self._changed.clear()
             async with asyncio.TaskGroup() as group:
                 for leader in list(self.leaders.values()):
                     group.create_task(leader.run_tick())
             while self._removed:
                 await _resign(self._removed.pop())
-            await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
+            await asyncio.sleep(SHORTEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left(started)):
+                    await self._changed.wait()
+
+    def _left(self, started: float) -> float:
+        """The time until the next tick."""
+        return max(self.settings.tick - (self._clock() - started), 0.0)
 
     async def stop(self) -> None:
         """Resign the leadership and end."""
@@ -191,7 +232,7 @@ async def _resign(leader: PoolLeader) -> None:
 
 
 async def serve(settings: Settings) -> None:
-    """Run a coordinator until SIGTERM or SIGINT; SIGHUP makes it read the pool file again."""
+    """Run a coordinator until SIGTERM or SIGINT; SIGHUP makes it read its files again."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     with collecting.postponed():
@@ -199,7 +240,7 @@ async def serve(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await coordinator.start()
-    loop.add_signal_handler(signal.SIGHUP, coordinator.watch.request_reload)
+    loop.add_signal_handler(signal.SIGHUP, coordinator.request_reload)
     gc.collect()
     collecting.keep()
     await stopping.wait()

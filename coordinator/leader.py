@@ -58,7 +58,8 @@ class PoolLeader:
         encoded: tuple[str, bytes] | None = None,
     ) -> None:
         self._settings = settings
-        self._store = store
+        self.store = store
+        """The lease store of the pool."""
         self.candidate = candidate
         """The name of this coordinator in elections."""
         self.clock = clock
@@ -131,7 +132,7 @@ class PoolLeader:
 
     async def _run_tick(self) -> None:
         started = self.clock()
-        epoch = await self._store.lead(self.candidate, self._settings.leadership_timeout)
+        epoch = await self.store.lead(self.candidate, self._settings.leadership_timeout)
         await self._read_hint()
         self._take_over(epoch, started)
         self._rounds += 1
@@ -139,11 +140,11 @@ class PoolLeader:
             self.rounds["followed"] += 1
             return
         if self.epoch and (self._filed_at is None or started - self._filed_at > REPUBLISH_FILE_S):
-            if not await self._store.publish_file(self.file_version, self._content, epoch):
+            if not await self.store.publish_file(self.file_version, self._content, epoch):
                 self._fence()
                 return
             self._filed_at = started
-        snapshot = await self._store.read()
+        snapshot = await self.store.read()
         self._compare(snapshot.file_version)
         made = tick(snapshot, self._by_name, self._before, self._planner, self._memory)
         self._memory = made.memory
@@ -153,7 +154,7 @@ class PoolLeader:
             self.rounds["fenced"] += 1
             return
         # A closed store does not have all sidecars yet. Until it has, the last limits stay in force.
-        if epoch and snapshot.is_open and not await self._store.publish(made.limits, made.plan.idle, epoch):
+        if epoch and snapshot.is_open and not await self.store.publish(made.limits, made.plan.idle, epoch):
             self._fence()
             return
         if epoch and snapshot.is_open and not await self._publish_hint(made, started, epoch):
@@ -186,7 +187,7 @@ class PoolLeader:
 
     async def _read_hint(self) -> None:
         asked_at = self.clock()
-        self.hints.follow(await self._store.scale_hint(), asked_at)
+        self.hints.follow(await self.store.scale_hint(), asked_at)
 
     async def _publish_hint(self, made: Tick, now: float, epoch: int) -> bool:
         """Compute the scale hint and store it, if a capacity is known. False: a later epoch exists."""
@@ -197,7 +198,7 @@ class PoolLeader:
             return True
         content = encode_hint(hint)
         asked_at = self.clock()
-        at = await self._store.publish_scale_hint(content, epoch)
+        at = await self.store.publish_scale_hint(content, epoch)
         if at is None:
             return False
         self.hints.follow(StoredScaleHint(content, at, 0.0), asked_at)
@@ -216,8 +217,8 @@ class PoolLeader:
         """Let another coordinator lead at once. Raises ``StoreDown``."""
         if self._leadership.is_held:
             self._leadership.resign()
-            await self._store.resign(self.candidate)
+            await self.store.resign(self.candidate)
 
     async def close(self) -> None:
         """Close the connection to the store."""
-        await self._store.close()
+        await self.store.close()

@@ -47,7 +47,16 @@ class Settings:
         " --entitlements-from",
         default=None,
     )
-    store: str = option("the lease store: redis://...", read=_store)
+    store: str | None = option(
+        "the lease store: redis://...; this or --store-file is required", default=None, read=_store
+    )
+    store_file: Path | None = option(
+        "file with the URL of the lease store; read again when it changes", default=None
+    )
+    store_password_file: Path | None = option(
+        "file with the password for the lease store's URL, which then has none; read again when it changes",
+        default=None,
+    )
     listen: Addresses = option(
         "addresses for metrics, health, state and scale hints, HOST:PORT; several with commas",
         default=Addresses.of("127.0.0.1", 9091),
@@ -101,6 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Settings:
     """Settings from parsed arguments and the environment. Raises ``SettingsError``."""
     made = options.read(Settings, arguments, environment, example=EXAMPLE)
+    if made.store is None and made.store_file is None:
+        raise SettingsError(f"--store must be given, e.g. {EXAMPLE}; or give --store-file")
+    if made.store is not None and made.store_file is not None:
+        raise SettingsError("--store and --store-file are both given; remove one of them")
     if made.config is None and made.entitlements_from is None:
         raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or give --entitlements-from kubernetes")
     if made.entitlements_namespaces is not None and made.entitlements_from is None:

@@ -28,6 +28,7 @@ import sidecar.settings
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.admin import Admin as CoordinatorAdmin
 from coordinator.app import Coordinator
+from coordinator.resources.metrics import families
 from injector.app import Injector
 from injector.decisions import Reason as InjectorReason
 from injector.settings import Allow
@@ -179,7 +180,11 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
 
 def _sidecar() -> Sidecar:
     origin = sidecar.settings.Origin("127.0.0.1", 1)
-    return Sidecar(sidecar.settings.Settings(config=POOL, upstream=origin, store=STORE))
+    return Sidecar(
+        sidecar.settings.Settings(
+            config=POOL, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
+        )
+    )
 
 
 def _coordinator() -> Coordinator:
@@ -187,7 +192,7 @@ def _coordinator() -> Coordinator:
 
 
 def sidecar_metrics() -> list[Exposed]:
-    """All that a sidecar with a lease store and TLS exposes."""
+    """All that a sidecar with a lease store, tracing and TLS exposes."""
     made = _sidecar()
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "docs"))
@@ -200,7 +205,8 @@ def sidecar_metrics() -> list[Exposed]:
 
 def coordinator_metrics() -> list[Exposed]:
     """All that a coordinator exposes."""
-    metrics = [*_coordinator().telemetry.collect(), *BuildInfo().collect()]
+    resources = families({}, {}, {}, is_synced=True)
+    metrics = [*_coordinator().telemetry.collect(), *resources, *BuildInfo().collect()]
     return [*_of_families(coordinator_telemetry.FAMILIES), *_of_metrics(metrics)]
 
 
@@ -250,8 +256,9 @@ def metrics_page() -> str:
         "`sidecar/telemetry.py`, `coordinator/telemetry.py` and the modules that they collect",
         "`/metrics` on the admin port, in Prometheus' text format. The series of an entitlement appear at its"
         " first use. The metrics of the lease store need `--store redis://…`, those of certificates"
-        " `--tls-cert`. Both programs also expose `process_*`: CPU time, memory and open files of the"
-        " process. The injector has its metrics page on the port of the webhook, over HTTPS.",
+        " `--tls-cert`, and those of resources `--entitlements-from`. Both programs also expose `process_*`:"
+        " CPU time, memory and open files of the process. The injector has its metrics page on the webhook's"
+        " port, over HTTPS.",
         "## Labels",
         table(("label", "values"), LABELS),
         "## Sidecar",

@@ -27,6 +27,10 @@ class FileWatch:
         seen = {**self._seen, **_fingerprints(new)}
         self._seen = {path: seen[path] for path in paths}
 
+    def retry(self) -> None:
+        """Call the owner again at the next comparison, changed or not."""
+        self._seen = dict.fromkeys(self._seen)
+
     async def check(self) -> None:
         """Call the owner if a file has changed since the last comparison."""
         # Many files, or a slow file system, take time. A thread waits without the interpreter lock.

@@ -25,6 +25,7 @@ from dashboard.snapshot import (
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from runtime.exposition import rendered
+from runtime.followed import Credentials
 from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
@@ -74,6 +75,7 @@ class Admin:
         sources: list[MetricSource],
         engine_metrics: MetricsRelay,
         replication: Replication | None = None,
+        credentials: Credentials | None = None,
         certificate: Certificate | None = None,
         handover: Handover | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Admin:
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
+        self._credentials = credentials or Credentials()
         self._certificate = certificate
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
@@ -124,10 +127,11 @@ class Admin:
     def readiness(self) -> Readiness:
         """Whether requests may be sent here: a pool file in force, an engine that answers, no drain.
 
-        A lease store that does not answer, or a certificate that cannot be renewed, degrades a sidecar. It
-        stays ready.
+        A lease store that does not answer, or a certificate or key file that cannot be used, degrades a
+        sidecar. It stays ready.
         """
         degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
+        degraded += self._credentials.problems()
         if self._certificate is not None and self._certificate.problem is not None:
             degraded.append(self._certificate.problem)
         return Readiness(self.problems(), degraded)

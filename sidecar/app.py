@@ -13,16 +13,17 @@ from typing import Any
 
 from runtime import collecting, memory_limit
 from runtime.admin import PageServer
+from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
-from runtime.options import Addresses
+from runtime.options import Addresses, SettingsError
 from runtime.tls import Certificate
 from sidecar.admin import Admin
 from sidecar.configuration import Configuration, load
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.controller import Controller, Policies
 from sidecar.controller.engine_priority import PriorityPolicy
-from sidecar.engine.address import engine_address
+from sidecar.engine.address import engine_address, followed
 from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.engine.state import EngineState
@@ -39,9 +40,10 @@ from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
 from sidecar.replication import Replication
-from sidecar.settings import MEMORY, Settings
+from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Tracer
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -84,8 +86,11 @@ class Sidecar:
             )
         )
         self._shared: SharedLimits | None = None
-        if store is None and settings.store != MEMORY:
-            store = _store_of(settings, configuration)
+        self.credentials = Credentials()
+        """The files with credentials, which are read again when they change."""
+        if store is None and settings.has_store:
+            store, files = _store_of(settings, configuration)
+            self.credentials.files.append(files)
         if store is not None:
             self._shared = SharedLimits(
                 settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
@@ -131,35 +136,59 @@ class Sidecar:
         )
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        framer = RequestFramer(
+            str(settings.upstream),
+            address.key,
+            settings.identity_header,
+            is_traced=settings.otlp_endpoint is not None,
+        )
+        engine_files = followed(address, settings, lambda: framer.use_key(address.key))
+        self.credentials.files.append(engine_files)
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
-            settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
+            settings,
+            self.memory_bounds,
+            self.controller,
+            telemetry,
+            self._upstream,
+            framer,
+            places,
+            tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
-        self.certificate: Certificate | None = None
-        if settings.tls_cert is not None and settings.tls_key is not None:
-            self.certificate = Certificate(settings.tls_cert, settings.tls_key)
-        limits = self.local_planner or self.replication
-        assert limits is not None
+        cert, key = settings.tls_cert, settings.tls_key
+        self.certificate = Certificate(cert, key) if cert is not None and key is not None else None
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
-        self.admin = Admin(
-            self.controller,
-            limits,
-            telemetry,
-            self.manager,
-            [self.engine, self.controller, self.loop_delay],
-            self._engine_metrics,
-            self.replication,
-            self.certificate,
-            self.handover,
-        )
-        prices = self._shared.prices if self._shared is not None else None
-        self.admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
+        self.admin = self._admin()
         self._pages = PageServer(self.admin.application())
         self.pool_file_watcher = PoolFileWatcher(settings, telemetry, configuration, self)
         self._tasks: list[asyncio.Task[None]] = []
         self._servers: list[asyncio.Server | TlsServer] = []
+
+    def _admin(self) -> Admin:
+        """The pages, with the metrics of all parts."""
+        limits = self.local_planner or self.replication
+        assert limits is not None
+        admin = Admin(
+            self.controller,
+            limits,
+            self.telemetry,
+            self.manager,
+            [self.engine, self.controller, self.loop_delay],
+            self._engine_metrics,
+            self.replication,
+            self.credentials,
+            self.certificate,
+            self.handover,
+        )
+        prices = self._shared.prices if self._shared is not None else None
+        admin.sources += [
+            each
+            for each in (self.replication, self.handover, prices, self.manager.tracer)
+            if each is not None
+        ]
+        admin.sources.append(self.credentials)
+        return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
 
@@ -190,6 +219,8 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
+        if self.manager.tracer is not None:
+            self.manager.tracer.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -211,6 +242,7 @@ class Sidecar:
             self.pool_file_watcher.run(),
             self._sweep(),
             self.loop_delay.run(),
+            self.credentials.run(),
         ):
             self._spawn(work)
         log.info(
@@ -245,8 +277,9 @@ class Sidecar:
         return addresses
 
     def reload(self) -> None:
-        """Make the sidecar read the pool file and the certificate again."""
+        """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
+        self.credentials.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -305,6 +338,8 @@ class Sidecar:
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
+        if self.manager.tracer is not None:
+            await self.manager.tracer.stop()
         log.info("stopped", extra={"cut": cut})
 
     @property
@@ -321,13 +356,40 @@ class Sidecar:
             connection.abort()
 
 
-def _store_of(settings: Settings, configuration: Configuration) -> Store:
-    """The lease store that the settings name."""
+def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, FollowedFiles]:
+    """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
-    from tokenpool.store.address import open_store  # noqa: PLC0415
+    from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
 
-    return open_store(
-        settings.store, configuration.pool.name, settings.lease_lifetime, settings.store_timeout
+    url = settings.store if settings.store_file is None else None
+    try:
+        files = StoreFiles(url, settings.store_file, settings.store_password_file)
+    except AddressInvalid as error:
+        raise SettingsError(str(error)) from error
+    timeout_s = settings.store_timeout
+    store = files.open(configuration.pool.name, settings.lease_lifetime, timeout_s)
+    return store, FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))
+
+
+def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | None:
+    """The tracer that the settings name. Raises ``SettingsError`` if OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here: without the option, nothing of OpenTelemetry is loaded.
+    try:
+        from sidecar.tracing.otlp import OtlpTracer  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry, which is not installed ({error}):"
+            " pip install 'tokenpool[tracing]'"
+        ) from error
+    return OtlpTracer(
+        settings.otlp_endpoint,
+        telemetry.clock,
+        pool=pool,
+        name=settings.name,
+        upstream=settings.upstream,
+        is_tls=settings.tls_cert is not None,
     )
 
 

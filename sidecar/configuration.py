@@ -128,6 +128,9 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
     """Read and check a pool file and its keys. Raises ``ConfigurationInvalid``."""
     warnings: tuple[tuple[int, str, str], ...] = ()
     watched: tuple[str, ...] = ()
+    # Only sidecars know the keys that a pool file names by a variable or a file. A resource in the published
+    # file may have the digest of such a key. It must not keep the whole file out of force.
+    taken: list[tuple[str, str]] | None = [] if request.content else None
     try:
         if request.content:
             file = decode_file(request.content)
@@ -138,8 +141,12 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
-        keys = digests(entitlements, resolve)
-        administrators = administrator_digests(file.administrator_keys, resolve, keys)
+        keys = digests(entitlements, resolve, taken)
+        administrators = administrator_digests(file.administrator_keys, resolve, keys, taken)
+        warnings += tuple(
+            (0, f"a key of {later!r} is also a key of {earlier!r}, and stays there", "give each its own keys")
+            for later, earlier in taken or ()
+        )
     except OSError as error:
         reason = f"--config {request.config}: the pool file cannot be read: {error.strerror or error}"
         raise ConfigurationInvalid(reason) from error

@@ -78,17 +78,26 @@ def sent_keys(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], bool
     return list(keys), has_other
 
 
-def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str]) -> dict[bytes, str]:
+def digests(
+    entitlements: Iterable[Entitlement],
+    resolve: Callable[[KeyRef], str],
+    taken: list[tuple[str, str]] | None = None,
+) -> dict[bytes, str]:
     """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
 
-    Raises ``KeyUnreadable``.
+    A key of two entitlements is an error. With ``taken``, the earlier entitlement keeps it, and the pair of
+    names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
     by_digest: dict[bytes, str] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
             owner = by_digest.setdefault(digest, entitlement.name)
-            if owner != entitlement.name:
+            if owner == entitlement.name:
+                continue
+            if taken is not None:
+                taken.append((entitlement.name, owner))
+            else:
                 raise KeyUnreadable(
                     f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
                     " entitlement needs its own"
@@ -97,16 +106,22 @@ def digests(entitlements: Iterable[Entitlement], resolve: Callable[[KeyRef], str
 
 
 def administrator_digests(
-    refs: Iterable[KeyRef], resolve: Callable[[KeyRef], str], others: Mapping[bytes, str]
+    refs: Iterable[KeyRef],
+    resolve: Callable[[KeyRef], str],
+    others: dict[bytes, str],
+    taken: list[tuple[str, str]] | None = None,
 ) -> dict[bytes, str]:
     """The digests of the administrators' keys. ``others`` are the entitlements' keys, which they must not be.
 
-    Raises ``KeyUnreadable``.
+    With ``taken``, the administrators keep such a key, and the entitlement loses it. Raises
+    ``KeyUnreadable``.
     """
     found: dict[bytes, str] = {}
     for ref in refs:
         digest = _digest(ref, resolve)
-        if digest in others:
+        if digest in others and taken is not None:
+            taken.append((others.pop(digest), "the administrators"))
+        elif digest in others:
             raise KeyUnreadable(
                 f"line {ref.line}: {others[digest]} and the administrators have the same key;"
                 " each needs its own"

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hmac
 import secrets
 
-from tokenpool.store import Store
+from tokenpool.store import SECRET_BYTES, Store
 
-SECRET_BYTES = 32
 PEER_PORT = b"peer port"
 """Sidecars prove to each other that they know this key (``sidecar.handover``)."""
 PREFIX_HASHES = b"prefix hashes"

@@ -6,6 +6,7 @@ The promises to tenants are in the pool file.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def _store(text: str, source: str) -> str:
     return text
 
 
+def _otlp(text: str, source: str) -> str:
+    match = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text)
+    if match is None:
+        raise SettingsError(
+            f"{source}: {text!r} is not the URL of a collector, such as http://collector:4318"
+        )
+    return text if (match[1] or "/") != "/" else f"{text.rstrip('/')}/v1/traces"
+
+
 _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
 _header = options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id")
 _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
@@ -56,6 +66,13 @@ class Settings:
         "the lease store: memory (a lone sidecar plans for itself) or redis://...",
         default=MEMORY,
         read=_store,
+    )
+    store_file: Path | None = option(
+        "file with the URL of the lease store, in place of --store; read again when it changes", default=None
+    )
+    store_password_file: Path | None = option(
+        "file with the password for the lease store's URL, which then has none; read again when it changes",
+        default=None,
     )
     store_timeout: float = option("time limit for an answer of the store, s", default=0.5)
     lease_lifetime: float = option(
@@ -115,7 +132,9 @@ class Settings:
     )
     tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
     tls_handshake_timeout: float = option("time limit for a TLS handshake, s", default=10.0)
-    upstream_key_file: Path | None = option("file with the engine's own API key", default=None)
+    upstream_key_file: Path | None = option(
+        "file with the engine's own API key; read again when it changes, as are the next three", default=None
+    )
     upstream_tls_ca: Path | None = option(
         "PEM file with the authorities to trust for an https engine; by default the system's", default=None
     )
@@ -128,6 +147,11 @@ class Settings:
     )
     log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
     log_requests: bool = option("log one line for each request (never prompts or keys)", default=False)
+    otlp_endpoint: str | None = option(
+        "URL of an OTLP/HTTP collector, for traces; without a path, /v1/traces is added",
+        default=None,
+        read=_otlp,
+    )
     metrics_entitlements: int = option(
         'number of entitlements with metrics of their own; the sum of the others is "other"', default=400
     )
@@ -177,6 +201,11 @@ class Settings:
         "bytes per second and entitlement of bodies of at least 16 KiB", default=4 * 1024 * 1024
     )
 
+    @property
+    def has_store(self) -> bool:
+        """Whether this sidecar shares its pool with others."""
+        return self.store != MEMORY or self.store_file is not None
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare every option on a parser."""
@@ -191,6 +220,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " lease would expire between two messages. Make it longer, or --tick shorter"
         )
+    if made.store_file is not None and made.store != MEMORY:
+        raise SettingsError("--store and --store-file are both given; remove one of them")
+    if made.store_password_file is not None and not made.has_store:
+        raise SettingsError("--store-password-file needs --store redis://... or --store-file")
     _go_together("--tls-cert", made.tls_cert, "--tls-key", made.tls_key)
     _go_together("--upstream-tls-cert", made.upstream_tls_cert, "--upstream-tls-key", made.upstream_tls_key)
     buffered = made.max_buffered_bytes

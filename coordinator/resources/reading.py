@@ -95,6 +95,8 @@ def read(object_: Mapping[str, Any], known: Resource | None = None) -> Resource:
         raise ValueError(f"a {kind} has no name")
     uid, generation = str(metadata.get("uid", "")), int(metadata.get("generation") or 0)
     version = str(metadata.get("resourceVersion", ""))
+    if known is not None and (known.uid, known.version) == (uid, version) and version:
+        return known
     status = msgspec.json.encode(_mapping(object_.get("status")))
     if known is not None and (known.uid, known.generation) == (uid, generation) and generation:
         return replace(known, version=version, status=status)

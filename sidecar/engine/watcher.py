@@ -58,8 +58,6 @@ class EngineWatcher:
         """Poll until cancelled."""
         # Nothing is decompressed: a small compressed answer could become a large page.
         headers = {"accept-encoding": "identity"}
-        if self._address.key:
-            headers["authorization"] = f"Bearer {self._address.key}"
         async with (
             aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=None), headers=headers, auto_decompress=False
@@ -86,6 +84,7 @@ class EngineWatcher:
         address = self._address
         return session.get(
             address.origin.url + path,
+            headers={"authorization": f"Bearer {address.key}"} if address.key else None,
             ssl=address.context or True,
             server_hostname=address.name,
             allow_redirects=allow_redirects,

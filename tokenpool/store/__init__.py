@@ -20,6 +20,9 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.planning.idle import IdleTerms
 
+SECRET_BYTES = 32
+"""The size of a pool's secret."""
+
 
 class StoreDown(ConnectionError):
     """The store did not answer in time. The text names the store and the reason.

@@ -16,8 +16,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
@@ -26,15 +32,109 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from tokenpool.store.redis import RedisStore
-from tokenpool.store.redis_client import Client
+from tokenpool.store.redis_client import Client, RedisClient
 
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 _TEXT_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs")
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _DEFAULT_PORTS = {"sentinel": 26379, "cluster": 6379}
 
 
 class AddressInvalid(ValueError):
     """A store's URL is invalid. The text gives the reason, without the password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A URL with its password, and a digest of the TLS files that it names."""
+
+    url: str
+    tls: str = ""
+
+
+class StoreFiles:
+    """The URL of the lease store, of which a part or the whole may be in files.
+
+    ``url`` is the option ``--store``, ``url_file`` is ``--store-file``; one of both is given.
+    ``password_file`` is ``--store-password-file``.
+    """
+
+    def __init__(self, url: str | None, url_file: Path | None, password_file: Path | None) -> None:
+        self._url = url
+        self._url_file = url_file
+        self._password_file = password_file
+        self.in_force = self.read()
+        """What the stores use. A store that is opened later uses it, too."""
+
+    def read(self) -> Access:
+        """Read the files. Raises ``AddressInvalid``, which names the option, and ``OSError``."""
+        url, source = self._url, "--store"
+        if self._url_file is not None:
+            url, source = _line(self._url_file), f"--store-file {self._url_file}"
+        try:
+            if self._password_file is not None:
+                url = with_password(url or "", _line(self._password_file))
+            check(url or "")
+        except AddressInvalid as error:
+            raise AddressInvalid(f"{source}: {error}") from None
+        files = b"".join(path.read_bytes() for path in _tls_files(url or ""))
+        return Access(url or "", hashlib.sha256(files).hexdigest() if files else "")
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files whose content matters, with the TLS files that the URL in force names."""
+        own = (self._url_file, self._password_file)
+        return (*(path for path in own if path is not None), *_tls_files(self.in_force.url))
+
+    async def follow(self, stores: Iterable[RedisStore], timeout_s: float) -> tuple[Path, ...]:
+        """Read the files again, move open stores to what they say, and return ``paths``.
+
+        A store moves only if the new URL answers as a primary with the new credentials. Otherwise it stays,
+        and ``StoreDown`` is raised. Raises ``AddressInvalid`` and ``OSError``, too.
+        """
+        found = await asyncio.to_thread(self.read)
+        for store in stores:
+            if store.access != found:
+                client, *helpers = _clients(found.url, timeout_s)
+                await store.move(RedisClient(client, helpers), found, _first_host(found.url))
+        self.in_force = found
+        return self.paths
+
+    def open(self, pool: str, lifetime_s: float, timeout_s: float) -> RedisStore:
+        """The store of a pool, as ``open_store``."""
+        store = open_store(self.in_force.url, pool, lifetime_s, timeout_s)
+        store.access = self.in_force
+        return store
+
+
+def with_password(url: str, password: str) -> str:
+    """A URL with this password. Raises ``AddressInvalid`` if it has a password already."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise AddressInvalid(f"{shown(url)!r} is not a URL, and --store-password-file needs one")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, _, hosts = authority.rpartition("@")
+    if ":" in user:
+        raise AddressInvalid(
+            f"{shown(url)!r} has a password, and --store-password-file is given: remove one of them"
+        )
+    return f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{rest[len(authority) :]}"
+
+
+def _line(path: Path) -> str:
+    """The content of a file of one line. Raises ``AddressInvalid`` if it is empty; ``OSError``."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        raise AddressInvalid(f"{path} is not a text file") from None
+    if not text or "\n" in text:
+        raise AddressInvalid(f"{path} has {'several lines' if text else 'no content'}; write one line")
+    return text
+
+
+def _tls_files(url: str) -> tuple[Path, ...]:
+    query = parse_qs(urlsplit(url).query)
+    return tuple(Path(query[name][-1]) for name in _TLS_FILES if name in query)
 
 
 def open_store(url: str, pool: str, lifetime_s: float, timeout_s: float) -> RedisStore:

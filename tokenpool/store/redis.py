@@ -8,6 +8,7 @@ record does not depend on the number of sidecars, because the scripts keep sums.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.records import StoredRecord
 from tokenpool.planning.idle import IdleTerms
-from tokenpool.store import scripts
+from tokenpool.store import SECRET_BYTES, StoreDown, scripts
 from tokenpool.store.redis_client import Client, RedisClient, failures
 from tokenpool.store.scripts import ExchangeResult, Script, SnapshotResult
 
@@ -74,6 +75,8 @@ class RedisStore:
         self._prefix = f"tokenpool:{{{pool}}}"
         self._clock = clock
         self._host = host
+        self.access: object = None
+        """What the client connects with, for its owner to compare."""
         self._common = {
             "v": SCHEMA,
             "lifetime": lifetime_s,
@@ -225,6 +228,21 @@ class RedisStore:
         """See ``Store``."""
         return self._host
 
+    async def move(self, client: RedisClient, access: object, host: tuple[str, int]) -> None:
+        """Use another client from now on, if it may run scripts of this pool on a primary.
+
+        Calls in flight end on the former client. If this client does not work, it is closed, the former one
+        stays, and ``StoreDown`` is raised.
+        """
+        try:
+            await self._run(scripts.SECRET, secrets.token_bytes(SECRET_BYTES), on=client)
+        except StoreDown:
+            await client.close()
+            raise
+        former, self.client = self.client, client
+        self.access, self._host = access, host
+        await client.succeed(former)
+
     async def publish_prices(self, holder: str, content: bytes) -> None:
         """See ``Store``."""
         self.client.check_up()
@@ -243,12 +261,17 @@ class RedisStore:
         """See ``Store``."""
         await self.client.close()
 
-    async def _run(self, script: Script, /, *blobs: bytes, **message: Any) -> Any:
-        """Run a script with a message. The script gets ``blobs`` without encoding."""
+    async def _run(
+        self, script: Script, /, *blobs: bytes, on: RedisClient | None = None, **message: Any
+    ) -> Any:
+        """Run a script with a message. The script gets ``blobs`` without encoding.
+
+        ``on`` is another client than the one in use.
+        """
         message |= self._common
         if self._clock is not None:
             message["now"] = self._clock()
-        return await self.client.run(script, self._prefix, msgpack.encode(message), *blobs)
+        return await (on or self.client).run(script, self._prefix, msgpack.encode(message), *blobs)
 
 
 async def _in_parallel(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]:

@@ -50,8 +50,13 @@ class RedisClient:
         """The number of the current set of connections."""
         self._connected, self._connected_at = -1, 0.0
         """The generation whose connections were opened in advance (-1: none), and the time of that."""
+        self._opens = 0
+        """The connections that are opened in advance."""
         self._is_down = False
         """Whether the last call failed."""
+        self._under_way = 0
+        """The calls in flight."""
+        self._is_retired = False
 
     async def connect(self, count: int) -> None:
         """Open ``count`` connections in advance. A handshake takes three round trips, and more with TLS.
@@ -61,6 +66,7 @@ class RedisClient:
 
         This does nothing with the client of a cluster.
         """
+        self._opens = count
         now, generation = asyncio.get_running_loop().time(), self._generation
         is_open = generation == self._connected and now - self._connected_at < OPEN_AGAIN_S
         if is_open or self._is_down or not isinstance(self._client, redis.asyncio.Redis):
@@ -139,6 +145,7 @@ class RedisClient:
     async def _call(self) -> AsyncIterator[None]:
         """Guard one call. If it fails, all connections are dropped."""
         generation = self._generation
+        self._under_way += 1
         try:
             with failures():
                 yield
@@ -149,6 +156,10 @@ class RedisClient:
                 self._generation += 1
                 await self._disconnect()
             raise
+        finally:
+            self._under_way -= 1
+            if self._is_retired and not self._under_way:
+                await self.close()
 
     async def _disconnect(self) -> None:
         """Close every connection. The clients open new connections at their next use."""
@@ -158,6 +169,16 @@ class RedisClient:
                     await client.connection_pool.disconnect()
                 else:
                     await client.aclose()
+
+    async def succeed(self, former: RedisClient) -> None:
+        """Take over from another client: open as many connections, then let it end.
+
+        Its calls in flight end first. Its subscriptions fail at once, so that their owners subscribe here.
+        """
+        await self.connect(former._opens)
+        former._is_retired = True
+        if not former._under_way:
+            await former.close()
 
     async def close(self) -> None:
         """Close all connections permanently."""

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -21,16 +20,14 @@ from injector.inject import inject
 from injector.patch import apply
 from injector.settings import PREFIX, Template, wish
 from injector.sidecar_container import NAME
-from tests.integration.k8s.kustomize import Json
-from tests.integration.k8s.test_manifests import NEWEST
+from tests.integration.k8s.api_schema import NEWEST, validate
+from tests.integration.k8s.rendering import Json
 from tests.support import stacks
 from tests.support.pods import container, resolve, sidecar
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "docs" / "examples" / "kubernetes"
 PAGES = sorted((ROOT / "docs" / "kubernetes").glob("*.md"))
-KNOWN = {"Deployment"}
-"""The kinds of the API itself. Others have schemas of their projects, and tests below read their fields."""
 
 
 def documents(name: str) -> list[Json]:
@@ -71,8 +68,8 @@ def deployments() -> Iterator[tuple[str, Json]]:
 def test_a_deployment_is_valid_before_and_after_its_injection(named: tuple[str, Json], release: str) -> None:
     name, before = named
     after = dry_run.injected(before, Template(), every=False).document
-    assert kubernetes_validate.validate(before, release, strict=True)
-    assert kubernetes_validate.validate(after, release, strict=True)
+    validate(before, release)
+    validate(after, release)
     assert after["spec"]["selector"] == before["spec"]["selector"]
     assert template(name)["metadata"]["annotations"][PREFIX + "status"] == "injected"
 

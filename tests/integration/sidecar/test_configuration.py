@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -119,6 +120,42 @@ async def test_a_published_file_comes_with_the_keys_that_can_be_read_here(tmp_pa
     assert made.keys.find(b"key-7") == "t7"
     with pytest.raises(ConfigurationInvalid, match="published pool file"):
         await published(b"\xc1", ours, "chat")
+
+
+async def test_in_a_published_file_the_earlier_entitlement_keeps_a_shared_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only sidecars know a key in a variable, so a coordinator cannot refuse a resource with its digest."""
+    monkeypatch.setenv("A_KEY", "shared")
+    digest = hashlib.sha256(b"shared").hexdigest()
+    late = f'  - {{name: late, pool: chat, tier: spot, api_keys: ["sha256:{digest}", late-key]}}\n'
+    text = POOL.replace("[e-key]", "[{env: A_KEY}]") + late
+    _, content = encode_file(parsed(text))
+
+    made = await published(content, settings(tmp_path), "chat")
+
+    assert made.keys.find(b"shared") == "e"
+    assert made.keys.find(b"late-key") == "late"
+    assert "a key of 'late' is also a key of 'e', and stays there" in caplog.text
+    with pytest.raises(ConfigurationInvalid, match="the same key"):
+        await load_apart(settings(tmp_path, text))
+
+
+async def test_in_a_published_file_the_administrators_keep_a_shared_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ADMIN_KEY", "shared")
+    late = "  - {name: late, pool: chat, tier: spot, api_keys: [shared, late-key]}\n"
+    text = POOL + late + "administrator_keys: [{env: ADMIN_KEY}]\n"
+    _, content = encode_file(parsed(text))
+
+    made = await published(content, settings(tmp_path), "chat")
+
+    assert (made.administrators.find(b"shared"), made.keys.find(b"shared")) == ("administrator", None)
+    assert made.keys.find(b"late-key") == "late"
+    assert "a key of 'late' is also a key of 'the administrators', and stays there" in caplog.text
+    with pytest.raises(ConfigurationInvalid, match="the same key"):
+        await load_apart(settings(tmp_path, text))
 
 
 def test_many_warnings_are_not_all_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

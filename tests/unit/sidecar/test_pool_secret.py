@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from sidecar.pool_secret import PEER_PORT, PREFIX_HASHES, SECRET_BYTES, derived_key, read_secret
+from sidecar.pool_secret import PEER_PORT, PREFIX_HASHES, derived_key, read_secret
 from tests.fakes.memory_store import MemoryStore
+from tokenpool.store import SECRET_BYTES
 
 
 async def test_the_first_reader_makes_the_secret() -> None:
