@@ -266,6 +266,8 @@ def test_a_pod_ends_after_its_streams(pod: Pod) -> None:
     until(stream.has_begun, 30)
     end = threading.Thread(target=kubelet.end)
     end.start()
+    # Services remove the pod a little later, so new requests are still accepted.
+    assert pod.ask(PORT, "/v1/completions", "search-key", COMPLETION).status == 200
     until(lambda: not kubelet.succeeds(SIDECAR, "readinessProbe"), 30)
     assert not kubelet.succeeds("engine", "readinessProbe")
     assert len(stream.lines) < 2 * TOKENS, "the sidecar began to drain too late to see it"
