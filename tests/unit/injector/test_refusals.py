@@ -350,6 +350,8 @@ def test_a_probe_of_another_container_at_the_engines_port_asks_a_page_without_a_
     [
         engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port", "8001"]),
         engine(name="b", ports=None, args=["m", "--host", "0.0.0.0", "--port=8001"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--data-parallel-address", "127.0.0.1"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--host=127.0.0.1", "--host", "0.0.0.0"]),
         {
             "name": "b",
             "image": "lmsysorg/sglang:v0.5",
