@@ -417,6 +417,15 @@ def test_an_engine_that_a_later_webhook_adds_is_refused_at_the_second_review() -
     assert "spec.hostNetwork" in denied(after, Reason.HOST_NETWORK)
 
 
+@pytest.mark.parametrize("args", [["m", "--port", "18000"], ["m", "--host", "127.0.0.1", "--host=0.0.0.0"]])
+def test_an_engine_that_a_later_webhook_opens_is_refused_at_the_second_review(args: list[str]) -> None:
+    after = injected(pod())
+    container(after, "vllm")["args"] = args
+    assert "--host 127.0.0.1" in denied(after, Reason.ENGINE_OPEN)
+    after["metadata"]["annotations"][Allow.OPEN_ENGINE.annotation] = "true"
+    assert decided(after) == Injection()
+
+
 # The engine's own key.
 KEY_OF = {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": "engine", "key": "token"}}}
 
