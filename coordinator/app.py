@@ -23,7 +23,7 @@ from coordinator.telemetry import Telemetry
 from runtime import collecting
 from runtime.admin import PageServer
 from runtime.filewatch import FileWatch
-from runtime.followed import FollowedFiles
+from runtime.followed import Credentials, FollowedFiles
 from runtime.options import SettingsError
 from tokenpool.entitlements import PoolFile
 from tokenpool.leases.wire import WireError, decode_file
@@ -67,12 +67,12 @@ class Coordinator:
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
-        self.credentials: FollowedFiles | None = None
-        """The files with the store's URL and its password; ``None`` if there are none."""
-        if self._stores.paths:
-            self.credentials = FollowedFiles("store", self._stores.paths, self._move_stores)
-            self.telemetry.sources.append(self.credentials.metrics)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded)
+        self.credentials = Credentials()
+        """The files with the store's URL and its password."""
+        self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
+        self.telemetry.sources.append(self.credentials.metrics)
+        degraded = self.credentials.problems
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, degraded)
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -103,11 +103,6 @@ class Coordinator:
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
         return self.resources.problems() if self.resources is not None else []
-
-    def _degraded(self) -> list[str]:
-        """Faults that do not stop this coordinator."""
-        problem = self.credentials.problem if self.credentials is not None else None
-        return [problem] if problem is not None else []
 
     async def _move_stores(self) -> tuple[Path, ...]:
         """Read the store's files again, and move the stores of all pools to what they say."""
@@ -149,8 +144,7 @@ class Coordinator:
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
         self.watch.request_reload()
-        if self.credentials is not None:
-            self.credentials.watch.request_reload()
+        self.credentials.request_reload()
 
     async def reload(self) -> None:
         """Read the pool file and put it in force, or log the reason against it."""
@@ -179,12 +173,15 @@ class Coordinator:
         addresses = await self._server.start(self.settings.listen)
         self.listens_on = addresses[0]
         loop = asyncio.get_running_loop()
-        work = (self._tick_forever(), self.watch.run(), self.telemetry.loop_delay.run())
+        work = (
+            self._tick_forever(),
+            self.watch.run(),
+            self.credentials.run(),
+            self.telemetry.loop_delay.run(),
+        )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
-        if self.credentials is not None:
-            self._tasks.append(loop.create_task(self.credentials.watch.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 

@@ -188,7 +188,11 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
 
 def _sidecar() -> Sidecar:
     origin = sidecar.settings.Origin("127.0.0.1", 1)
-    return Sidecar(sidecar.settings.Settings(config=POOL, upstream=origin, store=STORE))
+    return Sidecar(
+        sidecar.settings.Settings(
+            config=POOL, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
+        )
+    )
 
 
 def _coordinator() -> Coordinator:
@@ -196,7 +200,7 @@ def _coordinator() -> Coordinator:
 
 
 def sidecar_metrics() -> list[Exposed]:
-    """All that a sidecar with a lease store and TLS exposes."""
+    """All that a sidecar with a lease store, tracing and TLS exposes."""
     made = _sidecar()
     with tempfile.TemporaryDirectory() as folder:
         certificate = Certificate(*certify(Path(folder), "docs"))

@@ -27,7 +27,7 @@ WARNINGS = PREFIX + "warnings"
 """The annotation with the injector's warnings. A controller that creates a pod shows them to no person."""
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
-    {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--drain-timeout"}
+    {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--store-file", "--drain-timeout"}
     | {"--upstream-key-file", "--handover", "--peer", "--expose-engine-metrics"}
 )
 _NOT_MOUNTED = frozenset({"--tls-cert", "--tls-key"})

@@ -507,6 +507,16 @@ PARTS = Group(
             "certificate-stale",
         ),
         Alert(
+            "TokenpoolCredentialsStale",
+            Severity.WARNING,
+            "tokenpool_credentials_current == 0",
+            "1m",
+            "New credentials of the {{ $labels.of }} on disk at {{ $labels.instance }} cannot be used",
+            "The files with the credentials of the {{ $labels.of }} have changed. It does not accept them,"
+            " or they cannot be read. The old ones stay in force.",
+            "credentials-stale",
+        ),
+        Alert(
             "TokenpoolConfigRefused",
             Severity.WARNING,
             "tokenpool_config_refused == 1",

@@ -6,6 +6,7 @@ content in force. It is tried again once a second, because the other side may ac
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
@@ -52,10 +53,35 @@ class FollowedFiles:
         self.watch.follow(tuple(paths))
         log.info("the new credentials of the %s are in force", self.name)
 
+
+class Credentials:
+    """All followed files of one process."""
+
+    def __init__(self) -> None:
+        self.files: list[FollowedFiles] = []
+
+    def problems(self) -> list[str]:
+        """The reasons why files on disk are not in force."""
+        return [each.problem for each in self.files if each.problem is not None]
+
+    def request_reload(self) -> None:
+        """Read all files again, changed or not."""
+        for each in self.files:
+            each.watch.request_reload()
+
+    async def run(self) -> None:
+        """Follow all files until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for each in self.files:
+                group.create_task(each.watch.run())
+
     def metrics(self) -> Iterator[Metric]:
         """Whether the content of the files is in force, for Prometheus."""
-        yield GaugeMetricFamily(
-            f"tokenpool_{self.name}_credentials_current",
-            f"Whether the credentials of the {self.name} on disk are those in force.",
-            value=float(self.problem is None),
+        current = GaugeMetricFamily(
+            "tokenpool_credentials_current",
+            "Whether the credentials of the lease store or the engine on disk are those in force.",
+            labels=("of",),
         )
+        for each in self.files:
+            current.add_metric((each.name,), float(each.problem is None))
+        yield current

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -25,6 +25,8 @@ from dashboard.snapshot import (
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from runtime.exposition import rendered
+from runtime.followed import Credentials
+from runtime.tls import Certificate
 from sidecar.controller.controller import Controller
 from sidecar.controller.queue_metrics import length_by_tier
 from sidecar.engine.metrics_relay import MetricsRelay
@@ -61,13 +63,6 @@ class MetricSource(Protocol):
         """Its metrics, for Prometheus."""
 
 
-class Credentials(Protocol):
-    """Files that are read again when they change."""
-
-    problem: str | None
-    """The reason why the files on disk are not in force."""
-
-
 class Admin:
     """The pages of one sidecar."""
 
@@ -80,7 +75,8 @@ class Admin:
         sources: list[MetricSource],
         engine_metrics: MetricsRelay,
         replication: Replication | None = None,
-        credentials: Sequence[Credentials] = (),
+        credentials: Credentials | None = None,
+        certificate: Certificate | None = None,
         handover: Handover | None = None,
     ) -> None:
         self._controller = controller
@@ -92,7 +88,8 @@ class Admin:
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
-        self._credentials = credentials
+        self._credentials = credentials or Credentials()
+        self._certificate = certificate
         self._handover = handover
         """The handover of requests to other sidecars; ``None`` without handover."""
         self._common = AdminPages(self.readiness, self._metrics_pieces, self._labels)
@@ -134,7 +131,9 @@ class Admin:
         sidecar. It stays ready.
         """
         degraded = [*self._limits.degraded(), *self._controller.engine.degraded()]
-        degraded += [each.problem for each in self._credentials if each.problem is not None]
+        degraded += self._credentials.problems()
+        if self._certificate is not None and self._certificate.problem is not None:
+            degraded.append(self._certificate.problem)
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:

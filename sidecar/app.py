@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime import collecting, memory_limit
 from runtime.admin import PageServer
-from runtime.followed import FollowedFiles
+from runtime.followed import Credentials, FollowedFiles
 from runtime.listening import BACKLOG, bound, listening
 from runtime.loopdelay import LoopDelay
 from runtime.options import Addresses, SettingsError
@@ -28,6 +28,7 @@ from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import PAGE_PATIENCE, EngineWatcher
+from sidecar.first_file import FirstFile
 from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
@@ -43,6 +44,7 @@ from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Tracer
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -61,11 +63,18 @@ class Sidecar:
     """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
     ``store`` is its lease store; without one, the settings name it. ``memory`` is the limit of its memory in
-    bytes.
+    bytes. ``published`` is the published pool file, for settings without a pool file.
     """
 
-    def __init__(self, settings: Settings, store: Store | None = None, *, memory: int | None = None) -> None:
-        configuration = load(settings)
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store | None = None,
+        *,
+        memory: int | None = None,
+        published: Configuration | None = None,
+    ) -> None:
+        configuration = published or load(settings)
         self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory)
         self.settings = settings
         self.lifecycle = Lifecycle()
@@ -85,11 +94,11 @@ class Sidecar:
             )
         )
         self._shared: SharedLimits | None = None
-        self.credentials: list[FollowedFiles] = []
+        self.credentials = Credentials()
         """The files with credentials, which are read again when they change."""
         if store is None and settings.has_store:
-            store, files = _store_of(settings, configuration)
-            self.credentials += files
+            store, files = _store_of(settings, configuration.pool.name)
+            self.credentials.files.append(files)
         if store is not None:
             self._shared = SharedLimits(
                 settings, configuration, store, queue, self.engine, telemetry, self.lifecycle
@@ -135,13 +144,24 @@ class Sidecar:
         )
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        framer = RequestFramer(
+            str(settings.upstream),
+            address.key,
+            settings.identity_header,
+            is_traced=settings.otlp_endpoint is not None,
+        )
         engine_files = followed(address, settings, lambda: framer.use_key(address.key))
-        if engine_files is not None:
-            self.credentials.append(engine_files)
+        self.credentials.files.append(engine_files)
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
-            settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
+            settings,
+            self.memory_bounds,
+            self.controller,
+            telemetry,
+            self._upstream,
+            framer,
+            places,
+            tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
         cert, key = settings.tls_cert, settings.tls_key
@@ -165,12 +185,17 @@ class Sidecar:
             [self.engine, self.controller, self.loop_delay],
             self._engine_metrics,
             self.replication,
-            [*self.credentials, *([self.certificate] if self.certificate is not None else [])],
+            self.credentials,
+            self.certificate,
             self.handover,
         )
         prices = self._shared.prices if self._shared is not None else None
-        admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
-        admin.sources += self.credentials
+        admin.sources += [
+            each
+            for each in (self.replication, self.handover, prices, self.manager.tracer)
+            if each is not None
+        ]
+        admin.sources.append(self.credentials)
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -186,8 +211,15 @@ class Sidecar:
         else:
             self.enforce(configuration)
 
+    def keys_changed(self) -> None:
+        """A key file of the published pool file changed. The sidecar has no file of its own."""
+        if self.replication is not None:
+            self.replication.published.read_again()
+
     def enforce(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
+        if self.settings.config is None:
+            self.pool_file_watcher.follow(configuration)
         if self.local_planner is not None:
             self.local_planner.finish()
         self.controller.configure(configuration)
@@ -202,6 +234,8 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
+        if self.manager.tracer is not None:
+            self.manager.tracer.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -223,7 +257,7 @@ class Sidecar:
             self.pool_file_watcher.run(),
             self._sweep(),
             self.loop_delay.run(),
-            *(files.watch.run() for files in self.credentials),
+            self.credentials.run(),
         ):
             self._spawn(work)
         log.info(
@@ -260,8 +294,7 @@ class Sidecar:
     def reload(self) -> None:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
-        for files in self.credentials:
-            files.watch.request_reload()
+        self.credentials.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -320,6 +353,8 @@ class Sidecar:
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
+        if self.manager.tracer is not None:
+            await self.manager.tracer.stop()
         log.info("stopped", extra={"cut": cut})
 
     @property
@@ -336,7 +371,7 @@ class Sidecar:
             connection.abort()
 
 
-def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, list[FollowedFiles]]:
+def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
     """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
     from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
@@ -347,10 +382,30 @@ def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, 
     except AddressInvalid as error:
         raise SettingsError(str(error)) from error
     timeout_s = settings.store_timeout
-    store = files.open(configuration.pool.name, settings.lease_lifetime, timeout_s)
-    if not files.paths:
-        return store, []
-    return store, [FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))]
+    store = files.open(pool, settings.lease_lifetime, timeout_s)
+    return store, FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))
+
+
+def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | None:
+    """The tracer that the settings name. Raises ``SettingsError`` if OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here: without the option, nothing of OpenTelemetry is loaded.
+    try:
+        from sidecar.tracing.otlp import OtlpTracer  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry, which is not installed ({error}):"
+            " pip install 'tokenpool[tracing]'"
+        ) from error
+    return OtlpTracer(
+        settings.otlp_endpoint,
+        telemetry.clock,
+        pool=pool,
+        name=settings.name,
+        upstream=settings.upstream,
+        is_tls=settings.tls_cert is not None,
+    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
@@ -374,15 +429,39 @@ def raise_open_files(max_connections: int) -> None:
         )
 
 
+async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configuration | None:
+    """The first published pool file; ``None`` if the sidecar is stopped before."""
+    engine_address(settings)  # a key file that cannot be read is an error now
+    assert settings.pool is not None
+    store, files = _store_of(settings, settings.pool)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, files.watch.request_reload)
+    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store).wait())
+    following = asyncio.ensure_future(files.watch.run())
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        for task in (waiting, following, stopped):
+            task.cancel()
+        await asyncio.gather(waiting, following, stopped, return_exceptions=True)
+        await store.close()
+
+
 async def serve(settings: Settings) -> None:
     """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    with collecting.postponed():  # saves a third of the time with 10,000 entitlements
-        sidecar = Sidecar(settings, memory=memory_limit.read())
-    raise_open_files(sidecar.memory_bounds.connections)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    published: Configuration | None = None
+    if settings.config is None:
+        published = await _first_file(settings, stopping)
+        if published is None:
+            return
+    with collecting.postponed():  # saves a third of the time with 10,000 entitlements
+        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published)
+    raise_open_files(sidecar.memory_bounds.connections)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()

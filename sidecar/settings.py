@@ -6,6 +6,7 @@ The promises to tenants are in the pool file.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,6 +33,15 @@ def _store(text: str, source: str) -> str:
     return text
 
 
+def _otlp(text: str, source: str) -> str:
+    match = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text)
+    if match is None:
+        raise SettingsError(
+            f"{source}: {text!r} is not the URL of a collector, such as http://collector:4318"
+        )
+    return text if (match[1] or "/") != "/" else f"{text.rstrip('/')}/v1/traces"
+
+
 _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
 _header = options.matching(r"[A-Za-z0-9_-]+", "a header name, such as x-tenant-id")
 _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
@@ -41,7 +51,11 @@ _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
 class Settings:
     """The settings of one sidecar. Times are in seconds, sizes in bytes."""
 
-    config: Path = option("the pool file")
+    config: Path | None = option(
+        "the pool file, or a folder of *.yaml files that are merged; optional with a lease store and --pool:"
+        " then the file that a coordinator publishes is used",
+        default=None,
+    )
     upstream: Origin = option("the engine, http://HOST:PORT or https://HOST:PORT")
     listen: Addresses = option(
         "addresses for tenants, HOST:PORT; several with commas; [::] serves IPv4, too",
@@ -138,6 +152,11 @@ class Settings:
     )
     log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
     log_requests: bool = option("log one line for each request (never prompts or keys)", default=False)
+    otlp_endpoint: str | None = option(
+        "URL of an OTLP/HTTP collector, for traces; without a path, /v1/traces is added",
+        default=None,
+        read=_otlp,
+    )
     metrics_entitlements: int = option(
         'number of entitlements with metrics of their own; the sum of the others is "other"', default=400
     )
@@ -206,6 +225,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " lease would expire between two messages. Make it longer, or --tick shorter"
         )
+    if made.config is None and not made.has_store:
+        raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or --store and --pool")
+    if made.config is None and made.pool is None:
+        raise SettingsError("--pool must be given without --config: name a pool of the published pool file")
     if made.store_file is not None and made.store != MEMORY:
         raise SettingsError("--store and --store-file are both given; remove one of them")
     if made.store_password_file is not None and not made.has_store:

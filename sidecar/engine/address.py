@@ -58,16 +58,14 @@ def _key(path: Path) -> str:
     return key
 
 
-def followed(address: EngineAddress, settings: Settings, changed: Callable[[], None]) -> FollowedFiles | None:
-    """The files of an address, which change it when they change; ``None`` if it has none.
+def followed(address: EngineAddress, settings: Settings, changed: Callable[[], None]) -> FollowedFiles:
+    """The files of an address, which change it when they change.
 
     Requests that run keep their connection. New connections use the new authorities and certificate.
     ``changed`` is called after each change.
     """
     names = ("upstream_key_file", "upstream_tls_ca", "upstream_tls_cert", "upstream_tls_key")
     paths = tuple(path for name in names if (path := getattr(settings, name)) is not None)
-    if not paths:
-        return None
 
     async def put_in_force() -> tuple[Path, ...]:
         new = await asyncio.to_thread(engine_address, settings)

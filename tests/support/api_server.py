@@ -199,7 +199,7 @@ class ApiServer:
             "rules"
         ]
         self.secrets_read: set[tuple[str, str]] = set()
-        self.watches = 0
+        self.watches = self.ended_watches = 0
         self._random = random.Random(seed)
         self._refused: set[str] = set()
         """Verbs and resources whose last request was refused."""
@@ -272,6 +272,7 @@ class ApiServer:
 
     def forget_history(self) -> None:
         """Answer 410 to every watch from an older version, as after etcd's compaction."""
+        self.version += 1
         for collection in self.collections.values():
             collection.history.clear()
             collection.first = self.version
@@ -428,6 +429,7 @@ class ApiServer:
             pass  # the client is gone
         finally:
             self.watches -= 1
+            self.ended_watches += 1
             self._endings.discard(ending)
         return response
 
@@ -445,6 +447,7 @@ class ApiServer:
             while not ending.is_set() and loop.time() < ends:
                 waker.clear()
                 if version < collection.first:
+                    self.answers[410] += 1
                     gone = Refused(410, "Expired", "too old resource version")
                     yield {"type": "ERROR", "object": _status(gone)}
                     return
@@ -510,7 +513,11 @@ class ApiServer:
 
     def counts(self) -> Json:
         """What was asked and answered so far."""
-        return {"requests": dict(self.requests), "answers": dict(self.answers), "watches": self.watches}
+        return {
+            "requests": dict(self.requests),
+            "answers": dict(self.answers),
+            "ended_watches": self.ended_watches,
+        }
 
     def fill(self, namespace: str, pool: str, number: int) -> None:
         """Create entitlements ``t0`` to ``tN``, with the key ``key-N`` each. The first is validated."""

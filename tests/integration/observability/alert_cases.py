@@ -398,6 +398,12 @@ CASES = (
     ),
     Case("TokenpoolConfigInvalid", WARNING, AT_S1, (gauge("tokenpool_config_current", 1, 0),)),
     Case("TokenpoolCertificateStale", WARNING, AT_S1, (gauge("tokenpool_certificate_current", 1, 0),)),
+    Case(
+        "TokenpoolCredentialsStale",
+        WARNING,
+        {**AT_S1, "of": "store"},
+        (gauge("tokenpool_credentials_current", 1, 0, of="store"),),
+    ),
     Case("TokenpoolConfigRefused", WARNING, AT_S1, (gauge("tokenpool_config_refused", 0, 1),)),
     Case("TokenpoolConfigDiffers", WARNING, AT_S1, (gauge("tokenpool_config_differs", 0, 1),)),
     Case(
@@ -654,6 +660,7 @@ ONE_OF_FIVE = (
     gauge("tokenpool_config_refused", 0, 1),
     gauge("tokenpool_config_differs", 0, 1),
     gauge("tokenpool_certificate_current", 1, 0),
+    gauge("tokenpool_credentials_current", 1, 0, of="engine"),
     gauge("tokenpool_loop_delay_max_seconds", 0.01, 2),
     counter("tokenpool_handovers", 0, 60, result="failed"),
     counter("tokenpool_peer_connections_rejected", 0, 60),
@@ -662,7 +669,7 @@ ONE_OF_FIVE = (
     of_pool(HINTS[1], 5, 4),
 )
 """Every fault that one sidecar of five can have."""
-ONE_OF_FIVE_WARNS = 15
+ONE_OF_FIVE_WARNS = 16
 """The alerts that say so."""
 ONE_OF_FIVE_GONE = (
     up(1, 0),
