@@ -1,7 +1,7 @@
 """Two versions on one Redis: clients with the scripts of version 1 beside clients with the current scripts.
 
-They write the same rows. So a column that only one of them knows must not break the other. The sum of what both
-hold never exceeds the limit.
+They write the same rows. So a column that only one of them knows must not break the other. The sum of what
+both hold never exceeds the limit.
 """
 
 from __future__ import annotations
