@@ -43,8 +43,8 @@ class Settings:
     """The settings of one coordinator. Times are in seconds."""
 
     config: Path | None = option(
-        "the pool file; the coordinator leads all its pools, and all sidecars enforce it. Required without"
-        " --entitlements-from",
+        "the pool file, or a folder of *.yaml files; the coordinator leads all its pools, and all sidecars"
+        " enforce it. Required without --entitlements-from",
         default=None,
     )
     store: str | None = option(

@@ -41,6 +41,11 @@ class EngineContainer:
             return command_line.option(self.start.words, name)
         return "" if command_line.mentions(self.start.words, name) else None
 
+    @property
+    def is_on_the_loopback(self) -> bool:
+        """Whether its command binds it to the loopback."""
+        return command_line.is_on_the_loopback(self.start.words)
+
     def interpreter(self) -> str | None:
         """A Python interpreter that its image certainly has; ``None`` if none is known."""
         named = command_line.interpreter(self.start.words) if self.start.is_read else None

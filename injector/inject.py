@@ -34,11 +34,12 @@ from injector import (
     sidecar_container,
     workers,
 )
+from injector.command_line import LOOPBACK
 from injector.decisions import Denial, Injection, Note, Reason
 from injector.engine_container import EngineContainer
-from injector.move import move
+from injector.move import is_rewritten, move
 from injector.patch import difference
-from injector.settings import STATUS, WARNINGS, Template, Wish, wish
+from injector.settings import STATUS, WARNINGS, Allow, Template, Wish, wish
 from injector.shape import Json
 from injector.sidecar_container import Settled, Surroundings
 from runtime.options import SettingsError
@@ -79,10 +80,20 @@ def _invalid(error: SettingsError) -> Denial:
 
 
 def _opened_since(pod: Json, wished: Wish) -> Denial | None:
-    """The denial if another webhook added an engine after the sidecar."""
+    """The denial if another webhook opened the engine, or added one, after the sidecar."""
     found = engine_container.find(pod, wished)
-    own = "" if isinstance(found, Denial) else found.name
-    return other_containers.second_engine(pod, own, wished.allowed)
+    if isinstance(found, Denial):
+        return other_containers.second_engine(pod, "", wished.allowed)
+    if is_rewritten(found) and Allow.OPEN_ENGINE not in wished.allowed and not found.is_on_the_loopback:
+        return Denial(
+            Reason.ENGINE_OPEN,
+            found.field,
+            f"after the sidecar was added, something removed --host {LOOPBACK} from its command or replaced"
+            " it, so that clients can bypass the sidecar",
+            "let the other webhook run first, or keep these options",
+            opt_out=Allow.OPEN_ENGINE,
+        )
+    return other_containers.second_engine(pod, found.name, wished.allowed)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,12 @@ class Moved:
     """Warnings about changes that are impossible or cannot be checked."""
 
 
+def is_rewritten(engine: EngineContainer) -> bool:
+    """Whether ``move`` always writes the address into its command."""
+    start = engine.start
+    return start.is_vllm or (not start.is_shell and command_line.starts_sglang(start.words))
+
+
 def move(
     engine: EngineContainer,
     port: int,
@@ -43,7 +49,7 @@ def move(
     ``switches`` are options, with and without a value, that vLLM must not have there.
     """
     start = engine.start
-    if start.is_vllm or (not start.is_shell and command_line.starts_sglang(start.words)):
+    if is_rewritten(engine):
         fields = start.with_options(["--host", LOOPBACK, "--port", str(port)], drop | _ADDRESS, switches)
         return Moved(fields) if fields is not None else _cannot_cut(engine, drop | switches)
     if not start.is_shell and engine.option("--port") is not None:

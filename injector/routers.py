@@ -26,6 +26,8 @@ _PICKERS = (
 _STACK = ("app.kubernetes.io/component", "serving-engine")
 """The label of the vLLM production stack's engines, which its router finds and scrapes."""
 _SCRAPE, _PORT, _PATH = "prometheus.io/scrape", "prometheus.io/port", "prometheus.io/path"
+_TARGETS = "prometheus.istio.io/scrape-targets"
+"""Ports for Istio's agent, each as PORT or PORT:PATH, separated by commas."""
 _KSERVE_SCRAPE = "serving.kserve.io/enable-prometheus-scraping"
 
 
@@ -78,6 +80,9 @@ def _scraper(pod: Json, names: frozenset[int | str]) -> str | None:
     if annotations.get(_KSERVE_SCRAPE) == "true":
         return f"annotation {_KSERVE_SCRAPE}"
     if annotations.get(_SCRAPE) == "true":
+        targets = annotations.get(_TARGETS, "").split(",")
+        if any(_meant(target.partition(":")[0].strip()) in names for target in targets):
+            return f"annotation {_TARGETS}"
         if (port := annotations.get(_PORT)) is None:
             return f"annotation {_SCRAPE}"
         if _meant(port) in names:
@@ -96,7 +101,12 @@ def _istio_scrapes(pod: Json, names: frozenset[int | str]) -> bool:
         return False
     if not isinstance(taken, dict) or taken.get("scrape") not in ("true", True):
         return False
-    return _meant(str(taken.get("port") or "")) in names or not taken.get("port")
+    targets = taken.get("targets")
+    ports = (
+        [each.get("port") for each in targets if isinstance(each, dict)] if isinstance(targets, list) else []
+    )
+    ports.append(taken.get("port"))
+    return not any(ports) or any(_meant(str(port or "")) in names for port in ports)
 
 
 def _meant(port: str) -> int | str:

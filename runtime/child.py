@@ -18,6 +18,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from runtime import config_files
+
 log = logging.getLogger(__name__)
 
 NICE = 5
@@ -31,9 +33,9 @@ _LENGTH = 4
 
 
 def is_small(path: Path) -> bool:
-    """Whether a file is too small for a child. So is a file without a status: its reader reports why."""
+    """Whether a pool file is too small for a child. So is one without a status: its reader reports why."""
     try:
-        return path.stat().st_size <= SMALL_FILE
+        return config_files.size(path) <= SMALL_FILE
     except OSError:
         return True
 

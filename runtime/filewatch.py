@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from runtime import config_files
+
 CHECK_EVERY_S = 1.0
 
 
 class FileWatch:
-    """Compares files with their last known state, once a second."""
+    """Compares files with their last known state, once a second. A folder stands for the files in it."""
 
     def __init__(self, paths: tuple[Path, ...], changed: Callable[[], Awaitable[None]]) -> None:
         self._changed = changed
@@ -57,13 +59,4 @@ class FileWatch:
 
 
 def _fingerprints(paths: tuple[Path, ...]) -> Mapping[Path, object]:
-    """Values that change with a file, even when a ConfigMap's symlink is swapped."""
-    marks: dict[Path, object] = {}
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError as error:
-            marks[path] = error.errno
-        else:
-            marks[path] = (status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev)
-    return marks
+    return {path: config_files.mark(path) for path in paths}

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime import config_files
 from runtime.build import add_version
 from sidecar import settings
 from sidecar.configuration import ConfigurationInvalid
 from tokenpool.poolfile import explain
 from tokenpool.poolfile.problems import PoolFileError
-from tokenpool.poolfile.reading import parse
+from tokenpool.poolfile.reading import parse_all
 
 USAGE_ERROR = 2
 
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run the sidecar", allow_abbrev=False)
     settings.add_arguments(run)
     check = commands.add_parser("check", help="validate a pool file and explain it")
-    check.add_argument("file", type=Path)
+    check.add_argument("file", type=Path, help="the file, or a folder of *.yaml files")
     return parser
 
 
@@ -57,8 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    text = arguments.file.read_text(encoding="utf-8")
-    print(explain(parse(text, name=str(arguments.file))))
+    print(explain(parse_all(config_files.read(arguments.file))))
     return 0
 
 

@@ -28,6 +28,7 @@ from sidecar.engine.cors_watcher import CorsWatcher
 from sidecar.engine.metrics_relay import MetricsRelay
 from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import PAGE_PATIENCE, EngineWatcher
+from sidecar.first_file import FirstFile
 from sidecar.handover.handover import Handover
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
@@ -62,11 +63,18 @@ class Sidecar:
     """One running sidecar. ``start`` returns once both ports listen; ``stop`` drains.
 
     ``store`` is its lease store; without one, the settings name it. ``memory`` is the limit of its memory in
-    bytes.
+    bytes. ``published`` is the published pool file, for settings without a pool file.
     """
 
-    def __init__(self, settings: Settings, store: Store | None = None, *, memory: int | None = None) -> None:
-        configuration = load(settings)
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store | None = None,
+        *,
+        memory: int | None = None,
+        published: Configuration | None = None,
+    ) -> None:
+        configuration = published or load(settings)
         self.memory_bounds = derive(settings, len(configuration.file.entitlements), memory)
         self.settings = settings
         self.lifecycle = Lifecycle()
@@ -89,7 +97,7 @@ class Sidecar:
         self.credentials = Credentials()
         """The files with credentials, which are read again when they change."""
         if store is None and settings.has_store:
-            store, files = _store_of(settings, configuration)
+            store, files = _store_of(settings, configuration.pool.name)
             self.credentials.files.append(files)
         if store is not None:
             self._shared = SharedLimits(
@@ -203,8 +211,15 @@ class Sidecar:
         else:
             self.enforce(configuration)
 
+    def keys_changed(self) -> None:
+        """A key file of the published pool file changed. The sidecar has no file of its own."""
+        if self.replication is not None:
+            self.replication.published.read_again()
+
     def enforce(self, configuration: Configuration) -> None:
         """Put a changed pool file in force, and its limits with it."""
+        if self.settings.config is None:
+            self.pool_file_watcher.follow(configuration)
         if self.local_planner is not None:
             self.local_planner.finish()
         self.controller.configure(configuration)
@@ -356,7 +371,7 @@ class Sidecar:
             connection.abort()
 
 
-def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, FollowedFiles]:
+def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
     """The lease store that the settings name, and the files that move it when they change."""
     # Imported here: a lone sidecar needs no client of Redis.
     from tokenpool.store.address import AddressInvalid, StoreFiles  # noqa: PLC0415
@@ -367,7 +382,7 @@ def _store_of(settings: Settings, configuration: Configuration) -> tuple[Store, 
     except AddressInvalid as error:
         raise SettingsError(str(error)) from error
     timeout_s = settings.store_timeout
-    store = files.open(configuration.pool.name, settings.lease_lifetime, timeout_s)
+    store = files.open(pool, settings.lease_lifetime, timeout_s)
     return store, FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))
 
 
@@ -414,15 +429,39 @@ def raise_open_files(max_connections: int) -> None:
         )
 
 
+async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configuration | None:
+    """The first published pool file; ``None`` if the sidecar is stopped before."""
+    engine_address(settings)  # a key file that cannot be read is an error now
+    assert settings.pool is not None
+    store, files = _store_of(settings, settings.pool)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, files.watch.request_reload)
+    waiting = asyncio.ensure_future(FirstFile(settings, settings.pool, store).wait())
+    following = asyncio.ensure_future(files.watch.run())
+    stopped = asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait((waiting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        for task in (waiting, following, stopped):
+            task.cancel()
+        await asyncio.gather(waiting, following, stopped, return_exceptions=True)
+        await store.close()
+
+
 async def serve(settings: Settings) -> None:
     """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    with collecting.postponed():  # saves a third of the time with 10,000 entitlements
-        sidecar = Sidecar(settings, memory=memory_limit.read())
-    raise_open_files(sidecar.memory_bounds.connections)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    published: Configuration | None = None
+    if settings.config is None:
+        published = await _first_file(settings, stopping)
+        if published is None:
+            return
+    with collecting.postponed():  # saves a third of the time with 10,000 entitlements
+        sidecar = Sidecar(settings, memory=memory_limit.read(), published=published)
+    raise_open_files(sidecar.memory_bounds.connections)
     await sidecar.start()
     loop.add_signal_handler(signal.SIGHUP, sidecar.reload)
     gc.collect()

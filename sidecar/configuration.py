@@ -15,14 +15,15 @@ from typing import Protocol
 
 import msgspec
 
-from runtime import child
+from runtime import child, config_files
 from runtime.options import SettingsError
 from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
-from tokenpool.poolfile.problems import PoolFileError
-from tokenpool.poolfile.reading import parse
+from tokenpool.poolfile.problems import PoolFileError, Sources
+from tokenpool.poolfile.reading import parse_all
+from tokenpool.yaml_nodes import Problem
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Configuration:
     administrators: KeyRing
     """The keys that may use the routes for administrators."""
     watched: tuple[Path, ...]
-    """The pool file and every key file."""
+    """The pool file, if it is on disk, and every key file."""
     version: str
     """The version of the file in its published form."""
 
@@ -62,6 +63,9 @@ class Enforcer(Protocol):
 
     def apply(self, configuration: Configuration) -> None:
         """The sidecar's own pool file changed. Put it in force unless a published one is in force."""
+
+    def keys_changed(self) -> None:
+        """A key file of the published pool file changed. The sidecar has no file of its own."""
 
 
 class _Request(msgspec.Struct):
@@ -80,7 +84,7 @@ class _Head(msgspec.Struct):
     """The digests of these keys."""
     watched: tuple[str, ...]
     version: str
-    warnings: tuple[tuple[int, str, str], ...]
+    warnings: tuple[tuple[str, str, str], ...]
 
 
 class _Part(msgspec.Struct):
@@ -114,9 +118,9 @@ class _Result:
         )
 
 
-def _log_warnings(warnings: Sequence[tuple[int, str, str]]) -> None:
-    for line, message, fix in warnings[:MOST_WARNINGS]:
-        log.warning(message, extra={"line": line, "fix": fix})
+def _log_warnings(warnings: Sequence[tuple[str, str, str]]) -> None:
+    for at, message, fix in warnings[:MOST_WARNINGS]:
+        log.warning(message, extra={"at": at, "fix": fix})
     if len(warnings) > MOST_WARNINGS:
         log.warning(
             "there are more warnings about the pool file",
@@ -126,8 +130,8 @@ def _log_warnings(warnings: Sequence[tuple[int, str, str]]) -> None:
 
 def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
     """Read and check a pool file and its keys. Raises ``ConfigurationInvalid``."""
-    warnings: tuple[tuple[int, str, str], ...] = ()
-    watched: tuple[str, ...] = ()
+    warnings: tuple[tuple[str, str, str], ...] = ()
+    sources: Sources | None = None
     # Only sidecars know the keys that a pool file names by a variable or a file. A resource in the published
     # file may have the digest of such a key. It must not keep the whole file out of force.
     taken: list[tuple[str, str]] | None = [] if request.content else None
@@ -135,27 +139,33 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         if request.content:
             file = decode_file(request.content)
         else:
-            parsed = parse(Path(request.config).read_text(encoding="utf-8"), name=request.config)
-            file = parsed.file
-            warnings = tuple((w.line, w.message, w.fix) for w in parsed.warnings)
+            parsed = parse_all(config_files.read(Path(request.config)))
+            file, sources = parsed.file, parsed.sources
+            warnings = tuple((_at(warning), warning.message, warning.fix) for warning in parsed.warnings)
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
         keys = digests(entitlements, resolve, taken)
         administrators = administrator_digests(file.administrator_keys, resolve, keys, taken)
         warnings += tuple(
-            (0, f"a key of {later!r} is also a key of {earlier!r}, and stays there", "give each its own keys")
+            (
+                "",
+                f"a key of {later!r} is also a key of {earlier!r}, and stays there",
+                "give each its own keys",
+            )
             for later, earlier in taken or ()
         )
     except OSError as error:
         reason = f"--config {request.config}: the pool file cannot be read: {error.strerror or error}"
         raise ConfigurationInvalid(reason) from error
-    except (PoolFileError, WireError, KeyUnreadable, SettingsError, UnicodeError) as error:
+    except KeyUnreadable as error:
+        where = sources.where(error.line) if sources is not None else "the published pool file"
+        raise ConfigurationInvalid(f"{where}: {error.text}") from error
+    except (PoolFileError, WireError, SettingsError, UnicodeError) as error:
         raise ConfigurationInvalid(str(error)) from error
-    if request.config:
-        refs = [ref for each in entitlements for ref in each.api_keys]
-        key_files = {ref.value for ref in (*refs, *file.administrator_keys) if ref.source is KeySource.FILE}
-        watched = (request.config, *sorted(key_files))
+    refs = [ref for each in entitlements for ref in each.api_keys]
+    key_files = {ref.value for ref in (*refs, *file.administrator_keys) if ref.source is KeySource.FILE}
+    watched = (*([request.config] if request.config else []), *sorted(key_files))
     head = _Head(
         pool.name,
         file.pools,
@@ -167,6 +177,10 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         warnings,
     )
     return head, _parts(file, keys)
+
+
+def _at(problem: Problem) -> str:
+    return f"{problem.file}:{problem.line}" if problem.file else f"line {problem.line}"
 
 
 def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
@@ -205,14 +219,14 @@ _reading = child.Work(
 
 
 def load(settings: Settings) -> Configuration:
-    """Read the pool file in this thread. Raises ``ConfigurationInvalid``."""
+    """Read the pool file that the settings name, in this thread. Raises ``ConfigurationInvalid``."""
     return _reading.here(_Request(settings.pool, str(settings.config))).made()
 
 
 async def load_apart(settings: Settings) -> Configuration:
     """Read the pool file without blocking the event loop. Raises ``ConfigurationInvalid``."""
-    request = _Request(settings.pool, str(settings.config))
-    return (await _reading.apart(request, is_small=child.is_small(settings.config))).made()
+    is_small = settings.config is None or child.is_small(settings.config)
+    return (await _reading.apart(_Request(settings.pool, str(settings.config)), is_small=is_small)).made()
 
 
 async def published(content: bytes, settings: Settings, joined: str) -> Configuration:

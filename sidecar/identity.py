@@ -22,7 +22,15 @@ MOST_KEYS = 4
 
 
 class KeyUnreadable(ValueError):
-    """A key's variable or file cannot be read; the text names it and the fix."""
+    """A key cannot be used, or its variable or file cannot be read.
+
+    ``line`` is the key's line in the pool file, and ``text`` the reason and the fix.
+    """
+
+    def __init__(self, line: int, text: str) -> None:
+        self.line = line
+        self.text = text
+        super().__init__(f"line {line}: {text}")
 
 
 class KeyRing:
@@ -99,8 +107,8 @@ def digests(
                 taken.append((entitlement.name, owner))
             else:
                 raise KeyUnreadable(
-                    f"line {ref.line}: {entitlement.name} and {owner} have the same key; each"
-                    " entitlement needs its own"
+                    ref.line,
+                    f"{entitlement.name} and {owner} have the same key; each entitlement needs its own",
                 )
     return by_digest
 
@@ -123,8 +131,8 @@ def administrator_digests(
             taken.append((others.pop(digest), "the administrators"))
         elif digest in others:
             raise KeyUnreadable(
-                f"line {ref.line}: {others[digest]} and the administrators have the same key;"
-                " each needs its own"
+                ref.line,
+                f"{others[digest]} and the administrators have the same key; each needs its own",
             )
         found[digest] = ADMINISTRATOR
     return found
@@ -135,7 +143,7 @@ def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:
         return bytes.fromhex(ref.value)
     text = resolve(ref).strip()
     if not text:
-        raise KeyUnreadable(f"line {ref.line}: {ref.source.value} {ref.value} holds no key")
+        raise KeyUnreadable(ref.line, f"{ref.source.value} {ref.value} holds no key")
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -149,11 +157,9 @@ def resolver(environment: Mapping[str, str], read: Callable[[str], str]) -> Call
             return environment[ref.value] if ref.source is KeySource.ENV else read(ref.value)
         except KeyError:
             raise KeyUnreadable(
-                f"line {ref.line}: the variable {ref.value} is not set; set it or remove the key"
+                ref.line, f"the variable {ref.value} is not set; set it or remove the key"
             ) from None
         except OSError as error:
-            raise KeyUnreadable(
-                f"line {ref.line}: cannot read the key file {ref.value}: {error.strerror}"
-            ) from None
+            raise KeyUnreadable(ref.line, f"cannot read the key file {ref.value}: {error.strerror}") from None
 
     return resolve

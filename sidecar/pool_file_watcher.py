@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class PoolFileWatcher:
-    """Watches the pool file and the key files."""
+    """Watches the pool file and the key files; without a pool file, the key files of the published one."""
 
     def __init__(
         self, settings: Settings, telemetry: Telemetry, current: Configuration, enforcer: Enforcer
@@ -35,6 +35,9 @@ class PoolFileWatcher:
             await self._reload()
 
     async def _reload(self) -> None:
+        if self._settings.config is None:
+            self._enforcer.keys_changed()
+            return
         try:
             configuration = await load_apart(self._settings)
         except ConfigurationInvalid as error:
@@ -44,11 +47,15 @@ class PoolFileWatcher:
             return
         for _ in self._enforcer.prepare(configuration):
             await asyncio.sleep(0)
-        self._watch.follow(configuration.watched)
+        self.follow(configuration)
         self._enforcer.apply(configuration)
         self._telemetry.reloads["ok"] += 1
         self._telemetry.config_is_current = True
         log.info("the pool file was read", extra={"pool": configuration.pool.name})
+
+    def follow(self, configuration: Configuration) -> None:
+        """Watch the files of this configuration from now on."""
+        self._watch.follow(configuration.watched)
 
     def request_reload(self) -> None:
         """Request that the file is read again, changed or not."""

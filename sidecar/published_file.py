@@ -28,20 +28,24 @@ class PublishedFile:
         store: Store,
         telemetry: Telemetry,
         reporter: Reporter,
-        own: Configuration,
+        first: Configuration,
         enforcer: Enforcer,
     ) -> None:
+        """``first`` is in force now: the sidecar's own file, or without one the published file."""
         self._settings = settings
         self._store = store
         self._telemetry = telemetry
         self._reporter = reporter
         self._enforcer = enforcer
-        self._own = own
-        self._in_force = reporter.file_version = own.version
-        self._pool = own.pool.name
+        self._own = first if settings.config is not None else None
+        """The sidecar's own file; ``None`` without one."""
+        self._in_force = reporter.file_version = first.version
+        self._is_stale = False
+        """Whether a key file may have changed since the published file was read."""
+        self._pool = first.pool.name
         self._announced = ""
         """The version in the last answer."""
-        self.version = ""
+        self.version = first.version if self._own is None else ""
         """The version of the published file in force; empty if the sidecar's own file is in force."""
         self.refused_version = ""
         """The version of a published file that cannot be enforced here. It is tried again at intervals."""
@@ -62,17 +66,21 @@ class PublishedFile:
             self._enforcer.enforce(configuration)
             self._in_force = self._reporter.file_version = configuration.version
         else:
-            # A key file of the published file may have changed.
-            self._in_force, self._retry_at = "", 0.0
-            self.news.set()
+            self.read_again()
         self._compare()
 
+    def read_again(self) -> None:
+        """Read the published file again: one of its key files may have changed."""
+        self._in_force, self._retry_at, self._is_stale = "", 0.0, True
+        self.news.set()
+
     def _compare(self) -> None:
-        differs = bool(self.version) and self.version != self._own.version
-        if differs and not self._telemetry.config_differs:
+        own = self._own
+        differs = own is not None and bool(self.version) and self.version != own.version
+        if own is not None and differs and not self._telemetry.config_differs:
             log.warning(
                 "this sidecar's own pool file differs from the published one, which is in force",
-                extra={"own": self._own.version, "published": self.version},
+                extra={"own": own.version, "published": self.version},
             )
         self._telemetry.config_differs = differs
 
@@ -95,11 +103,12 @@ class PublishedFile:
         if found is None or found[0] == self.version == self._in_force:
             return
         version, content = found
+        own, self._is_stale = self._own, False
         try:
             # It is usually identical to this sidecar's own file.
             configuration = (
-                self._own
-                if version == self._own.version
+                own
+                if own is not None and version == own.version
                 else await published(content, self._settings, self._pool)
             )
         except ConfigurationInvalid as error:
@@ -108,12 +117,11 @@ class PublishedFile:
         self.version, self.refused_version = version, ""
         self._reporter.file_version = version
         if version != self._in_force:
-            own = self._own
             for _ in self._enforcer.prepare(configuration):
                 await asyncio.sleep(0)
             self._enforcer.enforce(configuration)
             # If the own file changed meanwhile, a key file may have: the published file is read again.
-            self._in_force = version if self._own is own else ""
+            self._in_force = version if self._own is own and not self._is_stale else ""
             self._telemetry.reloads["ok"] += 1
         log.info("the published pool file is in force", extra={"version": version})
         self._compare()

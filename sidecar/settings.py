@@ -51,7 +51,11 @@ _host = options.matching(r"[A-Za-z0-9._:-]{1,253}", "a host's name or address")
 class Settings:
     """The settings of one sidecar. Times are in seconds, sizes in bytes."""
 
-    config: Path = option("the pool file")
+    config: Path | None = option(
+        "the pool file, or a folder of *.yaml files that are merged; optional with a lease store and --pool:"
+        " then the file that a coordinator publishes is used",
+        default=None,
+    )
     upstream: Origin = option("the engine, http://HOST:PORT or https://HOST:PORT")
     listen: Addresses = option(
         "addresses for tenants, HOST:PORT; several with commas; [::] serves IPv4, too",
@@ -220,6 +224,10 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
             f"--lease-lifetime: {made.lease_lifetime:g} s is less than three ticks of {made.tick:g} s; a"
             " lease would expire between two messages. Make it longer, or --tick shorter"
         )
+    if made.config is None and not made.has_store:
+        raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or --store and --pool")
+    if made.config is None and made.pool is None:
+        raise SettingsError("--pool must be given without --config: name a pool of the published pool file")
     if made.store_file is not None and made.store != MEMORY:
         raise SettingsError("--store and --store-file are both given; remove one of them")
     if made.store_password_file is not None and not made.has_store:

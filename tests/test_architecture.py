@@ -70,7 +70,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"handover"}),
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner"}),
-        frozenset({"ports", "price_sharing", "published_file"}),
+        frozenset({"ports", "price_sharing", "published_file", "first_file"}),
         frozenset({"replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),

@@ -36,26 +36,32 @@ class Problem:
     """The problem, with the name of the value."""
     fix: str
     """The next step for the author of the file."""
+    file: str = ""
+    """The name of the file, if there are several."""
 
     def render(self, name: str) -> str:
-        """The text ``pool.yaml:12: PROBLEM; FIX``."""
-        return f"{name}:{self.line}: {self.message}; {self.fix}"
+        """The text ``pool.yaml:12: PROBLEM; FIX``, with ``name`` if the problem has no file of its own."""
+        return f"{self.file or name}:{self.line}: {self.message}; {self.fix}"
 
 
 class Problems:
     """Collects the problems of a file."""
 
-    def __init__(self) -> None:
+    before = 0
+    """The number of lines in the files before this one. Lines are counted through all files."""
+
+    def __init__(self, before: int = 0) -> None:
+        self.before = before
         self.errors: list[Problem] = []
         self.warnings: list[Problem] = []
 
     def error(self, line: int, message: str, fix: str) -> None:
-        """Report a problem that makes the file invalid."""
-        self.errors.append(Problem(line, message, fix))
+        """Report a problem that makes the file invalid. ``line`` is in this file."""
+        self.errors.append(Problem(self.before + line, message, fix))
 
     def warn(self, line: int, message: str, fix: str) -> None:
-        """Report a probable mistake in a valid file."""
-        self.warnings.append(Problem(line, message, fix))
+        """Report a probable mistake in a valid file. ``line`` is in this file."""
+        self.warnings.append(Problem(self.before + line, message, fix))
 
 
 class Node:
@@ -72,16 +78,20 @@ class Node:
 
     @property
     def line(self) -> int:
-        """The line in the file, from 1."""
+        """The line, from 1, counted through all files."""
+        return self._problems.before + self._own_line
+
+    @property
+    def _own_line(self) -> int:
         return int(self._node.start_mark.line) + 1
 
     def error(self, message: str, fix: str) -> None:
         """Report an error of this value."""
-        self._problems.error(self.line, f"{self.path} {message}", fix)
+        self._problems.error(self._own_line, f"{self.path} {message}", fix)
 
     def warn(self, message: str, fix: str) -> None:
         """Report a warning about this value."""
-        self._problems.warn(self.line, f"{self.path} {message}", fix)
+        self._problems.warn(self._own_line, f"{self.path} {message}", fix)
 
     @property
     def is_mapping(self) -> bool:

@@ -295,7 +295,7 @@ class Controller:
         if self._new_base:
             self._new_base = False
             before, last = self.merge, self.merge.file()
-            self.merge = Merge(self._base, last)
+            self.merge = Merge(self._base, last, before.in_force)
             changed = dict(self._known) | {key: each for key, each in changed.items() if each is None}
             secrets = dict(self._secrets)
             self._encoded_revision = -1

@@ -82,6 +82,11 @@ class Resource:
         """The order in which resources are accepted: the older one first."""
         return self.created, self.key
 
+    @property
+    def was_in_force(self) -> bool:
+        """Whether a version of it was in force when its status was written last."""
+        return msgspec.json.decode(self.status).get("acceptedGeneration") is not None
+
 
 def read(object_: Mapping[str, Any], known: Resource | None = None) -> Resource:
     """Read one object of the API. ``known`` is its former state: an unchanged ``spec`` is not read again.

@@ -27,6 +27,7 @@ from sidecar.handover.frames import (
     NONCE_BYTES,
     PEER,
     REFUSED,
+    VERSION,
     FrameReader,
     Kind,
     ProtocolError,
@@ -364,6 +365,8 @@ class PeerLink(asyncio.Protocol):
 
     def _prove(self, kind: Kind, payload: bytes) -> None:
         links = self._links
+        if kind is Kind.HELLO and payload and payload[0] != VERSION:
+            raise ProtocolError(f"the peer's frames have version {payload[0]}, and this sidecar's {VERSION}")
         if kind is Kind.HELLO and not self._peer_nonce and len(payload) == 1 + NONCE_BYTES:
             self._peer_nonce = payload[1:]
             if not links.key:

@@ -8,6 +8,9 @@ numbers of both sides, so the key itself is never sent. Then the connection serv
    does not parse them.
 3. ``END``: the response is complete. ``PREEMPTED`` or ``LOST`` end it early. ``CANCEL`` ends an ask.
 
+The first frame has the version of the frames. A sidecar that does not know it asks elsewhere. A new frame
+type, tier or standing needs a new version; a new field at the end of ``ASK`` does not.
+
 Each frame has a type (one byte), a length (four bytes, big-endian) and a payload.
 """
 
@@ -22,7 +25,7 @@ import msgspec
 
 from sidecar.handover.ask_fields import AskFields
 
-VERSION = 1
+VERSION: Final = 1
 NONCE_BYTES = 16
 MAC_BYTES = 32
 MOST_CONTROL_BYTES = 1024

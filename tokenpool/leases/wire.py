@@ -1,7 +1,8 @@
 """The encoded records that the lease store carries without decoding: reports, prices, pool file, scale hint.
 
 They are msgpack with a schema version. A reader ignores unknown fields and uses defaults for missing ones, so
-versions can be rolled out one process at a time.
+versions can be rolled out one process at a time. A new field needs no new schema. A reader refuses a later
+schema: its fields may have another meaning.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.outcomes import Ending, Reason
-from tokenpool.planning.stabiliser import PublishedHint
+from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserState
 from tokenpool.pricing.statistics import EntitlementStatistics, Statement
 
 SCHEMA = 1
 PRICES_SCHEMA = 1
 """The version of shared prices. A reader ignores other versions: their fields may have another meaning."""
+FILE_SCHEMA = 1
+"""The version of the published pool file."""
+HINT_SCHEMA = 1
+"""The version of the stored scale hint."""
 REPORTED_OUTCOMES = frozenset(
     {Ending.FINISHED.value, *(reason.value for reason in Reason if reason.status in (429, 503))}
 )
@@ -68,11 +73,31 @@ class _Prices(msgspec.Struct, array_like=True, frozen=True):
     entitlements: dict[str, msgspec.Raw]
 
 
+class _File(msgspec.Struct, frozen=True):
+    """The published pool file: the fields of ``PoolFile``, with the schema."""
+
+    pools: tuple[Pool, ...]
+    entitlements: tuple[Entitlement, ...]
+    anonymous: str | None = None
+    administrator_keys: tuple[KeyRef, ...] = ()
+    schema: int = FILE_SCHEMA
+
+
+class _Hint(msgspec.Struct, frozen=True):
+    """The stored scale hint: the fields of ``PublishedHint``, with the schema."""
+
+    hint: ScaleHint
+    min_replicas: int
+    max_replicas: int
+    state: StabiliserState
+    schema: int = HINT_SCHEMA
+
+
 _prices = msgspec.msgpack.Decoder(_Prices)
 _statistics = msgspec.msgpack.Decoder(EntitlementStatistics)
 _reports = msgspec.msgpack.Decoder(SidecarReport)
-_files = msgspec.msgpack.Decoder(PoolFile)
-_hints = msgspec.msgpack.Decoder(PublishedHint)
+_files = msgspec.msgpack.Decoder(_File)
+_hints = msgspec.msgpack.Decoder(_Hint)
 
 
 def encode_report(report: SidecarReport) -> bytes:
@@ -123,29 +148,41 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
 
     Line numbers are left out, so another comment in the file does not change its version.
     """
-    content = msgspec.msgpack.encode(_for_the_wire(file))
+    ready = _for_the_wire(file)
+    content = msgspec.msgpack.encode(
+        _File(ready.pools, ready.entitlements, ready.anonymous, ready.administrator_keys)
+    )
     return hashlib.sha256(content).hexdigest()[:16], content
 
 
 def decode_file(content: bytes) -> PoolFile:
-    """Decode a pool file, which its reader has validated. Raises ``WireError``."""
+    """Decode a pool file, which its reader has validated. Raises ``WireError``, also for a later schema."""
     try:
-        return _files.decode(content)
+        file = _files.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
+    _check_schema(file.schema, FILE_SCHEMA, "the published pool file")
+    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys)
 
 
 def encode_hint(hint: PublishedHint) -> bytes:
     """Encode a scale hint."""
-    return msgspec.msgpack.encode(hint)
+    return msgspec.msgpack.encode(_Hint(hint.hint, hint.min_replicas, hint.max_replicas, hint.state))
 
 
 def decode_hint(content: bytes) -> PublishedHint:
-    """Decode a scale hint. Raises ``WireError``."""
+    """Decode a scale hint. Raises ``WireError``, also for a later schema."""
     try:
-        return _hints.decode(content)
+        hint = _hints.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the stored scale hint: {error}") from error
+    _check_schema(hint.schema, HINT_SCHEMA, "the stored scale hint")
+    return PublishedHint(hint.hint, hint.min_replicas, hint.max_replicas, hint.state)
+
+
+def _check_schema(found: int, known: int, what: str) -> None:
+    if found > known:
+        raise WireError(f"{what} has schema {found}, and this process knows {known}: update this process")
 
 
 def _for_the_wire(file: PoolFile) -> PoolFile:

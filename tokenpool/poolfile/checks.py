@@ -10,14 +10,16 @@ import hashlib
 
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.poolfile.problems import Sources
 from tokenpool.yaml_nodes import Problems
 
 
 class Located:
-    """The lines of pools and entitlements in a file, for problems that are found after reading."""
+    """The lines of pools and entitlements in files, for problems that are found after reading."""
 
-    def __init__(self, problems: Problems) -> None:
+    def __init__(self, problems: Problems, sources: Sources | None = None) -> None:
         self.problems = problems
+        self.sources = sources or Sources()
         self.pools: dict[str, int] = {}
         self._entitlements: dict[str, dict[str, int]] = {}
 
@@ -25,13 +27,14 @@ class Located:
         """Remember the line of a pool. A second pool of the same name is an error."""
         first = self.pools.setdefault(name, line)
         if first != line:
-            self.problems.error(line, f"pool {name!r} was defined on line {first} already", "rename one")
+            message = f"pool {name!r} was defined on {self.sources.where(first)} already"
+            self.problems.error(line, message, "rename one")
 
     def entitlement(self, name: str, line: int, fields: dict[str, int]) -> None:
         """Remember the lines of an entitlement. A second entitlement of the same name is an error."""
         if name in self._entitlements:
             first = self._entitlements[name][""]
-            message = f"entitlement {name!r} was defined on line {first} already"
+            message = f"entitlement {name!r} was defined on {self.sources.where(first)} already"
             self.problems.error(line, message, "rename one")
         else:
             self._entitlements[name] = {"": line} | fields
@@ -154,7 +157,7 @@ def _check_keys(file: PoolFile, located: Located) -> None:
             if line != key.line or owner != name:
                 located.problems.error(
                     key.line,
-                    f"a key of {name} is also a key of {owner} on line {line}",
+                    f"a key of {name} is also a key of {owner} on {located.sources.where(line)}",
                     "give each entitlement and the administrators their own keys, and each key once",
                 )
 

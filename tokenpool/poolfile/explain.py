@@ -19,7 +19,10 @@ def explain(parsed: Parsed) -> str:
     lines.append(f"callers without a key: {f'entitlement {callers}' if callers else 'rejected'}")
     if parsed.file.administrator_keys:
         lines.append(f"administrators: {len(parsed.file.administrator_keys)} keys")
-    lines += [f"warning: line {w.line}: {w.message}; {w.fix}" for w in parsed.warnings]
+    lines += [
+        f"warning: {f'{w.file}:{w.line}' if w.file else f'line {w.line}'}: {w.message}; {w.fix}"
+        for w in parsed.warnings
+    ]
     lines.append(f"valid, {len(parsed.warnings)} warnings" if parsed.warnings else "valid")
     return "\n".join(lines)
 

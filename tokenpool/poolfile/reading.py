@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
@@ -23,7 +24,7 @@ from tokenpool.entitlements import (
     Tier,
 )
 from tokenpool.poolfile.checks import Located, check, check_promise
-from tokenpool.poolfile.problems import PoolFileError
+from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
@@ -35,22 +36,48 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
+_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys")
+_REQUIRED = ("pools", "entitlements")
+_ONCE = ("anonymous", "administrator_keys")
+"""Fields that at most one of several files may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parsed:
     """A valid pool file and its warnings."""
 
     file: PoolFile
     warnings: tuple[Problem, ...] = ()
+    sources: Sources = Sources()
+    """The files that ``KeyRef.line`` counts through."""
 
 
 def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
     """Read a pool file. Raises ``PoolFileError`` with all problems."""
-    problems = Problems()
-    top = root(text, problems, fields="'pools:' and 'entitlements:'")
-    file = _file(top, problems) if top is not None else None
-    if problems.errors or file is None:
-        raise PoolFileError(name, problems.errors)
-    return Parsed(file, tuple(sorted(problems.warnings)))
+    return parse_all([(name, text)])
+
+
+def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
+    """Read a pool file in one or several parts, each a name and a text.
+
+    Pools and entitlements add up. ``anonymous`` and ``administrator_keys`` may be in one part only. Raises
+    ``PoolFileError`` with the problems of all parts.
+    """
+    sources = Sources.of(documents)
+    parts = [Problems(sources.before(index)) for index in range(len(documents))]
+    tops = [
+        root(text, problems, fields="'pools:' and 'entitlements:'")
+        for (_, text), problems in zip(documents, parts, strict=True)
+    ]
+    common = Problems()
+    readable = [top for top in tops if top is not None]
+    # Without one of the files, the rules between records would report what only seems to be missing.
+    file = _file(readable, Located(common, sources)) if len(readable) == len(tops) else None
+    found = [problem for problems in (*parts, common) for problem in problems.errors]
+    if found or file is None:
+        raise PoolFileError(documents[0][0], map(sources.located, sorted(found)))
+    warnings = sorted(problem for problems in (*parts, common) for problem in problems.warnings)
+    return Parsed(file, tuple(map(sources.located, warnings)), sources)
 
 
 def pool_of(node: Node, problems: Problems) -> Pool | None:
@@ -72,30 +99,37 @@ def entitlement_of(node: Node, problems: Problems) -> Entitlement | None:
     return None if problems.errors else made
 
 
-def _file(top: Node, problems: Problems) -> PoolFile:
-    fields = top.fields(
-        ("pools", "entitlements", "anonymous", "administrator_keys"), required=("pools", "entitlements")
-    )
-    located = Located(problems)
-    pools = [_pool(node, located) for node in _items(fields, "pools")]
-    entitlements = [_entitlement(node, located) for node in _items(fields, "entitlements")]
-    anonymous = fields["anonymous"].text() if "anonymous" in fields else "reject"
+def _file(tops: Sequence[Node], located: Located) -> PoolFile:
+    required = _REQUIRED if len(tops) == 1 else ()
+    given: dict[str, list[Node]] = {name: [] for name in _FIELDS}
+    for top in tops:
+        for name, node in top.fields(_FIELDS, required=required).items():
+            given[name].append(node)
+    for name in _REQUIRED:
+        if len(tops) > 1 and not given[name]:
+            located.problems.error(1, f"no file has {name}", f"add '{name}:' to one of the files")
+    for name in _ONCE:
+        for node in given[name][1:]:
+            first = located.sources.where(given[name][0].line)
+            node.error(f"is given on {first} already", "keep one of the two")
+    pools = [_pool(item, located) for node in given["pools"] for item in _items(node)]
+    entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
+    anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
+    administrators = given["administrator_keys"][:1]
     file = PoolFile(
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
-        _keys(fields, "administrator_keys"),
+        _keys(administrators[0]) if administrators else (),
     )
-    check(file, located, anonymous_line=fields["anonymous"].line if "anonymous" in fields else 0)
+    check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
     return file
 
 
-def _items(fields: dict[str, Node], name: str) -> list[Node]:
-    if name not in fields:
-        return []
-    items = list(fields[name].items())
+def _items(node: Node) -> list[Node]:
+    items = list(node.items())
     if not items:
-        fields[name].error("is empty", f"list at least one of the {name}")
+        node.error("is empty", f"list at least one of the {node.path}")
     return items
 
 
@@ -201,7 +235,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
     estimate = (
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
-    keys = _keys(fields, "api_keys")
+    keys = _keys(fields["api_keys"]) if "api_keys" in fields else ()
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -253,8 +287,8 @@ def _output_estimate(node: Node) -> OutputEstimate:
     return OutputEstimate() if quantile is None else OutputEstimate(quantile)
 
 
-def _keys(fields: dict[str, Node], name: str) -> tuple[KeyRef, ...]:
-    return tuple(key for item in (fields[name].items() if name in fields else ()) if (key := _key(item)))
+def _keys(node: Node) -> tuple[KeyRef, ...]:
+    return tuple(key for item in node.items() if (key := _key(item)))
 
 
 def _key(node: Node) -> KeyRef | None:

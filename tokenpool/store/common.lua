@@ -7,7 +7,7 @@
 -- Atomic: all scripts check and change sums that several sidecars and the coordinator write.
 --
 -- PREFIX:meta        hash: opens_at, heard_at, published_at, epoch, file_version, renewed_at, terms (packed);
---                    complete once all limits were written
+--                    complete once all limits were written; schema, the version of the leader's messages
 -- PREFIX:records     hash by entitlement: its packed record {level, at, depth, floor, sums, served, waiters,
 --                    contended_until, rows}; missing until a sidecar writes it
 -- PREFIX:limits      hash by entitlement: its packed limit; missing for an idle entitlement

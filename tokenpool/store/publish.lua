@@ -7,7 +7,8 @@
 -- Atomic: a coordinator that lost its leadership must not write after its successor.
 if message.epoch < stored_epoch() then return 0 end
 check_open()
-redis.call('HSET', META, 'epoch', exact(message.epoch), 'published_at', exact(now), 'terms', ARGV[3])
+redis.call('HSET', META, 'epoch', exact(message.epoch), 'published_at', exact(now), 'terms', ARGV[3],
+  'schema', message.v)
 
 local fields, at = {}, 1
 for i, name in ipairs(message.names) do

@@ -55,12 +55,14 @@ app.kubernetes.io/part-of: tokenpool
 {{/* The names of the keys in the pool file, and those with a value, as a list. */}}
 {{- define "tokenpool.keyNames" -}}
 {{- $names := keys .Values.keys.values -}}
-{{- range $entitlement := .Values.poolFile.entitlements -}}
-{{- range $key := $entitlement.api_keys -}}
+{{- $keys := .Values.poolFile.administrator_keys | default list -}}
+{{- range .Values.poolFile.entitlements -}}
+{{- $keys = concat $keys (.api_keys | default list) -}}
+{{- end -}}
+{{- range $key := $keys -}}
 {{- if kindIs "map" $key -}}
 {{- if hasPrefix "/etc/tokenpool/keys/" ($key.file | default "") -}}
 {{- $names = append $names (trimPrefix "/etc/tokenpool/keys/" $key.file) -}}
-{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,10 @@ class Cluster:
         coordinator_options: Sequence[str] = (),
         redis_options: Sequence[str] = (),
         store: Callable[[int, int], str] | None = None,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        """``environments`` has more variables for some processes, by their names."""
+        self._environments = environments or {}
         self.folder = folder
         self.file = folder / "pool.yaml"
         self.file.write_text(pool)
@@ -108,7 +111,8 @@ class Cluster:
         self.session: aiohttp.ClientSession
 
     def _process(self, name: str, command: Sequence[str], probe: int) -> Process:
-        return Process(name, command, self.folder, probe=probe)
+        environment = self._environments.get(name)
+        return Process(name, command, self.folder, probe=probe, environment=environment)
 
     @property
     def everything(self) -> list[Process]:

@@ -305,6 +305,14 @@ def test_every_namespace_gets_the_same_keys_and_a_store_that_it_can_resolve() ->
     }
 
 
+def test_administrators_get_a_key_of_their_own() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    file = values["poolFile"] | {"administrator_keys": [{"file": "/etc/tokenpool/keys/operator"}]}
+    made = one(charted({"poolFile": file}), "Secret", f"{RELEASE}-keys")["stringData"]
+    assert made.keys() == {"checkout", "search", "batch", "operator"}
+    assert len(set(made.values())) == len(made)
+
+
 def test_only_the_pods_of_a_pool_reach_its_peer_port() -> None:
     for pool, selector in (
         ("chat", {"app.kubernetes.io/name": "vllm", "model": "chat"}),

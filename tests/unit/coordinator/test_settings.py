@@ -58,3 +58,23 @@ def test_with_resources_the_pool_file_is_optional() -> None:
 def test_options_that_do_not_fit_are_refused(words: tuple[str, ...], problem: str) -> None:
     with pytest.raises(SettingsError, match=problem):
         read(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("", r"--store must be given, e\.g\. .*; or give --store-file"),
+        ("--store-password-file f", r"--store must be given"),
+        ("--store redis://r --store-file f", r"--store and --store-file are both given"),
+        ("--store memory", r"memory is for a lone sidecar"),
+    ],
+)
+def test_the_store_is_named_once(options: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        read("--config", "p", *options.split())
+
+
+def test_a_file_may_name_the_store() -> None:
+    made = read("--config", "p", "--store-file", "f", "--store-password-file", "g")
+    assert made.store is None
+    assert str(made.store_file) == "f"

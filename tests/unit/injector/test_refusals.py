@@ -350,6 +350,8 @@ def test_a_probe_of_another_container_at_the_engines_port_asks_a_page_without_a_
     [
         engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port", "8001"]),
         engine(name="b", ports=None, args=["m", "--host", "0.0.0.0", "--port=8001"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--data-parallel-address", "127.0.0.1"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--host=127.0.0.1", "--host", "0.0.0.0"]),
         {
             "name": "b",
             "image": "lmsysorg/sglang:v0.5",
@@ -413,6 +415,15 @@ def test_an_engine_that_a_later_webhook_adds_is_refused_at_the_second_review() -
     after["spec"]["containers"].pop()
     after["spec"]["hostNetwork"] = True
     assert "spec.hostNetwork" in denied(after, Reason.HOST_NETWORK)
+
+
+@pytest.mark.parametrize("args", [["m", "--port", "18000"], ["m", "--host", "127.0.0.1", "--host=0.0.0.0"]])
+def test_an_engine_that_a_later_webhook_opens_is_refused_at_the_second_review(args: list[str]) -> None:
+    after = injected(pod())
+    container(after, "vllm")["args"] = args
+    assert "--host 127.0.0.1" in denied(after, Reason.ENGINE_OPEN)
+    after["metadata"]["annotations"][Allow.OPEN_ENGINE.annotation] = "true"
+    assert decided(after) == Injection()
 
 
 # The engine's own key.

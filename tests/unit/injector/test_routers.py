@@ -29,6 +29,7 @@ def told(labels: dict[str, str] | None = None, annotations: dict[str, str] | Non
         ({}, {"prometheus.io/scrape": "true"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "http"}),
+        ({}, {"prometheus.io/scrape": "true", "prometheus.istio.io/scrape-targets": "9400, 8000:/metrics"}),
         ({}, {"serving.kserve.io/enable-prometheus-scraping": "true"}),
         ({}, {"tokenpool.io/expose-engine-metrics": "on"}),
     ],
@@ -50,6 +51,14 @@ def test_the_engines_metrics_are_served_where_they_are_asked_for(
         ({}, {"prometheus.io/scrape": "false", "prometheus.io/port": "8000"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "9400"}),
         ({}, {"prometheus.io/port": "8000"}),
+        (
+            {},
+            {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": "9400",
+                "prometheus.istio.io/scrape-targets": "9400,9401:/8000",
+            },
+        ),
         ({"llm-d.ai/role": "decode"}, {"tokenpool.io/expose-engine-metrics": "off"}),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,9 +51,12 @@ class Enforced:
     def __init__(self) -> None:
         self.prepared: list[str] = []
         self.enforced: list[Configuration] = []
+        self.on_prepare: Callable[[], None] | None = None
 
     def prepare(self, configuration: Configuration) -> Iterator[None]:
         self.prepared.append(configuration.version)
+        if self.on_prepare is not None:
+            self.on_prepare()
         yield
 
     def enforce(self, configuration: Configuration) -> None:
@@ -67,14 +70,15 @@ class Enforced:
 class Case:
     """One sidecar's published file, with a clock that the test moves."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_own: bool = True) -> None:
         self.now = 100.0
         self.telemetry = Telemetry(10)
         self.telemetry.clock = lambda: self.now
         self.reporter = reporter(self.telemetry)
         self.store = Published()
         self.enforced = Enforced()
-        settings = Settings(config=folder / "pool.yaml", upstream=Origin("127.0.0.1", 1))
+        own = folder / "pool.yaml" if has_own else None
+        settings = Settings(config=own, upstream=Origin("127.0.0.1", 1))
         self.own = configuration(POOL, encode_file(parse(POOL).file)[0])
         self.file = PublishedFile(
             settings, self.store, self.telemetry, self.reporter, self.own, self.enforced
@@ -215,3 +219,32 @@ async def test_a_read_that_fails_is_repeated(case: Case, error: Exception) -> No
     await case.file.read()
 
     assert len(case.enforced.versions) == 1
+
+
+async def test_without_an_own_file_the_first_published_one_is_in_force_and_none_differs(
+    tmp_path: Path,
+) -> None:
+    case = Case(tmp_path, has_own=False)
+    assert (case.file.version, case.reporter.file_version) == (case.own.version, case.own.version)
+    await case.announce(POOL)
+    assert case.enforced.versions == []  # it is in force already
+    version = await case.announce(OTHER)
+    assert case.enforced.versions == [version]
+    assert not case.telemetry.config_differs
+    case.file.read_again()  # a key file has changed
+    await case.file.read()
+    assert case.enforced.versions == [version, version]
+    await case.announce(POOL)
+    assert case.enforced.versions == [version, version, case.own.version]
+    assert case.enforced.enforced[-1] is not case.own  # its key files are read again
+
+
+async def test_a_key_file_that_changes_during_a_read_is_read_again(tmp_path: Path) -> None:
+    case = Case(tmp_path, has_own=False)
+    case.enforced.on_prepare = case.file.read_again
+    version = await case.announce(OTHER)
+    case.enforced.on_prepare = None
+    await case.file.read()
+    assert case.enforced.versions == [version, version]
+    await case.file.read()
+    assert case.enforced.versions == [version, version]

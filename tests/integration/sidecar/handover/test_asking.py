@@ -276,6 +276,11 @@ async def _wrong_key(peer: Peer) -> None:
     await peer.welcome(b"another key")
 
 
+async def _later_version(peer: Peer) -> None:
+    peer.send(Kind.HELLO, bytes([VERSION + 1]) + b"p" * NONCE_BYTES)
+    assert not await peer.reader.read()  # the asking side closes, and sends no proof
+
+
 async def _no_proof(peer: Peer) -> None:
     peer.send(Kind.WELCOME, b"")
 
@@ -317,6 +322,7 @@ async def _long_frame(peer: Peer) -> None:
         _no_key,
         _echo,
         _wrong_key,
+        _later_version,
         _no_proof,
         _short_greeting,
         _closes,
