@@ -166,7 +166,8 @@ end
 -- Replace the values of the holder's row, and update the sums.
 local function write(record, values)
   local sums, old = record.sums, record.row.values
-  for i = 1, #values do sums[i] = sums[i] + values[i] - old[i] end
+  -- Another version of the scripts may have written fewer columns, or more.
+  for i = 1, math.max(#sums, #values, #old) do sums[i] = (sums[i] or 0) + (values[i] or 0) - (old[i] or 0) end
   record.row.values = values
 end
 
