@@ -10,6 +10,10 @@ from typing import NamedTuple
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
 
+LONGEST_S = 1e9
+"""The longest time in a header, in seconds. A limit may be as small as rounding leaves it. Its time to fill
+may have more digits than a structured field (15), or end after the last year of a date."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
@@ -57,7 +61,9 @@ def limits(account: Account) -> Limits:
     running = account.concurrency_in_use + account.concurrency_elsewhere
     free = limit - running if limit > running else 0.0
     depth, level = account.depth, account.bucket.level + account.level_elsewhere
-    full_s, window_s = ((depth - level) / rate, depth / rate) if rate > 0 else (0.0, 0.0)
+    full_s, window_s = 0.0, 0.0
+    if rate > 0:
+        full_s, window_s = min((depth - level) / rate, LONGEST_S), min(depth / rate, LONGEST_S)
     one_ends_s = 0.0 if free >= 1 else account.meter.residence.value
     return Limits(limit, free, one_ends_s, depth, level if level > 0 else 0.0, full_s, window_s)
 

@@ -48,6 +48,11 @@ app.kubernetes.io/part-of: tokenpool
 {{- if not (or .Values.store.existingSecret .Values.store.url) -}}yes{{- end -}}
 {{- end -}}
 
+{{/* The port of the lease store in network policies, which see the port of the pod behind a Service. */}}
+{{- define "tokenpool.storePort" -}}
+{{- include "tokenpool.ownRedis" . | empty | ternary .Values.store.port 6379 | int -}}
+{{- end -}}
+
 {{- define "tokenpool.storeSecret" -}}
 {{- .Values.store.existingSecret | default (printf "%s-store" (include "tokenpool.fullname" .)) -}}
 {{- end -}}

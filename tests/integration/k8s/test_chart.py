@@ -325,6 +325,18 @@ def test_only_the_pods_of_a_pool_reach_its_peer_port() -> None:
         assert peers == [{"podSelector": {"matchLabels": selector}}]
 
 
+@pytest.mark.parametrize(
+    ("store", "port"),
+    [({}, 6379), ({"port": 6380}, 6379), ({"port": 6380, "url": "redis://elsewhere:6380"}, 6380)],
+)
+def test_policies_admit_the_port_of_the_store_behind_its_service(store: Json, port: int) -> None:
+    found = charted({"store": store})
+    for name in (f"{RELEASE}-coordinator", f"{RELEASE}-chat"):
+        egress = one(found, "NetworkPolicy", name)["spec"]["egress"]
+        assert {"ports": [{"protocol": "TCP", "port": port}]} in egress
+    assert any(each["metadata"]["name"] == f"{RELEASE}-redis" for each in found) is ("url" not in store)
+
+
 def test_redis_is_open_to_the_engines_of_other_namespaces() -> None:
     policy = one(objects("chart/several-pools"), "NetworkPolicy", f"{RELEASE}-redis")["spec"]
     (rule,) = policy["ingress"]

@@ -118,6 +118,16 @@ def test_every_dialect_states_the_limits_in_the_form_of_the_ietf_draft(dialect: 
     assert lines["ratelimit"] == '"tokens";r=850;t=2, "requests";r=4;t=0'
 
 
+@pytest.mark.parametrize("rate", [1e-6, 1e-12, 5e-324])
+@pytest.mark.parametrize("dialect", [openai.OPENAI, anthropic.ANTHROPIC])
+def test_a_limit_that_is_almost_nothing_has_times_that_can_be_written(dialect: Dialect, rate: float) -> None:
+    account = Account(Entitlement("a", "p", Tier.ELASTIC), Pricing(), 0.0)
+    account.pool_limit, account.depth, account.bucket.level = Amount(rate, 1000, 4), 1050.0, -1e6
+    written = dialect.limit_headers(account).decode()
+    lines = dict(line.split(": ", 1) for line in written.split("\r\n") if line)
+    assert ";t=1000000000," in lines["ratelimit"]
+
+
 # --- Responses ---
 
 
