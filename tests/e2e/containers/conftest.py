@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.containers import lent_engine, standins
 from tests.e2e.containers.docker_daemon import ContainerEngine, NoEngine, running
+from tests.e2e.containers.notes import NOTES, timed
 from tests.e2e.containers.stack import Stack
-
-NOTES: dict[str, str] = {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -21,14 +19,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("containers")
         for what, value in NOTES.items():
             terminalreporter.write_line(f"{what}: {value}")
-
-
-@contextlib.contextmanager
-def timed(what: str) -> Iterator[None]:
-    """Record the duration of the context."""
-    started = time.monotonic()
-    yield
-    NOTES[what] = f"{time.monotonic() - started:.1f} s"
 
 
 @pytest.fixture(scope="session")

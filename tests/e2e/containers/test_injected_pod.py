@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from injector.sidecar_container import NAME as SIDECAR
 from tests.e2e.containers import podman
-from tests.e2e.containers.conftest import timed
 from tests.e2e.containers.docker_daemon import ROOT, NoEngine
 from tests.e2e.containers.kubelet import Json, Kubelet, for_podman
+from tests.e2e.containers.notes import timed
 from tests.e2e.containers.podman import Podman
 from tests.e2e.containers.stack import IMAGE, Stack, until
 
