@@ -152,7 +152,7 @@ def _ends(template: Template, around: Surroundings) -> str:
     """The hook before the sidecar's end. It delays the drain, because clients learn late that the pod ends.
 
     The kubelet stops a native sidecar only after the engine, which is too late to drain. So this hook sends
-    the signal. The kubelet itself stops a plain sidecar, and a second signal would end its requests at once.
+    the signal. The kubelet itself stops a plain sidecar. A second SIGTERM changes nothing.
     """
     waits = f"import os, signal, time; time.sleep({template.drain_delay:g})"
     if not template.native:
