@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo check format test unit integration e2e unit-compiled coverage containers fuzz sim bench experiments soak engine \
-  compiled wheel clean
+  compiled release wheel clean
 
 # The compiled data path is in a tree of its own, as pip installs it. Only commands that name the tree use it, so an
 # edited module is never hidden by a compiled one. Without a C compiler there is no tree, and the commands run from
@@ -84,6 +84,9 @@ compiled: .venv/.installed .compiled/.made ## compile the data path for bench, e
 	  --wheel-dir .compiled/dist . > .compiled/log 2>&1 && $(BIN)/python -m pip install --disable-pip-version-check --no-deps \
 	  --target .compiled .compiled/dist/*.whl >> .compiled/log 2>&1; then touch $@; else cat .compiled/log; rm -rf .compiled; exit 1; fi
 	@rm -rf build
+
+release: .venv/.installed ## build wheels, image with SBOM, and chart into dist/, and print their digests; REGISTRY=HOST/PATH pushes the image
+	@$(BIN)/python -m release
 
 # The build uses a virtual environment, since the chosen Python may have no pip of its own.
 wheel: ## build a wheel with a compiled data path into dist/; PYTHON=python3.12 builds for that Python

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SHORTEST_PAUSE_S = 0.01
+"""The pause between two ticks, for the pages."""
 STORE_AGAIN_S = 1.0
 """The time between two reads of a lease store that does not answer, before this coordinator leads."""
 
@@ -49,6 +52,8 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
+        self._changed = asyncio.Event()
+        """Whether a changed pool file is to be published: the next tick begins at once."""
         try:
             self._stores = StoreFiles(settings.store, settings.store_file, settings.store_password_file)
         except AddressInvalid as error:
@@ -134,6 +139,7 @@ class Coordinator:
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
+        self._changed.set()
 
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
@@ -182,12 +188,20 @@ class Coordinator:
     async def _tick_forever(self) -> None:
         while True:
             started = self._clock()
+            self._changed.clear()
             async with asyncio.TaskGroup() as group:
                 for leader in list(self.leaders.values()):
                     group.create_task(leader.run_tick())
             while self._removed:
                 await _resign(self._removed.pop())
-            await asyncio.sleep(max(self.settings.tick - (self._clock() - started), 0.01))
+            await asyncio.sleep(SHORTEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._left(started)):
+                    await self._changed.wait()
+
+    def _left(self, started: float) -> float:
+        """The time until the next tick."""
+        return max(self.settings.tick - (self._clock() - started), 0.0)
 
     async def stop(self) -> None:
         """Resign the leadership and end."""

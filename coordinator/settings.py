@@ -62,8 +62,8 @@ class Settings:
         default=Addresses.of("127.0.0.1", 9091),
     )
     entitlements_from: str | None = option(
-        "kubernetes: read pools and entitlements also from TokenPool and Entitlement resources, and write"
-        " their status. Needs the extra tokenpool[kubernetes]",
+        "also read pools and entitlements from TokenPool and Entitlement resources, and write their status:"
+        " kubernetes. Needs the extra tokenpool[kubernetes]",
         default=None,
         read=options.one_of("kubernetes"),
     )

@@ -13,7 +13,9 @@ _VLLM_MODULE = "vllm.entrypoints."
 _OTHER_SERVERS = frozenset({"text-generation-launcher", "tritonserver", "trtllm-serve", "llama-server"})
 _OTHER_PAIRS = frozenset({("ollama", "serve"), ("lmdeploy", "serve"), ("sglang", "serve")})
 _OTHER_MODULES = ("sglang.", "huggingfaceserver", "tensorrt_llm.", "lmdeploy.", "aphrodite.", "mlc_llm")
-_HOST_OPTION = re.compile(r"--([a-z]+-)*(host|hostname|address)")
+_HOST_OPTIONS = ("--host", "--hostname", "--http-address")
+"""The options for the address that clients call: of most servers, of TGI, and of Triton. vLLM has further
+addresses, such as ``--data-parallel-address``, on which it does not serve clients."""
 _COMMENT = re.compile(r"^\s*#.*$", re.MULTILINE)
 _TAG = re.compile(r"(:[^/@]*)?(@.*)?$")
 _IMAGES = frozenset({"vllm", "sglang", "tritonserver", "ollama", "lmdeploy", "huggingfaceserver"})
@@ -107,14 +109,9 @@ def is_headless(words: Sequence[str]) -> bool:
 
 
 def is_on_the_loopback(words: Sequence[str]) -> bool:
-    """Whether an option of the command binds its server to the loopback."""
-    for index, word in enumerate(words):
-        key, equals, text = word.partition("=")
-        if _HOST_OPTION.fullmatch(key.replace("_", "-")):
-            value = text if equals else "".join(words[index + 1 : index + 2])
-            if value.strip("[]") in _LOOPBACKS:
-                return True
-    return False
+    """Whether the options of the command bind its server to the loopback. The last value of each counts."""
+    given = [value for name in _HOST_OPTIONS if (value := option(words, name)) is not None]
+    return bool(given) and all(value.strip("[]") in _LOOPBACKS for value in given)
 
 
 def interpreter(words: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from injector.patch import Operation
+from injector.settings import Allow
 
 MAX_WARNING_CHARS = 256
 """The API server shortens longer warnings."""
@@ -76,11 +77,11 @@ class Denial:
     problem: str
     fix: str
     """The change that makes the pod acceptable."""
-    opt_out: str | None = None
-    """The annotation that accepts the pod as it is, with the consequence; ``None`` if none does."""
+    opt_out: Allow | None = None
+    """The annotation that accepts the pod as it is; ``None`` if none does."""
 
     @property
     def message(self) -> str:
         """The whole text: the field, the problem, the fix, and the annotation that opts out."""
-        accepted = f'; or accept it with annotation {self.opt_out}: "true"' if self.opt_out else ""
+        accepted = f"; or {self.opt_out.offer}" if self.opt_out else ""
         return f"tokenpool: {self.field}: {self.problem}; {self.fix}{accepted}"

@@ -95,7 +95,8 @@ def injected(document: Any, template: settings.Template, *, every: bool) -> Resu
         made = apply(made, [{**each, "path": place + each["path"]} for each in decision.patch])
     if every or _has_label(document, template.label):
         warnings += [
-            f"{title(document)} {path}: a controller completes this pod spec; inject its pods"
+            f"{title(document)} {path}: a controller completes this pod spec; give tokenpool-inject the pod"
+            " that the controller makes"
             for path in completed_elsewhere(document)
         ]
     return Result(made, tuple(warnings), tuple(denials))

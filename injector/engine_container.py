@@ -41,6 +41,11 @@ class EngineContainer:
             return command_line.option(self.start.words, name)
         return "" if command_line.mentions(self.start.words, name) else None
 
+    @property
+    def is_on_the_loopback(self) -> bool:
+        """Whether its command binds it to the loopback."""
+        return command_line.is_on_the_loopback(self.start.words)
+
     def interpreter(self) -> str | None:
         """A Python interpreter that its image certainly has; ``None`` if none is known."""
         named = command_line.interpreter(self.start.words) if self.start.is_read else None
@@ -118,7 +123,7 @@ def _port(container: Json, found: Start, wish: Wish) -> int | Denial:
         return Denial(
             Reason.PORTS,
             f"container {name}",
-            f"--port {stated} is no number",
+            f"--port {stated} is not a number",
             f"give the number in annotation {annotation('upstream_port')}",
         )
     file = command_line.option(found.words, "--config") if found.is_vllm else None
@@ -155,7 +160,7 @@ def _stated(container: Json, listens: int | None, wish: Wish) -> int | Denial:
         Reason.PORTS,
         source,
         f"container {container['name']} does not listen on {port}: its --port says {listens}",
-        f"change the annotation to {listens}, or remove it",
+        f'change the annotation to "{listens}", or remove it',
     )
 
 

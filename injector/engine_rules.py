@@ -26,7 +26,7 @@ def notes(found: EngineContainer) -> Iterator[Note]:
         yield Note(
             Reason.UNCHECKED,
             f"container {found.name}: --config {file} cannot be checked; api-key, uds, ssl-keyfile, headless"
-            " and one port per rank must not be in it",
+            " and data-parallel-multi-port-external-lb must not be in it",
         )
     if words := found.start.unknown if found.start.is_read else ():
         yield Note(
@@ -57,8 +57,8 @@ def _one_port_per_rank(found: EngineContainer) -> Denial | None:
     else:
         return None
     fix = (
-        "let one API server balance the ranks (--data-parallel-size without this option), or run one pod per"
-        " rank (--data-parallel-rank), and declare one port"
+        f"let one API server balance the ranks (--data-parallel-size without {_RANKS}), or run one pod per"
+        " rank (--data-parallel-rank); declare one port"
     )
     return Denial(Reason.RANK_PORTS, found.field, problem, fix)
 
@@ -126,6 +126,6 @@ def _key_in_secret(found: EngineContainer, wish: Wish, name: str) -> Denial | No
                 f"{found.field}: envFrom {secret}",
                 f"the Secret {secret} may have {key}, with which every request would be 401",
                 f"if it has, set annotation {name}: {secret}/{key}; if not, set env {_KEY} to an empty text",
-                opt_out=Allow.ENV_FROM.annotation,
+                opt_out=Allow.ENV_FROM,
             )
     return None

@@ -41,7 +41,8 @@ def taken(found: EngineContainer, pod: Json) -> TakenCertificate | Denial | None
     if not found.start.is_vllm:
         return Denial(Reason.TLS, field, "only vLLM's TLS options can be moved to the sidecar", _FIX)
     if not cert or not key:
-        return Denial(Reason.TLS, field, "certificate and key are not both known", _FIX)
+        fix = "give both --ssl-certfile and --ssl-keyfile in the command, as paths"
+        return Denial(Reason.TLS, field, "certificate and key are not both known", fix)
     if found.option(_CLIENTS[0]) or found.option(_CLIENTS[1]) not in (None, "0"):
         return Denial(
             Reason.TLS,

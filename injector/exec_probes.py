@@ -75,7 +75,8 @@ def _denial(container: Json, name: str, port: int) -> Denial:
     return Denial(
         Reason.EXEC_PROBE,
         f"container {container['name']}: {name}.exec",
-        f"its command names port {port} in a way that cannot be rewritten, and the sidecar would answer it",
-        f"call http://{LOOPBACK}:{port}/health, or use httpGet",
-        opt_out=Allow.EXEC_PROBES.annotation,
+        f"its command names port {port}, where the sidecar will answer instead of the engine, in a way that"
+        " cannot be rewritten",
+        f"write the address as http://{LOOPBACK}:{port}/health, or use httpGet",
+        opt_out=Allow.EXEC_PROBES,
     )

@@ -34,11 +34,12 @@ from injector import (
     sidecar_container,
     workers,
 )
+from injector.command_line import LOOPBACK
 from injector.decisions import Denial, Injection, Note, Reason
 from injector.engine_container import EngineContainer
-from injector.move import move
+from injector.move import is_rewritten, move
 from injector.patch import difference
-from injector.settings import STATUS, WARNINGS, Template, Wish, wish
+from injector.settings import STATUS, WARNINGS, Allow, Template, Wish, wish
 from injector.shape import Json
 from injector.sidecar_container import Settled, Surroundings
 from runtime.options import SettingsError
@@ -74,18 +75,25 @@ def inject(pod: Mapping[str, Any], template: Template, *, every: bool = False) -
 
 def _invalid(error: SettingsError) -> Denial:
     field, _, problem = str(error).partition(": ")
-    if not problem:  # an unknown annotation: the text names it, and the nearest known ones
-        field, _, problem = str(error).partition(" is not known")
-        problem = f"it is not known{problem}"
     problem, _, fix = problem.partition("; ")
     return Denial(Reason.ANNOTATION, field, problem, fix or "correct it, or remove it")
 
 
 def _opened_since(pod: Json, wished: Wish) -> Denial | None:
-    """The denial if another webhook added an engine after the sidecar."""
+    """The denial if another webhook opened the engine, or added one, after the sidecar."""
     found = engine_container.find(pod, wished)
-    own = "" if isinstance(found, Denial) else found.name
-    return other_containers.second_engine(pod, own, wished.allowed)
+    if isinstance(found, Denial):
+        return other_containers.second_engine(pod, "", wished.allowed)
+    if is_rewritten(found) and Allow.OPEN_ENGINE not in wished.allowed and not found.is_on_the_loopback:
+        return Denial(
+            Reason.ENGINE_OPEN,
+            found.field,
+            f"after the sidecar was added, something removed --host {LOOPBACK} from its command or replaced"
+            " it, so that clients can bypass the sidecar",
+            "let the other webhook run first, or keep these options",
+            opt_out=Allow.OPEN_ENGINE,
+        )
+    return other_containers.second_engine(pod, found.name, wished.allowed)
 
 
 @dataclass(slots=True)
@@ -157,7 +165,7 @@ def _planned(pod: Json, wished: Wish) -> _Plan | Denial:
     plan.notes += [
         *engine_rules.notes(found),
         *(certificate.notes if certificate else ()),
-        *other_containers.callers(pod, found.name, settled.listen),
+        *other_containers.callers(pod, found.name, settled.listen, settled.engine),
         *ports.notes(settled, wished),
         *notes,
         *metrics.notes,
@@ -222,12 +230,13 @@ def _wait_for_sidecar(plan: _Plan, container: Json, places: probes.Places) -> No
     """Make the engine end after the sidecar, unless it has a hook of its own."""
     hooks = container.get("lifecycle") or {}
     longest = sidecar_container.longest_drain(plan.template)
-    if hooks.get("preStop"):
-        text = (
-            f"container {container['name']} has a preStop hook, which must last until the sidecar has drained"
-            f" ({longest} s at most), or streams are cut"
-        )
-        plan.notes.append(Note(Reason.HOOK, text))
+    if hook := hooks.get("preStop"):
+        if probes.lasts(hook) < longest:
+            text = (
+                f"container {container['name']}: its preStop hook may end before the sidecar has drained,"
+                f" which cuts streams: remove the hook, or let it last {longest} s"
+            )
+            plan.notes.append(Note(Reason.HOOK, text))
         return
     within = sidecar_container.drains_within(plan.template)
     waits = probes.waits_for_sidecar(places, drains_within=within, longest=longest)
@@ -290,7 +299,7 @@ def _volumes(spec: Json, template: Template) -> list[Json] | Denial:
             return Denial(
                 Reason.VOLUME,
                 f"volume {each['name']}",
-                "the name is the sidecar's",
-                "rename the pod's volume",
+                "the sidecar's own volume has this name",
+                "rename the pod's volume, and its mounts",
             )
     return made

@@ -29,6 +29,12 @@ class Moved:
     """Warnings about changes that are impossible or cannot be checked."""
 
 
+def is_rewritten(engine: EngineContainer) -> bool:
+    """Whether ``move`` always writes the address into its command."""
+    start = engine.start
+    return start.is_vllm or (not start.is_shell and command_line.starts_sglang(start.words))
+
+
 def move(
     engine: EngineContainer,
     port: int,
@@ -43,7 +49,7 @@ def move(
     ``switches`` are options, with and without a value, that vLLM must not have there.
     """
     start = engine.start
-    if start.is_vllm or (not start.is_shell and command_line.starts_sglang(start.words)):
+    if is_rewritten(engine):
         fields = start.with_options(["--host", LOOPBACK, "--port", str(port)], drop | _ADDRESS, switches)
         return Moved(fields) if fields is not None else _cannot_cut(engine, drop | switches)
     if not start.is_shell and engine.option("--port") is not None:
@@ -55,9 +61,10 @@ def move(
         return Denial(
             Reason.COMMAND,
             engine.field,
-            f"it cannot be moved from port {engine.port}, because its command is neither a list of words with"
-            " --port nor a shell that runs a plain vllm serve",
-            f"write it so, or let it listen on another port of {LOOPBACK} and name that port in annotation"
+            f"it cannot be moved from port {engine.port}: its command is neither a list of words with --port"
+            " nor a shell that runs a plain vllm serve",
+            f'write the command as a list, such as ["vllm", "serve", "MODEL", "--port", "{engine.port}"];'
+            f" or let it listen on another port of {LOOPBACK}, named in annotation"
             f" {annotation('engine_port')}",
         )
     return _open(engine, Moved({}), wish)
@@ -68,14 +75,14 @@ def _cannot_cut(engine: EngineContainer, names: Set[str]) -> Denial:
         Reason.COMMAND,
         engine.field,
         f"{', '.join(sorted(names & set(engine.start.words)))} cannot be cut out of its shell command",
-        "write the command as a list of words",
+        "remove it there, or write the command as a list of words",
     )
 
 
 def _unchecked(engine: EngineContainer, port: int) -> Note:
     return Note(
         Reason.UNCHECKED,
-        f"container {engine.name} must listen on {LOOPBACK}:{port}; its command cannot be checked",
+        f"container {engine.name} must listen on {LOOPBACK}:{port} only; its command cannot be checked",
     )
 
 
@@ -88,8 +95,8 @@ def _open(engine: EngineContainer, moved: Moved, wish: Wish) -> Moved | Denial:
         Reason.ENGINE_OPEN,
         engine.field,
         problem,
-        f"let it listen on {LOOPBACK}, with --host if it has that option",
-        opt_out=Allow.OPEN_ENGINE.annotation,
+        f"add --host {LOOPBACK} to its command, or what this server has instead",
+        opt_out=Allow.OPEN_ENGINE,
     )
 
 

@@ -33,8 +33,8 @@ def second_engine(pod: Json, engine: str, allowed: frozenset[Allow]) -> Denial |
                 Reason.SECOND_ENGINE,
                 f"container {each['name']}",
                 "it is a second engine that serves every client of its port, without keys and limits",
-                f"let it listen on {command_line.LOOPBACK} (--host), or give it a pod of its own",
-                opt_out=Allow.SECOND_ENGINE.annotation,
+                f"let it listen on {command_line.LOOPBACK} (--host), or move it into a pod of its own",
+                opt_out=Allow.SECOND_ENGINE,
             )
     return None
 
@@ -44,7 +44,7 @@ def _mentions_an_engine(words: tuple[str, ...]) -> bool:
     return any(command_line.starts_an_engine(re.split(r"[\s;&|\"']+", word)) for word in words if " " in word)
 
 
-def callers(pod: Json, engine: str, port: int) -> Iterator[Note]:
+def callers(pod: Json, engine: str, port: int, engine_port: int) -> Iterator[Note]:
     """Notes about containers that call the engine on its old port, where the sidecar is now."""
     address = re.compile(rf"(?:localhost|127\.0\.0\.1|\[::1\]):{port}(?!\d)")
     for each in serving(pod):
@@ -53,6 +53,7 @@ def callers(pod: Json, engine: str, port: int) -> Iterator[Note]:
         if each["name"] != engine and any(map(address.search, texts)):
             yield Note(
                 Reason.ENGINE_CALLED,
-                f"container {each['name']} calls localhost:{port}, where the sidecar is now: it needs an API"
-                " key there, except for /health",
+                f"container {each['name']} calls localhost:{port}, where the sidecar is now: give it an API"
+                " key, which all paths but /health need, or the engine's own address"
+                f" {command_line.LOOPBACK}:{engine_port}",
             )

@@ -1,4 +1,4 @@
-"""Rules about the pod as a whole: those that are left alone, and those that are denied. Pure."""
+"""Rules about the pod as a whole: pods that stay unchanged, and pods that are denied. Pure."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def refusal(pod: Json, allowed: frozenset[Allow]) -> Denial | None:
             "spec.hostNetwork",
             "the pod shares its ports and its loopback with all processes of the node, so that they could"
             " bypass the sidecar",
-            "remove it, or remove the label",
-            opt_out=Allow.HOST_NETWORK.annotation,
+            "remove hostNetwork, or the label that asks for a sidecar",
+            opt_out=Allow.HOST_NETWORK,
         )
     if _has_sidecar(pod) and not is_injected(pod) and Allow.OWN_SIDECAR not in allowed:
         return Denial(
             Reason.OWN_SIDECAR,
             f"container {sidecar_container.NAME}",
             "the manifest has a container of this name, which the injector did not add",
-            "remove the container, or remove the label",
-            opt_out=Allow.OWN_SIDECAR.annotation,
+            "remove the container, or the label that asks for a sidecar",
+            opt_out=Allow.OWN_SIDECAR,
         )
     return None
 
@@ -48,7 +48,9 @@ def left_alone(pod: Json, allowed: frozenset[Allow]) -> Injection | None:
         text = f"not injected: there is a container {sidecar_container.NAME} already"
         return Injection(notes=(Note(Reason.OWN_SIDECAR, text),))
     if _MIRROR in shape.metadata(pod, "annotations"):
-        text = "not injected: the pod is a static one, which only its node can change"
+        text = (
+            "not injected: only the file on its node changes a static pod; write the sidecar into that file"
+        )
         return Injection(notes=(Note(Reason.STATIC_POD, text),))
     return None
 
@@ -62,7 +64,7 @@ def never_completes(pod: Json, template: Template, allowed: frozenset[Allow]) ->
         f"annotation {annotation('native')}",
         "with a plain sidecar the pod never completes, because the sidecar runs on after the engine",
         f'set annotation {annotation("native")}: "true" (Kubernetes 1.32 or later)',
-        opt_out=Allow.PLAIN_JOB.annotation,
+        opt_out=Allow.PLAIN_JOB,
     )
 
 

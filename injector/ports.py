@@ -58,7 +58,7 @@ def notes(settled: Settled, wished: Wish) -> tuple[Note, ...]:
         return ()
     text = (
         f"the peer port is {settled.peer}, because another part of the pod has {wanted}: open it between the"
-        f" pool's pods, or give annotation {annotation('peer_port')}"
+        f" pool's pods, or set annotation {annotation('peer_port')} to a port that all of them have free"
     )
     return (Note(Reason.PORTS, text),)
 
@@ -81,7 +81,7 @@ def _clash(field: str, port: int | None, declared: Mapping[int, str]) -> Denial 
     if port is None or port not in declared:
         return None
     problem = f"container {declared[port]} has port {port}"
-    return Denial(Reason.PORTS, f"annotation {annotation(field)}", problem, "give another")
+    return Denial(Reason.PORTS, f"annotation {annotation(field)}", problem, "give a port that is free")
 
 
 def _free(first: int, used: Iterable[int | None]) -> int:

@@ -8,10 +8,11 @@ Otherwise they go through the sidecar's ``/health``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from injector.command_line import LOOPBACK
+from injector.command_line import LOOPBACK, base
 from injector.decisions import Note, Reason
 from injector.shape import Json
 
@@ -46,7 +47,7 @@ def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[Note]]
         if (changed := _probe(name, probe, places)) is not None:
             fields[name] = changed
         elif _asks(probe, "grpc", places):
-            text = f"{name} of container {container['name']} uses gRPC, which the sidecar has not"
+            text = f"{name} of container {container['name']} uses gRPC: use httpGet with /health instead"
             doubts.append(Note(Reason.PROBE, text))
     hooks: Json = container.get("lifecycle") or {}
     for name in ("postStart", "preStop"):
@@ -54,8 +55,8 @@ def turned(container: Json, places: Places) -> tuple[dict[str, Any], list[Note]]
             continue
         if places.interpreter is None:
             text = (
-                f"{name} of container {container['name']} probes its own port over the network, where it no"
-                " longer listens"
+                f"{name} of container {container['name']} asks its old port, where it no longer listens: use"
+                f" a command that asks {LOOPBACK}:{places.engine_port}"
             )
             doubts.append(Note(Reason.PROBE, text))
             continue
@@ -147,6 +148,22 @@ def waits_for_sidecar(places: Places, *, drains_within: int, longest: int) -> Js
         return {"exec": {"command": ["sleep", str(longest)]}}
     code = _WAIT.format(host=LOOPBACK, port=places.admin_port, within=drains_within, longest=longest)
     return {"exec": {"command": [places.interpreter, "-c", code]}}
+
+
+def lasts(hook: Json) -> float:
+    """Seconds that a hook certainly lasts: of a ``sleep``, or of a command that does nothing else."""
+    action = hook.get("sleep")
+    if isinstance(action, dict):
+        words = ["sleep", str(action.get("seconds"))]
+    else:
+        words = list((hook.get("exec") or {}).get("command") or ())
+    if len(words) == 3 and words[1] == "-c" and base(words[0]) in ("sh", "bash"):
+        words = words[2].split()
+    slept = _SECONDS.fullmatch(words[1]) if len(words) == 2 and base(words[0]) == "sleep" else None
+    return float(slept[1]) if slept else 0.0
+
+
+_SECONDS = re.compile(r"(\d+(?:\.\d+)?)s?")
 
 
 _WAIT = """\

@@ -1,4 +1,4 @@
-"""Routers and scrapers that read the engine's metrics: how a pod says so, and what follows. Pure.
+"""Routers and scrapers that read the engine's metrics: the marks of such a pod, and the consequences. Pure.
 
 An endpoint picker scores replicas by the engine's metrics on the proxied port, and a scraper reads them
 there. For such a pod the sidecar serves the engine's metrics and model list on that port without a key.
@@ -13,6 +13,7 @@ from injector import mesh
 from injector.decisions import Note, Reason
 from injector.settings import Wish, annotation
 from injector.shape import Json, metadata
+from injector.sidecar_container import hands_over
 
 _PICKERS = (
     "llm-d.ai/",
@@ -25,6 +26,8 @@ _PICKERS = (
 _STACK = ("app.kubernetes.io/component", "serving-engine")
 """The label of the vLLM production stack's engines, which its router finds and scrapes."""
 _SCRAPE, _PORT, _PATH = "prometheus.io/scrape", "prometheus.io/port", "prometheus.io/path"
+_TARGETS = "prometheus.istio.io/scrape-targets"
+"""Ports for Istio's agent, each as PORT or PORT:PATH, separated by commas."""
 _KSERVE_SCRAPE = "serving.kserve.io/enable-prometheus-scraping"
 
 
@@ -34,7 +37,7 @@ class Metrics:
 
     are_exposed: bool
     annotations: dict[str, str]
-    """Annotations that change, because the port does."""
+    """Annotations that change, because the port changes."""
     notes: tuple[Note, ...]
 
 
@@ -44,12 +47,12 @@ def metrics(pod: Json, wish: Wish, names: frozenset[int | str], listen: int) -> 
     picker, scraper = _picker(pod), _scraper(pod, names)
     cause = picker or scraper
     notes = [_exposed(cause, listen)] if cause and wanted == "auto" else []
-    if picker and wish.template.handover == "on" and "handover" not in wish.said:
+    if picker and hands_over(wish.template) and "handover" not in wish.said:
         notes.append(
             Note(
                 Reason.ROUTER,
-                f"{picker} says that a router places requests: set annotation {annotation('handover')}: off,"
-                " or both move requests",
+                f"{picker} says that a router places requests: set annotation {annotation('handover')}:"
+                ' "off", or the sidecars move them again',
             )
         )
     is_on = wanted == "on" or (wanted == "auto" and cause is not None)
@@ -61,7 +64,7 @@ def _exposed(cause: str, listen: int) -> Note:
     return Note(
         Reason.METRICS,
         f"{cause} asks for the engine's metrics: port {listen} serves /metrics and /v1/models without a key;"
-        f" annotation {annotation('expose_engine_metrics')}: off forbids it",
+        f' annotation {annotation("expose_engine_metrics")}: "off" prevents it',
     )
 
 
@@ -77,6 +80,9 @@ def _scraper(pod: Json, names: frozenset[int | str]) -> str | None:
     if annotations.get(_KSERVE_SCRAPE) == "true":
         return f"annotation {_KSERVE_SCRAPE}"
     if annotations.get(_SCRAPE) == "true":
+        targets = annotations.get(_TARGETS, "").split(",")
+        if any(_meant(target.partition(":")[0].strip()) in names for target in targets):
+            return f"annotation {_TARGETS}"
         if (port := annotations.get(_PORT)) is None:
             return f"annotation {_SCRAPE}"
         if _meant(port) in names:
@@ -95,7 +101,12 @@ def _istio_scrapes(pod: Json, names: frozenset[int | str]) -> bool:
         return False
     if not isinstance(taken, dict) or taken.get("scrape") not in ("true", True):
         return False
-    return _meant(str(taken.get("port") or "")) in names or not taken.get("port")
+    targets = taken.get("targets")
+    ports = (
+        [each.get("port") for each in targets if isinstance(each, dict)] if isinstance(targets, list) else []
+    )
+    ports.append(taken.get("port"))
+    return not any(ports) or any(_meant(str(port or "")) in names for port in ports)
 
 
 def _meant(port: str) -> int | str:
@@ -112,7 +123,8 @@ def _followed(pod: Json, names: frozenset[int | str], listen: int) -> tuple[dict
     doubts = [
         Note(
             Reason.METRICS,
-            f"annotation {_PATH}: {path} is not /metrics, where the sidecar serves the engine's metrics",
+            f"annotation {_PATH}: {path} leads nowhere, because the sidecar serves the engine's metrics at"
+            " /metrics; change it",
         )
     ]
     changed = {_PORT: str(listen)} if port != str(listen) and port.isdigit() else {}

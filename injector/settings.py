@@ -24,7 +24,7 @@ PREFIX = "tokenpool.io/"
 STATUS = PREFIX + "status"
 """The annotation of an injected pod; its value is ``injected``."""
 WARNINGS = PREFIX + "warnings"
-"""The annotation with the injector's warnings. A controller that creates a pod shows them to nobody."""
+"""The annotation with the injector's warnings. A controller that creates a pod shows them to no person."""
 _ENGINE_CONTAINER = "container"
 _SET_BY_US = frozenset(
     {"--config", "--upstream", "--listen", "--admin", "--pool", "--store", "--store-file", "--drain-timeout"}
@@ -97,30 +97,37 @@ class Allow(Enum):
     HOST_NETWORK = (
         "allow-host-network",
         "Create a pod with hostNetwork without a sidecar; its engine serves every client.",
+        "to create the pod without a sidecar",
     )
     OWN_SIDECAR = (
         "allow-own-sidecar",
         "Leave a pod unchanged that has a container `tokenpool-sidecar` of its own.",
+        "to create the pod unchanged",
     )
     OPEN_ENGINE = (
         "allow-open-engine",
         "The engine may listen on other addresses than the loopback, where clients can bypass the sidecar.",
+        "if clients may bypass the sidecar",
     )
     SECOND_ENGINE = (
         "allow-second-engine",
         "Leave another engine in the pod open; it serves every client of its port, without keys and limits.",
+        "if clients may use this engine without keys and limits",
     )
     EXEC_PROBES = (
         "allow-exec-probes",
         "Keep commands of probes and hooks that name the engine's port; the sidecar answers them.",
+        "if the command works when the sidecar answers it",
     )
     ENV_FROM = (
         "allow-env-from",
         "The Secrets in the engine's envFrom have no `VLLM_API_KEY`.",
+        "if the Secret has no VLLM_API_KEY",
     )
     PLAIN_JOB = (
         "allow-plain-job",
         "Inject a plain sidecar into a pod of a Job, which then never completes by itself.",
+        "if something else ends the pod",
     )
 
     @property
@@ -132,6 +139,11 @@ class Allow(Enum):
     def help(self) -> str:
         """The consequence, for the reference."""
         return str(self.value[1])
+
+    @property
+    def offer(self) -> str:
+        """The annotation and its purpose, as the end of a denial."""
+        return f'set annotation {self.annotation}: "true" {self.value[2]}'
 
 
 @options.record
@@ -311,7 +323,7 @@ def wish(template: Template, annotations: Mapping[str, str]) -> Wish:
                 allowed.add(_BY_ALLOWANCE[key])
             continue
         if key not in _BY_ANNOTATION:
-            raise SettingsError(f"annotation {key} is not known{_meant(key)}")
+            raise SettingsError(f"annotation {key}: there is no such annotation; {_meant(key)}")
         field = _BY_ANNOTATION[key]
         given[field.name] = field.read(text, f"annotation {key}")
     container = annotations.get(PREFIX + _ENGINE_CONTAINER)
@@ -323,4 +335,6 @@ def _meant(key: str) -> str:
         each.removeprefix(PREFIX) for each in (*_BY_ANNOTATION, *_BY_ALLOWANCE, PREFIX + _ENGINE_CONTAINER)
     ]
     near = difflib.get_close_matches(key.removeprefix(PREFIX), names, n=1)
-    return f"; did you mean {PREFIX}{near[0]}?" if near else f"; there are {', '.join(sorted(names))}"
+    return (
+        f"did you mean {PREFIX}{near[0]}?" if near else f"remove it, or use one of {', '.join(sorted(names))}"
+    )

@@ -1,7 +1,7 @@
 """Reads the simple commands of a shell script, with their places in the text. Pure.
 
 It reads the part of the shell's language that starts an engine: words, quotes, comments, expansions, and
-compound commands by their reserved words. A script with anything else is ``None``: nobody guesses.
+compound commands by their reserved words. A script with anything else is ``None``, not a guess.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pods without an HTTP server: workers of an engine that runs on several nodes. Pure.
 
 A worker serves no request, so nothing can bypass a sidecar, and a sidecar in it would never be ready. Such a
-pod is left alone.
+pod stays unchanged.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class Severity(StrEnum):
     CRITICAL = "critical"
     """An engineer is needed now: tenants are not served as promised."""
     WARNING = "warning"
-    """It can wait until the morning. A fault of one sidecar of several is never more than this."""
+    """It can wait until working hours. A fault of one sidecar of several is never more than this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from monitoring.model import Alert, Group, Record, Severity
 SLO_OBJECTIVE = 0.95
 """The share of streams that keep a promised latency. The SLO controller also tolerates 1 late one in 20."""
 FEWEST_STREAMS = 20
-"""Streams in the longer window before a missed promise is an alert: one late answer in a night is none."""
+"""Streams in the longer window before a missed promise is an alert: one late answer in a night is not one."""
 MANY = 0.25
 """The share of a pool's sidecars beyond which a fault of sidecars is critical."""
 
@@ -116,9 +116,8 @@ RECORDING = Group(
     ),
 )
 
-# A guaranteed entitlement's limit is never below its guarantee. So one that is shed by a dimension of
-# which it asks
-# clearly less than its limit is shed inside its guarantee, or the lease store is wrong.
+# A guaranteed entitlement's limit is never below its guarantee. If a dimension sheds it while its demand is
+# clearly below its limit, it is shed inside its guarantee, or the lease store is wrong.
 _SHED = (
     f"label_replace(sum by ({_POOL}, entitlement, outcome)"
     f' (tokenpool:requests_shed:rate5m{{tier="guaranteed",'
@@ -126,9 +125,8 @@ _SHED = (
     f" and on ({_POOL}, entitlement, dimension) ("
     "max_over_time(tokenpool:pool_demand:max[5m]) < 0.8 * min_over_time(tokenpool:pool_limit:max[5m]))"
 )
-# Beyond its guarantee a guaranteed entitlement may be shed for room on the engine. While it asks less than
-# its limit of
-# every dimension it may not.
+# Beyond its guarantee a guaranteed entitlement may be shed for room on the engine. It may not while it asks
+# less than its limit of every dimension.
 _SHED_FOR_ROOM = (
     f'sum by ({_POOL}, entitlement) (tokenpool:requests_shed:rate5m{{tier="guaranteed", entitlement!="other",'
     f' outcome=~"{_FULL}"}}) > 0.01'
@@ -165,8 +163,7 @@ def _guaranteed_shed() -> tuple[Alert, ...]:
                 "{{ $labels.entitlement }} of pool {{ $labels.pool }} is shed for room inside its guarantee",
                 '{{ printf "%.2f" $value }} requests/s of the guaranteed entitlement'
                 " {{ $labels.entitlement }} are"
-                " shed because an engine is full, although its demand is less than four fifths of its"
-                " limits.",
+                " shed because an engine is full. Its demand is less than four fifths of its limits.",
                 "guaranteed-shed",
             ),
         )
@@ -187,7 +184,7 @@ def _burn_rates() -> tuple[Alert, ...]:
     """The SLO alerts of several windows, after the SRE workbook: quick loss is critical, slow loss is not.
 
     The factors spend 2 % of a month's budget in 1 h, 5 % in 6 h, 10 % in 1 d and in 3 d. Only a guarantee is
-    a promise that wakes somebody.
+    critical.
     """
     quick = f"({_burn(14.4, '1h', '5m')}) or ({_burn(6, '6h', '30m')})"
     slow = f"({_burn(3, '1d', '2h')}) or ({_burn(1, '3d', '6h')})"
@@ -242,8 +239,7 @@ PROMISES = Group(
             "1h",
             "Spot receives almost no service from pool {{ $labels.pool }}",
             "{{ $value | humanizePercentage }} of the spot tier's requests have been shed for an hour: no"
-            " capacity is"
-            " left for it. Tell its owners.",
+            " capacity is left for it. Tell its owners.",
             "spot-starved",
         ),
         # The SLO controllers of the sidecars reserve slots while guaranteed requests miss their slo.ttft_ms.
@@ -254,8 +250,7 @@ PROMISES = Group(
             "10m",
             "Guaranteed requests miss their SLO at {{ $labels.instance }}",
             "{{ $labels.instance }} has kept {{ $value }} slots from spot and bursts for 10 minutes, and"
-            " guaranteed"
-            " requests still wait longer for their first token than their SLO.",
+            " guaranteed requests still wait longer for their first token than their SLO.",
             "slo-missed",
         ),
         Alert(
@@ -265,8 +260,7 @@ PROMISES = Group(
             "10m",
             "Pool {{ $labels.pool }} has promised more {{ $labels.dimension }} than it can have",
             "The guarantees of pool {{ $labels.pool }} add up to more {{ $labels.dimension }} than"
-            " replicas.max"
-            " engines sustain, as measured now: they cannot all be kept at once.",
+            " replicas.max engines sustain, as measured now: they cannot all be kept at once.",
             "overpromised",
         ),
         # Debt is bounded at 4 s in both directions, and returns when service is fair again.
@@ -278,8 +272,8 @@ PROMISES = Group(
             "15m",
             "The debt of {{ $labels.entitlement }} is stuck at {{ $value }} s",
             "{{ $labels.entitlement }} of pool {{ $labels.pool }} has been {{ $value }} s from its fair"
-            " share for 15"
-            " minutes, the most that is counted: something other than the limits keeps it from its share.",
+            " share for 15 minutes, the most that is counted: something other than the limits keeps it from"
+            " its share.",
             "debt-stuck",
         ),
         Alert(
@@ -289,8 +283,7 @@ PROMISES = Group(
             "15m",
             "Pool {{ $labels.pool }} has fewer engines than it needs",
             "{{ $value }} replicas of pool {{ $labels.pool }} have been needed for 15 minutes, and fewer"
-            " answer: the"
-            " autoscaler does not follow, has no nodes, or engines do not start.",
+            " answer: the autoscaler does not follow, has no nodes, or engines do not start.",
             "replicas-missing",
         ),
         # Demand of guaranteed and elastic tenants raises the hint, up to replicas.max. If demand stays
@@ -304,9 +297,8 @@ PROMISES = Group(
             f" and on ({_POOL}) tokenpool:desired_replicas:max <= tokenpool:engines_up:max",
             "15m",
             "Pool {{ $labels.pool }} may not grow as far as it is asked to",
-            'Guaranteed and elastic tenants of pool {{ $labels.pool }} ask {{ printf "%.1f" $value }}'
-            " times what its"
-            " engines sustain, and the scale hint is met: it is at replicas.max.",
+            'Guaranteed and elastic tenants of pool {{ $labels.pool }} ask {{ printf "%.1f" $value }} times'
+            " what its engines sustain, and the scale hint is met: it is at replicas.max.",
             "scale-hint-at-max",
         ),
         # Every coordinator shows the stored hint, unless it is too old. Then the autoscaler has no metric.
@@ -316,9 +308,8 @@ PROMISES = Group(
             f"tokenpool:engines_up:max > 0 unless on ({_POOL}) tokenpool:desired_replicas:max",
             "5m",
             "Pool {{ $labels.pool }} has no scale hint",
-            "{{ $value }} engines of pool {{ $labels.pool }} answer, and no coordinator has had a scale"
-            " hint for 5"
-            " minutes: the autoscaler leaves the replicas as they are.",
+            "{{ $value }} engines of pool {{ $labels.pool }} answer, and no coordinator has had a scale hint"
+            " for 5 minutes: the autoscaler leaves the replicas as they are.",
             "scale-hint-missing",
         ),
         Alert(
@@ -417,8 +408,7 @@ PARTS = Group(
             "1m",
             "The lease store of pool {{ $labels.pool }} does not answer",
             "Most parts of the pool have had no answer from Redis for a minute. Requests are served from"
-            " what is"
-            " known; guarantees hold on each sidecar's share only.",
+            " what is known; guarantees hold on each sidecar's share only.",
             "store-down",
         ),
         # What a sidecar last heard says nothing while the lease store is down.
@@ -428,9 +418,8 @@ PARTS = Group(
             f"min by ({_POOL}) (tokenpool_store_unled_seconds and tokenpool_store_up == 1) > 30",
             "30s",
             "No coordinator leads pool {{ $labels.pool }}",
-            'No limits have been published for {{ printf "%.0f" $value }} s. The last ones stand, and do'
-            " not follow"
-            " demand, lost engines or the pool file.",
+            'No limits have been published for {{ printf "%.0f" $value }} s. The last ones stay in force,'
+            " and do not follow demand, lost engines or the pool file.",
             "no-leader",
         ),
         Alert(
@@ -451,18 +440,16 @@ PARTS = Group(
             "Limits follow demand later than they should (a tick is due every 0.25 s by default).",
             "tick-slow",
         ),
-        # In every half minute one task blocked the event loop. Scrapes, ticks and reloads are sliced so
-        # that they do
-        # not.
+        # In every half minute one task blocked the event loop. Scrapes, ticks and reloads run in short
+        # slices, so that they do not block it.
         Alert(
             "TokenpoolLoopDelayed",
             Severity.WARNING,
             "min_over_time(tokenpool_loop_delay_max_seconds[5m]) > 0.25",
             "5m",
-            '{{ $labels.instance }} is held up for {{ printf "%.2f" $value }} s repeatedly',
+            'The event loop of {{ $labels.instance }} is late by {{ printf "%.2f" $value }} s repeatedly',
             "The event loop of {{ $labels.instance }} ({{ $labels.job }}) has been at least that late in"
-            " every half"
-            " minute of the last ten: all of its requests and streams waited as long.",
+            " every half minute of the last ten: all of its requests and streams waited as long.",
             "loop-delayed",
         ),
         Alert(
@@ -472,8 +459,7 @@ PARTS = Group(
             "2m",
             "{{ $labels.instance }} decides from shares, not from the lease store",
             "{{ $labels.instance }} has not been joined to the lease store for 2 minutes: it uses a fixed"
-            " share of"
-            " each limit.",
+            " share of each limit.",
             "sidecar-degraded",
         ),
         # Asks for room that got no answer. While a replica restarts, asks at it fail for some seconds.
@@ -485,11 +471,11 @@ PARTS = Group(
             "10m",
             "{{ $labels.instance }} cannot hand requests over",
             "{{ $value | humanizePercentage }} of the asks of {{ $labels.instance }} for room at other"
-            " replicas have"
-            " failed for 10 minutes: their peer ports cannot be reached, or do not accept its key.",
+            " replicas have failed for 10 minutes: their peer ports cannot be reached, or do not accept its"
+            " key.",
             "handovers-fail",
         ),
-        # All sidecars know a new key after 10 s. So the other side is no sidecar of the pool, or it uses
+        # All sidecars know a new key after 10 s. So the other side is not a sidecar of the pool, or it uses
         # another store.
         Alert(
             "TokenpoolPeerPortRejects",
@@ -498,8 +484,7 @@ PARTS = Group(
             "10m",
             "{{ $labels.instance }} rejects connections to its peer port",
             '{{ printf "%.2f" $value }} connections/s to the peer port of {{ $labels.instance }} have not'
-            " proved the"
-            " pool's key for 10 minutes. Find out who connects.",
+            " proved the pool's key for 10 minutes. Find out who connects.",
             "peer-port-rejects",
         ),
         Alert(
@@ -517,7 +502,7 @@ PARTS = Group(
             "tokenpool_certificate_current == 0",
             "1m",
             "The certificate on disk at {{ $labels.instance }} cannot be used",
-            "Certificate and key on disk do not fit, or cannot be read; the old pair stays in force until"
+            "Certificate and key on disk do not match, or cannot be read; the old pair stays in force until"
             " it expires.",
             "certificate-stale",
         ),
@@ -547,9 +532,8 @@ PARTS = Group(
             "tokenpool_config_differs == 1",
             "15m",
             "{{ $labels.instance }} has another pool file than the one in force",
-            "{{ $labels.instance }} ({{ $labels.job }}) was given a pool file that is not the published"
-            " one: a"
-            " roll-out is not finished. A coordinator that becomes leader publishes its own file.",
+            "{{ $labels.instance }} ({{ $labels.job }}) was given a pool file that is not the published one:"
+            " a roll-out is not finished. A coordinator that becomes leader publishes its own file.",
             "config-differs",
         ),
     ),
@@ -572,8 +556,7 @@ ABSENCE = Group(
             "5m",
             "Pool {{ $labels.pool }} has no sidecar",
             "Prometheus has seen no sidecar of pool {{ $labels.pool }} for 5 minutes, and no coordinator"
-            " knows an"
-            " engine of it: nothing is served.",
+            " knows an engine of it: nothing is served.",
             "no-sidecar",
         ),
         Alert(
@@ -583,8 +566,7 @@ ABSENCE = Group(
             "10m",
             "Prometheus reads no sidecar of pool {{ $labels.pool }}",
             "{{ $value }} engines of pool {{ $labels.pool }} answer, and Prometheus reads none of their"
-            " sidecars: most"
-            " alerts cannot fire.",
+            " sidecars: most alerts cannot fire.",
             "not-scraped",
         ),
         Alert(

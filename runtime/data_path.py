@@ -53,6 +53,7 @@ MODULES = (
     "sidecar.proxy.upstream",
     "sidecar.proxy.waiting",
     "sidecar.telemetry",
+    "sidecar.tracing.interface",
     "tokenpool.accounting.account",
     "tokenpool.accounting.bucket",
     "tokenpool.accounting.ledger",

@@ -1,7 +1,7 @@
 """The end of a certificate's validity, read from its PEM text. Pure.
 
 The standard library shows it only for a certificate of the other side, and a dependency for one number is not
-worth it. So this module walks to it in the DER encoding: certificate, its signed part, and there the sequence
+worth it. So this module finds it in the DER encoding: certificate, its signed part, and there the sequence
 after serial number, algorithm and issuer (RFC 5280, section 4.1).
 """
 

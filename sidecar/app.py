@@ -44,6 +44,7 @@ from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Tracer
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -143,12 +144,24 @@ class Sidecar:
         )
         self._cors = CorsWatcher(address, self.engine, settings.poll_timeout)
         self._upstream = UpstreamPool(address, settings.connect_timeout)
-        framer = RequestFramer(str(settings.upstream), address.key, settings.identity_header)
+        framer = RequestFramer(
+            str(settings.upstream),
+            address.key,
+            settings.identity_header,
+            is_traced=settings.otlp_endpoint is not None,
+        )
         engine_files = followed(address, settings, lambda: framer.use_key(address.key))
         self.credentials.files.append(engine_files)
         places = self.handover.links if self.handover is not None else None
         self.manager = ConnectionManager(
-            settings, self.memory_bounds, self.controller, telemetry, self._upstream, framer, places
+            settings,
+            self.memory_bounds,
+            self.controller,
+            telemetry,
+            self._upstream,
+            framer,
+            places,
+            tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
         cert, key = settings.tls_cert, settings.tls_key
@@ -177,7 +190,11 @@ class Sidecar:
             self.handover,
         )
         prices = self._shared.prices if self._shared is not None else None
-        admin.sources += [each for each in (self.replication, self.handover, prices) if each is not None]
+        admin.sources += [
+            each
+            for each in (self.replication, self.handover, prices, self.manager.tracer)
+            if each is not None
+        ]
         admin.sources.append(self.credentials)
         return admin
 
@@ -217,6 +234,8 @@ class Sidecar:
 
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
+        if self.manager.tracer is not None:
+            self.manager.tracer.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -334,6 +353,8 @@ class Sidecar:
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
+        if self.manager.tracer is not None:
+            await self.manager.tracer.stop()
         log.info("stopped", extra={"cut": cut})
 
     @property
@@ -363,6 +384,28 @@ def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:
     timeout_s = settings.store_timeout
     store = files.open(pool, settings.lease_lifetime, timeout_s)
     return store, FollowedFiles("store", files.paths, lambda: files.follow([store], timeout_s))
+
+
+def tracer_of(settings: Settings, pool: str, telemetry: Telemetry) -> Tracer | None:
+    """The tracer that the settings name. Raises ``SettingsError`` if OpenTelemetry is not installed."""
+    if settings.otlp_endpoint is None:
+        return None
+    # Imported here: without the option, nothing of OpenTelemetry is loaded.
+    try:
+        from sidecar.tracing.otlp import OtlpTracer  # noqa: PLC0415
+    except ImportError as error:
+        raise SettingsError(
+            f"--otlp-endpoint needs OpenTelemetry, which is not installed ({error}):"
+            " pip install 'tokenpool[tracing]'"
+        ) from error
+    return OtlpTracer(
+        settings.otlp_endpoint,
+        telemetry.clock,
+        pool=pool,
+        name=settings.name,
+        upstream=settings.upstream,
+        is_tls=settings.tls_cert is not None,
+    )
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

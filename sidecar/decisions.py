@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.outcomes import Reason
@@ -38,6 +39,7 @@ class AdmittedRequest:
         "request_id",
         "started_at",
         "ticket",
+        "trace",
     )
 
     def __init__(
@@ -65,6 +67,8 @@ class AdmittedRequest:
         ``None`` without other replicas."""
         self.request_id = b""
         """The id of the request, for the access log."""
+        self.trace: Trace | None = None
+        """The trace of the request; ``None`` without tracing."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

@@ -22,6 +22,9 @@ CONNECTION_BYTES = 136 << 10
 kernel, and the objects."""
 TLS_BYTES = 368 << 10
 """The same for TLS in addition: 64 KiB of an answer, 256 KiB of input, and 48 KiB of objects."""
+TRACING_BYTES, TRACE_BYTES = 20 << 20, 8 << 10
+"""The memory for tracing: OpenTelemetry and a full queue of 2,048 spans take 15 to 18 MB. A running request
+takes 7 kB."""
 BUFFERED_PART = 0.4
 """The part of the remaining memory for buffered bytes. The rest is for connections."""
 FEWEST_CONNECTIONS = 100
@@ -52,6 +55,9 @@ def derive(settings: Settings, entitlements: int, limit: int | None) -> MemoryBo
     each = CONNECTION_BYTES + settings.max_head_bytes + (TLS_BYTES if settings.tls_cert is not None else 0)
     # A body is there a second time while it is put together.
     used = IDLE_BYTES + entitlements * ENTITLEMENT_BYTES + settings.max_body_bytes
+    if settings.otlp_endpoint is not None:
+        each += TRACE_BYTES
+        used += TRACING_BYTES
     free = int(limit * USED) - used
     if buffered is None:
         part = min(int(free * BUFFERED_PART), free - FEWEST_CONNECTIONS * each)

@@ -6,6 +6,7 @@ The promises to tenants are in the pool file.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def _store(text: str, source: str) -> str:
     except address.AddressInvalid as error:
         raise SettingsError(f"{source}: {error}") from error
     return text
+
+
+def _otlp(text: str, source: str) -> str:
+    match = re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", text)
+    if match is None:
+        raise SettingsError(
+            f"{source}: {text!r} is not the URL of a collector, such as http://collector:4318"
+        )
+    return text if (match[1] or "/") != "/" else f"{text.rstrip('/')}/v1/traces"
 
 
 _name = options.matching(r"[A-Za-z0-9_.-]{1,100}", "a name of letters, digits, dots and dashes")
@@ -127,7 +137,8 @@ class Settings:
     tls_key: Path | None = option("PEM file with the certificate's private key", default=None)
     tls_handshake_timeout: float = option("time limit for a TLS handshake, s", default=10.0)
     upstream_key_file: Path | None = option(
-        "file with the engine's own API key; read again when it changes, as are the next three", default=None
+        "file with the engine's own API key; read again when it changes, as are the --upstream-tls files",
+        default=None,
     )
     upstream_tls_ca: Path | None = option(
         "PEM file with the authorities to trust for an https engine; by default the system's", default=None
@@ -141,6 +152,11 @@ class Settings:
     )
     log_level: str = option("debug, info, warning or error", default="info", read=options.log_level)
     log_requests: bool = option("log one line for each request (never prompts or keys)", default=False)
+    otlp_endpoint: str | None = option(
+        "URL of an OTLP/HTTP collector, for traces; without a path, /v1/traces is added",
+        default=None,
+        read=_otlp,
+    )
     metrics_entitlements: int = option(
         'number of entitlements with metrics of their own; the sum of the others is "other"', default=400
     )

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
-    "toolbox", "demo", "experiments", "bench", "monitoring",
+    "toolbox", "demo", "experiments", "bench", "monitoring", "release",
 )  # fmt: skip
 MODULES = modules_in(ROOT, OURS)
 
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "loadgen": {"runtime", "tokenpool"},
     "demo": {"toolbox"},
     "experiments": {"loadgen", "demo", "tokenpool", "toolbox"},
+    "release": set(),
 }  # fmt: skip
 """What each package may import besides itself. The benchmark may import anything."""
 
@@ -62,7 +63,7 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),

@@ -145,7 +145,10 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
-    Reason.UNKNOWN_ROUTE: "The sidecar does not serve this path. It never serves vLLM's control routes.",
+    Reason.UNKNOWN_ROUTE: (
+        "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"
+        " adapters."
+    ),
     Reason.UNKNOWN_MODEL: "The pool does not serve this model.",
     Reason.UNKNOWN_RESPONSE: (
         "There is no stored response with this id, or it belongs to another entitlement."

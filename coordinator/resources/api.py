@@ -10,6 +10,7 @@ version on. After 410 Gone the list is read again. All failures are ``ApiFailure
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -35,6 +36,8 @@ TIMEOUT_S = 10.0
 WATCH_S = 240
 """The time after which the server ends a watch. client-go uses 5 to 10 minutes."""
 LONGEST_RETRY_AFTER_S = 60.0
+MOST_REFUSED = 10
+"""The times that a page is read again after 429, as in client-go."""
 MOST_CONNECTIONS = 512
 KEEPALIVE = (
     (socket.SO_KEEPALIVE, 1),
@@ -127,8 +130,9 @@ class Api:
 
     def __init__(self) -> None:
         """Use the configuration of the pod or of ``KUBECONFIG``. Raises ``ApiFailure``."""
-        # It logs each request; a status write is no news.
-        logging.getLogger("httpx2").setLevel(logging.WARNING)
+        # They log each request; most requests write a status, which is routine.
+        for name in ("httpx2", "httpcore2"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
             config = KubeConfig.from_env().get()
             if config is None:
@@ -162,14 +166,26 @@ class Api:
         items: list[Json] = []
         query = {"limit": str(PAGE), **collection.selector}
         while True:
-            with _failures(str(collection)):
-                response = await self._client.get(collection.path, params=query)
-                response.raise_for_status()
-                page = _pages.decode(response.content)
+            page = await self._page(collection, query)
             items += (_object(each, collection) for each in page.items or ())
             if not page.metadata.more:
                 return items, page.metadata.resource_version
             query["continue"] = page.metadata.more
+
+    async def _page(self, collection: Collection, query: Mapping[str, str]) -> _Page:
+        """One page of a list. A refused page (429) is read again, and not the whole list."""
+        refused = 0
+        while True:
+            try:
+                with _failures(str(collection)):
+                    response = await self._client.get(collection.path, params=query)
+                    response.raise_for_status()
+                    return _pages.decode(response.content)
+            except ApiFailure as failure:
+                refused += 1
+                if failure.status != 429 or not failure.retry_after_s or refused > MOST_REFUSED:
+                    raise
+                await asyncio.sleep(failure.retry_after_s)
 
     async def watch(self, collection: Collection, version: str) -> AsyncGenerator[Event]:
         """The events of a collection after a version, until the server ends the watch.

@@ -7,7 +7,7 @@ The rules:
   the others go on. **Its last accepted version stays in force**: a wrong edit takes no capacity away.
 - What is in force has precedence over what changes. A change is tried against all that is in force, so no
   resource can displace another one. Between new resources the older one is accepted first.
-- A missing key takes only itself away. A Secret that does not exist has no keys, so deleting a Secret revokes
+- A missing key affects itself alone. A Secret that does not exist has no keys, so deleting a Secret revokes
   its keys. A Secret that cannot be read keeps the keys that were read last.
 - Deleting an object ends its entitlement at once.
 
@@ -17,6 +17,7 @@ The merge keeps its state, so that a change costs the work of one resource, not 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -102,8 +103,14 @@ def capacity(pool: Pool) -> tuple[float, ...]:
 class Merge:
     """The merged pool file, and the verdict on each resource."""
 
-    def __init__(self, base: PoolFile | None, last: PoolFile | None = None) -> None:
-        """``base`` is the pool file on disk. ``last`` is the published one: it has accepted versions."""
+    def __init__(
+        self, base: PoolFile | None, last: PoolFile | None = None, holders: Iterable[Key] = ()
+    ) -> None:
+        """``base`` is the pool file on disk. ``last`` is the published one: it has accepted versions.
+
+        ``holders`` are the resources that were in force until now, if this process knows them.
+        """
+        self._holders = frozenset(holders)
         self._base = base or PoolFile((), ())
         self._last: dict[tuple[Kind, str], Pool | Entitlement] = {}
         if last is not None:
@@ -178,6 +185,8 @@ class Merge:
         touched = self._use_secrets(secrets or {})
         gone = [key for key, resource in changed.items() if resource is None]
         new = [resource for resource in changed.values() if resource is not None]
+        # An object of the same name with another uid is another object: the one before it was deleted.
+        gone += [each.key for each in new if self._is_another(each)]
         for key in sorted(gone, key=lambda each: each.kind is Kind.POOL):
             self._forget(key)
         yield
@@ -185,7 +194,7 @@ class Merge:
             self._know(resource)
         yield
         new.sort(key=_order)
-        for number, each in enumerate(new, 1):
+        for number, each in enumerate(self._by_claim(new), 1):
             self._recover(each)
             if number % PER_STEP == 0:
                 yield
@@ -238,6 +247,28 @@ class Merge:
         self._rejected.discard(key)
         self._drop(key)
         self._name_secrets(key)
+
+    def _is_another(self, resource: Resource) -> bool:
+        known = self.resources.get(resource.key)
+        return known is not None and known.uid != resource.uid
+
+    def _by_claim(self, new: list[Resource]) -> list[Resource]:
+        """Resources in the order in which they recover published versions.
+
+        Objects of several namespaces may have one name, and the published file has no namespaces. Of these,
+        the one that was in force comes first. Otherwise an older one that was refused would displace it.
+        """
+        claims = Counter((each.key.kind, each.key.name) for each in new) if self._last else Counter()
+
+        def rank(each: Resource) -> tuple[bool, bool, bool]:
+            is_contested = claims[each.key.kind, each.key.name] > 1
+            return (
+                each.key.kind is not Kind.POOL,
+                is_contested and each.key not in self._holders,
+                is_contested and not each.was_in_force,
+            )
+
+        return sorted(new, key=rank)
 
     def _recover(self, resource: Resource) -> None:
         """Put a resource's version of the published file in force, if it has none yet."""

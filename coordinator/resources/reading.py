@@ -82,6 +82,11 @@ class Resource:
         """The order in which resources are accepted: the older one first."""
         return self.created, self.key
 
+    @property
+    def was_in_force(self) -> bool:
+        """Whether a version of it was in force when its status was written last."""
+        return msgspec.json.decode(self.status).get("acceptedGeneration") is not None
+
 
 def read(object_: Mapping[str, Any], known: Resource | None = None) -> Resource:
     """Read one object of the API. ``known`` is its former state: an unchanged ``spec`` is not read again.
@@ -95,6 +100,8 @@ def read(object_: Mapping[str, Any], known: Resource | None = None) -> Resource:
         raise ValueError(f"a {kind} has no name")
     uid, generation = str(metadata.get("uid", "")), int(metadata.get("generation") or 0)
     version = str(metadata.get("resourceVersion", ""))
+    if known is not None and (known.uid, known.version) == (uid, version) and version:
+        return known
     status = msgspec.json.encode(_mapping(object_.get("status")))
     if known is not None and (known.uid, known.generation) == (uid, generation) and generation:
         return replace(known, version=version, status=status)

@@ -37,9 +37,14 @@ class Backoff:
         self._next_s = FIRST_WAIT_S
 
     def wait_s(self, random: float, retry_after_s: float = 0.0) -> float:
-        """The time to wait. ``random`` from 0 to 1 spreads several clients over the upper half of it."""
+        """The time to wait. ``random`` from 0 to 1 spreads several clients.
+
+        A server that names a time gets exactly that, as from client-go. Otherwise each wait is twice as long.
+        """
+        if retry_after_s:
+            return retry_after_s * (1 + random / 10)
         wait, self._next_s = self._next_s, min(self._next_s * 2, LONGEST_WAIT_S)
-        return max(wait * (0.5 + random / 2), retry_after_s * (1 + random / 4))
+        return wait * (0.5 + random / 2)
 
 
 class Sink(Protocol):

@@ -40,6 +40,7 @@ _FLAGS = (
         "max_queued_tokens",
         "most uncomputed prompt tokens; more are refused with 503",
     ),
+    _Flag("--max-loras", "max_loras", "LoRA adapters that vllm:lora_requests_info has room for; 0: no LoRA"),
     _Flag("--tokens-per-byte", "tokens_per_byte", "tokens per byte of a prompt"),
     _Flag("--output-tokens", "output_tokens", "mean length of responses that end by themselves; 0: none"),
     _Flag("--step", "step_s", "seconds of one step"),

@@ -9,12 +9,12 @@ from loadgen.engine.model import Model
 from loadgen.engine.scheduler import Scheduler
 
 
-def page(scheduler: Scheduler, started_at: float) -> str:
-    """The metrics page in Prometheus' text format. ``started_at`` is Unix time."""
-    return "".join(f"{line}\n" for line in _lines(scheduler, started_at))
+def page(scheduler: Scheduler, started_at: float, now: float) -> str:
+    """The metrics page in Prometheus' text format. ``started_at`` and ``now`` are Unix times."""
+    return "".join(f"{line}\n" for line in _lines(scheduler, started_at, now))
 
 
-def _lines(scheduler: Scheduler, started_at: float) -> Iterator[str]:
+def _lines(scheduler: Scheduler, started_at: float, now: float) -> Iterator[str]:
     model, counted = scheduler.model, scheduler.statistics
     labels = {"engine": "0", "model_name": model.name}
     yield from _plain("process_start_time_seconds", "gauge", {}, started_at)
@@ -44,6 +44,10 @@ def _lines(scheduler: Scheduler, started_at: float) -> Iterator[str]:
     for name, histogram in _histograms(counted):
         yield from _histogram(f"vllm:{name}", labels, histogram)
     yield from _plain("vllm:cache_config_info", "gauge", labels | _cache_labels(model), 1)
+    if model.max_loras:
+        # Like vLLM, it has no label for the model, and its value is the time of the last update.
+        loras = {"max_lora": str(model.max_loras), "running_lora_adapters": "", "waiting_lora_adapters": ""}
+        yield from _plain("vllm:lora_requests_info", "gauge", loras, now)
 
 
 def _histograms(counted: Statistics) -> Iterable[tuple[str, Histogram]]:

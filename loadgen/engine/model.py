@@ -87,6 +87,8 @@ class Model:
     """The number of uncomputed prompt tokens from which requests are refused with 503."""
     tells_cached_tokens: bool = False
     """Whether usage has ``prompt_tokens_details`` (``--enable-prompt-tokens-details``)."""
+    max_loras: int = 0
+    """The most LoRA adapters of one batch, as the metrics page says them; 0 without LoRA."""
     tokens_per_byte: float = 0.25
     vocabulary: int = 32000
     """The number of token ids."""
@@ -98,6 +100,8 @@ class Model:
         for name in ("slots", "blocks", "block_size", "window", "batched_tokens", "vocabulary"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.max_loras < 0:
+            raise ValueError(f"max_loras is {self.max_loras}; it must be 0 (no LoRA) or more")
         if not 0 < self.tokens_per_byte <= 1:
             raise ValueError(f"tokens_per_byte is {self.tokens_per_byte}; it must be above 0, and 1 at most")
         if not 0 <= self.output_tokens < math.inf:

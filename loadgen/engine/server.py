@@ -86,7 +86,7 @@ class Server:
     async def metrics(self, request: web.Request) -> web.Response:
         """Prometheus metrics."""
         return web.Response(
-            body=page(self._scheduler, self._started_at).encode(),
+            body=page(self._scheduler, self._started_at, time.time()).encode(),
             headers={"content-type": "text/plain; version=0.0.4; charset=utf-8"},
         )
 

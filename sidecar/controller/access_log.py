@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.pricing.cost import Usage
@@ -24,8 +25,10 @@ class AccessLog:
         outcome: Ending | Reason,
         seconds: float,
         usage: Usage | None = None,
+        *,
+        trace: Trace | None = None,
     ) -> None:
-        """Log one request: its id, entitlement, outcome, duration and usage."""
+        """Log one request: its id, entitlement, outcome, duration, usage, and the id of its trace."""
         if not self.is_on:
             return
         entry: dict[str, object] = {
@@ -34,6 +37,8 @@ class AccessLog:
             "outcome": outcome.value,
             "seconds": round(seconds, 6),
         }
+        if trace is not None:
+            entry["trace_id"] = trace.id
         if usage is not None:
             entry |= usage._asdict()
         log.info("request", extra=entry)

@@ -32,6 +32,7 @@ from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RunningRequest, WaitingRequest
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
@@ -142,7 +143,7 @@ class Controller:
     # --- the whole request ---
 
     def admit(
-        self, route: Route, account: Account | None, body: bytes
+        self, route: Route, account: Account | None, body: bytes, trace: Trace | None = None
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait.
 
@@ -172,6 +173,8 @@ class Controller:
         outcome = self.control.offer(
             account, parsed.ask, cost, now, body=parsed.body, request=parsed, streams=parsed.streams
         )
+        if trace is not None:
+            trace.priced(now, account, parsed, cost)
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, now)
         if isinstance(outcome, Shed):
@@ -281,6 +284,8 @@ class Controller:
         """The first output of an answer came ``seconds`` after the request."""
         admitted.first_token_s = seconds
         self._telemetry.first_token(admitted.account, seconds, admitted.ticket)
+        if admitted.trace is not None:
+            admitted.trace.first_token()
         if admitted.ticket is not None:
             self.control.first_token(admitted.ticket, seconds)
 
@@ -309,11 +314,11 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+    def refused(self, refusal: Refusal, request_id: bytes, trace: Trace | None) -> None:
         """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0)
+            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0, trace=trace)
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

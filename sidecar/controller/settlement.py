@@ -60,8 +60,10 @@ class Settlement:
         unreported: int = 0,
         no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
-    ) -> None:
+    ) -> Usage | None:
         """Settle an admitted request. ``usage`` is the engine's report, or ``None`` without one.
+
+        Returns the usage that is charged; ``None`` for a request without a price.
 
         ``spent``: the engine may have computed tokens. ``events`` is the number of relayed events, or
         ``None`` if they were not counted; ``unreported`` of them came after the report. ``no_usage`` is the
@@ -71,7 +73,7 @@ class Settlement:
         if ticket is None:
             self._telemetry.ended(admitted.account, ending)
             self._log(admitted, ending, None)
-            return
+            return None
         admitted.ticket = None
         reported = usage is not None
         if stored is not None and usage is not None:
@@ -94,6 +96,7 @@ class Settlement:
             self._telemetry.stream_ended(ticket, usage.output_tokens, admitted.first_token_s, seconds)
         self._log(admitted, ending, usage)
         self._driver.settle(ticket, usage, ending, reported=reported)
+        return usage
 
     def _guess(self, ticket: Ticket, events: int | None, ending: Ending) -> Usage:
         """The estimated usage without a report: the prompt, and the relayed output."""
@@ -106,4 +109,6 @@ class Settlement:
     def _log(self, admitted: AdmittedRequest, ending: Ending, usage: Usage | None) -> None:
         if self._access_log.is_on:
             seconds = self._telemetry.clock() - admitted.started_at
-            self._access_log.write(admitted.request_id, admitted.account, ending, seconds, usage)
+            self._access_log.write(
+                admitted.request_id, admitted.account, ending, seconds, usage, trace=admitted.trace
+            )

@@ -27,6 +27,7 @@ from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.receiving import LINGER_S, ReceivingConnection, has_left
 from sidecar.proxy.request_parser import NEVER
 from sidecar.proxy.waiting import DelayedAnswer, Waiting
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.outcomes import Reason
@@ -131,6 +132,8 @@ class ClientConnection(ReceivingConnection):
         self.buffered += size
         self._request_bytes = size
         head.identify(manager.request_ids)
+        if manager.tracer is not None:
+            head.trace = manager.tracer.begin(head)
         refusal = self._admit(head, route, account, body)
         if refusal is not None:
             self._release()
@@ -153,7 +156,7 @@ class ClientConnection(ReceivingConnection):
 
     def _end(self) -> None:
         """End the served exchange, and drop waiting requests."""
-        self._pending.clear()
+        self._drop_requests()
         exchange = self._exchange
         if exchange is not None:
             self._serve_nothing()
@@ -224,14 +227,17 @@ class ClientConnection(ReceivingConnection):
             self._continue()
 
     def _serve(self, request: Request) -> None:
-        request.head.identify(self._manager.request_ids)
+        manager, head = self._manager, request.head
+        head.identify(manager.request_ids)
+        if manager.tracer is not None and head.trace is None:
+            head.trace = manager.tracer.begin(head)  # its head was never complete
         if request.refusal is not None:
             self._answer(request.refusal, request)
             return
         assert request.route is not None
         # The cache may keep the request for its head, so the body is released.
         body, request.body = request.body, b""
-        refusal = self._admit(request.head, request.route, request.account, body)
+        refusal = self._admit(head, request.route, request.account, body)
         if refusal is not None:
             self._answer(refusal, request)
         else:
@@ -253,13 +259,15 @@ class ClientConnection(ReceivingConnection):
             now = manager.telemetry.clock()
             seconds = self.caller.unmetered_s(0.0, now) if route.parse is None else self.caller.debt_s(now)
             if seconds:
-                self._delay_answer(seconds, partial(self._admit_delayed, head, route, account, body))
+                self._delay_answer(
+                    seconds, partial(self._admit_delayed, head, route, account, body), head.trace
+                )
                 return None
         if not is_expensive:
-            admitted = manager.controller.admit(route, account, body)
+            admitted = manager.controller.admit(route, account, body, head.trace)
         else:
             began_at = thread_time()
-            admitted = manager.controller.admit(route, account, body)
+            admitted = manager.controller.admit(route, account, body, head.trace)
             self._spent_s = spent_s = thread_time() - began_at
             if len(body) > LARGE_BODY:
                 self.caller.read_expensive(body, spent_s)
@@ -279,6 +287,8 @@ class ClientConnection(ReceivingConnection):
     def _admit_delayed(self, head: RequestHead, route: Route, account: Account | None, body: bytes) -> None:
         """The delay of a request without a price is over."""
         self._serve_nothing()
+        if head.trace is not None:
+            head.trace.delayed()
         refusal = draining(account) if self._manager.controller.is_draining else None
         if refusal is None:
             refusal = self._admit(head, route, account, body, was_delayed=True)
@@ -300,8 +310,11 @@ class ClientConnection(ReceivingConnection):
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
         admitted.request_id = head.id
-        head_bytes = manager.framer.frame(head, len(admitted.body), admitted.account)
         ticket = admitted.ticket
+        trace = admitted.trace = head.trace
+        if trace is not None:
+            trace.sent(admitted.account, ticket.place if ticket is not None else None, head.id)
+        head_bytes = manager.framer.frame(head, len(admitted.body), admitted.account)
         connections = manager.connections_for(ticket)
         exchange = Exchange(
             self, manager.controller, manager.telemetry, connections, head, admitted, head_bytes
@@ -314,24 +327,28 @@ class ClientConnection(ReceivingConnection):
             manager.telemetry.overhead(now - admitted.started_at)
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
-        self._manager.controller.refused(refusal, request.head.id)
+        head, controller = request.head, self._manager.controller
+        controller.refused(refusal, head.id, head.trace)
         self.release_bytes(request.reserved_bytes)
-        closes = request.closes or not request.head.keeps_alive or self._manager.controller.is_draining
-        answer = refusal_bytes(refusal, request.head, self._manager.controller.engine.cors, closes=closes)
+        closes = request.closes or not head.keeps_alive or controller.is_draining
+        answer = refusal_bytes(refusal, head, controller.engine.cors, closes=closes)
         spent_s, self._spent_s = self._spent_s, 0.0
         seconds = self.caller.unmetered_s(spent_s, self._manager.telemetry.clock())
+        if head.trace is not None:
+            status, delay_s = head.dialect.status(refusal.reason), 0.0 if closes else seconds
+            head.trace.refused(refusal.account, refusal.reason, status, head.id, delay_s)
         if closes:
             self.write(answer)
             self._linger()
         elif seconds:
-            self._delay_answer(seconds, partial(self._answer_delayed, answer))
+            self._delay_answer(seconds, partial(self._answer_delayed, answer), None)
         else:
             self.write(answer)
             self._wait_for_request()
 
-    def _delay_answer(self, seconds: float, go_on: Callable[[], None]) -> None:
+    def _delay_answer(self, seconds: float, go_on: Callable[[], None], trace: Trace | None) -> None:
         self.caller.delayed += 1
-        self._serve_by(Serving.DELAYED, DelayedAnswer(seconds, go_on))
+        self._serve_by(Serving.DELAYED, DelayedAnswer(seconds, go_on, trace))
 
     def _answer_delayed(self, answer: bytes) -> None:
         """The delay of an answer is over."""
@@ -351,7 +368,7 @@ class ClientConnection(ReceivingConnection):
     def _answer_and_linger(self, refusal: Refusal) -> None:
         manager, head = self._manager, RequestHead()
         head.identify(manager.request_ids)
-        manager.controller.refused(refusal, head.id)
+        manager.controller.refused(refusal, head.id, None)
         self.write(refusal_bytes(refusal, head, manager.controller.engine.cors, closes=True))
         self._linger()
 

@@ -21,6 +21,7 @@ from sidecar.proxy.request_parser import ParserLimits
 from sidecar.proxy.upstream import Connections, Pool
 from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
+from sidecar.tracing.interface import Tracer
 from tokenpool.accounting.ticket import Place, Ticket
 
 log = logging.getLogger(__name__)
@@ -87,13 +88,15 @@ class ConnectionManager:
         pool: Pool,
         framer: RequestFramer,
         places: Places | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """``places`` is ``None`` without handover."""
+        """``places`` is ``None`` without handover, and ``tracer`` without tracing."""
         self.settings = settings
         self.controller = controller
         self.telemetry = telemetry
         self.pool = pool
         self.framer = framer
+        self.tracer = tracer
         self._places = places
         self.request_ids = RequestIds()
         self.parser_limits = ParserLimits(

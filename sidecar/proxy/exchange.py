@@ -153,7 +153,7 @@ class Exchange:
             ):
                 self._place_again(has_failed=True)
                 return
-            self._end(Ending.UPSTREAM_ERROR, spent=False)
+            self._end(Ending.UPSTREAM_ERROR, Reason.ENGINE_DOWN, spent=False)
             self._refuse(
                 Reason.ENGINE_DOWN,
                 "the engine behind this proxy does not accept connections",
@@ -336,6 +336,8 @@ class Exchange:
         self._keeps_alive, self._frames_chunks = self._request.keeps_alive, False
         framed = self._request.framed
         assert framed is not None
+        if admitted.trace is not None:
+            framed += admitted.trace.headers()
         self._head_bytes = with_length(framed, self._request.id, len(admitted.body))
         self.start()
 
@@ -406,6 +408,8 @@ class Exchange:
     def _place_again(self, *, has_failed: bool) -> None:
         """Find another place for a request with which no engine has begun. Its ticket ends with that."""
         self._has_ended = True
+        if self._admitted.trace is not None:
+            self._admitted.trace.displaced()
         self._client.place_again(self._admitted, self._request, has_failed=has_failed)
 
     # --- endings ---
@@ -413,8 +417,9 @@ class Exchange:
     def _fail(self, ending: Ending, reason: Reason, message: str, retry_after_s: float | None = None) -> None:
         if self._has_ended:
             return
-        self._end(ending)
-        if self._has_sent():
+        has_sent = self._has_sent()
+        self._end(ending, None if has_sent else reason)
+        if has_sent:
             self._client.on_cut()
         else:
             self._refuse(reason, message, retry_after_s)
@@ -431,27 +436,34 @@ class Exchange:
         if connection is not None:
             connection.abort()
 
-    def _end(self, ending: Ending, *, spent: bool = True) -> None:
-        """End the exchange and settle the admitted request. No other method does."""
+    def _end(self, ending: Ending, reason: Reason | None = None, *, spent: bool = True) -> None:
+        """End the exchange and settle the admitted request. No other method does.
+
+        ``reason``: a refusal is the answer, because no byte of the engine's was sent.
+        """
         if self._has_ended:
             return
         self._has_ended = True
-        reader = self._reader
+        admitted, reader, settlement = self._admitted, self._reader, self._controller.settlement
         computes = spent and self._status in (0, 200)
         if reader is None:
-            self._controller.settlement.settle(self._admitted, ending, None, 0, spent=computes)
-            return
-        if reader.has_failed:
-            # The engine aborted the request before the connection ended.
-            ending = Ending.UPSTREAM_ERROR
-            computes = reader.has_begun
-        self._controller.settlement.settle(
-            self._admitted,
-            ending,
-            reader.usage,
-            reader.output_events,
-            spent=computes,
-            unreported=reader.unreported(ending is Ending.FINISHED),
-            no_usage=reader.no_usage,
-            stored=reader.response,
-        )
+            usage = settlement.settle(admitted, ending, None, 0, spent=computes)
+        else:
+            if reader.has_failed:
+                # The engine aborted the request before the connection ended.
+                ending = Ending.UPSTREAM_ERROR
+                computes = reader.has_begun
+            usage = settlement.settle(
+                admitted,
+                ending,
+                reader.usage,
+                reader.output_events,
+                spent=computes,
+                unreported=reader.unreported(ending is Ending.FINISHED),
+                no_usage=reader.no_usage,
+                stored=reader.response,
+            )
+        trace = admitted.trace
+        if trace is not None:
+            status = self._status if reason is None else self._request.dialect.status(reason)
+            trace.ended(ending, self._status, status, reason, usage)

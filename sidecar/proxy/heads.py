@@ -15,6 +15,7 @@ from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
 from sidecar.identity import KEY_HEADERS
 from sidecar.proxy.request_ids import RequestIds, is_valid
+from sidecar.tracing.interface import TRACE_HEADERS, Trace
 from tokenpool.accounting.account import Account
 
 Headers = list[tuple[bytes, bytes]]
@@ -100,6 +101,7 @@ class RequestHead:
         "path",
         "route",
         "target",
+        "trace",
     )
 
     def __init__(self) -> None:
@@ -122,6 +124,8 @@ class RequestHead:
         """The id of the request that is served. A cached head serves one request after the other."""
         self._given_id: bytes | None = None
         """The client's own id; empty without a valid one, ``None`` until it was looked up."""
+        self.trace: Trace | None = None
+        """The trace of the request that is served; ``None`` without tracing."""
 
     def identify(self, ids: RequestIds) -> None:
         """Set the id for the next request with this head."""
@@ -166,11 +170,14 @@ class RequestFramer:
 
     __slots__ = ("_dropped", "_fixed", "_host")
 
-    def __init__(self, host: str, engine_key: str | None, identity_header: str | None) -> None:
+    def __init__(
+        self, host: str, engine_key: str | None, identity_header: str | None, *, is_traced: bool = False
+    ) -> None:
+        """``is_traced``: each request has a trace, which states its own headers."""
         self._host = host.encode()
         self._fixed = b""
         self.use_key(engine_key)
-        self._dropped = _NOT_FORWARDED
+        self._dropped = _NOT_FORWARDED | TRACE_HEADERS if is_traced else _NOT_FORWARDED
         if identity_header:
             name = identity_header.lower().encode()
             self._dropped = self._dropped | {name, canonical(name)}
@@ -187,6 +194,8 @@ class RequestFramer:
         if framed is None or head.framed_with is not self._fixed:
             framed = head.framed = self._without_framing(head, account)
             head.framed_with = self._fixed
+        if head.trace is not None:
+            framed += head.trace.headers()
         if body_length or head.method == b"POST":
             return with_length(framed, head.id, body_length)
         return b"%bx-request-id: %b\r\n\r\n" % (framed, head.id)

@@ -9,6 +9,7 @@ from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
 from sidecar.proxy.heads import RequestHead
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
@@ -51,8 +52,8 @@ class RequestSettlement(Protocol):
         unreported: int = 0,
         no_usage: NoUsage = NoUsage.MISSING,
         stored: str | None = None,
-    ) -> None:
-        """Settle an admitted request, exactly once."""
+    ) -> Usage | None:
+        """Settle an admitted request, exactly once. Returns its usage; ``None`` without a price."""
 
 
 class RequestController(Protocol):
@@ -78,7 +79,7 @@ class RequestController(Protocol):
         """The route and the account of a request, or its refusal."""
 
     def admit(
-        self, route: Route, account: Account | None, body: bytes
+        self, route: Route, account: Account | None, body: bytes, trace: Trace | None
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 
@@ -117,5 +118,5 @@ class RequestController(Protocol):
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
 
-    def refused(self, refusal: Refusal, request_id: bytes) -> None:
+    def refused(self, refusal: Refusal, request_id: bytes, trace: Trace | None) -> None:
         """Count and log an answer of the sidecar itself."""

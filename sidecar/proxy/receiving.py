@@ -156,7 +156,12 @@ class ReceivingConnection(asyncio.Protocol):
     def _on_head(self, event: HeadReceived) -> None:
         self._request = request = Request(event.head)
         self._owes_continue = False
-        refusal = decide_head(event, request, self, self._manager)
+        manager, head = self._manager, event.head
+        if manager.tracer is not None:
+            head.trace = manager.tracer.begin(head)
+        refusal = decide_head(event, request, self, manager)
+        if head.trace is not None:
+            head.trace.authenticated(head.route)
         if refusal is not None:
             self._refuse(refusal)
             return
@@ -287,6 +292,14 @@ class ReceivingConnection(asyncio.Protocol):
             raise IllegalTransition(f"the connection: {self._life} to {life}")
         self._life = life
 
+    def _drop_requests(self) -> None:
+        """Drop the requests that are not served yet. Nothing answers them."""
+        if self._manager.tracer is not None:
+            for each in (*self._pending, self._request):
+                if each is not None and each.head.trace is not None:
+                    each.head.trace.left()
+        self._pending.clear()
+
     def _forget(self) -> None:
         """Read nothing more. The manager releases all bytes of a connection that closes."""
         self._parser.end()
@@ -315,7 +328,7 @@ class ReceivingConnection(asyncio.Protocol):
 
     def _stop_reading(self, seconds: float) -> None:
         """Drop all further bytes of the client, and close the connection within ``seconds``."""
-        self._pending.clear()
+        self._drop_requests()
         self._parser.end()
         self._release_unparsed()
         self._closes_at = self._manager.telemetry.clock() + seconds

@@ -13,6 +13,7 @@ from typing import Protocol
 from sidecar.decisions import AdmittedRequest, Refusal, draining
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RequestController
+from sidecar.tracing.interface import Trace
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.rules import Shed
@@ -46,19 +47,25 @@ class Waiting:
 
     def decided(self, outcome: Ticket | Shed) -> None:
         """The driver: the wait is over."""
+        self._end_stage()
         self._client.on_decided(self._head, self._controller.decided(self._pending, outcome))
 
     def client_gone(self) -> None:
         """The client left before the decision."""
+        self._end_stage()
+        if self._head.trace is not None:
+            self._head.trace.left()
         self._controller.give_up(self._pending)
 
     def drain(self) -> None:
         """The sidecar stops: refuse the request."""
+        self._end_stage()
         self._controller.withdraw(self._pending)
         self._client.on_decided(self._head, draining(self._pending.account))
 
     def time_out(self) -> None:
         """The deadline passed long ago and nothing was decided: a defect lost the request. End it."""
+        self._end_stage()
         self._controller.withdraw(self._pending)
         self._client.on_decided(
             self._head,
@@ -68,6 +75,11 @@ class Waiting:
                 account=self._pending.account,
             ),
         )
+
+    def _end_stage(self) -> None:
+        """Record the wait, before anything drops the fields of the pending request."""
+        if self._head.trace is not None:
+            self._head.trace.waited(self._pending)
 
     def pause(self) -> None:
         """No effect: no bytes are relayed yet."""
@@ -83,10 +95,12 @@ class DelayedAnswer:
     this connection is busy.
     """
 
-    __slots__ = ("_go_on", "_timer", "last_progress")
+    __slots__ = ("_go_on", "_timer", "_trace", "last_progress")
 
-    def __init__(self, seconds: float, go_on: Callable[[], None]) -> None:
+    def __init__(self, seconds: float, go_on: Callable[[], None], trace: Trace | None) -> None:
+        """``trace`` is that of a request which is decided after the delay."""
         loop = asyncio.get_running_loop()
+        self._trace = trace
         self._go_on = go_on
         self._timer: asyncio.TimerHandle | None = loop.call_later(seconds, self._end)
         self.last_progress = loop.time()
@@ -98,6 +112,8 @@ class DelayedAnswer:
     def client_gone(self) -> None:
         """The client disconnected during the delay."""
         self._stop()
+        if self._trace is not None:
+            self._trace.left()
 
     def drain(self) -> None:
         """The sidecar stops: end the delay now."""

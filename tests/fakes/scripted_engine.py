@@ -10,8 +10,9 @@ import asyncio
 import itertools
 import json
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import SupportsIndex
 
 USAGE = {"prompt_tokens": 10, "total_tokens": 15, "completion_tokens": 5}
 
@@ -33,7 +34,8 @@ class Received:
         return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
 
     def json(self) -> dict[str, object]:
-        return json.loads(self.body)
+        found: dict[str, object] = json.loads(self.body)
+        return found
 
 
 POLLER = b" aiohttp/"
@@ -48,10 +50,11 @@ class _Recorder(asyncio.StreamReader):
         self._number = number
         self._heard = heard
 
-    def feed_data(self, data: bytes) -> None:
-        if POLLER not in data:
-            self._heard.append((self._number, bytes(data)))
-        super().feed_data(data)
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        read = bytes(data)
+        if POLLER not in read:
+            self._heard.append((self._number, read))
+        super().feed_data(read)
 
 
 Answer = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]

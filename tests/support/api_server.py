@@ -163,6 +163,12 @@ class Faults:
 
     refuse: Counter[str] = field(default_factory=Counter)
     """Requests to answer with 429, by verb: list, watch, patch."""
+    refuse_with: float = 0.0
+    """The probability of a 429, never twice in a row for one verb and resource."""
+    refuse_verbs: tuple[str, ...] = ("list", "watch", "patch")
+    """The verbs that meet it."""
+    conflict_with: float = 0.0
+    """The probability of a conflict."""
     retry_after_s: int = 1
     conflicts: int = 0
     """Patches before which another writer changes the object."""
@@ -193,8 +199,10 @@ class ApiServer:
             "rules"
         ]
         self.secrets_read: set[tuple[str, str]] = set()
-        self.watches = 0
+        self.watches = self.ended_watches = 0
         self._random = random.Random(seed)
+        self._refused: set[str] = set()
+        """Verbs and resources whose last request was refused."""
         self._endings: set[asyncio.Event] = set()
         self._number = 0
 
@@ -264,6 +272,7 @@ class ApiServer:
 
     def forget_history(self) -> None:
         """Answer 410 to every watch from an older version, as after etcd's compaction."""
+        self.version += 1
         for collection in self.collections.values():
             collection.history.clear()
             collection.first = self.version
@@ -330,8 +339,15 @@ class ApiServer:
         group = "" if plural == "secrets" else GROUP
         if plural in self.faults.forbidden or not self._may(verb, group, plural + part, name):
             raise Refused(403, "Forbidden", f"{plural} is forbidden: no RBAC policy matched")
-        if self.faults.refuse[verb] > 0:
-            self.faults.refuse[verb] -= 1
+        was_refused = f"{verb} {plural}" in self._refused
+        self._refused.discard(f"{verb} {plural}")
+        if self.faults.refuse[verb] > 0 or (
+            not was_refused
+            and verb in self.faults.refuse_verbs
+            and self._random.random() < self.faults.refuse_with
+        ):
+            self.faults.refuse[verb] -= self.faults.refuse[verb] > 0
+            self._refused.add(f"{verb} {plural}")
             raise Refused(429, "TooManyRequests", "too many requests", self.faults.retry_after_s)
 
     def _may(self, verb: str, group: str, resource: str, name: str) -> bool:
@@ -413,6 +429,7 @@ class ApiServer:
             pass  # the client is gone
         finally:
             self.watches -= 1
+            self.ended_watches += 1
             self._endings.discard(ending)
         return response
 
@@ -430,6 +447,7 @@ class ApiServer:
             while not ending.is_set() and loop.time() < ends:
                 waker.clear()
                 if version < collection.first:
+                    self.answers[410] += 1
                     gone = Refused(410, "Expired", "too old resource version")
                     yield {"type": "ERROR", "object": _status(gone)}
                     return
@@ -462,8 +480,8 @@ class ApiServer:
         old = self.collections[plural].objects.get(key)
         if old is None:
             raise Refused(404, "NotFound", f"{plural} {key[1]} not found")
-        if self.faults.conflicts > 0:
-            self.faults.conflicts -= 1
+        if self.faults.conflicts > 0 or self._random.random() < self.faults.conflict_with:
+            self.faults.conflicts -= self.faults.conflicts > 0
             labels = {"changed": str(self.version)}
             old = self._store(
                 plural, *key, old | {"metadata": old["metadata"] | {"labels": labels}}, "MODIFIED"
@@ -495,7 +513,11 @@ class ApiServer:
 
     def counts(self) -> Json:
         """What was asked and answered so far."""
-        return {"requests": dict(self.requests), "answers": dict(self.answers), "watches": self.watches}
+        return {
+            "requests": dict(self.requests),
+            "answers": dict(self.answers),
+            "ended_watches": self.ended_watches,
+        }
 
     def fill(self, namespace: str, pool: str, number: int) -> None:
         """Create entitlements ``t0`` to ``tN``, with the key ``key-N`` each. The first is validated."""

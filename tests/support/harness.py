@@ -49,7 +49,8 @@ class Response:
     body: bytes
 
     def error(self) -> dict[str, Any]:
-        return json.loads(self.body)["error"]
+        error: dict[str, Any] = json.loads(self.body)["error"]
+        return error
 
 
 @contextlib.asynccontextmanager

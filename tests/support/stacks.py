@@ -178,6 +178,15 @@ HUGGING_FACE = {
     "ports": [port(8080, "http1")],
 }
 
+VLLM_SERVER = {
+    "name": "kserve-container",
+    "image": "vllm/vllm-openai:v0.20.0",
+    "command": ["python", "-m", "vllm.entrypoints.openai.api_server"],
+    "args": ["--port=8080", "--served-model-name=chat", "--model=/mnt/models"],
+    "readinessProbe": {"httpGet": {"path": "/v1/models", "port": 8080}},
+    "startupProbe": {"httpGet": {"path": "/v1/models", "port": 8080}},
+}
+
 # --- the vLLM production stack ---
 STACK = {
     "model": "mistral",
@@ -195,6 +204,17 @@ STACK_ENGINE = {
 STACK_KEY = {
     "name": "VLLM_API_KEY",
     "valueFrom": {"secretKeyRef": {"name": "vllm-secrets", "key": "vllmApiKey"}},
+}
+
+STACK_RAY_HEAD = {
+    "name": "vllm-ray-head",
+    "image": "vllm/vllm-openai:v0.21.0",
+    "command": [
+        '/bin/bash -c " cp /entrypoint/vllm-entrypoint.sh $HOME/vllm-entrypoint.sh && chmod +x'
+        ' $HOME/vllm-entrypoint.sh && $HOME/vllm-entrypoint.sh & echo started"'
+    ],
+    "ports": [port(8000, "container-port")],
+    "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}},
 }
 
 # --- AIBrix ---
@@ -285,7 +305,28 @@ SHAPES = (
     Shape(
         "llm-d, wide expert parallelism with one port per rank",
         shaped(WIDE_EP_ENGINE, labels={**LLM_D, **LWS}, initContainers=[ROUTING_PROXY]),
-        Refuses(Reason.RANK_PORTS, ("container vllm", "--data-parallel-size without this option")),
+        Refuses(
+            Reason.RANK_PORTS,
+            ("container vllm", "--data-parallel-size without --data-parallel-multi-port-external-lb"),
+        ),
+    ),
+    Shape(
+        "llm-d, engine with a hook that outlasts the drain",
+        shaped({**LLM_D_ENGINE, "lifecycle": {"preStop": {"sleep": {"seconds": 40}}}}, labels=LLM_D),
+        Injects("vllm", 8000, True, _ROUTED),
+    ),
+    Shape(
+        "llm-d, inference simulator",
+        shaped(
+            {
+                "name": "vllm-sim",
+                "image": "ghcr.io/llm-d/llm-d-inference-sim:v0.11.4",
+                "args": ["--model", "Qwen/Qwen3-32B", "--port", "8000"],
+                "ports": [port(8000)],
+            },
+            labels=LLM_D,
+        ),
+        Refuses(Reason.ENGINE_OPEN, ("container vllm-sim", "tokenpool.io/allow-open-engine")),
     ),
     Shape(
         "KServe, LLMInferenceService",
@@ -321,6 +362,11 @@ SHAPES = (
         Refuses(Reason.COMMAND, ("container kserve-container", "annotation tokenpool.io/engine-port")),
     ),
     Shape(
+        "KServe, InferenceService with vLLM",
+        shaped(VLLM_SERVER, labels={"serving.kserve.io/inferenceservice": "chat"}),
+        Injects("kserve-container", 8080, False, frozenset()),
+    ),
+    Shape(
         "production stack",
         shaped(STACK_ENGINE, labels=STACK),
         Injects("vllm", 8000, True, _ROUTED),
@@ -342,6 +388,11 @@ SHAPES = (
         "production stack, prefill with the node's processes",
         shaped(STACK_ENGINE, labels=STACK, hostPID=True, hostIPC=True),
         Injects("vllm", 8000, True, _ROUTED),
+    ),
+    Shape(
+        "production stack, head of a Ray cluster",
+        shaped(STACK_RAY_HEAD, labels=STACK),
+        Refuses(Reason.COMMAND, ("container vllm-ray-head", "annotation tokenpool.io/engine-port")),
     ),
     Shape(
         "AIBrix with its runtime",

@@ -22,6 +22,8 @@ class Place(NamedTuple):
     """``HOST:PORT`` of its peer port."""
     number: int
     """The number of the ask for which it has offered room."""
+    asked_at: float
+    """The time of that ask, in seconds of the sidecar's monotonic clock."""
 
 
 class Ticket:

@@ -93,12 +93,14 @@ class PeerAsk:
         "tier",
     )
 
-    def __init__(self, number: int, peer: str, address: str, pending: PendingRequest, wait_s: float) -> None:
+    def __init__(
+        self, number: int, peer: str, address: str, pending: PendingRequest, wait_s: float, now: float
+    ) -> None:
         self.number = number
         self.peer = peer
         """The id of the other replica's sidecar."""
         self.pending = pending
-        self.place = Place(peer, address, number)
+        self.place = Place(peer, address, number, now)
         self.sequences = pending.cost.sequences
         self.kv_tokens = pending.cost.kv_tokens
         self.tier: Tier = pending.account.entitlement.tier
@@ -192,7 +194,7 @@ class Placement:
         if wait_s > 0 and not more and len(chosen) + len(asked) < MOST_ASKED:
             others = [p for p in usable if p not in chosen]
             chosen += self._choose(others, MOST_ASKED - len(asked) - len(chosen))
-        made = [self._ask(peer, pending, wait_s) for peer in chosen]
+        made = [self._ask(peer, pending, wait_s, now) for peer in chosen]
         if made:
             is_assured = pending.account.is_inside_guarantee(sequences, kv_tokens)
             if is_assured and not asked and made[0].standing is Standing.WITHIN:
@@ -226,16 +228,16 @@ class Placement:
                 and _fits(peer, cost.sequences, cost.kv_tokens, now)
                 and peer.sequences - cost.sequences >= least_free
             ):
-                ask = self._ask(peer, pending, 0.0)
+                ask = self._ask(peer, pending, 0.0, now)
                 ask.preference = preference
                 return ask
         return None
 
-    def _ask(self, peer: _Peer, pending: PendingRequest, wait_s: float) -> PeerAsk:
+    def _ask(self, peer: _Peer, pending: PendingRequest, wait_s: float, now: float) -> PeerAsk:
         # The next requests find the rest of the room, until an answer states the room again.
         peer.sequences -= pending.cost.sequences
         self._number += 1
-        ask = PeerAsk(self._number, peer.name, peer.address, pending, wait_s)
+        ask = PeerAsk(self._number, peer.name, peer.address, pending, wait_s, now)
         ask.known_at = peer.named_at
         return ask
 

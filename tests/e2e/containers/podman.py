@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shutil
 import subprocess
@@ -22,13 +21,6 @@ default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
 """
-WITH_CURL = """\
-FROM {image}
-USER 0
-RUN apt-get update && apt-get install -y --no-install-recommends curl && rm -rf /var/lib/apt/lists/*
-USER 65532:65532
-"""
-"""Podman runs httpGet probes with curl in the container. A kubelet does not need curl."""
 
 
 @dataclass
@@ -39,8 +31,23 @@ class Podman:
 
     def __call__(self, *arguments: str, given: str = "", timeout: float = 120) -> str:
         """Run a command, and return its output. Fails the test if the command fails."""
+        done = self._run(*arguments, given=given, timeout=timeout)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        return done.stdout
+
+    def executes(self, container: str, command: list[str], timeout: float) -> bool:
+        """Whether a command in a container succeeds."""
+        return self._run("exec", container, *command, timeout=timeout).returncode == 0
+
+    def tells(self, container: str, signal: str) -> None:
+        """Send a signal. A container that has ended does not get it."""
+        self._run("kill", "--signal", signal, container)
+
+    def _run(
+        self, *arguments: str, given: str = "", timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         where = ("--root", str(self.folder / "root"), "--runroot", str(self.folder / "run"))
-        done = subprocess.run(
+        return subprocess.run(
             ["podman", *where, *arguments],
             env=os.environ | {"CONTAINERS_CONF": str(self.folder / "containers.conf")},
             input=given,
@@ -49,16 +56,13 @@ class Podman:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        return done.stdout
 
     def take(self, client: docker.DockerClient, image: str, name: str) -> None:
         """Copy an image from a Docker daemon, as ``localhost/NAME``."""
-        dockerfile = io.BytesIO(WITH_CURL.format(image=image).encode())
-        made, _ = client.images.build(fileobj=dockerfile, tag=name, rm=True, forcerm=True)
+        client.images.get(image).tag(name)
         archive = self.folder / "image.tar"
         with archive.open("wb") as file:
-            for chunk in made.save(named=True):
+            for chunk in client.images.get(name).save(named=name):
                 file.write(chunk)
         self("load", "--input", str(archive))
         archive.unlink()

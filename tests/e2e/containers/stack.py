@@ -76,7 +76,7 @@ class Stack:
 
         The first is compiled as for users, but without optimizations, which takes less time.
         """
-        self.compose("build", "--build-arg", "OPTIMIZE=0", "sidecar-1", timeout=BUILD_S)
+        self.compose("build", "--build-arg", "OPTIMIZE=0", "pod-1", timeout=BUILD_S)
         if self.lent is None:
             self.compose("build", "engine-1", timeout=BUILD_S)
 

@@ -1,9 +1,16 @@
-"""Checks of compose.yaml and its files without a container engine."""
+"""Checks of compose.yaml and its files without a container engine.
+
+``docker-compose`` of the ``dev`` extra is Compose v2. It reads the files, and needs no daemon for that.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +19,7 @@ import pytest
 import yaml
 
 from loadgen import reading
+from tests.support.programs import program
 from tokenpool.poolfile.reading import parse
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +39,76 @@ def test_old_and_new_compose_accept_the_file() -> None:
     assert "version" not in COMPOSE
     # Compose 1 does not support nested defaults.
     assert not re.search(r"\$\{[^}]*\$\{", text)
+
+
+@functools.cache
+def read_by_compose(*files: str, **variables: str) -> dict[str, Any]:
+    """What Compose v2 makes of files, with these variables and no others."""
+    named = [word for file in ("compose.yaml", *files) for word in ("--file", file)]
+    done = subprocess.run(
+        [
+            program("docker-compose"),
+            *(*named, "--profile", "*", "config", "--format", "json"),
+        ],
+        cwd=ROOT, env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | variables,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    read: dict[str, Any] = json.loads(done.stdout)
+    return read
+
+
+OVERLAYS = ("docker/gpu.yaml", "docker/simulated.yaml")
+
+
+@pytest.mark.parametrize("overlay", [(), *((file,) for file in OVERLAYS)], ids=str)
+def test_every_image_is_built_once_by_the_service_that_gets_it(overlay: tuple[str, ...]) -> None:
+    services = read_by_compose(*overlay)["services"]
+    assert services.keys() == SERVICES.keys()
+    builders: dict[str, list[str]] = {}
+    for name, service in services.items():
+        if "build" in service:
+            builders.setdefault(service["image"], []).append(name)
+    engine = {} if overlay else {"tokenpool-engine:local": ["engine-1"]}
+    assert builders == {"tokenpool:local": ["pod-1"]} | engine
+    # The others wait for that image. They do not look for it in a registry.
+    for name, service in services.items():
+        if service["image"] in builders and name not in builders[service["image"]]:
+            assert service["pull_policy"] == "never"
+
+
+def test_an_image_of_a_registry_is_pulled_and_not_built() -> None:
+    services = read_by_compose(TOKENPOOL_IMAGE="registry.example.com/tokenpool:0.2.0")["services"]
+    assert services["pod-1"]["image"] == services["sidecar-1"]["image"]
+    assert services["pod-1"]["pull_policy"] in ("missing", "if_not_present")
+
+
+def test_engines_on_gpus_are_vllms_own_with_a_real_model_and_its_weights() -> None:
+    default = read_by_compose("docker/gpu.yaml")["services"]
+    chosen = read_by_compose("docker/gpu.yaml", MODEL="org/model", VLLM_ARGS="--max-model-len 8192")[
+        "services"
+    ]
+    for number, name in enumerate(("engine-1", "engine-2")):
+        assert "build" not in default[name]
+        assert default[name]["image"].startswith("vllm/vllm-openai:v")
+        words = [*default[name]["entrypoint"], *default[name]["command"]]
+        assert "--host=127.0.0.1" in words
+        assert not {"--load-format", "dummy", "--enforce-eager"} & set(words)
+        assert not any("/opt/models" in word for word in words)
+        assert "--model=org/model" in chosen[name]["entrypoint"]
+        assert "--served-model-name=org/model" in chosen[name]["entrypoint"]
+        assert chosen[name]["command"] == ["--max-model-len", "8192"]
+        (device,) = default[name]["deploy"]["resources"]["reservations"]["devices"]
+        assert device["device_ids"] == [str(number)]
+
+
+def test_simulated_engines_need_no_image_but_ours() -> None:
+    services = read_by_compose("docker/simulated.yaml")["services"]
+    for name in ("engine-1", "engine-2"):
+        assert services[name]["image"] == services["sidecar-1"]["image"]
+        assert services[name]["entrypoint"][:3] == ["loadgen", "engine", "--host=127.0.0.1"]
+        assert services[name]["network_mode"] == SERVICES[name]["network_mode"]
+        assert not services[name]["command"]
 
 
 def test_every_image_is_a_variable_with_a_default() -> None:
@@ -108,12 +186,6 @@ def test_every_mounted_file_exists_and_is_read_only() -> None:
     assert [path for path in mounted() if not path.exists()] == []
 
 
-def test_the_gpu_file_names_the_engines_of_the_compose_file() -> None:
-    beside = yaml.safe_load((ROOT / "docker" / "gpu.yaml").read_text())["services"]
-
-    assert {name for name in SERVICES if name.startswith("engine")} == set(beside)
-
-
 def test_the_pool_file_has_the_keys_of_the_overload_scenario() -> None:
     file = parse((ROOT / "docker" / "pool.yaml").read_text(), name="pool.yaml").file
     scenario = reading.read(ROOT / "docker" / "loadgen" / "overload.yaml", {})
@@ -143,7 +215,7 @@ def test_the_image_is_compiled_by_default() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text()
     build, _, final = text.rpartition("\nFROM ")
 
-    assert SERVICES["sidecar-1"]["build"]["args"]["COMPILE"] == "${COMPILE:-1}"
+    assert SERVICES["pod-1"]["build"]["args"]["COMPILE"] == "${COMPILE:-1}"
     assert re.search(r"^ARG COMPILE=1$", build, re.MULTILINE)
     assert re.search(r"^ARG OPTIMIZE=1$", build, re.MULTILINE)
     assert "apt-get" not in final

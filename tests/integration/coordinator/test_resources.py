@@ -138,7 +138,7 @@ async def test_a_secret_that_may_not_be_read_keeps_the_published_keys(world: Wor
 
 
 # --- failures of the API server ---
-async def test_every_failure_at_once(world: World) -> None:
+async def test_all_failures_together(world: World) -> None:
     """Watches end after 0.2 s on average, a third with 410; requests meet 429, and writes meet conflicts."""
     faults = world.server.faults
     faults.end_watches_after_s, faults.forget_with = 0.2, 0.3
@@ -181,7 +181,7 @@ async def test_the_servers_time_to_wait_is_kept(world: World) -> None:
         await world.until(lambda: world.condition("a", "Accepted")[0] == "True")
 
 
-async def test_what_was_read_stays_in_force_while_the_server_is_away(world: World) -> None:
+async def test_what_was_read_stays_in_force_while_the_server_does_not_answer(world: World) -> None:
     async with world.coordinator() as controller:
         world.server.faults.is_down = True
         world.server.end_watches()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import generate, plots
+from docs import generate, plots, traces
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted(
@@ -87,3 +87,8 @@ def test_every_decision_is_in_the_index_and_has_a_date() -> None:
 
 def test_the_plot_of_the_readme_shows_the_figures_of_its_file() -> None:
     assert (plots.FOLDER / "overload.svg").read_text() == plots.drawing(plots.ways())
+
+
+@pytest.mark.parametrize("name", traces.TITLES)
+def test_the_picture_of_a_trace_shows_the_spans_of_its_file(name: str) -> None:
+    assert traces.path(name).read_text() == traces.drawing(name, traces.read()[name])

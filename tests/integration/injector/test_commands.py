@@ -222,7 +222,7 @@ def test_the_templates_of_any_kind_are_found(document: dict[str, Any], places: l
     assert inject(yaml.safe_dump(document))[1] == [result.document]
 
 
-def test_the_worker_of_a_leader_worker_set_is_left_alone() -> None:
+def test_the_worker_of_a_leader_worker_set_stays_unchanged() -> None:
     worker = pod()
     worker["spec"]["containers"][0]["args"] = ["m", "--headless"]
     document = {
@@ -267,7 +267,7 @@ def test_a_pod_spec_that_a_controller_completes_is_named() -> None:
     }
     status, documents, said = inject(yaml.safe_dump(inference))
     assert (status, documents) == (0, [inference])
-    assert "warning: chat /spec/template: a controller completes this pod spec; inject its pods" in said
+    assert "warning: chat /spec/template: a controller completes this pod spec; give tokenpool-inject" in said
     assert "warning: chat /spec/worker: " in said
     del inference["spec"]["labels"]  # type: ignore[attr-defined]
     assert "a controller completes" not in inject(yaml.safe_dump(inference))[2]

@@ -1,4 +1,4 @@
-"""The manifests: valid for the API, complete, and with valid options of the programs."""
+"""The manifests and the chart: valid for the API, complete, and with valid options of the programs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import argparse
 import functools
 import itertools
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -27,23 +24,17 @@ from injector.patch import apply
 from injector.settings import Template
 from injector.sidecar_container import NAME
 from sidecar import settings as sidecar_settings
-from tests.integration.k8s.kustomize import Json, build
+from tests.integration.k8s.api_schema import NEWEST, validate
+from tests.integration.k8s.rendering import EVERY, K8S, Json, distinct, objects
 from tests.support.api_server import ApiServer
 from tokenpool.entitlements import KeySource, PoolFile
 from tokenpool.poolfile.reading import parse
 
-K8S = Path(__file__).parents[3] / "k8s"
-OVERLAYS = sorted(path.parent.relative_to(K8S) for path in (K8S / "overlays").glob("*/kustomization.yaml"))
-EVERY = [Path("base"), *OVERLAYS]
-CUSTOM = {"Issuer", "Certificate", "PodMonitor", "PrometheusRule", "ScaledObject"}
-"""Kinds with schemas of their operators. Tests below check their fields."""
-MAJOR, MINOR = map(int, kubernetes_validate.latest_version().split(".")[:2])
-NEWEST = [f"{MAJOR}.{MINOR - 1}", f"{MAJOR}.{MINOR}"]
-
-
-@functools.cache
-def objects(overlay: Path | str) -> list[Json]:
-    return build(K8S / overlay)
+COMPLETE = [each for each in EVERY if each not in ("chart", "chart/several-pools")]
+"""The renderings of one pool with its engine. The chart by default has no engine."""
+CUSTOM = {"Issuer", "Certificate", "PodMonitor", "ScaledObject", "PrometheusRule"}
+"""Kinds with schemas of their operators. Tests here and in test_chart.py check their fields."""
+AUTOSCALERS = ("ScaledObject", "HorizontalPodAutoscaler")
 
 
 def of_kind(found: list[Json], *kinds: str) -> list[Json]:
@@ -61,30 +52,46 @@ def pod_of(deployment: Json) -> Json:
 
 
 def pods(found: list[Json]) -> list[Json]:
-    """The pods of an overlay, after injection if they have the label."""
+    """The pods of a rendering, after injection if they have the label."""
     made = []
     for each in of_kind(found, "Deployment"):
-        decision = inject(pod_of(each), Template())
+        decision = inject(pod_of(each), template_of(found))
         assert isinstance(decision, Injection)
         assert decision.warnings == ()
         made.append(apply(pod_of(each), decision.patch))
     return made
 
 
+def template_of(found: list[Json]) -> Template:
+    """The sidecar that the rendering's injector adds; without one, the sidecar of the manifests."""
+    injectors = [
+        each for each in of_kind(found, "Deployment") if each["metadata"]["name"] == "tokenpool-injector"
+    ]
+    if not injectors:
+        return SIDECAR
+    (container,) = pod_of(injectors[0])["spec"]["containers"]
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    injector_settings.add_serving_arguments(parser)
+    injector_settings.add_template_arguments(parser)
+    return injector_settings.read_template(parser.parse_args(container["args"]), {})
+
+
 def containers(pod: Json) -> list[Json]:
     return [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]
 
 
-def every_container(overlay: Path | str) -> Iterator[tuple[Json, Json]]:
+def every_container(overlay: str) -> Iterator[tuple[Json, Json]]:
     for pod in pods(objects(overlay)):
         for container in containers(pod):
             yield pod, container
 
 
-def secrets() -> dict[str, set[str]]:
-    """The example's Secrets with their keys. In production, users provide them."""
-    documents = yaml.safe_load_all((K8S / "components/try-out/secrets.yaml").read_text())
-    return {each["metadata"]["name"]: set(each["stringData"]) for each in documents}
+@functools.cache
+def secrets(overlay: str = "base") -> dict[str, set[str]]:
+    """The Secrets of a rendering with their keys, and the example's, which users provide in production."""
+    example = yaml.safe_load_all((K8S / "components/try-out/secrets.yaml").read_text())
+    made = [*example, *of_kind(objects(overlay), "Secret")]
+    return {each["metadata"]["name"]: {*each.get("stringData", {}), *each.get("data", {})} for each in made}
 
 
 def selected(found: list[Json], selector: Json) -> list[Json]:
@@ -108,6 +115,12 @@ def ports(pod: Json) -> dict[int | str, int]:
     return by_number | {port["name"]: port["containerPort"] for port in declared if "name" in port}
 
 
+SIDECAR = Template(
+    image=pod_of(one(objects("base"), "Deployment", "vllm"))["spec"]["initContainers"][0]["image"]
+)
+"""The injector's default, with the image of the manifests."""
+
+
 def pool_file() -> PoolFile:
     data = one(objects("base"), "ConfigMap", "tokenpool-pool")["data"]
     parsed = parse(data["pool.yaml"])
@@ -116,43 +129,31 @@ def pool_file() -> PoolFile:
 
 
 # --- kustomize and the API ---
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_kustomize_gives_the_same_objects(overlay: Path) -> None:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed; the other tests use tests/integration/k8s/kustomize.py")
-    done = subprocess.run(
-        ["kubectl", "kustomize", str(K8S / overlay)], capture_output=True, text=True, timeout=120, check=True
-    )
-
-    def by_name(found: list[Json]) -> dict[tuple[str, str], Json]:
-        return {(each["kind"], each["metadata"]["name"]): each for each in found}
-
-    assert by_name(list(yaml.safe_load_all(done.stdout))) == by_name(objects(overlay))
-
-
-@pytest.mark.parametrize(("overlay", "release"), list(itertools.product(EVERY, NEWEST)), ids=str)
-def test_every_object_is_valid_in_the_two_newest_releases(overlay: Path, release: str) -> None:
-    found = objects(overlay)
-    known = [each for each in found if each["kind"] not in CUSTOM]
+@pytest.mark.parametrize("release", NEWEST)
+def test_every_object_is_valid_in_the_two_newest_releases(release: str) -> None:
+    known = [each for each in distinct() if each["kind"] not in CUSTOM]
     for each in known:
-        assert kubernetes_validate.validate(each, release, strict=True)
-    assert len(known) > len(found) / 2
+        validate(each, release)
+    assert len(known) > len(distinct()) / 2
 
 
 @pytest.mark.parametrize("release", NEWEST)
 def test_injected_pods_are_valid_in_the_two_newest_releases(release: str) -> None:
     for native, pod in itertools.product((True, False), pods(objects("overlays/injected"))):
         bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
-        decision = inject(bare, Template(native=native))
+        decision = inject(bare, replace(SIDECAR, native=native))
         assert isinstance(decision, Injection)
         for each in (pod, apply(bare, decision.patch)):
             document = {"apiVersion": "v1", "kind": "Pod", **each}
-            assert kubernetes_validate.validate(document, release, strict=True)
+            validate(document, release)
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_every_name_is_unique(overlay: Path) -> None:
-    names = [(each["kind"], each["metadata"]["name"]) for each in objects(overlay)]
+@pytest.mark.parametrize("overlay", EVERY)
+def test_every_name_is_unique(overlay: str) -> None:
+    names = [
+        (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"])
+        for each in objects(overlay)
+    ]
     assert len(names) == len(set(names))
 
 
@@ -180,9 +181,9 @@ def parsed(container: Json) -> Any:
     return injector_settings.read_serving(arguments, environment)
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_all_options_exist_in_the_program(overlay: Path) -> None:
-    ours = [each for _, each in every_container(overlay) if each["image"].startswith("tokenpool:")]
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_all_options_exist_in_the_program(overlay: str) -> None:
+    ours = [each for _, each in every_container(overlay) if each["name"] in (NAME, "coordinator", "injector")]
     assert len(ours) >= 2
     for container in ours:
         read = parsed(container)
@@ -211,7 +212,7 @@ def test_the_sidecars_pool_is_in_the_file() -> None:
 # --- three equal sidecars ---
 def test_the_injected_deployment_equals_the_base() -> None:
     bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
-    decision = inject(bare, Template())
+    decision = inject(bare, SIDECAR)
     assert isinstance(decision, Injection)
     injected, written = apply(bare, decision.patch), pod_of(one(objects("base"), "Deployment", "vllm"))
     assert injected["spec"] == written["spec"]
@@ -219,15 +220,15 @@ def test_the_injected_deployment_equals_the_base() -> None:
 
 def test_the_plain_sidecar_equals_the_injected_one_for_older_clusters() -> None:
     bare = pod_of(one(objects("overlays/injected"), "Deployment", "vllm"))
-    decision = inject(bare, Template(native=False))
+    decision = inject(bare, replace(SIDECAR, native=False))
     assert isinstance(decision, Injection)
     plain = pod_of(one(objects("overlays/plain-sidecar"), "Deployment", "vllm"))
     assert apply(bare, decision.patch)["spec"] == plain["spec"]
 
 
 # --- references ---
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_config_maps_secrets_accounts_and_volumes_exist(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_config_maps_secrets_accounts_and_volumes_exist(overlay: str) -> None:
     found = objects(overlay)
     configs = {each["metadata"]["name"]: set(each["data"]) for each in of_kind(found, "ConfigMap")}
     made = {each["spec"]["secretName"] for each in of_kind(found, "Certificate")}
@@ -240,17 +241,17 @@ def test_config_maps_secrets_accounts_and_volumes_exist(overlay: Path) -> None:
             if "configMap" in each:
                 assert "pool.yaml" in configs[each["configMap"]["name"]]
             if "secret" in each:
-                assert each["secret"]["secretName"] in secrets().keys() | made
+                assert each["secret"]["secretName"] in secrets(overlay).keys() | made
         mounted = [mount["name"] for each in containers(pod) for mount in each.get("volumeMounts", [])]
         assert set(mounted) == set(volumes)
         for variable in (each for container in containers(pod) for each in container.get("env", [])):
             if "valueFrom" in variable:
                 reference = variable["valueFrom"]["secretKeyRef"]
-                assert reference["key"] in secrets()[reference["name"]]
+                assert reference["key"] in secrets(overlay)[reference["name"]]
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_services_lead_to_existing_ports(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_services_lead_to_existing_ports(overlay: str) -> None:
     found = objects(overlay)
     services = of_kind(found, "Service")
     assert {each["metadata"]["name"] for each in services} >= {"chat", "tokenpool-coordinator"}
@@ -261,20 +262,21 @@ def test_services_lead_to_existing_ports(overlay: Path) -> None:
             assert port["targetPort"] in ports(chosen[0])
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_tenants_reach_the_sidecar_and_not_the_engine(overlay: str) -> None:
     found = objects(overlay)
     (port,) = one(found, "Service", "chat")["spec"]["ports"]
     (pod,) = selected(found, {"matchLabels": one(found, "Service", "chat")["spec"]["selector"]})
     (sidecar,) = [each for each in containers(pod) if each["name"] == NAME]
     (engine,) = [each for each in containers(pod) if each["name"] == "vllm"]
     assert parsed(sidecar).listen[0].port == port["targetPort"]
-    assert engine["args"][-4:] == ["--host", "127.0.0.1", "--port", str(parsed(sidecar).upstream.port)]
+    said = dict(itertools.pairwise(engine["args"]))
+    assert (said["--host"], said["--port"]) == ("127.0.0.1", str(parsed(sidecar).upstream.port))
     assert "ports" not in engine
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_selectors_match_existing_pods(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_selectors_match_existing_pods(overlay: str) -> None:
     found = objects(overlay)
     for each in of_kind(found, "Deployment", "PodDisruptionBudget"):
         assert len(selected(found, each["spec"]["selector"])) == 1
@@ -288,8 +290,8 @@ def test_selectors_match_existing_pods(overlay: Path) -> None:
             assert endpoint["path"] in ("/metrics", "/engine/metrics")
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_critical_parts_have_two_replicas(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_critical_parts_have_two_replicas(overlay: str) -> None:
     found = objects(overlay)
     guarded = of_kind(found, "PodDisruptionBudget")
     for each in of_kind(found, "Deployment"):
@@ -301,13 +303,16 @@ def test_critical_parts_have_two_replicas(overlay: Path) -> None:
 
 
 # --- permissions ---
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_no_pod_has_permissions_in_the_cluster_or_a_token(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_no_pod_has_permissions_in_the_cluster_or_a_token(overlay: str) -> None:
     found = objects(overlay)
     assert not of_kind(found, "ClusterRole", "ClusterRoleBinding")
     roles = of_kind(found, "Role", "RoleBinding")
     assert {each["metadata"]["name"] for each in roles} <= {"tokenpool-entitlements"}
-    bound = {each["name"] for role in roles for each in role.get("subjects", ())}
+    subjects = [each for role in roles for each in role.get("subjects", ())]
+    # The API refuses an account without its namespace.
+    assert all(each["namespace"] for each in subjects)
+    bound = {each["name"] for each in subjects}
     assert all(each["automountServiceAccountToken"] is False for each in of_kind(found, "ServiceAccount"))
     for pod in pods(found):
         has_rights = pod["spec"]["serviceAccountName"] in bound
@@ -318,8 +323,8 @@ def test_no_pod_has_permissions_in_the_cluster_or_a_token(overlay: Path) -> None
         assert pod["spec"]["enableServiceLinks"] is False
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_containers_have_minimal_privileges(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_containers_have_minimal_privileges(overlay: str) -> None:
     for pod, container in every_container(overlay):
         context = pod["spec"]["securityContext"] | container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
@@ -333,8 +338,8 @@ def test_containers_have_minimal_privileges(overlay: Path) -> None:
             assert context["readOnlyRootFilesystem"] is True
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_traffic_without_a_policy_is_denied_for_every_pod(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_traffic_without_a_policy_is_denied_for_every_pod(overlay: str) -> None:
     found = objects(overlay)
     denying = one(found, "NetworkPolicy", "tokenpool-default-deny")["spec"]
     assert denying["policyTypes"] == ["Ingress", "Egress"]
@@ -342,8 +347,8 @@ def test_traffic_without_a_policy_is_denied_for_every_pod(overlay: Path) -> None
     assert selected(found, denying["podSelector"]) == pods(found)
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_policies_open_existing_ports_only(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_policies_open_existing_ports_only(overlay: str) -> None:
     found = objects(overlay)
     for policy in of_kind(found, "NetworkPolicy"):
         spec = policy["spec"]
@@ -403,8 +408,8 @@ def test_admin_ports_are_open_to_prometheus_and_the_autoscaler_only() -> None:
     ]
 
 
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_the_peer_port_is_open_between_the_sidecars_of_the_pool_only(overlay: Path) -> None:
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_the_peer_port_is_open_between_the_sidecars_of_the_pool_only(overlay: str) -> None:
     found = objects(overlay)
     ours = {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "vllm"}}}
     (pod,) = selected(found, ours["podSelector"])
@@ -424,11 +429,13 @@ def test_services_do_not_lead_to_the_peer_port() -> None:
 
 def test_the_lease_store_is_open_to_coordinators_and_sidecars_only() -> None:
     found = objects("overlays/try-out")
-    (peer,) = reaches(found, "tokenpool-redis", 6379)
-    assert peer is not None
-    assert peer.keys() == {"podSelector"}
+    peers = reaches(found, "tokenpool-redis", 6379)
+    assert all(peer is not None and peer.keys() == {"podSelector"} for peer in peers)
     names = {
-        pod["metadata"]["labels"]["app.kubernetes.io/name"] for pod in selected(found, peer["podSelector"])
+        pod["metadata"]["labels"]["app.kubernetes.io/name"]
+        for peer in peers
+        if peer is not None
+        for pod in selected(found, peer["podSelector"])
     }
     assert names == {"tokenpool-coordinator", "vllm"}
 
@@ -440,14 +447,18 @@ def test_the_proxied_port_is_open_to_the_cluster_and_the_engine_is_not() -> None
 
 
 # --- autoscalers ---
-@pytest.mark.parametrize("overlay", EVERY, ids=str)
-def test_only_the_autoscaler_sets_the_replicas(overlay: Path) -> None:
-    assert "replicas" not in one(objects(overlay), "Deployment", "vllm")["spec"]
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_only_the_autoscaler_sets_the_replicas(overlay: str) -> None:
+    scaled = {each["spec"]["scaleTargetRef"]["name"] for each in of_kind(objects(overlay), *AUTOSCALERS)}
+    # The chart knows whether there is an autoscaler. In a kustomization it may be added.
+    assert scaled == {"vllm"} or overlay not in ("overlays/keda", "overlays/hpa", "chart/full")
+    if scaled or not overlay.startswith("chart"):
+        assert "replicas" not in one(objects(overlay), "Deployment", "vllm")["spec"]
 
 
 def test_keda_sets_the_replicas_of_the_page() -> None:
     found = objects("overlays/keda")
-    scaled = one(found, "ScaledObject", "vllm")
+    scaled = one(found, "ScaledObject", "tokenpool-chat")
     assert scaled["apiVersion"] == "keda.sh/v1alpha1"
     spec = scaled["spec"]
     (pool,) = pool_file().pools
@@ -482,7 +493,7 @@ def assert_safe(behavior: dict[str, Any], every_s: float) -> None:
 @pytest.mark.parametrize("period", [1, 2, 3, 5, 19])
 def test_differing_answers_remove_no_replica(period: int) -> None:
     """The autoscaler's rule for polls of a right coordinator and of one that answers 1, in any order."""
-    behavior = one(objects("overlays/hpa"), "HorizontalPodAutoscaler", "vllm")["spec"]["behavior"]
+    behavior = one(objects("overlays/hpa"), "HorizontalPodAutoscaler", "tokenpool-chat")["spec"]["behavior"]
     up, down = (behavior[each]["stabilizationWindowSeconds"] for each in ("scaleUp", "scaleDown"))
     replicas, answers = 4, list[tuple[int, int]]()
     for poll in range(400):
@@ -496,7 +507,7 @@ def test_differing_answers_remove_no_replica(period: int) -> None:
 
 def test_the_horizontal_autoscaler_sets_the_replicas_of_the_metric() -> None:
     found = objects("overlays/hpa")
-    spec = one(found, "HorizontalPodAutoscaler", "vllm")["spec"]
+    spec = one(found, "HorizontalPodAutoscaler", "tokenpool-chat")["spec"]
     (pool,) = pool_file().pools
     assert one(found, spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
     assert (spec["minReplicas"], spec["maxReplicas"]) == (pool.min_replicas, pool.max_replicas)
@@ -637,3 +648,12 @@ def test_the_example_of_resources_is_admitted_and_valid() -> None:
     assert not list(filter(None, merge.update(resources, secrets)))
     assert all(each.holds for each in (*merge.accepted.values(), *merge.resolved.values()))
     assert merge.secrets == secrets.keys()
+
+
+def test_the_rights_are_those_of_the_coordinators_service_account() -> None:
+    found = objects("overlays/entitlements")
+    binding = one(found, "RoleBinding", "tokenpool-entitlements")
+    [subject] = binding["subjects"]
+    account = one(found, "ServiceAccount", "tokenpool-coordinator")["metadata"]
+    assert (subject["name"], subject["namespace"]) == (account["name"], account["namespace"])
+    assert binding["roleRef"]["name"] == one(found, "Role", "tokenpool-entitlements")["metadata"]["name"]

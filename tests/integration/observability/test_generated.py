@@ -13,7 +13,7 @@ from monitoring.model import RUNBOOK_URL
 
 
 @pytest.mark.parametrize("path", files(), ids=str)
-def test_a_file_is_what_its_source_makes(path: Path) -> None:
+def test_a_file_is_the_one_that_its_source_makes(path: Path) -> None:
     assert (ROOT / path).read_text() == files()[path], "run 'make docs'"
 
 

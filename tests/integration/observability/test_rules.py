@@ -273,7 +273,7 @@ def test_an_alert_fires_for_the_pool_with_the_fault_alone_and_clears(
     run_rule_tests(checker, tmp_path, STEP_MIN[is_long(case)], [test], rules)
 
 
-def test_alerts_stay_silent_on_what_looks_like_a_fault(checker: str, tmp_path: Path) -> None:
+def test_no_alert_fires_for_a_state_that_looks_like_a_fault(checker: str, tmp_path: Path) -> None:
     run_rule_tests(checker, tmp_path, 1, [staying_silent(quiet) for quiet in QUIET])
 
 

@@ -50,5 +50,5 @@ def test_a_text_without_a_certificate_has_no_end(text: str) -> None:
 
 
 @given(data=st.binary(max_size=64))
-def test_any_bytes_are_read_or_not(data: bytes) -> None:
+def test_any_bytes_are_read_or_refused_without_an_error(data: bytes) -> None:
     assert not_after(ssl.DER_cert_to_PEM_cert(data)) is None

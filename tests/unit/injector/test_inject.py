@@ -92,7 +92,7 @@ def test_a_static_pod_is_left_unchanged_with_a_warning() -> None:
     static = pod()
     static["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "abc"
     assert decided(static).patch == ()  # type: ignore[union-attr]
-    assert "only its node can change" in warnings(static)
+    assert "only the file on its node changes a static pod" in warnings(static)
 
 
 # Ports.
@@ -199,7 +199,7 @@ def test_the_ports_of_a_pod_differ(annotations: dict[str, str], peer: int) -> No
 def test_a_named_peer_port_that_is_used_is_refused(port: str) -> None:
     busy = {"name": "busy", "ports": [{"containerPort": 9400}]}
     why = denial(pod(VLLM, busy, annotations={"peer-port": port}))
-    assert f"has port {port}; give another" in why
+    assert f"has port {port}; give a port that is free" in why
     assert "annotation tokenpool.io/peer-port" in why
 
 
@@ -397,7 +397,7 @@ def test_a_hook_that_asks_the_moved_port_is_asked_inside() -> None:
     assert "18000" in container(after, "vllm")["lifecycle"]["postStart"]["exec"]["command"][2]
     assert "preStop" in container(after, "vllm")["lifecycle"]
     without = engine(lifecycle=hooks, image="sim:1", args=["--port=8000", "--host="])
-    assert "postStart of container vllm probes its own port" in warnings(pod(without))
+    assert "postStart of container vllm asks its old port" in warnings(pod(without))
 
 
 # The end of a pod.
@@ -433,10 +433,30 @@ def test_longer_drains_take_longer() -> None:
 
 
 def test_a_hook_of_the_engine_stays_and_is_warned_of() -> None:
-    own = {"preStop": {"exec": {"command": ["sleep", "60"]}}}
+    own = {"preStop": {"exec": {"command": ["sleep", "15"]}}}
     after = injected(pod(engine(lifecycle=own)))
     assert container(after, "vllm")["lifecycle"] == own
-    assert "must last until the sidecar has drained (37 s at most)" in warnings(pod(engine(lifecycle=own)))
+    assert "remove the hook, or let it last 37 s" in warnings(pod(engine(lifecycle=own)))
+
+
+@pytest.mark.parametrize(
+    ("hook", "is_long"),
+    [
+        ({"sleep": {"seconds": 37}}, True),
+        ({"sleep": {"seconds": 36}}, False),
+        ({"sleep": {}}, False),
+        ({"exec": {"command": ["/bin/sleep", "40s"]}}, True),
+        ({"exec": {"command": ["sleep", "15"]}}, False),
+        ({"exec": {"command": ["sh", "-c", "sleep 60"]}}, True),
+        ({"exec": {"command": ["sh", "-c", "sleep 60 &"]}}, False),
+        ({"exec": {"command": ["sleep", "$N"]}}, False),
+        ({"exec": {"command": ["sleep", "nan"]}}, False),
+    ],
+)
+def test_a_hook_that_only_sleeps_is_accepted_if_it_lasts_as_long_as_the_drain(
+    hook: Json, is_long: bool
+) -> None:
+    assert (warnings(pod(engine(lifecycle={"preStop": hook}))) == "") == is_long
 
 
 @pytest.mark.parametrize("shared", ["shareProcessNamespace", "hostPID"])
@@ -534,9 +554,9 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"upstream-port": "-"}, "annotation tokenpool.io/upstream-port: '-' is not a port"),
         ({"upstream-port": "grpc"}, "container vllm declares no port named 'grpc'"),
         ({"upstream-port": "9000"}, "container vllm does not listen on 9000: its --port says 8000"),
-        ({"engine-port": "8000"}, "container tokenpool-sidecar has port 8000; give another"),
+        ({"engine-port": "8000"}, "container tokenpool-sidecar has port 8000; give a port that is free"),
         ({"admin-port": "8000"}, "annotation tokenpool.io/admin-port: container vllm has port 8000"),
-        ({"listen-port": "9400"}, "container gpu-exporter has port 9400; give another"),
+        ({"listen-port": "9400"}, "container gpu-exporter has port 9400; give a port that is free"),
         ({"engine-port": "9400"}, "annotation tokenpool.io/engine-port: container gpu-exporter has port"),
         ({"native": "maybe"}, "annotation tokenpool.io/native: 'maybe' is neither true nor false"),
         ({"image": "a b"}, "annotation tokenpool.io/image: 'a b' is not the name of an image"),
@@ -557,10 +577,13 @@ def test_more_options_and_other_sizes_come_from_annotations() -> None:
         ({"container": "engine"}, "'engine' is no container here; name one of vllm, gpu-exporter"),
         (
             {"listen-prot": "1"},
-            "tokenpool.io/listen-prot: it is not known; did you mean tokenpool.io/listen-port?",
+            "tokenpool.io/listen-prot: there is no such annotation; did you mean tokenpool.io/listen-port?",
         ),
-        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user: it is not known"),
-        ({"zzz": "0"}, "annotation tokenpool.io/zzz: it is not known; there are admin-port, allow-env-from"),
+        ({"run-as-user": "0"}, "annotation tokenpool.io/run-as-user: there is no such annotation"),
+        (
+            {"zzz": "0"},
+            "annotation tokenpool.io/zzz: there is no such annotation; remove it, or use one of admin-port,",
+        ),
     ],
 )
 def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str) -> None:
@@ -576,7 +599,7 @@ def test_an_invalid_annotation_is_named(annotations: dict[str, str], words: str)
             [engine(args=["m", "--ssl_keyfile", "k"])],
             "certificate and key are not both known",
         ),
-        ([engine(args=["m", "--port", "$(PORT)"])], "container vllm: --port $(PORT) is no number"),
+        ([engine(args=["m", "--port", "$(PORT)"])], "container vllm: --port $(PORT) is not a number"),
         ([engine(image="x:1", command=None, args=None)], "container vllm: it cannot be moved from port 8000"),
     ],
 )
@@ -585,7 +608,7 @@ def test_an_engine_that_cannot_be_rewired_is_refused(containers: list[Json], wor
 
 
 def test_a_volume_of_the_sidecars_name_is_refused() -> None:
-    assert "volume tokenpool-pool: the name is the sidecar's" in denial(
+    assert "volume tokenpool-pool: the sidecar's own volume has this name" in denial(
         pod(volumes=[{"name": "tokenpool-pool"}])
     )
 

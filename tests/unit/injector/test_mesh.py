@@ -164,8 +164,20 @@ def test_istio_may_run_again_after_the_sidecar_is_there() -> None:
     ]
 
 
-def test_istios_agent_scrapes_the_engine_at_the_sidecar() -> None:
+@pytest.mark.parametrize(
+    ("taken", "is_exposed"),
+    [
+        ({"scrape": "true", "port": "8000"}, True),
+        ({"scrape": "true"}, True),
+        ({"scrape": "true", "port": "9400", "targets": [{"port": "9400"}, {"port": "8000"}]}, True),
+        ({"scrape": "true", "port": "9400"}, False),
+        ({"scrape": "true", "port": "9400", "targets": [{"port": "9401"}, 8000]}, False),
+        ({"scrape": "true", "port": "9400", "targets": 1}, False),
+        ({"scrape": "false", "port": "8000"}, False),
+    ],
+)
+def test_istios_agent_scrapes_the_engine_at_the_sidecar(taken: Json, is_exposed: bool) -> None:
     before = meshed()
-    taken = {"name": "ISTIO_PROMETHEUS_ANNOTATIONS", "value": json.dumps({"scrape": "true", "port": "8000"})}
-    before["spec"]["initContainers"][1]["env"].append(taken)
-    assert "--expose-engine-metrics" in sidecar(injected(before))["args"]
+    variable = {"name": "ISTIO_PROMETHEUS_ANNOTATIONS", "value": json.dumps(taken)}
+    before["spec"]["initContainers"][1]["env"].append(variable)
+    assert ("--expose-engine-metrics" in sidecar(injected(before))["args"]) == is_exposed

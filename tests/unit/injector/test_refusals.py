@@ -63,7 +63,7 @@ OPT_OUTS: dict[Allow, Json] = {
 def test_an_annotation_accepts_a_pod_explicitly_and_the_denial_names_it(allow: Allow) -> None:
     before = OPT_OUTS[allow]
     given = before["metadata"]["annotations"]
-    assert f'or accept it with annotation {allow.annotation}: "true"' in denial(before)
+    assert f'; or set annotation {allow.annotation}: "true" ' in denial(before)
     assert isinstance(
         decided(
             {**before, "metadata": {**before["metadata"], "annotations": {**given, allow.annotation: "true"}}}
@@ -176,7 +176,7 @@ def test_a_container_per_rank_is_refused() -> None:
         {"command": ["ray", "start", "--block", "--address=head:6379"], "args": None},
     ],
 )
-def test_a_worker_is_left_alone(fields: Json) -> None:
+def test_a_worker_stays_unchanged(fields: Json) -> None:
     before = pod(engine(ports=None, **fields), EXPORTER)
     decision = decided(before)
     assert isinstance(decision, Injection)
@@ -253,7 +253,7 @@ def test_another_class_gets_the_usual_sizes(containers: list[Json], spec: Json) 
     }
 
 
-def test_a_pod_may_give_its_class_up() -> None:
+def test_a_pod_may_leave_the_class_guaranteed() -> None:
     after = injected(pod(engine(resources=GUARANTEED), annotations={"keep-guaranteed": "false"}))
     assert "cpu" not in sidecar(after)["resources"]["limits"]
 
@@ -350,6 +350,8 @@ def test_a_probe_of_another_container_at_the_engines_port_asks_a_page_without_a_
     [
         engine(name="b", ports=[{"containerPort": 8001}], args=["m", "--port", "8001"]),
         engine(name="b", ports=None, args=["m", "--host", "0.0.0.0", "--port=8001"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--data-parallel-address", "127.0.0.1"]),
+        engine(name="b", ports=None, args=["m", "--port=8001", "--host=127.0.0.1", "--host", "0.0.0.0"]),
         {
             "name": "b",
             "image": "lmsysorg/sglang:v0.5",
@@ -413,6 +415,15 @@ def test_an_engine_that_a_later_webhook_adds_is_refused_at_the_second_review() -
     after["spec"]["containers"].pop()
     after["spec"]["hostNetwork"] = True
     assert "spec.hostNetwork" in denied(after, Reason.HOST_NETWORK)
+
+
+@pytest.mark.parametrize("args", [["m", "--port", "18000"], ["m", "--host", "127.0.0.1", "--host=0.0.0.0"]])
+def test_an_engine_that_a_later_webhook_opens_is_refused_at_the_second_review(args: list[str]) -> None:
+    after = injected(pod())
+    container(after, "vllm")["args"] = args
+    assert "--host 127.0.0.1" in denied(after, Reason.ENGINE_OPEN)
+    after["metadata"]["annotations"][Allow.OPEN_ENGINE.annotation] = "true"
+    assert decided(after) == Injection()
 
 
 # The engine's own key.
@@ -602,7 +613,7 @@ def test_warnings_are_written_on_the_pod_because_its_owner_does_not_see_them() -
     )
     said = after["metadata"]["annotations"]["tokenpool.io/warnings"].splitlines()
     assert len(said) == 2
-    assert said[0].startswith("container vllm has a preStop hook")
+    assert said[0].startswith("container vllm: its preStop hook may end")
     assert decided(after) == Injection()
 
 

@@ -29,6 +29,7 @@ def told(labels: dict[str, str] | None = None, annotations: dict[str, str] | Non
         ({}, {"prometheus.io/scrape": "true"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "8000"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "http"}),
+        ({}, {"prometheus.io/scrape": "true", "prometheus.istio.io/scrape-targets": "9400, 8000:/metrics"}),
         ({}, {"serving.kserve.io/enable-prometheus-scraping": "true"}),
         ({}, {"tokenpool.io/expose-engine-metrics": "on"}),
     ],
@@ -50,6 +51,14 @@ def test_the_engines_metrics_are_served_where_they_are_asked_for(
         ({}, {"prometheus.io/scrape": "false", "prometheus.io/port": "8000"}),
         ({}, {"prometheus.io/scrape": "true", "prometheus.io/port": "9400"}),
         ({}, {"prometheus.io/port": "8000"}),
+        (
+            {},
+            {
+                "prometheus.io/scrape": "true",
+                "prometheus.io/port": "9400",
+                "prometheus.istio.io/scrape-targets": "9400,9401:/8000",
+            },
+        ),
         ({"llm-d.ai/role": "decode"}, {"tokenpool.io/expose-engine-metrics": "off"}),
     ],
 )
@@ -80,12 +89,13 @@ def test_a_path_that_leads_nowhere_is_warned_of() -> None:
     before = told(
         {}, {"prometheus.io/scrape": "true", "prometheus.io/port": "8000", "prometheus.io/path": "/m"}
     )
-    assert "annotation prometheus.io/path: /m is not /metrics" in warnings(before)
+    assert "annotation prometheus.io/path: /m leads nowhere" in warnings(before)
 
 
 def test_two_that_place_requests_are_warned_of() -> None:
     labels = {"llm-d.ai/role": "decode"}
-    assert "set annotation tokenpool.io/handover: off" in warnings(told(labels))
+    assert 'set annotation tokenpool.io/handover: "off"' in warnings(told(labels))
+    assert "handover" not in warnings(told(labels, {"tokenpool.io/store-secret": ""}))
     assert "handover" not in warnings(told(labels, {"tokenpool.io/handover": "off"}))
     assert "handover" not in warnings(told(labels, {"tokenpool.io/handover": "on"}))
     assert "handover" not in warnings(told({}, {"prometheus.io/scrape": "true"}))

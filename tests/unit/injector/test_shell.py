@@ -83,7 +83,7 @@ def test_a_script_that_is_long_or_deep_is_not_read(script: str) -> None:
 
 
 @given(script=st.text(alphabet="vs m\n;&|<>(){}'\"\\$`#=!-[]"))
-def test_any_text_is_read_or_not(script: str) -> None:
+def test_any_text_is_read_or_refused_without_an_error(script: str) -> None:
     read = shell.commands(script)
     for command in read or ():
         for word in command.words:
@@ -100,7 +100,7 @@ def test_any_text_is_read_or_not(script: str) -> None:
         st.sampled_from(["--a", '"b c"', "'d;e'", "$F", "${G:-h i}", "$(cat m)", "\\\n --k", "l\\ m"])
     ),
 )
-def test_what_is_around_the_command_stays(before: list[str], after: str, words: list[str]) -> None:
+def test_the_text_around_the_command_stays(before: list[str], after: str, words: list[str]) -> None:
     command = " ".join(["vllm serve", *words])
     script = "".join(f"{line}\n" for line in before) + command + after
     fields = found(script).with_options(OURS, set())

@@ -1,4 +1,4 @@
-"""The pods of other projects: injected, refused with the fix, or left alone."""
+"""The pods of other projects: injected, refused with the fix, or unchanged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_pod_of_another_project_is_refused_with_the_field_and_the_fix(shape: S
 
 
 @pytest.mark.parametrize("shape", of(LeavesAlone), ids=lambda shape: shape.name)
-def test_a_worker_of_another_project_is_left_alone(shape: Shape) -> None:
+def test_a_worker_of_another_project_stays_unchanged(shape: Shape) -> None:
     expected, decision = shape.expected, decided(shape.pod)
     assert isinstance(expected, LeavesAlone)
     assert isinstance(decision, Injection), decision

@@ -16,6 +16,8 @@ from sidecar.memory_bounds import (
     MOST_BUFFERED,
     MOST_CONNECTIONS,
     TLS_BYTES,
+    TRACE_BYTES,
+    TRACING_BYTES,
     MemoryBounds,
     derive,
 )
@@ -23,6 +25,7 @@ from tests.support.harness import settings_of
 
 MIB = 1 << 20
 UPSTREAM = "--upstream http://engine"
+TRACED = f"{UPSTREAM} --otlp-endpoint http://collector:4318"
 TLS = f"{UPSTREAM} --tls-cert c.pem --tls-key k.pem"
 
 
@@ -44,7 +47,9 @@ def test_an_explicit_option_wins(limit: int | None) -> None:
 @given(
     st.integers(128 * MIB, 64 << 30),
     st.integers(0, 20_000),
-    st.sampled_from([UPSTREAM, TLS, f"{UPSTREAM} --max-body-bytes 1000000", f"{TLS} --max-connections 300"]),
+    st.sampled_from(
+        [UPSTREAM, TLS, f"{UPSTREAM} --max-body-bytes 1000000", f"{TLS} --max-connections 300", TRACED]
+    ),
 )
 def test_all_bounds_together_fit_into_the_limit(limit: int, entitlements: int, options: str) -> None:
     settings = settings_of(options)
@@ -54,13 +59,15 @@ def test_all_bounds_together_fit_into_the_limit(limit: int, entitlements: int, o
         return
     each = CONNECTION_BYTES + settings.max_head_bytes + (TLS_BYTES if settings.tls_cert else 0)
     filled = IDLE_BYTES + bounds.connections * each + bounds.buffered_bytes + settings.max_body_bytes
+    if settings.otlp_endpoint:
+        filled += TRACING_BYTES + bounds.connections * TRACE_BYTES
     if settings.max_connections is None:
         assert filled <= limit
         assert FEWEST_CONNECTIONS <= bounds.connections <= MOST_CONNECTIONS
     assert bounds.buffered_bytes * settings.entitlement_share > settings.max_body_bytes
 
 
-@pytest.mark.parametrize("options", [UPSTREAM, TLS])
+@pytest.mark.parametrize("options", [UPSTREAM, TLS, TRACED])
 def test_a_limit_that_is_too_small_is_named_with_one_that_suffices(options: str) -> None:
     settings = settings_of(options)
     with pytest.raises(SettingsError, match="the memory limit of 96 MiB has no room") as caught:

@@ -32,6 +32,27 @@ def test_a_store_is_memory_or_an_address(store: str) -> None:
     assert settings_of(f"--upstream http://engine --store {store}").store == store
 
 
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("http://collector:4318", "http://collector:4318/v1/traces"),
+        ("http://collector:4318/", "http://collector:4318/v1/traces"),
+        ("https://[::1]:4318", "https://[::1]:4318/v1/traces"),
+        ("https://traces.example/otlp/v1/traces", "https://traces.example/otlp/v1/traces"),
+    ],
+)
+def test_the_path_of_a_collector_is_added_if_there_is_none(given: str, used: str) -> None:
+    assert settings_of(f"--upstream http://engine --otlp-endpoint {given}").otlp_endpoint == used
+
+
+@pytest.mark.parametrize(
+    "url", ["collector:4318", "grpc://collector:4317", "http://", "http://key@collector", "http://c/?a=b"]
+)
+def test_anything_else_is_no_collector(url: str) -> None:
+    with pytest.raises(SettingsError, match="is not the URL of a collector"):
+        settings_of(f"--upstream http://engine --otlp-endpoint {url}")
+
+
 def without_a_file(options: str) -> Settings:
     command = ["run", "--upstream", "http://engine", *options.split()]
     return read(_parser().parse_args(command), {})

@@ -1,8 +1,8 @@
-"""Nothing of the engine disappears behind the sidecar: its metrics page, its models, its LoRA routes.
+"""The engine's metrics page, its models and its LoRA routes can be used through the sidecar.
 
 The reader of the page here follows the model server protocol of the Gateway API's inference extension
-(docs/proposals/003-model-server-protocol), by which the endpoint pickers of the extension and of llm-d choose
-a replica.
+(docs/proposals/003-model-server-protocol). The endpoint pickers of the extension and of llm-d choose a
+replica by it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ async def test_the_reader_and_the_engine_agree_on_format_and_selection(
     assert headers["authorization"] == "Bearer engine-key"
 
 
-async def test_a_failure_of_the_page_is_the_scrapers_and_no_request_notices(
+async def test_a_failure_of_the_page_affects_the_scraper_and_no_request(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async def silent(_: Received, __: asyncio.StreamWriter) -> None:
@@ -126,7 +126,7 @@ async def test_a_failure_of_the_page_is_the_scrapers_and_no_request_notices(
         assert (await ask(sidecar, request())).status == 200
 
 
-async def test_a_page_that_ends_early_is_not_taken_for_a_whole_one(
+async def test_a_page_that_ends_early_is_not_served_as_a_whole_one(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
     async def endless(_: Received, writer: asyncio.StreamWriter) -> None:
@@ -146,7 +146,7 @@ async def test_a_page_that_ends_early_is_not_taken_for_a_whole_one(
                 await scrape(sidecar)
 
 
-async def test_an_engine_that_is_gone_is_named(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_an_engine_that_does_not_answer_is_named(engine: FakeEngine, tmp_path: Path) -> None:
     async with sidecar_for(engine.port, tmp_path) as sidecar:
         await engine.stop()
         status, _, text = await scrape(sidecar)
@@ -270,7 +270,7 @@ async def test_an_administrator_loads_and_unloads_adapters(engine: FakeEngine, t
         assert (await get(sidecar, LORA[0], key="root-key")).status == 405
 
 
-async def test_nobody_else_is_an_administrator(engine: FakeEngine, tmp_path: Path) -> None:
+async def test_only_an_administrators_key_is_accepted(engine: FakeEngine, tmp_path: Path) -> None:
     both = {"x-api-key": "g-key"}
     async with sidecar_for(
         engine.port, tmp_path, pool=ADMINISTERED + "anonymous: e\n", identity_header="x-who"

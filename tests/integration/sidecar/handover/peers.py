@@ -75,8 +75,8 @@ async def shared_store() -> MemoryStore:
 @contextlib.asynccontextmanager
 async def replica(port: int, folder: Path, store: MemoryStore, **options: Any) -> AsyncIterator[Sidecar]:
     """A sidecar with one slot, which has stated its peer port in the lease store."""
-    options = {"queue_timeout_elastic": 5.0, "lease_lifetime": LIFETIME_S, "pool": POOL} | options
-    async with sidecar_for(port, folder, store=store, **options) as sidecar:
+    given: dict[str, Any] = {"queue_timeout_elastic": 5.0, "lease_lifetime": LIFETIME_S, "pool": POOL}
+    async with sidecar_for(port, folder, store=store, **given | options) as sidecar:
         leases = sidecar.control.leases
         assert leases is not None
         await until(lambda: leases.mode is Mode.JOINED and bool(handover_of(sidecar).links.key))

@@ -367,6 +367,48 @@ async def test_a_shortage_of_the_sidecar_proves_nothing_about_the_engine(
     assert client.refusal.reason.value == "engine_down"
 
 
+class Placed:
+    """A client, and a source of connections, that note what the exchange asks for."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def place_again(self, admitted: AdmittedRequest, head: RequestHead, *, has_failed: bool) -> None:
+        self.said.append("placed again")
+
+    def refuse(self, refusal: Refusal, head: RequestHead) -> None:
+        self.said.append("refused")
+
+    def connect(self, waiter: object) -> None:
+        self.said.append("connects")
+
+    def send(self, exchange: object, head: bytes, body: bytes) -> None:
+        self.said.append("sent")
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+async def test_a_request_that_an_engine_may_have_begun_is_not_placed_at_another_replica(
+    engine: FakeEngine, tmp_path: Path, is_sent: bool
+) -> None:
+    async with sidecar_for(engine.port, tmp_path, poll_interval=60.0) as sidecar:
+        manager, placed, admitted = sidecar.manager, Placed(), AdmittedRequest(b"", 0.0)
+        admitted.parsed = "a parsed request, because there are other replicas"
+        exchange = Exchange(
+            placed,  # type: ignore[arg-type]
+            sidecar.controller,
+            manager.telemetry,
+            placed,  # type: ignore[arg-type]
+            RequestHead(),
+            admitted,
+            b"",
+        )
+        if is_sent:
+            exchange.on_connected(placed)  # type: ignore[arg-type]
+            exchange.on_lost(before_response=True, was_reused=True)
+        exchange.on_refused(OSError(errno.ECONNREFUSED, "no"))
+    assert placed.said == (["sent", "connects", "refused"] if is_sent else ["placed again"])
+
+
 async def test_expect_100_continue_spares_a_refused_body(engine: FakeEngine, tmp_path: Path) -> None:
     raw = request(key="wrong", headers={"expect": "100-continue"})
     async with sidecar_for(engine.port, tmp_path) as sidecar:

@@ -2,8 +2,8 @@
 
 The other version is version 1, or a later one that writes one more column of each positional record.
 
-They write the same rows. So a column that only one of them knows must not break the other, and what both hold
-never adds up to more than the limit.
+They write the same rows. So a column that only one of them knows must not break the other. The sum of what
+both hold never exceeds the limit.
 """
 
 from __future__ import annotations

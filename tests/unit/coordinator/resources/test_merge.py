@@ -194,6 +194,48 @@ def test_a_smaller_guarantee_is_accepted_in_a_pool_that_promises_too_much() -> N
     assert by_name(merge)["a"].guarantee.concurrency == 3
 
 
+def of_another_team(name: str, *, accepted: int | None = None, created: int = 0, **spec: Any) -> Resource:
+    """An entitlement of the same name in another namespace; ``accepted`` is its accepted generation."""
+    made_ = entitlement(name, created=created, **spec)
+    status = b"{}" if accepted is None else b'{"acceptedGeneration": %d}' % accepted
+    return replace(made_, key=made_.key._replace(namespace="others"), uid="other", status=status)
+
+
+@pytest.mark.parametrize("spec", [{}, {"weight": 0}])
+@pytest.mark.parametrize("is_restart", [True, False])
+def test_an_older_object_of_the_same_name_does_not_displace_the_one_in_force(
+    spec: dict[str, Any], *, is_restart: bool
+) -> None:
+    refused, used = of_another_team("a", **spec), entitlement("a", created=1, apiKeys=[{"sha256": "a" * 64}])
+    before = made(token_pool(), used)
+    update(before, refused)
+    if is_restart:
+        known = replace(used, status=b'{"acceptedGeneration": 1}')
+        after = made(token_pool(), refused, known, last=before.file())
+    else:  # the pool file on disk changed, and the statuses are older than what is in force
+        after = Merge(BASE, before.file(), before.in_force)
+        update(after, token_pool(), replace(refused, status=b'{"acceptedGeneration": 1}'), used)
+    assert set(after.in_force) == {key("chat", Kind.POOL), key("a")}
+    assert keys_of(after, "a") == {"a" * 64}
+    assert after.accepted[key("a")].holds
+    assert not after.accepted[refused.key].holds
+
+
+def test_an_object_that_replaces_a_deleted_one_inherits_nothing() -> None:
+    merge = made(token_pool(), entitlement("a", apiKeys=[{"sha256": "a" * 64}]))
+    update(merge, replace(entitlement("a", weight=0), uid="new"))
+    assert by_name(merge) == {}
+    update(merge, replace(entitlement("a", 2), uid="new"))
+    assert keys_of(merge, "a") == set()
+
+
+def test_entitlements_stay_in_a_pool_that_is_deleted_and_made_again() -> None:
+    merge = made(token_pool(), guaranteed("a", 2))
+    update(merge, replace(token_pool(sequences=4), uid="new"))
+    assert by_name(merge)["a"].guarantee.concurrency == 2
+    assert merge.promised["chat"].concurrency == 2
+
+
 # --- keys ---
 REF = {"secretRef": {"name": "keys", "key": "a"}}
 
@@ -266,7 +308,7 @@ def test_a_key_of_the_pool_file_cannot_be_taken() -> None:
     assert "is also a key of the pool file" in merge.resolved[key("x")].message
 
 
-def test_secrets_that_nobody_names_are_not_read() -> None:
+def test_secrets_that_no_entitlement_names_are_not_read() -> None:
     merge = made(token_pool(), entitlement("a", apiKeys=[REF]), entitlement("b", apiKeys=[REF]))
     update(merge, entitlement("a", 2))
     assert merge.secrets == {secret()}

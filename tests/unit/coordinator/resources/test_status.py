@@ -159,7 +159,7 @@ def test_only_what_has_a_guarantee_is_overcommitted() -> None:
         (True, ACCEPTED, 3, True, "AllSidecars"),
     ],
 )
-def test_enforced_is_true_only_everywhere(
+def test_enforced_is_true_only_if_all_sidecars_enforce_it(
     is_in_force: bool, accepted: Verdict, sidecars: int, is_everywhere: bool, reason: str
 ) -> None:
     record = entitlement("a").record

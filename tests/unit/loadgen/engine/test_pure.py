@@ -215,7 +215,7 @@ def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
     engine.add(4, 1)
     engine.step()
 
-    families = list(text_string_to_metric_families(page(engine.scheduler, 12.5)))
+    families = list(text_string_to_metric_families(page(engine.scheduler, 12.5, 99.0)))
     samples = {
         (s.name, s.labels.get("finished_reason"), s.labels.get("le")): s for f in families for s in f.samples
     }
@@ -239,6 +239,14 @@ def test_the_metrics_page_is_valid_and_has_the_counts() -> None:
     info = samples["vllm:cache_config_info", None, None].labels
     assert (info["block_size"], info["num_gpu_blocks"], info["kv_cache_size_tokens"]) == ("4", "64", "256")
     assert {s.labels["model_name"] for s in samples.values() if s.name.startswith("vllm:")} == {'odd "name"'}
+
+
+def test_an_engine_with_lora_says_when_its_adapters_were_last_updated() -> None:
+    assert "lora_requests_info" not in page(Engine().scheduler, 12.5, 99.0)
+    families = text_string_to_metric_families(page(Engine(max_loras=4).scheduler, 12.5, 99.0))
+    (sample,) = [s for f in families for s in f.samples if s.name == "vllm:lora_requests_info"]
+    assert sample.value == 99.0
+    assert sample.labels == {"max_lora": "4", "running_lora_adapters": "", "waiting_lora_adapters": ""}
 
 
 def test_the_default_command_line_gives_the_default_engine() -> None:

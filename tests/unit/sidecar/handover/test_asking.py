@@ -126,7 +126,7 @@ class Pair:
     def ask(self, number: int, wait_s: float = 5.0) -> PeerAsk:
         """Ask for room on the link."""
         pending = PendingRequest(account(), ASK, cost(), self.now, longest_wait_s=wait_s)
-        made = PeerAsk(number, "peer", ADDRESS, pending, wait_s)
+        made = PeerAsk(number, "peer", ADDRESS, pending, wait_s, self.now)
         self.links.ask(made)
         assert [each.kind for each in self.transport.written()] == [Kind.ASK]
         return made

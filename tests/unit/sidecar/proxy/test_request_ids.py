@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sidecar.proxy.heads import RequestHead
+from sidecar.proxy.heads import RequestFramer, RequestHead
 from sidecar.proxy.request_ids import LONGEST_ID, RequestIds, is_valid
 
 
@@ -47,3 +47,15 @@ def test_the_clients_id_is_kept_for_each_request_with_this_head() -> None:
     for _ in range(2):
         head.identify(RequestIds())
         assert head.id == b"mine"
+
+
+def test_a_head_that_is_used_again_gets_the_next_id_and_the_new_key_of_the_engine() -> None:
+    framer, head, ids = RequestFramer("engine:8000", "old-key", None), RequestHead(), RequestIds(b"p")
+    head.method, head.target = b"POST", b"/v1/completions"
+    head.identify(ids)
+    first = framer.frame(head, 2, None)
+    framer.use_key("new-key")
+    head.identify(ids)
+    second = framer.frame(head, 2, None)
+    assert second == first.replace(b"old-key", b"new-key").replace(b"0001\r", b"0002\r")
+    assert second.count(b"x-request-id") == 1

@@ -115,7 +115,7 @@ def test_what_runs_on_other_replicas_counts_for_its_account_and_not_for_the_engi
     ledger, owner = Ledger(), account(tier=Tier.SPOT, preemptible=False)
     running: list[Ticket] = []
     for is_away, ends, sequences in requests:
-        place = Place("peer", "h:1", 1) if is_away else None
+        place = Place("peer", "h:1", 1, 0.0) if is_away else None
         running.append(ledger.reserve(owner, ASK, cost(kv_tokens=64, sequences=sequences), 0.0, place))
         if ends:
             ledger.settle(running.pop(0), Usage(5, 5), Ending.FINISHED, 1.0)
@@ -243,7 +243,7 @@ def test_a_request_that_ran_elsewhere_teaches_its_output_and_not_its_cached_toke
     """The other engine has another cache. The price here assumes what the engine here reported last."""
     ledger, tenant = Ledger(), account()
     ask = ASK._replace(text_bytes=4000, output_bound=None, prefixes=(1, 2))
-    place = Place("p", "p:1", 1)
+    place = Place("p", "p:1", 1, 0.0)
 
     def run(usage: Usage, *, elsewhere: bool) -> Cost:
         reserved = None if is_moved or not elsewhere else place

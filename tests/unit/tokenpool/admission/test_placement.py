@@ -41,7 +41,7 @@ def placement(*peers: KnownPeer, seed: str = "me", now: float = 0.0) -> Placemen
 def test_an_ask_states_the_size_the_tier_and_the_longest_wait_of_its_request() -> None:
     request = pending(2, 300, Tier.GUARANTEED)
     (ask,) = placement(peer("a")).ask(request, 0.75, 0.0)
-    assert (ask.peer, ask.pending, ask.place) == ("a", request, ("a", "a:1", ask.number))
+    assert (ask.peer, ask.pending, ask.place) == ("a", request, ("a", "a:1", ask.number, 0.0))
     assert (ask.sequences, ask.kv_tokens, ask.tier, ask.longest_wait_s) == (2, 300, Tier.GUARANTEED, 0.75)
 
 

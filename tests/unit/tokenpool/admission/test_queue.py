@@ -185,7 +185,7 @@ def test_the_search_for_a_smaller_request_is_bounded() -> None:
     st.integers(0, 6),
     st.integers(0, 30),
 )
-def test_no_request_that_fits_is_left(sizes: list[tuple[int, int, int]], slots: int, kv: int) -> None:
+def test_no_request_that_fits_keeps_waiting(sizes: list[tuple[int, int, int]], slots: int, kv: int) -> None:
     """The room that is left after all tries is too small for each request that still waits."""
     queue, free = AdmissionQueue(QueueSettings()), Amount(0.0, kv, slots)
     tiers = (Tier.GUARANTEED, Tier.ELASTIC)

@@ -23,7 +23,7 @@ def ticket(place: Place | None = None) -> Ticket:
 def begun(preferring: Preferring, now: float) -> tuple[PendingRequest, PeerAsk]:
     """A request that asks since ``now``."""
     pending = PendingRequest(account(), ASK, cost(), now, longest_wait_s=1.0)
-    ask = PeerAsk(1, "p", "p:1", pending, 0.0)
+    ask = PeerAsk(1, "p", "p:1", pending, 0.0, 0.0)
     preferring.begin(pending, ticket(), ask, now)
     return pending, ask
 
@@ -47,11 +47,11 @@ def test_requests_without_an_answer_in_time_are_returned_in_order_and_once() -> 
 def test_the_gain_of_a_preferred_replica_is_learned_from_a_report_alone() -> None:
     preferring, caches = Preferring(), PrefixCaches()
     for reported in (True, False):
-        away = ticket(Place("p", "p:1", 1))
+        away = ticket(Place("p", "p:1", 1, 0.0))
         preferring.runs(away, PREFERENCE)
         preferring.finished(away, Usage(1000, 10, 700), caches, 1.0, reported=reported)
     assert (caches.gains.requests, caches.gains.reported, caches.own) == (1, 400, 0)
-    cut = ticket(Place("p", "p:1", 2))
+    cut = ticket(Place("p", "p:1", 2, 0.0))
     preferring.runs(cut, PREFERENCE)
     preferring.forget(cut)
     preferring.finished(cut, Usage(1000, 10, 700), caches, 1.0, reported=True)

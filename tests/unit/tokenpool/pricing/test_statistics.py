@@ -264,7 +264,7 @@ def test_an_expert_with_few_own_outputs_is_completed_from_the_pool(few: int) -> 
             assert pricer.statistics() == own
 
 
-def test_only_own_outputs_are_told_after_others_have_completed_them() -> None:
+def test_only_own_outputs_are_shared_after_others_have_completed_them() -> None:
     pricer = lend(after(*[20] * 10), expert([30] * 64))
     for output in range(100, 110):
         pricer.learn(Ask(text_bytes=2000, target=CHAT, prefixes=(1,)), Usage(500, output))

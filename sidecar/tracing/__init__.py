@@ -1,0 +1,1 @@
+"""Traces of requests: what the request path reports, and its export by OpenTelemetry."""
