@@ -16,7 +16,8 @@ ADMIN_PORT_NAME = "tokenpool-admin"
 PEER_PORT_NAME = "tokenpool-peer"
 PROXY_PORT_NAME = "tokenpool"
 _ROOT = "/etc/tokenpool"
-_POOL_VOLUME, _KEYS_VOLUME, _KEY_VOLUME = "tokenpool-pool", "tokenpool-keys", "tokenpool-upstream-key"
+_POOL_VOLUME, _STORE_VOLUME = "tokenpool-pool", "tokenpool-store"
+_KEYS_VOLUME, _KEY_VOLUME = "tokenpool-keys", "tokenpool-upstream-key"
 STOP_S = 15
 """Time for the engine's end after the sidecar has drained."""
 _HOOK_S = 2
@@ -83,8 +84,6 @@ def sidecar(template: Template, ports: Settled, around: Surroundings) -> Json:
             *(around.certificate.mounts if around.certificate else ()),
         ],
     }
-    if template.store_secret is not None:
-        made["env"] = [_store(template.store_secret)]
     return {**made, "restartPolicy": "Always"} if template.native else made
 
 
@@ -102,6 +101,8 @@ def _arguments(template: Template, ports: Settled, around: Surroundings) -> list
         given["--handover"] = "off"
     if template.pool is not None:
         given["--pool"] = template.pool
+    if template.store_secret is not None:
+        given["--store-file"] = f"{_ROOT}/store/url"
     if template.upstream_key_secret is not None:
         given["--upstream-key-file"] = f"{_ROOT}/upstream/api-key"
     if around.certificate is not None:
@@ -110,11 +111,6 @@ def _arguments(template: Template, ports: Settled, around: Surroundings) -> list
     if around.exposes_metrics:
         words.append("--expose-engine-metrics")
     return [*words, *(template.sidecar_args or ())]
-
-
-def _store(secret: str) -> Json:
-    """The store's URL from a Secret, because readers of the pod must not see the password in it."""
-    return {"name": "TOKENPOOL_STORE", "valueFrom": {"secretKeyRef": {"name": secret, "key": "url"}}}
 
 
 def _proxied(ports: Settled) -> list[Json]:
@@ -152,7 +148,7 @@ def _ends(template: Template, around: Surroundings) -> str:
     """The hook before the sidecar's end. It delays the drain, because clients learn late that the pod ends.
 
     The kubelet stops a native sidecar only after the engine, which is too late to drain. So this hook sends
-    the signal. The kubelet itself stops a plain sidecar, and a second signal would end its requests at once.
+    the signal. The kubelet itself stops a plain sidecar. A second SIGTERM changes nothing.
     """
     waits = f"import os, signal, time; time.sleep({template.drain_delay:g})"
     if not template.native:
@@ -198,6 +194,9 @@ def volumes(template: Template) -> list[Json]:
 def _mounts(template: Template) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, path and source of each mount. Folders are mounted: Kubernetes never updates a single file."""
     found = [(_POOL_VOLUME, f"{_ROOT}/pool", {"configMap": {"name": template.pool_config}})]
+    if template.store_secret is not None:
+        # As a file, because a changed password is then used without a restart.
+        found.append((_STORE_VOLUME, f"{_ROOT}/store", {"secret": {"secretName": template.store_secret}}))
     if template.keys_secret is not None:
         secret: Json = {"secretName": template.keys_secret}
         found.append((_KEYS_VOLUME, f"{_ROOT}/keys", {"secret": secret}))

@@ -449,7 +449,11 @@ async def _first_file(settings: Settings, stopping: asyncio.Event) -> Configurat
 
 
 async def serve(settings: Settings) -> None:
-    """Run a sidecar until SIGTERM or SIGINT. A second signal ends draining at once; SIGHUP reloads."""
+    """Run a sidecar until SIGTERM or SIGINT. SIGINT while it drains ends it at once; SIGHUP reloads.
+
+    A second SIGTERM changes nothing: when kubelet restarts a native sidecar alone, the preStop hook signals
+    first, and kubelet right after it.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -468,6 +472,5 @@ async def serve(settings: Settings) -> None:
     collecting.keep()  # otherwise each later collection takes 40 ms
     await stopping.wait()
     drained = loop.create_task(sidecar.stop())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sidecar.manager.drain)
+    loop.add_signal_handler(signal.SIGINT, sidecar.manager.drain)
     await drained

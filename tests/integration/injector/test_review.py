@@ -96,7 +96,7 @@ def test_a_created_pod_is_patched() -> None:
     assert after["spec"]["initContainers"][0]["name"] == NAME
     # The token of the pod's account is for those who had it.
     mounts = {mount["name"] for mount in after["spec"]["initContainers"][0]["volumeMounts"]}
-    assert mounts == {"tokenpool-pool"}
+    assert mounts == {"tokenpool-pool", "tokenpool-store"}
 
 
 def test_a_dry_run_is_answered_alike() -> None:

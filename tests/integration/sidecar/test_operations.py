@@ -305,7 +305,8 @@ def start(arguments: list[str], environment: dict[str, str] | None = None) -> su
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run"], "--config and --upstream must be given"),
+        (["run"], "--upstream must be given"),
+        (["run", "--upstream", "http://h:1"], "--config must be given"),
         (["run", "--config", "p", "--upstream", "ftp://x"], "--upstream: 'ftp://x' is not http://HOST:PORT"),
         (["run", "--config", "nowhere.yaml", "--upstream", "http://127.0.0.1:1"], "nowhere.yaml"),
         (

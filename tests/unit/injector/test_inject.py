@@ -506,15 +506,16 @@ def test_the_pool_file_and_secrets_are_mounted() -> None:
     names = {"pool-config": "pools", "store-secret": "books", "keys-secret": "keys", "pool": "chat"}
     after = injected(pod(annotations=names))
     made = sidecar(after)
-    assert made["env"] == [
-        {"name": "TOKENPOOL_STORE", "valueFrom": {"secretKeyRef": {"name": "books", "key": "url"}}}
-    ]
+    assert "env" not in made
+    assert made["args"][made["args"].index("--store-file") + 1] == "/etc/tokenpool/store/url"
     assert after["spec"]["volumes"][1:] == [
         {"name": "tokenpool-pool", "configMap": {"name": "pools"}},
+        {"name": "tokenpool-store", "secret": {"secretName": "books"}},
         {"name": "tokenpool-keys", "secret": {"secretName": "keys"}},
     ]
     assert {mount["name"]: mount["mountPath"] for mount in made["volumeMounts"]} == {
         "tokenpool-pool": "/etc/tokenpool/pool",
+        "tokenpool-store": "/etc/tokenpool/store",
         "tokenpool-keys": "/etc/tokenpool/keys",
     }
     assert option(made["args"], "--config") == "/etc/tokenpool/pool/pool.yaml"
@@ -522,7 +523,9 @@ def test_the_pool_file_and_secrets_are_mounted() -> None:
 
 
 def test_a_lone_sidecar_needs_no_store() -> None:
-    assert "env" not in sidecar(injected(pod(annotations={"store-secret": ""})))
+    after = injected(pod(annotations={"store-secret": ""}))
+    assert "--store-file" not in sidecar(after)["args"]
+    assert "tokenpool-store" not in {volume["name"] for volume in after["spec"]["volumes"]}
 
 
 def test_more_options_and_other_sizes_come_from_annotations() -> None:
