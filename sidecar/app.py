@@ -353,6 +353,7 @@ class Sidecar:
         await self._pages.stop()
         await self._engine_metrics.close()
         self._upstream.close()
+        self._ports.stop()
         if self.manager.tracer is not None:
             await self.manager.tracer.stop()
         log.info("stopped", extra={"cut": cut})

@@ -79,6 +79,13 @@ class LoopPorts:
         elif self._wakes_at < math.inf:
             self._set_timer(self._wakes_at)
 
+    def stop(self) -> None:
+        """No alarm goes off any more."""
+        self._wakes_at = self._timer_at = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     async def alarms(self) -> AsyncIterator[None]:
         """Yield each time the alarm goes off, until cancelled."""
         while True:
