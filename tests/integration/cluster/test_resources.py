@@ -112,6 +112,7 @@ async def enforced_after(tenants: int, folder: Path, patch: pytest.MonkeyPatch, 
         ready = time.monotonic() - started
         calm = await timed(resources, tenants, range(changes))
         await resources.call("set_faults", FAULTS)
+        await resources.call("forget_history")  # at least one 410, and afterwards by chance
         await resources.call("end_watches")
         faulty = await timed(resources, tenants, range(changes, 3 * changes))
         await resources.call("set_faults", REFUSING)
