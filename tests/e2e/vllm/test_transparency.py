@@ -12,6 +12,8 @@ import pytest
 from demo.vllm_process import VllmProcess
 from tests.e2e.vllm.conftest import Sidecar
 
+OWN = ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit", "x-request-id", "request-id")
+"""The beginnings of headers that the sidecar adds to an answer."""
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 12}
 SAMPLED = {"temperature": 1.0, "seed": 7, "ignore_eos": True}
 TOOL = {
@@ -185,7 +187,7 @@ def test_the_client_receives_the_response_of_the_engine(name: str, vllm: VllmPro
 
     assert proxied[0] == direct[0]
     assert content_of(proxied) in said
-    own = {name for name in proxied[1] if name.startswith(("x-ratelimit-", "anthropic-ratelimit-"))}
+    own = {name for name in proxied[1] if name.startswith(OWN)}
     assert set(proxied[1]) - own == set(direct[1])
     for header in ("content-type", "content-length", "transfer-encoding", "server"):
         assert proxied[1].get(header) == direct[1].get(header) or _length_of_ids(header, proxied, direct)

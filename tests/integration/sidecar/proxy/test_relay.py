@@ -15,6 +15,7 @@ from sidecar.decisions import AdmittedRequest, Refusal
 from sidecar.proxy.connection_state import Phase
 from sidecar.proxy.exchange import Exchange
 from sidecar.proxy.heads import RequestHead
+from sidecar.proxy.upstream import Connection
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Received
 from tests.support.harness import (
@@ -29,6 +30,7 @@ from tests.support.harness import (
     sidecar_for,
     until,
 )
+from tests.support.memory import Transport
 
 
 async def test_a_unary_answer_passes_with_limit_headers(engine: FakeEngine, tmp_path: Path) -> None:
@@ -382,9 +384,6 @@ class Placed:
     def connect(self, waiter: object) -> None:
         self.said.append("connects")
 
-    def send(self, exchange: object, head: bytes, body: bytes) -> None:
-        self.said.append("sent")
-
 
 @pytest.mark.parametrize("is_sent", [False, True])
 async def test_a_request_that_an_engine_may_have_begun_is_not_placed_at_another_replica(
@@ -400,13 +399,17 @@ async def test_a_request_that_an_engine_may_have_begun_is_not_placed_at_another_
             placed,  # type: ignore[arg-type]
             RequestHead(),
             admitted,
-            b"",
+            b"head",
         )
+        connection = Connection(manager.pool)
+        connection._transport = transport = Transport()
         if is_sent:
-            exchange.on_connected(placed)  # type: ignore[arg-type]
+            exchange.on_connected(connection)
             exchange.on_lost(before_response=True, was_reused=True)
         exchange.on_refused(OSError(errno.ECONNREFUSED, "no"))
-    assert placed.said == (["sent", "connects", "refused"] if is_sent else ["placed again"])
+        connection._transport = None
+    assert transport.written == (b"head" if is_sent else b"")
+    assert placed.said == (["connects", "refused"] if is_sent else ["placed again"])
 
 
 async def test_expect_100_continue_spares_a_refused_body(engine: FakeEngine, tmp_path: Path) -> None:
