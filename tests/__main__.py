@@ -96,6 +96,8 @@ _AS_INSTALLED = "--import-mode=importlib"
 """Tests import the packages that the path names first, not those beside them."""
 
 
+_LONG_SETUP = ("-o", "faulthandler_timeout=900")
+"""The first test of containers builds the images, which took more than the usual 240 s beside other jobs."""
 _OWN_ENGINES = ("tests/e2e/vllm/test_engine_pages.py",)
 """Tests that start vLLM with other options."""
 
@@ -134,7 +136,7 @@ JOBS = [
     ),
     Job(
         "containers",
-        _pytest(_AS_INSTALLED, "tests/e2e/containers"),
+        _pytest(_AS_INSTALLED, *_LONG_SETUP, "tests/e2e/containers"),
         frozenset({"engine", "provide", "compile"}),
         environment=_COMPILED,
     ),
