@@ -20,7 +20,7 @@ from tests.e2e.containers.stack import IMAGE, PARTS, PROJECT, READY_S, Stack, un
 LARGEST_ADDED_MB = 100
 """The most megabytes that this project's image adds to the base image."""
 LARGEST_RESIDENT_MB = 70
-"""The image of the tests is built without optimizations, and a sidecar has 64 MB. `make bench` has the goal."""
+"""A sidecar has 64 MB in this image, which is built without optimizations. `make bench` has the goal."""
 LOAD_S = 24
 GUARANTEED_SEQUENCES = 12
 """The guarantee of checkout in docker/pool.yaml."""
