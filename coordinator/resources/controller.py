@@ -29,6 +29,7 @@ from coordinator.resources.reading import Key, Kind, Resource, SecretName, read,
 from coordinator.resources.reflector import Backoff, Reflector
 from coordinator.resources.rollout import Rollout
 from coordinator.resources.status import Live, Use
+from coordinator.resources.watched import MOST_SECRETS, chosen
 from runtime import collecting
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Pool, PoolFile
@@ -42,8 +43,6 @@ PAUSE_FACTOR = 8.0
 """A publication of 10,000 entitlements takes 25 ms of CPU. At most a ninth of the time is spent on them."""
 SECRETS_WAIT_S = 5.0
 """The time that the first publication waits for Secrets. An unread one keeps the keys that were published."""
-MOST_SECRETS = 256
-"""The most Secrets that are watched; each takes a connection. A Secret has room for thousands of keys."""
 WRITES_PER_S = 50.0
 """The most writes of a status per second: 10,000 take 200 s. client-go's default is 5, that of KEDA 20."""
 LOOK_EVERY_S = 0.25
@@ -262,14 +261,15 @@ class Controller:
             self._tasks.pop(collection).cancel()
             self._secrets.pop(name, None)
             self._secrets_changed[name] = None
-        room = MOST_SECRETS - len(followed.keys() & named)
-        for name in sorted(named - followed.keys()):
-            if room <= 0:
-                said = f"more than {MOST_SECRETS} Secrets are named; put several keys into one Secret"
-                self._secrets_changed[name] = SecretState({}, problem=said, is_unread=True)
-                continue
-            room -= 1
+        further = chosen(followed.keys() & named, named)
+        for name in further:
             self._follow(Collection(None, name.namespace, name.name))
+        for name in named - followed.keys() - set(further):
+            said = (
+                f"namespace {name.namespace!r} names more Secrets than its part of {MOST_SECRETS}; put"
+                " several keys into one Secret"
+            )
+            self._secrets_changed[name] = SecretState({}, problem=said, is_unread=True)
 
     # --- merging ---
     async def _merge_forever(self) -> None:
