@@ -38,21 +38,18 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        inner: asyncio.StreamWriter | None = None
         try:
-            inner = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.transport.abort()
-            self._tasks.discard(task)
-            return
-        try:
+            answers, inner = await asyncio.open_connection("127.0.0.1", self.target)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(reader, inner[1]))
-                group.create_task(self._carry(inner[0], writer))
+                group.create_task(self._carry(reader, inner))
+                group.create_task(self._carry(answers, writer))
         except* OSError:
             pass
         finally:
             writer.transport.abort()
-            inner[1].transport.abort()
+            if inner is not None:
+                inner.transport.abort()
             self._tasks.discard(task)
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -119,7 +119,11 @@ async def test_all_processes_join_the_new_server_of_the_address(
         await asyncio.sleep(pause_s)
         relay.target = whole.redis.port
         moved = time.monotonic()
-        joined_s = await whole.until(lambda: _is_joined_at(whole), JOINED_S)
+        try:
+            joined_s = await whole.until(lambda: _is_joined_at(whole), JOINED_S)
+        except AssertionError as error:
+            error.add_note(f"at the new server {await _connected(whole)}; at the old one {await _at(client)}")
+            raise
         await asyncio.sleep(0.5)
         os.kill(process, signal.SIGCONT)
         await whole.until(lambda: _is_left(client), 2)
@@ -143,6 +147,24 @@ async def _is_joined_at(cluster: Cluster) -> bool:
         and await cluster.is_joined()
         and all([(await cluster.get(f"{page}/readyz")).get("status") == "ready" for page in cluster.pages])
     )
+
+
+async def _connected(cluster: Cluster) -> str:
+    """The state of the new server and of the coordinators, for a person."""
+    async with redis.asyncio.Redis(port=cluster.redis.port, single_connection_client=True) as client:
+        pages = [await cluster.get(f"{page}/readyz") for page in cluster.pages]
+        return f"{await _at(client)}, coordinators {pages}"
+
+
+async def _at(client: redis.asyncio.Redis) -> str:
+    """The connections, sidecars and subscriptions of a server, for a person. A hanging one has no answer."""
+    try:
+        async with asyncio.timeout(1):
+            names = [f"{each['name']} {each['cmd']}" for each in await client.client_list()]
+            alive = await client.zrange("tokenpool:{chat}:alive", 0, -1)
+            return f"{names}, alive {alive}, {await client.pubsub_channels('tokenpool:*')}"
+    except (TimeoutError, redis.exceptions.RedisError) as error:
+        return repr(error)
 
 
 async def _others(client: redis.asyncio.Redis) -> int:
