@@ -74,6 +74,7 @@ class RedisClient:
         self._connected, self._connected_at = generation, now
         # Each concurrent ping uses its own connection.
         await asyncio.gather(*(self._client.ping() for _ in range(count)), return_exceptions=True)
+        await self._drop_former(generation)
 
     async def run(self, script: Script, key: str, *arguments: bytes) -> Any:
         """Run a script. Its text is sent only if the server does not have it."""
@@ -157,9 +158,20 @@ class RedisClient:
                 await self._disconnect()
             raise
         finally:
+            await self._drop_former(generation)
             self._under_way -= 1
             if self._is_retired and not self._under_way:
                 await self.close()
+
+    async def _drop_former(self, generation: int) -> None:
+        """Close the idle connections if all were dropped since ``generation``.
+
+        A connection that was being opened then is among the idle ones now. It may lead to the former server,
+        and a subscription on it would stay there.
+        """
+        if generation != self._generation and isinstance(self._client, redis.asyncio.Redis):
+            with suppress(redis.exceptions.RedisError, OSError):
+                await self._client.connection_pool.disconnect(inuse_connections=False)
 
     async def _disconnect(self) -> None:
         """Close every connection. The clients open new connections at their next use."""
