@@ -155,13 +155,16 @@ class RedisClient:
             # Further calls that fail for the same reason must not close the connections of later calls.
             if generation == self._generation:
                 self._generation += 1
+                generation = self._generation  # all are dropped here
                 await self._disconnect()
             raise
         finally:
-            await self._drop_former(generation)
+            # The call has ended, even if it is cancelled while it closes connections.
             self._under_way -= 1
             if self._is_retired and not self._under_way:
                 await self.close()
+            else:
+                await self._drop_former(generation)
 
     async def _drop_former(self, generation: int) -> None:
         """Close the idle connections if all were dropped since ``generation``.

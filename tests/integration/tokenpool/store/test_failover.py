@@ -310,6 +310,27 @@ async def test_one_failure_drops_the_connections_once_for_any_number_of_calls(
     await store.close()
 
 
+async def test_a_connection_that_is_being_opened_during_a_failure_is_not_kept(
+    servers: list[Server], relay: Relay
+) -> None:
+    (old, _, _), (new, _, _) = servers
+    store = stored(relay.port)
+    async with redis.asyncio.Redis(port=old, single_connection_client=True) as client:
+        relay.delay_s = 0.05
+        opening = asyncio.ensure_future(store.client.connect(3))
+        while await _is_left(client):
+            await asyncio.sleep(0)
+        with pytest.raises(StoreDown):
+            async with store.client._call():
+                raise redis.exceptions.ConnectionError("lost")
+        assert not opening.done()
+        relay.target, relay.delay_s = new, 0.0
+        await opening
+        await until(lambda: _answers(store))
+        await until(lambda: _is_left(client))
+    await store.close()
+
+
 async def test_a_silently_dropped_subscription_is_detected(servers: list[Server], relay: Relay) -> None:
     store = stored(relay.port)
     store.client.ping_after_s, store.client.ping_timeout_s = 0.05, 0.2
