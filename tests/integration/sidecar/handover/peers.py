@@ -17,6 +17,7 @@ from sidecar.handover.frames import (
     ASKER,
     NONCE_BYTES,
     PEER,
+    REFUSED,
     VERSION,
     Frame,
     Kind,
@@ -192,6 +193,19 @@ async def peer_of(sidecar: Sidecar) -> AsyncIterator[Peer]:
 
 
 Script = Callable[[Peer], Awaitable[None]]
+
+
+class EngineDown:
+    """The script of a replica that offers room, and whose engine then accepts no connection."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        """The requests that it has received."""
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.welcome()
+        self.requests.append(await peer.offered())
+        peer.send(Kind.LOST, REFUSED)
 
 
 @contextlib.asynccontextmanager

@@ -26,6 +26,7 @@ from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.integration.sidecar.handover.peers import (
+    EngineDown,
     Peer,
     handover_of,
     known,
@@ -455,17 +456,11 @@ async def test_without_the_key_nothing_is_asked(
 async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsewhere(
     engine: FakeEngine, store: MemoryStore, tmp_path: Path
 ) -> None:
-    requests: list[bytes] = []
-
-    async def engine_is_down(peer: Peer) -> None:
-        await peer.welcome()
-        requests.append(await peer.offered())
-        peer.send(Kind.LOST, REFUSED)
-
-    async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, engine_is_down):
+    down = EngineDown()
+    async with replica(engine.port, tmp_path, store) as here, scripted_peer(store, down):
         filled = await full(here, engine)
         waiting = filled.send()
-        await until(lambda: len(requests) == 1)
+        await until(lambda: len(down.requests) == 1)
         await until(lambda: len(here.control.queue) == 1)
         again = here.control.queue.first(here.controller.accounts["e"])
         assert again is not None
@@ -475,7 +470,7 @@ async def test_a_request_that_the_other_engine_cannot_have_begun_is_served_elsew
         assert again.is_counted
         await filled.free()
         assert (await waiting).status == 200
-        assert len(requests) == 1  # that replica is not asked again at once
+        assert len(down.requests) == 1  # that replica is not asked again at once
         assert here.telemetry.outcomes("e") == {"finished": 2}  # the lost place has no outcome
         await until(lambda: is_whole(here))
 
@@ -507,14 +502,9 @@ async def test_a_request_that_comes_after_its_offer_has_expired_is_served_elsewh
 async def test_a_request_whose_place_is_lost_is_refused_without_room_elsewhere(
     engine: FakeEngine, store: MemoryStore, tmp_path: Path
 ) -> None:
-    async def engine_is_down(peer: Peer) -> None:
-        await peer.welcome()
-        await peer.offered()
-        peer.send(Kind.LOST, REFUSED)
-
     async with (
         replica(engine.port, tmp_path, store, queue_timeout_elastic=0.2) as here,
-        scripted_peer(store, engine_is_down),
+        scripted_peer(store, EngineDown()),
     ):
         filled = await full(here, engine)
         async with connected(here) as (reader, writer):

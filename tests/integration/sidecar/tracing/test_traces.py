@@ -13,12 +13,11 @@ import pytest
 import pytest_asyncio
 
 from runtime.options import SettingsError
-from sidecar.handover.frames import REFUSED, Kind
 from sidecar.tracing.otlp import FLUSH_S
 from tests.fakes import scripted_engine as fake
 from tests.fakes.scripted_engine import FakeEngine, Held, Received
 from tests.integration.sidecar.handover.peers import (
-    Peer,
+    EngineDown,
     replica,
     scripted_peer,
     shared_store,
@@ -156,23 +155,17 @@ async def test_a_preempted_request(engine: FakeEngine, collector: Collector, tmp
 async def test_a_request_that_its_replica_did_not_begin_has_a_span_for_each_place(
     engine: FakeEngine, collector: Collector, tmp_path: Path
 ) -> None:
-    requests: list[bytes] = []
-
-    async def engine_is_down(peer: Peer) -> None:
-        await peer.welcome()
-        requests.append(await peer.offered())
-        peer.send(Kind.LOST, REFUSED)
-
+    down = EngineDown()
     engine.answer = answer = scenarios.Engine(0.0)
     store = await shared_store()
     async with (
         replica(engine.port, tmp_path, store, otlp_endpoint=endpoint(collector)) as here,
-        scripted_peer(store, engine_is_down),
+        scripted_peer(store, down),
     ):
         held = await scenarios.hold(here, engine)
         await until_known(here)
         waiting = asyncio.ensure_future(ask(here, chat("e-key", headers=TRACED)))
-        await until(lambda: len(requests) == 1 and len(here.control.queue) == 1)
+        await until(lambda: len(down.requests) == 1 and len(here.control.queue) == 1)
         answer.may_end.set()
         await held
         assert (await waiting).status == 200
@@ -184,7 +177,7 @@ async def test_a_request_that_its_replica_did_not_begin_has_a_span_for_each_plac
     first, last = [span for span in spans if span.kind == "client"]
     assert (first.attributes["error.type"], first.status) == ("displaced", "error")
     assert last.status == "unset"
-    assert f"00-{TRACE_ID}-{first.id}-01".encode() in requests[0]
+    assert f"00-{TRACE_ID}-{first.id}-01".encode() in down.requests[0]
     assert span_of(engine.received[-1]) == (TRACE_ID, last.id, "01")
 
 

@@ -22,7 +22,13 @@ from tests.unit.tokenpool.control.test_admission_control import (
     pending,
     room,
 )
-from tests.unit.tokenpool.control.test_handover import FREE, FULL, asked, with_peers
+from tests.unit.tokenpool.control.test_handover import (
+    FREE,
+    FULL,
+    asked,
+    cancelled_by_start_here,
+    with_peers,
+)
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.pending import PendingRequest
@@ -113,12 +119,7 @@ def test_waiting_requests_continue_here_once_the_engine_is_back() -> None:
     waiting = pending(control, account())
     asks = asked(control)
     control.engine_changed(room(8), 0.1)
-    effects = control.take_effects()
-    ((decided, ticket),) = effects.decided
-    assert decided is waiting
-    assert isinstance(ticket, Ticket)
-    assert ticket.place is None
-    assert effects.to_cancel == asks
+    assert cancelled_by_start_here(control, waiting) == asks
 
 
 def test_a_guest_does_not_wait_for_an_engine_that_is_down() -> None:

@@ -54,6 +54,16 @@ def with_peers(
     return made
 
 
+def cancelled_by_start_here(control: AdmissionControl, waiting: PendingRequest) -> list[PeerAsk]:
+    """The asks that are cancelled because this request, and no other one, was admitted to the engine here."""
+    effects = control.take_effects()
+    ((decided, ticket),) = effects.decided
+    assert decided is waiting
+    assert isinstance(ticket, Ticket)
+    assert ticket.place is None
+    return effects.to_cancel
+
+
 def asked(control: AdmissionControl) -> list[PeerAsk]:
     effects = control.take_effects()
     assert (effects.to_end, effects.decided, effects.to_cancel) == ([], [], [])
@@ -145,12 +155,7 @@ def test_room_that_becomes_free_here_cancels_the_asks() -> None:
     running, waiting = admitted(control, account()), pending(control, account(name="b"))
     asks = asked(control)
     control.settle(running, SPENT, Ending.FINISHED, 0.1)
-    effects = control.take_effects()
-    ((decided, ticket),) = effects.decided
-    assert decided is waiting
-    assert isinstance(ticket, Ticket)
-    assert ticket.place is None
-    assert effects.to_cancel == asks
+    assert cancelled_by_start_here(control, waiting) == asks
     assert not control.peer_offered(asks[0], 0.1)
 
 
@@ -250,12 +255,7 @@ def test_an_assured_request_looks_elsewhere_before_it_waits_in_the_engine_here()
     assert len(asked(control)) == MOST_ASKED
     assert control.wakes_at() == PLACE_S
     control.wake(PLACE_S)
-    effects = control.take_effects()
-    ((decided, ticket),) = effects.decided
-    assert decided is waiting
-    assert isinstance(ticket, Ticket)
-    assert ticket.place is None
-    assert len(effects.to_cancel) == MOST_ASKED
+    assert len(cancelled_by_start_here(control, waiting)) == MOST_ASKED
     assert isinstance(offer(with_full_engine(WAITS), gold()), Ticket)  # at once if no replica has room
 
 
@@ -509,12 +509,7 @@ def test_free_room_here_serves_a_request_beyond_its_limit_and_cancels_its_asks()
     sidecar.exchange(OPEN + 0.01)
     asks = asked(control)
     control.engine_changed(room(1), OPEN + 0.02)
-    effects = control.take_effects()
-    ((decided, ticket),) = effects.decided
-    assert decided is waiting
-    assert isinstance(ticket, Ticket)
-    assert ticket.place is None
-    assert effects.to_cancel == asks
+    assert cancelled_by_start_here(control, waiting) == asks
 
 
 def test_a_request_beyond_its_limit_asks_nobody_without_tokens() -> None:
