@@ -115,6 +115,8 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""

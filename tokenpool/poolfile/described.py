@@ -106,6 +106,13 @@ FIELDS = (
         f"`{_PRICES.tool_tokens}`",
         "Extra input tokens of one tool.",
     ),
+    Described(
+        "pools[].usage_records",
+        "`true` or `false`",
+        "`false`",
+        "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
+        " coordinator.",
+    ),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
     Described("entitlements[].pool", "name of a pool", REQUIRED, "The pool that the entitlement uses."),

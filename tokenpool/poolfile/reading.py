@@ -144,8 +144,11 @@ def _name(node: Node | None) -> str | None:
     return text
 
 
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "usage_records")
+
+
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = _name(fields.get("name"))
     models = tuple(
         text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
@@ -155,10 +158,11 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, has_records is True)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
