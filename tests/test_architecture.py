@@ -50,7 +50,7 @@ MAY_IMPORT = {
 
 LAYERS: dict[str, Layers] = {
     "tokenpool": [
-        frozenset({"amounts", "entitlements", "outcomes", "yaml_nodes"}),
+        frozenset({"amounts", "entitlements", "outcomes", "yaml_nodes", "usage"}),
         frozenset({"poolfile"}),
         frozenset({"pricing"}),
         frozenset({"accounting"}),
