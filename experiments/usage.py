@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import LiteralString
 
 import aiohttp
 import psycopg
@@ -323,8 +324,9 @@ def _dropped(parts: Parts) -> int:
 def _read_store(parts: Parts, result: Result) -> None:
     with psycopg.connect(parts.database.url) as connection:
 
-        def row(statement: str) -> list[int]:
-            found = connection.execute(statement).fetchone()  # type: ignore[call-overload]
+        def row(statement: LiteralString) -> list[int]:
+            found = connection.execute(statement).fetchone()
+            assert found is not None
             return [int(value or 0) for value in found]
 
         result.records, *stored = row(
