@@ -58,6 +58,26 @@ class OutputEstimate:
     quantile: float | None = 0.9
 
 
+class Window(StrEnum):
+    """A calendar window of a quota. A week begins on Monday."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A budget over each calendar window, as opposed to a rate."""
+
+    tokens: float
+    """Weighted tokens per window: the throughput costs of its requests, with the weights of the pool."""
+    per: Window
+    timezone: str = "UTC"
+    """The IANA time zone in which the windows begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entitlement:
     """One tenant's or workload's rights in a pool.
@@ -76,6 +96,8 @@ class Entitlement:
     api_keys: tuple[KeyRef, ...] = ()
     preemptible: bool = True
     """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests. All of them apply."""
 
     @property
     def is_preemptible(self) -> bool:

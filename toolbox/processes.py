@@ -66,6 +66,15 @@ class Process:
         assert self._child is not None, f"{self.name} is not running"
         return self._child.pid
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was started and has ended by itself since."""
+        return self._child is not None and self._child.poll() is not None
+
+    def last_lines(self) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LINES:])
+
     def start(self) -> Self:
         """Start the process; ``wait_ready`` waits until it serves."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +107,7 @@ class Process:
             ended = self._child is None or self._child.poll() is not None
             if ended or time.monotonic() > deadline:
                 why = "ended" if ended else f"was not ready within {seconds:g} s"
-                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-_LINES:])
-                raise NotReady(f"{self.name} {why}; {self.log} ends with:\n{tail}")
+                raise NotReady(f"{self.name} {why}; {self.log} ends with:\n{self.last_lines()}")
             time.sleep(_PROBE_EVERY_S)
 
     def replace(self, old: str, new: str) -> None:

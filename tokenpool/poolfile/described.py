@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokenpool.entitlements import Entitlement, OutputEstimate, Pool, Pricing, Tier
+from tokenpool.entitlements import Entitlement, OutputEstimate, Pool, Pricing, Quota, Tier, Window
 
 REQUIRED = "required"
 """The text for a field without a default that must be given."""
@@ -29,7 +29,33 @@ _NAME = "up to 63 of `a-z`, `0-9`, `.`, `_`, `-`; a letter or digit first and la
 _PRICES = Pricing()
 _QUANTILE = OutputEstimate().quantile
 _TIERS = ", ".join(f"`{tier.value}`" for tier in Tier)
+_WINDOWS = ", ".join(f"`{window.value}`" for window in Window)
 _CAPACITY = "number above 0, `auto`, or `{auto: NUMBER}`"
+
+
+def _quotas(owner: str, whose: str) -> tuple[Described, ...]:
+    """The fields of quotas, which several kinds of records have."""
+    return (
+        Described(
+            f"{owner}.quotas",
+            "list of quotas",
+            "none",
+            f"The budgets of {whose} over calendar windows. All of them apply.",
+        ),
+        Described(
+            f"{owner}.quotas[].tokens",
+            "number of tokens, also with `k`, `M` or `G`",
+            REQUIRED,
+            "The budget in priced tokens, such as `50M`: input and output tokens times the pool's weights.",
+        ),
+        Described(f"{owner}.quotas[].per", _WINDOWS, REQUIRED, "The window. A week begins on Monday."),
+        Described(
+            f"{owner}.quotas[].timezone",
+            "text",
+            f"`{Quota(1, Window.DAY).timezone}`",
+            "The IANA time zone in which windows begin, such as `Europe/Berlin`.",
+        ),
+    )
 
 
 FIELDS = (
@@ -221,6 +247,7 @@ FIELDS = (
         "`true` for spot",
         "Whether a guarantee may end running requests of this spot entitlement.",
     ),
+    *_quotas("entitlements[]", "the entitlement"),
     Described(
         "anonymous",
         "`reject`, or the name of an entitlement",

@@ -68,6 +68,8 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
+    for quota in entitlement.quotas:
+        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
     yield f"    reserves   {reserves}"
 

@@ -26,6 +26,7 @@ from tokenpool.entitlements import (
 )
 from tokenpool.poolfile.checks import Located, check, check_promise
 from tokenpool.poolfile.problems import PoolFileError, Sources
+from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
@@ -243,6 +244,7 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "quotas",
 )
 
 
@@ -278,6 +280,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
+        quotas_of(fields["quotas"]) if "quotas" in fields else (),
     )
 
 
