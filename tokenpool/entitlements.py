@@ -127,6 +127,31 @@ class Pricing:
     tool_tokens: int = 0
 
 
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a pool in money, per million tokens. Reports use them; no decision depends on them."""
+
+    currency: str
+    """The code of ISO 4217, such as ``EUR``."""
+    input: float = 0.0
+    """Uncached input tokens."""
+    cached_input: float = 0.0
+    """Input tokens from the prefix cache."""
+    output: float = 0.0
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The price of some usage. ``input_tokens`` include those from the cache."""
+        weighted = (
+            self.input * (input_tokens - cached_tokens)
+            + self.cached_input * cached_tokens
+            + self.output * output_tokens
+        )
+        return weighted / MILLION
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One model behind one service: the capacity of all its replicas together."""
@@ -137,6 +162,8 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    prices: Prices | None = None
+    """``None`` if reports state no costs."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""

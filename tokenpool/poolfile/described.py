@@ -132,6 +132,25 @@ FIELDS = (
         f"`{_PRICES.tool_tokens}`",
         "Extra input tokens of one tool.",
     ),
+    Described(
+        "pools[].prices",
+        "mapping",
+        "no costs",
+        "Prices in money per million tokens, for the reports of usage. No decision depends on them.",
+    ),
+    Described(
+        "pools[].prices.currency", "code of ISO 4217, such as `EUR`", REQUIRED, "The currency of the prices."
+    ),
+    Described(
+        "pools[].prices.input", "number, at least 0; per million tokens", "`0`", "Uncached input tokens."
+    ),
+    Described(
+        "pools[].prices.cached_input",
+        "number, at least 0; per million tokens",
+        "`input`",
+        "Input tokens from the prefix cache.",
+    ),
+    Described("pools[].prices.output", "number, at least 0; per million tokens", "`0`", "Output tokens."),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
     Described("entitlements[].pool", "name of a pool", REQUIRED, "The pool that the entitlement uses."),

@@ -18,6 +18,7 @@ from tokenpool.entitlements import (
     OutputEstimate,
     Pool,
     PoolFile,
+    Prices,
     Pricing,
     ReplicaCapacity,
     Slo,
@@ -34,6 +35,7 @@ _UNITS = {
     Dimension.CONCURRENCY: "sequences",
 }
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -145,8 +147,11 @@ def _name(node: Node | None) -> str | None:
     return text
 
 
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices")
+
+
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = _name(fields.get("name"))
     models = tuple(
         text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
@@ -156,10 +161,11 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    prices = _prices(fields["prices"]) if "prices" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, prices)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -187,6 +193,23 @@ def _replicas(node: Node) -> tuple[int, int]:
     if most < least:
         node.error(f"has min {least} above max {most}", "make max at least min")
     return least, max(most, least)
+
+
+def _prices(node: Node) -> Prices | None:
+    fields = node.fields(("currency", "input", "cached_input", "output"), required=("currency",))
+    currency = fields["currency"].text() if "currency" in fields else None
+    if currency is not None and not _CURRENCY.fullmatch(currency):
+        fields["currency"].error(f"is {currency!r}", "write the code of ISO 4217, such as EUR or USD")
+
+    def price(name: str, otherwise: float) -> float:
+        value = fields[name].number("money per million tokens") if name in fields else None
+        return otherwise if value is None else value
+
+    if currency is None:
+        return None
+    full = price("input", 0.0)
+    # A prompt costs no more because a part of it was computed before.
+    return Prices(currency, full, price("cached_input", full), price("output", 0.0))
 
 
 def _pricing(node: Node) -> Pricing:
