@@ -91,8 +91,8 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation. The other
-# packages left out do not count. `make unit` and `unit-compiled` run all of them.
+# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation. The
+# coverage of the other packages does not count. `make unit` and `unit-compiled` run all of them.
 _COVERAGE = (
     "--cov",
     "--cov-report=",
