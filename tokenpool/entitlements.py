@@ -164,6 +164,8 @@ class Pool:
     pricing: Pricing = Pricing()
     prices: Prices | None = None
     """``None`` if reports state no costs."""
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""

@@ -151,6 +151,12 @@ FIELDS = (
         "Input tokens from the prefix cache.",
     ),
     Described("pools[].prices.output", "number, at least 0; per million tokens", "`0`", "Output tokens."),
+        "pools[].usage_records",
+        "`true` or `false`",
+        "`false`",
+        "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
+        " coordinator.",
+    ),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
     Described("entitlements[].pool", "name of a pool", REQUIRED, "The pool that the entitlement uses."),

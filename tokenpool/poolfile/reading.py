@@ -147,7 +147,7 @@ def _name(node: Node | None) -> str | None:
     return text
 
 
-_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices")
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
@@ -162,10 +162,11 @@ def _pool(node: Node, located: Located) -> Pool | None:
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
     prices = _prices(fields["prices"]) if "prices" in fields else None
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing, prices)
+    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
