@@ -282,9 +282,9 @@ def run(sizes: Sizes, seed: int, folder: Path) -> Result:
         result.stored_after_s = _wait_until_stored(parts)
         after = _engine_tokens(parts)
         result.engine_tokens = (after[0] - before[0], after[1] - before[1])
-        result.duplicates = by_label(parts.coordinator_pages, "tokenpool_usage_records_total", "result")[
-            "duplicate"
-        ]
+        result.duplicates = by_label(
+            parts.coordinator_pages, "tokenpool_usage_store_records_total", "result"
+        )["duplicate"]
         result.dropped = _dropped(parts)
         _read_store(parts, result)
     return result
@@ -312,7 +312,7 @@ def _wait_until_stored(parts: Parts) -> float:
 def _dropped(parts: Parts) -> int:
     at_sidecars = by_label(parts.pages, "tokenpool_usage_records_total", "result")
     batches = by_label(parts.pages, "tokenpool_usage_batches_total", "result")
-    at_coordinators = by_label(parts.coordinator_pages, "tokenpool_usage_records_total", "result")
+    at_coordinators = by_label(parts.coordinator_pages, "tokenpool_usage_store_records_total", "result")
     return (
         at_sidecars["dropped"]
         + batches["unreadable"]
