@@ -19,7 +19,7 @@ from runtime import child, config_files
 from runtime.options import SettingsError
 from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.reading import parse_all
@@ -85,6 +85,7 @@ class _Head(msgspec.Struct):
     watched: tuple[str, ...]
     version: str
     warnings: tuple[tuple[str, str, str], ...]
+    groups: tuple[Group, ...]
 
 
 class _Part(msgspec.Struct):
@@ -107,7 +108,9 @@ class _Result:
     def made(self) -> Configuration:
         head = self._head
         _log_warnings(head.warnings)
-        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
+        file = PoolFile(
+            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.groups
+        )
         return Configuration(
             file,
             file.pool(head.pool),
@@ -175,6 +178,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         watched,
         encode_file(file)[0],
         warnings,
+        file.groups,
     )
     return head, _parts(file, keys)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserState
 from tokenpool.pricing.statistics import EntitlementStatistics, Statement
@@ -81,6 +81,7 @@ class _File(msgspec.Struct, frozen=True):
     anonymous: str | None = None
     administrator_keys: tuple[KeyRef, ...] = ()
     schema: int = FILE_SCHEMA
+    groups: tuple[Group, ...] = ()
 
 
 class _Hint(msgspec.Struct, frozen=True):
@@ -150,7 +151,13 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
     """
     ready = _for_the_wire(file)
     content = msgspec.msgpack.encode(
-        _File(ready.pools, ready.entitlements, ready.anonymous, ready.administrator_keys)
+        _File(
+            ready.pools,
+            ready.entitlements,
+            ready.anonymous,
+            ready.administrator_keys,
+            groups=ready.groups,
+        )
     )
     return hashlib.sha256(content).hexdigest()[:16], content
 
@@ -162,7 +169,7 @@ def decode_file(content: bytes) -> PoolFile:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
     _check_schema(file.schema, FILE_SCHEMA, "the published pool file")
-    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys)
+    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.groups)
 
 
 def encode_hint(hint: PublishedHint) -> bytes:

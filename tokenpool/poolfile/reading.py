@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import (
     Entitlement,
+    Group,
     KeyRef,
     KeySource,
     OutputEstimate,
@@ -36,7 +37,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
-_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys")
+_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -60,8 +61,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools and entitlements add up. ``anonymous`` and ``administrator_keys`` may be in one part only. Raises
-    ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements and groups add up. ``anonymous`` and ``administrator_keys`` may be in one part only.
+    Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -114,6 +115,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
             node.error(f"is given on {first} already", "keep one of the two")
     pools = [_pool(item, located) for node in given["pools"] for item in _items(node)]
     entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
+    groups = [_group(item, located) for node in given["groups"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
     file = PoolFile(
@@ -121,6 +123,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
+        tuple(g for g in groups if g is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
     return file
@@ -220,6 +223,7 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "group",
 )
 
 
@@ -241,6 +245,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
+    group = fields["group"].text() if "group" in fields else None
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -255,7 +260,25 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
+        group,
     )
+
+
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+
+
+def _group(node: Node, located: Located) -> Group | None:
+    fields = node.fields(_GROUP_FIELDS, required=("name", "pool"))
+    name = _name(fields.get("name"))
+    pool = fields["pool"].text() if "pool" in fields else None
+    parent = fields["parent"].text() if "parent" in fields else None
+    guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
+    ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
+    weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    if name is None or pool is None:
+        return None
+    located.group(name, node.line, {key: field.line for key, field in fields.items()})
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
 
 
 def _amount(node: Node, default: float) -> Amount:

@@ -29,6 +29,11 @@ NOT_IN_RESOURCES = {
     "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
     "anonymous": "a setting of the whole pool file",
     "administrator_keys": "a setting of the whole pool file",
+    **{
+        each.path: "groups are in the pool file; entitlements name them"
+        for each in FIELDS
+        if each.path.startswith("groups")
+    },
 }
 
 
