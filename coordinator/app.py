@@ -32,6 +32,8 @@ from tokenpool.store.address import AddressInvalid, StoreFiles
 from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
+    from coordinator.credentials.keeper import Keeper
     from coordinator.resources.controller import Controller
 
 log = logging.getLogger(__name__)
@@ -71,8 +73,10 @@ class Coordinator:
         """The files with the store's URL and its password."""
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
-        degraded = self.credentials.problems
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, degraded)
+        self.keeper: Keeper | None = None
+        """Issued credentials; ``None`` without a database for them."""
+        api = self._credential_api()
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded, api)
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,6 +103,32 @@ class Coordinator:
             leaders=lambda: self.leaders,
             clock=self._clock,
         )
+
+    def _credential_api(self) -> CredentialApi | None:
+        """The API for issued credentials. Only here is its code imported."""
+        path, tokens = self.settings.credentials_database, self.settings.administrator_tokens
+        if path is None or tokens is None:
+            return None
+        from coordinator.credentials.administrators import Administrators, TokensInvalid  # noqa: PLC0415
+        from coordinator.credentials.api import CredentialApi  # noqa: PLC0415
+        from coordinator.credentials.database import DatabaseFailed, SqliteCredentials  # noqa: PLC0415
+        from coordinator.credentials.keeper import Keeper  # noqa: PLC0415
+
+        try:
+            administrators, database = Administrators(tokens), SqliteCredentials(path)
+        except (TokensInvalid, OSError) as error:
+            raise SettingsError(f"--administrator-tokens: {error}") from error
+        except DatabaseFailed as error:
+            raise SettingsError(f"--credentials-database: {error}") from error
+        self.credentials.files.append(FollowedFiles("administrators", (tokens,), administrators.follow))
+        self.keeper = Keeper(lambda: self.leaders, database, self._clock, time.time)
+        api = CredentialApi(self.keeper, administrators, self._clock)
+        self.telemetry.sources += [self.keeper.metrics, api.metrics]
+        return api
+
+    def _degraded(self) -> list[str]:
+        """The faults that do not stop this coordinator."""
+        return [*self.credentials.problems(), *(self.keeper.problems() if self.keeper is not None else [])]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -182,6 +212,8 @@ class Coordinator:
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
+        if self.keeper is not None:
+            self._tasks.append(loop.create_task(self.keeper.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -211,6 +243,8 @@ class Coordinator:
         for leader in self.leaders.values():
             await _resign(leader)
         await self._server.stop()
+        if self.keeper is not None:
+            await self.keeper.database.close()
         log.info("stopped")
 
 

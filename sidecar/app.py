@@ -133,6 +133,7 @@ class Sidecar:
             self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
+            self.controller.authenticator.sources.append(self._shared.issued)
             self.replication = self._shared.replication(self.driver, self)
             self.handover = self._shared.handover(self.driver, address, self.controller.connection_refused)
         self.watcher = EngineWatcher(

@@ -50,7 +50,7 @@ MAY_IMPORT = {
 
 LAYERS: dict[str, Layers] = {
     "tokenpool": [
-        frozenset({"amounts", "entitlements", "outcomes", "yaml_nodes"}),
+        frozenset({"amounts", "credentials", "entitlements", "outcomes", "yaml_nodes"}),
         frozenset({"poolfile"}),
         frozenset({"pricing"}),
         frozenset({"accounting"}),
@@ -70,7 +70,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"handover"}),
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner"}),
-        frozenset({"ports", "price_sharing", "published_file", "first_file"}),
+        frozenset({"issued_keys", "ports", "price_sharing", "published_file", "first_file"}),
         frozenset({"replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),
