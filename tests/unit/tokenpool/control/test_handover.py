@@ -32,7 +32,7 @@ from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placem
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.control.admission_control import MOST_ASKING, PLACE_S, AdmissionControl
+from tokenpool.control.admission_control import MOST_ASKING, MOST_SENT_BYTES, PLACE_S, AdmissionControl
 from tokenpool.control.guests import guest_cost
 from tokenpool.entitlements import Tier
 from tokenpool.leases.messages import MOST_ROOM, Limit
@@ -276,6 +276,108 @@ def test_without_handover_nothing_is_asked() -> None:
     admitted(control, account())
     pending(control, account(name="b"))
     assert not control.has_effects
+
+
+# --- requests that are sent together with their asks ---
+
+
+def trusting(peers: list[KnownPeer] = FREE) -> AdmissionControl:
+    """A control without room here. Both other replicas have room, and have offered some before."""
+    made = with_peers(peers=peers)
+    assert made.placement is not None
+    for peer in peers:
+        made.placement.offered(peer.name)
+    admitted(made, account())
+    return made
+
+
+def sent(control: AdmissionControl, tenant: Account, now: float = 0.1) -> Ticket:
+    """A request that is sent together with its ask."""
+    ticket = admitted(control, tenant, now)
+    assert ticket.place is not None
+    assert ticket.place.sent is not None
+    assert not control.has_effects
+    return ticket
+
+
+def test_a_request_is_sent_at_once_to_a_replica_that_is_likely_to_have_room() -> None:
+    control, tenant = trusting(), account(name="b")
+    ticket = sent(control, tenant)
+    assert not control.has_waiting
+    assert (tenant.concurrency_in_use, control.ledger.concurrency_in_use, control.ledger.away) == (1, 1, 1)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=True)
+    assert control.placement is not None
+    assert control.placement.sent == 0
+    control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
+    assert control.ledger.away == 0
+    sent(control, tenant, 0.2)
+
+
+def test_an_offer_makes_a_replica_likely_to_have_room() -> None:
+    control = with_peers(peers=FREE)
+    admitted(control, account())
+    pending(control, account(name="b"))
+    first, _ = asked(control)
+    assert control.peer_offered(first, 0.1)
+    control.take_effects()
+    ticket = sent(control, account(name="c"))
+    assert ticket.place is not None
+    assert ticket.place.peer == first.peer
+
+
+def test_a_request_that_is_refused_asks_and_waits_as_any_other() -> None:
+    control, tenant = trusting(), account(name="b")
+    ticket = sent(control, tenant)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=False)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, 0.2, reported=False)
+    again = control.offer(tenant, ASK, cost(), 0.2, arrived_at=0.1)
+    assert isinstance(again, PendingRequest)
+    assert again.deadline == 0.1 + WAITS.elastic_s
+    asks = asked(control)
+    assert {ask.pending for ask in asks} == {again}
+    assert all(ask.place.sent is None for ask in asks)
+    # Its demand was counted once.
+    once = account(name="c")
+    pending(control, once, 0.2)
+    demands = [each.meter.report(0, 0, 1.0, NOTHING).demand for each in (tenant, once)]
+    assert demands[0] == demands[1]
+
+
+def test_a_request_that_ends_without_an_answer_ends_the_trust_in_the_replica() -> None:
+    control, tenant = trusting(FREE[:1]), account(name="b")
+    ticket = sent(control, tenant)
+    control.settle(ticket, Usage(0, 0), Ending.CLIENT_GONE, 0.2, reported=False)
+    assert control.placement is not None
+    assert control.placement.sent == 0
+    assert isinstance(offer(control, tenant, 0.2), PendingRequest)
+
+
+def test_no_request_is_sent_before_those_that_wait_for_the_engine() -> None:
+    control = trusting(FULL)
+    pending(control, account(name="b"))
+    asked(control)
+    assert control.placement is not None
+    control.placement.learn(FREE, 0.1)
+    assert isinstance(offer(control, account(name="c"), 0.1), PendingRequest)
+
+
+def test_a_long_body_is_not_sent_together_with_its_ask() -> None:
+    control, tenant = trusting(), account(name="b")
+    long = control.offer(tenant, ASK, cost(), 0.1, body=bytes(MOST_SENT_BYTES + 1))
+    assert isinstance(long, PendingRequest)
+    assert len(asked(control)) == MOST_ASKED
+
+
+def test_a_request_beyond_its_limit_is_not_sent_and_takes_no_room() -> None:
+    control = trusting(FREE[:1])
+    assert control.placement is not None
+    before = control.placement.known
+    waiting = offer(control, account(NONE_NOW, name="b"), 0.1)
+    assert isinstance(waiting, PendingRequest)
+    assert waiting.waits_for is WaitsFor.LIMIT
+    assert (control.placement.sent, control.placement.known) == (0, before)
 
 
 # --- the room here, for others ---
