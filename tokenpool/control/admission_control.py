@@ -316,6 +316,13 @@ class AdmissionControl:
             return self.guests.engine_queue(pending.account)
         if now < pending.places_until:
             return EngineQueue.NONE
+        cost = pending.cost
+        if (
+            not is_last
+            and self.preemption.is_guarantee_starting(now)
+            and not pending.account.is_inside_guarantee(cost.sequences, cost.kv_tokens)
+        ):
+            return EngineQueue.NONE  # it could take the slot that was freed for the guarantee
         return EngineQueue.ANY if is_last else self._engine_queue()
 
     def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
@@ -734,17 +741,29 @@ class AdmissionControl:
             self._effects.decide(ask.pending, preferred.ticket)
             return
         pending = ask.pending
+        if ask.is_probe and not has_failed:
+            placement.probe_refused(ask.peer, now)
         if not placement.ended(ask) or pending.has_left:
             return
-        if has_failed or ask.preference is not None:
+        if ask.is_probe:
+            self._try_here(pending, now)
+            if not pending.has_left and pending.waits_for is WaitsFor.ENGINE:
+                self._effects.ask(placement.probe_again(pending, pending.deadline - now, now))
+        elif has_failed or ask.preference is not None:
             self._ask_for(pending, now)
         if pending not in placement.asks:
-            if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
-                # No replica has room. It may join the queue of the engine here, or preempt spot on it.
-                pending.places_until = now
-                if self.queue.first(pending.account) is pending:
-                    self._decide_pending(pending, now, was_queued=True)
+            self._try_here(pending, now)
             self._ask_for_others(now)
+
+    def _try_here(self, pending: PendingRequest, now: float) -> None:
+        """A request need not look for room on other replicas first any more: they have none.
+
+        It may join the queue of the engine here, or preempt spot on it.
+        """
+        if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
+            pending.places_until = now
+            if self.queue.first(pending.account) is pending:
+                self._decide_pending(pending, now, was_queued=True)
 
     def place_answered(self, place: Place, *, has_room: bool) -> None:
         """A replica has answered a request that it got together with the ask. Without room it has refused."""

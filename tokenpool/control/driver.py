@@ -121,6 +121,10 @@ class Driver:
                 self._runners[ticket] = runner
         if self._is_acting:
             self._to_start.append(runner)
+        elif self.control.has_effects:
+            # The end of spot requests may admit waiting requests. This one starts before them.
+            self._to_start.append(runner)
+            self.act()
         else:
             self.act()
             runner.start()

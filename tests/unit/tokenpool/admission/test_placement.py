@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.domain_builders import ASK, account, cost
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import (
     AVOID_S,
     FORGET_S,
     MOST_ASKED,
+    MOST_ASKED_GUARANTEED,
     MOST_KNOWN,
+    MOST_PROBED,
     MOST_UNANSWERED,
     TRUST_S,
     KnownPeer,
@@ -136,6 +138,74 @@ def test_further_replicas_are_asked_as_they_have_room() -> None:
     made.learn([peer(name) for name in "abc"], 0.1)
     assert [ask.peer for ask in made.ask(request, LONG_S, 0.1, more=1)] == [third]
     assert made.ask(request, LONG_S, 0.1, more=1) == []
+
+
+# --- probes ---
+
+
+def guaranteed() -> PendingRequest:
+    """A request inside its guarantee, which waits for the engine."""
+    gold = account(tier=Tier.GUARANTEED, guarantee=Amount(1e6, 1e6, 1))
+    made = PendingRequest(gold, ASK, cost(), 0.0, longest_wait_s=LONG_S)
+    made.waits_for = WaitsFor.ENGINE
+    return made
+
+
+def test_a_request_inside_its_guarantee_probes_one_replica_after_the_other() -> None:
+    names = "abcd"
+    made, request = placement(*(peer(name, sequences=0) for name in names)), guaranteed()
+    probe, waits = made.ask(request, LONG_S, 0.0)
+    assert (probe.is_probe, probe.standing, probe.longest_wait_s) == (True, Standing.ASSURED, 0.0)
+    assert (waits.is_probe, waits.standing, waits.longest_wait_s) == (False, Standing.WITHIN, LONG_S)
+    probed = [probe.peer]
+    while True:
+        made.probe_refused(probe.peer, 0.0)
+        assert made.ended(probe)
+        again = made.probe_again(request, LONG_S, 0.0)
+        if not again[0].is_probe:
+            break
+        (probe,) = again
+        probed.append(probe.peer)
+        assert [ask for ask in made.asks[request] if ask.standing is Standing.ASSURED] == [probe]
+    # None has spot: asks wait at all of them, and only one may end spot that comes.
+    assert sorted(probed) == list(names)
+    asks = made.asks[request]
+    assert sorted(ask.peer for ask in asks) == list(names)
+    assert [ask.standing for ask in asks].count(Standing.ASSURED) == 1
+    assert {ask.longest_wait_s for ask in asks} == {LONG_S}
+
+
+def test_a_replica_that_has_just_refused_a_probe_is_probed_last() -> None:
+    made = placement(*(peer(name, sequences=0) for name in "abc"))
+    made.probe_refused("a", 0.0)
+    made.probe_refused("gone", 0.0)
+    for _ in range(20):
+        request = guaranteed()
+        assert made.ask(request, LONG_S, 0.1)[0].peer != "a"
+        made.withdraw(request)
+    free = placement(peer("a"), peer("b", sequences=0))
+    free.probe_refused("a", 0.0)
+    assert free.ask(guaranteed(), LONG_S, 0.1)[0].peer == "a"  # it states room since then
+
+
+def test_the_number_of_probes_is_bounded() -> None:
+    made = placement(*(peer(f"p{number}", sequences=0) for number in range(2 * MOST_PROBED)))
+    request = guaranteed()
+    asks = made.ask(request, LONG_S, 0.0)
+    count = 0
+    while asks[0].is_probe:
+        count += 1
+        made.ended(asks[0])
+        asks = made.probe_again(request, LONG_S, 0.0)
+    assert count == MOST_PROBED
+    assert len(made.asks[request]) == MOST_ASKED_GUARANTEED
+
+
+def test_a_request_beyond_its_lease_ends_no_spot_elsewhere() -> None:
+    request = guaranteed()
+    request.waits_for = WaitsFor.LEASE
+    asks = placement(peer("a"), peer("b")).ask(request, LONG_S, 0.0)
+    assert {ask.standing for ask in asks} == {Standing.BEYOND}
 
 
 # --- requests that are sent together with their asks ---

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.domain_builders import ASK, account, cost, entitlement
+from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
 from tests.unit.tokenpool.control.test_admission_control import (
     CONTENDED,
     NONE_NOW,
@@ -716,6 +716,71 @@ def test_a_request_does_not_look_elsewhere_longer_than_others_take_to_refuse() -
     assert decided is waiting
     assert isinstance(ticket, Ticket)
     assert effects.to_end == [running]
+
+
+def owner() -> Account:
+    """A guaranteed account in a pool with other sidecars."""
+    made = gold(name="o")
+    made.has_peers = True
+    return made
+
+
+def test_a_guarantee_for_which_a_replica_has_no_spot_probes_the_next_one() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, owner())
+    probe, waits = asked(control)
+    assert (probe.is_probe, probe.pending, waits.is_probe) == (True, waiting, False)
+    control.peer_refused(probe, 0.001)
+    (again,) = asked(control)
+    assert (again.is_probe, again.peer, again.standing) == (True, waits.peer, Standing.ASSURED)
+    assert control.peer_offered(again, 0.002)
+    effects = control.take_effects()
+    assert [decided for decided, _ in effects.decided] == [waiting]
+    assert effects.to_cancel == [waits]
+
+
+def test_a_probe_that_fails_is_followed_by_another() -> None:
+    control = with_peers()
+    admitted(control, account())
+    pending(control, owner())
+    probe, waits = asked(control)
+    control.peer_refused(probe, 0.001, has_failed=True)
+    (again,) = asked(control)
+    assert (again.is_probe, again.peer) == (True, waits.peer)
+
+
+def test_the_asks_end_when_all_replicas_have_refused_a_guarantee() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, owner())
+    asks = asked(control)
+    for _ in range(10):
+        for ask in asks:
+            control.peer_refused(ask, 0.001)
+        asks = control.take_effects().to_ask
+    assert asks == []
+    assert not waiting.has_left
+
+
+def test_a_waiting_request_does_not_take_the_slot_that_is_freed_for_a_guarantee() -> None:
+    """An assured elastic request may wait in the engine behind spot. It would start before the guarantee."""
+    control, tenant = with_peers(3, FREE), account(assured=PLENTY, name="e")
+    tenant.has_peers = True
+    admitted(control, account(name="other"))
+    admitted(control, spot())
+    admitted(control, spot("t"))
+    waiting = pending(control, tenant)
+    control.take_effects()
+    control.peers_named(FULL, 0.02)
+    guarantee = admitted(control, owner(), 0.02)
+    (ended,) = control.take_effects().to_end
+    control.settle(ended, SPENT, Ending.PREEMPTED, 2 * PLACE_S, reported=False)
+    assert control.take_effects().decided == []
+    assert not waiting.has_left
+    control.first_token(guarantee, 0.02)
+    control.serve(3 * PLACE_S)
+    cancelled_by_start_here(control, waiting)
 
 
 def test_an_offer_after_a_pause_is_not_taken_by_leases_that_have_expired() -> None:
