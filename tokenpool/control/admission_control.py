@@ -351,9 +351,14 @@ class AdmissionControl:
             if not usable:
                 return False
             expected_s /= usable
+            # Even a request without a queue timeout gets the time to find the room that a replica had.
+            finds_until = 0.0
             if self._has_room_elsewhere(pending.cost, now):
-                # Even a request without a queue timeout gets the time to find that room.
-                pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
+                finds_until = now + PLACE_S
+            elif not pending.may_prefer:
+                finds_until = pending.arrived_at + PLACE_S  # a replica has refused it meanwhile
+            if finds_until > now:
+                pending.leaves_by = max(pending.leaves_by, finds_until)
                 expected_s = 0.0
             if pending.places_until > now:
                 retry_in_s = min(retry_in_s, pending.places_until - now)

@@ -345,6 +345,23 @@ def test_a_request_that_is_refused_asks_and_waits_as_any_other() -> None:
     assert demands[0] == demands[1]
 
 
+def test_a_request_that_may_not_wait_looks_for_room_after_a_refusal() -> None:
+    control = with_peers(peers=FREE[:1], queue=QueueSettings(elastic_s=0.0, spot_s=0.0))
+    assert control.placement is not None
+    control.placement.offered("p")
+    admitted(control, account())
+    tenant = spot()
+    ticket = sent(control, tenant)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=False)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, 0.101, reported=False)
+    again = control.offer(tenant, ASK, cost(), 0.101, arrived_at=0.1)
+    assert isinstance(again, PendingRequest)
+    assert again.deadline == 0.1 + PLACE_S
+    assert {ask.pending for ask in asked(control)} == {again}
+    assert isinstance(control.offer(spot("t"), ASK, cost(), 0.2, arrived_at=0.1), Shed)
+
+
 def test_a_request_that_ends_without_an_answer_ends_the_trust_in_the_replica() -> None:
     control, tenant = trusting(FREE[:1]), account(name="b")
     ticket = sent(control, tenant)
