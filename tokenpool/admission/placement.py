@@ -303,7 +303,8 @@ class Placement:
             return None
         if pending.account.is_inside_guarantee(cost.sequences, cost.kv_tokens):
             ask.standing = Standing.ASSURED
-        ask.place = ask.place._replace(sent=SentAsk(ask.standing.value, ask.prompt))
+        sent = SentAsk(ask.standing.value, ask.prompt)
+        ask.place = Place(ask.peer, ask.place.address, ask.number, now, sent)
         peer = self._unanswered[ask.number] = self._peers[ask.peer]
         peer.unanswered += 1
         return ask
