@@ -162,6 +162,8 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
     prices: Prices | None = None
     """``None`` if reports state no costs."""
 

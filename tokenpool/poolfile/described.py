@@ -133,6 +133,13 @@ FIELDS = (
         "Extra input tokens of one tool.",
     ),
     Described(
+        "pools[].usage_records",
+        "`true` or `false`",
+        "`false`",
+        "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
+        " coordinator.",
+    ),
+    Described(
         "pools[].prices",
         "mapping",
         "no costs",

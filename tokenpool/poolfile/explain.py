@@ -30,7 +30,8 @@ def explain(parsed: Parsed) -> str:
 def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     entitlements = file.entitlements_of(pool.name)
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
-    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}"
+    records = "; usage records" if pool.usage_records else ""
+    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
     for dimension in Dimension:
         one = getattr(pool.replica, dimension.value)

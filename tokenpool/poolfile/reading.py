@@ -147,7 +147,7 @@ def _name(node: Node | None) -> str | None:
     return text
 
 
-_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices")
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "usage_records", "prices")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
@@ -161,11 +161,12 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     prices = _prices(fields["prices"]) if "prices" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing, prices)
+    return Pool(name, models, replica, least, most, pricing, has_records is True, prices)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
