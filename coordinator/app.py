@@ -78,7 +78,14 @@ class Coordinator:
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
         self.telemetry.sources.append(self._usage_metrics)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded)
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []

@@ -346,8 +346,8 @@ def _records(
 
 
 def _record(row: Sequence[Any]) -> UsageRecord:
-    # SQLite has no truth values.
-    return UsageRecord(*row[:-1], is_estimated=bool(row[-1]))
+    values: list[Any] = [*row[:-1], bool(row[-1])]  # SQLite has no truth values
+    return UsageRecord(*values)
 
 
 def _forget(statements: Statements, before: float) -> int:

@@ -19,6 +19,8 @@ class MemoryUsageStore:
     stored_at: dict[str, float] = field(default_factory=dict)
     now: float = 0.0
     is_down: bool = False
+    breaks_after: float = float("inf")
+    """The number of calls of ``records`` after which it is down."""
 
     async def add(self, records: Sequence[UsageRecord]) -> int:
         before = len(self.kept)
@@ -35,7 +37,8 @@ class MemoryUsageStore:
         pool: str | None = None,
         after: Position = START,
     ) -> Sequence[tuple[Position, UsageRecord]]:
-        if self.is_down:
+        self.breaks_after -= 1
+        if self.is_down or self.breaks_after < 0:
             raise UsageStoreDown("the usage store does not answer: a test stopped it")
         found = [
             ((self.stored_at[each.id] if by_storage else each.time, each.id), each)
