@@ -91,14 +91,17 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation.
-# `make unit` and `unit-compiled` run all of them.
+# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation. The
+# coverage of the other packages does not count. `make unit` and `unit-compiled` run all of them.
 _COVERAGE = (
     "--cov",
     "--cov-report=",
     "--cov-fail-under=0",
     "--hypothesis-profile=measured",
-    "--ignore=tests/unit/simulation",
+    *(
+        f"--ignore=tests/unit/{package}"
+        for package in ("simulation", "loadgen", "injector", "experiments", "dashboard", "release")
+    ),
 )
 _BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 """Python keeps the bytecode of tests and sources, whatever the caller's setting is.

@@ -162,14 +162,57 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
-    usage_records: bool = False
-    """Whether each settled request becomes a record in the usage store."""
     prices: Prices | None = None
     """``None`` if reports state no costs."""
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""
         return "*" in self.models or model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRule:
+    """One rule from the claims of a JWT to an entitlement. The first rule that matches decides.
+
+    - Without ``claim`` it matches every JWT.
+    - With ``value`` the claim must be this text, or a list that contains it.
+    - Without ``entitlement`` the text in the claim is the name of the entitlement.
+    """
+
+    claim: tuple[str, ...] = ()
+    """The name of the claim. Several names are a path through nested objects."""
+    value: str | None = None
+    entitlement: str | None = None
+    line: int = 0
+    """The line in the pool file, from 1; 0 if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An identity provider whose JWTs identify callers."""
+
+    name: str
+    issuer: str
+    """The claim ``iss`` of its JWTs, compared as a whole."""
+    audiences: tuple[str, ...]
+    """A JWT is accepted if its claim ``aud`` is or contains one of these."""
+    rules: tuple[ClaimRule, ...]
+    jwks_url: str | None = None
+    """The URL of its keys. Without URL and file, its discovery document names the URL."""
+    jwks_file: str | None = None
+    """The file with its keys, read by the sidecar."""
+    ca_file: str | None = None
+    """The PEM file of the authorities to trust for its URLs; ``None`` for the system's."""
+    token_file: str | None = None
+    """The file with a token that the sidecar sends to its URLs, as the API server of Kubernetes needs."""
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """The accepted signature algorithms. A symmetric one is never accepted."""
+    clock_skew_s: float = 30.0
+    """The seconds by which its clock and this machine's may differ."""
+    subject: tuple[str, ...] = ("sub",)
+    """The claim with the caller's id, for credential ids; several names are a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +225,8 @@ class PoolFile:
     """The entitlement of callers without a key; ``None`` rejects them."""
     administrator_keys: tuple[KeyRef, ...] = ()
     """The keys that may load and unload LoRA adapters. They belong to no entitlement."""
+    issuers: tuple[Issuer, ...] = ()
+    """The identity providers whose JWTs identify callers."""
 
     def pool(self, name: str) -> Pool:
         """The pool of that name. Raises ``KeyError`` if there is none."""

@@ -10,6 +10,7 @@ import hashlib
 
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.poolfile.issuers import reached
 from tokenpool.poolfile.problems import Sources
 from tokenpool.yaml_nodes import Problems
 
@@ -47,8 +48,9 @@ class Located:
 
 def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     """Check the records of a file against each other. Problems go to ``located.problems``."""
+    reach = reached(file)
     for entitlement in file.entitlements:
-        _check_entitlement(entitlement, file, located)
+        _check_entitlement(entitlement, file, located, reach)
     for pool in file.pools:
         _check_promises(pool, file.entitlements_of(pool.name), located)
         if not file.entitlements_of(pool.name):
@@ -61,7 +63,9 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     _check_anonymous(file, located, anonymous_line)
 
 
-def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Located) -> None:
+def _check_entitlement(
+    entitlement: Entitlement, file: PoolFile, located: Located, reach: tuple[frozenset[str], bool]
+) -> None:
     problems, name = located.problems, entitlement.name
     if entitlement.pool not in located.pools:
         known = ", ".join(located.pools) or "none"
@@ -71,11 +75,12 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
             f"define it, or use one of: {known}",
         )
     check_promise(entitlement, located)
-    if not entitlement.api_keys and file.anonymous != name:
+    by_jwt, any_by_jwt = reach
+    if not entitlement.api_keys and file.anonymous != name and not any_by_jwt and name not in by_jwt:
         problems.warn(
             located.line(entitlement),
             f"entitlement {name!r} has no api_keys",
-            "only a gateway's identity header can reach it: add a key, or remove it",
+            "only a gateway's identity header can reach it: add a key or a rule of an issuer, or remove it",
         )
 
 
