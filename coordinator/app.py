@@ -83,7 +83,15 @@ class Coordinator:
         self.keeper: Keeper | None = None
         """Issued credentials; ``None`` without a database for them."""
         api = self._credential_api()
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded, api)
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            api,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
