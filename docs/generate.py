@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from aiohttp import web
 from prometheus_client import Metric
 
+import cli.__main__
+import cli.completion
 import coordinator.settings
 import injector.settings
 import sidecar.settings
@@ -143,6 +145,43 @@ def options_page() -> str:
         parts += [f"## {program}", table(("option", "variable", "default", "unit", "meaning"), rows)]
     source = "`sidecar/settings.py`, `coordinator/settings.py` and `injector/settings.py`"
     return page("Options", source, *parts)
+
+
+# --- commands ---
+
+
+def commands_page() -> str:
+    """Every command of ``tokenpool``, from its parser."""
+    parts = [
+        "`tokenpool COMMAND --help` prints the same. Every command has `--json`. Results go to standard"
+        " output, everything else to standard error. The exit status is 0 if all is well, 1 if the answer is"
+        " negative, such as problems in a pool file, and 2 if the command could not run."
+        " [Tasks](../tasks/README.md) has the commands at work."
+    ]
+    for name, parser in sorted(cli.completion.commands(cli.__main__.make_parser()).items()):
+        if parser.get_default("run") is None:
+            continue
+        rows = [
+            (f"`{_spelled(each)}`", sentence(_expanded(each)))
+            for each in parser._actions  # noqa: SLF001 - argparse has no public list of arguments
+            if each.dest != "help"
+        ]
+        parts += [f"## tokenpool {name}", parser.description or "", table(("argument", "meaning"), rows)]
+    return page("Commands", "`cli/`", *parts)
+
+
+def _spelled(action: argparse.Action) -> str:
+    """An argument as the usage of a command spells it."""
+    value = str(action.metavar or "|".join(map(str, action.choices or ())))
+    if not action.option_strings:
+        value = value or action.dest.upper()
+        return f"[{value}]" if action.nargs == "?" else value
+    spelled = action.option_strings[-1]
+    return f"{spelled} {value}" if value and action.nargs != 0 else spelled
+
+
+def _expanded(action: argparse.Action) -> str:
+    return (action.help or f"one of {', '.join(map(str, action.choices or ()))}").replace("%%", "%")
 
 
 # --- the pool file ---
@@ -423,6 +462,7 @@ def annotations_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "options.md": options_page,
+    "commands.md": commands_page,
     "pool-file.md": pool_file_page,
     "metrics.md": metrics_page,
     "routes.md": routes_page,
