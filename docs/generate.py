@@ -227,7 +227,7 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
 
 
 @contextlib.contextmanager
-def _pool() -> Iterator[Path]:
+def pool_with_all_metrics() -> Iterator[Path]:
     """The pool file of the trial, with every feature that has metrics."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.yaml"
@@ -239,7 +239,7 @@ def _pool() -> Iterator[Path]:
 
 def _sidecar() -> Sidecar:
     origin = sidecar.settings.Origin("127.0.0.1", 1)
-    with _pool() as pool:
+    with pool_with_all_metrics() as pool:
         return Sidecar(
             sidecar.settings.Settings(
                 config=pool, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
@@ -248,7 +248,7 @@ def _sidecar() -> Sidecar:
 
 
 def _coordinator() -> Coordinator:
-    with _pool() as pool:
+    with pool_with_all_metrics() as pool:
         return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
 
 
