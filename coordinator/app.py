@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
+from coordinator.quotas import QuotaKeepers
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
@@ -65,6 +66,8 @@ class Coordinator:
         elif made is not None:
             self._lead(made)
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
+        self.quotas = QuotaKeepers()
+        self.telemetry.sources.append(self.quotas.metrics)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
         self.credentials = Credentials()
@@ -178,6 +181,7 @@ class Coordinator:
             self.watch.run(),
             self.credentials.run(),
             self.telemetry.loop_delay.run(),
+            self.quotas.run(self.leaders),
         )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:

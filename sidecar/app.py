@@ -8,6 +8,7 @@ import logging
 import random
 import resource
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -40,6 +41,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
+from sidecar.quota_exchange import QuotaExchange
 from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
@@ -50,6 +52,7 @@ from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.planning.planner import PlannerSettings
+from tokenpool.quotas.quotas import Quotas
 from tokenpool.store import Store
 
 log = logging.getLogger(__name__)
@@ -111,8 +114,15 @@ class Sidecar:
             has_slo_feedback=settings.slo_feedback,
         )
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
-        sync = self._shared.sync if self._shared is not None else None
-        self.driver = Driver(self.control, self._ports, sync)
+        self.driver = Driver(
+            self.control, self._ports, self._shared.sync if self._shared is not None else None
+        )
+        quotas = Quotas(
+            self._shared.holder if self._shared is not None else "",
+            settings.lease_lifetime,
+            time.time() - telemetry.clock(),
+            is_alone=self._shared is None,
+        )
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -124,7 +134,9 @@ class Sidecar:
             ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
+            quotas=quotas,
         )
+        self.quota_exchange = QuotaExchange(settings.tick, self.driver, quotas, self._ports, store)
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
         self.handover: Handover | None = None
@@ -195,7 +207,7 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources.append(self.credentials)
+        admin.sources += [self.quota_exchange, self.credentials]
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -258,6 +270,7 @@ class Sidecar:
             self._sweep(),
             self.loop_delay.run(),
             self.credentials.run(),
+            self.quota_exchange.run(),
         ):
             self._spawn(work)
         log.info(
@@ -346,6 +359,7 @@ class Sidecar:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.stop()
+        await self.quota_exchange.stop()
         if self.replication is not None:
             await self.replication.stop()
         if self.handover is not None:

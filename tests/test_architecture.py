@@ -72,7 +72,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner"}),
         frozenset({"ports", "price_sharing", "published_file", "first_file"}),
-        frozenset({"replication"}),
+        frozenset({"quota_exchange", "replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),
         frozenset({"__main__"}),

@@ -21,6 +21,7 @@ from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.queue_metrics import queue_metrics
+from sidecar.controller.quotas import QuotaAccounts
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest, Refusal, draining
@@ -40,6 +41,7 @@ from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.quotas import Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class Controller:
         policies: Policies = Policies(),
         access_log: AccessLog | None = None,
         random: Random | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        """``quotas`` leases portions of quotas. Without it, quotas are not enforced."""
         self.driver = driver
         self.control = control = driver.control
         self.engine = engine
@@ -77,6 +81,9 @@ class Controller:
         control.room = engine.room
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
+        self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name)
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -114,6 +121,8 @@ class Controller:
     def configure(self, configuration: Configuration) -> None:
         """Put a pool file in force. Accounts are kept by name. Running requests keep their account."""
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name)
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
         self._authenticator.keys = configuration.keys
@@ -171,7 +180,14 @@ class Controller:
             parsed = found
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         outcome = self.control.offer(
-            account, parsed.ask, cost, now, body=parsed.body, request=parsed, streams=parsed.streams
+            account,
+            parsed.ask,
+            cost,
+            now,
+            body=parsed.body,
+            request=parsed,
+            streams=parsed.streams,
+            budgets=account.budgets,
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
@@ -226,6 +242,7 @@ class Controller:
             request=parsed,
             streams=parsed.streams,
             arrived_at=admitted.started_at,
+            budgets=account.budgets,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from tokenpool.leases.messages import (
     Answer,
@@ -16,6 +16,8 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage, QuotaState
+from tokenpool.quotas.reference import ReferenceQuotaStore
 
 
 class MemoryStore:
@@ -24,6 +26,7 @@ class MemoryStore:
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self.quota_rules = ReferenceQuotaStore(lifetime_s)
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def connect(self, count: int) -> None:
@@ -98,6 +101,18 @@ class MemoryStore:
     async def prices(self) -> Mapping[str, bytes]:
         """See ``Store``."""
         return self.rules.prices(self._clock())
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """See ``Store``."""
+        return self.quota_rules.exchange(message, self._clock())
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """See ``Store``."""
+        return self.quota_rules.states(self._clock())
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """See ``Store``."""
+        return self.quota_rules.restore(key, start, spent, self._clock())
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -238,6 +238,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
     keys = _keys(fields["api_keys"]) if "api_keys" in fields else ()
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -257,7 +258,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        quotas,
     )
 
 

@@ -19,6 +19,7 @@ from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Message
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
+from tokenpool.quotas.messages import QuotaMessage
 
 
 class Recorded:
@@ -40,6 +41,9 @@ class Recorded:
 
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        raise AssertionError("no quota is configured")
 
     def ask(self, ask: PeerAsk) -> None:
         self.asked.append(ask)
