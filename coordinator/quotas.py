@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from coordinator.leader import PoolLeader
 from coordinator.usage.store import Scope as UsageScope
 from coordinator.usage.store import UsageStore, UsageStoreDown
-from tokenpool.entitlements import Entitlement
+from tokenpool.entitlements import chain
 from tokenpool.quotas.messages import BudgetId, QuotaState, Scope, parsed_key
 from tokenpool.store import StoreDown
 
@@ -38,6 +38,10 @@ _SCOPES = {
 _RESULTS = ("restored", "without_usage", "usage_store_down", "failed")
 
 
+UsageOf = Callable[[str], UsageStore | None]
+"""The usage store of a pool, by its name; ``None`` if the pool has no usage records."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShownQuota:
     """One window of a budget, for metrics and pages."""
@@ -52,9 +56,9 @@ class ShownQuota:
 
 
 class QuotaKeeper:
-    """One coordinator's work for the quotas of one pool. ``usage`` is ``None`` without a usage store."""
+    """One coordinator's work for the quotas of one pool. ``usage`` returns the usage store of a pool."""
 
-    def __init__(self, leader: PoolLeader, usage: UsageStore | None) -> None:
+    def __init__(self, leader: PoolLeader, usage: UsageOf) -> None:
         self.leader = leader
         self._usage = usage
         self.shown: Sequence[ShownQuota] = ()
@@ -65,7 +69,8 @@ class QuotaKeeper:
 
     async def run_round(self) -> None:
         """Read all windows, and restore those that need it if this coordinator leads. Logs failures."""
-        if not has_quotas(self.leader.entitlements):
+        leader = self.leader
+        if not (any(e.quotas for e in leader.entitlements) or any(g.quotas for g in leader.groups)):
             self.shown = ()
             return
         try:
@@ -81,6 +86,7 @@ class QuotaKeeper:
             log.critical("the quotas could not be read", exc_info=True)
 
     async def _restore(self, lost: Iterable[tuple[BudgetId, QuotaState]]) -> None:
+        usage = self._usage(self.leader.pool.name)
         spent: dict[tuple[Scope, float, float], Mapping[str, float]] = {}
         for budget, state in lost:
             if not state.may_restore:
@@ -88,13 +94,13 @@ class QuotaKeeper:
             window = budget.scope, state.start, state.end
             if window not in spent:
                 try:
-                    spent[window] = await self._spent(*window)
+                    spent[window] = await self._spent(usage, *window)
                 except UsageStoreDown as error:
                     self._usage_failed(error)
                     return
             tokens = spent[window].get(budget.name, 0.0)
             if await self.leader.store.restore_quota(state.key, state.start, tokens):
-                self.results["restored" if self._usage is not None else "without_usage"] += 1
+                self.results["restored" if usage is not None else "without_usage"] += 1
                 log.info(
                     "the spending of a quota is restored",
                     extra={"quota": state.key, "pool": self.leader.pool.name, "spent": round(tokens)},
@@ -110,12 +116,14 @@ class QuotaKeeper:
             )
         self._is_usage_down = True
 
-    async def _spent(self, scope: Scope, start: float, end: float) -> Mapping[str, float]:
+    async def _spent(
+        self, usage: UsageStore | None, scope: Scope, start: float, end: float
+    ) -> Mapping[str, float]:
         """The weighted tokens in the usage store, by owner."""
-        if self._usage is None:
+        if usage is None:
             return {}
         pricing = self.leader.pool.pricing
-        return await self._usage.spent_by_name(
+        found = await usage.spent_by_name(
             _SCOPES[scope],
             self.leader.pool.name,
             start,
@@ -123,17 +131,22 @@ class QuotaKeeper:
             input_weight=pricing.input_weight,
             output_weight=pricing.output_weight,
         )
+        return found if scope is not Scope.GROUP else self._with_members(found)
 
-
-def has_quotas(entitlements: Iterable[Entitlement]) -> bool:
-    """Whether any entitlement has a quota."""
-    return any(each.quotas for each in entitlements)
+    def _with_members(self, spent: Mapping[str, float]) -> Mapping[str, float]:
+        """The spending of groups with the groups below them. A record names the group next to its owner."""
+        by_name = {group.name: group for group in self.leader.groups}
+        total: dict[str, float] = {}
+        for name, tokens in spent.items():
+            for group in chain(name, by_name):
+                total[group.name] = total.get(group.name, 0.0) + tokens
+        return total
 
 
 class QuotaKeepers:
     """The quotas of all pools of one coordinator."""
 
-    def __init__(self, usage: UsageStore | None = None) -> None:
+    def __init__(self, usage: UsageOf) -> None:
         self._usage = usage
         self._keepers: dict[str, QuotaKeeper] = {}
 

@@ -8,7 +8,6 @@ import logging
 import random
 import resource
 import signal
-import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -47,12 +46,12 @@ from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
+from sidecar.usage_records import UsageRecords
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
 from tokenpool.planning.planner import PlannerSettings
-from tokenpool.quotas.quotas import Quotas
 from tokenpool.store import Store
 
 log = logging.getLogger(__name__)
@@ -117,11 +116,13 @@ class Sidecar:
         self.driver = Driver(
             self.control, self._ports, self._shared.sync if self._shared is not None else None
         )
-        quotas = Quotas(
-            self._shared.holder if self._shared is not None else "",
+        self.quota_exchange = QuotaExchange(
+            settings.tick,
             settings.lease_lifetime,
-            time.time() - telemetry.clock(),
-            is_alone=self._shared is None,
+            self.driver,
+            self._ports,
+            store,
+            self._shared.holder if self._shared is not None else "",
         )
         self.controller = Controller(
             self.driver,
@@ -134,9 +135,9 @@ class Sidecar:
             ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
-            quotas=quotas,
+            quotas=self.quota_exchange.quotas,
         )
-        self.quota_exchange = QuotaExchange(settings.tick, self.driver, quotas, self._ports, store)
+        self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
         self.handover: Handover | None = None
@@ -207,7 +208,8 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += [self.quota_exchange, self.credentials]
+        admin.sources += [self.quota_exchange, self.credentials, self.usage]
+        admin.faults.append(self.usage.degraded)
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -236,6 +238,7 @@ class Sidecar:
             self.local_planner.finish()
         self.controller.configure(configuration)
         self.engine.reconfigure(configuration.pool.replica)
+        self.usage.follow(configuration)
         now = self.telemetry.clock()
         if self._shared is not None:
             self._shared.follow(self.controller.accounts, now)
@@ -273,6 +276,7 @@ class Sidecar:
             self.quota_exchange.run(),
         ):
             self._spawn(work)
+        self.usage.start()
         log.info(
             "listening",
             extra={
@@ -360,6 +364,7 @@ class Sidecar:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.stop()
         await self.quota_exchange.stop()
+        await self.usage.stop()
         if self.replication is not None:
             await self.replication.stop()
         if self.handover is not None:

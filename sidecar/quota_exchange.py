@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -25,14 +26,24 @@ MOST_SERIES = 400
 
 
 class QuotaExchange:
-    """One sidecar's exchange about quotas. ``store`` is ``None`` for a lone sidecar."""
+    """One sidecar's exchange about quotas."""
 
     def __init__(
-        self, interval_s: float, driver: Driver, quotas: Quotas, ports: LoopPorts, store: Store | None
+        self,
+        interval_s: float,
+        lifetime_s: float,
+        driver: Driver,
+        ports: LoopPorts,
+        store: Store | None,
+        holder: str,
     ) -> None:
+        """``store`` is ``None`` for a lone sidecar. ``holder`` is its id.
+
+        ``lifetime_s`` is the lifetime of leases and portions.
+        """
         self._interval_s = interval_s
         self._driver = driver
-        self._quotas = quotas
+        self.quotas = Quotas(holder, lifetime_s, time.time() - ports.now(), is_alone=store is None)
         self._ports = ports
         self._store = store
         self.calls: Counter[str] = Counter()
@@ -120,7 +131,7 @@ class QuotaExchange:
         for level in LEVELS:
             warnings.add_metric((str(level),), self.crossed[level])
         yield from (calls, warnings)
-        if self._quotas.is_alone:
+        if self.quotas.is_alone:
             yield from self._budgets()
 
     def _budgets(self) -> Iterator[Metric]:
@@ -133,7 +144,7 @@ class QuotaExchange:
             "Weighted tokens of requests that ended in the current window of the quota.",
             labels=labels,
         )
-        for budget in list(self._quotas.budgets.values())[:MOST_SERIES]:
+        for budget in list(self.quotas.budgets.values())[:MOST_SERIES]:
             series = (budget.id.scope.value, budget.id.name, budget.id.per, budget.id.timezone)
             tokens.add_metric(series, budget.quota.tokens)
             spent.add_metric(series, budget.spent)

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = [f"{module.replace('.', '/')}.py" for module in data_path.MODULES]
 OURS = (
     "tokenpool", "runtime", "dashboard", "sidecar", "coordinator", "injector", "loadgen", "simulation",
-    "toolbox", "demo", "experiments", "bench", "monitoring", "release",
+    "cli", "toolbox", "demo", "experiments", "bench", "monitoring", "release",
 )  # fmt: skip
 MODULES = modules_in(ROOT, OURS)
 
@@ -38,9 +38,10 @@ MAY_IMPORT = {
     "sidecar": {"dashboard", "runtime", "tokenpool"},
     "coordinator": {"dashboard", "runtime", "tokenpool"},
     "injector": {"runtime"},
+    "cli": {"coordinator", "dashboard", "loadgen", "runtime", "simulation", "tokenpool"},
     "monitoring": set(),
     "toolbox": {"loadgen"},
-    "simulation": {"tokenpool", "toolbox"},
+    "simulation": {"loadgen", "tokenpool", "toolbox"},
     "loadgen": {"runtime", "tokenpool"},
     "demo": {"toolbox"},
     "experiments": {"loadgen", "demo", "tokenpool", "toolbox"},
@@ -64,13 +65,13 @@ LAYERS: dict[str, Layers] = {
     ],
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram"}),
-        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing"}),
+        frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing", "usage"}),
         frozenset({"engine"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
         frozenset({"handover"}),
         frozenset({"controller"}),
-        frozenset({"report", "pool_file_watcher", "local_planner"}),
+        frozenset({"report", "pool_file_watcher", "local_planner", "usage_records"}),
         frozenset({"ports", "price_sharing", "published_file", "first_file"}),
         frozenset({"quota_exchange", "replication"}),
         frozenset({"shared_limits", "admin"}),

@@ -38,6 +38,7 @@ class Process:
     It can be started again after its end. ``probe`` is a URL that answers 200, or a port that accepts
     connections, once the process is ready. ``core`` is the only CPU core that it may use. With ``is_group``,
     signals go to the children of the process too, and Ctrl-C in the terminal does not reach it.
+    ``user`` is the name of another user to run it as, for root.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Process:
         core: int | None = None,
         environment: Mapping[str, str] | None = None,
         is_group: bool = False,
+        user: str | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
@@ -58,6 +60,7 @@ class Process:
         self._core = core
         self._environment = environment or {}
         self._is_group = is_group
+        self._user = user
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,6 +90,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=self._is_group,
+                user=self._user,
             )
         return self
 

@@ -63,6 +63,10 @@ class UsageStoreDown(ConnectionError):
     """The database did not do the work. The text names it and the reason, without a password."""
 
 
+class UsageRefused(ValueError):
+    """The database refuses a value. The call would fail again."""
+
+
 class UsageStore(Protocol):
     """The database of usage records. Every call may raise ``UsageStoreDown``.
 
@@ -71,7 +75,10 @@ class UsageStore(Protocol):
     """
 
     async def add(self, records: Sequence[UsageRecord]) -> int:
-        """Store records. Returns how many are new: a record whose id is stored already changes nothing."""
+        """Store records. Returns how many are new: a record whose id is stored already changes nothing.
+
+        Raises ``UsageRefused`` if the database cannot have one of them. The others may be stored then.
+        """
 
     async def aggregate(
         self,
@@ -116,6 +123,12 @@ class UsageStore(Protocol):
         output_weight: float = 1.0,
     ) -> Mapping[str, float]:
         """The same for every owner with usage, in one query."""
+
+    async def forget(self, before: float) -> int:
+        """Remove the records of settlements before a time. Their sums stay. Returns their number."""
+
+    async def identity(self) -> str:
+        """A random name that the database keeps."""
 
     async def close(self) -> None:
         """Close the connection."""

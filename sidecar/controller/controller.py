@@ -83,7 +83,7 @@ class Controller:
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
         self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
         if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name)
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -121,10 +121,10 @@ class Controller:
     def configure(self, configuration: Configuration) -> None:
         """Put a pool file in force. Accounts are kept by name. Running requests keep their account."""
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
-        if self._quotas is not None:
-            self._quotas.configure(self.pool_accounts.by_name)
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
         self._authenticator.keys = configuration.keys
         self._authenticator.administrators = configuration.administrators
         self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
@@ -216,6 +216,9 @@ class Controller:
         self._priority.write(admitted, parsed)
         if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
+        usage = self.settlement.usage
+        if usage is not None:
+            usage.begun(admitted, ticket)
         return admitted
 
     def admit_again(
@@ -230,6 +233,8 @@ class Controller:
         assert ticket is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
+        if self.settlement.usage is not None:
+            self.settlement.usage.withdrawn(admitted)
         if has_failed and ticket.place is not None:
             self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import (
     Entitlement,
+    Group,
     KeyRef,
     KeySource,
     OutputEstimate,
     Pool,
     PoolFile,
+    Prices,
     Pricing,
     ReplicaCapacity,
     Slo,
     Tier,
 )
 from tokenpool.poolfile.checks import Located, check, check_promise
+from tokenpool.poolfile.issuers import check_issuers, issuer_of
+from tokenpool.poolfile.names import name_of
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
@@ -33,11 +37,11 @@ _UNITS = {
     Dimension.KV_TOKENS: "KV-cache tokens",
     Dimension.CONCURRENCY: "sequences",
 }
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
-_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys")
+_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys", "issuers")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -61,8 +65,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools and entitlements add up. ``anonymous`` and ``administrator_keys`` may be in one part only. Raises
-    ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements, groups and issuers add up. ``anonymous`` and ``administrator_keys`` may be in one
+    part only. Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -115,15 +119,21 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
             node.error(f"is given on {first} already", "keep one of the two")
     pools = [_pool(item, located) for node in given["pools"] for item in _items(node)]
     entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
+    groups = [_group(item, located) for node in given["groups"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
+    issuers = [(issuer_of(item), item.line) for node in given["issuers"] for item in _items(node)]
     file = PoolFile(
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
+        tuple(issuer for issuer, _ in issuers if issuer is not None),
+        tuple(g for g in groups if g is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
+    lines = [line for issuer, line in issuers if issuer is not None]
+    check_issuers(file, lines, located.problems, located.sources)
     return file
 
 
@@ -134,20 +144,12 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
-def _name(node: Node | None) -> str | None:
-    text = node.text() if node is not None else None
-    if text is not None and node is not None and not _NAME.fullmatch(text):
-        node.error(
-            f"is {text!r}",
-            "use up to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
-        )
-        return None
-    return text
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
-    name = _name(fields.get("name"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
+    name = name_of(fields.get("name"))
     models = tuple(
         text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
     )
@@ -156,10 +158,12 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    prices = _prices(fields["prices"]) if "prices" in fields else None
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -187,6 +191,23 @@ def _replicas(node: Node) -> tuple[int, int]:
     if most < least:
         node.error(f"has min {least} above max {most}", "make max at least min")
     return least, max(most, least)
+
+
+def _prices(node: Node) -> Prices | None:
+    fields = node.fields(("currency", "input", "cached_input", "output"), required=("currency",))
+    currency = fields["currency"].text() if "currency" in fields else None
+    if currency is not None and not _CURRENCY.fullmatch(currency):
+        fields["currency"].error(f"is {currency!r}", "write the code of ISO 4217, such as EUR or USD")
+
+    def price(name: str, otherwise: float) -> float:
+        value = fields[name].number("money per million tokens") if name in fields else None
+        return otherwise if value is None else value
+
+    if currency is None:
+        return None
+    full = price("input", 0.0)
+    # A prompt costs no more because a part of it was computed before.
+    return Prices(currency, full, price("cached_input", full), price("output", 0.0))
 
 
 def _pricing(node: Node) -> Pricing:
@@ -222,12 +243,13 @@ _ENTITLEMENT_FIELDS = (
     "api_keys",
     "preemptible",
     "quotas",
+    "group",
 )
 
 
 def _entitlement(node: Node, located: Located) -> Entitlement | None:
     fields = node.fields(_ENTITLEMENT_FIELDS, required=("name", "pool", "tier"))
-    name = _name(fields.get("name"))
+    name = name_of(fields.get("name"))
     pool = fields["pool"].text() if "pool" in fields else None
     tier = fields["tier"].word([t.value for t in Tier]) if "tier" in fields else None
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
@@ -244,6 +266,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
+    group = fields["group"].text() if "group" in fields else None
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -258,8 +281,27 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas,
+        quotas=quotas,
+        group=group,
     )
+
+
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight", "quotas")
+
+
+def _group(node: Node, located: Located) -> Group | None:
+    fields = node.fields(_GROUP_FIELDS, required=("name", "pool"))
+    name = name_of(fields.get("name"))
+    pool = fields["pool"].text() if "pool" in fields else None
+    parent = fields["parent"].text() if "parent" in fields else None
+    guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
+    ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
+    weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
+    if name is None or pool is None:
+        return None
+    located.group(name, node.line, {key: field.line for key, field in fields.items()})
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0, quotas)
 
 
 def _amount(node: Node, default: float) -> Amount:

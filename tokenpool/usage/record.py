@@ -62,13 +62,16 @@ class UsageRecord:
 
     def encode(self) -> bytes:
         """The record as bytes."""
-        return encode_columns(cast(Columns, astuple(self)))
+        return encode_row(cast(Row, (SCHEMA, *astuple(self))))
 
 
-Columns = tuple[
-    str, float, str, str, str, str, int, int, int, float, float, float, float | None, str, str, str, str, bool
+# fmt: off
+Row = tuple[
+    int, str, float, str, str, str, str, int, int, int, float, float, float, float | None, str, str, str, str,
+    bool,
 ]
-"""The fields of a ``UsageRecord``, in their order."""
+# fmt: on
+"""``SCHEMA`` and the fields of a ``UsageRecord``, in their order."""
 
 
 class _Row(msgspec.Struct, array_like=True, frozen=True):
@@ -99,9 +102,9 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Row)
 
 
-def encode_columns(columns: Columns) -> bytes:
+def encode_row(row: Row) -> bytes:
     """A record as bytes, from its fields. A sidecar makes no ``UsageRecord`` for each request."""
-    return _encoder.encode((SCHEMA, *columns))
+    return _encoder.encode(row)
 
 
 def decode(content: bytes) -> UsageRecord:
