@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 
+from tokenpool.leases.credential_feed import CredentialFeed, CredentialPage, CredentialPut
 from tokenpool.leases.messages import (
+    CREDENTIALS,
     Answer,
     Limit,
     Message,
@@ -27,6 +30,7 @@ class MemoryStore:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
         self.quota_rules = ReferenceQuotaStore(lifetime_s)
+        self.feed = CredentialFeed()
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def connect(self, count: int) -> None:
@@ -38,7 +42,18 @@ class MemoryStore:
         for push in pushes:
             if push.holder in self._listeners:
                 self._listeners[push.holder].put_nowait(push)
-        return answer
+        return replace(answer, credentials=str(self.feed.state))
+
+    async def credentials(self, after: int) -> CredentialPage:
+        """See ``Store``."""
+        return self.feed.page(after)
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """See ``Store``."""
+        written = self.feed.put(puts, self._clock())
+        for holder, queue in self._listeners.items():
+            queue.put_nowait(Push(holder, CREDENTIALS, ""))
+        return written
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``."""

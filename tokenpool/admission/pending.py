@@ -65,6 +65,7 @@ class PendingRequest:
         "is_retimed",
         "lacks",
         "leaves_by",
+        "limited_by",
         "line",
         "longest_wait_s",
         "may_prefer",
@@ -133,6 +134,8 @@ class PendingRequest:
         """The budgets of its quotas, while it waits for portions of them."""
         self.hold: QuotaHold | None = None
         """The tokens that it holds of its quotas; ``None`` without quotas, or while it waits for them."""
+        self.limited_by = ""
+        """The id of the caller's credential, if that has a limit of its own, which counts this request."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False
