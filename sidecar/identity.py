@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import msgspec
 from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
 
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 

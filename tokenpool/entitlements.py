@@ -58,6 +58,26 @@ class OutputEstimate:
     quantile: float | None = 0.9
 
 
+class Window(StrEnum):
+    """A calendar window of a quota. A week begins on Monday."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A budget over each calendar window, as opposed to a rate."""
+
+    tokens: float
+    """Weighted tokens per window: the throughput costs of its requests, with the weights of the pool."""
+    per: Window
+    timezone: str = "UTC"
+    """The IANA time zone in which the windows begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entitlement:
     """One tenant's or workload's rights in a pool.
@@ -76,6 +96,8 @@ class Entitlement:
     api_keys: tuple[KeyRef, ...] = ()
     preemptible: bool = True
     """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests. All of them apply."""
 
     @property
     def is_preemptible(self) -> bool:
@@ -105,6 +127,31 @@ class Pricing:
     tool_tokens: int = 0
 
 
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a pool in money, per million tokens. Reports use them; no decision depends on them."""
+
+    currency: str
+    """The code of ISO 4217, such as ``EUR``."""
+    input: float = 0.0
+    """Uncached input tokens."""
+    cached_input: float = 0.0
+    """Input tokens from the prefix cache."""
+    output: float = 0.0
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The price of some usage. ``input_tokens`` include those from the cache."""
+        weighted = (
+            self.input * (input_tokens - cached_tokens)
+            + self.cached_input * cached_tokens
+            + self.output * output_tokens
+        )
+        return weighted / MILLION
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One model behind one service: the capacity of all its replicas together."""
@@ -115,6 +162,10 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    prices: Prices | None = None
+    """``None`` if reports state no costs."""
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokenpool.entitlements import Entitlement, Issuer, OutputEstimate, Pool, Pricing, Tier
+from tokenpool.entitlements import Entitlement, Issuer, OutputEstimate, Pool, Pricing, Quota, Tier, Window
 from tokenpool.poolfile.issuers import ALGORITHMS, MOST_SKEW_S
 
 REQUIRED = "required"
@@ -31,7 +31,33 @@ _ISSUER = Issuer("", "", (), ())
 _PRICES = Pricing()
 _QUANTILE = OutputEstimate().quantile
 _TIERS = ", ".join(f"`{tier.value}`" for tier in Tier)
+_WINDOWS = ", ".join(f"`{window.value}`" for window in Window)
 _CAPACITY = "number above 0, `auto`, or `{auto: NUMBER}`"
+
+
+def _quotas(owner: str, whose: str) -> tuple[Described, ...]:
+    """The fields of quotas, which several kinds of records have."""
+    return (
+        Described(
+            f"{owner}.quotas",
+            "list of quotas",
+            "none",
+            f"The budgets of {whose} over calendar windows. All of them apply.",
+        ),
+        Described(
+            f"{owner}.quotas[].tokens",
+            "number of tokens, also with `k`, `M` or `G`",
+            REQUIRED,
+            "The budget in priced tokens, such as `50M`: input and output tokens times the pool's weights.",
+        ),
+        Described(f"{owner}.quotas[].per", _WINDOWS, REQUIRED, "The window. A week begins on Monday."),
+        Described(
+            f"{owner}.quotas[].timezone",
+            "text",
+            f"`{Quota(1, Window.DAY).timezone}`",
+            "The IANA time zone in which windows begin, such as `Europe/Berlin`.",
+        ),
+    )
 
 
 FIELDS = (
@@ -107,6 +133,32 @@ FIELDS = (
         "whole number, at least 0; tokens",
         f"`{_PRICES.tool_tokens}`",
         "Extra input tokens of one tool.",
+    ),
+    Described(
+        "pools[].prices",
+        "mapping",
+        "no costs",
+        "Prices in money per million tokens, for the reports of usage. No decision depends on them.",
+    ),
+    Described(
+        "pools[].prices.currency", "code of ISO 4217, such as `EUR`", REQUIRED, "The currency of the prices."
+    ),
+    Described(
+        "pools[].prices.input", "number, at least 0; per million tokens", "`0`", "Uncached input tokens."
+    ),
+    Described(
+        "pools[].prices.cached_input",
+        "number, at least 0; per million tokens",
+        "`input`",
+        "Input tokens from the prefix cache.",
+    ),
+    Described("pools[].prices.output", "number, at least 0; per million tokens", "`0`", "Output tokens."),
+    Described(
+        "pools[].usage_records",
+        "`true` or `false`",
+        "`false`",
+        "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
+        " coordinator.",
     ),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
@@ -204,6 +256,7 @@ FIELDS = (
         "`true` for spot",
         "Whether a guarantee may end running requests of this spot entitlement.",
     ),
+    *_quotas("entitlements[]", "the entitlement"),
     Described(
         "anonymous",
         "`reject`, or the name of an entitlement",

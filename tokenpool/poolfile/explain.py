@@ -32,7 +32,8 @@ def explain(parsed: Parsed) -> str:
 def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     entitlements = file.entitlements_of(pool.name)
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
-    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}"
+    records = "; usage records" if pool.usage_records else ""
+    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
     for dimension in Dimension:
         one = getattr(pool.replica, dimension.value)
@@ -70,6 +71,8 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
+    for quota in entitlement.quotas:
+        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
     yield f"    reserves   {reserves}"
 

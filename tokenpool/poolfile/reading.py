@@ -18,6 +18,7 @@ from tokenpool.entitlements import (
     OutputEstimate,
     Pool,
     PoolFile,
+    Prices,
     Pricing,
     ReplicaCapacity,
     Slo,
@@ -27,6 +28,7 @@ from tokenpool.poolfile.checks import Located, check, check_promise
 from tokenpool.poolfile.issuers import check_issuers, issuer_of
 from tokenpool.poolfile.names import name_of
 from tokenpool.poolfile.problems import PoolFileError, Sources
+from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
@@ -34,6 +36,7 @@ _UNITS = {
     Dimension.KV_TOKENS: "KV-cache tokens",
     Dimension.CONCURRENCY: "sequences",
 }
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -138,8 +141,11 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
+
+
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = name_of(fields.get("name"))
     models = tuple(
         text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
@@ -149,10 +155,12 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    prices = _prices(fields["prices"]) if "prices" in fields else None
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -180,6 +188,23 @@ def _replicas(node: Node) -> tuple[int, int]:
     if most < least:
         node.error(f"has min {least} above max {most}", "make max at least min")
     return least, max(most, least)
+
+
+def _prices(node: Node) -> Prices | None:
+    fields = node.fields(("currency", "input", "cached_input", "output"), required=("currency",))
+    currency = fields["currency"].text() if "currency" in fields else None
+    if currency is not None and not _CURRENCY.fullmatch(currency):
+        fields["currency"].error(f"is {currency!r}", "write the code of ISO 4217, such as EUR or USD")
+
+    def price(name: str, otherwise: float) -> float:
+        value = fields[name].number("money per million tokens") if name in fields else None
+        return otherwise if value is None else value
+
+    if currency is None:
+        return None
+    full = price("input", 0.0)
+    # A prompt costs no more because a part of it was computed before.
+    return Prices(currency, full, price("cached_input", full), price("output", 0.0))
 
 
 def _pricing(node: Node) -> Pricing:
@@ -214,6 +239,7 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "quotas",
 )
 
 
@@ -249,6 +275,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
+        quotas_of(fields["quotas"]) if "quotas" in fields else (),
     )
 
 
