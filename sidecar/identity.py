@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import math
 from collections.abc import Callable, Iterable, Mapping
-
-import msgspec
 
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
@@ -34,18 +31,6 @@ class KeyUnreadable(ValueError):
         self.line = line
         self.text = text
         super().__init__(f"line {line}: {text}")
-
-
-class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
-    """An accepted credential. A source changes it in place, so a cached request head sees its end."""
-
-    entitlement: str
-    id: str = ""
-    """Its name in logs and usage records. It is no secret."""
-    ends_at: float = math.inf
-    """The time from which it is refused, in seconds of Unix time; minus infinity after its revocation."""
-    concurrency: int = 0
-    """The most sequences at the same time; 0 without a limit of its own."""
 
 
 class KeyRing:

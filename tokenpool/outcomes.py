@@ -44,7 +44,6 @@ class Reason(StrEnum):
     NEVER_FITS = "never_fits"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
-    EXPIRED_KEY = "expired_key"
     INVALID_JWT = "invalid_jwt"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
@@ -99,7 +98,6 @@ _STATUS = {
     Reason.NEVER_FITS: 400,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
-    Reason.EXPIRED_KEY: 401,
     Reason.INVALID_JWT: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
@@ -155,7 +153,6 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
-    Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.INVALID_JWT: (
         "The JWT is not valid here, or leads to no entitlement of this pool. The message names the cause."
     ),

@@ -28,6 +28,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import without_priority
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
+from sidecar.jwt.interface import JwtSource
 from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RunningRequest, WaitingRequest
@@ -119,6 +120,10 @@ class Controller:
         self._authenticator.keys = configuration.keys
         self._authenticator.administrators = configuration.administrators
         self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
+
+    def use_jwts(self, jwts: JwtSource | None) -> None:
+        """Identify callers by JWTs from now on; ``None``: no more."""
+        self._authenticator.jwts = jwts
 
     def refresh(self, account: Account, now: float) -> None:
         """Bring the limits of an idle account up to date, before they are shown."""

@@ -45,9 +45,9 @@ async def key_server(**pages: bytes) -> AsyncIterator[KeyServer]:
     server.holds.set()
     application = web.Application()
     application.router.add_get("/{path:.*}", server.answer)
-    runner = web.AppRunner(application)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+    site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     server.port = runner.addresses[0][1]
     try:

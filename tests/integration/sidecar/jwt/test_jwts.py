@@ -152,12 +152,11 @@ async def test_an_invalid_jwt_never_makes_its_caller_anonymous(engine: FakeEngin
 async def test_a_jwt_that_expires_on_an_open_connection_is_refused(
     engine: FakeEngine, tmp_path: Path
 ) -> None:
-    text = pool_without_skew = ""
     async with key_server(keys=KEYS) as server:
-        text = pool(server)
-        pool_without_skew = text.replace("    audience:", "    clock_skew_s: 0\n    audience:")
+        text = pool(server).replace("    audience:", "    clock_skew_s: 0\n    audience:")
         async with (
-            sidecar_for(engine.port, tmp_path, pool=pool_without_skew) as sidecar,
+            asyncio.timeout(10.0),
+            sidecar_for(engine.port, tmp_path, pool=text) as sidecar,
             connected(sidecar) as (reader, writer),
         ):
             ends_at = time.time() + 0.6
