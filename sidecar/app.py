@@ -114,8 +114,9 @@ class Sidecar:
             has_slo_feedback=settings.slo_feedback,
         )
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
-        sync = self._shared.sync if self._shared is not None else None
-        self.driver = Driver(self.control, self._ports, sync)
+        self.driver = Driver(
+            self.control, self._ports, self._shared.sync if self._shared is not None else None
+        )
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -139,6 +140,7 @@ class Sidecar:
             self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
+            self.controller.authenticator.sources.append(self._shared.issued)
             self.replication = self._shared.replication(self.driver, self)
             self.handover = self._shared.handover(self.driver, address, self.controller.connection_refused)
         self.watcher = EngineWatcher(
@@ -242,7 +244,7 @@ class Sidecar:
     def _identify(self, configuration: Configuration) -> None:
         """Accept the JWTs of the issuers in a pool file, and no others."""
         self.jwts.configure(configuration.file.issuers, self.controller.accounts)
-        self.controller.use_jwts(self.jwts if self.jwts.is_on else None)
+        self.controller.authenticator.jwts = self.jwts if self.jwts.is_on else None
 
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""

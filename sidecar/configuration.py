@@ -18,7 +18,7 @@ import msgspec
 
 from runtime import child, config_files
 from runtime.options import SettingsError
-from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
+from sidecar.identity import Credential, KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
 from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
@@ -82,7 +82,7 @@ class _Head(msgspec.Struct):
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
     issuers: tuple[Issuer, ...]
-    administrators: dict[bytes, str]
+    administrators: dict[bytes, Credential]
     """The digests of these keys."""
     watched: tuple[str, ...]
     version: str
@@ -91,7 +91,7 @@ class _Head(msgspec.Struct):
 
 class _Part(msgspec.Struct):
     entitlements: tuple[Entitlement, ...]
-    keys: dict[bytes, str]
+    keys: dict[bytes, Credential]
 
 
 class _Result:
@@ -198,14 +198,14 @@ def _at(problem: Problem) -> str:
     return f"{problem.file}:{problem.line}" if problem.file else f"line {problem.line}"
 
 
-def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
+def _parts(file: PoolFile, keys: Mapping[bytes, Credential]) -> Iterator[_Part]:
     names: dict[str, list[bytes]] = {}
-    for digest, name in keys.items():
-        names.setdefault(name, []).append(digest)
+    for digest, credential in keys.items():
+        names.setdefault(credential.entitlement, []).append(digest)
     for first in range(0, len(file.entitlements), PER_PART):
         some = file.entitlements[first : first + PER_PART]
         # A name is unique in the whole file, across its pools.
-        yield _Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())})
+        yield _Part(some, {digest: keys[digest] for e in some for digest in names.get(e.name, ())})
 
 
 def _read_key(path: str) -> str:

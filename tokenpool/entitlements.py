@@ -39,6 +39,12 @@ class KeyRef:
     value: str = field(repr=False)
     line: int = 0
     """The line in the pool file, from 1; 0 if unknown."""
+    id: str = ""
+    """The name of the key in logs and usage records; empty for the first 8 hex digits of its digest."""
+    expires_at: float | None = None
+    """The time from which the key is refused, in seconds of Unix time; ``None`` if it never expires."""
+    concurrency: int | None = None
+    """The most sequences that run at the same time with this key; ``None`` without a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)

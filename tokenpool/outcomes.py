@@ -45,6 +45,7 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
     INVALID_JWT = "invalid_jwt"
+    EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_RESPONSE = "unknown_response"
@@ -99,6 +100,7 @@ _STATUS = {
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
     Reason.INVALID_JWT: 401,
+    Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
     Reason.UNKNOWN_RESPONSE: 404,
@@ -156,6 +158,7 @@ _MEANING = {
     Reason.INVALID_JWT: (
         "The JWT is not valid here, or leads to no entitlement of this pool. The message names the cause."
     ),
+    Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.UNKNOWN_ROUTE: (
         "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"
         " adapters."

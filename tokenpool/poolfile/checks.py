@@ -149,6 +149,7 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
 
 def _check_keys(file: PoolFile, located: Located) -> None:
     seen: dict[tuple[str, str], tuple[str, int]] = {}
+    ids: dict[str, int] = {}
     owners = [(repr(each.name), each.api_keys) for each in file.entitlements]
     for name, keys in (*owners, ("the administrators", file.administrator_keys)):
         for key in keys:
@@ -157,6 +158,13 @@ def _check_keys(file: PoolFile, located: Located) -> None:
                     key.line,
                     f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
+                )
+            if key.id and ids.setdefault(key.id, key.line) != key.line:
+                located.problems.error(
+                    key.line,
+                    f"the id {key.id!r} of a key of {name} is also used on"
+                    f" {located.sources.where(ids[key.id])}",
+                    "give each key an id of its own",
                 )
             owner, line = seen.setdefault(_identity(key), (name, key.line))
             if line != key.line or owner != name:

@@ -247,9 +247,30 @@ FIELDS = (
         " warning. Each key belongs to one entitlement.",
     ),
     Described(
+        "entitlements[].api_keys[].sha256", "64 hex digits", "", "The SHA-256 digest of the key, in hex."
+    ),
+    Described(
         "entitlements[].api_keys[].env", "text", "", "The environment variable of the sidecar with the key."
     ),
     Described("entitlements[].api_keys[].file", "text", "", "The file with the key, read by the sidecar."),
+    Described(
+        "entitlements[].api_keys[].id",
+        "text",
+        "the first 8 hex digits of the digest",
+        "The name of the key in logs and usage records.",
+    ),
+    Described(
+        "entitlements[].api_keys[].expires",
+        "point in time",
+        "never",
+        "The time from which the key is refused, such as `2027-01-31T18:00:00Z`.",
+    ),
+    Described(
+        "entitlements[].api_keys[].concurrency",
+        "whole number of at least 1; sequences",
+        "none",
+        "The most sequences that run at the same time with this key, in addition to the entitlement's limit.",
+    ),
     Described(
         "entitlements[].preemptible",
         "`true` or `false`",

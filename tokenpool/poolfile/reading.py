@@ -38,6 +38,8 @@ _UNITS = {
 }
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+CREDENTIAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""The id of a credential."""
 
 
 _FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys", "issuers")
@@ -312,15 +314,13 @@ def _keys(node: Node) -> tuple[KeyRef, ...]:
     return tuple(key for item in node.items() if (key := _key(item)))
 
 
+_KEY_SOURCES = ("sha256", "env", "file")
+_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency")
+
+
 def _key(node: Node) -> KeyRef | None:
     if node.is_mapping:
-        fields = node.fields(("env", "file"))
-        if len(fields) != 1:
-            node.error("must name one of env and file", "write {env: VARIABLE} or {file: PATH}")
-            return None
-        [(source, field)] = fields.items()
-        text = field.text()
-        return None if text is None else KeyRef(KeySource(source), text, node.line)
+        return _long_key(node)
     text = node.text()
     if text is None:
         return None
@@ -331,3 +331,33 @@ def _key(node: Node) -> KeyRef | None:
         node.error("is not a SHA-256 digest", "write 'sha256:' and 64 hex digits: printf %s KEY | sha256sum")
         return None
     return KeyRef(KeySource.SHA256, digest.lower(), node.line)
+
+
+def _long_key(node: Node) -> KeyRef | None:
+    """A key with its source, and optionally its id, its expiry and a limit of its own."""
+    fields = node.fields(_KEY_FIELDS)
+    sources = [source for source in _KEY_SOURCES if source in fields]
+    if len(sources) != 1:
+        node.error(
+            "must name one of sha256, env and file",
+            "write {sha256: HEX}, {env: VARIABLE} or {file: PATH}",
+        )
+        return None
+    source = sources[0]
+    text = fields[source].text()
+    if text is not None and source == "sha256":
+        text = text.removeprefix("sha256:").lower()
+        if not _DIGEST.fullmatch(text):
+            fields[source].error("is not a SHA-256 digest", "write 64 hex digits: printf %s KEY | sha256sum")
+            return None
+    name = fields["id"].text() if "id" in fields else ""
+    if name and not CREDENTIAL_ID.fullmatch(name):
+        fields["id"].error(
+            f"is {name!r}, which is not an id",
+            "use 1 to 64 letters, digits, dots, dashes and underscores",
+        )
+    expires_at = fields["expires"].time() if "expires" in fields else None
+    most = fields["concurrency"].whole("sequences", least=1) if "concurrency" in fields else None
+    if text is None:
+        return None
+    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most)

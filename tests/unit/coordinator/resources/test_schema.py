@@ -27,6 +27,9 @@ NOT_IN_RESOURCES = {
     "entitlements[].name": "metadata.name",
     "entitlements[].api_keys[].env": "a resource names no variable of a sidecar",
     "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
+    "entitlements[].api_keys[].id": "a key of a resource has the id of its digest",
+    "entitlements[].api_keys[].expires": "remove the key from the resource",
+    "entitlements[].api_keys[].concurrency": "a resource bounds its entitlement",
     "anonymous": "a setting of the whole pool file",
     "administrator_keys": "a setting of the whole pool file",
 } | {
