@@ -83,7 +83,15 @@ class Coordinator:
         self.keeper: Keeper | None = None
         """Issued credentials; ``None`` without a database for them."""
         api = self._credential_api()
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded, api)
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            api,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,7 +143,9 @@ class Coordinator:
 
     def _degraded(self) -> list[str]:
         """The faults that do not stop this coordinator."""
-        return [*self.credentials.problems(), *(self.keeper.problems() if self.keeper is not None else [])]
+        issued = self.keeper.problems() if self.keeper is not None else []
+        usage = self.usage.degraded() if self.usage is not None else []
+        return [*self.credentials.problems(), *issued, *usage]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -203,10 +213,6 @@ class Coordinator:
 
     def _usage_metrics(self) -> Iterable[Metric]:
         return self.usage.metrics() if self.usage is not None else ()
-
-    def _degraded(self) -> list[str]:
-        found = self.credentials.problems()
-        return found if self.usage is None else [*found, *self.usage.degraded()]
 
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""

@@ -20,7 +20,7 @@ from runtime import child, config_files
 from runtime.options import SettingsError
 from sidecar.identity import Credential, KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.reading import parse_all
@@ -87,6 +87,7 @@ class _Head(msgspec.Struct):
     watched: tuple[str, ...]
     version: str
     warnings: tuple[tuple[str, str, str], ...]
+    groups: tuple[Group, ...]
 
 
 class _Part(msgspec.Struct):
@@ -110,7 +111,12 @@ class _Result:
         head = self._head
         _log_warnings(head.warnings)
         file = PoolFile(
-            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.issuers
+            head.pools,
+            tuple(self._entitlements),
+            head.anonymous,
+            head.administrator_keys,
+            head.issuers,
+            head.groups,
         )
         return Configuration(
             file,
@@ -181,6 +187,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         watched,
         encode_file(file)[0],
         warnings,
+        file.groups,
     )
     return head, _parts(file, keys)
 

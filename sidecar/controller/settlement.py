@@ -34,9 +34,9 @@ class Settlement:
         self._stored = stored
         self._telemetry = telemetry
         self._access_log = access_log
-        self._limits = limits
         self.usage: UsageRecorder | None = None
         """Makes usage records; ``None`` while the pool file has them off."""
+        self._limits = limits
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
 

@@ -68,6 +68,7 @@ class PendingRequest:
         "may_prefer",
         "number",
         "places_until",
+        "probed",
         "rank",
         "request",
         "retry_in_s",
@@ -125,6 +126,8 @@ class PendingRequest:
         self.places_until = -math.inf
         """The time until which the request looks for room on other replicas. Then it may join the queue of
         the engine here."""
+        self.probed: tuple[str, ...] = ()
+        """The replicas that were probed for it (``placement.MOST_PROBED``)."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
         self.limited_by = ""

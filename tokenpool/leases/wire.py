@@ -17,7 +17,7 @@ import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.credentials import CREDENTIAL_SCHEMA, CredentialRecord
-from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserState
 from tokenpool.pricing.statistics import EntitlementStatistics, Statement
@@ -85,6 +85,7 @@ class _File(msgspec.Struct, frozen=True):
     administrator_keys: tuple[KeyRef, ...] = ()
     schema: int = FILE_SCHEMA
     issuers: tuple[Issuer, ...] = ()
+    groups: tuple[Group, ...] = ()
 
 
 class _Hint(msgspec.Struct, frozen=True):
@@ -161,6 +162,7 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
             ready.anonymous,
             ready.administrator_keys,
             issuers=ready.issuers,
+            groups=ready.groups,
         )
     )
     return hashlib.sha256(content).hexdigest()[:16], content
@@ -173,7 +175,9 @@ def decode_file(content: bytes) -> PoolFile:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
     _check_schema(file.schema, FILE_SCHEMA, "the published pool file")
-    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.issuers)
+    return PoolFile(
+        file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.issuers, file.groups
+    )
 
 
 def encode_credential(record: CredentialRecord) -> bytes:

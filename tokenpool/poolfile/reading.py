@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import (
     Entitlement,
+    Group,
     KeyRef,
     KeySource,
     OutputEstimate,
@@ -42,7 +43,7 @@ CREDENTIAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """The id of a credential."""
 
 
-_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys", "issuers")
+_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys", "issuers")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -66,8 +67,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools, entitlements and issuers add up. ``anonymous`` and ``administrator_keys`` may be in one part only.
-    Raises ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements, groups and issuers add up. ``anonymous`` and ``administrator_keys`` may be in
+    one part only. Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -120,6 +121,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
             node.error(f"is given on {first} already", "keep one of the two")
     pools = [_pool(item, located) for node in given["pools"] for item in _items(node)]
     entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
+    groups = [_group(item, located) for node in given["groups"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
     issuers = [(issuer_of(item), item.line) for node in given["issuers"] for item in _items(node)]
@@ -129,6 +131,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
         tuple(issuer for issuer, _ in issuers if issuer is not None),
+        tuple(g for g in groups if g is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
     lines = [line for issuer, line in issuers if issuer is not None]
@@ -242,6 +245,7 @@ _ENTITLEMENT_FIELDS = (
     "api_keys",
     "preemptible",
     "quotas",
+    "group",
 )
 
 
@@ -263,6 +267,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
+    group = fields["group"].text() if "group" in fields else None
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -277,8 +282,26 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        quotas=quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        group=group,
     )
+
+
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+
+
+def _group(node: Node, located: Located) -> Group | None:
+    fields = node.fields(_GROUP_FIELDS, required=("name", "pool"))
+    name = name_of(fields.get("name"))
+    pool = fields["pool"].text() if "pool" in fields else None
+    parent = fields["parent"].text() if "parent" in fields else None
+    guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
+    ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
+    weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    if name is None or pool is None:
+        return None
+    located.group(name, node.line, {key: field.line for key, field in fields.items()})
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
 
 
 def _amount(node: Node, default: float) -> Amount:
