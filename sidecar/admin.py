@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -37,6 +37,7 @@ from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.amounts import NOTHING
+from tokenpool.entitlements import promises
 from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 from tokenpool.pricing.cost import Pricer
@@ -85,6 +86,8 @@ class Admin:
         self._manager = manager
         self.sources = sources
         """The parts whose metrics are on the page, after those of requests and connections."""
+        self.faults: list[Callable[[], Sequence[str]]] = []
+        """Further notices while requests are served."""
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
@@ -134,6 +137,8 @@ class Admin:
         degraded += self._credentials.problems()
         if self._certificate is not None and self._certificate.problem is not None:
             degraded.append(self._certificate.problem)
+        for fault in self.faults:
+            degraded += fault()
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:
@@ -301,8 +306,8 @@ class Admin:
         """The sum of all guarantees; it changes with the pool file only."""
         known, guarantees = self._guarantees
         if known is not accounts:
-            whole = sum((account.entitlement.guarantee for account in accounts.values()), NOTHING)
-            guarantees = vector(*whole.values())
+            entitlements = (account.entitlement for account in accounts.values())
+            guarantees = vector(*promises(entitlements, self._controller.pool_accounts.groups).total.values())
             self._guarantees = accounts, guarantees
         return guarantees
 

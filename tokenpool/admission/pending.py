@@ -62,6 +62,7 @@ class PendingRequest:
         "is_retimed",
         "lacks",
         "leaves_by",
+        "limited_by",
         "line",
         "longest_wait_s",
         "may_prefer",
@@ -129,6 +130,8 @@ class PendingRequest:
         """The replicas that were probed for it (``placement.MOST_PROBED``)."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
+        self.limited_by = ""
+        """The id of the caller's credential, if that has a limit of its own, which counts this request."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False
