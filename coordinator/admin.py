@@ -1,9 +1,13 @@
-"""The pages of a coordinator: metrics, health, readiness, state, scale hints, the live page. Read-only."""
+"""The pages of a coordinator: metrics, health, readiness, state, scale hints, the live page.
+
+All of them only read. The API for issued credentials is added where it is configured.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -21,6 +25,9 @@ from runtime.admin import AdminPages, Readiness
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import Prices
 
+if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
+
 
 class Admin:
     """The pages of one coordinator."""
@@ -32,6 +39,7 @@ class Admin:
         clock: Callable[[], float],
         missing: Callable[[], Sequence[str]] = list,
         degraded: Callable[[], Sequence[str]] = list,
+        credentials: CredentialApi | None = None,
         usage_store: Callable[[], UsageStore | None] = lambda: None,
     ) -> None:
         """``missing`` returns what the coordinator waits for before it can lead.
@@ -46,6 +54,7 @@ class Admin:
         self._clock = clock
         self._common = AdminPages(self.readiness, telemetry.pieces)
         self._view = PoolsView(leaders, clock)
+        self._credentials = credentials
         self._live = LivePage(self.snapshot, clock)
         self._usage = UsagePages(usage_store, self._prices, time.time)
 
@@ -55,6 +64,8 @@ class Admin:
         application.add_routes(self._common.routes())
         application.add_routes([web.get("/debug/state", self.state), web.get("/scale/{pool}", self.scale)])
         self._live.add_to(application)
+        if self._credentials is not None:
+            self._credentials.add_to(application)
         self._usage.add_to(application)
         return application
 

@@ -20,6 +20,7 @@ from prometheus_client.core import Metric
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
+from coordinator.quotas import QuotaKeepers
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
@@ -34,8 +35,11 @@ from tokenpool.store.address import AddressInvalid, StoreFiles
 from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
+    from coordinator.credentials.keeper import Keeper
     from coordinator.resources.controller import Controller
     from coordinator.usage.service import UsageService
+    from coordinator.usage.store import UsageStore
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +75,8 @@ class Coordinator:
         elif made is not None:
             self._lead(made)
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
+        self.quotas = QuotaKeepers(self._usage_store)
+        self.telemetry.sources.append(self.quotas.metrics)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
         self.credentials = Credentials()
@@ -78,12 +84,16 @@ class Coordinator:
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
         self.telemetry.sources.append(self._usage_metrics)
+        self.keeper: Keeper | None = None
+        """Issued credentials; ``None`` without a database for them."""
+        api = self._credential_api()
         admin = Admin(
             lambda: self.leaders,
             self.telemetry,
             self._clock,
             self._missing,
             self._degraded,
+            api,
             lambda: self.usage.store if self.usage is not None else None,
         )
         self._server = PageServer(admin.application())
@@ -112,6 +122,34 @@ class Coordinator:
             leaders=lambda: self.leaders,
             clock=self._clock,
         )
+
+    def _credential_api(self) -> CredentialApi | None:
+        """The API for issued credentials. Only here is its code imported."""
+        path, tokens = self.settings.credentials_database, self.settings.administrator_tokens
+        if path is None or tokens is None:
+            return None
+        from coordinator.credentials.administrators import Administrators, TokensInvalid  # noqa: PLC0415
+        from coordinator.credentials.api import CredentialApi  # noqa: PLC0415
+        from coordinator.credentials.database import DatabaseFailed, SqliteCredentials  # noqa: PLC0415
+        from coordinator.credentials.keeper import Keeper  # noqa: PLC0415
+
+        try:
+            administrators, database = Administrators(tokens), SqliteCredentials(path)
+        except (TokensInvalid, OSError) as error:
+            raise SettingsError(f"--administrator-tokens: {error}") from error
+        except DatabaseFailed as error:
+            raise SettingsError(f"--credentials-database: {error}") from error
+        self.credentials.files.append(FollowedFiles("administrators", (tokens,), administrators.follow))
+        self.keeper = Keeper(lambda: self.leaders, database, self._clock, time.time)
+        api = CredentialApi(self.keeper, administrators, self._clock)
+        self.telemetry.sources += [self.keeper.metrics, api.metrics]
+        return api
+
+    def _degraded(self) -> list[str]:
+        """The faults that do not stop this coordinator."""
+        issued = self.keeper.problems() if self.keeper is not None else []
+        usage = self.usage.degraded() if self.usage is not None else []
+        return [*self.credentials.problems(), *issued, *usage]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -177,12 +215,12 @@ class Coordinator:
             raise SettingsError(f"--usage-store-file: {error}") from error
         return UsageService(store, self._candidate, settings.usage_keep_days)
 
+    def _usage_store(self, pool: str) -> UsageStore | None:
+        """The usage store, if the pool has usage records."""
+        return self.usage.store if self.usage is not None and pool in self.usage.consumers else None
+
     def _usage_metrics(self) -> Iterable[Metric]:
         return self.usage.metrics() if self.usage is not None else ()
-
-    def _degraded(self) -> list[str]:
-        found = self.credentials.problems()
-        return found if self.usage is None else [*found, *self.usage.degraded()]
 
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
@@ -221,12 +259,15 @@ class Coordinator:
             self.watch.run(),
             self.credentials.run(),
             self.telemetry.loop_delay.run(),
+            self.quotas.run(self.leaders),
         )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
         self._is_started = True
         self._record_usage()
+        if self.keeper is not None:
+            self._tasks.append(loop.create_task(self.keeper.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -258,6 +299,8 @@ class Coordinator:
         for leader in self.leaders.values():
             await _resign(leader)
         await self._server.stop()
+        if self.keeper is not None:
+            await self.keeper.database.close()
         log.info("stopped")
 
 

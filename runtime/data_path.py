@@ -18,7 +18,9 @@ MODULES = (
     "sidecar.controller.accounts",
     "sidecar.controller.authentication",
     "sidecar.controller.controller",
+    "sidecar.controller.credential_limits",
     "sidecar.controller.engine_priority",
+    "sidecar.controller.quotas",
     "sidecar.controller.refusals",
     "sidecar.controller.settlement",
     "sidecar.controller.stored_responses",
@@ -76,6 +78,7 @@ MODULES = (
     "tokenpool.control.guest",
     "tokenpool.control.guests",
     "tokenpool.control.preferring",
+    "tokenpool.control.quota_waits",
     "tokenpool.leases.lease_state",
     "tokenpool.leases.leases",
     "tokenpool.leases.shares",
@@ -86,5 +89,7 @@ MODULES = (
     "tokenpool.pricing.estimators",
     "tokenpool.pricing.experts",
     "tokenpool.pricing.learned_costs",
+    "tokenpool.quotas.budget",
+    "tokenpool.quotas.quotas",
 )
 """Dotted names, in alphabetical order."""

@@ -40,6 +40,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
+from sidecar.quota_exchange import QuotaExchange
 from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
@@ -112,8 +113,17 @@ class Sidecar:
             has_slo_feedback=settings.slo_feedback,
         )
         self._ports = self._shared.ports if self._shared is not None else LoopPorts(telemetry.clock)
-        sync = self._shared.sync if self._shared is not None else None
-        self.driver = Driver(self.control, self._ports, sync)
+        self.driver = Driver(
+            self.control, self._ports, self._shared.sync if self._shared is not None else None
+        )
+        self.quota_exchange = QuotaExchange(
+            settings.tick,
+            settings.lease_lifetime,
+            self.driver,
+            self._ports,
+            store,
+            self._shared.holder if self._shared is not None else "",
+        )
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -125,6 +135,7 @@ class Sidecar:
             ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
+            quotas=self.quota_exchange.quotas,
         )
         self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
         self.local_planner: LocalPlanner | None = None
@@ -135,6 +146,7 @@ class Sidecar:
             self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
+            self.controller.authenticator.sources.append(self._shared.issued)
             self.replication = self._shared.replication(self.driver, self)
             self.handover = self._shared.handover(self.driver, address, self.controller.connection_refused)
         self.watcher = EngineWatcher(
@@ -166,8 +178,7 @@ class Sidecar:
             tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
-        cert, key = settings.tls_cert, settings.tls_key
-        self.certificate = Certificate(cert, key) if cert is not None and key is not None else None
+        self.certificate = _certificate_of(settings)
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = self._admin()
         self._pages = PageServer(self.admin.application())
@@ -197,7 +208,7 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += [self.credentials, self.usage]
+        admin.sources += [self.quota_exchange, self.credentials, self.usage]
         admin.faults.append(self.usage.degraded)
         return admin
 
@@ -262,6 +273,7 @@ class Sidecar:
             self._sweep(),
             self.loop_delay.run(),
             self.credentials.run(),
+            self.quota_exchange.run(),
         ):
             self._spawn(work)
         self.usage.start()
@@ -351,6 +363,7 @@ class Sidecar:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.stop()
+        await self.quota_exchange.stop()
         await self.usage.stop()
         if self.replication is not None:
             await self.replication.stop()
@@ -376,6 +389,11 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.manager.connections):
             connection.abort()
+
+
+def _certificate_of(settings: Settings) -> Certificate | None:
+    cert, key = settings.tls_cert, settings.tls_key
+    return Certificate(cert, key) if cert is not None and key is not None else None
 
 
 def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.entitlements import Entitlement, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
 PER_STEP = 50
 """Accounts that one step makes while a pool file is prepared: 12 µs each."""
@@ -35,6 +35,8 @@ class Accounts:
         """Rises with each pool file. A cached head is valid within one epoch."""
         self.anonymous: Account | None = None
         """The account of callers without a key, if the pool file names one."""
+        self.groups: tuple[Group, ...] = ()
+        """The groups of the pool."""
         self._pricing = pool.pricing
         self._prepared: _Prepared | None = None
         self.configure(file, pool, now)
@@ -65,6 +67,7 @@ class Accounts:
             control.active.exclude(self.by_name[name])
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
+        self.groups = file.groups_of(pool.name)
         self._pricing = pool.pricing
 
     def _gather(

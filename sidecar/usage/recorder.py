@@ -175,7 +175,7 @@ class UsageRecorder:
                     first_token_s if first_token_s >= 0.0 else None,
                     outcome,
                     self._replica,
-                    "",
+                    entitlement.group or "",
                     "",
                     is_estimated,
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ async def test_a_request_on_which_nothing_was_spent_is_not_estimated(world: Worl
     [record] = world.records()
     assert (record.input_tokens, record.output_tokens, record.is_estimated) == (0, 0, False)
     assert record.outcome == "upstream_error"
+
+
+async def test_a_record_has_the_group_of_the_entitlement(world: World) -> None:
+    account = world.controller.accounts["g"]
+    account.entitlement = replace(account.entitlement, group="shop")
+    world.settle(world.admitted())
+
+    assert [each.group for each in world.records()] == ["shop"]
 
 
 async def test_a_free_request_has_no_record(world: World) -> None:
