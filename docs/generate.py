@@ -49,6 +49,7 @@ from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.responses import RESPONSES
 from sidecar.dialects.routes import ROUTES, Route, find
+from sidecar.jwt.service import metrics_of as jwt_metrics
 from sidecar.proxy import bounds
 from sidecar.proxy.tls import TlsServer
 from sidecar.telemetry import TPOT, TTFT
@@ -260,6 +261,7 @@ def sidecar_metrics() -> list[Exposed]:
     found = [*_of_families((*sidecar_telemetry.FAMILIES, *bounds.FAMILIES))]
     for source in made.admin.sources:
         found += _of_metrics(source.metrics())
+    found += _of_metrics(jwt_metrics(None, []))
     found += _of_metrics(TlsServer(made.manager, certificate, made.settings).metrics())
     return [*found, *_of_metrics(BuildInfo().collect())]
 
