@@ -43,10 +43,22 @@ pools:
 entitlements:
   - {name: checkout, pool: chat, tier: guaranteed, guarantee: {concurrency: 2}, api_keys: [checkout-key]}
 """
+SEARCH = """\
+entitlements:
+  - {name: search, pool: chat, tier: elastic}
+"""
 CRAWLER = """\
 entitlements:
   - {name: crawler, pool: chat, tier: elastic, ceiling: {concurrency: 1}, api_keys: [crawler-key]}
 """
+
+
+TENANTS = {
+    "find-out-why-somebody-is-shed": {"crawler": CRAWLER},
+    "rotate-a-key": {"search": SEARCH},
+}
+"""Further files of the folder ``pools``, by page."""
+TOKEN = "token-of-alice-0123456789"
 
 
 @dataclass
@@ -124,8 +136,9 @@ def world(page: Path, folder: Path) -> Iterator[dict[str, str]]:
     """Redis, an engine, a coordinator and a sidecar in this folder; yields the variables of the commands."""
     (folder / "pools").mkdir()
     (folder / "pools" / "pool.yaml").write_text(POOL)
-    if page.stem == "find-out-why-somebody-is-shed":
-        (folder / "pools" / "crawler.yaml").write_text(CRAWLER)
+    for name, text in TENANTS.get(page.stem, {}).items():
+        (folder / "pools" / f"{name}.yaml").write_text(text)
+    (folder / "tokens").write_text(f"alice {TOKEN}\n")
     asyncio.run(seed(folder / "usage.db", RECORDS.get(page.stem, [])))
     engine, listen, admin, lead = (free_port() for _ in range(4))
     logs = folder / "logs"
@@ -144,7 +157,8 @@ def world(page: Path, folder: Path) -> Iterator[dict[str, str]]:
             Process(
                 "coordinator",
                 [*module("coordinator"), "run", *store, "--listen", f"127.0.0.1:{lead}",
-                 "--usage-store", str(folder / "usage.db")],
+                 "--usage-store", str(folder / "usage.db"), "--administrator-tokens", str(folder / "tokens"),
+                 "--credentials-database", str(folder / "credentials.db")],
                 logs,
                 probe=f"http://127.0.0.1:{lead}/readyz",
             ),
@@ -160,7 +174,11 @@ def world(page: Path, folder: Path) -> Iterator[dict[str, str]]:
             stack.enter_context(each)
         if page.stem == "find-out-why-somebody-is-shed":
             stack.enter_context(busy(f"http://127.0.0.1:{listen}"))
-        yield {"TOKENPOOL_URL": f"http://127.0.0.1:{lead}", "SIDECAR": f"http://127.0.0.1:{listen}"}
+        yield {
+            "TOKENPOOL_URL": f"http://127.0.0.1:{lead}",
+            "SIDECAR": f"http://127.0.0.1:{listen}",
+            "TOKENPOOL_TOKEN": TOKEN,
+        }
 
 
 @contextlib.contextmanager
