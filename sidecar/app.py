@@ -8,6 +8,7 @@ import logging
 import random
 import resource
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from sidecar.engine.state import EngineState
 from sidecar.engine.watcher import PAGE_PATIENCE, EngineWatcher
 from sidecar.first_file import FirstFile
 from sidecar.handover.handover import Handover
+from sidecar.jwt.service import JwtService
 from sidecar.lifecycle import Lifecycle
 from sidecar.local_planner import LocalPlanner
 from sidecar.memory_bounds import derive
@@ -138,6 +140,8 @@ class Sidecar:
             quotas=self.quota_exchange.quotas,
         )
         self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
+        self.jwts = JwtService(telemetry.clock, time.time)
+        self._identify(configuration)
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
         self.handover: Handover | None = None
@@ -164,9 +168,7 @@ class Sidecar:
             settings.identity_header,
             is_traced=settings.otlp_endpoint is not None,
         )
-        engine_files = followed(address, settings, lambda: framer.use_key(address.key))
-        self.credentials.files.append(engine_files)
-        places = self.handover.links if self.handover is not None else None
+        self.credentials.files.append(followed(address, settings, lambda: framer.use_key(address.key)))
         self.manager = ConnectionManager(
             settings,
             self.memory_bounds,
@@ -174,7 +176,7 @@ class Sidecar:
             telemetry,
             self._upstream,
             framer,
-            places,
+            self.handover.links if self.handover is not None else None,
             tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
@@ -208,8 +210,8 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += [self.quota_exchange, self.credentials, self.usage]
-        admin.faults.append(self.usage.degraded)
+        admin.sources += [self.quota_exchange, self.credentials, self.usage, self.jwts]
+        admin.faults += [self.usage.degraded, self.jwts.problems]
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -237,6 +239,7 @@ class Sidecar:
         if self.local_planner is not None:
             self.local_planner.finish()
         self.controller.configure(configuration)
+        self._identify(configuration)
         self.engine.reconfigure(configuration.pool.replica)
         self.usage.follow(configuration)
         now = self.telemetry.clock()
@@ -247,10 +250,16 @@ class Sidecar:
         self.controller.engine_changed()  # the room and the limits have changed
         collecting.keep()
 
+    def _identify(self, configuration: Configuration) -> None:
+        """Accept the JWTs of the issuers in a pool file, and no others."""
+        self.jwts.configure(configuration.file.issuers, self.controller.accounts)
+        self.controller.authenticator.jwts = self.jwts if self.jwts.is_on else None
+
     async def start(self) -> None:
         """Listen for tenants and operators, and start the background loops. Raises ``OSError``."""
         if self.manager.tracer is not None:
             self.manager.tracer.start()
+        await self.jwts.start()
         self._bound = await self._listen()
         self.listens_on = self._bound[0]
         admin_addresses = await self._pages.start(self.settings.admin, option="--admin")
@@ -312,6 +321,7 @@ class Sidecar:
         """Make the sidecar read the pool file, the certificate and the credentials again."""
         self.pool_file_watcher.request_reload()
         self.credentials.request_reload()
+        self.jwts.request_reload()
         if self.certificate is not None:
             self.certificate.watch.request_reload()
 
@@ -362,6 +372,7 @@ class Sidecar:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.jwts.stop()
         self.driver.stop()
         await self.quota_exchange.stop()
         await self.usage.stop()

@@ -66,7 +66,7 @@ LAYERS: dict[str, Layers] = {
     "sidecar": [
         frozenset({"settings", "lifecycle", "dialects", "histogram"}),
         frozenset({"identity", "decisions", "pool_secret", "telemetry", "memory_bounds", "tracing", "usage"}),
-        frozenset({"engine"}),
+        frozenset({"engine", "jwt"}),
         frozenset({"configuration"}),
         frozenset({"proxy"}),
         frozenset({"handover"}),

@@ -41,10 +41,12 @@ class Reason(StrEnum):
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    JWT_UNVERIFIED = "jwt_unverified"
     # The request can never be served as it is.
     NEVER_FITS = "never_fits"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
+    INVALID_JWT = "invalid_jwt"
     EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
@@ -100,9 +102,11 @@ _STATUS = {
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,
+    Reason.JWT_UNVERIFIED: 503,
     Reason.NEVER_FITS: 400,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
+    Reason.INVALID_JWT: 401,
     Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
@@ -154,6 +158,10 @@ _MEANING = {
     Reason.ENGINE_DOWN: "The engine does not answer.",
     Reason.DRAINING: "This replica is shutting down.",
     Reason.TOO_MANY_CONNECTIONS: "The sidecar, or this caller's part of it, has no room for a connection.",
+    Reason.JWT_UNVERIFIED: (
+        "The JWT cannot be verified now: the keys of its issuer are not known yet, or too many invalid JWTs"
+        " arrive."
+    ),
     Reason.NEVER_FITS: (
         "The request is larger than the entitlement's ceiling or the engine. Waiting does not help."
     ),
@@ -162,6 +170,9 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
+    Reason.INVALID_JWT: (
+        "The JWT is not valid here, or leads to no entitlement of this pool. The message names the cause."
+    ),
     Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.UNKNOWN_ROUTE: (
         "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"

@@ -259,9 +259,11 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.ENGINE_DOWN: ("service_unavailable_error", "server_is_overloaded"),
     Reason.DRAINING: ("service_unavailable_error", "server_is_overloaded"),
     Reason.TOO_MANY_CONNECTIONS: ("service_unavailable_error", "server_is_overloaded"),
+    Reason.JWT_UNVERIFIED: ("service_unavailable_error", "server_is_overloaded"),
     Reason.NEVER_FITS: (_INVALID, "request_too_large"),
     Reason.MALFORMED: (_INVALID, "invalid_request"),
     Reason.UNKNOWN_KEY: ("authentication_error", "invalid_api_key"),
+    Reason.INVALID_JWT: ("authentication_error", "invalid_api_key"),
     Reason.EXPIRED_KEY: ("authentication_error", "invalid_api_key"),
     Reason.UNKNOWN_ROUTE: (_INVALID, "unknown_url"),
     # The same values as vLLM's, so that a client sees no difference between sidecar and engine.

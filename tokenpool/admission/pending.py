@@ -71,6 +71,7 @@ class PendingRequest:
         "may_prefer",
         "number",
         "places_until",
+        "probed",
         "rank",
         "request",
         "retry_in_s",
@@ -107,15 +108,14 @@ class PendingRequest:
         """The time of arrival. All times here are in seconds of the sidecar's monotonic clock."""
         self.longest_wait_s = longest_wait_s
         """The longest wait in seconds that the entitlement's tier and SLO allow."""
-        self.leaves_by = arrived_at + longest_wait_s
-        """The time at which its waits for room end at the latest."""
+        self.leaves_by = self.deadline = arrived_at + longest_wait_s
+        """The time at which its waits for room end at the latest, and that of the current wait."""
         self.tier = account.entitlement.tier
         self.rank = RANKS[self.tier]
         self.number = 0
         """The position in the order of arrival."""
         self.entered_at = arrived_at
         """The start of the current wait."""
-        self.deadline = arrived_at + longest_wait_s
         self.line = account.entitlement.name
         """The line in which it waits for room: that of its entitlement. Each guest gets its own."""
         self.waits_for = WaitsFor.LIMIT
@@ -128,6 +128,8 @@ class PendingRequest:
         self.places_until = -math.inf
         """The time until which the request looks for room on other replicas. Then it may join the queue of
         the engine here."""
+        self.probed: tuple[str, ...] = ()
+        """The replicas that were probed for it (``placement.MOST_PROBED``)."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
         self.budgets: tuple[Budget, ...] = ()
