@@ -16,7 +16,7 @@ from runtime.build import add_version
 from runtime.options import SettingsError
 from tokenpool.poolfile.problems import PoolFileError
 
-COMMANDS = (check, explain, top, usage, keys, export, simulate, completion)
+COMMANDS = (check, explain, top, keys, usage, export, simulate, completion)
 """The modules of all commands, in the order of ``--help``. They import what only they need when they run."""
 
 

@@ -1,164 +1,214 @@
-"""``tokenpool keys`` against the API of a coordinator."""
+"""``tokenpool keys`` against the API of a coordinator with a real lease store."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from aiohttp import web
 
+from cli import keys
 from cli.__main__ import main
-from cli.keys import ROWS
-from coordinator.credentials.administrators import Administrators
-from coordinator.credentials.api import CredentialApi
-from coordinator.credentials.database import SqlCredentials, StoredCredential
-from coordinator.credentials.keeper import Keeper
-from coordinator.usage.database import database
-from tests.fakes.memory_store import MemoryStore
-from tokenpool.credentials import CredentialRecord
+from coordinator.app import Coordinator
+from coordinator.settings import Settings
+from runtime.options import Addresses
+from toolbox.redis import RedisProcess
 
 TOKEN = "0123456789abcdef-alice"
-NOW = 1_700_000_000.0
-
-
-class Leader:
-    """A pool with one entitlement."""
-
-    def __init__(self) -> None:
-        self.store = MemoryStore(1.5, lambda: NOW)
-        self.epoch = 1
-
-    def has(self, entitlement: str) -> bool:
-        return entitlement == "a"
-
-
-class Command:
-    """Runs the command line against one coordinator."""
-
-    def __init__(self, url: str, stored: SqlCredentials, capsys: pytest.CaptureFixture[str]) -> None:
-        self.url = url
-        self.stored = stored
-        self._capsys = capsys
-        self.failures: list[int] = []
-        """The statuses with which the next requests are answered."""
-
-    async def __call__(self, action: str, *arguments: str, status: int = 0) -> tuple[str, str]:
-        """Returns standard output and standard error."""
-        self._capsys.readouterr()
-        command = ["keys", action, "--url", self.url, *arguments]
-        assert await asyncio.to_thread(main, command) == status
-        said = self._capsys.readouterr()
-        return said.out, said.err
-
-
-@pytest.fixture(autouse=True)
-def token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKENPOOL_TOKEN", TOKEN)
+POOL = """
+pools:
+  - {name: chat, models: [tiny], replica: {tokens_per_second: 1000, kv_tokens: 1000, concurrency: 4}}
+entitlements:
+  - {name: search, pool: chat, tier: elastic}
+  - {name: batch, pool: chat, tier: spot}
+"""
 
 
 @pytest_asyncio.fixture
-async def keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Command]:
+async def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    (tmp_path / "pool.yaml").write_text(POOL)
     (tmp_path / "tokens").write_text(f"alice {TOKEN}\n")
-    stored, leader = SqlCredentials(database(str(tmp_path / "usage.db"))), Leader()
-    keeper = Keeper(lambda: {"chat": leader}, stored, lambda: NOW, lambda: NOW)
-    command = Command("", stored, capsys)
+    monkeypatch.setenv(keys.TOKEN, TOKEN)
+    redis = RedisProcess(tmp_path).start()
+    redis.wait_ready(10)
+    try:
+        coordinator = Coordinator(
+            Settings(
+                config=tmp_path / "pool.yaml",
+                store=redis.url,
+                listen=Addresses.of("127.0.0.1", 0),
+                usage_store=str(tmp_path / "usage.db"),
+                administrator_tokens=tmp_path / "tokens",
+            )
+        )
+        await coordinator.start()
+        yield f"http://{coordinator.listens_on}"
+        await coordinator.stop()
+    finally:
+        redis.kill()
 
-    @web.middleware
-    async def failing(request: web.Request, handler: object) -> web.StreamResponse:
-        response: web.StreamResponse = await handler(request)  # type: ignore[operator]
-        return web.Response(status=command.failures.pop(0)) if command.failures else response
 
-    application = web.Application(middlewares=[failing])
-    CredentialApi(keeper, Administrators(tmp_path / "tokens"), lambda: NOW).add_to(application)
+async def run(url: str, *arguments: str, status: int = 0) -> None:
+    command, *rest = arguments
+    assert await asyncio.to_thread(main, ["keys", command, "--url", url, *rest]) == status
+
+
+async def shown(url: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    await run(url, *arguments, "--json")
+    return json.loads(capsys.readouterr().out)
+
+
+async def test_a_key_is_issued_and_shown_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    made = await shown(url, capsys, "issue", "search", "--id", "k1", "--expires-in", "90d", "--note", "blue")
+
+    assert made["key"].startswith("tp_")
+    assert made["sha256"] == hashlib.sha256(made["key"].encode()).hexdigest()
+    assert (made["id"], made["entitlement"], made["created_by"], made["note"]) == (
+        "k1",
+        "search",
+        "alice",
+        "blue",
+    )
+    later = await shown(url, capsys, "show", "k1")
+    assert "key" not in later
+    assert later["state"] == "active"
+
+
+async def test_the_key_may_go_to_a_file(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "search.key"
+    await run(url, "issue", "search", "--key-file", str(target))
+
+    assert target.read_text().startswith("tp_")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert target.read_text().strip() not in capsys.readouterr().out
+    await run(url, "issue", "search", "--key-file", str(target), status=2)
+    assert "exists; name a new file" in capsys.readouterr().err
+
+
+async def test_a_key_is_rotated_with_an_overlap(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await shown(url, capsys, "issue", "search", "--id", "old", "--concurrency", "2")
+
+    new = await shown(url, capsys, "rotate", "old", "--new-id", "new", "--overlap", "1h")
+
+    assert (new["replaces"], new["concurrency"], new["state"]) == ("old", 2, "active")
+    old = await shown(url, capsys, "show", "old")
+    assert (old["state"], old["expires_at"] is not None) == ("active", True)
+
+
+async def test_a_revoked_key_stays_in_the_list(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await shown(url, capsys, "issue", "search", "--id", "a")
+    await shown(url, capsys, "issue", "batch", "--id", "b")
+    await run(url, "revoke", "a")
+    capsys.readouterr()
+
+    await run(url, "list")
+
+    heads, first, second = capsys.readouterr().out.splitlines()
+    assert heads.split()[:3] == ["id", "entitlement", "state"]
+    assert first.split()[:3] == ["a", "search", "revoked"]
+    assert second.split()[:3] == ["b", "batch", "active"]
+    active = await shown(url, capsys, "list", "--state", "active")
+    assert [each["id"] for each in active] == ["b"]
+    assert await shown(url, capsys, "list", "--entitlement", "search", "--state", "active") == []
+
+
+async def test_all_changes_are_listed(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await shown(url, capsys, "issue", "search", "--id", "a")
+    await run(url, "revoke", "a")
+    capsys.readouterr()
+
+    await run(url, "changes")
+
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1:] for line in lines] == [
+        ["issued", "a", "search", "chat", "alice"],
+        ["revoked", "a", "search", "chat", "alice"],
+    ]
+
+
+async def test_nothing_is_said_to_be_nothing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await run(url, "list")
+
+    assert capsys.readouterr().out == "none\n"
+
+
+async def test_the_coordinators_words_are_passed_on(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    await run(url, "show", "none", status=2)
+    await run(url, "issue", "nobody", status=2)
+
+    errors = capsys.readouterr().err
+    assert "none" in errors
+    assert "nobody" in errors
+
+
+async def test_a_wrong_token_is_explained(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong").write_text("bob wrong-token\n")
+
+    await run(url, "list", "--token-file", str(tmp_path / "wrong"), status=2)
+
+    assert "send an administrator's token" in capsys.readouterr().err
+
+
+async def test_a_token_file_of_a_coordinator_may_be_used(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(keys.TOKEN)
+
+    await run(url, "list", "--token-file", str(tmp_path / "tokens"))
+
+
+def test_without_a_token_the_option_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(keys.TOKEN, raising=False)
+
+    assert main(["keys", "list"]) == 2
+
+    assert "give --token-file, or set TOKENPOOL_TOKEN" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("time", ["90", "d", "-1d", "1w"])
+def test_a_time_needs_its_unit(time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", "issue", "search", f"--expires-in={time}"])
+
+    assert "is not a time such as 90d" in capsys.readouterr().err
+
+
+async def test_a_change_is_sent_again_with_the_same_key(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A coordinator may answer 503 for a moment. The repeated request must not make a second key."""
+    monkeypatch.setattr(keys, "PAUSE_S", 0.0)
+    monkeypatch.setenv(keys.TOKEN, TOKEN)
+    seen: list[tuple[str, Any]] = []
+
+    async def put(request: web.Request) -> web.Response:
+        seen.append((request.path, await request.json()))
+        if len(seen) < 3:
+            return web.json_response({"error": "send it again"}, status=503)
+        return web.json_response({"id": "k", "entitlement": "search"}, status=201)
+
+    application = web.Application()
+    application.router.add_put("/v1/credentials/{id}", put)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    command.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield command
-    await runner.cleanup()
-    await stored.close()
+    try:
+        await run(f"http://127.0.0.1:{runner.addresses[0][1]}", "issue", "search", "--json")
+    finally:
+        await runner.cleanup()
 
-
-async def rows(keys: Command, action: str, *arguments: str) -> list[dict[str, object]]:
-    out, _ = await keys(action, "--json", *arguments)
-    found: list[dict[str, object]] = json.loads(out)
-    return found
-
-
-async def test_an_issued_key_is_printed_alone(keys: Command) -> None:
-    arguments = ("--id", "ci", "--expires", "90d", "--concurrency", "2", "--note", "ci jobs")
-    out, err = await keys("issue", "a", *arguments)
-
-    assert "key ci of a, valid until 2024-02-12T22:13:20.000Z" in err
-    [made] = await rows(keys, "list")
-    assert made["sha256"] == hashlib.sha256(out.strip().encode()).hexdigest()
-    assert (made["concurrency"], made["note"], made["created_by"]) == (2, "ci jobs", "alice")
-    table, _ = await keys("list", "--state", "active", "--entitlement", "a", "--pool", "chat")
-    assert table.splitlines()[1].split()[:3] == ["ci", "a", "active"]
-    assert await rows(keys, "list", "--state", "revoked") == []
-
-
-async def test_a_key_is_rotated_and_revoked(keys: Command) -> None:
-    await keys("issue", "a", "--id", "old")
-    out, _ = await keys("rotate", "old", "--id", "new", "--overlap", "1h", "--json")
-    assert json.loads(out)["key"].startswith("tp_")
-    out, _ = await keys("revoke", "new")
-    assert out == "key new of a is revoked since 2023-11-14T22:13:20.000Z\n"
-
-    found = {each["id"]: (each["state"], each["expires_at"]) for each in await rows(keys, "list")}
-    assert found == {"old": ("active", "2023-11-14T23:13:20.000Z"), "new": ("revoked", None)}
-    changes = [(each["credential"], each["change"]) for each in await rows(keys, "changes")]
-    assert sorted(changes) == [("new", "issued"), ("new", "revoked"), ("old", "issued"), ("old", "rotated")]
-    table, _ = await keys("changes")
-    assert table.splitlines()[0].split() == ["time", "administrator", "change", "id", "entitlement", "pool"]
-
-
-async def test_a_request_whose_answer_is_lost_is_repeated(keys: Command) -> None:
-    keys.failures = [503]
-    out, _ = await keys("issue", "a", "--id", "k", "--expires", "2030-01-01T00:00:00Z")
-
-    [made] = await rows(keys, "list")
-    assert made["sha256"] == hashlib.sha256(out.strip().encode()).hexdigest()
-    keys.failures = [503, 503]
-    _, err = await keys("revoke", "k", status=2)
-    assert "answers 503" in err
-
-
-async def test_long_lists_are_read_in_pages(keys: Command) -> None:
-    names = [f"k{number:04}" for number in range(2 * ROWS + 1)]
-    records = [
-        CredentialRecord(id=each, entitlement="a", digest=each.encode(), created_at=NOW) for each in names
-    ]
-    await keys.stored.write([StoredCredential("chat", 7, each) for each in records])
-
-    assert [each["id"] for each in await rows(keys, "list")] == names
-    assert [each["credential"] for each in await rows(keys, "changes")] == names
-
-
-async def test_failures_are_explained(keys: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, err = await keys("issue", "z", status=2)
-    assert "there is no entitlement 'z'" in err
-    _, err = await keys("revoke", "none", status=2)
-    assert "there is no credential 'none'" in err
-    _, err = await keys("issue", "a", "--expires", "soon", status=2)
-    assert "expires_at is 'soon'" in err
-    (tmp_path / "wrong").write_text("someone-elses-token")
-    _, err = await keys("list", "--token-file", str(tmp_path / "wrong"), status=2)
-    assert "send an administrator's token" in err
-    out, _ = await keys("list", "--token-file", str(tmp_path / "tokens"))
-    assert out.startswith("id")
-    monkeypatch.delenv("TOKENPOOL_TOKEN")
-    _, err = await keys("list", status=2)
-    assert "give --token-file, or set TOKENPOOL_TOKEN" in err
-
-
-@pytest.mark.parametrize("text", ["1", "h", "1w", "-1h", "1.5h"])
-def test_a_wrong_overlap_is_explained(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["keys", "rotate", "old", "--overlap", text])
-    assert "--overlap" in capsys.readouterr().err
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+    key = json.loads(capsys.readouterr().out)["key"]
+    assert seen[0][1]["sha256"] == hashlib.sha256(key.encode()).hexdigest()
