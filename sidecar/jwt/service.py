@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ class JwtService:
         from sidecar.jwt.verifier import JwtVerifier, KnownIssuer  # noqa: PLC0415
 
         if self._verifier is None:
-            self._verifier = JwtVerifier(self._clock, self._wall_clock)
+            self._verifier = JwtVerifier(self._clock, self._wall_clock, time.thread_time)
         wanted = {}
         known = []
         for issuer in issuers:
