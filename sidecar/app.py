@@ -42,6 +42,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.proxy.heads import RequestFramer
 from sidecar.proxy.tls import TlsServer
 from sidecar.proxy.upstream import Pool as UpstreamPool
+from sidecar.quota_exchange import QuotaExchange
 from sidecar.replication import Replication
 from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
@@ -117,6 +118,14 @@ class Sidecar:
         self.driver = Driver(
             self.control, self._ports, self._shared.sync if self._shared is not None else None
         )
+        self.quota_exchange = QuotaExchange(
+            settings.tick,
+            settings.lease_lifetime,
+            self.driver,
+            self._ports,
+            store,
+            self._shared.holder if self._shared is not None else "",
+        )
         self.controller = Controller(
             self.driver,
             self.engine,
@@ -128,6 +137,7 @@ class Sidecar:
             ),
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
+            quotas=self.quota_exchange.quotas,
         )
         self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
         self.jwts = JwtService(telemetry.clock, time.time)
@@ -200,7 +210,7 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources += [self.credentials, self.usage, self.jwts]
+        admin.sources += [self.quota_exchange, self.credentials, self.usage, self.jwts]
         admin.faults += [self.usage.degraded, self.jwts.problems]
         return admin
 
@@ -272,6 +282,7 @@ class Sidecar:
             self._sweep(),
             self.loop_delay.run(),
             self.credentials.run(),
+            self.quota_exchange.run(),
         ):
             self._spawn(work)
         self.usage.start()
@@ -363,6 +374,7 @@ class Sidecar:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.jwts.stop()
         self.driver.stop()
+        await self.quota_exchange.stop()
         await self.usage.stop()
         if self.replication is not None:
             await self.replication.stop()

@@ -73,7 +73,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner", "usage_records"}),
         frozenset({"issued_keys", "ports", "price_sharing", "published_file", "first_file"}),
-        frozenset({"replication"}),
+        frozenset({"quota_exchange", "replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),
         frozenset({"__main__"}),

@@ -35,6 +35,8 @@ class Reason(StrEnum):
     ENGINE_FULL = "engine_full"
     PREEMPTED = "preempted"
     SIDECAR_FULL = "sidecar_full"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
+    QUOTA_IN_USE = "quota_in_use"
     # The sidecar has no capacity for any request.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
@@ -76,7 +78,10 @@ class Reason(StrEnum):
 
     @property
     def dropped_reason(self) -> str | None:
-        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity."""
+        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity.
+
+        A spent quota is no lack of capacity.
+        """
         return _DROPPED.get(self)
 
     @property
@@ -92,6 +97,8 @@ _STATUS = {
     Reason.ENGINE_FULL: 429,
     Reason.PREEMPTED: 429,
     Reason.SIDECAR_FULL: 429,
+    Reason.INSUFFICIENT_QUOTA: 429,
+    Reason.QUOTA_IN_USE: 429,
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,
@@ -139,6 +146,14 @@ _MEANING = {
     Reason.SIDECAR_FULL: (
         "The entitlement's requests and unread answers fill its part of the sidecar's memory, or its large"
         " bodies come too fast."
+    ),
+    Reason.INSUFFICIENT_QUOTA: (
+        "A quota of the caller is spent until its window ends. Clients are told not to retry; `Retry-After`"
+        " has the time until then."
+    ),
+    Reason.QUOTA_IN_USE: (
+        "Running requests hold the rest of a quota of the caller, or the spending is not known yet. Send it"
+        " again."
     ),
     Reason.ENGINE_DOWN: "The engine does not answer.",
     Reason.DRAINING: "This replica is shutting down.",

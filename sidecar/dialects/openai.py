@@ -254,6 +254,8 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.ENGINE_FULL: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.PREEMPTED: ("rate_limit_error", "preempted"),
     Reason.SIDECAR_FULL: ("rate_limit_error", "rate_limit_exceeded"),
+    Reason.INSUFFICIENT_QUOTA: ("insufficient_quota", "insufficient_quota"),
+    Reason.QUOTA_IN_USE: ("rate_limit_error", "rate_limit_exceeded"),
     Reason.ENGINE_DOWN: ("service_unavailable_error", "server_is_overloaded"),
     Reason.DRAINING: ("service_unavailable_error", "server_is_overloaded"),
     Reason.TOO_MANY_CONNECTIONS: ("service_unavailable_error", "server_is_overloaded"),

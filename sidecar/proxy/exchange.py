@@ -14,6 +14,7 @@ import logging
 from typing import Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
+from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
@@ -170,6 +171,8 @@ class Exchange:
         extra = dialect.id_lines(self._request.id)
         if admitted.ticket and admitted.account:
             extra += dialect.limit_headers(admitted.account)
+            if admitted.ticket.hold is not None:
+                extra += quota_lines(admitted.ticket.hold.budgets)
         origin = self._request.origin
         if origin is not None:
             extra += self._controller.engine.cors.relayed(

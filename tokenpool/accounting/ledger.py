@@ -72,6 +72,8 @@ class Ledger:
         ticket.kv_held = kv_tokens
         self._charge(ticket.account, charge)
         ticket.charged += charge
+        if ticket.hold is not None:
+            ticket.hold.grow(charge)
 
     def move(self, ticket: Ticket, place: Place) -> None:
         """A request that was reserved here runs at another replica. Raises ``TicketEnded``."""
@@ -98,7 +100,10 @@ class Ledger:
         account = ticket.account
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
         account.give_back()
-        self._charge(account, account.pricer.throughput(spent) - ticket.charged)
+        tokens = account.pricer.throughput(spent)
+        self._charge(account, tokens - ticket.charged)
+        if ticket.hold is not None:
+            ticket.hold.settle(tokens)
         if reported or ticket.has_begun or ending is Ending.FINISHED:
             # The time for which unused room was kept says nothing about the time of a request.
             self.residence.observe(max(now - ticket.admitted_at, 0.0))
