@@ -12,12 +12,12 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from sidecar.decisions import Refusal
 from sidecar.identity import Credential
 from sidecar.jwt import signatures
-from sidecar.jwt.claims import entitlement_of, looks_like_jwt, parts_of, subject_of
+from sidecar.jwt.claims import entitlement_of, looks_like_jwt, names_one, parts_of, subject_of
 from sidecar.jwt.keys import KeySet, SigningKey
 from sidecar.jwt.problems import JwtProblem, JwtRefused
 from tokenpool.accounting.bucket import TokenBucket
@@ -92,7 +92,8 @@ class JwtVerifier:
         self._most_refused = most_refused
         self._wall_clock = wall_clock
         self._issuers: dict[str, KnownIssuer] = {}
-        self._entitlements: Container[str] = ()
+        self._entitlements: Mapping[str, frozenset[str]] = {}
+        """The names of the groups above each entitlement of the pool."""
         self._accepted: OrderedDict[bytes, _Accepted] = OrderedDict()
         """By the digest of the token, the least recently used first."""
         self._refused: OrderedDict[bytes, _Refused] = OrderedDict()
@@ -108,8 +109,11 @@ class JwtVerifier:
     def __len__(self) -> int:
         return len(self._accepted)
 
-    def configure(self, issuers: Iterable[KnownIssuer], entitlements: Container[str]) -> None:
-        """Use these issuers and the entitlements of the pool. All decisions are made anew."""
+    def configure(self, issuers: Iterable[KnownIssuer], entitlements: Mapping[str, frozenset[str]]) -> None:
+        """Use these issuers, and the entitlements of the pool with the names of the groups above each.
+
+        All decisions are made anew.
+        """
         self._issuers = {each.issuer.issuer: each for each in issuers}
         self._entitlements = entitlements
         self._end_all(self._accepted)
@@ -194,6 +198,12 @@ class JwtVerifier:
             raise JwtRefused(
                 JwtProblem.ENTITLEMENT,
                 "the JWT is valid, but leads to no entitlement of this pool",
+                issuer.name,
+            )
+        if issuer.group and not names_one(claims, issuer.group, self._entitlements[entitlement]):
+            raise JwtRefused(
+                JwtProblem.ENTITLEMENT,
+                "the JWT is valid, but for another group than that of its entitlement",
                 issuer.name,
             )
         self.verified[issuer.name] += 1
