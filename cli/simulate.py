@@ -38,7 +38,7 @@ def add_parser(commands: command.Commands) -> None:
         "--records",
         action="append",
         metavar="[ENTITLEMENT=]FILE",
-        help="requests from CSV or CSV.gz instead, such as 'tokenpool export' writes; repeat for several files",
+        help="requests from CSV or CSV.gz instead, as 'tokenpool export' writes them; may be repeated",
     )
     parser.add_argument(
         "--baseline", type=Path, metavar="FILE", help="the pool file in force, to compare with"
