@@ -248,9 +248,6 @@ class Controller:
         self._priority.write(admitted, parsed)
         if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
-        usage = self.settlement.usage
-        if usage is not None:
-            usage.begun(admitted, ticket)
         return admitted
 
     def admit_again(
@@ -307,7 +304,10 @@ class Controller:
 
     def begin(self, admitted: AdmittedRequest, runner: RunningRequest) -> None:
         """Start an admitted request, after the requests that make room for it have ended."""
-        self.driver.begin(admitted.ticket, runner)
+        usage, ticket = self.settlement.usage, admitted.ticket
+        if usage is not None and ticket is not None:
+            usage.begun(admitted, ticket)
+        self.driver.begin(ticket, runner)
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: drop a pending request without a decision."""

@@ -24,7 +24,7 @@ from tokenpool.accounting.bucket import TokenBucket
 from tokenpool.entitlements import Issuer
 
 MOST_KNOWN = 10_000
-"""The most accepted JWTs that are remembered: about 7 MB."""
+"""The most accepted JWTs that are remembered: about 4 MB."""
 MOST_REFUSED = 1_000
 """The most refused JWTs that are remembered."""
 REFUSED_FOR_S = 5.0

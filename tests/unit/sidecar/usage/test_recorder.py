@@ -26,6 +26,16 @@ USAGE = Usage(7, 3, 2)
 BODY = b'{"model": "tiny", "prompt": "hello", "max_tokens": 5}'
 
 
+class Runner:
+    """The exchange of a request, which does nothing."""
+
+    def start(self) -> None:
+        """See ``RunningRequest``."""
+
+    def preempt(self) -> None:
+        """See ``RunningRequest``."""
+
+
 class World:
     """A controller with a recorder, and a clock that stands still."""
 
@@ -46,6 +56,8 @@ class World:
         account = self.controller.accounts["g"]
         outcome = self.controller.admit(ROUTE, account, body)
         assert isinstance(outcome, AdmittedRequest)
+        outcome.credential_id = "k1"
+        self.controller.begin(outcome, Runner())
         return outcome
 
     def settle(self, admitted: AdmittedRequest, usage: Usage | None = USAGE) -> None:
@@ -94,6 +106,7 @@ async def test_a_settled_request_has_a_record(world: World) -> None:
             ttft_s=0.5,
             outcome="finished",
             replica="engine-1",
+            credential_id="k1",
         )
     ]
     assert world.recorder.recorded == 1
@@ -182,6 +195,7 @@ async def test_a_request_that_is_decided_again_has_one_record(world: World) -> N
     admitted.parsed = _parsed()
     again = world.controller.admit_again(admitted, has_failed=False)
     assert isinstance(again, AdmittedRequest)
+    world.controller.begin(again, Runner())
     world.settle(again)
 
     assert [each.id for each in world.records()] == ["p-2"]
