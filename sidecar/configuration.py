@@ -85,6 +85,8 @@ class _Head(msgspec.Struct):
     watched: tuple[str, ...]
     version: str
     warnings: tuple[tuple[str, str, str], ...]
+    further_owners: dict[bytes, list[str]]
+    """The further entitlements of keys that several entitlements have."""
 
 
 class _Part(msgspec.Struct):
@@ -107,6 +109,7 @@ class _Result:
     def made(self) -> Configuration:
         head = self._head
         _log_warnings(head.warnings)
+        self._keys.share(head.further_owners)
         file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
         return Configuration(
             file,
@@ -145,7 +148,8 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
-        keys = digests(entitlements, resolve, taken)
+        further: dict[bytes, list[str]] = {}
+        keys = digests(entitlements, resolve, taken, further)
         administrators = administrator_digests(file.administrator_keys, resolve, keys, taken)
         warnings += tuple(
             (
@@ -175,6 +179,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         watched,
         encode_file(file)[0],
         warnings,
+        further,
     )
     return head, _parts(file, keys)
 

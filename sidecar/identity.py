@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
@@ -40,10 +40,12 @@ class KeyRing:
     reveals nothing useful about a key.
     """
 
-    __slots__ = ("_by_index",)
+    __slots__ = ("_by_index", "_further")
 
     def __init__(self, by_digest: Mapping[bytes, str]) -> None:
         self._by_index: dict[bytes, list[tuple[bytes, str]]] = {}
+        self._further: dict[bytes, list[str]] = {}
+        """The further entitlements of keys that several entitlements have, by digest."""
         self.add(by_digest)
 
     def add(self, by_digest: Mapping[bytes, str]) -> None:
@@ -58,6 +60,15 @@ class KeyRing:
             if hmac.compare_digest(known, digest):
                 return name
         return None
+
+    def share(self, further: Mapping[bytes, Sequence[str]]) -> None:
+        """Add the further entitlements of keys that the ring has."""
+        for digest, names in further.items():
+            self._further.setdefault(digest, []).extend(names)
+
+    def further(self, key: bytes) -> Sequence[str]:
+        """The further entitlements of a key that ``find`` has found."""
+        return self._further.get(hashlib.sha256(key).digest(), ()) if self._further else ()
 
     def __len__(self) -> int:
         return sum(len(each) for each in self._by_index.values())
@@ -90,27 +101,36 @@ def digests(
     entitlements: Iterable[Entitlement],
     resolve: Callable[[KeyRef], str],
     taken: list[tuple[str, str]] | None = None,
+    further: dict[bytes, list[str]] | None = None,
 ) -> dict[bytes, str]:
     """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
 
-    A key of two entitlements is an error. With ``taken``, the earlier entitlement keeps it, and the pair of
-    names (later, earlier) is added there. Raises ``KeyUnreadable``.
+    Entitlements with disjoint model scopes may have a common key: the names of all but the first are added to
+    ``further``. Any other key of two entitlements is an error. With ``taken``, the earlier entitlement keeps
+    it, and the pair of names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
-    by_digest: dict[bytes, str] = {}
+    owners: dict[bytes, list[Entitlement]] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
-            digest = _digest(ref, resolve)
-            owner = by_digest.setdefault(digest, entitlement.name)
-            if owner == entitlement.name:
+            owned = owners.setdefault(_digest(ref, resolve), [])
+            if entitlement in owned:
                 continue
-            if taken is not None:
-                taken.append((entitlement.name, owner))
+            clash = next((each for each in owned if not each.may_share_key(entitlement)), None)
+            if clash is None:
+                owned.append(entitlement)
+            elif taken is not None:
+                taken.append((entitlement.name, clash.name))
             else:
                 raise KeyUnreadable(
                     ref.line,
-                    f"{entitlement.name} and {owner} have the same key; each entitlement needs its own",
+                    f"{entitlement.name} and {clash.name} have the same key; each entitlement needs its own,"
+                    " or they need models of which none is in both",
                 )
-    return by_digest
+    if further is not None:
+        further.update(
+            {d: [each.name for each in owned[1:]] for d, owned in owners.items() if len(owned) > 1}
+        )
+    return {digest: owned[0].name for digest, owned in owners.items()}
 
 
 def administrator_digests(

@@ -51,6 +51,7 @@ _KINDS: dict[str, Json] = {
     "whole number, at least `min`": {"type": "integer", "format": "int64", "minimum": 1},
     "`true` or `false`": {"type": "boolean"},
     "name of a pool": {"type": "string", "maxLength": 63, "pattern": _NAME},
+    "name of a spot entitlement": {"type": "string", "maxLength": 63, "pattern": _NAME},
     "text": {"type": "string", "minLength": 1, "maxLength": MOST_TEXT},
     "list of names, at least one": {
         "type": "array",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
+from sidecar.controller.scope import owners
 from sidecar.controller.stored_responses import StoredResponses
-from sidecar.decisions import Refusal
+from sidecar.decisions import Identity, Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
 from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
 from sidecar.proxy.heads import RequestHead
@@ -62,13 +63,35 @@ class Authenticator:
         if access is Access.ADMINISTRATOR:
             return self._administrator(head)
         account = self._identify(head, may_be_anyone=access is Access.DISCOVERY and self._exposes_engine)
+        if isinstance(account, Refusal) and not self._accounts.enforces:
+            account = self._unenforced(head, account)
         if account is None or isinstance(account, Refusal):
             return account
         if route.names_stored:
             name = stored_id(head.path)
-            if name is not None and self._stored.tokens(name, account.entitlement.name) is None:
+            if name is not None and not self._may_read(name, account, head.identity):
                 return refusals.unknown_response(name, account)
         return account
+
+    def _unenforced(self, head: RequestHead, refusal: Refusal) -> Account | Refusal:
+        """The account of a caller that a pool without enforcement does not know, if the file names one."""
+        anonymous = self._accounts.anonymous
+        if anonymous is None:
+            return refusal
+        head.identity = Identity(refusal=refusal)
+        return anonymous
+
+    def _may_read(self, name: str, account: Account, identity: Identity | None) -> bool:
+        """Whether a caller may read a stored response.
+
+        Without enforcement it may also read one of which no owner is known: it may be older than the sidecar.
+        """
+        for owner in owners(account, identity):
+            if self._stored.tokens(name, owner) is not None:
+                return True
+        return account.shadow is not None and not self._stored.belongs_to_another(
+            name, account.entitlement.name
+        )
 
     def _exists(self, route: Route) -> bool:
         """Whether the settings and the pool file open a route. Without them its path is unknown."""
@@ -109,7 +132,17 @@ class Authenticator:
             return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
         if len(owners) > 1:
             return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
-        return accounts.by_name[owners.pop()]
+        account = accounts.by_name[owners.pop()]
+        if account.entitlement.models:
+            head.identity = self._others(account, keys)
+        return account
+
+    def _others(self, account: Account, keys: list[bytes]) -> Identity | None:
+        """The further accounts of the credential of an account with a model scope."""
+        by_name = self._accounts.by_name
+        names = {name for key in keys for name in self.keys.further(key) if name in by_name}
+        names.discard(account.entitlement.name)
+        return Identity(tuple([by_name[name] for name in sorted(names)])) if names else None
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self._accounts.by_name.get(names[0].decode("latin-1"))

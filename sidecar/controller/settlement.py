@@ -110,5 +110,11 @@ class Settlement:
         if self._access_log.is_on:
             seconds = self._telemetry.clock() - admitted.started_at
             self._access_log.write(
-                admitted.request_id, admitted.account, ending, seconds, usage, trace=admitted.trace
+                admitted.request_id,
+                admitted.account,
+                ending,
+                seconds,
+                usage,
+                trace=admitted.trace,
+                verdict=admitted.verdict,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sidecar.decisions import AdmittedRequest, Refusal
+from sidecar.decisions import AdmittedRequest, Identity, Refusal
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
@@ -79,7 +79,12 @@ class RequestController(Protocol):
         """The route and the account of a request, or its refusal."""
 
     def admit(
-        self, route: Route, account: Account | None, body: bytes, trace: Trace | None
+        self,
+        route: Route,
+        account: Account | None,
+        body: bytes,
+        trace: Trace | None,
+        identity: Identity | None = None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 

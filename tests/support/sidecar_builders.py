@@ -37,9 +37,12 @@ def configuration_of(file: PoolFile, version: str = "") -> Configuration:
     def plain(ref: KeyRef) -> str:
         return ref.value
 
-    keys = digests(file.entitlements, plain)
+    further: dict[bytes, list[str]] = {}
+    keys = digests(file.entitlements, plain, further=further)
     administrators = KeyRing(administrator_digests(file.administrator_keys, plain, keys))
-    return Configuration(file, file.pools[0], KeyRing(keys), administrators, (), version)
+    ring = KeyRing(keys)
+    ring.share(further)
+    return Configuration(file, file.pools[0], ring, administrators, (), version)
 
 
 def controller(

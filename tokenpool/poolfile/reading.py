@@ -144,21 +144,27 @@ def _name(node: Node | None) -> str | None:
     return text
 
 
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "enforce")
+
+
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
     name = _name(fields.get("name"))
-    models = tuple(
-        text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
-    )
+    models = _models(fields.get("models"))
     if "models" in fields and not models:
         fields["models"].error("names no model", 'list the models that the engine serves, or ["*"] for any')
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, enforce is not False)
+
+
+def _models(node: Node | None) -> tuple[str, ...]:
+    return tuple(text for item in (node.items() if node is not None else ()) if (text := item.text()))
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -220,6 +226,9 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "enforce",
+    "models",
+    "flex",
 )
 
 
@@ -241,6 +250,15 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
+    enforce = fields["enforce"].boolean() if "enforce" in fields else None
+    models = _models(fields.get("models"))
+    if "models" in fields and not models:
+        fields["models"].error("names no model", "list the models that it may use, or leave the field out")
+    if "*" in models:
+        fields["models"].error("names '*'", "leave the field out: without it, all models may be used")
+    flex = fields["flex"].text() if "flex" in fields else None
+    if flex is not None and tier == Tier.SPOT:
+        fields["flex"].error("is given, but the entitlement is spot", "remove it: no tier is lower than spot")
     if name is None or pool is None or tier is None:
         return None
     located.entitlement(name, node.line, {key: field.line for key, field in fields.items()})
@@ -255,6 +273,9 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
+        enforce is not False,
+        tuple(dict.fromkeys(models)),
+        flex,
     )
 
 
