@@ -11,7 +11,7 @@ BIN := .venv/bin
 # edited module is never hidden by a compiled one. Without a C compiler there is no tree, and the commands run from
 # source.
 COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/.compiled:$(CURDIR)
-SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard sidecar coordinator injector loadgen -name __pycache__ -prune -o -print)
+SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard sidecar coordinator injector loadgen cli simulation -name __pycache__ -prune -o -print)
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client.core import Metric
+
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
@@ -33,6 +35,7 @@ from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
     from coordinator.resources.controller import Controller
+    from coordinator.usage.service import UsageService
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,9 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
+        self.usage: UsageService | None = None
+        """Carries usage records to the usage store; ``None`` until a pool has them on."""
+        self._is_started = False
         self._changed = asyncio.Event()
         """Whether a changed pool file is to be published: the next tick begins at once."""
         try:
@@ -71,8 +77,8 @@ class Coordinator:
         """The files with the store's URL and its password."""
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
-        degraded = self.credentials.problems
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, degraded)
+        self.telemetry.sources.append(self._usage_metrics)
+        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded)
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -139,7 +145,37 @@ class Coordinator:
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
+        self._record_usage()
         self._changed.set()
+
+    def _record_usage(self) -> None:
+        """Follow the pool file in whether pools have usage records."""
+        if self.usage is None and any(leader.pool.usage_records for leader in self.leaders.values()):
+            self.usage = self._usage_service()
+        if self.usage is not None:
+            self.usage.follow(self.leaders)
+            if self._is_started:
+                self.usage.start()
+
+    def _usage_service(self) -> UsageService:
+        # Imported here: without usage records, nothing of them is loaded.
+        from coordinator.usage.database import DatabaseInvalid  # noqa: PLC0415
+        from coordinator.usage.opened import open_usage_store  # noqa: PLC0415
+        from coordinator.usage.service import UsageService  # noqa: PLC0415
+
+        settings = self.settings
+        try:
+            store = open_usage_store(settings.usage_store, settings.usage_store_file)
+        except DatabaseInvalid as error:
+            raise SettingsError(f"--usage-store-file: {error}") from error
+        return UsageService(store, self._candidate, settings.usage_keep_days)
+
+    def _usage_metrics(self) -> Iterable[Metric]:
+        return self.usage.metrics() if self.usage is not None else ()
+
+    def _degraded(self) -> list[str]:
+        found = self.credentials.problems()
+        return found if self.usage is None else [*found, *self.usage.degraded()]
 
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
@@ -182,6 +218,8 @@ class Coordinator:
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
+        self._is_started = True
+        self._record_usage()
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -208,6 +246,8 @@ class Coordinator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.usage is not None:
+            await self.usage.stop()
         for leader in self.leaders.values():
             await _resign(leader)
         await self._server.stop()

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from runtime import child, config_files
-from tokenpool.entitlements import Entitlement, KeyRef, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Issuer, KeyRef, Pool, PoolFile
 from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse_all
@@ -40,6 +40,7 @@ class _Head(msgspec.Struct):
     pools: tuple[Pool, ...]
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
+    issuers: tuple[Issuer, ...]
     version: str
     content: bytes
 
@@ -60,7 +61,9 @@ class _Result:
 
     def made(self) -> EncodedPoolFile:
         head = self._head
-        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
+        file = PoolFile(
+            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.issuers
+        )
         return EncodedPoolFile(file, head.version, head.content)
 
 
@@ -72,7 +75,8 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         raise PoolFileInvalid(reason) from error
     except (PoolFileError, UnicodeError) as error:
         raise PoolFileInvalid(str(error)) from error
-    return _Head(file.pools, file.anonymous, file.administrator_keys, *encode_file(file)), _parts(file)
+    head = _Head(file.pools, file.anonymous, file.administrator_keys, file.issuers, *encode_file(file))
+    return head, _parts(file)
 
 
 def _parts(file: PoolFile) -> Iterator[_Part]:

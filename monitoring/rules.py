@@ -594,6 +594,33 @@ ABSENCE = Group(
     ),
 )
 
+RESOURCES = Group(
+    "tokenpool-resources",
+    (
+        # The coordinators of a namespace read the same resources. A change takes about a second.
+        Alert(
+            "TokenpoolResourcesNotSynced",
+            Severity.WARNING,
+            "max by (namespace) (tokenpool_resources_synced) == 0",
+            "5m",
+            "The coordinators cannot read the resources",
+            "For 5 minutes no coordinator could list and watch the resources of Kubernetes. What was read"
+            " before stays in force; changes of resources have no effect.",
+            "resources-not-synced",
+        ),
+        Alert(
+            "TokenpoolResourcesRefused",
+            Severity.WARNING,
+            'max by (namespace, resource, state) (tokenpool_resources{state=~"earlier|rejected"}) > 0',
+            "5m",
+            "{{ $value }} resources of kind {{ $labels.resource }} are not in force as written",
+            "{{ $value }} resources of kind {{ $labels.resource }} have the state {{ $labels.state }}. Their"
+            " condition Accepted states the reason. An earlier version stays in force where there was one.",
+            "resources-refused",
+        ),
+    ),
+)
+
 _INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
 _EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
 _EXPIRES = "expires in {{ $value | humanizeDuration }}"
@@ -660,5 +687,5 @@ INJECTOR = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, INJECTOR)
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, INJECTOR)
 """All groups, in the order of the files."""

@@ -56,6 +56,8 @@ MODULES = (
     "sidecar.proxy.waiting",
     "sidecar.telemetry",
     "sidecar.tracing.interface",
+    "sidecar.usage.open_requests",
+    "sidecar.usage.recorder",
     "tokenpool.accounting.account",
     "tokenpool.accounting.bucket",
     "tokenpool.accounting.ledger",

@@ -45,6 +45,7 @@ from sidecar.settings import Settings
 from sidecar.shared_limits import SharedLimits
 from sidecar.telemetry import Telemetry
 from sidecar.tracing.interface import Tracer
+from sidecar.usage_records import UsageRecords
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.capacity.model import CapacityModel
 from tokenpool.control.admission_control import AdmissionControl
@@ -125,6 +126,7 @@ class Sidecar:
             access_log=AccessLog(is_on=settings.log_requests),
             random=random.Random(),
         )
+        self.usage = UsageRecords(settings, store, self.controller.settlement, telemetry.clock, configuration)
         self.local_planner: LocalPlanner | None = None
         self.replication: Replication | None = None
         self.handover: Handover | None = None
@@ -195,7 +197,8 @@ class Sidecar:
             for each in (self.replication, self.handover, prices, self.manager.tracer)
             if each is not None
         ]
-        admin.sources.append(self.credentials)
+        admin.sources += [self.credentials, self.usage]
+        admin.faults.append(self.usage.degraded)
         return admin
 
     # --- configuration: the one path by which a pool file reaches all parts ---
@@ -224,6 +227,7 @@ class Sidecar:
             self.local_planner.finish()
         self.controller.configure(configuration)
         self.engine.reconfigure(configuration.pool.replica)
+        self.usage.follow(configuration)
         now = self.telemetry.clock()
         if self._shared is not None:
             self._shared.follow(self.controller.accounts, now)
@@ -260,6 +264,7 @@ class Sidecar:
             self.credentials.run(),
         ):
             self._spawn(work)
+        self.usage.start()
         log.info(
             "listening",
             extra={
@@ -346,6 +351,7 @@ class Sidecar:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.driver.stop()
+        await self.usage.stop()
         if self.replication is not None:
             await self.replication.stop()
         if self.handover is not None:

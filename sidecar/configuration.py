@@ -6,6 +6,7 @@ at a time. The controller puts a configuration in force.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from runtime import child, config_files
 from runtime.options import SettingsError
 from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.reading import parse_all
@@ -80,6 +81,7 @@ class _Head(msgspec.Struct):
     pools: tuple[Pool, ...]
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
+    issuers: tuple[Issuer, ...]
     administrators: dict[bytes, str]
     """The digests of these keys."""
     watched: tuple[str, ...]
@@ -110,7 +112,9 @@ class _Result:
         head = self._head
         _log_warnings(head.warnings)
         self._keys.share(head.further_owners)
-        file = PoolFile(head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys)
+        file = PoolFile(
+            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.issuers
+        )
         return Configuration(
             file,
             file.pool(head.pool),
@@ -145,6 +149,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
             parsed = parse_all(config_files.read(Path(request.config)))
             file, sources = parsed.file, parsed.sources
             warnings = tuple((_at(warning), warning.message, warning.fix) for warning in parsed.warnings)
+        _check_library(file)
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
@@ -175,6 +180,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         file.pools,
         file.anonymous,
         file.administrator_keys,
+        file.issuers,
         administrators,
         watched,
         encode_file(file)[0],
@@ -182,6 +188,15 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         further,
     )
     return head, _parts(file, keys)
+
+
+def _check_library(file: PoolFile) -> None:
+    """Raise ``ConfigurationInvalid`` if the file has issuers, and the library for JWTs is missing."""
+    if file.issuers and importlib.util.find_spec("joserfc") is None:
+        raise ConfigurationInvalid(
+            f"issuer {file.issuers[0].name!r}: JWTs need joserfc, which is not installed:"
+            " pip install 'tokenpool[jwt]', or remove issuers"
+        )
 
 
 def _at(problem: Problem) -> str:

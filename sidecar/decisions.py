@@ -51,6 +51,7 @@ class AdmittedRequest:
         "started_at",
         "ticket",
         "trace",
+        "usage_slot",
         "verdict",
     )
 
@@ -81,6 +82,8 @@ class AdmittedRequest:
         """The id of the request, for the access log."""
         self.trace: Trace | None = None
         """The trace of the request; ``None`` without tracing."""
+        self.usage_slot = -1
+        """The place of its record among those of running requests; -1 without usage records."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
         self.verdict: Verdict | None = None

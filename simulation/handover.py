@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from simulation.engine import Engine, Prompt
+from simulation.engine import AnyEngine, Prompt
 from simulation.setup import Lie
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.control.driver import Driver
@@ -21,7 +21,7 @@ class Host(Protocol):
 
     name: str
     driver: Driver
-    engine: Engine
+    engine: AnyEngine
     lie: Lie | None
 
     def now(self) -> float:

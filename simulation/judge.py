@@ -101,6 +101,7 @@ class Judge:
         name, store = request.entitlement, self._network.lease_store
         figures.sheds[shed.reason.value] += 1
         figures.shed[name] += 1
+        figures.refusals.append((self._clock.now, name, shed.reason.value))
         record = store.record(name, self._clock.now) if store is not None else None
         in_use = self._running[name]
         if record is not None and shed.reason in _BY_LIMIT and not sidecar.uses_fallback:
@@ -139,8 +140,9 @@ class Judge:
         self._count_busy()
         self._busy += 1
         if self._counts:
-            waits = self._figures.tiers[request.tenant.entitlement.tier].waits
-            waits.append(self._clock.now - request.arrived_at)
+            wait = self._clock.now - request.arrived_at
+            self._figures.tiers[request.tenant.entitlement.tier].waits.append(wait)
+            self._figures.first_tokens.setdefault(request.entitlement, []).append(wait)
 
     def ended(self, request: Request) -> None:
         """A request is served and settled."""
@@ -161,6 +163,7 @@ class Judge:
             self._busy -= 1
         if self._counts:
             self._figures.preempted += 1
+            self._figures.preemptions[request.entitlement] += 1
 
     def _count_busy(self) -> None:
         start = max(self._busy_since, self._setup.warm_up_s)

@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Protocol
 
 from simulation.clock import VirtualClock
-from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt, RoomWatch
+from simulation.engine import PROMPT_TOKENS_S, AnyEngine, Engine, Prompt, RoomWatch
 from simulation.handover import Visit
-from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Setup, Tenant
+from simulation.learned import LearnedEngine
+from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Recorded, Setup, Tenant
+from simulation.stepped_engine import SteppedEngine
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import PrefixCaches
@@ -23,7 +25,6 @@ from tokenpool.amounts import Amount
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
-from tokenpool.entitlements import Pricing
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Answer, Message, Push, ReplicaRoom
 from tokenpool.leases.settings import Mode
@@ -87,6 +88,7 @@ class Request:
         "is_borrowed",
         "is_running",
         "prompt",
+        "recorded",
         "sidecar",
         "size",
         "tenant",
@@ -102,6 +104,8 @@ class Request:
         self.size = size
         """Its tokens; with a prompt, its output tokens."""
         self.prompt = prompt
+        self.recorded: Recorded | None = None
+        """The request of the past that it repeats."""
         self.cached_tokens = 0
         self.ticket: Ticket | None = None
         self.visit: Visit | None = None
@@ -165,7 +169,9 @@ class Sidecar:
         self._offset = chance.uniform(0, 1000)
         self._speed = 1 + chance.uniform(-1, 1) * setup.faults.drift
         now = self.now()
-        self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
+        self.accounts = {
+            t.entitlement.name: Account(t.entitlement, setup.pricing, now) for t in setup.tenants
+        }
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
         caches = PrefixCaches() if setup.affinity else None
@@ -177,18 +183,45 @@ class Sidecar:
         sync.follow(self.accounts, now)
         self.driver = Driver(self.control, self, sync)
         rate = PROMPT_TOKENS_S if setup.conversations else TOKENS_PER_SEQUENCE_S
-        self.capacity = Amount(setup.slots * rate, setup.slots * KV_PER_SLOT, setup.slots)
-        self.control.engine_changed(_room(setup.slots), now)
+        self._known_capacity = Amount(setup.slots * rate, setup.slots * KV_PER_SLOT, setup.slots)
+        self._shape = SHAPE
+        self._learned: LearnedEngine | None = None
+        """The knowledge of an engine with steps."""
         self.waiting: dict[Request, None] = {}
         """Requests that wait for their decision."""
         self.admitted: dict[Request, None] = {}
         """Requests that run."""
-        self.engine = Engine(world.clock, setup.slots, world.watch, number)
+        self.engine: AnyEngine
+        if setup.model is None:
+            self.engine = Engine(world.clock, setup.slots, world.watch, number)
+            self.control.engine_changed(_room(setup.slots), now)
+        else:
+            engine = SteppedEngine(world.clock, setup.model, world.watch, number, setup.seed)
+            self.engine, self._learned = engine, LearnedEngine(engine, setup.replica)
+            self._shape = EngineShape(setup.model.block_size, setup.model.window)
         self._visits: dict[int, Visit] = {}
         """The asks to other replicas by number, until their request is sent."""
         self._awaited: set[int] = set()
         """Numbers of messages that are neither answered nor failed."""
         self._wakes_at = math.inf
+        self.observe_engine()
+
+    @property
+    def capacity(self) -> Amount:
+        """The capacity of its engine, as it states it."""
+        return self._known_capacity if self._learned is None else self._learned.capacity
+
+    def observe_engine(self) -> None:
+        """Read the metrics of an engine with steps, and schedule the next read."""
+        learned = self._learned
+        if learned is None:
+            return
+        now, ledger = self.now(), self.control.ledger
+        learned.observe(ledger.concurrency_in_use, ledger.kv_in_use)
+        reserved = self.control.slots_to_reserve(learned.room.slots, now)
+        self.control.engine_changed(replace(learned.room, reserved_slots=reserved), now)
+        self.driver.act()
+        self.later(self._world.setup.poll_s, self.observe_engine)
 
     @property
     def uses_fallback(self) -> bool:
@@ -214,8 +247,8 @@ class Sidecar:
     def offer(self, request: Request) -> None:
         """Decide a request, or let it wait."""
         account = self.accounts[request.entitlement]
-        ask = _ask(request)
-        cost = account.pricer.price(ask, SHAPE)
+        ask = _ask(request, states_bound=self._world.setup.states_bound)
+        cost = account.pricer.price(ask, self._shape)
         request.assign(self, account, cost)
         outcome = self.control.offer(account, ask, cost, self.now(), request=request)
         if isinstance(outcome, PendingRequest):
@@ -229,6 +262,8 @@ class Sidecar:
         """Send an admitted request to the engine, or refuse it."""
         self.waiting.pop(request, None)
         if isinstance(outcome, Shed):
+            if self._learned is not None:
+                self._learned.shed(outcome)
             self._world.request_shed(self, request, outcome)
             return
         request.ticket, request.is_borrowed = outcome, outcome.is_borrowed
@@ -267,15 +302,16 @@ class Sidecar:
         self._world.request_ended(request)
         prompt = request.prompt
         input_tokens = ticket.cost.input_tokens if prompt is None else prompt.tokens
-        spent = Usage(input_tokens, ticket.ask.output_bound or 0, request.cached_tokens)
+        output_tokens = (ticket.ask.output_bound or 0) if prompt is None else request.size
+        spent = Usage(input_tokens, output_tokens, request.cached_tokens)
         self.driver.settle(ticket, spent, Ending.FINISHED)
 
     def preempt(self, request: Request, ticket: Ticket) -> None:
         """End a spot request for a guarantee."""
-        self.engine.stop(request)
+        relayed = self.engine.stop(request)
         self.admitted.pop(request, None)
         self._world.request_preempted(request)
-        self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
+        self.driver.settle(ticket, Usage(ticket.cost.input_tokens, relayed), Ending.PREEMPTED)
 
     # --- handover ---
 
@@ -388,9 +424,12 @@ class Sidecar:
         self.driver.pushed(push)
 
 
-def _ask(request: Request) -> Ask:
+def _ask(request: Request, *, states_bound: bool) -> Ask:
     """The ask of a request. Without a prompt, a quarter of its tokens is its input."""
-    prompt, size = request.prompt, request.size
+    prompt, size, recorded = request.prompt, request.size, request.recorded
+    if recorded is not None:
+        bound = size if states_bound else None
+        return Ask(token_ids=recorded.input_tokens, output_bound=bound, target=("chat", "m"))
     if prompt is None:
         return Ask(token_ids=size // 4, output_bound=size - size // 4)
     text_bytes = BYTES_PER_TOKEN * prompt.tokens

@@ -58,6 +58,26 @@ class OutputEstimate:
     quantile: float | None = 0.9
 
 
+class Window(StrEnum):
+    """A calendar window of a quota. A week begins on Monday."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A budget over each calendar window, as opposed to a rate."""
+
+    tokens: float
+    """Weighted tokens per window: the throughput costs of its requests, with the weights of the pool."""
+    per: Window
+    timezone: str = "UTC"
+    """The IANA time zone in which the windows begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entitlement:
     """One tenant's or workload's rights in a pool.
@@ -76,6 +96,8 @@ class Entitlement:
     api_keys: tuple[KeyRef, ...] = ()
     preemptible: bool = True
     """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests. All of them apply."""
     enforce: bool = True
     """Whether decisions about its requests are enforced. Otherwise they are only counted and shown."""
     models: tuple[str, ...] = ()
@@ -125,6 +147,31 @@ class Pricing:
     tool_tokens: int = 0
 
 
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a pool in money, per million tokens. Reports use them; no decision depends on them."""
+
+    currency: str
+    """The code of ISO 4217, such as ``EUR``."""
+    input: float = 0.0
+    """Uncached input tokens."""
+    cached_input: float = 0.0
+    """Input tokens from the prefix cache."""
+    output: float = 0.0
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The price of some usage. ``input_tokens`` include those from the cache."""
+        weighted = (
+            self.input * (input_tokens - cached_tokens)
+            + self.cached_input * cached_tokens
+            + self.output * output_tokens
+        )
+        return weighted / MILLION
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One model behind one service: the capacity of all its replicas together."""
@@ -135,12 +182,59 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    prices: Prices | None = None
+    """``None`` if reports state no costs."""
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
     enforce: bool = True
     """Whether decisions are enforced. ``False`` counts for all entitlements of the pool."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""
         return "*" in self.models or model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRule:
+    """One rule from the claims of a JWT to an entitlement. The first rule that matches decides.
+
+    - Without ``claim`` it matches every JWT.
+    - With ``value`` the claim must be this text, or a list that contains it.
+    - Without ``entitlement`` the text in the claim is the name of the entitlement.
+    """
+
+    claim: tuple[str, ...] = ()
+    """The name of the claim. Several names are a path through nested objects."""
+    value: str | None = None
+    entitlement: str | None = None
+    line: int = 0
+    """The line in the pool file, from 1; 0 if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An identity provider whose JWTs identify callers."""
+
+    name: str
+    issuer: str
+    """The claim ``iss`` of its JWTs, compared as a whole."""
+    audiences: tuple[str, ...]
+    """A JWT is accepted if its claim ``aud`` is or contains one of these."""
+    rules: tuple[ClaimRule, ...]
+    jwks_url: str | None = None
+    """The URL of its keys. Without URL and file, its discovery document names the URL."""
+    jwks_file: str | None = None
+    """The file with its keys, read by the sidecar."""
+    ca_file: str | None = None
+    """The PEM file of the authorities to trust for its URLs; ``None`` for the system's."""
+    token_file: str | None = None
+    """The file with a token that the sidecar sends to its URLs, as the API server of Kubernetes needs."""
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """The accepted signature algorithms. A symmetric one is never accepted."""
+    clock_skew_s: float = 30.0
+    """The seconds by which its clock and this machine's may differ."""
+    subject: tuple[str, ...] = ("sub",)
+    """The claim with the caller's id, for credential ids; several names are a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +247,8 @@ class PoolFile:
     """The entitlement of callers without a key; ``None`` rejects them."""
     administrator_keys: tuple[KeyRef, ...] = ()
     """The keys that may load and unload LoRA adapters. They belong to no entitlement."""
+    issuers: tuple[Issuer, ...] = ()
+    """The identity providers whose JWTs identify callers."""
 
     def pool(self, name: str) -> Pool:
         """The pool of that name. Raises ``KeyError`` if there is none."""

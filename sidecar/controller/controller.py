@@ -312,6 +312,9 @@ class Controller:
         self._priority.write(admitted, parsed)
         if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
+        usage = self.settlement.usage
+        if usage is not None:
+            usage.begun(admitted, ticket)
         return admitted
 
     def admit_again(
@@ -326,6 +329,8 @@ class Controller:
         assert ticket is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
+        if self.settlement.usage is not None:
+            self.settlement.usage.withdrawn(admitted)
         if has_failed and ticket.place is not None:
             self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)

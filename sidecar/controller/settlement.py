@@ -8,6 +8,7 @@ from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.engine.state import EngineState
 from sidecar.telemetry import Telemetry
+from sidecar.usage.recorder import UsageRecorder
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.control.driver import Driver
 from tokenpool.outcomes import Ending
@@ -31,6 +32,8 @@ class Settlement:
         self._stored = stored
         self._telemetry = telemetry
         self._access_log = access_log
+        self.usage: UsageRecorder | None = None
+        """Makes usage records; ``None`` while the pool file has them off."""
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
 
@@ -95,6 +98,8 @@ class Settlement:
             seconds = self._telemetry.clock() - admitted.started_at
             self._telemetry.stream_ended(ticket, usage.output_tokens, admitted.first_token_s, seconds)
         self._log(admitted, ending, usage)
+        if self.usage is not None:
+            self.usage.settled(admitted, ticket, ending, usage, is_estimated=spent and not reported)
         self._driver.settle(ticket, usage, ending, reported=reported)
         return usage
 

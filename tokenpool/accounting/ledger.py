@@ -94,6 +94,7 @@ class Ledger:
         charge = pricer.throughput(pricer.spent_so_far(ticket.cost, output_tokens)) - ticket.charged
         kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size
         self._hold(ticket, kv_tokens - ticket.kv_held, 0, now)
+        ticket.kv_seconds_before -= (kv_tokens - ticket.kv_held) * (now - ticket.admitted_at)
         ticket.kv_held = kv_tokens
         self._charge(ticket, charge)
         ticket.charged += charge

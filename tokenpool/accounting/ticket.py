@@ -41,6 +41,7 @@ class Ticket:
         "is_borrowed",
         "is_guaranteed",
         "kv_held",
+        "kv_seconds_before",
         "output_held",
         "place",
         "streams",
@@ -58,6 +59,8 @@ class Ticket:
         self.charged = cost.throughput
         """Throughput tokens taken from the bucket so far."""
         self.kv_held = cost.kv_tokens
+        self.kv_seconds_before = 0.0
+        """The correction of ``kv_held`` times the seconds since the admission, for earlier values of it."""
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
         self.place = place

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserState
 from tokenpool.pricing.statistics import EntitlementStatistics, Statement
@@ -81,6 +81,7 @@ class _File(msgspec.Struct, frozen=True):
     anonymous: str | None = None
     administrator_keys: tuple[KeyRef, ...] = ()
     schema: int = FILE_SCHEMA
+    issuers: tuple[Issuer, ...] = ()
 
 
 class _Hint(msgspec.Struct, frozen=True):
@@ -150,7 +151,13 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
     """
     ready = _for_the_wire(file)
     content = msgspec.msgpack.encode(
-        _File(ready.pools, ready.entitlements, ready.anonymous, ready.administrator_keys)
+        _File(
+            ready.pools,
+            ready.entitlements,
+            ready.anonymous,
+            ready.administrator_keys,
+            issuers=ready.issuers,
+        )
     )
     return hashlib.sha256(content).hexdigest()[:16], content
 
@@ -162,7 +169,7 @@ def decode_file(content: bytes) -> PoolFile:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
     _check_schema(file.schema, FILE_SCHEMA, "the published pool file")
-    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys)
+    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.issuers)
 
 
 def encode_hint(hint: PublishedHint) -> bytes:
@@ -193,7 +200,12 @@ def _for_the_wire(file: PoolFile) -> PoolFile:
             for e in file.entitlements
         ),
         administrator_keys=tuple(_hashed(ref) for ref in file.administrator_keys),
+        issuers=tuple(_without_lines(issuer) for issuer in file.issuers),
     )
+
+
+def _without_lines(issuer: Issuer) -> Issuer:
+    return replace(issuer, rules=tuple(replace(rule, line=0) for rule in issuer.rules))
 
 
 def _is_ready(entitlement: Entitlement) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from tokenpool.amounts import Dimension
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.poolfile.issuers import reached
 from tokenpool.poolfile.problems import Sources
 from tokenpool.yaml_nodes import Problems
 
@@ -49,10 +50,12 @@ class Located:
 
 def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     """Check the records of a file against each other. Problems go to ``located.problems``."""
+    by_jwt, any_by_jwt = reached(file)
+    by_flex = {each.flex for each in file.entitlements if each.flex is not None}
+    reach = by_jwt | by_flex, any_by_jwt
     by_name = {each.name: each for each in file.entitlements}
-    reached = {each.flex for each in file.entitlements} | {file.anonymous}
     for entitlement in file.entitlements:
-        _check_entitlement(entitlement, file, located, is_reached=entitlement.name in reached)
+        _check_entitlement(entitlement, file, located, reach)
         _check_flex(entitlement, by_name, located)
     for pool in file.pools:
         _check_promises(pool, file.entitlements_of(pool.name), located)
@@ -68,7 +71,7 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
 
 
 def _check_entitlement(
-    entitlement: Entitlement, file: PoolFile, located: Located, *, is_reached: bool
+    entitlement: Entitlement, file: PoolFile, located: Located, reach: tuple[frozenset[str], bool]
 ) -> None:
     problems, name = located.problems, entitlement.name
     if entitlement.pool not in located.pools:
@@ -80,11 +83,12 @@ def _check_entitlement(
         )
     check_promise(entitlement, located)
     _check_models(entitlement, file, located)
-    if not entitlement.api_keys and not is_reached:
+    others, is_any = reach
+    if not entitlement.api_keys and file.anonymous != name and not is_any and name not in others:
         problems.warn(
             located.line(entitlement),
             f"entitlement {name!r} has no api_keys",
-            "only a gateway's identity header can reach it: add a key, or remove it",
+            "only a gateway's identity header can reach it: add a key or a rule of an issuer, or remove it",
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Entitlement, Pool, PoolFile, Tier
+from tokenpool.entitlements import Entitlement, Issuer, Pool, PoolFile, Tier
 from tokenpool.poolfile.reading import Parsed
 
 
@@ -19,6 +19,8 @@ def explain(parsed: Parsed) -> str:
     lines.append(f"callers without a key: {f'entitlement {callers}' if callers else 'rejected'}")
     if parsed.file.administrator_keys:
         lines.append(f"administrators: {len(parsed.file.administrator_keys)} keys")
+    for issuer in parsed.file.issuers:
+        lines += _issuer(issuer)
     lines += [
         f"warning: {f'{w.file}:{w.line}' if w.file else f'line {w.line}'}: {w.message}; {w.fix}"
         for w in parsed.warnings
@@ -30,7 +32,8 @@ def explain(parsed: Parsed) -> str:
 def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     entitlements = file.entitlements_of(pool.name)
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
-    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}"
+    records = "; usage records" if pool.usage_records else ""
+    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
     if not pool.enforce:
         yield "  not enforced: decisions are only counted and shown"
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
@@ -76,8 +79,24 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
+    for quota in entitlement.quotas:
+        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
     yield f"    reserves   {reserves}"
+
+
+def _issuer(issuer: Issuer) -> Iterator[str]:
+    keys = issuer.jwks_url or issuer.jwks_file or "the discovery document of the issuer"
+    yield f"issuer {issuer.name}: {issuer.issuer}, audience {' or '.join(issuer.audiences)}"
+    yield f"    keys       {keys}; {', '.join(issuer.algorithms)}"
+    for rule in issuer.rules:
+        claim = ".".join(rule.claim)
+        if rule.entitlement is None:
+            yield f"    identifies the entitlement that claim {claim} names"
+        elif rule.claim:
+            yield f"    identifies {rule.entitlement}: claim {claim} is or contains {rule.value!r}"
+        else:
+            yield f"    identifies {rule.entitlement}: every JWT"
 
 
 def _amount(amount: Amount, absent: float, nothing: str) -> str:

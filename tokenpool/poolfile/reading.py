@@ -18,13 +18,17 @@ from tokenpool.entitlements import (
     OutputEstimate,
     Pool,
     PoolFile,
+    Prices,
     Pricing,
     ReplicaCapacity,
     Slo,
     Tier,
 )
 from tokenpool.poolfile.checks import Located, check, check_promise
+from tokenpool.poolfile.issuers import check_issuers, issuer_of
+from tokenpool.poolfile.names import name_of
 from tokenpool.poolfile.problems import PoolFileError, Sources
+from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
@@ -32,11 +36,11 @@ _UNITS = {
     Dimension.KV_TOKENS: "KV-cache tokens",
     Dimension.CONCURRENCY: "sequences",
 }
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
-_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys")
+_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys", "issuers")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -60,8 +64,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools and entitlements add up. ``anonymous`` and ``administrator_keys`` may be in one part only. Raises
-    ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements and issuers add up. ``anonymous`` and ``administrator_keys`` may be in one part only.
+    Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -116,13 +120,17 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
     entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
+    issuers = [(issuer_of(item), item.line) for node in given["issuers"] for item in _items(node)]
     file = PoolFile(
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
+        tuple(issuer for issuer, _ in issuers if issuer is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
+    lines = [line for issuer, line in issuers if issuer is not None]
+    check_issuers(file, lines, located.problems, located.sources)
     return file
 
 
@@ -133,34 +141,35 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
-def _name(node: Node | None) -> str | None:
-    text = node.text() if node is not None else None
-    if text is not None and node is not None and not _NAME.fullmatch(text):
-        node.error(
-            f"is {text!r}",
-            "use up to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
-        )
-        return None
-    return text
-
-
-_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "enforce")
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records", "enforce")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
     fields = node.fields(_POOL_FIELDS, required=("name", "models"))
-    name = _name(fields.get("name"))
+    name = name_of(fields.get("name"))
     models = _models(fields.get("models"))
     if "models" in fields and not models:
         fields["models"].error("names no model", 'list the models that the engine serves, or ["*"] for any')
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    prices = _prices(fields["prices"]) if "prices" in fields else None
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     enforce = fields["enforce"].boolean() if "enforce" in fields else None
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing, enforce is not False)
+    return Pool(
+        name,
+        models,
+        replica,
+        least,
+        most,
+        pricing,
+        prices=prices,
+        usage_records=has_records is True,
+        enforce=enforce is not False,
+    )
 
 
 def _models(node: Node | None) -> tuple[str, ...]:
@@ -192,6 +201,23 @@ def _replicas(node: Node) -> tuple[int, int]:
     if most < least:
         node.error(f"has min {least} above max {most}", "make max at least min")
     return least, max(most, least)
+
+
+def _prices(node: Node) -> Prices | None:
+    fields = node.fields(("currency", "input", "cached_input", "output"), required=("currency",))
+    currency = fields["currency"].text() if "currency" in fields else None
+    if currency is not None and not _CURRENCY.fullmatch(currency):
+        fields["currency"].error(f"is {currency!r}", "write the code of ISO 4217, such as EUR or USD")
+
+    def price(name: str, otherwise: float) -> float:
+        value = fields[name].number("money per million tokens") if name in fields else None
+        return otherwise if value is None else value
+
+    if currency is None:
+        return None
+    full = price("input", 0.0)
+    # A prompt costs no more because a part of it was computed before.
+    return Prices(currency, full, price("cached_input", full), price("output", 0.0))
 
 
 def _pricing(node: Node) -> Pricing:
@@ -226,6 +252,7 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "quotas",
     "enforce",
     "models",
     "flex",
@@ -234,7 +261,7 @@ _ENTITLEMENT_FIELDS = (
 
 def _entitlement(node: Node, located: Located) -> Entitlement | None:
     fields = node.fields(_ENTITLEMENT_FIELDS, required=("name", "pool", "tier"))
-    name = _name(fields.get("name"))
+    name = name_of(fields.get("name"))
     pool = fields["pool"].text() if "pool" in fields else None
     tier = fields["tier"].word([t.value for t in Tier]) if "tier" in fields else None
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
@@ -273,9 +300,10 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        enforce is not False,
-        tuple(dict.fromkeys(models)),
-        flex,
+        quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        enforce=enforce is not False,
+        models=tuple(dict.fromkeys(models)),
+        flex=flex,
     )
 
 

@@ -261,6 +261,10 @@ class RedisStore:
         """See ``Store``."""
         await self.client.close()
 
+    async def run(self, script: Script, /, *blobs: bytes, **message: Any) -> Any:
+        """Run another script on the keys of the pool. Raises ``StoreDown``."""
+        return await self._run(script, *blobs, **message)
+
     async def _run(
         self, script: Script, /, *blobs: bytes, on: RedisClient | None = None, **message: Any
     ) -> Any:

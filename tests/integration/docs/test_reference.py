@@ -48,6 +48,7 @@ MAPPINGS = {
     "entitlements[].guarantee.": f"entitlements: [{{guarantee: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].ceiling.": f"entitlements: [{{ceiling: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].slo.": f"entitlements: [{{slo: {{{UNKNOWN}: 1}}}}]",
+    "entitlements[].quotas[].": f"entitlements: [{{quotas: [{{{UNKNOWN}: 1}}]}}]",
     "entitlements[].api_keys[].": f"entitlements: [{{api_keys: [{{{UNKNOWN}: 1}}]}}]",
 }
 """A pool file with an unknown field, for the path of each mapping."""

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 
 from coordinator import telemetry as coordinator_telemetry
 from coordinator.app import Coordinator
+from coordinator.resources import metrics as resource_metrics
 from coordinator.settings import Settings as CoordinatorSettings
 from injector.telemetry import Telemetry as InjectorTelemetry
 from runtime.build import BuildInfo
@@ -49,6 +50,7 @@ def exposed() -> Mapping[str, frozenset[str]]:
         *((source.metrics(), _OF_A_SIDECAR) for source in sidecar.admin.sources),
         (tls.metrics(), _OF_A_SIDECAR),
         (coordinator.telemetry.collect(), frozenset()),
+        (resource_metrics.families({}, {}, {}, is_synced=True), frozenset()),
         (process.collect(), _OF_A_SIDECAR),
         (BuildInfo().collect(), _OF_A_SIDECAR),
         (InjectorTelemetry(certificate).metrics(), frozenset()),

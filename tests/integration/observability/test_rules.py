@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from monitoring.model import Alert
-from monitoring.rules import GROUPS, INJECTOR
+from monitoring.rules import GROUPS, INJECTOR, RESOURCES
 from sidecar.handover.asking import Result
 from sidecar.telemetry import TPOT, TTFT
 from tests.integration.observability import promtool
@@ -157,8 +157,8 @@ def alert_id(alert: dict[str, Any]) -> str:
 
 
 KEPT = re.compile(r"\b(?:by|on) \(namespace, (?:pool\b|job, instance\b)")
-OF_A_NAMESPACE = {rule.name for rule in INJECTOR.rules}
-"""An injector serves all pools, so its alerts keep the namespace alone."""
+OF_A_NAMESPACE = {rule.name for group in (INJECTOR, RESOURCES) for rule in group.rules}
+"""An injector serves all pools, and the resources are of several: their alerts keep the namespace alone."""
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])

@@ -29,6 +29,10 @@ NOT_IN_RESOURCES = {
     "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
     "anonymous": "a setting of the whole pool file",
     "administrator_keys": "a setting of the whole pool file",
+} | {
+    each.path: "issuers are settings of the whole pool file"
+    for each in FIELDS
+    if each.path.partition("[]")[0] == "issuers"
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenpool.amounts import UNBOUNDED, Amount
-from tokenpool.entitlements import KeyRef, KeySource, ReplicaCapacity, Tier
+from tokenpool.entitlements import KeyRef, KeySource, Prices, ReplicaCapacity, Tier
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile import explain
 from tokenpool.poolfile.problems import PoolFileError
@@ -49,6 +49,16 @@ def test_a_good_file_becomes_records() -> None:
     assert file.anonymous is None
     with pytest.raises(KeyError):
         file.pool("other")
+
+
+def test_prices_in_money_are_per_million_tokens_and_a_cached_token_costs_at_most_the_whole() -> None:
+    text = GOOD.replace("    replicas:", "    prices: {currency: EUR, input: 2, output: 8}\n    replicas:")
+
+    prices = parse(text).file.pool("chat").prices
+
+    assert prices == Prices("EUR", input=2.0, cached_input=2.0, output=8.0)
+    assert prices.cost(1_500_000, 500_000, 250_000) == 5.0
+    assert parse(GOOD).file.pool("chat").prices is None
 
 
 def test_administrators_have_keys_of_their_own() -> None:
@@ -147,6 +157,10 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tier: guaranteed", 14, "has no guarantee", "make it elastic"),
     ("    replicas", "    pricing: {image_tokens: 0.5}\n    replicas", 5, "is 0.5", "whole number"),
     ("    replicas", "    pricing: {output_weight: no}\n    replicas", 5, "not a number", "token"),
+    ("    replicas", "    prices: {input: 1}\n    replicas", 5, "has no currency", "currency:"),
+    ("    replicas", "    prices: {currency: euro}\n    replicas", 5, "is 'euro'", "ISO 4217"),
+    ("    replicas", "    prices: {currency: EUR, output: -1}\n    replicas", 5, "is -1", "at least 0"),
+    ("    replicas", "    prices: {currency: EUR, inputs: 1}\n    replicas", 5, "inputs", "input"),
     ("pools:", "pools: &p", 0, "", ""),  # an anchor alone is no mistake
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),
