@@ -34,6 +34,8 @@ from tokenpool.store.address import AddressInvalid, StoreFiles
 from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
+    from coordinator.credentials.keeper import Keeper
     from coordinator.resources.controller import Controller
     from coordinator.usage.service import UsageService
 
@@ -78,7 +80,18 @@ class Coordinator:
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
         self.telemetry.sources.append(self._usage_metrics)
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, self._degraded)
+        self.keeper: Keeper | None = None
+        """Issued credentials; ``None`` without a database for them."""
+        api = self._credential_api()
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            api,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -105,6 +118,34 @@ class Coordinator:
             leaders=lambda: self.leaders,
             clock=self._clock,
         )
+
+    def _credential_api(self) -> CredentialApi | None:
+        """The API for issued credentials. Only here is its code imported."""
+        path, tokens = self.settings.credentials_database, self.settings.administrator_tokens
+        if path is None or tokens is None:
+            return None
+        from coordinator.credentials.administrators import Administrators, TokensInvalid  # noqa: PLC0415
+        from coordinator.credentials.api import CredentialApi  # noqa: PLC0415
+        from coordinator.credentials.database import DatabaseFailed, SqliteCredentials  # noqa: PLC0415
+        from coordinator.credentials.keeper import Keeper  # noqa: PLC0415
+
+        try:
+            administrators, database = Administrators(tokens), SqliteCredentials(path)
+        except (TokensInvalid, OSError) as error:
+            raise SettingsError(f"--administrator-tokens: {error}") from error
+        except DatabaseFailed as error:
+            raise SettingsError(f"--credentials-database: {error}") from error
+        self.credentials.files.append(FollowedFiles("administrators", (tokens,), administrators.follow))
+        self.keeper = Keeper(lambda: self.leaders, database, self._clock, time.time)
+        api = CredentialApi(self.keeper, administrators, self._clock)
+        self.telemetry.sources += [self.keeper.metrics, api.metrics]
+        return api
+
+    def _degraded(self) -> list[str]:
+        """The faults that do not stop this coordinator."""
+        issued = self.keeper.problems() if self.keeper is not None else []
+        usage = self.usage.degraded() if self.usage is not None else []
+        return [*self.credentials.problems(), *issued, *usage]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -173,10 +214,6 @@ class Coordinator:
     def _usage_metrics(self) -> Iterable[Metric]:
         return self.usage.metrics() if self.usage is not None else ()
 
-    def _degraded(self) -> list[str]:
-        found = self.credentials.problems()
-        return found if self.usage is None else [*found, *self.usage.degraded()]
-
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
         self.watch.request_reload()
@@ -220,6 +257,8 @@ class Coordinator:
             self._tasks.append(loop.create_task(self.resources.run()))
         self._is_started = True
         self._record_usage()
+        if self.keeper is not None:
+            self._tasks.append(loop.create_task(self.keeper.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -251,6 +290,8 @@ class Coordinator:
         for leader in self.leaders.values():
             await _resign(leader)
         await self._server.stop()
+        if self.keeper is not None:
+            await self.keeper.database.close()
         log.info("stopped")
 
 

@@ -16,12 +16,12 @@ from coordinator.leadership import Leadership
 from coordinator.scale_hint import HintMaker, HintView
 from coordinator.settings import Settings
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Pool, PoolFile
+from tokenpool.entitlements import Pool, PoolFile, promises
 from tokenpool.leases.messages import PoolSnapshot, StoredScaleHint
 from tokenpool.leases.tick import NO_MEMORY, Tick, tick
 from tokenpool.leases.wire import encode_file, encode_hint
 from tokenpool.planning.planner import PlannerSettings
-from tokenpool.planning.scaling import ScalingSettings, promised
+from tokenpool.planning.scaling import ScalingSettings
 from tokenpool.planning.stabiliser import PublishedHint
 from tokenpool.store import Store, StoreDown
 
@@ -93,9 +93,14 @@ class PoolLeader:
         self._file = file
         self.entitlements = file.entitlements_of(pool.name)
         self._by_name = {each.name: each for each in self.entitlements}
-        self._promised = promised(self.entitlements)
+        self.groups = file.groups_of(pool.name)
+        self.promises = promises(self.entitlements, self.groups)
         self.file_version, self._content = encoded or encode_file(file)
         self._filed_at = None
+
+    def has(self, entitlement: str) -> bool:
+        """Whether the pool has this entitlement."""
+        return entitlement in self._by_name
 
     @property
     def epoch(self) -> int:
@@ -193,7 +198,7 @@ class PoolLeader:
         """Compute the scale hint and store it, if a capacity is known. False: a later epoch exists."""
         if not self.epoch:
             return True
-        hint = self._hint_maker.make(self.pool, self._by_name, self._promised, made, now)
+        hint = self._hint_maker.make(self.pool, self._by_name, self.promises, self.groups, made, now)
         if hint is None:
             return True
         content = encode_hint(hint)
@@ -211,7 +216,7 @@ class PoolLeader:
     def _overpromised(self, replica: Amount) -> list[Dimension]:
         """The dimensions in which the largest number of replicas cannot serve the guarantees."""
         most = replica * self.pool.max_replicas
-        return [d for d in Dimension if 0 < most.get(d) < self._promised.get(d)]
+        return [d for d in Dimension if 0 < most.get(d) < self.promises.total.get(d)]
 
     async def resign(self) -> None:
         """Let another coordinator lead at once. Raises ``StoreDown``."""

@@ -54,7 +54,7 @@ class PoolsView:
         """A pool's entitlements by name. They change only with the pool file."""
         promised, entitlements = self._entitlements.get(name), leader.entitlements
         if promised is None or promised[0] is not entitlements:
-            whole = vector(*sum((e.guarantee for e in entitlements), NOTHING).values())
+            whole = vector(*leader.promises.total.values())
             promised = self._entitlements[name] = entitlements, {e.name: e for e in entitlements}, whole
         return promised
 

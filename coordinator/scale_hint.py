@@ -6,10 +6,9 @@ on ``/scale/POOL`` and as a metric.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from tokenpool.amounts import Amount
-from tokenpool.entitlements import Entitlement, Pool
+from tokenpool.entitlements import Entitlement, Group, Pool, Promises
 from tokenpool.leases.messages import StoredScaleHint
 from tokenpool.leases.tick import Tick
 from tokenpool.leases.wire import WireError, decode_hint
@@ -38,11 +37,17 @@ class HintMaker:
         self._stabiliser.restore(state, at)
 
     def make(
-        self, pool: Pool, entitlements: Mapping[str, Entitlement], promised: Amount, made: Tick, now: float
+        self,
+        pool: Pool,
+        entitlements: Mapping[str, Entitlement],
+        promised: Promises,
+        groups: Sequence[Group],
+        made: Tick,
+        now: float,
     ) -> PublishedHint | None:
         """The hint after a tick; ``None`` while no replica's capacity is known."""
         fresh = {name: page.fresh for name, page in made.records.items()}
-        need = needed_replicas(pool, entitlements, promised, fresh, made.replica, self._settings)
+        need = needed_replicas(pool, entitlements, promised, fresh, made.replica, self._settings, groups)
         if need is None:
             return None
         running = min(len(made.sidecars), pool.max_replicas)

@@ -96,6 +96,15 @@ class Settings:
         default=None,
         read=_namespaces,
     )
+    credentials_database: Path | None = option(
+        "SQLite file with the credentials that the API on the admin port issues; needs"
+        " --administrator-tokens",
+        default=None,
+    )
+    administrator_tokens: Path | None = option(
+        "file with the tokens of that API, one line NAME TOKEN each; read again when it changes",
+        default=None,
+    )
     name: str | None = option(
         "name of this coordinator in the logs; by default the name of the host", default=None, read=_name
     )
@@ -149,6 +158,8 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or give --entitlements-from kubernetes")
     if made.entitlements_namespaces is not None and made.entitlements_from is None:
         raise SettingsError("--entitlements-namespaces: give --entitlements-from kubernetes, too")
+    if (made.credentials_database is None) != (made.administrator_tokens is None):
+        raise SettingsError("--credentials-database and --administrator-tokens go together; give both")
     if made.leadership_timeout < 3 * made.tick:
         raise SettingsError(
             f"--leadership-timeout: {made.leadership_timeout:g} s is less than three ticks of {made.tick:g}"

@@ -8,6 +8,7 @@ asked for their metrics and routes. To change a sentence, change it beside the c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import logging
 import re
@@ -186,17 +187,30 @@ def _of_metrics(metrics: Iterable[Metric]) -> Iterator[Exposed]:
         yield Exposed(name, metric.type, tuple(getattr(metric, "_labelnames", ())), metric.documentation)
 
 
+@contextlib.contextmanager
+def _pool() -> Iterator[Path]:
+    """The pool file of the trial, with every feature that has metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pool.yaml"
+        path.write_text(
+            POOL.read_text().replace("- name: chat\n", "- name: chat\n    usage_records: true\n", 1)
+        )
+        yield path
+
+
 def _sidecar() -> Sidecar:
     origin = sidecar.settings.Origin("127.0.0.1", 1)
-    return Sidecar(
-        sidecar.settings.Settings(
-            config=POOL, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
+    with _pool() as pool:
+        return Sidecar(
+            sidecar.settings.Settings(
+                config=pool, upstream=origin, store=STORE, otlp_endpoint="http://127.0.0.1:1"
+            )
         )
-    )
 
 
 def _coordinator() -> Coordinator:
-    return Coordinator(coordinator.settings.Settings(config=POOL, store=STORE))
+    with _pool() as pool:
+        return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
 
 
 def sidecar_metrics() -> list[Exposed]:

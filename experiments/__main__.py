@@ -32,6 +32,7 @@ from experiments import (
     prices,
     scarcity,
     soak,
+    usage,
     what_if,
 )
 from experiments.attacks import KINDS
@@ -45,7 +46,12 @@ WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile", "prices")
 SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
-SEPARATE = {"one-pool": one_pool.main, "prefix-caches": prefix_caches.main, "what-if": what_if.main}
+SEPARATE = {
+    "one-pool": one_pool.main,
+    "prefix-caches": prefix_caches.main,
+    "usage": usage.main,
+    "what-if": what_if.main,
+}
 """Experiments with options of their own. The name is the first argument."""
 
 System = overload.System | scarcity.System | pool.System

@@ -18,6 +18,7 @@ MODULES = (
     "sidecar.controller.accounts",
     "sidecar.controller.authentication",
     "sidecar.controller.controller",
+    "sidecar.controller.credential_limits",
     "sidecar.controller.engine_priority",
     "sidecar.controller.refusals",
     "sidecar.controller.scope",

@@ -38,6 +38,7 @@ from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING
+from tokenpool.entitlements import promises
 from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 from tokenpool.pricing.cost import Pricer
@@ -309,8 +310,8 @@ class Admin:
         """The sum of all guarantees; it changes with the pool file only."""
         known, guarantees = self._guarantees
         if known is not accounts:
-            whole = sum((account.entitlement.guarantee for account in accounts.values()), NOTHING)
-            guarantees = vector(*whole.values())
+            entitlements = (account.entitlement for account in accounts.values())
+            guarantees = vector(*promises(entitlements, self._controller.pool_accounts.groups).total.values())
             self._guarantees = accounts, guarantees
         return guarantees
 

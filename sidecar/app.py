@@ -135,6 +135,7 @@ class Sidecar:
             self.local_planner = LocalPlanner(self.controller, telemetry, self.engine.capacity, planner)
         else:
             self._shared.follow(self.controller.accounts, telemetry.clock())
+            self.controller.authenticator.sources.append(self._shared.issued)
             self.replication = self._shared.replication(self.driver, self)
             self.handover = self._shared.handover(self.driver, address, self.controller.connection_refused)
         self.watcher = EngineWatcher(
@@ -166,8 +167,7 @@ class Sidecar:
             tracer_of(settings, configuration.pool.name, telemetry),
         )
         self.loop_delay = LoopDelay(telemetry.clock)
-        cert, key = settings.tls_cert, settings.tls_key
-        self.certificate = Certificate(cert, key) if cert is not None and key is not None else None
+        self.certificate = _certificate_of(settings)
         self._engine_metrics = MetricsRelay(address, PAGE_PATIENCE * settings.poll_timeout)
         self.admin = self._admin()
         self._pages = PageServer(self.admin.application())
@@ -376,6 +376,11 @@ class Sidecar:
             await asyncio.sleep(0.01)
         for connection in list(self.manager.connections):
             connection.abort()
+
+
+def _certificate_of(settings: Settings) -> Certificate | None:
+    cert, key = settings.tls_cert, settings.tls_key
+    return Certificate(cert, key) if cert is not None and key is not None else None
 
 
 def _store_of(settings: Settings, pool: str) -> tuple[Store, FollowedFiles]:

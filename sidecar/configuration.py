@@ -18,9 +18,9 @@ import msgspec
 
 from runtime import child, config_files
 from runtime.options import SettingsError
-from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
+from sidecar.identity import Credential, KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, Issuer, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.reading import parse_all
@@ -82,18 +82,17 @@ class _Head(msgspec.Struct):
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
     issuers: tuple[Issuer, ...]
-    administrators: dict[bytes, str]
+    administrators: dict[bytes, Credential]
     """The digests of these keys."""
     watched: tuple[str, ...]
     version: str
     warnings: tuple[tuple[str, str, str], ...]
-    further_owners: dict[bytes, list[str]]
-    """The further entitlements of keys that several entitlements have."""
+    groups: tuple[Group, ...]
 
 
 class _Part(msgspec.Struct):
     entitlements: tuple[Entitlement, ...]
-    keys: dict[bytes, str]
+    keys: dict[bytes, Credential]
 
 
 class _Result:
@@ -111,9 +110,13 @@ class _Result:
     def made(self) -> Configuration:
         head = self._head
         _log_warnings(head.warnings)
-        self._keys.share(head.further_owners)
         file = PoolFile(
-            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.issuers
+            head.pools,
+            tuple(self._entitlements),
+            head.anonymous,
+            head.administrator_keys,
+            head.issuers,
+            head.groups,
         )
         return Configuration(
             file,
@@ -153,8 +156,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
-        further: dict[bytes, list[str]] = {}
-        keys = digests(entitlements, resolve, taken, further)
+        keys = digests(entitlements, resolve, taken)
         administrators = administrator_digests(file.administrator_keys, resolve, keys, taken)
         warnings += tuple(
             (
@@ -185,7 +187,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         watched,
         encode_file(file)[0],
         warnings,
-        further,
+        file.groups,
     )
     return head, _parts(file, keys)
 
@@ -203,14 +205,14 @@ def _at(problem: Problem) -> str:
     return f"{problem.file}:{problem.line}" if problem.file else f"line {problem.line}"
 
 
-def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
+def _parts(file: PoolFile, keys: Mapping[bytes, Credential]) -> Iterator[_Part]:
     names: dict[str, list[bytes]] = {}
-    for digest, name in keys.items():
-        names.setdefault(name, []).append(digest)
+    for digest, credential in keys.items():
+        names.setdefault(credential.entitlement, []).append(digest)
     for first in range(0, len(file.entitlements), PER_PART):
         some = file.entitlements[first : first + PER_PART]
         # A name is unique in the whole file, across its pools.
-        yield _Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())})
+        yield _Part(some, {digest: keys[digest] for e in some for digest in names.get(e.name, ())})
 
 
 def _read_key(path: str) -> str:

@@ -42,8 +42,10 @@ class AdmittedRequest:
     __slots__ = (
         "account",
         "body",
+        "credential_id",
         "first_token_s",
         "hides_usage",
+        "limited_by",
         "models",
         "parsed",
         "priority",
@@ -69,6 +71,10 @@ class AdmittedRequest:
         self.started_at = started_at
         """The time of its pricing, in seconds by the monotonic clock."""
         self.account = account
+        self.credential_id = ""
+        """The id of the caller's credential; empty without one, and until the request is sent."""
+        self.limited_by = ""
+        """The id of that credential, if it has a limit of its own, which counts this request."""
         self.ticket = ticket
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage

@@ -1,4 +1,4 @@
-"""Identity: the entitlement of a caller.
+"""Identity: the credential of a caller, and the entitlement that it stands for.
 
 Keys are stored only as SHA-256 digests. A caller can never name its own entitlement. A trusted gateway can do
 so in a header, if the operator configures it.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import msgspec
 
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
@@ -17,6 +21,8 @@ KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers whose value is a key. Anthropic's clients send the first, OpenAI's clients for Azure the second."""
 ADMINISTRATOR = "administrator"
 """The owner of each key in the ring of the administrators' keys. It is no entitlement."""
+ID_DIGITS = 8
+"""The hex digits of its digest that name a key without an id."""
 MOST_KEYS = 4
 """The most different keys of one request that are looked up. Each costs a SHA-256."""
 
@@ -33,42 +39,58 @@ class KeyUnreadable(ValueError):
         super().__init__(f"line {line}: {text}")
 
 
+class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
+    """An accepted credential. A source changes it in place, so a cached request head sees its end."""
+
+    entitlement: str
+    id: str = ""
+    """Its name in logs and usage records. It is no secret."""
+    ends_at: float = math.inf
+    """The time from which it is refused, in seconds of Unix time; minus infinity after its revocation."""
+    concurrency: int = 0
+    """The most sequences at the same time; 0 without a limit of its own."""
+    others: tuple[str, ...] = ()
+    """The further entitlements with the same key. The model of a request chooses among all of them."""
+
+
+def has_ended(credential: Credential, wall_clock: Callable[[], float]) -> bool:
+    """Whether a credential is refused now. Without an end, the clock is not read."""
+    ends_at = credential.ends_at
+    return ends_at != math.inf and ends_at <= wall_clock()
+
+
+class CredentialSource(Protocol):
+    """A source of credentials: the pool file's keys, issued keys, or tokens of an identity provider."""
+
+    def find(self, key: bytes) -> Credential | None:
+        """The credential that these bytes prove, or ``None``. It may have ended."""
+
+
 class KeyRing:
-    """The digests of all keys of one pool, and the entitlement of each.
+    """The digests of all keys of one pool, and the credential of each.
 
     A digest is found by its first bytes, and then compared as a whole in constant time. So the duration
     reveals nothing useful about a key.
     """
 
-    __slots__ = ("_by_index", "_further")
+    __slots__ = ("_by_index",)
 
-    def __init__(self, by_digest: Mapping[bytes, str]) -> None:
-        self._by_index: dict[bytes, list[tuple[bytes, str]]] = {}
-        self._further: dict[bytes, list[str]] = {}
-        """The further entitlements of keys that several entitlements have, by digest."""
+    def __init__(self, by_digest: Mapping[bytes, Credential]) -> None:
+        self._by_index: dict[bytes, list[tuple[bytes, Credential]]] = {}
         self.add(by_digest)
 
-    def add(self, by_digest: Mapping[bytes, str]) -> None:
+    def add(self, by_digest: Mapping[bytes, Credential]) -> None:
         """Add digests that the ring does not have."""
-        for digest, name in by_digest.items():
-            self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, name))
+        for digest, credential in by_digest.items():
+            self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, credential))
 
-    def find(self, key: bytes) -> str | None:
-        """The entitlement of a key, or ``None``."""
+    def find(self, key: bytes) -> Credential | None:
+        """The credential of a key, or ``None``."""
         digest = hashlib.sha256(key).digest()
-        for known, name in self._by_index.get(digest[:_INDEX_BYTES], ()):
+        for known, credential in self._by_index.get(digest[:_INDEX_BYTES], ()):
             if hmac.compare_digest(known, digest):
-                return name
+                return credential
         return None
-
-    def share(self, further: Mapping[bytes, Sequence[str]]) -> None:
-        """Add the further entitlements of keys that the ring has."""
-        for digest, names in further.items():
-            self._further.setdefault(digest, []).extend(names)
-
-    def further(self, key: bytes) -> Sequence[str]:
-        """The further entitlements of a key that ``find`` has found."""
-        return self._further.get(hashlib.sha256(key).digest(), ()) if self._further else ()
 
     def __len__(self) -> int:
         return sum(len(each) for each in self._by_index.values())
@@ -101,23 +123,28 @@ def digests(
     entitlements: Iterable[Entitlement],
     resolve: Callable[[KeyRef], str],
     taken: list[tuple[str, str]] | None = None,
-    further: dict[bytes, list[str]] | None = None,
-) -> dict[bytes, str]:
-    """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
+) -> dict[bytes, Credential]:
+    """The credential by the digest of each key. ``resolve`` reads a variable or a file.
 
-    Entitlements with disjoint model scopes may have a common key: the names of all but the first are added to
-    ``further``. Any other key of two entitlements is an error. With ``taken``, the earlier entitlement keeps
-    it, and the pair of names (later, earlier) is added there. Raises ``KeyUnreadable``.
+    Entitlements with disjoint model scopes may have a common key: the credential has the id and the limits
+    that the first of them states. Any other key of two entitlements is an error. With ``taken``, the earlier
+    entitlement keeps it, and the pair of names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
+    by_digest: dict[bytes, Credential] = {}
     owners: dict[bytes, list[Entitlement]] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
-            owned = owners.setdefault(_digest(ref, resolve), [])
+            digest = _digest(ref, resolve)
+            owned = owners.setdefault(digest, [])
             if entitlement in owned:
                 continue
             clash = next((each for each in owned if not each.may_share_key(entitlement)), None)
             if clash is None:
                 owned.append(entitlement)
+                if digest in by_digest:
+                    by_digest[digest].others += (entitlement.name,)
+                else:
+                    by_digest[digest] = _credential(entitlement.name, digest, ref)
             elif taken is not None:
                 taken.append((entitlement.name, clash.name))
             else:
@@ -126,36 +153,41 @@ def digests(
                     f"{entitlement.name} and {clash.name} have the same key; each entitlement needs its own,"
                     " or they need models of which none is in both",
                 )
-    if further is not None:
-        further.update(
-            {d: [each.name for each in owned[1:]] for d, owned in owners.items() if len(owned) > 1}
-        )
-    return {digest: owned[0].name for digest, owned in owners.items()}
+    return by_digest
 
 
 def administrator_digests(
     refs: Iterable[KeyRef],
     resolve: Callable[[KeyRef], str],
-    others: dict[bytes, str],
+    others: dict[bytes, Credential],
     taken: list[tuple[str, str]] | None = None,
-) -> dict[bytes, str]:
+) -> dict[bytes, Credential]:
     """The digests of the administrators' keys. ``others`` are the entitlements' keys, which they must not be.
 
     With ``taken``, the administrators keep such a key, and the entitlement loses it. Raises
     ``KeyUnreadable``.
     """
-    found: dict[bytes, str] = {}
+    found: dict[bytes, Credential] = {}
     for ref in refs:
         digest = _digest(ref, resolve)
         if digest in others and taken is not None:
-            taken.append((others.pop(digest), "the administrators"))
+            taken.append((others.pop(digest).entitlement, "the administrators"))
         elif digest in others:
             raise KeyUnreadable(
                 ref.line,
-                f"{others[digest]} and the administrators have the same key; each needs its own",
+                f"{others[digest].entitlement} and the administrators have the same key; each needs its own",
             )
-        found[digest] = ADMINISTRATOR
+        found[digest] = _credential(ADMINISTRATOR, digest, ref)
     return found
+
+
+def _credential(entitlement: str, digest: bytes, ref: KeyRef) -> Credential:
+    return Credential(
+        entitlement,
+        ref.id or digest.hex()[:ID_DIGITS],
+        math.inf if ref.expires_at is None else ref.expires_at,
+        ref.concurrency or 0,
+    )
 
 
 def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:

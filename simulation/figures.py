@@ -70,6 +70,10 @@ class Figures:
     """The seconds for which a slot had been free, for each refusal while a replica had a free slot."""
     handovers: int = 0
     """Requests that another replica began with."""
+    sends: int = 0
+    """Requests that were sent together with their asks, after the warm-up."""
+    sends_refused: int = 0
+    """Those that were refused, and decided again."""
     asks: int = 0
     """Questions to other replicas."""
     prompt_tokens: int = 0

@@ -154,6 +154,13 @@ class Judge:
         figures.service[name] += request.size
         figures.served.append((request.began_at, self._clock.now, name, request.size))
 
+    def displaced(self, request: Request) -> None:
+        """No replica has begun with an admitted request: it is decided again."""
+        self._running[request.entitlement] -= 1
+        self._borrowed[request.entitlement] -= request.is_borrowed
+        if self._counts:
+            self._figures.admitted -= 1
+
     def preempted(self, request: Request) -> None:
         """A spot request is ended for a guarantee."""
         self._running[request.entitlement] -= 1

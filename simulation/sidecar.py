@@ -10,7 +10,7 @@ from typing import Protocol
 
 from simulation.clock import VirtualClock
 from simulation.engine import PROMPT_TOKENS_S, AnyEngine, Engine, Prompt, RoomWatch
-from simulation.handover import Visit
+from simulation.handover import Question, Visit, question_of, question_with
 from simulation.learned import LearnedEngine
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Recorded, Setup, Tenant
 from simulation.stepped_engine import SteppedEngine
@@ -72,8 +72,11 @@ class Environment(Protocol):
     def request_handed_over(self) -> None:
         """Another replica begins with a request."""
 
-    def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
-        """An ask to another sidecar; ``None`` if that sidecar is gone."""
+    def request_displaced(self, request: Request) -> None:
+        """Another replica has refused an admitted request. It is decided again."""
+
+    def visit(self, sidecar: Sidecar, question: Question, ask: PeerAsk | None) -> Visit | None:
+        """An ask to another sidecar; ``None`` if that sidecar is gone. See ``Visit``."""
 
 
 class Request:
@@ -250,7 +253,12 @@ class Sidecar:
         ask = _ask(request, states_bound=self._world.setup.states_bound)
         cost = account.pricer.price(ask, self._shape)
         request.assign(self, account, cost)
-        outcome = self.control.offer(account, ask, cost, self.now(), request=request)
+        self._offer(request, ask, None)
+
+    def _offer(self, request: Request, ask: Ask, arrived_at: float | None) -> None:
+        outcome = self.control.offer(
+            request.account, ask, request.cost, self.now(), request=request, arrived_at=arrived_at
+        )
         if isinstance(outcome, PendingRequest):
             self.waiting[request] = None
             self.driver.wait(outcome, request)
@@ -274,11 +282,40 @@ class Sidecar:
     def send(self, request: Request) -> None:
         """Send an admitted request to the engine, or to the replica that keeps room for it."""
         ticket = request.ticket
-        if ticket is not None and ticket.place is not None:
-            request.visit = visit = self._visits.pop(ticket.place.number)
-            visit.send(request)
-        else:
+        if ticket is None or ticket.place is None:
             self.engine.add(request)
+            return
+        question = question_with(ticket)
+        if question is not None:
+            self._send_with_ask(request, question)
+            return
+        request.visit = visit = self._visits.pop(ticket.place.number)
+        visit.send(request)
+
+    def _send_with_ask(self, request: Request, question: Question) -> None:
+        request.visit = visit = self._world.visit(self, question, None)
+        if visit is None:
+            self.later(0.0, lambda: self._place_again(request))  # the connection to that sidecar is closed
+            return
+        visit.send_with_ask(request)
+        self.later(LATE_S, lambda: self._give_up_sent(visit))
+
+    def _give_up_sent(self, visit: Visit) -> None:
+        """The other sidecar is silent. It may have begun, so the request ends."""
+        request = visit.request
+        if isinstance(request, Request) and request.visit is visit and not visit.is_answered:
+            visit.cancel()
+            self.finished(request, Ending.UPSTREAM_ERROR)
+
+    def _place_again(self, request: Request) -> None:
+        """Another replica has not begun with a request: decide it again."""
+        ticket, request.ticket, request.visit = request.ticket, None, None
+        if ticket is None:
+            return
+        self.admitted.pop(request, None)
+        self._world.request_displaced(request)
+        self.driver.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, reported=False)
+        self._offer(request, ticket.ask, self._offset + request.arrived_at * self._speed)
 
     def began(self, request: Request) -> None:
         """The engine begins with a request."""
@@ -317,19 +354,19 @@ class Sidecar:
 
     def ask(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
-        visit = self._world.visit(self, ask)
+        visit = self._world.visit(self, question_of(ask), ask)
         if visit is None:
-            self.later(TIMEOUT_S, lambda: self.refused(ask, has_failed=True))
+            self.later(TIMEOUT_S, lambda: self._refused(ask, has_failed=True))
             return
         self._visits[ask.number] = visit
         visit.send_ask()
-        self.later(ask.longest_wait_s + LATE_S, lambda: self._give_up(visit))
+        self.later(ask.longest_wait_s + LATE_S, lambda: self._give_up(visit, ask))
 
-    def _give_up(self, visit: Visit) -> None:
+    def _give_up(self, visit: Visit, ask: PeerAsk) -> None:
         """The other sidecar is silent: close the connection."""
-        if self._visits.get(visit.ask.number) is visit:
+        if self._visits.get(ask.number) is visit:
             visit.cancel()
-            self.refused(visit.ask, has_failed=True)
+            self._refused(ask, has_failed=True)
 
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
@@ -339,26 +376,45 @@ class Sidecar:
 
     def offered(self, visit: Visit) -> None:
         """See ``Home``."""
-        if visit.ask.number not in self._visits or not self.driver.peer_offered(visit.ask):
-            self._visits.pop(visit.ask.number, None)
+        ask = visit.ask
+        assert ask is not None
+        if ask.number not in self._visits or not self.driver.peer_offered(ask):
+            self._visits.pop(ask.number, None)
             visit.cancel()
 
-    def refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
+    def refused(self, visit: Visit, *, has_failed: bool) -> None:
         """See ``Home``."""
+        request = visit.request
+        if visit.ask is not None:
+            self._refused(visit.ask, has_failed=has_failed)
+        elif isinstance(request, Request) and request.visit is visit:
+            self._answered_sent(visit, has_room=False)
+            self._place_again(request)
+
+    def _refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
         self._visits.pop(ask.number, None)
         self.driver.peer_refused(ask, has_failed=has_failed)
+
+    def _answered_sent(self, visit: Visit, *, has_room: bool) -> None:
+        """The other sidecar answers a request that it got together with the ask."""
+        request = visit.request
+        if visit.ask is None and not visit.is_answered and isinstance(request, Request):
+            visit.is_answered = True
+            if request.ticket is not None and request.ticket.place is not None:
+                self.driver.place_answered(request.ticket.place, has_room=has_room)
 
     def began_elsewhere(self, visit: Visit) -> None:
         """See ``Home``."""
         request = visit.request
-        if isinstance(request, Request) and request.ticket is not None:
+        self._answered_sent(visit, has_room=True)
+        if isinstance(request, Request) and request.visit is visit and request.ticket is not None:
             self._world.request_handed_over()
             self.began(request)
 
     def ended_elsewhere(self, visit: Visit, ending: Ending) -> None:
         """See ``Home``."""
         request = visit.request
-        if isinstance(request, Request):
+        if isinstance(request, Request) and request.visit is visit:
             self.finished(request, ending)
 
     # --- the driver's ports ---

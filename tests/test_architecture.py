@@ -51,7 +51,7 @@ MAY_IMPORT = {
 
 LAYERS: dict[str, Layers] = {
     "tokenpool": [
-        frozenset({"amounts", "entitlements", "outcomes", "yaml_nodes", "usage"}),
+        frozenset({"amounts", "credentials", "entitlements", "outcomes", "yaml_nodes", "usage"}),
         frozenset({"quotas"}),
         frozenset({"poolfile"}),
         frozenset({"pricing"}),
@@ -72,7 +72,7 @@ LAYERS: dict[str, Layers] = {
         frozenset({"handover"}),
         frozenset({"controller"}),
         frozenset({"report", "pool_file_watcher", "local_planner", "usage_records"}),
-        frozenset({"ports", "price_sharing", "published_file", "first_file"}),
+        frozenset({"issued_keys", "ports", "price_sharing", "published_file", "first_file"}),
         frozenset({"replication"}),
         frozenset({"shared_limits", "admin"}),
         frozenset({"app"}),

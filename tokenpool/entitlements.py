@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount
 
@@ -39,6 +41,12 @@ class KeyRef:
     value: str = field(repr=False)
     line: int = 0
     """The line in the pool file, from 1; 0 if unknown."""
+    id: str = ""
+    """The name of the key in logs and usage records; empty for the first 8 hex digits of its digest."""
+    expires_at: float | None = None
+    """The time from which the key is refused, in seconds of Unix time; ``None`` if it never expires."""
+    concurrency: int | None = None
+    """The most sequences that run at the same time with this key; ``None`` without a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,8 @@ class Entitlement:
     """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
     quotas: tuple[Quota, ...] = ()
     """The budgets of its requests. All of them apply."""
+    group: str | None = None
+    """The name of its group; ``None`` for an entitlement in no group."""
     enforce: bool = True
     """Whether decisions about its requests are enforced. Otherwise they are only counted and shown."""
     models: tuple[str, ...] = ()
@@ -123,6 +133,29 @@ class Entitlement:
         """Whether both may have the same key: they are in one pool, and no model is in both scopes."""
         is_disjoint = self.models and other.models and not set(self.models) & set(other.models)
         return bool(is_disjoint) and self.pool == other.pool
+
+
+MOST_GROUP_LEVELS = 4
+"""The most groups above one entitlement, such as organization, department, team and project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Entitlements and groups of one pool that share a guarantee, a ceiling and a weight.
+
+    The members of a group are the entitlements and the groups that name it. A dimension that the guarantee
+    does not name is 0. A dimension that the ceiling does not name is infinite.
+    """
+
+    name: str
+    pool: str
+    parent: str | None = None
+    """The name of the group above it; ``None`` at the top."""
+    guarantee: Amount = NOTHING
+    """The capacity for all members together. Without a guarantee the group promises what its members
+    promise."""
+    ceiling: Amount = UNBOUNDED
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +282,8 @@ class PoolFile:
     """The keys that may load and unload LoRA adapters. They belong to no entitlement."""
     issuers: tuple[Issuer, ...] = ()
     """The identity providers whose JWTs identify callers."""
+    groups: tuple[Group, ...] = ()
+    """The groups of all pools. The chain of ``parent`` has no cycle, and stays within one pool."""
 
     def pool(self, name: str) -> Pool:
         """The pool of that name. Raises ``KeyError`` if there is none."""
@@ -260,3 +295,53 @@ class PoolFile:
     def entitlements_of(self, pool: str) -> tuple[Entitlement, ...]:
         """The entitlements of one pool, in the order of the file."""
         return tuple(e for e in self.entitlements if e.pool == pool)
+
+    def groups_of(self, pool: str) -> tuple[Group, ...]:
+        """The groups of one pool, in the order of the file."""
+        return tuple(g for g in self.groups if g.pool == pool)
+
+
+class Promises(NamedTuple):
+    """The guarantees of one pool, summed up through its groups."""
+
+    total: Amount
+    """The guarantees of the pool: those of the top groups, and of entitlements in no group."""
+    members: dict[str, Amount]
+    """By group: the sum of its members' guarantees."""
+
+    def of(self, group: Group) -> Amount:
+        """The guarantee of a group. Without one of its own, the group promises what its members promise."""
+        return group.guarantee if group.guarantee != NOTHING else self.members[group.name]
+
+
+def promises(entitlements: Iterable[Entitlement], groups: Sequence[Group] = ()) -> Promises:
+    """Sum up guarantees. Spot entitlements have none. A group that is not in ``groups`` does not count.
+
+    The parents of the groups must have no cycle.
+    """
+    members: dict[str | None, Amount] = {None: NOTHING} | {group.name: NOTHING for group in groups}
+    for entitlement in entitlements:
+        if entitlement.tier is not Tier.SPOT and entitlement.guarantee != NOTHING:
+            place = entitlement.group if entitlement.group in members else None
+            members[place] = members[place] + entitlement.guarantee
+    for group in from_the_bottom(groups):
+        own = group.guarantee if group.guarantee != NOTHING else members[group.name]
+        parent = group.parent if group.parent in members else None
+        members[parent] = members[parent] + own
+    total = members.pop(None)
+    return Promises(total, {name: amount for name, amount in members.items() if name is not None})
+
+
+def from_the_bottom(groups: Sequence[Group]) -> list[Group]:
+    """The groups in an order in which each comes before its parent. The parents must have no cycle."""
+    by_name = {group.name: group for group in groups}
+    return sorted(groups, key=lambda group: -len(chain(group.name, by_name)))
+
+
+def chain(name: str | None, groups: Mapping[str, Group]) -> list[Group]:
+    """A group and the groups above it, from the bottom. It ends at a name that is unknown or was seen."""
+    found: list[Group] = []
+    while name is not None and (group := groups.get(name)) is not None and group not in found:
+        found.append(group)
+        name = group.parent
+    return found

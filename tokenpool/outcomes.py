@@ -44,6 +44,7 @@ class Reason(StrEnum):
     NEVER_FITS = "never_fits"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
+    EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
     MODEL_NOT_PERMITTED = "model_not_permitted"
@@ -130,6 +131,7 @@ _STATUS = {
     Reason.NEVER_FITS: 400,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
+    Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
     Reason.MODEL_NOT_PERMITTED: 404,
@@ -181,6 +183,7 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
+    Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.UNKNOWN_ROUTE: (
         "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"
         " adapters."

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from coordinator.resources.fields import KEYS, camel
 from coordinator.resources.reading import Key, Kind, Resource, SecretKey, SecretName
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, chain
 
 PER_STEP = 50
 """Resources between two pauses of an update: about 2 ms."""
@@ -42,6 +42,7 @@ class Reason(StrEnum):
     INVALID = "Invalid"
     NAME_TAKEN = "NameTaken"
     POOL_NOT_FOUND = "PoolNotFound"
+    GROUP_NOT_FOUND = "GroupNotFound"
     OVERCOMMITTED = "Overcommitted"
     RESOLVED = "ResolvedRefs"
     SECRET_NOT_FOUND = "SecretNotFound"
@@ -125,6 +126,8 @@ class Merge:
         """Whether the keys of an entitlement in force are known."""
         self.promised: dict[str, Amount] = {}
         """The sum of the guarantees of each pool."""
+        self.members: dict[str, Amount] = {}
+        """The sum of the guarantees of each group's members."""
         self.pools: dict[str, Pool] = {}
         self._secrets: dict[SecretName, SecretState] = {}
         self._users: dict[SecretName, set[Key]] = {}
@@ -147,9 +150,13 @@ class Merge:
         for pool in self._base.pools:
             self._owners[Kind.POOL, pool.name] = None
             self.pools[pool.name] = pool
+        self._groups = {group.name: group for group in self._base.groups}
+        """Groups are in the pool file only; resources may name them."""
+        for group in self._base.groups:
+            self._promise(group.pool, group.parent, group.guarantee)
         for entitlement in self._base.entitlements:
             self._owners[Kind.ENTITLEMENT, entitlement.name] = None
-            self._promise(entitlement.pool, entitlement.guarantee)
+            self._promise(entitlement.pool, entitlement.group, entitlement.guarantee)
         for ref in (
             *self._base.administrator_keys,
             *(k for e in self._base.entitlements for k in e.api_keys),
@@ -345,17 +352,57 @@ class Merge:
                 " models of the pool, or remove it"
             )
             return Reason.INVALID, said
-        promised = self.promised.get(record.pool, NOTHING) + record.guarantee
-        kept = self.in_force.get(key)
-        if kept is not None and isinstance(kept.record, Entitlement) and kept.record.pool == record.pool:
-            promised = promised - kept.record.guarantee
-            if all(new <= old for new, old in _pairs(record.guarantee, kept.record.guarantee)):
-                return None  # less is always acceptable, also in a pool that promises too much
-        return (
-            self._beyond(pool, promised, "lower spec.guarantee, or raise")
-            if any(record.guarantee.values())
-            else None
+        return self._objection_to_group(record) or self._objection_to_guarantee(key, record, pool)
+
+    def _objection_to_group(self, record: Entitlement) -> tuple[Reason, str] | None:
+        group = self._groups.get(record.group or "")
+        if record.group is None or (group is not None and group.pool == record.pool):
+            return None
+        known = ", ".join(sorted(each.name for each in self._base.groups_of(record.pool))[:10])
+        said = (
+            f"spec.group is {record.group!r}, which is no group of pool {record.pool!r} in the pool file;"
+            f" define it there, or use one of: {known or 'none'}"
         )
+        return Reason.GROUP_NOT_FOUND, said
+
+    def _objection_to_guarantee(self, key: Key, record: Entitlement, pool: Pool) -> tuple[Reason, str] | None:
+        """Check the sums of guarantees in the groups above, and in the pool."""
+        kept = self.in_force.get(key)
+        before = kept.record if kept is not None and isinstance(kept.record, Entitlement) else None
+        if not any(record.guarantee.values()):
+            return None
+        if (
+            before is not None
+            and (before.pool, before.group) == (record.pool, record.group)
+            and all(new <= old for new, old in _pairs(record.guarantee, before.guarantee))
+        ):
+            return None  # less is always acceptable, also in a pool that promises too much
+        if before is None:
+            return self._beyond_groups(record, pool)
+        self._promise(before.pool, before.group, NOTHING - before.guarantee)
+        try:
+            return self._beyond_groups(record, pool)
+        finally:
+            self._promise(before.pool, before.group, before.guarantee)
+
+    def _beyond_groups(self, record: Entitlement, pool: Pool) -> tuple[Reason, str] | None:
+        """The objection if the guarantee of an entitlement is added to all sums."""
+        more = record.guarantee
+        for group in chain(record.group, self._groups):
+            most = group.guarantee if group.guarantee != NOTHING else group.ceiling
+            sums = self.members.get(group.name, NOTHING) + more
+            for dimension in Dimension:
+                if sums.get(dimension) > most.get(dimension) * (1 + _ROUNDING):
+                    said = (
+                        f"the members of group {group.name!r} would promise {sums.get(dimension):g}"
+                        f" {camel(dimension.value)}, but the group has {most.get(dimension):g};"
+                        " lower spec.guarantee, or raise that of the group"
+                    )
+                    return Reason.OVERCOMMITTED, said
+            if group.guarantee != NOTHING:
+                return None  # the pool carries the guarantee of the group already
+        promised = self.promised.get(record.pool, NOTHING) + more
+        return self._beyond(pool, promised, "lower spec.guarantee, or raise")
 
     @staticmethod
     def _beyond(pool: Pool, promised: Amount, fix: str) -> tuple[Reason, str] | None:
@@ -384,8 +431,8 @@ class Merge:
         refs: tuple[KeyRef, ...] = ()
         if kept is not None and isinstance(kept.record, Entitlement):
             refs = kept.record.api_keys
-            self._promise(kept.record.pool, NOTHING - kept.record.guarantee)
-        self._promise(record.pool, record.guarantee)
+            self._promise(kept.record.pool, kept.record.group, NOTHING - kept.record.guarantee)
+        self._promise(record.pool, record.group, record.guarantee)
         record = replace(record, api_keys=refs)
         self.in_force[key] = InForce(record, resource.generation, resource.keys)
         if kept is None or kept.record != record:
@@ -487,7 +534,7 @@ class Merge:
         self._moved(key)
         del self._owners[key.kind, key.name]
         if isinstance(kept.record, Entitlement):
-            self._promise(kept.record.pool, NOTHING - kept.record.guarantee)
+            self._promise(kept.record.pool, kept.record.group, NOTHING - kept.record.guarantee)
             for ref in kept.record.api_keys:
                 self._free(ref.value, key)
             return
@@ -495,7 +542,12 @@ class Merge:
         for other in [other for other, each in self.in_force.items() if self._is_void(each)]:
             self._judge(self.resources[other])
 
-    def _promise(self, pool: str, more: Amount) -> None:
+    def _promise(self, pool: str, group: str | None, more: Amount) -> None:
+        """Count a guarantee into its groups, up to the first one with its own, or into the pool."""
+        for each in chain(group, self._groups):
+            self.members[each.name] = self.members.get(each.name, NOTHING) + more
+            if each.guarantee != NOTHING:
+                return
         self.promised[pool] = self.promised.get(pool, NOTHING) + more
 
 

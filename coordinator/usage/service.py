@@ -106,7 +106,7 @@ class UsageService:
         if not self.consumers:
             return
         records = CounterMetricFamily(
-            "tokenpool_usage_records",
+            "tokenpool_usage_store_records",
             "Usage records from the sidecars: stored; duplicate, which change nothing; unreadable or refused"
             " by the database, which are lost.",
             labels=("pool", "result"),

@@ -27,9 +27,10 @@ class AccessLog:
         usage: Usage | None = None,
         *,
         trace: Trace | None = None,
+        credential_id: str = "",
         verdict: Verdict | None = None,
     ) -> None:
-        """Log one request: its id, entitlement, outcome, duration, usage, and the id of its trace.
+        """Log one request: its id, entitlement, credential, outcome, duration, usage, and trace.
 
         ``verdict`` is its decision if that is not enforced.
         """
@@ -38,6 +39,7 @@ class AccessLog:
         entry: dict[str, object] = {
             "request_id": request_id.decode("ascii", "replace"),
             "entitlement": account.entitlement.name if account is not None else None,
+            "credential": credential_id or None,
             "outcome": outcome.value,
             "seconds": round(seconds, 6),
         }

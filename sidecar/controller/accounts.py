@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tokenpool.accounting.account import Account
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.entitlements import Entitlement, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile
 
 PER_STEP = 50
 """Accounts that one step makes while a pool file is prepared: 12 µs each."""
@@ -38,6 +38,8 @@ class Accounts:
         """The account of callers without a key, if the pool file names one."""
         self.enforces = pool.enforce
         """Whether the pool enforces decisions."""
+        self.groups: tuple[Group, ...] = ()
+        """The groups of the pool."""
         self._pricing = pool.pricing
         self._prepared: _Prepared | None = None
         self.configure(file, pool, now)
@@ -68,6 +70,7 @@ class Accounts:
             control.active.exclude(self.by_name[name])
         self.by_name = prepared.accounts
         self.anonymous = self.by_name.get(file.anonymous) if file.anonymous else None
+        self.groups = file.groups_of(pool.name)
         self._pricing = pool.pricing
         self.enforces = pool.enforce
 

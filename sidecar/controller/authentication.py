@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.scope import owners
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import Identity, Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
-from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.identity import MOST_KEYS, Credential, CredentialSource, KeyRing, has_ended, sent_keys
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
@@ -30,6 +33,10 @@ class Authenticator:
         self._accounts = accounts
         self.keys = keys
         """The keys of the pool file in force; replaced when the file changes."""
+        self.sources: list[CredentialSource] = []
+        """Further sources of credentials, in the order in which they are asked."""
+        self.wall_clock: Callable[[], float] = time.time
+        """Seconds of Unix time: credentials end at such times."""
         self.administrators = administrators
         """The administrators' keys of that file."""
         self._exposes_engine = exposes_engine
@@ -78,7 +85,7 @@ class Authenticator:
         anonymous = self._accounts.anonymous
         if anonymous is None:
             return refusal
-        head.identity = Identity(refusal=refusal)
+        head.identity, head.credential = Identity(refusal=refusal), None
         return anonymous
 
     def _may_read(self, name: str, account: Account, identity: Identity | None) -> bool:
@@ -102,7 +109,11 @@ class Authenticator:
     def _administrator(self, head: RequestHead) -> Refusal | None:
         """``None`` if every key of the request is an administrator's. The identity header does not count."""
         keys, _ = sent_keys(head.headers)
-        if 0 < len(keys) <= MOST_KEYS and all(self.administrators.find(key) is not None for key in keys):
+        found = [self.administrators.find(key) for key in keys[: MOST_KEYS + 1]]
+        if 0 < len(keys) <= MOST_KEYS and all(
+            each is not None and not has_ended(each, self.wall_clock) for each in found
+        ):
+            head.credential = found[0]
             return None
         return Refusal(
             Reason.UNKNOWN_KEY,
@@ -126,23 +137,43 @@ class Authenticator:
             return Refusal(
                 Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        found = [self.keys.find(key) for key in keys]
-        owners = {name for name in found if name is not None and name in accounts.by_name}
-        if not owners:
+        found = [
+            each
+            for key in keys
+            if (each := self._find(key)) is not None and each.entitlement in accounts.by_name
+        ]
+        if not found:
             return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
-        if len(owners) > 1:
+        if len({each.entitlement for each in found}) > 1:
             return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
-        account = accounts.by_name[owners.pop()]
-        if account.entitlement.models:
-            head.identity = self._others(account, keys)
-        return account
+        account = accounts.by_name[found[0].entitlement]
+        for credential in found:
+            if not has_ended(credential, self.wall_clock):
+                head.credential = credential
+                if credential.others:
+                    head.identity = self._others(credential)
+                return account
+        head.credential = found[0]
+        return Refusal(
+            Reason.EXPIRED_KEY,
+            f"the credential {found[0].id!r} has expired; use a new one",
+            account=account,
+        )
 
-    def _others(self, account: Account, keys: list[bytes]) -> Identity | None:
-        """The further accounts of the credential of an account with a model scope."""
+    def _others(self, credential: Credential) -> Identity:
+        """The further accounts of a credential that several entitlements have."""
         by_name = self._accounts.by_name
-        names = {name for key in keys for name in self.keys.further(key) if name in by_name}
-        names.discard(account.entitlement.name)
-        return Identity(tuple([by_name[name] for name in sorted(names)])) if names else None
+        return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
+
+    def _find(self, key: bytes) -> Credential | None:
+        """The credential of a key: of the pool file, or of another source."""
+        credential = self.keys.find(key)
+        if credential is None:
+            for source in self.sources:
+                credential = source.find(key)
+                if credential is not None:
+                    break
+        return credential
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self._accounts.by_name.get(names[0].decode("latin-1"))

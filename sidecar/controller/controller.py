@@ -19,6 +19,7 @@ from sidecar.controller import refusals
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
+from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.queue_metrics import queue_metrics
 from sidecar.controller.scope import lowered, models_of, owners, resolve
@@ -29,6 +30,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import without_priority
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
+from sidecar.identity import Credential, has_ended
 from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RunningRequest, WaitingRequest
@@ -94,7 +96,7 @@ class Controller:
         self._access_log = access_log or AccessLog(is_on=False)
         self._random = random
         self._stored = StoredResponses()
-        self._authenticator = Authenticator(
+        self.authenticator = Authenticator(
             self.pool_accounts,
             configuration.keys,
             configuration.administrators,
@@ -103,7 +105,8 @@ class Controller:
             exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
-        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
+        self._limits = CredentialLimits()
+        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log, self._limits)
         telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
@@ -127,8 +130,8 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
-        self._authenticator.keys = configuration.keys
-        self._authenticator.administrators = configuration.administrators
+        self.authenticator.keys = configuration.keys
+        self.authenticator.administrators = configuration.administrators
         self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
 
     def refresh(self, account: Account, now: float) -> None:
@@ -139,14 +142,18 @@ class Controller:
 
     # --- a request's head ---
 
+    def has_ended(self, credential: Credential) -> bool:
+        """Whether a credential is refused now."""
+        return has_ended(credential, self.authenticator.wall_clock)
+
     def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
         """The route and the account of a request, or its refusal. A refused body need not be read."""
-        route = self._authenticator.route(head)
+        route = self.authenticator.route(head)
         if isinstance(route, Refusal):
             return route
         if self.is_draining:
             return draining(None)
-        account = self._authenticator.account(head, route)
+        account = self.authenticator.account(head, route)
         if isinstance(account, Refusal):
             return account
         return route, account
@@ -159,6 +166,7 @@ class Controller:
         account: Account | None,
         body: bytes,
         trace: Trace | None = None,
+        credential: Credential | None = None,
         identity: Identity | None = None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``identity`` is what its head says beyond the account.
@@ -187,10 +195,10 @@ class Controller:
             resolved = self._resolve(account, identity, parsed)
             if isinstance(resolved, Refusal):
                 return resolved
-            account, parsed, refusal = resolved
+            account, parsed, _ = resolved
             if account.shadow is not None:
-                return self._admit_shadow(account, account.shadow, parsed, refusal, now, trace)
-            return self._offer(account, parsed, now, trace)
+                return self._admit_shadow(resolved, account.shadow, now, trace, credential)
+            return self._offer(account, parsed, now, trace, credential)
         if parsed.model is not None and not self.pool.serves(parsed.model):
             return refusals.unknown_model(parsed.model, account)
         if parsed.continued_response is not None or parsed.response_name is not None:
@@ -198,23 +206,45 @@ class Controller:
             if isinstance(found, Refusal):
                 return found
             parsed = found
-        return self._offer(account, parsed, now, trace)
+        return self._offer(account, parsed, now, trace, credential)
 
     def _offer(
-        self, account: Account, parsed: Parsed, now: float, trace: Trace | None
+        self,
+        account: Account,
+        parsed: Parsed,
+        now: float,
+        trace: Trace | None,
+        credential: Credential | None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide."""
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        limited_by = ""
+        if credential is not None and credential.concurrency:
+            if not self._limits.take(credential, cost.sequences, self._sidecars):
+                in_use = self._limits.in_use(credential.id)
+                return refusals.over_credential(account, credential, cost.sequences, in_use, self._jitter())
+            limited_by = credential.id
         outcome = self.control.offer(
             account, parsed.ask, cost, now, body=parsed.body, request=parsed, streams=parsed.streams
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
         if isinstance(outcome, Ticket):
-            return self._admitted(outcome, parsed, now)
+            return self._admitted(outcome, parsed, now, limited_by)
         if isinstance(outcome, Shed):
+            self._limits.give_back(limited_by, cost.sequences)
             return self._shed(account, outcome)
+        outcome.limited_by = limited_by
         return outcome
+
+    @property
+    def _sidecars(self) -> int:
+        """The number of sidecars that share a limit."""
+        leases = self.control.leases
+        return 1 if leases is None else leases.sidecars
+
+    def _jitter(self) -> float:
+        return self._random.random() if self._random is not None else 0.0
 
     def _resolve(self, account: Account, identity: Identity | None, parsed: Parsed) -> Resolution | Refusal:
         """The entitlement of a request whose model and service tier are known, with its refusal.
@@ -252,21 +282,27 @@ class Controller:
 
     def _admit_shadow(
         self,
-        account: Account,
+        resolved: Resolution,
         shadow: Shadow,
-        parsed: Parsed,
-        refusal: Refusal | None,
         now: float,
         trace: Trace | None,
+        credential: Credential | None,
     ) -> AdmittedRequest | Refusal:
         """Send a request to the engine here, with the decision that is not enforced.
 
-        ``refusal`` is the one that enforcement would answer for another reason than capacity. Only an engine
-        that is down, and a sidecar that stops, refuse such a request.
+        Only an engine that is down, and a sidecar that stops, refuse such a request.
         """
+        account, parsed, refusal = resolved
         if not self.engine.is_up:
             return refusals.engine_down(account)
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        limited_by = ""
+        if refusal is None and credential is not None and credential.concurrency:
+            if self._limits.take(credential, cost.sequences, self._sidecars):
+                limited_by = credential.id
+            else:
+                in_use = self._limits.in_use(credential.id)
+                refusal = refusals.over_credential(account, credential, cost.sequences, in_use, 0.0)
         reason = refusal.reason if refusal is not None else None
         ticket = self.control.offer_shadow(
             account, shadow, parsed.ask, cost, now, streams=parsed.streams, refusal=reason
@@ -275,7 +311,7 @@ class Controller:
             self._telemetry.shadowed(account, ticket.verdict)
         if trace is not None:
             trace.priced(now, account, parsed, cost)
-        return self._admitted(ticket, parsed, now)
+        return self._admitted(ticket, parsed, now, limited_by)
 
     def _with_stored(self, account: Account, names: list[str], parsed: Parsed) -> Parsed | Refusal:
         """The request with the tokens of the response that it continues, which must be the caller's own.
@@ -302,16 +338,18 @@ class Controller:
         named = (parsed.continued_response, parsed.response_name)
         return any(each is not None and self._is_others(each, names) for each in named)
 
-    def _admitted(self, ticket: Ticket, parsed: Parsed, started_at: float) -> AdmittedRequest:
+    def _admitted(
+        self, ticket: Ticket, parsed: Parsed, started_at: float, limited_by: str
+    ) -> AdmittedRequest:
         admitted = AdmittedRequest(
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
-        if ticket.verdict is not None:
-            admitted.verdict = ticket.verdict
-            return admitted  # it keeps its own priority, and its place
-        self._priority.write(admitted, parsed)
-        if ticket.place is not None or self.control.knows_others:
-            admitted.parsed = parsed
+        admitted.limited_by = limited_by
+        admitted.verdict = ticket.verdict
+        if ticket.verdict is None:  # otherwise it keeps its own priority, and its place
+            self._priority.write(admitted, parsed)
+            if ticket.place is not None or self.control.knows_others:
+                admitted.parsed = parsed
         usage = self.settlement.usage
         if usage is not None:
             usage.begun(admitted, ticket)
@@ -345,8 +383,12 @@ class Controller:
             arrived_at=admitted.started_at,
         )
         if isinstance(outcome, Ticket):
-            return self._admitted(outcome, parsed, admitted.started_at)
-        return self._shed(account, outcome) if isinstance(outcome, Shed) else outcome
+            return self._admitted(outcome, parsed, admitted.started_at, admitted.limited_by)
+        if isinstance(outcome, Shed):
+            self._limits.give_back(admitted.limited_by, ticket.cost.sequences)
+            return self._shed(account, outcome)
+        outcome.limited_by = admitted.limited_by
+        return outcome
 
     def _shed(self, account: Account, shed: Shed, *, has_waited: bool = False) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
@@ -355,8 +397,7 @@ class Controller:
             return refusals.engine_down(account)
         elif shed.dimension is Dimension.CONCURRENCY:
             self.engine.lacked_slots()
-        random = self._random.random() if self._random is not None else 0.0
-        return refusals.of_shed(account, shed, random, has_waited=has_waited)
+        return refusals.of_shed(account, shed, self._jitter(), has_waited=has_waited)
 
     # --- waiting requests ---
 
@@ -370,18 +411,21 @@ class Controller:
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: drop a pending request without a decision."""
+        self._limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
 
     def give_up(self, pending: PendingRequest) -> None:
         """The client of a pending request disconnected."""
+        self._limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
         """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
+            self._limits.give_back(pending.limited_by, pending.cost.sequences)
             return self._shed(pending.account, outcome, has_waited=True)
-        return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at)
+        return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at, pending.limited_by)
 
     def act(self) -> None:
         """Perform the effects of the last calls: deliver decisions, preempt, send messages."""
@@ -431,11 +475,15 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal, request_id: bytes, trace: Trace | None) -> None:
+    def refused(
+        self, refusal: Refusal, request_id: bytes, trace: Trace | None, credential_id: str = ""
+    ) -> None:
         """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0, trace=trace)
+            self._access_log.write(
+                request_id, refusal.account, refusal.reason, 0.0, trace=trace, credential_id=credential_id
+            )
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

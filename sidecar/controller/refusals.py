@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from sidecar.decisions import ENGINE_RETRY_S, Refusal
+from sidecar.identity import Credential
 from tokenpool.accounting.account import Account
-from tokenpool.admission.rules import Shed
+from tokenpool.admission.rules import SHORTEST_WAIT_S, Shed
 from tokenpool.amounts import Dimension
 from tokenpool.outcomes import Reason
 
@@ -37,6 +38,28 @@ def of_shed(account: Account, shed: Shed, random: float, *, has_waited: bool = F
         f" {use}, cost {shed.cost:.0f}; retry in {wait:.2f} s"
     )
     return Refusal(shed.reason, message, retry_after_s=wait, account=account, has_waited=has_waited)
+
+
+def over_credential(
+    account: Account, credential: Credential, sequences: int, in_use: int, random: float
+) -> Refusal:
+    """The refusal of a request beyond its credential's limit. ``random`` (0 to 1) spreads the retries."""
+    most = credential.concurrency
+    if sequences > most:
+        return Refusal(
+            Reason.NEVER_FITS,
+            f"credential {credential.id!r}: this request needs {sequences} sequences, but can never have more"
+            f" than {most}; send fewer, or ask for a higher limit",
+            account=account,
+        )
+    wait = max(account.meter.residence.value / max(in_use, 1), SHORTEST_WAIT_S) * (1 + JITTER * random)
+    return Refusal(
+        Reason.CONCURRENCY,
+        f"credential {credential.id!r} shed on concurrency: limit {most}, in use here {in_use}, cost"
+        f" {sequences}; retry in {wait:.2f} s",
+        retry_after_s=wait,
+        account=account,
+    )
 
 
 def engine_down(account: Account | None) -> Refusal:

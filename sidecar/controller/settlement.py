@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sidecar.controller.access_log import AccessLog
+from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.reported_usage import NoUsage
@@ -26,6 +27,7 @@ class Settlement:
         stored: StoredResponses,
         telemetry: Telemetry,
         access_log: AccessLog,
+        limits: CredentialLimits,
     ) -> None:
         self._driver = driver
         self._engine = engine
@@ -34,6 +36,7 @@ class Settlement:
         self._access_log = access_log
         self.usage: UsageRecorder | None = None
         """Makes usage records; ``None`` while the pool file has them off."""
+        self._limits = limits
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
 
@@ -78,6 +81,8 @@ class Settlement:
             self._log(admitted, ending, None)
             return None
         admitted.ticket = None
+        if admitted.limited_by:
+            self._limits.give_back(admitted.limited_by, ticket.cost.sequences)
         reported = usage is not None
         if stored is not None and usage is not None:
             tokens = usage.input_tokens + usage.output_tokens
@@ -121,5 +126,6 @@ class Settlement:
                 seconds,
                 usage,
                 trace=admitted.trace,
+                credential_id=admitted.credential_id,
                 verdict=admitted.verdict,
             )

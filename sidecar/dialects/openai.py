@@ -270,6 +270,7 @@ _ERRORS: dict[Reason, tuple[str, str | int]] = {
     Reason.NEVER_FITS: (_INVALID, "request_too_large"),
     Reason.MALFORMED: (_INVALID, "invalid_request"),
     Reason.UNKNOWN_KEY: ("authentication_error", "invalid_api_key"),
+    Reason.EXPIRED_KEY: ("authentication_error", "invalid_api_key"),
     Reason.UNKNOWN_ROUTE: (_INVALID, "unknown_url"),
     # The same values as vLLM's, so that a client sees no difference between sidecar and engine.
     Reason.UNKNOWN_MODEL: ("NotFoundError", 404),

@@ -20,7 +20,7 @@ from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
 from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
 from sidecar.proxy.interface import RequestController
-from sidecar.proxy.upstream import Connection, Connections
+from sidecar.proxy.upstream import NO_ROOM, Connection, Connections
 from sidecar.telemetry import Telemetry
 from tokenpool.outcomes import SHADOW_HEADER, Ending, Reason
 
@@ -153,7 +153,7 @@ class Exchange:
             if self._is_elsewhere or (
                 self._admitted.parsed is not None and not self._controller.engine.is_up
             ):
-                self._place_again(has_failed=True)
+                self._place_again(has_failed=error.errno != NO_ROOM)
                 return
             self._end(Ending.UPSTREAM_ERROR, Reason.ENGINE_DOWN, spent=False)
             self._refuse(

@@ -37,12 +37,9 @@ def configuration_of(file: PoolFile, version: str = "") -> Configuration:
     def plain(ref: KeyRef) -> str:
         return ref.value
 
-    further: dict[bytes, list[str]] = {}
-    keys = digests(file.entitlements, plain, further=further)
+    keys = digests(file.entitlements, plain)
     administrators = KeyRing(administrator_digests(file.administrator_keys, plain, keys))
-    ring = KeyRing(keys)
-    ring.share(further)
-    return Configuration(file, file.pools[0], ring, administrators, (), version)
+    return Configuration(file, file.pools[0], KeyRing(keys), administrators, (), version)
 
 
 def controller(
@@ -84,3 +81,9 @@ def reporter(telemetry: Telemetry) -> Reporter:
     engine = EngineState(CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0)))
     leases = Leases(LeaseSettings(1.5, 0.25), 1, AdmissionQueue(QueueSettings()))
     return Reporter(engine, leases, telemetry, Lifecycle())
+
+
+def owner(ring: KeyRing, key: bytes) -> str | None:
+    """The entitlement of a key; ``None`` if the ring does not have it."""
+    found = ring.find(key)
+    return None if found is None else found.entitlement

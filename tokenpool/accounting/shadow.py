@@ -70,5 +70,6 @@ class Shadow:
 
 
 def refused(reason: Reason) -> Verdict:
-    """The verdict on a request that the sidecar would answer itself, for another reason than capacity."""
-    return Verdict(Decision.REFUSE, reason)
+    """The verdict on a request that the sidecar would answer itself, before it looks for capacity."""
+    is_limit = reason.is_shed or reason is Reason.NEVER_FITS
+    return Verdict(Decision.SHED if is_limit else Decision.REFUSE, reason)

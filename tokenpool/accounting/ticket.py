@@ -14,6 +14,15 @@ class TicketEnded(Exception):
     """A ticket was used after its end. This is a defect of the caller, never of the request."""
 
 
+class SentAsk(NamedTuple):
+    """The ask that is sent together with its request. The price of the request is that of its ticket."""
+
+    standing: str
+    """The value of ``pending.Standing``."""
+    prompt: tuple[tuple[int, int, int], ...]
+    """The beginnings of the prompt (``affinity.Cached``)."""
+
+
 class Place(NamedTuple):
     """The other replica on which a request runs, by handover."""
 
@@ -22,9 +31,11 @@ class Place(NamedTuple):
     address: str
     """``HOST:PORT`` of its peer port."""
     number: int
-    """The number of the ask for which it has offered room."""
+    """The number of the ask."""
     asked_at: float
     """The time of that ask, in seconds of the sidecar's monotonic clock."""
+    sent: SentAsk | None = None
+    """Set if the replica gets the ask together with the request. Otherwise it has offered room."""
 
 
 class Ticket:

@@ -62,11 +62,13 @@ class PendingRequest:
         "is_retimed",
         "lacks",
         "leaves_by",
+        "limited_by",
         "line",
         "longest_wait_s",
         "may_prefer",
         "number",
         "places_until",
+        "probed",
         "rank",
         "request",
         "retry_in_s",
@@ -124,8 +126,12 @@ class PendingRequest:
         self.places_until = -math.inf
         """The time until which the request looks for room on other replicas. Then it may join the queue of
         the engine here."""
+        self.probed: tuple[str, ...] = ()
+        """The replicas that were probed for it (``placement.MOST_PROBED``)."""
         self.may_prefer = True
         """Whether it may go to the replica that has its prompt in its cache."""
+        self.limited_by = ""
+        """The id of the caller's credential, if that has a limit of its own, which counts this request."""
         self.is_counted = False
         """Whether its offer was counted as demand."""
         self.has_left = False

@@ -56,6 +56,8 @@ MOST_ASKING = 8
 Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
 asking."""
 
+MOST_SENT_BYTES = 64 * 1024
+"""The longest body in bytes that is sent together with its ask. A replica without room gets it in vain."""
 MOST_TRIED = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
@@ -157,7 +159,25 @@ class AdmissionControl:
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
+        return self._offer_now(account, ask, cost, now, body, request, streams, arrived_at)
+
+    def _offer_now(
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        arrived_at: float | None,
+    ) -> Ticket | PendingRequest | Shed:
+        """Decide a request for which neither a lease nor others of its entitlement must be waited for."""
         looks_elsewhere = not self._has_room_here(cost) and self._has_room_elsewhere(cost, now)
+        sent: PeerAsk | None = None
+        if looks_elsewhere:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            sent = self._send_elsewhere(pending, now)
         outcome = self._decide(
             account,
             ask,
@@ -166,14 +186,21 @@ class AdmissionControl:
             now,
             is_counted=arrived_at is not None,
             streams=streams,
+            place=sent.place if sent is not None else None,
             may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
+            if sent is not None:
+                self.preferring.runs(outcome, sent.preference)
+                return outcome
             if self.placement is None or arrived_at is not None or not ask.prefixes:
                 return outcome
             pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
             return pending if self._prefers_another(pending, outcome, now) else outcome
-        pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+        if not looks_elsewhere:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+        elif sent is not None:
+            self._unsend(sent)
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
@@ -248,6 +275,26 @@ class AdmissionControl:
             shed = over_pool_limit(account, cost)
             may_run = shed is None or not leases.has_limits or leases.borrow(account, cost, now)
         return None if may_run else shed
+
+    def _send_elsewhere(self, pending: PendingRequest, now: float) -> PeerAsk | None:
+        """The ask to send together with a request that has just arrived and has no room here.
+
+        ``None`` if no replica is likely enough to have room. Requests that wait for the engine come first.
+        """
+        placement = self.placement
+        if (
+            placement is None
+            or not pending.may_prefer
+            or self.queue.needs_engine
+            or len(pending.body) > MOST_SENT_BYTES
+        ):
+            return None
+        return placement.send(pending, now)
+
+    def _unsend(self, ask: PeerAsk) -> None:
+        """The limit of a request is used up, so it is not sent."""
+        if self.placement is not None:
+            self.placement.unsend(ask)
 
     def offer_guest(
         self,
@@ -347,6 +394,13 @@ class AdmissionControl:
             return self.guests.engine_queue(pending.account)
         if now < pending.places_until:
             return EngineQueue.NONE
+        cost = pending.cost
+        if (
+            not is_last
+            and self.preemption.is_guarantee_starting(now)
+            and not pending.account.is_inside_guarantee(cost.sequences, cost.kv_tokens)
+        ):
+            return EngineQueue.NONE  # it could take the slot that was freed for the guarantee
         return EngineQueue.ANY if is_last else self._engine_queue()
 
     def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
@@ -375,9 +429,14 @@ class AdmissionControl:
             if not usable:
                 return False
             expected_s /= usable
+            # Even a request without a queue timeout gets the time to find the room that a replica had.
+            finds_until = 0.0
             if self._has_room_elsewhere(pending.cost, now):
-                # Even a request without a queue timeout gets the time to find that room.
-                pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
+                finds_until = now + PLACE_S
+            elif not pending.may_prefer:
+                finds_until = pending.arrived_at + PLACE_S  # a replica has refused it meanwhile
+            if finds_until > now:
+                pending.leaves_by = max(pending.leaves_by, finds_until)
                 expected_s = 0.0
             if pending.places_until > now:
                 retry_in_s = min(retry_in_s, pending.places_until - now)
@@ -713,6 +772,8 @@ class AdmissionControl:
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
         placement, pending = self.placement, ask.pending
+        if placement is not None:
+            placement.offered(ask.peer)
         preferred = self.preferring.of(pending)
         if preferred is not None:
             return ask is preferred.ask and self._moves(pending, preferred, now)
@@ -763,17 +824,34 @@ class AdmissionControl:
             self._effects.decide(ask.pending, preferred.ticket)
             return
         pending = ask.pending
+        if ask.is_probe and not has_failed:
+            placement.probe_refused(ask.peer, now)
         if not placement.ended(ask) or pending.has_left:
             return
-        if has_failed or ask.preference is not None:
+        if ask.is_probe:
+            self._try_here(pending, now)
+            if not pending.has_left and pending.waits_for is WaitsFor.ENGINE:
+                self._effects.ask(placement.probe_again(pending, pending.deadline - now, now))
+        elif has_failed or ask.preference is not None:
             self._ask_for(pending, now)
         if pending not in placement.asks:
-            if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
-                # No replica has room. It may join the queue of the engine here, or preempt spot on it.
-                pending.places_until = now
-                if self.queue.first(pending.account) is pending:
-                    self._decide_pending(pending, now, was_queued=True)
+            self._try_here(pending, now)
             self._ask_for_others(now)
+
+    def _try_here(self, pending: PendingRequest, now: float) -> None:
+        """A request need not look for room on other replicas first any more: they have none.
+
+        It may join the queue of the engine here, or preempt spot on it.
+        """
+        if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
+            pending.places_until = now
+            if self.queue.first(pending.account) is pending:
+                self._decide_pending(pending, now, was_queued=True)
+
+    def place_answered(self, place: Place, *, has_room: bool) -> None:
+        """A replica has answered a request that it got together with the ask. Without room it has refused."""
+        if self.placement is not None:
+            self.placement.answered(place, has_room=has_room)
 
     def place_failed(self, place: Place, now: float) -> None:
         """Another replica kept room for a request but cannot run it. Do not ask that replica for a while."""
@@ -852,6 +930,8 @@ class AdmissionControl:
         else:
             self.preferring.forget(ticket)
         self.preemption.left(ticket)
+        if ticket.place is not None and self.placement is not None:
+            self.placement.unanswered(ticket.place)
         if self.leases is not None:
             self.leases.ended(ticket.account, now)
         self.serve(now, ticket.account)

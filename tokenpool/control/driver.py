@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from tokenpool.accounting.ticket import Ticket
+from tokenpool.accounting.ticket import Place, Ticket
 from tokenpool.admission.affinity import Cached
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import KnownPeer, PeerAsk
@@ -121,6 +121,10 @@ class Driver:
                 self._runners[ticket] = runner
         if self._is_acting:
             self._to_start.append(runner)
+        elif self.control.has_effects:
+            # The end of spot requests may admit waiting requests. This one starts before them.
+            self._to_start.append(runner)
+            self.act()
         else:
             self.act()
             runner.start()
@@ -233,6 +237,10 @@ class Driver:
         """Another replica has no room, or its peer port failed (``has_failed``)."""
         self.control.peer_refused(ask, self._ports.now(), has_failed=has_failed)
         self.act()
+
+    def place_answered(self, place: Place, *, has_room: bool) -> None:
+        """Another replica has answered a request that it got together with the ask."""
+        self.control.place_answered(place, has_room=has_room)
 
     def guest_computed(self, prompt: Sequence[Cached], kv_tokens: int) -> None:
         """The engine here has computed a request of another sidecar."""

@@ -7,11 +7,11 @@ hint from successive needs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, Pool, Tier
+from tokenpool.entitlements import Entitlement, Group, Pool, Promises, Tier, from_the_bottom
 
 _EPSILON = 1e-9
 """Relative tolerance: a sum of floats slightly above a whole number of replicas needs no further replica."""
@@ -53,26 +53,19 @@ def replica_capacity(pool: Pool, measured: Amount) -> Amount:
     return Amount(*(measured.get(d) or number or 0.0 for d, number in zip(Dimension, stated, strict=True)))
 
 
-def promised(entitlements: Iterable[Entitlement]) -> Amount:
-    """The sum of all guarantees."""
-    total = NOTHING
-    for entitlement in entitlements:
-        if entitlement.tier is not Tier.SPOT:
-            total = total + entitlement.guarantee
-    return total
-
-
 def needed_replicas(
     pool: Pool,
     entitlements: Mapping[str, Entitlement],
-    guaranteed: Amount,
+    guaranteed: Promises,
     demand: Mapping[str, Amount],
     measured: Amount,
     settings: ScalingSettings,
+    groups: Sequence[Group] = (),
 ) -> Need | None:
     """``max over dimensions of ceil((guarantees + others' demand) * (1 + headroom) / replica)``.
 
-    ``guaranteed`` is the result of ``promised``, so the work depends on the entitlements with demand alone.
+    ``guaranteed`` is the result of ``promises``, so the work depends on groups and on entitlements with
+    demand. The demand of a group's members counts against the group's guarantee first, and up to its ceiling.
     ``demand`` is the offered load by name, without the retries of shed requests. ``measured`` is the capacity
     of one engine, 0 in a dimension without a measurement.
 
@@ -83,7 +76,7 @@ def needed_replicas(
     replica = replica_capacity(pool, measured)
     if replica == NOTHING:
         return None
-    wanted = guaranteed
+    more: dict[str | None, Amount] = {None: NOTHING} | {group.name: NOTHING for group in groups}
     for name, amount in demand.items():
         entitlement = entitlements.get(name)
         if entitlement is None:
@@ -91,10 +84,18 @@ def needed_replicas(
         asked = amount.at_most(entitlement.ceiling)
         if entitlement.tier is not Tier.SPOT:
             guarantee = entitlement.guarantee
-            wanted = wanted + (asked.at_least(guarantee) - guarantee)
-        elif settings.counts_spot:
-            wanted = wanted + asked
-    floor = max((_replicas(guaranteed.get(d), replica.get(d)) for d in Dimension), default=0)
+            asked = asked.at_least(guarantee) - guarantee
+        elif not settings.counts_spot:
+            continue
+        group_name = entitlement.group if entitlement.group in more else None
+        more[group_name] = more[group_name] + asked
+    for group in from_the_bottom(groups):
+        own = guaranteed.of(group)
+        asked = (guaranteed.members[group.name] + more[group.name]).at_most(group.ceiling)
+        parent = group.parent if group.parent in more else None
+        more[parent] = more[parent] + (asked.at_least(own) - own)
+    wanted = guaranteed.total + more[None]
+    floor = max((_replicas(guaranteed.total.get(d), replica.get(d)) for d in Dimension), default=0)
     most, dimension = 0, None
     for candidate in Dimension:
         count = _replicas(wanted.get(candidate) * (1 + settings.headroom), replica.get(candidate))

@@ -1,7 +1,8 @@
 """Checks: the rules between the records of a pool file.
 
 Promises are checked against the numbers that also bound provisioning: the capacity of a replica and the
-number of replicas.
+number of replicas. The guarantees of a group's members are checked against the guarantee of the group. Only
+the guarantees of top groups and of entitlements in no group are checked against the pool.
 """
 
 from __future__ import annotations
@@ -10,8 +11,20 @@ import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tokenpool.amounts import Dimension
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Pool, PoolFile, Tier
+from tokenpool.amounts import NOTHING, Dimension
+from tokenpool.entitlements import (
+    MOST_GROUP_LEVELS,
+    Entitlement,
+    Group,
+    KeyRef,
+    KeySource,
+    Pool,
+    PoolFile,
+    Promises,
+    Tier,
+    chain,
+    promises,
+)
 from tokenpool.poolfile.issuers import reached
 from tokenpool.poolfile.problems import Sources
 from tokenpool.yaml_nodes import Problems
@@ -25,6 +38,7 @@ class Located:
         self.sources = sources or Sources()
         self.pools: dict[str, int] = {}
         self._entitlements: dict[str, dict[str, int]] = {}
+        self._groups: dict[str, dict[str, int]] = {}
 
     def pool(self, name: str, line: int) -> None:
         """Remember the line of a pool. A second pool of the same name is an error."""
@@ -42,6 +56,20 @@ class Located:
         else:
             self._entitlements[name] = {"": line} | fields
 
+    def group(self, name: str, line: int, fields: dict[str, int]) -> None:
+        """Remember the lines of a group. A second group of the same name is an error."""
+        if name in self._groups:
+            first = self._groups[name][""]
+            message = f"group {name!r} was defined on {self.sources.where(first)} already"
+            self.problems.error(line, message, "rename one")
+        else:
+            self._groups[name] = {"": line} | fields
+
+    def line_of_group(self, group: Group, field: str = "") -> int:
+        """The line of a group's field; without the field, the line of the group."""
+        lines = self._groups[group.name]
+        return lines.get(field, lines[""])
+
     def line(self, entitlement: Entitlement, field: str = "") -> int:
         """The line of an entitlement's field; without the field, the line of the entitlement."""
         lines = self._entitlements[entitlement.name]
@@ -54,11 +82,18 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     by_flex = {each.flex for each in file.entitlements if each.flex is not None}
     reach = by_jwt | by_flex, any_by_jwt
     by_name = {each.name: each for each in file.entitlements}
+    groups = {group.name: group for group in file.groups}
+    misplaced = [group for group in file.groups if not _check_parent(group, groups, located)]
     for entitlement in file.entitlements:
         _check_entitlement(entitlement, file, located, reach)
         _check_flex(entitlement, by_name, located)
+        _check_group_of(entitlement, groups, located)
     for pool in file.pools:
-        _check_promises(pool, file.entitlements_of(pool.name), located)
+        if not misplaced:
+            sums = promises(file.entitlements_of(pool.name), file.groups_of(pool.name))
+            _check_promises(pool, sums, located)
+            for group in file.groups_of(pool.name):
+                _check_group(group, sums, file, located)
         if not file.entitlements_of(pool.name):
             located.problems.warn(
                 located.pools[pool.name],
@@ -128,6 +163,113 @@ def _check_flex(entitlement: Entitlement, by_name: Mapping[str, Entitlement], lo
         )
 
 
+def _check_group_of(entitlement: Entitlement, groups: Mapping[str, Group], located: Located) -> None:
+    if entitlement.group is None:
+        return
+    line, name = located.line(entitlement, "group"), entitlement.name
+    group = groups.get(entitlement.group)
+    if group is None:
+        known = ", ".join(sorted(groups)[:10]) or "none"
+        located.problems.error(
+            line,
+            f"entitlement {name!r} is in group {entitlement.group!r}, which is not defined",
+            f"define it under groups, or use one of: {known}",
+        )
+    elif group.pool != entitlement.pool:
+        located.problems.error(
+            line,
+            f"entitlement {name!r} of pool {entitlement.pool!r} is in group {group.name!r} of pool"
+            f" {group.pool!r}",
+            "name a group of the same pool",
+        )
+    else:
+        for dimension in Dimension:
+            most = entitlement.ceiling.get(dimension)
+            if group.ceiling.get(dimension) < most < float("inf"):
+                located.problems.warn(
+                    located.line(entitlement, "ceiling"),
+                    f"entitlement {name!r} has a ceiling of {most:g} {dimension}, but its group"
+                    f" {group.name!r} has {group.ceiling.get(dimension):g}",
+                    "the ceiling of the group holds: lower this one, or raise that of the group",
+                )
+
+
+def _check_parent(group: Group, groups: Mapping[str, Group], located: Located) -> bool:
+    """Check the place of a group among the others. Returns whether it has one."""
+    problems, line = located.problems, located.line_of_group(group, "parent")
+    above = chain(group.name, groups)
+    top = above[-1]
+    if group.pool not in located.pools:
+        known = ", ".join(located.pools) or "none"
+        problems.error(
+            located.line_of_group(group, "pool"),
+            f"group {group.name!r} is in pool {group.pool!r}, which is not defined",
+            f"define it, or use one of: {known}",
+        )
+    if group.parent is None:
+        return True
+    parent = groups.get(group.parent)
+    if parent is None:
+        known = ", ".join(sorted(groups)[:10])
+        problems.error(
+            line,
+            f"group {group.name!r} has the parent {group.parent!r}, which is not defined",
+            f"define it under groups, or use one of: {known}",
+        )
+    elif parent.pool != group.pool:
+        problems.error(
+            line,
+            f"group {group.name!r} of pool {group.pool!r} has a parent of pool {parent.pool!r}",
+            "name a group of the same pool",
+        )
+    elif top.parent is not None and top.parent in groups:
+        if top.parent == group.name:
+            cycle = " in ".join(repr(each.name) for each in (*above, group))
+            problems.error(line, f"groups form a cycle: {cycle}", "remove the parent of one of them")
+        return False
+    elif len(above) > MOST_GROUP_LEVELS:
+        problems.error(
+            line,
+            f"group {group.name!r} has {len(above) - 1} groups above it",
+            f"use at most {MOST_GROUP_LEVELS} levels of groups",
+        )
+    else:
+        return True
+    return False
+
+
+def _check_group(group: Group, sums: Promises, file: PoolFile, located: Located) -> None:
+    """Check the guarantees of a group's members against its own, and its own against its ceiling."""
+    problems, own, members = located.problems, group.guarantee, sums.members[group.name]
+    below = [each for each in file.entitlements if each.group == group.name]
+    if not below and all(each.parent != group.name for each in file.groups):
+        problems.warn(
+            located.line_of_group(group),
+            f"group {group.name!r} has no members",
+            "it promises capacity to nobody: let an entitlement name it, or remove it",
+        )
+    for dimension in Dimension:
+        promised, most = members.get(dimension), group.ceiling.get(dimension)
+        if own != NOTHING and promised > own.get(dimension) * (1 + _ROUNDING):
+            problems.error(
+                located.line_of_group(group, "guarantee"),
+                f"the members of group {group.name!r} promise {promised:g} {dimension}, but the group"
+                f" guarantees {own.get(dimension):g}",
+                "raise the guarantee of the group, or lower those of its members",
+            )
+        elif sums.of(group).get(dimension) > most * (1 + _ROUNDING):
+            problems.error(
+                located.line_of_group(group, "ceiling"),
+                f"group {group.name!r} has a ceiling of {most:g} {dimension} below its guarantee of"
+                f" {sums.of(group).get(dimension):g}",
+                "raise the ceiling or lower the guarantee",
+            )
+
+
+_ROUNDING = 1e-9
+"""Sums of guarantees are sums of floats: a relative difference of this size is rounding."""
+
+
 def check_promise(entitlement: Entitlement, located: Located) -> None:
     """Check an entitlement's guarantee against its tier and its ceiling."""
     problems, name = located.problems, entitlement.name
@@ -162,9 +304,9 @@ def _check_guarantee(entitlement: Entitlement, promised: list[Dimension], locate
         )
 
 
-def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: Located) -> None:
+def _check_promises(pool: Pool, sums: Promises, located: Located) -> None:
     for dimension in Dimension:
-        promised = sum(e.guarantee.get(dimension) for e in entitlements)
+        promised = sums.total.get(dimension)
         if not promised:
             continue
         one = getattr(pool.replica, dimension.value)
@@ -193,6 +335,7 @@ def _check_promises(pool: Pool, entitlements: tuple[Entitlement, ...], located: 
 
 def _check_keys(file: PoolFile, located: Located) -> None:
     seen: dict[tuple[str, str], list[_Owner]] = {}
+    ids: dict[str, tuple[int, tuple[str, str]]] = {}
     owners = [(each, each.api_keys) for each in file.entitlements]
     for owner, keys in (*owners, (None, file.administrator_keys)):
         name = _owner_name(owner)
@@ -202,6 +345,15 @@ def _check_keys(file: PoolFile, located: Located) -> None:
                     key.line,
                     f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
+                )
+            line, known = (
+                ids.setdefault(key.id, (key.line, _identity(key))) if key.id else (0, _identity(key))
+            )
+            if known != _identity(key):
+                located.problems.error(
+                    key.line,
+                    f"the id {key.id!r} of a key of {name} is also used on {located.sources.where(line)}",
+                    "give each key an id of its own",
                 )
             others = seen.setdefault(_identity(key), [])
             clash = next((each for each in others if not _may_share(each.entitlement, owner)), None)

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokenpool.entitlements import Entitlement, Issuer, OutputEstimate, Pool, Pricing, Quota, Tier, Window
+from tokenpool.entitlements import (
+    MOST_GROUP_LEVELS,
+    Entitlement,
+    Group,
+    Issuer,
+    OutputEstimate,
+    Pool,
+    Pricing,
+    Quota,
+    Tier,
+    Window,
+)
 from tokenpool.poolfile.issuers import ALGORITHMS, MOST_SKEW_S
 
 REQUIRED = "required"
@@ -254,9 +265,30 @@ FIELDS = (
         " warning. Each key belongs to one entitlement, or to several with different `models`.",
     ),
     Described(
+        "entitlements[].api_keys[].sha256", "64 hex digits", "", "The SHA-256 digest of the key, in hex."
+    ),
+    Described(
         "entitlements[].api_keys[].env", "text", "", "The environment variable of the sidecar with the key."
     ),
     Described("entitlements[].api_keys[].file", "text", "", "The file with the key, read by the sidecar."),
+    Described(
+        "entitlements[].api_keys[].id",
+        "text",
+        "the first 8 hex digits of the digest",
+        "The name of the key in logs and usage records.",
+    ),
+    Described(
+        "entitlements[].api_keys[].expires",
+        "point in time",
+        "never",
+        "The time from which the key is refused, such as `2027-01-31T18:00:00Z`.",
+    ),
+    Described(
+        "entitlements[].api_keys[].concurrency",
+        "whole number of at least 1; sequences",
+        "none",
+        "The most sequences that run at the same time with this key, in addition to the entitlement's limit.",
+    ),
     Described(
         "entitlements[].preemptible",
         "`true` or `false`",
@@ -284,6 +316,57 @@ FIELDS = (
         "none",
         "The spot entitlement that serves this entitlement's requests with `service_tier: flex`. Without it,"
         " these requests are served like others.",
+    ),
+    Described(
+        "entitlements[].group",
+        "name of a group",
+        "none",
+        "The group of the entitlement. It shares the group's guarantee, ceiling and weight with the other"
+        " members.",
+    ),
+    Described("groups", "list, at least one", "none", "Groups of entitlements, such as organizations."),
+    Described("groups[].name", _NAME, REQUIRED, "The name of the group. Names are unique."),
+    Described("groups[].pool", "name of a pool", REQUIRED, "The pool of the group and all its members."),
+    Described(
+        "groups[].parent",
+        "name of a group",
+        "none",
+        f"The group above it, in the same pool. There are at most {MOST_GROUP_LEVELS} levels of groups.",
+    ),
+    Described(
+        "groups[].guarantee",
+        "mapping",
+        "the sum of its members' guarantees",
+        "Capacity that all members together can claim at any time. It is at least the sum of the members'"
+        " guarantees. Members with demand use the rest of it.",
+    ),
+    *(
+        Described(f"groups[].guarantee.{name}", f"number, at least 0; {unit}", "`0`", meaning)
+        for name, unit, meaning in (
+            ("tokens_per_second", "tokens per second", "Guaranteed throughput."),
+            ("kv_tokens", "KV-cache tokens", "Guaranteed KV-cache tokens."),
+            ("concurrency", "sequences", "Guaranteed concurrent sequences."),
+        )
+    ),
+    Described(
+        "groups[].ceiling",
+        "mapping",
+        "the whole pool",
+        "The most that all members together may use. It is at least the guarantee.",
+    ),
+    *(
+        Described(f"groups[].ceiling.{name}", f"number, at least 0; {unit}", "no bound", meaning)
+        for name, unit, meaning in (
+            ("tokens_per_second", "tokens per second", "The highest throughput."),
+            ("kv_tokens", "KV-cache tokens", "The most KV-cache tokens."),
+            ("concurrency", "sequences", "The most concurrent sequences."),
+        )
+    ),
+    Described(
+        "groups[].weight",
+        "number above 0",
+        f"`{Group('', '').weight:g}`",
+        "The share among the groups and entitlements beside it, relative to their weights.",
     ),
     Described(
         "anonymous",

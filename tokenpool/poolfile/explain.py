@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Entitlement, Issuer, Pool, PoolFile, Tier
+from tokenpool.amounts import NOTHING, Amount, Dimension
+from tokenpool.entitlements import Entitlement, Group, Issuer, Pool, PoolFile, Promises, Tier, promises
 from tokenpool.poolfile.reading import Parsed
 
 
@@ -31,6 +31,7 @@ def explain(parsed: Parsed) -> str:
 
 def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     entitlements = file.entitlements_of(pool.name)
+    sums = promises(entitlements, file.groups_of(pool.name))
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
     records = "; usage records" if pool.usage_records else ""
     yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
@@ -39,7 +40,7 @@ def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
     for dimension in Dimension:
         one = getattr(pool.replica, dimension.value)
-        promised = sum(e.guarantee.get(dimension) for e in entitlements)
+        promised = sums.total.get(dimension)
         if one is None:
             cells = f"{'auto':>12} {'auto':>10} {'auto':>10} {promised:>10g}"
         else:
@@ -49,9 +50,21 @@ def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
                 f" {promised:>10g}{share}"
             )
         yield f"  {dimension:18} {cells}"
+    for group in file.groups_of(pool.name):
+        yield from _group(group, sums, file)
     for entitlement in entitlements:
         yield from _entitlement(entitlement)
     yield ""
+
+
+def _group(group: Group, sums: Promises, file: PoolFile) -> Iterator[str]:
+    inside = f" in group {group.parent}" if group.parent else ""
+    count = sum(each.group == group.name for each in file.entitlements)
+    yield f"  group {group.name}{inside}: weight {group.weight:g}, {count} entitlements"
+    yield f"    guarantee  {_amount(sums.of(group), 0.0, 'none')}"
+    if NOTHING not in (group.guarantee, sums.members[group.name]):
+        yield f"    of members {_amount(sums.members[group.name], 0.0, 'none')}"
+    yield f"    ceiling    {_amount(group.ceiling, math.inf, 'the whole pool')}"
 
 
 def _entitlement(entitlement: Entitlement) -> Iterator[str]:
@@ -62,8 +75,9 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         if value is not None
     ]
     estimate = entitlement.output_estimate.quantile
+    inside = f" in group {entitlement.group}" if entitlement.group else ""
     yield (
-        f"  {entitlement.name}: {entitlement.tier}, weight {entitlement.weight:g},"
+        f"  {entitlement.name}{inside}: {entitlement.tier}, weight {entitlement.weight:g},"
         f" {len(entitlement.api_keys)} keys"
     )
     if entitlement.models:

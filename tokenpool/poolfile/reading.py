@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from tokenpool.amounts import NOTHING, UNBOUNDED, Amount, Dimension
 from tokenpool.entitlements import (
     Entitlement,
+    Group,
     KeyRef,
     KeySource,
     OutputEstimate,
@@ -38,9 +39,11 @@ _UNITS = {
 }
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+CREDENTIAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""The id of a credential."""
 
 
-_FIELDS = ("pools", "entitlements", "anonymous", "administrator_keys", "issuers")
+_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys", "issuers")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -64,8 +67,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools, entitlements and issuers add up. ``anonymous`` and ``administrator_keys`` may be in one part only.
-    Raises ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements, groups and issuers add up. ``anonymous`` and ``administrator_keys`` may be in
+    one part only. Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -118,6 +121,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
             node.error(f"is given on {first} already", "keep one of the two")
     pools = [_pool(item, located) for node in given["pools"] for item in _items(node)]
     entitlements = [_entitlement(item, located) for node in given["entitlements"] for item in _items(node)]
+    groups = [_group(item, located) for node in given["groups"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
     issuers = [(issuer_of(item), item.line) for node in given["issuers"] for item in _items(node)]
@@ -127,6 +131,7 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
         tuple(issuer for issuer, _ in issuers if issuer is not None),
+        tuple(g for g in groups if g is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
     lines = [line for issuer, line in issuers if issuer is not None]
@@ -253,6 +258,7 @@ _ENTITLEMENT_FIELDS = (
     "api_keys",
     "preemptible",
     "quotas",
+    "group",
     "enforce",
     "models",
     "flex",
@@ -277,6 +283,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         fields["preemptible"].error(
             f"is true, but {tier} requests are never preempted", "remove it, or make the entitlement spot"
         )
+    group = fields["group"].text() if "group" in fields else None
     enforce = fields["enforce"].boolean() if "enforce" in fields else None
     models = _models(fields.get("models"))
     if "models" in fields and not models:
@@ -300,11 +307,29 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        quotas=quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        group=group,
         enforce=enforce is not False,
         models=tuple(dict.fromkeys(models)),
         flex=flex,
     )
+
+
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+
+
+def _group(node: Node, located: Located) -> Group | None:
+    fields = node.fields(_GROUP_FIELDS, required=("name", "pool"))
+    name = name_of(fields.get("name"))
+    pool = fields["pool"].text() if "pool" in fields else None
+    parent = fields["parent"].text() if "parent" in fields else None
+    guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
+    ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
+    weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    if name is None or pool is None:
+        return None
+    located.group(name, node.line, {key: field.line for key, field in fields.items()})
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
 
 
 def _amount(node: Node, default: float) -> Amount:
@@ -340,15 +365,13 @@ def _keys(node: Node) -> tuple[KeyRef, ...]:
     return tuple(key for item in node.items() if (key := _key(item)))
 
 
+_KEY_SOURCES = ("sha256", "env", "file")
+_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency")
+
+
 def _key(node: Node) -> KeyRef | None:
     if node.is_mapping:
-        fields = node.fields(("env", "file"))
-        if len(fields) != 1:
-            node.error("must name one of env and file", "write {env: VARIABLE} or {file: PATH}")
-            return None
-        [(source, field)] = fields.items()
-        text = field.text()
-        return None if text is None else KeyRef(KeySource(source), text, node.line)
+        return _long_key(node)
     text = node.text()
     if text is None:
         return None
@@ -359,3 +382,33 @@ def _key(node: Node) -> KeyRef | None:
         node.error("is not a SHA-256 digest", "write 'sha256:' and 64 hex digits: printf %s KEY | sha256sum")
         return None
     return KeyRef(KeySource.SHA256, digest.lower(), node.line)
+
+
+def _long_key(node: Node) -> KeyRef | None:
+    """A key with its source, and optionally its id, its expiry and a limit of its own."""
+    fields = node.fields(_KEY_FIELDS)
+    sources = [source for source in _KEY_SOURCES if source in fields]
+    if len(sources) != 1:
+        node.error(
+            "must name one of sha256, env and file",
+            "write {sha256: HEX}, {env: VARIABLE} or {file: PATH}",
+        )
+        return None
+    source = sources[0]
+    text = fields[source].text()
+    if text is not None and source == "sha256":
+        text = text.removeprefix("sha256:").lower()
+        if not _DIGEST.fullmatch(text):
+            fields[source].error("is not a SHA-256 digest", "write 64 hex digits: printf %s KEY | sha256sum")
+            return None
+    name = fields["id"].text() if "id" in fields else ""
+    if name and not CREDENTIAL_ID.fullmatch(name):
+        fields["id"].error(
+            f"is {name!r}, which is not an id",
+            "use 1 to 64 letters, digits, dots, dashes and underscores",
+        )
+    expires_at = fields["expires"].time() if "expires" in fields else None
+    most = fields["concurrency"].whole("sequences", least=1) if "concurrency" in fields else None
+    if text is None:
+        return None
+    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most)

@@ -7,9 +7,10 @@ answers from both.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from tokenpool.leases.credential_feed import CredentialPage, CredentialPut
 from tokenpool.leases.messages import (
     Answer,
     Limit,
@@ -75,6 +76,18 @@ class Store(Protocol):
 
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
+
+    async def credentials(self, after: int) -> CredentialPage:
+        """The issued credentials that changed after this sequence of the feed, in the order of the changes.
+
+        At most ``credential_feed.PAGE`` of them.
+        """
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """Write issued credentials, in parts of ``PAGE``. Returns their versions; 0 if one was not written.
+
+        ``CredentialFeed.put`` has the rules.
+        """
 
     async def secret(self, new: bytes) -> bytes:
         """The secret that the sidecars of the pool share.

@@ -15,6 +15,14 @@ from typing import Any, TypeVar
 
 from msgspec import msgpack
 
+from tokenpool.leases.credential_feed import (
+    CHECK_MODULUS,
+    CredentialEntry,
+    CredentialPage,
+    CredentialPut,
+    FeedState,
+)
+from tokenpool.leases.credential_feed import PAGE as CREDENTIALS_PAGE
 from tokenpool.leases.messages import (
     CONTENDED_S,
     KEEP_S,
@@ -121,6 +129,7 @@ class RedisStore:
                 result.rows,
                 result.free,
                 result.peers,
+                result.credentials,
             )
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
@@ -220,6 +229,33 @@ class RedisStore:
         with failures():
             return float(at) or None
 
+    async def credentials(self, after: int) -> CredentialPage:
+        """See ``Store``."""
+        self.client.check_up()
+        answer = await self._run(scripts.CREDENTIALS, after=after, count=CREDENTIALS_PAGE)
+        with failures():
+            state, *columns = answer
+            entries = [_entry(*row) for row in zip(*columns, strict=True)]
+            return CredentialPage(FeedState.parse(state.decode()), entries)
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """See ``Store``."""
+        written: list[int] = []
+        for start in range(0, len(puts), CREDENTIALS_PAGE):
+            part = puts[start : start + CREDENTIALS_PAGE]
+            versions = await self._run(
+                scripts.PUT_CREDENTIALS,
+                b"".join(put.content for put in part),
+                ids=[put.id for put in part],
+                expected=[put.expected for put in part],
+                versions=[put.version for put in part],
+                sizes=[len(put.content) for put in part],
+                modulus=CHECK_MODULUS,
+            )
+            with failures():
+                written += [int(version) for version in versions]
+        return written
+
     async def secret(self, new: bytes) -> bytes:
         """See ``Store``."""
         return bytes(await self._run(scripts.SECRET, new))
@@ -287,6 +323,11 @@ async def _in_parallel(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]
             return await call()
 
     return await asyncio.gather(*(result(call) for call in calls))
+
+
+def _entry(name: bytes, sequence: bytes, value: bytes) -> CredentialEntry:
+    version, _, content = value.partition(b" ")
+    return CredentialEntry(name.decode(), int(version), int(float(sequence)), content)
 
 
 def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> EntitlementRecord:

@@ -29,6 +29,7 @@ class ExchangeResult(msgspec.Struct, array_like=True):
     rows: int
     free: Vector
     peers: list[PeerRoom]
+    credentials: str = ""
 
 
 class SnapshotResult(msgspec.Struct, array_like=True):
@@ -63,12 +64,14 @@ class Script:
         """Whether a replica may answer it. Then its success does not prove that the server is the primary."""
 
 
+CREDENTIALS = Script("credentials", only_reads=True)
 EXCHANGE = Script("exchange")
 LEAD = Script("lead")
 PUBLISH = Script("publish")
 PRICES = Script("prices", only_reads=True)
 PUBLISH_FILE = Script("publish_file")
 PUBLISH_PRICES = Script("publish_prices")
+PUT_CREDENTIALS = Script("put_credentials")
 PUBLISH_SCALE_HINT = Script("publish_scale_hint")
 RECORDS = Script("records", only_reads=True)
 SCALE_HINT = Script("scale_hint", only_reads=True)

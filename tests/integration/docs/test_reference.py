@@ -49,6 +49,9 @@ MAPPINGS = {
     "entitlements[].ceiling.": f"entitlements: [{{ceiling: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].slo.": f"entitlements: [{{slo: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].quotas[].": f"entitlements: [{{quotas: [{{{UNKNOWN}: 1}}]}}]",
+    "groups[].": f"groups: [{{{UNKNOWN}: 1}}]",
+    "groups[].guarantee.": f"groups: [{{guarantee: {{{UNKNOWN}: 1}}}}]",
+    "groups[].ceiling.": f"groups: [{{ceiling: {{{UNKNOWN}: 1}}}}]",
     "entitlements[].api_keys[].": f"entitlements: [{{api_keys: [{{{UNKNOWN}: 1}}]}}]",
 }
 """A pool file with an unknown field, for the path of each mapping."""

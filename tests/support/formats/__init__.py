@@ -32,6 +32,8 @@ from tokenpool.store import scripts
 
 VERSIONS = Path(__file__).parent
 CURRENT = "v1"
+NEW_SCRIPTS = {"CREDENTIALS", "PUT_CREDENTIALS"}
+"""The scripts that the last version does not have."""
 
 POOL = """
 pools:

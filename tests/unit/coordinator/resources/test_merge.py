@@ -411,3 +411,58 @@ def test_a_merged_file_is_always_valid_and_a_step_changes_one_resource(history: 
     update(merge, *[each.key for each in objects.values()])
     assert [each.name for each in merge.file().entitlements] == ["first"]
     assert merge.promised.get("chat", NOTHING).concurrency == pytest.approx(0)
+
+
+# --- groups ---
+GROUPED = parse(
+    """
+pools:
+  - {name: filed, models: [tiny], replica: {concurrency: 8}, replicas: {max: 2}}
+  - {name: other, models: [tiny], replica: {concurrency: 8}}
+groups:
+  - {name: acme, pool: filed, guarantee: {concurrency: 12}}
+  - {name: lab, pool: filed, parent: acme, ceiling: {concurrency: 4}}
+  - {name: small, pool: filed}
+entitlements:
+  - {name: first, pool: filed, group: acme, tier: guaranteed, guarantee: {concurrency: 4}, api_keys: [k]}
+"""
+).file
+
+
+def member(name: str, sequences: int, group: str, generation: int = 1, **values: Any) -> Resource:
+    spec = {"pool": "filed", "group": group, "guarantee": {"concurrency": sequences}, "tier": "guaranteed"}
+    return entitlement(name, generation=generation, **(spec | values))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason", "message"),
+    [
+        (member("x", 1, "acne"), Reason.GROUP_NOT_FOUND, "use one of: acme, lab, small"),
+        (member("x", 1, "acme", pool="other"), Reason.GROUP_NOT_FOUND, "no group of pool 'other'"),
+        (member("x", 9, "acme"), Reason.OVERCOMMITTED, "of group 'acme' would promise 13 concurrency"),
+        (member("x", 5, "lab"), Reason.OVERCOMMITTED, "of group 'lab' would promise 5 concurrency, but the"),
+        (member("x", 5, "small"), Reason.OVERCOMMITTED, "pool 'filed' would promise 17 concurrency"),
+    ],
+)
+def test_a_resource_in_a_group_is_checked_against_the_group(
+    bad: Resource, reason: Reason, message: str
+) -> None:
+    merge = made(bad, base=GROUPED)
+    assert refusal(merge, "x")[0] is reason
+    assert message in refusal(merge, "x")[1]
+
+
+def test_the_guarantee_of_a_group_counts_into_the_pool_once() -> None:
+    merge = made(member("a", 8, "acme"), member("b", 4, "small"), base=GROUPED)
+    assert merge.promised["filed"].concurrency == 16
+    assert merge.members["acme"].concurrency == 12
+    assert {"a", "b"} <= set(by_name(merge))
+    # Within its group a guarantee may move, although the pool promises all it has.
+    update(merge, member("a", 4, "lab", 2))
+    assert by_name(merge)["a"].group == "lab"
+    assert (merge.members["lab"].concurrency, merge.members["acme"].concurrency) == (4, 8)
+    update(merge, member("a", 4, "small", 3))
+    assert refusal(merge, "a")[0] is Reason.OVERCOMMITTED
+    assert by_name(merge)["a"].group == "lab"
+    assert merge.promised["filed"].concurrency == 16
+    assert merge.file().groups == GROUPED.groups

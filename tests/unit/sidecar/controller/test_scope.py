@@ -59,7 +59,9 @@ def decided(
     if isinstance(found, Refusal):
         return found
     content = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8} | fields
-    return made.admit(*found, body or json.dumps(content).encode(), None, request.identity)
+    return made.admit(
+        *found, body or json.dumps(content).encode(), None, request.credential, request.identity
+    )
 
 
 def served_by(made: Controller, key: str, model: str | None = "base", **fields: object) -> str | Reason:
@@ -122,7 +124,7 @@ def test_the_list_of_models_has_the_scope_of_the_credential() -> None:
         request = head(b"/v1/models", (b"x-api-key", key.encode()), method=b"GET")
         found = made.authorize(request)
         assert not isinstance(found, Refusal)
-        admitted = made.admit(*found, b"", None, request.identity)
+        admitted = made.admit(*found, b"", None, request.credential, request.identity)
         assert isinstance(admitted, AdmittedRequest)
         shown[key] = admitted.models
 

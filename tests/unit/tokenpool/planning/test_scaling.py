@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.support.domain_builders import entitlement
 from tokenpool.amounts import Amount, Dimension
-from tokenpool.entitlements import Pool, ReplicaCapacity, Tier
-from tokenpool.planning.scaling import Need, ScalingSettings, needed_replicas, promised, replica_capacity
+from tokenpool.entitlements import Group, Pool, ReplicaCapacity, Tier, promises
+from tokenpool.planning.scaling import Need, ScalingSettings, needed_replicas, replica_capacity
 from tokenpool.planning.stabiliser import Stabiliser
 
 POOL = Pool("pool", min_replicas=1, max_replicas=10)
@@ -25,7 +25,7 @@ ALL = {each.name: each for each in (GOLD, REST, SPOT)}
 
 
 def need(demand: dict[str, Amount], settings: ScalingSettings = EXACT, pool: Pool = POOL) -> Need:
-    made = needed_replicas(pool, ALL, promised(ALL.values()), demand, REPLICA, settings)
+    made = needed_replicas(pool, ALL, promises(ALL.values()), demand, REPLICA, settings)
     assert made is not None
     return made
 
@@ -49,6 +49,29 @@ def test_a_burst_above_a_guarantee_counts_once() -> None:
     assert need({"gold": Amount(1900, 0, 0)}).replicas == 2
 
 
+def test_demand_counts_against_the_guarantee_of_the_group_first() -> None:
+    groups = (
+        Group("org", "pool", guarantee=Amount(2000, 0, 10), ceiling=Amount(6000, 1e9, 16)),
+        Group("team", "pool", parent="org"),
+    )
+    gold = entitlement("gold", Tier.GUARANTEED, guarantee=Amount(500, 0, 4), group="team")
+    rest = entitlement("rest", group="team")
+    members = {each.name: each for each in (gold, rest)}
+
+    def replicas(sequences: float) -> int:
+        demand = {"rest": Amount(0, 0, sequences)}
+        sums = promises(members.values(), groups)
+        made = needed_replicas(POOL, members, sums, demand, REPLICA, EXACT, groups)
+        assert made is not None
+        return made.unbounded
+
+    assert [replicas(n) for n in (0, 6, 7, 12, 13, 500)] == [2, 2, 2, 2, 2, 2]  # 2,000 tokens, 10 to 16 slots
+    groups = (Group("org", "pool", guarantee=Amount(0, 0, 10)), groups[1])
+    gold = entitlement("gold", Tier.GUARANTEED, guarantee=Amount(0, 0, 4), group="team")
+    members = {each.name: each for each in (gold, rest)}
+    assert [replicas(n) for n in (0, 6, 12, 13, 20)] == [2, 2, 2, 3, 3]
+
+
 def test_spot_counts_only_with_its_setting() -> None:
     flood = {"spot": Amount(9000, 0, 0)}
     assert need(flood).replicas == 1
@@ -69,14 +92,14 @@ def test_a_need_stays_within_the_pools_bounds_and_states_the_unbounded_need() ->
 
 
 def test_without_a_known_capacity_there_is_no_need() -> None:
-    assert needed_replicas(POOL, {GOLD.name: GOLD}, GOLD.guarantee, {}, Amount(), EXACT) is None
+    assert needed_replicas(POOL, {GOLD.name: GOLD}, promises([GOLD]), {}, Amount(), EXACT) is None
 
 
 def test_a_capacity_without_a_measurement_comes_from_the_pool_file() -> None:
     pool = Pool("pool", replica=ReplicaCapacity(concurrency=2), max_replicas=10)
     assert replica_capacity(pool, Amount(100, 0, 0)) == Amount(100, 0, 2)
     assert replica_capacity(pool, Amount(100, 0, 3)) == Amount(100, 0, 3)
-    made = needed_replicas(pool, {GOLD.name: GOLD}, GOLD.guarantee, {}, Amount(), EXACT)
+    made = needed_replicas(pool, {GOLD.name: GOLD}, promises([GOLD]), {}, Amount(), EXACT)
     assert made is not None
     assert (made.replicas, made.dimension, made.floor) == (2, Dimension.CONCURRENCY, 2)
 

@@ -80,6 +80,42 @@ def test_administrators_have_keys_of_their_own() -> None:
     assert decode_file(encode_file(parsed.file)[1]).administrator_keys[0] == KeyRef(KeySource.ENV, "ROOT")
 
 
+LONG = "api_keys: [{env: GOLD_KEY, id: gold-1, expires: 2027-01-31T18:00:00+01:00, concurrency: 2}]"
+
+
+def test_a_key_may_have_an_id_an_expiry_and_a_limit_of_its_own() -> None:
+    parsed = parse(GOOD.replace("api_keys: [{env: GOLD_KEY}]", LONG))
+
+    [key] = parsed.file.entitlements[0].api_keys
+
+    assert key == KeyRef(KeySource.ENV, "GOLD_KEY", 13, "gold-1", 1801414800.0, 2)
+    published = decode_file(encode_file(parsed.file)[1]).entitlements[0].api_keys
+    assert published == (KeyRef(KeySource.ENV, "GOLD_KEY", 0, "gold-1", 1801414800.0, 2),)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("{id: a}", "must name one of sha256, env and file"),
+        ("{env: A, file: b}", "must name one of sha256, env and file"),
+        ("{sha256: abc}", "sha256 is not a SHA-256 digest"),
+        ("{env: A, id: 'a b'}", "id is 'a b', which is not an id"),
+        ("{env: A, expires: 2027-01-31}", "expires is not a point in time"),
+        ("{env: A, expires: 2027-01-31T18:00:00}", "expires has no zone"),
+        ("{env: A, expires: 2027-31-31T18:00:00Z}", "expires is not a point in time"),
+        ("{env: A, expires: [1]}", "expires is not a point in time but a list"),
+        ("{env: A, expires: soon}", "expires is not a point in time but 'soon'"),
+        ("{env: A, concurrency: 0}", "concurrency is 0"),
+        ("{env: A, concurrency: 1.5}", "concurrency is 1.5"),
+        ("{env: A, id: one}, {env: B, id: one}, {env: C, id: two}", "the id 'one' of a key of 'gold'"),
+    ],
+)
+def test_a_wrong_key_is_an_error(key: str, words: str) -> None:
+    text = GOOD.replace("{env: GOLD_KEY}", key.replace("}, {", "}\n      , {"))
+    with pytest.raises(PoolFileError, match=re.escape(words)):
+        parse(text)
+
+
 def test_the_documented_example_is_valid_and_explained() -> None:
     text = explain(parse((ROOT / "docs/examples/pool.yaml").read_text()))
     assert "checkout: guaranteed, weight 1, 1 keys" in text
