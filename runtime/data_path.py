@@ -56,6 +56,7 @@ MODULES = (
     "sidecar.tracing.interface",
     "tokenpool.accounting.account",
     "tokenpool.accounting.bucket",
+    "tokenpool.accounting.group_accounts",
     "tokenpool.accounting.ledger",
     "tokenpool.accounting.meter",
     "tokenpool.accounting.retries",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenpool.admission.queue import QueueSettings
-from tokenpool.entitlements import Entitlement
+from tokenpool.entitlements import Entitlement, Group
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.planning.planner import PlannerSettings
 
@@ -106,6 +106,8 @@ class Setup:
     """The number of replicas at which a client tries a request that is refused."""
     unaddressed: int = 0
     """The number of the last sidecars to which no client sends a request. All others see their room."""
+    groups: Sequence[Group] = ()
+    """The groups of the tenants' entitlements."""
     liars: Sequence[Lie] = ()
     """The lies of the last sidecars."""
 

@@ -13,6 +13,7 @@ from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt, RoomWatch
 from simulation.handover import Visit
 from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Setup, Tenant
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.group_accounts import group_accounts, place
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.admission.affinity import PrefixCaches
 from tokenpool.admission.pending import PendingRequest
@@ -166,6 +167,7 @@ class Sidecar:
         self._speed = 1 + chance.uniform(-1, 1) * setup.faults.drift
         now = self.now()
         self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
+        place(self.accounts.values(), setup.groups, group_accounts(setup.groups, {}, now))
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
         caches = PrefixCaches() if setup.affinity else None

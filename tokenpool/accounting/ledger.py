@@ -50,7 +50,7 @@ class Ledger:
         """Reserve the cost of an admitted request. ``place`` is the other replica that runs it, if any."""
         ticket = Ticket(account, ask, cost, now, place)
         self._hold(ticket, cost.kv_tokens, cost.sequences, now)
-        self._charge(account, cost.throughput)
+        self._charge(ticket, cost.throughput)
         return ticket
 
     def extend(self, ticket: Ticket, output_tokens: int, block_size: int, now: float) -> None:
@@ -69,7 +69,7 @@ class Ledger:
         kv_tokens = ticket.cost.kv_tokens + -(-extra // block_size) * block_size
         self._hold(ticket, kv_tokens - ticket.kv_held, 0, now)
         ticket.kv_held = kv_tokens
-        self._charge(ticket.account, charge)
+        self._charge(ticket, charge)
         ticket.charged += charge
 
     def move(self, ticket: Ticket, place: Place) -> None:
@@ -97,7 +97,7 @@ class Ledger:
         account = ticket.account
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
         account.give_back()
-        self._charge(account, account.pricer.throughput(spent) - ticket.charged)
+        self._charge(ticket, account.pricer.throughput(spent) - ticket.charged)
         if reported or ticket.has_begun or ending is Ending.FINISHED:
             # The time for which unused room was kept says nothing about the time of a request.
             self.residence.observe(max(now - ticket.admitted_at, 0.0))
@@ -105,16 +105,22 @@ class Ledger:
             account.pricer.learn_cut(ticket.ask, spent.output_tokens)
         elif reported:
             account.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
+            for group in ticket.groups:
+                group.meter.residence.observe(max(now - ticket.admitted_at, 0.0))
             account.pricer.learn(ticket.ask, spent, ticket.cost, ran_here=ticket.place is None)
 
-    def _charge(self, account: Account, tokens: float) -> None:
-        account.charge(tokens)
+    def _charge(self, ticket: Ticket, tokens: float) -> None:
+        ticket.account.charge(tokens)
+        for group in ticket.groups:
+            group.charge(tokens)
         self.spent += tokens
 
     def _hold(self, ticket: Ticket, kv_tokens: int, sequences: int, now: float) -> None:
         """Change the gauges of the account and of the sidecar together, so that the sums stay equal."""
         account = ticket.account
         account.hold(kv_tokens, sequences, now)
+        for group in ticket.groups:
+            group.hold(kv_tokens, sequences, now)
         if ticket.place is not None:
             self.away += sequences
             account.away += sequences

@@ -36,6 +36,7 @@ class Ticket:
         "charged",
         "cost",
         "ending",
+        "groups",
         "has_begun",
         "is_borrowed",
         "is_guaranteed",
@@ -49,6 +50,8 @@ class Ticket:
         self, account: Account, ask: Ask, cost: Cost, now: float, place: Place | None = None
     ) -> None:
         self.account = account
+        self.groups = account.groups
+        """The accounts of its groups that hold the reservation, too."""
         self.ask = ask
         self.cost = cost
         self.admitted_at = now
