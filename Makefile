@@ -11,10 +11,11 @@ BIN := .venv/bin
 # edited module is never hidden by a compiled one. Without a C compiler there is no tree, and the commands run from
 # source.
 COMPILED := PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/.compiled:$(CURDIR)
-SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard sidecar coordinator injector loadgen -name __pycache__ -prune -o -print)
+SOURCES := setup.py pyproject.toml $(shell find tokenpool runtime dashboard sidecar coordinator injector loadgen cli simulation -name __pycache__ -prune -o -print)
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  $(BIN)/tokenpool --help lists the commands for operators of a pool: check, top, usage, simulate and more"
 
 demo: .venv/.installed ## run a real engine, a sidecar and three tenants under load; SIDECARS=3 DEMO_SECONDS=30
 	@$(BIN)/python -m demo

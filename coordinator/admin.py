@@ -1,8 +1,13 @@
-"""The pages of a coordinator: metrics, health, readiness, state, scale hints, the live page. Read-only."""
+"""The pages of a coordinator: metrics, health, readiness, state, scale hints, the live page.
+
+All of them only read. The API for issued credentials is added where it is configured.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -11,11 +16,17 @@ from coordinator.entitlement_view import EntitlementView
 from coordinator.leader import PoolLeader
 from coordinator.live_page import PoolsView
 from coordinator.telemetry import Telemetry
+from coordinator.usage.pages import UsagePages
+from coordinator.usage.store import UsageStore
 from dashboard.server import LivePage
 from dashboard.snapshot import EVERYTHING, Snapshot, Wanted
 from runtime import pages
 from runtime.admin import AdminPages, Readiness
 from tokenpool.amounts import NOTHING
+from tokenpool.entitlements import Prices
+
+if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
 
 
 class Admin:
@@ -28,10 +39,13 @@ class Admin:
         clock: Callable[[], float],
         missing: Callable[[], Sequence[str]] = list,
         degraded: Callable[[], Sequence[str]] = list,
+        credentials: CredentialApi | None = None,
+        usage_store: Callable[[], UsageStore | None] = lambda: None,
     ) -> None:
         """``missing`` returns what the coordinator waits for before it can lead.
 
-        ``degraded`` returns the faults that do not stop it.
+        ``degraded`` returns the faults that do not stop it. ``usage_store`` returns the usage store if a pool
+        has usage records.
         """
         self._missing = missing
         self._degraded = degraded
@@ -40,7 +54,9 @@ class Admin:
         self._clock = clock
         self._common = AdminPages(self.readiness, telemetry.pieces)
         self._view = PoolsView(leaders, clock)
+        self._credentials = credentials
         self._live = LivePage(self.snapshot, clock)
+        self._usage = UsagePages(usage_store, self._prices, time.time)
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -48,7 +64,13 @@ class Admin:
         application.add_routes(self._common.routes())
         application.add_routes([web.get("/debug/state", self.state), web.get("/scale/{pool}", self.scale)])
         self._live.add_to(application)
+        if self._credentials is not None:
+            self._credentials.add_to(application)
+        self._usage.add_to(application)
         return application
+
+    def _prices(self) -> dict[str, Prices | None]:
+        return {name: leader.pool.prices for name, leader in self._leaders().items()}
 
     def readiness(self) -> Readiness:
         """Whether this coordinator reaches the lease store of all its pools, as a leader or not."""

@@ -15,9 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client.core import Metric
+
 from coordinator.admin import Admin
 from coordinator.leader import PoolLeader
 from coordinator.pool_file import EncodedPoolFile, PoolFileInvalid, read, read_apart
+from coordinator.quotas import QuotaKeepers
 from coordinator.settings import Settings
 from coordinator.telemetry import Telemetry
 from runtime import collecting
@@ -32,7 +35,11 @@ from tokenpool.store.address import AddressInvalid, StoreFiles
 from tokenpool.store.redis import RedisStore
 
 if TYPE_CHECKING:
+    from coordinator.credentials.api import CredentialApi
+    from coordinator.credentials.keeper import Keeper
     from coordinator.resources.controller import Controller
+    from coordinator.usage.service import UsageService
+    from coordinator.usage.store import UsageStore
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +59,9 @@ class Coordinator:
         self._candidate = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
         self.leaders: dict[str, PoolLeader] = {}
         self._removed: list[PoolLeader] = []
+        self.usage: UsageService | None = None
+        """Carries usage records to the usage store; ``None`` until a pool has them on."""
+        self._is_started = False
         self._changed = asyncio.Event()
         """Whether a changed pool file is to be published: the next tick begins at once."""
         try:
@@ -65,14 +75,27 @@ class Coordinator:
         elif made is not None:
             self._lead(made)
         self.telemetry = Telemetry(lambda: self.leaders, settings.metrics_entitlements)
+        self.quotas = QuotaKeepers(self._usage_store)
+        self.telemetry.sources.append(self.quotas.metrics)
         if self.resources is not None:
             self.telemetry.sources.append(self.resources.metrics)
         self.credentials = Credentials()
         """The files with the store's URL and its password."""
         self.credentials.files.append(FollowedFiles("store", self._stores.paths, self._move_stores))
         self.telemetry.sources.append(self.credentials.metrics)
-        degraded = self.credentials.problems
-        admin = Admin(lambda: self.leaders, self.telemetry, self._clock, self._missing, degraded)
+        self.telemetry.sources.append(self._usage_metrics)
+        self.keeper: Keeper | None = None
+        """Issued credentials; ``None`` without a database for them."""
+        api = self._credential_api()
+        admin = Admin(
+            lambda: self.leaders,
+            self.telemetry,
+            self._clock,
+            self._missing,
+            self._degraded,
+            api,
+            lambda: self.usage.store if self.usage is not None else None,
+        )
         self._server = PageServer(admin.application())
         self.watch = FileWatch(() if settings.config is None else (settings.config,), self.reload)
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,6 +122,38 @@ class Coordinator:
             leaders=lambda: self.leaders,
             clock=self._clock,
         )
+
+    def _credential_api(self) -> CredentialApi | None:
+        """The API for issued credentials. Only here is its code imported."""
+        settings, tokens = self.settings, self.settings.administrator_tokens
+        if tokens is None:
+            return None
+        from coordinator.credentials.administrators import Administrators, TokensInvalid  # noqa: PLC0415
+        from coordinator.credentials.api import CredentialApi  # noqa: PLC0415
+        from coordinator.credentials.database import SqlCredentials  # noqa: PLC0415
+        from coordinator.credentials.keeper import Keeper  # noqa: PLC0415
+        from coordinator.usage.database import DatabaseInvalid  # noqa: PLC0415
+        from coordinator.usage.opened import open_usage_store  # noqa: PLC0415
+
+        try:
+            administrators = Administrators(tokens)
+            store = open_usage_store(settings.usage_store, settings.usage_store_file)
+        except (TokensInvalid, OSError) as error:
+            raise SettingsError(f"--administrator-tokens: {error}") from error
+        except DatabaseInvalid as error:
+            raise SettingsError(f"--usage-store-file: {error}") from error
+        database = SqlCredentials(store.database)
+        self.credentials.files.append(FollowedFiles("administrators", (tokens,), administrators.follow))
+        self.keeper = Keeper(lambda: self.leaders, database, self._clock, time.time)
+        api = CredentialApi(self.keeper, administrators, self._clock)
+        self.telemetry.sources += [self.keeper.metrics, api.metrics]
+        return api
+
+    def _degraded(self) -> list[str]:
+        """The faults that do not stop this coordinator."""
+        issued = self.keeper.problems() if self.keeper is not None else []
+        usage = self.usage.degraded() if self.usage is not None else []
+        return [*self.credentials.problems(), *issued, *usage]
 
     def _missing(self) -> list[str]:
         """What this coordinator waits for before it can lead."""
@@ -139,7 +194,37 @@ class Coordinator:
         named = {pool.name for pool in file.pools}
         for name in [name for name in self.leaders if name not in named]:
             self._removed.append(self.leaders.pop(name))
+        self._record_usage()
         self._changed.set()
+
+    def _record_usage(self) -> None:
+        """Follow the pool file in whether pools have usage records."""
+        if self.usage is None and any(leader.pool.usage_records for leader in self.leaders.values()):
+            self.usage = self._usage_service()
+        if self.usage is not None:
+            self.usage.follow(self.leaders)
+            if self._is_started:
+                self.usage.start()
+
+    def _usage_service(self) -> UsageService:
+        # Imported here: without usage records, nothing of them is loaded.
+        from coordinator.usage.database import DatabaseInvalid  # noqa: PLC0415
+        from coordinator.usage.opened import open_usage_store  # noqa: PLC0415
+        from coordinator.usage.service import UsageService  # noqa: PLC0415
+
+        settings = self.settings
+        try:
+            store = open_usage_store(settings.usage_store, settings.usage_store_file)
+        except DatabaseInvalid as error:
+            raise SettingsError(f"--usage-store-file: {error}") from error
+        return UsageService(store, self._candidate, settings.usage_keep_days)
+
+    def _usage_store(self, pool: str) -> UsageStore | None:
+        """The usage store, if the pool has usage records."""
+        return self.usage.store if self.usage is not None and pool in self.usage.consumers else None
+
+    def _usage_metrics(self) -> Iterable[Metric]:
+        return self.usage.metrics() if self.usage is not None else ()
 
     def request_reload(self) -> None:
         """Read the pool file and the credentials again, changed or not."""
@@ -178,10 +263,15 @@ class Coordinator:
             self.watch.run(),
             self.credentials.run(),
             self.telemetry.loop_delay.run(),
+            self.quotas.run(self.leaders),
         )
         self._tasks = [loop.create_task(each) for each in work]
         if self.resources is not None:
             self._tasks.append(loop.create_task(self.resources.run()))
+        self._is_started = True
+        self._record_usage()
+        if self.keeper is not None:
+            self._tasks.append(loop.create_task(self.keeper.run()))
         extra = {"listen": str(addresses), "candidate": self._candidate, "pools": list(self.leaders)}
         log.info("listening", extra=extra)
 
@@ -208,9 +298,13 @@ class Coordinator:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.usage is not None:
+            await self.usage.stop()
         for leader in self.leaders.values():
             await _resign(leader)
         await self._server.stop()
+        if self.keeper is not None:
+            await self.keeper.database.close()
         log.info("stopped")
 
 

@@ -98,6 +98,10 @@ class PoolLeader:
         self.file_version, self._content = encoded or encode_file(file)
         self._filed_at = None
 
+    def has(self, entitlement: str) -> bool:
+        """Whether the pool has this entitlement."""
+        return entitlement in self._by_name
+
     @property
     def epoch(self) -> int:
         """The epoch of this coordinator's leadership; 0 while it does not lead."""

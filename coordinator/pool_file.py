@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from runtime import child, config_files
-from tokenpool.entitlements import Entitlement, Group, KeyRef, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, Pool, PoolFile
 from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile.problems import PoolFileError
 from tokenpool.poolfile.reading import parse_all
@@ -40,6 +40,7 @@ class _Head(msgspec.Struct):
     pools: tuple[Pool, ...]
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
+    issuers: tuple[Issuer, ...]
     groups: tuple[Group, ...]
     version: str
     content: bytes
@@ -62,7 +63,12 @@ class _Result:
     def made(self) -> EncodedPoolFile:
         head = self._head
         file = PoolFile(
-            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.groups
+            head.pools,
+            tuple(self._entitlements),
+            head.anonymous,
+            head.administrator_keys,
+            head.issuers,
+            head.groups,
         )
         return EncodedPoolFile(file, head.version, head.content)
 
@@ -75,9 +81,8 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         raise PoolFileInvalid(reason) from error
     except (PoolFileError, UnicodeError) as error:
         raise PoolFileInvalid(str(error)) from error
-    return _Head(
-        file.pools, file.anonymous, file.administrator_keys, file.groups, *encode_file(file)
-    ), _parts(file)
+    others = (file.anonymous, file.administrator_keys, file.issuers, file.groups)
+    return _Head(file.pools, *others, *encode_file(file)), _parts(file)
 
 
 def _parts(file: PoolFile) -> Iterator[_Part]:

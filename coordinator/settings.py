@@ -27,6 +27,17 @@ def _store(text: str, source: str) -> str:
     return text
 
 
+def _usage_store(text: str, source: str) -> str:
+    # Imported here: most coordinators have no usage store.
+    from coordinator.usage.database import DatabaseInvalid, database  # noqa: PLC0415
+
+    try:
+        database(text)
+    except DatabaseInvalid as error:
+        raise SettingsError(f"{source}: {error}") from error
+    return text
+
+
 def _namespaces(text: str, source: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
     for name in names:
@@ -61,6 +72,19 @@ class Settings:
         "addresses for metrics, health, state and scale hints, HOST:PORT; several with commas",
         default=Addresses.of("127.0.0.1", 9091),
     )
+    usage_store: str | None = option(
+        "the usage store, for pools with usage_records: postgresql://... (the extra tokenpool[postgres]), or"
+        " for a lone coordinator the path of a SQLite file; by default /var/lib/tokenpool/usage.db",
+        default=None,
+        read=_usage_store,
+    )
+    usage_store_file: Path | None = option(
+        "file with the URL of the usage store, in place of --usage-store; read again for each connection",
+        default=None,
+    )
+    usage_keep_days: int = option(
+        "days for which the usage store keeps records, at least 2; their sums stay", default=400
+    )
     entitlements_from: str | None = option(
         "also read pools and entitlements from TokenPool and Entitlement resources, and write their status:"
         " kubernetes. Needs the extra tokenpool[kubernetes]",
@@ -71,6 +95,11 @@ class Settings:
         "namespaces of these resources, separated by commas; by default the namespace of the pod",
         default=None,
         read=_namespaces,
+    )
+    administrator_tokens: Path | None = option(
+        "file with administrators' tokens, one line NAME TOKEN each: turns on the API for credentials on the"
+        " admin port, which keeps them in the usage store's database; read again when it changes",
+        default=None,
     )
     name: str | None = option(
         "name of this coordinator in the logs; by default the name of the host", default=None, read=_name
@@ -114,6 +143,13 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str]) -> Setti
         raise SettingsError(f"--store must be given, e.g. {EXAMPLE}; or give --store-file")
     if made.store is not None and made.store_file is not None:
         raise SettingsError("--store and --store-file are both given; remove one of them")
+    if made.usage_store is not None and made.usage_store_file is not None:
+        raise SettingsError("--usage-store and --usage-store-file are both given; remove one of them")
+    if made.usage_keep_days < 2:
+        raise SettingsError(
+            f"--usage-keep-days: {made.usage_keep_days} is less than 2; a record that comes twice would count"
+            " twice"
+        )
     if made.config is None and made.entitlements_from is None:
         raise SettingsError(f"--config must be given, e.g. {EXAMPLE}; or give --entitlements-from kubernetes")
     if made.entitlements_namespaces is not None and made.entitlements_from is None:

@@ -22,7 +22,19 @@ from typing import TypeVar
 
 import msgspec
 
-from experiments import fidelity, hostile, one_pool, overload, pool, prefix_caches, prices, scarcity, soak
+from experiments import (
+    fidelity,
+    hostile,
+    one_pool,
+    overload,
+    pool,
+    prefix_caches,
+    prices,
+    scarcity,
+    soak,
+    usage,
+    what_if,
+)
 from experiments.attacks import KINDS
 from loadgen.records import machine, versions
 from toolbox.processes import module
@@ -34,7 +46,12 @@ WHAT = ("overload", "scarcity", "pool", "fidelity", "hostile", "prices")
 SOAK = "soak"
 """An experiment of half an hour. It runs only if the command line names it."""
 EVERY = (*WHAT, SOAK)
-SEPARATE = {"one-pool": one_pool.main, "prefix-caches": prefix_caches.main}
+SEPARATE = {
+    "one-pool": one_pool.main,
+    "prefix-caches": prefix_caches.main,
+    "usage": usage.main,
+    "what-if": what_if.main,
+}
 """Experiments with options of their own. The name is the first argument."""
 
 System = overload.System | scarcity.System | pool.System

@@ -215,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure all points, and return 1 if a goal is missed."""
     arguments = _arguments(argv)
     out = Path(arguments.out)
-    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, STEP_S, arguments.skew)
+    step_s = STEP_S * arguments.slower
+    shape = Shape(arguments.replicas, arguments.slots, arguments.tokens, step_s, arguments.skew)
     if arguments.engine == "vllm":
         shape = calibrated(arguments.engine, shape, 1, out / "calibration")
         print(f"{1000 * shape.step_s:.1f} ms per token with all slots in use\n", flush=True)
@@ -270,6 +271,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tokens", type=int, default=TOKENS, help=f"tokens of each response, {STEP_S:g} s each [{TOKENS}]"
+    )
+    parser.add_argument(
+        "--slower",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="a token takes this many times as long, and requests arrive at the same load [1]",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs of each point [1]")
     parser.add_argument("--options", default="", help="options of the sidecars, in one argument")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from experiments.fixed_pool import INPUT, TENANT, Case, Counts, record
+from experiments.fixed_pool import INPUT, STEP_S, TENANT, Case, Counts, record
 from experiments.processes import MODEL
 from loadgen.records import Attempt, Outcome, Run
 from toolbox.percentiles import percentile
@@ -110,7 +110,8 @@ def goals(results: Sequence[Result]) -> list[tuple[str, bool]]:
 def scenario(case: Case) -> str:
     """The scenario file for loadgen. Each phase takes the case's seconds."""
     shape, alone = case.shape, case.seconds
-    rows = [TENANT.format(name=GUARANTEED, rate=RATE, input=INPUT, output=OUTPUT, starts=0)]
+    guaranteed = RATE * STEP_S / shape.step_s
+    rows = [TENANT.format(name=GUARANTEED, rate=guaranteed, input=INPUT, output=OUTPUT, starts=0)]
     for name, share in FLOODS.items():
         rate = shape.rate(share)
         rows.append(TENANT.format(name=name, rate=rate, input=INPUT, output=shape.tokens, starts=alone))

@@ -422,6 +422,29 @@ PARTS = Group(
             " and do not follow demand, lost engines or the pool file.",
             "no-leader",
         ),
+        # One coordinator without the database is enough only if no other one has it.
+        Alert(
+            "TokenpoolUsageStoreDown",
+            Severity.WARNING,
+            f"max by ({_POOL}) (tokenpool_usage_store_up) == 0",
+            "5m",
+            "Usage records of pool {{ $labels.pool }} are not stored",
+            "No coordinator has stored usage records for five minutes. The sidecars keep them, up to"
+            " --usage-spool-bytes. Reports and quotas do not see them yet.",
+            "usage-store-down",
+        ),
+        Alert(
+            "TokenpoolUsageRecordsLost",
+            Severity.WARNING,
+            f'sum by ({_POOL}) (increase(tokenpool_usage_records_total{{result="dropped"}}[10m])) > 0'
+            f" or sum by ({_POOL})"
+            ' (increase(tokenpool_usage_store_records_total{result=~"unreadable|refused"}[10m])) > 0',
+            "0s",
+            "Usage records of pool {{ $labels.pool }} are lost",
+            '{{ printf "%.0f" $value }} usage records were lost in ten minutes. Reports and quotas miss'
+            " them.",
+            "usage-records-lost",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,
@@ -594,6 +617,33 @@ ABSENCE = Group(
     ),
 )
 
+RESOURCES = Group(
+    "tokenpool-resources",
+    (
+        # The coordinators of a namespace read the same resources. A change takes about a second.
+        Alert(
+            "TokenpoolResourcesNotSynced",
+            Severity.WARNING,
+            "max by (namespace) (tokenpool_resources_synced) == 0",
+            "5m",
+            "The coordinators cannot read the resources",
+            "For 5 minutes no coordinator could list and watch the resources of Kubernetes. What was read"
+            " before stays in force; changes of resources have no effect.",
+            "resources-not-synced",
+        ),
+        Alert(
+            "TokenpoolResourcesRefused",
+            Severity.WARNING,
+            'max by (namespace, resource, state) (tokenpool_resources{state=~"earlier|rejected"}) > 0',
+            "5m",
+            "{{ $value }} resources of kind {{ $labels.resource }} are not in force as written",
+            "{{ $value }} resources of kind {{ $labels.resource }} have the state {{ $labels.state }}. Their"
+            " condition Accepted states the reason. An earlier version stays in force where there was one.",
+            "resources-refused",
+        ),
+    ),
+)
+
 _INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
 _EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
 _EXPIRES = "expires in {{ $value | humanizeDuration }}"
@@ -660,5 +710,5 @@ INJECTOR = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, INJECTOR)
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, INJECTOR)
 """All groups, in the order of the files."""

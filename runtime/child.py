@@ -65,10 +65,7 @@ async def frames(
     assert child.stdout is not None
     try:
         async with asyncio.timeout(longest_s):
-            with contextlib.suppress(ConnectionError):
-                child.stdin.write(request)
-                await child.stdin.drain()
-            child.stdin.close()
+            await give(child.stdin, request)
             while head := await child.stdout.read(_LENGTH):
                 head += await child.stdout.readexactly(_LENGTH - len(head)) if len(head) < _LENGTH else b""
                 yield await child.stdout.readexactly(int.from_bytes(head))
@@ -84,6 +81,15 @@ async def frames(
             await child.wait()
     if status:
         raise ChildFailed(f"{module} ended with status {status}")
+
+
+async def give(stdin: asyncio.StreamWriter, request: bytes) -> None:
+    """Write the request and close the pipe. A child that has ended already says so by its status."""
+    with contextlib.suppress(ConnectionError):
+        if not stdin.is_closing():  # uvloop raises RuntimeError for a write to a closed pipe
+            stdin.write(request)
+            await stdin.drain()
+    stdin.close()
 
 
 def serve(answer: Callable[[bytes], Iterator[bytes]]) -> None:

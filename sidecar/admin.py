@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -86,6 +86,8 @@ class Admin:
         self._manager = manager
         self.sources = sources
         """The parts whose metrics are on the page, after those of requests and connections."""
+        self.faults: list[Callable[[], Sequence[str]]] = []
+        """Further notices while requests are served."""
         self._engine_metrics = engine_metrics
         self._replication = replication
         """The exchange with the lease store; ``None`` for a lone sidecar."""
@@ -135,6 +137,8 @@ class Admin:
         degraded += self._credentials.problems()
         if self._certificate is not None and self._certificate.problem is not None:
             degraded.append(self._certificate.problem)
+        for fault in self.faults:
+            degraded += fault()
         return Readiness(self.problems(), degraded)
 
     def problems(self) -> list[str]:

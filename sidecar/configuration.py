@@ -6,6 +6,7 @@ at a time. The controller puts a configuration in force.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,9 @@ import msgspec
 
 from runtime import child, config_files
 from runtime.options import SettingsError
-from sidecar.identity import KeyRing, KeyUnreadable, administrator_digests, digests, resolver
+from sidecar.identity import Credential, KeyRing, KeyUnreadable, administrator_digests, digests, resolver
 from sidecar.settings import Settings
-from tokenpool.entitlements import Entitlement, Group, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.leases.wire import WireError, decode_file, encode_file
 from tokenpool.poolfile.problems import PoolFileError, Sources
 from tokenpool.poolfile.reading import parse_all
@@ -80,7 +81,8 @@ class _Head(msgspec.Struct):
     pools: tuple[Pool, ...]
     anonymous: str | None
     administrator_keys: tuple[KeyRef, ...]
-    administrators: dict[bytes, str]
+    issuers: tuple[Issuer, ...]
+    administrators: dict[bytes, Credential]
     """The digests of these keys."""
     watched: tuple[str, ...]
     version: str
@@ -90,7 +92,7 @@ class _Head(msgspec.Struct):
 
 class _Part(msgspec.Struct):
     entitlements: tuple[Entitlement, ...]
-    keys: dict[bytes, str]
+    keys: dict[bytes, Credential]
 
 
 class _Result:
@@ -109,7 +111,12 @@ class _Result:
         head = self._head
         _log_warnings(head.warnings)
         file = PoolFile(
-            head.pools, tuple(self._entitlements), head.anonymous, head.administrator_keys, head.groups
+            head.pools,
+            tuple(self._entitlements),
+            head.anonymous,
+            head.administrator_keys,
+            head.issuers,
+            head.groups,
         )
         return Configuration(
             file,
@@ -145,6 +152,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
             parsed = parse_all(config_files.read(Path(request.config)))
             file, sources = parsed.file, parsed.sources
             warnings = tuple((_at(warning), warning.message, warning.fix) for warning in parsed.warnings)
+        _check_library(file)
         pool = _pool(file, request.pool)
         entitlements = file.entitlements_of(pool.name)
         resolve = resolver(os.environ, _read_key)
@@ -174,6 +182,7 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
         file.pools,
         file.anonymous,
         file.administrator_keys,
+        file.issuers,
         administrators,
         watched,
         encode_file(file)[0],
@@ -183,18 +192,27 @@ def _read(request: _Request) -> tuple[_Head, Iterator[_Part]]:
     return head, _parts(file, keys)
 
 
+def _check_library(file: PoolFile) -> None:
+    """Raise ``ConfigurationInvalid`` if the file has issuers, and the library for JWTs is missing."""
+    if file.issuers and importlib.util.find_spec("joserfc") is None:
+        raise ConfigurationInvalid(
+            f"issuer {file.issuers[0].name!r}: JWTs need joserfc, which is not installed:"
+            " pip install 'tokenpool[jwt]', or remove issuers"
+        )
+
+
 def _at(problem: Problem) -> str:
     return f"{problem.file}:{problem.line}" if problem.file else f"line {problem.line}"
 
 
-def _parts(file: PoolFile, keys: Mapping[bytes, str]) -> Iterator[_Part]:
+def _parts(file: PoolFile, keys: Mapping[bytes, Credential]) -> Iterator[_Part]:
     names: dict[str, list[bytes]] = {}
-    for digest, name in keys.items():
-        names.setdefault(name, []).append(digest)
+    for digest, credential in keys.items():
+        names.setdefault(credential.entitlement, []).append(digest)
     for first in range(0, len(file.entitlements), PER_PART):
         some = file.entitlements[first : first + PER_PART]
         # A name is unique in the whole file, across its pools.
-        yield _Part(some, {digest: e.name for e in some for digest in names.get(e.name, ())})
+        yield _Part(some, {digest: keys[digest] for e in some for digest in names.get(e.name, ())})
 
 
 def _read_key(path: str) -> str:

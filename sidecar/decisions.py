@@ -32,14 +32,17 @@ class AdmittedRequest:
     __slots__ = (
         "account",
         "body",
+        "credential_id",
         "first_token_s",
         "hides_usage",
+        "limited_by",
         "parsed",
         "priority",
         "request_id",
         "started_at",
         "ticket",
         "trace",
+        "usage_slot",
     )
 
     def __init__(
@@ -56,6 +59,10 @@ class AdmittedRequest:
         self.started_at = started_at
         """The time of its pricing, in seconds by the monotonic clock."""
         self.account = account
+        self.credential_id = ""
+        """The id of the caller's credential; empty without one, and until the request is sent."""
+        self.limited_by = ""
+        """The id of that credential, if it has a limit of its own, which counts this request."""
         self.ticket = ticket
         """The reservation; ``None`` for a request without a price."""
         self.hides_usage = hides_usage
@@ -69,6 +76,8 @@ class AdmittedRequest:
         """The id of the request, for the access log."""
         self.trace: Trace | None = None
         """The trace of the request; ``None`` without tracing."""
+        self.usage_slot = -1
+        """The place of its record among those of running requests; -1 without usage records."""
         self.priority: int | None = None
         """The priority that the body carries, if the engine may refuse it."""
 

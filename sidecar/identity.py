@@ -1,4 +1,4 @@
-"""Identity: the entitlement of a caller.
+"""Identity: the credential of a caller, and the entitlement that it stands for.
 
 Keys are stored only as SHA-256 digests. A caller can never name its own entitlement. A trusted gateway can do
 so in a header, if the operator configures it.
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import msgspec
 
 from tokenpool.entitlements import Entitlement, KeyRef, KeySource
 
@@ -17,6 +21,8 @@ KEY_HEADERS = (b"x-api-key", b"api-key")
 """Headers whose value is a key. Anthropic's clients send the first, OpenAI's clients for Azure the second."""
 ADMINISTRATOR = "administrator"
 """The owner of each key in the ring of the administrators' keys. It is no entitlement."""
+ID_DIGITS = 8
+"""The hex digits of its digest that name a key without an id."""
 MOST_KEYS = 4
 """The most different keys of one request that are looked up. Each costs a SHA-256."""
 
@@ -33,8 +39,33 @@ class KeyUnreadable(ValueError):
         super().__init__(f"line {line}: {text}")
 
 
+class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
+    """An accepted credential. A source changes it in place, so a cached request head sees its end."""
+
+    entitlement: str
+    id: str = ""
+    """Its name in logs and usage records. It is no secret."""
+    ends_at: float = math.inf
+    """The time from which it is refused, in seconds of Unix time; minus infinity after its revocation."""
+    concurrency: int = 0
+    """The most sequences at the same time; 0 without a limit of its own."""
+
+
+def has_ended(credential: Credential, wall_clock: Callable[[], float]) -> bool:
+    """Whether a credential is refused now. Without an end, the clock is not read."""
+    ends_at = credential.ends_at
+    return ends_at != math.inf and ends_at <= wall_clock()
+
+
+class CredentialSource(Protocol):
+    """A source of credentials: the pool file's keys, issued keys, or tokens of an identity provider."""
+
+    def find(self, key: bytes) -> Credential | None:
+        """The credential that these bytes prove, or ``None``. It may have ended."""
+
+
 class KeyRing:
-    """The digests of all keys of one pool, and the entitlement of each.
+    """The digests of all keys of one pool, and the credential of each.
 
     A digest is found by its first bytes, and then compared as a whole in constant time. So the duration
     reveals nothing useful about a key.
@@ -42,21 +73,21 @@ class KeyRing:
 
     __slots__ = ("_by_index",)
 
-    def __init__(self, by_digest: Mapping[bytes, str]) -> None:
-        self._by_index: dict[bytes, list[tuple[bytes, str]]] = {}
+    def __init__(self, by_digest: Mapping[bytes, Credential]) -> None:
+        self._by_index: dict[bytes, list[tuple[bytes, Credential]]] = {}
         self.add(by_digest)
 
-    def add(self, by_digest: Mapping[bytes, str]) -> None:
+    def add(self, by_digest: Mapping[bytes, Credential]) -> None:
         """Add digests that the ring does not have."""
-        for digest, name in by_digest.items():
-            self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, name))
+        for digest, credential in by_digest.items():
+            self._by_index.setdefault(digest[:_INDEX_BYTES], []).append((digest, credential))
 
-    def find(self, key: bytes) -> str | None:
-        """The entitlement of a key, or ``None``."""
+    def find(self, key: bytes) -> Credential | None:
+        """The credential of a key, or ``None``."""
         digest = hashlib.sha256(key).digest()
-        for known, name in self._by_index.get(digest[:_INDEX_BYTES], ()):
+        for known, credential in self._by_index.get(digest[:_INDEX_BYTES], ()):
             if hmac.compare_digest(known, digest):
-                return name
+                return credential
         return None
 
     def __len__(self) -> int:
@@ -90,17 +121,17 @@ def digests(
     entitlements: Iterable[Entitlement],
     resolve: Callable[[KeyRef], str],
     taken: list[tuple[str, str]] | None = None,
-) -> dict[bytes, str]:
-    """The entitlement's name by the digest of each key. ``resolve`` reads a variable or a file.
+) -> dict[bytes, Credential]:
+    """The credential by the digest of each key. ``resolve`` reads a variable or a file.
 
     A key of two entitlements is an error. With ``taken``, the earlier entitlement keeps it, and the pair of
     names (later, earlier) is added there. Raises ``KeyUnreadable``.
     """
-    by_digest: dict[bytes, str] = {}
+    by_digest: dict[bytes, Credential] = {}
     for entitlement in entitlements:
         for ref in entitlement.api_keys:
             digest = _digest(ref, resolve)
-            owner = by_digest.setdefault(digest, entitlement.name)
+            owner = by_digest.setdefault(digest, _credential(entitlement.name, digest, ref)).entitlement
             if owner == entitlement.name:
                 continue
             if taken is not None:
@@ -116,26 +147,35 @@ def digests(
 def administrator_digests(
     refs: Iterable[KeyRef],
     resolve: Callable[[KeyRef], str],
-    others: dict[bytes, str],
+    others: dict[bytes, Credential],
     taken: list[tuple[str, str]] | None = None,
-) -> dict[bytes, str]:
+) -> dict[bytes, Credential]:
     """The digests of the administrators' keys. ``others`` are the entitlements' keys, which they must not be.
 
     With ``taken``, the administrators keep such a key, and the entitlement loses it. Raises
     ``KeyUnreadable``.
     """
-    found: dict[bytes, str] = {}
+    found: dict[bytes, Credential] = {}
     for ref in refs:
         digest = _digest(ref, resolve)
         if digest in others and taken is not None:
-            taken.append((others.pop(digest), "the administrators"))
+            taken.append((others.pop(digest).entitlement, "the administrators"))
         elif digest in others:
             raise KeyUnreadable(
                 ref.line,
-                f"{others[digest]} and the administrators have the same key; each needs its own",
+                f"{others[digest].entitlement} and the administrators have the same key; each needs its own",
             )
-        found[digest] = ADMINISTRATOR
+        found[digest] = _credential(ADMINISTRATOR, digest, ref)
     return found
+
+
+def _credential(entitlement: str, digest: bytes, ref: KeyRef) -> Credential:
+    return Credential(
+        entitlement,
+        ref.id or digest.hex()[:ID_DIGITS],
+        math.inf if ref.expires_at is None else ref.expires_at,
+        ref.concurrency or 0,
+    )
 
 
 def _digest(ref: KeyRef, resolve: Callable[[KeyRef], str]) -> bytes:

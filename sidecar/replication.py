@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from sidecar.controller.queue_metrics import wait_metrics
+from sidecar.issued_keys import IssuedKeys
 from sidecar.ports import LoopPorts
 from sidecar.published_file import READ_EVERY_S, PublishedFile
 from sidecar.telemetry import Telemetry
 from tokenpool.control.driver import Driver
-from tokenpool.leases.messages import Answer, Message
+from tokenpool.leases.messages import CREDENTIALS, Answer, Message
 from tokenpool.leases.settings import MOST_UNDER_WAY, Mode
 from tokenpool.leases.sync import LeaseSync
 from tokenpool.store import Store, StoreDown
@@ -42,6 +43,7 @@ class Replication:
         store: Store,
         ports: LoopPorts,
         published: PublishedFile,
+        issued: IssuedKeys,
         telemetry: Telemetry,
     ) -> None:
         self._interval_s = interval_s
@@ -50,6 +52,7 @@ class Replication:
         self._store = store
         self._ports = ports
         self.published = published
+        self.issued = issued
         self._telemetry = telemetry
         self.calls: Counter[str] = Counter()
         """Messages to the lease store, by result."""
@@ -65,6 +68,7 @@ class Replication:
             group.create_task(self._tick_forever())
             group.create_task(self._listen_forever())
             group.create_task(self._read_forever())
+            group.create_task(self.issued.run())
 
     async def _tick_forever(self) -> None:
         # With limits before the first answer, a new sidecar does not need fallback shares.
@@ -89,6 +93,7 @@ class Replication:
                 self._recovered()
                 self._driver.answered(message, result)
                 self.published.announced(result.file_version)
+                self.issued.announced(result.credentials)
         except Exception:
             log.critical("an answer of the lease store could not be used", exc_info=True)
 
@@ -112,7 +117,10 @@ class Replication:
         while True:
             try:
                 async for push in self._store.listen(self.sync.holder):
-                    self._driver.pushed(push)
+                    if push.kind == CREDENTIALS:
+                        self.issued.news.set()
+                    else:
+                        self._driver.pushed(push)
             except StoreDown:
                 pass  # reported by the messages
             except Exception:
@@ -165,7 +173,7 @@ class Replication:
         """The reasons why the limits cannot be used yet."""
         if self.sync.answered_at is None and not self.sync.leases.failures:
             return ["the lease store has not answered yet"]
-        return []
+        return self.issued.problems()
 
     def degraded(self) -> list[str]:
         """Notices for the operator while requests are served."""
@@ -186,6 +194,7 @@ class Replication:
 
     def metrics(self) -> Iterator[Metric]:
         """The metrics of the exchange with the lease store, for Prometheus."""
+        yield from self.issued.metrics()
         leases = self.sync.leases
         mode = GaugeMetricFamily(
             "tokenpool_store_mode", "1 for the current source of limits.", labels=("mode",)

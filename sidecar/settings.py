@@ -97,6 +97,14 @@ class Settings:
         " that faces the store",
         default=None,
     )
+    usage_spool: Path = option(
+        "folder for usage records that the usage store does not have yet; it should survive a restart of the"
+        " container",
+        default=Path("/var/spool/tokenpool"),
+    )
+    usage_spool_bytes: int = option(
+        "size limit of these records, bytes; more are dropped and counted", default=64 * 1024 * 1024
+    )
     expose_engine_metrics: bool = option(
         "serve the engine's /metrics and /v1/models on the tenants' port without a key, for routers and"
         " scrapers: true or false",

@@ -12,6 +12,7 @@ from sidecar.engine.address import EngineAddress
 from sidecar.engine.state import EngineState
 from sidecar.handover.asking import PeerLinks
 from sidecar.handover.handover import Handover
+from sidecar.issued_keys import IssuedKeys
 from sidecar.lifecycle import Lifecycle
 from sidecar.ports import LoopPorts
 from sidecar.price_sharing import PriceSharing
@@ -52,6 +53,7 @@ class SharedLimits:
         name = settings.name or socket.gethostname()
         # A restarted process is a new lease holder: the leases of its predecessor must expire.
         holder = f"{name}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.holder = holder
         self.sync = LeaseSync(holder, self.leases)
         self._store = store
         self._reporter = Reporter(engine, self.leases, telemetry, lifecycle)
@@ -61,6 +63,7 @@ class SharedLimits:
             caches = PrefixCaches() if settings.prefix_affinity == "on" else None
             self.placement, self.ports.peers = Placement(holder, caches), PeerLinks(telemetry.clock)
         self.prices = PriceSharing(holder, store, telemetry)
+        self.issued = IssuedKeys(store)
 
     def follow(self, accounts: Mapping[str, Account], now: float) -> None:
         """Use these accounts from now on."""
@@ -96,5 +99,6 @@ class SharedLimits:
             self._store,
             self.ports,
             published,
+            self.issued,
             self._telemetry,
         )

@@ -1,15 +1,15 @@
-"""The simulated clients: arrivals in open loop, or workers in closed loop."""
+"""The simulated clients: arrivals in open loop, workers in closed loop, or the requests of a record."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from simulation.clock import VirtualClock
 from simulation.engine import Prompt
 from simulation.judge import Judge
-from simulation.setup import Setup, Tenant
+from simulation.setup import Recorded, Setup, Tenant
 from simulation.sidecar import Request, Sidecar
 
 TURNS = 4
@@ -35,10 +35,14 @@ class Clients:
         self._begun = 0
         self._arrival_chance = random.Random(f"arrivals {setup.seed}")
         self._arrivals = list(accumulate(t.arrivals for t in setup.tenants))
+        self._tenants = {t.entitlement.name: (place, t) for place, t in enumerate(setup.tenants)}
 
     def start(self) -> None:
         """Schedule the first requests."""
         setup = self._setup
+        if setup.replay:
+            self._replay(iter(enumerate(setup.replay)))
+            return
         if setup.open_loop:
             self._clock.after(setup.warm_up_s / 2, self._arrive_at_random)
             return
@@ -48,8 +52,11 @@ class Clients:
                 self._clock.after(wait, lambda tenant=tenant: self._arrive(tenant, self._chance))  # type: ignore[misc]
 
     def send_again(self, tenant: Tenant, wait: float) -> None:
-        """Schedule the next request of a worker after about ``wait`` seconds. Open loop has no workers."""
-        if not self._setup.open_loop:
+        """Schedule the next request of a worker after about ``wait`` seconds. Open loop has no workers.
+
+        A record has none either: the requests that its clients sent again are in it.
+        """
+        if not self._setup.open_loop and not self._setup.replay:
             chance = self._chance
             self._clock.after(wait * chance.uniform(0.5, 1.5), lambda: self._arrive(tenant, chance))
 
@@ -70,6 +77,26 @@ class Clients:
                 self.send_again(tenant, 0.5)
         for request in sidecar.waiting:
             self.send_again(request.tenant, 0.5)
+
+    def _replay(self, following: Iterator[tuple[int, Recorded]]) -> None:
+        """Schedule the next request of the record. Times count from the end of the warm-up."""
+        number, recorded = next(following, (0, None))
+        if recorded is None:
+            return
+
+        def arrive() -> None:
+            self._offer(self._repeated(number, recorded), self._chance.choice(self._sidecars))
+            self._replay(following)
+
+        self._clock.after(max(recorded.at_s + self._setup.warm_up_s - self._clock.now, 0.0), arrive)
+
+    def _repeated(self, number: int, recorded: Recorded) -> Request:
+        """A request of the record, with a prompt of its own after the part that was cached."""
+        place, tenant = self._tenants[recorded.entitlement]
+        prompt = Prompt(number, recorded.input_tokens, recorded.cached_tokens, place)
+        request = Request(tenant, recorded.output_tokens, prompt)
+        request.recorded = recorded
+        return request
 
     def _arrive_at_random(self) -> None:
         """Poisson arrivals, each of a random tenant. They are the same for every pool that serves them."""
@@ -97,6 +124,9 @@ class Clients:
             request.prompt = self._next_turn(request.size, chance)
         is_skewed, place = chance.random() < tenant.skew, chance.random()
         sidecar = sidecars[0 if is_skewed else int(place * (len(sidecars) - self._setup.unaddressed))]
+        self._offer(request, sidecar)
+
+    def _offer(self, request: Request, sidecar: Sidecar) -> None:
         self._judge.offered(request)
         request.arrived_at = self._clock.now
         sidecar.when_awake(lambda: sidecar.offer(request))

@@ -21,6 +21,10 @@ class Prompt(NamedTuple):
 
     conversation: int
     tokens: int
+    shared: int = 0
+    """The number of its leading tokens that belong to ``family`` and not to the conversation. Only an engine
+    with steps has them."""
+    family: int = 0
 
 
 class Work(Protocol):
@@ -44,15 +48,48 @@ class Work(Protocol):
         """The engine has finished it."""
 
 
+class AnyEngine(Protocol):
+    """An engine of a simulated replica."""
+
+    @property
+    def number(self) -> int:
+        """The number of its sidecar."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The tokens of all prompts."""
+
+    @property
+    def found_tokens(self) -> int:
+        """The number of them that were in the cache."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it has a slot for one more request."""
+
+    @property
+    def running(self) -> int:
+        """The number of running requests."""
+
+    def lose(self) -> None:
+        """The engine is gone, with all its requests."""
+
+    def add(self, work: Work) -> None:
+        """A request arrives."""
+
+    def stop(self, work: Work) -> int:
+        """A request is aborted. Returns the number of its output tokens so far, if the engine counts them."""
+
+
 class RoomWatch:
     """The engines with a free slot, each with the time since which it has had one without a break."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock
-        self.free_since: dict[Engine, float] = {}
+        self.free_since: dict[AnyEngine, float] = {}
         """In the order of these times."""
 
-    def changed(self, engine: Engine) -> None:
+    def changed(self, engine: AnyEngine) -> None:
         """The number of requests on an engine changed, or the engine is gone."""
         if not engine.has_room:
             self.free_since.pop(engine, None)
@@ -99,16 +136,15 @@ class Engine:
         self._backlog.append(work)
         self._start()
 
-    def stop(self, work: Work) -> bool:
-        """A request is aborted. Returns whether it was running."""
-        was_running = work in self._running
-        if was_running:
+    def stop(self, work: Work) -> int:
+        """See ``AnyEngine``. This engine does not count tokens."""
+        if work in self._running:
             del self._running[work]
             self._start()
         elif work in self._backlog:
             self._backlog.remove(work)
             self._watch.changed(self)
-        return was_running
+        return 0
 
     def _start(self) -> None:
         while self._backlog and len(self._running) < self._slots and not self.is_gone:

@@ -42,6 +42,12 @@ class Figures:
     """Requests by entitlement."""
     shed: Counter[str] = field(default_factory=Counter)
     """Shed requests by entitlement."""
+    refusals: list[tuple[float, str, str]] = field(default_factory=list)
+    """For every shed request: the time, its entitlement, the reason."""
+    preemptions: Counter[str] = field(default_factory=Counter)
+    """Requests by entitlement that were ended for a guarantee."""
+    first_tokens: dict[str, list[float]] = field(default_factory=dict)
+    """For every request that an engine began, the seconds since its arrival, by entitlement."""
     waits: list[float] = field(default_factory=list)
     """For every admitted request, the seconds until its decision."""
     busy: float = 0.0
@@ -64,6 +70,10 @@ class Figures:
     """The seconds for which a slot had been free, for each refusal while a replica had a free slot."""
     handovers: int = 0
     """Requests that another replica began with."""
+    sends: int = 0
+    """Requests that were sent together with their asks, after the warm-up."""
+    sends_refused: int = 0
+    """Those that were refused, and decided again."""
     asks: int = 0
     """Questions to other replicas."""
     prompt_tokens: int = 0

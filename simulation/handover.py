@@ -3,17 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from simulation.engine import Engine, Prompt
+from simulation.engine import AnyEngine, Prompt
 from simulation.setup import Lie
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.admission.affinity import Cached
+from tokenpool.admission.pending import Standing
 from tokenpool.admission.placement import PeerAsk
 from tokenpool.control.driver import Driver
 from tokenpool.control.guest import Guest
+from tokenpool.entitlements import Tier
 from tokenpool.outcomes import Ending
 
 HOLD_S = 1.0
 """Seconds for which offered room is kept until the request arrives: as in ``sidecar.handover.peer_port``."""
+
+
+class Question(NamedTuple):
+    """The contents of an ask."""
+
+    number: int
+    peer: str
+    tier: Tier
+    is_preemptible: bool
+    sequences: int
+    kv_tokens: int
+    longest_wait_s: float
+    standing: Standing
+    prompt: tuple[Cached, ...]
+
+
+def question_of(ask: PeerAsk) -> Question:
+    """The contents of an ask that is sent alone."""
+    return Question(
+        ask.number,
+        ask.peer,
+        ask.tier,
+        ask.pending.account.is_preemptible,
+        ask.sequences,
+        ask.kv_tokens,
+        ask.longest_wait_s,
+        ask.standing,
+        ask.prompt,
+    )
+
+
+def question_with(ticket: Ticket) -> Question | None:
+    """The contents of the ask that is sent together with the request of this ticket; ``None`` without one."""
+    place, account, cost = ticket.place, ticket.account, ticket.cost
+    if place is None or place.sent is None:
+        return None
+    return Question(
+        place.number,
+        place.peer,
+        account.entitlement.tier,
+        account.is_preemptible,
+        cost.sequences,
+        cost.kv_tokens,
+        0.0,
+        Standing(place.sent.standing),
+        tuple(Cached(*each) for each in place.sent.prompt),
+    )
 
 
 class Host(Protocol):
@@ -21,7 +72,7 @@ class Host(Protocol):
 
     name: str
     driver: Driver
-    engine: Engine
+    engine: AnyEngine
     lie: Lie | None
 
     def now(self) -> float:
@@ -60,7 +111,7 @@ class Home(Protocol):
     def offered(self, visit: Visit) -> None:
         """The other sidecar keeps room."""
 
-    def refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
+    def refused(self, visit: Visit, *, has_failed: bool) -> None:
         """The other sidecar has no room, or is lost."""
 
     def began_elsewhere(self, visit: Visit) -> None:
@@ -81,13 +132,21 @@ class Wire(Protocol):
 
 
 class Visit:
-    """One ask, until the end of its request. It is the port of the guest, and the work of the engine."""
+    """One ask, until the end of its request. It is the port of the guest, and the work of the engine.
 
-    def __init__(self, wire: Wire, home: Home, host: Host, ask: PeerAsk) -> None:
+    ``ask`` is ``None`` if the ask is sent together with its request.
+    """
+
+    def __init__(
+        self, wire: Wire, home: Home, host: Host, question: Question, ask: PeerAsk | None = None
+    ) -> None:
         self.home = home
         self.host = host
+        self.question = question
         self.ask = ask
         self.request: Hosted | None = None
+        self.is_answered = False
+        """Whether the home sidecar knows that the host has begun, or has no room."""
         self._wire = wire
         self._guest = Guest(host.driver, self)
         self._is_over = self._has_arrived = False
@@ -108,22 +167,27 @@ class Visit:
         self.request = request
         self._to_host(self._on_request)
 
+    def send_with_ask(self, request: Hosted) -> None:
+        """Send the ask and the request in one message."""
+        self.request = request
+        self._to_host(self._on_ask)
+
     # --- on the host ---
 
     def _on_ask(self) -> None:
-        ask = self.ask
+        asked = self.question
         if self.host.lie is Lie.BOASTS:
             self.refuse()
         elif not self._is_over and self.host.lie is not Lie.SILENT:
             self._guest.ask(
-                ask.tier,
-                ask.sequences,
-                ask.kv_tokens,
-                ask.longest_wait_s,
+                asked.tier,
+                asked.sequences,
+                asked.kv_tokens,
+                asked.longest_wait_s,
                 self.host.now(),
-                is_preemptible=ask.pending.account.is_preemptible,
-                standing=ask.standing,
-                prompt=ask.prompt,
+                is_preemptible=asked.is_preemptible,
+                standing=asked.standing,
+                prompt=asked.prompt,
             )
 
     def _on_request(self) -> None:
@@ -145,6 +209,9 @@ class Visit:
 
     def offer(self) -> None:
         """See ``GuestPort``."""
+        if self.ask is None:
+            self._on_request()
+            return
         self._to_home(lambda: self.home.offered(self), may_be_lost=True)
         self.host.later(HOLD_S, self._end_hold)
 
@@ -158,7 +225,7 @@ class Visit:
         """See ``GuestPort``."""
         self._is_over = True
         self._wire.visit_ended(self)
-        self._to_home(lambda: self.home.refused(self.ask, has_failed=False), may_be_lost=True)
+        self._to_home(lambda: self.home.refused(self, has_failed=False), may_be_lost=True)
 
     def preempt(self) -> None:
         """See ``GuestPort``."""
@@ -208,7 +275,7 @@ class Visit:
     def _tell_lost(self) -> None:
         """The home sidecar notices that its connection is closed."""
         if self.request is None:
-            self._to_home(lambda: self.home.refused(self.ask, has_failed=True))
+            self._to_home(lambda: self.home.refused(self, has_failed=True))
         else:
             self._report_end(Ending.UPSTREAM_ERROR)
 

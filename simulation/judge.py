@@ -103,6 +103,7 @@ class Judge:
         name, store = request.entitlement, self._network.lease_store
         figures.sheds[shed.reason.value] += 1
         figures.shed[name] += 1
+        figures.refusals.append((self._clock.now, name, shed.reason.value))
         record = store.record(name, self._clock.now) if store is not None else None
         in_use = self._running[name]
         if record is not None and shed.reason in _BY_LIMIT and not sidecar.uses_fallback:
@@ -141,8 +142,9 @@ class Judge:
         self._count_busy()
         self._busy += 1
         if self._counts:
-            waits = self._figures.tiers[request.tenant.entitlement.tier].waits
-            waits.append(self._clock.now - request.arrived_at)
+            wait = self._clock.now - request.arrived_at
+            self._figures.tiers[request.tenant.entitlement.tier].waits.append(wait)
+            self._figures.first_tokens.setdefault(request.entitlement, []).append(wait)
 
     def ended(self, request: Request) -> None:
         """A request is served and settled."""
@@ -153,6 +155,13 @@ class Judge:
         figures.service[name] += request.size
         figures.served.append((request.began_at, self._clock.now, name, request.size))
 
+    def displaced(self, request: Request) -> None:
+        """No replica has begun with an admitted request: it is decided again."""
+        self._running[request.entitlement] -= 1
+        self._borrowed[request.entitlement] -= request.is_borrowed
+        if self._counts:
+            self._figures.admitted -= 1
+
     def preempted(self, request: Request) -> None:
         """A spot request is ended for a guarantee."""
         self._leave(request)
@@ -161,6 +170,7 @@ class Judge:
             self._busy -= 1
         if self._counts:
             self._figures.preempted += 1
+            self._figures.preemptions[request.entitlement] += 1
 
     def _leave(self, request: Request) -> None:
         self._borrowed[request.entitlement] -= request.is_borrowed

@@ -50,6 +50,24 @@ def one_pool(replicas: int, load: float, *, seed: int, seconds: float = 30.0) ->
     return Setup(tenants, replicas, SLOTS, seconds, seed=seed, open_loop=rate, warm_up_s=WARM_UP_S)
 
 
+def guarantee_beside_floods(*, seed: int, seconds: float = 60.0) -> Setup:
+    """The floods of ``experiments.pool_guarantee``: four replicas, nine of ten requests at the first one.
+
+    A guaranteed tenant with four sequences sends 3 requests/s of 0.24 s. Elastic requests ask for 60 % of the
+    pool, and spot for 150 %. The simulated engines have no steps, and the sidecars take no CPU time.
+    """
+    slots = 4 * SLOTS
+    guarantee = Amount(200, 1024, 4)
+    owner = Entitlement("owner", "pool", Tier.GUARANTEED, guarantee=guarantee)
+    rates = {Tier.ELASTIC: 0.6 * slots, Tier.SPOT: 1.5 * slots}
+    tenants = [
+        Tenant(owner, 0, 12, arrivals=3.0),
+        *(Tenant(Entitlement(t.value, "pool", t), 0, TOKENS, arrivals=rate) for t, rate in rates.items()),
+    ]
+    rate = sum(tenant.arrivals for tenant in tenants)
+    return skewed(Setup(tenants, 4, SLOTS, seconds, seed=seed, open_loop=rate, warm_up_s=WARM_UP_S))
+
+
 def without_handover(setup: Setup) -> Setup:
     """The same pool without handover."""
     return replace(setup, handover=False)

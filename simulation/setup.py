@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loadgen.engine.model import Model
 from tokenpool.admission.queue import QueueSettings
-from tokenpool.entitlements import Entitlement, Group
+from tokenpool.entitlements import Entitlement, Group, Pricing, ReplicaCapacity
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.planning.planner import PlannerSettings
 
@@ -69,6 +70,20 @@ class Lie(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Recorded:
+    """One request of the past. Its tokens are those that the engine reported."""
+
+    at_s: float
+    """Its arrival, in seconds from the first arrival of the record."""
+    entitlement: str
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int = 0
+    """The leading input tokens that were in the prefix cache. They are a prefix that all requests of the
+    entitlement share."""
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """One simulation."""
 
@@ -110,6 +125,18 @@ class Setup:
     """The groups of the tenants' entitlements."""
     liars: Sequence[Lie] = ()
     """The lies of the last sidecars."""
+    replay: Sequence[Recorded] = ()
+    """Requests of the past, in the order of their times, in place of random ones. They need ``model``."""
+    states_bound: bool = False
+    """Whether a replayed request states its recorded output as its bound; otherwise it states none."""
+    model: Model | None = None
+    """The engine, step by step, as ``loadgen engine`` runs it. The sidecars then learn its capacity from its
+    metrics. ``None``: an engine with ``slots`` sequences of constant speed, whose capacity is known."""
+    replica: ReplicaCapacity = ReplicaCapacity()
+    """The pool file's capacity of a replica; for ``model`` only."""
+    pricing: Pricing = Pricing()
+    poll_s: float = 0.25
+    """The interval between two reads of the engine's metrics; for ``model`` only."""
 
     @property
     def notice_s(self) -> float:

@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import Protocol
 
 from simulation.clock import VirtualClock
-from simulation.engine import PROMPT_TOKENS_S, Engine, Prompt, RoomWatch
-from simulation.handover import Visit
-from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Setup, Tenant
+from simulation.engine import PROMPT_TOKENS_S, AnyEngine, Engine, Prompt, RoomWatch
+from simulation.handover import Question, Visit, question_of, question_with
+from simulation.learned import LearnedEngine
+from simulation.setup import KV_PER_SLOT, TOKENS_PER_SEQUENCE_S, Lie, Recorded, Setup, Tenant
+from simulation.stepped_engine import SteppedEngine
 from tokenpool.accounting.account import Account
 from tokenpool.accounting.group_accounts import group_accounts, place
 from tokenpool.accounting.ticket import Ticket
@@ -24,7 +26,6 @@ from tokenpool.amounts import Amount
 from tokenpool.capacity.room import PREEMPTIBLE_QUEUE, EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
 from tokenpool.control.driver import Driver
-from tokenpool.entitlements import Pricing
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Answer, Message, Push, ReplicaRoom
 from tokenpool.leases.settings import Mode
@@ -33,6 +34,7 @@ from tokenpool.leases.wire import SidecarReport, encode_report
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost, EngineShape, Usage
 from tokenpool.pricing.learned_costs import PREFIX_BYTES
+from tokenpool.quotas.messages import QuotaMessage
 
 TIMEOUT_S = 0.5
 """The time after which a sidecar treats a message as lost."""
@@ -72,8 +74,11 @@ class Environment(Protocol):
     def request_handed_over(self) -> None:
         """Another replica begins with a request."""
 
-    def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
-        """An ask to another sidecar; ``None`` if that sidecar is gone."""
+    def request_displaced(self, request: Request) -> None:
+        """Another replica has refused an admitted request. It is decided again."""
+
+    def visit(self, sidecar: Sidecar, question: Question, ask: PeerAsk | None) -> Visit | None:
+        """An ask to another sidecar; ``None`` if that sidecar is gone. See ``Visit``."""
 
 
 class Request:
@@ -88,6 +93,7 @@ class Request:
         "is_borrowed",
         "is_running",
         "prompt",
+        "recorded",
         "sidecar",
         "size",
         "tenant",
@@ -103,6 +109,8 @@ class Request:
         self.size = size
         """Its tokens; with a prompt, its output tokens."""
         self.prompt = prompt
+        self.recorded: Recorded | None = None
+        """The request of the past that it repeats."""
         self.cached_tokens = 0
         self.ticket: Ticket | None = None
         self.visit: Visit | None = None
@@ -166,7 +174,9 @@ class Sidecar:
         self._offset = chance.uniform(0, 1000)
         self._speed = 1 + chance.uniform(-1, 1) * setup.faults.drift
         now = self.now()
-        self.accounts = {t.entitlement.name: Account(t.entitlement, Pricing(), now) for t in setup.tenants}
+        self.accounts = {
+            t.entitlement.name: Account(t.entitlement, setup.pricing, now) for t in setup.tenants
+        }
         place(self.accounts.values(), setup.groups, group_accounts(setup.groups, {}, now))
         queue = AdmissionQueue(setup.queue)
         self.leases = Leases(setup.settings, setup.sidecars, queue)
@@ -179,18 +189,45 @@ class Sidecar:
         sync.follow(self.accounts, now)
         self.driver = Driver(self.control, self, sync)
         rate = PROMPT_TOKENS_S if setup.conversations else TOKENS_PER_SEQUENCE_S
-        self.capacity = Amount(setup.slots * rate, setup.slots * KV_PER_SLOT, setup.slots)
-        self.control.engine_changed(_room(setup.slots), now)
+        self._known_capacity = Amount(setup.slots * rate, setup.slots * KV_PER_SLOT, setup.slots)
+        self._shape = SHAPE
+        self._learned: LearnedEngine | None = None
+        """The knowledge of an engine with steps."""
         self.waiting: dict[Request, None] = {}
         """Requests that wait for their decision."""
         self.admitted: dict[Request, None] = {}
         """Requests that run."""
-        self.engine = Engine(world.clock, setup.slots, world.watch, number)
+        self.engine: AnyEngine
+        if setup.model is None:
+            self.engine = Engine(world.clock, setup.slots, world.watch, number)
+            self.control.engine_changed(_room(setup.slots), now)
+        else:
+            engine = SteppedEngine(world.clock, setup.model, world.watch, number, setup.seed)
+            self.engine, self._learned = engine, LearnedEngine(engine, setup.replica)
+            self._shape = EngineShape(setup.model.block_size, setup.model.window)
         self._visits: dict[int, Visit] = {}
         """The asks to other replicas by number, until their request is sent."""
         self._awaited: set[int] = set()
         """Numbers of messages that are neither answered nor failed."""
         self._wakes_at = math.inf
+        self.observe_engine()
+
+    @property
+    def capacity(self) -> Amount:
+        """The capacity of its engine, as it states it."""
+        return self._known_capacity if self._learned is None else self._learned.capacity
+
+    def observe_engine(self) -> None:
+        """Read the metrics of an engine with steps, and schedule the next read."""
+        learned = self._learned
+        if learned is None:
+            return
+        now, ledger = self.now(), self.control.ledger
+        learned.observe(ledger.concurrency_in_use, ledger.kv_in_use)
+        reserved = self.control.slots_to_reserve(learned.room.slots, now)
+        self.control.engine_changed(replace(learned.room, reserved_slots=reserved), now)
+        self.driver.act()
+        self.later(self._world.setup.poll_s, self.observe_engine)
 
     @property
     def uses_fallback(self) -> bool:
@@ -216,10 +253,15 @@ class Sidecar:
     def offer(self, request: Request) -> None:
         """Decide a request, or let it wait."""
         account = self.accounts[request.entitlement]
-        ask = _ask(request)
-        cost = account.pricer.price(ask, SHAPE)
+        ask = _ask(request, states_bound=self._world.setup.states_bound)
+        cost = account.pricer.price(ask, self._shape)
         request.assign(self, account, cost)
-        outcome = self.control.offer(account, ask, cost, self.now(), request=request)
+        self._offer(request, ask, None)
+
+    def _offer(self, request: Request, ask: Ask, arrived_at: float | None) -> None:
+        outcome = self.control.offer(
+            request.account, ask, request.cost, self.now(), request=request, arrived_at=arrived_at
+        )
         if isinstance(outcome, PendingRequest):
             self.waiting[request] = None
             self.driver.wait(outcome, request)
@@ -231,6 +273,8 @@ class Sidecar:
         """Send an admitted request to the engine, or refuse it."""
         self.waiting.pop(request, None)
         if isinstance(outcome, Shed):
+            if self._learned is not None:
+                self._learned.shed(outcome)
             self._world.request_shed(self, request, outcome)
             return
         request.ticket, request.is_borrowed = outcome, outcome.is_borrowed
@@ -241,11 +285,40 @@ class Sidecar:
     def send(self, request: Request) -> None:
         """Send an admitted request to the engine, or to the replica that keeps room for it."""
         ticket = request.ticket
-        if ticket is not None and ticket.place is not None:
-            request.visit = visit = self._visits.pop(ticket.place.number)
-            visit.send(request)
-        else:
+        if ticket is None or ticket.place is None:
             self.engine.add(request)
+            return
+        question = question_with(ticket)
+        if question is not None:
+            self._send_with_ask(request, question)
+            return
+        request.visit = visit = self._visits.pop(ticket.place.number)
+        visit.send(request)
+
+    def _send_with_ask(self, request: Request, question: Question) -> None:
+        request.visit = visit = self._world.visit(self, question, None)
+        if visit is None:
+            self.later(0.0, lambda: self._place_again(request))  # the connection to that sidecar is closed
+            return
+        visit.send_with_ask(request)
+        self.later(LATE_S, lambda: self._give_up_sent(visit))
+
+    def _give_up_sent(self, visit: Visit) -> None:
+        """The other sidecar is silent. It may have begun, so the request ends."""
+        request = visit.request
+        if isinstance(request, Request) and request.visit is visit and not visit.is_answered:
+            visit.cancel()
+            self.finished(request, Ending.UPSTREAM_ERROR)
+
+    def _place_again(self, request: Request) -> None:
+        """Another replica has not begun with a request: decide it again."""
+        ticket, request.ticket, request.visit = request.ticket, None, None
+        if ticket is None:
+            return
+        self.admitted.pop(request, None)
+        self._world.request_displaced(request)
+        self.driver.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, reported=False)
+        self._offer(request, ticket.ask, self._offset + request.arrived_at * self._speed)
 
     def began(self, request: Request) -> None:
         """The engine begins with a request."""
@@ -269,33 +342,34 @@ class Sidecar:
         self._world.request_ended(request)
         prompt = request.prompt
         input_tokens = ticket.cost.input_tokens if prompt is None else prompt.tokens
-        spent = Usage(input_tokens, ticket.ask.output_bound or 0, request.cached_tokens)
+        output_tokens = (ticket.ask.output_bound or 0) if prompt is None else request.size
+        spent = Usage(input_tokens, output_tokens, request.cached_tokens)
         self.driver.settle(ticket, spent, Ending.FINISHED)
 
     def preempt(self, request: Request, ticket: Ticket) -> None:
         """End a spot request for a guarantee."""
-        self.engine.stop(request)
+        relayed = self.engine.stop(request)
         self.admitted.pop(request, None)
         self._world.request_preempted(request)
-        self.driver.settle(ticket, Usage(ticket.cost.input_tokens, 0), Ending.PREEMPTED)
+        self.driver.settle(ticket, Usage(ticket.cost.input_tokens, relayed), Ending.PREEMPTED)
 
     # --- handover ---
 
     def ask(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
-        visit = self._world.visit(self, ask)
+        visit = self._world.visit(self, question_of(ask), ask)
         if visit is None:
-            self.later(TIMEOUT_S, lambda: self.refused(ask, has_failed=True))
+            self.later(TIMEOUT_S, lambda: self._refused(ask, has_failed=True))
             return
         self._visits[ask.number] = visit
         visit.send_ask()
-        self.later(ask.longest_wait_s + LATE_S, lambda: self._give_up(visit))
+        self.later(ask.longest_wait_s + LATE_S, lambda: self._give_up(visit, ask))
 
-    def _give_up(self, visit: Visit) -> None:
+    def _give_up(self, visit: Visit, ask: PeerAsk) -> None:
         """The other sidecar is silent: close the connection."""
-        if self._visits.get(visit.ask.number) is visit:
+        if self._visits.get(ask.number) is visit:
             visit.cancel()
-            self.refused(visit.ask, has_failed=True)
+            self._refused(ask, has_failed=True)
 
     def cancel(self, ask: PeerAsk) -> None:
         """See ``Ports``."""
@@ -305,26 +379,45 @@ class Sidecar:
 
     def offered(self, visit: Visit) -> None:
         """See ``Home``."""
-        if visit.ask.number not in self._visits or not self.driver.peer_offered(visit.ask):
-            self._visits.pop(visit.ask.number, None)
+        ask = visit.ask
+        assert ask is not None
+        if ask.number not in self._visits or not self.driver.peer_offered(ask):
+            self._visits.pop(ask.number, None)
             visit.cancel()
 
-    def refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
+    def refused(self, visit: Visit, *, has_failed: bool) -> None:
         """See ``Home``."""
+        request = visit.request
+        if visit.ask is not None:
+            self._refused(visit.ask, has_failed=has_failed)
+        elif isinstance(request, Request) and request.visit is visit:
+            self._answered_sent(visit, has_room=False)
+            self._place_again(request)
+
+    def _refused(self, ask: PeerAsk, *, has_failed: bool) -> None:
         self._visits.pop(ask.number, None)
         self.driver.peer_refused(ask, has_failed=has_failed)
+
+    def _answered_sent(self, visit: Visit, *, has_room: bool) -> None:
+        """The other sidecar answers a request that it got together with the ask."""
+        request = visit.request
+        if visit.ask is None and not visit.is_answered and isinstance(request, Request):
+            visit.is_answered = True
+            if request.ticket is not None and request.ticket.place is not None:
+                self.driver.place_answered(request.ticket.place, has_room=has_room)
 
     def began_elsewhere(self, visit: Visit) -> None:
         """See ``Home``."""
         request = visit.request
-        if isinstance(request, Request) and request.ticket is not None:
+        self._answered_sent(visit, has_room=True)
+        if isinstance(request, Request) and request.visit is visit and request.ticket is not None:
             self._world.request_handed_over()
             self.began(request)
 
     def ended_elsewhere(self, visit: Visit, ending: Ending) -> None:
         """See ``Home``."""
         request = visit.request
-        if isinstance(request, Request):
+        if isinstance(request, Request) and request.visit is visit:
             self.finished(request, ending)
 
     # --- the driver's ports ---
@@ -358,6 +451,10 @@ class Sidecar:
         self._world.carry(self, sent, lambda answer: self.when_awake(lambda: self._answered(message, answer)))
         self.later(TIMEOUT_S, lambda: self._missed(message))
 
+    def send_quotas(self, message: QuotaMessage) -> None:
+        """See ``Ports``. These tenants have no quotas; ``simulation.quotas`` has such a pool."""
+        raise AssertionError("no quota is configured")
+
     def _untrue(self, room: ReplicaRoom) -> ReplicaRoom:
         if self.lie is Lie.BOASTS:
             return ReplicaRoom(
@@ -390,9 +487,12 @@ class Sidecar:
         self.driver.pushed(push)
 
 
-def _ask(request: Request) -> Ask:
+def _ask(request: Request, *, states_bound: bool) -> Ask:
     """The ask of a request. Without a prompt, a quarter of its tokens is its input."""
-    prompt, size = request.prompt, request.size
+    prompt, size, recorded = request.prompt, request.size, request.recorded
+    if recorded is not None:
+        bound = size if states_bound else None
+        return Ask(token_ids=recorded.input_tokens, output_bound=bound, target=("chat", "m"))
     if prompt is None:
         return Ask(token_ids=size // 4, output_bound=size - size // 4)
     text_bytes = BYTES_PER_TOKEN * prompt.tokens

@@ -14,7 +14,7 @@ from simulation.clock import VirtualClock
 from simulation.coordinator import Coordinator
 from simulation.engine import RoomWatch
 from simulation.figures import Figures
-from simulation.handover import Visit
+from simulation.handover import Question, Visit
 from simulation.judge import Judge
 from simulation.network import Network
 from simulation.setup import Setup
@@ -108,14 +108,21 @@ class World:
         """See ``Environment``."""
         self._figures.handovers += self.clock.now >= self.setup.warm_up_s
 
-    def visit(self, sidecar: Sidecar, ask: PeerAsk) -> Visit | None:
+    def request_displaced(self, request: Request) -> None:
         """See ``Environment``."""
-        self._figures.asks += self.clock.now >= self.setup.warm_up_s
-        number, _, _ = ask.peer[1:].partition(".")
+        self._figures.sends_refused += self.clock.now >= self.setup.warm_up_s
+        self._judge.displaced(request)
+
+    def visit(self, sidecar: Sidecar, question: Question, ask: PeerAsk | None) -> Visit | None:
+        """See ``Environment``."""
+        counts = self.clock.now >= self.setup.warm_up_s
+        self._figures.asks += counts
+        self._figures.sends += counts and ask is None
+        number, _, _ = question.peer[1:].partition(".")
         host = self._sidecars[int(number)] if int(number) < len(self._sidecars) else None
-        if host is None or host.name != ask.peer:
+        if host is None or host.name != question.peer:
             return None
-        visit = Visit(self, sidecar, host, ask)
+        visit = Visit(self, sidecar, host, question, ask)
         self._visits[visit] = None
         return visit
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +19,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 CORES = 2
 """Jobs run as if the machine had two cores, so that a run takes about as long everywhere."""
 POLL_S = 0.2
 NICENESS = 19
 """The lowest priority that a process can have."""
+MOST_TRIED_AGAIN = 5
+"""A job with more failed tests is broken. No test of it runs again."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,13 @@ class Job:
 
     Its cores count among the jobs in the background only, so it may run beside a job that needs all cores.
     """
+    tries_again: bool = False
+    """Whether failed tests run once more, when all other jobs have ended, and the run names them.
+
+    This is for tests with real processes, which other jobs may delay for seconds.
+    """
+    folder: Path = ROOT
+    """Where the command runs."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,8 @@ class Ended:
     output: Path
     cpu_s: float = 0.0
     """The CPU time of its processes, in seconds. Daemons, such as dockerd, do not count."""
+    tried_again: tuple[str, ...] = ()
+    """The tests that failed and then passed alone."""
 
     @property
     def line(self) -> str:
@@ -76,14 +91,17 @@ def _make(target: str) -> list[str]:
 
 _SHARED = ("-n", str(CORES), "--dist", "worksteal")
 # The threshold holds for both tiers together, see `make coverage`.
-# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation.
-# `make unit` and `unit-compiled` run all of them.
+# A measured example takes twice the time. So a quarter of the examples is measured, and no simulation. The
+# coverage of the other packages does not count. `make unit` and `unit-compiled` run all of them.
 _COVERAGE = (
     "--cov",
     "--cov-report=",
     "--cov-fail-under=0",
     "--hypothesis-profile=measured",
-    "--ignore=tests/unit/simulation",
+    *(
+        f"--ignore=tests/unit/{package}"
+        for package in ("simulation", "loadgen", "injector", "experiments", "dashboard", "release")
+    ),
 )
 _BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(ROOT / ".cache" / "bytecode")}
 """Python keeps the bytecode of tests and sources, whatever the caller's setting is.
@@ -126,31 +144,41 @@ JOBS = [
         environment=_COMPILED,
         is_background=True,
     ),
-    Job("processes", _pytest("-m", "exclusive", "tests/integration"), cores=2, environment=_BYTECODE),
+    Job(
+        "processes",
+        _pytest("-m", "exclusive", "tests/integration"),
+        cores=2,
+        environment=_BYTECODE,
+        tries_again=True,
+    ),
     Job(
         "vllm",
         _pytest(_AS_INSTALLED, "tests/e2e/vllm", *(f"--ignore={file}" for file in _OWN_ENGINES)),
         frozenset({"engine", "compile"}),
         cores=2,
         environment=_COMPILED,
+        tries_again=True,
     ),
     Job(
         "containers",
         _pytest(_AS_INSTALLED, *_LONG_SETUP, "tests/e2e/containers"),
         frozenset({"engine", "provide", "compile"}),
         environment=_COMPILED,
+        tries_again=True,
     ),
     # Its tests mostly wait for processes: in turn, 551 s of them took 257 s of CPU. So two run on one core.
     Job(
         "integration",
         _pytest(*_SHARED, *_COVERAGE, "-m", "not exclusive", "tests/integration"),
         environment=_measured("integration"),
+        tries_again=True,
     ),
     Job(
         "sidecar-compiled",
         _pytest(_AS_INSTALLED, *_SHARED, "-m", "not exclusive", "tests/integration/sidecar"),
         frozenset({"compile"}),
         environment=_COMPILED,
+        tries_again=True,
     ),
     # Mostly starts of engines, of 20 s each. No time is measured, so other jobs may run beside them.
     Job(
@@ -158,12 +186,14 @@ JOBS = [
         _pytest(_AS_INSTALLED, *_OWN_ENGINES),
         frozenset({"engine", "compile"}),
         environment=_COMPILED,
+        tries_again=True,
     ),
     Job(
         "browser",
         _pytest(_AS_INSTALLED, "tests/e2e/browser"),
         frozenset({"provide", "compile"}),
         environment=_COMPILED,
+        tries_again=True,
     ),
     Job("coverage", _make("coverage"), frozenset({"unit", "integration"})),
 ]
@@ -196,15 +226,42 @@ def unmeasured(job: Job) -> Job:
 
 
 def run(jobs: Sequence[Job], out: Path, say: Callable[[str], None], *, cores: int = CORES) -> list[Ended]:
-    """Run jobs beside each other, in order as far as what they need and the cores allow."""
+    """Run jobs beside each other, in order as far as what they need and the cores allow.
+
+    Then the failed tests of some jobs run once more, and the jobs that waited for those.
+    """
     out.mkdir(exist_ok=True)
     began = time.monotonic()
-    waiting, running, ended = list(jobs), list[_Running](), dict[str, Ended]()
 
     def tell(text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - began), 60)
         say(f"[{minutes:2d}:{seconds:02d}] {text}")
 
+    ended = _run_beside_each_other(jobs, {}, out, say, tell, cores)
+    for first in list(ended.values()):
+        if tests := _to_try_again(first, out):
+            tell(f"{first.job.name}: once more, alone: {' '.join(tests)}")
+            second = _try_again(first, tests, out)
+            ended[first.job.name] = second
+            tell(second.line)
+            if second.code != 0:
+                say(second.output.read_text(errors="replace"))
+    left = [job for job in jobs if ended[job.name].code is None]
+    passed = {name: each for name, each in ended.items() if each.code is not None}
+    ended |= _run_beside_each_other(left, passed, out, say, tell, cores)
+    return [ended[job.name] for job in jobs]
+
+
+def _run_beside_each_other(
+    jobs: Sequence[Job],
+    before: Mapping[str, Ended],
+    out: Path,
+    say: Callable[[str], None],
+    tell: Callable[[str], None],
+    cores: int,
+) -> dict[str, Ended]:
+    """How these jobs and those ``before`` ended."""
+    waiting, running, ended = list(jobs), list[_Running](), dict(before)
     try:
         while waiting or running:
             for each in [each for each in running if each.has_ended()]:
@@ -216,7 +273,7 @@ def run(jobs: Sequence[Job], out: Path, say: Callable[[str], None], *, cores: in
             passed = {name: each.code == 0 for name, each in ended.items()}
             for job in startable(waiting, passed, [each.job for each in running], cores):
                 waiting.remove(job)
-                running.append(_Running(job, out / f"{job.name}.txt"))
+                running.append(_Running(job, out / f"{job.name}.txt", _cache(job, out)))
                 tell(f"{job.name}: started")
             for job in [job for job in waiting if any(n in ended and ended[n].code != 0 for n in job.needs)]:
                 waiting.remove(job)
@@ -226,7 +283,44 @@ def run(jobs: Sequence[Job], out: Path, say: Callable[[str], None], *, cores: in
     finally:
         for each in running:
             each.interrupt()
-    return list(ended.values())
+    return ended
+
+
+def _cache(job: Job, out: Path) -> list[str]:
+    """Options of pytest with which it keeps the names of failed tests. Removes those of an earlier run."""
+    shutil.rmtree(out / f".failed.{job.name}", ignore_errors=True)
+    return (
+        ["-p", "cacheprovider", "-o", f"cache_dir={out.resolve() / f'.failed.{job.name}'}"]
+        if job.tries_again
+        else []
+    )
+
+
+def _to_try_again(first: Ended, out: Path) -> list[str]:
+    """The failed tests of a job that may run once more."""
+    if first.code != pytest.ExitCode.TESTS_FAILED or not first.job.tries_again:
+        return []
+    failed = out / f".failed.{first.job.name}" / "v" / "cache" / "lastfailed"
+    tests = list(json.loads(failed.read_text())) if failed.exists() else []
+    return tests if len(tests) <= MOST_TRIED_AGAIN else []
+
+
+def _try_again(first: Ended, tests: Sequence[str], out: Path) -> Ended:
+    """Run tests of a job alone, one after the other."""
+    program, options = first.job.command[:1], unmeasured(first.job).command[1:]
+    kept = [word for word in options if word not in _SHARED and not (first.job.folder / word).exists()]
+    again = replace(first.job, command=[*program, *kept, *tests])
+    running = _Running(again, out / f"{first.job.name}.again.txt", [])
+    while not running.has_ended():
+        time.sleep(POLL_S)
+    second = running.end()
+    return replace(
+        second,
+        job=first.job,
+        seconds=first.seconds + second.seconds,
+        cpu_s=first.cpu_s + second.cpu_s,
+        tried_again=tuple(tests) if second.code == 0 else (),
+    )
 
 
 def startable(
@@ -252,7 +346,7 @@ def startable(
 
 
 class _Running:
-    def __init__(self, job: Job, output: Path) -> None:
+    def __init__(self, job: Job, output: Path, options: Sequence[str]) -> None:
         self.job = job
         self._output = output
         self._began = time.monotonic()
@@ -260,8 +354,8 @@ class _Running:
         lowest = ["nice", "-n", str(NICENESS)] if job.is_background else []
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [*lowest, *job.command],
-                cwd=ROOT,
+                [*lowest, *job.command, *options],
+                cwd=job.folder,
                 env=os.environ | job.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -300,7 +394,9 @@ def run_in_turn(jobs: Iterable[Job]) -> int:
     for job in jobs:
         began = time.monotonic()
         print(f"{job.name}: {' '.join(job.command)}", flush=True)
-        code = subprocess.run(job.command, cwd=ROOT, env=os.environ | job.environment, check=False).returncode
+        code = subprocess.run(
+            job.command, cwd=job.folder, env=os.environ | job.environment, check=False
+        ).returncode
         print(f"{job.name}: {time.monotonic() - began:.0f} s", flush=True)
         if code != 0:
             return code
@@ -321,6 +417,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     ended = run(jobs, ROOT / "out", lambda line: print(line, flush=True))
     failed = [each.job.name for each in ended if each.code != 0]
+    for each in ended:
+        for test in each.tried_again:
+            print(f"failed beside other jobs, passed alone: {test}")
     print(f"FAILED: {', '.join(failed)}" if failed else "everything passed")
     return 1 if failed else 0
 

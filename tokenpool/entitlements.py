@@ -41,6 +41,12 @@ class KeyRef:
     value: str = field(repr=False)
     line: int = 0
     """The line in the pool file, from 1; 0 if unknown."""
+    id: str = ""
+    """The name of the key in logs and usage records; empty for the first 8 hex digits of its digest."""
+    expires_at: float | None = None
+    """The time from which the key is refused, in seconds of Unix time; ``None`` if it never expires."""
+    concurrency: int | None = None
+    """The most sequences that run at the same time with this key; ``None`` without a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,26 @@ class OutputEstimate:
     """The output tokens to reserve: a quantile of past outputs, or the request's whole bound (``None``)."""
 
     quantile: float | None = 0.9
+
+
+class Window(StrEnum):
+    """A calendar window of a quota. A week begins on Monday."""
+
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A budget over each calendar window, as opposed to a rate."""
+
+    tokens: float
+    """Weighted tokens per window: the throughput costs of its requests, with the weights of the pool."""
+    per: Window
+    timezone: str = "UTC"
+    """The IANA time zone in which the windows begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +104,8 @@ class Entitlement:
     api_keys: tuple[KeyRef, ...] = ()
     preemptible: bool = True
     """Whether a guarantee may end running spot requests. Requests of other tiers are never preempted."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests. All of them apply."""
     group: str | None = None
     """The name of its group; ``None`` for an entitlement in no group."""
 
@@ -108,6 +136,8 @@ class Group:
     promise."""
     ceiling: Amount = UNBOUNDED
     weight: float = 1.0
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of the requests of all members together. All of them apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +162,31 @@ class Pricing:
     tool_tokens: int = 0
 
 
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """The prices of a pool in money, per million tokens. Reports use them; no decision depends on them."""
+
+    currency: str
+    """The code of ISO 4217, such as ``EUR``."""
+    input: float = 0.0
+    """Uncached input tokens."""
+    cached_input: float = 0.0
+    """Input tokens from the prefix cache."""
+    output: float = 0.0
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+        """The price of some usage. ``input_tokens`` include those from the cache."""
+        weighted = (
+            self.input * (input_tokens - cached_tokens)
+            + self.cached_input * cached_tokens
+            + self.output * output_tokens
+        )
+        return weighted / MILLION
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """One model behind one service: the capacity of all its replicas together."""
@@ -142,10 +197,57 @@ class Pool:
     min_replicas: int = 1
     max_replicas: int = 1
     pricing: Pricing = Pricing()
+    prices: Prices | None = None
+    """``None`` if reports state no costs."""
+    usage_records: bool = False
+    """Whether each settled request becomes a record in the usage store."""
 
     def serves(self, model: str) -> bool:
         """Whether requests for this model belong to the pool."""
         return "*" in self.models or model in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRule:
+    """One rule from the claims of a JWT to an entitlement. The first rule that matches decides.
+
+    - Without ``claim`` it matches every JWT.
+    - With ``value`` the claim must be this text, or a list that contains it.
+    - Without ``entitlement`` the text in the claim is the name of the entitlement.
+    """
+
+    claim: tuple[str, ...] = ()
+    """The name of the claim. Several names are a path through nested objects."""
+    value: str | None = None
+    entitlement: str | None = None
+    line: int = 0
+    """The line in the pool file, from 1; 0 if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """An identity provider whose JWTs identify callers."""
+
+    name: str
+    issuer: str
+    """The claim ``iss`` of its JWTs, compared as a whole."""
+    audiences: tuple[str, ...]
+    """A JWT is accepted if its claim ``aud`` is or contains one of these."""
+    rules: tuple[ClaimRule, ...]
+    jwks_url: str | None = None
+    """The URL of its keys. Without URL and file, its discovery document names the URL."""
+    jwks_file: str | None = None
+    """The file with its keys, read by the sidecar."""
+    ca_file: str | None = None
+    """The PEM file of the authorities to trust for its URLs; ``None`` for the system's."""
+    token_file: str | None = None
+    """The file with a token that the sidecar sends to its URLs, as the API server of Kubernetes needs."""
+    algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """The accepted signature algorithms. A symmetric one is never accepted."""
+    clock_skew_s: float = 30.0
+    """The seconds by which its clock and this machine's may differ."""
+    subject: tuple[str, ...] = ("sub",)
+    """The claim with the caller's id, for credential ids; several names are a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +260,8 @@ class PoolFile:
     """The entitlement of callers without a key; ``None`` rejects them."""
     administrator_keys: tuple[KeyRef, ...] = ()
     """The keys that may load and unload LoRA adapters. They belong to no entitlement."""
+    issuers: tuple[Issuer, ...] = ()
+    """The identity providers whose JWTs identify callers."""
     groups: tuple[Group, ...] = ()
     """The groups of all pools. The chain of ``parent`` has no cycle, and stays within one pool."""
 

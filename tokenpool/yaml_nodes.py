@@ -19,6 +19,8 @@ import yaml
 _MOST_BYTES = 16 << 20
 """The size of a file with about 50,000 entitlements."""
 _MOST_DEPTH = 20
+_LONGEST_TIME = 40
+"""The most characters of a point in time."""
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser, if PyYAML was built with it. It reads 2,000 entitlements in a fifth of the time."""
@@ -213,6 +215,23 @@ class Node:
             return bool(yaml.safe_load(node.value))
         self.error(f"is neither true nor false but {self._kind()}", "write true or false, without quotes")
         return None
+
+    def time(self) -> float | None:
+        """The value as a point in time with its zone, in seconds of Unix time."""
+        node = self._node
+        fix = "write a date, a time and a zone, such as 2027-01-31T18:00:00Z"
+        if not isinstance(node, yaml.ScalarNode) or len(node.value) > _LONGEST_TIME:
+            self.error(f"is not a point in time but {self._kind()}", fix)
+            return None
+        try:
+            value: Any = yaml.safe_load(node.value)
+            if value.tzinfo is None:
+                self.error("has no zone", fix)
+                return None
+            return float(value.timestamp())
+        except (AttributeError, ValueError, OverflowError, yaml.YAMLError):
+            self.error(f"is not a point in time but {self._kind()}", fix)
+            return None
 
     def _kind(self) -> str:
         node = self._node

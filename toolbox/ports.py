@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import urllib.error
 import urllib.request
 
+_RANGE = range(10_000, 32_000)
+"""Linux takes the ports of outgoing connections from 32768 on. One of those could be taken at any time."""
+
 
 def free_port() -> int:
-    """A TCP port of loopback without a listener."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of loopback that nothing uses now, and that the system gives to no connection."""
+    for port in random.sample(_RANGE, 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no port from {_RANGE.start} to {_RANGE.stop - 1} is free")
 
 
 def accepts(port: int) -> bool:

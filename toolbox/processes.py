@@ -38,6 +38,7 @@ class Process:
     It can be started again after its end. ``probe`` is a URL that answers 200, or a port that accepts
     connections, once the process is ready. ``core`` is the only CPU core that it may use. With ``is_group``,
     signals go to the children of the process too, and Ctrl-C in the terminal does not reach it.
+    ``user`` is the name of another user to run it as, for root.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Process:
         core: int | None = None,
         environment: Mapping[str, str] | None = None,
         is_group: bool = False,
+        user: str | None = None,
     ) -> None:
         self.name = name
         self.command = list(command)
@@ -58,6 +60,7 @@ class Process:
         self._core = core
         self._environment = environment or {}
         self._is_group = is_group
+        self._user = user
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -65,6 +68,15 @@ class Process:
         """The process id. There is none before the start and after the end."""
         assert self._child is not None, f"{self.name} is not running"
         return self._child.pid
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was started and has ended by itself since."""
+        return self._child is not None and self._child.poll() is not None
+
+    def last_lines(self) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LINES:])
 
     def start(self) -> Self:
         """Start the process; ``wait_ready`` waits until it serves."""
@@ -78,6 +90,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=self._is_group,
+                user=self._user,
             )
         return self
 
@@ -98,8 +111,7 @@ class Process:
             ended = self._child is None or self._child.poll() is not None
             if ended or time.monotonic() > deadline:
                 why = "ended" if ended else f"was not ready within {seconds:g} s"
-                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-_LINES:])
-                raise NotReady(f"{self.name} {why}; {self.log} ends with:\n{tail}")
+                raise NotReady(f"{self.name} {why}; {self.log} ends with:\n{self.last_lines()}")
             time.sleep(_PROBE_EVERY_S)
 
     def replace(self, old: str, new: str) -> None:

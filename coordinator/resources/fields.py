@@ -7,7 +7,8 @@ resource has another place for them:
 - The name is ``metadata.name``.
 - A capacity is ``{fixed: NUMBER}`` or ``{auto: NUMBER}``; without it, ``auto``. In a schema, a field has one
   type.
-- ``output_estimate`` is a text (``"0.9"`` or ``max``), for the same reason.
+- ``output_estimate`` is a text (``"0.9"`` or ``max``), and ``tokens`` of a quota (``"50M"``), for the same
+  reason.
 - ``api_keys`` are digests or references to Secrets. A resource never has the text of a key.
 """
 

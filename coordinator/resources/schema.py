@@ -49,7 +49,13 @@ _KINDS: dict[str, Json] = {
     "whole number, at least 0": {"type": "integer", "format": "int64", "minimum": 0},
     "whole number, at least 1": {"type": "integer", "format": "int64", "minimum": 1},
     "whole number, at least `min`": {"type": "integer", "format": "int64", "minimum": 1},
+    "number of tokens, also with `k`, `M` or `G`": {
+        "type": "string",
+        "maxLength": 20,
+        "pattern": r"^[0-9]+(\.[0-9]+)?[kMG]?$",
+    },
     "`true` or `false`": {"type": "boolean"},
+    "code of ISO 4217, such as `EUR`": {"type": "string", "maxLength": 3, "pattern": "^[A-Z]{3}$"},
     "name of a pool": {"type": "string", "maxLength": 63, "pattern": _NAME},
     "name of a group": {"type": "string", "maxLength": 63, "pattern": _NAME},
     "text": {"type": "string", "minLength": 1, "maxLength": MOST_TEXT},

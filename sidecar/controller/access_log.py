@@ -27,13 +27,15 @@ class AccessLog:
         usage: Usage | None = None,
         *,
         trace: Trace | None = None,
+        credential_id: str = "",
     ) -> None:
-        """Log one request: its id, entitlement, outcome, duration, usage, and the id of its trace."""
+        """Log one request: its id, entitlement, credential, outcome, duration, usage, and trace."""
         if not self.is_on:
             return
         entry: dict[str, object] = {
             "request_id": request_id.decode("ascii", "replace"),
             "entitlement": account.entitlement.name if account is not None else None,
+            "credential": credential_id or None,
             "outcome": outcome.value,
             "seconds": round(seconds, 6),
         }

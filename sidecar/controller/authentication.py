@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from sidecar.controller import refusals
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
-from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.identity import MOST_KEYS, Credential, CredentialSource, KeyRing, has_ended, sent_keys
+from sidecar.jwt.interface import JwtSource
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
@@ -29,6 +33,12 @@ class Authenticator:
         self._accounts = accounts
         self.keys = keys
         """The keys of the pool file in force; replaced when the file changes."""
+        self.sources: list[CredentialSource] = []
+        """Further sources of credentials, in the order in which they are asked."""
+        self.wall_clock: Callable[[], float] = time.time
+        """Seconds of Unix time: credentials end at such times."""
+        self.jwts: JwtSource | None = None
+        """The JWTs of the issuers in force; ``None`` without issuers."""
         self.administrators = administrators
         """The administrators' keys of that file."""
         self._exposes_engine = exposes_engine
@@ -79,7 +89,11 @@ class Authenticator:
     def _administrator(self, head: RequestHead) -> Refusal | None:
         """``None`` if every key of the request is an administrator's. The identity header does not count."""
         keys, _ = sent_keys(head.headers)
-        if 0 < len(keys) <= MOST_KEYS and all(self.administrators.find(key) is not None for key in keys):
+        found = [self.administrators.find(key) for key in keys[: MOST_KEYS + 1]]
+        if 0 < len(keys) <= MOST_KEYS and all(
+            each is not None and not has_ended(each, self.wall_clock) for each in found
+        ):
+            head.credential = found[0]
             return None
         return Refusal(
             Reason.UNKNOWN_KEY,
@@ -103,13 +117,47 @@ class Authenticator:
             return Refusal(
                 Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        found = [self.keys.find(key) for key in keys]
-        owners = {name for name in found if name is not None and name in accounts.by_name}
-        if not owners:
-            return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
-        if len(owners) > 1:
+        found = self._credentials(keys)
+        if isinstance(found, Refusal):
+            return found
+        if len({each.entitlement for each in found}) > 1:
             return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
-        return accounts.by_name[owners.pop()]
+        account = accounts.by_name[found[0].entitlement]
+        for credential in found:
+            if not has_ended(credential, self.wall_clock):
+                head.credential = credential
+                return account
+        head.credential = found[0]
+        return Refusal(
+            Reason.EXPIRED_KEY,
+            f"the credential {found[0].id!r} has expired; use a new one",
+            account=account,
+        )
+
+    def _credentials(self, keys: list[bytes]) -> list[Credential] | Refusal:
+        """The credentials of this pool among the keys: at least one, or the refusal."""
+        found: list[Credential] = []
+        refusal: Refusal | None = None
+        for key in keys:
+            each = self._find(key)
+            if isinstance(each, Refusal):
+                refusal = refusal or each
+            elif each is not None and each.entitlement in self._accounts.by_name:
+                found.append(each)
+        if found:
+            return found
+        return refusal or Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+
+    def _find(self, key: bytes) -> Credential | Refusal | None:
+        """The credential of a key: of the pool file, of another source, or of an issuer of JWTs."""
+        credential = self.keys.find(key)
+        if credential is not None:
+            return credential
+        for source in self.sources:
+            credential = source.find(key)
+            if credential is not None:
+                return credential
+        return None if self.jwts is None else self.jwts.find(key)
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self._accounts.by_name.get(names[0].decode("latin-1"))

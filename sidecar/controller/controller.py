@@ -19,8 +19,10 @@ from sidecar.controller import refusals
 from sidecar.controller.access_log import AccessLog
 from sidecar.controller.accounts import Accounts
 from sidecar.controller.authentication import Authenticator
+from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.queue_metrics import queue_metrics
+from sidecar.controller.quotas import QuotaAccounts
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest, Refusal, draining
@@ -28,6 +30,7 @@ from sidecar.dialects.bodies import MOST_UNPRICED, Malformed, Parsed, check_unpr
 from sidecar.dialects.fields import without_priority
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
+from sidecar.identity import Credential, has_ended
 from sidecar.lifecycle import Lifecycle
 from sidecar.proxy.heads import RequestHead
 from sidecar.proxy.interface import RunningRequest, WaitingRequest
@@ -40,6 +43,7 @@ from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.quotas import Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,9 @@ class Controller:
         policies: Policies = Policies(),
         access_log: AccessLog | None = None,
         random: Random | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        """``quotas`` leases portions of quotas. Without it, quotas are not enforced."""
         self.driver = driver
         self.control = control = driver.control
         self.engine = engine
@@ -77,13 +83,16 @@ class Controller:
         control.room = engine.room
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
+        self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
         self._access_log = access_log or AccessLog(is_on=False)
         self._random = random
         self._stored = StoredResponses()
-        self._authenticator = Authenticator(
+        self.authenticator = Authenticator(
             self.pool_accounts,
             configuration.keys,
             configuration.administrators,
@@ -92,7 +101,8 @@ class Controller:
             exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
-        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log)
+        self._limits = CredentialLimits()
+        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log, self._limits)
         telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
@@ -116,8 +126,10 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
-        self._authenticator.keys = configuration.keys
-        self._authenticator.administrators = configuration.administrators
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
+        self.authenticator.keys = configuration.keys
+        self.authenticator.administrators = configuration.administrators
         self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
 
     def refresh(self, account: Account, now: float) -> None:
@@ -128,14 +140,18 @@ class Controller:
 
     # --- a request's head ---
 
+    def has_ended(self, credential: Credential) -> bool:
+        """Whether a credential is refused now."""
+        return has_ended(credential, self.authenticator.wall_clock)
+
     def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
         """The route and the account of a request, or its refusal. A refused body need not be read."""
-        route = self._authenticator.route(head)
+        route = self.authenticator.route(head)
         if isinstance(route, Refusal):
             return route
         if self.is_draining:
             return draining(None)
-        account = self._authenticator.account(head, route)
+        account = self.authenticator.account(head, route)
         if isinstance(account, Refusal):
             return account
         return route, account
@@ -143,7 +159,12 @@ class Controller:
     # --- the whole request ---
 
     def admit(
-        self, route: Route, account: Account | None, body: bytes, trace: Trace | None = None
+        self,
+        route: Route,
+        account: Account | None,
+        body: bytes,
+        trace: Trace | None = None,
+        credential: Credential | None = None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait.
 
@@ -170,16 +191,40 @@ class Controller:
                 return found
             parsed = found
         cost = account.pricer.price(parsed.ask, self.engine.shape)
+        limited_by = ""
+        if credential is not None and credential.concurrency:
+            if not self._limits.take(credential, cost.sequences, self._sidecars):
+                in_use = self._limits.in_use(credential.id)
+                return refusals.over_credential(account, credential, cost.sequences, in_use, self._jitter())
+            limited_by = credential.id
         outcome = self.control.offer(
-            account, parsed.ask, cost, now, body=parsed.body, request=parsed, streams=parsed.streams
+            account,
+            parsed.ask,
+            cost,
+            now,
+            body=parsed.body,
+            request=parsed,
+            streams=parsed.streams,
+            budgets=account.budgets,
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
         if isinstance(outcome, Ticket):
-            return self._admitted(outcome, parsed, now)
+            return self._admitted(outcome, parsed, now, limited_by)
         if isinstance(outcome, Shed):
+            self._limits.give_back(limited_by, cost.sequences)
             return self._shed(account, outcome)
+        outcome.limited_by = limited_by
         return outcome
+
+    @property
+    def _sidecars(self) -> int:
+        """The number of sidecars that share a limit."""
+        leases = self.control.leases
+        return 1 if leases is None else leases.sidecars
+
+    def _jitter(self) -> float:
+        return self._random.random() if self._random is not None else 0.0
 
     def _with_stored(self, account: Account, parsed: Parsed) -> Parsed | Refusal:
         """The request with the tokens of the response that it continues, which must be the caller's own."""
@@ -193,10 +238,13 @@ class Controller:
             return refusals.unknown_response(parsed.continued_response, account)
         return parsed._replace(ask=parsed.ask._replace(token_ids=tokens))
 
-    def _admitted(self, ticket: Ticket, parsed: Parsed, started_at: float) -> AdmittedRequest:
+    def _admitted(
+        self, ticket: Ticket, parsed: Parsed, started_at: float, limited_by: str
+    ) -> AdmittedRequest:
         admitted = AdmittedRequest(
             parsed.body, started_at, ticket.account, ticket, hides_usage=parsed.hides_usage
         )
+        admitted.limited_by = limited_by
         self._priority.write(admitted, parsed)
         if ticket.place is not None or self.control.knows_others:
             admitted.parsed = parsed
@@ -214,6 +262,9 @@ class Controller:
         assert ticket is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
+        budgets = ticket.hold.budgets if ticket.hold is not None else ()
+        if self.settlement.usage is not None:
+            self.settlement.usage.withdrawn(admitted)
         if has_failed and ticket.place is not None:
             self.control.place_failed(ticket.place, now)
         self.driver.settle(ticket, NOTHING_SPENT, Ending.UPSTREAM_ERROR, reported=False)
@@ -226,10 +277,15 @@ class Controller:
             request=parsed,
             streams=parsed.streams,
             arrived_at=admitted.started_at,
+            budgets=budgets,
         )
         if isinstance(outcome, Ticket):
-            return self._admitted(outcome, parsed, admitted.started_at)
-        return self._shed(account, outcome) if isinstance(outcome, Shed) else outcome
+            return self._admitted(outcome, parsed, admitted.started_at, admitted.limited_by)
+        if isinstance(outcome, Shed):
+            self._limits.give_back(admitted.limited_by, ticket.cost.sequences)
+            return self._shed(account, outcome)
+        outcome.limited_by = admitted.limited_by
+        return outcome
 
     def _shed(self, account: Account, shed: Shed, *, has_waited: bool = False) -> Refusal:
         if shed.reason is Reason.TOKENS_PER_SECOND:
@@ -238,8 +294,7 @@ class Controller:
             return refusals.engine_down(account)
         elif shed.dimension is Dimension.CONCURRENCY:
             self.engine.lacked_slots()
-        random = self._random.random() if self._random is not None else 0.0
-        return refusals.of_shed(account, shed, random, has_waited=has_waited)
+        return refusals.of_shed(account, shed, self._jitter(), has_waited=has_waited)
 
     # --- waiting requests ---
 
@@ -249,22 +304,28 @@ class Controller:
 
     def begin(self, admitted: AdmittedRequest, runner: RunningRequest) -> None:
         """Start an admitted request, after the requests that make room for it have ended."""
-        self.driver.begin(admitted.ticket, runner)
+        usage, ticket = self.settlement.usage, admitted.ticket
+        if usage is not None and ticket is not None:
+            usage.begun(admitted, ticket)
+        self.driver.begin(ticket, runner)
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: drop a pending request without a decision."""
+        self._limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
 
     def give_up(self, pending: PendingRequest) -> None:
         """The client of a pending request disconnected."""
+        self._limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
         """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
+            self._limits.give_back(pending.limited_by, pending.cost.sequences)
             return self._shed(pending.account, outcome, has_waited=True)
-        return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at)
+        return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at, pending.limited_by)
 
     def act(self) -> None:
         """Perform the effects of the last calls: deliver decisions, preempt, send messages."""
@@ -314,11 +375,15 @@ class Controller:
 
     # --- answers of the sidecar itself ---
 
-    def refused(self, refusal: Refusal, request_id: bytes, trace: Trace | None) -> None:
+    def refused(
+        self, refusal: Refusal, request_id: bytes, trace: Trace | None, credential_id: str = ""
+    ) -> None:
         """Count and log an answer of the sidecar itself."""
         self._telemetry.refused(refusal.account, refusal.reason)
         if self._access_log.is_on:
-            self._access_log.write(request_id, refusal.account, refusal.reason, 0.0, trace=trace)
+            self._access_log.write(
+                request_id, refusal.account, refusal.reason, 0.0, trace=trace, credential_id=credential_id
+            )
 
     def metrics(self) -> Iterator[Metric]:
         """The queue, the reserved slots and the priorities, for Prometheus."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from sidecar.controller.access_log import AccessLog
+from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.engine.state import EngineState
 from sidecar.telemetry import Telemetry
+from sidecar.usage.recorder import UsageRecorder
 from tokenpool.accounting.ticket import Ticket
 from tokenpool.control.driver import Driver
 from tokenpool.outcomes import Ending
@@ -25,12 +27,16 @@ class Settlement:
         stored: StoredResponses,
         telemetry: Telemetry,
         access_log: AccessLog,
+        limits: CredentialLimits,
     ) -> None:
         self._driver = driver
         self._engine = engine
         self._stored = stored
         self._telemetry = telemetry
         self._access_log = access_log
+        self.usage: UsageRecorder | None = None
+        """Makes usage records; ``None`` while the pool file has them off."""
+        self._limits = limits
         self.tokens_per_event = Average(1.0, share=0.05)
         """Output tokens per streamed event, to settle streams that end before their usage comes."""
 
@@ -75,6 +81,8 @@ class Settlement:
             self._log(admitted, ending, None)
             return None
         admitted.ticket = None
+        if admitted.limited_by:
+            self._limits.give_back(admitted.limited_by, ticket.cost.sequences)
         reported = usage is not None
         if stored is not None and usage is not None:
             tokens = usage.input_tokens + usage.output_tokens
@@ -95,6 +103,8 @@ class Settlement:
             seconds = self._telemetry.clock() - admitted.started_at
             self._telemetry.stream_ended(ticket, usage.output_tokens, admitted.first_token_s, seconds)
         self._log(admitted, ending, usage)
+        if self.usage is not None:
+            self.usage.settled(admitted, ticket, ending, usage, is_estimated=spent and not reported)
         self._driver.settle(ticket, usage, ending, reported=reported)
         return usage
 
@@ -110,5 +120,11 @@ class Settlement:
         if self._access_log.is_on:
             seconds = self._telemetry.clock() - admitted.started_at
             self._access_log.write(
-                admitted.request_id, admitted.account, ending, seconds, usage, trace=admitted.trace
+                admitted.request_id,
+                admitted.account,
+                ending,
+                seconds,
+                usage,
+                trace=admitted.trace,
+                credential_id=admitted.credential_id,
             )

@@ -18,3 +18,5 @@ class AskFields(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The capacity that the request may use (``pending.Standing``)."""
     prompt: tuple[tuple[int, int, int], ...] = ()
     """The beginnings of the prompt (``affinity.Cached``)."""
+    brings_request: bool = False
+    """Whether the request follows at once. Then the peer sends no ``OFFER`` before the response."""

@@ -2,7 +2,7 @@
 
 A connection serves one ask at a time. When the other sidecar offers room, the request is sent on the same
 connection. So closing the connection always frees the room. For the exchange it is like a connection to the
-engine.
+engine. A ticket whose place has ``sent`` needs no offer: its ask and its request are sent together.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from sidecar.handover.frames import (
     proof,
     proves,
 )
-from sidecar.proxy.upstream import Connection, Waiter
-from tokenpool.accounting.ticket import Place
+from sidecar.proxy.upstream import NO_ROOM, Connection, Connections, Waiter
+from tokenpool.accounting.ticket import Place, SentAsk, Ticket
 from tokenpool.admission.placement import PeerAsk
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,9 @@ class Asker(Protocol):
     def peer_refused(self, ask: PeerAsk, *, has_failed: bool = False) -> None:
         """Another replica has no room, or failed."""
 
+    def place_answered(self, place: Place, *, has_room: bool) -> None:
+        """Another replica has answered a request that it got together with the ask."""
+
 
 class _State(enum.Enum):
     CONNECTING = "connecting"
@@ -113,7 +116,8 @@ class PeerLinks:
         """The pool's key; empty until the lease store was read."""
         self.results: Counter[Result] = Counter()
         self.late = [0] * (len(BOUNDS_S) + 1)
-        """Taken offers, by the upper bound of the seconds since their ask. The last number has no bound."""
+        """Taken offers, by the upper bound of the seconds since their ask. The last number has no bound.
+        Requests that are sent together with their asks wait for no offer, and do not count."""
         self.waited_s = 0.0
         """The sum of the seconds from an ask to its taken offer."""
         self._asker: Asker | None = None
@@ -131,11 +135,10 @@ class PeerLinks:
 
     def ask(self, ask: PeerAsk) -> None:
         """Ask another sidecar for room."""
-        links = self._idle.get(ask.place.address)
-        if links:
-            link = links.pop()
-            self._asking[ask.number] = link
-            link.ask(ask)
+        idle = self.idle_link(ask.place.address)
+        if idle is not None:
+            self._asking[ask.number] = idle
+            idle.ask(ask)
             return
         link = PeerLink(self, ask.place.address)
         self._asking[ask.number] = link
@@ -212,9 +215,22 @@ class PeerLinks:
 
     # --- the proxy's side ---
 
-    def connection_of(self, place: Place) -> PeerConnections:
+    def connection_of(self, ticket: Ticket, place: Place) -> Connections:
         """The source of connections for the exchange of a request that is handed over."""
+        if place.sent is not None:
+            return SentConnections(self, ticket, place, place.sent)
         return PeerConnections(self._asking.get(place.number))
+
+    def idle_link(self, address: str) -> PeerLink | None:
+        """An unused connection to a peer. The caller uses it at once."""
+        links = self._idle.get(address)
+        return links.pop() if links else None
+
+    def answered(self, place: Place, *, has_room: bool) -> None:
+        """A peer has answered a request that it got together with the ask."""
+        self.results[Result.TAKEN if has_room else Result.REFUSED] += 1
+        if self._asker is not None:
+            self._asker.place_answered(place, has_room=has_room)
 
     @property
     def running(self) -> int:
@@ -253,7 +269,7 @@ class PeerLinks:
         for bound, count in zip(BOUNDS_S, self.late, strict=False):
             total += count
             buckets.append((f"{bound:g}", float(total)))
-        buckets.append(("+Inf", float(self.results[Result.TAKEN])))
+        buckets.append(("+Inf", float(total + self.late[-1])))
         yield HistogramMetricFamily(
             "tokenpool_handover_seconds",
             "Seconds from an ask to the offer that was taken.",
@@ -283,6 +299,10 @@ class PeerLink(asyncio.Protocol):
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._peer_nonce = b""
         self._ask: PeerAsk | None = None
+        self._sent: Place | None = None
+        """The place of the request that was sent together with its ask, until the peer answers."""
+        self._sent_ask = b""
+        """The frame of that ask, until the request is sent."""
         self._http: Connection | None = None
         """The connection of the request that runs, for its exchange."""
         self._kept: Connection | None = None
@@ -329,6 +349,11 @@ class PeerLink(asyncio.Protocol):
     # --- frames ---
 
     def _on_frame(self, kind: Kind, payload: bytes) -> None:
+        sent = self._sent
+        if sent is not None:
+            self._on_first_answer(sent, kind, payload)
+            if kind is Kind.REFUSE:
+                return
         if kind is Kind.DATA and self._http is not None:
             self._on_data(self._http, payload)
         elif self._state is _State.CONNECTING:
@@ -347,6 +372,22 @@ class PeerLink(asyncio.Protocol):
             self.close()
         elif kind is not Kind.DATA:
             raise ProtocolError(f"{kind.name} is not expected now")
+
+    def _on_first_answer(self, place: Place, kind: Kind, payload: bytes) -> None:
+        """The peer answers a request that it got together with the ask: it has begun, or has no room."""
+        if kind is not Kind.REFUSE:
+            self._sent = None
+            self._links.answered(place, has_room=True)
+            return
+        if number_of(payload) != place.number & 0xFFFFFFFF:
+            raise ProtocolError("another ask than the one of the request was refused")
+        self._sent = None
+        http, self._http = self._http, None
+        self._kept, self._state = http, _State.IDLE
+        self._links.answered(place, has_room=False)
+        if http is not None:
+            http.refused(OSError(NO_ROOM, "the other replica has no room"))
+        self._links.release(self)  # after the exchange has left: without space for it, the link is closed
 
     def _on_data(self, http: Connection, payload: bytes) -> None:
         """Relay bytes of the response. The client gets the last ones before the peer gets the ``END``.
@@ -439,7 +480,11 @@ class PeerLink(asyncio.Protocol):
         """The connection on which the exchange sends its request; ``None`` if it is lost."""
         if self._transport is None or self._ask is None:
             return None
-        self._ask, self._state = None, _State.RUNNING
+        self._ask = None
+        return self._run()
+
+    def _run(self) -> Connection:
+        self._state = _State.RUNNING
         connection, self._kept = self._kept, None
         if connection is None:
             connection = Connection(_Released(self))
@@ -447,10 +492,33 @@ class PeerLink(asyncio.Protocol):
         self._http = connection
         return connection
 
+    def http_with_ask(self, ticket: Ticket, place: Place, sent: SentAsk) -> Connection | None:
+        """The connection for a request that is sent together with its ask; ``None`` if it is lost."""
+        if self._transport is None or self._state is not _State.IDLE:
+            return None
+        account, cost = ticket.account, ticket.cost
+        self._sent = place
+        self._sent_ask = encode_ask(
+            AskFields(
+                place.number & 0xFFFFFFFF,
+                account.entitlement.tier.value,
+                account.is_preemptible,
+                cost.sequences,
+                cost.kv_tokens,
+                0,
+                sent.standing,
+                sent.prompt,
+                True,
+            )
+        )
+        return self._run()
+
     def send(self, parts: tuple[bytes, ...]) -> None:
         """Send bytes of a request."""
+        ask, self._sent_ask = self._sent_ask, b""
         if self._transport is not None:
-            self._transport.writelines((header(Kind.DATA, sum([len(part) for part in parts])), *parts))
+            data = header(Kind.DATA, sum([len(part) for part in parts]))
+            self._transport.writelines((ask + data, *parts))
 
     def finish(self, *, keeps_alive: bool) -> None:
         """The response is complete."""
@@ -477,6 +545,13 @@ class PeerLink(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def abort(self) -> None:
+        """The request ends now: its client left, or a time limit has passed."""
+        if self._sent is not None:
+            self._sent = None
+            self._links.results[Result.CANCELLED] += 1
+        self.close()
+
     def close(self) -> None:
         """Close the connection, so that the peer frees the room."""
         if self._transport is not None:
@@ -487,10 +562,13 @@ class PeerLink(asyncio.Protocol):
         self._state = _State.CLOSED
         self._links.closed(self)
         ask, self._ask = self._ask, None
+        sent, self._sent = self._sent, None
         http, self._http = self._http, None
         kept, self._kept = self._kept, None
         if ask is not None:
             self._links.end(ask, result)
+        if sent is not None:
+            self._links.results[result] += 1  # the end of its ticket ends the ask
         for each in (http, kept):
             if each is not None:
                 each.connection_lost(None)
@@ -535,7 +613,7 @@ class _FramedTransport:
         """The request must end now."""
         if not self._is_closing:
             self._is_closing = True
-            self._link.close()
+            self._link.abort()
 
     def pause_reading(self) -> None:
         """Stop reading."""
@@ -544,6 +622,30 @@ class _FramedTransport:
     def resume_reading(self) -> None:
         """Continue to read."""
         self._link.resume()
+
+
+class SentConnections:
+    """The one connection of a request that is sent together with its ask."""
+
+    def __init__(self, links: PeerLinks, ticket: Ticket, place: Place, sent: SentAsk) -> None:
+        self._links = links
+        self._ticket = ticket
+        self._place = place
+        self._sent = sent
+
+    def take(self) -> Connection | None:
+        """The connection; ``None`` without an unused connection to the peer."""
+        link = self._links.idle_link(self._place.address)
+        return link.http_with_ask(self._ticket, self._place, self._sent) if link is not None else None
+
+    def connect(self, waiter: Waiter) -> None:
+        """There is no unused connection: the request asks first, at several replicas at once."""
+        error = OSError(NO_ROOM, "there is no open connection to the other replica")
+        asyncio.get_running_loop().call_soon(waiter.on_refused, error)
+
+    def release(self, connection: Connection) -> None:
+        """The request was ended before it was sent: free the room."""
+        connection.abort()
 
 
 class PeerConnections:

@@ -4,12 +4,15 @@ This module does no I/O. The asking sidecar connects. Both sides prove the key w
 numbers of both sides, so the key itself is never sent. Then the connection serves one ask at a time:
 
 1. ``ASK``: the asking sidecar needs room. The peer answers ``OFFER``, at once or later, or ``REFUSE``.
+   With ``brings_request`` the request follows the ask at once. The peer begins with it without an ``OFFER``,
+   or answers ``REFUSE`` and ignores it. It answers ``OFFER`` later if the engine does not answer soon.
 2. ``DATA`` in both directions: the bytes of the request for the engine, and those of the response. The peer
    does not parse them.
 3. ``END``: the response is complete. ``PREEMPTED`` or ``LOST`` end it early. ``CANCEL`` ends an ask.
 
 The first frame has the version of the frames. A sidecar that does not know it asks elsewhere. A new frame
-type, tier or standing needs a new version; a new field at the end of ``ASK`` does not.
+type, tier or standing needs a new version; a new field at the end of ``ASK`` does not. A sidecar that does
+not know ``brings_request`` answers ``OFFER`` at once, and does the rest in the same way.
 
 Each frame has a type (one byte), a length (four bytes, big-endian) and a payload.
 """

@@ -185,6 +185,8 @@ class PeerSession(asyncio.Protocol):
         self._is_proven = False
         self._since = port.clock()
         self._number = 0
+        self._brings_request = False
+        """Whether the request comes with its ask, and the other sidecar has no answer yet."""
         self._guest: Guest | None = None
         self._offered_at: float | None = None
         """The time of an offer whose request has not arrived."""
@@ -286,13 +288,13 @@ class PeerSession(asyncio.Protocol):
         tier, standing = _TIERS.get(fields.tier), _STANDINGS.get(fields.standing)
         if tier is None or standing is None:
             raise ProtocolError(f"an ask has an unknown tier or standing: {fields.tier}, {fields.standing}")
-        self._number = fields.number
+        self._number, self._brings_request = fields.number, fields.brings_request
         self._guest = guest = Guest(self._port.driver, self)
         guest.ask(
             tier,
             fields.sequences,
             fields.kv_tokens,
-            fields.longest_wait_ms / 1000,
+            0.0 if fields.brings_request else fields.longest_wait_ms / 1000,
             self._port.clock(),
             is_preemptible=fields.is_preemptible,
             standing=standing,
@@ -357,7 +359,7 @@ class PeerSession(asyncio.Protocol):
         """The engine sent bytes of the response."""
         self._heard_at = self._port.clock()
         if is_first:
-            self._request = None
+            self._request, self._brings_request = None, False
             if self._guest is not None:
                 self._guest.begun(self._heard_at - self._sent_at)
         self._write(frame(Kind.DATA, data))
@@ -382,7 +384,8 @@ class PeerSession(asyncio.Protocol):
     def offer(self) -> None:
         """See ``GuestPort``."""
         self._offered_at = self._port.clock()
-        self._write(numbered(Kind.OFFER, self._number))
+        if not self._brings_request:
+            self._write(numbered(Kind.OFFER, self._number))
 
     def refuse(self) -> None:
         """See ``GuestPort``."""
@@ -411,6 +414,10 @@ class PeerSession(asyncio.Protocol):
         elif now - self._heard_at > self._port.upstream_timeout:
             # The other sidecar has the same time limit, so it is paused, or its host is gone.
             self.close()
+        elif self._brings_request and self.has_request:
+            # The engine takes long. The other sidecar may send further requests with their asks.
+            self._brings_request = False
+            self._write(numbered(Kind.OFFER, self._number))
 
     def _write(self, data: bytes) -> None:
         if self._transport is not None:

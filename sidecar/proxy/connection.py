@@ -123,6 +123,9 @@ class ClientConnection(ReceivingConnection):
         wire, head, route, account, caller, epoch = known
         if epoch != manager.controller.epoch or manager.controller.is_draining or caller is not self.caller:
             return False
+        credential = head.credential
+        if credential is not None and manager.controller.has_ended(credential):
+            return False
         body = wire.body_of(data)
         if body is None or len(body) > LARGE_BODY or len(body) > manager.settings.max_body_bytes:
             return False
@@ -264,10 +267,10 @@ class ClientConnection(ReceivingConnection):
                 )
                 return None
         if not is_expensive:
-            admitted = manager.controller.admit(route, account, body, head.trace)
+            admitted = manager.controller.admit(route, account, body, head.trace, head.credential)
         else:
             began_at = thread_time()
-            admitted = manager.controller.admit(route, account, body, head.trace)
+            admitted = manager.controller.admit(route, account, body, head.trace, head.credential)
             self._spent_s = spent_s = thread_time() - began_at
             if len(body) > LARGE_BODY:
                 self.caller.read_expensive(body, spent_s)
@@ -310,6 +313,7 @@ class ClientConnection(ReceivingConnection):
     def _send(self, head: RequestHead, admitted: AdmittedRequest) -> None:
         manager = self._manager
         admitted.request_id = head.id
+        admitted.credential_id = head.credential_id
         ticket = admitted.ticket
         trace = admitted.trace = head.trace
         if trace is not None:
@@ -328,7 +332,7 @@ class ClientConnection(ReceivingConnection):
 
     def _answer(self, refusal: Refusal, request: Request) -> None:
         head, controller = request.head, self._manager.controller
-        controller.refused(refusal, head.id, head.trace)
+        controller.refused(refusal, head.id, head.trace, head.credential_id)
         self.release_bytes(request.reserved_bytes)
         closes = request.closes or not head.keeps_alive or controller.is_draining
         answer = refusal_bytes(refusal, head, controller.engine.cors, closes=closes)

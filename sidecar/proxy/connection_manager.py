@@ -72,8 +72,8 @@ class ManagedConnection(CountedConnection, Protocol):
 class Places(Protocol):
     """The requests that run on other replicas."""
 
-    def connection_of(self, place: Place) -> Connections:
-        """The source of connections for a request at this place."""
+    def connection_of(self, ticket: Ticket, place: Place) -> Connections:
+        """The source of connections for a request at this place. Its ticket has the price."""
 
 
 class ConnectionManager:
@@ -199,7 +199,7 @@ class ConnectionManager:
         """The source of connections for a request: the engine here, or another replica."""
         if ticket is None or ticket.place is None or self._places is None:
             return self.pool
-        return self._places.connection_of(ticket.place)
+        return self._places.connection_of(ticket, ticket.place)
 
     @property
     def exchanges(self) -> int:

@@ -14,12 +14,13 @@ import logging
 from typing import Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
+from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
 from sidecar.proxy.heads import RequestHead, ResponseHead, with_length
 from sidecar.proxy.interface import RequestController
-from sidecar.proxy.upstream import Connection, Connections
+from sidecar.proxy.upstream import NO_ROOM, Connection, Connections
 from sidecar.telemetry import Telemetry
 from tokenpool.outcomes import Ending, Reason
 
@@ -151,7 +152,7 @@ class Exchange:
             if self._is_elsewhere or (
                 self._admitted.parsed is not None and not self._controller.engine.is_up
             ):
-                self._place_again(has_failed=True)
+                self._place_again(has_failed=error.errno != NO_ROOM)
                 return
             self._end(Ending.UPSTREAM_ERROR, Reason.ENGINE_DOWN, spent=False)
             self._refuse(
@@ -170,6 +171,8 @@ class Exchange:
         extra = dialect.id_lines(self._request.id)
         if admitted.ticket and admitted.account:
             extra += dialect.limit_headers(admitted.account)
+            if admitted.ticket.hold is not None:
+                extra += quota_lines(admitted.ticket.hold.budgets)
         origin = self._request.origin
         if origin is not None:
             extra += self._controller.engine.cors.relayed(

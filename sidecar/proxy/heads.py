@@ -13,7 +13,7 @@ from http import HTTPStatus
 from sidecar.dialects.dialect import Dialect
 from sidecar.dialects.openai import OPENAI
 from sidecar.dialects.routes import Route
-from sidecar.identity import KEY_HEADERS
+from sidecar.identity import KEY_HEADERS, Credential
 from sidecar.proxy.request_ids import RequestIds, is_valid
 from sidecar.tracing.interface import TRACE_HEADERS, Trace
 from tokenpool.accounting.account import Account
@@ -90,6 +90,7 @@ class RequestHead:
 
     __slots__ = (
         "_given_id",
+        "credential",
         "framed",
         "framed_with",
         "headers",
@@ -117,6 +118,8 @@ class RequestHead:
         """The origin of the web page that made a browser send the request; set when the head is complete."""
         self.route: Route | None = None
         """The route of the path; ``None`` until it was looked up, or if there is none."""
+        self.credential: Credential | None = None
+        """The credential of the caller; ``None`` until it was identified, or without one."""
         self.headers: Headers = []
         self.is_http10 = False
         self.keeps_alive = True
@@ -134,6 +137,11 @@ class RequestHead:
             found = self.all(b"x-request-id")
             given = self._given_id = found[0] if len(found) == 1 and is_valid(found[0]) else b""
         self.id = given or ids.next()
+
+    @property
+    def credential_id(self) -> str:
+        """The id of the caller's credential; empty without one."""
+        return "" if self.credential is None else self.credential.id
 
     @property
     def dialect(self) -> Dialect:

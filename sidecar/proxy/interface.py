@@ -8,6 +8,7 @@ from sidecar.decisions import AdmittedRequest, Refusal
 from sidecar.dialects.reported_usage import NoUsage
 from sidecar.dialects.routes import Route
 from sidecar.engine.state import EngineState
+from sidecar.identity import Credential
 from sidecar.proxy.heads import RequestHead
 from sidecar.tracing.interface import Trace
 from tokenpool.accounting.account import Account
@@ -75,11 +76,19 @@ class RequestController(Protocol):
     def epoch(self) -> int:
         """The number of the pool file in force. A cached head is valid within one epoch."""
 
+    def has_ended(self, credential: Credential) -> bool:
+        """Whether a credential is refused now."""
+
     def authorize(self, head: RequestHead) -> Refusal | tuple[Route, Account | None]:
         """The route and the account of a request, or its refusal."""
 
     def admit(
-        self, route: Route, account: Account | None, body: bytes, trace: Trace | None
+        self,
+        route: Route,
+        account: Account | None,
+        body: bytes,
+        trace: Trace | None,
+        credential: Credential | None,
     ) -> AdmittedRequest | PendingRequest | Refusal:
         """Price a request and decide, or make it wait. ``act`` follows."""
 
@@ -118,5 +127,7 @@ class RequestController(Protocol):
     def first_token(self, admitted: AdmittedRequest, seconds: float) -> None:
         """The first output of an answer came ``seconds`` after the request."""
 
-    def refused(self, refusal: Refusal, request_id: bytes, trace: Trace | None) -> None:
+    def refused(
+        self, refusal: Refusal, request_id: bytes, trace: Trace | None, credential_id: str = ""
+    ) -> None:
         """Count and log an answer of the sidecar itself."""

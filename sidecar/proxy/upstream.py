@@ -8,6 +8,7 @@ a new connection.
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import time
 from typing import Protocol, cast
@@ -21,6 +22,8 @@ from sidecar.proxy.heads import Headers, ResponseHead
 IDLE_S = 4.0
 """vLLM's server closes a connection that was idle for 5 s. One second is left for bytes in transit."""
 MOST_IDLE = 256
+NO_ROOM = errno.EBUSY
+"""The error number of ``on_refused`` if a replica has no room for a request that it got with its ask."""
 GOODBYE_S = 1.0
 """Seconds for which a closed TLS connection waits for the engine to close it as well."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 
+from tokenpool.leases.credential_feed import CredentialFeed, CredentialPage, CredentialPut
 from tokenpool.leases.messages import (
+    CREDENTIALS,
     Answer,
     Limit,
     Message,
@@ -16,6 +19,8 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.reference_store import ReferenceLeaseStore
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage, QuotaState
+from tokenpool.quotas.reference import ReferenceQuotaStore
 
 
 class MemoryStore:
@@ -24,6 +29,8 @@ class MemoryStore:
     def __init__(self, lifetime_s: float, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self.rules = ReferenceLeaseStore(clock(), lifetime_s)
+        self.quota_rules = ReferenceQuotaStore(lifetime_s)
+        self.feed = CredentialFeed()
         self._listeners: dict[str, asyncio.Queue[Push]] = {}
 
     async def connect(self, count: int) -> None:
@@ -35,7 +42,18 @@ class MemoryStore:
         for push in pushes:
             if push.holder in self._listeners:
                 self._listeners[push.holder].put_nowait(push)
-        return answer
+        return replace(answer, credentials=str(self.feed.state))
+
+    async def credentials(self, after: int) -> CredentialPage:
+        """See ``Store``."""
+        return self.feed.page(after)
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """See ``Store``."""
+        written = self.feed.put(puts, self._clock())
+        for holder, queue in self._listeners.items():
+            queue.put_nowait(Push(holder, CREDENTIALS, ""))
+        return written
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
         """See ``Store``."""
@@ -98,6 +116,18 @@ class MemoryStore:
     async def prices(self) -> Mapping[str, bytes]:
         """See ``Store``."""
         return self.rules.prices(self._clock())
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """See ``Store``."""
+        return self.quota_rules.exchange(message, self._clock())
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """See ``Store``."""
+        return self.quota_rules.states(self._clock())
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """See ``Store``."""
+        return self.quota_rules.restore(key, start, spent, self._clock())
 
     async def close(self) -> None:
         """See ``Store``."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.__main__ import NICENESS, Job, run
+from tests.__main__ import MOST_TRIED_AGAIN, NICENESS, Job, run
 
 
 def python(name: str, code: str, *needs: str, cores: int = 1, **environment: str) -> Job:
@@ -52,6 +52,52 @@ def test_jobs_that_need_the_machine_to_themselves_get_it(tmp_path: Path) -> None
     ]
     assert all(each.code == 0 for each in run(jobs, tmp_path / "out", lambda _: None))
     assert note.read_text().split()[:2] == ["a", "-a"]
+
+
+def suite(name: str, folder: Path, code: str, *needs: str) -> Job:
+    """A job of pytest with one file of tests."""
+    file = folder / f"test_{name}.py"
+    file.write_text(code)
+    options = ("--rootdir=.", f"--config-file={os.devnull}")
+    command = [sys.executable, "-m", "pytest", "-q", *options, file.name]
+    return Job(name, command, frozenset(needs), tries_again=True, folder=folder)
+
+
+ONCE = """
+import pathlib
+def test_passes(): pass
+def test_fails_once():
+    mark = pathlib.Path(__file__).with_suffix(".mark")
+    if not mark.exists():
+        mark.touch()
+        assert False
+"""
+
+
+def test_a_failed_test_runs_once_more_alone_and_is_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    jobs = [
+        suite("once", tmp_path, ONCE),
+        suite("always", tmp_path, "def test_fails(): assert False"),
+        suite(
+            "many", tmp_path, "".join(f"def test_{n}(): assert False\n" for n in range(MOST_TRIED_AGAIN + 1))
+        ),
+        suite("broken", tmp_path, "import nothing_of_this_name"),
+        python("after", "print('reached')", "once"),
+    ]
+    ended = {each.job.name: each for each in run(jobs, tmp_path / "out", said.append)}
+
+    assert {name: each.code for name, each in ended.items()} == {
+        "once": 0, "always": 1, "many": 1, "broken": 2, "after": 0,
+    }  # fmt: skip
+    assert ended["once"].tried_again == ("test_once.py::test_fails_once",)
+    assert not any(each.tried_again for name, each in ended.items() if name != "once")
+    again = {line.split("] ")[1] for line in said if "once more" in line}
+    assert again == {
+        "once: once more, alone: test_once.py::test_fails_once",
+        "always: once more, alone: test_always.py::test_fails",
+    }
+    assert "1 passed" in (tmp_path / "out" / "once.again.txt").read_text()
 
 
 def test_a_job_in_the_background_has_the_lowest_priority(tmp_path: Path) -> None:

@@ -81,3 +81,9 @@ def reporter(telemetry: Telemetry) -> Reporter:
     engine = EngineState(CapacityModel(ReplicaCapacity(1000.0, 10_000.0, 8.0)))
     leases = Leases(LeaseSettings(1.5, 0.25), 1, AdmissionQueue(QueueSettings()))
     return Reporter(engine, leases, telemetry, Lifecycle())
+
+
+def owner(ring: KeyRing, key: bytes) -> str | None:
+    """The entitlement of a key; ``None`` if the ring does not have it."""
+    found = ring.find(key)
+    return None if found is None else found.entitlement

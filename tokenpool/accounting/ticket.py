@@ -7,10 +7,20 @@ from typing import NamedTuple
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Ending
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import QuotaHold
 
 
 class TicketEnded(Exception):
     """A ticket was used after its end. This is a defect of the caller, never of the request."""
+
+
+class SentAsk(NamedTuple):
+    """The ask that is sent together with its request. The price of the request is that of its ticket."""
+
+    standing: str
+    """The value of ``pending.Standing``."""
+    prompt: tuple[tuple[int, int, int], ...]
+    """The beginnings of the prompt (``affinity.Cached``)."""
 
 
 class Place(NamedTuple):
@@ -21,9 +31,11 @@ class Place(NamedTuple):
     address: str
     """``HOST:PORT`` of its peer port."""
     number: int
-    """The number of the ask for which it has offered room."""
+    """The number of the ask."""
     asked_at: float
     """The time of that ask, in seconds of the sidecar's monotonic clock."""
+    sent: SentAsk | None = None
+    """Set if the replica gets the ask together with the request. Otherwise it has offered room."""
 
 
 class Ticket:
@@ -38,9 +50,11 @@ class Ticket:
         "ending",
         "groups",
         "has_begun",
+        "hold",
         "is_borrowed",
         "is_guaranteed",
         "kv_held",
+        "kv_seconds_before",
         "output_held",
         "place",
         "streams",
@@ -58,10 +72,14 @@ class Ticket:
         self.charged = cost.throughput
         """Throughput tokens taken from the bucket so far."""
         self.kv_held = cost.kv_tokens
+        self.kv_seconds_before = 0.0
+        """The correction of ``kv_held`` times the seconds since the admission, for earlier values of it."""
         self.output_held = cost.output_tokens
         """Output tokens that the reservation covers, over all sequences."""
         self.place = place
         """The place at which the request runs; ``None`` for the engine of this sidecar."""
+        self.hold: QuotaHold | None = None
+        """The tokens that it holds of its quotas; ``None`` without quotas."""
         self.ending: Ending | None = None
         """The ending; ``None`` while the request runs."""
         self.streams = True

@@ -24,11 +24,16 @@ from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import Exhausted
 
 SHORTEST_WAIT_S = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
 LONGEST_WAIT_S = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
+
+QUOTA_RETRY_S = 1.0
+"""The time in seconds after which a request is sent again that the rest of a quota would cover, if running
+requests did not hold it. They end after seconds."""
 
 
 class EngineQueue(enum.Enum):
@@ -63,6 +68,8 @@ class Shed:
     expected_s: float = math.inf
     """The expected seconds until the next request fits, without a bound. The admission queue uses this
     number."""
+    quota: Exhausted | None = None
+    """The quota that does not cover the request, if that is the reason."""
     group: str = ""
     """The group whose ceiling is the limit; empty for the entitlement's own limit."""
 
@@ -148,6 +155,17 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     return None
 
 
+def over_quota(quota: Exhausted) -> Shed:
+    """The refusal of a request that a quota does not cover.
+
+    If running requests hold the rest of the quota, the time is that of a short wait. Otherwise it is the time
+    until the window ends.
+    """
+    reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
+    wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
+    return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
+
+
 def refused_with_any_lease(
     ledger: Ledger,
     account: Account,
@@ -186,7 +204,7 @@ def _over_throughput(account: Account, cost: Cost) -> Shed:
         cost.throughput,
         _bounded(wait),
         wait,
-        group_name(account),
+        group=group_name(account),
     )
 
 
@@ -214,7 +232,7 @@ def _over_gauge(account: Account, cost: Cost, dimension: Dimension) -> Shed:
         cost.kv_tokens if is_cache else cost.sequences,
         _bounded(wait),
         wait,
-        group_name(account),
+        group=group_name(account),
     )
 
 

@@ -22,18 +22,28 @@ from tokenpool.admission.pending import RANK_BEYOND, PendingRequest, Standing, W
 from tokenpool.admission.placement import KnownPeer, PeerAsk, Placement
 from tokenpool.admission.preemption import Preemption
 from tokenpool.admission.queue import AdmissionQueue
-from tokenpool.admission.rules import EngineQueue, Shed, admit, engine_full, refused_with_any_lease
+from tokenpool.admission.rules import (
+    EngineQueue,
+    Shed,
+    admit,
+    engine_full,
+    over_quota,
+    refused_with_any_lease,
+)
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.capacity.slo_controller import SloController
 from tokenpool.control.effects import Effects
 from tokenpool.control.guests import GUEST_ASK, Guests
 from tokenpool.control.preferring import Preferred, Preferring
+from tokenpool.control.quota_waits import QuotaWaits
 from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import MOST_ROOM, POOL_BUCKET_S, ReplicaRoom
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.active_accounts import ActiveAccounts
 from tokenpool.pricing.cost import Ask, Cost, Usage
+from tokenpool.quotas.budget import Budget, Exhausted, QuotaHold
+from tokenpool.quotas.quotas import Quotas
 
 LIMITED = frozenset({Reason.TOKENS_PER_SECOND, Reason.KV_TOKENS, Reason.CONCURRENCY})
 """The reasons of a refusal by a limit."""
@@ -46,6 +56,8 @@ MOST_ASKING = 8
 Requests of lower rank do not count. So a backlog beyond limits does not keep requests within theirs from
 asking."""
 
+MOST_SENT_BYTES = 64 * 1024
+"""The longest body in bytes that is sent together with its ask. A replica without room gets it in vain."""
 MOST_TRIED = 64
 """The most waiting entitlements that are tried when an answer names replicas, or an ask is refused."""
 
@@ -82,13 +94,17 @@ class AdmissionControl:
         self.slo = SloController(now)
         self.preemption = Preemption()
         self.preferring = Preferring()
+        self.quota_waits: QuotaWaits | None = None
+        """The requests that wait for portions of their quotas; ``None`` until a quota is configured."""
         self._has_slo_feedback = has_slo_feedback
         self._effects = Effects()
 
     @property
     def has_waiting(self) -> bool:
         """Whether a request waits."""
-        queue = self.queue
+        queue, quotas = self.queue, self.quota_waits
+        if quotas is not None and len(quotas) > 0:
+            return True
         return queue.waiting_for_room > 0 or queue.is_any_waiting_for_lease or self.preferring.is_any_asking
 
     @property
@@ -119,6 +135,7 @@ class AdmissionControl:
         request: object = None,
         streams: bool = True,
         arrived_at: float | None = None,
+        budgets: tuple[Budget, ...] = (),
     ) -> Ticket | PendingRequest | Shed:
         """Decide a priced request, or make it wait. A ticket must be settled exactly once.
 
@@ -126,7 +143,38 @@ class AdmissionControl:
         pending request keeps. ``streams`` states whether the sidecar will see the answer's first token.
         ``arrived_at`` is the time of arrival of a request that was admitted before and is placed again: it
         keeps its deadline, its demand is counted already, and it is not handed over for a cache only.
+        ``budgets`` are those of its quotas. They are decided first, and hold its cost until its end.
         """
+        if not budgets:
+            return self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+        quotas = self.quota_waits
+        assert quotas is not None
+        found = quotas.quotas.cover(budgets, cost.throughput, now)
+        if isinstance(found, Exhausted):
+            return over_quota(found)
+        if found is None:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            quotas.begin(pending, budgets, now)
+            return pending
+        outcome = self._offer(account, ask, cost, now, body, request, streams, arrived_at)
+        if isinstance(outcome, Shed):
+            found.settle(0.0)
+        else:
+            outcome.hold = found
+        return outcome
+
+    def _offer(
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        arrived_at: float | None,
+    ) -> Ticket | PendingRequest | Shed:
+        """Decide a request that its quotas cover, or make it wait."""
         if not account.is_active:
             self.active.touch(account, now)
         leases = self.leases
@@ -147,7 +195,25 @@ class AdmissionControl:
             if self._enter(pending, None, now):
                 account.return_loan()
                 return pending
+        return self._offer_now(account, ask, cost, now, body, request, streams, arrived_at)
+
+    def _offer_now(
+        self,
+        account: Account,
+        ask: Ask,
+        cost: Cost,
+        now: float,
+        body: bytes,
+        request: object,
+        streams: bool,
+        arrived_at: float | None,
+    ) -> Ticket | PendingRequest | Shed:
+        """Decide a request for which neither a lease nor others of its entitlement must be waited for."""
         looks_elsewhere = not self._has_room_here(cost) and self._has_room_elsewhere(cost, now)
+        sent: PeerAsk | None = None
+        if looks_elsewhere:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+            sent = self._send_elsewhere(pending, now)
         outcome = self._decide(
             account,
             ask,
@@ -156,20 +222,47 @@ class AdmissionControl:
             now,
             is_counted=arrived_at is not None,
             streams=streams,
+            place=sent.place if sent is not None else None,
             may_queue=EngineQueue.NONE if looks_elsewhere else self._engine_queue(),
         )
         if isinstance(outcome, Ticket):
+            if sent is not None:
+                self.preferring.runs(outcome, sent.preference)
+                return outcome
             if self.placement is None or arrived_at is not None or not ask.prefixes:
                 return outcome
             pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
             return pending if self._prefers_another(pending, outcome, now) else outcome
-        pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+        if not looks_elsewhere:
+            pending = self._pending(account, ask, cost, now, body, request, streams, arrived_at)
+        elif sent is not None:
+            self._unsend(sent)
         pending.is_counted = True
         if looks_elsewhere:
             pending.places_until = now + PLACE_S
         if self._may_fit_soon(outcome) and self._enter(pending, outcome, now):
             return pending
         return self._last_try(pending, outcome, now)
+
+    def _send_elsewhere(self, pending: PendingRequest, now: float) -> PeerAsk | None:
+        """The ask to send together with a request that has just arrived and has no room here.
+
+        ``None`` if no replica is likely enough to have room. Requests that wait for the engine come first.
+        """
+        placement = self.placement
+        if (
+            placement is None
+            or not pending.may_prefer
+            or self.queue.needs_engine
+            or len(pending.body) > MOST_SENT_BYTES
+        ):
+            return None
+        return placement.send(pending, now)
+
+    def _unsend(self, ask: PeerAsk) -> None:
+        """The limit of a request is used up, so it is not sent."""
+        if self.placement is not None:
+            self.placement.unsend(ask)
 
     def offer_guest(
         self,
@@ -211,10 +304,16 @@ class AdmissionControl:
 
         Returns its ticket if it was admitted already. The caller must settle it.
         """
+        hold, pending.hold = pending.hold, None
         preferred = self.preferring.end(pending)
         if preferred is not None:
             self._effects.cancel([preferred.ask])
+            preferred.ticket.hold = hold
             return preferred.ticket
+        if hold is not None:
+            hold.settle(0.0)
+        if self.quota_waits is not None and self.quota_waits.withdraw(pending):
+            return None
         self._leave(pending, now)
         if self.leases is not None:
             self.leases.waits.withdraw(pending)
@@ -269,6 +368,13 @@ class AdmissionControl:
             return self.guests.engine_queue(pending.account)
         if now < pending.places_until:
             return EngineQueue.NONE
+        cost = pending.cost
+        if (
+            not is_last
+            and self.preemption.is_guarantee_starting(now)
+            and not pending.account.is_inside_guarantee(cost.sequences, cost.kv_tokens)
+        ):
+            return EngineQueue.NONE  # it could take the slot that was freed for the guarantee
         return EngineQueue.ANY if is_last else self._engine_queue()
 
     def _last_try(self, pending: PendingRequest, shed: Shed, now: float) -> Ticket | Shed:
@@ -297,9 +403,14 @@ class AdmissionControl:
             if not usable:
                 return False
             expected_s /= usable
+            # Even a request without a queue timeout gets the time to find the room that a replica had.
+            finds_until = 0.0
             if self._has_room_elsewhere(pending.cost, now):
-                # Even a request without a queue timeout gets the time to find that room.
-                pending.leaves_by = max(pending.leaves_by, now + PLACE_S)
+                finds_until = now + PLACE_S
+            elif not pending.may_prefer:
+                finds_until = pending.arrived_at + PLACE_S  # a replica has refused it meanwhile
+            if finds_until > now:
+                pending.leaves_by = max(pending.leaves_by, finds_until)
                 expected_s = 0.0
             if pending.places_until > now:
                 retry_in_s = min(retry_in_s, pending.places_until - now)
@@ -432,6 +543,39 @@ class AdmissionControl:
         """
         return self.preemption.is_guarantee_starting(now) or self.queue.needs_engine
 
+    # --- quotas ---
+
+    def follow_quotas(self, quotas: Quotas) -> None:
+        """Quotas are configured: requests may have budgets from now on."""
+        if self.quota_waits is None:
+            self.quota_waits = QuotaWaits(quotas)
+
+    def serve_quota_waits(self, now: float) -> None:
+        """Portions have changed, or a deadline has passed: end the waits that are over."""
+        waits = self.quota_waits
+        if waits is None or not len(waits):
+            return
+        for pending, found in waits.due(now):
+            if isinstance(found, QuotaHold):
+                pending.hold = found
+                self._offer_again(pending, now)
+            else:
+                self._decided(pending, over_quota(found))
+
+    def _offer_again(self, pending: PendingRequest, now: float) -> None:
+        """Decide a request whose quotas cover it now, or make it wait for a lease or for room."""
+        account, leases = pending.account, self.leases
+        pending.entered_at, pending.first_answer_at = now, math.inf
+        if not account.is_active:
+            self.active.touch(account, now)
+        if leases is not None and not leases.covers(account, pending.cost, now):
+            if leases.wait(pending, max(pending.leaves_by - now, 0.0), now):
+                return
+        elif self.queue.has_waiting(account) and self._enter(pending, None, now):
+            account.return_loan()
+            return
+        self._decide_pending(pending, now, was_queued=False)
+
     # --- waiting requests ---
 
     def serve(self, now: float, ended: Account | None = None) -> None:
@@ -471,6 +615,8 @@ class AdmissionControl:
     def wakes_at(self) -> float:
         """The time of the next ``wake``; infinite while no request waits."""
         at = min(self.queue.wakes_at(), self.preferring.wakes_at())
+        if self.quota_waits is not None:
+            at = min(at, self.quota_waits.wakes_at())
         if self.leases is not None:
             at = min(at, self.leases.waits.wakes_at())
         return at
@@ -479,7 +625,9 @@ class AdmissionControl:
         """Decide the requests whose deadline has passed, or whose entitlement's bucket has refilled."""
         for pending, preferred in self.preferring.overdue(now):
             self._effects.cancel([preferred.ask])
-            self._effects.decide(pending, preferred.ticket)
+            self._decided(pending, preferred.ticket)
+        if self.quota_waits is not None and self.quota_waits.wakes_at() <= now:
+            self.serve_quota_waits(now)
         leases = self.leases
         if leases is not None and leases.waits.wakes_at() <= now:
             leases.wake(now)
@@ -510,7 +658,7 @@ class AdmissionControl:
                     return
                 if self._enter(pending, outcome, now):
                     return
-                self._effects.decide(pending, self._last_try(pending, outcome, now))
+                self._decided(pending, self._last_try(pending, outcome, now))
                 return
             # The deadline may have passed in a pause of this process. Or the lease has just gone to another
             # sidecar: inside its guarantee, the request gets it back.
@@ -530,6 +678,16 @@ class AdmissionControl:
         """Deliver a decision. An admitted request may first ask the replica with its prompt in the cache."""
         if isinstance(outcome, Ticket) and self._prefers_another(pending, outcome, now):
             return
+        self._decided(pending, outcome)
+
+    def _decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> None:
+        """Deliver a decision. What the request holds of its quotas goes to its ticket, or is returned."""
+        hold, pending.hold = pending.hold, None
+        if hold is not None:
+            if isinstance(outcome, Ticket):
+                outcome.hold = hold
+            else:
+                hold.settle(0.0)
         self._effects.decide(pending, outcome)
 
     def _waits_for_lease(self, pending: PendingRequest, shed: Shed, now: float) -> bool:
@@ -608,7 +766,7 @@ class AdmissionControl:
         """The preferred replica offers room. Returns whether the request moves there."""
         ticket, ask = preferred.ticket, preferred.ask
         self.preferring.end(pending)
-        self._effects.decide(pending, ticket)
+        self._decided(pending, ticket)
         if ticket in self.preemption.ending:
             return False
         self.ledger.move(ticket, ask.place)
@@ -637,6 +795,8 @@ class AdmissionControl:
     def peer_offered(self, ask: PeerAsk, now: float) -> bool:
         """Another replica keeps room for a request. Returns whether the request takes it."""
         placement, pending = self.placement, ask.pending
+        if placement is not None:
+            placement.offered(ask.peer)
         preferred = self.preferring.of(pending)
         if preferred is not None:
             return ask is preferred.ask and self._moves(pending, preferred, now)
@@ -658,7 +818,7 @@ class AdmissionControl:
             return False
         self.preferring.runs(outcome, ask.preference)
         self._leave(pending, now)
-        self._effects.decide(pending, outcome)
+        self._decided(pending, outcome)
         # The next request of the entitlement is tried now, and asks. Its retry would come 2 ms later.
         for following in self.queue.due_of(pending.account, now):
             self._decide_pending(following, now, was_queued=True)
@@ -668,7 +828,7 @@ class AdmissionControl:
         """A request cannot take room elsewhere: it keeps waiting, or is shed if it has left the queue."""
         if pending.has_left:
             self._note_shed(pending, shed, now)
-            self._effects.decide(pending, shed)
+            self._decided(pending, shed)
         else:
             self.queue.change(pending, _reason(shed), _retry_in_s(shed), shed.dimension)
 
@@ -684,20 +844,37 @@ class AdmissionControl:
         preferred = self.preferring.of(ask.pending)
         if preferred is not None and preferred.ask is ask:
             self.preferring.end(ask.pending)
-            self._effects.decide(ask.pending, preferred.ticket)
+            self._decided(ask.pending, preferred.ticket)
             return
         pending = ask.pending
+        if ask.is_probe and not has_failed:
+            placement.probe_refused(ask.peer, now)
         if not placement.ended(ask) or pending.has_left:
             return
-        if has_failed or ask.preference is not None:
+        if ask.is_probe:
+            self._try_here(pending, now)
+            if not pending.has_left and pending.waits_for is WaitsFor.ENGINE:
+                self._effects.ask(placement.probe_again(pending, pending.deadline - now, now))
+        elif has_failed or ask.preference is not None:
             self._ask_for(pending, now)
         if pending not in placement.asks:
-            if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
-                # No replica has room. It may join the queue of the engine here, or preempt spot on it.
-                pending.places_until = now
-                if self.queue.first(pending.account) is pending:
-                    self._decide_pending(pending, now, was_queued=True)
+            self._try_here(pending, now)
             self._ask_for_others(now)
+
+    def _try_here(self, pending: PendingRequest, now: float) -> None:
+        """A request need not look for room on other replicas first any more: they have none.
+
+        It may join the queue of the engine here, or preempt spot on it.
+        """
+        if now < pending.places_until and pending.waits_for is WaitsFor.ENGINE:
+            pending.places_until = now
+            if self.queue.first(pending.account) is pending:
+                self._decide_pending(pending, now, was_queued=True)
+
+    def place_answered(self, place: Place, *, has_room: bool) -> None:
+        """A replica has answered a request that it got together with the ask. Without room it has refused."""
+        if self.placement is not None:
+            self.placement.answered(place, has_room=has_room)
 
     def place_failed(self, place: Place, now: float) -> None:
         """Another replica kept room for a request but cannot run it. Do not ask that replica for a while."""
@@ -773,6 +950,8 @@ class AdmissionControl:
         else:
             self.preferring.forget(ticket)
         self.preemption.left(ticket)
+        if ticket.place is not None and self.placement is not None:
+            self.placement.unanswered(ticket.place)
         if self.leases is not None:
             self.leases.ended(ticket.account, now)
         self.serve(now, ticket.account)

@@ -38,7 +38,7 @@ secret, learned prices. Rows of leases stay two minutes longer than their record
 MOST_PRICES = 16
 """The most sidecars whose prices the lease store keeps: those that wrote last. This bounds each read."""
 
-RECLAIM, FREED = "reclaim", "freed"
+RECLAIM, FREED, CREDENTIALS = "reclaim", "freed", "credentials"
 """The kinds of a ``Push``."""
 
 _ZERO: Vector = (0.0, 0.0, 0.0)
@@ -227,6 +227,8 @@ class Answer:
     tokens and sequences. Each may be negative."""
     peers: Sequence[PeerRoom] = ()
     """At most ``MOST_PEERS`` other replicas that accept handovers."""
+    credentials: str = ""
+    """The state of the feed of issued credentials (``FeedState``); empty if none was issued."""
 
 
 class Push(NamedTuple):
@@ -234,8 +236,10 @@ class Push(NamedTuple):
 
     holder: str
     kind: str
-    """``reclaim``: return unused leases. ``freed``: capacity is free, so send the lease request again."""
+    """``reclaim``: return unused leases. ``freed``: capacity is free, so send the lease request again.
+    ``credentials``: an issued credential has changed."""
     entitlement: str
+    """Empty if the notification concerns none."""
 
 
 class EntitlementRecord(msgspec.Struct, frozen=True, gc=False):

@@ -1,4 +1,6 @@
-"""The encoded records that the lease store carries without decoding: reports, prices, pool file, scale hint.
+"""The encoded records that the lease store carries without decoding.
+
+These are reports, prices, the pool file, issued credentials and the scale hint.
 
 They are msgpack with a schema version. A reader ignores unknown fields and uses defaults for missing ones, so
 versions can be rolled out one process at a time. A new field needs no new schema. A reader refuses a later
@@ -14,7 +16,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.entitlements import Entitlement, Group, KeyRef, KeySource, Pool, PoolFile
+from tokenpool.credentials import CREDENTIAL_SCHEMA, CredentialRecord
+from tokenpool.entitlements import Entitlement, Group, Issuer, KeyRef, KeySource, Pool, PoolFile
 from tokenpool.outcomes import Ending, Reason
 from tokenpool.planning.stabiliser import PublishedHint, ScaleHint, StabiliserState
 from tokenpool.pricing.statistics import EntitlementStatistics, Statement
@@ -81,6 +84,7 @@ class _File(msgspec.Struct, frozen=True):
     anonymous: str | None = None
     administrator_keys: tuple[KeyRef, ...] = ()
     schema: int = FILE_SCHEMA
+    issuers: tuple[Issuer, ...] = ()
     groups: tuple[Group, ...] = ()
 
 
@@ -99,6 +103,7 @@ _statistics = msgspec.msgpack.Decoder(EntitlementStatistics)
 _reports = msgspec.msgpack.Decoder(SidecarReport)
 _files = msgspec.msgpack.Decoder(_File)
 _hints = msgspec.msgpack.Decoder(_Hint)
+_credentials = msgspec.msgpack.Decoder(CredentialRecord)
 
 
 def encode_report(report: SidecarReport) -> bytes:
@@ -156,6 +161,7 @@ def encode_file(file: PoolFile) -> tuple[str, bytes]:
             ready.entitlements,
             ready.anonymous,
             ready.administrator_keys,
+            issuers=ready.issuers,
             groups=ready.groups,
         )
     )
@@ -169,7 +175,24 @@ def decode_file(content: bytes) -> PoolFile:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise WireError(f"the published pool file: {error}") from error
     _check_schema(file.schema, FILE_SCHEMA, "the published pool file")
-    return PoolFile(file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.groups)
+    return PoolFile(
+        file.pools, file.entitlements, file.anonymous, file.administrator_keys, file.issuers, file.groups
+    )
+
+
+def encode_credential(record: CredentialRecord) -> bytes:
+    """Encode an issued credential."""
+    return msgspec.msgpack.encode(record)
+
+
+def decode_credential(content: bytes) -> CredentialRecord:
+    """Decode an issued credential. Raises ``WireError``."""
+    try:
+        record = _credentials.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise WireError(f"an issued credential: {error}") from error
+    _check_schema(record.schema, CREDENTIAL_SCHEMA, f"the issued credential {record.id!r}")
+    return record
 
 
 def encode_hint(hint: PublishedHint) -> bytes:
@@ -200,7 +223,12 @@ def _for_the_wire(file: PoolFile) -> PoolFile:
             for e in file.entitlements
         ),
         administrator_keys=tuple(_hashed(ref) for ref in file.administrator_keys),
+        issuers=tuple(_without_lines(issuer) for issuer in file.issuers),
     )
+
+
+def _without_lines(issuer: Issuer) -> Issuer:
+    return replace(issuer, rules=tuple(replace(rule, line=0) for rule in issuer.rules))
 
 
 def _is_ready(entitlement: Entitlement) -> bool:
@@ -210,5 +238,6 @@ def _is_ready(entitlement: Entitlement) -> bool:
 
 def _hashed(ref: KeyRef) -> KeyRef:
     if ref.source is not KeySource.PLAIN:
-        return KeyRef(ref.source, ref.value)
-    return KeyRef(KeySource.SHA256, hashlib.sha256(ref.value.strip().encode()).hexdigest())
+        return replace(ref, line=0)
+    digest = hashlib.sha256(ref.value.strip().encode()).hexdigest()
+    return replace(ref, source=KeySource.SHA256, value=digest, line=0)

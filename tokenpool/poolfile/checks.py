@@ -24,6 +24,7 @@ from tokenpool.entitlements import (
     chain,
     promises,
 )
+from tokenpool.poolfile.issuers import reached
 from tokenpool.poolfile.problems import Sources
 from tokenpool.yaml_nodes import Problems
 
@@ -76,10 +77,11 @@ class Located:
 
 def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     """Check the records of a file against each other. Problems go to ``located.problems``."""
+    reach = reached(file)
     groups = {group.name: group for group in file.groups}
     misplaced = [group for group in file.groups if not _check_parent(group, groups, located)]
     for entitlement in file.entitlements:
-        _check_entitlement(entitlement, file, located)
+        _check_entitlement(entitlement, file, located, reach)
         _check_group_of(entitlement, groups, located)
     for pool in file.pools:
         if not misplaced:
@@ -97,7 +99,9 @@ def check(file: PoolFile, located: Located, anonymous_line: int) -> None:
     _check_anonymous(file, located, anonymous_line)
 
 
-def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Located) -> None:
+def _check_entitlement(
+    entitlement: Entitlement, file: PoolFile, located: Located, reach: tuple[frozenset[str], bool]
+) -> None:
     problems, name = located.problems, entitlement.name
     if entitlement.pool not in located.pools:
         known = ", ".join(located.pools) or "none"
@@ -107,11 +111,12 @@ def _check_entitlement(entitlement: Entitlement, file: PoolFile, located: Locate
             f"define it, or use one of: {known}",
         )
     check_promise(entitlement, located)
-    if not entitlement.api_keys and file.anonymous != name:
+    by_jwt, any_by_jwt = reach
+    if not entitlement.api_keys and file.anonymous != name and not any_by_jwt and name not in by_jwt:
         problems.warn(
             located.line(entitlement),
             f"entitlement {name!r} has no api_keys",
-            "only a gateway's identity header can reach it: add a key, or remove it",
+            "only a gateway's identity header can reach it: add a key or a rule of an issuer, or remove it",
         )
 
 
@@ -287,6 +292,7 @@ def _check_promises(pool: Pool, sums: Promises, located: Located) -> None:
 
 def _check_keys(file: PoolFile, located: Located) -> None:
     seen: dict[tuple[str, str], tuple[str, int]] = {}
+    ids: dict[str, int] = {}
     owners = [(repr(each.name), each.api_keys) for each in file.entitlements]
     for name, keys in (*owners, ("the administrators", file.administrator_keys)):
         for key in keys:
@@ -295,6 +301,13 @@ def _check_keys(file: PoolFile, located: Located) -> None:
                     key.line,
                     f"a key of {name} is in plain text",
                     f"write 'sha256:{_identity(key)[1]}' instead",
+                )
+            if key.id and ids.setdefault(key.id, key.line) != key.line:
+                located.problems.error(
+                    key.line,
+                    f"the id {key.id!r} of a key of {name} is also used on"
+                    f" {located.sources.where(ids[key.id])}",
+                    "give each key an id of its own",
                 )
             owner, line = seen.setdefault(_identity(key), (name, key.line))
             if line != key.line or owner != name:

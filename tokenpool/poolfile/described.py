@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tokenpool.entitlements import MOST_GROUP_LEVELS, Entitlement, Group, OutputEstimate, Pool, Pricing, Tier
+from tokenpool.entitlements import (
+    MOST_GROUP_LEVELS,
+    Entitlement,
+    Group,
+    Issuer,
+    OutputEstimate,
+    Pool,
+    Pricing,
+    Quota,
+    Tier,
+    Window,
+)
+from tokenpool.poolfile.issuers import ALGORITHMS, MOST_SKEW_S
 
 REQUIRED = "required"
 """The text for a field without a default that must be given."""
@@ -26,10 +38,37 @@ class Described(NamedTuple):
 
 
 _NAME = "up to 63 of `a-z`, `0-9`, `.`, `_`, `-`; a letter or digit first and last"
+_ISSUER = Issuer("", "", (), ())
 _PRICES = Pricing()
 _QUANTILE = OutputEstimate().quantile
 _TIERS = ", ".join(f"`{tier.value}`" for tier in Tier)
+_WINDOWS = ", ".join(f"`{window.value}`" for window in Window)
 _CAPACITY = "number above 0, `auto`, or `{auto: NUMBER}`"
+
+
+def _quotas(owner: str, whose: str) -> tuple[Described, ...]:
+    """The fields of quotas, which several kinds of records have."""
+    return (
+        Described(
+            f"{owner}.quotas",
+            "list of quotas",
+            "none",
+            f"The budgets of {whose} over calendar windows. All of them apply.",
+        ),
+        Described(
+            f"{owner}.quotas[].tokens",
+            "number of tokens, also with `k`, `M` or `G`",
+            REQUIRED,
+            "The budget in priced tokens, such as `50M`: input and output tokens times the pool's weights.",
+        ),
+        Described(f"{owner}.quotas[].per", _WINDOWS, REQUIRED, "The window. A week begins on Monday."),
+        Described(
+            f"{owner}.quotas[].timezone",
+            "text",
+            f"`{Quota(1, Window.DAY).timezone}`",
+            "The IANA time zone in which windows begin, such as `Europe/Berlin`.",
+        ),
+    )
 
 
 FIELDS = (
@@ -105,6 +144,32 @@ FIELDS = (
         "whole number, at least 0; tokens",
         f"`{_PRICES.tool_tokens}`",
         "Extra input tokens of one tool.",
+    ),
+    Described(
+        "pools[].prices",
+        "mapping",
+        "no costs",
+        "Prices in money per million tokens, for the reports of usage. No decision depends on them.",
+    ),
+    Described(
+        "pools[].prices.currency", "code of ISO 4217, such as `EUR`", REQUIRED, "The currency of the prices."
+    ),
+    Described(
+        "pools[].prices.input", "number, at least 0; per million tokens", "`0`", "Uncached input tokens."
+    ),
+    Described(
+        "pools[].prices.cached_input",
+        "number, at least 0; per million tokens",
+        "`input`",
+        "Input tokens from the prefix cache.",
+    ),
+    Described("pools[].prices.output", "number, at least 0; per million tokens", "`0`", "Output tokens."),
+    Described(
+        "pools[].usage_records",
+        "`true` or `false`",
+        "`false`",
+        "Whether each settled request becomes a record in the usage store. It needs a lease store and a"
+        " coordinator.",
     ),
     Described("entitlements", "list, at least one", REQUIRED, "The entitlements of all tenants."),
     Described("entitlements[].name", _NAME, REQUIRED, "The name of the entitlement. Names are unique."),
@@ -193,15 +258,37 @@ FIELDS = (
         " warning. Each key belongs to one entitlement.",
     ),
     Described(
+        "entitlements[].api_keys[].sha256", "64 hex digits", "", "The SHA-256 digest of the key, in hex."
+    ),
+    Described(
         "entitlements[].api_keys[].env", "text", "", "The environment variable of the sidecar with the key."
     ),
     Described("entitlements[].api_keys[].file", "text", "", "The file with the key, read by the sidecar."),
+    Described(
+        "entitlements[].api_keys[].id",
+        "text",
+        "the first 8 hex digits of the digest",
+        "The name of the key in logs and usage records.",
+    ),
+    Described(
+        "entitlements[].api_keys[].expires",
+        "point in time",
+        "never",
+        "The time from which the key is refused, such as `2027-01-31T18:00:00Z`.",
+    ),
+    Described(
+        "entitlements[].api_keys[].concurrency",
+        "whole number of at least 1; sequences",
+        "none",
+        "The most sequences that run at the same time with this key, in addition to the entitlement's limit.",
+    ),
     Described(
         "entitlements[].preemptible",
         "`true` or `false`",
         "`true` for spot",
         "Whether a guarantee may end running requests of this spot entitlement.",
     ),
+    *_quotas("entitlements[]", "the entitlement"),
     Described(
         "entitlements[].group",
         "name of a group",
@@ -253,6 +340,7 @@ FIELDS = (
         f"`{Group('', '').weight:g}`",
         "The share among the groups and entitlements beside it, relative to their weights.",
     ),
+    *_quotas("groups[]", "all members of the group together"),
     Described(
         "anonymous",
         "`reject`, or the name of an entitlement",
@@ -265,6 +353,87 @@ FIELDS = (
         "none",
         "The keys that may load and unload LoRA adapters, written as `api_keys`. They belong to no"
         " entitlement. Without any, the sidecars answer 404 on these routes.",
+    ),
+    Described(
+        "issuers",
+        "list",
+        "none",
+        "The identity providers whose JWTs identify callers ([identity](../identity.md)).",
+    ),
+    Described("issuers[].name", _NAME, REQUIRED, "The name, for credential ids and metrics."),
+    Described(
+        "issuers[].issuer",
+        "text",
+        REQUIRED,
+        "The claim `iss` of its JWTs, compared as a whole. Each issuer has one entry.",
+    ),
+    Described(
+        "issuers[].audience",
+        "text, or list of texts",
+        REQUIRED,
+        "A JWT is accepted if its claim `aud` is or contains one of these.",
+    ),
+    Described(
+        "issuers[].jwks_url",
+        "URL",
+        "from `issuer`/.well-known/openid-configuration",
+        "The URL of the issuer's keys: `https://`, or `http://` on this machine.",
+    ),
+    Described("issuers[].jwks_file", "path", "none", "The file with the issuer's keys, in place of the URL."),
+    Described(
+        "issuers[].ca_file",
+        "path",
+        "the system's authorities",
+        "The PEM file of the authorities to trust for the URLs.",
+    ),
+    Described(
+        "issuers[].token_file",
+        "path",
+        "none",
+        "The file with a token for the URLs, sent as `Authorization: Bearer`. The API server of Kubernetes"
+        " needs one.",
+    ),
+    Described(
+        "issuers[].algorithms",
+        "list of " + ", ".join(f"`{each}`" for each in ALGORITHMS),
+        f"`[{', '.join(_ISSUER.algorithms)}]`",
+        "The accepted signature algorithms. Symmetric ones are never accepted.",
+    ),
+    Described(
+        "issuers[].clock_skew_s",
+        f"number from 0 to {MOST_SKEW_S:g}; seconds",
+        f"`{_ISSUER.clock_skew_s:g}`",
+        "The difference of clocks that is tolerated at the beginning and the end of a JWT's validity.",
+    ),
+    Described(
+        "issuers[].subject_claim",
+        "name of a claim, or list of names as a path",
+        "`sub`",
+        "The claim with the caller's id, for credential ids.",
+    ),
+    Described(
+        "issuers[].entitlements",
+        "list of rules, at least one",
+        REQUIRED,
+        "The rules from claims to an entitlement of the sidecar's pool. The first rule that matches decides.",
+    ),
+    Described(
+        "issuers[].entitlements[].claim",
+        "name of a claim, or list of names as a path",
+        "none",
+        "The claim. Without it, the rule matches every JWT of the issuer.",
+    ),
+    Described(
+        "issuers[].entitlements[].value",
+        "text",
+        "none",
+        "The claim must be this text, or a list that contains it.",
+    ),
+    Described(
+        "issuers[].entitlements[].entitlement",
+        "name of an entitlement",
+        "the text in the claim",
+        "The entitlement of the caller.",
     ),
 )
 """All fields, in the order of the page."""

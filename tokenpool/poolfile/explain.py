@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, Group, Pool, PoolFile, Promises, Tier, promises
+from tokenpool.entitlements import Entitlement, Group, Issuer, Pool, PoolFile, Promises, Quota, Tier, promises
 from tokenpool.poolfile.reading import Parsed
 
 
@@ -19,6 +19,8 @@ def explain(parsed: Parsed) -> str:
     lines.append(f"callers without a key: {f'entitlement {callers}' if callers else 'rejected'}")
     if parsed.file.administrator_keys:
         lines.append(f"administrators: {len(parsed.file.administrator_keys)} keys")
+    for issuer in parsed.file.issuers:
+        lines += _issuer(issuer)
     lines += [
         f"warning: {f'{w.file}:{w.line}' if w.file else f'line {w.line}'}: {w.message}; {w.fix}"
         for w in parsed.warnings
@@ -31,7 +33,8 @@ def _pool(pool: Pool, file: PoolFile) -> Iterator[str]:
     entitlements = file.entitlements_of(pool.name)
     sums = promises(entitlements, file.groups_of(pool.name))
     replicas = f"{pool.min_replicas} to {pool.max_replicas} replicas"
-    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}"
+    records = "; usage records" if pool.usage_records else ""
+    yield f"pool {pool.name}: models {', '.join(pool.models)}; {replicas}{records}"
     yield f"  {'':18} {'one replica':>12} {'at min':>10} {'at max':>10} {'promised':>10}"
     for dimension in Dimension:
         one = getattr(pool.replica, dimension.value)
@@ -60,6 +63,12 @@ def _group(group: Group, sums: Promises, file: PoolFile) -> Iterator[str]:
     if NOTHING not in (group.guarantee, sums.members[group.name]):
         yield f"    of members {_amount(sums.members[group.name], 0.0, 'none')}"
     yield f"    ceiling    {_amount(group.ceiling, math.inf, 'the whole pool')}"
+    yield from _quotas(group.quotas)
+
+
+def _quotas(quotas: tuple[Quota, ...]) -> Iterator[str]:
+    for quota in quotas:
+        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
 
 
 def _entitlement(entitlement: Entitlement) -> Iterator[str]:
@@ -82,8 +91,23 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
+    yield from _quotas(entitlement.quotas)
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
     yield f"    reserves   {reserves}"
+
+
+def _issuer(issuer: Issuer) -> Iterator[str]:
+    keys = issuer.jwks_url or issuer.jwks_file or "the discovery document of the issuer"
+    yield f"issuer {issuer.name}: {issuer.issuer}, audience {' or '.join(issuer.audiences)}"
+    yield f"    keys       {keys}; {', '.join(issuer.algorithms)}"
+    for rule in issuer.rules:
+        claim = ".".join(rule.claim)
+        if rule.entitlement is None:
+            yield f"    identifies the entitlement that claim {claim} names"
+        elif rule.claim:
+            yield f"    identifies {rule.entitlement}: claim {claim} is or contains {rule.value!r}"
+        else:
+            yield f"    identifies {rule.entitlement}: every JWT"
 
 
 def _amount(amount: Amount, absent: float, nothing: str) -> str:

@@ -19,13 +19,17 @@ from tokenpool.entitlements import (
     OutputEstimate,
     Pool,
     PoolFile,
+    Prices,
     Pricing,
     ReplicaCapacity,
     Slo,
     Tier,
 )
 from tokenpool.poolfile.checks import Located, check, check_promise
+from tokenpool.poolfile.issuers import check_issuers, issuer_of
+from tokenpool.poolfile.names import name_of
 from tokenpool.poolfile.problems import PoolFileError, Sources
+from tokenpool.poolfile.quotas import quotas_of
 from tokenpool.yaml_nodes import Node, Problem, Problems, root
 
 _UNITS = {
@@ -33,11 +37,13 @@ _UNITS = {
     Dimension.KV_TOKENS: "KV-cache tokens",
     Dimension.CONCURRENCY: "sequences",
 }
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+_CURRENCY = re.compile(r"[A-Z]{3}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+CREDENTIAL_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""The id of a credential."""
 
 
-_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys")
+_FIELDS = ("pools", "entitlements", "groups", "anonymous", "administrator_keys", "issuers")
 _REQUIRED = ("pools", "entitlements")
 _ONCE = ("anonymous", "administrator_keys")
 """Fields that at most one of several files may have."""
@@ -61,8 +67,8 @@ def parse(text: str, *, name: str = "pool.yaml") -> Parsed:
 def parse_all(documents: Sequence[tuple[str, str]]) -> Parsed:
     """Read a pool file in one or several parts, each a name and a text.
 
-    Pools, entitlements and groups add up. ``anonymous`` and ``administrator_keys`` may be in one part only.
-    Raises ``PoolFileError`` with the problems of all parts.
+    Pools, entitlements, groups and issuers add up. ``anonymous`` and ``administrator_keys`` may be in
+    one part only. Raises ``PoolFileError`` with the problems of all parts.
     """
     sources = Sources.of(documents)
     parts = [Problems(sources.before(index)) for index in range(len(documents))]
@@ -118,14 +124,18 @@ def _file(tops: Sequence[Node], located: Located) -> PoolFile:
     groups = [_group(item, located) for node in given["groups"] for item in _items(node)]
     anonymous = given["anonymous"][0].text() if given["anonymous"] else "reject"
     administrators = given["administrator_keys"][:1]
+    issuers = [(issuer_of(item), item.line) for node in given["issuers"] for item in _items(node)]
     file = PoolFile(
         tuple(p for p in pools if p is not None),
         tuple(e for e in entitlements if e is not None),
         None if anonymous in (None, "reject") else anonymous,
         _keys(administrators[0]) if administrators else (),
+        tuple(issuer for issuer, _ in issuers if issuer is not None),
         tuple(g for g in groups if g is not None),
     )
     check(file, located, anonymous_line=given["anonymous"][0].line if given["anonymous"] else 0)
+    lines = [line for issuer, line in issuers if issuer is not None]
+    check_issuers(file, lines, located.problems, located.sources)
     return file
 
 
@@ -136,20 +146,12 @@ def _items(node: Node) -> list[Node]:
     return items
 
 
-def _name(node: Node | None) -> str | None:
-    text = node.text() if node is not None else None
-    if text is not None and node is not None and not _NAME.fullmatch(text):
-        node.error(
-            f"is {text!r}",
-            "use up to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
-        )
-        return None
-    return text
+_POOL_FIELDS = ("name", "models", "replica", "replicas", "pricing", "prices", "usage_records")
 
 
 def _pool(node: Node, located: Located) -> Pool | None:
-    fields = node.fields(("name", "models", "replica", "replicas", "pricing"), required=("name", "models"))
-    name = _name(fields.get("name"))
+    fields = node.fields(_POOL_FIELDS, required=("name", "models"))
+    name = name_of(fields.get("name"))
     models = tuple(
         text for item in (fields["models"].items() if "models" in fields else ()) if (text := item.text())
     )
@@ -158,10 +160,12 @@ def _pool(node: Node, located: Located) -> Pool | None:
     replica = _replica(fields["replica"]) if "replica" in fields else ReplicaCapacity()
     least, most = _replicas(fields["replicas"]) if "replicas" in fields else (1, 1)
     pricing = _pricing(fields["pricing"]) if "pricing" in fields else Pricing()
+    prices = _prices(fields["prices"]) if "prices" in fields else None
+    has_records = fields["usage_records"].boolean() if "usage_records" in fields else False
     if name is None:
         return None
     located.pool(name, node.line)
-    return Pool(name, models, replica, least, most, pricing)
+    return Pool(name, models, replica, least, most, pricing, prices=prices, usage_records=has_records is True)
 
 
 def _replica(node: Node) -> ReplicaCapacity:
@@ -189,6 +193,23 @@ def _replicas(node: Node) -> tuple[int, int]:
     if most < least:
         node.error(f"has min {least} above max {most}", "make max at least min")
     return least, max(most, least)
+
+
+def _prices(node: Node) -> Prices | None:
+    fields = node.fields(("currency", "input", "cached_input", "output"), required=("currency",))
+    currency = fields["currency"].text() if "currency" in fields else None
+    if currency is not None and not _CURRENCY.fullmatch(currency):
+        fields["currency"].error(f"is {currency!r}", "write the code of ISO 4217, such as EUR or USD")
+
+    def price(name: str, otherwise: float) -> float:
+        value = fields[name].number("money per million tokens") if name in fields else None
+        return otherwise if value is None else value
+
+    if currency is None:
+        return None
+    full = price("input", 0.0)
+    # A prompt costs no more because a part of it was computed before.
+    return Prices(currency, full, price("cached_input", full), price("output", 0.0))
 
 
 def _pricing(node: Node) -> Pricing:
@@ -223,13 +244,14 @@ _ENTITLEMENT_FIELDS = (
     "output_estimate",
     "api_keys",
     "preemptible",
+    "quotas",
     "group",
 )
 
 
 def _entitlement(node: Node, located: Located) -> Entitlement | None:
     fields = node.fields(_ENTITLEMENT_FIELDS, required=("name", "pool", "tier"))
-    name = _name(fields.get("name"))
+    name = name_of(fields.get("name"))
     pool = fields["pool"].text() if "pool" in fields else None
     tier = fields["tier"].word([t.value for t in Tier]) if "tier" in fields else None
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
@@ -240,6 +262,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
     keys = _keys(fields["api_keys"]) if "api_keys" in fields else ()
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -260,25 +283,27 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        group,
+        quotas=quotas,
+        group=group,
     )
 
 
-_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight", "quotas")
 
 
 def _group(node: Node, located: Located) -> Group | None:
     fields = node.fields(_GROUP_FIELDS, required=("name", "pool"))
-    name = _name(fields.get("name"))
+    name = name_of(fields.get("name"))
     pool = fields["pool"].text() if "pool" in fields else None
     parent = fields["parent"].text() if "parent" in fields else None
     guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
     ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     if name is None or pool is None:
         return None
     located.group(name, node.line, {key: field.line for key, field in fields.items()})
-    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0, quotas)
 
 
 def _amount(node: Node, default: float) -> Amount:
@@ -314,15 +339,13 @@ def _keys(node: Node) -> tuple[KeyRef, ...]:
     return tuple(key for item in node.items() if (key := _key(item)))
 
 
+_KEY_SOURCES = ("sha256", "env", "file")
+_KEY_FIELDS = (*_KEY_SOURCES, "id", "expires", "concurrency")
+
+
 def _key(node: Node) -> KeyRef | None:
     if node.is_mapping:
-        fields = node.fields(("env", "file"))
-        if len(fields) != 1:
-            node.error("must name one of env and file", "write {env: VARIABLE} or {file: PATH}")
-            return None
-        [(source, field)] = fields.items()
-        text = field.text()
-        return None if text is None else KeyRef(KeySource(source), text, node.line)
+        return _long_key(node)
     text = node.text()
     if text is None:
         return None
@@ -333,3 +356,33 @@ def _key(node: Node) -> KeyRef | None:
         node.error("is not a SHA-256 digest", "write 'sha256:' and 64 hex digits: printf %s KEY | sha256sum")
         return None
     return KeyRef(KeySource.SHA256, digest.lower(), node.line)
+
+
+def _long_key(node: Node) -> KeyRef | None:
+    """A key with its source, and optionally its id, its expiry and a limit of its own."""
+    fields = node.fields(_KEY_FIELDS)
+    sources = [source for source in _KEY_SOURCES if source in fields]
+    if len(sources) != 1:
+        node.error(
+            "must name one of sha256, env and file",
+            "write {sha256: HEX}, {env: VARIABLE} or {file: PATH}",
+        )
+        return None
+    source = sources[0]
+    text = fields[source].text()
+    if text is not None and source == "sha256":
+        text = text.removeprefix("sha256:").lower()
+        if not _DIGEST.fullmatch(text):
+            fields[source].error("is not a SHA-256 digest", "write 64 hex digits: printf %s KEY | sha256sum")
+            return None
+    name = fields["id"].text() if "id" in fields else ""
+    if name and not CREDENTIAL_ID.fullmatch(name):
+        fields["id"].error(
+            f"is {name!r}, which is not an id",
+            "use 1 to 64 letters, digits, dots, dashes and underscores",
+        )
+    expires_at = fields["expires"].time() if "expires" in fields else None
+    most = fields["concurrency"].whole("sequences", least=1) if "concurrency" in fields else None
+    if text is None:
+        return None
+    return KeyRef(KeySource(source), text, node.line, name or "", expires_at, most)

@@ -7,9 +7,10 @@ answers from both.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
+from tokenpool.leases.credential_feed import CredentialPage, CredentialPut
 from tokenpool.leases.messages import (
     Answer,
     Limit,
@@ -19,6 +20,7 @@ from tokenpool.leases.messages import (
     StoredScaleHint,
 )
 from tokenpool.planning.idle import IdleTerms
+from tokenpool.quotas.messages import QuotaAnswer, QuotaMessage, QuotaState
 
 SECRET_BYTES = 32
 """The size of a pool's secret."""
@@ -76,6 +78,18 @@ class Store(Protocol):
     async def publish_scale_hint(self, content: bytes, epoch: int) -> float | None:
         """Replace the scale hint. Returns the store's time; ``None`` if a later epoch has written."""
 
+    async def credentials(self, after: int) -> CredentialPage:
+        """The issued credentials that changed after this sequence of the feed, in the order of the changes.
+
+        At most ``credential_feed.PAGE`` of them.
+        """
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """Write issued credentials, in parts of ``PAGE``. Returns their versions; 0 if one was not written.
+
+        ``CredentialFeed.put`` has the rules.
+        """
+
     async def secret(self, new: bytes) -> bytes:
         """The secret that the sidecars of the pool share.
 
@@ -92,6 +106,18 @@ class Store(Protocol):
         """The last content of each of the ``MOST_PRICES`` sidecars that wrote last.
 
         The store does not decode it (``wire.decode_prices``).
+        """
+
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """Apply a sidecar's message about quotas, and answer with its portions."""
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """The windows of all budgets that have not ended."""
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """Set the spending in the window of a budget that the store has lost, in weighted tokens.
+
+        Returns false if the sidecars have not stated their own yet, or nothing is known of the window.
         """
 
     async def close(self) -> None:

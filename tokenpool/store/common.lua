@@ -7,7 +7,8 @@
 -- Atomic: all scripts check and change sums that several sidecars and the coordinator write.
 --
 -- PREFIX:meta        hash: opens_at, heard_at, published_at, epoch, file_version, renewed_at, terms (packed);
---                    complete once all limits were written; schema, the version of the leader's messages
+--                    complete once all limits were written; schema, the version of the leader's messages;
+--                    credentials, the state of the feed of credentials: generation, sequence, count, check
 -- PREFIX:records     hash by entitlement: its packed record {level, at, depth, floor, sums, served, waiters,
 --                    contended_until, rows}; missing until a sidecar writes it
 -- PREFIX:limits      hash by entitlement: its packed limit; missing for an idle entitlement
@@ -21,6 +22,8 @@
 -- PREFIX:pool        hash: kv_tokens and sequences, the sums over all rooms; level and at, the pool's token bucket
 -- PREFIX:secret      the secret of the pool
 -- PREFIX:file        hash: version, content
+-- PREFIX:credentials  hash by id: the version and the content of an issued credential, with a space between them
+-- PREFIX:credential_feed  sorted set: the ids of credentials by the sequence of their last write
 -- PREFIX:scale_hint  hash: content, at
 -- PREFIX:prices      hash by holder: its learned prices
 -- PREFIX:price_writers  sorted set: holders by the time of their last write of prices
@@ -48,6 +51,7 @@ local ALIVE, KNOWN = prefix .. ':alive', prefix .. ':known'
 local ROOMS, POOL = prefix .. ':rooms', prefix .. ':pool'
 local FILE, SCALE_HINT = prefix .. ':file', prefix .. ':scale_hint'
 local SECRET = prefix .. ':secret'
+local CREDENTIALS, CREDENTIAL_FEED = prefix .. ':credentials', prefix .. ':credential_feed'
 local PRICES, PRICE_WRITERS = prefix .. ':prices', prefix .. ':price_writers'
 local LEADER = prefix .. ':leader'
 
@@ -206,7 +210,7 @@ local function renew_keys()
   local renewed_at = tonumber(redis.call('HGET', META, 'renewed_at') or 0)
   if now - renewed_at < 60 and now >= renewed_at then return end
   redis.call('HSET', META, 'renewed_at', exact(now))
-  keep(META, RECORDS, LIMITS, FILE)
+  keep(META, RECORDS, LIMITS, FILE, CREDENTIALS, CREDENTIAL_FEED)
   for _, name in ipairs(redis.call('HKEYS', RECORDS)) do keep_rows(name) end
 end
 

@@ -206,8 +206,8 @@ save(changed, me)
 -- The first row creates the set, which has no expiry yet.
 if next(changed) then keep(NAMES) end
 
-local meta = redis.call('HMGET', META, 'file_version', 'published_at', 'terms')
-local file_version, published_at, packed_terms = unpack(meta)
+local meta = redis.call('HMGET', META, 'file_version', 'published_at', 'terms', 'credentials')
+local file_version, published_at, packed_terms, credentials = unpack(meta)
 local terms = packed_terms and cmsgpack.unpack(packed_terms) or {}
 
 -- Remember this replica's free room, and charge its spending to the pool's bucket. Returns the free capacity.
@@ -274,4 +274,5 @@ answer[ANSWER_IS_KNOWN] = is_alive and true or false
 answer[ANSWER_ROWS] = redis.call('SCARD', NAMES)
 answer[ANSWER_FREE] = state_room(message.room)
 answer[ANSWER_PEERS] = peers()
+answer[ANSWER_CREDENTIALS] = credentials or ''
 return cmsgpack.pack(answer)

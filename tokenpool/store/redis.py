@@ -8,6 +8,7 @@ record does not depend on the number of sidecars, because the scripts keep sums.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,14 @@ from typing import Any, TypeVar
 
 from msgspec import msgpack
 
+from tokenpool.leases.credential_feed import (
+    CHECK_MODULUS,
+    CredentialEntry,
+    CredentialPage,
+    CredentialPut,
+    FeedState,
+)
+from tokenpool.leases.credential_feed import PAGE as CREDENTIALS_PAGE
 from tokenpool.leases.messages import (
     CONTENDED_S,
     KEEP_S,
@@ -35,7 +44,17 @@ from tokenpool.leases.messages import (
 )
 from tokenpool.leases.records import StoredRecord
 from tokenpool.planning.idle import IdleTerms
-from tokenpool.store import SECRET_BYTES, StoreDown, scripts
+from tokenpool.quotas.messages import (
+    KEEP_RECORD_S,
+    KEEP_SINCE_S,
+    LEVELS,
+    RESTORE_WITHIN_S,
+    QuotaAnswer,
+    QuotaMessage,
+    QuotaState,
+)
+from tokenpool.store import SECRET_BYTES, StoreDown, quota_script, scripts
+from tokenpool.store.quota_script import QuotaPage, QuotaResult
 from tokenpool.store.redis_client import Client, RedisClient, failures
 from tokenpool.store.scripts import ExchangeResult, Script, SnapshotResult
 
@@ -53,6 +72,8 @@ _answers = msgpack.Decoder(ExchangeResult)
 _snapshots = msgpack.Decoder(SnapshotResult)
 _limits = msgpack.Decoder(Limit)
 _terms = msgpack.Decoder(IdleTerms)
+_quota_results = msgpack.Decoder(QuotaResult)
+_quota_states = msgpack.Decoder(QuotaPage)
 _pushes = msgpack.Decoder(tuple[str, str])
 
 
@@ -121,6 +142,7 @@ class RedisStore:
                 result.rows,
                 result.free,
                 result.peers,
+                result.credentials,
             )
 
     async def listen(self, holder: str) -> AsyncIterator[Push]:
@@ -220,6 +242,33 @@ class RedisStore:
         with failures():
             return float(at) or None
 
+    async def credentials(self, after: int) -> CredentialPage:
+        """See ``Store``."""
+        self.client.check_up()
+        answer = await self._run(scripts.CREDENTIALS, after=after, count=CREDENTIALS_PAGE)
+        with failures():
+            state, *columns = answer
+            entries = [_entry(*row) for row in zip(*columns, strict=True)]
+            return CredentialPage(FeedState.parse(state.decode()), entries)
+
+    async def put_credentials(self, puts: Sequence[CredentialPut]) -> list[int]:
+        """See ``Store``."""
+        written: list[int] = []
+        for start in range(0, len(puts), CREDENTIALS_PAGE):
+            part = puts[start : start + CREDENTIALS_PAGE]
+            versions = await self._run(
+                scripts.PUT_CREDENTIALS,
+                b"".join(put.content for put in part),
+                ids=[put.id for put in part],
+                expected=[put.expected for put in part],
+                versions=[put.version for put in part],
+                sizes=[len(put.content) for put in part],
+                modulus=CHECK_MODULUS,
+            )
+            with failures():
+                written += [int(version) for version in versions]
+        return written
+
     async def secret(self, new: bytes) -> bytes:
         """See ``Store``."""
         return bytes(await self._run(scripts.SECRET, new))
@@ -257,9 +306,49 @@ class RedisStore:
             found = zip(holders, contents, strict=True)
             return {holder.decode(): bytes(content) for holder, content in found if content}
 
+    async def exchange_quotas(self, message: QuotaMessage) -> QuotaAnswer:
+        """See ``Store``."""
+        packed = await self._run_quotas(
+            "exchange", holder=message.holder, number=message.number, requests=message.requests
+        )
+        with failures():
+            result = _quota_results.decode(packed)
+            return QuotaAnswer(result.portions, result.at, result.since)
+
+    async def quotas(self) -> Sequence[QuotaState]:
+        """See ``Store``."""
+        found: list[QuotaState] = []
+        for first in itertools.count(0, PART):
+            packed = await self._run_quotas("states", first=first, last=first + PART - 1)
+            with failures():
+                page = _quota_states.decode(packed)
+            found += page.states
+            if page.read < PART:
+                break
+        return found
+
+    async def restore_quota(self, key: str, start: float, spent: float) -> bool:
+        """See ``Store``."""
+        return bool(await self._run_quotas("restore", key=key, start=start, spent=spent))
+
+    async def _run_quotas(self, action: str, **fields: Any) -> Any:
+        return await self._run(
+            quota_script.QUOTAS,
+            **fields,
+            action=action,
+            levels=LEVELS,
+            keep_record=KEEP_RECORD_S,
+            keep_since=KEEP_SINCE_S,
+            restore_within=RESTORE_WITHIN_S,
+        )
+
     async def close(self) -> None:
         """See ``Store``."""
         await self.client.close()
+
+    async def run(self, script: Script, /, *blobs: bytes, **message: Any) -> Any:
+        """Run another script on the keys of the pool. Raises ``StoreDown``."""
+        return await self._run(script, *blobs, **message)
 
     async def _run(
         self, script: Script, /, *blobs: bytes, on: RedisClient | None = None, **message: Any
@@ -283,6 +372,11 @@ async def _in_parallel(calls: Iterable[Callable[[], Awaitable[_T]]]) -> list[_T]
             return await call()
 
     return await asyncio.gather(*(result(call) for call in calls))
+
+
+def _entry(name: bytes, sequence: bytes, value: bytes) -> CredentialEntry:
+    version, _, content = value.partition(b" ")
+    return CredentialEntry(name.decode(), int(version), int(float(sequence)), content)
 
 
 def _view(packed: bytes | None, published: bytes | None, now: float, is_open: bool) -> EntitlementRecord:

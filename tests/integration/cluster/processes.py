@@ -171,7 +171,10 @@ class Cluster:
         while not await condition():
             if time.monotonic() >= started + seconds:
                 stands = [state and (state["lease_store"], state["engine"]) for state in await self.states()]
-                raise AssertionError(f"not within {seconds:g} s: {stands}, leaders {await self.leaders()}")
+                ended = [f"{each.name}: {each.last_lines()}" for each in self.everything if each.has_ended]
+                raise AssertionError(
+                    f"not within {seconds:g} s: {stands}, leaders {await self.leaders()}, ended {ended}"
+                )
             await asyncio.sleep(0.05)
         return time.monotonic() - started
 

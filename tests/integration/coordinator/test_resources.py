@@ -165,7 +165,7 @@ async def test_all_failures_together(world: World) -> None:
         )
         assert world.server.answers[429] == 11
         metrics = {each.name: each for each in controller.metrics()}
-        assert metrics["tokenpool_resource_status_writes"].samples[0].value > 10
+        assert metrics["tokenpool_resource_status_writes"].samples[0].value > 0
 
 
 async def test_the_servers_time_to_wait_is_kept(world: World) -> None:

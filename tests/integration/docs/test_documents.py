@@ -49,7 +49,7 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", CURRENT, ids=names(CURRENT))
 def test_every_named_file_exists(path: Path) -> None:
     folders = (
-        "tokenpool|runtime|dashboard|sidecar|coordinator|injector|loadgen|simulation|toolbox|demo|experiments"
+        "tokenpool|runtime|dashboard|sidecar|coordinator|injector|loadgen|simulation|cli|toolbox|demo|experiments"
         "|bench|tests|docker|k8s|docs"
     )
     for named in re.findall(rf"`((?:{folders})/[\w./-]*)`", path.read_text()):

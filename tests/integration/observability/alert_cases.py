@@ -71,6 +71,12 @@ def of_injector(name: str, well: float | None, faulty: float | None, **labels: s
     return Series(name, given, well, faulty, is_counter, has_pool=False)
 
 
+def of_resources(name: str, well: float, faulty: float, **labels: str) -> Series:
+    """A series of a coordinator about resources, which belong to several pools."""
+    given = {"job": COORDINATOR, "instance": "c1"} | labels
+    return Series(name, given, well, faulty, has_pool=False)
+
+
 def requests(outcome: str, well: float, faulty: float, **labels: str) -> Series:
     given = {"entitlement": "g", "tier": "guaranteed", "outcome": outcome} | labels
     return counter("tokenpool_requests", well, faulty, **given)
@@ -330,6 +336,25 @@ CASES = (
         (gauge("tokenpool_store_up", 1, 0), of_pool("tokenpool_store_up", 1, 0)),
     ),
     Case(
+        "TokenpoolUsageStoreDown",
+        WARNING,
+        {},
+        (
+            of_pool("tokenpool_usage_store_up", 1, 0),
+            of_pool("tokenpool_usage_store_up", 1, 0, instance="c2"),
+        ),
+    ),
+    Case(
+        "TokenpoolUsageRecordsLost",
+        WARNING,
+        {},
+        (
+            counter("tokenpool_usage_records", 0, 3, result="dropped"),
+            counter("tokenpool_usage_records", 100, 100, result="recorded"),
+        ),
+        value=30,
+    ),
+    Case(
         "TokenpoolNoLeader",
         CRITICAL,
         {},
@@ -425,6 +450,28 @@ CASES = (
         WARNING,
         {},
         (gauge("tokenpool_store_mode", 1, 1, mode="joined"), of_pool("tokenpool_leader", 1, None)),
+    ),
+    Case(
+        "TokenpoolResourcesNotSynced",
+        WARNING,
+        {},
+        (
+            of_resources("tokenpool_resources_synced", 1, 0),
+            of_resources("tokenpool_resources_synced", 1, 0, instance="c2"),
+        ),
+        is_of_namespace=True,
+    ),
+    Case(
+        "TokenpoolResourcesRefused",
+        WARNING,
+        {"resource": "Entitlement", "state": "rejected"},
+        (
+            of_resources("tokenpool_resources", 0, 2, resource="Entitlement", state="rejected"),
+            of_resources("tokenpool_resources", 0, 0, resource="Entitlement", state="earlier"),
+            of_resources("tokenpool_resources", 9, 7, resource="Entitlement", state="accepted"),
+        ),
+        value=2,
+        is_of_namespace=True,
     ),
     Case(
         "TokenpoolInjectorDown",

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from coordinator.usage.consumer import RESULTS
 from monitoring.model import Alert
-from monitoring.rules import GROUPS, INJECTOR
+from monitoring.rules import GROUPS, INJECTOR, RESOURCES
 from sidecar.handover.asking import Result
 from sidecar.telemetry import TPOT, TTFT
 from tests.integration.observability import promtool
@@ -58,7 +59,10 @@ VALUES = {
     "mode": set(Mode),
     "dimension": set(Dimension),
     "tier": set(Tier),
-    "result": {"led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", *Result},
+    "result": {
+        *("led", "followed", "fenced", "store_down", "failed", "answered", "ok", "invalid", "dropped"),
+        *(*Result, *RESULTS),
+    },
     "kind": {"input", "cached", "output"},
     "slo": {TTFT, TPOT},
 }
@@ -157,8 +161,8 @@ def alert_id(alert: dict[str, Any]) -> str:
 
 
 KEPT = re.compile(r"\b(?:by|on) \(namespace, (?:pool\b|job, instance\b)")
-OF_A_NAMESPACE = {rule.name for rule in INJECTOR.rules}
-"""An injector serves all pools, so its alerts keep the namespace alone."""
+OF_A_NAMESPACE = {rule.name for group in (INJECTOR, RESOURCES) for rule in group.rules}
+"""An injector serves all pools, and the resources are of several: their alerts keep the namespace alone."""
 
 
 @pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])

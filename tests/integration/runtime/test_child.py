@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from runtime.child import ChildFailed, frames
+from runtime.child import ChildFailed, frames, give
+from tests.support.harness import until
 
 CHILD = """
 import os, sys, time
@@ -54,6 +57,15 @@ async def test_a_child_answers_in_frames_of_any_size() -> None:
 async def test_a_child_that_ends_without_its_answer_is_an_error(request_: bytes, words: str) -> None:
     with pytest.raises(ChildFailed, match=words):
         await ask(request_)
+
+
+async def test_a_request_to_a_child_that_has_ended_already_is_no_error() -> None:
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", "", stdin=asyncio.subprocess.PIPE)
+    assert child.stdin is not None
+    assert await child.wait() == 0
+    await until(child.stdin.is_closing)
+
+    await give(child.stdin, b"hello")
 
 
 async def test_a_child_that_hangs_is_ended() -> None:

@@ -17,7 +17,7 @@ from sidecar.proxy.connection_manager import PER_SWEEP
 from sidecar.settings import Settings
 from tests.fakes.scripted_engine import FakeEngine
 from tests.support.harness import POOL, admin, ask, request, sidecar_for, until
-from tests.support.sidecar_builders import configuration, controller
+from tests.support.sidecar_builders import configuration, controller, owner
 from tokenpool.entitlements import PoolFile, Tier
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile.reading import parse
@@ -55,8 +55,8 @@ async def test_a_child_reads_what_this_process_would(tmp_path: Path, monkeypatch
     assert apart.version == encode_file(here.file)[0]
     for found in (here.keys, apart.keys):
         assert len(found) == 450 + 4
-        assert found.find(b"from-env") == found.find(b"from-file") == "e"
-        assert found.find(b"key-449") == "t449"
+        assert owner(found, b"from-env") == owner(found, b"from-file") == "e"
+        assert owner(found, b"key-449") == "t449"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def test_a_published_file_comes_with_the_keys_that_can_be_read_here(tmp_pa
 
     file = decode_file(content)
     assert (made.file, made.pool, made.version, made.watched) == (file, file.pools[0], version, ())
-    assert made.keys.find(b"key-7") == "t7"
+    assert owner(made.keys, b"key-7") == "t7"
     with pytest.raises(ConfigurationInvalid, match="published pool file"):
         await published(b"\xc1", ours, "chat")
 
@@ -134,8 +134,8 @@ async def test_in_a_published_file_the_earlier_entitlement_keeps_a_shared_key(
 
     made = await published(content, settings(tmp_path), "chat")
 
-    assert made.keys.find(b"shared") == "e"
-    assert made.keys.find(b"late-key") == "late"
+    assert owner(made.keys, b"shared") == "e"
+    assert owner(made.keys, b"late-key") == "late"
     assert "a key of 'late' is also a key of 'e', and stays there" in caplog.text
     with pytest.raises(ConfigurationInvalid, match="the same key"):
         await load_apart(settings(tmp_path, text))
@@ -151,8 +151,8 @@ async def test_in_a_published_file_the_administrators_keep_a_shared_key(
 
     made = await published(content, settings(tmp_path), "chat")
 
-    assert (made.administrators.find(b"shared"), made.keys.find(b"shared")) == ("administrator", None)
-    assert made.keys.find(b"late-key") == "late"
+    assert (owner(made.administrators, b"shared"), owner(made.keys, b"shared")) == ("administrator", None)
+    assert owner(made.keys, b"late-key") == "late"
     assert "a key of 'late' is also a key of 'the administrators', and stays there" in caplog.text
     with pytest.raises(ConfigurationInvalid, match="the same key"):
         await load_apart(settings(tmp_path, text))

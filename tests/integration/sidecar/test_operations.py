@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import logging
 import os
@@ -408,6 +409,8 @@ async def test_each_request_is_logged_if_the_option_is_on_and_never_its_text(
         (None, "unknown_key"),
     ]
     assert (lines[0]["input_tokens"], lines[0]["output_tokens"]) == (10, 5)
+    key_id = hashlib.sha256(b"g-key").hexdigest()[:8]
+    assert [line["credential"] for line in lines] == [key_id, key_id, None]
     shown = "".join(JsonFormatter().format(record) for record in caplog.records)
     assert "hush-hush" not in shown
     assert "g-key" not in shown

@@ -15,7 +15,7 @@ from sidecar.settings import Settings
 from sidecar.telemetry import Telemetry
 from tests.fakes.memory_store import MemoryStore
 from tests.support.harness import POOL
-from tests.support.sidecar_builders import configuration, reporter
+from tests.support.sidecar_builders import configuration, owner, reporter
 from tokenpool.leases.wire import encode_file
 from tokenpool.poolfile.reading import parse
 from tokenpool.store import StoreDown
@@ -104,7 +104,7 @@ async def test_a_published_file_is_put_in_force_and_reported(case: Case) -> None
     version = await case.announce(OTHER)
 
     assert case.enforced.prepared == case.enforced.versions == [version]
-    assert case.enforced.enforced[0].keys.find(b"another-key") == "e"
+    assert owner(case.enforced.enforced[0].keys, b"another-key") == "e"
     assert (case.file.version, case.reporter.file_version) == (version, version)
     assert case.telemetry.config_differs
     assert case.telemetry.reloads == {"ok": 1}
@@ -157,7 +157,7 @@ async def test_a_refused_file_is_tried_again_at_doubled_intervals(
 
     assert case.enforced.versions == [case.file.version] == [version]
     assert case.file.refused_version == ""
-    assert case.enforced.enforced[0].keys.find(b"at-last") == "e"
+    assert owner(case.enforced.enforced[0].keys, b"at-last") == "e"
 
 
 async def test_another_file_is_tried_at_once_though_one_was_refused(case: Case) -> None:
@@ -200,7 +200,7 @@ async def test_a_change_of_the_own_file_reads_the_keys_of_the_published_one_agai
     await case.file.read()
 
     assert case.enforced.versions == [version] * 2
-    found = [each.keys.find(b"second") for each in case.enforced.enforced]
+    found = [owner(each.keys, b"second") for each in case.enforced.enforced]
     assert found == [None, "e"]
     assert case.telemetry.config_differs
     assert sum("own pool file differs" in record.getMessage() for record in caplog.records) == 1

@@ -13,6 +13,7 @@ from simulation.one_pool import (
     HEAD,
     RULE,
     clients_retry,
+    guarantee_beside_floods,
     herd,
     line,
     lossy,
@@ -102,6 +103,24 @@ def test_a_replica_that_gives_wrong_information_costs_no_more_than_its_own_room(
     assert refused(figures, Tier.GUARANTEED, Tier.ELASTIC) == 0
     assert refused(figures) <= 0.03 * figures.requests
     assert figures.handovers > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_guarantee_finds_the_replica_that_has_spot_to_end(seed: int) -> None:
+    """Before probes, 3 to 7 % of the requests waited for 10 to 105 ms for a slot of elastic requests."""
+    figures = simulate(guarantee_beside_floods(seed=seed, seconds=40.0))
+    waits = figures.tiers[Tier.GUARANTEED].waits
+    assert refused(figures, Tier.GUARANTEED) == 0
+    assert sum(wait > 0.01 for wait in waits) <= 0.05 * len(waits)
+    assert figures.preempted > 0.5 * len(waits)
+
+
+def test_a_request_that_is_sent_with_its_ask_saves_messages() -> None:
+    figures = simulate(skewed(one_pool(4, 0.6, seed=7, seconds=24.0)))
+    assert figures.sends > 0.8 * figures.handovers
+    assert figures.sends_refused < 0.15 * figures.sends
+    # With an ask, an offer and a cancel of the second ask, it were 4.9 per request.
+    assert figures.peer_messages < 3 * figures.requests
 
 
 def test_lost_and_late_messages_between_replicas_hold_no_room_for_long() -> None:

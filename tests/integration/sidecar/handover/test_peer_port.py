@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from sidecar.app import Sidecar
 from sidecar.handover.ask_fields import AskFields
-from sidecar.handover.frames import KEEP, REFUSED, Kind
+from sidecar.handover.frames import KEEP, REFUSED, Kind, header
 from sidecar.handover.peer_port import HOLD_S
 from tests.fakes import scripted_engine as fake
 from tests.fakes.memory_store import MemoryStore
@@ -152,6 +152,101 @@ async def test_room_is_kept_for_a_bounded_time(sidecar: Sidecar, engine: FakeEng
         assert port.unused == 1
         peer.send(Kind.DATA, BODY)  # it was on its way
         assert await peer.expect(Kind.LOST) == REFUSED  # so its sidecar finds another place for it
+        assert await peer.is_closed()
+    assert engine.received == []
+
+
+BRINGS = AskFields(4, "elastic", False, 1, 100, 0, brings_request=True)
+
+
+def send(peer: Peer, fields: AskFields = BRINGS) -> None:
+    """Send an ask together with its request."""
+    peer.ask(fields)
+    peer.send(Kind.DATA, BODY)
+
+
+async def test_a_request_that_comes_with_its_ask_needs_no_offer(sidecar: Sidecar, engine: FakeEngine) -> None:
+    async with peer_of(sidecar) as peer:
+        await peer.join()
+        for count in (1, 2):
+            send(peer)
+            assert (await peer.expect(Kind.DATA)) == fake.unary()
+            peer.send(Kind.END, KEEP)
+            await until(lambda count=count: received(sidecar) == {"finished": count})  # type: ignore[misc]
+        assert engine.received[0].raw_head == BODY.partition(b"\r\n\r\n")[0]
+    await until(lambda: is_whole(sidecar))
+
+
+async def test_a_request_that_comes_with_its_ask_is_refused_without_room(
+    sidecar: Sidecar, engine: FakeEngine
+) -> None:
+    async with peer_of(sidecar) as first, peer_of(sidecar) as second:
+        await first.join()
+        await second.join()
+        await run(first)
+        await first.expect(Kind.DATA)
+        # It never waits, whatever the ask states.
+        send(second, AskFields(5, "elastic", False, 1, 100, 5000, brings_request=True))
+        assert await second.expect(Kind.REFUSE) == (5).to_bytes(4)
+        first.send(Kind.END, KEEP)
+        await until(lambda: sidecar.control.guests.sequences == 0)
+        send(second)  # the connection can still be used
+        assert await second.expect(Kind.DATA) == fake.unary()
+        second.send(Kind.END, KEEP)
+        await until(lambda: received(sidecar) == {"finished": 2})
+        assert len(engine.received) == 2
+    await until(lambda: is_whole(sidecar))
+
+
+async def test_a_long_request_that_is_refused_is_ignored_to_its_end(
+    sidecar: Sidecar, engine: FakeEngine
+) -> None:
+    async with peer_of(sidecar) as first, peer_of(sidecar) as second:
+        await first.join()
+        await second.join()
+        await run(first)
+        await first.expect(Kind.DATA)
+        second.ask(BRINGS)
+        second.writer.write(header(Kind.DATA, len(BODY)) + BODY[:10])
+        assert await second.expect(Kind.REFUSE) == BRINGS.number.to_bytes(4)
+        first.send(Kind.END, KEEP)
+        await until(lambda: sidecar.control.guests.sequences == 0)
+        second.writer.write(BODY[10:])
+        send(second)
+        assert await second.expect(Kind.DATA) == fake.unary()
+        assert len(engine.received) == 2
+
+
+async def test_an_offer_follows_if_the_engine_takes_long(sidecar: Sidecar, engine: FakeEngine) -> None:
+    port = handover_of(sidecar).port
+    engine.answer = held = Held()
+    async with peer_of(sidecar) as peer:
+        await peer.join()
+        send(peer)
+        await until(lambda: len(engine.received) == 1)
+        port.sweep(port.clock())
+        assert await peer.expect(Kind.OFFER) == BRINGS.number.to_bytes(4)
+        port.sweep(port.clock())
+        held.go.set()
+        await peer.expect(Kind.DATA)  # one offer is enough
+        peer.send(Kind.END, KEEP)
+        await until(lambda: received(sidecar) == {"finished": 1})
+
+
+async def test_the_room_of_a_request_that_does_not_follow_its_ask_is_kept_for_a_bounded_time(
+    sidecar: Sidecar, engine: FakeEngine
+) -> None:
+    port = handover_of(sidecar).port
+    async with peer_of(sidecar) as peer:
+        await peer.join()
+        peer.ask(BRINGS)
+        await until(lambda: sidecar.control.guests.sequences == 1)
+        port.sweep(port.clock() + HOLD_S + 0.1)
+        assert sidecar.control.guests.sequences == 0
+        found = await peer.read()
+        while found.kind is Kind.OFFER:
+            found = await peer.read()
+        assert found == (Kind.LOST, REFUSED)
         assert await peer.is_closed()
     assert engine.received == []
 

@@ -17,7 +17,7 @@ from runtime.options import SettingsError
 from sidecar.app import Sidecar
 from sidecar.decisions import AdmittedRequest
 from sidecar.dialects.bodies import MOST_UNPRICED
-from sidecar.identity import KeyRing
+from sidecar.identity import Credential, KeyRing
 from sidecar.proxy.bounds import LARGE_BODY, MAX_DELAY_S, UNMETERED_S, Bounds
 from sidecar.proxy.connection import ClientConnection
 from sidecar.proxy.connection_manager import REFUSED_AT_ONCE
@@ -648,8 +648,9 @@ async def test_a_head_of_very_many_headers_is_refused(engine: FakeEngine, tmp_pa
 def test_a_key_is_found_among_others_that_begin_alike() -> None:
     digest = hashlib.sha256(b"key").digest()
     twin = digest[:8] + bytes(24)
-    ring = KeyRing({twin: "twin", digest: "owner"})
-    assert (ring.find(b"key"), ring.find(b"other"), len(ring)) == ("owner", None, 2)
+    owner = Credential("owner")
+    ring = KeyRing({twin: Credential("twin"), digest: owner})
+    assert (ring.find(b"key"), ring.find(b"other"), len(ring)) == (owner, None, 2)
 
 
 # --- settings ---

@@ -25,7 +25,7 @@ from runtime.options import Address, Addresses, SettingsError, address, addresse
 from sidecar.app import Sidecar
 from sidecar.decisions import Refusal
 from sidecar.engine.cors import LONGEST_ORIGIN, MOST_ORIGINS, PROBE_ORIGIN, Cors
-from sidecar.identity import MOST_KEYS, KeyRing, sent_keys
+from sidecar.identity import MOST_KEYS, Credential, KeyRing, sent_keys
 from sidecar.proxy.answers import refusal_bytes
 from sidecar.proxy.heads import RequestHead, canonical
 from tests.certificates import certify
@@ -369,8 +369,9 @@ async def test_why_a_caller_is_not_known_is_said(
 def test_the_same_key_many_times_is_one_key() -> None:
     headers = [(b"x-api-key", b"k"), (b"authorization", b"Bearer k")] * 50
     assert sent_keys(headers) == ([b"k"], False)
-    ring = KeyRing({hashlib.sha256(b"k").digest(): "g"})
-    assert ring.find(b"k") == "g"
+    owner = Credential("g")
+    ring = KeyRing({hashlib.sha256(b"k").digest(): owner})
+    assert ring.find(b"k") is owner
 
 
 # --- C4: where servers listen ---

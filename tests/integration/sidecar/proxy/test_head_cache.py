@@ -163,3 +163,20 @@ async def test_a_cached_head_keeps_the_order_of_pipelined_requests(
         assert [(await read_response(reader)).status for _ in range(4)] == [200] * 4
     lines = [r.line.split()[1] for r in engine.received]
     assert lines == [b"/v1/completions"] * 2 + [b"/v1/models"] + [b"/v1/completions"] * 2
+
+
+async def test_a_cached_head_is_refused_once_its_credential_has_ended(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    text = POOL.replace("[g-key]", "[{file: KEY, id: g-1, expires: 2100-01-01T00:00:00Z}]")
+    (tmp_path / "key").write_text("g-key")
+    pool = text.replace("KEY", str(tmp_path / "key"))
+    async with sidecar_for(engine.port, tmp_path, pool=pool) as sidecar, connected(sidecar) as stream:
+        reader, writer = stream
+        answers = []
+        for now in (0.0, 0.0, 4102444800.0):
+            sidecar.controller.authenticator.wall_clock = lambda now=now: now  # type: ignore[misc]
+            writer.write(request())
+            answers.append(await read_response(reader))
+    assert [each.status for each in answers] == [200, 200, 401]
+    assert answers[-1].headers["x-tokenpool-reason"] == "expired_key"

@@ -20,21 +20,31 @@ from tokenpool.poolfile.described import FIELDS
 
 ROOT = Path(__file__).parents[4]
 DEFINITIONS = schema.definitions()
-NOT_IN_RESOURCES = {
-    "pools": "each pool is a TokenPool",
-    "entitlements": "each entitlement is an Entitlement",
-    "pools[].name": "metadata.name",
-    "entitlements[].name": "metadata.name",
-    "entitlements[].api_keys[].env": "a resource names no variable of a sidecar",
-    "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
-    "anonymous": "a setting of the whole pool file",
-    "administrator_keys": "a setting of the whole pool file",
-    **{
+NOT_IN_RESOURCES = (
+    {
+        "pools": "each pool is a TokenPool",
+        "entitlements": "each entitlement is an Entitlement",
+        "pools[].name": "metadata.name",
+        "entitlements[].name": "metadata.name",
+        "entitlements[].api_keys[].env": "a resource names no variable of a sidecar",
+        "entitlements[].api_keys[].file": "a resource names no file of a sidecar",
+        "entitlements[].api_keys[].id": "a key of a resource has the id of its digest",
+        "entitlements[].api_keys[].expires": "remove the key from the resource",
+        "entitlements[].api_keys[].concurrency": "a resource bounds its entitlement",
+        "anonymous": "a setting of the whole pool file",
+        "administrator_keys": "a setting of the whole pool file",
+    }
+    | {
+        each.path: "issuers are settings of the whole pool file"
+        for each in FIELDS
+        if each.path.partition("[]")[0] == "issuers"
+    }
+    | {
         each.path: "groups are in the pool file; entitlements name them"
         for each in FIELDS
-        if each.path.startswith("groups")
-    },
-}
+        if each.path.partition("[]")[0] == "groups"
+    }
+)
 
 
 def spec_of(name: str) -> dict[str, Any]:

@@ -7,10 +7,24 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from sidecar.handover.asking import LATE_S, PeerLink, PeerLinks, Result
-from sidecar.handover.frames import KEEP, NONCE_BYTES, PEER, VERSION, Frame, FrameReader, Kind, frame, proof
-from sidecar.proxy.upstream import Connection
+from sidecar.handover.asking import LATE_S, MOST_IDLE, PeerLink, PeerLinks, Result
+from sidecar.handover.frames import (
+    KEEP,
+    NONCE_BYTES,
+    PEER,
+    REFUSED,
+    VERSION,
+    Frame,
+    FrameReader,
+    Kind,
+    decode_ask,
+    frame,
+    numbered,
+    proof,
+)
+from sidecar.proxy.upstream import NO_ROOM, Connection, Connections
 from tests.support.domain_builders import ASK, account, cost
+from tokenpool.accounting.ticket import Place, SentAsk, Ticket
 from tokenpool.admission.pending import PendingRequest
 from tokenpool.admission.placement import PeerAsk
 
@@ -66,6 +80,8 @@ class Asker:
         self.offered: Callable[[PeerAsk], bool] = lambda ask: True
         self.refused: list[bool] = []
         """Asks that ended without room: whether the peer failed."""
+        self.answers: list[tuple[int, bool]] = []
+        """The answers to requests that were sent together with their asks, by number of the ask."""
 
     def peer_offered(self, ask: PeerAsk) -> bool:
         """See ``asking.Asker``."""
@@ -74,6 +90,10 @@ class Asker:
     def peer_refused(self, ask: PeerAsk, *, has_failed: bool = False) -> None:
         """See ``asking.Asker``."""
         self.refused.append(has_failed)
+
+    def place_answered(self, place: Place, *, has_room: bool) -> None:
+        """See ``asking.Asker``."""
+        self.answers.append((place.number, has_room))
 
 
 class Exchange:
@@ -136,11 +156,21 @@ class Pair:
         self.receive(frame(Kind.OFFER, number.to_bytes(4)))
 
 
+def ticket_at(place: Place) -> Ticket:
+    """A ticket whose request runs at this place."""
+    return Ticket(account(), ASK, cost(), 0.0, place)
+
+
+def connections(pair: Pair, ask: PeerAsk) -> Connections:
+    """The connections of a request that takes the offer of an ask."""
+    return pair.links.connection_of(ticket_at(ask.place), ask.place)
+
+
 async def test_a_link_that_is_released_while_it_is_paused_reads_on() -> None:
     pair = Pair()
 
     def starts(ask: PeerAsk) -> bool:
-        connection = pair.links.connection_of(ask.place).take()
+        connection = connections(pair, ask).take()
         assert connection is not None
         connection.send(exchange, b"POST / HTTP/1.1\r\n\r\n", b"")
         return True
@@ -185,7 +215,7 @@ class Relayed:
         used: list[Connection] = []
 
         def starts(ask: PeerAsk) -> bool:
-            connection = self._pair.links.connection_of(ask.place).take()
+            connection = connections(self._pair, ask).take()
             assert connection is not None
             connection.send(self, b"POST / HTTP/1.1\r\n\r\n", b"{}")
             used.append(connection)
@@ -277,4 +307,145 @@ async def test_an_ask_is_timed_by_the_clock_of_the_sidecar() -> None:
     pair.now += LATE_S + 0.1
     pair.links.close_idle()  # its peer is silent
     assert pair.asker.refused == [True]
+    assert pair.transport.is_aborted
+
+
+# --- requests that are sent together with their asks ---
+
+
+class Sent:
+    """An exchange whose request is sent together with its ask."""
+
+    def __init__(self, pair: Pair, number: int = 7) -> None:
+        self.pair = pair
+        self.place = Place("peer", ADDRESS, number, 0.0, SentAsk("assured", ((1, 2, 3),)))
+        self.connections = pair.links.connection_of(ticket_at(self.place), self.place)
+        self.events: list[object] = []
+
+    def start(self) -> None:
+        """Send the request, as the exchange does."""
+        connection = self.connections.take()
+        if connection is None:
+            self.connections.connect(self)
+        else:
+            self.on_connected(connection)
+
+    def on_connected(self, connection: Connection) -> None:
+        connection.send(self, b"POST / HTTP/1.1\r\n\r\n", b"{}")
+
+    def on_head(self, head: object) -> None:
+        self.events.append("head")
+
+    def on_read(self, body: bytes, is_complete: bool, chunk: bytes | None = None) -> None:
+        self.events.append((body, is_complete))
+
+    def on_lost(self, *, before_response: bool, was_reused: bool) -> None:
+        self.events.append(("lost", before_response, was_reused))
+
+    def on_refused(self, error: OSError) -> None:
+        self.events.append(("refused", error.errno == NO_ROOM))
+
+    def preempt(self) -> None:
+        self.events.append("preempted")
+
+
+def sent_on(pair: Pair, number: int = 7) -> Sent:
+    """A request that was sent together with its ask."""
+    made = Sent(pair, number)
+    made.start()
+    (asked, data) = pair.transport.written()
+    assert asked.kind is Kind.ASK
+    fields = decode_ask(asked.payload)
+    assert (fields.number, fields.brings_request, fields.longest_wait_ms) == (number, True, 0)
+    assert (fields.sequences, fields.kv_tokens) == (cost().sequences, cost().kv_tokens)
+    assert (fields.standing, fields.prompt) == ("assured", ((1, 2, 3),))
+    assert data == (Kind.DATA, b"POST / HTTP/1.1\r\n\r\n{}")
+    return made
+
+
+async def test_an_ask_and_its_request_are_sent_together() -> None:
+    pair = Pair()
+    for number in (1, 2):
+        exchange = sent_on(pair, number)
+        assert pair.links.running == 1
+        pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+        assert exchange.events == ["head", (b"{}", True)]
+        assert pair.transport.written() == [(Kind.END, KEEP)]
+    assert pair.asker.answers == [(1, True), (2, True)]
+    assert pair.links.results == {Result.TAKEN: 2}
+    assert sum(pair.links.late) == 0  # they waited for no offer
+
+
+async def test_a_peer_without_room_refuses_both_and_the_link_is_free_again() -> None:
+    pair = Pair()
+    exchange = sent_on(pair)
+    pair.receive(numbered(Kind.REFUSE, 7))
+    assert exchange.events == [("refused", True)]
+    assert pair.asker.answers == [(7, False)]
+    assert pair.links.results == {Result.REFUSED: 1}
+    pair.ask(8)  # on the same connection
+
+
+async def test_a_late_offer_shows_that_the_peer_has_begun() -> None:
+    pair = Pair()
+    exchange = sent_on(pair)
+    pair.receive(numbered(Kind.OFFER, 7))
+    assert pair.asker.answers == [(7, True)]
+    pair.receive(frame(Kind.DATA, HEAD + b"{}"))
+    assert exchange.events == ["head", (b"{}", True)]
+    assert pair.asker.answers == [(7, True)]
+
+
+@pytest.mark.parametrize("end", ["closed", "lost", "other number"])
+async def test_a_request_is_not_sent_again_if_the_peer_may_have_begun(end: str) -> None:
+    pair = Pair()
+    exchange = sent_on(pair)
+    if end == "closed":
+        pair.link.connection_lost(None)
+    elif end == "lost":
+        pair.receive(frame(Kind.LOST))
+    else:
+        pair.receive(numbered(Kind.REFUSE, 8))
+    assert exchange.events == [("lost", True, False)]
+    assert pair.links.running == 0
+
+
+async def test_a_peer_whose_engine_is_down_has_not_begun() -> None:
+    pair = Pair()
+    exchange = sent_on(pair)
+    pair.receive(frame(Kind.LOST, REFUSED))
+    assert exchange.events == [("refused", False)]
+
+
+async def test_a_client_that_leaves_before_the_answer_ends_the_request_there() -> None:
+    pair = Pair()
+    exchange = Sent(pair)
+    connection = exchange.connections.take()
+    assert connection is not None
+    exchange.on_connected(connection)
+    connection.abort()
+    assert pair.transport.is_aborted
+    assert pair.links.results == {Result.CANCELLED: 1}
+    assert exchange.events == []
+
+
+async def test_without_an_unused_connection_the_request_asks_first() -> None:
+    pair = Pair()
+    first, second = sent_on(pair, 1), Sent(pair, 2)
+    second.start()
+    assert second.events == []
+    await asyncio.sleep(0)
+    assert second.events == [("refused", True)]
+    assert pair.transport.written() == []
+    assert first.events == []
+
+
+async def test_a_refusal_while_there_are_enough_unused_connections_closes_the_link() -> None:
+    pair = Pair()
+    exchange = sent_on(pair)
+    spare = [PeerLink(pair.links, ADDRESS) for _ in range(MOST_IDLE)]
+    for each in spare:
+        pair.links.release(each)
+    pair.receive(numbered(Kind.REFUSE, 7))
+    assert exchange.events == [("refused", True)]
     assert pair.transport.is_aborted

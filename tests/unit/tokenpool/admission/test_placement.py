@@ -8,16 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.domain_builders import ASK, account, cost
-from tokenpool.admission.pending import PendingRequest
+from tokenpool.admission.pending import PendingRequest, Standing, WaitsFor
 from tokenpool.admission.placement import (
     AVOID_S,
     FORGET_S,
     MOST_ASKED,
+    MOST_ASKED_GUARANTEED,
     MOST_KNOWN,
+    MOST_PROBED,
+    MOST_UNANSWERED,
     TRUST_S,
     KnownPeer,
     Placement,
 )
+from tokenpool.amounts import Amount
 from tokenpool.entitlements import Tier
 
 LONG_S = 1.0
@@ -41,7 +45,7 @@ def placement(*peers: KnownPeer, seed: str = "me", now: float = 0.0) -> Placemen
 def test_an_ask_states_the_size_the_tier_and_the_longest_wait_of_its_request() -> None:
     request = pending(2, 300, Tier.GUARANTEED)
     (ask,) = placement(peer("a")).ask(request, 0.75, 0.0)
-    assert (ask.peer, ask.pending, ask.place) == ("a", request, ("a", "a:1", ask.number, 0.0))
+    assert (ask.peer, ask.pending, ask.place) == ("a", request, ("a", "a:1", ask.number, 0.0, None))
     assert (ask.sequences, ask.kv_tokens, ask.tier, ask.longest_wait_s) == (2, 300, Tier.GUARANTEED, 0.75)
 
 
@@ -134,6 +138,159 @@ def test_further_replicas_are_asked_as_they_have_room() -> None:
     made.learn([peer(name) for name in "abc"], 0.1)
     assert [ask.peer for ask in made.ask(request, LONG_S, 0.1, more=1)] == [third]
     assert made.ask(request, LONG_S, 0.1, more=1) == []
+
+
+# --- probes ---
+
+
+def guaranteed() -> PendingRequest:
+    """A request inside its guarantee, which waits for the engine."""
+    gold = account(tier=Tier.GUARANTEED, guarantee=Amount(1e6, 1e6, 1))
+    made = PendingRequest(gold, ASK, cost(), 0.0, longest_wait_s=LONG_S)
+    made.waits_for = WaitsFor.ENGINE
+    return made
+
+
+def test_a_request_inside_its_guarantee_probes_one_replica_after_the_other() -> None:
+    names = "abcd"
+    made, request = placement(*(peer(name, sequences=0) for name in names)), guaranteed()
+    probe, waits = made.ask(request, LONG_S, 0.0)
+    assert (probe.is_probe, probe.standing, probe.longest_wait_s) == (True, Standing.ASSURED, 0.0)
+    assert (waits.is_probe, waits.standing, waits.longest_wait_s) == (False, Standing.WITHIN, LONG_S)
+    probed = [probe.peer]
+    while True:
+        made.probe_refused(probe.peer, 0.0)
+        assert made.ended(probe)
+        again = made.probe_again(request, LONG_S, 0.0)
+        if not again[0].is_probe:
+            break
+        (probe,) = again
+        probed.append(probe.peer)
+        assert [ask for ask in made.asks[request] if ask.standing is Standing.ASSURED] == [probe]
+    # None has spot: asks wait at all of them, and only one may end spot that comes.
+    assert sorted(probed) == list(names)
+    asks = made.asks[request]
+    assert sorted(ask.peer for ask in asks) == list(names)
+    assert [ask.standing for ask in asks].count(Standing.ASSURED) == 1
+    assert {ask.longest_wait_s for ask in asks} == {LONG_S}
+
+
+def test_a_replica_that_has_just_refused_a_probe_is_probed_last() -> None:
+    made = placement(*(peer(name, sequences=0) for name in "abc"))
+    made.probe_refused("a", 0.0)
+    made.probe_refused("gone", 0.0)
+    for _ in range(20):
+        request = guaranteed()
+        assert made.ask(request, LONG_S, 0.1)[0].peer != "a"
+        made.withdraw(request)
+    free = placement(peer("a"), peer("b", sequences=0))
+    free.probe_refused("a", 0.0)
+    assert free.ask(guaranteed(), LONG_S, 0.1)[0].peer == "a"  # it states room since then
+
+
+def test_the_number_of_probes_is_bounded() -> None:
+    made = placement(*(peer(f"p{number}", sequences=0) for number in range(2 * MOST_PROBED)))
+    request = guaranteed()
+    asks = made.ask(request, LONG_S, 0.0)
+    count = 0
+    while asks[0].is_probe:
+        count += 1
+        made.ended(asks[0])
+        asks = made.probe_again(request, LONG_S, 0.0)
+    assert count == MOST_PROBED
+    assert len(made.asks[request]) == MOST_ASKED_GUARANTEED
+
+
+def test_a_request_beyond_its_lease_ends_no_spot_elsewhere() -> None:
+    request = guaranteed()
+    request.waits_for = WaitsFor.LEASE
+    asks = placement(peer("a"), peer("b")).ask(request, LONG_S, 0.0)
+    assert {ask.standing for ask in asks} == {Standing.BEYOND}
+
+
+# --- requests that are sent together with their asks ---
+
+
+def trusted(*peers: KnownPeer) -> Placement:
+    """A placement to which every replica has made an offer."""
+    made = placement(*peers)
+    for each in peers:
+        made.offered(each.name)
+    return made
+
+
+def test_a_request_is_sent_with_its_ask_to_a_replica_that_has_room_and_has_offered_some() -> None:
+    made, request = placement(peer("a"), peer("full", sequences=0)), pending(2, 300)
+    made.offered("full")
+    assert made.send(request, 0.0) is None  # the last answer of the other one was no offer
+    made.offered("a")
+    ask = made.send(request, 0.0)
+    assert ask is not None
+    assert (ask.peer, ask.pending, ask.longest_wait_s) == ("a", request, 0.0)
+    assert ask.place.sent == ("within", ())
+    assert made.asks == {}
+    assert made.known[0].sequences == 2
+    assert made.send(pending(), TRUST_S + 0.01) is None  # its room is not known any more
+
+
+def test_a_request_inside_its_guarantee_is_sent_as_an_assured_one() -> None:
+    made = trusted(peer("a"))
+    gold = account(tier=Tier.GUARANTEED, guarantee=Amount(1e6, 1e6, 1))
+    ask = made.send(PendingRequest(gold, ASK, cost(), 0.0, longest_wait_s=LONG_S), 0.0)
+    assert ask is not None
+    assert ask.place.sent is not None
+    assert ask.place.sent.standing == "assured"
+
+
+def test_a_replica_gets_a_bounded_number_of_requests_before_it_answers() -> None:
+    made = trusted(peer("a", sequences=100))
+    sent = [made.send(pending(), 0.0) for _ in range(MOST_UNANSWERED)]
+    assert made.send(pending(), 0.0) is None
+    assert made.sent == MOST_UNANSWERED
+    assert sent[0] is not None
+    made.answered(sent[0].place, has_room=True)
+    made.answered(sent[0].place, has_room=True)  # nothing more
+    assert made.send(pending(), 0.0) is not None
+    assert made.send(pending(), 0.0) is None
+
+
+def test_a_refusal_silence_and_a_failure_each_end_it_until_the_next_offer() -> None:
+    for end in ("refused", "silent", "failed", "asked in vain"):
+        made = trusted(peer("a"))
+        ask = made.send(pending(), 0.0)
+        assert ask is not None
+        if end == "refused":
+            made.answered(ask.place, has_room=False)
+        elif end == "silent":
+            made.unanswered(ask.place)
+        elif end == "failed":
+            made.failed("a", 0.0)
+        else:
+            made.refused("a")
+        made.learn([peer("a")], AVOID_S)
+        assert made.send(pending(), AVOID_S) is None, end
+        made.offered("a")
+        assert made.send(pending(), AVOID_S) is not None, end
+
+
+def test_a_request_that_is_not_sent_leaves_everything_as_it_was() -> None:
+    made = trusted(peer("a"))
+    ask = made.send(pending(), 0.0)
+    assert ask is not None
+    made.unsend(ask)
+    assert (made.sent, made.known) == (0, [peer("a")])
+    assert made.send(pending(), 0.0) is not None
+
+
+def test_the_answer_of_a_replica_that_was_forgotten_meanwhile_is_no_defect() -> None:
+    made = trusted(peer("a"))
+    ask = made.send(pending(), 0.0)
+    assert ask is not None
+    made.learn([], FORGET_S + 0.1)
+    made.learn([peer("a")], FORGET_S + 0.2)
+    made.answered(ask.place, has_room=True)
+    assert made.sent == 0
+    made.offered("gone")
 
 
 def test_sidecars_that_know_the_same_replicas_do_not_choose_the_same_ones() -> None:

@@ -13,12 +13,16 @@ from tokenpool.admission.placement import PeerAsk
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Amount
+from tokenpool.capacity.room import EngineRoom
 from tokenpool.control.admission_control import AdmissionControl
-from tokenpool.control.driver import Driver
+from tokenpool.control.driver import NOTHING_SPENT, Driver
+from tokenpool.entitlements import Tier
 from tokenpool.leases.leases import Leases
 from tokenpool.leases.messages import Message
 from tokenpool.leases.settings import LeaseSettings
 from tokenpool.leases.sync import LeaseSync
+from tokenpool.outcomes import Ending
+from tokenpool.quotas.messages import QuotaMessage
 
 
 class Recorded:
@@ -40,6 +44,9 @@ class Recorded:
 
     def send_message(self, message: Message) -> None:
         self.sent.append(message)
+
+    def send_quotas(self, message: QuotaMessage) -> None:
+        raise AssertionError("no quota is configured")
 
     def ask(self, ask: PeerAsk) -> None:
         self.asked.append(ask)
@@ -126,3 +133,52 @@ def test_after_its_stop_a_driver_sends_only_its_last_message() -> None:
     assert last_message is not None
     assert (last_message.is_complete, last_message.lease_requests) == (True, {})
     assert Driver(AdmissionControl(ports.at, queue), ports).last_message() is None
+
+
+class Starts:
+    """The owner of a request. It notes when the request starts, and settles it when it is ended."""
+
+    def __init__(self, driver: Driver, name: str, started: list[str]) -> None:
+        self.ticket: Ticket | None = None
+        self._driver = driver
+        self._name = name
+        self._started = started
+
+    def decided(self, outcome: Ticket | Shed) -> None:
+        assert isinstance(outcome, Ticket)
+        self.begin(outcome)
+
+    def begin(self, ticket: Ticket) -> None:
+        """Begin with a ticket."""
+        self.ticket = ticket
+        self._driver.begin(ticket, self)
+
+    def start(self) -> None:
+        self._started.append(self._name)
+
+    def preempt(self) -> None:
+        assert self.ticket is not None
+        self._driver.settle(self.ticket, NOTHING_SPENT, Ending.PREEMPTED, reported=False)
+
+
+def test_a_request_for_which_spot_ends_starts_before_others_that_get_the_rest_of_its_room() -> None:
+    ports, started = Recorded(), list[str]()
+    control = AdmissionControl(ports.at, AdmissionQueue(QueueSettings(elastic_s=5.0)))
+    control.engine_changed(EngineRoom(2.0, 1e6, proven_slots=2.0), ports.at)
+    driver = Driver(control, ports)
+    large = control.offer(account(tier=Tier.SPOT), ASK, cost(sequences=2), ports.at)
+    assert isinstance(large, Ticket)
+    Starts(driver, "spot", started).begin(large)
+    waiting = control.offer(account(name="e"), ASK, cost(), ports.at)
+    assert isinstance(waiting, PendingRequest)
+    driver.wait(waiting, Starts(driver, "elastic", started))
+    driver.act()
+    promise = Amount(1e6, 1e6, 2)
+    owner = account(promise, assured=promise, tier=Tier.GUARANTEED, guarantee=promise, name="g")
+
+    guaranteed = control.offer(owner, ASK, cost(), ports.at)
+    assert isinstance(guaranteed, Ticket)
+    Starts(driver, "guaranteed", started).begin(guaranteed)
+
+    assert started == ["spot", "guaranteed", "elastic"]
+    assert ports.failures == []

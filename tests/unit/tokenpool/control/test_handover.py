@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.domain_builders import ASK, account, cost, entitlement
+from tests.support.domain_builders import ASK, PLENTY, account, cost, entitlement
 from tests.unit.tokenpool.control.test_admission_control import (
     CONTENDED,
     NONE_NOW,
@@ -32,7 +32,7 @@ from tokenpool.admission.placement import MOST_ASKED, KnownPeer, PeerAsk, Placem
 from tokenpool.admission.queue import AdmissionQueue, QueueSettings
 from tokenpool.admission.rules import Shed
 from tokenpool.amounts import NOTHING, Amount
-from tokenpool.control.admission_control import MOST_ASKING, PLACE_S, AdmissionControl
+from tokenpool.control.admission_control import MOST_ASKING, MOST_SENT_BYTES, PLACE_S, AdmissionControl
 from tokenpool.control.guests import guest_cost
 from tokenpool.entitlements import Tier
 from tokenpool.leases.messages import MOST_ROOM, Limit
@@ -276,6 +276,125 @@ def test_without_handover_nothing_is_asked() -> None:
     admitted(control, account())
     pending(control, account(name="b"))
     assert not control.has_effects
+
+
+# --- requests that are sent together with their asks ---
+
+
+def trusting(peers: list[KnownPeer] = FREE) -> AdmissionControl:
+    """A control without room here. Both other replicas have room, and have offered some before."""
+    made = with_peers(peers=peers)
+    assert made.placement is not None
+    for peer in peers:
+        made.placement.offered(peer.name)
+    admitted(made, account())
+    return made
+
+
+def sent(control: AdmissionControl, tenant: Account, now: float = 0.1) -> Ticket:
+    """A request that is sent together with its ask."""
+    ticket = admitted(control, tenant, now)
+    assert ticket.place is not None
+    assert ticket.place.sent is not None
+    assert not control.has_effects
+    return ticket
+
+
+def test_a_request_is_sent_at_once_to_a_replica_that_is_likely_to_have_room() -> None:
+    control, tenant = trusting(), account(name="b")
+    ticket = sent(control, tenant)
+    assert not control.has_waiting
+    assert (tenant.concurrency_in_use, control.ledger.concurrency_in_use, control.ledger.away) == (1, 1, 1)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=True)
+    assert control.placement is not None
+    assert control.placement.sent == 0
+    control.settle(ticket, SPENT, Ending.FINISHED, 1.0)
+    assert control.ledger.away == 0
+    sent(control, tenant, 0.2)
+
+
+def test_an_offer_makes_a_replica_likely_to_have_room() -> None:
+    control = with_peers(peers=FREE)
+    admitted(control, account())
+    pending(control, account(name="b"))
+    first, _ = asked(control)
+    assert control.peer_offered(first, 0.1)
+    control.take_effects()
+    ticket = sent(control, account(name="c"))
+    assert ticket.place is not None
+    assert ticket.place.peer == first.peer
+
+
+def test_a_request_that_is_refused_asks_and_waits_as_any_other() -> None:
+    control, tenant = trusting(), account(name="b")
+    ticket = sent(control, tenant)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=False)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, 0.2, reported=False)
+    again = control.offer(tenant, ASK, cost(), 0.2, arrived_at=0.1)
+    assert isinstance(again, PendingRequest)
+    assert again.deadline == 0.1 + WAITS.elastic_s
+    asks = asked(control)
+    assert {ask.pending for ask in asks} == {again}
+    assert all(ask.place.sent is None for ask in asks)
+    # Its demand was counted once.
+    once = account(name="c")
+    pending(control, once, 0.2)
+    demands = [each.meter.report(0, 0, 1.0, NOTHING).demand for each in (tenant, once)]
+    assert demands[0] == demands[1]
+
+
+def test_a_request_that_may_not_wait_looks_for_room_after_a_refusal() -> None:
+    control = with_peers(peers=FREE[:1], queue=QueueSettings(elastic_s=0.0, spot_s=0.0))
+    assert control.placement is not None
+    control.placement.offered("p")
+    admitted(control, account())
+    tenant = spot()
+    ticket = sent(control, tenant)
+    assert ticket.place is not None
+    control.place_answered(ticket.place, has_room=False)
+    control.settle(ticket, Usage(0, 0), Ending.UPSTREAM_ERROR, 0.101, reported=False)
+    again = control.offer(tenant, ASK, cost(), 0.101, arrived_at=0.1)
+    assert isinstance(again, PendingRequest)
+    assert again.deadline == 0.1 + PLACE_S
+    assert {ask.pending for ask in asked(control)} == {again}
+    assert isinstance(control.offer(spot("t"), ASK, cost(), 0.2, arrived_at=0.1), Shed)
+
+
+def test_a_request_that_ends_without_an_answer_ends_the_trust_in_the_replica() -> None:
+    control, tenant = trusting(FREE[:1]), account(name="b")
+    ticket = sent(control, tenant)
+    control.settle(ticket, Usage(0, 0), Ending.CLIENT_GONE, 0.2, reported=False)
+    assert control.placement is not None
+    assert control.placement.sent == 0
+    assert isinstance(offer(control, tenant, 0.2), PendingRequest)
+
+
+def test_no_request_is_sent_before_those_that_wait_for_the_engine() -> None:
+    control = trusting(FULL)
+    pending(control, account(name="b"))
+    asked(control)
+    assert control.placement is not None
+    control.placement.learn(FREE, 0.1)
+    assert isinstance(offer(control, account(name="c"), 0.1), PendingRequest)
+
+
+def test_a_long_body_is_not_sent_together_with_its_ask() -> None:
+    control, tenant = trusting(), account(name="b")
+    long = control.offer(tenant, ASK, cost(), 0.1, body=bytes(MOST_SENT_BYTES + 1))
+    assert isinstance(long, PendingRequest)
+    assert len(asked(control)) == MOST_ASKED
+
+
+def test_a_request_beyond_its_limit_is_not_sent_and_takes_no_room() -> None:
+    control = trusting(FREE[:1])
+    assert control.placement is not None
+    before = control.placement.known
+    waiting = offer(control, account(NONE_NOW, name="b"), 0.1)
+    assert isinstance(waiting, PendingRequest)
+    assert waiting.waits_for is WaitsFor.LIMIT
+    assert (control.placement.sent, control.placement.known) == (0, before)
 
 
 # --- the room here, for others ---
@@ -614,6 +733,71 @@ def test_a_request_does_not_look_elsewhere_longer_than_others_take_to_refuse() -
     assert decided is waiting
     assert isinstance(ticket, Ticket)
     assert effects.to_end == [running]
+
+
+def owner() -> Account:
+    """A guaranteed account in a pool with other sidecars."""
+    made = gold(name="o")
+    made.has_peers = True
+    return made
+
+
+def test_a_guarantee_for_which_a_replica_has_no_spot_probes_the_next_one() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, owner())
+    probe, waits = asked(control)
+    assert (probe.is_probe, probe.pending, waits.is_probe) == (True, waiting, False)
+    control.peer_refused(probe, 0.001)
+    (again,) = asked(control)
+    assert (again.is_probe, again.peer, again.standing) == (True, waits.peer, Standing.ASSURED)
+    assert control.peer_offered(again, 0.002)
+    effects = control.take_effects()
+    assert [decided for decided, _ in effects.decided] == [waiting]
+    assert effects.to_cancel == [waits]
+
+
+def test_a_probe_that_fails_is_followed_by_another() -> None:
+    control = with_peers()
+    admitted(control, account())
+    pending(control, owner())
+    probe, waits = asked(control)
+    control.peer_refused(probe, 0.001, has_failed=True)
+    (again,) = asked(control)
+    assert (again.is_probe, again.peer) == (True, waits.peer)
+
+
+def test_the_asks_end_when_all_replicas_have_refused_a_guarantee() -> None:
+    control = with_peers()
+    admitted(control, account())
+    waiting = pending(control, owner())
+    asks = asked(control)
+    for _ in range(10):
+        for ask in asks:
+            control.peer_refused(ask, 0.001)
+        asks = control.take_effects().to_ask
+    assert asks == []
+    assert not waiting.has_left
+
+
+def test_a_waiting_request_does_not_take_the_slot_that_is_freed_for_a_guarantee() -> None:
+    """An assured elastic request may wait in the engine behind spot. It would start before the guarantee."""
+    control, tenant = with_peers(3, FREE), account(assured=PLENTY, name="e")
+    tenant.has_peers = True
+    admitted(control, account(name="other"))
+    admitted(control, spot())
+    admitted(control, spot("t"))
+    waiting = pending(control, tenant)
+    control.take_effects()
+    control.peers_named(FULL, 0.02)
+    guarantee = admitted(control, owner(), 0.02)
+    (ended,) = control.take_effects().to_end
+    control.settle(ended, SPENT, Ending.PREEMPTED, 2 * PLACE_S, reported=False)
+    assert control.take_effects().decided == []
+    assert not waiting.has_left
+    control.first_token(guarantee, 0.02)
+    control.serve(3 * PLACE_S)
+    cancelled_by_start_here(control, waiting)
 
 
 def test_an_offer_after_a_pause_is_not_taken_by_leases_that_have_expired() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tokenpool.amounts import UNBOUNDED, Amount
-from tokenpool.entitlements import KeyRef, KeySource, ReplicaCapacity, Tier
+from tokenpool.entitlements import KeyRef, KeySource, Prices, ReplicaCapacity, Tier
 from tokenpool.leases.wire import decode_file, encode_file
 from tokenpool.poolfile import explain
 from tokenpool.poolfile.problems import PoolFileError
@@ -51,6 +51,16 @@ def test_a_good_file_becomes_records() -> None:
         file.pool("other")
 
 
+def test_prices_in_money_are_per_million_tokens_and_a_cached_token_costs_at_most_the_whole() -> None:
+    text = GOOD.replace("    replicas:", "    prices: {currency: EUR, input: 2, output: 8}\n    replicas:")
+
+    prices = parse(text).file.pool("chat").prices
+
+    assert prices == Prices("EUR", input=2.0, cached_input=2.0, output=8.0)
+    assert prices.cost(1_500_000, 500_000, 250_000) == 5.0
+    assert parse(GOOD).file.pool("chat").prices is None
+
+
 def test_administrators_have_keys_of_their_own() -> None:
     text = GOOD + "administrator_keys: [{env: ROOT}, 'sha256:" + "A" * 64 + "', root]\n"
 
@@ -68,6 +78,42 @@ def test_administrators_have_keys_of_their_own() -> None:
     ]
     assert "root" not in encode_file(parsed.file)[1].decode("latin-1")
     assert decode_file(encode_file(parsed.file)[1]).administrator_keys[0] == KeyRef(KeySource.ENV, "ROOT")
+
+
+LONG = "api_keys: [{env: GOLD_KEY, id: gold-1, expires: 2027-01-31T18:00:00+01:00, concurrency: 2}]"
+
+
+def test_a_key_may_have_an_id_an_expiry_and_a_limit_of_its_own() -> None:
+    parsed = parse(GOOD.replace("api_keys: [{env: GOLD_KEY}]", LONG))
+
+    [key] = parsed.file.entitlements[0].api_keys
+
+    assert key == KeyRef(KeySource.ENV, "GOLD_KEY", 13, "gold-1", 1801414800.0, 2)
+    published = decode_file(encode_file(parsed.file)[1]).entitlements[0].api_keys
+    assert published == (KeyRef(KeySource.ENV, "GOLD_KEY", 0, "gold-1", 1801414800.0, 2),)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("{id: a}", "must name one of sha256, env and file"),
+        ("{env: A, file: b}", "must name one of sha256, env and file"),
+        ("{sha256: abc}", "sha256 is not a SHA-256 digest"),
+        ("{env: A, id: 'a b'}", "id is 'a b', which is not an id"),
+        ("{env: A, expires: 2027-01-31}", "expires is not a point in time"),
+        ("{env: A, expires: 2027-01-31T18:00:00}", "expires has no zone"),
+        ("{env: A, expires: 2027-31-31T18:00:00Z}", "expires is not a point in time"),
+        ("{env: A, expires: [1]}", "expires is not a point in time but a list"),
+        ("{env: A, expires: soon}", "expires is not a point in time but 'soon'"),
+        ("{env: A, concurrency: 0}", "concurrency is 0"),
+        ("{env: A, concurrency: 1.5}", "concurrency is 1.5"),
+        ("{env: A, id: one}, {env: B, id: one}, {env: C, id: two}", "the id 'one' of a key of 'gold'"),
+    ],
+)
+def test_a_wrong_key_is_an_error(key: str, words: str) -> None:
+    text = GOOD.replace("{env: GOLD_KEY}", key.replace("}, {", "}\n      , {"))
+    with pytest.raises(PoolFileError, match=re.escape(words)):
+        parse(text)
 
 
 def test_the_documented_example_is_valid_and_explained() -> None:
@@ -147,6 +193,10 @@ BAD: list[tuple[str, str, int, str, str]] = [
     ("tier: spot", "tier: guaranteed", 14, "has no guarantee", "make it elastic"),
     ("    replicas", "    pricing: {image_tokens: 0.5}\n    replicas", 5, "is 0.5", "whole number"),
     ("    replicas", "    pricing: {output_weight: no}\n    replicas", 5, "not a number", "token"),
+    ("    replicas", "    prices: {input: 1}\n    replicas", 5, "has no currency", "currency:"),
+    ("    replicas", "    prices: {currency: euro}\n    replicas", 5, "is 'euro'", "ISO 4217"),
+    ("    replicas", "    prices: {currency: EUR, output: -1}\n    replicas", 5, "is -1", "at least 0"),
+    ("    replicas", "    prices: {currency: EUR, inputs: 1}\n    replicas", 5, "inputs", "input"),
     ("pools:", "pools: &p", 0, "", ""),  # an anchor alone is no mistake
     ("anonymous: reject", "anonymous: *p", 18, "aliases", "write the value out"),
     ("anonymous: reject", "anonymous: [", 19, "not YAML", "syntax"),

@@ -1,0 +1,123 @@
+"""Reads recorded requests from CSV: exports of the usage store, and public traces such as Azure's.
+
+The first row names the columns. Times may be ISO 8601 or seconds. A file that ends in ``.gz`` is unpacked.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from cli.command import CommandFailed
+from simulation.setup import Recorded
+
+_NAMES = {
+    "time": ("time", "timestamp"),
+    "input": ("input_tokens", "contexttokens"),
+    "output": ("output_tokens", "generatedtokens"),
+    "cached": ("cached_tokens",),
+    "entitlement": ("entitlement",),
+    "pool": ("pool",),
+}
+"""The accepted names of each column, in lower case. The second ones are those of Azure's traces."""
+_REQUIRED = ("time", "input", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request, with its absolute time."""
+
+    time: float
+    """Seconds of any clock that all files share."""
+    pool: str
+    """Empty if the file does not state it."""
+    recorded: Recorded
+
+
+def read(given: Iterable[str], pool: str) -> list[Recorded]:
+    """The requests of files for one pool, in the order of their times. The first one is at 0 s.
+
+    An item is ``FILE``, or ``ENTITLEMENT=FILE`` for a file without that column. Files that name different
+    entitlements begin at the same time. Raises ``CommandFailed`` and ``OSError``.
+    """
+    parts = []
+    for item in given:
+        entitlement, _, path = item.rpartition("=")
+        rows = [row for row in _rows(Path(path), entitlement) if row.pool in ("", pool)]
+        if entitlement and rows:
+            # Traces of different services were recorded at different times.
+            start = min(row.time for row in rows)
+            rows = [replace(row, time=row.time - start) for row in rows]
+        parts += rows
+    if not parts:
+        raise CommandFailed(f"simulate: the record has no request for pool {pool!r}")
+    start = min(row.time for row in parts)
+    return sorted((replace(row.recorded, at_s=row.time - start) for row in parts), key=lambda each: each.at_s)
+
+
+def _rows(path: Path, entitlement: str) -> Iterator[Row]:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except gzip.BadGzipFile as error:
+        raise CommandFailed(f"{path}: {error}") from error
+    lines = csv.reader(io.StringIO(raw.decode("utf-8-sig")))
+    columns = _columns(path, next(lines, []), entitlement)
+    for number, cells in enumerate(lines, 2):
+        if not cells:
+            continue
+        try:
+            yield _row({name: cells[place] for name, place in columns.items()}, entitlement)
+        except (ValueError, IndexError) as error:
+            raise CommandFailed(f"{path}:{number}: {error}; the row must have all columns") from error
+
+
+def _columns(path: Path, heads: list[str], entitlement: str) -> dict[str, int]:
+    """The place of each column that is known."""
+    lower = [head.strip().lower() for head in heads]
+    found = {column: lower.index(name) for column, names in _NAMES.items() for name in names if name in lower}
+    missing = [column for column in _REQUIRED if column not in found]
+    if missing:
+        wanted = ", ".join(_NAMES[column][0] for column in missing)
+        raise CommandFailed(f"{path}:1: there is no column {wanted}; the first row must name the columns")
+    if "entitlement" not in found and not entitlement:
+        raise CommandFailed(
+            f"{path}:1: there is no column entitlement; give the file as ENTITLEMENT={path} to name it"
+        )
+    return found
+
+
+def _row(cells: Mapping[str, str], entitlement: str) -> Row:
+    return Row(
+        _time(cells["time"]),
+        cells.get("pool", ""),
+        Recorded(
+            0.0,
+            entitlement or cells["entitlement"],
+            _tokens(cells["input"]),
+            _tokens(cells["output"]),
+            _tokens(cells.get("cached", "0") or "0"),
+        ),
+    )
+
+
+def _time(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        return datetime.fromisoformat(text).timestamp()
+    if not math.isfinite(number):
+        raise ValueError(f"{text!r} is not a time")
+    return number
+
+
+def _tokens(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(f"{text!r} is not a number of tokens")
+    return number

@@ -1,0 +1,196 @@
+"""The recorder: makes the usage record of each request, on the request path.
+
+It encodes a record and appends it to a list. ``UsageCarrier`` takes the list at intervals. The encoded record
+takes a quarter of the memory of the objects that it is made of, which would stay alive until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sidecar.decisions import AdmittedRequest
+from sidecar.usage.open_requests import OpenRequests
+from tokenpool.accounting.ticket import Ticket
+from tokenpool.outcomes import Ending
+from tokenpool.pricing.cost import Usage
+from tokenpool.usage.record import LOST, SCHEMA, encode_row
+
+MOST_BYTES = 4 * 1024 * 1024
+"""The most bytes of records in memory: about 25,000 records, or five seconds of a sidecar at its most."""
+MOST_TEXT = 128
+"""The most characters of a text in a record. A caller chooses the model's name."""
+
+
+class UsageRecorder:
+    """Makes the records of one sidecar process."""
+
+    __slots__ = (
+        "_bytes",
+        "_clock",
+        "_number",
+        "_numbers",
+        "_pending",
+        "_process",
+        "_replica",
+        "_settled_slots",
+        "_wall_clock",
+        "dropped",
+        "dropped_tokens",
+        "is_on",
+        "open_requests",
+        "recorded",
+    )
+
+    def __init__(
+        self,
+        process: str,
+        replica: str,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._process = process
+        self._replica = replica[:MOST_TEXT]
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self.is_on = True
+        """Whether requests that begin now get a record."""
+        self.open_requests: OpenRequests | None = None
+        """The file of running requests; ``None`` while there is no spool on a disk."""
+        self._number = 0
+        self._numbers: dict[int, int] = {}
+        """The number of the request in each slot."""
+        self._pending: list[bytes] = []
+        self._settled_slots: list[int] = []
+        self._bytes = 0
+        self.recorded = 0
+        """The records so far, without dropped ones."""
+        self.dropped = 0
+        """The records that had no room in memory, or could not be encoded."""
+        self.dropped_tokens = 0
+        """Their input and output tokens."""
+
+    def begun(self, admitted: AdmittedRequest, ticket: Ticket) -> None:
+        """An admitted request may begin at an engine.
+
+        Until its settlement its record is that of a lost request: all of its input, and half of the expected
+        output, since a request is in the middle of its output on average.
+        """
+        if not self.is_on or self.open_requests is None:
+            return
+        cost, number = ticket.cost, self._number + 1
+        self._number = number
+        content = self._encoded(
+            ticket,
+            admitted,
+            number,
+            cost.input_tokens,
+            cost.output_tokens // 2,
+            cost.cached_tokens,
+            0.0,
+            LOST,
+            True,
+        )
+        if content is not None:
+            slot = self.open_requests.take(content)
+            if slot >= 0:
+                self._numbers[slot] = number
+                admitted.usage_slot = slot
+
+    def withdrawn(self, admitted: AdmittedRequest) -> None:
+        """No engine has begun with an admitted request. It is decided again, without a record."""
+        slot = admitted.usage_slot
+        if slot >= 0 and self.open_requests is not None:
+            admitted.usage_slot = -1
+            self.open_requests.free(slot)
+
+    def settled(
+        self, admitted: AdmittedRequest, ticket: Ticket, ending: Ending, usage: Usage, *, is_estimated: bool
+    ) -> None:
+        """An admitted request was settled. Call it before the ledger settles its ticket."""
+        slot = admitted.usage_slot
+        if slot >= 0:
+            number = self._numbers[slot]
+        elif self.is_on:
+            number = self._number = self._number + 1
+        else:
+            return
+        input_tokens, output_tokens, cached_tokens = usage
+        held_s = self._clock() - ticket.admitted_at
+        content = self._encoded(
+            ticket,
+            admitted,
+            number,
+            input_tokens,
+            output_tokens,
+            cached_tokens,
+            held_s if held_s > 0.0 else 0.0,
+            ending.value,
+            is_estimated,
+        )
+        if slot >= 0 and self.open_requests is not None:
+            if content is not None:
+                self.open_requests.replace(slot, content)
+            self._settled_slots.append(slot)
+        if content is None or self._bytes + len(content) > MOST_BYTES:
+            self.dropped += 1
+            self.dropped_tokens += input_tokens + output_tokens
+            return
+        self._bytes += len(content)
+        self._pending.append(content)
+        self.recorded += 1
+
+    def _encoded(
+        self,
+        ticket: Ticket,
+        admitted: AdmittedRequest,
+        number: int,
+        input_tokens: int,
+        output_tokens: int,
+        cached_tokens: int,
+        held_s: float,
+        outcome: str,
+        is_estimated: bool,
+    ) -> bytes | None:
+        """The record as bytes; ``None`` if a value cannot be encoded."""
+        entitlement = ticket.account.entitlement
+        route, model = ticket.ask.target
+        first_token_s = admitted.first_token_s
+        queue_s = ticket.admitted_at - admitted.started_at
+        try:
+            return encode_row(
+                (
+                    SCHEMA,
+                    f"{self._process}-{number}",
+                    self._wall_clock(),
+                    entitlement.pool,
+                    entitlement.name,
+                    model if len(model) <= MOST_TEXT else model[:MOST_TEXT],
+                    route,
+                    input_tokens,
+                    output_tokens,
+                    cached_tokens,
+                    ticket.kv_held * held_s + ticket.kv_seconds_before,
+                    ticket.cost.sequences * held_s,
+                    queue_s if queue_s > 0.0 else 0.0,
+                    first_token_s if first_token_s >= 0.0 else None,
+                    outcome,
+                    self._replica,
+                    entitlement.group or "",
+                    admitted.credential_id[:MOST_TEXT],
+                    is_estimated,
+                )
+            )
+        except (OverflowError, ValueError):
+            return None  # no number of tokens that an engine counted, or no text
+
+    def take(self) -> tuple[list[bytes], list[int]]:
+        """The records since the last call, and the slots to free once the spool has them."""
+        pending, slots = self._pending, self._settled_slots
+        self._pending, self._settled_slots, self._bytes = [], [], 0
+        return pending, slots
+
+    def written(self, slots: list[int]) -> None:
+        """The spool has the records of these slots."""
+        if self.open_requests is not None:
+            for slot in slots:
+                self.open_requests.free(slot)

@@ -1,0 +1,1 @@
+"""Usage records: what settled requests used, as values for reports and quotas."""
