@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from tokenpool.entitlements import Entitlement, KeyRef, KeySource
+from tokenpool.entitlements import Entitlement, KeyRef, KeySource, Quota
 
 _INDEX_BYTES = 8
 KEY_HEADERS = (b"x-api-key", b"api-key")
@@ -49,6 +49,8 @@ class Credential(msgspec.Struct, array_like=True, gc=False, eq=False):
     """The time from which it is refused, in seconds of Unix time; minus infinity after its revocation."""
     concurrency: int = 0
     """The most sequences at the same time; 0 without a limit of its own."""
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of its requests, in addition to those of the entitlement."""
 
 
 def has_ended(credential: Credential, wall_clock: Callable[[], float]) -> bool:
@@ -175,6 +177,7 @@ def _credential(entitlement: str, digest: bytes, ref: KeyRef) -> Credential:
         ref.id or digest.hex()[:ID_DIGITS],
         math.inf if ref.expires_at is None else ref.expires_at,
         ref.concurrency or 0,
+        ref.quotas,
     )
 
 
