@@ -250,7 +250,10 @@ def _sidecar() -> Sidecar:
 
 def _coordinator() -> Coordinator:
     with pool_with_all_metrics() as pool:
-        return Coordinator(coordinator.settings.Settings(config=pool, store=STORE))
+        tokens = pool.with_name("tokens")
+        tokens.write_text("docs 0123456789abcdef\n")
+        settings = coordinator.settings.Settings(config=pool, store=STORE, administrator_tokens=tokens)
+        return Coordinator(settings)
 
 
 def sidecar_metrics() -> list[Exposed]:
@@ -381,7 +384,9 @@ def routes_page() -> str:
 def _applications() -> Iterator[tuple[str, web.Application]]:
     yield "The admin port of a sidecar", _sidecar().admin.application()
     made = _coordinator()
-    pages = CoordinatorAdmin(lambda: made.leaders, made.telemetry, time.monotonic)
+    pages = CoordinatorAdmin(
+        lambda: made.leaders, made.telemetry, time.monotonic, credentials=made.credential_api
+    )
     yield "The port of a coordinator", pages.application()
     with tempfile.TemporaryDirectory() as folder:
         cert, key = certify(Path(folder), "docs")
