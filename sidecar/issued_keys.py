@@ -148,15 +148,14 @@ class IssuedKeys:
         return []
 
     def metrics(self) -> Iterator[Metric]:
-        """The number of issued credentials, for Prometheus. Without any, there are no series."""
-        if self._announced or self._by_digest:
-            yield GaugeMetricFamily(
-                "tokenpool_issued_credentials",
-                "Issued credentials that this sidecar knows, without the revoked ones.",
-                value=float(len(self._by_digest)),
-            )
-            yield GaugeMetricFamily(
-                "tokenpool_issued_credentials_current",
-                "Whether this sidecar has read the last change of the issued credentials.",
-                value=float(self._read_up_to == self._announced),
-            )
+        """The number of issued credentials, for Prometheus."""
+        yield GaugeMetricFamily(
+            "tokenpool_issued_credentials",
+            "Issued credentials that this sidecar knows, without the revoked ones.",
+            value=float(len(self._by_digest)),
+        )
+        yield GaugeMetricFamily(
+            "tokenpool_issued_credentials_current",
+            "Whether this sidecar has read the last change of the issued credentials.",
+            value=float(self._read_up_to == self._announced or not self._announced),
+        )

@@ -7,6 +7,7 @@ the network. All coordinators serve the same.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
@@ -132,6 +133,7 @@ class CredentialApi:
         """A handler that is called for administrators only, within the bounds. Failures become answers."""
 
         def guard(handler: Handler) -> Callable[[web.Request], Awaitable[web.Response]]:
+            @functools.wraps(handler)
             async def answer(request: web.Request) -> web.Response:
                 who = self._administrators.name(request.headers.get("Authorization", ""))
                 if who is None:
