@@ -71,6 +71,7 @@ def not_enforced(decisions: Mapping[str, int]) -> str:
 _OTHERS = {
     "preempted": "preempted: a guaranteed request needed the room, and spot requests end first",
     "draining": "the replica is shutting down",
+    "jwt_unverified": "JWTs could not be verified: their issuer's keys are unknown, or too many are invalid",
     "too_many_connections": "too many connections are open at the sidecar",
     "sidecar_full": "requests and unread responses have used the entitlement's share of the sidecar's memory",
 }

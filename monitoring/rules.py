@@ -422,6 +422,29 @@ PARTS = Group(
             " and do not follow demand, lost engines or the pool file.",
             "no-leader",
         ),
+        # One coordinator without the database is enough only if no other one has it.
+        Alert(
+            "TokenpoolUsageStoreDown",
+            Severity.WARNING,
+            f"max by ({_POOL}) (tokenpool_usage_store_up) == 0",
+            "5m",
+            "Usage records of pool {{ $labels.pool }} are not stored",
+            "No coordinator has stored usage records for five minutes. The sidecars keep them, up to"
+            " --usage-spool-bytes. Reports and quotas do not see them yet.",
+            "usage-store-down",
+        ),
+        Alert(
+            "TokenpoolUsageRecordsLost",
+            Severity.WARNING,
+            f'sum by ({_POOL}) (increase(tokenpool_usage_records_total{{result="dropped"}}[10m])) > 0'
+            f" or sum by ({_POOL})"
+            ' (increase(tokenpool_usage_store_records_total{result=~"unreadable|refused"}[10m])) > 0',
+            "0s",
+            "Usage records of pool {{ $labels.pool }} are lost",
+            '{{ printf "%.0f" $value }} usage records were lost in ten minutes. Reports and quotas miss'
+            " them.",
+            "usage-records-lost",
+        ),
         Alert(
             "TokenpoolTickFailing",
             Severity.WARNING,

@@ -20,6 +20,7 @@ MODULES = (
     "sidecar.controller.controller",
     "sidecar.controller.credential_limits",
     "sidecar.controller.engine_priority",
+    "sidecar.controller.quotas",
     "sidecar.controller.refusals",
     "sidecar.controller.scope",
     "sidecar.controller.settlement",
@@ -80,6 +81,7 @@ MODULES = (
     "tokenpool.control.guest",
     "tokenpool.control.guests",
     "tokenpool.control.preferring",
+    "tokenpool.control.quota_waits",
     "tokenpool.leases.lease_state",
     "tokenpool.leases.leases",
     "tokenpool.leases.shares",
@@ -90,5 +92,7 @@ MODULES = (
     "tokenpool.pricing.estimators",
     "tokenpool.pricing.experts",
     "tokenpool.pricing.learned_costs",
+    "tokenpool.quotas.budget",
+    "tokenpool.quotas.quotas",
 )
 """Dotted names, in alphabetical order."""

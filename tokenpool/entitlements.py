@@ -156,6 +156,8 @@ class Group:
     promise."""
     ceiling: Amount = UNBOUNDED
     weight: float = 1.0
+    quotas: tuple[Quota, ...] = ()
+    """The budgets of the requests of all members together. All of them apply."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,14 +36,18 @@ class Reason(StrEnum):
     ENGINE_FULL = "engine_full"
     PREEMPTED = "preempted"
     SIDECAR_FULL = "sidecar_full"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
+    QUOTA_IN_USE = "quota_in_use"
     # The sidecar has no capacity for any request.
     ENGINE_DOWN = "engine_down"
     DRAINING = "draining"
     TOO_MANY_CONNECTIONS = "too_many_connections"
+    JWT_UNVERIFIED = "jwt_unverified"
     # The request can never be served as it is.
     NEVER_FITS = "never_fits"
     MALFORMED = "malformed"
     UNKNOWN_KEY = "unknown_key"
+    INVALID_JWT = "invalid_jwt"
     EXPIRED_KEY = "expired_key"
     UNKNOWN_ROUTE = "unknown_route"
     UNKNOWN_MODEL = "unknown_model"
@@ -76,7 +80,10 @@ class Reason(StrEnum):
 
     @property
     def dropped_reason(self) -> str | None:
-        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity."""
+        """The reason in the terms of llm-d's router; ``None`` if the request was not dropped for capacity.
+
+        A spent quota is no lack of capacity.
+        """
         return _DROPPED.get(self)
 
     @property
@@ -125,12 +132,16 @@ _STATUS = {
     Reason.ENGINE_FULL: 429,
     Reason.PREEMPTED: 429,
     Reason.SIDECAR_FULL: 429,
+    Reason.INSUFFICIENT_QUOTA: 429,
+    Reason.QUOTA_IN_USE: 429,
     Reason.ENGINE_DOWN: 503,
     Reason.DRAINING: 503,
     Reason.TOO_MANY_CONNECTIONS: 503,
+    Reason.JWT_UNVERIFIED: 503,
     Reason.NEVER_FITS: 400,
     Reason.MALFORMED: 400,
     Reason.UNKNOWN_KEY: 401,
+    Reason.INVALID_JWT: 401,
     Reason.EXPIRED_KEY: 401,
     Reason.UNKNOWN_ROUTE: 404,
     Reason.UNKNOWN_MODEL: 404,
@@ -172,9 +183,21 @@ _MEANING = {
         "The entitlement's requests and unread answers fill its part of the sidecar's memory, or its large"
         " bodies come too fast."
     ),
+    Reason.INSUFFICIENT_QUOTA: (
+        "A quota of the caller is spent until its window ends. Clients are told not to retry; `Retry-After`"
+        " has the time until then."
+    ),
+    Reason.QUOTA_IN_USE: (
+        "Running requests hold the rest of a quota of the caller, or the spending is not known yet. Send it"
+        " again."
+    ),
     Reason.ENGINE_DOWN: "The engine does not answer.",
     Reason.DRAINING: "This replica is shutting down.",
     Reason.TOO_MANY_CONNECTIONS: "The sidecar, or this caller's part of it, has no room for a connection.",
+    Reason.JWT_UNVERIFIED: (
+        "The JWT cannot be verified now: the keys of its issuer are not known yet, or too many invalid JWTs"
+        " arrive."
+    ),
     Reason.NEVER_FITS: (
         "The request is larger than the entitlement's ceiling or the engine. Waiting does not help."
     ),
@@ -183,6 +206,9 @@ _MEANING = {
         " its full path, such as `messages[0].content[1]`."
     ),
     Reason.UNKNOWN_KEY: "The request has no key, or a key of no entitlement, or keys of two entitlements.",
+    Reason.INVALID_JWT: (
+        "The JWT is not valid here, or leads to no entitlement of this pool. The message names the cause."
+    ),
     Reason.EXPIRED_KEY: "The key or token has expired. Use a new one.",
     Reason.UNKNOWN_ROUTE: (
         "The sidecar does not serve this path. Of vLLM's control routes it only serves those for LoRA"

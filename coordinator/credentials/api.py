@@ -270,15 +270,17 @@ class CredentialApi:
         return _json(_view(stored, self._keeper.wall_clock()))
 
     async def _list_changes(self, request: web.Request, who: str) -> web.Response:
-        """The changes, in the order in which this coordinator stored them.
+        """The changes of all coordinators, in the order of their times.
 
-        Parameters: limit, after (the last number of the page before).
+        Parameters: limit, after (the text ``after`` of the page before).
         """
-        after = request.query.get("after", "0")
-        if not after.isdecimal() or len(after) > 15:
-            raise ChangeRefused(400, f"after is {after[:20]!r}; give the number of a change")
-        rows = await self._keeper.database.changes(int(after), _limit(request))
-        return _json({"changes": [_change_view(row) for row in rows]})
+        count = _limit(request)
+        version, _, name = request.query.get("after", "0").partition("/")
+        if not version.isdecimal() or len(version) > 15:
+            raise ChangeRefused(400, f"after is {version[:20]!r}; give the text 'after' of the page before")
+        rows = await self._keeper.database.changes((int(version), name), count)
+        after = f"{rows[-1].version}/{rows[-1].credential}" if len(rows) == count else None
+        return _json({"changes": [_change_view(row) for row in rows], "after": after})
 
     # --- metrics ---
 

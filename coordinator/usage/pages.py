@@ -67,7 +67,7 @@ class UsagePages:
         )
 
     async def page(self, request: web.Request) -> web.Response:
-        """The page with plots."""
+        """The page of usage, with plots."""
         return web.Response(
             text=self._page.text,
             content_type="text/html",
@@ -81,7 +81,9 @@ class UsagePages:
         )
 
     async def report(self, request: web.Request) -> web.StreamResponse:
-        """A report: ``?by=day&by=entitlement&period=last-month&format=csv``.
+        """A report of usage as JSON, CSV or FOCUS, with the parameters of `tokenpool usage`.
+
+        For example ``?by=day&by=entitlement&period=last-month&format=csv``.
 
         ``since`` and ``until`` may replace ``period``. ``timezone`` sets the days. ``pool``, ``entitlement``,
         ``group``, ``credential_id`` and ``model`` select usage.
@@ -89,7 +91,9 @@ class UsagePages:
         return await self._answer(request, self._report)
 
     async def records(self, request: web.Request) -> web.StreamResponse:
-        """Usage records: ``?period=yesterday&format=cloudevents`` has one event on each line.
+        """Usage records as CloudEvents, one on each line, or as CSV. `tokenpool export` reads them.
+
+        For example ``?period=yesterday&format=cloudevents``.
 
         ``format=csv`` is a table. ``pool`` selects one. With ``by=storage`` the span means the times at which
         records were stored, and ends five minutes ago at the latest: the header ``x-until`` has its end. An

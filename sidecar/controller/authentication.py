@@ -12,6 +12,7 @@ from sidecar.controller.stored_responses import StoredResponses
 from sidecar.decisions import Identity, Refusal
 from sidecar.dialects.routes import Access, Route, find, stored_id
 from sidecar.identity import MOST_KEYS, Credential, CredentialSource, KeyRing, has_ended, sent_keys
+from sidecar.jwt.interface import JwtSource
 from sidecar.proxy.heads import RequestHead
 from tokenpool.accounting.account import Account
 from tokenpool.outcomes import Reason
@@ -37,6 +38,8 @@ class Authenticator:
         """Further sources of credentials, in the order in which they are asked."""
         self.wall_clock: Callable[[], float] = time.time
         """Seconds of Unix time: credentials end at such times."""
+        self.jwts: JwtSource | None = None
+        """The JWTs of the issuers in force; ``None`` without issuers."""
         self.administrators = administrators
         """The administrators' keys of that file."""
         self._exposes_engine = exposes_engine
@@ -137,13 +140,9 @@ class Authenticator:
             return Refusal(
                 Reason.UNKNOWN_KEY, f"more than {MOST_KEYS} different API keys were sent; send one"
             )
-        found = [
-            each
-            for key in keys
-            if (each := self._find(key)) is not None and each.entitlement in accounts.by_name
-        ]
-        if not found:
-            return Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+        found = self._credentials(keys)
+        if isinstance(found, Refusal):
+            return found
         if len({each.entitlement for each in found}) > 1:
             return Refusal(Reason.UNKNOWN_KEY, "API keys of different entitlements were sent; send one")
         account = accounts.by_name[found[0].entitlement]
@@ -165,15 +164,30 @@ class Authenticator:
         by_name = self._accounts.by_name
         return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
 
-    def _find(self, key: bytes) -> Credential | None:
-        """The credential of a key: of the pool file, or of another source."""
+    def _credentials(self, keys: list[bytes]) -> list[Credential] | Refusal:
+        """The credentials of this pool among the keys: at least one, or the refusal."""
+        found: list[Credential] = []
+        refusal: Refusal | None = None
+        for key in keys:
+            each = self._find(key)
+            if isinstance(each, Refusal):
+                refusal = refusal or each
+            elif each is not None and each.entitlement in self._accounts.by_name:
+                found.append(each)
+        if found:
+            return found
+        return refusal or Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+
+    def _find(self, key: bytes) -> Credential | Refusal | None:
+        """The credential of a key: of the pool file, of another source, or of an issuer of JWTs."""
         credential = self.keys.find(key)
-        if credential is None:
-            for source in self.sources:
-                credential = source.find(key)
-                if credential is not None:
-                    break
-        return credential
+        if credential is not None:
+            return credential
+        for source in self.sources:
+            credential = source.find(key)
+            if credential is not None:
+                return credential
+        return None if self.jwts is None else self.jwts.find(key)
 
     def _named(self, names: list[bytes]) -> Account | Refusal:
         account = self._accounts.by_name.get(names[0].decode("latin-1"))

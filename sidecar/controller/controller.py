@@ -22,6 +22,7 @@ from sidecar.controller.authentication import Authenticator
 from sidecar.controller.credential_limits import CredentialLimits
 from sidecar.controller.engine_priority import EnginePriority, PriorityPolicy
 from sidecar.controller.queue_metrics import queue_metrics
+from sidecar.controller.quotas import QuotaAccounts
 from sidecar.controller.scope import lowered, models_of, owners, resolve
 from sidecar.controller.settlement import Settlement
 from sidecar.controller.stored_responses import StoredResponses
@@ -44,6 +45,7 @@ from tokenpool.admission.rules import Shed
 from tokenpool.amounts import Dimension
 from tokenpool.control.driver import NOTHING_SPENT, Driver
 from tokenpool.outcomes import Ending, Reason
+from tokenpool.quotas.quotas import Quotas
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,9 @@ class Controller:
         policies: Policies = Policies(),
         access_log: AccessLog | None = None,
         random: Random | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
+        """``quotas`` leases portions of quotas. Without it, quotas are not enforced."""
         self.driver = driver
         self.control = control = driver.control
         self.engine = engine
@@ -90,6 +94,9 @@ class Controller:
         control.room = engine.room
         now = telemetry.clock()
         self.pool_accounts = Accounts(control, configuration.file, configuration.pool, now)
+        self._quotas = QuotaAccounts(control, quotas) if quotas is not None else None
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
         self.epoch = self.pool_accounts.epoch
         """Rises with each pool file. A cached head is valid within one epoch."""
         self._telemetry = telemetry
@@ -130,6 +137,8 @@ class Controller:
         self.pool_accounts.configure(configuration.file, configuration.pool, self._telemetry.clock())
         self.epoch = self.pool_accounts.epoch
         self.pool = configuration.pool
+        if self._quotas is not None:
+            self._quotas.configure(self.pool_accounts.by_name, configuration.file.groups_of(self.pool.name))
         self.authenticator.keys = configuration.keys
         self.authenticator.administrators = configuration.administrators
         self._telemetry.follow(self.accounts, self.control.ledger, self.control.active, self.pool.name)
@@ -225,7 +234,14 @@ class Controller:
                 return refusals.over_credential(account, credential, cost.sequences, in_use, self._jitter())
             limited_by = credential.id
         outcome = self.control.offer(
-            account, parsed.ask, cost, now, body=parsed.body, request=parsed, streams=parsed.streams
+            account,
+            parsed.ask,
+            cost,
+            now,
+            body=parsed.body,
+            request=parsed,
+            streams=parsed.streams,
+            budgets=account.budgets,
         )
         if trace is not None:
             trace.priced(now, account, parsed, cost)
@@ -305,7 +321,14 @@ class Controller:
                 refusal = refusals.over_credential(account, credential, cost.sequences, in_use, 0.0)
         reason = refusal.reason if refusal is not None else None
         ticket = self.control.offer_shadow(
-            account, shadow, parsed.ask, cost, now, streams=parsed.streams, refusal=reason
+            account,
+            shadow,
+            parsed.ask,
+            cost,
+            now,
+            streams=parsed.streams,
+            refusal=reason,
+            budgets=account.budgets,
         )
         if ticket.verdict is not None:
             self._telemetry.shadowed(account, ticket.verdict)
@@ -350,9 +373,6 @@ class Controller:
             self._priority.write(admitted, parsed)
             if ticket.place is not None or self.control.knows_others:
                 admitted.parsed = parsed
-        usage = self.settlement.usage
-        if usage is not None:
-            usage.begun(admitted, ticket)
         return admitted
 
     def admit_again(
@@ -367,6 +387,7 @@ class Controller:
         assert ticket is not None
         assert isinstance(parsed, Parsed)
         account, admitted.ticket = ticket.account, None
+        budgets = ticket.hold.budgets if ticket.hold is not None else ()
         if self.settlement.usage is not None:
             self.settlement.usage.withdrawn(admitted)
         if has_failed and ticket.place is not None:
@@ -381,6 +402,7 @@ class Controller:
             request=parsed,
             streams=parsed.streams,
             arrived_at=admitted.started_at,
+            budgets=budgets,
         )
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at, admitted.limited_by)
@@ -407,7 +429,10 @@ class Controller:
 
     def begin(self, admitted: AdmittedRequest, runner: RunningRequest) -> None:
         """Start an admitted request, after the requests that make room for it have ended."""
-        self.driver.begin(admitted.ticket, runner)
+        usage, ticket = self.settlement.usage, admitted.ticket
+        if usage is not None and ticket is not None:
+            usage.begun(admitted, ticket)
+        self.driver.begin(ticket, runner)
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: drop a pending request without a decision."""

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from sidecar.decisions import ENGINE_RETRY_S, AdmittedRequest, Refusal
 from sidecar.dialects.model_list import ModelListReader
+from sidecar.dialects.quota_headers import quota_lines
 from sidecar.dialects.refusals import REFUSALS, concerns_priority
 from sidecar.dialects.stream_reader import StreamReader
 from sidecar.dialects.usage_readers import BodyReader, OpaqueReader, Reader
@@ -174,6 +175,8 @@ class Exchange:
         extra = dialect.id_lines(self._request.id)
         if admitted.ticket and admitted.account:
             extra += dialect.limit_headers(admitted.account)
+            if admitted.ticket.hold is not None:
+                extra += quota_lines(admitted.ticket.hold.budgets)
         if admitted.verdict is not None:
             extra += _SHADOW_LINE % str(admitted.verdict).encode()
         origin = self._request.origin

@@ -70,7 +70,7 @@ class UsageRecorder:
         """Their input and output tokens."""
 
     def begun(self, admitted: AdmittedRequest, ticket: Ticket) -> None:
-        """A request was admitted, and may begin at an engine.
+        """An admitted request may begin at an engine.
 
         Until its settlement its record is that of a lost request: all of its input, and half of the expected
         output, since a request is in the middle of its output on average.
@@ -175,8 +175,8 @@ class UsageRecorder:
                     first_token_s if first_token_s >= 0.0 else None,
                     outcome,
                     self._replica,
-                    "",
-                    "",
+                    entitlement.group or "",
+                    admitted.credential_id[:MOST_TEXT],
                     is_estimated,
                 )
             )

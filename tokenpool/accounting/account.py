@@ -17,6 +17,7 @@ from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING, Amount
 from tokenpool.entitlements import Entitlement, Pricing, Tier
 from tokenpool.pricing.cost import Cost, Pricer
+from tokenpool.quotas.budget import Budget
 
 
 class PoolView(NamedTuple):
@@ -61,6 +62,7 @@ class Account:
         "assured",
         "away",
         "bucket",
+        "budgets",
         "concurrency_elsewhere",
         "concurrency_in_use",
         "debt",
@@ -102,6 +104,8 @@ class Account:
         """The time of that plan. The debt of an idle account is its debt at that time."""
         self.has_peers = False
         """See ``PoolView``, also for the other fields of the same names."""
+        self.budgets: tuple[Budget, ...] = ()
+        """The budgets of its requests: those of its own quotas, and of its groups'."""
         self.pricer = Pricer(entitlement, pricing)
         self.bucket = TokenBucket(now)
         self.meter = Meter(now)

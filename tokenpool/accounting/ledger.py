@@ -98,6 +98,8 @@ class Ledger:
         ticket.kv_held = kv_tokens
         self._charge(ticket, charge)
         ticket.charged += charge
+        if ticket.hold is not None:
+            ticket.hold.grow(charge)
 
     def move(self, ticket: Ticket, place: Place) -> None:
         """A request that was reserved here runs at another replica. Raises ``TicketEnded``."""
@@ -124,7 +126,10 @@ class Ledger:
         account = ticket.account
         self._hold(ticket, -ticket.kv_held, -ticket.cost.sequences, now)
         account.give_back()
-        self._charge(ticket, account.pricer.throughput(spent) - ticket.charged)
+        tokens = account.pricer.throughput(spent)
+        self._charge(ticket, tokens - ticket.charged)
+        if ticket.hold is not None:
+            ticket.hold.settle(tokens)
         if reported or ticket.has_begun or ending is Ending.FINISHED:
             # The time for which unused room was kept says nothing about the time of a request.
             self.residence.observe(max(now - ticket.admitted_at, 0.0))

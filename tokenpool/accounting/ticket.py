@@ -8,6 +8,7 @@ from tokenpool.accounting.account import Account
 from tokenpool.accounting.shadow import Shadow
 from tokenpool.outcomes import Ending, Verdict
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import QuotaHold
 
 
 class TicketEnded(Exception):
@@ -49,6 +50,7 @@ class Ticket:
         "cost",
         "ending",
         "has_begun",
+        "hold",
         "is_borrowed",
         "is_guaranteed",
         "kv_held",
@@ -76,6 +78,8 @@ class Ticket:
         """Output tokens that the reservation covers, over all sequences."""
         self.place = place
         """The place at which the request runs; ``None`` for the engine of this sidecar."""
+        self.hold: QuotaHold | None = None
+        """The tokens that it holds of its quotas; ``None`` without quotas."""
         self.ending: Ending | None = None
         """The ending; ``None`` while the request runs."""
         self.streams = True

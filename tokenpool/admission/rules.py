@@ -23,11 +23,16 @@ from tokenpool.amounts import NOTHING, Amount, Dimension
 from tokenpool.capacity.room import EngineRoom
 from tokenpool.outcomes import Reason
 from tokenpool.pricing.cost import Ask, Cost
+from tokenpool.quotas.budget import Exhausted
 
 SHORTEST_WAIT_S = 0.05
 """The shortest time in seconds that a refusal asks its client to wait: about two decode steps."""
 LONGEST_WAIT_S = 600.0
 """The longest time in seconds that a refusal asks its client to wait."""
+
+QUOTA_RETRY_S = 1.0
+"""The time in seconds after which a request is sent again that the rest of a quota would cover, if running
+requests did not hold it. They end after seconds."""
 
 
 class EngineQueue(enum.Enum):
@@ -62,6 +67,8 @@ class Shed:
     expected_s: float = math.inf
     """The expected seconds until the next request fits, without a bound. The admission queue uses this
     number."""
+    quota: Exhausted | None = None
+    """The quota that does not cover the request, if that is the reason."""
 
 
 def admit(
@@ -136,6 +143,17 @@ def over_pool_limit(account: Account, cost: Cost) -> Shed | None:
     if account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
     return None
+
+
+def over_quota(quota: Exhausted) -> Shed:
+    """The refusal of a request that a quota does not cover.
+
+    If running requests hold the rest of the quota, the time is that of a short wait. Otherwise it is the time
+    until the window ends.
+    """
+    reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
+    wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
+    return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
 
 
 def refused_with_any_lease(

@@ -368,6 +368,7 @@ FIELDS = (
         f"`{Group('', '').weight:g}`",
         "The share among the groups and entitlements beside it, relative to their weights.",
     ),
+    *_quotas("groups[]", "all members of the group together"),
     Described(
         "anonymous",
         "`reject`, or the name of an entitlement",

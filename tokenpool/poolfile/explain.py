@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from tokenpool.amounts import NOTHING, Amount, Dimension
-from tokenpool.entitlements import Entitlement, Group, Issuer, Pool, PoolFile, Promises, Tier, promises
+from tokenpool.entitlements import Entitlement, Group, Issuer, Pool, PoolFile, Promises, Quota, Tier, promises
 from tokenpool.poolfile.reading import Parsed
 
 
@@ -65,6 +65,12 @@ def _group(group: Group, sums: Promises, file: PoolFile) -> Iterator[str]:
     if NOTHING not in (group.guarantee, sums.members[group.name]):
         yield f"    of members {_amount(sums.members[group.name], 0.0, 'none')}"
     yield f"    ceiling    {_amount(group.ceiling, math.inf, 'the whole pool')}"
+    yield from _quotas(group.quotas)
+
+
+def _quotas(quotas: tuple[Quota, ...]) -> Iterator[str]:
+    for quota in quotas:
+        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
 
 
 def _entitlement(entitlement: Entitlement) -> Iterator[str]:
@@ -93,8 +99,7 @@ def _entitlement(entitlement: Entitlement) -> Iterator[str]:
         yield f"    preempted  {ended} ended for a guarantee"
     if promises:
         yield f"    SLO        {', '.join(promises)}"
-    for quota in entitlement.quotas:
-        yield f"    quota      {quota.tokens:g} tokens per {quota.per} in {quota.timezone}"
+    yield from _quotas(entitlement.quotas)
     reserves = "the whole output bound" if estimate is None else f"the {estimate:g} quantile of outputs"
     yield f"    reserves   {reserves}"
 

@@ -278,6 +278,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         _output_estimate(fields["output_estimate"]) if "output_estimate" in fields else OutputEstimate()
     )
     keys = _keys(fields["api_keys"]) if "api_keys" in fields else ()
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     preemptible = fields["preemptible"].boolean() if "preemptible" in fields else None
     if preemptible and tier not in (None, Tier.SPOT):
         fields["preemptible"].error(
@@ -307,7 +308,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
         estimate,
         keys,
         preemptible is not False,
-        quotas=quotas_of(fields["quotas"]) if "quotas" in fields else (),
+        quotas=quotas,
         group=group,
         enforce=enforce is not False,
         models=tuple(dict.fromkeys(models)),
@@ -315,7 +316,7 @@ def _entitlement(node: Node, located: Located) -> Entitlement | None:
     )
 
 
-_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight")
+_GROUP_FIELDS = ("name", "pool", "parent", "guarantee", "ceiling", "weight", "quotas")
 
 
 def _group(node: Node, located: Located) -> Group | None:
@@ -326,10 +327,11 @@ def _group(node: Node, located: Located) -> Group | None:
     guarantee = _amount(fields["guarantee"], 0.0) if "guarantee" in fields else NOTHING
     ceiling = _amount(fields["ceiling"], math.inf) if "ceiling" in fields else UNBOUNDED
     weight = fields["weight"].number("(no unit)", above=True) if "weight" in fields else 1.0
+    quotas = quotas_of(fields["quotas"]) if "quotas" in fields else ()
     if name is None or pool is None:
         return None
     located.group(name, node.line, {key: field.line for key, field in fields.items()})
-    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0)
+    return Group(name, pool, parent, guarantee, ceiling, weight or 1.0, quotas)
 
 
 def _amount(node: Node, default: float) -> Amount:

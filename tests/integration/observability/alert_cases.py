@@ -336,6 +336,25 @@ CASES = (
         (gauge("tokenpool_store_up", 1, 0), of_pool("tokenpool_store_up", 1, 0)),
     ),
     Case(
+        "TokenpoolUsageStoreDown",
+        WARNING,
+        {},
+        (
+            of_pool("tokenpool_usage_store_up", 1, 0),
+            of_pool("tokenpool_usage_store_up", 1, 0, instance="c2"),
+        ),
+    ),
+    Case(
+        "TokenpoolUsageRecordsLost",
+        WARNING,
+        {},
+        (
+            counter("tokenpool_usage_records", 0, 3, result="dropped"),
+            counter("tokenpool_usage_records", 100, 100, result="recorded"),
+        ),
+        value=30,
+    ),
+    Case(
         "TokenpoolNoLeader",
         CRITICAL,
         {},
