@@ -101,6 +101,14 @@ def get_json(where: Origin, path: str) -> Any:
             raise CommandFailed(f"{where.url}{path} is not JSON; {_NOT_OURS}") from error
 
 
+def whole(where: Origin, response: http.client.HTTPResponse) -> bytes:
+    """The content of an answer. Raises ``CommandFailed`` if it ends early."""
+    try:
+        return response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandFailed(f"{where.url} ended its answer early; run the command again") from error
+
+
 _NOT_OURS = "it is not the admin port of a coordinator or sidecar"
 
 

@@ -22,10 +22,10 @@ from urllib.parse import urlencode, urlsplit
 
 from cli import admin_port, command
 from cli.command import CommandFailed
+from cli.recorded import PATH
 from coordinator.usage.periods import PERIODS
 from runtime.options import Origin
 
-PATH = "/usage/records"
 BATCH = 100
 """Events of one request to a webhook: about 60 kB."""
 CHUNK = 64 * 1024

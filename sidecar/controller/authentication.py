@@ -159,11 +159,6 @@ class Authenticator:
             account=account,
         )
 
-    def _others(self, credential: Credential) -> Identity:
-        """The further accounts of a credential that several entitlements have."""
-        by_name = self._accounts.by_name
-        return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
-
     def _credentials(self, keys: list[bytes]) -> list[Credential] | Refusal:
         """The credentials of this pool among the keys: at least one, or the refusal."""
         found: list[Credential] = []
@@ -177,6 +172,11 @@ class Authenticator:
         if found:
             return found
         return refusal or Refusal(Reason.UNKNOWN_KEY, "this API key belongs to no entitlement of this pool")
+
+    def _others(self, credential: Credential) -> Identity:
+        """The further accounts of a credential that several entitlements have."""
+        by_name = self._accounts.by_name
+        return Identity(tuple([by_name[name] for name in credential.others if name in by_name]))
 
     def _find(self, key: bytes) -> Credential | Refusal | None:
         """The credential of a key: of the pool file, of another source, or of an issuer of JWTs."""

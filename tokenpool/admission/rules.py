@@ -118,6 +118,17 @@ def never_fits(ceiling: Amount, cost: Cost, room: EngineRoom) -> Shed | None:
     return None
 
 
+def over_quota(quota: Exhausted) -> Shed:
+    """The refusal of a request that a quota does not cover.
+
+    If running requests hold the rest of the quota, the time is that of a short wait. Otherwise it is the time
+    until the window ends.
+    """
+    reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
+    wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
+    return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
+
+
 def over_limit(account: Account, cost: Cost, now: float) -> Shed | None:
     """The refusal of a request beyond the amount that the account may use here; ``None`` if it is within."""
     limit = account.limit
@@ -143,17 +154,6 @@ def over_pool_limit(account: Account, cost: Cost) -> Shed | None:
     if account.concurrency_in_use + account.concurrency_elsewhere + cost.sequences > limit.concurrency:
         return _over_gauge(account, cost, Dimension.CONCURRENCY)
     return None
-
-
-def over_quota(quota: Exhausted) -> Shed:
-    """The refusal of a request that a quota does not cover.
-
-    If running requests hold the rest of the quota, the time is that of a short wait. Otherwise it is the time
-    until the window ends.
-    """
-    reason = Reason.INSUFFICIENT_QUOTA if quota.is_final else Reason.QUOTA_IN_USE
-    wait = quota.resets_in_s if quota.is_final else min(quota.resets_in_s, QUOTA_RETRY_S)
-    return Shed(reason, Dimension.TOKENS_PER_SECOND, quota.tokens, quota.spent, quota.cost, wait, quota=quota)
 
 
 def refused_with_any_lease(

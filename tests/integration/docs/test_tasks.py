@@ -157,8 +157,8 @@ def world(page: Path, folder: Path) -> Iterator[dict[str, str]]:
             Process(
                 "coordinator",
                 [*module("coordinator"), "run", *store, "--listen", f"127.0.0.1:{lead}",
-                 "--usage-store", str(folder / "usage.db"), "--administrator-tokens", str(folder / "tokens"),
-                 "--credentials-database", str(folder / "credentials.db")],
+                 "--usage-store", str(folder / "usage.db"),
+                 "--administrator-tokens", str(folder / "tokens")],
                 logs,
                 probe=f"http://127.0.0.1:{lead}/readyz",
             ),
