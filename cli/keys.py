@@ -24,12 +24,10 @@ from cli import admin_port, command
 from cli.command import CommandFailed
 from runtime import options
 from runtime.options import Origin, option
+from tokenpool.credentials import KEY_BYTES, KEY_PREFIX
 
 PATH = "/v1/credentials"
 CHANGES = "/v1/credential-changes"
-KEY_PREFIX = "tp_"
-"""The beginning of each key, so that scanners for leaked secrets can find it."""
-KEY_BYTES = 32
 ATTEMPTS, PAUSE_S = 4, 0.5
 """How often a change is sent, and the seconds between: an election of coordinators takes less than 2 s."""
 DAY_S = 86400.0

@@ -644,6 +644,31 @@ RESOURCES = Group(
     ),
 )
 
+_BUDGET = f"{_POOL}, scope, name, per, timezone"
+
+QUOTAS = Group(
+    "tokenpool-quotas",
+    (
+        # Every coordinator reports each window; a follower reads it as often as the leader.
+        Record(
+            "tokenpool:quota_spent:ratio",
+            f"max by ({_BUDGET}) (tokenpool_quota_spent_tokens)"
+            f" / max by ({_BUDGET}) (tokenpool_quota_tokens)",
+        ),
+        Alert(
+            "TokenpoolQuotaNearlySpent",
+            Severity.WARNING,
+            "tokenpool:quota_spent:ratio >= 0.95",
+            "0s",
+            "{{ $labels.scope }} {{ $labels.name }} has spent {{ $value | humanizePercentage }} of its quota",
+            "The {{ $labels.scope }} {{ $labels.name }} of pool {{ $labels.pool }} has spent"
+            " {{ $value | humanizePercentage }} of its quota per {{ $labels.per }} ({{ $labels.timezone }})."
+            " At 100 % its requests are refused until the window ends.",
+            "quota-nearly-spent",
+        ),
+    ),
+)
+
 _INJECTOR = 'up{job=~"(.+/)?tokenpool-injector"}'
 _EXPIRES_S = "tokenpool_certificate_not_after_seconds - time()"
 _EXPIRES = "expires in {{ $value | humanizeDuration }}"
@@ -710,5 +735,5 @@ INJECTOR = Group(
     ),
 )
 
-GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, INJECTOR)
+GROUPS = (RECORDING, PROMISES, PARTS, ABSENCE, RESOURCES, QUOTAS, INJECTOR)
 """All groups, in the order of the files."""

@@ -42,6 +42,8 @@ from tokenpool.leases.settings import Mode
 from tokenpool.leases.wire import FIRST_TOKEN_BOUNDS_S, REPORTED_OUTCOMES
 from tokenpool.pricing.cost import Pricer
 from tokenpool.pricing.learned_costs import LearnedCosts
+from tokenpool.quotas.budget import Budget
+from tokenpool.quotas.windows import text_of
 
 PER_PIECE = 8
 """Entitlements in one piece of the state page: about 0.4 ms."""
@@ -233,6 +235,7 @@ class Admin:
             "debt": account.debt,
             "learned": _learned_costs(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
+            "quotas": [_quota(budget) for budget in account.budgets],
         }
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
@@ -338,6 +341,21 @@ def _learned_costs(pricer: Pricer) -> dict[str, Any]:
         },
         "coverage": pricer.coverage.share,
         "reserved_ratio": pricer.reserved_ratio,
+    }
+
+
+def _quota(budget: Budget) -> dict[str, Any]:
+    """One quota, as last known here."""
+    return {
+        "scope": budget.id.scope.value,
+        "name": budget.id.name,
+        "per": budget.id.per,
+        "timezone": budget.id.timezone,
+        "tokens": budget.quota.tokens,
+        "spent": budget.spent,
+        "held": budget.held,
+        "portion": budget.portion,
+        "resets_at": text_of(budget.window.end),
     }
 
 

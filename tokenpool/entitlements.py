@@ -248,6 +248,8 @@ class Issuer:
     """The seconds by which its clock and this machine's may differ."""
     subject: tuple[str, ...] = ("sub",)
     """The claim with the caller's id, for credential ids; several names are a path."""
+    group: tuple[str, ...] = ()
+    """The claim that must name the group of the entitlement, or a group above it; empty: no check."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,20 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from coordinator.credentials.administrators import Administrators
 from coordinator.credentials.database import ChangeRow, DatabaseFailed, StoredCredential
 from coordinator.credentials.keeper import ChangeRefused, Keeper
-from tokenpool.credentials import LONGEST_NOTE, Change, CredentialRecord, CredentialState
+from tokenpool.credentials import (
+    KEY_BYTES,
+    KEY_PREFIX,
+    LONGEST_NOTE,
+    Change,
+    CredentialRecord,
+    CredentialState,
+)
 from tokenpool.leases.wire import WireError
 from tokenpool.poolfile.reading import CREDENTIAL_ID
 from tokenpool.store import StoreDown
 
 log = logging.getLogger(__name__)
 
-KEY_PREFIX = "tp_"
-"""The beginning of each key that a coordinator makes, so that scanners for leaked secrets can find it."""
-KEY_BYTES = 32
-"""The random bytes of such a key."""
 MOST_BODY_BYTES = 16 * 1024
 MOST_LISTED = 500
 """The most rows in one answer."""

@@ -101,8 +101,8 @@ class Controller:
             exposes_engine=policies.exposes_engine,
         )
         self._priority = EnginePriority(policies.engine_priority, engine)
-        self._limits = CredentialLimits()
-        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log, self._limits)
+        self.limits = CredentialLimits()
+        self.settlement = Settlement(driver, engine, self._stored, telemetry, self._access_log, self.limits)
         telemetry.follow(self.accounts, control.ledger, control.active, self.pool.name)
 
     @property
@@ -193,8 +193,8 @@ class Controller:
         cost = account.pricer.price(parsed.ask, self.engine.shape)
         limited_by = ""
         if credential is not None and credential.concurrency:
-            if not self._limits.take(credential, cost.sequences, self._sidecars):
-                in_use = self._limits.in_use(credential.id)
+            if not self.limits.take(credential, cost.sequences, self._sidecars):
+                in_use = self.limits.in_use(credential.id)
                 return refusals.over_credential(account, credential, cost.sequences, in_use, self._jitter())
             limited_by = credential.id
         outcome = self.control.offer(
@@ -212,7 +212,7 @@ class Controller:
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, now, limited_by)
         if isinstance(outcome, Shed):
-            self._limits.give_back(limited_by, cost.sequences)
+            self.limits.give_back(limited_by, cost.sequences)
             return self._shed(account, outcome)
         outcome.limited_by = limited_by
         return outcome
@@ -282,7 +282,7 @@ class Controller:
         if isinstance(outcome, Ticket):
             return self._admitted(outcome, parsed, admitted.started_at, admitted.limited_by)
         if isinstance(outcome, Shed):
-            self._limits.give_back(admitted.limited_by, ticket.cost.sequences)
+            self.limits.give_back(admitted.limited_by, ticket.cost.sequences)
             return self._shed(account, outcome)
         outcome.limited_by = admitted.limited_by
         return outcome
@@ -311,19 +311,19 @@ class Controller:
 
     def withdraw(self, pending: PendingRequest) -> None:
         """The sidecar stops: drop a pending request without a decision."""
-        self._limits.give_back(pending.limited_by, pending.cost.sequences)
+        self.limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
 
     def give_up(self, pending: PendingRequest) -> None:
         """The client of a pending request disconnected."""
-        self._limits.give_back(pending.limited_by, pending.cost.sequences)
+        self.limits.give_back(pending.limited_by, pending.cost.sequences)
         self.driver.withdraw(pending)
         self._telemetry.ended(pending.account, Ending.CLIENT_GONE)
 
     def decided(self, pending: PendingRequest, outcome: Ticket | Shed) -> AdmittedRequest | Refusal:
         """The decision about a request that waited, in the form for the proxy."""
         if isinstance(outcome, Shed):
-            self._limits.give_back(pending.limited_by, pending.cost.sequences)
+            self.limits.give_back(pending.limited_by, pending.cost.sequences)
             return self._shed(pending.account, outcome, has_waited=True)
         return self._admitted(outcome, cast(Parsed, pending.request), pending.arrived_at, pending.limited_by)
 

@@ -412,6 +412,12 @@ FIELDS = (
         "The claim with the caller's id, for credential ids.",
     ),
     Described(
+        "issuers[].group_claim",
+        "name of a claim, or list of names as a path",
+        "no check",
+        "The claim that must name the group of the entitlement, or one above it: a text, or a list with it.",
+    ),
+    Described(
         "issuers[].entitlements",
         "list of rules, at least one",
         REQUIRED,

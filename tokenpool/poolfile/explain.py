@@ -100,6 +100,8 @@ def _issuer(issuer: Issuer) -> Iterator[str]:
     keys = issuer.jwks_url or issuer.jwks_file or "the discovery document of the issuer"
     yield f"issuer {issuer.name}: {issuer.issuer}, audience {' or '.join(issuer.audiences)}"
     yield f"    keys       {keys}; {', '.join(issuer.algorithms)}"
+    if issuer.group:
+        yield f"    group      claim {'.'.join(issuer.group)} must name the group of the entitlement"
     for rule in issuer.rules:
         claim = ".".join(rule.claim)
         if rule.entitlement is None:
