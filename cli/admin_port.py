@@ -34,6 +34,8 @@ class Refused(CommandFailed):
 
 DEFAULT = Origin("127.0.0.1", 9091)
 """The default of a coordinator's ``--listen``."""
+RECORDS = "/usage/records"
+"""The page with usage records."""
 TIMEOUT_S = 10.0
 """The time limit of each read. A live page sends an event every half second."""
 MOST_ERROR_BYTES = 64 * 1024

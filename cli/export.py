@@ -22,7 +22,6 @@ from urllib.parse import urlencode, urlsplit
 
 from cli import admin_port, command
 from cli.command import CommandFailed
-from cli.recorded import PATH
 from coordinator.usage.periods import PERIODS
 from runtime.options import Origin
 
@@ -90,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     if target is not None and arguments.format == "csv":
         raise CommandFailed("export: --format csv is for files; a webhook gets cloudevents")
     query = _query(arguments)
-    with admin_port.answer(where, f"{PATH}?{urlencode(query)}") as response:
+    with admin_port.answer(where, f"{admin_port.RECORDS}?{urlencode(query)}") as response:
         until = float(response.headers.get("x-until", "nan"))
         if target is not None:
             sent = _to_webhook(target, _events(where, response))
