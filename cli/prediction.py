@@ -9,7 +9,6 @@ from typing import Any
 
 from cli import admin_port, command, pool_file, recorded
 from cli.command import CommandFailed
-from cli.simulate import PERIOD
 from loadgen.engine.model import read_like
 from loadgen.statistics import percentile
 from simulation.setup import Recorded
@@ -41,7 +40,7 @@ def _records(arguments: argparse.Namespace, pool: str) -> list[Recorded]:
     given = [(name, getattr(arguments, name)) for name in ("period", "since", "until")]
     query = [(name, value) for name, value in given if value is not None]
     if arguments.records is None:
-        query = query or [("period", PERIOD)]
+        query = query or [("period", admin_port.RECORDS_PERIOD)]
         where = admin_port.origin(arguments)
         return recorded.from_coordinator(where, [*query, ("timezone", arguments.timezone)], pool)
     if query:

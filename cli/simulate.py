@@ -8,9 +8,6 @@ from pathlib import Path
 from cli import admin_port, command, pool_file
 from coordinator.usage.periods import PERIODS
 
-PERIOD = "yesterday"
-"""The default of ``--period``."""
-
 
 def add_parser(commands: command.Commands) -> None:
     """Declare the command."""
@@ -19,7 +16,9 @@ def add_parser(commands: command.Commands) -> None:
     )
     pool_file.add_argument(parser)
     admin_port.add_arguments(parser)
-    parser.add_argument("--period", choices=list(PERIODS), help=f"the recorded requests [{PERIOD}]")
+    parser.add_argument(
+        "--period", choices=list(PERIODS), help=f"the recorded requests [{admin_port.RECORDS_PERIOD}]"
+    )
     parser.add_argument(
         "--since", metavar="DATE", help="start, instead of a period: a date or an ISO 8601 time"
     )
