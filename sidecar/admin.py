@@ -36,6 +36,7 @@ from sidecar.proxy.connection_manager import ConnectionManager
 from sidecar.replication import UNLED_S, Replication
 from sidecar.telemetry import Telemetry
 from tokenpool.accounting.account import Account
+from tokenpool.accounting.shadow import Shadow
 from tokenpool.amounts import NOTHING
 from tokenpool.entitlements import promises
 from tokenpool.leases.settings import Mode
@@ -236,6 +237,9 @@ class Admin:
             "learned": _learned_costs(account.pricer),
             "outcomes": self._telemetry.outcomes(name),
             "quotas": [_quota(budget) for budget in account.budgets],
+            "enforce": entitlement.enforce,
+            "models": list(entitlement.models),
+            "shadow": _shadow(account.shadow),
         }
 
     def snapshot(self, wanted: Wanted = EVERYTHING) -> Snapshot:
@@ -325,6 +329,23 @@ _ONE_OF_SEVERAL = (
 )
 
 
+def _shadow(shadow: Shadow | None) -> dict[str, Any] | None:
+    """The decisions and the surplus of an entitlement that is not enforced; ``None`` for an enforced one."""
+    if shadow is None:
+        return None
+    decisions: dict[str, dict[str, int]] = {}
+    for verdict, count in shadow.decisions.items():
+        decisions.setdefault(verdict.decision.value, {})[verdict.reason or "none"] = count
+    return {
+        "decisions": decisions,
+        "surplus": {
+            "kv_tokens": shadow.kv_in_use,
+            "concurrency": shadow.concurrency_in_use,
+            "tokens": shadow.spent,
+        },
+    }
+
+
 def _learned_costs(pricer: Pricer) -> dict[str, Any]:
     """The learned costs of an entitlement: overall, and for each route and model."""
     return {
@@ -397,4 +418,14 @@ def _entitlement(account: Account) -> ShownEntitlement:
         demand=vector(*account.meter.demand.values()),
         debt=account.debt,
         spent=account.meter.spent,
+        is_enforced=entitlement.enforce,
+        decisions=_counts(account.shadow),
     )
+
+
+def _counts(shadow: Shadow | None) -> dict[str, int]:
+    """The decisions that were not enforced, by decision."""
+    counts: dict[str, int] = {}
+    for verdict, count in shadow.decisions.items() if shadow is not None else ():
+        counts[verdict.decision.value] = counts.get(verdict.decision.value, 0) + count
+    return counts
